@@ -1,0 +1,71 @@
+"""Errors that a user sees: a stable code, one sentence that says what to do, an HTTP status."""
+
+from enum import StrEnum
+
+
+class ErrorCode(StrEnum):
+    """Stable codes; programs match on these, people read the message."""
+
+    STREAM_CONNECTION_FAILED = "STREAM_CONNECTION_FAILED"
+    STREAM_AUTH_FAILED = "STREAM_AUTH_FAILED"
+    STREAM_TLS_FAILED = "STREAM_TLS_FAILED"
+    STREAM_TIMEOUT = "STREAM_TIMEOUT"
+    STREAM_NOT_FOUND = "STREAM_NOT_FOUND"
+    STREAM_CODEC_UNSUPPORTED = "STREAM_CODEC_UNSUPPORTED"
+    STREAM_NO_VIDEO = "STREAM_NO_VIDEO"
+    STREAM_URL_FORBIDDEN = "STREAM_URL_FORBIDDEN"
+
+    INVALID_REQUEST = "INVALID_REQUEST"
+    UNAUTHORIZED = "UNAUTHORIZED"
+    UNKNOWN_STREAM = "UNKNOWN_STREAM"
+    UNKNOWN_QUERY = "UNKNOWN_QUERY"
+    NAME_TAKEN = "NAME_TAKEN"
+    PROMPT_EMPTY = "PROMPT_EMPTY"
+    PROMPT_TOO_LONG = "PROMPT_TOO_LONG"
+    NO_FRAMES = "NO_FRAMES"
+    FRAMES_EXPIRED = "FRAMES_EXPIRED"
+    CANCELLED = "CANCELLED"
+    TIMEOUT = "TIMEOUT"
+    REDIS_UNAVAILABLE = "REDIS_UNAVAILABLE"
+    DATABASE_UNAVAILABLE = "DATABASE_UNAVAILABLE"
+    NO_WORKER = "NO_WORKER"
+    WORKER_LOST = "WORKER_LOST"
+    MODEL_FAILED = "MODEL_FAILED"
+    SETTINGS_INVALID = "SETTINGS_INVALID"
+    INTERNAL = "INTERNAL"
+
+
+_STATUS = {
+    ErrorCode.INVALID_REQUEST: 422,
+    ErrorCode.PROMPT_EMPTY: 422,
+    ErrorCode.PROMPT_TOO_LONG: 422,
+    ErrorCode.UNAUTHORIZED: 401,
+    ErrorCode.UNKNOWN_STREAM: 404,
+    ErrorCode.UNKNOWN_QUERY: 404,
+    ErrorCode.NAME_TAKEN: 409,
+    ErrorCode.NO_FRAMES: 409,
+    ErrorCode.FRAMES_EXPIRED: 410,
+    ErrorCode.STREAM_URL_FORBIDDEN: 403,
+    ErrorCode.REDIS_UNAVAILABLE: 503,
+    ErrorCode.DATABASE_UNAVAILABLE: 503,
+    ErrorCode.NO_WORKER: 503,
+    ErrorCode.WORKER_LOST: 503,
+    ErrorCode.TIMEOUT: 504,
+    ErrorCode.MODEL_FAILED: 500,
+    ErrorCode.SETTINGS_INVALID: 500,
+    ErrorCode.INTERNAL: 500,
+}
+
+
+class StreamerError(Exception):
+    """A failure with a stable `code` and a `message` fit to be shown; never holds a password."""
+
+    def __init__(self, code: ErrorCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+
+    @property
+    def http_status(self) -> int:
+        """The HTTP status of this failure; a stream's own trouble is the request's (422)."""
+        return _STATUS.get(self.code, 422)

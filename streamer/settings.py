@@ -1,0 +1,125 @@
+"""Settings: defaults here, overridden by a YAML file, overridden by `STREAMER_*` variables."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from platformdirs import user_data_path
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
+
+from streamer.errors import ErrorCode, StreamerError
+
+PREFIX = "STREAMER_"
+CONFIG_VARIABLE = PREFIX + "CONFIG"
+
+
+class Settings(BaseSettings):
+    """Every knob of the service. `configs/streamer.yaml` explains each key."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", env_ignore_empty=True)
+
+    redis_url: str | None = None
+    frames_redis_url: str | None = None
+    data_dir: Path = Field(default_factory=lambda: user_data_path("nvila-streamer"))
+    database_url: str | None = None
+
+    model: str = "demo"
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    max_num_seqs: int = Field(default=32, ge=1)
+    kv_cache_tokens: int = Field(default=65536, ge=256)
+
+    worker_slots: int = Field(default=16, ge=1, description="clip jobs in flight per gpu worker")
+    ingest_slots: int = Field(default=32, ge=1, description="streams per ingest worker")
+    job_timeout: float = Field(default=600.0, gt=0)
+    lease: float = Field(
+        default=15.0, ge=2, le=600, description="silence after which a worker's jobs are taken over"
+    )
+
+    fps: float = Field(default=1.0, gt=0, le=60)
+    window: float = Field(default=10.0, gt=0, le=3600)
+    max_frames: int = Field(default=16, ge=1, le=256)
+    max_tokens: int = Field(default=128, ge=1, le=4096)
+    max_pending_clips: int = Field(default=2, ge=1, description="per live watch, before dropping")
+    max_file_clips: int = Field(default=16, ge=1, description="per recording, before waiting")
+
+    frame_ttl: float = Field(default=900.0, gt=0)
+    recorded_frame_ttl: float = Field(default=86400.0, gt=0)
+    frames_per_stream: int = Field(default=2000, ge=8)
+    jpeg_quality: int = Field(default=90, ge=30, le=100)
+
+    open_timeout: float = Field(default=10.0, gt=0)
+    read_timeout: float = Field(default=10.0, gt=0)
+    reconnect_cap: float = Field(default=60.0, gt=0)
+
+    results_maxlen: int = Field(default=10000, ge=100)
+    query_ttl: float = Field(default=86400.0, gt=0)
+
+    api_host: str = "127.0.0.1"
+    api_port: int = Field(default=8080, ge=0, le=65535)
+    api_keys: Annotated[list[str], NoDecode] = Field(default_factory=list)
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return [key.strip() for key in value.split(",") if key.strip()]
+        return value
+
+    @property
+    def timeline_url(self) -> str:
+        """SQLAlchemy URL of the timeline: `database_url`, or a SQLite file in `data_dir`."""
+        return self.database_url or f"sqlite:///{self.data_dir / 'timeline.db'}"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        path = os.environ.get(CONFIG_VARIABLE)
+        yaml = (YamlConfigSettingsSource(settings_cls, yaml_file=path),) if path else ()
+        return (init_settings, env_settings, *yaml)
+
+
+def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
+    """Read the settings; `overrides` that are None are ignored.
+
+    Raises StreamerError(SETTINGS_INVALID) that names the key for an unknown key or a bad value,
+    and for a file that is not there.
+    """
+    if config is not None:
+        os.environ[CONFIG_VARIABLE] = str(config)  # child processes read the same file
+    path = os.environ.get(CONFIG_VARIABLE)
+    if path and not Path(path).is_file():
+        raise StreamerError(
+            ErrorCode.SETTINGS_INVALID, f"There is no settings file {path}: check --config."
+        )
+    known = {PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE}
+    unknown = sorted(v for v in os.environ if v.startswith(PREFIX) and v not in known)
+    if unknown:
+        raise StreamerError(
+            ErrorCode.SETTINGS_INVALID,
+            f"Unknown setting {unknown[0]} in the environment: see configs/streamer.yaml.",
+        )
+    try:
+        return Settings(**{k: v for k, v in overrides.items() if v is not None})
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        raise StreamerError(
+            ErrorCode.SETTINGS_INVALID,
+            f"Setting '{key}': {first['msg']} (see configs/streamer.yaml).",
+        ) from None
