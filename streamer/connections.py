@@ -1,0 +1,117 @@
+"""Connections to Redis: how they are made, found and closed."""
+
+import contextlib
+import json
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
+
+from streamer.errors import ErrorCode, StreamerError
+from streamer.settings import Settings
+
+CONNECT_TIMEOUT = 5.0
+SOCKET_TIMEOUT = 30.0
+"""Longer than any blocking command we send, short enough to notice a server that went silent."""
+
+NOTHING_RUNNING = "Nothing is running here: start `streamer up`, or set STREAMER_REDIS_URL."
+
+
+def connect(url: str) -> redis.Redis:
+    """A thread-safe client of the server at `url` that answers bytes; it has been pinged.
+
+    A broken connection is made anew and the command sent again, a few times with growing pauses:
+    so commands must bear being executed twice.
+
+    Raises StreamerError(REDIS_UNAVAILABLE) when there is no such server, or it refuses us.
+    """
+    from streamer.media.urls import redact
+
+    try:
+        client: redis.Redis = redis.Redis.from_url(
+            url,
+            decode_responses=False,
+            protocol=2,
+            socket_connect_timeout=CONNECT_TIMEOUT,
+            socket_timeout=SOCKET_TIMEOUT,
+            socket_keepalive=True,
+            health_check_interval=15,
+            retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=1.0), retries=3),
+        )
+    except ValueError:
+        raise StreamerError(
+            ErrorCode.REDIS_UNAVAILABLE,
+            f"'{redact(url)}' is not a Redis address: it should look like redis://host:6379/0.",
+        ) from None
+    try:
+        client.ping()
+    except redis.exceptions.AuthenticationError:
+        client.close()
+        raise StreamerError(
+            ErrorCode.REDIS_UNAVAILABLE,
+            f"Redis at {redact(url)} refuses our password: check STREAMER_REDIS_URL.",
+        ) from None
+    except (redis.exceptions.RedisError, OSError) as error:
+        client.close()
+        reason = redact(str(error)).rstrip(".") or type(error).__name__
+        raise StreamerError(
+            ErrorCode.REDIS_UNAVAILABLE,
+            f"Redis at {redact(url)} does not answer ({reason}): "
+            "check that it runs and that STREAMER_REDIS_URL is right.",
+        ) from None
+    return client
+
+
+def local_run_file(settings: Settings) -> Path:
+    """Where `streamer up` writes the addresses of the installation on this machine (mode 0600)."""
+    return settings.data_dir / "run.json"
+
+
+def _local_run(settings: Settings) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        run = json.loads(local_run_file(settings).read_text())
+        if isinstance(run, dict) and isinstance(run.get("redis_url"), str):
+            return run
+    raise StreamerError(ErrorCode.REDIS_UNAVAILABLE, NOTHING_RUNNING)
+
+
+class Connections:
+    """The clients that a process shares among its threads.
+
+    `main` holds jobs, results and streams; `frames` the pictures, on the same server unless the
+    settings name another. Without `settings.redis_url` both come from the run file of a local
+    installation.
+
+    Raises StreamerError(REDIS_UNAVAILABLE).
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        url, frames_url = settings.redis_url, settings.frames_redis_url
+        from_run_file = url is None
+        if url is None:
+            run = _local_run(settings)
+            url, frames_url = run["redis_url"], frames_url or run.get("frames_redis_url")
+        try:
+            self.main = connect(url)
+        except StreamerError:
+            if from_run_file:  # the file outlived what it tells of
+                raise StreamerError(ErrorCode.REDIS_UNAVAILABLE, NOTHING_RUNNING) from None
+            raise
+        try:
+            self.frames = connect(frames_url) if frames_url else self.main
+        except StreamerError:
+            self.main.close()
+            raise
+
+    def close(self) -> None:
+        """Give all sockets back; the object is of no use afterwards."""
+        self.main.close()
+        self.frames.close()
+
+    def __enter__(self) -> "Connections":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

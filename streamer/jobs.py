@@ -1,0 +1,290 @@
+"""The job queues: what is asked of the workers, through RQ, always as JSON."""
+
+import contextlib
+from typing import cast
+
+import redis
+from rq import Queue, Retry, worker_registration
+from rq.command import send_stop_execution_command
+from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
+from rq.job import Job, JobStatus
+from rq.serializers import JSONSerializer
+
+from streamer import redis_keys
+from streamer.domain import (
+    ClipRequest,
+    ErrorInfo,
+    QueryStatus,
+    RequestKind,
+    Result,
+)
+from streamer.errors import ErrorCode, StreamerError
+from streamer.results import Results
+from streamer.settings import Settings
+
+QUERIES, WATCHES, FILES = "queries", "watches", "files"
+CLIP_QUEUES = (QUERIES, WATCHES, FILES)
+"""In order of priority: a person waits, a camera goes on, bulk."""
+
+INGEST = "ingest"
+
+CLIP_JOB = "workers.clip.answer"
+INGEST_JOB = "workers.ingest.run_stream"
+
+_QUEUE_OF = {
+    RequestKind.QUERY: QUERIES,
+    RequestKind.WATCH: WATCHES,
+    RequestKind.FILE: FILES,
+}
+
+# How often the job of a dead worker is tried again. A clip that kills its worker must not take
+# down the whole rack; a stream is wanted for as long as it is attached.
+_CLIP_RETRIES = 2
+_INGEST_RETRIES = 1_000_000
+
+_DONE_TTL = 600  # seconds that RQ remembers a finished clip job
+_FAILED_TTL = 86_400
+_IN_FLIGHT_TTL = 86_400
+_WAKE_TOKENS = 256
+_WAKE_TTL = 3600
+
+# Members whose job is gone (lost with a server's memory, say) would count for ever.
+# KEYS: in-flight. ARGV: job key prefix
+_PRUNE = """
+local living = {}
+for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
+  if redis.call('EXISTS', ARGV[1] .. id) == 1 then
+    living[#living + 1] = id
+  else
+    redis.call('ZREM', KEYS[1], id)
+  end
+end
+"""
+
+_IN_FLIGHT = _PRUNE + "return #living"
+
+# KEYS: in-flight, queues... ARGV: job key prefix, how many may stay
+_DROP_OLDEST = (
+    _PRUNE
+    + """
+local excess, dropped = #living - tonumber(ARGV[2]), 0
+for _, id in ipairs(living) do
+  if dropped >= excess then break end
+  for q = 2, #KEYS do
+    if redis.call('LREM', KEYS[q], 1, id) > 0 then
+      redis.call('DEL', ARGV[1] .. id)
+      redis.call('ZREM', KEYS[1], id)
+      dropped = dropped + 1
+      break
+    end
+  end
+end
+return dropped
+"""
+)
+
+
+def owner_of(request: ClipRequest) -> str | None:
+    """Whose in-flight set a request is in: its watch, or its recording; a query is nobody's."""
+    if request.kind is RequestKind.QUERY:
+        return None
+    return request.watch_id if request.kind is RequestKind.WATCH else request.stream_id
+
+
+def error_result(request: ClipRequest, code: ErrorCode, message: str) -> Result:
+    """The terminal result of a request that got no answer."""
+    return Result(
+        request_id=request.id,
+        kind="error",
+        stream_id=request.stream_id,
+        stream_name=request.stream_name,
+        watch_id=request.watch_id,
+        start=request.start,
+        end=request.end,
+        prompt=request.prompt,
+        data=request.data,
+        error=ErrorInfo(code=code, message=message),
+        frames=len(request.frames),
+    )
+
+
+def read_request(job: Job) -> ClipRequest | None:
+    """The request that a clip job carries; None when the job is none of ours or unreadable."""
+    with contextlib.suppress(Exception):  # whatever is in there, it must not hurt the reader
+        if job.func_name == CLIP_JOB:
+            return ClipRequest.model_validate(job.args[0])
+    return None
+
+
+class Jobs:
+    """Submit, count, drop and cancel jobs."""
+
+    def __init__(self, redis: redis.Redis, settings: Settings) -> None:
+        self._redis = redis
+        self._settings = settings
+        self._results = Results(redis, settings)
+        self._queues = {
+            name: Queue(name, connection=redis, serializer=JSONSerializer)
+            for name in (*CLIP_QUEUES, INGEST)
+        }
+        self._count = redis.register_script(_IN_FLIGHT)
+        self._drop = redis.register_script(_DROP_OLDEST)
+
+    def submit(self, request: ClipRequest) -> None:
+        """Accept a request: from here on it will have exactly one terminal result, unless it is
+        live work that :meth:`drop_oldest` drops."""
+        name = _QUEUE_OF[request.kind]
+        owner = owner_of(request)
+        with self._redis.pipeline() as pipeline:
+            self._queues[name].enqueue_call(
+                CLIP_JOB,
+                args=(request.model_dump(mode="json"),),
+                timeout=max(1, round(self._settings.job_timeout)),
+                result_ttl=_DONE_TTL,
+                failure_ttl=_FAILED_TTL,
+                description=f"clip {request.id}",
+                job_id=request.id,
+                retry=Retry(max=_CLIP_RETRIES, enqueue_at_front=True),
+                pipeline=pipeline,
+            )
+            # After RQ's own commands: it calls multi(), which wants an empty pipeline.
+            if owner is not None:
+                key = redis_keys.in_flight(owner)
+                pipeline.zadd(key, {request.id: request.created_at.timestamp()})
+                pipeline.expire(key, _IN_FLIGHT_TTL)
+            _push_wake(pipeline, name)
+            pipeline.execute()
+
+    def drop_oldest(self, owner_id: str, keep: int) -> int:
+        """Drop queued clips of a watch (or a recording), oldest first, until `keep` are in flight.
+
+        Clips that a worker has begun are let be. Returns how many were dropped; they get no
+        result, so the caller counts them.
+        """
+        dropped = self._drop(
+            keys=[
+                redis_keys.in_flight(owner_id),
+                self._queues[WATCHES].key,
+                self._queues[FILES].key,
+            ],
+            args=[Job.redis_job_namespace_prefix, keep],
+        )
+        return cast(int, dropped)
+
+    def in_flight(self, owner_id: str) -> int:
+        """How many clips of a watch or a recording have been submitted and not answered."""
+        return cast(
+            int,
+            self._count(
+                keys=[redis_keys.in_flight(owner_id)], args=[Job.redis_job_namespace_prefix]
+            ),
+        )
+
+    def status(self, request_id: str) -> QueryStatus:
+        """How far a request is. Raises StreamerError(UNKNOWN_QUERY)."""
+        result = self._results.get(request_id)
+        if result is not None:
+            return _final_status(result)
+        job = self._fetch(request_id)
+        if job is None:
+            raise StreamerError(
+                ErrorCode.UNKNOWN_QUERY, f"There is no query '{request_id}', or it has expired."
+            )
+        started = job.get_status(refresh=False) == JobStatus.STARTED
+        return QueryStatus.RUNNING if started else QueryStatus.QUEUED
+
+    def cancel(self, request_id: str) -> QueryStatus:
+        """Give up a request: its result is an error CANCELLED, unless it has one already.
+
+        Raises StreamerError(UNKNOWN_QUERY).
+        """
+        job = self._fetch(request_id)
+        request = read_request(job) if job is not None else None
+        if job is not None and request is not None:
+            self._results.publish(
+                error_result(request, ErrorCode.CANCELLED, "This request was cancelled."),
+                owner_id=owner_of(request),
+            )
+            self._stop(job)
+        return self.status(request_id)
+
+    def start_ingest(self, stream_id: str) -> None:
+        """Have a worker run the stream; it does so until detached, whatever dies meanwhile.
+
+        Does nothing when the stream is queued or running already.
+        """
+        job_id = f"ingest-{stream_id}"
+        for _ in range(2):
+            try:
+                self._queues[INGEST].enqueue_call(
+                    INGEST_JOB,
+                    args=(stream_id,),
+                    timeout=-1,
+                    result_ttl=0,
+                    failure_ttl=_FAILED_TTL,
+                    description=f"stream {stream_id}",
+                    job_id=job_id,
+                    retry=Retry(max=_INGEST_RETRIES, enqueue_at_front=True),
+                    unique=True,
+                )
+                break
+            except DuplicateJobError:
+                job = self._fetch(job_id)
+                if job is not None:
+                    if job.get_status(refresh=False) in (JobStatus.QUEUED, JobStatus.STARTED):
+                        return
+                    job.delete()  # what is left of a run that ended
+        with self._redis.pipeline() as pipeline:
+            _push_wake(pipeline, INGEST)
+            pipeline.execute()
+
+    def stop_ingest(self, stream_id: str) -> None:
+        """Take the stream from the queue, or tell the worker that runs it to stop."""
+        job = self._fetch(f"ingest-{stream_id}")
+        if job is not None:
+            self._stop(job)
+
+    def workers(self) -> dict[str, int]:
+        """Living workers: `ingest`, and `clips` (gpu workers)."""
+        counts = {}
+        for label, name in (("ingest", INGEST), ("clips", QUERIES)):
+            keys = worker_registration.get_keys(self._queues[name])
+            counts[label] = self._redis.exists(*keys) if keys else 0
+        return counts
+
+    def depths(self) -> dict[str, int]:
+        """How many jobs wait in each queue."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for queue in self._queues.values():
+                pipeline.llen(queue.key)
+            return dict(zip(self._queues, pipeline.execute(), strict=True))
+
+    def _fetch(self, job_id: str) -> Job | None:
+        try:
+            return Job.fetch(job_id, connection=self._redis, serializer=JSONSerializer)
+        except (NoSuchJobError, ValueError, TypeError):  # ValueError: not even fit for a job id
+            return None
+
+    def _stop(self, job: Job) -> None:
+        """Remove a job that waits; tell its worker when it runs."""
+        queue = self._queues.get(job.origin)
+        if queue is not None and self._redis.lrem(queue.key, 1, job.id):
+            job.delete(remove_from_queue=False)
+            return
+        with contextlib.suppress(ValueError, InvalidJobOperation):  # it ended meanwhile
+            for execution in job.get_executions():
+                send_stop_execution_command(self._redis, job.id, execution.id)
+
+
+def _push_wake(pipeline: redis.client.Pipeline, queue: str) -> None:
+    key = redis_keys.wake(queue)
+    pipeline.lpush(key, 1)
+    pipeline.ltrim(key, 0, _WAKE_TOKENS - 1)
+    pipeline.expire(key, _WAKE_TTL)
+
+
+def _final_status(result: Result) -> QueryStatus:
+    if result.error is None:
+        return QueryStatus.DONE
+    cancelled = result.error.code is ErrorCode.CANCELLED
+    return QueryStatus.CANCELLED if cancelled else QueryStatus.FAILED

@@ -1,0 +1,85 @@
+import json
+import socket
+
+import pytest
+import redis
+
+from streamer.connections import Connections, connect, local_run_file
+from streamer.errors import ErrorCode, StreamerError
+from streamer.settings import Settings
+
+
+def closed_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def write_run_file(settings, **values):
+    local_run_file(settings).parent.mkdir(parents=True, exist_ok=True)
+    local_run_file(settings).write_text(json.dumps(values))
+
+
+def test_connect_answers_bytes(valkey):
+    with connect(valkey.url) as client:
+        client.set("key", "value")
+        assert client.get("key") == b"value"
+
+
+def test_a_server_that_is_not_there_is_one_sentence_without_the_password():
+    with pytest.raises(StreamerError) as caught:
+        connect(f"redis://:s3cret@127.0.0.1:{closed_port()}/0")
+    assert caught.value.code is ErrorCode.REDIS_UNAVAILABLE
+    assert "does not answer" in caught.value.message
+    assert "s3cret" not in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_a_wrong_password_is_called_so(valkey):
+    with pytest.raises(StreamerError, match="refuses our password") as caught:
+        connect(f"redis://:wr0ng@127.0.0.1:{valkey.port}/0")
+    assert "wr0ng" not in caught.value.message
+
+
+def test_an_address_that_is_none_says_how_one_looks():
+    with pytest.raises(StreamerError, match="redis://host:6379/0"):
+        connect("http://:s3cret@example.org")
+
+
+def test_without_settings_the_run_file_of_a_local_installation_is_used(valkey, tmp_path):
+    settings = Settings(data_dir=tmp_path)
+    write_run_file(settings, redis_url=valkey.url, frames_redis_url=valkey.url)
+    with Connections(settings) as connections:
+        assert connections.main.ping()
+        assert connections.frames is not connections.main
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "[]", '{"redis_url": 1}'])
+def test_without_a_readable_run_file_nothing_is_running(tmp_path, content):
+    settings = Settings(data_dir=tmp_path)
+    if content is not None:
+        local_run_file(settings).write_text(content)
+    with pytest.raises(StreamerError, match=r"start `streamer up`") as caught:
+        Connections(settings)
+    assert caught.value.code is ErrorCode.REDIS_UNAVAILABLE
+
+
+def test_a_run_file_that_outlived_its_server_means_nothing_is_running(tmp_path):
+    settings = Settings(data_dir=tmp_path)
+    write_run_file(settings, redis_url=f"redis://127.0.0.1:{closed_port()}/0")
+    with pytest.raises(StreamerError, match=r"start `streamer up`"):
+        Connections(settings)
+
+
+def test_frames_share_the_main_server_unless_told_otherwise(valkey, tmp_path):
+    with Connections(Settings(redis_url=valkey.url)) as connections:
+        assert connections.frames is connections.main
+
+
+def test_closing_gives_the_sockets_back(valkey):
+    connections = Connections(Settings(redis_url=valkey.url, frames_redis_url=valkey.url))
+    ids = [c.client_id() for c in (connections.main, connections.frames)]
+    connections.close()
+    with redis.Redis.from_url(valkey.url, protocol=2) as observer:
+        living = {int(client["id"]) for client in observer.client_list()}
+    assert not living & set(ids)

@@ -1,0 +1,128 @@
+import threading
+
+import pytest
+
+from streamer import redis_keys
+from streamer.domain import ErrorInfo, Stream, StreamSpec, StreamState, StreamStatus, Watch
+from streamer.errors import ErrorCode, StreamerError
+from streamer.streams import StreamRegistry
+
+URL = "rtsp://admin:s3cret@camera/live"
+
+
+@pytest.fixture
+def registry(redis_client):
+    return StreamRegistry(redis_client)
+
+
+def spec(name="yard", **kwargs):
+    return StreamSpec(name=name, url="rtsp://admin:***@camera/live", live=True, **kwargs)
+
+
+def test_a_stream_is_found_by_id_and_by_name(registry):
+    attached = registry.create(spec(watches=[Watch(prompt="What is there?")]), URL)
+    assert isinstance(attached, Stream)
+    assert attached.state is StreamState.CONNECTING
+    assert registry.get(attached.id) == registry.get("yard") == attached
+    assert registry.find(attached.id) == spec(
+        id=attached.id, created_at=attached.created_at, watches=attached.watches
+    )
+
+
+def test_the_password_is_kept_apart(registry, redis_client):
+    attached = registry.create(spec(), URL)
+    assert registry.secret_url(attached.id) == URL
+    assert b"s3cret" not in redis_client.hget(redis_keys.STREAMS, attached.id)
+    assert "s3cret" not in registry.get("yard").model_dump_json()
+
+
+def test_unknown_streams_say_where_to_look(registry):
+    with pytest.raises(StreamerError, match="streamer streams") as caught:
+        registry.get("nobody")
+    assert caught.value.code is ErrorCode.UNKNOWN_STREAM
+    assert registry.find("nobody") is None
+    assert not registry.exists("nobody")
+
+
+def test_a_name_is_taken_once_however_many_try(registry):
+    outcomes = []
+
+    def attach():
+        try:
+            outcomes.append(registry.create(spec(), URL))
+        except StreamerError as error:
+            outcomes.append(error.code)
+
+    threads = [threading.Thread(target=attach) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert outcomes.count(ErrorCode.NAME_TAKEN) == 7
+    assert len(registry.list()) == 1
+
+
+def test_a_detached_stream_leaves_nothing_and_frees_its_name(registry, redis_client):
+    attached = registry.create(spec(), URL)
+    registry.save_status(attached.id, StreamStatus(state=StreamState.RUNNING))
+    assert registry.delete("yard").state is StreamState.RUNNING
+    assert redis_client.keys("*") == []
+    with pytest.raises(StreamerError):
+        registry.secret_url(attached.id)
+    registry.create(spec(), URL)
+
+
+def test_a_late_status_does_not_bring_a_detached_stream_back(registry, redis_client):
+    attached = registry.create(spec(), URL)
+    registry.delete(attached.id)
+    assert not registry.save_status(attached.id, StreamStatus(state=StreamState.RUNNING))
+    assert redis_client.keys("*") == []
+
+
+def test_status_is_part_of_the_stream(registry):
+    attached = registry.create(spec(), URL)
+    status = StreamStatus(
+        state=StreamState.RECONNECTING,
+        error=ErrorInfo(code=ErrorCode.STREAM_TIMEOUT, message="No frame for 10 s."),
+    )
+    status.counters.decoded = 7
+    assert registry.status(attached.id).state is StreamState.CONNECTING
+    assert registry.save_status(attached.id, status)
+    found = registry.get("yard")
+    assert found.state is StreamState.RECONNECTING
+    assert found.error == status.error
+    assert found.counters.decoded == 7
+    assert registry.status(attached.id).model_dump_json() == status.model_dump_json()
+
+
+def test_list_is_in_order_of_attachment(registry):
+    assert registry.list() == []
+    names = [f"camera-{i}" for i in (3, 1, 2)]
+    for name in names:
+        registry.create(spec(name), URL)
+    assert [stream.name for stream in registry.list()] == names
+
+
+def test_update_changes_watches_and_name(registry):
+    attached = registry.create(spec(), URL)
+    registry.create(spec("street"), URL)
+    changed = registry.find(attached.id).model_copy(
+        update={"name": "garden", "watches": [Watch(prompt="Anyone?")]}
+    )
+    assert registry.update(changed).watches == changed.watches
+    assert registry.get("garden").id == attached.id
+    with pytest.raises(StreamerError):
+        registry.get("yard")
+    with pytest.raises(StreamerError) as caught:
+        registry.update(changed.model_copy(update={"name": "street"}))
+    assert caught.value.code is ErrorCode.NAME_TAKEN
+    assert registry.get("garden").id == attached.id
+
+
+def test_update_of_a_detached_stream_is_refused(registry):
+    attached = registry.create(spec(), URL)
+    old = registry.find(attached.id)
+    registry.delete(attached.id)
+    with pytest.raises(StreamerError) as caught:
+        registry.update(old)
+    assert caught.value.code is ErrorCode.UNKNOWN_STREAM

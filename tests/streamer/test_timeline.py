@@ -1,0 +1,221 @@
+import sqlite3
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from streamer.domain import ErrorInfo, Result
+from streamer.errors import ErrorCode, StreamerError
+from streamer.timeline import Timeline
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+@pytest.fixture
+def timeline(settings):
+    opened = Timeline(settings.timeline_url)
+    yield opened
+    opened.close()
+
+
+def result(number=0, **kwargs):
+    at = NOON + timedelta(seconds=10 * number)
+    values = {
+        "request_id": f"req_{number}",
+        "kind": "caption",
+        "stream_id": "str_1",
+        "stream_name": "yard",
+        "start": at,
+        "end": at + timedelta(seconds=10),
+        "created_at": at + timedelta(seconds=11),
+        "prompt": "What is there?",
+        "text": f"{number} people",
+    }
+    return Result(**values | kwargs)
+
+
+def ids(page):
+    return [r.request_id for r in page.results]
+
+
+def test_a_result_comes_back_with_every_field(timeline):
+    full = result(
+        watch_id="wch_1",
+        data={"media_start": 0.5, "nested": [1, {"a": None}]},
+        finish_reason="stop",
+        model="demo",
+        frames=8,
+        tiles=9,
+        vision_tokens=1089,
+        prompt_tokens=1120,
+        cached_tokens=3,
+        completion_tokens=17,
+        decode_ms=1.25,
+        queue_ms=2.5,
+        encode_ms=3.75,
+        generate_ms=4.125,
+        total_ms=12.0,
+    )
+    failed = Result(
+        request_id="req_failed",
+        kind="error",
+        stream_id=None,
+        stream_name=None,
+        prompt="?",
+        error=ErrorInfo(code=ErrorCode.WORKER_LOST, message="The workers died."),
+    )
+    assert timeline.record([full, failed]) == 2
+    assert timeline.get("req_0") == full
+    assert timeline.get("req_failed") == failed
+    assert timeline.get("req_nobody") is None
+
+
+def test_recording_twice_changes_nothing(timeline):
+    results = [result(i) for i in range(3)]
+    assert timeline.record(results[:2]) == 2
+    assert timeline.record(results) == 1
+    again = result(0, text="something else")
+    assert timeline.record([again]) == 0
+    assert timeline.get("req_0").text == "0 people"
+    assert timeline.record([]) == 0
+
+
+def test_it_survives_being_closed(settings, timeline):
+    timeline.record([result()])
+    timeline.close()
+    reopened = Timeline(settings.timeline_url)
+    assert reopened.get("req_0") is not None
+    reopened.close()
+
+
+def test_newest_first_page_by_page_whatever_comes_meanwhile(timeline):
+    timeline.record([result(i) for i in range(25)])
+    seen, cursor = [], None
+    for _ in range(10):
+        page = timeline.query(limit=10, cursor=cursor)
+        seen += ids(page)
+        timeline.record([result(100 + len(seen))])  # newer: belongs to no later page
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    assert seen == [f"req_{i}" for i in reversed(range(25))]
+
+
+def test_paging_through_results_of_one_moment_loses_none(timeline):
+    timeline.record([result(i, created_at=NOON) for i in range(7)])
+    first = timeline.query(limit=3)
+    second = timeline.query(limit=3, cursor=first.next_cursor)
+    third = timeline.query(limit=3, cursor=second.next_cursor)
+    assert sorted(ids(first) + ids(second) + ids(third)) == [f"req_{i}" for i in range(7)]
+    assert third.next_cursor is None
+
+
+def test_a_full_last_page_has_no_next(timeline):
+    timeline.record([result(i) for i in range(3)])
+    assert timeline.query(limit=3).next_cursor is None
+
+
+def test_filters(timeline):
+    timeline.record(
+        [
+            result(0),
+            result(1, stream_id="str_2", stream_name="street", kind="answer"),
+            result(2, kind="error", text=None, prompt="Is the GATE open?"),
+            result(3, text="a 100% red_car"),
+        ]
+    )
+    assert ids(timeline.query(stream="street")) == ["req_1"]
+    assert ids(timeline.query(stream="str_1", kind="error")) == ["req_2"]
+    assert ids(timeline.query(q="gate")) == ["req_2"]
+    assert ids(timeline.query(q="RED_car")) == ["req_3"]
+    assert ids(timeline.query(q="100%")) == ["req_3"]
+    assert ids(timeline.query(q="%")) == ["req_3"]
+    assert ids(timeline.query(stream="nobody")) == []
+
+
+def test_a_range_of_time_selects_by_what_was_looked_at(timeline):
+    # given clips [0,10), [10,20), [20,30) and a result without a clip, created at 11 s
+    timeline.record([result(i) for i in range(3)])
+    timeline.record([result(9, start=None, end=None, created_at=NOON + timedelta(seconds=11))])
+
+    def between(since, until):
+        return set(
+            ids(
+                timeline.query(
+                    since=NOON + timedelta(seconds=since), until=NOON + timedelta(seconds=until)
+                )
+            )
+        )
+
+    assert between(12, 15) == {"req_1"}
+    assert between(11, 12) == {"req_1", "req_9"}
+    assert between(5, 10) == {"req_0"}
+    assert between(40, 50) == set()
+
+
+def test_any_time_zone_means_the_same_moment(timeline):
+    from datetime import timezone
+
+    timeline.record([result(0)])
+    elsewhere = (NOON + timedelta(seconds=5)).astimezone(timezone(timedelta(hours=9)))
+    assert ids(timeline.query(since=elsewhere)) == ["req_0"]
+    assert ids(timeline.query(until=elsewhere - timedelta(hours=1))) == []
+
+
+def test_a_nul_character_does_no_harm(timeline):
+    assert timeline.record([result(text="a\0b")]) == 1
+    assert timeline.get("req_0").text == "ab"
+
+
+@pytest.mark.parametrize("cursor", ["x", "!!!", "e30", "WzEsMl0"])
+def test_a_bad_cursor_is_the_callers_mistake(timeline, cursor):
+    with pytest.raises(StreamerError, match="cursor") as caught:
+        timeline.query(cursor=cursor)
+    assert caught.value.code is ErrorCode.INVALID_REQUEST
+
+
+def test_readers_do_not_wait_for_a_writer(timeline, settings):
+    timeline.record([result()])
+    writer = sqlite3.connect(settings.data_dir / "timeline.db", isolation_level=None)
+    writer.execute("BEGIN IMMEDIATE")
+    assert ids(timeline.query()) == ["req_0"]
+    writer.execute("ROLLBACK")
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("url", "say"),
+    [
+        ("nonsense", "is not a database address"),
+        ("nosuch://host/db", "is not a database address"),
+        ("sqlite:////proc/nowhere/timeline.db", "folder cannot be made"),
+        ("postgresql+psycopg://me:s3cret@127.0.0.1:1/db", "postgres|failed"),
+    ],
+)
+def test_a_database_that_is_not_there_is_one_sentence(url, say):
+    with pytest.raises(StreamerError, match=say) as caught:
+        Timeline(url)
+    assert caught.value.code is ErrorCode.DATABASE_UNAVAILABLE
+    assert "s3cret" not in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_a_file_that_is_no_database_is_one_sentence(tmp_path):
+    (tmp_path / "timeline.db").write_text("this is a text file, and a long one at that" * 100)
+    with pytest.raises(StreamerError, match="not a database"):
+        Timeline(f"sqlite:///{tmp_path / 'timeline.db'}")
+
+
+def test_a_large_batch_is_recorded_whole(timeline):
+    assert timeline.record([result(i) for i in range(1200)]) == 1200
+
+
+def test_many_may_open_a_new_database_together(tmp_path):
+    for attempt in range(5):
+        url = f"sqlite:///{tmp_path / str(attempt) / 'timeline.db'}"
+        with ThreadPoolExecutor(8) as pool:
+            opened = list(pool.map(lambda url: Timeline(url), [url] * 8))
+        for number, timeline in enumerate(opened):
+            assert timeline.record([result(number)]) == 1
+        for timeline in opened:
+            timeline.close()

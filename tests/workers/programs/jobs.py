@@ -1,0 +1,96 @@
+"""A worker process for tests: a ThreadWorker with jobs that do as they are told.
+
+Run as `python -m programs.jobs QUEUE... [--burst]`; `SLOTS` and `STREAMER_LEASE` are read from the
+environment.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+
+import structlog
+from rq.job import Job
+
+from streamer.connections import Connections
+from streamer.errors import ErrorCode
+from streamer.settings import Settings
+from workers import context, startup
+from workers.context import Abandon, GiveBack, current, stop_check
+from workers.rq_worker import ThreadWorker
+
+NAMES = ("note", "nap", "hold", "stubborn", "boom", "die", "abandon")
+
+
+def say(key: str, value: str) -> None:
+    current().connections.main.rpush(key, value)
+
+
+def note(name: str) -> None:
+    say("ran", name)
+
+
+def nap(name: str) -> None:
+    time.sleep(0.02)
+    say("ran", name)
+
+
+def hold(name: str) -> None:
+    """Run until `release:NAME` is there; give the job back when asked to stop."""
+    say("started", name)
+    stop = stop_check()
+    while not current().connections.main.exists(f"release:{name}"):
+        if stop():
+            say("stopped", name)
+            raise GiveBack
+        time.sleep(0.02)
+    say("ran", name)
+
+
+def stubborn(name: str) -> None:
+    say("started", name)
+    time.sleep(120)
+
+
+def boom(name: str) -> None:
+    raise RuntimeError("cannot open rtsp://admin:s3cret@camera/live")
+
+
+def die(name: str) -> None:
+    say("started", name)
+    os._exit(9)
+
+
+def abandon(name: str) -> None:
+    say("started", name)
+    raise Abandon
+
+
+def on_failed(job: Job, code: ErrorCode, message: str) -> None:
+    say("failed", json.dumps([job.id, code, message]))
+
+
+def serve(settings: Settings, stopping: threading.Event) -> None:
+    arguments = sys.argv[1:]
+    with Connections(settings) as connections:
+        context.install(
+            context.WorkerContext(settings=settings, connections=connections, stopping=stopping)
+        )
+        worker = ThreadWorker(
+            [name for name in arguments if not name.startswith("--")],
+            connections.main,
+            slots=int(os.environ.get("SLOTS", "4")),
+            functions={f"programs.jobs.{name}" for name in NAMES},
+            stopping=stopping,
+            lease=settings.lease,
+            on_failed=on_failed,
+        )
+        worker.work(
+            burst="--burst" in arguments,
+            on_ready=lambda: structlog.get_logger().info("ready", worker=worker.name),
+        )
+
+
+if __name__ == "__main__":
+    startup.leave(startup.run(serve))

@@ -1,0 +1,132 @@
+"""The recorder: `python -m workers.recorder`. Writes the results queue into the timeline."""
+
+import os
+import socket
+import sys
+import threading
+import time
+from typing import Any, cast
+
+import redis
+import structlog
+
+from streamer import redis_keys
+from streamer.connections import Connections
+from streamer.domain import Result
+from streamer.errors import StreamerError
+from streamer.results import parse_entries
+from streamer.settings import Settings
+from streamer.timeline import Timeline
+from workers import startup
+
+_log = structlog.get_logger(__name__)
+
+GROUP = "recorder"
+"""The consumer group: any number of recorders share the work."""
+
+_BATCH = 256
+_BLOCK_MS = 1000
+_PAUSE = 2.0  # seconds before a database or a Redis that failed is tried again
+
+
+class Recorder:
+    """Moves results from the queue to the timeline; each is acknowledged once it is committed."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        timeline: Timeline,
+        *,
+        stopping: threading.Event,
+        claim_after: float = 30.0,
+    ) -> None:
+        self._redis = client
+        self._timeline = timeline
+        self._stopping = stopping
+        self._claim_after = claim_after
+        self._claimed = float("-inf")
+        self._name = f"{socket.gethostname()}-{os.getpid()}"
+
+    def run(self) -> None:
+        """Record until told to stop."""
+        self.join()
+        while not self._stopping.is_set():
+            try:
+                self.step()
+            except redis.exceptions.ResponseError as error:
+                if not str(error).startswith("NOGROUP"):
+                    raise
+                self.join()  # the server lost its memory
+            except (redis.exceptions.RedisError, StreamerError) as error:
+                _log.warning("recording_delayed", reason=str(error))
+                self._stopping.wait(_PAUSE)
+                self._claimed = float("-inf")  # what we hold unrecorded is claimed anew
+
+    def join(self) -> None:
+        """Make the group; from the oldest result on, so that none is missed."""
+        try:
+            self._redis.xgroup_create(redis_keys.RESULTS, GROUP, id="0", mkstream=True)
+        except redis.exceptions.ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+
+    def step(self) -> int:
+        """Record one batch, waiting about a second for it; returns how many were new."""
+        entries = self._claim() or self._read()
+        if not entries:
+            return 0
+        results: list[Result] = [result for _, result in parse_entries(entries)]
+        recorded = self._timeline.record(results)
+        self._redis.xack(redis_keys.RESULTS, GROUP, *(entry_id for entry_id, _ in entries))
+        _log.debug("recorded", results=recorded)
+        return recorded
+
+    def leave(self) -> None:
+        """Leave the group, unless there is something that we could not record."""
+        consumers = cast(list[Any], self._redis.xinfo_consumers(redis_keys.RESULTS, GROUP))
+        for consumer in consumers:
+            if consumer["name"] == self._name.encode() and consumer["pending"] == 0:
+                self._redis.xgroup_delconsumer(redis_keys.RESULTS, GROUP, self._name)
+
+    def _read(self) -> list[Any]:
+        answer = self._redis.xreadgroup(
+            GROUP, self._name, {redis_keys.RESULTS: ">"}, count=_BATCH, block=_BLOCK_MS
+        )
+        return cast(list[Any], answer)[0][1] if answer else []
+
+    def _claim(self) -> list[Any]:
+        """Entries that a recorder took and never acknowledged, ourselves included."""
+        if time.monotonic() - self._claimed < self._claim_after:
+            return []
+        answer = self._redis.xautoclaim(
+            redis_keys.RESULTS,
+            GROUP,
+            self._name,
+            min_idle_time=round(self._claim_after * 1000),
+            count=_BATCH,
+        )
+        entries = answer[1]
+        if len(entries) < _BATCH:
+            self._claimed = time.monotonic()
+        return [(entry_id, fields) for entry_id, fields in entries if fields]
+
+
+def record(settings: Settings, stopping: threading.Event) -> None:
+    """Record until told to stop. Raises StreamerError: Redis or the database is not there."""
+    timeline = Timeline(settings.timeline_url)
+    try:
+        with Connections(settings) as connections:
+            recorder = Recorder(
+                connections.main, timeline, stopping=stopping, claim_after=2 * settings.lease
+            )
+            recorder.join()
+            startup.stop_on_signals(stopping)
+            _log.info("ready")
+            recorder.run()
+            recorder.leave()
+    finally:
+        timeline.close()
+
+
+if __name__ == "__main__":
+    sys.exit(startup.run(record))

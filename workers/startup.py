@@ -1,0 +1,58 @@
+"""What all worker programs have in common: they start with one clear sentence, or not at all."""
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn
+
+import structlog
+
+from streamer.errors import StreamerError
+from streamer.settings import Settings, load_settings
+from workers.log import configure
+
+_log = structlog.get_logger(__name__)
+
+
+def run(program: Callable[[Settings, threading.Event], None]) -> int:
+    """Run `program(settings, stopping)` and return the exit code.
+
+    SIGTERM and SIGINT end it at once, with exit code 0, until the program (or the ThreadWorker that
+    it runs) takes them over. A StreamerError becomes one sentence on stderr and exit code 1.
+    """
+    stopping = threading.Event()
+    settings: Settings | None = None
+
+    def quit_early(_signum: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(0)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, quit_early)
+    try:
+        settings = load_settings()
+        configure(settings.log_level)
+        program(settings, stopping)
+    except StreamerError as error:
+        if settings is not None and settings.log_level == "debug":
+            _log.exception("failed", code=error.code)
+        print(error.message, file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+def stop_on_signals(stopping: threading.Event) -> None:
+    """From now on SIGTERM and SIGINT set `stopping`; the program looks at it and ends."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopping.set())
+
+
+def leave(code: int) -> NoReturn:
+    """End the process now: threads that hang in native code must not keep it alive."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
