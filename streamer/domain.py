@@ -101,7 +101,9 @@ class StreamCounters(Model):
     packets: int = 0
     decoded: int = 0
     sampled: int = 0
-    dropped: int = Field(default=0, description="sampled frames given up because a worker was late")
+    dropped: int = Field(
+        default=0, description="frames given up because this machine or Redis was late"
+    )
     clips: int = 0
     clips_dropped: int = Field(default=0, description="clips of a live watch that came too late")
     reconnects: int = 0

@@ -1,0 +1,111 @@
+"""A camera made of a file: serves it over RTSP on loopback, in a loop, in real time."""
+
+import asyncio
+import contextlib
+import socket
+import threading
+from pathlib import Path
+from typing import Any, Self
+from urllib.parse import quote
+
+from streamer.errors import ErrorCode, StreamerError
+
+_START_TIMEOUT = 10.0
+_SUFFIXES = frozenset({".mp4", ".mkv"})
+
+
+class LoopbackCamera:
+    """Serves `video` (.mp4 or .mkv; H.264 or HEVC without B-frames) until stopped.
+
+    Every client gets the file from its beginning, at its own pace, its timestamps rising through
+    the loops. The server, aio-rtsp-toolkit, lives in a thread: it cannot outlast this process.
+    It serves the folder that `video` is in, to this machine only, without a password.
+
+    Raises StreamerError from `start`: STREAM_NOT_FOUND, STREAM_CODEC_UNSUPPORTED.
+    """
+
+    def __init__(self, video: Path) -> None:
+        self._video = video.resolve()
+        self._port = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._started = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """Where the camera is, once started."""
+        return f"rtsp://127.0.0.1:{self._port}/{quote(self._video.name)}?play_count=0"
+
+    def start(self) -> None:
+        """Serve, and return once clients can connect. Starting twice is harmless."""
+        if self._thread is not None:
+            return
+        self._check()
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self._port = int(probe.getsockname()[1])
+        self._started.clear()
+        self._thread = threading.Thread(target=self._run, name="loopback-camera", daemon=True)
+        self._thread.start()
+        if not self._started.wait(_START_TIMEOUT) or self._failure is not None:
+            self.stop()
+            raise StreamerError(
+                ErrorCode.STREAM_CONNECTION_FAILED,
+                f"The loopback camera did not start on port {self._port}: try again.",
+            ) from self._failure
+
+    def stop(self) -> None:
+        """Hang up on all clients and end the thread. Stopping twice is harmless."""
+        if self._loop is not None and self._stop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+                self._loop.call_soon_threadsafe(self._stop.set)
+        if self._thread is not None:
+            self._thread.join(_START_TIMEOUT)
+            self._thread = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def _check(self) -> None:
+        if not self._video.is_file():
+            raise StreamerError(
+                ErrorCode.STREAM_NOT_FOUND, f"There is no file {self._video}: check the path."
+            )
+        if self._video.suffix.lower() not in _SUFFIXES:
+            raise StreamerError(
+                ErrorCode.STREAM_CODEC_UNSUPPORTED,
+                f"The loopback camera cannot serve {self._video.name}: give an .mp4 or .mkv file.",
+            )
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(self._serve())
+        except BaseException as error:
+            self._failure = error
+            self._started.set()
+
+    async def _serve(self) -> None:
+        from aio_rtsp_toolkit.server import RtspServer
+
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._loop.set_exception_handler(lambda *_: None)  # clients cut off when stopping
+        server = RtspServer(str(self._video.parent), host="127.0.0.1", port=self._port)
+        server.logger = _Silent()  # it would print every request, whole URL and all
+        await server.start()
+        self._started.set()
+        await self._stop.wait()
+        with contextlib.suppress(TimeoutError):  # it waits for clients to hang up: they need not
+            await asyncio.wait_for(server.close(), 0.1)
+
+
+class _Silent:
+    """A logger that the server may talk to."""
+
+    def __getattr__(self, _name: str) -> Any:
+        return lambda *_args, **_kwargs: None

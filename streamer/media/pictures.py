@@ -1,0 +1,46 @@
+"""From a decoded frame to what is kept of it: a bounded JPEG, and how much has changed."""
+
+import cv2
+import numpy as np
+from av.video.frame import VideoFrame
+from numpy.typing import NDArray
+
+MAX_SIDE = 1920
+"""Pixels that the longer side of a stored picture has at most."""
+
+_THUMBNAIL = (32, 24)
+
+_TURNS = {
+    90: cv2.ROTATE_90_COUNTERCLOCKWISE,
+    180: cv2.ROTATE_180,
+    270: cv2.ROTATE_90_CLOCKWISE,
+}
+
+
+def to_bgr(image: VideoFrame) -> NDArray[np.uint8]:
+    """The picture as BGR uint8 [height, width, 3], upright, at most MAX_SIDE on its longer side."""
+    scale = min(1.0, MAX_SIDE / max(image.width, image.height))
+    width, height = (max(1, round(side * scale)) for side in (image.width, image.height))
+    pixels = image.reformat(width, height, "bgr24", interpolation="AREA").to_ndarray()
+    turn = _TURNS.get(round(image.rotation / 90) * 90 % 360)
+    return cv2.rotate(pixels, turn) if turn is not None else pixels  # type: ignore[return-value]
+
+
+def to_jpeg(bgr: NDArray[np.uint8], quality: int) -> bytes:
+    """`bgr` as a JPEG file."""
+    _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return data.tobytes()
+
+
+class ChangeMeter:
+    """Tells how much a picture differs from the one before, whatever their sizes."""
+
+    def __init__(self) -> None:
+        self._before: NDArray[np.float32] | None = None
+
+    def measure(self, image: VideoFrame) -> float:
+        """Mean absolute difference of the luma of 32x24 thumbnails, 0 to 1; the first has 1."""
+        small = image.reformat(*_THUMBNAIL, "gray", interpolation="AREA").to_ndarray()
+        luma = small.astype(np.float32) / 255.0
+        before, self._before = self._before, luma
+        return 1.0 if before is None else float(np.abs(luma - before).mean())

@@ -1,0 +1,192 @@
+"""Addresses of streams: which are allowed, how FFmpeg wants them, and how to show them.
+
+A password may hold any character, percent-encoded or raw. Where a text can be read in two ways,
+`redact` hides more rather than less.
+"""
+
+import re
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from streamer.errors import ErrorCode, StreamerError
+
+LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps"})
+SCHEMES = LIVE_SCHEMES | {"http", "https"}
+MASK = "***"
+
+_RECORDINGS = re.compile(
+    r"\.(mp4|m4v|mov|mkv|webm|avi|m?ts|m2ts|mpe?g|flv|wmv|3gp|ogv|gif)", re.IGNORECASE
+)
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+_DEVICE = re.compile(r"/dev/video\d+")
+_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_][A-Za-z0-9._-]*)(?::(\d{1,5}))?(?=[/?#]|$)")
+_CERTAIN_HOST = re.compile(
+    r"(?:\[[0-9A-Fa-f:.%]+\]|\d{1,3}(?:\.\d{1,3}){3}|localhost|[A-Za-z0-9._-]+(?=:\d))"
+    r"(?::\d{1,5})?(?=[/?#]|$)"
+)
+_PORT = re.compile(r"\d{1,5}(?=[/?#]|$)")
+_PARAMETER = re.compile(
+    r"""([\w.-]*(?:passw(?:or)?d|pwd|pass|pas|token|secret|api_?key|key|auth|sig(?:nature)?)=)"""
+    r"""[^&\s"']+""",
+    re.IGNORECASE,
+)
+_ENCODED = re.compile(
+    r"(%3A%2F%2F(?:(?!%3A|%2F|%40)[^\s&@:/])*(?:%3A|:))[^\s&\"']*(?=%40|@)", re.IGNORECASE
+)
+
+
+def redact(url_or_text: str) -> str:
+    """`url_or_text` with `***` for every password in it: in URLs, and as `password=` and the like.
+
+    >>> redact("cannot open rtsp://admin:p@ss/w rd@cam/live?token=abc")
+    'cannot open rtsp://admin:***@cam/live?token=***'
+    """
+    lines = [_redact_line(line) for line in url_or_text.splitlines(keepends=True)]
+    text = _ENCODED.sub(rf"\1{MASK}", "".join(lines))
+    return _PARAMETER.sub(rf"\1{MASK}", text)
+
+
+def _redact_line(line: str) -> str:
+    # A scheme inside a word may be part of a password; one after a blank or a quote is a new URL.
+    schemes = enumerate(_SCHEME.finditer(line))
+    starts = [m for n, m in schemes if n == 0 or line[m.start() - 1] in " \t\"'`(<[{,;|"]
+    if not starts:
+        return line
+    pieces = [line[: starts[0].start()]]
+    for match, following in zip(starts, [*starts[1:], None], strict=True):
+        end = following.start() if following else len(line)
+        before = line[match.start() - 1] if match.start() else ""
+        whole = match.start() == 0 and following is None
+        pieces += [match[0], _redact_authority(line[match.end() : end], before, whole)]
+    return "".join(pieces)
+
+
+def _redact_authority(text: str, before: str, whole: bool) -> str:
+    """`text` follows `scheme://`; `before` is the character in front of the scheme."""
+    colon = re.match(r"[^\s/?#:]*:", text)
+    if colon is None:
+        return text
+    end = len(text.rstrip("\r\n"))
+    if before in ('"', "'"):
+        quote_at = text.find(before, text.find("@") + 1)
+        end = quote_at if quote_at >= 0 else end
+    region = text[colon.end() : end]
+    blank = re.search(r"\s", region[region.rfind("@") + 1 :])
+    if _PORT.match(region) and not (whole and blank is None):
+        region = re.split(r"\s", region, maxsplit=1)[0]
+    at = region.rfind("@")
+    if at < 0:
+        return text
+    return colon[0] + MASK + text[colon.end() + at :]
+
+
+def split_secret(url: str) -> tuple[str, str]:
+    """The URL to show and the URL to open, its user and password percent-encoded."""
+    full = normalise(url)
+    return redact(full), full
+
+
+def normalise(url: str) -> str:
+    """`url` as FFmpeg reads it: a raw `@`, `/`, `#` or blank in the password is percent-encoded.
+
+    A `%` followed by two hexadecimal digits counts as encoded already. A password that could also
+    be read as a port and a path (`12/34`) must come encoded.
+    """
+    if _SCHEME.match(url) is None:
+        return url
+    scheme, _, rest = url.partition("://")
+    at = _end_of_user(rest)
+    user, host = (rest[:at], rest[at + 1 :]) if at >= 0 else (None, rest)
+    host = host.replace(" ", "%20")
+    if user is None:
+        return f"{scheme.lower()}://{host}"
+    name, colon, password = user.partition(":")
+    return f"{scheme.lower()}://{_encode(name)}{colon}{_encode(password)}@{host}"
+
+
+def _end_of_user(rest: str) -> int:
+    """Where the `@` between user and host stands in `rest` (what follows `://`), or -1."""
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    standard = authority.rfind("@")
+    if standard < 0 and _HOST.fullmatch(authority):
+        return -1
+    found = [m.start() for m in re.finditer("@", rest) if _HOST.match(rest, m.start() + 1)]
+    if standard < 0:
+        return found[-1] if found and ":" in authority else -1
+    host = authority[standard + 1 :]
+    if "." in host or _CERTAIN_HOST.fullmatch(host):
+        return standard
+    certain = [at for at in found if _CERTAIN_HOST.match(rest, at + 1)]
+    # No path holds a raw blank or `#`: what looks like one is the rest of the password.
+    certain += [at for at in found if re.search(r"[\s#]", rest[standard:at])]
+    return max(certain, default=standard)
+
+
+def _encode(part: str) -> str:
+    if re.search(r"%(?![0-9A-Fa-f]{2})", part):
+        return quote(part, safe="")
+    return quote(unquote(part), safe="")
+
+
+def is_live(url: str) -> bool:
+    """Whether end-of-file means a lost connection: cameras, webcams, HTTP that is not a file."""
+    scheme = _scheme_of(url)
+    if scheme in LIVE_SCHEMES:
+        return True
+    if scheme in {"http", "https"}:
+        path = re.split(r"[?#]", url.partition("://")[2], maxsplit=1)[0]
+        return _RECORDINGS.fullmatch(Path(path).suffix) is None
+    return _DEVICE.fullmatch(url) is not None
+
+
+def is_device(url: str) -> bool:
+    """Whether `url` is a webcam such as /dev/video0."""
+    return _DEVICE.fullmatch(url) is not None
+
+
+def parse_source(text: str) -> str:
+    """What a user wrote as a URL to open: a path becomes absolute, a password percent-encoded.
+
+    Raises StreamerError: STREAM_URL_FORBIDDEN for a scheme that is not allowed, INVALID_REQUEST
+    for an address that is empty or names no host.
+    """
+    text = text.strip()
+    if not text or any(ord(character) < 32 for character in text):
+        raise StreamerError(
+            ErrorCode.INVALID_REQUEST, "The source is empty: give a camera's URL or a file's path."
+        )
+    scheme = _scheme_of(text)
+    if scheme == "file":
+        text = unquote(re.sub(r"(?i)^file:(//(localhost)?(?=/))?", "", text))
+        scheme = ""
+    if not scheme:
+        return str(Path(text).expanduser().absolute())
+    if scheme not in SCHEMES:
+        raise forbidden(text)
+    url = normalise(text)
+    rest = url.partition("://")[2]
+    host = _HOST.match(rest, _end_of_user(rest) + 1)
+    if host is None or int(host[1] or 0) > 65535:
+        raise StreamerError(
+            ErrorCode.INVALID_REQUEST,
+            f"{redact(text)} names no host that can be reached: write {scheme}://host:port/path.",
+        )
+    return url
+
+
+def forbidden(url: str) -> StreamerError:
+    """The scheme of `url` is not on the allow-list."""
+    return StreamerError(
+        ErrorCode.STREAM_URL_FORBIDDEN,
+        f"Sources of the kind '{url.partition(':')[0]}:' are not allowed: give rtsp://, rtsps://, "
+        "rtmp://, rtmps://, http://, https://, the path of a file or /dev/video0.",
+    )
+
+
+def _scheme_of(text: str) -> str:
+    if match := _SCHEME.match(text):
+        return match[0][:-3].lower()
+    # FFmpeg also knows protocols without slashes (`concat:`, `pipe:`); a file may hold a colon.
+    if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", text):
+        return "" if Path(text).exists() else match[1].lower()
+    return ""

@@ -1,0 +1,59 @@
+import av
+import cv2
+import numpy as np
+import pytest
+from videos import number_of, numbered_picture
+
+from streamer.media.pictures import MAX_SIDE, ChangeMeter, to_bgr, to_jpeg
+
+
+def frame(picture: np.ndarray, pix_fmt: str = "yuv420p") -> av.VideoFrame:
+    return av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pix_fmt)
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p", "yuv444p", "yuv420p10le", "nv12"])
+def test_colours_survive_every_pixel_format(pix_fmt: str) -> None:
+    picture = np.zeros((64, 96, 3), dtype=np.uint8)
+    picture[:, :32], picture[:, 32:64], picture[:, 64:] = (
+        (200, 30, 40),
+        (30, 160, 60),
+        (20, 40, 220),
+    )
+    rgb = to_bgr(frame(picture, pix_fmt))[..., ::-1]
+    for x in (16, 48, 80):
+        assert np.abs(rgb[32, x].astype(int) - picture[32, x]).max() <= 8
+
+
+def test_the_size_is_kept_up_to_a_bound() -> None:
+    assert to_bgr(frame(np.zeros((480, 854, 3), np.uint8))).shape == (480, 854, 3)
+    assert to_bgr(frame(np.zeros((101, 33, 3), np.uint8))).shape == (101, 33, 3)
+    assert to_bgr(frame(np.zeros((2160, 3840, 3), np.uint8))).shape == (1080, MAX_SIDE, 3)
+    assert to_bgr(frame(np.zeros((3840, 2160, 3), np.uint8))).shape == (MAX_SIDE, 1080, 3)
+
+
+def test_a_jpeg_holds_the_picture() -> None:
+    jpeg = to_jpeg(to_bgr(frame(numbered_picture(345))), 90)
+    assert jpeg[:2] == b"\xff\xd8"
+    decoded = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    assert decoded is not None
+    assert decoded.shape == (240, 320, 3)
+    assert number_of(decoded) == 345
+    assert len(to_jpeg(to_bgr(frame(numbered_picture(345))), 30)) < len(jpeg)
+
+
+def test_change_is_the_mean_luma_difference() -> None:
+    meter = ChangeMeter()
+    black, white = np.zeros((90, 120, 3), np.uint8), np.full((90, 120, 3), 255, np.uint8)
+    half = black.copy()
+    half[:, :60] = 255
+    assert meter.measure(frame(black)) == 1.0  # nothing before it
+    assert meter.measure(frame(black)) == 0.0
+    assert meter.measure(frame(white)) == pytest.approx(1.0, abs=0.01)
+    assert meter.measure(frame(half)) == pytest.approx(0.5, abs=0.03)
+    assert meter.measure(frame(half, "yuvj420p")) < 0.02
+
+
+def test_change_does_not_mind_a_new_size() -> None:
+    meter = ChangeMeter()
+    meter.measure(frame(numbered_picture(5, 320, 240)))
+    assert meter.measure(frame(numbered_picture(5, 640, 480))) < 0.02

@@ -1,0 +1,229 @@
+"""Real cameras with real faults: gst-rtsp-server in a child process, frozen, killed, locked."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from urllib.parse import quote
+
+import pytest
+from cameras import GstCamera, SilentServer, require_gst, write_units
+from videos import number_of, write_video
+
+from streamer.errors import ErrorCode, StreamerError
+from streamer.media.source import DecodedFrame, Source, probe
+from streamer.media.urls import normalise
+
+PASSWORD = "p@ss/w#rd% x"
+
+
+@pytest.fixture(scope="module")
+def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    require_gst()
+    folder = tmp_path_factory.mktemp("units")
+    write_video(folder / "v.mp4", seconds=2)
+    return write_units([folder / "v.mp4"], folder / "v.units")
+
+
+@pytest.fixture(scope="module")
+def camera(units: Path) -> Iterator[GstCamera]:
+    with GstCamera(units) as camera:
+        yield camera
+
+
+def failure(url: str, timeout: float = 5.0) -> StreamerError:
+    with pytest.raises(StreamerError) as caught:
+        probe(url, timeout)
+    return caught.value
+
+
+def until_it_ends(
+    source: Source, at: int, then: Callable[[], None]
+) -> tuple[list[DecodedFrame], StreamerError]:
+    frames: list[DecodedFrame] = []
+    try:
+        for frame in source:
+            frames.append(frame)
+            if len(frames) == at:
+                then()
+    except StreamerError as error:
+        return frames, error
+    pytest.fail("it ended without an error")
+
+
+def test_a_camera_is_decoded_in_real_time(camera: GstCamera) -> None:
+    with Source(camera.url, live=True) as source:
+        frames = []
+        for frame in source:
+            frames.append(frame)
+            if len(frames) == 40:
+                break
+        assert source.info.codec == "h264"
+        assert source.info.duration is None
+    numbers = [number_of(frame.image.to_ndarray(format="rgb24")) for frame in frames]
+    assert all(b == (a + 1) % 50 for a, b in pairwise(numbers))
+    # then the wall clock is right for the pictures too that FFmpeg held back while it looked
+    assert abs(frames[-1].time - time.time()) < 2
+    offsets = [frame.time - frame.pts for frame in frames[2:]]
+    assert max(offsets) - min(offsets) < 0.15
+
+
+def test_hevc(tmp_path: Path) -> None:
+    require_gst()
+    write_video(tmp_path / "v.mp4", seconds=1, codec="libx265")
+    with GstCamera(write_units([tmp_path / "v.mp4"], tmp_path / "v.units")) as camera:
+        info = probe(camera.url)
+    assert (info.codec, info.width, info.height) == ("hevc", 320, 240)
+
+
+def test_a_size_that_changes_in_mid_stream(tmp_path: Path) -> None:
+    require_gst()
+    write_video(tmp_path / "a.mp4", seconds=1)
+    write_video(tmp_path / "b.mp4", seconds=1, width=480, height=272)
+    units = write_units([tmp_path / "a.mp4", tmp_path / "b.mp4"], tmp_path / "v.units")
+    sizes = []
+    with GstCamera(units) as camera, Source(camera.url, live=True) as source:
+        for frame in source:
+            sizes.append((frame.image.width, frame.image.height))
+            if len(sizes) == 45:
+                break
+    assert set(sizes) == {(320, 240), (480, 272)}
+
+
+@pytest.mark.parametrize("digest", [False, True])
+def test_a_password_with_odd_characters_opens(units: Path, digest: bool) -> None:
+    with GstCamera(units, user="admin", password=PASSWORD, digest=digest) as camera:
+        for url in (
+            f"rtsp://admin:{quote(PASSWORD, safe='')}@{camera.address}",
+            f"rtsp://admin:{PASSWORD}@{camera.address}",
+        ):
+            assert probe(normalise(url)).codec == "h264"
+        for url in (camera.url, f"rtsp://admin:hunter2@{camera.address}"):
+            error = failure(url)
+            assert error.code is ErrorCode.STREAM_AUTH_FAILED
+            assert "check them in the URL" in error.message
+            assert "hunter2" not in error.message
+
+
+def test_a_path_that_is_not_there(camera: GstCamera) -> None:
+    error = failure(f"rtsp://me:hunter2@127.0.0.1:{camera.port}/none")
+    assert error.code is ErrorCode.STREAM_NOT_FOUND
+    assert "hunter2" not in error.message
+
+
+def test_a_port_that_is_closed() -> None:
+    error = failure("rtsp://me:hunter2@127.0.0.1:1/x")
+    assert error.code is ErrorCode.STREAM_CONNECTION_FAILED
+    assert error.message.startswith("Nothing listens at rtsp://me:***@127.0.0.1:1/x")
+
+
+def test_a_host_that_is_unknown() -> None:
+    error = failure("rtsp://me:hunter2@nowhere.invalid/x")
+    assert error.code is ErrorCode.STREAM_CONNECTION_FAILED
+    assert "'nowhere.invalid' is unknown" in error.message
+
+
+def test_no_tls_where_tls_was_asked_for(camera: GstCamera) -> None:
+    error = failure(f"rtsps://me:hunter2@{camera.address}")
+    assert error.code is ErrorCode.STREAM_TLS_FAILED
+    assert "use rtsp://" in error.message
+    assert "hunter2" not in error.message
+
+
+def test_something_that_is_no_camera(camera: GstCamera) -> None:
+    error = failure(f"http://me:hunter2@{camera.address}")
+    assert error.code is ErrorCode.STREAM_CONNECTION_FAILED
+    assert "hunter2" not in error.message
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "rtsps", "http", "rtmp"])
+def test_one_that_accepts_and_says_nothing(scheme: str) -> None:
+    before = threading.active_count()
+    with SilentServer() as server:
+        began = time.monotonic()
+        error = failure(f"{scheme}://me:hunter2@127.0.0.1:{server.port}/x", timeout=0.5)
+        assert error.code is ErrorCode.STREAM_TIMEOUT
+        assert "hunter2" not in error.message
+        assert time.monotonic() - began < 5
+        assert server.accepted
+    deadline = time.monotonic() + 10
+    while threading.active_count() > before:  # FFmpeg's own time-out frees the thread
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_stopping_while_connecting_does_not_wait() -> None:
+    stopping = threading.Event()
+    with SilentServer() as server:
+        source = Source(
+            f"rtsp://127.0.0.1:{server.port}/x",
+            live=True,
+            open_timeout=60,
+            read_timeout=1,
+            stopping=stopping.is_set,
+        )
+        timer = threading.Timer(0.2, stopping.set)
+        timer.start()
+        began = time.monotonic()
+        with pytest.raises(StreamerError) as caught, source:
+            pass
+        assert caught.value.code is ErrorCode.CANCELLED
+        assert time.monotonic() - began < 2
+        timer.join()
+
+
+def test_one_that_hangs_holds_up_nobody_else(camera: GstCamera) -> None:
+    with SilentServer() as server:
+        hanging = [
+            threading.Thread(
+                target=failure, args=(f"rtsp://127.0.0.1:{server.port}/{n}", 1.5), daemon=True
+            )
+            for n in range(8)
+        ]
+        for thread in hanging:
+            thread.start()
+        with Source(camera.url, live=True, read_timeout=2) as source:
+            frames = iter(source)
+            while any(thread.is_alive() for thread in hanging):
+                next(frames)  # raises STREAM_TIMEOUT when it is held up
+
+
+def test_a_frozen_camera_is_noticed(camera: GstCamera) -> None:
+    try:
+        with Source(camera.url, live=True, read_timeout=0.6) as source:
+            frames, error = until_it_ends(source, 10, camera.freeze)
+        assert error.code is ErrorCode.STREAM_TIMEOUT
+        assert "sent nothing for 0.6 s" in error.message
+        assert len(frames) >= 10
+    finally:
+        camera.thaw()
+
+
+def test_a_killed_camera_is_a_lost_connection(units: Path) -> None:
+    with GstCamera(units) as camera:
+        with Source(camera.url, live=True, read_timeout=5) as source:
+            _, error = until_it_ends(source, 10, camera.kill)
+        assert error.code is ErrorCode.STREAM_CONNECTION_FAILED
+        # when it is back on the same port
+        camera.start()
+        assert probe(camera.url).codec == "h264"
+
+
+def test_late_pictures_of_a_camera_are_dropped_up_to_a_key_frame(
+    camera: GstCamera, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamer.media.reader.MAX_PACKETS", 6)
+    numbers = []
+    with Source(camera.url, live=True, read_timeout=5) as source:
+        for frame in source:
+            numbers.append(number_of(frame.image.to_ndarray(format="rgb24")))
+            if len(numbers) == 5:
+                time.sleep(1.0)  # a machine that is late
+            if len(numbers) == 30:
+                break
+        assert source.dropped > 5
+    jumps = [(a, b) for a, b in pairwise(numbers) if b != (a + 1) % 50]
+    # then it goes on with a key frame (there is one every 12), so no picture is ever half a picture
+    assert jumps
+    assert all(b % 12 == 0 or b == 0 for _, b in jumps)

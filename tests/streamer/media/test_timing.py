@@ -1,0 +1,117 @@
+import random
+
+import pytest
+
+from streamer.media.timing import StreamTime, WallClock
+
+
+def test_the_wall_clock_of_a_frame_is_free_of_network_jitter() -> None:
+    draw = random.Random(3)
+    clock = WallClock()
+    errors = []
+    for n in range(500):
+        captured = 1_700_000_000 + n / 25
+        clock.observe(n / 25, captured + 0.02 + draw.expovariate(50))
+        errors.append(clock.at(n / 25, 0.0) - captured)
+    assert all(0.015 < error < 0.06 for error in errors[50:])
+
+
+def test_the_wall_clock_never_runs_back() -> None:
+    draw = random.Random(4)
+    clock = WallClock()
+    before = 0.0
+    for n in range(300):
+        clock.observe(n / 25, 1000 + n / 25 + draw.uniform(0, 0.4))
+        now = clock.at(n / 25, 0.0)
+        assert now >= before
+        before = now
+
+
+def test_packets_that_were_held_back_do_not_set_the_clock_late() -> None:
+    # given: a second of pictures that FFmpeg kept while it looked at the stream
+    clock = WallClock()
+    for n in range(25):
+        clock.observe(n / 25, 1001.0)
+        clock.at(n / 25, 1001.0)
+    # when: the pictures come as they are taken again
+    for n in range(25, 60):
+        clock.observe(n / 25, 1000 + n / 25)
+    # then
+    assert clock.at(59 / 25, 0.0) == pytest.approx(1000 + 59 / 25, abs=0.01)
+
+
+def test_a_drifting_camera_is_followed() -> None:
+    clock = WallClock()
+    for n in range(25 * 3600):
+        clock.observe(n / 25 * 0.9995, 1000 + n / 25)  # 1.8 s an hour
+    assert clock.at(3600 * 0.9995, 0.0) == pytest.approx(1000 + 3600, abs=0.1)
+
+
+def test_the_clock_is_anchored_anew_after_a_jump() -> None:
+    clock = WallClock()
+    clock.observe(5000.0, 1000.0)
+    assert clock.at(5000.0, 0.0) == 1000.0
+    clock.observe(3.0, 1001.0)
+    assert clock.at(3.0, 0.0) == 1001.0
+    clock.observe(90.0, 1002.0)
+    assert clock.at(90.0, 0.0) == 1002.0
+
+
+def test_without_timestamps_the_arrival_counts() -> None:
+    clock = WallClock()
+    assert clock.at(None, 1000.0) == 1000.0
+    assert clock.at(None, 1000.5) == 1000.5
+
+
+def test_the_first_picture_without_a_timestamp_goes_with_the_first_that_has_one() -> None:
+    clock = WallClock()
+    for n in range(10):
+        clock.observe(n / 25, 1000.36)
+    assert clock.at(None, 1000.36) == pytest.approx(1000)
+    assert clock.at(1 / 25, 1000.36) == pytest.approx(1000.04)
+
+
+def seconds(times: StreamTime, *stamps: tuple[float | None, float]) -> list[tuple[float, int]]:
+    moments = [times.place(stamp, arrival) for stamp, arrival in stamps]
+    return [(round(moment.seconds, 3), moment.epoch) for moment in moments]
+
+
+def test_stream_time_starts_at_nought() -> None:
+    assert seconds(StreamTime(live=True), (5000.0, 1.0), (5000.04, 1.04)) == [(0, 0), (0.04, 0)]
+    recording = StreamTime(live=False, origin=5.0)
+    assert seconds(recording, (5.5, 0), (5.54, 0)) == [(0.5, 0), (0.54, 0)]
+
+
+def test_a_frame_before_the_containers_start_is_the_start() -> None:
+    times = StreamTime(live=False, origin=0.0)
+    assert seconds(times, (-0.4, 0), (0.0, 0)) == [(0, 0), (0.4, 0)]
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_step_back_begins_a_new_epoch_right_after_the_last_frame(live: bool) -> None:
+    times = StreamTime(live=live, gap=0.04)
+    moments = seconds(times, (100.0, 1.0), (101.0, 2.0), (3.0, 2.04), (3.04, 2.08))
+    assert moments == [(0, 0), (1, 0), (1.04, 1), (1.08, 1)]
+
+
+def test_a_jump_ahead_of_a_camera_begins_a_new_epoch() -> None:
+    times = StreamTime(live=True, gap=0.04)
+    moments = seconds(times, (1.0, 1.0), (2.0, 2.0), (95000.0, 2.04), (95001.0, 3.04))
+    assert moments == [(0, 0), (1, 0), (1.04, 1), (2.04, 1)]
+
+
+def test_a_camera_that_was_still_for_a_minute_has_a_gap_and_no_jump() -> None:
+    times = StreamTime(live=True)
+    assert seconds(times, (1.0, 1.0), (61.0, 61.0)) == [(0, 0), (60, 0)]
+
+
+def test_a_gap_in_a_recording_is_a_gap() -> None:
+    times = StreamTime(live=False)
+    assert seconds(times, (0.0, 0), (3600.0, 0)) == [(0, 0), (3600, 0)]
+
+
+def test_frames_without_a_timestamp_get_a_likely_one() -> None:
+    live = StreamTime(live=True)
+    assert seconds(live, (None, 9.0), (None, 9.5), (None, 10.0)) == [(0, 0), (0.5, 0), (1, 0)]
+    recording = StreamTime(live=False, gap=0.1)
+    assert seconds(recording, (None, 0), (None, 0), (None, 0)) == [(0, 0), (0.1, 0), (0.2, 0)]

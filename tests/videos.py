@@ -1,0 +1,87 @@
+"""Encoded test videos: every frame carries its own number, readable after lossy coding."""
+
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+_BITS = 10
+_TIME_BASE = Fraction(1, 90_000)
+
+
+def numbered_picture(number: int, width: int = 320, height: int = 240) -> np.ndarray:
+    """RGB uint8 [height, width, 3]: a bar code of `number` on top, a box that moves below."""
+    picture = np.full((height, width, 3), 96, dtype=np.uint8)
+    bar = width // _BITS
+    for bit in range(_BITS):
+        picture[: height // 4, bit * bar : (bit + 1) * bar] = 235 if number >> bit & 1 else 16
+    left = (number * 7) % (width - width // 5)
+    picture[height // 2 : height * 3 // 4, left : left + width // 5] = (200, 40, 40)
+    return picture
+
+
+def number_of(picture: np.ndarray) -> int:
+    """The number that `numbered_picture` drew; `picture` is [height, width, channels]."""
+    height, width = picture.shape[:2]
+    bar = width // _BITS
+    row = picture[height // 8].mean(axis=-1)
+    return sum(1 << bit for bit in range(_BITS) if row[bit * bar + bar // 2] > 128)
+
+
+def write_video(
+    path: Path,
+    *,
+    times: Sequence[float] | None = None,
+    seconds: float = 2.0,
+    fps: int = 25,
+    width: int = 320,
+    height: int = 240,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    gop: int = 12,
+    b_frames: int = 0,
+    rotation: float = 0.0,
+    pictures: Sequence[np.ndarray] | None = None,
+) -> list[float]:
+    """Encode numbered pictures (or `pictures`) at `times`, seconds; returns those times.
+
+    Without `times` there is one picture every 1/fps for `seconds`.
+    """
+    if times is None:
+        times = [n / fps for n in range(round(seconds * fps))]
+    options = {"preset": "ultrafast", "x264-params": "log-level=none:threads=1", "crf": "20"}
+    if codec == "libx265":
+        options = {"preset": "ultrafast", "x265-params": f"log-level=none:bframes={b_frames}"}
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=fps, options=options)
+        stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
+        stream.gop_size, stream.max_b_frames = gop, b_frames
+        stream.time_base = stream.codec_context.time_base = _TIME_BASE
+        if rotation:
+            stream.set_display_rotation(rotation)
+        for number, time in enumerate(times):
+            pixels = pictures[number] if pictures else numbered_picture(number, width, height)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = round(time / _TIME_BASE), _TIME_BASE
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)
+    return list(times)
+
+
+def write_audio(path: Path, seconds: float = 1.0) -> None:
+    """A file with sound and no picture."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=16_000, layout="mono")
+        for start in range(0, round(seconds * 16_000), 1024):
+            frame = av.AudioFrame.from_ndarray(
+                np.zeros((1, 1024), dtype=np.float32), format="fltp", layout="mono"
+            )
+            frame.sample_rate, frame.pts = 16_000, start
+            for packet in stream.encode(frame):
+                container.mux(packet)
+        for packet in stream.encode():
+            container.mux(packet)

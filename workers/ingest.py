@@ -1,0 +1,66 @@
+"""The ingest worker: `python -m workers.ingest`. One slot decodes one stream."""
+
+import sys
+import threading
+
+import cv2
+import redis
+import structlog
+
+from streamer.connections import Connections
+from streamer.jobs import INGEST, INGEST_JOB
+from streamer.settings import Settings
+from workers import context, startup
+from workers.rq_worker import ThreadWorker
+from workers.stream_run import StreamRun
+
+_log = structlog.get_logger(__name__)
+
+
+def run_stream(stream_id: str) -> None:
+    """The job of an ingest slot: run one stream until it is detached or ends.
+
+    Raises GiveBack when the worker stops first.
+    """
+    own = context.current()
+    try:
+        spec = own.streams.find(stream_id)
+        if spec is not None:
+            StreamRun(own, spec, stop=context.stop_check()).run()
+    except redis.exceptions.RedisError as error:
+        _log.warning("redis_away", stream=stream_id, reason=type(error).__name__)
+        own.stopping.wait(1.0)
+        raise context.GiveBack from None
+
+
+def serve(settings: Settings, stopping: threading.Event) -> None:
+    """Run streams until told to stop. Raises StreamerError when Redis is not there."""
+    cv2.setNumThreads(1)  # the slots are the threads; a pool of OpenCV's own only gets in the way
+    with Connections(settings) as connections:
+        context.install(
+            context.WorkerContext(settings=settings, connections=connections, stopping=stopping)
+        )
+        worker = ThreadWorker(
+            [INGEST],
+            connections.main,
+            slots=settings.ingest_slots,
+            functions={INGEST_JOB},
+            stopping=stopping,
+            lease=settings.lease,
+            on_failed=lambda job, _code, message: _log.error(
+                "stream_given_up", job=job.id, reason=message
+            ),
+        )
+        _log.info("ready", worker=worker.name, slots=settings.ingest_slots)
+        worker.work()
+
+
+def main() -> int:
+    """Entry point; the exit code."""
+    return startup.run(serve)
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stderr.flush()
+    startup.leave(code)  # a camera may hold a thread in FFmpeg

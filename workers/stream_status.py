@@ -1,0 +1,63 @@
+"""Tells the registry how a stream does: at once when its state changes, else once a second."""
+
+import redis
+import structlog
+
+from streamer.clock import Clock
+from streamer.domain import ErrorInfo, StreamCounters, StreamState, to_datetime
+from streamer.errors import StreamerError
+from streamer.streams import StreamRegistry
+
+_INTERVAL = 1.0
+
+_log = structlog.get_logger(__name__)
+
+
+class StatusReporter:
+    """Holds one stream's status and writes it down. Redis away: it is written when it is back."""
+
+    def __init__(self, registry: StreamRegistry, stream_id: str, name: str, clock: Clock) -> None:
+        self._registry = registry
+        self._stream_id = stream_id
+        self._name = name
+        self._clock = clock
+        self._saved_at = float("-inf")
+        self.status = registry.status(stream_id)
+
+    @property
+    def counters(self) -> StreamCounters:
+        """The stream's counters, to be counted up in place; they go on from its last worker's."""
+        return self.status.counters
+
+    def enter(self, state: StreamState, error: StreamerError | None = None) -> None:
+        """The stream is now in `state`, because of `error`; `since` moves when the state does."""
+        info = ErrorInfo(code=error.code, message=error.message) if error is not None else None
+        if (state, info) == (self.status.state, self.status.error):
+            return
+        if state is not self.status.state:
+            self.status.since = to_datetime(self._clock.time())
+        self.status.state, self.status.error = state, info
+        if error is None:
+            _log.info("stream_state", stream=self._name, state=state.value)
+        else:
+            _log.warning(
+                "stream_state",
+                stream=self._name,
+                state=state.value,
+                code=error.code.value,
+                reason=error.message,
+            )
+        self.save()
+
+    def tick(self) -> None:
+        """Called often: writes when a second has passed."""
+        if self._clock.monotonic() - self._saved_at >= _INTERVAL:
+            self.save()
+
+    def save(self) -> None:
+        """Write now."""
+        self._saved_at = self._clock.monotonic()
+        try:
+            self._registry.save_status(self._stream_id, self.status)
+        except redis.exceptions.RedisError as error:
+            _log.warning("status_not_saved", stream=self._name, reason=type(error).__name__)

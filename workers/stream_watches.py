@@ -1,0 +1,202 @@
+"""The standing questions of one stream: its frames go in, clip requests come out."""
+
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import redis
+import structlog
+
+from streamer.domain import (
+    ClipRequest,
+    FrameRef,
+    RequestKind,
+    StreamCounters,
+    StreamSpec,
+    Watch,
+    to_datetime,
+)
+from streamer.errors import ErrorCode, StreamerError
+from streamer.frames import FrameStore
+from streamer.jobs import Jobs
+from streamer.media.windows import Window, WindowGatherer
+from streamer.settings import Settings
+
+_FRESH_ROOM = 2
+"""Windows of a recording that the frame store has room for beside those in flight: the one being
+gathered, and the one that has just been closed."""
+
+
+_JITTER = 0.25
+"""Part of a sampling interval that the wall clock of a live frame may be off."""
+
+
+_log = structlog.get_logger(__name__)
+
+
+def frames_per_window(spec: StreamSpec) -> int:
+    """Sampled frames that the longest window of `spec` may have."""
+    longest = max((watch.window for watch in spec.watches), default=0.0)
+    return math.ceil(longest * spec.sampling.fps) + 1
+
+
+def frames_to_keep(spec: StreamSpec, settings: Settings) -> int:
+    """How many frames the store must keep so that no clip in flight loses any."""
+    windows = 1 + _FRESH_ROOM if spec.watches else 0
+    return max(settings.frames_per_stream, windows * frames_per_window(spec))
+
+
+class StreamWatches:
+    """Gathers a stream's frames into the windows of its watches and asks about each.
+
+    Live: a window whose time has come takes the place of the oldest one that still waits; one that
+    comes while Redis is away is dropped. Recording: `pause` is called until there is room, and
+    `insist` repeats what Redis did not take; request ids say which window is asked about, so that
+    neither that nor a worker that takes over asks anything twice.
+    """
+
+    def __init__(
+        self,
+        spec: StreamSpec,
+        jobs: Jobs,
+        settings: Settings,
+        counters: StreamCounters,
+        *,
+        pause: Callable[[], None],
+        insist: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self._jobs = jobs
+        self._settings = settings
+        self._counters = counters
+        self._pause = pause
+        self._insist = insist
+        self._gatherers: dict[str, tuple[Watch, WindowGatherer]] = {}
+        self._resumed = False
+        self._spec = spec
+        self.follow(spec)
+
+    def follow(self, spec: StreamSpec) -> None:
+        """Take over an edited `spec`: watches that did not change go on undisturbed."""
+        resampled = spec.sampling != self._spec.sampling
+        self._spec = spec
+        known, self._gatherers = self._gatherers, {}
+        for watch in spec.watches:
+            before = known.get(watch.id)
+            if before is not None and before[0] == watch and not resampled:
+                self._gatherers[watch.id] = before
+            else:
+                self._gatherers[watch.id] = (watch, self._gatherer(watch))
+
+    def add(self, frame: FrameRef) -> None:
+        """Take the next sampled frame, and ask about the windows that it closes."""
+        for watch, gatherer in list(self._gatherers.values()):
+            window = gatherer.add(frame)
+            if window is not None:
+                self._ask(watch, window)
+
+    def finish(self, end: float) -> None:
+        """No frame will follow before `end`: ask about what has been gathered, then begin anew."""
+        for watch, gatherer in list(self._gatherers.values()):
+            window = gatherer.flush(end)
+            gatherer.restart()
+            if window is not None:
+                self._ask(watch, window)
+
+    def resume(self, frames: Sequence[FrameRef]) -> None:
+        """A recording goes on after `frames`, which a worker before this one has stored.
+
+        It may have died between storing a frame and asking about the window before: that one is
+        gathered again too.
+        """
+        self._resumed = True
+        for watch, gatherer in list(self._gatherers.values()):
+            since = resume_from(watch, frames[-1].pts)
+            for frame in frames:
+                window = gatherer.add(frame) if frame.pts >= since else None
+                if window is not None:
+                    self._ask(watch, window)
+
+    def _gatherer(self, watch: Watch) -> WindowGatherer:
+        return WindowGatherer(
+            watch.window,
+            watch.max_frames,
+            by="time" if self._spec.live else "pts",
+            pick=FrameStore.pick,
+            tolerance=_JITTER / self._spec.sampling.fps if self._spec.live else 1e-6,
+        )
+
+    def _ask(self, watch: Watch, window: Window) -> None:
+        if self._spec.live:
+            self._ask_live(watch, self._live(watch, window))
+        else:
+            request = self._recorded(watch, window)
+            self._insist(lambda: self._ask_recorded(request))
+
+    def _ask_live(self, watch: Watch, request: ClipRequest) -> None:
+        self._counters.clips += 1
+        try:
+            keep = self._settings.max_pending_clips - 1
+            self._counters.clips_dropped += self._jobs.drop_oldest(watch.id, keep)
+            self._jobs.submit(request)
+        except redis.exceptions.RedisError as error:
+            self._counters.clips_dropped += 1
+            _log.warning("clip_lost", stream=self._spec.name, reason=type(error).__name__)
+
+    def _ask_recorded(self, request: ClipRequest) -> None:
+        if self._resumed and self._is_known(request.id):
+            return
+        while self._jobs.in_flight(self._spec.id) >= self._room():
+            self._pause()
+        self._jobs.submit(request)
+        self._counters.clips += 1
+
+    def _room(self) -> int:
+        """Clips of a recording in flight at most: no more than the store keeps frames for."""
+        kept = frames_to_keep(self._spec, self._settings)
+        stored = kept // frames_per_window(self._spec) - _FRESH_ROOM
+        return max(1, min(self._settings.max_file_clips, stored))
+
+    def _is_known(self, request_id: str) -> bool:
+        try:
+            self._jobs.status(request_id)
+        except StreamerError as error:
+            if error.code is ErrorCode.UNKNOWN_QUERY:
+                return False
+            raise
+        return True
+
+    def _live(self, watch: Watch, window: Window) -> ClipRequest:
+        return ClipRequest(
+            kind=RequestKind.WATCH,
+            stream_id=self._spec.id,
+            stream_name=self._spec.name,
+            watch_id=watch.id,
+            start=to_datetime(window.start),
+            end=to_datetime(window.end),
+            prompt=watch.prompt,
+            frames=window.frames,
+            max_tokens=watch.max_tokens,
+        )
+
+    def _recorded(self, watch: Watch, window: Window) -> ClipRequest:
+        start, end = round(window.start, 3), round(window.end, 3)
+        place = f"{self._spec.id} {watch.id} {start}"
+        return ClipRequest(
+            id="req_" + hashlib.sha256(place.encode()).hexdigest()[:16],
+            kind=RequestKind.FILE,
+            stream_id=self._spec.id,
+            stream_name=self._spec.name,
+            watch_id=watch.id,
+            start=self._spec.created_at + timedelta(seconds=start),
+            end=self._spec.created_at + timedelta(seconds=end),
+            prompt=watch.prompt,
+            frames=window.frames,
+            max_tokens=watch.max_tokens,
+            data={"media_start": start, "media_end": end},
+        )
+
+
+def resume_from(watch: Watch, reached: float) -> float:
+    """Where the window before the one that `reached` (stream seconds) lies in begins."""
+    return max(0.0, (math.floor(reached / watch.window) - 1) * watch.window)
