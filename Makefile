@@ -1,0 +1,69 @@
+# `make demo` shows the main job, `make test` passes the tests; both install what they need first.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
+
+.PHONY: help install demo test test-all lint types check lock clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(STAMP) ## create .venv and fill it with pinned packages
+
+demo: install ## two cameras, live captions, two questions, a table: under three minutes
+	@$(BIN)/streamer demo
+
+test: install ## the tests
+	@$(BIN)/python -m pytest
+
+test-all: install ## the tests and the slow ones
+	@$(BIN)/python -m pytest -m "not gpu and not soak"
+
+lint: install ## ruff and the import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports --no-cache
+
+types: install ## mypy
+	@$(BIN)/mypy
+
+check: lint types test ## all three
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "There is no '$(PYTHON)' here: install Python 3.11 or 3.12, or name yours: make install PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "$(PYTHON) is $$($(PYTHON) -V 2>&1), and 3.11 or 3.12 is needed: make install PYTHON=/path/to/python3.12" >&2; exit 1; }
+	@echo "Creating $(VENV) with $$($(PYTHON) -V)"
+	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || $(PYTHON) -m virtualenv --quiet $(VENV) 2>/dev/null || { \
+	  rm -rf $(VENV); echo "$(PYTHON) cannot create a virtual environment: install its venv module (Debian and Ubuntu: python3-venv), then run make again." >&2; exit 1; }
+
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "Installing $(TORCH) (1 of 3; the largest, once)"
+	@$(PIP) install "$(TORCH)"
+	@echo "Installing the other pinned packages (2 of 3)"
+	@$(PIP) install --constraint constraints.txt setuptools
+	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/requirements.txt
+	@$(PIP) install --constraint constraints.txt --requirement $(VENV)/requirements.txt
+	@echo "Installing this project (3 of 3)"
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+lock: install ## write constraints.txt from what .venv holds
+	@# without the CUDA libraries of PyTorch: which ones it brings depends on its build
+	@{ sed -n '/^#/p' constraints.txt; \
+	  $(BIN)/python -m pip freeze --all --exclude-editable | grep -Ev '^(pip|wheel|triton|(nvidia|cuda)-[a-z0-9-]+)==| @ ' | sed -E 's/\+[a-z0-9.]+$$//'; } > $(VENV)/constraints.new
+	@mv $(VENV)/constraints.new constraints.txt
+
+clean: ## remove .venv and every cache
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@find nvila_core streamer workers tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

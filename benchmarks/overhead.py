@@ -1,0 +1,210 @@
+"""CPU time of everything that is not the model, per clip.
+
+    .venv/bin/python benchmarks/overhead.py [--clips 60] [--size 640x480] [--model demo] [--json]
+
+Two phases with the real parts and a real server, each phase alone in this process, so that its CPU
+time is the process's:
+
+1. Ingest: a recording is decoded, sampled, measured, compressed, stored and cut into clip requests.
+   A bare PyAV loop over the same file, measured right after, is taken off: decoding belongs to the
+   stream, not to the clip.
+2. Model worker: the same requests are answered through RQ by the worker's own slots and engine.
+   With one PyTorch thread the model runs in the engine's thread and nowhere else; its CPU time is
+   read from that thread's clock and taken off; so are resizing pictures to tiles and the worker's
+   own start and end, each measured alone.
+
+The server's CPU time is read from the operating system.
+"""
+
+import argparse
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import av
+import cv2
+import numpy as np
+import psutil
+import torch
+from footage import write_street
+from report import publish
+
+from nvila_core import NVILA, Engine, Video
+from nvila_core.demo import CHECKPOINT
+from streamer.client import CAPTION_PROMPT, Client
+from streamer.connections import Connections
+from streamer.domain import Sampling
+from streamer.embedded import EmbeddedServer
+from streamer.jobs import CLIP_JOB, CLIP_QUEUES
+from streamer.settings import Settings
+from workers import context
+from workers.clip import publish_failure
+from workers.ingest import run_stream
+from workers.log import configure
+from workers.rq_worker import ThreadWorker
+
+SEED = 2_000_000_107
+FRAMES = 4
+VIDEO_FPS = 10
+
+LABELS = {
+    "ingest_ms": "ingest, less decoding",
+    "worker_ms": "model worker, less the model",
+    "worker_jpeg_ms": "- of it opening JPEGs",
+    "redis_ms": "redis",
+    "decode_ms": "(decoding)",
+    "resize_ms": "(model: resizing to tiles)",
+    "engine_ms": "(model: engine)",
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--clips", type=int, default=60, help="clips of a round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--size", default="640x480", help="of the video's frames")
+    parser.add_argument("--model", default="demo", help="demo, a folder, or a Hugging Face id")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    configure("error")
+    width, height = (int(side) for side in options.size.split("x"))
+    with tempfile.TemporaryDirectory() as directory:
+        video = Path(directory) / "street.mp4"
+        # four frames a second, one clip a second: many clips from little video
+        write_street(video, SEED, options.clips, VIDEO_FPS, (width, height))
+        with EmbeddedServer(Path(directory) / "redis", persistent=True, max_memory=None) as server:
+            rounds = measure(server, video, options)
+    parts = {name: median(one[name] for one in rounds) for name in rounds[0]}
+    rows = [[LABELS[name], value] for name, value in parts.items()]
+    outcome = {"benchmark": "overhead", "size": options.size, "frames_per_clip": FRAMES, **parts}
+    publish(outcome, ["CPU milliseconds a clip", f"{options.size}, {FRAMES} frames"], rows)
+
+
+def measure(
+    server: EmbeddedServer, video: Path, options: argparse.Namespace
+) -> list[dict[str, float]]:
+    """The rounds; each is CPU milliseconds per clip by part."""
+    settings = Settings(redis_url=server.url, data_dir=video.parent, max_file_clips=1_000_000)
+    path = CHECKPOINT if options.model == "demo" else options.model
+    model = NVILA.from_pretrained(str(path), device="cpu", dtype="float32")
+    assert server.pid is not None
+    redis_process = psutil.Process(server.pid)
+    with Connections(settings) as connections, Client(settings) as client, Engine(model) as engine:
+        context.install(
+            context.WorkerContext(settings, connections, engine, model_name=options.model)
+        )
+        done = [
+            one_round(client, connections, model, redis_process, video, settings)
+            for _ in range(options.rounds + 1)
+        ]
+    return done[1:]  # the first one warmed up
+
+
+def one_round(
+    client: Client,
+    connections: Connections,
+    model: NVILA,
+    redis_process: psutil.Process,
+    video: Path,
+    settings: Settings,
+) -> dict[str, float]:
+    """Ingest the video, answer its clips, detach it: milliseconds per clip."""
+    last_id = client.queue.last_id()
+    served = cpu_of(redis_process)
+    stream = client.attach(
+        str(video),
+        sampling=Sampling(fps=FRAMES),
+        watches=[client.watch(CAPTION_PROMPT, window=1.0, max_frames=FRAMES)],
+        probe=False,
+    )
+    ingest = cpu(lambda: run_stream(stream.id))
+    decode = cpu(lambda: bare_decode(video))
+    clips = client.registry.status(stream.id).counters.clips
+    engine_thread = next(t for t in threading.enumerate() if t.name == "nvila-engine")
+    assert engine_thread.ident is not None
+    clock = time.pthread_getcpuclockid(engine_thread.ident)
+    before = time.clock_gettime(clock)
+    whole = cpu(lambda: answer_all(connections, settings))
+    engine = time.clock_gettime(clock) - before
+    whole -= cpu(lambda: answer_all(connections, settings))  # an empty run: its start and end
+    results = [result for _, result in client.queue.read(last_id, 1.0)]
+    served = cpu_of(redis_process) - served
+    wrong = [result.error for result in results if result.error is not None]
+    if wrong or clips == 0:
+        raise SystemExit(wrong[0].message if wrong else "No clip came of the video.")
+    pictures: list[list[Any]] = []
+    jpegs = cpu(lambda: pictures.extend(open_jpegs(client, stream.id))) / clips
+    resize = cpu(lambda: prepare_all(model, pictures)) / clips
+    client.detach(stream.id)
+    seconds = {
+        "ingest_ms": (ingest - decode) / clips,
+        "worker_ms": (whole - engine) / clips - resize,
+        "worker_jpeg_ms": jpegs,
+        "redis_ms": served / clips,
+        "decode_ms": decode / clips,
+        "resize_ms": resize,
+        "engine_ms": engine / clips,
+    }
+    return {name: 1000 * value for name, value in seconds.items()}
+
+
+def answer_all(connections: Connections, settings: Settings) -> None:
+    """What `python -m workers.gpu --burst` does once its model is loaded."""
+    ThreadWorker(
+        CLIP_QUEUES,
+        connections.main,
+        slots=settings.worker_slots,
+        functions={CLIP_JOB},
+        stopping=threading.Event(),
+        lease=settings.lease,
+        on_failed=publish_failure,
+    ).work(burst=True)
+
+
+def open_jpegs(client: Client, stream_id: str) -> list[list[Any]]:
+    """The stored frames as RGB pictures, clip by clip, opened like the worker does."""
+    refs = client.frames.newest(stream_id, client.frames.count(stream_id))
+    pictures = []
+    for jpeg in client.frames.load(refs):
+        picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+        pictures.append(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+    return [pictures[first : first + FRAMES] for first in range(0, len(pictures), FRAMES)]
+
+
+def prepare_all(model: NVILA, clips: list[list[Any]]) -> None:
+    """What the model itself does to pictures before it looks at them."""
+    for clip in clips:
+        video = Video(clip, [float(number) for number in range(len(clip))], sampled=True)
+        model.prepare([video, CAPTION_PROMPT], num_video_frames=len(clip))
+
+
+def bare_decode(video: Path) -> None:
+    """Decode every frame and look at nothing."""
+    with av.open(str(video)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type, stream.thread_count = "AUTO", 4
+        for _ in container.decode(stream):
+            pass
+
+
+def cpu(run: Callable[[], Any]) -> float:
+    """CPU seconds of this process, all threads."""
+    before = time.process_time()
+    run()
+    return time.process_time() - before
+
+
+def cpu_of(process: psutil.Process) -> float:
+    """CPU seconds that another process has used so far."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,48 @@
+"""What the benchmarks share: which machine this is, percentiles, and tables for docs/."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import quantiles
+from typing import Any
+
+
+def machine() -> dict[str, Any]:
+    """The processor, its cores that we may use, the interpreter and the libraries that count."""
+    names = {"model name", "Hardware", "Model"}
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    found = [line.partition(":")[2].strip() for line in lines if line.split("\t")[0] in names]
+    return {
+        "cpu": found[0] if found else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("av", "rq", "redis", "torch")},
+    }
+
+
+def percentiles(values: Sequence[float], *wanted: int) -> list[float]:
+    """The percentiles `wanted` (1 to 99) of `values`, of which there is at least one."""
+    if len(values) == 1:
+        return [values[0]] * len(wanted)
+    cuts = quantiles(values, n=100, method="inclusive")
+    return [cuts[percent - 1] for percent in wanted]
+
+
+def publish(result: dict[str, Any], header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Print `result` as JSON when `--json` was given, else the table and the machine."""
+    result = {**result, "machine": machine()}
+    if "--json" in sys.argv:
+        print(json.dumps(result, indent=2))
+        return
+    print("| " + " | ".join(header) + " |")
+    print("|---" + "|---:" * (len(header) - 1) + "|")
+    for row in rows:
+        cells = (f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row)
+        print("| " + " | ".join(cells) + " |")
+    told = result["machine"]
+    libraries = ", ".join(f"{name} {told[name]}" for name in ("av", "rq", "redis", "torch"))
+    print(f"\n{told['cpu']}, {told['cores']} cores, Python {told['python']}, {libraries}")

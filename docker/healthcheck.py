@@ -1,0 +1,73 @@
+"""Health of one container: `healthcheck.py api|ingest|worker|recorder`; exit code 0 is healthy.
+
+The API answers `/healthz`. A worker has sent a heartbeat from this host lately, and the recorder
+has asked for results lately: both are seen in Redis, so that a process that hangs is found out.
+"""
+
+import os
+import socket
+import sys
+import urllib.request
+from datetime import UTC, datetime
+
+HEARTBEAT_LIMIT = 90.0
+"""Seconds without a sign of life after which a process counts as hung."""
+
+QUEUES = {"ingest": "ingest", "worker": "queries"}
+
+
+def api() -> bool:
+    """Whether the API of this container answers."""
+    port = os.environ.get("STREAMER_API_PORT", "8080")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
+        return bool(answer.status == 200)
+
+
+def worker(queue: str) -> bool:
+    """Whether a worker of `queue` on this host has sent a heartbeat lately."""
+    from rq import Worker
+
+    from streamer.connections import connect
+
+    client = connect(os.environ["STREAMER_REDIS_URL"])
+    now = datetime.now(UTC)
+    for found in Worker.all(connection=client):
+        if found.hostname == socket.gethostname() and queue in found.queue_names():
+            last = found.last_heartbeat
+            if last is not None and (now - last).total_seconds() < HEARTBEAT_LIMIT:
+                return True
+    return False
+
+
+def recorder() -> bool:
+    """Whether a recorder on this host has read from the results queue lately."""
+    from streamer.connections import connect
+    from streamer.redis_keys import RESULTS
+
+    client = connect(os.environ["STREAMER_REDIS_URL"])
+    host = socket.gethostname().encode()
+    return any(
+        host in consumer["name"] and consumer["idle"] < HEARTBEAT_LIMIT * 1000
+        for consumer in client.xinfo_consumers(RESULTS, "recorder")
+    )
+
+
+def main() -> int:
+    """Run the check that the command line names."""
+    if len(sys.argv) != 2 or sys.argv[1] not in ("api", "recorder", *QUEUES):
+        print(__doc__, file=sys.stderr)
+        return 2
+    what = sys.argv[1]
+    try:
+        healthy = (
+            api() if what == "api" else recorder() if what == "recorder" else worker(QUEUES[what])
+        )
+    except Exception as error:  # whatever it is, the container is not healthy
+        print(f"{what}: {type(error).__name__}", file=sys.stderr)
+        return 1
+    print(f"{what}: {'healthy' if healthy else 'no sign of life'}")
+    return 0 if healthy else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

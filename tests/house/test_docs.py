@@ -1,0 +1,106 @@
+"""The README and docs/ name commands, options, files and links that exist."""
+
+import inspect
+import re
+import shlex
+import xml.etree.ElementTree as ElementTree
+from functools import cache
+from pathlib import Path
+
+import pytest
+import typer
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+ids = [page.name for page in PAGES]
+
+
+def shell_lines(page: Path) -> list[str]:
+    """Commands of the page: lines of `sh` blocks, joined, without comments; and `code spans`."""
+    text = page.read_text()
+    lines = []
+    for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
+        lines += re.sub(r"\\\n\s*", " ", block).splitlines()
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    lines += [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose)]
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+@cache
+def commands() -> dict[str, set[str]]:
+    """Every command of `streamer` and its options."""
+    from streamer.cli.app import app
+
+    group = typer.main.get_command(app)
+    found = {}
+    for name, command in group.commands.items():  # type: ignore[attr-defined]
+        found[name] = {
+            option for param in command.params for option in param.opts + param.secondary_opts
+        }
+    return found
+
+
+def test_the_readme_opens_with_the_two_commands() -> None:
+    first = re.search(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+    assert first is not None
+    assert [line.split("#")[0].strip() for line in first[1].splitlines()] == [
+        "make demo",
+        "make test",
+    ]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_make_targets_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for line in shell_lines(page):
+        if match := re.match(r"make ([a-z-]+)", line):
+            assert match[1] in targets, line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_streamer_commands_and_options_exist(page: Path) -> None:
+    for line in shell_lines(page):
+        if not re.match(r"streamer [a-z]+( |$)", line):
+            continue
+        words = shlex.split(line, comments=True)
+        assert words[1] in commands(), line
+        for word in words[2:]:
+            if word.startswith("--"):
+                assert word.split("=")[0] in commands()[words[1]], line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_programs_exist(page: Path) -> None:
+    for line in shell_lines(page):
+        for program in re.findall(r"\b((?:benchmarks|workers|streamer)/[\w/]+\.py)\b", line):
+            assert (ROOT / program).is_file(), line
+
+
+def test_the_picture_is_a_picture() -> None:
+    root = ElementTree.parse(ROOT / "docs" / "frame-path.svg").getroot()
+
+    assert root.tag.endswith("svg")
+    assert "frame-path.svg" in (ROOT / "docs" / "architecture.md").read_text()
+
+
+def test_the_architecture_names_every_redis_key() -> None:
+    from streamer import redis_keys
+
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    fixed = [v for k, v in vars(redis_keys).items() if k.isupper() and k != "PREFIX"]
+    made = [
+        function(*"xx"[: function.__code__.co_argcount])
+        for function in vars(redis_keys).values()
+        if inspect.isfunction(function)
+    ]
+    for key in [*fixed, *(key.split("x")[0] for key in made)]:
+        assert f"`{key}" in text, key

@@ -1,0 +1,96 @@
+"""Rules of the house that no linter knows: who imports whom, start-up time, words, file sizes."""
+
+import re
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("nvila_core", "streamer", "workers")
+SKIPPED = {".git", ".venv", ".hypothesis", "build", "dist", "shared", "__pycache__", "checkpoint"}
+
+# written in two parts, so that this file does not break the rule
+REGISTRIES = [
+    "pypi" + ".org",
+    "pythonhosted" + ".org",
+    "download.pytorch" + ".org",
+    "npmjs" + ".org",
+]
+MACHINE_PATHS = [r"(?<![\w.])/" + name + "/" for name in ("work", "root", "tmp")]
+
+
+@cache
+def texts() -> list[tuple[Path, str]]:
+    """Every text file of the repository, by its path."""
+    found = []
+    for path in sorted(ROOT.rglob("*")):
+        parts = path.relative_to(ROOT).parts
+        if SKIPPED & set(parts) or any(p.endswith(("_cache", ".egg-info")) for p in parts):
+            continue
+        if path.is_file() and path.stat().st_size < 2 << 20:
+            try:
+                found.append((path.relative_to(ROOT), path.read_text()))
+            except UnicodeDecodeError:
+                continue
+    return found
+
+
+@pytest.mark.parametrize("pattern", [*map(re.escape, REGISTRIES), *MACHINE_PATHS])
+def test_nothing_is_tied_to_one_machine_or_registry(pattern: str) -> None:
+    expression = re.compile(pattern)
+    found = [str(path) for path, text in texts() if expression.search(text)]
+
+    assert found == []
+
+
+def test_imports_keep_the_layers() -> None:
+    program = Path(sys.executable).with_name("lint-imports")
+
+    run = subprocess.run(
+        [program, "--no-cache"], cwd=ROOT, capture_output=True, text=True, timeout=100
+    )
+
+    assert run.returncode == 0, run.stdout
+
+
+@pytest.mark.parametrize("module", ["streamer", "streamer.cli.app", "streamer.client"])
+def test_the_service_starts_without_the_model(module: str) -> None:
+    heavy = {"torch", "transformers", "av", "cv2", "workers"}
+    code = f"import sys, {module}; print(*({heavy!r} & set(sys.modules)))"
+
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+
+    assert run.stdout.split() == []
+
+
+LONG_WITH_A_REASON = {
+    "workers/rq_worker.py": "one class, in place of one class of RQ",
+}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_file_fits_in_the_head(package: str) -> None:
+    long = {
+        path.relative_to(ROOT).as_posix(): lines
+        for path in (ROOT / package).rglob("*.py")
+        if (lines := len(path.read_text().splitlines())) > 400
+    }
+
+    assert set(long) <= set(LONG_WITH_A_REASON), long
+    assert all(lines <= 500 for lines in long.values()), long
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_packages_are_packages(package: str) -> None:
+    missing = [
+        folder.relative_to(ROOT).as_posix()
+        for folder in {path.parent for path in (ROOT / package).rglob("*.py")}
+        if not (folder / "__init__.py").is_file()
+    ]
+
+    assert missing == []
