@@ -1,14 +1,14 @@
 """The clip job: look at the frames of one window and answer one question about them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import redis
 import structlog
 from rq.job import Job
 
-from streamer.domain import ClipRequest, RequestKind, Result, utc_now
+from streamer.domain import ClipRequest, FrameRef, RequestKind, Result, utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import error_result, owner_of, read_request
 from workers.context import Abandon, GiveBack, WorkerContext, cancel_check, current
@@ -78,7 +78,7 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
             "The Redis server that holds the frames does not answer: check STREAMER_REDIS_URL "
             "and STREAMER_FRAMES_REDIS_URL of the worker.",
         ) from None
-    images = [_decode(jpeg) for jpeg in jpegs]
+    images = _decode(context, clip.frames, jpegs)
     completion = _generate(context, clip, images, cancel_check())
     usage, timings = completion.usage, completion.timings
     return Result(
@@ -103,6 +103,27 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
         encode_ms=timings.encode_ms,
         generate_ms=timings.generate_ms,
     )
+
+
+def _decode(
+    context: WorkerContext, frames: Sequence[FrameRef], jpegs: Sequence[bytes]
+) -> "list[np.ndarray[Any, Any]]":
+    """Pictures of a clip, RGB uint8 [height, width, 3]; of several frames, which the model sees
+    as one tile each, only as large as a tile needs them."""
+    from streamer.media.pictures import from_jpeg
+
+    assert context.engine is not None
+    tile = context.engine.model.config.processor.size
+    enough = tile if len(frames) > 1 else None
+    try:
+        return [
+            from_jpeg(jpeg, frame.width, frame.height, enough)
+            for frame, jpeg in zip(frames, jpegs, strict=True)
+        ]
+    except ValueError:
+        raise StreamerError(
+            ErrorCode.INTERNAL, "A stored frame is damaged: ask again about other frames."
+        ) from None
 
 
 def _generate(
@@ -154,19 +175,6 @@ def _generate(
         # The engine is dead, and with it this worker. Retries bound what a deadly clip can do.
         context.fail("The model's engine stopped: see the worker's log.")
         raise Abandon from error
-
-
-def _decode(jpeg: bytes) -> "np.ndarray[Any, Any]":
-    """JPEG to RGB uint8 [height, width, 3]."""
-    import cv2
-    import numpy as np
-
-    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise StreamerError(
-            ErrorCode.INTERNAL, "A stored frame is damaged: ask again about other frames."
-        )
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _queue_ms(clip: ClipRequest, started: float) -> float:

@@ -10,6 +10,12 @@ MAX_SIDE = 1920
 
 _THUMBNAIL = (32, 24)
 
+_REDUCED = (
+    (8, cv2.IMREAD_REDUCED_COLOR_8),
+    (4, cv2.IMREAD_REDUCED_COLOR_4),
+    (2, cv2.IMREAD_REDUCED_COLOR_2),
+)
+
 _TURNS = {
     90: cv2.ROTATE_90_COUNTERCLOCKWISE,
     180: cv2.ROTATE_180,
@@ -30,6 +36,25 @@ def to_jpeg(bgr: NDArray[np.uint8], quality: int) -> bytes:
     """`bgr` as a JPEG file."""
     _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return data.tobytes()
+
+
+def from_jpeg(jpeg: bytes, width: int, height: int, enough: int | None = None) -> NDArray[np.uint8]:
+    """A stored frame of `width` x `height` as RGB uint8 [height, width, 3].
+
+    With `enough`, no more is decoded than keeps the shorter side that long: the JPEG's own
+    scaling by 2, 4 or 8 costs a fraction of decoding all of it and shrinking the picture.
+
+    Raises ValueError when the JPEG is damaged.
+    """
+    flags = cv2.IMREAD_COLOR_RGB
+    for factor, reduced in _REDUCED if enough is not None else ():
+        if min(width, height) // factor >= (enough or 0):
+            flags = reduced
+            break
+    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)
+    if image is None:
+        raise ValueError("not a picture")
+    return image if flags == cv2.IMREAD_COLOR_RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
 
 
 class ChangeMeter:

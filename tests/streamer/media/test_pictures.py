@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from videos import number_of, numbered_picture
 
-from streamer.media.pictures import MAX_SIDE, ChangeMeter, to_bgr, to_jpeg
+from streamer.media.pictures import MAX_SIDE, ChangeMeter, from_jpeg, to_bgr, to_jpeg
 
 
 def frame(picture: np.ndarray, pix_fmt: str = "yuv420p") -> av.VideoFrame:
@@ -57,3 +57,26 @@ def test_change_does_not_mind_a_new_size() -> None:
     meter = ChangeMeter()
     meter.measure(frame(numbered_picture(5, 320, 240)))
     assert meter.measure(frame(numbered_picture(5, 640, 480))) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("enough", "shape"),
+    [(None, (480, 640)), (84, (120, 160)), (121, (240, 320)), (448, (480, 640)), (60, (60, 80))],
+)
+def test_no_more_of_a_jpeg_is_decoded_than_is_enough(enough: int | None, shape: tuple) -> None:
+    # given a stored frame, orange on the left and blue on the right
+    picture = np.zeros((480, 640, 3), np.uint8)
+    picture[:, :320], picture[:, 320:] = (230, 120, 20), (20, 40, 220)
+    jpeg = to_jpeg(picture[..., ::-1], 90)
+    # when it is decoded for a tile of some size
+    rgb = from_jpeg(jpeg, 640, 480, enough)
+    # then it is the same picture, at the smallest scale of a JPEG that is enough
+    assert rgb.shape == (*shape, 3)
+    for share, colour in ((0.25, (230, 120, 20)), (0.75, (20, 40, 220))):
+        pixel = rgb[shape[0] // 2, int(shape[1] * share)]
+        assert np.abs(pixel.astype(int) - colour).max() <= 8
+
+
+def test_a_damaged_jpeg_is_said_to_be_one() -> None:
+    with pytest.raises(ValueError, match="not a picture"):
+        from_jpeg(b"\xff\xd8 nothing", 640, 480)
