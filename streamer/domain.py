@@ -205,7 +205,9 @@ class Result(Model):
     queue_ms: float = 0.0
     encode_ms: float = 0.0
     generate_ms: float = 0.0
-    total_ms: float = Field(default=0.0, description="newest frame's capture to result; of a file: job to result")
+    total_ms: float = Field(
+        default=0.0, description="newest frame's capture to result; of a file: job to result"
+    )
 
 
 class Query(Model):

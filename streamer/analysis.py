@@ -1,0 +1,102 @@
+"""Following a recording through the service until every window of it has its result."""
+
+from streamer.client import Client
+from streamer.domain import Result, Stream, StreamState, StreamStatus
+from streamer.errors import ErrorCode, StreamerError
+
+
+class Analysis:
+    """The results of one recording as they come in; `advance` until `finished`."""
+
+    def __init__(self, client: Client, stream: Stream, last_id: str) -> None:
+        """`last_id`: where the results queue ended before the recording was attached."""
+        self.stream = stream
+        self.status: StreamStatus = stream
+        self.results: list[Result] = []
+        self._client = client
+        self._last_id = last_id
+        self._printed = 0
+
+    def advance(self, block: float) -> list[Result]:
+        """Wait up to `block` seconds; the results that came, in order of arrival.
+
+        Raises StreamerError(UNKNOWN_STREAM) when somebody detached the recording.
+        """
+        # The status first: when it says that all clips are out, the results read next are judged.
+        self.status = self._client.registry.status(self.stream.id)
+        fresh = []
+        for entry_id, result in self._client.queue.read(self._last_id, block):
+            self._last_id = entry_id
+            if result.stream_id == self.stream.id:
+                fresh.append(result)
+        self.results += fresh
+        if not self.finished and not self._client.registry.exists(self.stream.id):
+            raise StreamerError(
+                ErrorCode.UNKNOWN_STREAM,
+                f"'{self.stream.name}' was detached while it was analyzed.",
+            )
+        return fresh
+
+    @property
+    def finished(self) -> bool:
+        """Whether the recording has ended and each of its clips has a result."""
+        over = self.status.state in (StreamState.ENDED, StreamState.FAILED)
+        return over and len(self.results) >= self.status.counters.clips
+
+    @property
+    def duration(self) -> float | None:
+        """Length in seconds, where the container tells it."""
+        return self.status.counters.duration
+
+    @property
+    def done_seconds(self) -> float:
+        """Seconds of the recording that have results."""
+        return sum(_end(result) - _start(result) for result in self.results)
+
+    @property
+    def timeline(self) -> list[Result]:
+        """All results so far in order of the recording."""
+        return sorted(self.results, key=_start)
+
+    def in_order(self) -> list[Result]:
+        """Results not returned before that no earlier window can precede any more."""
+        timeline = self.timeline
+        ready = len(timeline)
+        if not self.finished:
+            reached = 0.0
+            for ready, result in enumerate(timeline):  # noqa: B007
+                if _start(result) > reached + 1e-6:
+                    break
+                reached = _end(result)
+            else:
+                ready = len(timeline)
+        fresh = timeline[self._printed : ready]
+        self._printed = max(self._printed, ready)
+        return fresh
+
+    def trouble(self) -> StreamerError | None:
+        """Why not every window has its caption, or None when each has."""
+        error = self.status.error
+        if self.status.state is StreamState.FAILED:
+            message = error.message if error else "the recording could not be read to its end."
+            return StreamerError(error.code if error else ErrorCode.INTERNAL, message)
+        failed = [result.error for result in self.timeline if result.error is not None]
+        if failed:
+            return StreamerError(
+                failed[0].code,
+                f"{len(failed)} of {len(self.results)} windows have no caption: "
+                f"{failed[0].message}",
+            )
+        if not self.results:
+            return StreamerError(
+                ErrorCode.NO_FRAMES, "The recording gave no frame to look at: raise --fps."
+            )
+        return None
+
+
+def _start(result: Result) -> float:
+    return float((result.data or {}).get("media_start", 0.0))
+
+
+def _end(result: Result) -> float:
+    return float((result.data or {}).get("media_end", _start(result)))

@@ -1,0 +1,48 @@
+"""The FastAPI application."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+from streamer import __version__
+from streamer.api import queries, results, streams
+from streamer.api.errors import install_error_handlers
+from streamer.api.guard import Guard
+from streamer.api.schemas import ErrorBody, Health
+from streamer.client import Client
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"model": ErrorBody, "description": "The request cannot be served as it is."},
+    "5XX": {"model": ErrorBody, "description": "The service cannot serve it now."},
+}
+
+
+def create_app(client: Client) -> FastAPI:
+    """The API over `client`, which is closed when the application ends."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        client.close()
+
+    app = FastAPI(
+        title="NVILA Streamer",
+        version=__version__,
+        description="Attach camera streams, ask what they show, now or before.",
+        lifespan=lifespan,
+        responses=_ERRORS,
+    )
+    app.state.client = client
+    install_error_handlers(app)
+    for part in (streams, queries, results):
+        app.include_router(part.router)
+
+    @app.get("/healthz", tags=["service"])
+    async def healthz() -> Health:
+        """Whether this process is alive; says nothing of the others."""
+        return Health()
+
+    app.add_middleware(Guard, keys=client.settings.api_keys)
+    return app

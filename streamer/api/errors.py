@@ -1,0 +1,68 @@
+"""Every failure as `{"error": {"code", "message"}}`, without a password and without a traceback."""
+
+import logging
+
+import redis
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from sqlalchemy.exc import SQLAlchemyError
+from starlette.exceptions import HTTPException
+
+from streamer.errors import ErrorCode, StreamerError
+from streamer.media.urls import redact
+
+_log = logging.getLogger("streamer.api")
+
+_UNEXPECTED = "This should not have happened: the log of `streamer serve` says more."
+_REDIS_LOST = "The connection to Redis was lost: try again when it is back."
+_DATABASE_LOST = "The timeline database does not answer: try again when it is back."
+
+
+def error_response(
+    status: int, code: ErrorCode, message: str, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    """The one shape of a failure."""
+    body = {"error": {"code": code.value, "message": redact(message)}}
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
+def install_error_handlers(app: FastAPI) -> None:
+    """Give `app` a handler for each kind of failure."""
+
+    @app.exception_handler(StreamerError)
+    async def known(_: Request, error: StreamerError) -> JSONResponse:
+        return error_response(error.http_status, error.code, error.message)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            message = f"'{place}' is not a field of this request: leave it out."
+        else:
+            message = f"'{place}': {first['msg']}."
+        return error_response(422, ErrorCode.INVALID_REQUEST, message)
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        message = {
+            404: f"There is nothing at {request.url.path}: see /docs.",
+            405: f"{request.url.path} does not take {request.method}: see /docs.",
+        }.get(error.status_code, str(error.detail))
+        headers = dict(error.headers) if error.headers else None
+        return error_response(error.status_code, ErrorCode.INVALID_REQUEST, message, headers)
+
+    @app.exception_handler(redis.RedisError)
+    async def redis_lost(_: Request, error: redis.RedisError) -> JSONResponse:
+        _log.error("Redis: %s", redact(str(error)))
+        return error_response(503, ErrorCode.REDIS_UNAVAILABLE, _REDIS_LOST)
+
+    @app.exception_handler(SQLAlchemyError)
+    async def database_lost(_: Request, error: SQLAlchemyError) -> JSONResponse:
+        _log.error("database: %s", redact(str(error)))
+        return error_response(503, ErrorCode.DATABASE_UNAVAILABLE, _DATABASE_LOST)
+
+    @app.exception_handler(Exception)
+    async def unexpected(_: Request, error: Exception) -> JSONResponse:
+        return error_response(500, ErrorCode.INTERNAL, _UNEXPECTED)

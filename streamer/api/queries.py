@@ -1,0 +1,62 @@
+"""`/v1/queries`: ask, wait, list, cancel."""
+
+import asyncio
+import time
+from typing import Annotated
+
+import fastapi
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+
+from streamer.api.dependencies import ClientDependency
+from streamer.api.schemas import QueryBody, QueryList
+from streamer.domain import Query
+
+router = APIRouter(prefix="/v1/queries", tags=["queries"])
+
+_LOOK_EVERY = 0.1
+"""Seconds between two looks of a waiting request, which so holds no thread meanwhile."""
+
+
+@router.post("", status_code=202)
+def ask(body: QueryBody, client: ClientDependency) -> Query:
+    """Ask a question; the answer is fetched by the id that comes back."""
+    return client.ask(
+        body.prompt,
+        body.stream,
+        since=body.since,
+        until=body.until,
+        max_frames=body.max_frames,
+        max_tokens=body.max_tokens,
+    )
+
+
+@router.get("")
+def list_queries(
+    client: ClientDependency,
+    limit: Annotated[int, fastapi.Query(ge=1, le=1000)] = 100,
+) -> QueryList:
+    """The newest queries."""
+    return QueryList(queries=client.queries(limit))
+
+
+@router.get("/{query_id}")
+async def get_query(
+    query_id: str,
+    client: ClientDependency,
+    wait: Annotated[float, fastapi.Query(ge=0, le=60, description="seconds at most")] = 0.0,
+) -> Query:
+    """A query and, once there is one, its result; `wait` holds the reply back for it."""
+    deadline = time.monotonic() + wait
+    while True:
+        query = await run_in_threadpool(client.query, query_id)
+        left = deadline - time.monotonic()
+        if query.result is not None or left <= 0:
+            return query
+        await asyncio.sleep(min(_LOOK_EVERY, left))
+
+
+@router.delete("/{query_id}")
+def cancel(query_id: str, client: ClientDependency) -> Query:
+    """Cancel a query that has no answer yet."""
+    return client.cancel(query_id)

@@ -1,0 +1,28 @@
+"""`/v1/results`: the timeline."""
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query
+
+from streamer.api.dependencies import ClientDependency
+from streamer.api.schemas import ResultPage
+
+router = APIRouter(prefix="/v1/results", tags=["results"])
+
+
+@router.get("")
+def results(
+    client: ClientDependency,
+    stream: Annotated[str | None, Query(description="id or name, of a detached stream too")] = None,
+    kind: Annotated[Literal["caption", "answer", "alert", "error"] | None, Query()] = None,
+    since: Annotated[str | None, Query(description="RFC 3339, or relative such as -10m")] = None,
+    until: Annotated[str | None, Query(description="likewise")] = None,
+    q: Annotated[str | None, Query(description="words that the text holds")] = None,
+    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
+) -> ResultPage:
+    """Recorded results, newest first."""
+    page = client.results(
+        stream=stream, kind=kind, since=since, until=until, q=q, limit=limit, cursor=cursor
+    )
+    return ResultPage(results=page.results, next_cursor=page.next_cursor)

@@ -1,0 +1,92 @@
+"""`streamer analyze`: a recording through the same path, window by window."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from streamer.cli.context import Json, open_client
+
+if TYPE_CHECKING:
+    from streamer.analysis import Analysis
+    from streamer.signals import StopSignals
+
+
+def analyze(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A video file, or its http URL.")],
+    prompt: Annotated[str | None, typer.Option(help="Default: a caption.")] = None,
+    window: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0.1, max=3600, help="Of a caption.")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(min=0.01, max=60, help="Frames to sample per second.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Caption a recording window by window, then print its whole timeline."""
+    from streamer.analysis import Analysis
+    from streamer.client import CAPTION_PROMPT
+    from streamer.signals import Interrupted, StopSignals
+    from streamer.validation import check_prompt
+
+    prompt = CAPTION_PROMPT if prompt is None else prompt
+    check_prompt(prompt)
+    with StopSignals() as stop, open_client() as client:
+        client.require_recording(file)
+        client.require_worker()
+        client.require_ingest()
+        stop.call(lambda: client.probe(file))  # may take seconds, and owns nothing
+        last_id = client.queue.last_id()
+        stream = client.analyze(file, prompt, window, fps, probe=False)
+        analysis = Analysis(client, stream, last_id)
+        try:
+            _show(analysis, stop, as_json)
+        except Interrupted:
+            raise typer.Exit(130) from None
+        finally:
+            client.detach(stream.id)
+    _judge(analysis, as_json)
+
+
+def _show(analysis: "Analysis", stop: "StopSignals", as_json: bool) -> None:
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from streamer.cli.output import console, json_lines, result_line
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}% {task.fields[windows]} windows"),
+        TimeElapsedColumn(),
+        console=console(stderr=True),
+    )
+    with bar:
+        task = bar.add_task(analysis.stream.name, total=None, windows=0)
+        while not analysis.finished:
+            stop.check()
+            fresh = analysis.advance(block=0.25)
+            if as_json:
+                json_lines(analysis.in_order())
+            else:
+                for result in fresh:
+                    bar.console.print(result_line(result), soft_wrap=True)
+            bar.update(
+                task,
+                total=analysis.duration,
+                completed=analysis.done_seconds,
+                windows=len(analysis.results),
+            )
+
+
+def _judge(analysis: "Analysis", as_json: bool) -> None:
+    from rich.text import Text
+
+    from streamer.cli.output import console, said, span, table
+
+    trouble = analysis.trouble()
+    if not as_json and analysis.results:
+        shown = table("time", "what")
+        for result in analysis.timeline:
+            shown.add_row(span(result), Text(said(result), "red" if result.error else ""))
+        console().print(shown)
+    if trouble is not None:
+        raise trouble

@@ -1,0 +1,107 @@
+"""The command tree, the global options, and what becomes of errors."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from streamer import __version__
+from streamer.cli import (
+    analyze,
+    ask,
+    attach,
+    demo,
+    processes,
+    results,
+    streams,
+    up,
+)
+from streamer.cli.context import options
+from streamer.cli.report import report
+from streamer.errors import StreamerError
+
+
+class Commands(TyperGroup):
+    """Turns a StreamerError of any command into one sentence on stderr and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except StreamerError as error:
+            raise typer.Exit(report(error)) from error
+        except Exception as error:
+            _redact_usage(error)
+            raise
+
+
+def _redact_usage(error: Exception) -> None:
+    # A usage error repeats what was typed, which may be a URL with its password.
+    from streamer.media.urls import redact
+
+    if isinstance(getattr(error, "message", None), str):
+        error.message = redact(error.message)  # type: ignore[attr-defined]
+
+
+app = typer.Typer(
+    name="streamer",
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Attach camera streams, ask what they show, now or before.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"streamer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def global_options(
+    config: Annotated[
+        Path | None, typer.Option("--config", metavar="FILE", help="Settings file (YAML).")
+    ] = None,
+    redis_url: Annotated[
+        str | None,
+        typer.Option("--redis-url", metavar="URL", help="Instead of STREAMER_REDIS_URL."),
+    ] = None,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    _: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="And exit.")
+    ] = False,
+) -> None:
+    """Options that stand before the command."""
+    options.config, options.redis_url, options.debug = config, redis_url, debug
+
+
+@app.command("version")
+def version() -> None:
+    """Print the version."""
+    _version(True)
+
+
+app.command("up")(up.up)
+app.command("demo")(demo.demo)
+app.command("attach")(attach.attach)
+app.command("detach")(attach.detach)
+app.command("streams")(streams.streams)
+app.command("ask")(ask.ask)
+app.command("analyze")(analyze.analyze)
+app.command("results")(results.results)
+app.command("serve")(processes.serve)
+app.command("ingest")(processes.ingest)
+app.command("worker")(processes.worker)
+app.command("record")(processes.record)
+
+
+def run() -> None:
+    """Run the command that the arguments name, and exit."""
+    try:
+        app()
+    except Exception as error:
+        sys.exit(report(error))

@@ -1,0 +1,123 @@
+"""How records look in a terminal, and as JSON Lines."""
+
+import sys
+from collections.abc import Iterable
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+
+from streamer.domain import Result, StreamCounters, utc_now
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+PIPE_WIDTH = 200
+"""Columns when the output is no terminal: wide, so that a line stays a line."""
+
+
+def json_lines(records: Iterable[BaseModel]) -> None:
+    """One JSON object a line on stdout, at once."""
+    for record in records:
+        sys.stdout.write(record.model_dump_json() + "\n")
+    sys.stdout.flush()
+
+
+def console(*, stderr: bool = False) -> "Console":
+    """A rich console that neither interprets nor decorates what it is given."""
+    from rich.console import Console
+
+    stream = sys.stderr if stderr else sys.stdout
+    width = None if stream.isatty() else PIPE_WIDTH
+    return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
+
+
+def plain(text: str) -> str:
+    """`text` without control characters: a model or a camera must not drive the terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def clock(moment: datetime | None) -> str:
+    """Local time of day, `14:03:21`; with the date when it is not today."""
+    if moment is None:
+        return "-"
+    local = moment.astimezone()
+    today = local.date() == datetime.now().astimezone().date()
+    return local.strftime("%H:%M:%S" if today else "%Y-%m-%d %H:%M:%S")
+
+
+def age(moment: datetime | None) -> str:
+    """How long ago, `12 s`, `3 min`, `5 h`, `2 d`."""
+    if moment is None:
+        return "-"
+    seconds = max(0.0, (utc_now() - moment).total_seconds())
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
+def offset(seconds: float) -> str:
+    """Position in a recording, `1:02:03` or `02:03`, with tenths where there are any."""
+    tenths = round(seconds * 10)
+    minutes, rest = divmod(tenths, 600)
+    hours, minutes = divmod(minutes, 60)
+    tail = f"{rest // 10:02d}" + (f".{rest % 10}" if rest % 10 else "")
+    return f"{hours}:{minutes:02d}:{tail}" if hours else f"{minutes:02d}:{tail}"
+
+
+def cost(result: Result) -> str:
+    """What an answer took: `13 tiles · 52 tokens · 84 ms`."""
+    tiles = f"{result.tiles} tile{'' if result.tiles == 1 else 's'}"
+    return f"{tiles} · {result.vision_tokens} vision tokens · {result.total_ms:.0f} ms"
+
+
+def clips(counters: StreamCounters) -> str:
+    """How many clips were asked about, and how many of them were dropped because it was late."""
+    late = f" ({counters.clips_dropped} dropped)" if counters.clips_dropped else ""
+    return f"{counters.clips}{late}"
+
+
+def said(result: Result) -> str:
+    """The text of a result, or the sentence of its error."""
+    if result.error is not None:
+        return f"{result.error.code}: {plain(result.error.message)}"
+    return plain(result.text or "").strip() or "(no words)"
+
+
+def span(result: Result) -> str:
+    """When the frames of a result were taken: clock times, or offsets of a recording."""
+    data = result.data or {}
+    if "media_start" in data and "media_end" in data:
+        return f"{offset(data['media_start'])}-{offset(data['media_end'])}"
+    return clock(result.end or result.created_at)
+
+
+def result_line(result: Result, name_width: int = 12) -> "Text":
+    """A result as one line: when, stream, text, cost."""
+    from rich.text import Text
+
+    style = "red" if result.error is not None else "bold" if result.kind == "answer" else ""
+    line = Text.assemble(
+        (f"{span(result):<12} ", "dim"),
+        (f"{plain(result.stream_name or '-'):<{name_width}} ", "cyan"),
+    )
+    if result.kind == "answer":
+        line.append(f"{plain(result.prompt)} ", "dim")
+    line.append(said(result), style)
+    if result.error is None:
+        line.append(f"  {cost(result)}", "dim")
+    return line
+
+
+def table(*headers: str, right: Iterable[str] = ()) -> "Table":
+    """An empty table; `right` names the columns of numbers."""
+    from rich import box
+    from rich.table import Table
+
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for header in headers:
+        made.add_column(header, justify="right" if header in set(right) else "left")
+    return made

@@ -1,0 +1,53 @@
+"""`streamer serve | ingest | worker | record`: one process of a cluster, in the foreground."""
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from streamer.cli.context import open_settings, options
+
+
+def serve(
+    host: Annotated[str | None, typer.Option(help="Default: 127.0.0.1.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Default: 8080.")] = None,
+) -> None:
+    """Run the HTTP API."""
+    from streamer.api.server import run
+
+    run(open_settings(api_host=host, api_port=port))
+
+
+def ingest() -> None:
+    """Run an ingest worker: it reads and samples the streams."""
+    _become("workers.ingest")
+
+
+def worker(
+    burst: Annotated[bool, typer.Option("--burst", help="End when the queues are empty.")] = False,
+    model: Annotated[
+        str | None, typer.Option(metavar="PATH_OR_HUB_ID", help="Instead of STREAMER_MODEL.")
+    ] = None,
+) -> None:
+    """Run a model worker: it answers clips with NVILA-Lite."""
+    _become("workers.gpu", *(["--burst"] if burst else []), model=model)
+
+
+def record() -> None:
+    """Run the recorder: it writes results to the timeline."""
+    _become("workers.recorder")
+
+
+def _become(module: str, *arguments: str, **overrides: str | None) -> NoReturn:
+    open_settings(**overrides)  # a mistake in them is told here
+    environment = dict(os.environ)  # which names the --config file by now
+    overrides.setdefault("redis_url", options.redis_url)
+    for key, value in overrides.items():
+        if value is not None:
+            environment[f"STREAMER_{key.upper()}"] = value
+    if options.debug:
+        environment["STREAMER_LOG_LEVEL"] = "debug"
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execve(sys.executable, [sys.executable, "-m", module, *arguments], environment)

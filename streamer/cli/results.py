@@ -1,0 +1,109 @@
+"""`streamer results`: the timeline, and what comes in live."""
+
+import contextlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from streamer.cli.context import Json, open_client
+
+if TYPE_CHECKING:
+    from streamer.client import Client
+    from streamer.domain import Result
+
+
+def results(
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Print results as they come, until Ctrl-C.")
+    ] = False,
+    stream: Annotated[str | None, typer.Option(help="Name or id of a stream.")] = None,
+    kind: Annotated[
+        Literal["caption", "answer", "alert", "error"] | None, typer.Option(help="Only these.")
+    ] = None,
+    since: Annotated[str | None, typer.Option(help="-10m, -2h, or RFC 3339.")] = None,
+    until: Annotated[str | None, typer.Option(help="Likewise.")] = None,
+    q: Annotated[str | None, typer.Option("--q", help="Words that the text holds.")] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="At most so many, the newest; 100 without --follow.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print captions, answers and errors in order of time."""
+    from streamer.cli.output import console, json_lines, result_line
+
+    out = console()
+
+    def show(found: "list[Result]") -> None:
+        if as_json:
+            json_lines(found)
+            return
+        width = max((len(result.stream_name or "") for result in found), default=0)
+        for result in found:
+            out.print(result_line(result, max(width, 12)), soft_wrap=True)
+
+    with open_client() as client:
+        if not follow:
+            show(_recorded(client, stream, kind, since, until, q, limit or 100))
+            return
+        if until is not None:
+            raise typer.BadParameter("--follow has no end: leave --until out.")
+        with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+            _follow(client, show, stream, kind, since, q, limit)
+
+
+def _recorded(
+    client: "Client",
+    stream: str | None,
+    kind: str | None,
+    since: str | None,
+    until: str | None,
+    q: str | None,
+    limit: int,
+) -> "list[Result]":
+    found: list[Result] = []
+    cursor = None
+    while len(found) < limit:
+        page = client.results(
+            stream=stream,
+            kind=kind,
+            since=since,
+            until=until,
+            q=q,
+            limit=min(limit - len(found), 1000),
+            cursor=cursor,
+        )
+        found += page.results
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    return found[::-1]
+
+
+def _follow(
+    client: "Client",
+    show: Callable[["list[Result]"], None],
+    stream: str | None,
+    kind: str | None,
+    since: str | None,
+    q: str | None,
+    limit: int | None,
+) -> None:
+    from streamer.domain import utc_now
+    from streamer.times import parse_time
+
+    last_id = "$"
+    if since is not None:  # ids of the results queue are milliseconds
+        last_id = f"{int(parse_time(since, utc_now()).timestamp() * 1000)}-0"
+    shown = 0
+    for _, result in client.queue.follow(last_id):
+        if stream is not None and stream not in (result.stream_id, result.stream_name):
+            continue
+        if kind is not None and kind != result.kind:
+            continue
+        if q is not None and q.lower() not in (result.text or "").lower():
+            continue
+        show([result])
+        shown += 1
+        if shown == limit:
+            return

@@ -1,0 +1,102 @@
+"""`streamer up`: everything on this machine, until Ctrl-C."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from streamer.cli.context import open_settings
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from streamer.local import Installation
+    from streamer.signals import StopSignals
+
+DEMO_MODEL = (
+    "demo: tiny, and knows only a rendered street; "
+    "the real one: --model Efficient-Large-Model/NVILA-Lite-2B"
+)
+
+
+def up(
+    host: Annotated[str | None, typer.Option(help="Of the API; default: 127.0.0.1.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Of the API; default: 8080; 0: any.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, max=64, help="Model workers.")] = 1,
+    ingest: Annotated[int, typer.Option(min=1, max=64, help="Ingest workers.")] = 1,
+    model: Annotated[
+        str | None,
+        typer.Option(metavar="PATH_OR_HUB_ID", help="Default: the little demo model."),
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where streams, results and logs are kept.")
+    ] = None,
+) -> None:
+    """Start the whole service on this machine: servers, workers, recorder and API."""
+    from streamer.api.listen import listen
+    from streamer.cli.output import console
+    from streamer.local import Installation
+    from streamer.signals import Interrupted, StopSignals
+
+    if data_dir is not None:
+        data_dir = data_dir.expanduser().absolute()
+    settings = open_settings(api_host=host, api_port=port, model=model, data_dir=data_dir)
+    listen(settings).close()  # before anything is started: may the API listen there?
+    out = console()
+    with (
+        StopSignals() as stop,
+        Installation(
+            settings, model_workers=workers, ingest_workers=ingest, say=console(stderr=True).print
+        ) as installation,
+    ):
+        try:
+            start(installation, stop)
+            _print_next_steps(out, installation)
+            while not stop.wait(0.25):
+                installation.poll()
+        except Interrupted:
+            pass
+        out.print("Stopping ...")
+    out.print("Stopped.")
+
+
+def start(installation: "Installation", stop: "StopSignals") -> None:
+    """Start everything and wait until it is ready, with a spinner that names what is awaited."""
+    from streamer.cli.output import console
+
+    with console(stderr=True).status("Starting ...") as status:
+        installation.start()
+        while not installation.ready():
+            stop.wait(0.1)
+            stop.check()
+            status.update(f"Starting: waiting for the {', the '.join(installation.waiting_for())}")
+
+
+def _print_next_steps(out: "Console", installation: "Installation") -> None:
+    from rich.text import Text
+
+    from streamer.settings import Settings
+
+    settings = installation.settings
+    url = installation.api_url
+    out.print(Text("NVILA Streamer is running.", "bold green"))
+    model = DEMO_MODEL if settings.model == "demo" else settings.model
+    rows = [("API", f"{url}/docs"), ("Model", model), ("Data", str(settings.data_dir))]
+    for name, value in rows:
+        out.print(Text.assemble((f"  {name:<7}", "dim"), value), soft_wrap=True)
+    out.print("\nIn another terminal:")
+    if settings.data_dir != Settings.model_fields["data_dir"].get_default(
+        call_default_factory=True
+    ):
+        out.print(f"  export STREAMER_DATA_DIR={settings.data_dir}", soft_wrap=True)
+    for command, does in (
+        ("streamer attach rtsp://user:password@camera/stream --name door", "attach a camera"),
+        ("streamer results --follow", "see its captions"),
+        ('streamer ask door "Is the door open?"', "ask about now"),
+        ('streamer ask door "What happened?" --since -5m', "ask about the past"),
+        ("streamer analyze clip.mp4", "caption a recording"),
+    ):
+        out.print(Text.assemble(f"  {command:<66}", (does, "dim")), soft_wrap=True)
+    out.print("\nCtrl-C stops everything.")

@@ -1,0 +1,1 @@
+"""`streamer demo`: the whole service on one machine, shown in the terminal."""

@@ -1,0 +1,69 @@
+"""A question that the demo asks once its stream has something to look at."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from streamer.client import Client
+from streamer.domain import Query, Result, Stream
+from streamer.errors import ErrorCode, StreamerError
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+
+@dataclass
+class Question:
+    """Asked `not_before` seconds of the show have passed; `since` and `until` name a past range."""
+
+    prompt: str
+    stream: Stream
+    since: str | None = None
+    until: str | None = None
+    not_before: float = 0.0
+    truth: str | None = None
+    query: Query | None = None
+    result: Result | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether an answer came, and no error."""
+        return self.result is not None and self.result.error is None
+
+    def ask(self, client: Client) -> None:
+        """Ask, once; not yet when there are no frames yet."""
+        if self.query is not None:
+            return
+        try:
+            self.query = client.ask(
+                self.prompt,
+                self.stream.id,
+                since=self.since,
+                until=self.until,
+                max_frames=self.frames,
+            )
+        except StreamerError as error:
+            if error.code is not ErrorCode.NO_FRAMES:
+                raise
+
+    @property
+    def frames(self) -> int | None:
+        """At most four frames of a range: what the demo model was trained on."""
+        return None if self.since is None else 4
+
+    def told(self) -> "Text":
+        """Question and answer in one line."""
+        from rich.text import Text
+
+        from streamer.cli.output import clock, cost, said
+
+        if self.result is None:
+            return Text(f"{self.prompt}  (no answer)", "red")
+        when = "now" if self.since is None else f"{self.since} to {self.until}"
+        line = Text.assemble(
+            (f"{self.stream.name}, {when} ({clock(self.result.end)}): ", "dim"),
+            f"{self.prompt} ",
+            (said(self.result), "bold red" if self.result.error is not None else "bold green"),
+        )
+        if self.truth is not None:
+            line.append(f"  (the rendered sign says {self.truth})", "dim")
+        return line.append(f"  {cost(self.result)}", "dim")

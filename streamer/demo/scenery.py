@@ -1,0 +1,48 @@
+"""What the demo looks at: rendered street videos, one of them behind a real RTSP camera."""
+
+import sys
+from pathlib import Path
+from typing import Self
+
+from streamer import processes
+from streamer.errors import ErrorCode, StreamerError
+
+CAMERA_SEED, CAMERA_SECONDS = 2_000_000_011, 48.0
+FILE_SEED, FILE_SECONDS = 2_000_000_023, 28.0
+
+
+class Rendering:
+    """A street video that a child process draws and encodes; stop it, or use it in a `with`."""
+
+    def __init__(self, path: Path, *, seed: int, seconds: float) -> None:
+        self.path = path
+        self._log = path.parent.with_name(f"{path.stem}.log")
+        self._process = processes.spawn(
+            [
+                *(sys.executable, "-m", "nvila_core.demo", "render", str(path)),
+                *("--seconds", str(seconds), "--seed", str(seed)),
+            ],
+            log=self._log,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        processes.stop(self._process, 1.0)
+
+    def done(self) -> bool:
+        """Whether the file is finished. Raises StreamerError(INTERNAL) when it cannot be made."""
+        code = self._process.poll()
+        if code:
+            said = self._log.read_text(errors="replace").strip().splitlines()
+            reason = said[-1] if said else f"exit code {code}"
+            raise StreamerError(ErrorCode.INTERNAL, f"The street could not be drawn: {reason}.")
+        return code == 0
+
+
+def sign_number(seed: int) -> str:
+    """The number on the street's sign, which the model has to read."""
+    from nvila_core.demo.video import StreetVideo
+
+    return str(StreetVideo(seed, 1.0).sign_number)
