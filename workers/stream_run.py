@@ -236,7 +236,8 @@ class StreamRun:
                 decode_ms=cost,
             )
         )
-        self._watches.add(ref)
+        # A recording is in no hurry, and its last window ends where it does.
+        self._watches.add(ref, quiet=self._sampler.due - pts if self._spec.live else 0.0)
 
     def _resume(self) -> float:
         """Take up a recording where the worker before this one left it; where to read on from."""

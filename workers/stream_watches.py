@@ -88,11 +88,13 @@ class StreamWatches:
             else:
                 self._gatherers[watch.id] = (watch, self._gatherer(watch))
 
-    def add(self, frame: FrameRef) -> None:
-        """Take the next sampled frame, and ask about the windows that it closes."""
+    def add(self, frame: FrameRef, quiet: float) -> None:
+        """Take the next sampled frame, and ask about the windows that it closes.
+
+        None will follow within `quiet` seconds of stream time.
+        """
         for watch, gatherer in list(self._gatherers.values()):
-            window = gatherer.add(frame)
-            if window is not None:
+            for window in gatherer.add(frame, quiet):
                 self._ask(watch, window)
 
     def finish(self, end: float) -> None:
@@ -113,8 +115,7 @@ class StreamWatches:
         for watch, gatherer in list(self._gatherers.values()):
             since = resume_from(watch, frames[-1].pts)
             for frame in frames:
-                window = gatherer.add(frame) if frame.pts >= since else None
-                if window is not None:
+                for window in gatherer.add(frame) if frame.pts >= since else ():
                     self._ask(watch, window)
 
     def _gatherer(self, watch: Watch) -> WindowGatherer:

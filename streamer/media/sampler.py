@@ -25,6 +25,11 @@ class FpsSampler:
         self._due = 0.0
         self._last = 0.0
 
+    @property
+    def due(self) -> float:
+        """Stream time before which no further frame will be kept, seconds."""
+        return self._due - _TOLERANCE
+
     def keep(self, pts: float) -> bool:
         """Whether to keep the frame at `pts` seconds; frames are asked about in order."""
         if self._origin is None or pts < self._last - _STEP_BACK:

@@ -44,19 +44,27 @@ class WindowGatherer:
         self._frames: list[FrameRef] = []
         self._newest: FrameRef | None = None
         self._index = self._seen = 0
+        self._open_from = 0  # windows before this one have been closed
         self._stride = 1
 
-    def add(self, frame: FrameRef) -> Window | None:
-        """Take the next frame; returns the window that it closes, if it does."""
+    def add(self, frame: FrameRef, quiet: float = 0.0) -> list[Window]:
+        """Take the next frame; returns the windows that it closes: none, one or two.
+
+        No frame will follow within `quiet` seconds: a window that would end meanwhile is complete
+        now, and nobody has to wait for its end.
+        """
         at = self._at(frame)
         if self._origin is None:
             self._origin = at
         index = math.floor((at - self._origin + self._tolerance) / self._length)
-        closed = self.flush() if self._newest is not None and index > self._index else None
+        index = max(index, self._open_from)
+        closed = [self.flush()] if index > self._index else []
         if self._newest is None:
             self._index = index
         self._gather(frame)
-        return closed
+        if at + quiet + self._tolerance >= self._origin + (self._index + 1) * self._length:
+            closed.append(self.flush())
+        return [window for window in closed if window is not None]
 
     def flush(self, end: float | None = None) -> Window | None:
         """What has been gathered, as a window, and start a new one.
@@ -74,6 +82,7 @@ class WindowGatherer:
         if end is not None:
             stop = min(stop, max(end, self._at(self._newest)))
         window = Window(start, stop, self._pick(frames, self._max_frames))
+        self._open_from = self._index + 1
         self._clear()
         return window
 
@@ -81,7 +90,7 @@ class WindowGatherer:
         """Begin anew at the next frame: forget what was gathered, and where live windows began."""
         self._clear()
         if self._by == "time":
-            self._origin = None
+            self._origin, self._open_from = None, 0
 
     def _at(self, frame: FrameRef) -> float:
         return frame.time if self._by == "time" else frame.pts

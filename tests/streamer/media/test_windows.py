@@ -22,7 +22,7 @@ def gatherer(
 
 
 def closed(windows: WindowGatherer, frames: Sequence[FrameRef]) -> list[Window]:
-    return [window for frame in frames if (window := windows.add(frame)) is not None]
+    return [window for frame in frames for window in windows.add(frame)]
 
 
 def test_live_windows_are_back_to_back_from_the_first_frame_on() -> None:
@@ -87,11 +87,38 @@ def test_a_frame_that_is_a_little_early_belongs_to_the_next_window() -> None:
     assert [len(w.frames) for w in closed(windows, early)] == [3, 3, 3]
 
 
+def test_a_window_is_closed_as_soon_as_no_further_frame_can_be_in_it() -> None:
+    # given a frame a second, and the sampler's word that none comes in between
+    windows = WindowGatherer(3, 100, by="time", pick=FrameStore.pick, tolerance=0.25)
+    # when frames come
+    closed = [windows.add(ref(n, 1000.0 + n), quiet=0.999) for n in range(6)]
+    # then a window does not wait for the first frame of the next one
+    assert [[(w.start, w.end) for w in some] for some in closed] == [
+        [], [], [(1000.0, 1003.0)], [], [], [(1003.0, 1006.0)],
+    ]  # fmt: skip
+    assert windows.flush() is None
+
+
+def test_a_frame_that_comes_after_all_opens_no_second_window_for_the_same_time() -> None:
+    windows = WindowGatherer(3, 100, by="time", pick=FrameStore.pick, tolerance=0.25)
+    times = [1000.0, 1001.0, 1001.9, 1002.5, 1003.0]
+    closed = [w for t in times for w in windows.add(ref(t - 1000, t), quiet=0.999)]
+    assert [(w.start, len(w.frames)) for w in closed] == [(1000.0, 3)]
+    last = windows.flush()
+    assert last is not None
+    assert (last.start, len(last.frames)) == (1003.0, 2)
+
+
+def test_windows_of_one_frame_close_at_once() -> None:
+    windows = gatherer("time", 1)
+    assert [len(windows.add(ref(n, 1000.0 + n), quiet=1.0)) for n in range(4)] == [1, 1, 1, 1]
+
+
 @given(st.integers(1, 400), st.integers(1, 16))
 def test_frames_are_thinned_evenly_and_bounded(count: int, max_frames: int) -> None:
     windows = gatherer("pts", 1000, max_frames)
     for n in range(count):
-        assert windows.add(ref(n)) is None
+        assert windows.add(ref(n)) == []
         assert len(windows._frames) <= 2 * max_frames
     window = windows.flush()
     assert window is not None
