@@ -82,16 +82,9 @@ def collect(directory: Path, options: argparse.Namespace, stop: StopSignals) -> 
 
 def tell(results: list[Result], options: argparse.Namespace) -> None:
     """Print the table."""
-    values = {part: [float(getattr(result, part)) for result in results] for part in PARTS}
-    # decode_ms is the sum over all frames of the clip, most of it long before the last one came
-    values["window_ms"] = [window_ms(result) for result in results]
+    values = {part: [part_of(result, part) for result in results] for part in PARTS}
     values["other_ms"] = [
-        result.total_ms
-        - window_ms(result)
-        - result.queue_ms
-        - result.encode_ms
-        - result.generate_ms
-        for result in results
+        result.total_ms - sum(part_of(result, part) for part in PARTS) for result in results
     ]
     values["total_ms"] = [result.total_ms for result in results]
     told = {part: percentiles(values[part], 50, 95) for part in values}
@@ -107,11 +100,11 @@ def tell(results: list[Result], options: argparse.Namespace) -> None:
     publish(outcome, ["milliseconds", "p50", "p95"], [[part, *told[part]] for part in told])
 
 
-def window_ms(result: Result) -> float:
-    """From the newest frame's capture to the end of its window: a wait that no machine shortens."""
-    assert result.end is not None
-    newest = result.created_at.timestamp() - result.total_ms / 1000
-    return 1000 * (result.end.timestamp() - newest)
+def part_of(result: Result, part: str) -> float:
+    """Milliseconds of a part in `total_ms`, which counts from the newest frame's capture."""
+    value = float(getattr(result, part))
+    # `decode_ms` of a record is the sum over its frames, all but the newest decoded long before.
+    return value / max(1, result.frames) if part == "decode_ms" else value
 
 
 if __name__ == "__main__":
