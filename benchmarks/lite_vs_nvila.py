@@ -1,0 +1,276 @@
+"""NVILA-Lite beside NVILA at the same width, on the same pictures: tokens, FLOPs, time and memory.
+
+    .venv/bin/python benchmarks/lite_vs_nvila.py flops [--shape 2b|8b] [--json]
+    .venv/bin/python benchmarks/lite_vs_nvila.py time [--shape small|2b|8b] [--device cuda] [--json]
+
+`flops` counts, at the true size, with PyTorch's FlopCounterMode on modules without memory (`meta`):
+a multiplication and an addition are two FLOPs, attention is counted over the full square. `time`
+runs random weights; "small" keeps the 448-pixel tiles and their token counts and shrinks the
+widths, so that two cores can run it. The models take turns within each round and the median round
+is told. Peak memory is what the allocator held at most beyond the weights, in a run of its own.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from report import publish
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+from nvila_core import NVILA, Prompt, SamplingParams, Video
+from nvila_core.config import read_model
+from nvila_core.fields import Fields
+from nvila_core.language import LanguageModel
+from nvila_core.projector import build_projector
+from nvila_core.random_checkpoint import (
+    SHAPES,
+    SIGLIP,
+    Shape,
+    language_config,
+    model_config,
+    preprocessor_config,
+    vision_config,
+    write_checkpoint,
+    write_tokenizer,
+)
+from nvila_core.tokens import Tokenizer
+from nvila_core.vision import VisionTower
+
+SMALL = replace(
+    SIGLIP,
+    vision_hidden=192,
+    vision_layers=3,
+    vision_heads=4,
+    vision_inner=768,
+    hidden=256,
+    layers=4,
+    heads=4,
+    kv_heads=2,
+    inner=1024,
+    vocab=8192,
+)
+SIZES = {"small": SMALL, "2b": SHAPES["2b"], "8b": SHAPES["8b"]}
+KINDS: dict[str, dict[str, Any]] = {
+    "NVILA-Lite": {"projector": "mlp_downsample_3x3_fix"},
+    "NVILA": {"projector": "mlp_downsample", "scales": 3},
+    # Lite with the other projector: what 3x3 alone changes
+    "Lite with 2x2": {"projector": "mlp_downsample_2x2_fix"},
+}
+QUESTION = "Please describe what happens."
+STAGES = ("tower", "projector", "prefill", "answer")
+
+
+def scenes() -> dict[str, list[Any]]:
+    """The prompts: eight frames of a 16:9 video, and one 16:9 picture."""
+    random = np.random.default_rng(0)
+    frames = [
+        Image.fromarray(random.integers(0, 256, (720, 1280, 3), dtype=np.uint8)) for _ in range(8)
+    ]
+    return {
+        "8 video frames": [Video(frames), QUESTION],
+        "one 1280x720 picture": [frames[0], QUESTION],
+    }
+
+
+@dataclass
+class Run:
+    """One model on one prompt, stage by stage; each stage needs the one before."""
+
+    model: NVILA
+    prompt: Prompt
+    answer: int
+    state: Any = None
+
+    def tower(self) -> None:
+        self.state = self.model.vision(self.prompt.pixel_values)
+
+    def projector(self) -> None:
+        self.state = self.model.media_positions(self.state, self.prompt.media)
+
+    @torch.inference_mode()
+    def prefill(self) -> None:
+        language = self.model.language
+        cache = language.new_cache()
+        hidden = language.hidden(self.model.splice(self.prompt, self.state), cache)
+        language.head(hidden[-1], len(self.model.tokenizer))
+        self.state = cache
+
+    @torch.inference_mode()
+    def decode(self) -> None:
+        language = self.model.language
+        for _ in range(self.answer - 1):
+            hidden = language.hidden(language.embed([0]), self.state)
+            language.head(hidden[-1], len(self.model.tokenizer))
+
+
+def without_memory(folder: Path, shape: Shape) -> NVILA:
+    """A model of `shape` on the meta device: it can be run and counted, and computes nothing."""
+    write_tokenizer(folder, shape.context, media_tokens=True)
+    files = (model_config, language_config, vision_config, preprocessor_config)
+    config = read_model(*(Fields(file(shape), file.__name__) for file in files), shape.projector)
+    with torch.device("meta"):
+        vision, language = VisionTower(config.vision), LanguageModel(config.llm)
+        projector = build_projector(shape.projector, config.projector_input, shape.hidden)
+    for module in (vision.encoder, language.model):
+        module.config._attn_implementation = "eager"  # plain products, which the counter knows
+    return NVILA(config, Tokenizer(folder), vision, projector, language)
+
+
+def count_flops(model: NVILA, prompt: Prompt, answer: int) -> dict[str, float]:
+    """FLOPs of each stage, in units of 10^9; "answer" is all stages and `answer` tokens."""
+    on_meta = replace(prompt, pixel_values=prompt.pixel_values.to("meta"))
+    run, flops = Run(model, on_meta, answer), {}
+    for stage in ("tower", "projector", "prefill", "decode"):
+        with FlopCounterMode(display=False) as counter:
+            getattr(run, stage)()
+        flops[stage] = counter.get_total_flops() / 1e9
+    flops["answer"] = sum(flops.values())
+    return flops
+
+
+def peak_memory(call: Callable[[], None], device: torch.device) -> float:
+    """The most MB that `call` held beyond what was held before it."""
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        call()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    return max(accumulate(change for _, change in changes)) / 1e6
+
+
+def milliseconds(call: Callable[[], None], device: torch.device) -> float:
+    """How long `call` takes."""
+    began = time.perf_counter()
+    call()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - began)
+
+
+def measure(
+    model: NVILA,
+    parts: list[Any],
+    answer: int,
+    gauge: Callable[[Callable[[], None], torch.device], float],
+) -> dict[str, float]:
+    """What `gauge` says of each stage; "answer" is a whole `generate`."""
+    prompt = model.prepare(parts)
+    run = Run(model, prompt, answer)
+
+    def generate() -> None:
+        model.generate(prompt, SamplingParams(max_tokens=answer, ignore_eos=True))
+
+    calls = {stage: getattr(run, stage) for stage in STAGES[:-1]} | {"answer": generate}
+    return {stage: gauge(call, model.device) for stage, call in calls.items()}
+
+
+def shapes_of(size: str) -> dict[str, Shape]:
+    """The models of one size."""
+    return {name: replace(SIZES[size], **changes) for name, changes in KINDS.items()}
+
+
+def counted(size: str, prompts: dict[str, list[Any]], answer: int, root: Path) -> dict[str, Any]:
+    """Positions and FLOPs of every model and prompt at the true size."""
+    results: dict[str, Any] = {}
+    for name, shape in shapes_of(size).items():
+        model = without_memory(root / name, shape)
+        for scene, parts in prompts.items():
+            prompt = model.prepare(parts)
+            results[f"{scene}, {name}"] = {
+                "tiles": prompt.tiles,
+                "vision_tokens": prompt.vision_tokens,
+                "positions": prompt.num_tokens,
+                "gflops": count_flops(model, prompt, answer),
+            }
+    return results
+
+
+def timed(prompts: dict[str, list[Any]], args: argparse.Namespace, root: Path) -> dict[str, Any]:
+    """Median milliseconds and peak MB of every model and prompt on random weights."""
+    models = {
+        name: NVILA.from_pretrained(
+            write_checkpoint(root / name, shape, shard_bytes=2**30), args.device, args.dtype
+        )
+        for name, shape in shapes_of(args.shape).items()
+    }
+    rounds: dict[str, list[dict[str, float]]] = {}
+    peaks: dict[str, dict[str, float]] = {}
+    for number in range(args.rounds + 1):
+        order = list(models.items())
+        for name, model in order if number % 2 else reversed(order):
+            for scene, parts in prompts.items():
+                key = f"{scene}, {name}"
+                if number:
+                    result = measure(model, parts, args.answer, milliseconds)
+                    rounds.setdefault(key, []).append(result)
+                else:  # which warms up as well
+                    peaks[key] = measure(model, parts, args.answer, peak_memory)
+    return {
+        key: {
+            "ms": {stage: median(run[stage] for run in rounds[key]) for stage in STAGES},
+            "peak_mb": peaks[key],
+        }
+        for key in sorted(peaks)
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=("flops", "time"))
+    parser.add_argument("--shape", choices=SIZES, help="default: 2b for flops, small for time")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--answer", type=int, default=32, help="tokens of the whole answer")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    args.shape = args.shape or ("2b" if args.part == "flops" else "small")
+    prompts = scenes()
+    with tempfile.TemporaryDirectory() as directory:
+        if args.part == "flops":
+            results = counted(args.shape, prompts, args.answer, Path(directory))
+            columns = ["tiles", "vision_tokens", "positions"]
+            header = [
+                "prompt, model",
+                *columns,
+                *(f"{stage} GFLOP" for stage in (*STAGES[:-1], "decode", "answer")),
+            ]
+            rows = [
+                [key, *(r[c] for c in columns), *(round(v) for v in r["gflops"].values())]
+                for key, r in results.items()
+            ]
+        else:
+            results = timed(prompts, args, Path(directory))
+            header = [
+                "prompt, model",
+                *(f"{s} ms" for s in STAGES),
+                *(f"{s} peak MB" for s in STAGES),
+            ]
+            rows = [
+                [
+                    key,
+                    *(round(r["ms"][s]) for s in STAGES),
+                    *(round(r["peak_mb"][s]) for s in STAGES),
+                ]
+                for key, r in results.items()
+            ]
+    publish({"results": results, "arguments": vars(args)}, header, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,348 @@
+"""What a checkpoint says about itself, read from its JSON files with the published defaults.
+
+Source of names and defaults: nvila specification, sections 1 and 2. Values that the original
+overwrites at load (`hidden_size`, `mm_hidden_size`, `model_dtype`, `resume_path`) are not read.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import CheckpointError
+from .fields import Fields
+from .preprocess import Processor
+from .projector import is_known, tokens_per_side
+
+MOST_TILES = 256
+MOST_FRAMES = 4096
+MOST_LAYERS = 1024
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """How the features of one image or video become LLM positions.
+
+    `pool_sizes` is empty for the Basic encoders, else TSP's list of (frames, rows, columns).
+    """
+
+    start_tokens: str | None = None
+    end_tokens: str | None = "\n"
+    sep_tokens: str | None = None
+    pool_sizes: tuple[tuple[int, int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The SigLIP tower. `layers_run` of its `num_layers` layers are computed; the rest is never
+    loaded.
+    """
+
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    image_size: int
+    patch_size: int
+    layers_run: int
+    hidden_act: str = "gelu_pytorch_tanh"
+    layer_norm_eps: float = 1e-6
+
+    @property
+    def grid(self) -> int:
+        """Patches along one side of a tile."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything but the weights. `llm` holds the fields of transformers' Qwen2Config."""
+
+    vision: VisionConfig
+    processor: Processor
+    llm: dict[str, Any]
+    context: int
+    projector_type: str
+    image_aspect_ratio: str = "dynamic"
+    min_tiles: int = 1
+    max_tiles: int = 12
+    video_max_tiles: int = 1
+    num_video_frames: int = 8
+    fps: float = 0.0
+    s2_scales: tuple[int, ...] = ()
+    s2_resize_to: int = 0
+    image_encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    video_encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    chat_template: str | None = None
+
+    @property
+    def tile_side(self) -> int:
+        """LLM tokens along one side of a tile: 11 for NVILA-Lite."""
+        return tokens_per_side(self.projector_type, self.vision.grid)
+
+    @property
+    def tile_tokens(self) -> int:
+        """LLM tokens of one tile: 121 for NVILA-Lite."""
+        return self.tile_side**2
+
+    @property
+    def projector_input(self) -> int:
+        """Channels that the projector takes: the tower's width, times the scales of dynamic S2."""
+        return self.vision.hidden_size * max(1, len(self.s2_scales))
+
+
+def read_vision(fields: Fields, select_layer: int) -> VisionConfig:
+    """The tower's shape from `vision_tower/config.json` or `vision_config`."""
+    # transformers leaves out what equals its own defaults, so these are SiglipVisionConfig's
+    layers = fields.integer("num_hidden_layers", 12, high=MOST_LAYERS)
+    hidden = fields.integer("hidden_size", 768, high=2**17)
+    heads = fields.integer("num_attention_heads", 12, high=2**14)
+    image, patch = fields.integer("image_size", 224, high=2**14), fields.integer("patch_size", 16)
+    if hidden % heads:
+        raise fields.error(
+            "num_attention_heads", "the heads do not divide the width", f"a divisor of {hidden}"
+        )
+    if patch > image:
+        raise fields.error("patch_size", "a patch is larger than the image", f"at most {image}")
+    if fields.integer("num_channels", 3) != 3:
+        raise fields.error("num_channels", "only RGB towers are supported", 3)
+    run = select_layer if select_layer >= 0 else layers + 1 + select_layer
+    if not 0 <= run <= layers:
+        raise CheckpointError(
+            "config.json",
+            "the tower has no such layer",
+            field="mm_vision_select_layer",
+            expected=f"{-layers - 1} to {layers}",
+            found=select_layer,
+        )
+    return VisionConfig(
+        hidden_size=hidden,
+        intermediate_size=fields.integer("intermediate_size", 3072, high=2**19),
+        num_layers=layers,
+        num_heads=heads,
+        image_size=image,
+        patch_size=patch,
+        layers_run=run,
+        hidden_act=activation(fields, "gelu_pytorch_tanh"),
+        layer_norm_eps=fields.number("layer_norm_eps", 1e-6),
+    )
+
+
+def activation(fields: Fields, default: str) -> str:
+    """`hidden_act`, checked against the activations that transformers has."""
+    from transformers.activations import ACT2CLS
+
+    name = fields.string("hidden_act", default)
+    if name not in ACT2CLS:
+        raise fields.error(
+            "hidden_act", "the activation is unknown", "e.g. 'silu' or 'gelu_pytorch_tanh'"
+        )
+    return name
+
+
+def read_llm(fields: Fields) -> dict[str, Any]:
+    """The fields of Qwen2Config from `llm/config.json` or `text_config`, checked."""
+    kind = fields.string("model_type", "qwen2")
+    if kind != "qwen2":
+        raise fields.error("model_type", "the language model is not supported", "'qwen2'")
+    # transformers leaves out what equals its own defaults, so these are Qwen2Config's
+    hidden = fields.integer("hidden_size", 4096, high=2**17)
+    heads = fields.integer("num_attention_heads", 32, high=2**14)
+    kv_heads = fields.integer("num_key_value_heads", heads, high=2**14)
+    if hidden % heads:
+        raise fields.error(
+            "num_attention_heads", "the heads do not divide the width", f"a divisor of {hidden}"
+        )
+    if heads % kv_heads:
+        raise fields.error(
+            "num_key_value_heads", "the key heads do not divide the heads", f"a divisor of {heads}"
+        )
+    if fields.raw("head_dim", hidden // heads) != hidden // heads or hidden // heads % 2:
+        raise fields.error(
+            "head_dim", "the head size does not fit", f"even, and {hidden} / {heads}"
+        )
+    if fields.boolean("use_sliding_window", False):
+        raise fields.error("use_sliding_window", "sliding windows are not supported", False)
+    return {
+        "vocab_size": fields.integer("vocab_size", 151936, high=2**24),
+        "hidden_size": hidden,
+        "intermediate_size": fields.integer("intermediate_size", 22016, high=2**19),
+        "num_hidden_layers": fields.integer("num_hidden_layers", 32, high=MOST_LAYERS),
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads,
+        "hidden_act": activation(fields, "silu"),
+        "max_position_embeddings": fields.integer("max_position_embeddings", 32768, high=2**24),
+        "rms_norm_eps": fields.number("rms_norm_eps", 1e-6),
+        "rope_parameters": read_rope(fields),
+        "tie_word_embeddings": fields.boolean("tie_word_embeddings", False),
+        "attention_dropout": 0.0,
+        "use_sliding_window": False,
+    }
+
+
+def read_rope(fields: Fields) -> dict[str, Any]:
+    """Rotary embeddings in the old fields (`rope_theta`, `rope_scaling`) or the new
+    `rope_parameters`.
+    """
+    nested = next((n for n in ("rope_parameters", "rope_scaling") if n in fields), None)
+    rope = fields.child(nested) if nested else Fields({}, fields.file)
+    theta = (rope if "rope_theta" in rope else fields).number("rope_theta", 10000.0, low=1.0)
+    kind = rope.string("rope_type", rope.raw("type", "default"))
+    if kind == "default":
+        return {"rope_type": kind, "rope_theta": theta}
+    if kind != "linear":
+        raise rope.error("rope_type", "the scaling is not supported", "'default' or 'linear'")
+    return {"rope_type": kind, "rope_theta": theta, "factor": rope.number("factor", low=1.0)}
+
+
+def read_processor(fields: Fields, image_size: int) -> Processor:
+    """`preprocessor_config.json`; its size must be the tower's, which has no other position
+    embeddings.
+    """
+    size = fields.raw("crop_size", None) or fields.raw(
+        "size", {"height": image_size, "width": image_size}
+    )
+    sides = list(size.values()) if isinstance(size, dict) else [size]
+    if not sides or any(side != image_size for side in sides):
+        raise fields.error(
+            "size", "the picture size does not fit the vision tower", f"{image_size}x{image_size}"
+        )
+    if not fields.boolean("do_resize", True):
+        raise fields.error("do_resize", "pictures must be resized to the tower's size", True)
+
+    def triple(name: str) -> tuple[float, float, float]:
+        value = fields.raw(name, [0.5, 0.5, 0.5])
+        if (
+            not isinstance(value, list)
+            or len(value) != 3
+            or not all(isinstance(v, int | float) and abs(v) < 1e6 for v in value)
+        ):
+            raise fields.error(name, "the value is not three numbers", "one number for R, G and B")
+        return (float(value[0]), float(value[1]), float(value[2]))
+
+    mean, std = triple("image_mean"), triple("image_std")
+    if not fields.boolean("do_normalize", True):
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    if min(std) <= 0:
+        raise fields.error("image_std", "the deviation is not positive", "three positive numbers")
+    rescale = (
+        fields.number("rescale_factor", 1 / 255) if fields.boolean("do_rescale", True) else 1.0
+    )
+    return Processor(image_size, mean, std, rescale, fields.integer("resample", 3, low=0, high=5))
+
+
+def read_encoder(fields: Fields, name: str) -> EncoderConfig:
+    """`image_encoder` or `video_encoder`: a Basic encoder by default, TSP with its `pool_sizes`."""
+    encoder = fields.child(name, {})
+    kind = encoder.string("_target_", "Basic").rpartition(".")[2]
+
+    def text(key: str, default: str | None) -> str | None:
+        return encoder.string(key) if key in encoder else None if key in encoder.values else default
+
+    start, end = text("start_tokens", None), text("end_tokens", "\n")
+    if kind in ("Basic", "BasicImageEncoder", "BasicVideoEncoder"):
+        return EncoderConfig(start, end)
+    if kind != "TSPVideoEncoder" or name != "video_encoder":
+        raise encoder.error(
+            "_target_", "the encoder is not supported", "a Basic encoder or TSPVideoEncoder"
+        )
+    pools = encoder.raw("pool_sizes")
+    if (
+        not isinstance(pools, list)
+        or not pools
+        or not all(
+            isinstance(pool, list)
+            and len(pool) == 3
+            and all(type(p) is int and p > 0 for p in pool)
+            for pool in pools
+        )
+    ):
+        raise encoder.error(
+            "pool_sizes", "the pools are malformed", "a list of [frames, rows, columns]"
+        )
+    sizes = tuple((p[0], p[1], p[2]) for p in pools)
+    return EncoderConfig(start, end, text("sep_tokens", None), sizes)
+
+
+def read_scales(fields: Fields, image_size: int) -> tuple[int, ...]:
+    """`s2_scales` as multiples of the first one, which is one tile."""
+    value = fields.raw("s2_scales", "448,896,1344")
+    try:
+        scales = tuple(int(s) for s in (value.split(",") if isinstance(value, str) else value))
+    except (TypeError, ValueError):
+        scales = ()
+    if (
+        len(scales) not in range(1, 9)
+        or scales[0] < 1
+        or any(s % scales[0] or s // scales[0] > 16 for s in scales)
+        or scales[0] != image_size
+    ):
+        raise fields.error(
+            "s2_scales",
+            "the scales are malformed",
+            f"multiples of the tile size, e.g. '{image_size},{2 * image_size}'",
+        )
+    return scales
+
+
+def read_model(
+    top: Fields,
+    llm: Fields,
+    vision: Fields,
+    processor: Fields,
+    projector_type: str,
+    *,
+    context: int | None = None,
+) -> ModelConfig:
+    """All of the configuration from the parsed files of either layout.
+
+    Args:
+        top: the checkpoint's `config.json`.
+        llm: `llm/config.json` or `text_config`.
+        vision: `vision_tower/config.json` or `vision_config`.
+        processor: `preprocessor_config.json`; may be empty.
+        projector_type: e.g. "mlp_downsample_3x3_fix".
+        context: positions that the tokenizer's `model_max_length` allows, when it says so.
+    """
+    if not is_known(projector_type):
+        raise CheckpointError(
+            top.file,
+            "the projector is not supported",
+            field="mm_projector_type",
+            expected="e.g. 'mlp_downsample_3x3_fix'",
+            found=projector_type,
+        )
+    for name in ("s2", "ps3"):
+        if top.boolean(name, False):
+            raise top.error(name, "this kind of model is not supported", False)
+    if top.string("mm_vision_select_feature", "cls_patch") not in ("cls_patch", "cls_path", "full"):
+        raise top.error(
+            "mm_vision_select_feature", "the tower has no class token to drop", "'cls_patch'"
+        )
+    tower = read_vision(vision, top.integer("mm_vision_select_layer", -2, low=-MOST_LAYERS))
+    language = read_llm(llm)
+    mode = top.string("image_aspect_ratio", "dynamic")
+    dynamic_s2 = mode == "dynamic_s2" or top.boolean("dynamic_s2", False)
+    scales = read_scales(top, tower.image_size) if dynamic_s2 else ()
+    fewest = top.integer("min_tiles", 1, high=MOST_TILES)
+    limit = min(context or language["max_position_embeddings"], language["max_position_embeddings"])
+    return ModelConfig(
+        vision=tower,
+        processor=read_processor(processor, tower.image_size),
+        llm=language,
+        context=limit,
+        projector_type=projector_type,
+        image_aspect_ratio=mode,
+        min_tiles=fewest,
+        max_tiles=top.integer("max_tiles", max(12, fewest), low=fewest, high=MOST_TILES),
+        video_max_tiles=top.integer("video_max_tiles", 1, high=MOST_TILES),
+        num_video_frames=top.integer("num_video_frames", 8, high=MOST_FRAMES),
+        fps=top.number("fps", 0.0),
+        s2_scales=scales,
+        s2_resize_to=top.integer(
+            "s2_resize_output_to_scale_idx", 0, low=-len(scales), high=max(0, len(scales) - 1)
+        )
+        if scales
+        else 0,
+        image_encoder=read_encoder(top, "image_encoder"),
+        video_encoder=read_encoder(top, "video_encoder"),
+        chat_template=top.string("chat_template") if "chat_template" in top else None,
+    )

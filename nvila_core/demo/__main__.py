@@ -1,0 +1,93 @@
+"""`python -m nvila_core.demo train | evaluate | render`."""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from nvila_core.demo import CHECKPOINT
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m nvila_core.demo", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    train = commands.add_parser(
+        "train", help="train the demo checkpoint from scratch, or go on training it"
+    )
+    train.add_argument(
+        "--see-minutes", type=float, default=25, help="first stage: tower and projector"
+    )
+    train.add_argument("--watch-minutes", type=float, default=10, help="second stage: motion")
+    train.add_argument("--answer-minutes", type=float, default=60, help="third stage: answers")
+    train.add_argument("--run", type=Path, default=Path(tempfile.gettempdir()) / "nvila-demo-run")
+    train.add_argument("--out", type=Path, default=CHECKPOINT, help="folder of the checkpoint")
+    train.add_argument(
+        "--resume", action="store_true", help="take up the state kept in the run's folder"
+    )
+    train.add_argument("--again", action="store_true", help="with --resume: repeat the last stage")
+    train.add_argument("--threads", type=int, default=2)
+    evaluate = commands.add_parser("evaluate", help="exact-match accuracy on held-out scenes")
+    evaluate.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
+    evaluate.add_argument("--questions", type=int, default=150, help="of each kind")
+    evaluate.add_argument("--seed", type=int, default=0, help="which held-out scenes")
+    evaluate.add_argument("--device", default="cpu")
+    evaluate.add_argument("--json", action="store_true")
+    evaluate.add_argument("--mistakes", action="store_true", help="also print every wrong answer")
+    render = commands.add_parser("render", help="a long street video, to stream")
+    render.add_argument("out", type=Path)
+    render.add_argument("--seconds", type=float, default=60)
+    render.add_argument("--fps", type=int, default=10)
+    render.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args(arguments)
+    return {"train": _train, "evaluate": _evaluate, "render": _render}[options.command](options)
+
+
+def _train(options: argparse.Namespace) -> int:
+    # Threads that spin while they wait halve the speed on a machine that does other work too.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    import torch
+
+    from nvila_core.demo.config import SHAPE, TRAINING
+    from nvila_core.demo.train import Trainer
+
+    torch.set_num_threads(options.threads)
+    options.run.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer(SHAPE, TRAINING, options.run, options.out)
+    if options.resume:
+        trainer.resume()
+    if options.again:
+        trainer.done["answer"] = 0.0
+    trainer.see(options.see_minutes)
+    trainer.watch(options.watch_minutes)
+    trainer.answer(options.answer_minutes)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from nvila_core.demo.evaluate import evaluate, format_table
+
+    show = (lambda line: print(line, file=sys.stderr)) if options.mistakes else None
+    scores = evaluate(options.checkpoint, options.questions, options.seed, options.device, show)
+    if options.json:
+        print(
+            json.dumps([vars(score) | {"accuracy": score.accuracy} for score in scores], indent=2)
+        )
+    else:
+        print(format_table(scores))
+    return 0
+
+
+def _render(options: argparse.Namespace) -> int:
+    from nvila_core.demo.video import StreetVideo, write_video
+
+    video = StreetVideo(options.seed, options.seconds, options.fps)
+    write_video(options.out, video)
+    print(f"{options.out}: {options.seconds:g} s, the number on the sign is {video.sign_number}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""From vision features to LLM embeddings: k x k neighbouring patches become one token.
+
+NVILA-Lite merges 3x3 patches (1024 -> 121 tokens a tile), NVILA 2x2 (1024 -> 256). Submodule
+indices are those of the published `mm_projector/model.safetensors` (`layers.{n}.weight`).
+"""
+
+import re
+from math import isqrt
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+DOWNSAMPLING = {"mlp_downsample": 2, "mlp_downsample_2x2_fix": 2, "mlp_downsample_3x3_fix": 3}
+MLP = re.compile(r"mlp([1-9])x_gelu")
+
+
+class Downsample(nn.Module):
+    """[B, g*g, C] -> [B, m*m, k*k*C] with m = ceil(g/k), zero-padded after the last row and
+    column."""
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, channels = x.shape
+        grid, k = isqrt(tokens), self.factor
+        if grid * grid != tokens:
+            raise ValueError(f"downsampling needs a square grid of patches, not {tokens} patches")
+        x = x.view(batch, grid, grid, channels)
+        if pad := -grid % k:
+            x = F.pad(x, (0, 0, 0, pad, 0, pad))
+        m = (grid + pad) // k
+        x = x.view(batch, m, k, m, k, channels).permute(0, 1, 3, 2, 4, 5)
+        return x.reshape(batch, m * m, k * k * channels)
+
+    def extra_repr(self) -> str:
+        return f"factor={self.factor}"
+
+
+class Projector(nn.Module):
+    """Maps vision features [B, N, C] to LLM embeddings [B, M, D]; see `build_projector`."""
+
+    def __init__(self, layers: nn.Sequential) -> None:
+        super().__init__()
+        self.layers = layers
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.layers(x)
+        return out
+
+
+def is_known(kind: str) -> bool:
+    """Whether `build_projector` can build `kind`."""
+    return kind in DOWNSAMPLING or kind in ("identity", "linear") or MLP.fullmatch(kind) is not None
+
+
+def tokens_per_side(kind: str, grid: int) -> int:
+    """Side of the square of tokens that a `grid` x `grid` square of patches becomes."""
+    return -(-grid // DOWNSAMPLING.get(kind, 1))
+
+
+def build_projector(kind: str, vision_hidden: int, llm_hidden: int) -> Projector:
+    """A randomly initialised projector from width `vision_hidden` (C) to width `llm_hidden` (D).
+
+    Args:
+        kind: `mm_projector_type` of the checkpoint, e.g. "mlp_downsample_3x3_fix".
+        vision_hidden: channels of one patch feature (times the number of scales for dynamic S2).
+        llm_hidden: width of the LLM's embeddings.
+
+    Raises:
+        ValueError: `kind` is unknown.
+    """
+    c, d = vision_hidden, llm_hidden
+    if kind == "mlp_downsample_3x3_fix":
+        return Projector(
+            nn.Sequential(
+                Downsample(3),
+                nn.LayerNorm(9 * c),
+                nn.Linear(9 * c, 3 * c),
+                nn.GELU(),
+                nn.LayerNorm(3 * c),
+                nn.Linear(3 * c, d),
+                nn.GELU(),
+                nn.Linear(d, d),
+            )
+        )
+    if kind in DOWNSAMPLING:
+        return Projector(
+            nn.Sequential(
+                Downsample(2), nn.LayerNorm(4 * c), nn.Linear(4 * c, d), nn.GELU(), nn.Linear(d, d)
+            )
+        )
+    if kind == "identity":
+        return Projector(nn.Sequential(nn.Identity()))
+    if kind == "linear":
+        return Projector(nn.Sequential(nn.Linear(c, d)))
+    if match := MLP.fullmatch(kind):
+        layers: list[nn.Module] = [nn.Linear(c, d)]
+        for _ in range(int(match[1]) - 1):
+            layers += [nn.GELU(), nn.Linear(d, d)]
+        return Projector(nn.Sequential(*layers))
+    known = ", ".join([*DOWNSAMPLING, "identity", "linear", "mlp2x_gelu"])
+    raise ValueError(f"unknown projector {kind!r}; known are {known}")

@@ -1,0 +1,359 @@
+"""From parts (texts, pictures, videos) to token ids, pixels and the plan that splices them
+together.
+
+The rules are the original's, one by one; source: nvila specification, sections 3.1 and 5. Where it
+would crash or let user text become a control token, docs/model.md says what happens instead.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from .config import MOST_FRAMES, MOST_TILES, EncoderConfig, ModelConfig
+from .errors import EmptyPrompt, PromptError, PromptTooLong
+from .preprocess import (
+    Grid,
+    choose_grid,
+    dynamic_tiles,
+    pad_to_square,
+    s2_tiles,
+    to_rgb,
+)
+from .tokens import IMAGE, VIDEO, Shield, Tokenizer
+from .video import Video
+
+VideoAs = Literal["image", "video"]
+ROLES = {
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "system": "system",
+}
+
+
+@dataclass(frozen=True)
+class Media:
+    """What one media token stands for.
+
+    Attributes:
+        kind: which token it is, "image" or "video".
+        first: index of its first tile in `Prompt.pixel_values`.
+        tiles: how many tiles it has.
+        block: (rows, columns) of the last scale for dynamic S2, else None.
+        vision_tokens: positions that hold features.
+        positions: all of its positions, line ends included.
+    """
+
+    kind: VideoAs
+    first: int
+    tiles: int
+    block: Grid | None
+    vision_tokens: int
+    positions: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prepared prompt: everything that the model needs, and no model compute done yet.
+
+    Attributes:
+        text: the rendered conversation, media tokens in place.
+        token_ids: its ids, media tokens in place.
+        pixel_values: float32 [tiles, 3, S, S] in order of the media tokens.
+        media: one entry for each media token, in order.
+        num_tokens: LLM positions after splicing.
+    """
+
+    text: str
+    token_ids: list[int]
+    pixel_values: Tensor
+    media: list[Media] = field(default_factory=list)
+    num_tokens: int = 0
+
+    @property
+    def tiles(self) -> int:
+        """Pictures for the vision tower."""
+        return int(self.pixel_values.shape[0])
+
+    @property
+    def vision_tokens(self) -> int:
+        """LLM positions that hold picture features."""
+        return sum(media.vision_tokens for media in self.media)
+
+    def must_fit(self, context: int) -> None:
+        """Raise PromptTooLong where the prompt needs more than `context` positions."""
+        if self.num_tokens > context:
+            raise PromptTooLong(self.num_tokens, context)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How videos are looked at; see `NVILA.prepare`."""
+
+    num_video_frames: int
+    video_max_tiles: int
+    video_as: VideoAs
+    fps: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_video_frames <= MOST_FRAMES:
+            raise PromptError(
+                f"num_video_frames must be from 1 to {MOST_FRAMES}, not {self.num_video_frames}."
+            )
+        if not 1 <= self.video_max_tiles <= MOST_TILES:
+            raise PromptError(
+                f"video_max_tiles must be from 1 to {MOST_TILES}, not {self.video_max_tiles}."
+            )
+        if self.video_as not in ("image", "video"):
+            raise PromptError(f"video_as must be 'image' or 'video', not {self.video_as!r}.")
+
+
+@dataclass
+class Piece:
+    """A part after its media rule was chosen: text, or media whose tiles are made once all is known
+    to fit.
+    """
+
+    text: str
+    trusted: bool = False
+
+
+class PromptBuilder:
+    """Prepares one prompt; holds the tiles to make and the media found so far."""
+
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, options: Options) -> None:
+        self.config, self.tokenizer, self.options = config, tokenizer, options
+        self.media: list[Media] = []
+        self.makers: list[Callable[[], list[Image.Image]]] = []
+        self.count = 0
+
+    def build(self, parts: Any) -> Prompt:
+        """See `NVILA.prepare`."""
+        conversation = [(role, self.resolve(content)) for role, content in as_conversation(parts)]
+        images = sum(
+            isinstance(part, Image.Image) for _, content in conversation for part in content
+        )
+        turns = [(role, self.pieces(content, images == 1)) for role, content in conversation]
+        shield = Shield(self.tokenizer, (piece.text for _, pieces in turns for piece in pieces))
+        messages = [
+            {
+                "role": role,
+                "content": "".join(p.text if p.trusted else shield(p.text) for p in pieces).strip(),
+            }
+            for role, pieces in turns
+        ]
+        if not any(m["content"] for m in messages if m["role"] == "user"):
+            raise EmptyPrompt("The prompt is empty, so give a question, a picture or both.")
+        rendered = self.tokenizer.render(messages)
+        ids = self.tokenizer.encode_shielded(rendered, shield)
+        self.check(ids)
+        positions = len(ids) - len(self.media) + sum(media.positions for media in self.media)
+        if positions > self.config.context:
+            raise PromptTooLong(positions, self.config.context)
+        return Prompt(shield.restore(rendered), ids, self.pixels(), self.media, positions)
+
+    def resolve(self, content: Sequence[Any]) -> list[str | Image.Image | Video]:
+        """Parts as text, RGB images and videos to keep as one token; frames that count as images
+        become images.
+        """
+        resolved: list[str | Image.Image | Video] = []
+        for part in content:
+            if isinstance(part, str):
+                resolved.append(part)
+            elif isinstance(part, Video):
+                frames = part.sample(self.options.num_video_frames, self.options.fps)
+                resolved += frames if self.options.video_as == "image" else [Video(frames)]
+            else:
+                resolved.append(to_rgb(part))
+        return resolved
+
+    def pieces(self, content: Sequence[str | Image.Image | Video], single: bool) -> list[Piece]:
+        """The message as text; neighbouring user texts are joined, so that no token can form
+        between them.
+        """
+        pieces: list[Piece] = []
+        for part in content:
+            if isinstance(part, str):
+                text = without_media_tokens(part)
+                if pieces and not pieces[-1].trusted:
+                    pieces[-1].text += text
+                else:
+                    pieces.append(Piece(text))
+            elif isinstance(part, Video):
+                pieces.append(Piece(self.add_video(part), trusted=True))
+            else:
+                pieces.append(Piece(self.add_image(part, single), trusted=True))
+        return pieces
+
+    def add_image(self, image: Image.Image, single: bool) -> str:
+        """Plan one image; only a prompt's single image is tiled. Returns the text that stands for
+        it.
+        """
+        config, size = self.config, self.config.processor.size
+        if single and config.image_aspect_ratio == "dynamic":
+            columns, rows = choose_grid(*image.size, size, config.min_tiles, config.max_tiles)
+            count = columns * rows + (columns * rows > 1)
+            self.makers.append(
+                lambda: dynamic_tiles(image, size, config.min_tiles, config.max_tiles)
+            )
+            for _ in range(count):
+                self.add("image", 1, config.tile_tokens)
+            return f"{IMAGE}\n" * count
+        if single and config.image_aspect_ratio == "dynamic_s2":
+            scales = config.s2_scales
+            fewest = (scales[-1] // scales[0]) ** 2
+            columns, rows = choose_grid(*image.size, size, fewest, max(config.max_tiles, fewest))
+            count = sum((s // scales[0]) ** 2 for s in scales[:-1]) + rows * columns
+            self.makers.append(lambda: s2_tiles(image, size, scales, config.max_tiles)[0])
+            block_rows, block_columns = output_block(config, (rows, columns))
+            self.add(
+                "image", count, config.tile_tokens * block_rows * block_columns, (rows, columns)
+            )
+            return IMAGE
+        self.makers.append(lambda: [self.whole(image)])
+        self.add("image", 1, config.tile_tokens)
+        return IMAGE
+
+    def add_video(self, video: Video) -> str:
+        """Plan one video that becomes one token; returns the text that stands for it."""
+        config, size = self.config, self.config.processor.size
+        frames: list[Image.Image] = video.frames
+        most = self.options.video_max_tiles
+        if config.image_aspect_ratio == "dynamic" and most > 1:
+            fewest = min(config.min_tiles, most)
+            counts = set()
+            for frame in frames:
+                columns, rows = choose_grid(*frame.size, size, fewest, most)
+                counts.add(columns * rows + (columns * rows > 1))
+            if len(counts) > 1:
+                raise PromptError(
+                    "The frames of a tiled video must have one size, so resize them first."
+                )
+            self.makers.append(
+                lambda: [t for f in frames for t in dynamic_tiles(f, size, fewest, most)]
+            )
+            self.add("video", counts.pop() * len(frames))
+        else:
+            self.makers.append(lambda: [self.whole(frame) for frame in frames])
+            self.add("video", len(frames))
+        return VIDEO
+
+    def add(
+        self, kind: VideoAs, tiles: int, tokens: int | None = None, block: Grid | None = None
+    ) -> None:
+        """Note one media token."""
+        if kind == "image":
+            assert tokens is not None
+            extra = self.extra(self.config.image_encoder)
+            self.media.append(Media(kind, self.count, tiles, block, tokens, tokens + extra))
+        else:
+            vision, positions = self.video_positions(tiles)
+            self.media.append(Media(kind, self.count, tiles, block, vision, positions))
+        self.count += tiles
+
+    def extra(self, encoder: EncoderConfig) -> int:
+        """Positions of the start and end tokens of one image or frame."""
+        return sum(
+            len(self.tokenizer.encode(t)) for t in (encoder.start_tokens, encoder.end_tokens) if t
+        )
+
+    def video_positions(self, tiles: int) -> tuple[int, int]:
+        """Feature positions and all positions of a video of `tiles` tiles."""
+        encoder, side = self.config.video_encoder, self.config.tile_side
+        extra = self.extra(encoder)
+        if not encoder.pool_sizes:
+            vision = tiles * self.config.tile_tokens
+            return vision, vision + tiles * extra
+        separator = len(self.tokenizer.encode(encoder.sep_tokens)) if encoder.sep_tokens else 0
+        vision = positions = 0
+        for frames, rows, columns in encoder.pool_sizes:
+            steps = -(-tiles // frames)
+            tokens = steps * -(-side // rows) * -(-side // columns)
+            vision += tokens
+            positions += tokens + steps * extra + separator
+        return vision, positions
+
+    def whole(self, image: Image.Image) -> Image.Image:
+        """An image that is not tiled, before the processor."""
+        if self.config.image_aspect_ratio == "pad":
+            return pad_to_square(image, self.config.processor.mean)
+        if self.config.image_aspect_ratio == "resize":
+            return image.resize((self.config.processor.size,) * 2)
+        return image
+
+    def pixels(self) -> Tensor:
+        """The tiles of all media as one float32 tensor."""
+        size = self.config.processor.size
+        if not self.makers:
+            return torch.zeros((0, 3, size, size))
+        return torch.cat([self.config.processor(make()) for make in self.makers])
+
+    def check(self, ids: Sequence[int]) -> None:
+        """The template must have kept every media token in its place."""
+        kinds = {self.tokenizer.image_id: "image", self.tokenizer.video_id: "video"}
+        if [kinds[i] for i in ids if i in kinds] != [media.kind for media in self.media]:
+            raise PromptError(
+                "The checkpoint's chat template dropped or moved a picture; use another template."
+            )
+
+
+def output_block(config: ModelConfig, block: Grid) -> Grid:
+    """(rows, columns) of the blocks that the merged S2 map is projected in."""
+    if config.s2_resize_to in (-1, len(config.s2_scales) - 1):
+        return block
+    k = config.s2_scales[config.s2_resize_to] // config.s2_scales[0]
+    return (k, k)
+
+
+def without_media_tokens(text: str) -> str:
+    """User text without media tokens; it is stripped only if it had one, as the original does."""
+    for token in (IMAGE, VIDEO):
+        if token in text:
+            text = text.replace(token, "").strip()
+    return text
+
+
+def as_conversation(parts: Any) -> list[tuple[str, list[Any]]]:
+    """(role, parts) of every turn; plain parts are one user turn.
+
+    Raises:
+        PromptError: unknown role, content of another type, or nothing at all.
+    """
+    parts = as_list(parts)
+    if not parts:
+        raise EmptyPrompt("The prompt is empty, so give a question, a picture or both.")
+    if not any(isinstance(part, Mapping) for part in parts):
+        return [("user", parts)]
+    turns = []
+    for message in parts:
+        if not isinstance(message, Mapping) or "content" not in message:
+            raise PromptError(
+                "A conversation must be a list of {'role': ..., 'content': ...} only."
+            )
+        role = ROLES.get(str(message.get("role")))
+        if role is None:
+            raise PromptError(
+                f"The role {message.get('role')!r} is unknown; use system, user or assistant."
+            )
+        content = as_list(message["content"])
+        if role != "user" and any(not isinstance(part, str) for part in content):
+            raise PromptError(f"A picture can only be in a user's turn, not in the {role}'s.")
+        turns.append((role, content))
+    return turns
+
+
+def as_list(value: Any) -> list[Any]:
+    """One part alone as a list of it."""
+    if isinstance(value, str | Image.Image | Video | Mapping | np.ndarray):
+        return [value]
+    if isinstance(value, Sequence):
+        return list(value)
+    raise PromptError(
+        f"A prompt must be a list of texts, images and videos, not {type(value).__name__}."
+    )
