@@ -53,7 +53,7 @@ class TrainingConfig:
     """Weight of the LLM's auxiliary loss when the last stage begins; it fades likewise."""
     fade: float = 0.9
     """Share of the last stage after which the auxiliary losses are gone."""
-    frozen: float = 1.0
+    frozen: float = 0.8
     """Share of the last stage in which the tower rests, and its features are kept for reuse."""
     fresh: float = 0.6
     """Share of newly rendered visuals in a batch of the last stage."""

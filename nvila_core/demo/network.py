@@ -74,8 +74,8 @@ class MotionHead(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """[tiles, cells, hidden] to logits [tiles, cells, THINGS, motions]."""
-        logits: Tensor = self.motion(self.norm(hidden))
-        return logits.unflatten(-1, (THINGS, len(MOTIONS)))
+        logits = self.motion(self.norm(hidden))
+        return torch.unflatten(logits, -1, (THINGS, len(MOTIONS)))
 
 
 class DemoNetwork(nn.Module):
