@@ -8,7 +8,7 @@ from pathlib import Path
 import av
 
 from nvila_core.demo.render import FRAME_SIZE, Frame, render_frame
-from nvila_core.demo.sampling import MAX_ACTORS, collides, sample_light, sample_sign
+from nvila_core.demo.sampling import collides, sample_light, sample_sign
 from nvila_core.demo.world import (
     BASE_SIZE,
     COLOURS,
@@ -24,8 +24,9 @@ SPEED = (0.08, 0.13)
 """In frame sides a second: frames taken a second apart look like the clips of training."""
 
 _REST = (6.0, 14.0)
-_PAUSE = (0.5, 2.5)
+_PAUSE = (1.5, 5.0)
 _TRIES = 12
+_MOST = 3
 
 
 class StreetVideo:
@@ -85,7 +86,7 @@ def _play(rng: random.Random, seconds: float) -> tuple[Actor, ...]:
     t = -12.0
     while t < seconds:
         present = [actor for actor in actors if actor.path[-1][0] > t]
-        if len(present) < MAX_ACTORS:
+        if len(present) < _MOST:
             entering = _find_room(rng, t, present)
             if entering:
                 actors.append(entering)
