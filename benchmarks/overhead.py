@@ -26,8 +26,6 @@ from statistics import median
 from typing import Any
 
 import av
-import cv2
-import numpy as np
 import psutil
 import torch
 from footage import write_street
@@ -40,6 +38,7 @@ from streamer.connections import Connections
 from streamer.domain import Sampling
 from streamer.embedded import EmbeddedServer
 from streamer.jobs import CLIP_JOB, CLIP_QUEUES
+from streamer.media.pictures import from_jpeg
 from streamer.settings import Settings
 from workers import context
 from workers.clip import publish_failure
@@ -139,7 +138,8 @@ def one_round(
     if wrong or clips == 0:
         raise SystemExit(wrong[0].message if wrong else "No clip came of the video.")
     pictures: list[list[Any]] = []
-    jpegs = cpu(lambda: pictures.extend(open_jpegs(client, stream.id))) / clips
+    tile = model.config.processor.size
+    jpegs = cpu(lambda: pictures.extend(open_jpegs(client, stream.id, tile))) / clips
     resize = cpu(lambda: prepare_all(model, pictures)) / clips
     client.detach(stream.id)
     seconds = {
@@ -167,13 +167,13 @@ def answer_all(connections: Connections, settings: Settings) -> None:
     ).work(burst=True)
 
 
-def open_jpegs(client: Client, stream_id: str) -> list[list[Any]]:
+def open_jpegs(client: Client, stream_id: str, tile: int) -> list[list[Any]]:
     """The stored frames as RGB pictures, clip by clip, opened like the worker does."""
     refs = client.frames.newest(stream_id, client.frames.count(stream_id))
-    pictures = []
-    for jpeg in client.frames.load(refs):
-        picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
-        pictures.append(cv2.cvtColor(picture, cv2.COLOR_BGR2RGB))
+    pictures = [
+        from_jpeg(jpeg, ref.width, ref.height, enough=tile)
+        for ref, jpeg in zip(refs, client.frames.load(refs), strict=True)
+    ]
     return [pictures[first : first + FRAMES] for first in range(0, len(pictures), FRAMES)]
 
 
