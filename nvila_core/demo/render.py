@@ -266,6 +266,8 @@ def _noise_bank() -> Frame:
 
 def _with_noise(picture: Frame, sigma: float, seed: int, t: float) -> Frame:
     bank = _noise_bank()
+    if picture.size >= len(bank):
+        bank = np.resize(bank, 2 * picture.size)
     start = hash((seed, round(t * 1000))) % (len(bank) - picture.size)
     noise = bank[start : start + picture.size].reshape(picture.shape)
     weight = sigma / _NOISE_SCALE

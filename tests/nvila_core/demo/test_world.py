@@ -121,3 +121,11 @@ def test_evaluation_seeds_are_out_of_reach_of_training(monkeypatch: pytest.Monke
     assert max(trained) < FIRST_EVALUATION_SEED
     with pytest.raises(AssertionError):
         next(held_out("clip", "count", 1, FIRST_EVALUATION_SEED - 1, 84))
+
+
+def test_frames_can_be_larger_than_the_bank_of_noise() -> None:
+    # given a scene / when it is drawn at the size of a 1080p camera
+    frame = render_clip(sample_scene(5, TIMES), TIMES[:1], (1920, 1080))[0]
+    # then it is a picture of that size
+    assert frame.shape == (1080, 1920, 3)
+    assert frame.std() > 5
