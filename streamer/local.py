@@ -68,12 +68,6 @@ class Installation:
         api = next(child for child in self._children if child.name == "API")
         return str((api.ready or {}).get("url", ""))
 
-    def pids(self) -> dict[str, int]:
-        """Process ids of the programs that run, by name."""
-        named = {child.name: child.pid for child in self._children}
-        named |= {f"{name} server": server.pid for name, server in self._servers.items()}
-        return {name: pid for name, pid in named.items() if pid is not None}
-
     def start(self) -> None:
         """Start everything; it is ready when `ready()` says so.
 
