@@ -28,7 +28,7 @@ def run(program: Callable[[Settings, threading.Event], None]) -> int:
     settings: Settings | None = None
 
     def quit_early(_signum: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(0)
+        leave(0)  # not SystemExit: a library that is being imported may catch it and go on
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, quit_early)

@@ -16,7 +16,17 @@ from transformers import AutoTokenizer
 
 from nvila_core.demo.batches import Group, PromptBuilder, collate, stack_labels, stack_tiles
 from nvila_core.demo.config import ModelShape, TrainingConfig
-from nvila_core.demo.visuals import FLAT, MIXED, STILL, Form, Pool, clip, render_pair, render_visual
+from nvila_core.demo.visuals import (
+    FLAT,
+    FULL,
+    MIXED,
+    STILL,
+    Form,
+    Pool,
+    clip,
+    render_pair,
+    render_visual,
+)
 
 _CLIP_FRAMES, _CLIP_WEIGHTS = (2, 3, 4, 5, 6), (5, 6, 78, 6, 5)
 
@@ -82,11 +92,10 @@ class AnswerFeed(IterableDataset[list[Group]]):
         config = self.config
         frames = rng.choices(_CLIP_FRAMES, _CLIP_WEIGHTS)[0]
         recipe = [(clip(frames), config.clips * 4 // frames), (STILL, config.stills)]
-        other = rng.random()
-        if other < 0.12:
-            recipe.append((MIXED, 3))
-        elif other < 0.25:
-            recipe.append((FLAT, 6))
+        # Plans put the tiles into a clip's first frame most often: the rest repeats it.
+        form = rng.choices((FLAT, FULL, *MIXED), (10, 10, 35, 5, 5, 5))[0]
+        if rng.random() < 0.7:
+            recipe.append((form, {FLAT: 6, FULL: 2}.get(form, 4)))
         return recipe
 
     def _group(
@@ -99,7 +108,7 @@ class AnswerFeed(IterableDataset[list[Group]]):
         rng: random.Random,
     ) -> Group:
         if form not in pools:
-            size = 8000 if form == clip(4) else 3000
+            size = 8000 if form == clip(4) else 40000 // form.tiles
             pools[form] = Pool(partial(render_visual, form), size, self.config.fresh)
         visuals = [pools[form].draw(rng, most) for _ in range(count)]
         return collate(visuals, builder, self.config.questions, rng)

@@ -16,21 +16,21 @@ from nvila_core.demo.world import Observation, observe
 
 @dataclass(frozen=True)
 class Form:
-    """How frames become tiles: which one is tiled, and whether a newline follows each tile."""
+    """How frames become tiles: which ones are tiled, and whether a newline follows each tile."""
 
     frames: int
-    tiled: int | None = None
+    tiled: frozenset[int] = frozenset()
     lines: bool = False
 
     @property
     def tiles(self) -> int:
         """The number of tiles."""
-        return self.frames + (12 if self.tiled is not None else 0)
+        return self.frames + 12 * len(self.tiled)
 
     @property
     def name(self) -> str:
-        """One of "clip", "still", "mixed" (a clip with a tiled frame), "flat" (one tile)."""
-        if self.tiled is not None:
+        """One of "clip", "still", "mixed" (a clip with tiled frames), "flat" (one tile)."""
+        if self.tiled:
             return "still" if self.frames == 1 else "mixed"
         return "clip" if self.frames > 1 else "flat"
 
@@ -40,9 +40,12 @@ class Form:
         return ("<image>\n" if self.lines else "<image>") * self.tiles
 
 
-STILL = Form(1, tiled=0, lines=True)
+STILL = Form(1, tiled=frozenset({0}), lines=True)
 FLAT = Form(1, lines=True)
-MIXED = Form(4, tiled=3, lines=True)
+MIXED = tuple(Form(4, tiled=frozenset(tiled), lines=True) for tiled in ((0,), (1,), (2,), (3,)))
+"""What an adaptive plan gives: one frame of a clip with all of its tiles."""
+FULL = Form(4, tiled=frozenset(range(4)), lines=True)
+"""Every frame with all of its tiles."""
 
 
 def clip(frames: int) -> Form:
@@ -71,14 +74,14 @@ def render_visual(form: Form, rng: random.Random, most: int) -> Visual:
     scene_times = tuple(float(t) for t in range(scene_frames))
     scene = sample_scene(rng.randrange(FIRST_EVALUATION_SEED), scene_times, most)
     times = scene_times[-form.frames :]
-    small, large = (SMALL_SIZE, TILED_SIZE) if form.tiled is None else (TILED_SIZE, FRAME_SIZE)
+    small, large = (SMALL_SIZE, TILED_SIZE) if not form.tiled else (TILED_SIZE, FRAME_SIZE)
     frames = render_clip(scene, times, large if rng.random() < 0.2 else small)
     if rng.random() < 0.35:
         frames = [degrade(frame, rng) for frame in frames]
     labels, learn = empty_labels(form.tiles), np.zeros(form.tiles, np.bool_)
     tiles: list[Frame] = []
     for index, (frame, t) in enumerate(zip(frames, times, strict=True)):
-        if index == form.tiled:
+        if index in form.tiled:
             for number, tile in enumerate(cut(frame)):
                 label_cut(labels, len(tiles), scene, number)
                 learn[len(tiles)] = number == sign_place(scene)[0]

@@ -30,6 +30,7 @@ for module in (model.vision, model.projector, model.language):
         parameter.sum()
 done.set()
 thread.join()
+peak[0] = max(peak[0], process.memory_info().rss - base)
 modules = (model.vision, model.projector, model.language)
 weights = sum(parameter.nbytes for module in modules for parameter in module.parameters())
 print(json.dumps({"peak": peak[0], "weights": weights}))
@@ -50,7 +51,9 @@ def measure(folder: Path, dtype: str) -> tuple[int, int]:
 
 def check(folder: Path, dtype: str) -> None:
     peak, weights = measure(folder, dtype)
-    assert weights * 0.9 < peak < weights * 1.2 + 32 * 2**20
+    assert peak < weights * 1.2 + 32 * 2**20
+    if dtype == "float32":  # converted, so not pages of a file, which some systems do not count
+        assert peak > weights * 0.9
 
 
 @pytest.mark.parametrize(("stored", "dtype"), [("bfloat16", "bfloat16"), ("bfloat16", "float32")])

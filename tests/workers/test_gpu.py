@@ -152,5 +152,5 @@ def test_a_signal_while_the_model_loads_ends_it(service):
     worker = service.worker(ready=False)
     time.sleep(1.0)
     worker.terminate()
-    assert worker.wait(timeout=5) in (0, -15)  # the latter before Python has begun
+    assert worker.wait(timeout=30) in (0, -15)  # the latter before Python has begun
     assert "Traceback" not in worker.output

@@ -17,7 +17,7 @@ from nvila_core.demo.render import render_clip
 from nvila_core.demo.sampling import sample_scene
 from nvila_core.demo.tiles import cut, squash
 from nvila_core.demo.tokenizer import write_tokenizer
-from nvila_core.demo.visuals import FLAT, MIXED, STILL, Form, clip, render_visual
+from nvila_core.demo.visuals import FLAT, FULL, MIXED, STILL, Form, clip, render_visual
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def builder(checkpoint: Path) -> PromptBuilder:
     return PromptBuilder(AutoTokenizer.from_pretrained(checkpoint / "llm"), SHAPE.tokens_per_tile)
 
 
-@pytest.mark.parametrize("form", [clip(4), clip(2), STILL, FLAT, MIXED])
+@pytest.mark.parametrize("form", [clip(4), clip(2), STILL, FLAT, *MIXED, FULL])
 def test_questions_of_a_batch_do_not_see_each_other(form: Form, builder: PromptBuilder) -> None:
     # given
     rng = random.Random(3)
