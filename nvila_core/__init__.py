@@ -14,27 +14,45 @@ if TYPE_CHECKING:
     from .errors import CheckpointError as CheckpointError
     from .errors import NVILAError as NVILAError
     from .errors import PromptTooLong as PromptTooLong
+    from .meter import Meter as Meter
+    from .meter import measure as measure
     from .model import NVILA as NVILA
+    from .resolution import Budget as Budget
+    from .resolution import Measures as Measures
+    from .resolution import Plan as Plan
+    from .resolution import Policy as Policy
     from .sampling import SamplingParams as SamplingParams
     from .video import Video as Video
 
 HOMES = {
+    "Adaptive": "resolution",
+    "Budget": "resolution",
     "CheckpointError": "errors",
     "Completion": "completion",
     "Engine": "engine",
     "EmptyPrompt": "errors",
+    "DeadlineExceeded": "errors",
+    "DeviceLost": "errors",
     "EngineStopped": "errors",
+    "Fixed": "resolution",
     "Handle": "handle",
+    "Measures": "resolution",
     "MediaError": "errors",
+    "NotFinite": "errors",
+    "Meter": "meter",
     "NVILA": "model",
     "NVILAError": "errors",
+    "Native": "resolution",
+    "Plan": "resolution",
     "Prompt": "prompt",
+    "Policy": "resolution",
     "PromptError": "errors",
     "PromptTooLong": "errors",
     "SamplingParams": "sampling",
     "Timings": "completion",
     "Usage": "completion",
     "Video": "video",
+    "measure": "meter",
 }
 __all__ = sorted(HOMES)
 

@@ -8,17 +8,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from .config import ModelConfig, read_model
 from .errors import CheckpointError
 from .fields import Fields
-from .language import LanguageModel, load_language
 from .projector import DOWNSAMPLING, Projector, build_projector
 from .tokens import Tokenizer
-from .vision import VisionTower, load_vision
 from .weights import Weights
+
+if TYPE_CHECKING:
+    from .language import LanguageModel
+    from .quantize import Precision
+    from .vision import VisionTower
 
 FLAT_TYPES = ("vila", "nvila_lite", "nvila")
 
@@ -47,15 +51,20 @@ class Checkpoint:
         return open_folders(root, top)
 
     def load(
-        self, dtype: torch.dtype, device: torch.device
-    ) -> tuple[VisionTower, Projector, LanguageModel]:
+        self, dtype: torch.dtype, device: torch.device, precision: "Precision | None" = None
+    ) -> "tuple[VisionTower, Projector, LanguageModel]":
         """Read the tensors.
 
         Raises:
             CheckpointError: the weights contradict the config.
         """
-        language = load_language(self.config.llm, self.llm, dtype, device)
-        vision = load_vision(self.config.vision, self.vision, dtype, device)
+        # here, because these import transformers: opening a checkpoint need not take seconds
+        from .language import load_language
+        from .vision import load_vision
+
+        bits = (None, None) if precision is None else (precision.language, precision.vision)
+        language = load_language(self.config.llm, self.llm, dtype, device, bits[0])
+        vision = load_vision(self.config.vision, self.vision, dtype, device, bits[1])
         width, hidden = self.config.projector_input, self.config.llm["hidden_size"]
         with torch.device("meta"):
             projector = build_projector(self.config.projector_type, width, hidden)

@@ -1,4 +1,4 @@
-"""`python -m nvila_core ask --model PATH photo.jpg "question"`: the model on its own."""
+"""`python -m nvila_core ask --model PATH photo.jpg "question"`: the model on its own; `tune`."""
 
 import argparse
 import json
@@ -40,6 +40,9 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--revision", help="branch, tag or commit on the hub")
     ask.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
     ask.add_argument("--dtype", default="auto", help="auto (default), float32, float16, bfloat16")
+    ask.add_argument(
+        "--quantize", choices=("int8", "int4"), help="weights in fewer bits, for less memory"
+    )
     ask.add_argument("--system", help="system prompt instead of the model's own")
     ask.add_argument("--frames", type=int, help="frames looked at in each video")
     ask.add_argument("--video-max-tiles", type=int, help="tiles of a frame at most (default 1)")
@@ -51,9 +54,23 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument(
         "--stop", action="append", default=[], help="text that ends the answer; repeatable"
     )
+    ask.add_argument(
+        "--choice", action="append", default=[], help="the answer is one of these; repeatable"
+    )
+    ask.add_argument(
+        "--json-schema", metavar="FILE_OR_TEXT", help="the answer is JSON that fits this schema"
+    )
     ask.add_argument("--stream", action="store_true", help="print the answer as it is generated")
     ask.add_argument("--json", action="store_true", help="print JSON with usage and timings")
     ask.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    tune = commands.add_parser("tune", help="find the engine settings for this machine and model")
+    tune.add_argument("--model", required=True, help="checkpoint folder or Hugging Face hub id")
+    tune.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
+    tune.add_argument("--seconds", type=float, default=60, help="to take, about (default 60)")
+    tune.add_argument(
+        "--out", type=Path, default=Path("tuned.yaml"), help="settings file (default tuned.yaml)"
+    )
+    tune.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
@@ -95,6 +112,21 @@ def read_question(inputs: list[str]) -> tuple[list[str], str]:
     return files, question
 
 
+def read_schema(schema: str | None) -> str | None:
+    """A JSON schema given as text, or as the name of a file that holds it.
+
+    Raises:
+        PromptError: there is no such file.
+    """
+    if schema is None or schema.lstrip().startswith(("{", "[")):
+        return schema
+    try:
+        return Path(schema).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = first_line(error)
+        raise PromptError(f"The JSON schema {schema} cannot be read: {reason}.") from None
+
+
 def ask(args: argparse.Namespace) -> None:
     """Answer one question and print it."""
     files, question = read_question(args.inputs)
@@ -109,8 +141,12 @@ def ask(args: argparse.Namespace) -> None:
         top_k=args.top_k,
         seed=args.seed,
         stop=args.stop,
+        choice=args.choice,
+        json_schema=read_schema(args.json_schema),
     )
-    model = NVILA.from_pretrained(args.model, args.device, args.dtype, args.revision)
+    model = NVILA.from_pretrained(
+        args.model, args.device, args.dtype, args.revision, quantize=args.quantize
+    )
     messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
     if args.system is not None:
         messages.insert(0, {"role": "system", "content": args.system})
@@ -135,6 +171,17 @@ def ask(args: argparse.Namespace) -> None:
         print("" if args.stream else completion.text)
 
 
+def tune(args: argparse.Namespace) -> None:
+    """Measure, write a settings file, and say what was found."""
+    from .tune import tune_to_file
+
+    tuning = tune_to_file(
+        args.model, args.device, args.seconds, args.out, say=lambda line: print(line, flush=True)
+    )
+    print(tuning.summary)
+    print(f"Written: {args.out}. Use it: streamer --config {args.out} worker")
+
+
 def record(completion: "Completion", model: str) -> dict[str, Any]:
     """A completion as one JSON object."""
     return {"model": model, **asdict(completion)}
@@ -144,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 on success, 1 on an error, 130 on Ctrl-C."""
     args = build_parser().parse_args(argv)
     try:
-        ask(args)
+        {"ask": ask, "tune": tune}[args.command](args)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

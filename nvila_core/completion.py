@@ -16,6 +16,7 @@ class Usage:
         completion_tokens: generated tokens, the end-of-turn token included.
         tiles: pictures given to the vision tower.
         cached_tokens: prompt positions that did not have to be computed.
+        cached_tiles: tiles that did not have to go through the vision tower.
     """
 
     vision_tokens: int = 0
@@ -23,6 +24,7 @@ class Usage:
     completion_tokens: int = 0
     tiles: int = 0
     cached_tokens: int = 0
+    cached_tiles: int = 0
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,14 @@ from typing import Any
 
 from .errors import CheckpointError
 from .fields import Fields
+from .grids import Grid
 from .preprocess import Processor
 from .projector import is_known, tokens_per_side
+from .resolution import MOST_TILES, Tiling
 
-MOST_TILES = 256
 MOST_FRAMES = 4096
 MOST_LAYERS = 1024
+PUBLISHED_ACTIVATIONS = frozenset({"silu", "gelu_pytorch_tanh"})
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,11 @@ class VisionConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything but the weights. `llm` holds the fields of transformers' Qwen2Config."""
+    """Everything but the weights. `llm` holds the fields of transformers' Qwen2Config.
+
+    `tile_grids` is a field of ours: the (columns, rows) that a checkpoint was trained on beside one
+    tile; empty where it knows any, as the published ones do.
+    """
 
     vision: VisionConfig
     processor: Processor
@@ -72,6 +78,20 @@ class ModelConfig:
     image_encoder: EncoderConfig = field(default_factory=EncoderConfig)
     video_encoder: EncoderConfig = field(default_factory=EncoderConfig)
     chat_template: str | None = None
+    tile_grids: tuple[Grid, ...] = ()
+
+    @property
+    def tiles_frames(self) -> bool:
+        """Whether frames can be tiled one by one: not with dynamic S2, nor where a video encoder
+        pools them.
+        """
+        return self.image_aspect_ratio == "dynamic" and not self.video_encoder.pool_sizes
+
+    @property
+    def tiling(self) -> Tiling:
+        """What a resolution policy has to know of the model."""
+        size, most = self.processor.size, self.max_tiles
+        return Tiling(size, self.tile_tokens, self.min_tiles, most, self.tile_grids)
 
     @property
     def tile_side(self) -> int:
@@ -128,9 +148,11 @@ def read_vision(fields: Fields, select_layer: int) -> VisionConfig:
 
 def activation(fields: Fields, default: str) -> str:
     """`hidden_act`, checked against the activations that transformers has."""
-    from transformers.activations import ACT2CLS
-
     name = fields.string("hidden_act", default)
+    if name in PUBLISHED_ACTIVATIONS:
+        return name
+    from transformers.activations import ACT2CLS  # takes seconds
+
     if name not in ACT2CLS:
         raise fields.error(
             "hidden_act", "the activation is unknown", "e.g. 'silu' or 'gelu_pytorch_tanh'"
@@ -283,6 +305,20 @@ def read_scales(fields: Fields, image_size: int) -> tuple[int, ...]:
     return scales
 
 
+def read_grids(fields: Fields) -> tuple[Grid, ...]:
+    """`tile_grids`: a list of [columns, rows]."""
+    value = fields.raw("tile_grids", None) or []
+    if not isinstance(value, list) or not all(
+        isinstance(grid, list)
+        and len(grid) == 2
+        and all(type(side) is int and side > 0 for side in grid)
+        and grid[0] * grid[1] <= MOST_TILES
+        for grid in value
+    ):
+        raise fields.error("tile_grids", "the grids are malformed", "a list of [columns, rows]")
+    return tuple((grid[0], grid[1]) for grid in value)
+
+
 def read_model(
     top: Fields,
     llm: Fields,
@@ -345,4 +381,5 @@ def read_model(
         image_encoder=read_encoder(top, "image_encoder"),
         video_encoder=read_encoder(top, "video_encoder"),
         chat_template=top.string("chat_template") if "chat_template" in top else None,
+        tile_grids=read_grids(top),
     )

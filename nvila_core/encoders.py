@@ -4,6 +4,7 @@ Source: nvila specification, sections 4 (dynamic S2) and 5.3 (Basic and TSP enco
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isqrt
 
 import torch
@@ -135,3 +136,17 @@ def project(
             blocks, shape = s2_features(tiles, item.block, config)
             outputs.append(merge(projector(blocks), shape).flatten(1).T[None])
     return outputs
+
+
+def tile_features(projector: Projector, features: Tensor, config: ModelConfig) -> Tensor:
+    """All that can be computed of tiles one by one: [tiles, tokens, D], or under dynamic S2, where
+    an image's tiles are merged before the projector, the tower's [tiles, N, C] as they are.
+    """
+    return features if config.s2_scales else projector(features)
+
+
+def from_tiles(projector: Projector, tiles: Tensor, item: Media, config: ModelConfig) -> Tensor:
+    """[frames or blocks, tokens, D] of one media token from the `tile_features` of its tiles."""
+    if not config.s2_scales:
+        return tiles
+    return project(projector, tiles, [replace(item, first=0)], config)[0]

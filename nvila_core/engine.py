@@ -1,78 +1,109 @@
-"""Many requests on one model at once: admitted by priority, encoded together, decoded side by side.
+"""Many requests on one model: they join and leave at every step, and nothing is computed twice.
 
 One thread runs the model. Callers prepare their prompts in their own threads, so pictures are
-resized in parallel, and only wait for results. A request that fails does so alone.
+resized in parallel, and only wait for results. A step goes like this:
+
+    scheduler     what to compute: a position of everything that generates, chunks of prompts
+    tile encoder  the tiles that those chunks need and that no cache holds
+    batch         all positions through the language model at once
+    deliver       a token for every sequence whose known positions are computed
+
+A request that fails does so alone.
 """
 
-import heapq
 import threading
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from .errors import EngineStopped, NVILAError
+from .block_pool import BlockPool
+from .errors import DeadlineExceeded, DeviceLost, EngineStopped, NotFinite, NVILAError, first_line
 from .handle import Handle
+from .kv_cache import KVCache
 from .model import NVILA
+from .packed_linear import pack_linears
+from .prefix import BlockKeys, Layout, media_keys, tile_keys
 from .prompt import Prompt
+from .request import NEVER, Request
+from .runner import Runner
 from .sampling import SamplingParams
-from .sequence import Sequence
+from .scheduler import Scheduler, Work
+from .sequence import Sequence as Generation
+from .tile_cache import TileCache
+from .tile_encoder import TileEncoder
 
+BLOCK = 16
+"""Positions in a block of the cache: what two prompts must have in common to share one."""
 
-@dataclass(order=True)
-class Request:
-    """A sequence and its caller. The order is that of admission: priority, then arrival."""
-
-    urgency: int
-    number: int
-    sequence: Sequence = field(compare=False)
-    handle: Handle = field(compare=False)
-    submitted: float = field(compare=False)
-    started: float = field(compare=False, default=0.0)
+USAGE = ("prompt_tokens", "cached_tokens", "completion_tokens", "tiles", "cached_tiles")
+TOTALS = ("submitted", "finished", "failed", "cancelled", "steps", *USAGE)
 
 
 class Engine:
-    """Runs requests on a model, several at a time.
+    """Runs requests on a model, many at a time.
 
     Args:
         model: used by this engine alone from now on, except for `prepare`.
         max_num_seqs: most requests that are generated at once.
-        kv_cache_tokens: most LLM positions (prompt and answer) that all of them may come to hold.
+        kv_cache_tokens: LLM positions whose keys and values are kept, of running requests and for
+            reuse; also the longest that a prompt with its answer can be.
+        step_tokens: most LLM positions in a step: more is faster, fewer lets others wait less.
+        step_tiles: most tiles that go through the vision tower in a step.
+        tile_cache_bytes: room for encoded tiles.
+        tile_tolerance: how much a tile may differ from one in the cache and still be taken for it;
+            see `TileCache`.
+        clock: seconds; for deadlines.
+
+    Raises:
+        NVILAError: a size is wrong, or the device has no room for the cache.
     """
 
-    def __init__(self, model: NVILA, max_num_seqs: int = 32, kv_cache_tokens: int = 65536) -> None:
-        if max_num_seqs < 1 or kv_cache_tokens < 1:
-            raise NVILAError("max_num_seqs and kv_cache_tokens must be at least 1.")
+    def __init__(
+        self,
+        model: NVILA,
+        max_num_seqs: int = 32,
+        kv_cache_tokens: int = 65536,
+        *,
+        step_tokens: int = 512,
+        step_tiles: int = 16,
+        tile_cache_bytes: int = 2**28,
+        tile_tolerance: float = 0.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        if min(max_num_seqs, kv_cache_tokens, step_tokens, step_tiles) < 1:
+            raise NVILAError(
+                "max_num_seqs, kv_cache_tokens, step_tokens and step_tiles must be at least 1."
+            )
+        if tile_cache_bytes < 0 or not 0 <= tile_tolerance < 1:
+            raise NVILAError("tile_cache_bytes must be 0 or more, tile_tolerance from 0 to 1.")
+        blocks = -(-kv_cache_tokens // BLOCK)
         self.model = model
+        pack_linears(model.language.model.layers)
         self.max_num_seqs, self.kv_cache_tokens = max_num_seqs, kv_cache_tokens
         self.context = min(model.context, kv_cache_tokens)
+        self.cache = KVCache(model.language, blocks, BLOCK)
+        self.scheduler = Scheduler(BlockPool(blocks), BLOCK, max_num_seqs, step_tokens)
+        self.tile_cache = TileCache(tile_cache_bytes, tile_tolerance)
+        self.encoder = TileEncoder(model, self.tile_cache, step_tiles)
+        self.runner = Runner(model, self.cache, self.encoder)
+        self._clock = clock
         self._changed = threading.Condition()
         self._stepping = threading.Lock()
-        self._waiting: list[Request] = []
-        self._running: list[Request] = []
+        self._arrived: list[Request] = []
         self._thread: threading.Thread | None = None
-        self._stopped = False
-        self._submitted = 0
-        self._totals = dict.fromkeys(
-            (
-                "finished",
-                "failed",
-                "cancelled",
-                "prompt_tokens",
-                "completion_tokens",
-                "tiles",
-                "steps",
-            ),
-            0,
-        )
+        self._ended: EngineStopped | None = None
+        self._totals = dict.fromkeys(TOTALS, 0)
 
     def submit(
         self,
         parts_or_prompt: Any,
         params: SamplingParams | None = None,
-        policy: str | None = None,
+        policy: Any = None,
         priority: int = 0,
+        deadline: float | None = None,
         **options: Any,
     ) -> Handle:
         """Queue a request from any thread; it is prepared here, in the caller's thread.
@@ -80,45 +111,65 @@ class Engine:
         Args:
             parts_or_prompt: a prepared `Prompt`, or what `NVILA.prepare` takes.
             params: default: greedy, at most 512 tokens.
-            policy: how tiles are chosen; "native" (None) is the published model's rule.
-            priority: higher is admitted earlier; equal ones in order of arrival.
+            policy: how tiles are chosen, see `NVILA.prepare`.
+            priority: higher is served earlier, and may push lower ones out of memory; equal ones
+                by deadline, then in order of arrival.
+            deadline: seconds from now after which the request fails with DeadlineExceeded.
             options: passed on to `NVILA.prepare`.
 
         Raises:
             PromptError: the prompt cannot be used, e.g. PromptTooLong.
             EngineStopped: the engine was stopped.
         """
-        if policy not in (None, "native"):
-            raise NVILAError(f"The policy {policy!r} is unknown; use 'native'.")
         prompt = parts_or_prompt
         if not isinstance(prompt, Prompt):
-            prompt = self.model.prepare(parts_or_prompt, **options)
+            prompt = self.model.prepare(parts_or_prompt, policy=policy, **options)
         prompt.must_fit(self.context)
-        sequence = Sequence(prompt, params or SamplingParams(), self.model.tokenizer, self.context)
+        if deadline is not None and not deadline > 0:
+            raise NVILAError(f"deadline must be more than 0 seconds, not {deadline}.")
+        tokenizer = self.model.tokenizer
         handle = Handle()
         handle.on_cancel(self._wake)
+        now = self._clock()
+        request = Request(
+            urgency=-priority,
+            deadline=NEVER if deadline is None else now + deadline,
+            number=0,
+            sequence=Generation(prompt, params or SamplingParams(), tokenizer, self.context),
+            handle=handle,
+            layout=Layout(prompt, (tokenizer.image_id, tokenizer.video_id)),
+            tiles=tile_keys(prompt),
+            submitted=now,
+            allowed=NEVER if deadline is None else deadline,
+        )
         with self._changed:
-            if self._stopped:
-                raise EngineStopped
-            self._submitted += 1
-            request = Request(-priority, self._submitted, sequence, handle, time.perf_counter())
-            heapq.heappush(self._waiting, request)
+            if self._ended:
+                raise self._ended
+            self._totals["submitted"] += 1
+            request.number = self._totals["submitted"]
+            self._arrived.append(request)
             self._changed.notify_all()
         return handle
 
     def start(self) -> None:
-        """Run `step` in a thread of the engine's own until `stop`."""
+        """Run `step` in a thread of the engine's own until `stop`.
+
+        Raises:
+            DeviceLost: the device broke down before; only a new process can use it again.
+        """
         with self._changed:
             if self._thread is not None:
                 return
-            self._stopped = False
+            if isinstance(self._ended, DeviceLost):
+                raise self._ended
+            self._ended = None
             self._thread = threading.Thread(target=self._run, name="nvila-engine", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
         """End the thread after its current step; unfinished requests fail with EngineStopped."""
         with self._changed:
-            self._stopped = True
+            self._ended = self._ended or EngineStopped()
             thread, self._thread = self._thread, None
             self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
@@ -133,33 +184,49 @@ class Engine:
         self.stop()
 
     def step(self) -> bool:
-        """Admit, encode and prefill what fits, then decode one token of every request.
+        """Compute one batch and deliver what comes of it.
 
         Returns:
             Whether requests are left; calling again is only of use then.
+
+        Raises:
+            DeviceLost: the device broke down; no request can be answered any more.
         """
         with self._stepping, torch.inference_mode():
-            self._drop_cancelled()
-            running = list(self._running)
-            self._prefill(self._encode(self._admit()))
-            for request in running:
-                if request.sequence.finish_reason is None:
-                    self._guarded(request, self.model.decode, [request.sequence])
-            self._deliver()
+            self._take_arrived()
+            self._drop_unwanted()
+            work = self.scheduler.schedule()
+            for item in work:
+                if item.request.started is None:
+                    self._begin(item.request)
+            wanted = [(w.request, w.request.computed + w.count) for w in work]
+            self.encoder.encode(wanted, self._failed)
+            self._compute(self._encoded(work))
             self._totals["steps"] += 1
+            left = bool(self.scheduler.waiting or self.scheduler.running)
         with self._changed:
-            return bool(self._waiting or self._running)
+            return left or bool(self._arrived)
 
     def stats(self) -> dict[str, int]:
-        """Counts now (waiting, running, kv_tokens of kv_cache_tokens) and since the start."""
+        """Counts now and since the start.
+
+        Now: waiting, running, kv_tokens (owned by running requests) and kv_reusable of
+        kv_cache_tokens, tile_cache_bytes. Since the start: submitted, finished, failed, cancelled,
+        prompt_tokens, cached_tokens, completion_tokens, tiles, cached_tiles (all of ended
+        requests), encoded_tiles, preemptions, steps.
+        """
+        pool = self.scheduler.pool
         with self._changed:
             return {
-                "waiting": len(self._waiting),
-                "running": len(self._running),
-                "kv_tokens": self._kv_tokens(),
+                "waiting": len(self.scheduler.waiting) + len(self._arrived),
+                "running": len(self.scheduler.running),
+                "kv_tokens": pool.owned * BLOCK,
+                "kv_reusable": pool.kept * BLOCK,
                 "kv_cache_tokens": self.kv_cache_tokens,
                 "max_num_seqs": self.max_num_seqs,
-                "submitted": self._submitted,
+                "tile_cache_bytes": self.tile_cache.bytes,
+                "encoded_tiles": self.encoder.encoded,
+                "preemptions": self.scheduler.preemptions,
                 **self._totals,
             }
 
@@ -167,113 +234,146 @@ class Engine:
         try:
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self._stopped or self._waiting or self._running)
-                    if self._stopped:
+                    self._changed.wait_for(self._has_work)
+                    if self._ended:
                         return
                 self.step()
         except BaseException as error:
+            ended = error if isinstance(error, EngineStopped) else EngineStopped("broke down")
             with self._changed:
-                self._stopped = True
-            self._abandon(error)
-            raise
+                self._ended = ended
+            self._abandon(ended)
+            if not isinstance(error, EngineStopped):
+                raise
+
+    def _has_work(self) -> bool:
+        scheduler = self.scheduler
+        return bool(self._ended or self._arrived or scheduler.waiting or scheduler.running)
 
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
 
-    def _kv_tokens(self) -> int:
-        return sum(request.sequence.positions for request in self._running)
-
-    def _admit(self) -> list[Request]:
-        """Move waiting requests to the running ones; the first that cannot holds up the rest."""
-        admitted = []
+    def _take_arrived(self) -> None:
         with self._changed:
-            free = self.kv_cache_tokens - self._kv_tokens()
-            while self._waiting and len(self._running) < self.max_num_seqs:
-                if self._waiting[0].sequence.positions > free:
-                    break
-                request = heapq.heappop(self._waiting)
-                free -= request.sequence.positions
-                request.started = time.perf_counter()
-                request.sequence.queue_ms = 1000 * (request.started - request.submitted)
-                self._running.append(request)
-                admitted.append(request)
-        return admitted
+            arrived, self._arrived = self._arrived, []
+        for request in arrived:
+            sequence = request.sequence
+            prompt = sequence.prompt
+            request.tiles = self.tile_cache.resolve(request.tiles, prompt.pixel_values)
+            media = media_keys(prompt, request.tiles)
+            request.keys = BlockKeys(request.layout, media, sequence.token_ids, BLOCK)
+            self.scheduler.add(request)
+            if sequence.finish_reason:  # the prompt fills the context
+                self._end(request, sequence.completion())
 
-    def _encode(self, requests: list[Request]) -> list[tuple[Request, list[torch.Tensor]]]:
-        """The media positions of newly admitted requests; their tiles go through the tower
-        together.
-        """
-        began = time.perf_counter()
+    def _drop_unwanted(self) -> None:
+        now = self._clock()
+        for request in (*self.scheduler.running, *self.scheduler.waiting):
+            if request.handle.cancelled:
+                request.sequence.finish("cancelled")
+                self._end(request, request.sequence.completion())
+            elif now > request.deadline:
+                self._end(request, DeadlineExceeded(request.allowed))
+
+    def _begin(self, request: Request) -> None:
+        request.started = self._clock()
+        request.sequence.queue_ms = 1000 * (request.started - request.submitted)
+        request.sequence.cached_tokens = request.computed
+
+    def _encoded(self, work: list[Work]) -> list[Work]:
+        """The part of the work whose tiles are all encoded."""
+        ready = []
+        for item in work:
+            request = item.request
+            if request in self.scheduler.running:
+                count = request.ready(request.computed + item.count) - request.computed
+                if count:
+                    ready.append(Work(request, count))
+        return ready
+
+    def _compute(self, work: list[Work]) -> None:
+        """Run a batch; where it fails, run its parts alone, so that only the culprit fails."""
+        if not work:
+            return
         try:
-            tiles = [r.sequence.prompt.pixel_values for r in requests]
-            counts = [len(t) for t in tiles]
-            batches = self.model.vision(torch.cat(tiles)).split(counts) if requests else ()
-            encoded = [
-                (r, self.model.media_positions(features, r.sequence.prompt.media))
-                for r, features in zip(requests, batches, strict=True)
-            ]
-        except Exception:  # one by one, so that only the culprit fails
-            encoded = []
-            for request in requests:
-                media = self._guarded(request, self.model.encode, request.sequence.prompt)
-                if media is not None:
-                    encoded.append((request, media))
-        for request, _ in encoded:
-            request.sequence.encode_ms = 1000 * (time.perf_counter() - began)
-        return encoded
-
-    def _prefill(self, encoded: list[tuple[Request, list[torch.Tensor]]]) -> None:
-        for request, media in encoded:
-            self._guarded(request, self.model.prefill, request.sequence, media)
-
-    def _guarded(self, request: Request, call: Any, *args: Any) -> Any:
-        """Run the model for one request; an exception ends that request and no other."""
-        try:
-            return call(*args)
+            drawn = self.runner.forward(work)
         except Exception as error:
-            self._remove(request, error)
-            return None
+            if lost(error):
+                raise DeviceLost(first_line(error)) from error
+            if isinstance(error, torch.OutOfMemoryError):
+                torch.cuda.empty_cache()
+            if len(work) == 1:
+                self._failed(work[0].request, error)
+                return
+            for item in work:
+                self._compute([item])
+            return
+        for item, token in zip(work, drawn, strict=True):
+            self._deliver(item, token)
 
-    def _drop_cancelled(self) -> None:
-        with self._changed:
-            cancelled = [r for r in (*self._running, *self._waiting) if r.handle.cancelled]
-            if cancelled:
-                self._waiting = [r for r in self._waiting if not r.handle.cancelled]
-                heapq.heapify(self._waiting)
-        for request in cancelled:
-            request.sequence.finish("cancelled")
-            if request not in self._running:
-                self._close(request, request.sequence.completion())
+    def _deliver(self, item: Work, drawn: Tensor | int | None) -> None:
+        request, sequence = item.request, item.request.sequence
+        if isinstance(drawn, Tensor) and not bool(drawn.max().isfinite()):
+            self.cache.scrub(self.scheduler.pool.disown(request.blocks))
+            self._failed(request, NotFinite())
+            return
+        self.scheduler.advance(request, item.count)
+        if drawn is None:
+            return
+        request.drop_media()
+        try:
+            if isinstance(drawn, int):
+                sequence.append(drawn)
+            else:
+                sequence.accept(drawn)
+        except Exception as error:
+            self._failed(request, error)
+            return
+        request.handle.put(sequence.take_delta())
+        if sequence.finish_reason:
+            self._end(request, sequence.completion)
 
-    def _deliver(self) -> None:
-        """Hand out new text, and the answers of the sequences that have ended."""
-        for request in list(self._running):
-            request.handle.put(request.sequence.take_delta())
-            if request.sequence.finish_reason:
-                spent = 1000 * (time.perf_counter() - request.started)
-                request.sequence.generate_ms = spent - request.sequence.encode_ms
-                self._remove(request, request.sequence.completion())
+    def _failed(self, request: Request, error: Exception) -> None:
+        if lost(error):
+            raise DeviceLost(first_line(error)) from error
+        self._end(request, error)
 
-    def _remove(self, request: Request, outcome: Any) -> None:
-        with self._changed:
-            self._running = [r for r in self._running if r is not request]
-        self._close(request, outcome)
+    def _end(self, request: Request, outcome: Any) -> None:
+        """Free all that a request holds, then tell its caller."""
+        self.scheduler.remove(request)
+        sequence = request.sequence
+        if request.started is not None:
+            spent = 1000 * (self._clock() - request.started)
+            sequence.generate_ms = max(0.0, spent - sequence.encode_ms)
+            sequence.cached_tiles = max(0, sequence.prompt.tiles - request.encoded_tiles)
+        if callable(outcome):
+            outcome = outcome()
+        self._count(outcome)
+        request.handle.finish(outcome)
 
-    def _close(self, request: Request, outcome: Any) -> None:
+    def _count(self, outcome: Any) -> None:
         totals = self._totals
         if isinstance(outcome, BaseException):
             totals["failed"] += 1
-        else:
-            totals["cancelled" if outcome.finish_reason == "cancelled" else "finished"] += 1
-            totals["prompt_tokens"] += outcome.usage.prompt_tokens
-            totals["completion_tokens"] += outcome.usage.completion_tokens
-            totals["tiles"] += outcome.usage.tiles
-        request.handle.finish(outcome)
+            return
+        totals["cancelled" if outcome.finish_reason == "cancelled" else "finished"] += 1
+        for name in USAGE:
+            totals[name] += getattr(outcome.usage, name)
 
-    def _abandon(self, error: BaseException) -> None:
-        with self._stepping, self._changed:
-            left = [*self._running, *self._waiting]
-            self._running, self._waiting = [], []
-        for request in left:
-            self._close(request, error)
+    def _abandon(self, error: EngineStopped) -> None:
+        with self._stepping:
+            with self._changed:
+                arrived, self._arrived = self._arrived, []
+            for request in arrived:
+                self._count(error)
+                request.handle.finish(error)
+            for request in (*self.scheduler.running, *self.scheduler.waiting):
+                self._end(request, error)
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an exception means that the device's context is broken for good."""
+    return isinstance(error, torch.AcceleratorError) and not isinstance(
+        error, torch.OutOfMemoryError
+    )

@@ -57,11 +57,38 @@ class MediaError(PromptError):
 
 
 class EngineStopped(NVILAError):  # noqa: N818
-    """The engine was stopped before the request was done."""
+    """The engine was stopped, or could not go on, before the request was done."""
+
+    def __init__(self, reason: str = "was stopped") -> None:
+        self.reason = f"the engine {reason}"
+        super().__init__(
+            f"The engine {reason} before the answer was finished; start it and submit again."
+        )
+
+
+class DeviceLost(EngineStopped):
+    """The accelerator's context is broken: nothing in this process can use it any more."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"lost its device ({reason})")
+
+
+class DeadlineExceeded(NVILAError):  # noqa: N818
+    """A request was not done when its deadline came."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(
+            f"There was no answer within {seconds:g} s, so ask about less, or allow more time."
+        )
+
+
+class NotFinite(NVILAError):  # noqa: N818
+    """The model gave no numbers for a request."""
 
     def __init__(self) -> None:
         super().__init__(
-            "The engine was stopped before the answer was finished; start it and submit again."
+            "The model's scores are not numbers for this request: its picture or the weights are "
+            "broken, or the dtype's range is too small (try bfloat16 or float32)."
         )
 
 

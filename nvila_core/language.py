@@ -1,7 +1,7 @@
 """The Qwen2 language model over embeddings: prompt positions in, next-token logits out."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,11 @@ from torch.nn import functional as F
 from transformers import DynamicCache, Qwen2Config, Qwen2Model
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
+from .attention import ATTENTION
 from .weights import Weights
+
+if TYPE_CHECKING:
+    from .batch import Batch
 
 
 class LanguageModel(nn.Module):
@@ -22,7 +26,7 @@ class LanguageModel(nn.Module):
     def __init__(self, fields: dict[str, Any]) -> None:
         super().__init__()
         self.config = Qwen2Config(**fields)
-        self.config._attn_implementation = "sdpa"
+        self.config._attn_implementation = ATTENTION
         self.model = Qwen2Model(self.config)
         tied = self.config.tie_word_embeddings
         self.lm_head = (
@@ -88,11 +92,31 @@ class LanguageModel(nn.Module):
         states: Tensor = out.last_hidden_state[0]
         return states
 
+    @torch.inference_mode()
+    def advance(self, embeds: Tensor, batch: "Batch") -> Tensor:
+        """Final hidden states [N, hidden] of one step's rows [N, hidden], of many sequences.
+
+        Keys and values go to the cache that the batch names.
+        """
+        out = self.model(
+            inputs_embeds=embeds[None],
+            position_ids=batch.positions,
+            attention_mask={"full_attention": None},
+            use_cache=False,
+            batch=batch,
+        )
+        states: Tensor = out.last_hidden_state[0]
+        return states
+
 
 def load_language(
-    fields: dict[str, Any], weights: Weights, dtype: torch.dtype, device: torch.device
+    fields: dict[str, Any],
+    weights: Weights,
+    dtype: torch.dtype,
+    device: torch.device,
+    bits: int | None = None,
 ) -> LanguageModel:
-    """Build the model without allocating it twice and load its weights.
+    """Build the model without allocating it twice and load its weights, in `bits` where given.
 
     Raises:
         CheckpointError: the weights contradict the config.
@@ -106,6 +130,6 @@ def load_language(
     with torch.device("meta"):
         model = LanguageModel(fields)
     unused = ["lm_head."] if fields["tie_word_embeddings"] else []
-    weights.fill(model, dtype, device, unused=unused)
+    weights.fill(model, dtype, device, unused=unused, bits=bits)
     model.model.rotary_emb = Qwen2RotaryEmbedding(model.config).to(device)
     return model.eval()

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,19 @@ from torch import Tensor
 from .checkpoint import Checkpoint
 from .completion import Completion
 from .config import ModelConfig
-from .encoders import project, video_positions
-from .errors import NVILAError
+from .encoders import from_tiles, project, tile_features, video_positions
 from .hub import find_checkpoint
 from .language import LanguageModel
+from .placement import choose_device, choose_dtype
+from .planned import PlannedBuilder
 from .projector import Projector
 from .prompt import Media, Options, Prompt, PromptBuilder, VideoAs
+from .quantize import choose_precision
+from .resolution import Budget, Measures, Native, Plan, Policy, parse_policy
 from .sampling import SamplingParams
 from .sequence import Sequence
 from .tokens import Tokenizer
 from .vision import VisionTower
-
-DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
 
 
 class NVILA:
@@ -50,6 +48,7 @@ class NVILA:
     ) -> None:
         self.config, self.tokenizer, self.name = config, tokenizer, name
         self.vision, self.projector, self.language = vision, projector, language
+        tokenizer.rows = language.rows
 
     @classmethod
     def from_pretrained(
@@ -58,6 +57,7 @@ class NVILA:
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype = "float32",
         revision: str | None = None,
+        quantize: str | None = None,
     ) -> "NVILA":
         """Load a checkpoint in any published layout.
 
@@ -67,16 +67,19 @@ class NVILA:
             device: "cpu", "cuda", "cuda:1", or "auto": a GPU when there is one.
             dtype: "float32", "float16", "bfloat16", or "auto": float32 on a CPU, bfloat16 on a GPU.
             revision: branch, tag or commit on the hub.
+            quantize: "int8", or "int4" for the language model with an int8 vision tower: less
+                memory, answers that may differ. None keeps full precision.
 
         Raises:
             CheckpointError: something is missing, malformed or contradictory; says which file and
                 field.
-            NVILAError: the device or dtype is not to be had here.
+            NVILAError: the device, dtype or quantization is not to be had here.
         """
         place = choose_device(device)
         kind = choose_dtype(dtype, place)
+        precision = choose_precision(quantize, place, kind)
         checkpoint = Checkpoint.open(find_checkpoint(path_or_hub_id, revision))
-        vision, projector, language = checkpoint.load(kind, place)
+        vision, projector, language = checkpoint.load(kind, place, precision)
         name = Path(path_or_hub_id).name or "nvila"
         return cls(checkpoint.config, checkpoint.tokenizer, vision, projector, language, name)
 
@@ -101,6 +104,8 @@ class NVILA:
         num_video_frames: int | None = None,
         video_max_tiles: int | None = None,
         video_as: VideoAs | None = None,
+        policy: str | Policy | None = None,
+        budget: Budget | None = None,
     ) -> Prompt:
         """Turn parts into ids and pixels, on the CPU and without the model.
 
@@ -112,6 +117,10 @@ class NVILA:
                 checkpoint's (1).
             video_as: "image" writes an `<image>` token for each frame, "video" one `<vila/video>`.
                 Default: "image" for a Basic video encoder, "video" for one that pools (TSP).
+            policy: how many tiles each frame gets: "adaptive", "fixed:4", or an object (see
+                `resolution`). Default, and "native": the published rule, which is also that of
+                checkpoints which cannot tile frames one by one.
+            budget: what a policy may spend on all pictures of the prompt together.
 
         Raises:
             PromptTooLong: more positions than the context; nothing has been computed.
@@ -124,7 +133,25 @@ class NVILA:
             video_as or ("video" if config.video_encoder.pool_sizes else "image"),
             config.fps,
         )
-        return PromptBuilder(config, self.tokenizer, options).build(parts)
+        chosen = self._policy(policy)
+        if isinstance(chosen, Native):
+            return PromptBuilder(config, self.tokenizer, options).build(parts)
+        return PlannedBuilder(config, self.tokenizer, options, chosen, budget).build(parts)
+
+    def plan(
+        self,
+        clip: list[Measures],
+        policy: str | Policy | None = None,
+        budget: Budget | None = None,
+    ) -> Plan:
+        """What `prepare` will plan for one video of these frames: none of them need be opened at a
+        larger scale than it will be looked at.
+        """
+        return self._policy(policy).plan(clip, self.config.tiling, budget or Budget())
+
+    def _policy(self, policy: str | Policy | None) -> Policy:
+        chosen = parse_policy(policy or "native")
+        return chosen if self.config.tiles_frames else Native()
 
     def encode(self, prompt: Prompt) -> list[Tensor]:
         """Tower and projector: [positions, D] for each media token of the prompt."""
@@ -133,17 +160,32 @@ class NVILA:
     @torch.inference_mode()
     def media_positions(self, features: Tensor, media: list[Media]) -> list[Tensor]:
         """[positions, D] for each media token, from the tower's features [tiles, N, C]."""
+        projected = project(self.projector, features, media, self.config)
+        return [self._positions(p, item) for p, item in zip(projected, media, strict=True)]
+
+    def _positions(self, projected: Tensor, item: Media) -> Tensor:
         config = self.config
-        encoders = (config.image_encoder, config.video_encoder)
+        encoder = config.image_encoder if item.kind == "image" else config.video_encoder
+        return video_positions(projected, encoder, self._separators)
+
+    @cached_property
+    def _separators(self) -> dict[str, Tensor]:
+        """Embeddings [tokens, D] of the texts that stand round frames."""
+        encoders = (self.config.image_encoder, self.config.video_encoder)
         texts = {t for e in encoders for t in (e.start_tokens, e.end_tokens, e.sep_tokens) if t}
-        rows = {text: self.language.embed(self.tokenizer.encode(text)) for text in texts}
-        projected = project(self.projector, features, media, config)
-        return [
-            video_positions(
-                p, config.image_encoder if item.kind == "image" else config.video_encoder, rows
-            )
-            for item, p in zip(media, projected, strict=True)
-        ]
+        return {text: self.language.embed(self.tokenizer.encode(text)) for text in texts}
+
+    @torch.inference_mode()
+    def encode_tiles(self, pixels: Tensor) -> Tensor:
+        """What can be computed of tiles float32 [tiles, 3, S, S] without knowing what they are
+        part of, and therefore be kept and used again; see `media_from_tiles`.
+        """
+        return tile_features(self.projector, self.vision(pixels), self.config)
+
+    @torch.inference_mode()
+    def media_from_tiles(self, tiles: Tensor, item: Media) -> Tensor:
+        """[positions, D] of one media token from what `encode_tiles` gave for its tiles."""
+        return self._positions(from_tiles(self.projector, tiles, item, self.config), item)
 
     @torch.inference_mode()
     def splice(self, prompt: Prompt, media: list[Tensor]) -> Tensor:
@@ -214,39 +256,3 @@ class NVILA:
                 self.language.embed(sequence.token_ids[-1:]), sequence.cache
             )
             sequence.accept(self.language.head(hidden[-1], len(self.tokenizer)))
-
-
-def choose_device(device: str | torch.device) -> torch.device:
-    """The device that is asked for.
-
-    Raises:
-        NVILAError: it is unknown or not there.
-    """
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.device(device)
-    except RuntimeError:
-        raise NVILAError(
-            f"The device {device!r} is unknown; use 'auto', 'cpu' or 'cuda'."
-        ) from None
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise NVILAError("No CUDA device is here; use device 'cpu' or 'auto'.")
-    return place
-
-
-def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype that is asked for.
-
-    Raises:
-        NVILAError: it is not one the model can compute in.
-    """
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if kind not in DTYPES.values():
-        raise NVILAError(
-            f"The dtype {dtype!r} is not supported; use 'auto' or one of {', '.join(DTYPES)}."
-        )
-    assert kind is not None
-    return kind

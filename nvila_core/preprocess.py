@@ -7,7 +7,7 @@ and alpha is dropped, not composited. Source: nvila specification, section 3.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -16,8 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from .errors import MediaError
-
-Grid = tuple[int, int]
+from .grids import Grid as Grid
+from .grids import choose_grid
 
 
 @dataclass(frozen=True)
@@ -78,31 +78,6 @@ def to_rgb(image: object) -> Image.Image:
     )
 
 
-@lru_cache(maxsize=256)
-def candidate_grids(min_tiles: int, max_tiles: int) -> tuple[Grid, ...]:
-    """All (columns, rows) with min_tiles <= columns * rows <= max_tiles, fewest tiles first."""
-    grids = [
-        (i, j)
-        for i in range(1, max_tiles + 1)
-        for j in range(1, max_tiles // i + 1)
-        if i * j >= min_tiles
-    ]
-    return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
-
-
-def choose_grid(width: int, height: int, size: int, min_tiles: int, max_tiles: int) -> Grid:
-    """The (columns, rows) nearest to the aspect ratio; on a tie the larger one if the image can
-    fill half of it.
-    """
-    ratio, area = width / height, width * height
-    best, distance = (1, 1), float("inf")
-    for i, j in candidate_grids(min_tiles, max_tiles):
-        away = abs(ratio - i / j)
-        if away < distance or (away == distance and area > 0.5 * size * size * i * j):
-            best, distance = (i, j), away
-    return best
-
-
 def cut(image: Image.Image, grid: Grid, size: int) -> list[Image.Image]:
     """Resize to the grid (aspect not preserved) and crop `size` x `size` tiles, row by row."""
     columns, rows = grid
@@ -114,16 +89,19 @@ def cut(image: Image.Image, grid: Grid, size: int) -> list[Image.Image]:
     ]
 
 
-def dynamic_tiles(
-    image: Image.Image, size: int, min_tiles: int, max_tiles: int
-) -> list[Image.Image]:
-    """NVILA-Lite's tiling: the tiles of the nearest grid, then a thumbnail when there is more than
-    one.
-    """
-    tiles = cut(image, choose_grid(*image.size, size, min_tiles, max_tiles), size)
+def grid_tiles(image: Image.Image, grid: Grid, size: int) -> list[Image.Image]:
+    """The tiles of a grid, then a thumbnail of the whole when there is more than one."""
+    tiles = cut(image, grid, size)
     if len(tiles) > 1:
         tiles.append(image.resize((size, size)))
     return tiles
+
+
+def dynamic_tiles(
+    image: Image.Image, size: int, min_tiles: int, max_tiles: int
+) -> list[Image.Image]:
+    """NVILA-Lite's tiling: the grid nearest to the aspect ratio, and a thumbnail."""
+    return grid_tiles(image, choose_grid(*image.size, size, min_tiles, max_tiles), size)
 
 
 def s2_tiles(

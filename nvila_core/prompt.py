@@ -5,36 +5,24 @@ The rules are the original's, one by one; source: nvila specification, sections 
 would crash or let user text become a control token, docs/model.md says what happens instead.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from .config import MOST_FRAMES, MOST_TILES, EncoderConfig, ModelConfig
+from .config import MOST_FRAMES, EncoderConfig, ModelConfig
+from .conversation import as_conversation, without_media_tokens
 from .errors import EmptyPrompt, PromptError, PromptTooLong
-from .preprocess import (
-    Grid,
-    choose_grid,
-    dynamic_tiles,
-    pad_to_square,
-    s2_tiles,
-    to_rgb,
-)
+from .grids import ONE, Grid, choose_grid, tiles_of
+from .preprocess import dynamic_tiles, grid_tiles, pad_to_square, s2_tiles, to_rgb
+from .resolution import BY_ASPECT, MOST_TILES, ONE_OF_SEVERAL, Plan, PlannedFrame
 from .tokens import IMAGE, VIDEO, Shield, Tokenizer
 from .video import Video
 
 VideoAs = Literal["image", "video"]
-ROLES = {
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "system": "system",
-}
 
 
 @dataclass(frozen=True)
@@ -57,6 +45,11 @@ class Media:
     vision_tokens: int
     positions: int
 
+    @property
+    def tile_range(self) -> range:
+        """The indices of its tiles."""
+        return range(self.first, self.first + self.tiles)
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -68,6 +61,7 @@ class Prompt:
         pixel_values: float32 [tiles, 3, S, S] in order of the media tokens.
         media: one entry for each media token, in order.
         num_tokens: LLM positions after splicing.
+        plan: the grid of every picture and frame, in order, and why.
     """
 
     text: str
@@ -75,6 +69,7 @@ class Prompt:
     pixel_values: Tensor
     media: list[Media] = field(default_factory=list)
     num_tokens: int = 0
+    plan: Plan = field(default_factory=Plan)
 
     @property
     def tiles(self) -> int:
@@ -125,21 +120,25 @@ class Piece:
 
 
 class PromptBuilder:
-    """Prepares one prompt; holds the tiles to make and the media found so far."""
+    """Prepares one prompt as the published model does; holds the tiles to make and the media found
+    so far.
+    """
 
     def __init__(self, config: ModelConfig, tokenizer: Tokenizer, options: Options) -> None:
         self.config, self.tokenizer, self.options = config, tokenizer, options
         self.media: list[Media] = []
         self.makers: list[Callable[[], list[Image.Image]]] = []
+        self.frames: list[PlannedFrame] = []
         self.count = 0
+        self.single = False
 
     def build(self, parts: Any) -> Prompt:
         """See `NVILA.prepare`."""
         conversation = [(role, self.resolve(content)) for role, content in as_conversation(parts)]
-        images = sum(
-            isinstance(part, Image.Image) for _, content in conversation for part in content
+        self.survey(
+            [part for _, content in conversation for part in content if not isinstance(part, str)]
         )
-        turns = [(role, self.pieces(content, images == 1)) for role, content in conversation]
+        turns = [(role, self.pieces(content)) for role, content in conversation]
         shield = Shield(self.tokenizer, (piece.text for _, pieces in turns for piece in pieces))
         messages = [
             {
@@ -156,7 +155,10 @@ class PromptBuilder:
         positions = len(ids) - len(self.media) + sum(media.positions for media in self.media)
         if positions > self.config.context:
             raise PromptTooLong(positions, self.config.context)
-        return Prompt(shield.restore(rendered), ids, self.pixels(), self.media, positions)
+        tokens = sum(media.vision_tokens for media in self.media)
+        plan = Plan(tuple(self.frames), self.count, tokens)
+        text = shield.restore(rendered)
+        return Prompt(text, ids, self.pixels(), self.media, positions, plan)
 
     def resolve(self, content: Sequence[Any]) -> list[str | Image.Image | Video]:
         """Parts as text, RGB images and videos to keep as one token; frames that count as images
@@ -173,7 +175,11 @@ class PromptBuilder:
                 resolved.append(to_rgb(part))
         return resolved
 
-    def pieces(self, content: Sequence[str | Image.Image | Video], single: bool) -> list[Piece]:
+    def survey(self, media: Sequence[Image.Image | Video]) -> None:
+        """Look at all pictures and videos of the prompt before the first becomes text."""
+        self.single = sum(isinstance(part, Image.Image) for part in media) == 1
+
+    def pieces(self, content: Sequence[str | Image.Image | Video]) -> list[Piece]:
         """The message as text; neighbouring user texts are joined, so that no token can form
         between them.
         """
@@ -188,7 +194,7 @@ class PromptBuilder:
             elif isinstance(part, Video):
                 pieces.append(Piece(self.add_video(part), trusted=True))
             else:
-                pieces.append(Piece(self.add_image(part, single), trusted=True))
+                pieces.append(Piece(self.add_image(part, self.single), trusted=True))
         return pieces
 
     def add_image(self, image: Image.Image, single: bool) -> str:
@@ -197,14 +203,8 @@ class PromptBuilder:
         """
         config, size = self.config, self.config.processor.size
         if single and config.image_aspect_ratio == "dynamic":
-            columns, rows = choose_grid(*image.size, size, config.min_tiles, config.max_tiles)
-            count = columns * rows + (columns * rows > 1)
-            self.makers.append(
-                lambda: dynamic_tiles(image, size, config.min_tiles, config.max_tiles)
-            )
-            for _ in range(count):
-                self.add("image", 1, config.tile_tokens)
-            return f"{IMAGE}\n" * count
+            grid = choose_grid(*image.size, size, config.min_tiles, config.max_tiles)
+            return self.add_tiles(image, PlannedFrame(grid, BY_ASPECT))
         if single and config.image_aspect_ratio == "dynamic_s2":
             scales = config.s2_scales
             fewest = (scales[-1] // scales[0]) ** 2
@@ -215,10 +215,25 @@ class PromptBuilder:
             self.add(
                 "image", count, config.tile_tokens * block_rows * block_columns, (rows, columns)
             )
+            self.frames.append(PlannedFrame((columns, rows), BY_ASPECT))
             return IMAGE
+        return self.add_whole(image, PlannedFrame(ONE, ONE_OF_SEVERAL))
+
+    def add_whole(self, image: Image.Image, frame: PlannedFrame) -> str:
+        """Plan one image that is not tiled; returns the text that stands for it."""
+        self.frames.append(frame)
         self.makers.append(lambda: [self.whole(image)])
-        self.add("image", 1, config.tile_tokens)
+        self.add("image", 1, self.config.tile_tokens)
         return IMAGE
+
+    def add_tiles(self, image: Image.Image, frame: PlannedFrame) -> str:
+        """Plan one image in the tiles of a grid; returns the text that stands for it."""
+        size, count = self.config.processor.size, tiles_of(frame.grid)
+        self.frames.append(frame)
+        self.makers.append(lambda: grid_tiles(image, frame.grid, size))
+        for _ in range(count):
+            self.add("image", 1, self.config.tile_tokens)
+        return f"{IMAGE}\n" * count
 
     def add_video(self, video: Video) -> str:
         """Plan one video that becomes one token; returns the text that stands for it."""
@@ -227,10 +242,8 @@ class PromptBuilder:
         most = self.options.video_max_tiles
         if config.image_aspect_ratio == "dynamic" and most > 1:
             fewest = min(config.min_tiles, most)
-            counts = set()
-            for frame in frames:
-                columns, rows = choose_grid(*frame.size, size, fewest, most)
-                counts.add(columns * rows + (columns * rows > 1))
+            grids = [choose_grid(*frame.size, size, fewest, most) for frame in frames]
+            counts = {tiles_of(grid) for grid in grids}
             if len(counts) > 1:
                 raise PromptError(
                     "The frames of a tiled video must have one size, so resize them first."
@@ -238,8 +251,10 @@ class PromptBuilder:
             self.makers.append(
                 lambda: [t for f in frames for t in dynamic_tiles(f, size, fewest, most)]
             )
+            self.frames += [PlannedFrame(grid, BY_ASPECT) for grid in grids]
             self.add("video", counts.pop() * len(frames))
         else:
+            self.frames += [PlannedFrame(ONE, ONE_OF_SEVERAL) for _ in frames]
             self.makers.append(lambda: [self.whole(frame) for frame in frames])
             self.add("video", len(frames))
         return VIDEO
@@ -309,51 +324,3 @@ def output_block(config: ModelConfig, block: Grid) -> Grid:
         return block
     k = config.s2_scales[config.s2_resize_to] // config.s2_scales[0]
     return (k, k)
-
-
-def without_media_tokens(text: str) -> str:
-    """User text without media tokens; it is stripped only if it had one, as the original does."""
-    for token in (IMAGE, VIDEO):
-        if token in text:
-            text = text.replace(token, "").strip()
-    return text
-
-
-def as_conversation(parts: Any) -> list[tuple[str, list[Any]]]:
-    """(role, parts) of every turn; plain parts are one user turn.
-
-    Raises:
-        PromptError: unknown role, content of another type, or nothing at all.
-    """
-    parts = as_list(parts)
-    if not parts:
-        raise EmptyPrompt("The prompt is empty, so give a question, a picture or both.")
-    if not any(isinstance(part, Mapping) for part in parts):
-        return [("user", parts)]
-    turns = []
-    for message in parts:
-        if not isinstance(message, Mapping) or "content" not in message:
-            raise PromptError(
-                "A conversation must be a list of {'role': ..., 'content': ...} only."
-            )
-        role = ROLES.get(str(message.get("role")))
-        if role is None:
-            raise PromptError(
-                f"The role {message.get('role')!r} is unknown; use system, user or assistant."
-            )
-        content = as_list(message["content"])
-        if role != "user" and any(not isinstance(part, str) for part in content):
-            raise PromptError(f"A picture can only be in a user's turn, not in the {role}'s.")
-        turns.append((role, content))
-    return turns
-
-
-def as_list(value: Any) -> list[Any]:
-    """One part alone as a list of it."""
-    if isinstance(value, str | Image.Image | Video | Mapping | np.ndarray):
-        return [value]
-    if isinstance(value, Sequence):
-        return list(value)
-    raise PromptError(
-        f"A prompt must be a list of texts, images and videos, not {type(value).__name__}."
-    )

@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import PromptError
+from .grammar import check_choice, schema_text
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,9 @@ class SamplingParams:
         repetition_penalty: above 1 makes tokens of the prompt and the answer less likely.
         stop: strings that end the answer; they are not part of it.
         ignore_eos: go on to `max_tokens` through end-of-turn tokens.
+        choice: the answer is exactly one of these strings.
+        json_schema: the answer is JSON that fits this schema, given as an object or as text; kept
+            as text.
     """
 
     max_tokens: int = 512
@@ -32,6 +37,8 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     stop: str | Sequence[str] = ()
     ignore_eos: bool = False
+    choice: Sequence[str] = ()
+    json_schema: dict[str, Any] | str | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(
@@ -44,6 +51,24 @@ class SamplingParams:
             (self.top_k >= 0, "top_k must be 0 (all) or more"),
             (0 < self.repetition_penalty < float("inf"), "repetition_penalty must be above 0"),
             (all(isinstance(s, str) and s for s in self.stop), "stop must hold non-empty strings"),
+        )
+        for holds, rule in rules:
+            if not holds:
+                raise PromptError(f"The sampling parameters are wrong: {rule}.")
+        self._check_form()
+
+    def _check_form(self) -> None:
+        """Whether a schema can be followed shows only when it is compiled."""
+        object.__setattr__(self, "choice", check_choice(self.choice, self.stop_strings))
+        if self.json_schema is not None:
+            object.__setattr__(self, "json_schema", schema_text(self.json_schema))
+        constrained = bool(self.choice) or self.json_schema is not None
+        rules = (
+            (not self.choice or self.json_schema is None, "give choice or json_schema, not both"),
+            (
+                not (self.ignore_eos and constrained),
+                "ignore_eos does not go with choice or json_schema",
+            ),
         )
         for holds, rule in rules:
             if not holds:
@@ -72,6 +97,11 @@ class Sampler:
                 self.generator.seed()
             else:
                 self.generator.manual_seed(params.seed)
+
+    @property
+    def plainly_greedy(self) -> bool:
+        """Whether `draw` is no more than an argmax."""
+        return self.used is None and self.generator is None
 
     @torch.inference_mode()
     def draw(self, logits: Tensor) -> int:

@@ -7,9 +7,12 @@ from torch import Tensor
 from .completion import Completion, FinishReason, Timings, Usage
 from .prompt import Prompt
 from .sampling import Sampler, SamplingParams
+from .structured import constraint_for
 from .tokens import Tokenizer
 
 UNFINISHED = "\ufffd"
+TAIL = 16
+"""Tokens that are decoded together."""
 
 
 class Sequence:
@@ -29,32 +32,43 @@ class Sequence:
         self.limit = min(params.max_tokens, context - prompt.num_tokens)
         media = (tokenizer.image_id, tokenizer.video_id)
         self.sampler = Sampler(params, [i for i in prompt.token_ids if i not in media])
+        self.constraint = constraint_for(params, tokenizer)
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None if self.limit > 0 else "length"
         self.cache: Any = None
-        self.cached_tokens = 0
+        self.cached_tokens = self.cached_tiles = 0
         self.queue_ms = self.encode_ms = self.generate_ms = 0.0
         self.text, self.sent = "", 0
+        self._decoded = Detokenizer(tokenizer)
 
     @property
-    def positions(self) -> int:
-        """LLM positions that the sequence may come to fill."""
-        return self.prompt.num_tokens + max(0, self.limit)
+    def plainly_greedy(self) -> bool:
+        """Whether the next token is the likeliest one, whatever came before."""
+        return self.sampler.plainly_greedy and self.constraint is None
 
     def accept(self, logits: Tensor) -> int:
         """Draw the next token from float32 logits [vocab] and see whether it ends the answer."""
-        token = self.sampler.draw(logits)
+        if self.constraint is None:
+            token = self.sampler.draw(logits)
+        else:
+            token = self.sampler.draw(self.constraint.mask(logits))
+            self.constraint.advance(token)
+        self.append(token)
+        return token
+
+    def append(self, token: int) -> None:
+        """Take a token that was drawn, and see whether it ends the answer."""
         self.token_ids.append(token)
         ended = token in self.tokenizer.stop_ids and not self.params.ignore_eos
-        self.text = self.tokenizer.decode(self.token_ids).lstrip()
+        self.text = self._decoded.add(token).lstrip()
         cuts = [place for s in self.params.stop_strings if (place := self.text.find(s)) >= 0]
         if cuts:
             self.text = self.text[: min(cuts)]
-        if ended or cuts:
+        complete = self.constraint is not None and self.constraint.finished
+        if ended or cuts or complete:
             self.finish("stop")
         elif len(self.token_ids) >= self.limit:
             self.finish("length")
-        return token
 
     def finish(self, reason: FinishReason) -> None:
         """End the sequence and let go of its cache."""
@@ -90,6 +104,30 @@ class Sequence:
             completion_tokens=len(self.token_ids),
             tiles=self.prompt.tiles,
             cached_tokens=self.cached_tokens,
+            cached_tiles=self.cached_tiles,
         )
         timings = Timings(self.queue_ms, self.encode_ms, self.generate_ms)
         return Completion(self.text, list(self.token_ids), self.finish_reason, usage, timings)
+
+
+class Detokenizer:
+    """Text of a growing list of ids, without decoding all of it again for every token.
+
+    Byte-level tokenizers give the same text in pieces as in one, if no piece ends in the middle of
+    a character.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._settled = ""
+        self._open: list[int] = []
+
+    def add(self, token: int) -> str:
+        """The whole text with `token`."""
+        self._open.append(token)
+        tail = self._tokenizer.decode(self._open)
+        if len(self._open) >= TAIL and not tail.endswith(UNFINISHED):
+            self._settled += tail
+            self._open = []
+            return self._settled
+        return self._settled + tail

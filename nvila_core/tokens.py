@@ -68,6 +68,7 @@ class Tokenizer:
         self.plain = without_added_tokens(self.raw)
         self.max_length = self.find_max_length()
         self.stop_ids = frozenset(self.find_stop_ids())
+        self.rows = len(self.hf)  # ids from here on have no embedding, as the model may say
         if not self.encode("\n"):
             raise CheckpointError(self.folder, "the tokenizer knows no line end, so it is damaged")
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from .errors import MediaError
 from .preprocess import to_rgb
+from .resolution import Measures, thin
 
 
 class Video:
@@ -24,6 +25,8 @@ class Video:
         timestamps: seconds, one for each frame; kept for the caller, the model does not see them.
         sampled: the frames are already the ones to look at, so a short video is not filled up by
             repeating frames as the original does.
+        measures: of each frame, for a resolution policy, so that they need not be measured again;
+            frames that were decoded at a smaller scale have those of the original.
     """
 
     def __init__(
@@ -32,6 +35,7 @@ class Video:
         timestamps: Sequence[float] | None = None,
         *,
         sampled: bool = False,
+        measures: Sequence[Measures] | None = None,
     ) -> None:
         if len(frames) == 0:
             raise MediaError("The video has no frames; give at least one.")
@@ -39,9 +43,12 @@ class Video:
             raise MediaError(
                 f"The video has {len(frames)} frames but {len(timestamps)} timestamps."
             )
+        if measures is not None and len(measures) != len(frames):
+            raise MediaError(f"The video has {len(frames)} frames but {len(measures)} measures.")
         self.frames = list(frames)
         self.timestamps = None if timestamps is None else list(timestamps)
         self.sampled = sampled
+        self.measures = None if measures is None else list(measures)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -52,9 +59,15 @@ class Video:
         `fps` is for videos read from a file and has no effect here.
         """
         del fps
+        return [to_rgb(self.frames[i]) for i in self._indices(count)]
+
+    def sample_measures(self, count: int) -> list[Measures] | None:
+        """Measures of what `sample` gives, where they are known."""
+        return None if self.measures is None else thin(self.measures, self._indices(count))
+
+    def _indices(self, count: int) -> Sequence[int]:
         total = len(self.frames)
-        indices = range(total) if self.sampled and total <= count else uniform_indices(total, count)
-        return [to_rgb(self.frames[i]) for i in indices]
+        return range(total) if self.sampled and total <= count else uniform_indices(total, count)
 
     @staticmethod
     def from_path(path: str | Path) -> "Video":

@@ -27,7 +27,7 @@ class VideoFile(Video):
         self.path = Path(path)
         if not self.path.exists():
             raise MediaError(f"There is no video at {self.path}; check the path.")
-        self.timestamps = None
+        self.timestamps = self.measures = None
         self.sampled = False
 
     @property

@@ -56,9 +56,14 @@ class VisionTower(nn.Module):
 
 
 def load_vision(
-    config: VisionConfig, weights: Weights, dtype: torch.dtype, device: torch.device
+    config: VisionConfig,
+    weights: Weights,
+    dtype: torch.dtype,
+    device: torch.device,
+    bits: int | None = None,
 ) -> VisionTower:
-    """Build the tower without allocating it twice and load what is needed of it.
+    """Build the tower without allocating it twice and load what is needed of it, in `bits` where
+    given.
 
     Raises:
         CheckpointError: the weights contradict the config.
@@ -79,6 +84,7 @@ def load_vision(
         dtype,
         device,
         unused=[*skipped, "post_layernorm.", "head.", "embeddings.position_ids"],
+        bits=bits,
     )
     positions = torch.arange(config.grid**2, device=device).expand(1, -1)
     tower.embeddings.register_buffer("position_ids", positions, persistent=False)

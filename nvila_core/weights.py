@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .errors import CheckpointError, as_checkpoint_error
 from .fields import Fields, read_json
+from .quantize import quantized
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -118,12 +119,14 @@ class Weights:
         dtype: torch.dtype,
         device: torch.device,
         unused: Iterable[str] = (),
+        bits: int | None = None,
     ) -> None:
         """Give `module`, built on the meta device, its parameters.
 
         Args:
             module: every parameter of it must be here with the same shape.
             unused: prefixes of tensors that may be here and are not wanted.
+            bits: 8 or 4 quantizes the linear layers inside `layers`, one at a time.
 
         Raises:
             CheckpointError: a tensor is missing, has another shape or dtype, or belongs nowhere.
@@ -150,6 +153,11 @@ class Weights:
                 )
         for name in wanted:
             owner, _, leaf = name.rpartition(".")
+            linear = isinstance(module.get_submodule(owner), nn.Linear)
+            if bits and linear and leaf == "weight" and ".layers." in owner:
+                mapped = self.read(name, FLOATS[self.tensors[name].dtype], device)
+                module.set_submodule(owner, quantized(mapped, bits, dtype))
+                continue
             tensor = nn.Parameter(self.read(name, dtype, device), requires_grad=False)
             setattr(module.get_submodule(owner), leaf, tensor)
 

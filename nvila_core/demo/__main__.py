@@ -38,6 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
     evaluate.add_argument("--device", default="cpu")
     evaluate.add_argument("--json", action="store_true")
     evaluate.add_argument("--mistakes", action="store_true", help="also print every wrong answer")
+    evaluate.add_argument(
+        "--policies", action="store_true", help="instead, compare resolution policies on clips"
+    )
+    evaluate.add_argument("--svg", type=Path, help="with --policies: also draw a chart")
     render = commands.add_parser("render", help="a long street video, to stream")
     render.add_argument("out", type=Path)
     render.add_argument("--seconds", type=float, default=60)
@@ -71,6 +75,8 @@ def _train(options: argparse.Namespace) -> int:
 def _evaluate(options: argparse.Namespace) -> int:
     from nvila_core.demo.evaluate import evaluate, format_table
 
+    if options.policies:
+        return _compare_policies(options)
     show = (lambda line: print(line, file=sys.stderr)) if options.mistakes else None
     scores = evaluate(options.checkpoint, options.questions, options.seed, options.device, show)
     if options.json:
@@ -79,6 +85,26 @@ def _evaluate(options: argparse.Namespace) -> int:
         )
     else:
         print(format_table(scores))
+    return 0
+
+
+def _compare_policies(options: argparse.Namespace) -> int:
+    from nvila_core.demo.chart import draw_policies
+    from nvila_core.demo.policies import evaluate_policies, format_policies
+
+    scores = evaluate_policies(
+        options.checkpoint,
+        options.questions,
+        options.seed,
+        options.device,
+        lambda line: print(line, file=sys.stderr),
+    )
+    if options.svg is not None:
+        options.svg.write_text(draw_policies(scores), encoding="utf-8")
+    if options.json:
+        print(json.dumps([score.record() for score in scores], indent=2))
+    else:
+        print(format_policies(scores))
     return 0
 
 

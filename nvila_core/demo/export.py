@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import SiglipVisionModel
 
 from nvila_core.demo.config import ModelShape
+from nvila_core.demo.labels import GRID
 from nvila_core.demo.network import DemoNetwork, llm_config, vision_config
 from nvila_core.demo.tokenizer import write_tokenizer
 
@@ -154,6 +155,7 @@ def _top_fields(
         "model_type": "llava_llama",
         "num_video_frames": 4,
         "s2": False,
+        "tile_grids": [list(GRID)],
         "video_encoder": {"_target_": "llava.model.encoders.BasicVideoEncoder"},
         "video_max_tiles": 1,
         "vision_tower_cfg": tower,

@@ -92,8 +92,8 @@ class AnswerFeed(IterableDataset[list[Group]]):
         config = self.config
         frames = rng.choices(_CLIP_FRAMES, _CLIP_WEIGHTS)[0]
         recipe = [(clip(frames), config.clips * 4 // frames), (STILL, config.stills)]
-        # Plans put the tiles into a clip's first frame most often: the rest repeats it.
-        form = rng.choices((FLAT, FULL, *MIXED), (10, 10, 35, 5, 5, 5))[0]
+        # Plans give the tiles to a clip's newest frame most often: the others show the same.
+        form = rng.choices((FLAT, FULL, *MIXED), (10, 10, 8, 4, 4, 34))[0]
         if rng.random() < 0.7:
             recipe.append((form, {FLAT: 6, FULL: 2}.get(form, 4)))
         return recipe

@@ -16,7 +16,10 @@ from nvila_core.demo.world import Observation, observe
 
 @dataclass(frozen=True)
 class Form:
-    """How frames become tiles: which ones are tiled, and whether a newline follows each tile."""
+    """How frames become tiles: which ones are tiled, and whether a newline follows every tile.
+
+    Tiled frames come first, a newline after each of their tiles, then all frames whole.
+    """
 
     frames: int
     tiled: frozenset[int] = frozenset()
@@ -37,14 +40,15 @@ class Form:
     @property
     def media(self) -> str:
         """The media part of the prompt's text."""
-        return ("<image>\n" if self.lines else "<image>") * self.tiles
+        whole = "<image>\n" if self.lines else "<image>"
+        return "<image>\n" * 12 * len(self.tiled) + whole * self.frames
 
 
 STILL = Form(1, tiled=frozenset({0}), lines=True)
 FLAT = Form(1, lines=True)
-MIXED = tuple(Form(4, tiled=frozenset(tiled), lines=True) for tiled in ((0,), (1,), (2,), (3,)))
+MIXED = tuple(Form(4, tiled=frozenset({frame})) for frame in range(4))
 """What an adaptive plan gives: one frame of a clip with all of its tiles."""
-FULL = Form(4, tiled=frozenset(range(4)), lines=True)
+FULL = Form(4, tiled=frozenset(range(4)))
 """Every frame with all of its tiles."""
 
 
@@ -80,12 +84,12 @@ def render_visual(form: Form, rng: random.Random, most: int) -> Visual:
         frames = [degrade(frame, rng) for frame in frames]
     labels, learn = empty_labels(form.tiles), np.zeros(form.tiles, np.bool_)
     tiles: list[Frame] = []
+    for index in sorted(form.tiled):
+        for number, tile in enumerate(cut(frames[index])):
+            label_cut(labels, len(tiles), scene, number)
+            learn[len(tiles)] = number == sign_place(scene)[0]
+            tiles.append(tile)
     for index, (frame, t) in enumerate(zip(frames, times, strict=True)):
-        if index in form.tiled:
-            for number, tile in enumerate(cut(frame)):
-                label_cut(labels, len(tiles), scene, number)
-                learn[len(tiles)] = number == sign_place(scene)[0]
-                tiles.append(tile)
         label_whole(labels, len(tiles), scene, t, times[index - 1] if index else None)
         learn[len(tiles)] = True
         tiles.append(squash(frame))

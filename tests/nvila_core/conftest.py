@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from nvila_core import NVILA
 from nvila_core.random_checkpoint import write_checkpoint
+
+torch.set_num_threads(1)  # tiny models: a second thread mostly waits for the first
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

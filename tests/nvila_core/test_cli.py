@@ -126,3 +126,28 @@ def test_importing_the_package_does_not_import_torch() -> None:
     program = "import sys, nvila_core as n; n.CheckpointError; sys.exit('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], timeout=60, check=False)
     assert done.returncode == 0
+
+
+def test_an_answer_in_a_form_from_a_smaller_model(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": [1, 2]}')
+    for form, answers in (
+        (["--choice", "yes", "--choice", "no"], ("yes", "no")),
+        (["--json-schema", str(schema)], ("1", "2")),
+        (["--json-schema", '{"const": null}', "--quantize", "int4"], ("null",)),
+    ):
+        assert ask(tiny_folder, *form, "Which?") == 0
+        assert capsys.readouterr().out.strip() in answers
+
+
+@pytest.mark.parametrize("schema", ["nowhere.json", "{", '{"not": {}}'])
+def test_a_schema_that_is_none_is_one_sentence(
+    tiny_folder: Path, schema: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ask(tiny_folder, "--json-schema", schema, "Which?") == 1
+
+    told = capsys.readouterr().err
+    assert "The JSON schema" in told
+    assert len(told.splitlines()) == 1

@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from nvila_core.errors import MediaError
+from nvila_core.grids import candidate_grids, choose_grid
 from nvila_core.preprocess import (
     Processor,
-    candidate_grids,
-    choose_grid,
     dynamic_tiles,
     pad_to_square,
     s2_tiles,

@@ -1,6 +1,7 @@
 """Batches, the exported layout, and that training and the public API give the same answers."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -8,16 +9,30 @@ import torch
 from PIL import Image
 from transformers import AutoTokenizer
 
-from nvila_core import NVILA, Video
+from nvila_core import NVILA, Budget, Measures, Plan, Video
 from nvila_core.demo.batches import MEDIA, PromptBuilder, attention_mask, collate
 from nvila_core.demo.config import SHAPE
 from nvila_core.demo.export import export
+from nvila_core.demo.labels import GRID
 from nvila_core.demo.network import DemoNetwork
 from nvila_core.demo.render import render_clip
 from nvila_core.demo.sampling import sample_scene
 from nvila_core.demo.tiles import cut, squash
 from nvila_core.demo.tokenizer import write_tokenizer
 from nvila_core.demo.visuals import FLAT, FULL, MIXED, STILL, Form, clip, render_visual
+from nvila_core.grids import ONE
+from nvila_core.resolution import PlannedFrame, Tiling
+
+
+class Planned:
+    """A policy that tiles the frames of a form."""
+
+    def __init__(self, form: Form) -> None:
+        self.form = form
+
+    def plan(self, clip: Sequence[Measures], tiling: Tiling, budget: Budget) -> Plan:
+        grids = [GRID if i in self.form.tiled else ONE for i in range(len(clip))]
+        return Plan.of([PlannedFrame(grid, "tiled in training") for grid in grids], tiling)
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +98,7 @@ def test_tiles_of_training_are_those_of_inference(checkpoint: Path) -> None:
     # when
     video = model.prepare([Video(frames), "What changed?"])
     image = model.prepare([Image.fromarray(frames[0]), "Read the sign."])
+    planned = model.prepare([Video(frames), "What changed?"], policy=Planned(MIXED[2]))
 
     # then
     def pixels(tiles: list[object]) -> torch.Tensor:
@@ -92,9 +108,10 @@ def test_tiles_of_training_are_those_of_inference(checkpoint: Path) -> None:
     squashed = [squash(frame) for frame in frames]
     assert torch.allclose(video.pixel_values, pixels(squashed), atol=1e-5)
     assert torch.allclose(image.pixel_values, pixels([*cut(frames[0]), squashed[0]]), atol=1e-5)
+    assert torch.allclose(planned.pixel_values, pixels([*cut(frames[2]), *squashed]), atol=1e-5)
 
 
-@pytest.mark.parametrize("form", [clip(4), STILL])
+@pytest.mark.parametrize("form", [clip(4), STILL, MIXED[0], MIXED[2], FULL])
 def test_training_prompts_are_those_of_inference(
     form: Form, checkpoint: Path, builder: PromptBuilder
 ) -> None:
@@ -104,7 +121,8 @@ def test_training_prompts_are_those_of_inference(
     media = Video(frames) if form.frames > 1 else Image.fromarray(frames[0])
 
     # when
-    prompt = model.prepare([media, "What changed?"])
+    policy = Planned(form) if form.tiled else None
+    prompt = model.prepare([media, "What changed?"], policy=policy)
     trained = builder.prefix(form) + builder.question("What changed?")
 
     # then
@@ -114,3 +132,5 @@ def test_training_prompts_are_those_of_inference(
     # Each tile's newline is an embedding in inference and a token in training.
     newlines = len(prompt.pixel_values)
     assert len([token for token in trained if token != MEDIA]) == len(asked) + newlines
+    assert form.media in prompt.text
+    assert prompt.tiles == form.tiles

@@ -1,0 +1,110 @@
+"""What tiles are worth: answers about held-out clips under several resolution policies.
+
+Every policy is asked the same questions about the same clips of four frames. Only the sign needs
+more than one tile a frame; it is the small writing that an adaptive policy has to find.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from nvila_core import NVILA, Budget, SamplingParams
+from nvila_core.demo.evaluate import CLIP_FRAMES, CLIP_KINDS, held_out
+from nvila_core.demo.labels import GRID
+from nvila_core.demo.sampling import FIRST_EVALUATION_SEED
+
+KINDS = (*CLIP_KINDS, "sign")
+DETAIL_KIND = "sign"
+ONE_TILE, ALL_TILES = "fixed:1", "fixed:12"
+TILED_FRAMES = (1, 2, 3, None)
+"""Budgets of the adaptive policy: how many tiled frames they have room for; None: no limit."""
+
+_FIRST_SEED = FIRST_EVALUATION_SEED + 5 * 10**8  # scenes of their own
+_SCENES_A_KIND = 10**6
+
+
+@dataclass
+class PolicyScore:
+    """One policy's answers: how many were right by kind of question, and what they cost.
+
+    `budget` is in vision tokens of a clip, None where there is no limit.
+    """
+
+    policy: str
+    budget: int | None
+    right: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    asked: int = 0
+    vision_tokens: int = 0
+
+    @property
+    def name(self) -> str:
+        """Policy and budget."""
+        return self.policy + (f", {self.budget} tokens" if self.budget else "")
+
+    def accuracy(self, *kinds: str) -> float:
+        """Share of right answers over all questions, or over those of some kinds, 0 to 1."""
+        chosen = kinds or KINDS
+        return sum(self.right[kind] for kind in chosen) / (self.asked * len(chosen))
+
+    @property
+    def tokens_per_frame(self) -> float:
+        """Vision tokens of one frame on average."""
+        return self.vision_tokens / (self.asked * len(KINDS) * CLIP_FRAMES)
+
+    def record(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self) | {
+            "name": self.name,
+            "accuracy": {kind: self.accuracy(kind) for kind in KINDS} | {"all": self.accuracy()},
+            "tokens_per_frame": self.tokens_per_frame,
+        }
+
+
+def evaluate_policies(
+    checkpoint: Path,
+    questions: int = 100,
+    seed: int = 0,
+    device: str = "cpu",
+    progress: Callable[[str], None] | None = None,
+) -> list[PolicyScore]:
+    """Ask `questions` questions of each kind under each policy; `asked` counts those of a kind."""
+    model = NVILA.from_pretrained(checkpoint, device=device, dtype="float32")
+    if not model.config.tile_grids:  # exported before checkpoints said it themselves
+        model.config = replace(model.config, tile_grids=(GRID,))
+    scores = policies(model.config.tile_tokens)
+    for number, kind in enumerate(KINDS):
+        first = _FIRST_SEED + (seed * len(KINDS) + number) * _SCENES_A_KIND
+        for parts, question in held_out("clip", kind, questions, first, model.config.tile_side):
+            answers: dict[Any, str] = {}  # of plans that are alike
+            for score in scores:
+                prompt = model.prepare(parts, policy=score.policy, budget=Budget(score.budget))
+                grids = tuple(frame.grid for frame in prompt.plan.frames)
+                if grids not in answers:
+                    answers[grids] = model.generate(prompt, SamplingParams(max_tokens=64)).text
+                score.right[kind] += answers[grids] == question.answer
+                score.vision_tokens += prompt.vision_tokens
+        for score in scores:
+            score.asked = questions
+        if progress:
+            progress(", ".join(f"{s.name}: {s.right[kind]}" for s in scores) + f" {kind}")
+    return scores
+
+
+def policies(tile_tokens: int) -> list[PolicyScore]:
+    """What is compared, for tiles of so many tokens."""
+    tiled = GRID[0] * GRID[1]
+    budgets = [n if n is None else (CLIP_FRAMES + n * tiled) * tile_tokens for n in TILED_FRAMES]
+    adaptive = [PolicyScore("adaptive", budget) for budget in budgets]
+    return [PolicyScore(ONE_TILE, None), *adaptive, PolicyScore(ALL_TILES, None)]
+
+
+def format_policies(scores: Sequence[PolicyScore]) -> str:
+    """The scores as a table in Markdown."""
+    header = ("policy", "tokens a frame", *KINDS, "all")
+    lines = [" | ".join(header), "|".join(["---", *["---:"] * (len(header) - 1)])]
+    for score in scores:
+        shares = [*(score.accuracy(kind) for kind in KINDS), score.accuracy()]
+        cells = [score.name, f"{score.tokens_per_frame:.1f}", *(f"{s:.1%}" for s in shares)]
+        lines.append(" | ".join(cells))
+    return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines)
