@@ -1,5 +1,6 @@
 """Cameras that tests can hurt: a real RTSP server in a child process, and a mute socket."""
 
+import contextlib
 import json
 import os
 import selectors
@@ -16,6 +17,7 @@ from typing import Self
 import av
 import pytest
 from av.bitstream import BitStreamFilterContext
+from lossy_network import LossyNetwork
 
 from streamer.processes import spawn, stop
 
@@ -78,14 +80,20 @@ class GstCamera:
         user: str | None = None,
         password: str | None = None,
         digest: bool = False,
+        network: LossyNetwork | None = None,
+        transport: str | None = None,
     ) -> None:
         require_gst()
         self._arguments = [f"{mount}={units}"]
+        self.host = network.host if network else "127.0.0.1"
+        self._inside = ["ip", "netns", "exec", network.namespace] if network else []
         self._log = units.with_suffix(".log")
         if user is not None and password is not None:
             self._arguments = [f"--user={user}", f"--password={password}", *self._arguments]
         if digest:
             self._arguments = ["--digest", *self._arguments]
+        if transport is not None:  # the only one that it takes
+            self._arguments = [f"--transport={transport}", *self._arguments]
         self.mount = mount
         self.port = 0
         self._process: subprocess.Popen[bytes] | None = None
@@ -93,7 +101,7 @@ class GstCamera:
     @property
     def address(self) -> str:
         """`host:port/mount`, for URLs with and without a user."""
-        return f"127.0.0.1:{self.port}/{self.mount}"
+        return f"{self.host}:{self.port}/{self.mount}"
 
     @property
     def url(self) -> str:
@@ -107,8 +115,10 @@ class GstCamera:
         with ours, theirs:
             self._process = spawn(
                 [
+                    *self._inside,
                     _SYSTEM_PYTHON,
                     _SCRIPT,
+                    f"--host={self.host}",
                     f"--port={self.port}",
                     f"--tell={theirs.fileno()}",
                     *self._arguments,
@@ -157,7 +167,10 @@ class GstCamera:
 
 
 class SilentServer:
-    """Accepts TCP connections and never says a word."""
+    """Accepts TCP connections and never says a word; with `dribble` it never ends its first one."""
+
+    def __init__(self, *, dribble: bool = False) -> None:
+        self._dribble = dribble
 
     def __enter__(self) -> Self:
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -175,11 +188,14 @@ class SilentServer:
             selector.register(self._listener, selectors.EVENT_READ)
             selector.register(self._done, selectors.EVENT_READ)
             while True:
-                for key, _ in selector.select():
+                for key, _ in selector.select(0.05 if self._dribble else None):
                     if key.fileobj is self._done:
                         return
                     self._open.append(self._listener.accept()[0])
                     self.accepted += 1
+                for connection in self._open if self._dribble else ():
+                    with contextlib.suppress(OSError):
+                        connection.send(b"R")
 
     def __exit__(self, *_: object) -> None:
         self._wake.close()

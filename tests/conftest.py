@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import redis
-from installation import installation, model_path  # noqa: F401 - fixtures
+from ingest_fixtures import bench, loopback, units  # noqa: F401 - fixtures
+from installation import installation, model_path  # noqa: F401
 
 from streamer.connections import Connections, connect
 from streamer.embedded import EmbeddedServer
@@ -79,7 +80,7 @@ class WorkerProcess:
                 pytest.fail(f"no {text!r} within {timeout} s:\n{self.output}")
             time.sleep(0.02)
 
-    def wait(self, timeout: float = 15.0) -> int:
+    def wait(self, timeout: float = 60.0) -> int:
         """Wait for the end; its exit code."""
         return self.process.wait(timeout)
 
@@ -131,7 +132,7 @@ def worker_process(settings: Settings, tmp_path: Path) -> Iterator[Callable[...,
 def eventually() -> Callable[..., None]:
     """Wait for a condition that another process will make true: `eventually(lambda: ...)`."""
 
-    def wait(condition: Callable[[], object], timeout: float = 20.0, message: str = "") -> None:
+    def wait(condition: Callable[[], object], timeout: float = 60.0, message: str = "") -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > deadline:

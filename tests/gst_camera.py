@@ -1,6 +1,7 @@
 """An RTSP camera with passwords, for the tests: runs under the system's Python, where `gi` lives.
 
-usage: gst_camera.py --tell FD [--port N] [--user NAME --password WORD] [--digest] PATH=UNITS ...
+usage: gst_camera.py --tell FD [--host ADDRESS] [--port N]
+           [--user NAME --password WORD] [--digest] [--transport tcp|udp] PATH=UNITS ...
 UNITS is a file of access units as tests/cameras.py writes it; it plays in an endless loop, its
 timestamps always rising. Writes the port to the descriptor --tell once it listens.
 """
@@ -74,23 +75,27 @@ def authorise(arguments: argparse.Namespace) -> GstRtspServer.RTSPAuth:
 def main() -> None:
     """Serve until killed."""
     parser = argparse.ArgumentParser()
+    parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", default="0")
     parser.add_argument("--tell", type=int, required=True)
     parser.add_argument("--user")
     parser.add_argument("--password")
     parser.add_argument("--digest", action="store_true")
+    parser.add_argument("--transport", choices=["tcp", "udp"])
     parser.add_argument("mounts", nargs="+", metavar="PATH=UNITS")
     arguments = parser.parse_args()
 
     Gst.init(None)
     server = GstRtspServer.RTSPServer()
-    server.set_address("127.0.0.1")
+    server.set_address(arguments.host)
     server.set_service(arguments.port)
     if arguments.user is not None:
         server.set_auth(authorise(arguments))
     for mount in arguments.mounts:
         name, units = mount.split("=", 1)
         camera = Camera(Path(units))
+        if arguments.transport is not None:
+            camera.set_protocols(getattr(GstRtsp.RTSPLowerTrans, arguments.transport.upper()))
         if arguments.user is not None:
             permissions = GstRtspServer.RTSPPermissions()
             for right in ("access", "construct"):

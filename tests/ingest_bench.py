@@ -3,7 +3,7 @@
 import threading
 import time
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -105,11 +105,11 @@ class Bench:
         live: bool = False,
         fps: float = 5.0,
         name: str = "cam",
+        **fields: Any,
     ) -> StreamSpec:
         shown, full = split_secret(str(url))
-        spec = StreamSpec(
-            name=name, url=shown, live=live, sampling=Sampling(fps=fps), watches=list(watches)
-        )
+        fields |= {"sampling": Sampling(fps=fps), "watches": list(watches)}
+        spec = StreamSpec(name=name, url=shown, live=live, **fields)
         self.registry.create(spec, full)
         found = self.registry.find(spec.id)  # as the worker finds it: times to the millisecond
         assert found is not None

@@ -1,6 +1,6 @@
 """Encoded test videos: every frame carries its own number, readable after lossy coding."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -44,18 +44,23 @@ def write_video(
     b_frames: int = 0,
     rotation: float = 0.0,
     pictures: Sequence[np.ndarray] | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> list[float]:
     """Encode numbered pictures (or `pictures`) at `times`, seconds; returns those times.
 
-    Without `times` there is one picture every 1/fps for `seconds`.
+    Without `times` there is one picture every 1/fps for `seconds`. `options` are the encoder's.
     """
     if times is None:
         times = [n / fps for n in range(round(seconds * fps))]
-    options = {"preset": "ultrafast", "x264-params": "log-level=none:threads=1", "crf": "20"}
-    if codec == "libx265":
-        options = {"preset": "ultrafast", "x265-params": f"log-level=none:bframes={b_frames}"}
+    defaults = {
+        "libx264": {"preset": "ultrafast", "x264-params": "log-level=none:threads=1", "crf": "20"},
+        "libx265": {"preset": "ultrafast", "x265-params": f"log-level=none:bframes={b_frames}"},
+        "libvpx-vp9": {"deadline": "realtime", "cpu-used": "8"},
+        "libsvtav1": {"preset": "12", "svtav1-params": "lp=1"},
+    }
+    settings = {**defaults.get(codec, {}), **(options or {})}
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=fps, options=options)
+        stream = container.add_stream(codec, rate=fps, options=settings)
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.gop_size, stream.max_b_frames = gop, b_frames
         stream.time_base = stream.codec_context.time_base = _TIME_BASE

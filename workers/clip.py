@@ -1,7 +1,7 @@
 """The clip job: look at the frames of one window and answer one question about them."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import redis
@@ -11,7 +11,9 @@ from rq.job import Job
 from streamer.domain import ClipRequest, FrameRef, RequestKind, Result, utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import error_result, owner_of, read_request
-from workers.context import Abandon, GiveBack, WorkerContext, cancel_check, current
+from workers.asking import ask
+from workers.context import BrokeDown, GiveBack, WorkerContext, current
+from workers.look import plan_look
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,9 +21,6 @@ if TYPE_CHECKING:
     from nvila_core import Completion
 
 _log = structlog.get_logger(__name__)
-
-_PRIORITY = {RequestKind.QUERY: 2, RequestKind.WATCH: 1, RequestKind.FILE: 0}
-_LOOK_UP = 0.25  # seconds between two looks at whether the answer is still wanted
 
 
 def answer(request: dict[str, Any]) -> None:
@@ -37,7 +36,7 @@ def answer(request: dict[str, Any]) -> None:
     started = time.time()
     try:
         result = _answer(context, clip, started)
-    except (GiveBack, Abandon):
+    except (GiveBack, BrokeDown):
         raise
     except StreamerError as error:
         result = error_result(clip, error.code, error.message)
@@ -78,8 +77,9 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
             "The Redis server that holds the frames does not answer: check STREAMER_REDIS_URL "
             "and STREAMER_FRAMES_REDIS_URL of the worker.",
         ) from None
-    images = _decode(context, clip.frames, jpegs)
-    completion = _generate(context, clip, images, cancel_check())
+    look = plan_look(context, clip, started)
+    images = _decode(clip.frames, jpegs, look.sizes)
+    completion = ask(context, clip, [look.parts(images), clip.prompt], look.options)
     usage, timings = completion.usage, completion.timings
     return Result(
         request_id=clip.id,
@@ -91,10 +91,11 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
         end=clip.end,
         prompt=clip.prompt,
         text=completion.text,
-        data=clip.data,
+        data=_data(clip, completion),
         finish_reason=completion.finish_reason,
         frames=len(clip.frames),
         tiles=usage.tiles,
+        plan=look.record,
         vision_tokens=usage.vision_tokens,
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
@@ -105,76 +106,27 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
     )
 
 
+def _data(clip: ClipRequest, completion: "Completion") -> dict[str, Any] | None:
+    """What the request brought along, and what a whole answer in a form says."""
+    said = clip.read(completion.text) if completion.finish_reason == "stop" else {}
+    return {**(clip.data or {}), **said} or None
+
+
 def _decode(
-    context: WorkerContext, frames: Sequence[FrameRef], jpegs: Sequence[bytes]
+    frames: Sequence[FrameRef], jpegs: Sequence[bytes], sizes: Sequence[tuple[int, int] | None]
 ) -> "list[np.ndarray[Any, Any]]":
-    """Pictures of a clip, RGB uint8 [height, width, 3]; of several frames, which the model sees
-    as one tile each, only as large as a tile needs them."""
+    """Pictures of a clip, RGB uint8 [height, width, 3], only as large as they are looked at."""
     from streamer.media.pictures import from_jpeg
 
-    assert context.engine is not None
-    tile = context.engine.model.config.processor.size
-    enough = tile if len(frames) > 1 else None
     try:
         return [
-            from_jpeg(jpeg, frame.width, frame.height, enough)
-            for frame, jpeg in zip(frames, jpegs, strict=True)
+            from_jpeg(jpeg, frame.width, frame.height, size)
+            for frame, jpeg, size in zip(frames, jpegs, sizes, strict=True)
         ]
     except ValueError:
         raise StreamerError(
-            ErrorCode.INTERNAL, "A stored frame is damaged: ask again about other frames."
+            ErrorCode.FRAME_DAMAGED, "A stored frame is damaged: ask again about other frames."
         ) from None
-
-
-def _generate(
-    context: WorkerContext,
-    clip: ClipRequest,
-    images: "list[np.ndarray[Any, Any]]",
-    cancelled: Callable[[], bool],
-) -> "Completion":
-    """Ask the engine. One frame is an image, tiled as the model likes; several are a video."""
-    from PIL import Image
-
-    from nvila_core import EngineStopped, PromptError, PromptTooLong, SamplingParams, Video
-
-    assert context.engine is not None
-    picture = (
-        Image.fromarray(images[0])
-        if len(images) == 1
-        else Video(images, [frame.time for frame in clip.frames], sampled=True)
-    )
-    deadline = time.monotonic() + context.settings.job_timeout
-    try:
-        handle = context.engine.submit(
-            [picture, clip.prompt],
-            SamplingParams(max_tokens=clip.max_tokens),
-            priority=_PRIORITY[clip.kind],
-            num_video_frames=len(images),
-        )
-        while True:
-            try:
-                return handle.result(timeout=_LOOK_UP)
-            except TimeoutError:
-                if handle.done:
-                    raise
-            if cancelled():
-                handle.cancel()
-                raise GiveBack
-            if time.monotonic() > deadline:
-                handle.cancel()
-                raise StreamerError(
-                    ErrorCode.TIMEOUT,
-                    f"No answer within {context.settings.job_timeout:.0f} s: ask about fewer "
-                    "frames, for fewer tokens, or raise job_timeout.",
-                )
-    except PromptTooLong as error:
-        raise StreamerError(ErrorCode.PROMPT_TOO_LONG, str(error)) from None
-    except PromptError as error:
-        raise StreamerError(ErrorCode.INVALID_REQUEST, str(error)) from None
-    except EngineStopped as error:
-        # The engine is dead, and with it this worker. Retries bound what a deadly clip can do.
-        context.fail("The model's engine stopped: see the worker's log.")
-        raise Abandon from error
 
 
 def _queue_ms(clip: ClipRequest, started: float) -> float:

@@ -7,14 +7,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from streamer.connections import Connections
-from streamer.frames import FrameStore
+from streamer.frames import FrameStore, Retention
 from streamer.jobs import Jobs
 from streamer.results import Results
+from streamer.secrets import SecretBox
 from streamer.settings import Settings
 from streamer.streams import StreamRegistry
+from workers.isolation import Isolation
 
 if TYPE_CHECKING:
     from nvila_core import Engine
+    from streamer.archive_writer import ArchiveWriter
 
 
 class GiveBack(Exception):  # noqa: N818 - a request, not an error
@@ -25,6 +28,13 @@ class Abandon(Exception):  # noqa: N818
     """Raised by a job to be left as if its worker had died: it uses up a retry, elsewhere."""
 
 
+class BrokeDown(Exception):  # noqa: N818
+    """Raised by a job whose worker broke down while it worked on it, perhaps because of it.
+
+    It is put back at the front of its queue with a retry fewer; without one left it has failed.
+    """
+
+
 @dataclass
 class WorkerContext:
     """The resources of this process. All are safe to use from every slot."""
@@ -32,8 +42,11 @@ class WorkerContext:
     settings: Settings
     connections: Connections
     engine: "Engine | None" = None
+    archive: "ArchiveWriter | None" = None
     model_name: str | None = None
+    worker_name: str | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
+    isolation: Isolation = field(default_factory=Isolation)
     failure: str | None = None
 
     def fail(self, reason: str) -> None:
@@ -44,16 +57,12 @@ class WorkerContext:
     @cached_property
     def frames(self) -> FrameStore:
         """The frames of all streams."""
-        return FrameStore(
-            self.connections.frames,
-            ttl=self.settings.frame_ttl,
-            max_frames=self.settings.frames_per_stream,
-        )
+        return FrameStore(self.connections.frames, Retention.of(self.settings))
 
     @cached_property
     def streams(self) -> StreamRegistry:
         """The attached streams."""
-        return StreamRegistry(self.connections.main)
+        return StreamRegistry(self.connections.main, SecretBox(self.settings.secret_key))
 
     @cached_property
     def jobs(self) -> Jobs:
@@ -83,9 +92,18 @@ def current() -> WorkerContext:
     return _context
 
 
-def enter_slot(cancelled: threading.Event) -> None:
-    """Tell the calling thread which event says that its job is no longer wanted."""
+def enter_slot(cancelled: threading.Event, last_attempt: bool = False) -> None:
+    """Tell the calling thread which event says that its job is no longer wanted.
+
+    `last_attempt`: workers died or broke down over this job, and it will not be tried again.
+    """
     _thread.cancelled = cancelled
+    _thread.last_attempt = last_attempt
+
+
+def last_attempt() -> bool:
+    """Whether the job of the calling thread has used up its retries."""
+    return getattr(_thread, "last_attempt", False)
 
 
 def stop_check() -> Callable[[], bool]:

@@ -2,15 +2,18 @@
 
 import sys
 import threading
+from contextlib import ExitStack
 
 import cv2
 import redis
 import structlog
 
+from streamer.archive import Archive
+from streamer.archive_writer import ArchiveWriter
 from streamer.connections import Connections
 from streamer.jobs import INGEST, INGEST_JOB
 from streamer.settings import Settings
-from workers import context, startup
+from workers import context, heap, startup
 from workers.rq_worker import ThreadWorker
 from workers.stream_run import StreamRun
 
@@ -31,15 +34,22 @@ def run_stream(stream_id: str) -> None:
         _log.warning("redis_away", stream=stream_id, reason=type(error).__name__)
         own.stopping.wait(1.0)
         raise context.GiveBack from None
+    finally:
+        heap.give_back()
 
 
 def serve(settings: Settings, stopping: threading.Event) -> None:
     """Run streams until told to stop. Raises StreamerError when Redis is not there."""
+    heap.settle()
     cv2.setNumThreads(1)  # the slots are the threads; a pool of OpenCV's own only gets in the way
-    with Connections(settings) as connections:
-        context.install(
-            context.WorkerContext(settings=settings, connections=connections, stopping=stopping)
-        )
+    with Connections(settings) as connections, ExitStack() as stack:
+        own = context.WorkerContext(settings=settings, connections=connections, stopping=stopping)
+        context.install(own)
+        if settings.archive_url is not None:
+            archive = Archive(settings.archive_url)
+            archive.require_writable()
+            own.archive = stack.enter_context(ArchiveWriter(archive, settings.archive_days))
+        _check(own)
         worker = ThreadWorker(
             [INGEST],
             connections.main,
@@ -51,8 +61,28 @@ def serve(settings: Settings, stopping: threading.Event) -> None:
                 "stream_given_up", job=job.id, reason=message
             ),
         )
-        _log.info("ready", worker=worker.name, slots=settings.ingest_slots)
-        worker.work()
+        own.worker_name = worker.name
+        worker.work(
+            on_ready=lambda: _log.info("ready", worker=worker.name, slots=settings.ingest_slots)
+        )
+
+
+def _check(own: context.WorkerContext) -> None:
+    """Say in the log what a person should put right; have all secrets under the first key."""
+    try:
+        advice = own.connections.memory_advice()
+        unreadable = own.streams.seal_all()
+    except redis.exceptions.RedisError as error:
+        _log.warning("redis_away", reason=type(error).__name__)
+        return
+    if advice is not None:
+        _log.warning("redis_memory", advice=advice)
+    if unreadable:
+        _log.error(
+            "secrets_unreadable",
+            streams=unreadable,
+            advice="Set STREAMER_SECRET_KEY to the key that they were attached with.",
+        )
 
 
 def main() -> int:

@@ -2,7 +2,9 @@
 
 import logging
 import sys
+import threading
 from collections.abc import MutableMapping
+from types import TracebackType
 from typing import Any
 
 import structlog
@@ -67,3 +69,15 @@ def configure(level: str = "info") -> None:
     for name in _NOISY:
         quiet = logging.INFO if threshold <= logging.DEBUG else logging.WARNING
         logging.getLogger(name).setLevel(max(threshold, quiet))
+    sys.excepthook = _report_crash
+    threading.excepthook = lambda args: _report_crash(
+        args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback
+    )
+
+
+def _report_crash(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """What Python prints when a program or thread dies of an exception, without the passwords."""
+    if not issubclass(kind, SystemExit | KeyboardInterrupt):
+        structlog.get_logger(__name__).critical("crashed", exc_info=(kind, error, trace))

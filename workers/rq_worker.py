@@ -18,7 +18,7 @@ import threading
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import FrameType
 from typing import Any, cast
 
@@ -36,7 +36,8 @@ from rq.worker import BaseWorker, WorkerStatus
 from streamer import redis_keys
 from streamer.errors import ErrorCode
 from streamer.media.urls import redact
-from workers.context import Abandon, GiveBack, enter_slot
+from workers import vitals
+from workers.context import Abandon, BrokeDown, GiveBack, enter_slot
 from workers.rq_job import NoDeathPenalty, PlainJob, Slot
 from workers.rq_maintenance import Maintenance, OnFailed
 
@@ -44,6 +45,10 @@ _log = structlog.get_logger(__name__)
 
 _POLL = 1.0  # seconds: how soon a stop is seen, and a job whose wake-up was lost
 _CONNECTION_ERRORS = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+_DEADLY = (
+    "The model worker broke down each time it worked on this request, the last time on it alone: "
+    "see the worker's log, and ask about other frames."
+)
 
 # Takes by priority, and forgets the wake-ups of queues that turn out empty: none is owed then.
 # KEYS: queue, intermediate, wake; as many threes as there are queues
@@ -63,6 +68,7 @@ class ThreadWorker(BaseWorker):
     `functions` are the dotted names that may be run. `stopping` is set on SIGTERM or SIGINT; jobs
     then have `grace` seconds to finish before they are cancelled and go back to the queue. With
     several queues the last slot is kept free for the first, so that bulk work cannot fill all.
+    `measure` gives numbers that are told with each heartbeat, beside those of the process.
     """
 
     death_penalty_class = NoDeathPenalty
@@ -81,6 +87,7 @@ class ThreadWorker(BaseWorker):
         lease: float,
         on_failed: OnFailed,
         grace: float = 3.0,
+        measure: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
         super().__init__(
             list(queues),
@@ -91,12 +98,14 @@ class ThreadWorker(BaseWorker):
             log_job_description=False,
         )
         self.stopping = stopping
+        self.told_to_stop = False  # by a signal
         self._slot_count = slots
         self._reserved = 1 if slots > 1 and len(queues) > 1 else 0
         self._functions = frozenset(functions)
         self._lease = lease
         self._grace = grace
         self._on_failed = on_failed
+        self._measure = measure
         self._take_script = connection.register_script(_TAKE)
         self._queue_of_key = {queue.key: queue for queue in self.queues}
         self._slots: dict[str, Slot] = {}
@@ -121,7 +130,7 @@ class ThreadWorker(BaseWorker):
         job was run.
         """
         self.bootstrap(logging_level=None)
-        self.heartbeat()
+        self._beat_once()
         if threading.current_thread() is threading.main_thread():
             self._install_signal_handlers()
         on_ready()
@@ -144,11 +153,13 @@ class ThreadWorker(BaseWorker):
             self._ended.set()
             beat.join(timeout=2.0)
             with contextlib.suppress(redis.exceptions.RedisError):
+                self.connection.delete(redis_keys.worker(self.name))
                 self.teardown()
         return worked
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """First signal: finish what runs, take nothing new. Second: do not wait for it."""
+        self.told_to_stop = True
         if not self.stopping.is_set():
             self._asked_at = time.monotonic()
             self.stopping.set()
@@ -249,7 +260,7 @@ class ThreadWorker(BaseWorker):
     # Running jobs
 
     def _run(self, slot: Slot) -> None:
-        enter_slot(slot.cancelled)
+        enter_slot(slot.cancelled, last_attempt=slot.job.retries_left == 0)
         try:
             self.perform_job(slot.job, slot.queue, slot.execution)
         except Exception as error:
@@ -280,6 +291,10 @@ class ThreadWorker(BaseWorker):
         except Abandon:
             slot.close()
             return False
+        except BrokeDown as error:
+            if slot.close():
+                self._break_down(slot, error)
+            return False
         except BaseException as error:
             if slot.close():
                 self._fail(slot, error)
@@ -298,15 +313,28 @@ class ThreadWorker(BaseWorker):
         self.handle_execution_ended(job, queue, self._ttl)
         self.handle_job_success(job, queue, queue.started_job_registry, slot.execution)
 
-    def _fail(self, slot: Slot, error: BaseException) -> None:
+    def _break_down(self, slot: Slot, error: BrokeDown) -> None:
+        """Put a job back that may have broken its worker; not for ever."""
+        if slot.stopped:
+            self._succeed(slot)
+        elif slot.job.retries_left:
+            slot.job.retries_left -= 1
+            self._give_back(slot)
+        else:
+            self._fail(slot, error, ErrorCode.WORKER_LOST, _DEADLY)
+
+    def _fail(
+        self,
+        slot: Slot,
+        error: BaseException,
+        code: ErrorCode = ErrorCode.INTERNAL,
+        message: str | None = None,
+    ) -> None:
         job, queue = slot.job, slot.queue
         trace = redact("".join(traceback.format_exception(error)))
         _log.error("job_failed", job=job.id, trace=trace)
-        self._on_failed(
-            job,
-            ErrorCode.INTERNAL,
-            f"The job failed: {redact(str(error)) or type(error).__name__}.",
-        )
+        said = redact(str(error)) or type(error).__name__
+        self._on_failed(job, code, message or f"The job failed: {said}.")
         job.retries_left = None  # retries are for jobs whose worker died: an error would repeat
         self.handle_execution_ended(job, queue, self._ttl)
         self.handle_job_failure(job, queue, exc_string=trace, execution=slot.execution)
@@ -318,6 +346,8 @@ class ThreadWorker(BaseWorker):
         with self.connection.pipeline() as pipeline:
             self.cleanup_execution(job, pipeline, slot.execution)
             if wanted:
+                if job.retries_left is not None:
+                    pipeline.hset(job.key, "retries_left", job.retries_left)
                 job.set_status(JobStatus.QUEUED, pipeline)
                 queue.push_job_id(job.id, pipeline, at_front=True)
                 pipeline.lpush(redis_keys.wake(queue.name), 1)
@@ -371,6 +401,7 @@ class ThreadWorker(BaseWorker):
                 slot.execution.heartbeat(registry, self._ttl, pipeline)
                 held_at[slot] = len(pipeline)
                 pipeline.zscore(registry.key, slot.execution.composite_key)
+            self._tell_vitals(pipeline, busy=len(slots))
             answers = pipeline.execute()
             if answers[0]:  # the hash was created by this very command: we had been given up
                 pipeline.hset(self.key, mapping=self.serialize())
@@ -381,6 +412,16 @@ class ThreadWorker(BaseWorker):
             if answers[index] is None and slot.close():
                 _log.warning("job_taken_over", job=slot.job.id)
                 slot.cancelled.set()
+
+    def _tell_vitals(self, pipeline: redis.client.Pipeline, busy: int) -> None:
+        numbers: dict[Any, Any] = {"slots": self._slot_count, "slots_busy": busy}
+        try:
+            numbers |= vitals.of_this_process() | dict(self._measure())
+        except Exception as error:  # what is only looked at must not cost the heartbeat
+            _log.warning("vitals_failed", reason=type(error).__name__)
+        key = redis_keys.worker(self.name)
+        pipeline.hset(key, mapping=numbers)
+        pipeline.expire(key, self._ttl)
 
     def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
         # RQ's own lets the thread die on a time-out, and with it all commands to this worker.

@@ -14,6 +14,7 @@ import structlog
 from streamer.errors import StreamerError
 from streamer.settings import Settings, load_settings
 from workers.log import configure
+from workers.restart import NeedsRestart, begin_again
 
 _log = structlog.get_logger(__name__)
 
@@ -22,7 +23,8 @@ def run(program: Callable[[Settings, threading.Event], None]) -> int:
     """Run `program(settings, stopping)` and return the exit code.
 
     SIGTERM and SIGINT end it at once, with exit code 0, until the program (or the ThreadWorker that
-    it runs) takes them over. A StreamerError becomes one sentence on stderr and exit code 1.
+    it runs) takes them over. A StreamerError becomes one sentence on stderr and exit code 1;
+    NeedsRestart becomes a fresh process, within `max_restarts`.
     """
     stopping = threading.Event()
     settings: Settings | None = None
@@ -40,6 +42,10 @@ def run(program: Callable[[Settings, threading.Event], None]) -> int:
         if settings is not None and settings.log_level == "debug":
             _log.exception("failed", code=error.code)
         print(error.message, file=sys.stderr, flush=True)
+        return 1
+    except NeedsRestart as error:
+        assert settings is not None
+        print(begin_again(str(error), settings.max_restarts), file=sys.stderr, flush=True)
         return 1
     return 0
 

@@ -16,13 +16,16 @@ _log = structlog.get_logger(__name__)
 class StatusReporter:
     """Holds one stream's status and writes it down. Redis away: it is written when it is back."""
 
-    def __init__(self, registry: StreamRegistry, stream_id: str, name: str, clock: Clock) -> None:
+    def __init__(
+        self, registry: StreamRegistry, stream_id: str, name: str, worker: str | None, clock: Clock
+    ) -> None:
         self._registry = registry
         self._stream_id = stream_id
-        self._name = name
+        self.name = name
         self._clock = clock
         self._saved_at = float("-inf")
         self.status = registry.status(stream_id)
+        self.status.worker = worker
 
     @property
     def counters(self) -> StreamCounters:
@@ -38,11 +41,11 @@ class StatusReporter:
             self.status.since = to_datetime(self._clock.time())
         self.status.state, self.status.error = state, info
         if error is None:
-            _log.info("stream_state", stream=self._name, state=state.value)
+            _log.info("stream_state", stream=self.name, state=state.value)
         else:
             _log.warning(
                 "stream_state",
-                stream=self._name,
+                stream=self.name,
                 state=state.value,
                 code=error.code.value,
                 reason=error.message,
@@ -57,7 +60,8 @@ class StatusReporter:
     def save(self) -> None:
         """Write now."""
         self._saved_at = self._clock.monotonic()
+        self.status.reported_at = to_datetime(self._clock.time())
         try:
             self._registry.save_status(self._stream_id, self.status)
         except redis.exceptions.RedisError as error:
-            _log.warning("status_not_saved", stream=self._name, reason=type(error).__name__)
+            _log.warning("status_not_saved", stream=self.name, reason=type(error).__name__)

@@ -18,7 +18,7 @@ from streamer.domain import (
     to_datetime,
 )
 from streamer.errors import ErrorCode, StreamerError
-from streamer.frames import FrameStore
+from streamer.frame_choice import pick
 from streamer.jobs import Jobs
 from streamer.media.windows import Window, WindowGatherer
 from streamer.settings import Settings
@@ -38,13 +38,17 @@ _log = structlog.get_logger(__name__)
 def frames_per_window(spec: StreamSpec) -> int:
     """Sampled frames that the longest window of `spec` may have."""
     longest = max((watch.window for watch in spec.watches), default=0.0)
-    return math.ceil(longest * spec.sampling.fps) + 1
+    return math.ceil(longest * spec.sampling.max_fps) + 1
 
 
 def frames_to_keep(spec: StreamSpec, settings: Settings) -> int:
-    """How many frames the store must keep so that no clip in flight loses any."""
-    windows = 1 + _FRESH_ROOM if spec.watches else 0
-    return max(settings.frames_per_stream, windows * frames_per_window(spec))
+    """How many of the newest frames must stay, so that no clip in flight loses any."""
+    if not spec.watches:
+        return 0
+    clips = settings.max_pending_clips if spec.live else settings.max_file_clips
+    each = frames_per_window(spec)
+    wanted = min((clips + _FRESH_ROOM) * each, settings.frames_per_stream)
+    return max((1 + _FRESH_ROOM) * each, wanted)
 
 
 class StreamWatches:
@@ -97,6 +101,13 @@ class StreamWatches:
             for window in gatherer.add(frame, quiet):
                 self._ask(watch, window)
 
+    def advance(self, at: float) -> None:
+        """No frame of a live stream will follow before `at` (wall clock): ask about the windows
+        that have ended, however long it takes until the next frame is worth keeping."""
+        for watch, gatherer in list(self._gatherers.values()):
+            if (window := gatherer.advance(at)) is not None:
+                self._ask(watch, window)
+
     def finish(self, end: float) -> None:
         """No frame will follow before `end`: ask about what has been gathered, then begin anew."""
         for watch, gatherer in list(self._gatherers.values()):
@@ -123,8 +134,8 @@ class StreamWatches:
             watch.window,
             watch.max_frames,
             by="time" if self._spec.live else "pts",
-            pick=FrameStore.pick,
-            tolerance=_JITTER / self._spec.sampling.fps if self._spec.live else 1e-6,
+            pick=pick,
+            tolerance=_JITTER / self._spec.sampling.max_fps if self._spec.live else 1e-6,
         )
 
     def _ask(self, watch: Watch, window: Window) -> None:
@@ -178,6 +189,7 @@ class StreamWatches:
             prompt=watch.prompt,
             frames=window.frames,
             max_tokens=watch.max_tokens,
+            **watch.form,
         )
 
     def _recorded(self, watch: Watch, window: Window) -> ClipRequest:
@@ -194,6 +206,7 @@ class StreamWatches:
             prompt=watch.prompt,
             frames=window.frames,
             max_tokens=watch.max_tokens,
+            **watch.form,
             data={"media_start": start, "media_end": end},
         )
 

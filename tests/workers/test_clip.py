@@ -1,88 +1,19 @@
 """The clip job with a real engine and a real Redis, in this process."""
 
-import threading
+import json
 import time
 from datetime import timedelta
 
 import cv2
 import numpy as np
 import pytest
+from clips import frames, picture, request, run
 
-from nvila_core import NVILA, Engine, SamplingParams, Video
+from nvila_core import SamplingParams, Video
 from streamer import redis_keys
-from streamer.domain import ClipRequest, QueryStatus, RequestKind, utc_now
+from streamer.domain import QueryStatus, RequestKind
 from streamer.errors import ErrorCode
-from workers import context
 from workers.clip import answer, publish_failure
-from workers.context import Abandon, GiveBack, WorkerContext
-
-
-@pytest.fixture(scope="module")
-def model(random_checkpoint):
-    return NVILA.from_pretrained(random_checkpoint)
-
-
-@pytest.fixture
-def own(settings, connections, model):
-    """This process as a gpu worker."""
-    with Engine(model) as engine:
-        installed = WorkerContext(
-            settings=settings, connections=connections, engine=engine, model_name=model.name
-        )
-        context.install(installed)
-        context.enter_slot(threading.Event())
-        yield installed
-    context.install(None)
-
-
-def picture(seed=0, width=320, height=240):
-    """RGB uint8 [height, width, 3] that survives JPEG almost unharmed."""
-    coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), np.uint8)
-    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-
-
-def jpeg_of(image):
-    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
-
-
-def frames(own, count=4, **kwargs):
-    now = time.time()
-    return [
-        own.frames.add(
-            "str_1",
-            jpeg=jpeg_of(picture(i, **kwargs)),
-            time=now - count + i,
-            pts=float(i),
-            width=320,
-            height=240,
-            change=0.0,
-            decode_ms=1.5,
-        )
-        for i in range(count)
-    ]
-
-
-def request(own, kind=RequestKind.WATCH, refs=None, **kwargs):
-    now = utc_now()
-    values = {
-        "kind": kind,
-        "stream_id": "str_1",
-        "stream_name": "yard",
-        "watch_id": "wch_1" if kind is RequestKind.WATCH else None,
-        "start": now - timedelta(seconds=4),
-        "end": now,
-        "prompt": "What is there?",
-        "frames": frames(own) if refs is None else refs,
-        "max_tokens": 6,
-    }
-    return ClipRequest(**values | kwargs)
-
-
-def run(own, asked):
-    """Submit a request, run its job as a worker would, and return the result."""
-    own.jobs.submit(asked)
-    answer(asked.model_dump(mode="json"))
-    return own.results.get(asked.id)
 
 
 def test_a_clip_is_answered_with_what_it_cost(own, model):
@@ -125,7 +56,8 @@ def test_the_model_is_shown_the_frames_as_they_are_in_rgb(own, model):
     assert result.prompt_tokens == alone.usage.prompt_tokens
 
 
-def test_one_frame_is_an_image_and_tiled(own):
+def test_one_frame_is_an_image_and_tiled_as_published_without_a_policy(own):
+    own.settings.policy = "native"
     result = run(own, request(own, RequestKind.QUERY, refs=frames(own, 1, width=640, height=320)))
     assert result.kind == "answer"
     assert result.frames == 1
@@ -171,30 +103,6 @@ def test_a_request_that_cannot_be_answered_says_why(own, change, code):
     assert own.jobs.status(result.request_id) is QueryStatus.FAILED
 
 
-def test_a_damaged_frame_is_an_error_result(own, redis_client):
-    asked = request(own)
-    redis_client.set(redis_keys.jpeg("str_1", asked.frames[0].id), b"no jpeg", ex=60)
-    assert run(own, asked).error.code is ErrorCode.INTERNAL
-
-
-def test_a_model_that_fails_fails_one_request_only(own, monkeypatch):
-    # given a model whose weights break for one forward pass
-    prefill = own.engine.model.prefill
-    calls = []
-
-    def broken_once(*args):
-        calls.append(args)
-        if len(calls) == 1:
-            raise RuntimeError("device-side assert at /secret/path")
-        return prefill(*args)
-
-    monkeypatch.setattr(own.engine.model, "prefill", broken_once)
-    first, second = run(own, request(own)), run(own, request(own))
-    assert first.error.code is ErrorCode.MODEL_FAILED
-    assert "/secret/path" not in first.error.message
-    assert second.error is None
-
-
 def test_an_answer_that_is_there_already_is_not_computed_again(own):
     asked = request(own)
     run(own, asked)
@@ -202,35 +110,6 @@ def test_an_answer_that_is_there_already_is_not_computed_again(own):
     answer(asked.model_dump(mode="json"))
     assert own.engine.stats()["submitted"] == before
     assert len(own.results.read("0-0")) == 1
-
-
-def test_a_clip_that_takes_too_long_times_out(own):
-    own.settings.job_timeout = 0.01
-    own.engine.step = lambda: time.sleep(0.05) or True  # an engine that never gets there
-    result = run(own, request(own))
-    assert result.error.code is ErrorCode.TIMEOUT
-    assert "job_timeout" in result.error.message
-
-
-def test_a_job_that_is_no_longer_wanted_gives_itself_back_unanswered(own):
-    cancelled = threading.Event()
-    cancelled.set()
-    context.enter_slot(cancelled)
-    own.engine.step = lambda: time.sleep(0.05) or True
-    asked = request(own)
-    with pytest.raises(GiveBack):
-        answer(asked.model_dump(mode="json"))
-    assert own.results.get(asked.id) is None
-
-
-def test_a_dead_engine_stops_the_worker_and_leaves_the_request_to_others(own):
-    own.engine.stop()
-    asked = request(own)
-    with pytest.raises(Abandon):
-        answer(asked.model_dump(mode="json"))
-    assert own.stopping.is_set()
-    assert "engine" in own.failure
-    assert own.results.get(asked.id) is None
 
 
 def test_a_lost_job_gets_its_error_result(own, redis_client):
@@ -244,3 +123,27 @@ def test_a_lost_job_gets_its_error_result(own, redis_client):
         publish_failure(job, ErrorCode.WORKER_LOST, "The workers died.")
     assert [r.error.code for _, r in own.results.read("0-0")] == [ErrorCode.WORKER_LOST]
     assert own.jobs.in_flight("wch_1") == 0
+
+
+def test_an_answer_in_a_form_is_read_into_the_result(own):
+    schema = {"type": "array", "items": {"enum": ["car", "person"]}, "minItems": 1, "maxItems": 2}
+    window = {"media_start": 0.0}
+    as_json = run(own, request(own, output="json", json_schema=schema, data=window, max_tokens=200))
+    choice = run(own, request(own, output="choice", choices=["yes", "no"], max_tokens=20))
+    assert as_json.error is None
+    assert as_json.data == {"media_start": 0.0, "json": json.loads(as_json.text)}
+    assert set(as_json.data["json"]) <= {"car", "person"}
+    assert choice.data == {"choice": choice.text}
+    assert choice.text in ("yes", "no")
+    assert (as_json.finish_reason, choice.finish_reason) == ("stop", "stop")
+
+
+def test_an_answer_that_was_cut_short_is_not_read(own):
+    result = run(own, request(own, output="json", json_schema={"enum": ["too long"]}, max_tokens=2))
+    assert (result.text, result.finish_reason, result.data) == ('"t', "length", None)
+
+
+def test_a_form_that_cannot_be_kept_is_an_error_result(own):
+    result = run(own, request(own, output="json", json_schema={"not": {}}))
+    assert result.error.code is ErrorCode.INVALID_REQUEST
+    assert "cannot be followed" in result.error.message

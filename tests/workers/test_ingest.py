@@ -2,33 +2,16 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import pytest
 from ingest_bench import Bench, watch
-from videos import write_video
 
-from streamer.connections import Connections
 from streamer.domain import (
     StreamState,
 )
 from streamer.jobs import INGEST
 from streamer.media.camera import LoopbackCamera
-from streamer.settings import Settings
-
-
-@pytest.fixture
-def bench(settings: Settings, connections: Connections) -> Bench:
-    return Bench(settings, connections)
-
-
-@pytest.fixture(scope="module")
-def loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackCamera]:
-    video = tmp_path_factory.mktemp("loopback") / "v.mp4"
-    write_video(video, seconds=2)
-    with LoopbackCamera(video) as camera:
-        yield camera
 
 
 def test_streams_outlive_their_workers(

@@ -9,7 +9,6 @@ import pytest
 from ingest_bench import Bench, FakeClock, Flaky, watch
 from videos import write_audio, write_video
 
-from streamer.connections import Connections
 from streamer.domain import (
     ClipRequest,
     RequestKind,
@@ -18,13 +17,7 @@ from streamer.domain import (
 )
 from streamer.errors import ErrorCode
 from streamer.jobs import FILES
-from streamer.settings import Settings
 from streamer.streams import StreamRegistry
-
-
-@pytest.fixture
-def bench(settings: Settings, connections: Connections) -> Bench:
-    return Bench(settings, connections)
 
 
 def test_every_window_of_a_recording_is_asked_about(bench: Bench, tmp_path: Path) -> None:
@@ -56,8 +49,12 @@ def test_every_window_of_a_recording_is_asked_about(bench: Bench, tmp_path: Path
     status = bench.status(spec)
     assert (status.state, status.error) == (StreamState.ENDED, None)
     counters = status.counters
-    assert (counters.packets, counters.decoded, counters.sampled) == (125, 125, 10)
-    assert (counters.clips, counters.clips_dropped, counters.dropped) == (3, 0, 0)
+    assert (counters.packets, counters.sampled) == (125, 10)
+    assert 10 <= counters.decoded <= 125
+    assert counters.bytes > 0
+    assert counters.measured_fps == pytest.approx(25.0)
+    assert counters.bit_rate == pytest.approx(8 * counters.bytes / 5)
+    assert (counters.clips, counters.clips_dropped, counters.dropped.total) == (3, 0, 0)
     assert (counters.width, counters.height, counters.codec) == (320, 240, "h264")
     assert counters.duration == pytest.approx(5.0)
     assert counters.position == pytest.approx(4.96)
@@ -74,6 +71,9 @@ def test_frames_of_a_recording_tell_what_they_are(bench: Bench, tmp_path: Path) 
     assert {(frame.width, frame.height) for frame in frames} == {(320, 240)}
     assert frames[0].change == 1.0
     assert all(0 < frame.change < 0.5 for frame in frames[1:])
+    assert frames[0].fresh == frames[0].detail  # all of the first is new
+    assert all(len(frame.detail) == len(frame.fresh) >= 2 for frame in frames)
+    assert all(frame.measures.detail == frame.detail for frame in frames)
     assert all(frame.decode_ms > 0 for frame in frames)
     assert bench.requests(FILES) == []
 
@@ -87,7 +87,7 @@ def test_many_frames_of_a_window_are_thinned(bench: Bench, tmp_path: Path) -> No
     numbers = bench.numbers(request)
     assert len(numbers) == 5
     assert (numbers[0], numbers[-1]) == (0, 99)
-    assert all(15 <= b - a <= 35 for a, b in pairwise(numbers))
+    assert all(a < b for a, b in pairwise(numbers))
 
 
 def test_a_recording_waits_for_its_answers_and_loses_nothing(
@@ -194,7 +194,7 @@ def test_redis_away_loses_nothing_of_a_recording(bench: Bench, tmp_path: Path) -
     with slot:
         slot.join()
     assert [len(request.frames) for request in bench.requests(FILES)] == [5, 5, 5, 5]
-    assert bench.status(spec).counters.dropped == 0
+    assert bench.status(spec).counters.dropped.total == 0
 
 
 def test_the_status_is_not_written_for_every_frame(

@@ -1,7 +1,7 @@
 """A worker process for tests: a ThreadWorker with jobs that do as they are told.
 
-Run as `python -m programs.jobs QUEUE... [--burst]`; `SLOTS` and `STREAMER_LEASE` are read from the
-environment.
+Run as `python -m programs.jobs QUEUE... [--burst]`; `SLOTS`, `GRACE`, `POLL` and `STREAMER_LEASE`
+are read from the environment.
 """
 
 import json
@@ -16,11 +16,11 @@ from rq.job import Job
 from streamer.connections import Connections
 from streamer.errors import ErrorCode
 from streamer.settings import Settings
-from workers import context, startup
-from workers.context import Abandon, GiveBack, current, stop_check
+from workers import context, rq_worker, startup
+from workers.context import Abandon, BrokeDown, GiveBack, current, last_attempt, stop_check
 from workers.rq_worker import ThreadWorker
 
-NAMES = ("note", "nap", "hold", "stubborn", "boom", "die", "abandon")
+NAMES = ("note", "nap", "hold", "stubborn", "boom", "die", "abandon", "break_down")
 
 
 def say(key: str, value: str) -> None:
@@ -67,12 +67,19 @@ def abandon(name: str) -> None:
     raise Abandon
 
 
+def break_down(name: str) -> None:
+    """What a job does whose engine breaks down, again and again."""
+    say("started", f"{name}, alone" if last_attempt() else name)
+    raise BrokeDown
+
+
 def on_failed(job: Job, code: ErrorCode, message: str) -> None:
     say("failed", json.dumps([job.id, code, message]))
 
 
 def serve(settings: Settings, stopping: threading.Event) -> None:
     arguments = sys.argv[1:]
+    rq_worker._POLL = float(os.environ.get("POLL", rq_worker._POLL))
     with Connections(settings) as connections:
         context.install(
             context.WorkerContext(settings=settings, connections=connections, stopping=stopping)
@@ -85,6 +92,7 @@ def serve(settings: Settings, stopping: threading.Event) -> None:
             stopping=stopping,
             lease=settings.lease,
             on_failed=on_failed,
+            grace=float(os.environ.get("GRACE", "3")),
         )
         worker.work(
             burst="--burst" in arguments,

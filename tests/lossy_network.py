@@ -1,0 +1,81 @@
+"""A network that loses packets, for real: a namespace of the kernel behind a veth pair."""
+
+import itertools
+import os
+import shutil
+import subprocess
+from typing import Self
+
+import pytest
+
+_numbers = itertools.count()
+
+_RULES = """
+table inet loss {{
+  chain out {{
+    type filter hook output priority 0; policy accept;
+    meta l4proto {{ tcp, udp }} numgen random mod 100 < {percent} drop
+  }}
+}}
+"""
+
+
+class LossyNetwork:
+    """What a program sends from inside `namespace`, at address `host`, gets lost now and then.
+
+    Skips the test, saying why, where namespaces or losses cannot be made: that takes root, and
+    netem in the kernel or nftables.
+    """
+
+    def __init__(self, percent: int) -> None:
+        self._percent = percent
+        number = next(_numbers)
+        self.namespace = f"lossy-{os.getpid()}-{number}"
+        self._outside = f"ls{os.getpid() % 100_000}x{number}"
+        subnet = f"198.18.{os.getpid() % 250}.{(4 * number) % 252}"
+        head, _, last = subnet.rpartition(".")
+        self._here, self.host = f"{head}.{int(last) + 1}", f"{head}.{int(last) + 2}"
+
+    def __enter__(self) -> Self:
+        if os.geteuid() != 0 or shutil.which("ip") is None:
+            pytest.skip("a lossy network takes root and iproute2")
+        if _run(f"ip netns add {self.namespace}"):
+            pytest.skip("this machine has no network namespaces")
+        try:
+            self._connect()
+            if not self._lose():
+                pytest.skip("neither netem nor nftables is here to lose packets with")
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _run(f"ip netns del {self.namespace}")  # and the veth pair with it
+        _run(f"ip link del {self._outside}")
+
+    def _connect(self) -> None:
+        inside = f"ip netns exec {self.namespace}"
+        for command in (
+            f"ip link add {self._outside} type veth peer name eth0 netns {self.namespace}",
+            f"ip addr add {self._here}/30 dev {self._outside}",
+            f"ip link set {self._outside} up",
+            f"{inside} ip addr add {self.host}/30 dev eth0",
+            f"{inside} ip link set eth0 up",
+            f"{inside} ip link set lo up",
+        ):
+            if error := _run(command):
+                pytest.skip(f"this machine makes no virtual network: {error}")
+
+    def _lose(self) -> bool:
+        inside = f"ip netns exec {self.namespace}"
+        if not _run(f"{inside} tc qdisc add dev eth0 root netem loss {self._percent}%"):
+            return True
+        rules = _RULES.format(percent=self._percent)
+        return shutil.which("nft") is not None and not _run(f"{inside} nft -f -", rules)
+
+
+def _run(command: str, given: str | None = None) -> str:
+    """What it complained about, nothing when it succeeded."""
+    done = subprocess.run(command.split(), input=given, capture_output=True, text=True, timeout=20)
+    return done.stderr.strip() or "failed" if done.returncode else ""

@@ -1,0 +1,64 @@
+"""A gpu worker for tests whose engine breaks: `python -m programs.broken_gpu FAULT MARK [--burst]`.
+
+MARK is a file that remembers, from one process image to the next, how often it broke. The fault:
+
+    lost    the device is lost, once
+    bug     the engine's own code fails, once
+    hang    a step never ends, once
+    poison  the device is lost whenever a request for 13 tokens is in the batch
+    always  the device is lost in every step
+    cuda    a kernel really reads where nothing is, once; for a GPU
+"""
+
+import sys
+import threading
+from pathlib import Path
+
+import torch
+
+from nvila_core.language import LanguageModel
+from nvila_core.scheduler import Scheduler
+from workers import gpu, startup
+
+POISON = 13
+
+
+def install(fault: str, mark: Path) -> None:
+    """Break the classes that the engine is made of."""
+    schedule, advance = Scheduler.schedule, LanguageModel.advance
+    asked: list[int] = []
+
+    def count() -> int:
+        with mark.open("a") as file:
+            file.write("x")
+        return mark.stat().st_size
+
+    def looked_at(scheduler):
+        work = schedule(scheduler)
+        asked[:] = [item.request.sequence.params.max_tokens for item in work]
+        if fault == "bug" and work and count() == 1:
+            raise KeyError("a block that is not there")
+        return work
+
+    def broken(self, *arguments):
+        if fault == "hang" and count() == 1:
+            threading.Event().wait()
+        if fault == "cuda" and count() == 1:
+            torch.zeros(1, device="cuda")[torch.tensor([1 << 20], device="cuda")]
+            torch.cuda.synchronize()
+        if (
+            fault == "always"
+            or (fault == "lost" and count() == 1)
+            or (fault == "poison" and POISON in asked and count())
+        ):
+            raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+        return advance(self, *arguments)
+
+    Scheduler.schedule, LanguageModel.advance = looked_at, broken
+
+
+if __name__ == "__main__":
+    fault, mark = sys.argv[1:3]
+    del sys.argv[1:3]
+    install(fault, Path(mark))
+    startup.leave(gpu.main())

@@ -1,0 +1,141 @@
+"""Asking the engine: one request, its deadline, and whatever can go wrong with it."""
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from streamer.domain import ClipRequest, RequestKind
+from streamer.errors import ErrorCode, StreamerError
+from workers.context import (
+    BrokeDown,
+    GiveBack,
+    WorkerContext,
+    cancel_check,
+    last_attempt,
+    stop_check,
+)
+
+if TYPE_CHECKING:
+    from nvila_core import Completion, Handle
+
+_PRIORITY = {RequestKind.QUERY: 2, RequestKind.WATCH: 1, RequestKind.FILE: 0}
+_LOOK_UP = 0.25  # seconds between two looks at whether the answer is still wanted
+
+
+def ask(
+    context: WorkerContext, clip: ClipRequest, parts: list[Any], options: dict[str, Any]
+) -> "Completion":
+    """The engine's answer to `parts`; `options` are those of `NVILA.prepare`.
+
+    Raises:
+        StreamerError: this request failed, alone.
+        GiveBack: somebody else is to answer it, or nobody.
+        BrokeDown: the engine did, while it worked on this request among others.
+    """
+    from nvila_core import DeadlineExceeded, NotFinite, PromptError, PromptTooLong
+
+    timeout = context.settings.job_timeout
+    deadline = time.monotonic() + timeout - _late(clip)
+    stop = stop_check()
+
+    def check() -> None:
+        if time.monotonic() >= deadline:
+            raise _timed_out(clip, timeout)
+        if stop():
+            raise GiveBack
+
+    try:
+        with context.isolation.enter(alone=last_attempt(), check=check):
+            check()
+            handle = _submit(context, clip, parts, options, deadline)
+            return _wait(context, handle, deadline, cancel_check())
+    except DeadlineExceeded:
+        raise _timed_out(clip, timeout) from None
+    except PromptTooLong as error:
+        raise StreamerError(ErrorCode.PROMPT_TOO_LONG, str(error)) from None
+    except PromptError as error:
+        raise StreamerError(ErrorCode.INVALID_REQUEST, str(error)) from None
+    except NotFinite as error:
+        raise StreamerError(ErrorCode.MODEL_FAILED, str(error)) from None
+    except Exception as error:
+        if out_of_memory(error):
+            raise StreamerError(
+                ErrorCode.OUT_OF_MEMORY,
+                "This request needs more memory than the model's device has left: ask about fewer "
+                "or smaller frames, or lower the worker's kv_cache_tokens or max_num_seqs.",
+            ) from error
+        raise
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of a device or of the machine."""
+    import torch
+
+    # on a CPU torch has no exception of its own for it
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+def _submit(
+    context: WorkerContext,
+    clip: ClipRequest,
+    parts: list[Any],
+    options: dict[str, Any],
+    deadline: float,
+) -> "Handle":
+    from nvila_core import EngineStopped, SamplingParams
+
+    assert context.engine is not None
+    try:
+        return context.engine.submit(
+            parts,
+            SamplingParams(
+                max_tokens=clip.max_tokens, choice=clip.choices, json_schema=clip.json_schema
+            ),
+            priority=_PRIORITY[clip.kind],
+            deadline=max(0.001, deadline - time.monotonic()),
+            **options,
+        )
+    except EngineStopped as error:  # before, over others
+        context.fail(error.reason)
+        raise GiveBack from None
+
+
+def _wait(
+    context: WorkerContext, handle: "Handle", deadline: float, cancelled: Callable[[], bool]
+) -> "Completion":
+    from nvila_core import DeadlineExceeded, EngineStopped
+
+    while True:
+        try:
+            return handle.result(timeout=_LOOK_UP)
+        except TimeoutError:
+            if handle.done:
+                raise
+        except EngineStopped as error:
+            context.fail(error.reason)
+            raise BrokeDown from error
+        if context.failure is not None:  # it hangs: nothing more will come of it
+            raise BrokeDown
+        if cancelled():
+            handle.cancel()
+            raise GiveBack
+        if time.monotonic() > deadline:  # the engine says so itself, between two steps
+            handle.cancel()
+            raise DeadlineExceeded(context.settings.job_timeout)
+
+
+def _late(clip: ClipRequest) -> float:
+    """Seconds for which a live clip waited already; others may wait as long as it takes."""
+    if clip.kind is not RequestKind.WATCH:
+        return 0.0
+    return max(0.0, time.time() - clip.created_at.timestamp())
+
+
+def _timed_out(clip: ClipRequest, seconds: float) -> StreamerError:
+    if clip.kind is RequestKind.WATCH:
+        advice = "ask this stream less often or about fewer frames, or add a worker"
+    else:
+        advice = "ask about fewer frames or for fewer tokens, or raise job_timeout"
+    return StreamerError(ErrorCode.TIMEOUT, f"No answer within {seconds:g} s: {advice}.")
