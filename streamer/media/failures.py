@@ -12,7 +12,7 @@ import av
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media.urls import is_device, redact
 
-_TLS_SCHEMES = frozenset({"rtsps", "rtmps", "https"})
+TLS_SCHEMES = frozenset({"rtsps", "rtmps", "https"})
 _DEFAULT_PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "http": 80, "https": 443}
 _TLS_TIMEOUT = 2.0
 
@@ -22,11 +22,17 @@ def is_remote(url: str) -> bool:
     return "://" in url
 
 
+def port_of(url: str) -> int:
+    """The port that `url` names, or that of its scheme."""
+    parts = urlsplit(url)
+    return parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
+
+
 def timed_out(url: str, seconds: float) -> StreamerError:
     """The source said nothing for `seconds`."""
     return StreamerError(
         ErrorCode.STREAM_TIMEOUT,
-        f"{redact(url)} sent nothing for {seconds:g} s: check that the camera is on "
+        f"{redact(url)} sent nothing for {round(seconds, 1):g} s: check that the camera is on "
         "and that no firewall is between.",
     )
 
@@ -36,6 +42,22 @@ def closed(url: str) -> StreamerError:
     return StreamerError(
         ErrorCode.STREAM_CONNECTION_FAILED,
         f"{redact(url)} closed the connection: it will be tried again.",
+    )
+
+
+def changed(url: str) -> StreamerError:
+    """A live source sends what its decoder, which worked before, cannot read."""
+    return StreamerError(
+        ErrorCode.STREAM_CONNECTION_FAILED,
+        f"{redact(url)} sends something else than it began with: it will be opened anew.",
+    )
+
+
+def broke_off(url: str) -> StreamerError:
+    """A recording stopped coming before its end."""
+    return StreamerError(
+        ErrorCode.STREAM_CONNECTION_FAILED,
+        f"{redact(url)} broke off and could not be taken up again: attach it anew.",
     )
 
 
@@ -55,11 +77,126 @@ def cannot_decode(url: str, codec: str | None) -> StreamerError:
     )
 
 
+def no_key_frames(url: str) -> StreamerError:
+    """Only key frames were asked for, and none came."""
+    return StreamerError(
+        ErrorCode.STREAM_CODEC_UNSUPPORTED,
+        f"{redact(url)} sends no key frame that can be shown by itself: choose the sampling mode "
+        "'fps', or set a key frame interval in the camera.",
+    )
+
+
 def damaged(url: str, seconds: float) -> StreamerError:
     """A recording broke off in the middle."""
     return StreamerError(
         ErrorCode.STREAM_CODEC_UNSUPPORTED,
         f"{redact(url)} is damaged after {seconds:.1f} s: what came before was analysed.",
+    )
+
+
+def no_key_frame(url: str, seconds: float) -> StreamerError:
+    """Packets came, but nothing that decoding can begin with."""
+    return StreamerError(
+        ErrorCode.STREAM_TIMEOUT,
+        f"{redact(url)} sent video, but no key frame in {seconds:.0f} s: "
+        "set the camera's key frame interval (I-frame interval, GOP) to 1 or 2 seconds.",
+    )
+
+
+def nothing_listens(url: str) -> StreamerError:
+    """The port is closed."""
+    return _connection(f"Nothing listens at {redact(url)}: check the address and the port.")
+
+
+def unknown_host(host: str) -> StreamerError:
+    """The name does not resolve."""
+    return _connection(f"The host name '{redact(host)}' is unknown: check the URL.")
+
+
+def no_tls(url: str) -> StreamerError:
+    """The port is open and speaks no TLS."""
+    scheme = urlsplit(url).scheme
+    return StreamerError(
+        ErrorCode.STREAM_TLS_FAILED,
+        f"No encrypted connection to {redact(url)}: check its certificate and port, "
+        f"or use {scheme[:-1]}://.",
+    )
+
+
+def not_rtsp(url: str, speaks: str | None) -> StreamerError:
+    """The port answers, in another language."""
+    what = f"speaks {speaks}, not RTSP" if speaks else "did not answer as a camera does"
+    return _connection(f"{redact(url)} {what}: check the port and the scheme.")
+
+
+def refused(url: str, status: int, *, asked: str | None = None) -> StreamerError:
+    """An RTSP server answered `status`, not 200; `asked` is the kind of login that it wants."""
+    shown = redact(url)
+    if status == 401 and "@" not in urlsplit(url).netloc:
+        return StreamerError(
+            ErrorCode.STREAM_AUTH_FAILED,
+            f"The camera asks for a user name and a password ({asked or 'some'} login): "
+            "put them into the URL, rtsp://user:password@host/path.",
+        )
+    if status in (401, 403):
+        return StreamerError(
+            ErrorCode.STREAM_AUTH_FAILED,
+            f"The camera refused the user name or password: check them in the URL ({shown}).",
+        )
+    if status == 404:
+        return StreamerError(
+            ErrorCode.STREAM_NOT_FOUND,
+            f"The camera has no such path: check what follows the host in {shown}.",
+        )
+    return _connection(
+        f"{shown} refused to serve (RTSP status {status}): "
+        "check the path, and how many viewers the camera allows at once."
+    )
+
+
+def http_refused(url: str, status: int) -> StreamerError:
+    """A web server answered `status`."""
+    if status in (401, 403):
+        return StreamerError(
+            ErrorCode.STREAM_AUTH_FAILED,
+            f"The server refused the user name or password (status {status}): "
+            f"check them in the URL ({redact(url)}).",
+        )
+    if status in (404, 410):
+        return StreamerError(
+            ErrorCode.STREAM_NOT_FOUND,
+            f"The server has nothing at {redact(url)} (status {status}): check the path.",
+        )
+    return _connection(f"{redact(url)} answers with status {status}: check the URL and the server.")
+
+
+def not_http(url: str) -> StreamerError:
+    """The port answers, in another language."""
+    return _connection(
+        f"{redact(url)} did not answer as a web server does: check the port and the scheme."
+    )
+
+
+def unreachable(url: str) -> StreamerError:
+    """There is no way to it."""
+    return _connection(f"{redact(url)} cannot be reached: check the address and the network.")
+
+
+def untrusted(url: str) -> StreamerError:
+    """Its certificate is not one that this machine trusts."""
+    return StreamerError(
+        ErrorCode.STREAM_TLS_FAILED,
+        f"The certificate of {redact(url)} is not trusted: install the authority that signed it, "
+        "or set https_verify to false.",
+    )
+
+
+def unknown_login(url: str) -> StreamerError:
+    """The server wants a login that FFmpeg does not know."""
+    return StreamerError(
+        ErrorCode.STREAM_AUTH_FAILED,
+        f"{redact(url)} asks for a kind of login that is not supported: "
+        "set the camera's RTSP authentication to Digest (MD5) or Basic.",
     )
 
 
@@ -71,25 +208,19 @@ def from_exception(
         return error
     shown = redact(url)
     if isinstance(error, av.HTTPUnauthorizedError | av.HTTPForbiddenError):
-        return StreamerError(
-            ErrorCode.STREAM_AUTH_FAILED,
-            f"The camera refused the user name or password: check them in the URL ({shown}).",
-        )
+        return refused(url, 403)
     if isinstance(error, av.HTTPNotFoundError):
-        return StreamerError(
-            ErrorCode.STREAM_NOT_FOUND,
-            f"The camera has no such path: check what follows the host in {shown}.",
-        )
+        return refused(url, 404)
     if not is_remote(url):
         return _local(error, url)
     expired = bool(timeout) and waited >= 0.9 * timeout
     if isinstance(error, TimeoutError | av.ExitError) or expired:
         return timed_out(url, timeout or waited)
     if isinstance(error, ConnectionRefusedError):
-        return _connection(f"Nothing listens at {shown}: check the address and the port.")
+        return nothing_listens(url)
     if isinstance(error, av.HTTPError):
         return _connection(f"{shown} refused to serve: check the URL and the camera's own log.")
-    if isinstance(error, av.InvalidDataError):
+    if isinstance(error, av.InvalidDataError | av.ArgumentError):
         return _not_video(url)
     return _diagnose(url)
 
@@ -114,7 +245,7 @@ def _local(error: Exception, url: str) -> StreamerError:
             ErrorCode.STREAM_CONNECTION_FAILED,
             f"The {kind} {url} may not be read: give this user the permission.",
         )
-    if isinstance(error, av.InvalidDataError):
+    if isinstance(error, av.InvalidDataError | av.ArgumentError):  # no, or no allowed, container
         return StreamerError(
             ErrorCode.STREAM_NO_VIDEO, f"{url} is not a video, or it is damaged: give a video file."
         )
@@ -130,27 +261,21 @@ def _not_video(url: str) -> StreamerError:
             ErrorCode.STREAM_NO_VIDEO,
             f"{redact(url)} is not a video: give the URL of the stream itself, not of a web page.",
         )
-    return _connection(
-        f"{redact(url)} did not answer as a camera does: check the port and the scheme."
-    )
+    return not_rtsp(url, None)
 
 
 def _diagnose(url: str) -> StreamerError:
     """FFmpeg said 'input/output error': ask the network itself what that means."""
     parts = urlsplit(url)
     host = parts.hostname or ""
-    port = parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
+    port = port_of(url)
     try:
         addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except OSError:
-        return _connection(f"The host name '{host}' is unknown: check the URL.")
-    if parts.scheme in _TLS_SCHEMES and not _speaks_tls(str(addresses[0][4][0]), port):
-        return StreamerError(
-            ErrorCode.STREAM_TLS_FAILED,
-            f"No encrypted connection to {redact(url)}: check its certificate and port, "
-            f"or use {parts.scheme[:-1]}://.",
-        )
-    return _connection(f"{redact(url)} cannot be reached: check the address and the network.")
+        return unknown_host(host)
+    if parts.scheme in TLS_SCHEMES and not _speaks_tls(str(addresses[0][4][0]), port):
+        return no_tls(url)
+    return unreachable(url)
 
 
 def _speaks_tls(address: str, port: int) -> bool:

@@ -1,4 +1,4 @@
-"""From a decoded frame to what is kept of it: a bounded JPEG, and how much has changed."""
+"""From a decoded frame to what is kept of it, a bounded JPEG, and back."""
 
 import cv2
 import numpy as np
@@ -7,8 +7,6 @@ from numpy.typing import NDArray
 
 MAX_SIDE = 1920
 """Pixels that the longer side of a stored picture has at most."""
-
-_THUMBNAIL = (32, 24)
 
 _REDUCED = (
     (8, cv2.IMREAD_REDUCED_COLOR_8),
@@ -27,7 +25,9 @@ def to_bgr(image: VideoFrame) -> NDArray[np.uint8]:
     """The picture as BGR uint8 [height, width, 3], upright, at most MAX_SIDE on its longer side."""
     scale = min(1.0, MAX_SIDE / max(image.width, image.height))
     width, height = (max(1, round(side * scale)) for side in (image.width, image.height))
-    pixels = image.reformat(width, height, "bgr24", interpolation="AREA").to_ndarray()
+    # By default a converter has a thread for each core, and lives as long as its picture.
+    converted = image.reformat(width, height, "bgr24", interpolation="AREA", threads=1)
+    pixels = converted.to_ndarray()
     turn = _TURNS.get(round(image.rotation / 90) * 90 % 360)
     return cv2.rotate(pixels, turn) if turn is not None else pixels  # type: ignore[return-value]
 
@@ -38,34 +38,22 @@ def to_jpeg(bgr: NDArray[np.uint8], quality: int) -> bytes:
     return data.tobytes()
 
 
-def from_jpeg(jpeg: bytes, width: int, height: int, enough: int | None = None) -> NDArray[np.uint8]:
+def from_jpeg(
+    jpeg: bytes, width: int, height: int, enough: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
     """A stored frame of `width` x `height` as RGB uint8 [height, width, 3].
 
-    With `enough`, no more is decoded than keeps the shorter side that long: the JPEG's own
-    scaling by 2, 4 or 8 costs a fraction of decoding all of it and shrinking the picture.
+    With `enough`, no more is decoded than keeps the picture that wide and high, if it is: the
+    JPEG's own scaling by 2, 4 or 8 costs a fraction of decoding all of it and shrinking it.
 
     Raises ValueError when the JPEG is damaged.
     """
     flags = cv2.IMREAD_COLOR_RGB
-    for factor, reduced in _REDUCED if enough is not None else ():
-        if min(width, height) // factor >= (enough or 0):
+    for factor, reduced in _REDUCED:
+        if enough and width // factor >= enough[0] and height // factor >= enough[1]:
             flags = reduced
             break
-    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags)
+    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags) if jpeg else None
     if image is None:
         raise ValueError("not a picture")
     return image if flags == cv2.IMREAD_COLOR_RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
-
-
-class ChangeMeter:
-    """Tells how much a picture differs from the one before, whatever their sizes."""
-
-    def __init__(self) -> None:
-        self._before: NDArray[np.float32] | None = None
-
-    def measure(self, image: VideoFrame) -> float:
-        """Mean absolute difference of the luma of 32x24 thumbnails, 0 to 1; the first has 1."""
-        small = image.reformat(*_THUMBNAIL, "gray", interpolation="AREA").to_ndarray()
-        luma = small.astype(np.float32) / 255.0
-        before, self._before = self._before, luma
-        return 1.0 if before is None else float(np.abs(luma - before).mean())

@@ -13,64 +13,52 @@ from dataclasses import dataclass
 from typing import Any
 
 import av
+from av.bitstream import BitStreamFilterContext
 from av.container import InputContainer
 from av.packet import Packet
 from av.stream import Discard
 from av.video.stream import VideoStream
 
+from streamer.domain import Transport
 from streamer.errors import StreamerError
-from streamer.media import failures
-from streamer.media.urls import SCHEMES, forbidden, is_device
+from streamer.media import failures, hardware
+from streamer.media.access import Access
+from streamer.media.opening import Opening, prepare
 
 MAX_PACKETS = 1024
 MAX_BYTES = 32 * 2**20
 
-_RTSP = {"rtsp_transport": "tcp", "allowed_media_types": "video"}
-_PROTOCOLS = {
-    "rtsp": "rtp,srtp,udp,tcp,tls,crypto,http,https,httpproxy",
-    "rtmp": "rtmp,rtmps,rtmpt,rtmpts,ffrtmpcrypt,ffrtmphttp,tcp,tls,crypto,http,https",
-    "http": "http,https,httpproxy,tcp,tls,crypto,data",
-    "file": "file,crypto,data",
+_CHANGEABLE = frozenset({"mpegts", "hls"})
+_FILTERS = {
+    "h264": "h264_metadata",
+    "hevc": "hevc_metadata",
+    "mpeg2video": "mpeg2_metadata",
+    "av1": "av1_metadata",
+    "vp9": "vp9_metadata",
 }
+"""A filter that takes a stream of this codec and no other."""
+
+MAX_LAG = 4.0
+"""Seconds that a packet of a live source may wait for its turn, if there is a newer key frame."""
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A packet and the wall clock at which it came; the last one of a source is empty."""
+    """A packet and the wall clock at which it came; the last one of a source is empty.
+
+    `codec` is what it is to be decoded with, "" as long as that is what the source began with.
+    """
 
     packet: "Packet[Any]"
     time: float
-
-
-def open_arguments(url: str, *, live: bool, timeout: float) -> dict[str, Any]:
-    """Arguments of `av.open` for `url`; `timeout` bounds FFmpeg's socket calls, seconds."""
-    scheme = url.partition("://")[0].lower() if failures.is_remote(url) else ""
-    if scheme and scheme not in SCHEMES:
-        raise forbidden(url)
-    microseconds = str(round(timeout * 1_000_000))
-    options = {"protocol_whitelist": _PROTOCOLS[(scheme or "file").removesuffix("s")]}
-    if live:
-        # 0.5 s to the first picture instead of 2.8 s; three pictures tell the frame rate
-        options |= {"analyzeduration": "500000", "fpsprobesize": "3"}
-    if scheme in {"rtsp", "rtsps"}:
-        options |= _RTSP | {"timeout": microseconds}
-    elif scheme in {"rtmp", "rtmps"}:
-        options |= {"rw_timeout": microseconds}  # here `timeout` means: listen
-    elif scheme in {"http", "https"}:
-        options |= {"timeout": microseconds, "rw_timeout": microseconds}
-        if not live:
-            options |= {"reconnect": "1", "reconnect_delay_max": "5"}
-    if is_device(url):
-        return {"file": url, "format": "v4l2"}
-    # `file:` keeps FFmpeg from reading a name with a colon as a protocol.
-    return {"file": url if scheme else f"file:{url}", "options": options}
+    codec: str = ""
 
 
 class PacketReader:
     """Opens `url` and queues its video packets.
 
     A recording waits when the queue is full. A live source that is not read fast enough loses
-    the oldest packets, up to the next key frame; `dropped` counts them.
+    the oldest packets, up to a key frame; `dropped` counts them.
     """
 
     def __init__(
@@ -82,6 +70,9 @@ class PacketReader:
         read_timeout: float,
         start: float = 0.0,
         wall: Callable[[], float] = time.time,
+        hwaccel: hardware.Hardware = "none",
+        transport: Transport = "auto",
+        access: Access | None = None,
     ) -> None:
         self._url = url
         self._live = live
@@ -89,10 +80,15 @@ class PacketReader:
         self._read_timeout = read_timeout
         self._start = start
         self._wall = wall
+        self._hwaccel = hwaccel
+        self._transport = transport
+        self._access = access or Access()
+        self._opening: Opening | None = None
         self._change = threading.Condition()
         self._queue: deque[Arrival] = deque()
         self._bytes = 0
         self._need_key = False
+        self._waiting = False  # for room in the queue
         self._ended = False
         self._closed = False
         self._error: StreamerError | None = None
@@ -101,6 +97,9 @@ class PacketReader:
         self.packets = 0
         self.bytes = 0
         self.dropped = 0
+        self.segmented = False
+        """Whether a live source comes segment by segment, at our asking: nothing of it is dropped,
+        and long pauses are nothing special."""
         self._thread = threading.Thread(target=self._run, name="packet-reader", daemon=True)
 
     def start(self) -> None:
@@ -129,7 +128,7 @@ class PacketReader:
                 return None
             arrival = self._queue.popleft()
             self._bytes -= arrival.packet.size
-            if not self._live and len(self._queue) == MAX_PACKETS // 2:
+            if self._waiting and self._half_empty():
                 self._change.notify_all()
             return arrival
 
@@ -138,6 +137,16 @@ class PacketReader:
         """Whether the end was reached and every packet was taken."""
         with self._change:
             return self._ended and not self._queue
+
+    @property
+    def reason(self) -> StreamerError | None:
+        """What went wrong with what we open for FFmpeg, which only sees that it ends."""
+        return self._opening.error if self._opening is not None else None
+
+    @property
+    def released(self) -> bool:
+        """Whether the thread has ended, or never began."""
+        return not self._thread.is_alive()
 
     def close(self, wait: float = 0.0) -> None:
         """Let go of the source; its thread ends as soon as FFmpeg returns. Never blocks longer
@@ -155,41 +164,59 @@ class PacketReader:
             container = self._open()
         except Exception as error:
             self._end(
-                failures.from_exception(
+                self.reason
+                or failures.from_exception(
                     error,
                     self._url,
                     waited=time.monotonic() - began,
                     timeout=self._open_timeout,
                 )
             )
+            self._let_go()
             return
         try:
             with container:
                 self._read(container)
         finally:
             self.container = self.stream = None
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._opening is not None:
+            self._opening.close()
 
     def _open(self) -> InputContainer:
-        arguments = open_arguments(
-            self._url, live=self._live, timeout=min(self._open_timeout, self._read_timeout)
+        self._opening = prepare(
+            self._url,
+            live=self._live,
+            timeout=min(self._open_timeout, self._read_timeout),
+            transport=self._transport,
+            access=self._access,
         )
-        return av.open(mode="r", **arguments)
+        # A camera that dribbles never times out by itself. PyAV's own time-out takes the GIL at
+        # every poll: for opening only, so that it costs nothing later. It comes a little before
+        # we give up: a camera whose key frame is long in coming counts as open then.
+        return hardware.open_input(
+            self._hwaccel, timeout=(0.9 * self._open_timeout, None), **self._opening.arguments
+        )
 
     def _read(self, container: InputContainer) -> None:
         error: StreamerError | None = None
         try:
             stream = self._choose(container)
+            self.segmented = self._live and container.format.name == "hls"
             if self._start > 0:
                 self._seek(container)
             with self._change:
                 self.container, self.stream = container, stream
                 self._change.notify_all()
+            codec = _CodecWatch(container, stream)
             for packet in container.demux(stream):
-                if not self._put(Arrival(packet, self._wall())):
+                if not self._put(Arrival(packet, self._wall(), codec.after(packet))):
                     return
         except Exception as failure:  # whatever it is, somebody waits to be told
             error = failures.from_exception(failure, self._url, timeout=self._read_timeout)
-        self._end(error)
+        self._end(self.reason or error)
         with self._change:  # queued packets borrow from the container: it must outlive them
             self._change.wait_for(lambda: self._closed)
 
@@ -219,13 +246,10 @@ class PacketReader:
     def _put(self, arrival: Arrival) -> bool:
         packet = arrival.packet
         with self._change:
-            if not self._live:
-                self._change.wait_for(lambda: self._closed or not self._full())
-            elif self._full():
-                self.dropped += len(self._queue)
-                self._queue.clear()
-                self._bytes = 0
-                self._need_key = True
+            if not self._live or self.segmented:
+                self._wait_for_room()
+            else:
+                self._catch_up(arrival.time)
             if self._closed:
                 return False
             if packet.size:
@@ -241,11 +265,59 @@ class PacketReader:
                 self._change.notify_all()
         return True
 
+    def _wait_for_room(self) -> None:
+        if self._full():
+            self._waiting = True
+            self._change.wait_for(lambda: self._closed or self._half_empty())
+            self._waiting = False
+
+    def _catch_up(self, now: float) -> None:
+        """Drop the oldest packets, up to the newest key frame, when nobody keeps up with them."""
+        late = bool(self._queue) and now - self._queue[0].time > MAX_LAG
+        if not (late or self._full()):
+            return
+        places = range(len(self._queue) - 1, 0, -1)
+        key = next((n for n in places if self._queue[n].packet.is_keyframe), None)
+        if key is None and not self._full():
+            return  # the next key frame is the first that the decoder could go on with
+        self._need_key = key is None
+        for _ in range(len(self._queue) if key is None else key):
+            self._bytes -= self._queue.popleft().packet.size
+            self.dropped += 1
+
     def _full(self) -> bool:
         return len(self._queue) >= MAX_PACKETS or self._bytes >= MAX_BYTES
+
+    def _half_empty(self) -> bool:
+        return len(self._queue) <= MAX_PACKETS // 2 and self._bytes <= MAX_BYTES // 2
 
     def _end(self, error: StreamerError | None) -> None:
         with self._change:
             self._error = error
             self._ended = True
             self._change.notify_all()
+
+
+class _CodecWatch:
+    """Notices when a stream goes on in another codec, as broadcasts and playlists do.
+
+    PyAV shows the codec that a stream began with; a bitstream filter refuses all but its own.
+    """
+
+    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
+        self._stream = stream
+        self._first = self._codec = stream.codec_context.codec.canonical_name
+        self._watches = container.format.name in _CHANGEABLE and self._codec in _FILTERS
+
+    def after(self, packet: "Packet[Any]") -> str:
+        """The codec of `packet`, "" while it is the first one."""
+        if self._watches and packet.is_keyframe and not self._is(self._codec):
+            self._codec = next((name for name in _FILTERS if self._is(name)), self._codec)
+        return self._codec if self._codec != self._first else ""
+
+    def _is(self, codec: str) -> bool:
+        try:
+            BitStreamFilterContext(_FILTERS[codec], self._stream)
+        except (av.FFmpegError, ValueError):
+            return False
+        return True

@@ -18,6 +18,7 @@ PATIENT = frozenset(
         ErrorCode.STREAM_NO_VIDEO,
         ErrorCode.STREAM_CODEC_UNSUPPORTED,
         ErrorCode.STREAM_URL_FORBIDDEN,
+        ErrorCode.SECRET_UNREADABLE,
     }
 )
 """What only a person can put right: tried again at the cap. Cameras lock out eager guessers."""
@@ -49,4 +50,8 @@ class Backoff:
     def ran(self, seconds: float) -> None:
         """The stream gave frames for `seconds` before it was lost."""
         if seconds >= GOOD_AFTER:
-            self._bound = BASE
+            self.restart()
+
+    def restart(self) -> None:
+        """What failed before says nothing any more: the URL is another one."""
+        self._bound = BASE

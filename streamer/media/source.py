@@ -1,5 +1,6 @@
 """A stream or a recording as decoded frames, with times that can be trusted."""
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,9 +14,14 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
 from streamer.clock import Clock, SystemClock
+from streamer.domain import Transport
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import failures
+from streamer.media.access import Access
+from streamer.media.decoder import SparseDecoder
+from streamer.media.hardware import Hardware
 from streamer.media.reader import MAX_PACKETS, Arrival, PacketReader
+from streamer.media.sampler import Sampler
 from streamer.media.timing import StreamTime, WallClock
 
 _POLL = 0.25
@@ -24,8 +30,20 @@ _POLL = 0.25
 _BLIND = 30.0
 """Seconds that packets may come without one picture: long enough for the rarest key frames."""
 
+_RARE = 120.0
+"""The same when only key frames are decoded."""
+
+_FIRST = 1.0
+"""Seconds for the first packet at least, however long opening took."""
+
 _FRESH = 0.01
 """Seconds after which a packet was waited for, rather than lying ready."""
+
+_HELD = 1.0
+"""Seconds that the first fresh packet is waited for before the first picture is shown."""
+
+_SEGMENT = 30.0
+"""Seconds between two segments of a live playlist at most."""
 
 _RECORDING_THREADS = 4
 
@@ -40,6 +58,8 @@ class SourceInfo:
     fps: float | None
     duration: float | None
     format: str
+    profile: str | None = None
+    bit_rate: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +79,10 @@ class DecodedFrame:
 
 class Source:
     """Opens `url` and yields its frames: ``with Source(url, live=True) as source: ...``.
+
+    With `sampler` only the frames that it may keep are sure to come, though others do too: what
+    is not needed for them is not decoded. It is asked for anew each time, and may be exchanged;
+    `shift` is what its time is ahead of stream time.
 
     Nothing in here waits longer than `open_timeout` or `read_timeout` for the source, or a
     quarter of a second for `stopping` to be seen; what FFmpeg does meanwhile, it does in a thread
@@ -80,6 +104,11 @@ class Source:
         origin: float = 0.0,
         start: float = 0.0,
         clock: Clock | None = None,
+        hwaccel: Hardware = "none",
+        transport: Transport = "auto",
+        access: Access | None = None,
+        sampler: Callable[[], Sampler] | None = None,
+        shift: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._url = url
         self._live = live
@@ -89,6 +118,8 @@ class Source:
         self._wall_origin = origin
         self._start = start
         self._clock = clock or SystemClock()
+        self._sampler = sampler
+        self._shift = shift
         self._reader = PacketReader(
             url,
             live=live,
@@ -96,11 +127,14 @@ class Source:
             read_timeout=read_timeout,
             start=start,
             wall=self._clock.time,
+            hwaccel=hwaccel,
+            transport=transport,
+            access=access,
         )
         self._info: SourceInfo | None = None
         self._reached = 0.0
+        self._open_until = math.inf
         self.decoded = 0
-        self.corrupt = 0
 
     @property
     def info(self) -> SourceInfo:
@@ -119,6 +153,21 @@ class Source:
         return self._reader.bytes
 
     @property
+    def corrupt(self) -> int:
+        """Packets that were damaged: each costs its own picture, not the stream."""
+        return self._decoder.corrupt if self._info is not None else 0
+
+    @property
+    def skipped(self) -> int:
+        """Packets that were not decoded because no frame of them was wanted."""
+        return self._decoder.skipped if self._info is not None else 0
+
+    @property
+    def reader(self) -> PacketReader:
+        """What may outlive this object, when FFmpeg hangs in it; it tells when it is `released`."""
+        return self._reader
+
+    @property
     def dropped(self) -> int:
         """Packets of a live source given up, undecoded, because this machine was late."""
         return self._reader.dropped
@@ -134,51 +183,67 @@ class Source:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._decoder.forget()
         self._reader.close(wait=_POLL)
 
     def __iter__(self) -> Iterator[DecodedFrame]:
-        progress = time.monotonic()
+        blind: float | None = None  # since when the decoder has been fed for nothing
         held = self._held_back() if self._live else deque()
         while (arrival := held.popleft() if held else self._next()) is not None:
+            fed = self._decoder.fed
             began = time.perf_counter()
-            images = self._decode(arrival)
+            images = self._decoder.decode(arrival)
             cost = (time.perf_counter() - began) * 1000 / max(1, len(images))
             for image in images:
                 self.decoded += 1
                 yield self._frame(image, arrival.time, cost)
             if images:
-                progress = time.monotonic()
-            elif time.monotonic() - progress > max(_BLIND, self._read_timeout):
-                raise failures.cannot_decode(self._url, self.info.codec)
+                blind = None
+            elif self._decoder.fed > fed or self._decoder.alone:
+                blind = blind or time.monotonic()
+            if blind is not None and time.monotonic() - blind > self._patience:
+                raise self._blind()
         if self._stopping():
             return
         if self._live:
             raise failures.closed(self._url)
         if not self.decoded:
-            raise failures.cannot_decode(self._url, self.info.codec)
+            raise self._blind()
+
+    @property
+    def _patience(self) -> float:
+        return max(_RARE if self._decoder.alone else _BLIND, self._read_timeout)
+
+    def _blind(self) -> StreamerError:
+        if self._live and self.decoded:
+            return failures.changed(self._url)
+        if self._decoder.alone:
+            return failures.no_key_frames(self._url)
+        return failures.cannot_decode(self._url, self.info.codec)
 
     def _wait_open(self) -> None:
-        deadline = time.monotonic() + self._open_timeout
+        deadline = self._open_until = time.monotonic() + self._open_timeout
         while not self._reader.wait_open(min(_POLL, self._open_timeout)):
             if self._stopping():
                 raise StreamerError(ErrorCode.CANCELLED, "Stopped while connecting.")
             if time.monotonic() > deadline:
-                raise failures.timed_out(self._url, self._open_timeout)
+                raise self._reader.reason or failures.timed_out(self._url, self._open_timeout)
 
     def _prepare(self) -> None:
         container, stream = self._reader.container, self._reader.stream
         if container is None or stream is None:
             raise failures.closed(self._url)
         context: VideoCodecContext = stream.codec_context
-        if self._live:
+        if self._live or context.is_hwaccel:
             # Frame threads would hold pictures back, and dozens of streams share the cores.
             context.thread_count, context.thread_type = 1, "NONE"
         else:
             context.thread_count, context.thread_type = _RECORDING_THREADS, "AUTO"
-        self._context = context
         self._time_base = stream.time_base or Fraction(1, 90_000)
         fps = _rate(stream.guessed_rate) or _rate(stream.average_rate)
-        length = None if self._live else container.duration
+        # a playlist over HTTP that has an end says so; a camera's length means nothing
+        finite = not self._live or container.format.name == "hls"
+        length = container.duration if finite else None
         self._info = SourceInfo(
             codec=context.name,
             width=context.width,
@@ -186,11 +251,21 @@ class Source:
             fps=fps,
             duration=length / av.time_base if length else None,
             format=container.format.name,
+            profile=context.profile,
+            bit_rate=context.bit_rate or container.bit_rate or None,
         )
         self._stream_time = StreamTime(
             live=self._live, origin=self._origin_of(container), gap=1 / (fps or 25.0)
         )
-        self._wall_clock = WallClock()
+        self._wall_clock = WallClock(bursts=self._reader.segmented)
+        self._decoder = SparseDecoder(
+            context,
+            self._time_base,
+            self._stream_time,
+            live=self._live,
+            sampler=self._sampler,
+            shift=self._shift,
+        )
 
     def _held_back(self) -> deque[Arrival]:
         """The packets that FFmpeg kept while it looked at the stream, up to the first fresh one.
@@ -200,9 +275,10 @@ class Source:
         """
         held: deque[Arrival] = deque()
         waited = 0.0
+        until = time.monotonic() + _HELD
         while waited < _FRESH and len(held) < MAX_PACKETS // 2:
             began = time.monotonic()
-            arrival = self._next()
+            arrival = self._next(until)
             waited = time.monotonic() - began
             if arrival is None:
                 break
@@ -224,10 +300,14 @@ class Source:
             return 0.0 if self._start > 0 else None
         return start / av.time_base
 
-    def _next(self) -> Arrival | None:
-        """The next packet; None at the end and when stopping."""
+    def _next(self, until: float = math.inf) -> Arrival | None:
+        """The next packet; None at the end, when stopping, and when it is `until` (monotonic)."""
         waited = 0.0
-        while not self._stopping():
+        patience = max(self._read_timeout, _SEGMENT if self._reader.segmented else 0.0)
+        if self._live and not self._reader.segmented and not self._reader.packets:
+            # a source that opens and never sends anything is not open
+            patience = min(patience, max(_FIRST, self._open_until - time.monotonic()))
+        while not self._stopping() and time.monotonic() < until:
             began = time.monotonic()
             arrival = self._get()
             if arrival is not None:
@@ -236,8 +316,8 @@ class Source:
             if self._reader.ended:
                 return None
             waited += time.monotonic() - began
-            if waited > self._read_timeout:
-                raise failures.timed_out(self._url, self._read_timeout)
+            if waited > patience:
+                raise self._reader.reason or failures.timed_out(self._url, patience)
         return None
 
     def _get(self) -> Arrival | None:
@@ -246,15 +326,6 @@ class Source:
         except StreamerError as error:
             broke_off = error.code is ErrorCode.STREAM_NO_VIDEO and self.decoded
             raise failures.damaged(self._url, self._reached) if broke_off else error from None
-
-    def _decode(self, arrival: Arrival) -> list[VideoFrame]:
-        try:
-            return self._context.decode(arrival.packet)
-        except av.EOFError:
-            return []
-        except (av.FFmpegError, ValueError):
-            self.corrupt += 1  # a damaged packet costs its own picture, not the stream
-            return []
 
     def _frame(self, image: VideoFrame, arrival: float, cost: float) -> DecodedFrame:
         stamp = image.pts if image.pts is not None else image.dts
@@ -274,7 +345,12 @@ def _rate(value: Fraction | None) -> float | None:
     return float(value) if value and 0.05 <= value <= 300 else None
 
 
-def probe(url: str, timeout: float = 10.0) -> SourceInfo:
+def probe(
+    url: str,
+    timeout: float = 10.0,
+    access: Access | None = None,
+    transport: Transport = "auto",
+) -> SourceInfo:
     """Open `url`, decode one picture and close it again: what it is, within two `timeout`.
 
     Raises StreamerError with the stream code that says why it cannot be used.
@@ -282,7 +358,14 @@ def probe(url: str, timeout: float = 10.0) -> SourceInfo:
     from streamer.media.urls import is_live
 
     live = is_live(url)
-    with Source(url, live=live, open_timeout=timeout, read_timeout=timeout) as source:
+    with Source(
+        url,
+        live=live,
+        open_timeout=timeout,
+        read_timeout=timeout,
+        access=access,
+        transport=transport,
+    ) as source:
         for frame in source:
             image, info = frame.image, source.info
             return SourceInfo(

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 MAX_DRIFT = 0.5
 """Seconds that wall clock and stream time may differ before the wall clock is anchored anew."""
 
+MAX_BURST = 30.0
+"""The same for a source that sends whole segments of so many seconds at most."""
+
 MAX_JUMP = 10.0
 """Seconds that a live source's timestamps may run ahead of its frames before it is a jump."""
 
@@ -20,7 +23,10 @@ class WallClock:
     timestamp is the best one known; it follows slow drift, and is set anew after a jump.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, bursts: bool = False) -> None:
+        """`bursts`: packets come segment by segment, and only the last of each comes in time."""
+        self._max_drift = MAX_BURST if bursts else MAX_DRIFT
+        self._slew = 0.0 if bursts else _SLEW
         self._offset: float | None = None
         self._first: float | None = None
         self._last = -math.inf
@@ -30,10 +36,10 @@ class WallClock:
         offset = arrival - timestamp
         if self._first is None:
             self._first = timestamp
-        if self._offset is None or not 0 <= offset - self._offset <= MAX_DRIFT:
+        if self._offset is None or not 0 <= offset - self._offset <= self._max_drift:
             self._offset = offset
         else:
-            self._offset += (offset - self._offset) * _SLEW
+            self._offset += (offset - self._offset) * self._slew
 
     def at(self, timestamp: float | None, arrival: float) -> float:
         """Wall clock of the frame with `timestamp`; never before that of the frame before."""
@@ -72,7 +78,9 @@ class StreamTime:
         """The place of the next frame; `arrival` (wall clock) matters for live sources."""
         if timestamp is None:
             return self._guess(arrival)
-        if self._origin is None or (self._last is None and timestamp < self._origin):
+        if self._origin is None and self._last is not None:  # only the frames before had none
+            self._origin = timestamp - self._last - self._gap
+        elif self._origin is None or (self._last is None and timestamp < self._origin):
             self._origin = timestamp
         seconds = timestamp - self._origin
         if self._last is not None and self._is_jump(seconds - self._last, arrival):
@@ -80,6 +88,18 @@ class StreamTime:
             self._origin = timestamp - self._last - self._gap
             seconds = self._last + self._gap
         return self._remember(seconds, arrival)
+
+    def timestamp(self, seconds: float) -> float | None:
+        """The source's own timestamp of a place, as far as is known."""
+        return None if self._origin is None or self._last is None else seconds + self._origin
+
+    def pass_over(self, timestamp: float, arrival: float) -> None:
+        """A frame at `timestamp` will never be placed: what follows is measured from it."""
+        if self._origin is None or self._last is None:
+            return
+        seconds = timestamp - self._origin
+        if seconds > self._last and not self._is_jump(seconds - self._last, arrival):
+            self._remember(seconds, arrival)
 
     def _is_jump(self, step: float, arrival: float) -> bool:
         if step < -_STEP_BACK:

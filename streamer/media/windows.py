@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from streamer.domain import FrameRef
+from streamer.domain import FrameRef, thinned
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class WindowGatherer:
         self._origin: float | None = None if by == "time" else 0.0
         self._frames: list[FrameRef] = []
         self._newest: FrameRef | None = None
+        self._passed: FrameRef | None = None  # the newest, while it is not among `_frames`
         self._index = self._seen = 0
         self._open_from = 0  # windows before this one have been closed
         self._stride = 1
@@ -66,6 +67,13 @@ class WindowGatherer:
             closed.append(self.flush())
         return [window for window in closed if window is not None]
 
+    def advance(self, at: float) -> Window | None:
+        """No frame will follow before `at`: the open window, if it has ended by then."""
+        if self._newest is None or self._origin is None:
+            return None
+        over = at >= self._origin + (self._index + 1) * self._length
+        return self.flush() if over else None
+
     def flush(self, end: float | None = None) -> Window | None:
         """What has been gathered, as a window, and start a new one.
 
@@ -75,8 +83,8 @@ class WindowGatherer:
         if self._newest is None or self._origin is None:
             return None
         frames = self._frames
-        if frames[-1] is not self._newest:
-            frames.append(self._newest)
+        if self._passed is not None:
+            frames.append(self._passed)
         start = self._origin + self._index * self._length
         stop = start + self._length
         if end is not None:
@@ -96,15 +104,19 @@ class WindowGatherer:
         return frame.time if self._by == "time" else frame.pts
 
     def _gather(self, frame: FrameRef) -> None:
+        if self._passed is not None:
+            frame = thinned([self._passed, frame], [1])[0]
+        self._newest = self._passed = frame
         if self._seen % self._stride == 0:
             self._frames.append(frame)
+            self._passed = None
             if len(self._frames) > 2 * self._max_frames:
-                self._frames = self._frames[::2]
+                self._passed = frame if len(self._frames) % 2 == 0 else None
+                self._frames = thinned(self._frames, range(0, len(self._frames), 2))
                 self._stride *= 2
         self._seen += 1
-        self._newest = frame
 
     def _clear(self) -> None:
-        self._frames, self._newest = [], None
+        self._frames, self._newest, self._passed = [], None, None
         self._index = self._seen = 0
         self._stride = 1

@@ -10,10 +10,13 @@ import pytest
 from videos import number_of, write_video
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media.source import Source, probe
+from streamer.media.access import Access
+from streamer.media.source import Source
+from streamer.media.source import probe as probe_source
 from streamer.media.urls import normalise
 
 PASSWORD = "p@ss/w#rd% x"
+HERE = Access(hosts=("127.0.0.1",))
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -51,7 +54,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.mark.parametrize("name", ["v.mkv", "v.ts"])
 def test_a_file_is_read_whole(site: str, name: str) -> None:
-    with Source(f"http://{site}/{name}", live=False) as source:
+    with Source(f"http://{site}/{name}", live=False, access=HERE) as source:
         frames = list(source)
     numbers = [number_of(frame.image.to_ndarray(format="rgb24")) for frame in frames]
     assert numbers == list(range(25))
@@ -59,7 +62,7 @@ def test_a_file_is_read_whole(site: str, name: str) -> None:
 
 
 def test_what_is_no_file_is_live_and_its_end_a_lost_connection(site: str) -> None:
-    with Source(f"http://{site}/v.cgi", live=True) as source:
+    with Source(f"http://{site}/v.cgi", live=True, access=HERE) as source:
         frames = iter(source)
         next(frames)
         with pytest.raises(StreamerError) as caught:
@@ -77,10 +80,11 @@ def test_what_is_no_file_is_live_and_its_end_a_lost_connection(site: str) -> Non
 )
 def test_what_cannot_be_used_says_why(site: str, path: str, code: ErrorCode) -> None:
     with pytest.raises(StreamerError) as caught:
-        probe(f"http://admin:hunter2@{site}/{path}", 5)
+        probe_source(f"http://admin:hunter2@{site}/{path}", 5, HERE)
     assert caught.value.code is code
     assert "hunter2" not in caught.value.message
 
 
 def test_a_password_with_odd_characters_opens(site: str) -> None:
-    assert probe(normalise(f"http://admin:{PASSWORD}@{site}/locked/v.mkv"), 5).codec == "h264"
+    url = normalise(f"http://admin:{PASSWORD}@{site}/locked/v.mkv")
+    assert probe_source(url, 5, HERE).codec == "h264"

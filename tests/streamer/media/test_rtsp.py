@@ -12,18 +12,11 @@ from cameras import GstCamera, SilentServer, require_gst, write_units
 from videos import number_of, write_video
 
 from streamer.errors import ErrorCode, StreamerError
+from streamer.media.access import Access
 from streamer.media.source import DecodedFrame, Source, probe
 from streamer.media.urls import normalise
 
 PASSWORD = "p@ss/w#rd% x"
-
-
-@pytest.fixture(scope="module")
-def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    require_gst()
-    folder = tmp_path_factory.mktemp("units")
-    write_video(folder / "v.mp4", seconds=2)
-    return write_units([folder / "v.mp4"], folder / "v.units")
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +27,7 @@ def camera(units: Path) -> Iterator[GstCamera]:
 
 def failure(url: str, timeout: float = 5.0) -> StreamerError:
     with pytest.raises(StreamerError) as caught:
-        probe(url, timeout)
+        probe(url, timeout, Access(hosts=("127.0.0.1",)))
     return caught.value
 
 

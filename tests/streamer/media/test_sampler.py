@@ -1,10 +1,15 @@
 import random
+from itertools import pairwise
 
+import av
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from videos import numbered_picture
 
-from streamer.media.sampler import FpsSampler
+from streamer.domain import Sampling
+from streamer.media.sampler import ChangeSampler, FpsSampler, KeyframeSampler, make_sampler
 
 
 def kept(fps: float, times: list[float]) -> list[float]:
@@ -65,3 +70,85 @@ def test_never_more_than_asked_for(fps: float, steps: list[float]) -> None:
     frames = kept(fps, times)
     assert frames[0] == times[0]
     assert len(frames) <= (times[-1] - times[0] + 0.002) * fps + 2
+
+
+def picture(width: int = 320, height: int = 180, noise: float = 0.0, seed: int = 1) -> np.ndarray:
+    """Grey with a camera's noise, uint8 [height, width, 3]."""
+    pixels = np.random.default_rng(seed).normal(96, noise, (height, width, 3))
+    return pixels.clip(0, 255).astype(np.uint8)
+
+
+def frame(pixels: np.ndarray, format: str = "yuv420p") -> av.VideoFrame:
+    return av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=format)
+
+
+def test_each_mode_has_its_sampler() -> None:
+    for mode, kind in (
+        ("fps", FpsSampler),
+        ("keyframes", KeyframeSampler),
+        ("change", ChangeSampler),
+    ):
+        sampler = make_sampler(Sampling(mode=mode))
+        assert isinstance(sampler, kind)
+        assert sampler.keyframes == (mode == "keyframes")
+        assert sampler.due < -1e9  # the first frame is always wanted
+
+
+def test_key_frames_too_close_together_are_thinned() -> None:
+    sampler = KeyframeSampler(1.0)
+    times = [0, 0.48, 0.96, 1.44, 1.92, 2.4, 2.88, 3.36]
+    assert [time for time in times if sampler.keep(time)] == [0, 1.44, 2.88]
+    # when the clock steps back
+    assert sampler.keep(0.1)
+    sampler.resume(7.0)
+    assert not sampler.keep(7.5)
+    assert sampler.keep(8.0)
+
+
+@pytest.mark.parametrize("format", ["yuv420p", "yuv444p", "rgb24", "yuv420p10le", "gray", "nv12"])
+def test_a_small_thing_that_appears_is_a_change(format: str) -> None:
+    sampler = ChangeSampler(0.1, 0.2, 60)
+    empty, person = picture(noise=6), picture(noise=6, seed=2)
+    person[80:120, 150:170] = 200  # 1.4 % of the picture
+    assert sampler.keep(0.0, frame(empty, format))
+    assert not sampler.keep(1.0, frame(picture(noise=6, seed=3), format))
+    assert sampler.keep(2.0, frame(person, format))
+    assert not sampler.keep(3.0, frame(person, format))
+    assert sampler.keep(4.0, frame(empty, format))
+
+
+@pytest.mark.parametrize(("width", "height"), [(160, 120), (161, 121), (640, 360)])
+def test_a_cameras_noise_is_no_change(width: int, height: int) -> None:
+    sampler = ChangeSampler(0.1, 0.2, 60)
+    pictures = [frame(picture(width, height, noise=10, seed=n)) for n in range(6)]
+    assert [sampler.keep(n / 2, image) for n, image in enumerate(pictures)] == [True] + [False] * 5
+
+
+def test_changes_are_taken_now_and_then() -> None:
+    sampler = ChangeSampler(0.1, 2.0, 5.0)
+    black, white = frame(picture() * 0), frame(picture() * 0 + 255)
+    # given a light that flickers: at most one every two seconds
+    kept = [n / 10 for n in range(100) if sampler.keep(n / 10, white if n // 3 % 2 else black)]
+    assert all(1.99 <= b - a <= 2.5 for a, b in pairwise(kept)), kept
+    # when nothing changes any more: at least one every five
+    kept = [n / 10 for n in range(100, 250) if sampler.keep(n / 10, black)]
+    assert [round(b - a, 1) for a, b in pairwise(kept)] == [5.0] * (len(kept) - 1)
+    assert len(kept) >= 3
+
+
+def test_a_change_of_size_is_no_change_of_what_it_shows() -> None:
+    sampler = ChangeSampler(0.1, 0.2, 60)
+    assert sampler.keep(0.0, frame(numbered_picture(5, 320, 240)))
+    assert not sampler.keep(1.0, frame(numbered_picture(5, 640, 480)))
+    assert sampler.keep(2.0, frame(numbered_picture(1000, 640, 480)))
+
+
+def test_what_was_seen_before_a_restart_is_not_known() -> None:
+    sampler = ChangeSampler(0.1, 0.2, 60)
+    same = frame(picture())
+    sampler.resume(10.0)
+    assert not sampler.keep(10.1, same)
+    assert sampler.keep(10.4, same)
+    assert not sampler.keep(11.0, same)
+    # when the clock steps back
+    assert sampler.keep(2.0, same)

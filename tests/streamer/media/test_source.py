@@ -10,6 +10,7 @@ from videos import number_of, numbered_picture, write_audio, write_video
 
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media.pictures import to_bgr
+from streamer.media.sampler import ChangeSampler, FpsSampler
 from streamer.media.source import DecodedFrame, Source, probe
 
 
@@ -48,20 +49,78 @@ def test_the_info_says_what_it_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("codec", "pix_fmt", "suffix"),
+    ("codec", "pix_fmt", "suffix", "size"),
     [
-        ("libx265", "yuv420p", "mp4"),
-        ("libx264", "yuv444p", "mp4"),
-        ("mjpeg", "yuvj420p", "avi"),
-        ("libvpx-vp9", "yuv420p", "webm"),
+        ("libx264", "yuv420p", "mp4", (160, 120)),
+        ("libx264", "yuv444p", "mp4", (161, 121)),
+        ("libx264", "yuv422p", "mkv", (162, 121)),
+        ("libx264", "yuv420p10le", "mp4", (160, 120)),
+        ("libx264", "yuv444p10le", "mkv", (161, 121)),
+        ("libx264", "gray", "mp4", (160, 120)),
+        ("libx264", "yuv420p", "flv", (160, 120)),
+        ("libx264", "yuv420p", "h264", (160, 120)),
+        ("libx265", "yuv420p", "mp4", (160, 120)),
+        ("libx265", "yuv420p10le", "ts", (160, 120)),
+        ("libx265", "yuv444p", "mkv", (160, 120)),
+        ("libsvtav1", "yuv420p", "mp4", (160, 120)),
+        ("libsvtav1", "yuv420p10le", "mkv", (160, 120)),
+        ("libvpx", "yuv420p", "webm", (161, 121)),
+        ("libvpx-vp9", "yuv420p", "webm", (161, 121)),
+        ("libvpx-vp9", "yuv444p", "webm", (160, 120)),
+        ("mjpeg", "yuvj420p", "avi", (161, 121)),
+        ("mjpeg", "yuvj444p", "mov", (161, 121)),
+        ("mjpeg", "yuvj422p", "mjpeg", (160, 120)),
+        ("prores_ks", "yuv422p10le", "mov", (160, 120)),
     ],
 )
-def test_other_codecs_decode_too(tmp_path: Path, codec: str, pix_fmt: str, suffix: str) -> None:
+def test_codecs_formats_and_sizes(
+    tmp_path: Path, codec: str, pix_fmt: str, suffix: str, size: tuple[int, int]
+) -> None:
     path = tmp_path / f"v.{suffix}"
-    write_video(path, times=[n / 10 for n in range(10)], fps=10, codec=codec, pix_fmt=pix_fmt)
+    width, height = size
+    write_video(
+        path,
+        times=[n / 10 for n in range(10)],
+        fps=10,
+        codec=codec,
+        pix_fmt=pix_fmt,
+        width=width,
+        height=height,
+    )
     frames, _ = decode(path)
-    assert numbers(frames) == list(range(10))
-    assert [frame.pts for frame in frames] == pytest.approx([n / 10 for n in range(10)], abs=0.002)
+    shown = [to_bgr(frame.image) for frame in frames]
+    assert [number_of(picture) for picture in shown] == list(range(10))
+    assert {picture.shape for picture in shown} == {(height, width, 3)}
+    if suffix not in {"h264", "mjpeg"}:  # bare frames have no times
+        times = [n / 10 for n in range(10)]
+        assert [frame.pts for frame in frames] == pytest.approx(times, abs=0.002)
+    # then a change can be found in it, whatever it is made of
+    sampler = ChangeSampler(0.1, 0.01, 60)
+    assert sampler.keep(0.0, frames[0].image)
+    assert sampler.keep(1.0, frames[9].image)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+@pytest.mark.parametrize("sparse", [False, True])
+def test_a_size_or_a_codec_that_changes_in_mid_stream(
+    tmp_path: Path, codec: str, sparse: bool
+) -> None:
+    # given a broadcast that goes on in another size, and perhaps another codec
+    write_video(tmp_path / "a.ts", seconds=2, width=160, height=120)
+    later = [2 + n / 25 for n in range(75)]
+    write_video(tmp_path / "b.ts", times=later, width=240, height=136, codec=codec)
+    parts = [(tmp_path / name).read_bytes() for name in ("a.ts", "b.ts")]
+    (tmp_path / "v.ts").write_bytes(b"".join(parts))
+    sampler = FpsSampler(5)
+    arguments = {"sampler": lambda: sampler} if sparse else {}
+    frames, source = decode(tmp_path / "v.ts", **arguments)
+    kept = [frame for frame in frames if not sparse or sampler.keep(frame.pts)]
+    # then half a second is lost at most, where a new codec begins
+    assert {(f.image.width, f.image.height) for f in kept} == {(160, 120), (240, 136)}
+    assert len(kept) >= (22 if sparse else 110)
+    assert np.diff([frame.pts for frame in kept]).max() < 0.75
+    assert kept[-1].pts == pytest.approx(5.0, abs=0.21)
+    assert source.corrupt <= 2
 
 
 def test_a_variable_frame_rate_is_followed_exactly(tmp_path: Path) -> None:
@@ -228,6 +287,16 @@ def test_a_slow_reader_of_a_recording_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("streamer.media.reader.MAX_PACKETS", 8)
+    write_video(tmp_path / "v.mp4", seconds=4)
+    frames, source = decode(tmp_path / "v.mp4")
+    assert numbers(frames) == list(range(100))
+    assert source.dropped == 0
+
+
+def test_a_few_large_packets_are_as_good_as_many_small_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamer.media.reader.MAX_BYTES", 5_000)
     write_video(tmp_path / "v.mp4", seconds=4)
     frames, source = decode(tmp_path / "v.mp4")
     assert numbers(frames) == list(range(100))

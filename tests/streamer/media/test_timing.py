@@ -40,6 +40,33 @@ def test_packets_that_were_held_back_do_not_set_the_clock_late() -> None:
     assert clock.at(59 / 25, 0.0) == pytest.approx(1000 + 59 / 25, abs=0.01)
 
 
+def test_pictures_that_come_in_segments_keep_their_distance() -> None:
+    # given two seconds of pictures at a time, each segment as soon as it is complete
+    clock = WallClock(bursts=True)
+    times = []
+    for segment in range(30):
+        arrival = 1000 + 2 * (segment + 1)
+        stamps = [2 * segment + n / 25 for n in range(50)]
+        for stamp in stamps:
+            clock.observe(stamp, arrival)
+        times += [clock.at(stamp, arrival) for stamp in stamps]
+    # then each was taken when its segment had got that far
+    expected = [1000.04 + n / 25 for n in range(len(times))]
+    assert times == pytest.approx(expected, abs=0.01)
+
+
+def test_what_is_never_shown_moves_stream_time_on() -> None:
+    time = StreamTime(live=True)
+    time.place(100.0, 1000.0)
+    assert time.timestamp(0.5) == 100.5
+    # given nine minutes of pictures that nobody wanted
+    for n in range(1, 541):
+        time.pass_over(100.0 + n, 1000.0 + n)
+    # when the clock steps back a little, it is noticed all the same
+    assert time.place(638.0, 1541.0).epoch == 1
+    assert time.place(638.04, 1541.04).epoch == 1
+
+
 def test_a_drifting_camera_is_followed() -> None:
     clock = WallClock()
     for n in range(25 * 3600):
@@ -115,3 +142,9 @@ def test_frames_without_a_timestamp_get_a_likely_one() -> None:
     assert seconds(live, (None, 9.0), (None, 9.5), (None, 10.0)) == [(0, 0), (0.5, 0), (1, 0)]
     recording = StreamTime(live=False, gap=0.1)
     assert seconds(recording, (None, 0), (None, 0), (None, 0)) == [(0, 0), (0.1, 0), (0.2, 0)]
+
+
+def test_the_first_frame_without_a_timestamp_is_not_in_the_place_of_the_second() -> None:
+    time = StreamTime(live=True, gap=0.04)
+    places = [time.place(None, 100.0), time.place(50.0, 100.04), time.place(50.04, 100.08)]
+    assert [place.seconds for place in places] == pytest.approx([0.0, 0.04, 0.08])

@@ -2,11 +2,12 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Literal
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from streamer.domain import FrameRef
-from streamer.frames import FrameStore
+from streamer.frame_choice import pick
 from streamer.media.windows import Window, WindowGatherer
 
 
@@ -18,7 +19,7 @@ def ref(pts: float, time: float | None = None) -> FrameRef:
 def gatherer(
     by: Literal["time", "pts"], length: float = 10, max_frames: int = 100
 ) -> WindowGatherer:
-    return WindowGatherer(length, max_frames, by=by, pick=FrameStore.pick)
+    return WindowGatherer(length, max_frames, by=by, pick=pick)
 
 
 def closed(windows: WindowGatherer, frames: Sequence[FrameRef]) -> list[Window]:
@@ -82,14 +83,14 @@ def test_rounding_does_not_move_a_frame_into_the_window_before() -> None:
 
 
 def test_a_frame_that_is_a_little_early_belongs_to_the_next_window() -> None:
-    windows = WindowGatherer(3, 100, by="time", pick=FrameStore.pick, tolerance=0.25)
+    windows = WindowGatherer(3, 100, by="time", pick=pick, tolerance=0.25)
     early = [ref(n, 1000 + n - (0.1 if n % 3 == 0 and n else 0.0)) for n in range(10)]
     assert [len(w.frames) for w in closed(windows, early)] == [3, 3, 3]
 
 
 def test_a_window_is_closed_as_soon_as_no_further_frame_can_be_in_it() -> None:
     # given a frame a second, and the sampler's word that none comes in between
-    windows = WindowGatherer(3, 100, by="time", pick=FrameStore.pick, tolerance=0.25)
+    windows = WindowGatherer(3, 100, by="time", pick=pick, tolerance=0.25)
     # when frames come
     closed = [windows.add(ref(n, 1000.0 + n), quiet=0.999) for n in range(6)]
     # then a window does not wait for the first frame of the next one
@@ -100,7 +101,7 @@ def test_a_window_is_closed_as_soon_as_no_further_frame_can_be_in_it() -> None:
 
 
 def test_a_frame_that_comes_after_all_opens_no_second_window_for_the_same_time() -> None:
-    windows = WindowGatherer(3, 100, by="time", pick=FrameStore.pick, tolerance=0.25)
+    windows = WindowGatherer(3, 100, by="time", pick=pick, tolerance=0.25)
     times = [1000.0, 1001.0, 1001.9, 1002.5, 1003.0]
     closed = [w for t in times for w in windows.add(ref(t - 1000, t), quiet=0.999)]
     assert [(w.start, len(w.frames)) for w in closed] == [(1000.0, 3)]
@@ -130,3 +131,36 @@ def test_frames_are_thinned_evenly_and_bounded(count: int, max_frames: int) -> N
         assert points[0] == 0
         gaps = [b - a for a, b in pairwise(points)]
         assert max(gaps, default=0) <= 3 * max(1.0, count / max_frames)
+
+
+def test_what_changed_in_frames_that_are_thinned_out_counts_for_the_next() -> None:
+    # given a window of a hundred frames, in each of which a hundredth changes and one shows a sign
+    windows = gatherer("pts", length=100, max_frames=4)
+    for i in range(100):
+        fresh = (30.0 if i == 51 else 1.0,)
+        assert windows.add(ref(i).model_copy(update={"change": 0.004, "fresh": fresh})) == []
+    window = windows.flush()
+    # then none of it is lost
+    assert window is not None
+    assert [window.frames[i].pts for i in (0, -1)] == [0, 99]
+    assert sum(frame.change for frame in window.frames) == pytest.approx(0.4)
+    after = [frame.fresh[0] for frame in window.frames]
+    shown = next(i for i, frame in enumerate(window.frames) if frame.pts >= 51)
+    assert after == [30.0 if i == shown else 1.0 for i in range(len(after))]
+
+
+def test_a_window_ends_though_nothing_is_worth_keeping_any_more() -> None:
+    windows = gatherer("time")
+    assert windows.advance(5000.0) is None
+    windows.add(ref(0, 1000.0))
+    windows.add(ref(4, 1004.0))
+    assert windows.advance(1009.9) is None
+    window = windows.advance(1010.0)
+    assert window is not None
+    assert (window.start, window.end, len(window.frames)) == (1000, 1010, 2)
+    assert windows.advance(1030.0) is None
+    # then the next one stays on the grid
+    windows.add(ref(37, 1037.0))
+    window = windows.advance(1041.0)
+    assert window is not None
+    assert (window.start, window.end, len(window.frames)) == (1030, 1040, 1)

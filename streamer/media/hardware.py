@@ -1,0 +1,99 @@
+"""Hardware decoding where there is any, and software everywhere else.
+
+PyAV's own software fall-back covers a picture format that the card cannot decode, not a machine
+without a driver: there, making the device raises PermissionError out of `av.open`. So a device is
+made first, once for the whole process.
+"""
+
+import logging
+from functools import cache
+from io import BytesIO
+from typing import Any, Literal
+
+import av
+from av import Codec
+from av.codec.hwaccel import HWAccel, hwdevices_available
+from av.container import InputContainer
+
+Hardware = Literal["none", "auto", "cuda"]
+
+# Else FFmpeg makes a CUDA context, hundreds of megabytes of the card, for every single stream.
+_OPTIONS: dict[str, object] = {"primary_ctx": "1"}
+
+_log = logging.getLogger(__name__)
+
+
+@cache
+def why_not() -> str | None:
+    """Why pictures cannot be decoded by CUDA here, in a few words; None where they can.
+
+    It is tried once: what a process found holds for all its life.
+    """
+    return _try_device()
+
+
+def _try_device() -> str | None:
+    if "cuda" not in hwdevices_available():
+        return "this build of FFmpeg has no CUDA"
+    try:
+        _accelerator().create(Codec("h264", "r"))
+    except PermissionError:
+        return "there is no NVIDIA driver"
+    except (av.FFmpegError, OSError, NotImplementedError) as error:
+        return f"the NVIDIA driver refused ({type(error).__name__})"
+    return None
+
+
+def open_input(wanted: Hardware, **arguments: Any) -> InputContainer:
+    """`av.open(**arguments)` for reading, its video decoded by hardware if `wanted` and possible.
+
+    Else it is decoded in software, and the log says why, once: at level info for `auto`, as a
+    warning for `cuda`. Decoded pictures lie in main memory either way.
+    """
+    if wanted == "none":
+        return av.open(mode="r", **arguments)
+    reason = why_not()
+    if reason is None:
+        try:
+            return av.open(mode="r", hwaccel=_accelerator(), **arguments)
+        except (av.FFmpegError, OSError):
+            reason = _try_device()  # did the source fail, or is the card full by now?
+            if reason is None:
+                raise
+    _tell(wanted, reason)
+    return av.open(mode="r", **arguments)
+
+
+def _accelerator() -> HWAccel:
+    return HWAccel("cuda", allow_software_fallback=True, options=_OPTIONS)
+
+
+@cache
+def _tell(wanted: Hardware, reason: str) -> None:
+    level = logging.WARNING if wanted == "cuda" else logging.INFO
+    _log.log(level, "Pictures are decoded in software: %s.", reason)
+
+
+def decodes() -> str | None:
+    """Why the card does not decode although its driver is there; None where it does.
+
+    A container may have the driver without its video library: FFmpeg then decodes in software
+    and does not say so. The pixel format does: a card gives nv12.
+    """
+    with open_input("auto", file=_little_video()) as container:
+        formats = {frame.format.name for frame in container.decode(video=0)}
+    return None if formats == {"nv12"} else "the NVIDIA driver has no decoder here"
+
+
+def _little_video() -> BytesIO:
+    file = BytesIO()
+    with av.open(file, "w", format="matroska") as container:
+        stream = container.add_stream("libx264", rate=10, options={"x264-params": "log-level=none"})
+        stream.width, stream.height, stream.pix_fmt = 320, 240, "yuv420p"
+        for number in range(5):
+            frame = av.VideoFrame(320, 240, "yuv420p")
+            frame.pts = number
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    file.seek(0)
+    return file

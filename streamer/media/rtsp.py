@@ -1,0 +1,227 @@
+"""The first words of an RTSP session, spoken by hand: FFmpeg does not say which of them failed.
+
+RFC 2326 (RTSP 1.0), RFC 7616 (Digest), RFC 4566 (SDP).
+"""
+
+import base64
+import hashlib
+import http.client
+import secrets
+import socket
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
+from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.request import parse_http_list, parse_keqv_list
+
+_LONGEST_LINE = 8192
+_LONGEST_BODY = 1 << 20
+_UNAUTHORIZED = 401
+_AGENT = "nvila-streamer"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server said to one request; header names do not mind case."""
+
+    status: int
+    reason: str
+    headers: http.client.HTTPMessage
+    body: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether the request was served."""
+        return 200 <= self.status < 300
+
+
+@dataclass
+class Track:
+    """One medium of a session description."""
+
+    kind: str
+    codec: str | None = None
+    control: str | None = None
+
+
+@dataclass(frozen=True)
+class Description:
+    """What DESCRIBE told: the media, and the address that their controls are relative to."""
+
+    tracks: list[Track] = field(default_factory=list)
+    base: str = ""
+
+    @property
+    def video(self) -> Track | None:
+        """The first track with pictures."""
+        return next((track for track in self.tracks if track.kind == "video"), None)
+
+
+class NotRtspError(Exception):
+    """Whatever listens there, it does not speak RTSP. `speaks` names it if it is known."""
+
+    def __init__(self, speaks: str | None = None) -> None:
+        super().__init__(speaks or "no RTSP")
+        self.speaks = speaks
+
+
+class RtspSession:
+    """A dialogue over `connection`, which it closes; it logs in when the server asks for that.
+
+    `url` may hold user and password, percent-encoded; they are never sent in the request line.
+    Raises NotRtspError, and OSError (TimeoutError) from the socket.
+    """
+
+    def __init__(self, connection: socket.socket, url: str) -> None:
+        parts = urlsplit(url)
+        authority = parts.netloc.rpartition("@")[2]
+        self.url = urlunsplit((parts.scheme, authority, parts.path, parts.query, ""))
+        self.auth: str | None = None
+        """`Basic` or `Digest`, once the server has asked for it."""
+        self._user = unquote(parts.username or "")
+        self._password = unquote(parts.password or "")
+        self._has_user = parts.username is not None
+        self._challenge: dict[str, str] = {}
+        self._sequence = self._nonce_count = 0
+        self._session: str | None = None
+        self._connection = connection
+        self._input = connection.makefile("rb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
+    ) -> None:
+        self._input.close()
+        self._connection.close()
+
+    def options(self) -> Answer:
+        """Which methods there are. Some servers want a login for it, others forget to answer."""
+        return self._ask("OPTIONS", self.url)
+
+    def describe(self) -> Answer:
+        """The description of the media, as SDP in `body`."""
+        return self._ask("DESCRIBE", self.url, Accept="application/sdp")
+
+    def setup(self, description: Description, track: Track, transport: str) -> Answer:
+        """Ask for `track` over `tcp` or `udp` and, if it is granted, give it back at once."""
+        wanted = {
+            "tcp": "RTP/AVP/TCP;unicast;interleaved=0-1",
+            "udp": "RTP/AVP;unicast;client_port=50000-50001",
+        }
+        control = track.control or ""
+        # not urljoin: a base with a query (`...?channel=1/`) is common, and joined like a folder
+        address = control if "://" in control else f"{description.base}/{control}"
+        answer = self._ask("SETUP", address, Transport=wanted[transport])
+        if answer.ok and (session := answer.headers.get("Session")):
+            self._session = session.partition(";")[0].strip()
+            self._ask("TEARDOWN", self.url)
+        return answer
+
+    def can_log_in(self) -> bool:
+        """Whether FFmpeg knows the kind of login that the server asks for."""
+        algorithm = self._challenge.get("algorithm", "MD5").upper()
+        return self.auth == "Basic" or algorithm in {"MD5", "MD5-SESS"}
+
+    def _ask(self, method: str, address: str, **headers: str) -> Answer:
+        answer = self._send(method, address, headers)
+        if answer.status == _UNAUTHORIZED and self._read_challenge(answer) and self._has_user:
+            answer = self._send(method, address, headers)
+        return answer
+
+    def _send(self, method: str, address: str, headers: dict[str, str]) -> Answer:
+        self._sequence += 1
+        lines = [f"{method} {address} RTSP/1.0", f"CSeq: {self._sequence}", f"User-Agent: {_AGENT}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        if self._session is not None:
+            lines.append(f"Session: {self._session}")
+        if self.auth is not None and self._has_user:
+            lines.append(f"Authorization: {self._authorization(method, address)}")
+        self._connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        return self._receive()
+
+    def _receive(self) -> Answer:
+        line = self._input.readline(_LONGEST_LINE).decode("latin-1")
+        protocol, _, rest = line.strip().partition(" ")
+        code, _, reason = rest.partition(" ")
+        if not protocol.startswith("RTSP/") or not code.isdecimal():
+            if not line:
+                raise ConnectionResetError
+            raise NotRtspError("HTTP" if protocol.startswith("HTTP/") else None)
+        try:
+            headers = http.client.parse_headers(self._input)
+            length = min(int(headers.get("Content-Length", "0")), _LONGEST_BODY)
+        except (http.client.HTTPException, ValueError):
+            raise NotRtspError from None
+        body = self._input.read(max(0, length)).decode("utf-8", "replace")
+        return Answer(int(code), reason, headers, body)
+
+    def _read_challenge(self, answer: Answer) -> bool:
+        """Choose a login; False when there is nothing new to try."""
+        offers = answer.headers.get_all("WWW-Authenticate") or []
+        kinds = {offer.partition(" ")[0].lower(): offer.partition(" ")[2] for offer in offers}
+        before = self._challenge.get("nonce"), self.auth
+        for kind in ("Digest", "Basic"):
+            if kind.lower() in kinds:
+                self.auth = kind
+                self._challenge = parse_keqv_list(parse_http_list(kinds[kind.lower()]))
+                self._nonce_count = 0
+                stale = self._challenge.get("stale", "").lower() == "true"
+                return stale or before[1] is None
+        return False
+
+    def _authorization(self, method: str, address: str) -> str:
+        if self.auth == "Basic":
+            pair = f"{self._user}:{self._password}".encode()
+            return "Basic " + base64.b64encode(pair).decode()
+        given = self._challenge
+        algorithm = given.get("algorithm", "MD5")
+        hashed = hashlib.sha256 if algorithm.upper().startswith("SHA-256") else hashlib.md5
+
+        def digest(*parts: str) -> str:
+            return hashed(":".join(parts).encode()).hexdigest()
+
+        realm, nonce = given.get("realm", ""), given.get("nonce", "")
+        secret = digest(self._user, realm, self._password)
+        client_nonce = secrets.token_hex(8)
+        if algorithm.lower().endswith("-sess"):
+            secret = digest(secret, nonce, client_nonce)
+        fields = {"username": self._user, "realm": realm, "nonce": nonce, "uri": address}
+        rest = ""
+        if "auth" in given.get("qop", "").replace(" ", "").split(","):
+            self._nonce_count += 1
+            count = f"{self._nonce_count:08x}"
+            response = digest(secret, nonce, count, client_nonce, "auth", digest(method, address))
+            rest = f", qop=auth, nc={count}"
+            fields["cnonce"] = client_nonce
+        else:
+            response = digest(secret, nonce, digest(method, address))
+        fields["response"] = response
+        if "opaque" in given:
+            fields["opaque"] = given["opaque"]
+        if "algorithm" in given:
+            rest += f", algorithm={algorithm}"
+        quoted = (f'{name}="{_quote(value)}"' for name, value in fields.items())
+        return "Digest " + ", ".join(quoted) + rest
+
+
+def read_description(answer: Answer, url: str) -> Description:
+    """The media that a DESCRIBE answer lists."""
+    tracks: list[Track] = []
+    base = answer.headers.get("Content-Base") or answer.headers.get("Content-Location") or url
+    for line in answer.body.splitlines():
+        name, _, value = line.strip().partition("=")
+        if name == "m":
+            tracks.append(Track(value.split(" ")[0]))
+        elif name == "a" and tracks:
+            key, _, rest = value.partition(":")
+            if key == "control":
+                tracks[-1].control = rest.strip()
+            elif key == "rtpmap" and tracks[-1].codec is None:
+                tracks[-1].codec = rest.partition(" ")[2].partition("/")[0] or None
+    return Description(tracks, base.strip().rstrip("/"))
+
+
+def _quote(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"')
