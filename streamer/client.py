@@ -1,33 +1,40 @@
 """What a user can do with the service. The CLI and the HTTP API are both thin layers over this."""
 
-import json
-import re
 from collections.abc import Iterator
 from functools import cached_property
-from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import unquote, urlsplit
 
-from streamer.connections import Connections, local_run_file
-from streamer.domain import Query, Result, Sampling, Stream, StreamSpec, Watch, utc_now
+from streamer.answer_form import AnswerForm, check_form
+from streamer.connections import Connections, of_installation
+from streamer.domain import (
+    Query,
+    Result,
+    Sampling,
+    Stream,
+    StreamSpec,
+    Transport,
+    Watch,
+    utc_now,
+)
 from streamer.errors import ErrorCode, StreamerError
-from streamer.frames import FrameStore
+from streamer.frames import FrameStore, Retention
 from streamer.jobs import Jobs
+from streamer.past import Past
 from streamer.queries import Queries
 from streamer.results import Results
+from streamer.secrets import SecretBox
 from streamer.settings import Settings
-from streamer.streams import StreamRegistry
+from streamer.streams import StreamRegistry, keep_ids
 from streamer.times import When, moment
-from streamer.validation import check_prompt, validated
+from streamer.validation import check_name, check_prompt, derive_name, validated
 
 if TYPE_CHECKING:
+    from streamer.media.access import Access
     from streamer.media.source import SourceInfo
     from streamer.timeline import Page, Timeline
 
 CAPTION_PROMPT = "Describe the scene."
 """What a stream attached without a watch of its own is asked, window after window."""
-
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class Client:
@@ -38,15 +45,16 @@ class Client:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.remote = False
+        """Whether those who name sources do so over HTTP: they may name `allowed_dirs` only."""
         self.connections = Connections(settings)
         self._redis = self.connections.main
-        self.registry = StreamRegistry(self._redis)
-        self.frames = FrameStore(
-            self.connections.frames, ttl=settings.frame_ttl, max_frames=settings.frames_per_stream
-        )
+        self.registry = StreamRegistry(self._redis, SecretBox(settings.secret_key))
+        self.frames = FrameStore(self.connections.frames, Retention.of(settings))
         self.jobs = Jobs(self._redis, settings)
         self.queue = Results(self._redis, settings)
-        self._queries = Queries(self._redis, settings, self.frames, self.jobs, self.queue)
+        past = self._past = Past(self.connections, settings, self.frames)
+        self._queries = Queries(self._redis, settings, past, self.jobs, self.queue)
 
     def __enter__(self) -> Self:
         return self
@@ -65,12 +73,9 @@ class Client:
         """The record of results."""
         from streamer.timeline import Timeline
 
-        url = self.settings.timeline_url
-        if self.settings.redis_url is None and self.settings.database_url is None:
-            run_file = local_run_file(self.settings)
-            if run_file.is_file():  # the installation may have been started with its own database
-                url = json.loads(run_file.read_text()).get("database_url") or url
-        return Timeline(url)
+        settings = self.settings
+        url = settings.database_url or of_installation(settings, "database_url")
+        return Timeline(url or settings.timeline_url)
 
     # Streams
 
@@ -81,6 +86,8 @@ class Client:
         *,
         sampling: Sampling | None = None,
         watches: list[Watch] | None = None,
+        transport: Transport = "auto",
+        history: float | None = None,
         probe: bool = True,
     ) -> Stream:
         """Attach a URL, file or device; without `watches` it is captioned every `window` seconds.
@@ -88,40 +95,50 @@ class Client:
         Raises StreamerError: a stream code when the probe fails (nothing is attached then),
         NAME_TAKEN, INVALID_REQUEST for a name that is none, STREAM_URL_FORBIDDEN.
         """
-        from streamer.media.urls import is_live, parse_source, split_secret
+        from streamer.media.urls import is_live
 
-        public_url, full_url = split_secret(parse_source(source))
-        if name is not None and not _NAME.fullmatch(name):
-            raise StreamerError(
-                ErrorCode.INVALID_REQUEST,
-                f"'{name[:80]}' cannot be a name: use up to 64 letters, digits, '.', '_' or '-', "
-                "beginning with a letter or digit.",
-            )
+        public_url, full_url = self._allowed(source)
+        if name is not None:
+            check_name(name)
         if watches is None:
             watches = [self.watch(CAPTION_PROMPT)]
         for watch in watches:
             check_prompt(watch.prompt)
-        if probe:
-            self.probe(source)
+        found = self.probe(source, transport) if probe else None
         return self._create(
             full_url,
             name,
             name or derive_name(public_url),
             url=public_url,
-            live=is_live(full_url),
+            # a playlist over HTTP may be a recording: only opening it tells
+            live=is_live(full_url) and not (found is not None and found.duration),
+            transport=transport,
+            history=history,
             sampling=sampling or Sampling(fps=self.settings.fps),
             watches=watches,
         )
 
-    def probe(self, source: str) -> "SourceInfo":
+    def probe(self, source: str, transport: Transport = "auto") -> "SourceInfo":
         """Open `source`, decode one picture and close it again.
 
         Raises StreamerError with the stream code that says why it cannot be used.
         """
         from streamer.media.source import probe
+
+        return probe(
+            self._allowed(source)[1], self.settings.open_timeout, self._access(), transport
+        )
+
+    def _access(self) -> "Access":
+        from streamer.media.access import Access
+
+        return Access.of(self.settings, remote=self.remote)
+
+    def _allowed(self, source: str) -> tuple[str, str]:
+        """The URL to show and the URL to open of `source`, if it may be opened at all."""
         from streamer.media.urls import parse_source, split_secret
 
-        return probe(split_secret(parse_source(source))[1], self.settings.open_timeout)
+        return split_secret(self._access().check(parse_source(source)))
 
     def _create(self, full_url: str, name: str | None, base: str, **fields: Any) -> Stream:
         number = 1
@@ -145,9 +162,15 @@ class Client:
         window: float | None = None,
         max_frames: int | None = None,
         max_tokens: int | None = None,
+        form: AnswerForm | None = None,
     ) -> Watch:
-        """A standing question with the settings' defaults."""
+        """A standing question with the settings' defaults.
+
+        Raises StreamerError: PROMPT_EMPTY, INVALID_REQUEST.
+        """
         check_prompt(prompt)
+        form = form or AnswerForm()
+        check_form(form)
         settings = self.settings
         return validated(
             Watch,
@@ -155,7 +178,77 @@ class Client:
             window=settings.window if window is None else window,
             max_frames=settings.max_frames if max_frames is None else max_frames,
             max_tokens=settings.max_tokens if max_tokens is None else max_tokens,
+            **form.form,
         )
+
+    def edit(
+        self,
+        ref: str,
+        *,
+        source: str | None = None,
+        name: str | None = None,
+        sampling: Sampling | None = None,
+        watches: list[Watch] | None = None,
+        transport: Transport | None = None,
+        history: float | None = None,
+        paused: bool | None = None,
+        probe: bool = True,
+    ) -> Stream:
+        """Change a stream by id or name while it runs; what is None stays as it is.
+
+        A new `source` (another URL, another password) is tried first, and opened within a second.
+        Watches that ask the same as before go on undisturbed.
+
+        Raises StreamerError: UNKNOWN_STREAM, NAME_TAKEN, INVALID_REQUEST, a stream code when the
+        probe fails (nothing is changed then).
+        """
+        changes: dict[str, Any] = {
+            "sampling": sampling,
+            "transport": transport,
+            "history": history,
+            "paused": paused,
+        }
+        full_url = None
+        if name is not None:
+            changes["name"] = check_name(name)
+        if source is not None:
+            stream = self.registry.get(ref)
+            carried = transport or stream.transport
+            changes["url"], full_url = self._new_source(stream, source, carried, probe)
+        for watch in watches or []:
+            check_prompt(watch.prompt)
+
+        def change(spec: StreamSpec) -> dict[str, Any]:
+            if watches is not None:
+                changes["watches"] = keep_ids(spec.watches, watches)
+            return {key: value for key, value in changes.items() if value is not None}
+
+        stream = self.registry.edit(ref, change, secret_url=full_url)
+        if stream.live:
+            self.jobs.start_ingest(stream.id)
+        return stream
+
+    def _new_source(
+        self, stream: Stream, source: str, transport: Transport, probe: bool
+    ) -> tuple[str, str]:
+        """The URL to show and the URL to open of `source`, which is to replace that of `stream`."""
+        from streamer.media.urls import MASK, is_live
+
+        if f":{MASK}@" in source:
+            raise StreamerError(
+                ErrorCode.INVALID_REQUEST,
+                f"The URL has {MASK} where its password should be: write the password.",
+            )
+        public_url, full_url = self._allowed(source)
+        if not (stream.live and is_live(full_url)):
+            raise StreamerError(
+                ErrorCode.INVALID_REQUEST,
+                "Only a live stream can be given another URL, and only that of a live stream: "
+                f"detach '{stream.name}' and attach the other source.",
+            )
+        if probe:
+            self.probe(source, transport)
+        return public_url, full_url
 
     def detach(self, ref: str) -> Stream:
         """Detach a stream by id or name: its decoder stops, its waiting clips are cancelled."""
@@ -164,6 +257,7 @@ class Client:
         for owner in [watch.id for watch in stream.watches] if stream.live else [stream.id]:
             self.jobs.drop_oldest(owner, 0)
         self.frames.discard(stream.id)
+        self._past.forget(stream.id)
         return stream
 
     def streams(self) -> list[Stream]:
@@ -195,6 +289,7 @@ class Client:
         until: When = None,
         max_frames: int | None = None,
         max_tokens: int | None = None,
+        form: AnswerForm | None = None,
     ) -> Query:
         """Ask about a stream now or, with `since`, about a past range; returns at once.
 
@@ -208,6 +303,7 @@ class Client:
             until=until,
             max_frames=max_frames,
             max_tokens=max_tokens,
+            form=form,
         )
 
     def query(self, query_id: str, wait: float = 0.0) -> Query:
@@ -290,6 +386,7 @@ class Client:
         window: float | None = None,
         fps: float | None = None,
         *,
+        form: AnswerForm | None = None,
         probe: bool = True,
     ) -> Stream:
         """Attach a recording to be captioned window by window; detach it when it has ended.
@@ -298,16 +395,5 @@ class Client:
         """
         self.require_recording(path)
         sampling = validated(Sampling, fps=self.settings.fps if fps is None else fps)
-        watches = [self.watch(prompt, window=window)]
+        watches = [self.watch(prompt, window=window, form=form)]
         return self.attach(path, sampling=sampling, watches=watches, probe=probe)
-
-
-def derive_name(url: str) -> str:
-    """A stream name from a URL's host and path, or from a file's name."""
-    parts = urlsplit(url)
-    if parts.scheme in ("", "file"):
-        text = PurePosixPath(unquote(parts.path) or url).stem
-    else:
-        text = f"{parts.hostname or ''}{parts.path}"
-    name = re.sub(r"[^A-Za-z0-9._]+", "-", text).strip("-._")
-    return name[:48].rstrip("-._") or "stream"

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,13 @@ from streamer.settings import Settings
 CONNECT_TIMEOUT = 5.0
 SOCKET_TIMEOUT = 30.0
 """Longer than any blocking command we send, short enough to notice a server that went silent."""
+
+SMALLEST_FRAME_MEMORY = 4 << 20
+
+FULL = "Redis is full: wait until jobs are done and answers expire, or raise its maxmemory."
+
+UNKNOWN_MEMORY = 4 << 30
+"""What a server is taken to have that tells nothing of its memory."""
 
 NOTHING_RUNNING = "Nothing is running here: start `streamer up`, or set STREAMER_REDIS_URL."
 
@@ -64,17 +72,34 @@ def connect(url: str) -> redis.Redis:
     return client
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether a command was refused because the server's `maxmemory` is reached."""
+    # Before Redis 7 a script says so in the middle of another error.
+    return isinstance(error, redis.exceptions.OutOfMemoryError) or (
+        isinstance(error, redis.exceptions.ResponseError) and "OOM command" in str(error)
+    )
+
+
 def local_run_file(settings: Settings) -> Path:
     """Where `streamer up` writes the addresses of the installation on this machine (mode 0600)."""
     return settings.data_dir / "run.json"
 
 
-def _local_run(settings: Settings) -> dict[str, Any]:
+def local_run(settings: Settings) -> dict[str, Any]:
+    """The addresses of the installation on this machine; raises StreamerError when none runs."""
     with contextlib.suppress(OSError, ValueError):
         run = json.loads(local_run_file(settings).read_text())
         if isinstance(run, dict) and isinstance(run.get("redis_url"), str):
             return run
     raise StreamerError(ErrorCode.REDIS_UNAVAILABLE, NOTHING_RUNNING)
+
+
+def of_installation(settings: Settings, key: str) -> str | None:
+    """What the local installation that `settings` lead to was started with; None without one."""
+    if settings.redis_url is not None:
+        return None
+    value = local_run(settings).get(key)
+    return value if isinstance(value, str) else None
 
 
 class Connections:
@@ -88,10 +113,11 @@ class Connections:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self._frames_memory = settings.frames_memory
         url, frames_url = settings.redis_url, settings.frames_redis_url
         from_run_file = url is None
         if url is None:
-            run = _local_run(settings)
+            run = local_run(settings)
             url, frames_url = run["redis_url"], frames_url or run.get("frames_redis_url")
         try:
             self.main = connect(url)
@@ -104,6 +130,50 @@ class Connections:
         except StreamerError:
             self.main.close()
             raise
+
+    @cached_property
+    def frame_memory(self) -> int:
+        """Bytes that all frames together may take, so that the rest of the server keeps its share.
+
+        The setting `frames_memory`; without it three quarters of the frame server's `maxmemory`,
+        or half when it holds jobs and results too. A server without `maxmemory` is taken to have a
+        quarter of its machine. Asked once: raises redis.exceptions.RedisError.
+        """
+        if self._frames_memory is not None:
+            return self._frames_memory
+        memory = self.frames.info("memory")
+        bound = (
+            int(memory.get("maxmemory") or 0) or int(memory.get("total_system_memory") or 0) // 4
+        )
+        share = 0.5 if self.shared else 0.75
+        return max(SMALLEST_FRAME_MEMORY, int(share * (bound or UNKNOWN_MEMORY)))
+
+    @property
+    def shared(self) -> bool:
+        """Whether frames are on the server that holds jobs and results."""
+        if self.frames is self.main:
+            return True
+        runs = [c.info("server").get("run_id") for c in (self.main, self.frames)]
+        return runs[0] == runs[1]
+
+    def memory_advice(self) -> str | None:
+        """One sentence when a server is set up so that it may lose jobs, or grow without end.
+
+        Raises redis.exceptions.RedisError.
+        """
+        memory = self.main.info("memory")
+        policy = str(memory.get("maxmemory_policy", "noeviction"))
+        if int(memory.get("maxmemory") or 0) and policy != "noeviction":
+            return (
+                f"When Redis is full it may throw away jobs and results ({policy}): "
+                "set its maxmemory-policy to noeviction; frames are bounded by us."
+            )
+        if not int(self.frames.info("memory").get("maxmemory") or 0):
+            return (
+                "Redis has no maxmemory, so frames are bounded by a quarter of its machine: "
+                "set its maxmemory, or our frames_memory."
+            )
+        return None
 
     def close(self) -> None:
         """Give all sockets back; the object is of no use afterwards."""

@@ -5,12 +5,26 @@ seconds since the Unix epoch, because they are sorted, compared and subtracted a
 """
 
 import secrets
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    computed_field,
+    model_serializer,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
 
+from nvila_core.resolution import Measures, thin
+from streamer.answer_form import AnswerForm
 from streamer.errors import ErrorCode
 
 
@@ -61,12 +75,76 @@ class StreamState(StrEnum):
 
 
 class Sampling(Model):
-    """How frames are taken from a stream."""
+    """How frames are taken from a stream. Each mode has fields of its own; the others are None.
 
-    fps: float = Field(default=1.0, gt=0, le=60, description="sampled frames per stream second")
+    `fps`: so many frames a second. `keyframes`: key frames, at most one every `min_interval`
+    seconds; nothing else is decoded. `change`: a frame that differs by `threshold` from the last
+    one taken, at most one every `min_interval` seconds and at least one every `max_interval`.
+    """
+
+    mode: Literal["fps", "keyframes", "change"] = "fps"
+    fps: float | None = Field(
+        default=None, gt=0, le=60, description="sampled frames per stream second; default 1"
+    )
+    threshold: float | None = Field(
+        default=None, gt=0, le=1, description="difference that counts as a change; default 0.1"
+    )
+    min_interval: float | None = Field(
+        default=None, ge=0.01, le=3600, description="seconds between frames at least; default 0.2"
+    )
+    max_interval: float | None = Field(
+        default=None, gt=0, le=3600, description="seconds between frames at most; default 10"
+    )
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        """Fill in the mode's defaults, and refuse what belongs to another mode."""
+        own = _SAMPLING[self.mode]
+        for name in type(self).model_fields:
+            if name == "mode" or getattr(self, name) is not None:
+                continue
+            if name in own:
+                # past the validation of assignments, which would begin all this anew
+                self.__dict__[name] = own[name]
+        for name in sorted(type(self).model_fields.keys() - own.keys() - {"mode"}):
+            if getattr(self, name) is not None:
+                takes = " and ".join(own) if len(own) < 3 else ", ".join(own)
+                raise PydanticCustomError(
+                    "sampling",
+                    "'{name}' does not go with the sampling mode '{mode}', which takes {takes}",
+                    {"name": name, "mode": self.mode, "takes": takes},
+                )
+        least, most = self.min_interval, self.max_interval
+        if least is not None and most is not None and most < least:
+            raise PydanticCustomError(
+                "sampling",
+                "'max_interval' ({most} s) is shorter than 'min_interval' ({least} s)",
+                {"most": f"{most:g}", "least": f"{least:g}"},
+            )
+        return self
+
+    @model_serializer(mode="wrap")
+    def _own_fields(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value is not None}
+
+    @property
+    def max_fps(self) -> float:
+        """Frames a second at most."""
+        return self.fps if self.fps is not None else 1.0 / (self.min_interval or 1.0)
 
 
-class Watch(Model):
+_SAMPLING: dict[str, dict[str, float]] = {
+    "fps": {"fps": 1.0},
+    "keyframes": {"min_interval": 0.2},
+    "change": {"threshold": 0.1, "min_interval": 0.2, "max_interval": 10.0},
+}
+
+
+Transport = Literal["auto", "tcp", "udp"]
+"""How RTSP brings the video: over TCP, over UDP, or over TCP and, where that is refused, UDP."""
+
+
+class Watch(AnswerForm):
     """A standing question on a stream: one result for every window."""
 
     id: str = Field(default_factory=lambda: new_id("wch"))
@@ -82,9 +160,20 @@ class StreamSpec(Model):
     id: str = Field(default_factory=lambda: new_id("str"))
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     url: str
+    url_version: int = Field(default=0, description="grows when the URL or password is changed")
     live: bool = Field(description="false for a recording: nothing of it is ever dropped")
+    transport: Transport = Field(
+        default="auto", description="how RTSP brings the video; auto: TCP, UDP if that is refused"
+    )
     sampling: Sampling = Field(default_factory=Sampling)
     watches: list[Watch] = Field(default_factory=list)
+    history: float | None = Field(
+        default=None,
+        ge=0,
+        le=90 * 86400,
+        description="seconds that frames, thinned with age, are kept; default: the setting",
+    )
+    paused: bool = Field(default=False, description="attached, but neither read nor asked about")
     created_at: Timestamp = Field(default_factory=utc_now)
 
 
@@ -95,21 +184,41 @@ class ErrorInfo(Model):
     message: str
 
 
+class Drops(Model):
+    """Frames of a stream that were given up, by cause."""
+
+    late: int = Field(default=0, description="came faster than this machine could decode")
+    decode_error: int = Field(default=0, description="damaged, or half lost on the way")
+    redis_away: int = Field(default=0, description="Redis did not answer")
+    redis_full: int = Field(default=0, description="Redis had no memory left")
+    archive: int = Field(default=0, description="not archived: the archive was too slow or away")
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(getattr(self, name) for name in type(self).model_fields)
+
+
 class StreamCounters(Model):
     """What a stream did since it was attached. Counts, unless a unit is named."""
 
     packets: int = 0
+    bytes: int = Field(default=0, description="bytes of video received")
     decoded: int = 0
     sampled: int = 0
-    dropped: int = Field(
-        default=0, description="frames given up because this machine or Redis was late"
-    )
+    dropped: Drops = Field(default_factory=Drops)
     clips: int = 0
     clips_dropped: int = Field(default=0, description="clips of a live watch that came too late")
     reconnects: int = 0
     position: float = Field(default=0.0, description="stream time reached, seconds")
     duration: float | None = Field(default=None, description="length of a recording, seconds")
     fps: float | None = Field(default=None, description="frames per second that the source claims")
+    measured_fps: float | None = Field(
+        default=None, description="frames per second that come, of the last seconds"
+    )
+    bit_rate: float | None = Field(
+        default=None, description="bits of video per second that come, of the last seconds"
+    )
     width: int | None = None
     height: int | None = None
     codec: str | None = None
@@ -122,11 +231,23 @@ class StreamStatus(Model):
     since: Timestamp = Field(default_factory=utc_now)
     error: ErrorInfo | None = None
     last_frame_at: Timestamp | None = None
+    reported_at: Timestamp | None = Field(
+        default=None, description="when an ingest worker last told of the stream"
+    )
+    worker: str | None = Field(default=None, description="the ingest worker that told")
     counters: StreamCounters = Field(default_factory=StreamCounters)
 
 
 class Stream(StreamSpec, StreamStatus):
     """A stream as users see it: what was attached and how it is."""
+
+    @computed_field(description="seconds since the newest frame was captured")  # type: ignore[prop-decorator]
+    @property
+    def last_frame_age(self) -> float | None:
+        """Seconds since the newest frame of a live stream was captured."""
+        if self.last_frame_at is None or not self.live:
+            return None
+        return round(max(0.0, (utc_now() - self.last_frame_at).total_seconds()), 1)
 
 
 class FrameRef(Model):
@@ -140,6 +261,27 @@ class FrameRef(Model):
     height: int
     change: float = Field(description="mean absolute luma difference to the frame before, 0 to 1")
     decode_ms: float = Field(default=0.0, description="decoding, sampling and JPEG, milliseconds")
+    detail: tuple[float, ...] = Field(
+        default=(),
+        description="edge strength of ever coarser detail, 0 to 255: see docs/resolution.md",
+    )
+    fresh: tuple[float, ...] = Field(
+        default=(), description="the same, of what is new since the frame before"
+    )
+
+    @property
+    def measures(self) -> Measures:
+        """What a resolution policy plans from."""
+        return Measures(self.width, self.height, self.detail, self.fresh, self.change)
+
+
+def thinned(refs: Sequence[FrameRef], indices: Sequence[int]) -> list[FrameRef]:
+    """The frames at `indices` (ascending); what changed in those left out counts for the next."""
+    measures = thin([ref.measures for ref in refs], indices)
+    return [
+        refs[index].model_copy(update={"change": now.change, "fresh": now.fresh})
+        for index, now in zip(indices, measures, strict=True)
+    ]
 
 
 class RequestKind(StrEnum):
@@ -150,7 +292,7 @@ class RequestKind(StrEnum):
     FILE = "file"
 
 
-class ClipRequest(Model):
+class ClipRequest(AnswerForm):
     """One question about the frames of one window: what travels in a job."""
 
     id: str = Field(default_factory=lambda: new_id("req"))
@@ -177,6 +319,13 @@ class QueryStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+class PlannedFrame(Model):
+    """How closely one frame was looked at, and why."""
+
+    grid: tuple[int, int] = Field(description="columns and rows of tiles, beside a thumbnail")
+    reason: str
+
+
 class Result(Model):
     """What came out of one request: exactly one for each that was accepted."""
 
@@ -197,6 +346,7 @@ class Result(Model):
     model: str | None = None
     frames: int = 0
     tiles: int = 0
+    plan: list[PlannedFrame] | None = Field(default=None, description="of each frame, in order")
     vision_tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0

@@ -48,8 +48,9 @@ class EmbeddedServer:
     """A Valkey on a free loopback port, behind a random password, that ends with us.
 
     `persistent` keeps the data in `directory` through restarts and crashes (an append-only file,
-    synced every second); otherwise nothing is written, and `max_memory` bytes are a bound beyond
-    which the keys nearest to expiry go first. Only one server at a time may use a directory.
+    synced every second); otherwise nothing is written. Beyond `max_memory` bytes it refuses to
+    write rather than choose itself what to lose: frames are bounded, oldest first, by those who
+    store them. Only one server at a time may use a directory.
     """
 
     def __init__(self, directory: Path, *, persistent: bool, max_memory: int | None) -> None:
@@ -152,7 +153,7 @@ class EmbeddedServer:
         else:
             lines += ["appendonly no"]
         if self.max_memory is not None:
-            lines += [f"maxmemory {self.max_memory}", "maxmemory-policy volatile-ttl"]
+            lines += [f"maxmemory {self.max_memory}", "maxmemory-policy noeviction"]
         return "\n".join(lines) + "\n"
 
     def _try_start(self, binary: Path) -> bool:

@@ -1,72 +1,108 @@
-"""The sampled frames of every stream: JPEGs in Redis, bounded by time and by number."""
+"""The sampled frames of every stream: JPEGs in Redis, bounded by age, number and bytes."""
 
 import json
 import math
 import time as clock
-from bisect import bisect_left
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from dataclasses import dataclass
 from typing import Any, cast
 
 import redis
+from redis.commands.core import Script
 
-from streamer import redis_keys
-from streamer.domain import FrameRef
+from streamer import frame_scripts, redis_keys
+from streamer.connections import is_full
+from streamer.domain import FrameRef, StreamSpec
 from streamer.errors import ErrorCode, StreamerError
+from streamer.settings import Settings
+
+TIERS = ((0.0, 10.0), (3600.0, 60.0), (86400.0, 600.0))
+"""How frames are thinned once they are older than `Retention.age` and this (seconds): one is left
+of each slot of so many seconds, the one that changed most."""
 
 _PAGE = 256
 
-# One script: picture and index never disagree, and the id is right even when the capture clock
-# steps back or two frames share a millisecond. A stream id only ever grows.
-# KEYS: index. ARGV: capture ms, reference, JPEG, TTL ms, frames to keep, now ms, JPEG key prefix
-_ADD = """
-local ms, seq = tonumber(ARGV[1]), 0
-local info = redis.pcall('XINFO', 'STREAM', KEYS[1])
-if not info.err then
-  for i = 1, #info, 2 do
-    if info[i] == 'last-generated-id' then
-      local last_ms, last_seq = string.match(info[i + 1], '(%d+)-(%d+)')
-      last_ms, last_seq = tonumber(last_ms), tonumber(last_seq)
-      if ms <= last_ms then ms, seq = last_ms, last_seq + 1 end
-    end
-  end
-end
-local id = string.format('%.0f-%.0f', ms, seq)
-local ttl = tonumber(ARGV[4])
-redis.call('SET', ARGV[7] .. id, ARGV[3], 'PX', ttl)
-redis.call('XADD', KEYS[1], id, 'ref', ARGV[2],
-           'expires', string.format('%.0f', tonumber(ARGV[6]) + ttl))
-if redis.call('PTTL', KEYS[1]) < ttl then redis.call('PEXPIRE', KEYS[1], ttl) end
-local excess = redis.call('XLEN', KEYS[1]) - tonumber(ARGV[5])
-for i, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', math.max(excess, 4))) do
-  if i > excess and tonumber(entry[2][4]) > tonumber(ARGV[6]) then break end
-  redis.call('XDEL', KEYS[1], entry[1])
-  redis.call('UNLINK', ARGV[7] .. entry[1])
-end
-return id
-"""
+_ROOM = 4 << 20
+"""Bytes of old frames that give way at a time when the server is full."""
 
-# KEYS: index. ARGV: JPEG key prefix
-_DISCARD = """
-for _, entry in ipairs(redis.call('XRANGE', KEYS[1], '-', '+')) do
-  redis.call('UNLINK', ARGV[1] .. entry[1])
-end
-return redis.call('UNLINK', KEYS[1])
-"""
+_FULL = "Redis is full, and not of frames: raise its maxmemory"
+
+_OVERHEAD = 500
+"""Bytes that Redis needs for a frame beside its JPEG and its reference, about."""
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How much is kept of a stream.
+
+    Every frame for `age` seconds, thinned ones (:data:`TIERS`) for `history` seconds; never more
+    than `max_frames` or `max_bytes`, whose excess goes from the oldest end. With a history, frames
+    are thinned early when those younger than `age` would fill more than half of that. The newest
+    `min_frames` are safe from `max_bytes` and from being thinned early.
+    """
+
+    age: float
+    max_frames: int
+    max_bytes: int = 1 << 40
+    history: float = 0.0
+    min_frames: int = 0
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Retention":
+        """What `settings` say of a live stream that says nothing itself."""
+        return cls(
+            age=settings.frame_ttl,
+            max_frames=settings.frames_per_stream,
+            max_bytes=settings.frame_bytes_per_stream,
+            history=settings.history,
+        )
+
+    @classmethod
+    def of_stream(cls, spec: StreamSpec, settings: Settings, needed: int) -> "Retention":
+        """What is kept of the stream `spec`, whose newest `needed` frames clips still refer to."""
+        ttl = settings.frame_ttl if spec.live else settings.recorded_frame_ttl
+        longest = max((watch.window for watch in spec.watches), default=0.0)
+        history = settings.history if spec.history is None else spec.history
+        return cls(
+            age=max(ttl, 2 * longest),
+            max_frames=max(settings.frames_per_stream, needed),
+            max_bytes=settings.frame_bytes_per_stream,
+            history=history if spec.live else 0.0,
+            min_frames=needed,
+        )
+
+    @property
+    def lifetime(self) -> float:
+        """Seconds after which nothing is left of a frame."""
+        return max(self.age, self.history)
+
+    def tiers(self) -> list[int]:
+        """Age and slot of each tier, in milliseconds, one after the other."""
+        if self.history <= self.age:
+            return []
+        return [
+            round(1000 * value)
+            for since, slot in TIERS
+            for value in (max(since, self.age), slot)
+            if since < self.history
+        ]
 
 
 class FrameStore:
     """Frames by stream and capture time.
 
-    A frame lives `ttl` seconds, unless `max_frames` newer ones of its stream come first.
+    The frames of all streams together take `memory` bytes at most: then the oldest of all go.
     """
 
-    def __init__(self, redis: redis.Redis, *, ttl: float, max_frames: int) -> None:
+    def __init__(
+        self, redis: redis.Redis, retention: Retention, *, memory: int | None = None
+    ) -> None:
         self._redis = redis
-        self._ttl = ttl
-        self._max_frames = max_frames
-        self._add = redis.register_script(_ADD)
-        self._discard = redis.register_script(_DISCARD)
+        self._retention = retention
+        self._memory = memory
+        self._add = redis.register_script(frame_scripts.ADD)
+        self._make_room = redis.register_script(frame_scripts.MAKE_ROOM)
+        self._discard = redis.register_script(frame_scripts.DISCARD)
 
     def add(
         self,
@@ -78,10 +114,14 @@ class FrameStore:
         width: int,
         height: int,
         change: float,
-        decode_ms: float,
-        ttl: float | None = None,
+        decode_ms: float = 0.0,
+        **measures: Any,
     ) -> FrameRef:
-        """Store one frame captured at `time` (epoch seconds); `ttl` overrides the store's."""
+        """Store one frame captured at `time` (epoch seconds); `measures` are further fields of
+        its :class:`FrameRef`.
+
+        Raises redis.exceptions.OutOfMemoryError when the server is full of other things.
+        """
         ref = FrameRef(
             stream_id=stream_id,
             id="",
@@ -91,20 +131,42 @@ class FrameStore:
             height=height,
             change=change,
             decode_ms=decode_ms,
+            **measures,
         )
-        lifetime = self._ttl if ttl is None else ttl
-        frame_id = self._add(
-            keys=[redis_keys.frame_index(stream_id)],
-            args=[
-                math.floor(time * 1000),
-                ref.model_dump_json(exclude={"stream_id", "id"}),
-                jpeg,
-                max(1, round(lifetime * 1000)),
-                self._max_frames,
-                math.floor(clock.time() * 1000),
-                redis_keys.jpeg(stream_id, ""),
-            ],
-        )
+        return self.put(ref, jpeg)
+
+    def put(self, ref: FrameRef, jpeg: bytes) -> FrameRef:
+        """Store `jpeg` as the newest frame of `ref.stream_id`; `ref` with its id. Like `add`."""
+        kept, record = self._retention, ref.model_dump_json(exclude={"stream_id", "id"})
+        size = len(jpeg) + len(record) + _OVERHEAD
+        arguments: list[str | bytes | float] = [
+            ref.stream_id,
+            math.floor(ref.time * 1000),
+            record,
+            jpeg,
+            max(1, round(kept.lifetime * 1000)),
+            math.floor(clock.time() * 1000),
+            kept.max_frames,
+            kept.max_bytes,
+            kept.min_frames,
+            self._memory or 0,
+            ref.change,
+            size,
+            *kept.tiers(),
+        ]
+        try:
+            frame_id = self._run(self._add, *arguments)
+        except redis.exceptions.ResponseError as error:
+            if not is_full(error):
+                raise
+            # The server is full, though we are inside our own bounds: older frames give way.
+            self._run(self._make_room, max(_ROOM, 2 * size))
+            try:
+                frame_id = self._run(self._add, *arguments)
+            except redis.exceptions.ResponseError as again:
+                if is_full(again):
+                    raise redis.exceptions.OutOfMemoryError(_FULL) from None
+                raise
         return ref.model_copy(update={"id": cast(bytes, frame_id).decode()})
 
     def newest(self, stream_id: str, count: int = 1) -> list[FrameRef]:
@@ -149,41 +211,31 @@ class FrameStore:
             raise StreamerError(
                 ErrorCode.FRAMES_EXPIRED,
                 f"{len(refs) - len(found)} of the {len(refs)} frames asked about have expired: "
-                "ask sooner, or raise frame_ttl and frames_per_stream.",
+                "ask sooner, or raise frame_ttl, frame_bytes_per_stream or frames_memory.",
             )
         return found
 
+    def present(self, refs: Sequence[FrameRef]) -> list[FrameRef]:
+        """Those of `refs` whose picture is still there: a full server may have taken some."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for ref in refs:
+                pipeline.exists(redis_keys.jpeg(ref.stream_id, ref.id))
+            return [ref for ref, there in zip(refs, pipeline.execute(), strict=True) if there]
+
     def discard(self, stream_id: str) -> None:
         """Forget all frames of a stream."""
-        self._discard(
-            keys=[redis_keys.frame_index(stream_id)], args=[redis_keys.jpeg(stream_id, "")]
+        self._run(self._discard, stream_id)
+
+    def _run(self, script: Script, *arguments: str | bytes | float) -> Any:
+        return script(
+            keys=[redis_keys.FRAME_BYTES, redis_keys.FRAME_AGES],
+            args=[
+                redis_keys.frame_index(""),
+                redis_keys.frame_state(""),
+                redis_keys.jpeg("", "").rstrip(":") + ":",
+                *arguments,
+            ],
         )
-
-    @staticmethod
-    def pick(refs: Sequence[FrameRef], count: int) -> list[FrameRef]:
-        """At most `count` of `refs`, evenly spread in time, the first and the last included.
-
-        One alone is the last. `refs` are oldest first; the order is kept.
-        """
-        if count < 1:
-            return []
-        if len(refs) <= count:
-            return list(refs)
-        if count == 1:
-            return [refs[-1]]
-        times = list(accumulate((ref.time for ref in refs), max))
-        step = (times[-1] - times[0]) / (count - 1)
-        picked: list[int] = []
-        for i in range(count):
-            target = times[0] + i * step
-            at = bisect_left(times, target)
-            if at == len(times) or (at > 0 and target - times[at - 1] < times[at] - target):
-                at -= 1
-            lowest = picked[-1] + 1 if picked else 0
-            highest = len(times) - (count - i)  # leaves one for each that is still to come
-            picked.append(min(max(at, lowest), highest))
-        picked[-1] = len(times) - 1
-        return [refs[i] for i in picked]
 
     def _oldest_first(self, stream_id: str) -> Iterator[FrameRef]:
         start = "-"

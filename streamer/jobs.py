@@ -252,6 +252,23 @@ class Jobs:
             counts[label] = self._redis.exists(*keys) if keys else 0
         return counts
 
+    def vitals(self) -> dict[str, dict[str, float]]:
+        """What each living worker says of itself: numbers by their names, by the worker's name."""
+        names = sorted(
+            key.rpartition(":")[2]
+            for name in (INGEST, QUERIES)
+            for key in worker_registration.get_keys(self._queues[name])
+        )
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for name in names:
+                pipeline.hgetall(redis_keys.worker(name))
+            told = cast("list[dict[bytes, bytes]]", pipeline.execute())
+        return {
+            name: {key.decode(): float(value) for key, value in numbers.items()}
+            for name, numbers in zip(names, told, strict=True)
+            if numbers
+        }
+
     def depths(self) -> dict[str, int]:
         """How many jobs wait in each queue."""
         with self._redis.pipeline(transaction=False) as pipeline:

@@ -20,7 +20,8 @@ from streamer.settings import PREFIX, Settings
 STOP_SECONDS = 5.0
 """What workers have to finish what they hold; then they are killed."""
 
-SMALLEST_FRAME_MEMORY = 256 << 20
+SMALLEST_MEMORY = 256 << 20
+"""Bytes that each of our own servers may take at least."""
 
 HOPELESS = 10.0
 """A server that dies again within so many seconds is not started a third time."""
@@ -84,9 +85,13 @@ class Installation:
             ) from None
         local_run_file(self._wanted).unlink(missing_ok=True)  # of one that was killed
         if self._wanted.redis_url is None:
-            memory = max(SMALLEST_FRAME_MEMORY, _physical_memory() // 4)
+            memory = max(SMALLEST_MEMORY, _physical_memory() // 4)
             self._servers = {
-                "main": EmbeddedServer(directory / "main", persistent=True, max_memory=None),
+                "main": EmbeddedServer(
+                    directory / "main",
+                    persistent=True,
+                    max_memory=max(SMALLEST_MEMORY, memory // 2),
+                ),
                 "frames": EmbeddedServer(directory / "frames", persistent=False, max_memory=memory),
             }
             for server in self._servers.values():
@@ -160,6 +165,7 @@ class Installation:
             "redis_url": self.settings.redis_url,
             "frames_redis_url": self.settings.frames_redis_url,
             "database_url": self.settings.timeline_url,
+            "archive_url": self.settings.archive_url,
             "api_url": self.api_url,
             "pid": os.getpid(),
         }
@@ -174,7 +180,7 @@ class Installation:
         # Streams outlive `up`; a job that a crash lost is put back (it is unique by stream).
         with Client(self.settings) as client:
             for stream in client.streams():
-                if stream.state not in (StreamState.ENDED, StreamState.FAILED):
+                if stream.live or stream.state not in (StreamState.ENDED, StreamState.FAILED):
                     client.jobs.start_ingest(stream.id)
 
     def poll(self) -> None:

@@ -6,6 +6,7 @@ from typing import cast
 import redis
 
 from streamer import redis_keys
+from streamer.answer_form import AnswerForm, check_form
 from streamer.domain import (
     ClipRequest,
     FrameRef,
@@ -21,8 +22,8 @@ from streamer.domain import (
     utc_now,
 )
 from streamer.errors import ErrorCode, StreamerError
-from streamer.frames import FrameStore
 from streamer.jobs import Jobs
+from streamer.past import Past
 from streamer.results import Results
 from streamer.settings import Settings
 from streamer.times import When, moment
@@ -41,13 +42,13 @@ class Queries:
         self,
         redis: redis.Redis,
         settings: Settings,
-        frames: FrameStore,
+        past: Past,
         jobs: Jobs,
         results: Results,
     ) -> None:
         self._redis = redis
         self._settings = settings
-        self._frames = frames
+        self._past = past
         self._jobs = jobs
         self._results = results
 
@@ -60,28 +61,34 @@ class Queries:
         until: When = None,
         max_frames: int | None = None,
         max_tokens: int | None = None,
+        form: AnswerForm | None = None,
     ) -> Query:
         """Submit a question.
 
         Without `since` it is about now: the newest frame (the newest `max_frames`). With it, about
-        at most `max_frames` frames spread evenly over the range, whose end is now by default.
+        at most `max_frames` frames spread over the range, whose end is now by default: those that
+        tell most of it.
 
-        Raises StreamerError: NO_FRAMES, INVALID_REQUEST.
+        Raises StreamerError: NO_FRAMES, INVALID_REQUEST, ARCHIVE_UNAVAILABLE, REDIS_FULL.
         """
+        form = form or AnswerForm()
+        check_form(form)
         if since is None and until is None:
-            frames = self._frames.newest(stream.id, 1 if max_frames is None else max_frames)
+            frames = self._past.frames.newest(stream.id, 1 if max_frames is None else max_frames)
             if not frames:
                 raise StreamerError(ErrorCode.NO_FRAMES, _why_no_frames(stream))
             start, end = to_datetime(frames[0].time), to_datetime(frames[-1].time)
         else:
             start, end = _range(since, until)
-            frames = self._frames.pick(
-                self._frames.between(stream.id, start.timestamp(), end.timestamp()),
+            frames = self._past.choose(
+                stream,
+                start.timestamp(),
+                end.timestamp(),
                 self._settings.max_frames if max_frames is None else max_frames,
             )
             if not frames:
                 raise StreamerError(ErrorCode.NO_FRAMES, self._what_is_kept(stream, start, end))
-        return self._submit(prompt, stream, start, end, frames, max_tokens)
+        return self._submit(prompt, stream, start, end, frames, max_tokens, form)
 
     def _submit(
         self,
@@ -91,6 +98,7 @@ class Queries:
         end: datetime,
         frames: list[FrameRef],
         max_tokens: int | None,
+        form: AnswerForm,
     ) -> Query:
         request = validated(
             ClipRequest,
@@ -103,6 +111,7 @@ class Queries:
             prompt=prompt,
             frames=frames,
             max_tokens=self._settings.max_tokens if max_tokens is None else max_tokens,
+            **form.form,
         )
         query = Query(
             id=request.id,
@@ -178,7 +187,7 @@ class Queries:
 
     def _what_is_kept(self, stream: Stream, start: datetime, end: datetime) -> str:
         asked = f"'{stream.name}' has no frame between {rfc3339(start)} and {rfc3339(end)}"
-        kept = self._frames.span(stream.id)
+        kept = self._past.frames.span(stream.id)
         if kept is None:
             return f"{asked}: none is kept at all."
         first, last = (rfc3339(to_datetime(when)) for when in kept)

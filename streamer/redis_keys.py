@@ -12,7 +12,8 @@ NAMES = PREFIX + "names"
 """Hash: stream name -> stream id; makes names unique."""
 
 SECRETS = PREFIX + "secrets"
-"""Hash: stream id -> the full URL, password and all. Read by the ingest worker only."""
+"""Hash: stream id -> the full URL, password and all, sealed if there is a key; `key-check`: a word
+under that key. Read by the ingest worker only."""
 
 
 def status(stream_id: str) -> str:
@@ -23,6 +24,18 @@ def status(stream_id: str) -> str:
 def frame_index(stream_id: str) -> str:
     """Redis Stream of frame references; ids are capture times, so XRANGE selects by time."""
     return f"{PREFIX}frames:{stream_id}"
+
+
+def frame_state(stream_id: str) -> str:
+    """Hash: how far the frames of a stream have been thinned with age. Under a TTL."""
+    return f"{PREFIX}frame-state:{stream_id}"
+
+
+FRAME_BYTES = PREFIX + "frame-bytes"
+"""Hash: stream id -> bytes of its frames; `total`: of all. Under a TTL."""
+
+FRAME_AGES = PREFIX + "frame-ages"
+"""Sorted set: stream ids by arrival of their oldest frame, in milliseconds. Under a TTL."""
 
 
 def jpeg(stream_id: str, frame_id: str) -> str:
@@ -52,6 +65,11 @@ def answer(request_id: str) -> str:
 def wake(queue: str) -> str:
     """List: one token for each job pushed, which wakes one idle worker. Bounded, under a TTL."""
     return f"{PREFIX}wake:{queue}"
+
+
+def worker(name: str) -> str:
+    """Hash: what a worker process says of itself, numbers; under a TTL of its lease."""
+    return f"{PREFIX}worker:{name}"
 
 
 def answered(request_id: str) -> str:

@@ -17,13 +17,15 @@ FIELD = b"json"
 
 _log = structlog.get_logger(__name__)
 
+# A server that is full lets a script write once it has deleted: what is answered is never refused.
 # The existence of the answer is what makes publication happen once, whoever tries, however often.
 # KEYS: answer, results queue, in-flight set (or the answer again)
 # ARGV: result, TTL s, length, request id, channel, whether there is an in-flight set
 _PUBLISH = """
+redis.call('XTRIM', KEYS[2], 'MAXLEN', '~', ARGV[3])
 if ARGV[6] == '1' then redis.call('ZREM', KEYS[3], ARGV[4]) end
 if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[2]) then return 0 end
-redis.call('XADD', KEYS[2], 'MAXLEN', '~', ARGV[3], '*', 'json', ARGV[1])
+redis.call('XADD', KEYS[2], '*', 'json', ARGV[1])
 redis.call('PUBLISH', ARGV[5], '1')
 return 1
 """

@@ -14,10 +14,15 @@ from pydantic_settings import (
     YamlConfigSettingsSource,
 )
 
+from nvila_core.errors import PromptError
+from nvila_core.resolution import parse_policy
 from streamer.errors import ErrorCode, StreamerError
 
 PREFIX = "STREAMER_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
+
+SHORTEST_KEY = 12
+"""Characters that a secret key has at least."""
 
 
 class Settings(BaseSettings):
@@ -25,22 +30,34 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", env_ignore_empty=True)
 
-    redis_url: str | None = None
-    frames_redis_url: str | None = None
+    redis_url: str | None = Field(default=None, repr=False)
+    frames_redis_url: str | None = Field(default=None, repr=False)
+    secret_key: Annotated[list[str], NoDecode] = Field(default_factory=list, repr=False)
     data_dir: Path = Field(default_factory=lambda: user_data_path("nvila-streamer"))
-    database_url: str | None = None
+    database_url: str | None = Field(default=None, repr=False)
 
     model: str = "demo"
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
+    quantize: Literal["int8", "int4"] | None = None
     max_num_seqs: int = Field(default=32, ge=1)
     kv_cache_tokens: int = Field(default=65536, ge=256)
+    step_tokens: int = Field(default=512, ge=1, description="most LLM positions in a step")
+    step_tiles: int = Field(default=16, ge=1, description="most tiles encoded in a step")
+    tile_cache_bytes: int = Field(default=2**28, ge=0)
+    tile_tolerance: float = Field(default=0.0, ge=0, lt=1)
+    threads: int | None = Field(default=None, ge=1, description="of PyTorch, per gpu worker")
+    compile: bool = False
+    policy: str = "adaptive"
+    clip_tokens: int = Field(default=4096, ge=1, description="vision tokens of a clip")
 
     worker_slots: int = Field(default=16, ge=1, description="clip jobs in flight per gpu worker")
     ingest_slots: int = Field(default=32, ge=1, description="streams per ingest worker")
     job_timeout: float = Field(default=600.0, gt=0)
+    step_timeout: float = Field(default=120.0, gt=0, description="then the engine is stuck")
+    max_restarts: int = Field(default=5, ge=0, description="of a gpu worker, in ten minutes")
     lease: float = Field(
-        default=15.0, ge=2, le=600, description="silence after which a worker's jobs are taken over"
+        default=12.0, ge=2, le=600, description="silence after which a worker's jobs are taken over"
     )
 
     fps: float = Field(default=1.0, gt=0, le=60)
@@ -52,28 +69,60 @@ class Settings(BaseSettings):
 
     frame_ttl: float = Field(default=900.0, gt=0)
     recorded_frame_ttl: float = Field(default=86400.0, gt=0)
-    frames_per_stream: int = Field(default=2000, ge=8)
+    frames_per_stream: int = Field(default=5000, ge=8)
+    frame_bytes_per_stream: int = Field(default=256 << 20, ge=1 << 20)
+    frames_memory: int | None = Field(
+        default=None, ge=8 << 20, description="bytes of all frames together in Redis"
+    )
+    history: float = Field(
+        default=0.0, ge=0, le=90 * 86400, description="seconds that thinned-out frames are kept"
+    )
+    archive_url: str | None = Field(default=None, repr=False)
+    archive_days: float = Field(default=7.0, gt=0)
     jpeg_quality: int = Field(default=90, ge=30, le=100)
 
     open_timeout: float = Field(default=10.0, gt=0)
-    read_timeout: float = Field(default=10.0, gt=0)
+    read_timeout: float = Field(default=8.0, gt=0)
+    allowed_dirs: Annotated[list[Path], NoDecode] = Field(default_factory=list)
+    allowed_hosts: Annotated[list[str], NoDecode] = Field(default_factory=list)
+    https_verify: bool = True
     reconnect_cap: float = Field(default=60.0, gt=0)
+    hwaccel: Literal["none", "auto", "cuda"] = "auto"
 
     results_maxlen: int = Field(default=10000, ge=100)
     query_ttl: float = Field(default=86400.0, gt=0)
 
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8080, ge=0, le=65535)
-    api_keys: Annotated[list[str], NoDecode] = Field(default_factory=list)
+    api_keys: Annotated[list[str], NoDecode] = Field(default_factory=list, repr=False)
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
-    @field_validator("api_keys", mode="before")
+    @field_validator("policy")
     @classmethod
-    def _split_keys(cls, value: Any) -> Any:
+    def _known_policy(cls, value: str) -> str:
+        try:
+            parse_policy(value)
+        except PromptError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+    @field_validator("api_keys", "secret_key", "allowed_dirs", "allowed_hosts", mode="before")
+    @classmethod
+    def _split_lists(cls, value: Any) -> Any:
         if isinstance(value, str):
             return [key.strip() for key in value.split(",") if key.strip()]
         return value
+
+    @field_validator("secret_key")
+    @classmethod
+    def _refuse_short_keys(cls, keys: list[str]) -> list[str]:
+        if any(len(key) < SHORTEST_KEY for key in keys):
+            raise ValueError(
+                f"a key needs at least {SHORTEST_KEY} characters, such as what "
+                "`openssl rand -base64 32` prints"
+            )
+        return keys
 
     @property
     def timeline_url(self) -> str:

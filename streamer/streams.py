@@ -1,12 +1,23 @@
 """The streams that users attached: what they are, their secret URLs and how they do."""
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import redis
 
 from streamer import redis_keys
-from streamer.domain import Stream, StreamSpec, StreamStatus
+from streamer.domain import (
+    ErrorInfo,
+    Stream,
+    StreamSpec,
+    StreamState,
+    StreamStatus,
+    Watch,
+    utc_now,
+)
 from streamer.errors import ErrorCode, StreamerError
+from streamer.secrets import SecretBox
+from streamer.validation import validated
 
 # KEYS: names, streams, secrets. ARGV: name, id, spec, URL
 _CREATE = """
@@ -16,14 +27,18 @@ redis.call('HSET', KEYS[3], ARGV[2], ARGV[4])
 return 1
 """
 
-# KEYS: names, streams. ARGV: old name, new name, id, spec
-_UPDATE = """
-if redis.call('HEXISTS', KEYS[2], ARGV[3]) == 0 then return -1 end
-if ARGV[1] ~= ARGV[2] then
-  if redis.call('HSETNX', KEYS[1], ARGV[2], ARGV[3]) == 0 then return 0 end
-  redis.call('HDEL', KEYS[1], ARGV[1])
+# Nothing is written unless the stream still is what the change was made from.
+# KEYS: names, streams, secrets. ARGV: id, spec before, old name, new name, new spec, URL or ''
+_CHANGE = """
+local current = redis.call('HGET', KEYS[2], ARGV[1])
+if not current then return -2 end
+if current ~= ARGV[2] then return -1 end
+if ARGV[3] ~= ARGV[4] then
+  if redis.call('HSETNX', KEYS[1], ARGV[4], ARGV[1]) == 0 then return 0 end
+  redis.call('HDEL', KEYS[1], ARGV[3])
 end
-redis.call('HSET', KEYS[2], ARGV[3], ARGV[4])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[5])
+if ARGV[6] ~= '' then redis.call('HSET', KEYS[3], ARGV[1], ARGV[6]) end
 return 1
 """
 
@@ -36,6 +51,14 @@ if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[
 return redis.call('HDEL', KEYS[2], ARGV[2])
 """
 
+# A secret is sealed anew only if nobody changed it meanwhile.
+# KEYS: secrets. ARGV: id, what was stored, what to store
+_RESEAL = """
+if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
+return 1
+"""
+
 # KEYS: streams, status. ARGV: id, status
 _SAVE_STATUS = """
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
@@ -43,26 +66,47 @@ redis.call('SET', KEYS[2], ARGV[2])
 return 1
 """
 
+_SILENCE = 30.0
+"""Seconds without a word from its worker after which a stream is not what it was said to be."""
+
+_ATTENDED = frozenset({StreamState.CONNECTING, StreamState.RUNNING, StreamState.RECONNECTING})
+
+_NO_WORKER = ErrorInfo(
+    code=ErrorCode.NO_WORKER,
+    message="No ingest worker reads it, none is there or all are full: start one with "
+    "`streamer ingest`.",
+)
+
+_KEY_CHECK = "key-check"
+"""Field of the secrets that holds this word as the ingest workers seal it."""
+
 
 class StreamRegistry:
-    """All attached streams. Names are unique; the URL with its password is kept apart."""
+    """All attached streams. Names are unique; the URL with its password is kept apart.
 
-    def __init__(self, redis: redis.Redis) -> None:
+    `box` seals those URLs where they are stored; by default they are stored as they are.
+    """
+
+    def __init__(self, redis: redis.Redis, box: SecretBox | None = None) -> None:
         self._redis = redis
+        self._box = box or SecretBox()
+        self._reseal = redis.register_script(_RESEAL)
         self._create = redis.register_script(_CREATE)
-        self._update = redis.register_script(_UPDATE)
+        self._change = redis.register_script(_CHANGE)
         self._delete = redis.register_script(_DELETE)
         self._save_status = redis.register_script(_SAVE_STATUS)
 
     def create(self, spec: StreamSpec, url: str) -> Stream:
         """Attach `spec`; `url` is the full one, password and all.
 
-        Raises StreamerError(NAME_TAKEN).
+        Raises StreamerError: NAME_TAKEN; SECRET_UNREADABLE when the ingest workers, which have
+        another key, could not read what we would store.
         """
+        self._require_key()
         record = spec.model_dump_json()
         created = self._create(
             keys=[redis_keys.NAMES, redis_keys.STREAMS, redis_keys.SECRETS],
-            args=[spec.name, spec.id, record, url],
+            args=[spec.name, spec.id, record, self._box.seal(url)],
         )
         if not created:
             raise self._name_taken(spec.name)
@@ -75,10 +119,7 @@ class StreamRegistry:
             by_name = cast(bytes | None, self._redis.hget(redis_keys.NAMES, ref))
             spec = self.find(by_name.decode()) if by_name is not None else None
         if spec is None:
-            raise StreamerError(
-                ErrorCode.UNKNOWN_STREAM,
-                f"There is no stream '{ref}': `streamer streams` lists those there are.",
-            )
+            raise self._unknown(ref)
         return _stream(spec, cast(bytes | None, self._redis.get(redis_keys.status(spec.id))))
 
     def find(self, stream_id: str) -> StreamSpec | None:
@@ -100,19 +141,55 @@ class StreamRegistry:
             for spec, status in zip(specs, cast("list[bytes | None]", statuses), strict=True)
         ]
 
-    def update(self, spec: StreamSpec) -> Stream:
-        """Replace what is known of the stream `spec.id`; its name may change.
+    def update(self, ref: str, *, secret_url: str | None = None, **changes: Any) -> Stream:
+        """Change fields of the :class:`StreamSpec` of the stream with id or name `ref`, at once.
 
-        Raises StreamerError(UNKNOWN_STREAM | NAME_TAKEN).
+        A change of `url` (the one to show) comes with its `secret_url` (the full one); its worker
+        learns by `url_version` that either is another.
+
+        Raises StreamerError(UNKNOWN_STREAM | NAME_TAKEN | INVALID_REQUEST).
         """
-        old = self.get(spec.id)
-        outcome = self._update(
-            keys=[redis_keys.NAMES, redis_keys.STREAMS],
-            args=[old.name, spec.name, spec.id, spec.model_dump_json()],
-        )
-        if outcome == 0:
-            raise self._name_taken(spec.name)
-        return self.get(spec.id)
+        return self.edit(ref, lambda spec: changes, secret_url=secret_url)
+
+    def edit(
+        self,
+        ref: str,
+        change: Callable[[StreamSpec], dict[str, Any]],
+        *,
+        secret_url: str | None = None,
+    ) -> Stream:
+        """Like :meth:`update`, with fields that `change` makes from those of the moment.
+
+        It is called again when somebody else changed the stream meanwhile, so that of two who each
+        add a watch neither undoes the other. Errors as in :meth:`update`, and what `change` raises.
+        """
+        stream_id = self.get(ref).id
+        if secret_url is not None:
+            self._require_key()
+        while True:
+            before = cast(bytes | None, self._redis.hget(redis_keys.STREAMS, stream_id))
+            if before is None:
+                raise self._unknown(ref)
+            old = StreamSpec.model_validate_json(before)
+            fields = {**old.model_dump(), **change(old), "id": old.id, "created_at": old.created_at}
+            if secret_url is not None:
+                fields["url_version"] = old.url_version + 1
+            new = validated(StreamSpec, **fields)
+            outcome = self._change(
+                keys=[redis_keys.NAMES, redis_keys.STREAMS, redis_keys.SECRETS],
+                args=[
+                    old.id,
+                    before,
+                    old.name,
+                    new.name,
+                    new.model_dump_json(),
+                    self._box.seal(secret_url) if secret_url is not None else "",
+                ],
+            )
+            if outcome == 0:
+                raise self._name_taken(new.name)
+            if outcome == 1:
+                return self.get(old.id)
 
     def delete(self, ref: str) -> Stream:
         """Detach by id or name: returns what it was. Raises StreamerError(UNKNOWN_STREAM)."""
@@ -133,11 +210,47 @@ class StreamRegistry:
         return bool(self._redis.hexists(redis_keys.STREAMS, stream_id))
 
     def secret_url(self, stream_id: str) -> str:
-        """The URL with its password, for opening only. Raises StreamerError(UNKNOWN_STREAM)."""
-        url = cast(bytes | None, self._redis.hget(redis_keys.SECRETS, stream_id))
-        if url is None:
+        """The URL with its password, for opening only.
+
+        One that was stored before there was a key, or under an older one, is sealed anew.
+
+        Raises StreamerError(UNKNOWN_STREAM | SECRET_UNREADABLE).
+        """
+        raw = cast(bytes | None, self._redis.hget(redis_keys.SECRETS, stream_id))
+        if raw is None:
             raise StreamerError(ErrorCode.UNKNOWN_STREAM, f"Stream '{stream_id}' was detached.")
-        return url.decode()
+        return self._unseal(stream_id, raw.decode())
+
+    def seal_all(self) -> int:
+        """Seal every secret with the first key that is not yet; how many there are that cannot be.
+
+        What an ingest worker does when it starts, so that a new key holds for idle streams too.
+        From then on those who attach must have that key.
+        """
+        unreadable = 0
+        secrets = cast("dict[bytes, bytes]", self._redis.hgetall(redis_keys.SECRETS))
+        secrets.pop(_KEY_CHECK.encode(), None)
+        for stream_id, stored in secrets.items():
+            try:
+                self._unseal(stream_id.decode(), stored.decode())
+            except StreamerError:
+                unreadable += 1
+        if self._box.has_key:
+            self._redis.hset(redis_keys.SECRETS, _KEY_CHECK, self._box.seal(_KEY_CHECK))
+        elif not unreadable:
+            self._redis.hdel(redis_keys.SECRETS, _KEY_CHECK)
+        return unreadable
+
+    def _require_key(self) -> None:
+        check = cast(bytes | None, self._redis.hget(redis_keys.SECRETS, _KEY_CHECK))
+        if check is not None:
+            self._box.unseal(check.decode(), "every stream here")
+
+    def _unseal(self, stream_id: str, stored: str) -> str:
+        url = self._box.unseal(stored, f"stream '{stream_id}'")
+        if not self._box.is_current(stored):
+            self._reseal(keys=[redis_keys.SECRETS], args=[stream_id, stored, self._box.seal(url)])
+        return url
 
     def status(self, stream_id: str) -> StreamStatus:
         """How the stream does; `connecting` until its worker first tells."""
@@ -153,6 +266,13 @@ class StreamRegistry:
         return bool(saved)
 
     @staticmethod
+    def _unknown(ref: str) -> StreamerError:
+        return StreamerError(
+            ErrorCode.UNKNOWN_STREAM,
+            f"There is no stream '{ref}': `streamer streams` lists those there are.",
+        )
+
+    @staticmethod
     def _name_taken(name: str) -> StreamerError:
         return StreamerError(
             ErrorCode.NAME_TAKEN,
@@ -166,4 +286,19 @@ def _stream(spec: StreamSpec, raw_status: bytes | None) -> Stream:
         if raw_status is not None
         else StreamStatus(since=spec.created_at)
     )
+    heard = status.reported_at or spec.created_at
+    if status.state in _ATTENDED and (utc_now() - heard).total_seconds() > _SILENCE:
+        status.state, status.since, status.error = StreamState.CONNECTING, heard, _NO_WORKER
     return Stream(**spec.model_dump(), **status.model_dump())
+
+
+def keep_ids(before: list[Watch], after: list[Watch]) -> list[Watch]:
+    """`after`, where each watch that asks the same as one of `before` is that one."""
+    known = list(before)
+    kept = []
+    for watch in after:
+        same = next((k for k in known if k.model_copy(update={"id": watch.id}) == watch), watch)
+        if same is not watch:
+            known.remove(same)
+        kept.append(same)
+    return kept

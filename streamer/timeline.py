@@ -29,9 +29,11 @@ from sqlalchemy import (
     create_engine,
     event,
     func,
+    inspect,
     make_url,
     or_,
     select,
+    text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
@@ -67,7 +69,7 @@ _TOKENS = ("vision_tokens", "prompt_tokens", "cached_tokens", "completion_tokens
 _TIMES = ("decode_ms", "queue_ms", "encode_ms", "generate_ms", "total_ms")
 _TYPES: dict[str, TypeEngine[Any]] = {
     **dict.fromkeys(("start", "end", "created_at"), _UtcDateTime()),
-    **dict.fromkeys(("data", "error"), JSON(none_as_null=True)),
+    **dict.fromkeys(("data", "error", "plan"), JSON(none_as_null=True)),
     **dict.fromkeys((*_COUNTS, *_TOKENS), Integer()),
     **dict.fromkeys(_TIMES, Float()),
 }
@@ -120,6 +122,13 @@ class Timeline:
     def _make_schema(self) -> None:
         with self._engine.begin() as connection:
             _metadata.create_all(connection)
+            there = {column["name"] for column in inspect(connection).get_columns(_results.name)}
+            for column in _results.columns:
+                if column.name not in there:  # the database is that of an older version
+                    kind = column.type.compile(self._engine.dialect)
+                    connection.execute(
+                        text(f'ALTER TABLE {_results.name} ADD COLUMN "{column.name}" {kind}')
+                    )
 
     def close(self) -> None:
         """Close the database's connections."""

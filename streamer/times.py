@@ -10,6 +10,7 @@ When = datetime | str | None
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _RELATIVE = re.compile(r"-(\d{1,9}(?:\.\d{1,9})?)([smhd])")
+_DURATION = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)([smhd]?)")
 # A `+` that nobody percent-encoded arrives from a query string as a space.
 _LOST_PLUS = re.compile(r" (?=\d\d:\d\d$)")
 
@@ -35,6 +36,19 @@ def parse_time(text: str, now: datetime) -> datetime:
             f"'{text[:60]}' is not a time: write -90s, -10m, -2h, now, "
             "or RFC 3339 with its zone such as 2026-01-31T09:30:00Z.",
         ) from None
+
+
+def parse_duration(text: str) -> float:
+    """Seconds that `text` says: `90s`, `10m`, `12h`, `7d`, or a number of seconds.
+
+    Raises StreamerError(INVALID_REQUEST) with examples when it is none of these.
+    """
+    match = _DURATION.fullmatch(text.strip())
+    if match is None:
+        raise StreamerError(
+            ErrorCode.INVALID_REQUEST, f"'{text[:60]}' is no length of time: write 12h, 7d or 0."
+        )
+    return timedelta(**{_UNITS[match[2] or "s"]: float(match[1])}).total_seconds()
 
 
 def moment(when: When, now: datetime) -> datetime | None:

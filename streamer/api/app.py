@@ -4,10 +4,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
+from fastapi.responses import PlainTextResponse
 
-from streamer import __version__
+from streamer import __version__, metrics
 from streamer.api import queries, results, streams
+from streamer.api.dependencies import ClientDependency
 from streamer.api.errors import install_error_handlers
 from streamer.api.guard import Guard
 from streamer.api.schemas import ErrorBody, Health
@@ -34,6 +36,7 @@ def create_app(client: Client) -> FastAPI:
         lifespan=lifespan,
         responses=_ERRORS,
     )
+    client.remote = True
     app.state.client = client
     install_error_handlers(app)
     for part in (streams, queries, results):
@@ -43,6 +46,11 @@ def create_app(client: Client) -> FastAPI:
     async def healthz() -> Health:
         """Whether this process is alive; says nothing of the others."""
         return Health()
+
+    @app.get("/metrics", tags=["service"], response_class=PlainTextResponse)
+    def prometheus(client: ClientDependency) -> Response:
+        """Streams, queues and workers, for Prometheus."""
+        return Response(metrics.render(client), media_type=metrics.CONTENT_TYPE)
 
     app.add_middleware(Guard, keys=client.settings.api_keys)
     return app

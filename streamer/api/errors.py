@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
+from streamer.connections import FULL, is_full
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media.urls import redact
 
@@ -56,6 +57,8 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(redis.RedisError)
     async def redis_lost(_: Request, error: redis.RedisError) -> JSONResponse:
         _log.error("Redis: %s", redact(str(error)))
+        if is_full(error):
+            return error_response(503, ErrorCode.REDIS_FULL, FULL)
         return error_response(503, ErrorCode.REDIS_UNAVAILABLE, _REDIS_LOST)
 
     @app.exception_handler(SQLAlchemyError)

@@ -9,7 +9,7 @@ from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 
 from streamer.api.dependencies import ClientDependency
-from streamer.api.schemas import QueryBody, QueryList
+from streamer.api.schemas import QueryBody, QueryList, form_of
 from streamer.domain import Query
 
 router = APIRouter(prefix="/v1/queries", tags=["queries"])
@@ -28,6 +28,7 @@ def ask(body: QueryBody, client: ClientDependency) -> Query:
         until=body.until,
         max_frames=body.max_frames,
         max_tokens=body.max_tokens,
+        form=form_of(body.response_format),
     )
 
 

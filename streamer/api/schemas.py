@@ -1,8 +1,48 @@
 """Bodies that the API takes and gives, beside the records of `streamer.domain`."""
 
+from typing import Annotated, Any, Literal
+
 from pydantic import Field
 
-from streamer.domain import ErrorInfo, Model, Query, Result, Sampling, Stream
+from streamer.answer_form import AnswerForm
+from streamer.domain import ErrorInfo, Model, Query, Result, Sampling, Stream, Transport
+from streamer.validation import validated
+
+
+class TextFormat(Model):
+    """Free text."""
+
+    type: Literal["text"] = "text"
+
+
+class ChoiceFormat(Model):
+    """One of some strings, word for word."""
+
+    type: Literal["choice"]
+    choices: list[str] = Field(min_length=1)
+
+
+class JsonFormat(Model):
+    """JSON that fits a schema; `data.json` of the result holds it parsed."""
+
+    type: Literal["json_schema"]
+    json_schema: dict[str, Any]
+
+
+ResponseFormat = Annotated[TextFormat | ChoiceFormat | JsonFormat, Field(discriminator="type")]
+
+
+def form_of(wanted: ResponseFormat | None) -> AnswerForm | None:
+    """A `response_format` as the records have it.
+
+    Raises StreamerError(INVALID_REQUEST).
+    """
+    match wanted:
+        case ChoiceFormat():
+            return validated(AnswerForm, output="choice", choices=wanted.choices)
+        case JsonFormat():
+            return validated(AnswerForm, output="json", json_schema=wanted.json_schema)
+    return None
 
 
 class WatchBody(Model):
@@ -12,6 +52,7 @@ class WatchBody(Model):
     window: float | None = Field(default=None, gt=0, le=3600, description="seconds")
     max_frames: int | None = Field(default=None, ge=1, le=256)
     max_tokens: int | None = Field(default=None, ge=1, le=4096)
+    response_format: ResponseFormat | None = None
 
 
 class StreamBody(Model):
@@ -20,10 +61,31 @@ class StreamBody(Model):
     url: str = Field(min_length=1, max_length=4096, description="URL, or a file on the server")
     name: str | None = Field(default=None, description="default: from the URL")
     sampling: Sampling | None = None
+    transport: Transport = Field(default="auto", description="of RTSP")
     watches: list[WatchBody] | None = Field(
         default=None, max_length=64, description="default: a caption every window; []: none"
     )
+    history: float | None = Field(
+        default=None, description="seconds that frames, thinned with age, are kept in Redis"
+    )
     probe: bool = Field(default=True, description="try the source before attaching it")
+
+
+class StreamPatch(Model):
+    """What to change of a stream; what is left out stays as it is."""
+
+    url: str | None = Field(
+        default=None, min_length=1, max_length=4096, description="of a live stream, with password"
+    )
+    name: str | None = None
+    sampling: Sampling | None = None
+    transport: Transport | None = Field(default=None, description="of RTSP")
+    watches: list[WatchBody] | None = Field(
+        default=None, max_length=64, description="all of them; those that stay the same go on"
+    )
+    history: float | None = Field(default=None, description="seconds, as when attaching; 0: none")
+    paused: bool | None = None
+    probe: bool = Field(default=True, description="try a new URL before it is taken")
 
 
 class QueryBody(Model):
@@ -37,6 +99,7 @@ class QueryBody(Model):
     until: str | None = Field(default=None, description="likewise; default: now")
     max_frames: int | None = Field(default=None, ge=1, le=256)
     max_tokens: int | None = Field(default=None, ge=1, le=4096)
+    response_format: ResponseFormat | None = None
 
 
 class StreamList(Model):

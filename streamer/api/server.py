@@ -13,10 +13,18 @@ from streamer.api.app import create_app
 from streamer.api.listen import listen
 from streamer.client import Client
 from streamer.errors import StreamerError
+from streamer.media.urls import redact
 from streamer.settings import Settings
 
 _GRACE = 2
 """Seconds that requests under way have when the server is told to stop."""
+
+
+class _Redacted(logging.Formatter):
+    """Masks the passwords in what is logged, tracebacks too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact(super().format(record))
 
 
 class Server(uvicorn.Server):
@@ -40,7 +48,9 @@ def run(settings: Settings) -> None:
     Raises StreamerError: SETTINGS_INVALID when the address is taken or may not be used without
     keys, REDIS_UNAVAILABLE.
     """
-    logging.basicConfig(stream=sys.stderr, level=settings.log_level.upper())
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Redacted(logging.BASIC_FORMAT))
+    logging.basicConfig(handlers=[handler], level=settings.log_level.upper())
     listener = listen(settings)
     try:
         client = Client(settings)

@@ -3,8 +3,9 @@
 from fastapi import APIRouter
 
 from streamer.api.dependencies import ClientDependency
-from streamer.api.schemas import StreamBody, StreamList
-from streamer.domain import Stream
+from streamer.api.schemas import StreamBody, StreamList, StreamPatch, WatchBody, form_of
+from streamer.client import Client
+from streamer.domain import Stream, Watch
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
 
@@ -12,19 +13,14 @@ router = APIRouter(prefix="/v1/streams", tags=["streams"])
 @router.post("", status_code=201)
 def attach(body: StreamBody, client: ClientDependency) -> Stream:
     """Attach a stream; it is tried first, unless `probe` is false."""
-    watches = None
-    if body.watches is not None:
-        watches = [
-            client.watch(
-                watch.prompt,
-                window=watch.window,
-                max_frames=watch.max_frames,
-                max_tokens=watch.max_tokens,
-            )
-            for watch in body.watches
-        ]
     return client.attach(
-        body.url, body.name, sampling=body.sampling, watches=watches, probe=body.probe
+        body.url,
+        body.name,
+        sampling=body.sampling,
+        watches=_watches(client, body.watches),
+        transport=body.transport,
+        history=body.history,
+        probe=body.probe,
     )
 
 
@@ -40,7 +36,38 @@ def get_stream(ref: str, client: ClientDependency) -> Stream:
     return client.stream(ref)
 
 
+@router.patch("/{ref}")
+def edit(ref: str, body: StreamPatch, client: ClientDependency) -> Stream:
+    """Change a stream while it runs; a new URL is tried first, unless `probe` is false."""
+    return client.edit(
+        ref,
+        source=body.url,
+        name=body.name,
+        sampling=body.sampling,
+        watches=_watches(client, body.watches),
+        transport=body.transport,
+        history=body.history,
+        paused=body.paused,
+        probe=body.probe,
+    )
+
+
 @router.delete("/{ref}")
 def detach(ref: str, client: ClientDependency) -> Stream:
     """Detach a stream; what it was is returned."""
     return client.detach(ref)
+
+
+def _watches(client: Client, bodies: list[WatchBody] | None) -> list[Watch] | None:
+    if bodies is None:
+        return None
+    return [
+        client.watch(
+            body.prompt,
+            window=body.window,
+            max_frames=body.max_frames,
+            max_tokens=body.max_tokens,
+            form=form_of(body.response_format),
+        )
+        for body in bodies
+    ]

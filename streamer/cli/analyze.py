@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from streamer.cli.answer_form import ChoiceOption, SchemaOption, form_from
 from streamer.cli.context import Json, open_client
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ def analyze(
     fps: Annotated[
         float | None, typer.Option(min=0.01, max=60, help="Frames to sample per second.")
     ] = None,
+    choice: ChoiceOption = None,
+    json_schema: SchemaOption = None,
     as_json: Json = False,
 ) -> None:
     """Caption a recording window by window, then print its whole timeline."""
@@ -30,13 +33,14 @@ def analyze(
 
     prompt = CAPTION_PROMPT if prompt is None else prompt
     check_prompt(prompt)
+    form = form_from(choice, json_schema)
     with StopSignals() as stop, open_client() as client:
         client.require_recording(file)
         client.require_worker()
         client.require_ingest()
         stop.call(lambda: client.probe(file))  # may take seconds, and owns nothing
         last_id = client.queue.last_id()
-        stream = client.analyze(file, prompt, window, fps, probe=False)
+        stream = client.analyze(file, prompt, window, fps, form=form, probe=False)
         analysis = Analysis(client, stream, last_id)
         try:
             _show(analysis, stop, as_json)

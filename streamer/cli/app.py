@@ -13,9 +13,13 @@ from streamer.cli import (
     ask,
     attach,
     demo,
+    doctor,
+    edit,
+    probe,
     processes,
     results,
     streams,
+    tune,
     up,
 )
 from streamer.cli.context import options
@@ -89,18 +93,34 @@ app.command("up")(up.up)
 app.command("demo")(demo.demo)
 app.command("attach")(attach.attach)
 app.command("detach")(attach.detach)
+app.command("edit")(edit.edit)
 app.command("streams")(streams.streams)
 app.command("ask")(ask.ask)
 app.command("analyze")(analyze.analyze)
 app.command("results")(results.results)
+app.command("probe")(probe.probe)
+app.command("doctor")(doctor.doctor)
+app.command("tune")(tune.tune)
 app.command("serve")(processes.serve)
 app.command("ingest")(processes.ingest)
 app.command("worker")(processes.worker)
 app.command("record")(processes.record)
 
 
+def _hide_passwords() -> None:
+    """What was typed can be read by everybody in the list of processes: mask it there."""
+    from streamer.media.urls import redact
+
+    shown = [redact(argument) for argument in sys.argv[1:]]
+    if shown != sys.argv[1:]:
+        from setproctitle import setproctitle
+
+        setproctitle(" ".join(["streamer", *shown]))
+
+
 def run() -> None:
     """Run the command that the arguments name, and exit."""
+    _hide_passwords()
     try:
         app()
     except Exception as error:

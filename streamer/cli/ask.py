@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from streamer.cli.answer_form import ChoiceOption, SchemaOption, form_from
 from streamer.cli.context import Json, open_client
 from streamer.errors import ErrorCode, StreamerError
 
@@ -31,6 +32,8 @@ def ask(
     max_tokens: Annotated[
         int | None, typer.Option(min=1, max=4096, help="Tokens of the answer, at most.")
     ] = None,
+    choice: ChoiceOption = None,
+    json_schema: SchemaOption = None,
     wait: Annotated[
         bool, typer.Option("--wait/--no-wait", help="--no-wait: print the query's id and leave.")
     ] = True,
@@ -44,11 +47,18 @@ def ask(
     if question is None:  # of one argument alone, that is the question
         stream, question = None, stream or ""
     check_prompt(question)
+    form = form_from(choice, json_schema)
     with open_client() as client:
         if wait:
             client.require_worker()
         query = client.ask(
-            question, stream, since=since, until=until, max_frames=frames, max_tokens=max_tokens
+            question,
+            stream,
+            since=since,
+            until=until,
+            max_frames=frames,
+            max_tokens=max_tokens,
+            form=form,
         )
         if wait:
             query = _answered(client, query, timeout)

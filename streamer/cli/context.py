@@ -1,5 +1,6 @@
 """What the global options said, and what commands open with it."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -25,6 +26,17 @@ options = GlobalOptions()
 Json = Annotated[
     bool, typer.Option("--json", help="Print one JSON object a line, and nothing else.")
 ]
+
+QuantizeOption = Annotated[
+    str | None,
+    typer.Option(metavar="int8|int4", help="Weights in fewer bits, for less memory."),
+]
+
+
+def typed(source: str) -> str:
+    """The source that was given; `-` is the first line of standard input, for a URL with a
+    password that should be neither in the list of processes nor in the shell's history."""
+    return sys.stdin.readline().strip() if source == "-" else source
 
 
 def open_settings(**overrides: Any) -> "Settings":

@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from streamer.cli.context import open_settings, options
+from streamer.cli.context import QuantizeOption, open_settings, options
 
 
 def serve(
@@ -29,9 +29,10 @@ def worker(
     model: Annotated[
         str | None, typer.Option(metavar="PATH_OR_HUB_ID", help="Instead of STREAMER_MODEL.")
     ] = None,
+    quantize: QuantizeOption = None,
 ) -> None:
     """Run a model worker: it answers clips with NVILA-Lite."""
-    _become("workers.gpu", *(["--burst"] if burst else []), model=model)
+    _become("workers.gpu", *(["--burst"] if burst else []), model=model, quantize=quantize)
 
 
 def record() -> None:

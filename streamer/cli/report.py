@@ -20,8 +20,12 @@ def report(error: BaseException) -> int:
 
 def sentence(error: BaseException) -> str:
     """What to tell a user about `error`."""
+    from streamer.connections import FULL, is_full
+
     if isinstance(error, StreamerError):
         return error.message
+    if is_full(error):
+        return FULL
     if type(error).__module__.startswith("redis."):
         return "The connection to Redis was lost: see whether `streamer up` still runs."
     told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -7,12 +7,13 @@ from streamer.cli.context import Json, open_client
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from streamer.domain import Stream
+    from streamer.domain import Drops, Stream
 
 _STYLES = {
     "running": "green",
     "connecting": "yellow",
     "reconnecting": "yellow",
+    "paused": "dim",
     "ended": "dim",
     "failed": "red",
 }
@@ -33,7 +34,7 @@ def streams(as_json: Json = False) -> None:
     if not found:
         out.print("No stream is attached: `streamer attach URL_OR_FILE` attaches one.")
         return
-    numbers = ("sampled", "dropped", "clips", "last frame")
+    numbers = ("sampled", "dropped", "reconnects", "clips", "last frame")
     shown = table("name", "state", "since", "url", "video", *numbers, right=("since", *numbers))
     for stream in found:
         counters = stream.counters
@@ -44,7 +45,8 @@ def streams(as_json: Json = False) -> None:
             Text(plain(stream.url), style="dim", overflow="fold"),
             video(stream),
             str(counters.sampled),
-            str(counters.dropped),
+            drops(counters.dropped),
+            str(counters.reconnects),
             clips(counters),
             age(stream.last_frame_at),
         )
@@ -55,11 +57,22 @@ def streams(as_json: Json = False) -> None:
 
 
 def video(stream: "Stream") -> str:
-    """What the source sends, `1920x1080 25 fps h264`, as far as it is known."""
+    """What the source sends, `1920x1080 25 fps h264 2.1 Mbit/s`, as far as it is known.
+
+    The rate is the measured one, or what the source claims.
+    """
     counters = stream.counters
+    fps = counters.measured_fps if counters.measured_fps is not None else counters.fps
     size = f"{counters.width}x{counters.height}" if counters.width else ""
-    rate = f"{counters.fps:g} fps" if counters.fps else ""
-    return " ".join(part for part in (size, rate, counters.codec or "") if part) or "-"
+    rate = f"{round(fps, 1):g} fps" if fps is not None else ""
+    bits = f"{counters.bit_rate / 1e6:.1f} Mbit/s" if counters.bit_rate is not None else ""
+    return " ".join(part for part in (size, rate, counters.codec or "", bits) if part) or "-"
+
+
+def drops(dropped: "Drops") -> str:
+    """How many frames were given up and why, `12 late`; a line for each cause."""
+    causes = dropped.model_dump().items()
+    return "\n".join(f"{n} {cause.replace('_', ' ')}" for cause, n in causes if n) or "0"
 
 
 def _trouble(stream: "Stream") -> "Text":

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamer.cli.context import open_settings
+from streamer.cli.context import QuantizeOption, open_settings
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,6 +30,7 @@ def up(
         str | None,
         typer.Option(metavar="PATH_OR_HUB_ID", help="Default: the little demo model."),
     ] = None,
+    quantize: QuantizeOption = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Where streams, results and logs are kept.")
     ] = None,
@@ -42,7 +43,9 @@ def up(
 
     if data_dir is not None:
         data_dir = data_dir.expanduser().absolute()
-    settings = open_settings(api_host=host, api_port=port, model=model, data_dir=data_dir)
+    settings = open_settings(
+        api_host=host, api_port=port, model=model, quantize=quantize, data_dir=data_dir
+    )
     listen(settings).close()  # before anything is started: may the API listen there?
     out = console()
     with (

@@ -54,7 +54,7 @@ class Tally:
                 stream.name,
                 str(counters.decoded),
                 str(counters.sampled),
-                str(counters.dropped),
+                str(counters.dropped.total),
                 clips(counters),
                 str(count.vision_tokens),
                 *(f"{ms:.0f}" for ms in percentiles(count.total_ms, 50, 95)),

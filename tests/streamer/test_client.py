@@ -13,11 +13,12 @@ import redis
 from videos import write_audio, write_video
 
 from streamer import redis_keys
-from streamer.client import CAPTION_PROMPT, Client, derive_name
+from streamer.client import CAPTION_PROMPT, Client
 from streamer.domain import ErrorInfo, QueryStatus, Result, Sampling, Stream
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import QUERIES
 from streamer.settings import Settings
+from streamer.validation import derive_name
 
 PASSWORD = "hunter2secret"
 

@@ -1,24 +1,26 @@
 import time
 
 import pytest
-from hypothesis import given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 
 from streamer import redis_keys
-from streamer.domain import FrameRef
 from streamer.errors import ErrorCode, StreamerError
-from streamer.frames import FrameStore
+from streamer.frames import FrameStore, Retention
 
 NOW = 1_800_000_000.0
 
 
 @pytest.fixture
 def store(redis_client):
-    return FrameStore(redis_client, ttl=60.0, max_frames=100)
+    return FrameStore(redis_client, Retention(age=60.0, max_frames=100))
 
 
-def add(store, time, stream_id="str_1", jpeg=b"jpeg", **kwargs):
+@pytest.fixture
+def brief(redis_client):
+    """Its frames are gone in no time."""
+    return FrameStore(redis_client, Retention(age=0.05, max_frames=100))
+
+
+def add(store, time, stream_id="str_1", jpeg=b"jpeg"):
     return store.add(
         stream_id,
         jpeg=jpeg,
@@ -28,7 +30,6 @@ def add(store, time, stream_id="str_1", jpeg=b"jpeg", **kwargs):
         height=480,
         change=0.25,
         decode_ms=3.5,
-        **kwargs,
     )
 
 
@@ -75,7 +76,7 @@ def test_ids_grow_even_after_every_frame_is_gone_from_the_index(store, redis_cli
 
 
 def test_only_the_newest_frames_are_kept_pictures_too(redis_client):
-    store = FrameStore(redis_client, ttl=60.0, max_frames=3)
+    store = FrameStore(redis_client, Retention(age=60.0, max_frames=3))
     refs = [add(store, NOW + i) for i in range(8)]
     assert store.newest("str_1", 50) == refs[5:]
     assert store.count("str_1") == 3
@@ -87,18 +88,18 @@ def test_only_the_newest_frames_are_kept_pictures_too(redis_client):
 def test_every_key_has_a_time_to_live(store, redis_client):
     add(store, NOW)
     keys = redis_client.keys("*")
-    assert len(keys) == 2
+    assert len(keys) == 4
     assert all(0 < redis_client.pttl(key) <= 60_000 for key in keys)
 
 
-def test_a_recordings_longer_life_holds_for_the_index_too(store, redis_client):
-    add(store, NOW, ttl=500.0)
+def test_a_longer_life_holds_for_the_index_too(store, redis_client):
+    add(FrameStore(redis_client, Retention(age=500.0, max_frames=100)), NOW)
     add(store, NOW + 1)
     assert redis_client.pttl(redis_keys.frame_index("str_1")) > 400_000
 
 
-def test_expired_frames_are_not_listed_and_loading_them_says_why(store):
-    gone = add(store, NOW, ttl=0.05)
+def test_expired_frames_are_not_listed_and_loading_them_says_why(store, brief):
+    gone = add(brief, NOW)
     kept = add(store, NOW + 1)
     time.sleep(0.1)
     assert store.newest("str_1", 10) == [kept]
@@ -109,9 +110,9 @@ def test_expired_frames_are_not_listed_and_loading_them_says_why(store):
     assert caught.value.code is ErrorCode.FRAMES_EXPIRED
 
 
-def test_adding_tidies_expired_frames_away(store):
+def test_adding_tidies_expired_frames_away(store, brief):
     for i in range(6):
-        add(store, NOW + i, ttl=0.05)
+        add(brief, NOW + i)
     time.sleep(0.1)
     for i in range(3):
         add(store, NOW + 10 + i)
@@ -128,40 +129,3 @@ def test_span_and_discard(store, redis_client):
 
 def test_loading_nothing_is_nothing(store):
     assert store.load([]) == []
-
-
-def refs_at(times):
-    return [
-        FrameRef(stream_id="s", id=f"{i}-0", time=t, pts=t, width=1, height=1, change=0)
-        for i, t in enumerate(times)
-    ]
-
-
-def test_pick_is_even_in_time_not_in_number():
-    # given a burst of frames, then one a second
-    refs = refs_at([0.0, 0.1, 0.2, 0.3, 0.4, 1.0, 2.0, 3.0, 4.0])
-    # then the burst counts for one
-    assert [r.time for r in FrameStore.pick(refs, 5)] == [0.0, 1.0, 2.0, 3.0, 4.0]
-
-
-def test_pick_of_one_is_the_newest_and_of_none_is_none():
-    refs = refs_at([0.0, 1.0, 2.0])
-    assert FrameStore.pick(refs, 1) == refs[-1:]
-    assert FrameStore.pick(refs, 0) == []
-    assert FrameStore.pick([], 4) == []
-
-
-@given(
-    times=st.lists(st.floats(0, 1e9, allow_nan=False), max_size=40).map(sorted),
-    count=st.integers(2, 50),
-)
-@hypothesis_settings(deadline=None)
-def test_pick_keeps_both_ends_the_order_and_the_number(times, count):
-    refs = refs_at(times)
-    picked = FrameStore.pick(refs, count)
-    assert len(picked) == min(count, len(refs))
-    positions = [refs.index(ref) for ref in picked]
-    assert positions == sorted(set(positions))
-    if refs:
-        assert picked[0] == refs[0]
-        assert picked[-1] == refs[-1]

@@ -3,7 +3,15 @@ import threading
 import pytest
 
 from streamer import redis_keys
-from streamer.domain import ErrorInfo, Stream, StreamSpec, StreamState, StreamStatus, Watch
+from streamer.domain import (
+    ErrorInfo,
+    Stream,
+    StreamSpec,
+    StreamState,
+    StreamStatus,
+    Watch,
+    to_datetime,
+)
 from streamer.errors import ErrorCode, StreamerError
 from streamer.streams import StreamRegistry
 
@@ -98,31 +106,70 @@ def test_status_is_part_of_the_stream(registry):
 def test_list_is_in_order_of_attachment(registry):
     assert registry.list() == []
     names = [f"camera-{i}" for i in (3, 1, 2)]
-    for name in names:
-        registry.create(spec(name), URL)
+    for second, name in enumerate(names):
+        registry.create(spec(name, created_at=to_datetime(1_800_000_000 + second)), URL)
     assert [stream.name for stream in registry.list()] == names
 
 
-def test_update_changes_watches_and_name(registry):
+def test_update_changes_what_it_names_and_nothing_else(registry):
     attached = registry.create(spec(), URL)
     registry.create(spec("street"), URL)
-    changed = registry.find(attached.id).model_copy(
-        update={"name": "garden", "watches": [Watch(prompt="Anyone?")]}
+    changed = registry.update("yard", name="garden", watches=[Watch(prompt="Anyone?")])
+    assert changed.watches[0].prompt == "Anyone?"
+    assert registry.get("garden") == changed
+    assert changed.model_dump(exclude={"name", "watches"}) == attached.model_dump(
+        exclude={"name", "watches"}
     )
-    assert registry.update(changed).watches == changed.watches
-    assert registry.get("garden").id == attached.id
     with pytest.raises(StreamerError):
         registry.get("yard")
     with pytest.raises(StreamerError) as caught:
-        registry.update(changed.model_copy(update={"name": "street"}))
+        registry.update(attached.id, name="street")
     assert caught.value.code is ErrorCode.NAME_TAKEN
     assert registry.get("garden").id == attached.id
 
 
+def test_a_changed_url_or_password_is_seen_by_its_version(registry):
+    attached = registry.create(spec(), URL)
+    other = URL.replace("s3cret", "another")
+    registry.update(attached.id, secret_url=other)
+    assert registry.secret_url(attached.id) == other
+    assert registry.find(attached.id).url_version == 1
+    registry.update(attached.id, watches=[])
+    assert registry.find(attached.id).url_version == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"name": "no blanks"}, {"live": "maybe"}, {"colour": "red"}, {"sampling": {"fps": 0}}],
+)
+def test_an_update_that_makes_no_sense_changes_nothing(registry, change):
+    attached = registry.create(spec(), URL)
+    with pytest.raises(StreamerError, match=next(iter(change))) as caught:
+        registry.update("yard", **change)
+    assert caught.value.code is ErrorCode.INVALID_REQUEST
+    assert registry.get("yard") == attached
+
+
+def test_of_many_who_edit_at_once_none_undoes_another(registry):
+    registry.create(spec(), URL)
+
+    def add(number):
+        watch = Watch(prompt=f"Question {number}?")
+        registry.edit("yard", lambda old: {"watches": [*old.watches, watch]})
+
+    threads = [threading.Thread(target=add, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(registry.get("yard").watches) == 8
+
+
 def test_update_of_a_detached_stream_is_refused(registry):
     attached = registry.create(spec(), URL)
-    old = registry.find(attached.id)
-    registry.delete(attached.id)
     with pytest.raises(StreamerError) as caught:
-        registry.update(old)
+        registry.edit(attached.id, lambda old: registry.delete(attached.id) and {"watches": []})
     assert caught.value.code is ErrorCode.UNKNOWN_STREAM
+    with pytest.raises(StreamerError):
+        registry.update(attached.id, watches=[])
+    assert registry.list() == []

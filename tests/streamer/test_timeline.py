@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from streamer.domain import ErrorInfo, Result
+from streamer.domain import ErrorInfo, PlannedFrame, Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.timeline import Timeline
 
@@ -46,6 +46,7 @@ def test_a_result_comes_back_with_every_field(timeline):
         model="demo",
         frames=8,
         tiles=9,
+        plan=[PlannedFrame(grid=(4, 2), reason="most detail (22)")],
         vision_tokens=1089,
         prompt_tokens=1120,
         cached_tokens=3,
@@ -86,6 +87,25 @@ def test_it_survives_being_closed(settings, timeline):
     reopened = Timeline(settings.timeline_url)
     assert reopened.get("req_0") is not None
     reopened.close()
+
+
+def test_a_database_of_an_older_version_gets_the_columns_it_lacks(settings, timeline):
+    # given a database with a result, made before results told how frames were looked at
+    timeline.record([result(0)])
+    timeline.close()
+    with sqlite3.connect(settings.timeline_url.removeprefix("sqlite:///")) as database:
+        database.execute("ALTER TABLE results DROP COLUMN plan")
+    database.close()
+    # when it is opened, twice
+    for number in (1, 2):
+        opened = Timeline(settings.timeline_url)
+        planned = result(number, plan=[PlannedFrame(grid=(2, 1), reason="new detail (9)")])
+        opened.record([planned])
+        # then old results are there as they were, and new ones whole
+        assert opened.get("req_0") == timeline.get("req_0")
+        assert opened.get("req_0").plan is None
+        assert opened.get(f"req_{number}") == planned
+        opened.close()
 
 
 def test_newest_first_page_by_page_whatever_comes_meanwhile(timeline):

@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.times import parse_time
+from streamer.times import parse_duration, parse_time
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
 
@@ -45,3 +45,19 @@ def test_refused(text: str) -> None:
     with pytest.raises(StreamerError, match="is not a time") as caught:
         parse_time(text, NOW)
     assert caught.value.code is ErrorCode.INVALID_REQUEST
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("10m", 600), ("12h", 43200), ("7d", 604800), ("0", 0), (" 1.5h ", 5400)],
+)
+def test_durations(text: str, seconds: float) -> None:
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "-7d", "7w", "d", "1e9", "a week", "9999999999d"])
+def test_what_is_no_duration(text: str) -> None:
+    with pytest.raises(StreamerError, match="write 12h") as caught:
+        parse_duration(text)
+    assert caught.value.code is ErrorCode.INVALID_REQUEST
+    assert "\n" not in caught.value.message

@@ -21,8 +21,9 @@ HERE = "http://127.0.0.1:8080"
 
 
 @pytest.fixture
-def client(settings: Settings) -> Client:
-    return Client(settings)
+def client(settings: Settings, video: str) -> Client:
+    folders = [Path(video).parent, Path.cwd()]
+    return Client(settings.model_copy(update={"allowed_dirs": folders}))
 
 
 @pytest.fixture
@@ -72,7 +73,7 @@ def test_attach_list_get_detach(api: TestClient, video: str) -> None:
     assert (stream["name"], stream["state"], stream["sampling"]) == (
         "clip",
         "connecting",
-        {"fps": 2.0},
+        {"mode": "fps", "fps": 2.0},
     )
     assert len(stream["watches"]) == 1
     assert [s["id"] for s in api.get("/v1/streams").json()["streams"]] == [stream["id"]]
@@ -81,6 +82,23 @@ def test_attach_list_get_detach(api: TestClient, video: str) -> None:
     assert api.delete("/v1/streams/clip").json()["id"] == stream["id"]
     assert api.get("/v1/streams").json() == {"streams": []}
     assert error_of(api.delete("/v1/streams/clip")) == (404, "UNKNOWN_STREAM")
+
+
+def test_a_mode_of_sampling_and_a_transport(api: TestClient) -> None:
+    body = {
+        "url": "rtsp://cam.invalid/x",
+        "name": "gate",
+        "probe": False,
+        "transport": "udp",
+        "sampling": {"mode": "change", "max_interval": 60},
+    }
+    stream = api.post("/v1/streams", json=body).json()
+    sampling = {"mode": "change", "threshold": 0.1, "min_interval": 0.2, "max_interval": 60.0}
+    assert (stream["transport"], stream["sampling"]) == ("udp", sampling)
+    edited = api.patch("/v1/streams/gate", json={"sampling": {"mode": "keyframes"}}).json()
+    assert edited["sampling"] == {"mode": "keyframes", "min_interval": 0.2}
+    refused = api.patch("/v1/streams/gate", json={"sampling": {"mode": "keyframes", "fps": 2}})
+    assert "'fps' does not go with the sampling mode 'keyframes'" in refused.text
 
 
 def test_watches_take_defaults_from_the_settings(api: TestClient, video: str) -> None:
@@ -101,6 +119,14 @@ def test_watches_take_defaults_from_the_settings(api: TestClient, video: str) ->
             (422, "PROMPT_EMPTY"),
         ),
         ({"url": "absent.mp4"}, (422, "STREAM_NOT_FOUND")),
+        ({"url": "/etc/hostname"}, (403, "STREAM_URL_FORBIDDEN")),
+        ({"url": "file:///etc/hostname", "probe": False}, (403, "STREAM_URL_FORBIDDEN")),
+        ({"url": "/dev/video0"}, (403, "STREAM_URL_FORBIDDEN")),
+        ({"url": "http://169.254.169.254/x", "probe": False}, (403, "STREAM_URL_FORBIDDEN")),
+        ({"url": "http://127.0.0.1:6379/x.mp4"}, (403, "STREAM_URL_FORBIDDEN")),
+        ({"url": "rtsp://h/x", "transport": "smoke"}, (422, "INVALID_REQUEST")),
+        ({"url": "clip.mp4", "sampling": {"mode": "never"}}, (422, "INVALID_REQUEST")),
+        ({"url": "clip.mp4", "sampling": {"threshold": 0.5}}, (422, "INVALID_REQUEST")),
         ({"url": "gopher://h/x"}, (403, "STREAM_URL_FORBIDDEN")),
         ({"url": f"rtsp://u:{PASSWORD}@127.0.0.1:1/x"}, (422, "STREAM_CONNECTION_FAILED")),
         ({"url": f"rtsp://u:{PASSWORD}@", "nme": PASSWORD}, (422, "INVALID_REQUEST")),

@@ -1,0 +1,33 @@
+"""`streamer doctor`: is this machine fit for the service?"""
+
+import typer
+
+from streamer.cli.context import Json, open_settings
+
+_STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
+
+
+def doctor(as_json: Json = False) -> None:
+    """Check Redis, model, codecs, hardware decoding, disk and clocks, within 10 seconds.
+
+    The exit code is 1 when a check fails; warnings are not failures.
+    """
+    from rich.text import Text
+
+    from streamer.cli.output import console, json_lines, plain
+    from streamer.doctor.examination import examine
+
+    settings = open_settings()
+    with console(stderr=True).status("Looking around ..."):
+        found = examine(settings)
+    if as_json:
+        json_lines(found)
+    else:
+        out = console()
+        width = max(len(check.name) for check in found) + 2
+        for check in found:
+            mark = (f"{check.state:<6}", _STYLES[check.state])
+            line = Text.assemble(mark, f"{check.name:<{width}}", plain(check.message))
+            out.print(line, soft_wrap=True)
+    if any(check.state == "fail" for check in found):
+        raise typer.Exit(1)

@@ -1,0 +1,110 @@
+"""`streamer probe`: what a source is, or which step towards its first picture fails."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from streamer.cli.context import Json, open_settings, typed
+from streamer.cli.sampling import TransportOption
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from streamer.media.probe_report import Probe, Step
+
+
+def probe(
+    source: Annotated[
+        str, typer.Argument(metavar="URL_OR_FILE", help="rtsp://, rtmp://, http(s)://, or a file.")
+    ],
+    transport: TransportOption = None,
+    as_json: Json = False,
+) -> None:
+    """Say what a source is, or which step fails and what to try, within 15 seconds.
+
+    Nothing needs to run for it. The exit code is 0 only when pictures came.
+    """
+    from streamer.cli.output import console, json_lines
+    from streamer.media.access import Access
+    from streamer.media.probe import probe
+
+    settings = open_settings()
+    with console(stderr=True).status("Trying the source ..."):
+        found = probe(
+            typed(source),
+            transport=transport.value if transport else "auto",
+            hwaccel=settings.hwaccel,
+            access=Access.of(settings),
+        )
+    if as_json:
+        json_lines([found])
+    else:
+        _show(console(), found)
+    if not found.ok:
+        raise typer.Exit(1)
+
+
+def _show(out: "Console", found: "Probe") -> None:
+    from rich.text import Text
+
+    from streamer.cli.output import plain
+
+    out.print(Text(plain(found.url), style="bold"), soft_wrap=True)
+    for step in found.steps:
+        out.print(_step_line(step), soft_wrap=True)
+    if found.ok:
+        out.print()
+        for name, value in facts(found):
+            out.print(Text.assemble((f"  {name:<14}", "dim"), plain(value)), soft_wrap=True)
+    lead = "  Note: " if found.ok else "  Try: "
+    if found.advice:
+        out.print()
+    for line in found.advice:
+        out.print(Text.assemble((lead, "yellow"), line), soft_wrap=True)
+
+
+def _step_line(step: "Step") -> "Text":
+    from rich.text import Text
+
+    from streamer.cli.output import plain
+
+    mark = ("  ok      ", "green") if step.ok else ("  FAILED  ", "bold red")
+    took = (f" {step.ms:.0f} ms", "dim")
+    return Text.assemble(mark, f"{step.name:<14}", plain(step.detail), took)
+
+
+def facts(found: "Probe") -> list[tuple[str, str]]:
+    """What is known of a source that works, in words."""
+    video = " ".join(
+        part for part in (found.codec, found.profile, found.pixel_format) if part is not None
+    )
+    rows = [("video", video), ("size", f"{found.width}x{found.height}")]
+    if found.fps is not None:
+        rows.append(("frame rate", f"{found.fps:.4g} a second"))
+    if found.gop_seconds is not None:
+        rows.append(("key frames", f"every {found.gop_seconds:.3g} s ({found.gop_frames} frames)"))
+    if found.bit_rate is not None:
+        rows.append(("bit rate", f"{found.bit_rate / 1e6:.3g} Mbit/s"))
+    if found.duration is not None:
+        rows.append(("length", f"{found.duration:.1f} s"))
+    if found.transport is not None:
+        rows.append(("transport", found.transport))
+        rows.append(("login", found.auth or "none"))
+    if found.server is not None:
+        rows.append(("server", found.server))
+    if found.clock_drift is not None:
+        rows.append(("clock", clock(found.clock_drift)))
+    if found.first_frame_ms is not None:
+        rows.append(("first picture", f"after {found.first_frame_ms:.0f} ms"))
+    if found.decode_ms is not None:
+        rows.append(("decoding", f"{found.decode_ms:.1f} ms a frame"))
+    return rows
+
+
+def clock(drift: float) -> str:
+    """The drift of a stream's clock, seconds a second, in words."""
+    milliseconds = round(1000 * drift, 1)
+    if not milliseconds:
+        return "as fast as ours"
+    return f"{abs(milliseconds):g} ms a second {'slow' if milliseconds > 0 else 'fast'}"

@@ -1,0 +1,218 @@
+"""The scripts that keep a stream's frames inside their bounds, inside the Redis server.
+
+Each is one atomic step, so that pictures, index and sums never disagree, whatever dies meanwhile.
+Adding costs the same however many frames there are: it looks at a few of the oldest, never at all.
+"""
+
+# An entry of an index holds, in this order: ref, expires (ms), at (ms of arrival), bytes, change.
+# KEYS of every script: bytes by stream, ages. ARGV: index prefix, state prefix, JPEG prefix, ...
+_COMMON = """
+local BYTES, AGES = KEYS[1], KEYS[2]
+local INDEX, STATE, JPEG = ARGV[1], ARGV[2], ARGV[3]
+
+local function entries(stream, from, count)
+  local found = {}
+  for i, raw in ipairs(redis.call('XRANGE', INDEX .. stream, from, '+', 'COUNT', count)) do
+    local f = raw[2]
+    found[i] = {id = raw[1], expires = tonumber(f[4]), at = tonumber(f[6]),
+                bytes = tonumber(f[8]), change = tonumber(f[10])}
+  end
+  return found
+end
+
+local function after(id, other)
+  local ms, seq = string.match(id, '(%d+)-(%d+)')
+  local other_ms, other_seq = string.match(other, '(%d+)-(%d+)')
+  ms, other_ms = tonumber(ms), tonumber(other_ms)
+  return ms > other_ms or (ms == other_ms and tonumber(seq) > tonumber(other_seq))
+end
+
+local function sum(stream) return tonumber(redis.call('HGET', BYTES, stream) or '0') end
+
+local function forget(stream, id, bytes)
+  if redis.call('XDEL', INDEX .. stream, id) == 0 then return 0 end
+  redis.call('UNLINK', JPEG .. stream .. ':' .. id)
+  redis.call('HINCRBY', BYTES, stream, -bytes)
+  redis.call('HINCRBY', BYTES, 'total', -bytes)
+  return bytes
+end
+
+-- The oldest frame: it may be one that no tier has looked at yet.
+local function pop(stream, entry)
+  local freed = forget(stream, entry.id, entry.bytes)
+  local cursor = redis.call('HGET', STATE .. stream, 'cursor1')
+  if freed > 0 and cursor and after(entry.id, cursor) then
+    redis.call('HINCRBY', STATE .. stream, 'dense_bytes', -entry.bytes)
+    redis.call('HINCRBY', STATE .. stream, 'dense_count', -1)
+  end
+  return freed
+end
+
+-- After frames of a stream went: whose is the oldest of all? Without any, nothing of it stays.
+local function settle(stream)
+  local first = entries(stream, '-', 1)[1]
+  if first then
+    redis.call('ZADD', AGES, string.format('%.0f', first.at), stream)
+  else
+    redis.call('HINCRBY', BYTES, 'total', 0 - sum(stream))  -- not -0
+    redis.call('HDEL', BYTES, stream)
+    redis.call('ZREM', AGES, stream)
+    redis.call('UNLINK', STATE .. stream, INDEX .. stream)
+  end
+end
+
+-- Takes the oldest frames of all streams until `wanted` bytes are free, `most` frames at most.
+local function make_room(wanted, most)
+  local freed = 0
+  while freed < wanted and most > 0 do
+    local stream = redis.call('ZRANGE', AGES, 0, 0)[1]
+    if not stream then break end
+    local nextage = redis.call('ZRANGE', AGES, 1, 1, 'WITHSCORES')[2]
+    for _, entry in ipairs(entries(stream, '-', 16)) do
+      if freed >= wanted or most < 1 then break end
+      if nextage and entry.at > tonumber(nextage) then break end
+      freed = freed + pop(stream, entry)
+      most = most - 1
+    end
+    settle(stream)
+    most = most - 1
+  end
+  return freed
+end
+"""
+
+# ARGV from 4: stream, capture ms, reference, JPEG, TTL ms, now ms, most frames, most bytes, fewest
+# frames, most bytes of all streams or 0, change, bytes of this frame, then pairs of tiers: age ms,
+# slot ms
+ADD = (
+    _COMMON
+    + """
+local stream, ms, now = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[9])
+local index, state = INDEX .. stream, STATE .. stream
+local ttl, size = tonumber(ARGV[8]), tonumber(ARGV[15])
+local most_frames, most_bytes = tonumber(ARGV[10]), tonumber(ARGV[11])
+local fewest, budget = tonumber(ARGV[12]), tonumber(ARGV[13])
+
+-- 1. An id that grows even when the capture clock steps back or stands still.
+local seq = 0
+local info = redis.pcall('XINFO', 'STREAM', index)
+if not info.err then
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then
+      local last_ms, last_seq = string.match(info[i + 1], '(%d+)-(%d+)')
+      last_ms, last_seq = tonumber(last_ms), tonumber(last_seq)
+      if ms <= last_ms then ms, seq = last_ms, last_seq + 1 end
+    end
+  end
+end
+local id = string.format('%.0f-%.0f', ms, seq)
+
+-- 2. The oldest of this stream, while they are too old, too many or too large.
+local length, held, touched = redis.call('XLEN', index), sum(stream), false
+local looks = 32
+while looks > 0 do
+  looks = looks - 1
+  local page = entries(stream, '-', 2)
+  if #page == 0 then break end
+  for _, entry in ipairs(page) do
+    local over = length + 1 > most_frames or (held + size > most_bytes and length + 1 > fewest)
+    if not over and entry.expires > now and entry.at + ttl > now then
+      looks = 0
+      break
+    end
+    held = held - pop(stream, entry)
+    length, touched = length - 1, true
+  end
+end
+
+-- 3. Thin with age: of each slot of time the frame that changed most stays.
+if #ARGV > 15 then
+  local dense = redis.call('HMGET', state, 'dense_bytes', 'dense_count')
+  local dense_bytes, dense_count = tonumber(dense[1] or held), tonumber(dense[2] or length)
+  local reached
+  for t = 16, #ARGV, 2 do
+    local age, slot_ms, n = tonumber(ARGV[t]), tonumber(ARGV[t + 1]), (t - 14) / 2
+    local names = {'cursor' .. n, 'slot' .. n, 'best' .. n, 'bytes' .. n, 'change' .. n}
+    local c = redis.call('HMGET', state, unpack(names))
+    local cursor, slot, best = c[1] or '0-0', c[2], c[3]
+    local best_bytes, best_change = tonumber(c[4] or '0'), tonumber(c[5] or '0')
+    for _, entry in ipairs(entries(stream, '(' .. cursor, 2)) do
+      local crowded = n == 1 and dense_count > fewest
+                      and (dense_bytes > most_bytes / 2 or dense_count > most_frames / 2)
+      if (now - entry.at < age and not crowded) or (reached and after(entry.id, reached)) then
+        break
+      end
+      local its = string.format('%.0f', math.floor(entry.at / slot_ms))
+      local loser, loser_bytes = entry.id, entry.bytes
+      if its ~= slot or entry.change > best_change then
+        loser, loser_bytes = its == slot and best or nil, best_bytes
+        slot, best, best_bytes, best_change = its, entry.id, entry.bytes, entry.change
+      end
+      if loser and forget(stream, loser, loser_bytes) > 0 then touched = true end
+      cursor = entry.id
+      if n == 1 then
+        dense_bytes, dense_count = dense_bytes - entry.bytes, dense_count - 1
+      end
+    end
+    reached = cursor
+    if best then
+      redis.call('HSET', state, names[1], cursor, names[2], slot, names[3], best,
+                 names[4], best_bytes, names[5], tostring(best_change))
+    else
+      redis.call('HSET', state, names[1], cursor)
+    end
+  end
+  redis.call('HSET', state, 'dense_bytes', string.format('%.0f', dense_bytes + size),
+             'dense_count', dense_count + 1)
+  redis.call('PEXPIRE', state, string.format('%.0f', ttl))
+elseif redis.call('EXISTS', state) == 1 then
+  redis.call('UNLINK', state)
+end
+if touched then settle(stream) end
+
+-- 4. What another stream, which may add no more, has let expire.
+local other = redis.call('ZRANDMEMBER', AGES)
+if other and other ~= stream then
+  for _, entry in ipairs(entries(other, '-', 2)) do
+    if entry.expires > now then break end
+    pop(other, entry)
+  end
+  settle(other)
+end
+
+-- 5. The oldest of all streams, while all together are too large.
+if budget > 0 then
+  local excess = sum('total') + size - budget
+  if excess > 0 then make_room(excess, 64) end
+end
+
+-- 6. The frame itself.
+redis.call('SET', JPEG .. stream .. ':' .. id, ARGV[7], 'PX', string.format('%.0f', ttl))
+redis.call('XADD', index, id, 'ref', ARGV[6], 'expires', string.format('%.0f', now + ttl),
+           'at', string.format('%.0f', now), 'bytes', ARGV[15], 'change', ARGV[14])
+redis.call('HINCRBY', BYTES, stream, size)
+redis.call('HINCRBY', BYTES, 'total', size)
+redis.call('ZADD', AGES, 'NX', string.format('%.0f', now), stream)
+for _, key in ipairs({index, BYTES, AGES}) do
+  if redis.call('PTTL', key) < ttl then redis.call('PEXPIRE', key, string.format('%.0f', ttl)) end
+end
+return id
+"""
+)
+
+# ARGV from 4: bytes to free. A server that is full lets a script write once it has deleted.
+MAKE_ROOM = _COMMON + "return make_room(tonumber(ARGV[4]), 4096)"
+
+# ARGV from 4: stream
+DISCARD = (
+    _COMMON
+    + """
+local stream = ARGV[4]
+for _, entry in ipairs(redis.call('XRANGE', INDEX .. stream, '-', '+')) do
+  redis.call('UNLINK', JPEG .. stream .. ':' .. entry[1])
+end
+redis.call('UNLINK', INDEX .. stream)
+settle(stream)
+if redis.call('ZCARD', AGES) == 0 then redis.call('UNLINK', BYTES) end
+"""
+)

@@ -1,0 +1,139 @@
+"""`GET /metrics`: streams, queues and workers, read from Redis when Prometheus asks.
+
+Every API process tells of the whole installation, so one of them is enough to scrape.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+
+import redis
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    InfoMetricFamily,
+    Metric,
+    StateSetMetricFamily,
+    UntypedMetricFamily,
+)
+from prometheus_client.registry import Collector
+
+from streamer import __version__
+from streamer.client import Client
+from streamer.domain import Stream, StreamState
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_LABELS = ("stream", "stream_id")
+
+_COUNTERS: dict[str, tuple[str, Callable[[Stream], float]]] = {
+    "packets": ("Video packets received.", lambda s: s.counters.packets),
+    "received_bytes": ("Bytes of video received.", lambda s: s.counters.bytes),
+    "decoded_frames": ("Frames decoded.", lambda s: s.counters.decoded),
+    "sampled_frames": ("Frames sampled and stored.", lambda s: s.counters.sampled),
+    "reconnects": ("Connections lost and made again.", lambda s: s.counters.reconnects),
+    "clips": ("Clips asked about.", lambda s: s.counters.clips),
+    "clips_dropped": ("Clips of live watches dropped as late.", lambda s: s.counters.clips_dropped),
+}
+
+_GAUGES: dict[str, tuple[str, Callable[[Stream], float | None]]] = {
+    "fps": ("Frames per second that come.", lambda s: s.counters.measured_fps),
+    "bits_per_second": ("Bits of video per second that come.", lambda s: s.counters.bit_rate),
+    "last_frame_age_seconds": ("Age of the newest frame.", lambda s: s.last_frame_age),
+    "position_seconds": ("Stream time reached.", lambda s: s.counters.position),
+    "state_since_seconds": (
+        "When the stream entered its state, Unix time.",
+        lambda s: s.since.timestamp(),
+    ),
+}
+
+
+def render(client: Client) -> bytes:
+    """The metrics of the installation in Prometheus's text format.
+
+    Redis away is a metric too: `streamer_redis_up` is 0 then, and nothing else is told.
+    """
+    registry = CollectorRegistry()
+    registry.register(_Installation(client))
+    return generate_latest(registry)
+
+
+class _Installation(Collector):
+    """Reads everything once for each scrape."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    def describe(self) -> list[Metric]:
+        """Nothing in advance: names are known once Redis has been read."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """All metrics."""
+        info = InfoMetricFamily("streamer", "The version that answers.")
+        info.add_metric((), {"version": __version__})
+        yield info
+        try:
+            found = [*self._streams(), *self._queues(), *self._workers()]
+        except redis.exceptions.RedisError:
+            yield GaugeMetricFamily("streamer_redis_up", "Whether Redis answers.", 0)
+            return
+        yield GaugeMetricFamily("streamer_redis_up", "Whether Redis answers.", 1)
+        yield from found
+
+    def _streams(self) -> Iterator[Metric]:
+        streams = self._client.streams()
+        for name, (text, count) in _COUNTERS.items():
+            counter = CounterMetricFamily(f"streamer_stream_{name}", text, labels=_LABELS)
+            for stream in streams:
+                counter.add_metric(_labels(stream), count(stream))
+            yield counter
+        for name, (text, read) in _GAUGES.items():
+            gauge = GaugeMetricFamily(f"streamer_stream_{name}", text, labels=_LABELS)
+            for stream in streams:
+                if (value := read(stream)) is not None:
+                    gauge.add_metric(_labels(stream), value)
+            yield gauge
+        dropped = CounterMetricFamily(
+            "streamer_stream_dropped_frames", "Frames given up.", labels=(*_LABELS, "cause")
+        )
+        state = StateSetMetricFamily("streamer_stream_state", "Its state.", labels=_LABELS)
+        error = GaugeMetricFamily(
+            "streamer_stream_error", "1 while it is in trouble.", labels=(*_LABELS, "code")
+        )
+        media = InfoMetricFamily("streamer_stream", "What it sends.", labels=_LABELS)
+        for stream in streams:
+            labels, counters = _labels(stream), stream.counters
+            for cause, frames in counters.dropped.model_dump().items():
+                dropped.add_metric((*labels, cause), frames)
+            state.add_metric(labels, {each.value: each is stream.state for each in StreamState})
+            if stream.error is not None:
+                error.add_metric((*labels, stream.error.code.value), 1)
+            size = {"width": str(counters.width or ""), "height": str(counters.height or "")}
+            media.add_metric(labels, {"codec": counters.codec or "", **size})
+        yield from (dropped, state, error, media)
+
+    def _queues(self) -> Iterator[Metric]:
+        waiting = GaugeMetricFamily("streamer_queue_jobs", "Jobs that wait.", labels=("queue",))
+        for queue, depth in self._client.jobs.depths().items():
+            waiting.add_metric((queue,), depth)
+        yield waiting
+
+    def _workers(self) -> Iterator[Metric]:
+        living = GaugeMetricFamily("streamer_workers", "Living workers.", labels=("kind",))
+        for kind, count in self._client.jobs.workers().items():
+            living.add_metric((kind,), count)
+        yield living
+        families: dict[str, UntypedMetricFamily] = {}
+        for worker, numbers in self._client.jobs.vitals().items():
+            for key, number in numbers.items():
+                name = "streamer_worker_" + re.sub(r"\W", "_", key, flags=re.ASCII)
+                if name not in families:
+                    text = f"`{key}` as the worker tells it."
+                    families[name] = UntypedMetricFamily(name, text, labels=("worker",))
+                families[name].add_metric((worker,), number)
+        yield from families.values()
+
+
+def _labels(stream: Stream) -> tuple[str, str]:
+    return stream.name, stream.id

@@ -1,0 +1,87 @@
+"""`streamer streams`: what is attached and how it is, as a table and as JSON."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+from installation import run_cli
+
+from streamer.cli.streams import drops, video
+from streamer.client import Client
+from streamer.domain import (
+    Drops,
+    ErrorInfo,
+    StreamCounters,
+    StreamState,
+    StreamStatus,
+    utc_now,
+)
+from streamer.errors import ErrorCode
+from streamer.settings import Settings
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[Client]:
+    with Client(settings) as opened:
+        yield opened
+
+
+def test_state_reason_and_counters_are_shown(client: Client) -> None:
+    # given
+    client.attach("rtsp://me:hunter2@cam.invalid/live", "yard", watches=[], probe=False)
+    stream = client.stream("yard")
+    counters = StreamCounters(
+        packets=1000,
+        decoded=990,
+        sampled=40,
+        dropped=Drops(late=7, redis_away=2),
+        reconnects=3,
+        measured_fps=24.96,
+        bit_rate=2_140_000,
+        fps=30.0,
+        width=1920,
+        height=1080,
+        codec="h264",
+    )
+    error = ErrorInfo(code=ErrorCode.STREAM_TIMEOUT, message="It sent nothing for 8 s.")
+    status = StreamStatus(
+        state=StreamState.RECONNECTING,
+        error=error,
+        last_frame_at=utc_now(),
+        reported_at=utc_now(),
+        counters=counters,
+    )
+    client.registry.save_status(stream.id, status)
+    redis_url = client.settings.redis_url or ""
+    # when
+    table = run_cli("streams", STREAMER_REDIS_URL=redis_url)
+    record = run_cli("streams", "--json", STREAMER_REDIS_URL=redis_url)
+    # then
+    assert table.returncode == record.returncode == 0
+    for shown in (
+        "reconnecting",
+        "1920x1080 25 fps h264 2.1 Mbit/s",
+        "7 late",
+        "2 redis away",
+        "STREAM_TIMEOUT  It sent nothing for 8 s.",
+    ):
+        assert shown in table.stdout
+    told = json.loads(record.stdout)
+    assert told["state"] == "reconnecting"
+    assert told["error"]["code"] == "STREAM_TIMEOUT"
+    assert told["counters"]["dropped"] == {
+        "late": 7,
+        "decode_error": 0,
+        "redis_away": 2,
+        "redis_full": 0,
+        "archive": 0,
+    }
+    assert told["counters"]["measured_fps"] == 24.96
+    assert 0 <= told["last_frame_age"] < 60
+    assert "hunter2" not in table.stdout + record.stdout
+
+
+def test_what_is_not_known_is_left_out(client: Client) -> None:
+    client.attach("rtsp://cam.invalid/live", "yard", watches=[], probe=False)
+    assert video(client.stream("yard")) == "-"
+    assert drops(Drops()) == "0"

@@ -1,0 +1,208 @@
+"""The doctor on this machine, which is well, and on machines that are not."""
+
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import redis
+from typer.testing import CliRunner
+
+from streamer.cli.app import app
+from streamer.doctor import machine, model, redis_server
+from streamer.doctor.check import Check
+from streamer.doctor.examination import Examination, examine
+from streamer.embedded import EmbeddedServer
+from streamer.settings import Settings
+
+PASSWORD = "hunter2secret"
+
+
+def by_name(found: list[Check]) -> dict[str, Check]:
+    names = [check.name for check in found]
+    assert len(set(names)) == len(names)
+    for check in found:
+        assert check.message.endswith(".")
+        assert "\n" not in check.message
+        assert PASSWORD not in check.message
+    return {check.name: check for check in found}
+
+
+def only(examination: Examination, settings: Settings) -> dict[str, Check]:
+    return by_name(list(examination(settings)))
+
+
+def test_a_machine_that_is_well(settings: Settings) -> None:
+    found = by_name(examine(settings, limit=100.0))
+
+    states = {name: check.state for name, check in found.items()}
+    assert states.pop("ingest workers") == states.pop("model workers") == "warn"  # none runs
+    assert set(states.values()) <= {"ok", "warn"}, found
+    for name in ("python", "packages", "redis", "clock", "model", "codecs", "disk"):
+        assert states[name] == "ok", found[name]
+    assert "demo in float32 on main memory" in found["model"].message
+    assert "***" in found["redis"].message
+    assert "h264, hevc" in found["codecs"].message
+    assert {"redis memory", "hardware decoding", "limits"} <= set(found)
+
+
+def test_before_anything_runs(tmp_path: Path) -> None:
+    found = only(redis_server.servers, Settings(data_dir=tmp_path))
+    assert (found["redis"].state, list(found)) == ("ok", ["redis"])
+    assert "`streamer up` starts" in found["redis"].message
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        (f"redis://:{PASSWORD}@127.0.0.1:1/0", "check that it runs"),
+        (f"http://:{PASSWORD}@127.0.0.1/", "is not a Redis address"),
+    ],
+)
+def test_redis_that_is_not_there(url: str, said: str) -> None:
+    (check,) = only(redis_server.servers, Settings(redis_url=url)).values()
+    assert check.state == "fail"
+    assert said in check.message
+
+
+def test_a_password_that_redis_refuses(valkey: EmbeddedServer) -> None:
+    url = f"redis://:{PASSWORD}@127.0.0.1:{valkey.port}/0"
+    (check,) = only(redis_server.servers, Settings(redis_url=url)).values()
+    assert check.state == "fail"
+    assert "password" in check.message
+
+
+def test_policies_of_memory(tmp_path: Path) -> None:
+    # given frames on a server of their own, and both servers set up with a bound
+    with (
+        EmbeddedServer(tmp_path / "a", persistent=False, max_memory=64 << 20) as main,
+        EmbeddedServer(tmp_path / "b", persistent=False, max_memory=64 << 20) as frames,
+    ):
+        settings = Settings(redis_url=main.url, frames_redis_url=frames.url)
+        with redis.Redis.from_url(main.url) as a, redis.Redis.from_url(frames.url) as b:
+            a.config_set("maxmemory-policy", "noeviction")
+            found = only(redis_server.servers, settings)
+            assert found["redis memory"].state == "ok"
+            assert found["redis memory (frames)"].state == "ok"
+            assert "clock" in found
+
+            a.config_set("maxmemory-policy", "allkeys-lru")
+            b.config_set("maxmemory", "0")
+            found = only(redis_server.servers, settings)
+            assert found["redis memory"].state == "warn"
+            assert "noeviction" in found["redis memory"].message
+            assert found["redis memory (frames)"].state == "warn"
+            assert "maxmemory" in found["redis memory (frames)"].message
+
+
+def test_clocks_that_disagree(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time
+    for ahead, state in ((0.0, "ok"), (2.0, "warn"), (-60.0, "fail")):
+        monkeypatch.setattr(time, "time", lambda ahead=ahead: now() + ahead)
+        clock = only(redis_server.servers, settings)["clock"]
+        assert clock.state == state
+        assert ("NTP" in clock.message) == (state != "ok")
+
+
+def test_a_model_that_cannot_be_used(
+    random_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from nvila_core import footprint  # what `_model` runs as a program: that takes seconds
+
+    def check_of(path: str, *arguments: str) -> Check:
+        footprint.main([path, "--device", "cpu", *arguments])
+        return model.judge("it", json.loads(capsys.readouterr().out))
+
+    broken = tmp_path / "broken"
+    shutil.copytree(random_checkpoint, broken)
+    shutil.rmtree(broken / "llm")
+    check = check_of(str(broken))
+    assert check.state == "fail"
+    assert "llm" in check.message
+
+    huge = check_of(str(random_checkpoint), "--kv-cache-tokens", str(10**12))
+    assert huge.state == "fail"
+    assert "does not fit" in huge.message
+    assert "kv_cache_tokens" in huge.message
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    absent = check_of("Efficient-Large-Model/NVILA-Lite-2B")
+    assert absent.state == "warn"
+    assert "downloads it" in absent.message
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert check_of("Efficient-Large-Model/NVILA-Lite-2B").state == "fail"
+
+
+def test_a_pytorch_that_hangs_or_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(data_dir=tmp_path)
+    python = tmp_path / "python"
+    monkeypatch.setattr(sys, "executable", str(python))
+    for script, state, said in [
+        ("exec sleep 60", "warn", "did not start"),
+        ("echo libcudart.so: cannot open >&2; exit 1", "fail", "libcudart.so"),
+    ]:
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o755)
+        (check,) = model.model(settings, time.monotonic() + 1.0)
+        assert (check.state, said in check.message) == (state, True), check
+
+
+def test_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(data_dir=tmp_path / "not" / "yet" / "there")
+    real = shutil.disk_usage(tmp_path)
+    for free, state in ((100 << 30, "ok"), (2 << 30, "warn"), (1 << 20, "fail")):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: real._replace(free=free))
+        assert only(machine.disk, settings)["disk"].state == state
+    assert not (tmp_path / "not").exists()
+
+
+@pytest.mark.parametrize(("wanted", "state"), [("none", "ok"), ("auto", "ok"), ("cuda", "warn")])
+def test_hardware_decoding(wanted: str, state: str) -> None:
+    from streamer.media import hardware
+
+    if hardware.why_not() is None:
+        pytest.skip("this machine has a card")
+    check = only(machine.hardware, Settings(hwaccel=wanted))["hardware decoding"]  # type: ignore[arg-type]
+    assert check.state == state
+    assert ("software" in check.message) == (wanted != "none")
+
+
+def test_a_check_that_breaks_or_hangs_hides_no_other(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(_: Settings) -> list[Check]:
+        raise RuntimeError(f"redis://:{PASSWORD}@host is odd")
+
+    def hangs(_: Settings) -> list[Check]:
+        time.sleep(60)
+        return []
+
+    monkeypatch.setattr(machine, "codecs", breaks)
+    monkeypatch.setattr(machine, "disk", hangs)
+    monkeypatch.setattr(model, "model", lambda *_: [])
+    found = by_name(examine(settings, limit=3.0))
+    assert found["codecs"].state == "fail"
+    assert "RuntimeError" in found["codecs"].message
+    assert found["disk"].state == "warn"
+    assert found["python"].state == "ok"
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "model", lambda *_: [])
+    monkeypatch.setenv("STREAMER_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+    well = CliRunner().invoke(app, ["doctor"])
+    assert well.exit_code == 0, well.output
+    assert "ok    python" in well.stdout
+
+    monkeypatch.setenv("STREAMER_REDIS_URL", f"redis://:{PASSWORD}@127.0.0.1:1/0")
+    ill = CliRunner().invoke(app, ["doctor", "--json"])
+    assert ill.exit_code == 1
+    records = [json.loads(line) for line in ill.stdout.splitlines()]
+    assert {record["name"]: record["state"] for record in records}["redis"] == "fail"
+    assert PASSWORD not in ill.output
