@@ -8,12 +8,29 @@ import numpy as np
 
 from nvila_core.demo.video import StreetVideo
 
+BITS, CELL = 10, 32
+"""A frame's number is drawn as so many squares of so many pixels."""
+
 NOISE = 2.0
 """Standard deviation, of 255: enlarged pictures have none of their own, and cameras do."""
 
 
-def write_street(path: Path, seed: int, seconds: float, fps: int, size: tuple[int, int]) -> None:
-    """Encode as H.264 without B-frames, a key frame a second, like a camera does."""
+def write_street(
+    path: Path,
+    seed: int,
+    seconds: float,
+    fps: int,
+    size: tuple[int, int],
+    *,
+    gop: int | None = None,
+    bit_rate: int | None = None,
+    numbered: bool = False,
+) -> None:
+    """Encode as H.264 without B-frames, like a camera does.
+
+    A key frame every `gop` frames (default: one a second), at `bit_rate` bits a second (default:
+    whatever constant quality takes). `numbered` frames can be read by `number_of`.
+    """
     width, height = size
     rng = np.random.default_rng(seed)
     bank = rng.normal(0.0, NOISE, 2 * width * height).astype(np.int16)
@@ -21,8 +38,12 @@ def write_street(path: Path, seed: int, seconds: float, fps: int, size: tuple[in
         stream = container.add_stream("libx264", rate=fps)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.time_base = Fraction(1, fps)
-        stream.gop_size = fps
-        stream.options = {"crf": "23", "preset": "veryfast", "bf": "0"}
+        stream.gop_size = gop or fps
+        options = {"crf": "23", "preset": "veryfast", "bf": "0", "sc_threshold": "0"}
+        if bit_rate is not None:
+            del options["crf"]
+            options |= {"b": str(bit_rate), "maxrate": str(bit_rate), "bufsize": str(bit_rate)}
+        stream.options = options
         for index, picture in enumerate(StreetVideo(seed, seconds, fps=fps)):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame = frame.reformat(width, height, "yuv420p")
@@ -31,7 +52,16 @@ def write_street(path: Path, seed: int, seconds: float, fps: int, size: tuple[in
             start = int(rng.integers(len(bank) - luma.size))
             noise = bank[start : start + luma.size].reshape(luma.shape)
             planes[:height] = np.clip(luma + noise, 0, 255)
+            if numbered:
+                for bit in range(BITS):
+                    luma[:CELL, bit * CELL : (bit + 1) * CELL] = 235 if index >> bit & 1 else 16
             frame = av.VideoFrame.from_ndarray(planes, format="yuv420p")
             frame.pts = index
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
+
+
+def number_of(picture: np.ndarray) -> int:
+    """The number of a numbered frame, any uint8 [height, width, channels] of its full size."""
+    row = picture[CELL // 2].mean(axis=-1)
+    return sum(1 << bit for bit in range(BITS) if row[bit * CELL + CELL // 2] > 128)

@@ -1,0 +1,119 @@
+"""The engine beside transformers' own `generate`, one request at a time: same weights, one run.
+
+    .venv/bin/python benchmarks/engine.py ratios [--scenario a --scenario d] [--json]
+    .venv/bin/python benchmarks/engine.py curves [--svg docs/engine-curves.svg] [--json]
+    .venv/bin/python benchmarks/engine.py gpu [--shape 2b|8b|tiny] [--json]
+
+`ratios`: four situations that an engine is for. The two sides take turns within each round, and the
+median round is told. `curves`: how the cost grows with requests, frames and tiles. `gpu`: shares of
+a GPU's peaks, and captioning streams a GPU.
+
+A request is a question and the decoded pictures of a clip; resizing them counts on both sides.
+Answers have exactly as many tokens as are asked for.
+"""
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from loads import SIZES
+from report import publish
+
+from nvila_core.random_checkpoint import Shape
+
+
+def shape_of(args: argparse.Namespace, default: str) -> Shape:
+    """The model's sizes."""
+    shape = SIZES[args.shape or default]
+    return shape if args.tile is None else replace(shape, image=args.tile)
+
+
+def clock(args: argparse.Namespace) -> Callable[[], float]:
+    """What time is told by."""
+    return time.process_time if args.cpu_time else time.perf_counter
+
+
+def ratios(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str], list[Any]]:
+    """The table of the four situations."""
+    from engine_ratios import SCENARIOS, Bench, measure
+
+    bench = Bench(
+        folder,
+        shape_of(args, "small"),
+        args.dtype or "float32",
+        args.step_tokens,
+        args.answer,
+        args.sample,
+        clock(args),
+    )
+    found = measure(bench, args.scenario or list(SCENARIOS), args.rounds)
+    rows = [
+        [f"({key}) {r['what']}", r["alone_s"], r["engine_s"], r["ratio"], r["aim"]]
+        for key, r in found.items()
+    ]
+    results = {
+        "scenarios": found,
+        "equal_answers": f"{bench.equal} of {bench.compared}",
+    }
+    return results, ["", "one at a time, s", "engine, s", "ratio", "aim"], rows
+
+
+def curves(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str], list[Any]]:
+    """The table of how cost grows, and its picture."""
+    from engine_curves import Curves, draw, measure
+
+    shape, dtype = shape_of(args, "small"), args.dtype or "float32"
+    points = measure(Curves(folder, shape, dtype, args.answer, clock(args)), args.most)
+    if args.svg:
+        args.svg.write_text(draw(points))
+    names = ("axis", "value", "positions", "seconds", "per_second", "alone_per_second")
+    rows = [[point[name] for name in names] for point in points]
+    header = ["what grows", "to", "positions", "seconds", "requests/s", "one at a time/s"]
+    return {"points": points}, header, rows
+
+
+def gpu(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str], list[Any]]:
+    """The table of shares of peak and of streams."""
+    from engine_gpu import measure
+
+    found = measure(folder, shape_of(args, "2b"), args.device, args.dtype, args.seconds, args.most)
+    rows = [[name, *entry.values()] for name, entry in found.items()]
+    return {"gpu": found}, ["", "measured", "of", "share"], rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=("ratios", "curves", "gpu"))
+    parser.add_argument("--shape", choices=SIZES, help="default: small; 2b on a GPU")
+    parser.add_argument("--tile", type=int, help="pixels of a tile's side; default: the shape's")
+    parser.add_argument("--step-tokens", type=int, default=64, help="of the engine; for ratios")
+    parser.add_argument("--dtype", help="default: float32; bfloat16 on a GPU")
+    parser.add_argument("--device", default="cuda", help="for gpu; cpu only makes sense with tiny")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--answer", type=int, default=100, help="tokens of a caption")
+    parser.add_argument("--sample", type=int, default=8, help="requests that the rival is timed on")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="for a shared machine, with --threads 1"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scenario", action="append", choices=list("abcd"), help="repeatable")
+    parser.add_argument("--most", type=int, default=64, help="of the curves, and streams tried")
+    parser.add_argument("--seconds", type=float, default=60, help="of a trial of n streams")
+    parser.add_argument("--svg", type=Path, help="draw the curves here")
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    with tempfile.TemporaryDirectory() as directory:
+        parts = {"ratios": ratios, "curves": curves, "gpu": gpu}
+        results, header, rows = parts[args.part](args, Path(directory) / "checkpoint")
+    arguments = {key: str(value) for key, value in vars(args).items() if value is not None}
+    publish({"results": results, "arguments": arguments}, header, rows)
+
+
+if __name__ == "__main__":
+    main()

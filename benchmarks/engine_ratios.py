@@ -1,0 +1,168 @@
+"""Four situations that an engine is for, beside one request at a time; see engine.py."""
+
+import random
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loads import Camera, make_model
+from report import percentiles
+from rival import Rival
+
+from nvila_core import Engine, SamplingParams, Video
+from nvila_core.handle import Handle
+from nvila_core.random_checkpoint import Shape
+
+STEP_TOKENS = 64
+"""Positions in a step, on two cores: a longer step would let a question wait for too long."""
+
+
+@dataclass
+class Outcome:
+    """What both sides took, seconds."""
+
+    alone: float
+    engine: float
+
+    @property
+    def ratio(self) -> float:
+        """How many times longer the rival takes."""
+        return self.alone / self.engine
+
+
+class Bench:
+    """Both sides.
+
+    Args:
+        folder: for the checkpoint.
+        shape: of the model, see `loads`.
+        step_tokens: positions in a step of the engine.
+        answer: tokens of a caption.
+        sample: requests that the rival is timed on where there are more; its time is scaled.
+        clock: seconds; `time.process_time` leaves out what other programs take of the machine.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        shape: Shape,
+        dtype: str,
+        step_tokens: int = STEP_TOKENS,
+        answer: int = 100,
+        sample: int = 8,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self.clock, self.random = clock, random.Random(0)
+        self.rival = Rival(make_model(folder, shape, dtype=dtype))
+        self.model = make_model(folder, shape, dtype=dtype)
+        self.camera = Camera(shape)
+        self.answer, self.sample, self.step_tokens = answer, sample, step_tokens
+        self.equal = self.compared = 0
+        self.idle: list[float] = []
+        self.busy: list[float] = []
+        self.together([self.camera.clip(1)], 2)
+
+    def engine(self) -> Engine:
+        """An engine that has seen nothing yet."""
+        return Engine(self.model, 64, 32768, step_tokens=self.step_tokens)
+
+    def together(self, requests: Sequence[list[Any]], tokens: int, **options: Any) -> Outcome:
+        """Time of the rival for one request after another, and of an engine that gets all."""
+        some = requests[: self.sample]
+        began = self.clock()
+        expected = [self.rival.answer(parts, tokens, **options) for parts in some]
+        alone = (self.clock() - began) * len(requests) / len(some)
+        engine = self.engine()
+        began = self.clock()
+        handles = [engine.submit(parts, asked(tokens), **options) for parts in requests]
+        while engine.step():
+            pass
+        spent = self.clock() - began
+        answers = [handle.result().token_ids for handle in handles]
+        self.compared += len(some)
+        self.equal += sum(a == b for a, b in zip(answers, expected, strict=False))
+        return Outcome(alone, spent)
+
+    def different_clips(self) -> Outcome:
+        """(a) Captions of 8 different clips."""
+        return self.together(self.camera.clips(8), self.answer)
+
+    def one_clip(self) -> Outcome:
+        """(b) 8 questions on one clip of 64 frames; answers a fifth as long as a caption."""
+        video = self.camera.clip(64)[0]
+        asks = [[video, f"{number} what?"] for number in range(8)]
+        return self.together(asks, max(1, self.answer // 5), num_video_frames=64)
+
+    def still_camera(self) -> Outcome:
+        """(c) Captions of 60 windows of a camera that sees one still picture."""
+        video = Video([self.camera.frame()] * 8)
+        return self.together([[video, "What now?"]] * 60, self.answer)
+
+    def first_token(self, questions: int = 6) -> Outcome:
+        """(d) Time to the first token of a question on a new clip, while 8 clips are captioned:
+        p95 of all so far. In the place of the rival: an idle engine.
+
+        Captions are at any stage when a question comes, and new ones take the place of those that
+        end. The question comes at a random moment of a step, whose rest it waits for.
+        """
+        engine = self.engine()
+        for _ in range(questions):
+            self.idle.append(self._ask(engine))
+        captions: list[Handle] = []
+        for _ in range(questions):
+            for _ in range(self.random.randint(1, 60)):
+                captions = [handle for handle in captions if not handle.done]
+                while len(captions) < 8:
+                    captions.append(engine.submit(self.camera.clip(), asked(self.answer)))
+                began = self.clock()
+                engine.step()
+                last = self.clock() - began
+            self.busy.append(self.random.random() * last + self._ask(engine))
+        return Outcome(percentiles(self.busy, 95)[0], percentiles(self.idle, 95)[0])
+
+    def _ask(self, engine: Engine) -> float:
+        parts = self.camera.clip()
+        began = self.clock()
+        handle = engine.submit(parts, asked(1), priority=1)
+        while not handle.done:
+            engine.step()
+        return self.clock() - began
+
+
+def asked(tokens: int) -> SamplingParams:
+    """Greedy, and exactly so many tokens."""
+    return SamplingParams(max_tokens=tokens, ignore_eos=True)
+
+
+SCENARIOS = {
+    "a": ("8 different clips at once", Bench.different_clips, 3.0),
+    "b": ("8 questions on one clip", Bench.one_clip, 6.0),
+    "c": ("60 windows of a still camera", Bench.still_camera, 5.0),
+    "d": ("first token among 8 captions", Bench.first_token, 1.5),
+}
+
+
+def measure(bench: Bench, wanted: Sequence[str], rounds: int) -> dict[str, Any]:
+    """The median round of each scenario: seconds of both sides and their ratio."""
+    found: dict[str, list[Outcome]] = {key: [] for key in wanted}
+    for _ in range(rounds):
+        for key in wanted:
+            found[key].append(SCENARIOS[key][1](bench))
+            print(f"({key}) {found[key][-1].ratio:.2f}", file=sys.stderr, flush=True)
+    results = {}
+    for key, outcomes in found.items():
+        if key == "d":  # its percentiles are of all rounds
+            outcomes = outcomes[-1:]
+        middle = sorted(outcomes, key=lambda o: o.ratio)[len(outcomes) // 2]
+        results[key] = {
+            "what": SCENARIOS[key][0],
+            "alone_s": middle.alone,
+            "engine_s": middle.engine,
+            "ratio": middle.ratio,
+            "ratios": [outcome.ratio for outcome in outcomes],
+            "aim": SCENARIOS[key][2],
+        }
+    return results

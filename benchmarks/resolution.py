@@ -1,0 +1,184 @@
+"""What a real camera costs: vision tokens of an hour under each resolution policy, and how many of
+them the tile cache saves the vision tower.
+
+    .venv/bin/python benchmarks/resolution.py [VIDEO] [--fps 1] [--window 10] [--json]
+
+Frames go the way of the service: sampled, measured, stored as JPEG, planned window by window,
+opened at the scale of the plan, cut into tiles of 448 pixels. The model is a random one of
+NVILA-Lite's tile and token sizes; it prepares, and generates nothing. VIDEO is by default vtest.avi
+of Debian's package opencv-doc, a street seen by a surveillance camera (768x576, 79.5 s).
+
+Below the table stands the time that measuring a 1920x1080 frame takes on one core.
+"""
+
+import argparse
+import gzip
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+import cv2
+import numpy as np
+from PIL import Image
+from report import publish
+
+from nvila_core import NVILA, Budget, Measures, Meter, Video
+from nvila_core.prefix import tile_keys
+from nvila_core.random_checkpoint import Shape, write_checkpoint
+from nvila_core.tile_cache import TileCache
+from streamer.media.pictures import from_jpeg, to_bgr, to_jpeg
+from streamer.media.sampler import FpsSampler
+from streamer.media.source import Source
+from streamer.settings import Settings
+
+FOOTAGE = Path("/usr/share/doc/opencv-doc/examples/data")
+PICTURES = "native, each frame a picture"
+LOOKS = (
+    ("native", None),
+    ("fixed:1", None),
+    (PICTURES, None),
+    ("adaptive", None),
+    ("adaptive", 2 * 121 * 10),
+)
+"""Policies, and vision tokens of a clip at most."""
+TOLERANCES = (0.0, 0.02, 0.05)
+CACHE_BYTES = 2**28
+
+
+def footage(folder: Path) -> Path:
+    """The path of vtest.avi, unpacked if need be."""
+    video, packed = FOOTAGE / "vtest.avi", FOOTAGE / "vtest.avi.gz"
+    if video.is_file():
+        return video
+    if not packed.is_file():
+        sys.exit("There is no vtest.avi: install Debian's package opencv-doc, or name a VIDEO.")
+    with gzip.open(packed) as source, (folder / "vtest.avi").open("wb") as target:
+        shutil.copyfileobj(source, target)
+    return folder / "vtest.avi"
+
+
+def sample(video: Path, fps: float) -> tuple[list[bytes], list[Measures], float]:
+    """JPEGs and measures of the sampled frames, and how many seconds they span."""
+    sampler, meter = FpsSampler(fps), Meter(bgr=True)
+    jpegs, measures = [], []
+    with Source(str(video), live=False, sampler=lambda: sampler) as source:
+        for frame in source:
+            if sampler.keep(frame.pts, frame.image):
+                bgr = to_bgr(frame.image)
+                measures.append(meter.measure(bgr))
+                jpegs.append(to_jpeg(bgr, Settings().jpeg_quality))
+    return jpegs, measures, len(jpegs) / fps
+
+
+def clips(frames: int, length: int) -> list[range]:
+    """The frames of each window."""
+    return [range(i, min(i + length, frames)) for i in range(0, frames, length)]
+
+
+class Camera:
+    """One camera's hour under one policy: what the model is given, and what the caches had."""
+
+    def __init__(self, model: NVILA, policy: str, budget: int | None) -> None:
+        self.model, self.policy, self.budget = model, policy, Budget(budget)
+        self.caches = [TileCache(CACHE_BYTES, tolerance) for tolerance in TOLERANCES]
+        self.frames = self.tiles = 0
+        self.encoded = [0] * len(TOLERANCES)
+
+    def see(self, jpegs: Sequence[bytes], measures: Sequence[Measures]) -> None:
+        """One clip."""
+        self.frames += len(jpegs)
+        if self.policy == PICTURES:
+            for jpeg, seen in zip(jpegs, measures, strict=True):
+                self._show([Image.fromarray(from_jpeg(jpeg, seen.width, seen.height))])
+            return
+        plan = self.model.plan(list(measures), self.policy, self.budget)
+        side = self.model.config.processor.size
+        pictures = [
+            from_jpeg(jpeg, seen.width, seen.height, (side * grid[0], side * grid[1]))
+            for jpeg, seen, grid in zip(
+                jpegs, measures, (frame.grid for frame in plan.frames), strict=True
+            )
+        ]
+        self._show([Video(pictures, sampled=True, measures=measures)], len(pictures))
+
+    def _show(self, parts: list[object], frames: int = 1) -> None:
+        policy = None if self.policy == PICTURES else self.policy
+        prompt = self.model.prepare(
+            [*parts, "Describe."], num_video_frames=frames, policy=policy, budget=self.budget
+        )
+        self.tiles += prompt.tiles
+        keys = tile_keys(prompt)
+        nothing = prompt.pixel_values.new_zeros(121, 1)
+        for number, cache in enumerate(self.caches):
+            for key, pixels in zip(keys, prompt.pixel_values, strict=True):
+                (found,) = cache.resolve([key], pixels[None])
+                if cache.get(found) is None:
+                    self.encoded[number] += 1
+                    cache.put(found, nothing, pixels)
+
+
+def measuring_ms(rounds: int = 60) -> list[float]:
+    """CPU milliseconds to measure a 1920x1080 frame, on one core: median and lowest."""
+    cv2.setNumThreads(1)
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 255, (108, 192, 3), np.uint8)
+    picture = cv2.resize(coarse, (1920, 1080), interpolation=cv2.INTER_CUBIC)
+    frames = [np.roll(picture, shift, axis=1) for shift in (0, 7)]
+    meter, spent = Meter(), []
+    for number in range(rounds):
+        began = time.thread_time()
+        meter.measure(frames[number % 2])
+        spent.append(1000 * (time.thread_time() - began))
+    return [median(spent), min(spent)]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("video", nargs="?", type=Path)
+    parser.add_argument("--fps", type=float, default=1.0, help="frames sampled per second")
+    parser.add_argument("--window", type=float, default=10.0, help="seconds of a clip")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        video = options.video or footage(Path(folder))
+        jpegs, measures, seconds = sample(video, options.fps)
+        model = NVILA.from_pretrained(
+            write_checkpoint(Path(folder) / "lite", Shape(image=448, context=2**17))
+        )
+        rows, cameras = [], []
+        for policy, budget in LOOKS:
+            camera = Camera(model, policy, budget)
+            for clip in clips(len(jpegs), max(1, round(options.window * options.fps))):
+                camera.see([jpegs[i] for i in clip], [measures[i] for i in clip])
+            cameras.append(camera)
+    hours, tokens = seconds / 3600, model.config.tile_tokens
+    for camera in cameras:
+        name = camera.policy + (f", {camera.budget.tokens} a clip" if camera.budget.tokens else "")
+        counts = [camera.tiles, *camera.encoded]
+        hourly = [f"{count * tokens / hours:,.0f}" for count in counts]
+        rows.append([name, camera.tiles / camera.frames, *hourly])
+    median_ms, lowest_ms = measuring_ms()
+    header = ["", "tiles a frame", "vision tokens an hour"]
+    header += [
+        f"encoded, tolerance {t:g}" if t else "encoded, equal tiles once" for t in TOLERANCES
+    ]
+    result = {
+        "video": video.name,
+        "seconds": seconds,
+        "measure_ms": {"median": median_ms, "lowest": lowest_ms},
+        "rows": [dict(zip(header, row, strict=True)) for row in rows],
+    }
+    publish(result, header, rows)
+    if not options.json:
+        print(
+            f"\nmeasuring a 1920x1080 frame: {median_ms:.1f} ms (median), {lowest_ms:.1f} (lowest)"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The original's way: transformers' own Qwen2ForCausalLM, one request at a time.
+
+The pictures go through the same tower and projector; then `generate(inputs_embeds=...)`, greedy,
+with its cache. The weights are a second copy of those that the engine has, so neither side is held
+back by how the other one keeps them.
+"""
+
+from typing import Any
+
+import torch
+from transformers import GenerationConfig, Qwen2ForCausalLM
+
+from nvila_core import NVILA
+
+
+class Rival:
+    """Answers requests as the published code does.
+
+    Args:
+        model: its weights are used as they are; no engine may have been made for it.
+    """
+
+    def __init__(self, model: NVILA) -> None:
+        self.model = model
+        config = model.language.config.__class__(**model.language.config.to_dict())
+        config._attn_implementation = "sdpa"
+        with torch.device("meta"):
+            self.llm = Qwen2ForCausalLM(config)
+        self.llm.model.load_state_dict(model.language.model.state_dict(), assign=True)
+        self.llm.model.rotary_emb = model.language.model.rotary_emb
+        head = model.language.lm_head
+        table = model.language.model.embed_tokens.weight
+        self.llm.lm_head.weight = table if head is None else head.weight
+        self.llm.eval()
+
+    @torch.inference_mode()
+    def answer(self, parts: list[Any], tokens: int, **options: Any) -> list[int]:
+        """Exactly `tokens` ids in answer to `parts`; `options` are those of `NVILA.prepare`."""
+        prompt = self.model.prepare(parts, **options)
+        embeds = self.model.embed(prompt)[None]
+        config = GenerationConfig(
+            max_new_tokens=tokens,
+            do_sample=False,
+            use_cache=True,
+            eos_token_id=None,
+            pad_token_id=0,
+        )
+        mask = torch.ones(embeds.shape[:2], dtype=torch.long, device=embeds.device)
+        out = self.llm.generate(inputs_embeds=embeds, attention_mask=mask, generation_config=config)
+        ids: list[int] = out[0].tolist()
+        return ids

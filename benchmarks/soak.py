@@ -1,0 +1,246 @@
+"""Streams under random faults for as long as you like: what does the ingest worker lose or leak?
+
+    .venv/bin/python benchmarks/soak.py [--streams 12] [--minutes 30] [--seed 1] [--json]
+
+One real ingest worker reads the streams, each through a cable of its own that is cut, muted,
+refused, made to lose or damage packets, or to shift timestamps, at random; meanwhile streams are
+paused, edited, detached and attached. Memory that only the worker holds (USS), its threads and its
+descriptors are taken every two seconds. Their slopes are those of the least-squares line through
+all but the first fifth, in which caches fill. When the faults are over, every stream has to run
+again.
+"""
+
+import argparse
+import os
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+import psutil
+from footage import write_street
+from report import publish
+
+from streamer.client import Client
+from streamer.domain import Sampling, Stream, StreamState
+from streamer.embedded import EmbeddedServer
+from streamer.media.camera import LoopbackCamera
+from streamer.processes import spawn, stop
+from streamer.settings import Settings
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from rtsp_proxy import RtspProxy  # the cables that the tests damage
+
+EVERY = 2.0
+RECOVERY = 120.0
+CAP = 5.0
+
+
+class Line:
+    """One stream and the cable to its camera."""
+
+    def __init__(self, client: Client, camera: LoopbackCamera, number: int, seed: int) -> None:
+        port = urlsplit(camera.url).port
+        assert port is not None
+        self._client = client
+        self.proxy = RtspProxy(port, seed)
+        self._camera = camera
+        self.name = f"camera-{number}"
+
+    @property
+    def url(self) -> str:
+        """The camera, by way of the cable."""
+        return urlsplit(self._camera.url)._replace(netloc=f"127.0.0.1:{self.proxy.port}").geturl()
+
+    def attach(self) -> Stream:
+        """Have it read."""
+        watches = [self._client.watch("What is there?", window=10.0)]
+        return self._client.attach(
+            self.url, self.name, sampling=Sampling(fps=1), watches=watches, probe=False
+        )
+
+    def heal(self) -> None:
+        """Nothing is wrong any more, but for the clock, which stays as it was set."""
+        faults = self.proxy.faults
+        faults.lose = faults.flip = 0.0
+        faults.mute = faults.refuse = False
+
+
+def hurt(line: Line, client: Client, draw: random.Random) -> tuple[str, float]:
+    """One random fault; its name, and how many seconds it is to last."""
+    faults = line.proxy.faults
+    kinds: dict[str, Callable[[], Any]] = {
+        "cut": line.proxy.hang_up,
+        "muted": lambda: setattr(faults, "mute", True),
+        "refused": lambda: (setattr(faults, "refuse", True), line.proxy.hang_up()),
+        "packets lost": lambda: setattr(faults, "lose", 0.05),
+        "bits flipped": lambda: setattr(faults, "flip", 0.2),
+        "clock set": lambda: setattr(faults, "shift", draw.uniform(-7200, 7200)),
+        "paused": lambda: client.edit(line.name, paused=True),
+        "edited": lambda: client.edit(line.name, source=line.url, probe=False),
+        "detached": lambda: client.detach(line.name),
+    }
+    kind = draw.choice(list(kinds))
+    kinds[kind]()
+    return kind, draw.uniform(2, 20)
+
+
+def mend(kind: str, line: Line, client: Client) -> None:
+    """Undo what :func:`hurt` did."""
+    line.heal()
+    if kind == "paused":
+        client.edit(line.name, paused=False)
+    elif kind == "detached":
+        line.attach()
+
+
+def torment(lines: list[Line], client: Client, until: float, seed: int) -> Counter[str]:
+    """A fault begins about every two seconds, on a line without one; all are mended at the end."""
+    draw = random.Random(seed)
+    told: Counter[str] = Counter()
+    broken: dict[Line, tuple[str, float]] = {}
+    while time.monotonic() < until:
+        now = time.monotonic()
+        for line in [line for line, (_, end) in broken.items() if end <= now]:
+            mend(broken.pop(line)[0], line, client)
+        whole = [line for line in lines if line not in broken]
+        if len(whole) > len(lines) // 3:
+            line = draw.choice(whole)
+            kind, seconds = hurt(line, client, draw)
+            told[kind] += 1
+            broken[line] = (kind, now + seconds)
+        time.sleep(draw.uniform(0.5, 3.5))
+    for line, (kind, _) in broken.items():
+        mend(kind, line, client)
+    return told
+
+
+class Samples(threading.Thread):
+    """What the worker process holds, every two seconds."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self._process = psutil.Process(pid)
+        self._done = threading.Event()
+        self.rows: list[tuple[float, float, float, float]] = []
+
+    def run(self) -> None:
+        """Until stopped."""
+        while not self._done.wait(EVERY):
+            with self._process.oneshot():
+                memory = self._process.memory_full_info().uss / 2**20
+                threads, files = self._process.num_threads(), self._process.num_fds()
+            self.rows.append((time.monotonic(), memory, threads, files))
+
+    def stop(self) -> None:
+        """Take no more."""
+        self._done.set()
+        self.join()
+
+    def slopes(self) -> list[dict[str, float]]:
+        """For memory (MiB), threads and descriptors: start, end, highest, and slope per hour."""
+        table = np.array(self.rows[len(self.rows) // 5 :])
+        hours = (table[:, 0] - table[0, 0]) / 3600
+        return [
+            {
+                "first": float(column[:5].mean()),
+                "last": float(column[-5:].mean()),
+                "highest": float(column.max()),
+                "per_hour": float(np.polyfit(hours, column, 1)[0]),
+            }
+            for column in table[:, 1:].T
+        ]
+
+
+@contextmanager
+def worker(settings: Settings, folder: Path) -> Iterator[int]:
+    """A real `python -m workers.ingest`; its process id."""
+    environment = {
+        **os.environ,
+        "STREAMER_REDIS_URL": settings.redis_url or "",
+        "STREAMER_LOG_LEVEL": "warning",
+        "STREAMER_RECONNECT_CAP": str(CAP),
+    }
+    process = spawn(
+        [sys.executable, "-m", "workers.ingest"], env=environment, log=folder / "ingest.log"
+    )
+    try:
+        yield process.pid
+        if process.poll() is not None:
+            raise RuntimeError((folder / "ingest.log").read_text())
+    finally:
+        stop(process)
+
+
+def recover(client: Client) -> float:
+    """Seconds until every stream runs again; raises when one does not."""
+    began = time.monotonic()
+    while True:
+        late = [s for s in client.streams() if s.state is not StreamState.RUNNING]
+        if not late:
+            return time.monotonic() - began
+        if time.monotonic() - began > RECOVERY:
+            raise RuntimeError(f"{late[0].name} is {late[0].state}: {late[0].error}")
+        time.sleep(0.2)
+
+
+def main() -> None:
+    """Run it and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--streams", type=int, default=12)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        write_street(folder / "street.mp4", 1, seconds=10, fps=15, size=(640, 480))
+        server = stack.enter_context(
+            EmbeddedServer(folder / "redis", persistent=False, max_memory=256 * 2**20)
+        )
+        settings = Settings(redis_url=server.url, data_dir=folder / "data")
+        client = stack.enter_context(Client(settings))
+        camera = stack.enter_context(LoopbackCamera(folder / "street.mp4"))
+        pid = stack.enter_context(worker(settings, folder))
+        lines = [Line(client, camera, n, arguments.seed + n) for n in range(arguments.streams)]
+        for line in lines:
+            stack.enter_context(line.proxy)
+            line.attach()
+        recover(client)
+        samples = Samples(pid)
+        samples.start()
+        end = time.monotonic() + 60 * arguments.minutes
+        told = torment(lines, client, end, arguments.seed)
+        took = recover(client)
+        samples.stop()
+        streams = client.streams()
+        slopes = samples.slopes()
+
+    names = ("memory, MiB", "threads", "descriptors")
+    result = {
+        "streams": arguments.streams,
+        "minutes": arguments.minutes,
+        "faults": dict(told),
+        "recovered_seconds": took,
+        "reconnects": sum(s.counters.reconnects for s in streams),
+        "slopes": dict(zip(names, slopes, strict=True)),
+    }
+    rows = [[name, *slope.values()] for name, slope in zip(names, slopes, strict=True)]
+    publish(result, ["ingest worker", "first", "last", "highest", "slope per hour"], rows)
+    if not arguments.json:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in told.most_common())
+        print(f"\n{arguments.streams} streams, {arguments.minutes:g} minutes; faults: {kinds}.")
+        print(f"All ran again {took:.1f} s after the last one.")
+
+
+if __name__ == "__main__":
+    main()
