@@ -28,14 +28,14 @@ def is_bad(item):
 def harm(own, monkeypatch):
     """`harm(effect)`: call `effect(scores)` whenever the bad request is in a batch, where scores
     are what the language model gave for each sequence."""
-    forward = own.engine._forward
+    forward = own.engine.runner.forward
 
     def start(effect):
         def harmed(work):
             scores = forward(work)
             return effect(work, scores) if any(map(is_bad, work)) else scores
 
-        monkeypatch.setattr(own.engine, "_forward", harmed)
+        monkeypatch.setattr(own.engine.runner, "forward", harmed)
 
     return start
 
@@ -184,7 +184,7 @@ def test_a_worker_that_is_stuck_lets_its_requests_go(own):
 def test_the_last_attempt_has_the_engine_for_itself(own, monkeypatch):
     # given how many requests are in each batch
     sizes = {}
-    forward = own.engine._forward
+    forward = own.engine.runner.forward
 
     def counted(work):
         for item in work:
@@ -192,7 +192,7 @@ def test_the_last_attempt_has_the_engine_for_itself(own, monkeypatch):
             sizes[asked] = max(sizes.get(asked, 0), len(work))
         return forward(work)
 
-    monkeypatch.setattr(own.engine, "_forward", counted)
+    monkeypatch.setattr(own.engine.runner, "forward", counted)
     clips = [request(own, max_tokens=40 + i) for i in range(6)]
 
     def job(clip):
