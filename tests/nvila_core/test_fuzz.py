@@ -22,7 +22,7 @@ from nvila_core.random_checkpoint import write_checkpoint
 from nvila_core.weights import Weights, read_header
 
 FUZZ = settings(
-    max_examples=60,
+    max_examples=40,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

@@ -54,7 +54,12 @@ def answered_once(service, asked):
     ("fault", "say", "env"),
     [
         ("lost", "lost its device (CUDA error: device-side assert triggered)", {}),
-        ("hang", "has not ended within 5 s", {"STREAMER_STEP_TIMEOUT": "5"}),
+        pytest.param(
+            "hang",
+            "has not ended within 5 s",
+            {"STREAMER_STEP_TIMEOUT": "5"},
+            marks=pytest.mark.slow,
+        ),
         pytest.param("bug", "the engine broke down", {}, marks=pytest.mark.slow),
         pytest.param("cuda", "lost its device", {"STREAMER_DEVICE": "cuda"}, marks=ON_A_GPU),
     ],
