@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from nvila_core import NVILA, Budget, SamplingParams
-from nvila_core.demo.evaluate import CLIP_FRAMES, CLIP_KINDS, held_out
+from nvila_core.demo.evaluate import CLIP_FRAMES, held_out
 from nvila_core.demo.labels import GRID
+from nvila_core.demo.questions import QUESTION_KINDS
 from nvila_core.demo.sampling import FIRST_EVALUATION_SEED
 
-KINDS = (*CLIP_KINDS, "sign")
+KINDS = QUESTION_KINDS
 DETAIL_KIND = "sign"
 ONE_TILE, ALL_TILES = "fixed:1", "fixed:12"
 TILED_FRAMES = (1, 2, 3, None)
