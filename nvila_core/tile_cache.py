@@ -25,7 +25,7 @@ class TileCache:
 
     def __init__(self, max_bytes: int, tolerance: float = 0.0) -> None:
         self.max_bytes, self.tolerance = max_bytes, tolerance
-        self.bytes = self.hits = self.misses = 0
+        self.bytes = 0
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
         self._looks: dict[bytes, Tensor] = {}
 
@@ -55,11 +55,8 @@ class TileCache:
     def get(self, key: bytes) -> Tensor | None:
         """The features of a tile, if they are there."""
         features = self._features.get(key)
-        if features is None:
-            self.misses += 1
-            return None
-        self.hits += 1
-        self._features.move_to_end(key)
+        if features is not None:
+            self._features.move_to_end(key)
         return features
 
     def put(self, key: bytes, features: Tensor, pixels: Tensor) -> None:
