@@ -39,11 +39,6 @@ class KVCache:
                 f"{language.device}, so lower kv_cache_tokens."
             ) from error
 
-    @property
-    def nbytes(self) -> int:
-        """Memory of all layers."""
-        return sum(part.nbytes for part in (*self.keys, *self.values))
-
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store [N, kv heads, head size] at `slots` int64 [N] (block * block_size + offset)."""
         self.keys[layer].flatten(0, 1)[slots] = keys

@@ -72,12 +72,6 @@ class TileCache:
             self.bytes -= gone.nbytes
             self._looks.pop(oldest, None)
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._features.clear()
-        self._looks.clear()
-        self.bytes = 0
-
 
 def cells(pixels: Tensor) -> Tensor:
     """Mean colours [tiles, 3 * 16 * 16] of the cells of tiles [tiles, 3, S, S], from 0 to 1."""

@@ -15,7 +15,6 @@ from nvila_core.demo.labels import GRID
 from nvila_core.demo.questions import QUESTION_KINDS
 from nvila_core.demo.sampling import FIRST_EVALUATION_SEED
 
-KINDS = QUESTION_KINDS
 DETAIL_KIND = "sign"
 ONE_TILE, ALL_TILES = "fixed:1", "fixed:12"
 TILED_FRAMES = (1, 2, 3, None)
@@ -34,7 +33,7 @@ class PolicyScore:
 
     policy: str
     budget: int | None
-    right: dict[str, int] = field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    right: dict[str, int] = field(default_factory=lambda: dict.fromkeys(QUESTION_KINDS, 0))
     asked: int = 0
     vision_tokens: int = 0
 
@@ -45,19 +44,20 @@ class PolicyScore:
 
     def accuracy(self, *kinds: str) -> float:
         """Share of right answers over all questions, or over those of some kinds, 0 to 1."""
-        chosen = kinds or KINDS
+        chosen = kinds or QUESTION_KINDS
         return sum(self.right[kind] for kind in chosen) / (self.asked * len(chosen))
 
     @property
     def tokens_per_frame(self) -> float:
         """Vision tokens of one frame on average."""
-        return self.vision_tokens / (self.asked * len(KINDS) * CLIP_FRAMES)
+        return self.vision_tokens / (self.asked * len(QUESTION_KINDS) * CLIP_FRAMES)
 
     def record(self) -> dict[str, Any]:
         """For JSON."""
         return asdict(self) | {
             "name": self.name,
-            "accuracy": {kind: self.accuracy(kind) for kind in KINDS} | {"all": self.accuracy()},
+            "accuracy": {kind: self.accuracy(kind) for kind in QUESTION_KINDS}
+            | {"all": self.accuracy()},
             "tokens_per_frame": self.tokens_per_frame,
         }
 
@@ -74,8 +74,8 @@ def evaluate_policies(
     if not model.config.tile_grids:  # exported before checkpoints said it themselves
         model.config = replace(model.config, tile_grids=(GRID,))
     scores = policies(model.config.tile_tokens)
-    for number, kind in enumerate(KINDS):
-        first = _FIRST_SEED + (seed * len(KINDS) + number) * _SCENES_A_KIND
+    for number, kind in enumerate(QUESTION_KINDS):
+        first = _FIRST_SEED + (seed * len(QUESTION_KINDS) + number) * _SCENES_A_KIND
         for parts, question in held_out("clip", kind, questions, first, model.config.tile_side):
             answers: dict[Any, str] = {}  # of plans that are alike
             for score in scores:
@@ -102,10 +102,10 @@ def policies(tile_tokens: int) -> list[PolicyScore]:
 
 def format_policies(scores: Sequence[PolicyScore]) -> str:
     """The scores as a table in Markdown."""
-    header = ("policy", "tokens a frame", *KINDS, "all")
+    header = ("policy", "tokens a frame", *QUESTION_KINDS, "all")
     lines = [" | ".join(header), "|".join(["---", *["---:"] * (len(header) - 1)])]
     for score in scores:
-        shares = [*(score.accuracy(kind) for kind in KINDS), score.accuracy()]
+        shares = [*(score.accuracy(kind) for kind in QUESTION_KINDS), score.accuracy()]
         cells = [score.name, f"{score.tokens_per_frame:.1f}", *(f"{s:.1%}" for s in shares)]
         lines.append(" | ".join(cells))
     return "\n".join(f"| {line} |" if "---" not in line else f"|{line}|" for line in lines)

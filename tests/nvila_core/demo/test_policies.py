@@ -12,13 +12,13 @@ from nvila_core.demo.evaluate import CLIP_FRAMES
 from nvila_core.demo.labels import GRID
 from nvila_core.demo.policies import (
     ALL_TILES,
-    KINDS,
     ONE_TILE,
     PolicyScore,
     evaluate_policies,
     format_policies,
     policies,
 )
+from nvila_core.demo.questions import QUESTION_KINDS
 from nvila_core.demo.render import render_clip
 from nvila_core.demo.sampling import FIRST_EVALUATION_SEED, sample_scene
 from nvila_core.grids import ONE
@@ -48,7 +48,7 @@ def test_every_policy_answers_the_same_questions_at_its_price() -> None:
     told: list[str] = []
     scores = evaluate_policies(CHECKPOINT, questions=1, progress=told.append)
 
-    assert [line.rpartition(" ")[2] for line in told] == list(KINDS)
+    assert [line.rpartition(" ")[2] for line in told] == list(QUESTION_KINDS)
     assert [score.asked for score in scores] == [1] * len(scores)
     one, *adaptive, every = scores
     assert (one.policy, one.tokens_per_frame) == (ONE_TILE, 4)
@@ -57,7 +57,7 @@ def test_every_policy_answers_the_same_questions_at_its_price() -> None:
     assert prices[0] == 16  # one tiled frame of four
     assert prices == sorted(prices)
     assert prices[-1] < 0.5 * 52
-    assert all(set(score.right) == set(KINDS) for score in scores)
+    assert all(set(score.right) == set(QUESTION_KINDS) for score in scores)
     assert all(right in (0, 1) for score in scores for right in score.right.values())
 
 
@@ -67,13 +67,13 @@ def scores() -> list[PolicyScore]:
     made = policies(tile_tokens=4)
     for number, score in enumerate(made, start=1):
         score.asked, score.vision_tokens = 10, 280 * 4 * number
-        score.right = dict.fromkeys(KINDS, number) | {"sign": 10}
+        score.right = dict.fromkeys(QUESTION_KINDS, number) | {"sign": 10}
     return made
 
 
 def test_the_table_has_a_row_for_each_policy(scores: list[PolicyScore]) -> None:
     header, line, *rows = format_policies(scores).splitlines()
-    assert header.count("|") == line.count("|") == 2 + len(KINDS) + 2
+    assert header.count("|") == line.count("|") == 2 + len(QUESTION_KINDS) + 2
     assert rows[0] == "| fixed:1 | 4.0 |" + " 10.0% |" * 6 + " 100.0% | 22.9% |"
     assert [row.split(" | ")[0] for row in rows] == [f"| {score.name}" for score in scores]
     assert rows[1].startswith("| adaptive, 64 tokens | 8.0 |")
