@@ -128,8 +128,7 @@ def without_memory(folder: Path, shape: Shape) -> NVILA:
 
 def count_flops(model: NVILA, prompt: Prompt, answer: int) -> dict[str, float]:
     """FLOPs of each stage, in units of 10^9; "answer" is all stages and `answer` tokens."""
-    on_meta = replace(prompt, pixel_values=prompt.pixel_values.to("meta"))
-    run, flops = Run(model, on_meta, answer), {}
+    run, flops = Run(model, prompt, answer), {}
     for stage in ("tower", "projector", "prefill", "decode"):
         with FlopCounterMode(display=False) as counter:
             getattr(run, stage)()

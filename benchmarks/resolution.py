@@ -23,6 +23,7 @@ from statistics import median
 
 import cv2
 import numpy as np
+import torch
 from PIL import Image
 from report import publish
 
@@ -112,9 +113,9 @@ class Camera:
         )
         self.tiles += prompt.tiles
         keys = tile_keys(prompt)
-        nothing = prompt.pixel_values.new_zeros(121, 1)
+        nothing = torch.zeros(121, 1)
         for number, cache in enumerate(self.caches):
-            for key, pixels in zip(keys, prompt.pixel_values, strict=True):
+            for key, pixels in zip(keys, prompt.pixels, strict=True):
                 (found,) = cache.resolve([key], pixels[None])
                 if cache.get(found) is None:
                     self.encoded[number] += 1

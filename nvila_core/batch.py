@@ -7,15 +7,23 @@ sequence's own blocks of the cache.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
 from .kv_cache import KVCache
+from .paged_attention import Chunk, Family, Part, Singles
+
+WORTH_SHARING = 128
+"""Blocks that need not be read again: for fewer, attention in two parts takes longer than it saves.
+
+Measured on two cores: 0.4 ms a layer against 0.3 ms where 8 sequences share 16 blocks, 0.9 against
+3.4 ms where they share 128.
+"""
 
 
 @dataclass(frozen=True)
@@ -32,129 +40,122 @@ class Rows:
         return self.start + self.count
 
 
-@dataclass(frozen=True)
-class _Singles:
-    """Sequences of similar length with one new position each."""
-
-    rows: slice
-    tables: Tensor  # [B, blocks]
-    mask: Tensor  # [B, 1, 1, positions], to add
-
-
-@dataclass(frozen=True)
-class _Chunk:
-    """Several new positions of one sequence."""
-
-    rows: slice
-    table: Tensor  # [1, blocks]
-    length: int
-    mask: Tensor  # [group * count, length], to add
-
-
 class Batch:
     """Where the rows of one step belong.
 
     Attributes:
         order: the place of each row's sequence among those given, in the order of the batch.
         positions: int64 [1, N], the position of every row in its sequence.
+        parts: the rows, in order, divided by how attention reads the cache for them.
     """
 
     def __init__(self, cache: KVCache, rows: Sequence[Rows], heads: int) -> None:
         self.cache = cache
         self.group = heads // cache.keys[0].shape[2]
         self.device, self.dtype = cache.keys[0].device, cache.keys[0].dtype
+        self.order: list[int] = []
+        self.parts: list[Part] = []
+        placed = 0
         singles = [i for i, r in enumerate(rows) if r.count == 1]
-        singles.sort(key=lambda i: rows[i].end)
-        self.order = singles + [i for i, r in enumerate(rows) if r.count > 1]
+        for members, common in self._families(rows, singles):
+            place = slice(placed, placed + len(members))
+            self.parts.append(self._single([rows[i] for i in members], place, common))
+            self.order += members
+            placed = place.stop
+        for index, r in enumerate(rows):
+            if r.count > 1:
+                self.parts.append(self._chunk(r, slice(placed, placed + r.count)))
+                self.order.append(index)
+                placed += r.count
         ordered = [rows[i] for i in self.order]
         positions = np.concatenate([np.arange(r.start, r.end) for r in ordered])
-        slots = np.concatenate([self._slots(r) for r in ordered])
         self.positions = self._tensor(positions)[None]
-        self.slots = self._tensor(slots)
-        self.singles = self._group_singles(ordered[: len(singles)])
-        self.chunks = self._chunks(ordered[len(singles) :], len(singles))
+        self.slots = self._tensor(np.concatenate([self._slots(r) for r in ordered]))
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
         return torch.from_numpy(array).to(self.device, non_blocking=True)
+
+    def _used(self, rows: Rows) -> int:
+        """Blocks with positions in them."""
+        return -(-rows.end // self.cache.block_size)
 
     def _slots(self, rows: Rows) -> NDArray[np.int64]:
         size = self.cache.block_size
         positions = np.arange(rows.start, rows.end)
         first = rows.start // size
-        own = np.asarray(rows.blocks[first : (rows.end - 1) // size + 1], np.int64)
+        own = np.asarray(rows.blocks[first : self._used(rows)], np.int64)
         return own[positions // size - first] * size + positions % size
 
-    def _group_singles(self, rows: Sequence[Rows]) -> list[_Singles]:
-        """Shortest first; a group ends where its shortest would be padded to more than twice."""
-        groups, first = [], 0
-        while first < len(rows):
-            most = 2 * (-(-rows[first].end // self.cache.block_size))
-            last = first
-            while last < len(rows) and -(-rows[last].end // self.cache.block_size) <= most:
-                last += 1
-            groups.append(self._singles(rows[first:last], first))
-            first = last
-        return groups
+    def _families(self, rows: Sequence[Rows], singles: list[int]) -> list[tuple[list[int], int]]:
+        """Sequences that are read together, and how many blocks they have in common.
 
-    def _singles(self, rows: Sequence[Rows], first: int) -> _Singles:
+        Those that begin alike are together where that is at least half of each; the others by
+        length. So nobody is padded to more than twice their own.
+        """
+        families: list[tuple[list[int], int]] = []
+        alone: list[int] = []
+        left = sorted(singles, key=lambda i: list(rows[i].blocks))
+        while left:
+            count, common = self._family([rows[i] for i in left])
+            if common * (count - 1) < WORTH_SHARING:
+                alone += left[:count]
+            else:
+                families.append((left[:count], common))
+            left = left[count:]
+        alone.sort(key=lambda i: rows[i].end)
+        while alone:
+            most = 2 * self._used(rows[alone[0]])
+            families.append(([i for i in alone if self._used(rows[i]) <= most], 0))
+            alone = alone[len(families[-1][0]) :]
+        return families
+
+    def _family(self, rows: Sequence[Rows]) -> tuple[int, int]:
+        """How many of the first rows begin alike, and in how many blocks; rows in their order."""
+        common = longest = self._used(rows[0])
+        for count, r in enumerate(rows[1:], 1):
+            alike = min(common, _alike(rows[0].blocks, r.blocks))
+            longest = max(longest, self._used(r))
+            if 2 * alike < longest:
+                return count, common
+            common = alike
+        return len(rows), common
+
+    def _single(self, rows: Sequence[Rows], place: slice, common: int) -> Part:
         size = self.cache.block_size
-        width = -(-rows[-1].end // size)
-        tables = np.zeros((len(rows), width), np.int64)
+        tables = np.zeros((len(rows), max(map(self._used, rows)) - common), np.int64)
         for table, r in zip(tables, rows, strict=True):
-            used = -(-r.end // size)
-            table[:used] = r.blocks[:used]
-        ends = np.array([r.end for r in rows])
-        hidden = np.arange(width * size)[None] >= ends[:, None]
-        mask = np.where(hidden, np.float32(-np.inf), np.float32(0))
-        return _Singles(
-            slice(first, first + len(rows)),
-            self._tensor(tables),
-            self._tensor(mask).to(self.dtype)[:, None, None],
-        )
+            own = r.blocks[common : self._used(r)]
+            table[: len(own)] = own
+        ends = np.array([r.end - common * size for r in rows])
+        unseen = np.arange(tables.shape[1] * size)[None] >= ends[:, None]
+        mask = self._mask(unseen)[:, None, None]
+        if not common:
+            return Singles(place, self._tensor(tables), mask)
+        shared = np.asarray(rows[0].blocks[:common], np.int64)[None]
+        return Family(place, self._tensor(shared), self._tensor(tables), mask)
 
-    def _chunks(self, rows: Sequence[Rows], first: int) -> list[_Chunk]:
-        chunks = []
-        for r in rows:
-            used = -(-r.end // self.cache.block_size)
-            table = np.asarray(r.blocks[:used], np.int64)[None]
-            ahead = np.arange(r.end)[None] > np.arange(r.start, r.end)[:, None]
-            mask = np.where(ahead, np.float32(-np.inf), np.float32(0))
-            chunks.append(
-                _Chunk(
-                    slice(first, first + r.count),
-                    self._tensor(table),
-                    r.end,
-                    self._tensor(mask).to(self.dtype).repeat(self.group, 1),
-                )
-            )
-            first += r.count
-        return chunks
+    def _chunk(self, rows: Rows, place: slice) -> Chunk:
+        table = np.asarray(rows.blocks[: self._used(rows)], np.int64)[None]
+        unseen = np.arange(rows.end)[None] > np.arange(rows.start, rows.end)[:, None]
+        mask = self._mask(unseen).repeat(self.group, 1)
+        return Chunk(place, self._tensor(table), rows.end, mask)
+
+    def _mask(self, unseen: NDArray[np.bool_]) -> Tensor:
+        """To add to scores."""
+        mask = np.where(unseen, np.float32(-np.inf), np.float32(0))
+        return self._tensor(mask).to(self.dtype)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Attention of one layer: [heads or kv heads, N, head size] to [N, heads, head size].
-
-        Query heads that share a key head are queries of it like any other, so nothing is repeated.
-        """
+        """Attention of one layer: [heads or kv heads, N, head size] to [N, heads, head size]."""
         heads, count, size = query.shape
-        shared = heads // self.group
         self.cache.write(layer, self.slots, key.transpose(0, 1), value.transpose(0, 1))
+        grouped = query.unflatten(0, (heads // self.group, self.group))
         out = query.new_empty(count, heads, size)
-        for part in self.singles:
-            keys, values = self.cache.read(layer, part.tables)
-            asked = query[:, part.rows].unflatten(0, (shared, self.group)).permute(2, 0, 1, 3)
-            seen = F.scaled_dot_product_attention(
-                asked, keys.transpose(1, 2), values.transpose(1, 2), part.mask, scale=scale
-            )
-            out[part.rows] = seen.flatten(1, 2)
-        for chunk in self.chunks:
-            keys, values = self.cache.read(layer, chunk.table)
-            asked = query[:, chunk.rows].reshape(1, shared, -1, size)
-            seen = F.scaled_dot_product_attention(
-                asked,
-                keys[:, : chunk.length].transpose(1, 2),
-                values[:, : chunk.length].transpose(1, 2),
-                chunk.mask,
-                scale=scale,
-            )
-            out[chunk.rows] = seen.reshape(heads, -1, size).transpose(0, 1)
+        for part in self.parts:
+            out[part.rows] = part.attend(grouped[:, :, part.rows], self.cache, layer, scale)
         return out
+
+
+def _alike(some: Sequence[int], others: Sequence[int]) -> int:
+    """How many blocks both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(some, others)))  # noqa: B905

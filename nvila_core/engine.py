@@ -260,7 +260,7 @@ class Engine:
         for request in arrived:
             sequence = request.sequence
             prompt = sequence.prompt
-            request.tiles = self.tile_cache.resolve(request.tiles, prompt.pixel_values)
+            request.tiles = self.tile_cache.resolve(request.tiles, prompt.pixels)
             media = media_keys(prompt, request.tiles)
             request.keys = BlockKeys(request.layout, media, sequence.token_ids, BLOCK)
             self.scheduler.add(request)

@@ -80,11 +80,13 @@ class Gauges:
     def _step(self, rows: Sequence[Rows]) -> float:
         language = self.model.language
         heads = int(language.config.num_attention_heads)
+        total = sum(r.count for r in rows)
+        ends = range(total - len(rows), total)
 
         def step() -> None:
             batch = Batch(self.engine.cache, rows, heads)
-            hidden = language.advance(language.embed([0] * sum(r.count for r in rows)), batch)
-            language.head(hidden[-len(rows) :], language.rows).argmax(-1).tolist()
+            hidden = language.advance(language.embed([0] * total), batch, ends)
+            language.head(hidden, language.rows).argmax(-1).tolist()
 
         return self._fastest(step)
 

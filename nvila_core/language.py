@@ -73,9 +73,12 @@ class LanguageModel(nn.Module):
 
     @torch.inference_mode()
     def head(self, hidden: Tensor, vocab: int) -> Tensor:
-        """float32 logits [..., vocab] of hidden states [..., hidden]."""
+        """float32 logits [vocab] or [rows, vocab] of hidden states [hidden] or [rows, hidden]."""
+        if hidden.ndim == 1:
+            return self.head(hidden[None], vocab)[0]
         weight = self.table if self.lm_head is None else self.lm_head.weight
-        logits = F.linear(hidden, weight).float()
+        # The table on the left: MKL rearranges what stands on the right, whatever its size.
+        logits = (weight @ hidden.T).T.float()
         if vocab <= self.rows:
             return logits[..., :vocab]
         return F.pad(logits, (0, vocab - self.rows), value=float("-inf"))
@@ -93,19 +96,27 @@ class LanguageModel(nn.Module):
         return states
 
     @torch.inference_mode()
-    def advance(self, embeds: Tensor, batch: "Batch") -> Tensor:
-        """Final hidden states [N, hidden] of one step's rows [N, hidden], of many sequences.
+    def advance(self, embeds: Tensor, batch: "Batch", wanted: Sequence[int]) -> Tensor:
+        """One step's rows [N, hidden], of many sequences, through all layers.
 
         Keys and values go to the cache that the batch names.
+
+        Returns:
+            Final hidden states [W, hidden] of the `wanted` rows. Nobody reads the others', so the
+            last layer's feed-forward part is not computed for them.
         """
-        out = self.model(
-            inputs_embeds=embeds[None],
-            position_ids=batch.positions,
-            attention_mask={"full_attention": None},
-            use_cache=False,
-            batch=batch,
-        )
-        states: Tensor = out.last_hidden_state[0]
+        hidden = embeds[None]
+        rotary = self.model.rotary_emb(hidden, batch.positions)
+        step = {"attention_mask": None, "position_embeddings": rotary, "batch": batch}
+        *layers, last = self.model.layers
+        for layer in layers:
+            hidden = layer(hidden, **step)
+        seen, _ = last.self_attn(last.input_layernorm(hidden), **step)
+        index = torch.tensor(wanted, dtype=torch.long, device=hidden.device)
+        left = (hidden + seen)[0, index]
+        if wanted:
+            left = left + last.mlp(last.post_attention_layernorm(left))
+        states: Tensor = self.model.norm(left)
         return states
 
 

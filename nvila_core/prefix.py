@@ -89,8 +89,7 @@ class BlockKeys:
 
 def tile_keys(prompt: Prompt) -> list[bytes]:
     """A digest of each tile's pixels; SHA-256, for which processors have instructions."""
-    pixels = prompt.pixel_values.contiguous().numpy()
-    return [sha256(tile.data).digest()[:KEY_BYTES] for tile in pixels]
+    return [sha256(tile.data).digest()[:KEY_BYTES] for tile in prompt.pixels]
 
 
 def media_keys(prompt: Prompt, tiles: Sequence[bytes]) -> list[bytes]:

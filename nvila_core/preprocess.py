@@ -41,13 +41,24 @@ class Processor:
 
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
         """float32 [len(images), 3, size, size] of RGB images of any size."""
-        out = np.empty((len(images), 3, self.size, self.size), np.float32)
-        for n, image in enumerate(images):
-            if image.size != (self.size, self.size):
-                image = image.resize((self.size, self.size), Image.Resampling(self.resample))
-            pixels = np.asarray(image)
-            for channel in range(3):
-                np.take(self.table[channel], pixels[..., channel], out=out[n, channel])
+        pixels = np.empty((len(images), self.size, self.size, 3), np.uint8)
+        for tile, image in zip(pixels, images, strict=True):
+            tile[:] = self.resize(image)
+        return self.normalise(pixels)
+
+    def resize(self, image: Image.Image) -> NDArray[np.uint8]:
+        """[size, size, 3] of an RGB image of any size."""
+        if image.size != (self.size, self.size):
+            image = image.resize((self.size, self.size), Image.Resampling(self.resample))
+        return np.asarray(image)
+
+    def normalise(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """float32 [n, 3, H, W] of pixels [n, H, W, 3]."""
+        n, height, width, _ = pixels.shape
+        out = np.empty((n, 3, height, width), np.float32)
+        for channel in range(3):
+            # "clip": any other mode makes a copy of its own first; no level is out of range.
+            np.take(self.table[channel], pixels[..., channel], out=out[:, channel], mode="clip")
         return torch.from_numpy(out)
 
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
@@ -17,7 +18,14 @@ from .config import MOST_FRAMES, EncoderConfig, ModelConfig
 from .conversation import as_conversation, without_media_tokens
 from .errors import EmptyPrompt, PromptError, PromptTooLong
 from .grids import ONE, Grid, choose_grid, tiles_of
-from .preprocess import dynamic_tiles, grid_tiles, pad_to_square, s2_tiles, to_rgb
+from .preprocess import (
+    Processor,
+    dynamic_tiles,
+    grid_tiles,
+    pad_to_square,
+    s2_tiles,
+    to_rgb,
+)
 from .resolution import BY_ASPECT, MOST_TILES, ONE_OF_SEVERAL, Plan, PlannedFrame
 from .tokens import IMAGE, VIDEO, Shield, Tokenizer
 from .video import Video
@@ -31,7 +39,7 @@ class Media:
 
     Attributes:
         kind: which token it is, "image" or "video".
-        first: index of its first tile in `Prompt.pixel_values`.
+        first: index of its first tile in `Prompt.pixels`.
         tiles: how many tiles it has.
         block: (rows, columns) of the last scale for dynamic S2, else None.
         vision_tokens: positions that hold features.
@@ -58,7 +66,9 @@ class Prompt:
     Attributes:
         text: the rendered conversation, media tokens in place.
         token_ids: its ids, media tokens in place.
-        pixel_values: float32 [tiles, 3, S, S] in order of the media tokens.
+        pixels: uint8 [tiles, S, S, 3] in order of the media tokens: a quarter of what the tower
+            is given, which most tiles of a waiting prompt never become.
+        processor: what makes the one of the other.
         media: one entry for each media token, in order.
         num_tokens: LLM positions after splicing.
         plan: the grid of every picture and frame, in order, and why.
@@ -66,7 +76,8 @@ class Prompt:
 
     text: str
     token_ids: list[int]
-    pixel_values: Tensor
+    pixels: NDArray[np.uint8]
+    processor: Processor
     media: list[Media] = field(default_factory=list)
     num_tokens: int = 0
     plan: Plan = field(default_factory=Plan)
@@ -74,7 +85,12 @@ class Prompt:
     @property
     def tiles(self) -> int:
         """Pictures for the vision tower."""
-        return int(self.pixel_values.shape[0])
+        return len(self.pixels)
+
+    @property
+    def pixel_values(self) -> Tensor:
+        """float32 [tiles, 3, S, S] in order of the media tokens; made anew at every call."""
+        return self.processor.normalise(self.pixels)
 
     @property
     def vision_tokens(self) -> int:
@@ -158,7 +174,7 @@ class PromptBuilder:
         tokens = sum(media.vision_tokens for media in self.media)
         plan = Plan(tuple(self.frames), self.count, tokens)
         text = shield.restore(rendered)
-        return Prompt(text, ids, self.pixels(), self.media, positions, plan)
+        return Prompt(text, ids, self.pixels(), self.config.processor, self.media, positions, plan)
 
     def resolve(self, content: Sequence[Any]) -> list[str | Image.Image | Video]:
         """Parts as text, RGB images and videos to keep as one token; frames that count as images
@@ -302,12 +318,14 @@ class PromptBuilder:
             return image.resize((self.config.processor.size,) * 2)
         return image
 
-    def pixels(self) -> Tensor:
-        """The tiles of all media as one float32 tensor."""
-        size = self.config.processor.size
-        if not self.makers:
-            return torch.zeros((0, 3, size, size))
-        return torch.cat([self.config.processor(make()) for make in self.makers])
+    def pixels(self) -> NDArray[np.uint8]:
+        """The tiles of all media."""
+        processor = self.config.processor
+        pixels = np.empty((self.count, processor.size, processor.size, 3), np.uint8)
+        images = (image for make in self.makers for image in make())
+        for tile, image in zip(pixels, images, strict=True):
+            tile[:] = processor.resize(image)
+        return pixels
 
     def check(self, ids: Sequence[int]) -> None:
         """The template must have kept every media token in its place."""

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from .batch import Batch, Rows
@@ -29,16 +28,16 @@ class Runner:
         rows = [Rows(w.request.computed, w.count, w.request.blocks) for w in work]
         batch = Batch(self.cache, rows, int(language.config.num_attention_heads))
         ordered = [work[i] for i in batch.order]
-        hidden = language.advance(self.embed(ordered), batch)
         ends, at = [], -1
         for item in ordered:
             at += item.count
             if item.count == item.request.pending:
                 ends.append(at)
+        hidden = language.advance(self.embed(ordered), batch, ends)
         drawn: list[Tensor | int | None] = [None] * len(work)
         if not ends:
             return drawn
-        scores = language.head(hidden[torch.tensor(ends, device=hidden.device)], vocab)
+        scores = language.head(hidden, vocab)
         best, tokens = (part.tolist() for part in scores.max(-1))
         whose = [i for i in batch.order if work[i].count == work[i].request.pending]
         for row, index in enumerate(whose):

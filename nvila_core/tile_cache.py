@@ -3,7 +3,9 @@
 from collections import OrderedDict
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,12 +34,12 @@ class TileCache:
     def __len__(self) -> int:
         return len(self._features)
 
-    def resolve(self, keys: Sequence[bytes], pixels: Tensor) -> list[bytes]:
+    def resolve(self, keys: Sequence[bytes], pixels: NDArray[np.uint8]) -> list[bytes]:
         """For each tile the key of the one whose features serve for it; its own by default.
 
         Args:
             keys: of the tiles.
-            pixels: float32 [tiles, 3, S, S] from -1 to 1.
+            pixels: [tiles, S, S, 3].
         """
         if not self.tolerance or not self._looks or not len(keys):
             return list(keys)
@@ -59,8 +61,8 @@ class TileCache:
             self._features.move_to_end(key)
         return features
 
-    def put(self, key: bytes, features: Tensor, pixels: Tensor) -> None:
-        """Keep the features of a tile [3, S, S]; they must not be changed afterwards."""
+    def put(self, key: bytes, features: Tensor, pixels: NDArray[np.uint8]) -> None:
+        """Keep the features of a tile [S, S, 3]; they must not be changed afterwards."""
         if features.nbytes > self.max_bytes or key in self._features:
             return
         self._features[key] = features
@@ -73,6 +75,7 @@ class TileCache:
             self._looks.pop(oldest, None)
 
 
-def cells(pixels: Tensor) -> Tensor:
-    """Mean colours [tiles, 3 * 16 * 16] of the cells of tiles [tiles, 3, S, S], from 0 to 1."""
-    return (F.adaptive_avg_pool2d(pixels, _CELLS) / 2 + 0.5).flatten(1)
+def cells(pixels: NDArray[np.uint8]) -> Tensor:
+    """Mean colours [tiles, 3 * 16 * 16] of the cells of tiles [tiles, S, S, 3], from 0 to 1."""
+    levels = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    return F.adaptive_avg_pool2d(levels, _CELLS).div(255).flatten(1)

@@ -54,7 +54,7 @@ class TileEncoder:
         for key, (request, tile) in new.items():
             if key in features:
                 request.encoded_tiles += 1
-                self.cache.put(key, features[key], request.sequence.prompt.pixel_values[tile])
+                self.cache.put(key, features[key], request.sequence.prompt.pixels[tile])
         self.encoded += len(features)
         spent = 1000 * (time.perf_counter() - began)
         for request, tile in users:
@@ -90,8 +90,9 @@ class TileEncoder:
         return features
 
     def _together(self, new: dict[bytes, tuple[Request, int]]) -> dict[bytes, Tensor]:
-        pixels = torch.stack(
-            [request.sequence.prompt.pixel_values[tile] for request, tile in new.values()]
+        prompts = ((request.sequence.prompt, tile) for request, tile in new.values())
+        pixels = torch.cat(
+            [prompt.processor.normalise(prompt.pixels[tile, None]) for prompt, tile in prompts]
         )
         # Copies, so that keeping one tile does not keep the whole batch.
         return {

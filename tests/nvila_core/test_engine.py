@@ -5,6 +5,7 @@ alone.
 import asyncio
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from nvila_core import (
     SamplingParams,
     Video,
 )
+from nvila_core.engine import BLOCK
 from nvila_core.random_checkpoint import Shape, write_checkpoint
 
 WAIT = 60
@@ -261,7 +263,7 @@ def test_a_failing_picture_fails_alone(model: NVILA, pictures: Any) -> None:
     # given a prompt whose pixels the tower cannot take
     engine = Engine(model)
     broken = model.prepare([pictures.image(), "broken"])
-    object.__setattr__(broken, "pixel_values", broken.pixel_values[:, :, :50])
+    broken = replace(broken, pixels=broken.pixels[:, :50])
     good = [engine.submit([pictures.image(), "good"], exactly(4)) for _ in range(2)]
     bad = engine.submit(broken, exactly(4))
     # when they are encoded together
@@ -292,10 +294,10 @@ def test_a_failure_while_generating_fails_alone(
     own = engine.scheduler.running[1].blocks[-1]
     advance = model.language.advance
 
-    def advance_or_fail(embeds: Any, batch: Any) -> Any:
-        if not bad.done and any(own in part.tables for part in batch.singles):
+    def advance_or_fail(embeds: Any, batch: Any, wanted: Any) -> Any:
+        if not bad.done and own in batch.slots // BLOCK:
             raise error
-        return advance(embeds, batch)
+        return advance(embeds, batch, wanted)
 
     monkeypatch.setattr(model.language, "advance", advance_or_fail)
     # when
@@ -313,7 +315,8 @@ def test_scores_that_are_no_numbers_fail_alone_and_leave_nothing_behind(
     # given a picture of which the tower makes no numbers
     engine = Engine(model, kv_cache_tokens=256)
     broken = model.prepare([pictures.image(), "broken"])
-    broken.pixel_values.fill_(float("nan"))
+    nothing = replace(broken.processor, mean=(float("nan"),) * 3)
+    broken = replace(broken, processor=nothing)
     bad = engine.submit(broken, exactly(4))
     good = engine.submit(["good"], exactly(8))
     # when
