@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
-from streamer.answer_form import AnswerForm, check_form
+from streamer.admission import Admission
+from streamer.answer_form import AnswerForm
 from streamer.connections import Connections, of_installation
 from streamer.domain import (
     Query,
@@ -27,9 +28,9 @@ from streamer.settings import Settings
 from streamer.streams import StreamRegistry, keep_ids
 from streamer.times import When, moment
 from streamer.validation import check_name, check_prompt, derive_name, validated
+from streamer.watches import Watches, require_open
 
 if TYPE_CHECKING:
-    from streamer.media.access import Access
     from streamer.media.source import SourceInfo
     from streamer.timeline import Page, Timeline
 
@@ -45,14 +46,15 @@ class Client:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.remote = False
-        """Whether those who name sources do so over HTTP: they may name `allowed_dirs` only."""
+        self.admission = Admission(settings)
         self.connections = Connections(settings)
         self._redis = self.connections.main
         self.registry = StreamRegistry(self._redis, SecretBox(settings.secret_key))
         self.frames = FrameStore(self.connections.frames, Retention.of(settings))
         self.jobs = Jobs(self._redis, settings)
         self.queue = Results(self._redis, settings)
+        self.watches = Watches(self.registry, self.jobs, settings)
+        """The standing questions of attached streams, one by one."""
         past = self._past = Past(self.connections, settings, self.frames)
         self._queries = Queries(self._redis, settings, past, self.jobs, self.queue)
 
@@ -97,7 +99,7 @@ class Client:
         """
         from streamer.media.urls import is_live
 
-        public_url, full_url = self._allowed(source)
+        public_url, full_url = self.admission.split(source)
         if name is not None:
             check_name(name)
         if watches is None:
@@ -123,22 +125,7 @@ class Client:
 
         Raises StreamerError with the stream code that says why it cannot be used.
         """
-        from streamer.media.source import probe
-
-        return probe(
-            self._allowed(source)[1], self.settings.open_timeout, self._access(), transport
-        )
-
-    def _access(self) -> "Access":
-        from streamer.media.access import Access
-
-        return Access.of(self.settings, remote=self.remote)
-
-    def _allowed(self, source: str) -> tuple[str, str]:
-        """The URL to show and the URL to open of `source`, if it may be opened at all."""
-        from streamer.media.urls import parse_source, split_secret
-
-        return split_secret(self._access().check(parse_source(source)))
+        return self.admission.probe(source, transport)
 
     def _create(self, full_url: str, name: str | None, base: str, **fields: Any) -> Stream:
         number = 1
@@ -164,21 +151,12 @@ class Client:
         max_tokens: int | None = None,
         form: AnswerForm | None = None,
     ) -> Watch:
-        """A standing question with the settings' defaults.
+        """A standing question with the settings' defaults, to attach a stream with or to add.
 
         Raises StreamerError: PROMPT_EMPTY, INVALID_REQUEST.
         """
-        check_prompt(prompt)
-        form = form or AnswerForm()
-        check_form(form)
-        settings = self.settings
-        return validated(
-            Watch,
-            prompt=prompt,
-            window=settings.window if window is None else window,
-            max_frames=settings.max_frames if max_frames is None else max_frames,
-            max_tokens=settings.max_tokens if max_tokens is None else max_tokens,
-            **form.form,
+        return self.watches.make(
+            prompt, window=window, max_frames=max_frames, max_tokens=max_tokens, form=form
         )
 
     def edit(
@@ -197,7 +175,8 @@ class Client:
         """Change a stream by id or name while it runs; what is None stays as it is.
 
         A new `source` (another URL, another password) is tried first, and opened within a second.
-        Watches that ask the same as before go on undisturbed.
+        `watches` takes the place of all there are; those that ask the same as before go on
+        undisturbed. To add, change or remove one of them there is :attr:`watches`.
 
         Raises StreamerError: UNKNOWN_STREAM, NAME_TAKEN, INVALID_REQUEST, a stream code when the
         probe fails (nothing is changed then).
@@ -214,7 +193,9 @@ class Client:
         if source is not None:
             stream = self.registry.get(ref)
             carried = transport or stream.transport
-            changes["url"], full_url = self._new_source(stream, source, carried, probe)
+            changes["url"], full_url = self.admission.replacement(stream, source, carried, probe)
+        if watches is not None:
+            require_open(self.registry.get(ref))
         for watch in watches or []:
             check_prompt(watch.prompt)
 
@@ -227,28 +208,6 @@ class Client:
         if stream.live:
             self.jobs.start_ingest(stream.id)
         return stream
-
-    def _new_source(
-        self, stream: Stream, source: str, transport: Transport, probe: bool
-    ) -> tuple[str, str]:
-        """The URL to show and the URL to open of `source`, which is to replace that of `stream`."""
-        from streamer.media.urls import MASK, is_live
-
-        if f":{MASK}@" in source:
-            raise StreamerError(
-                ErrorCode.INVALID_REQUEST,
-                f"The URL has {MASK} where its password should be: write the password.",
-            )
-        public_url, full_url = self._allowed(source)
-        if not (stream.live and is_live(full_url)):
-            raise StreamerError(
-                ErrorCode.INVALID_REQUEST,
-                "Only a live stream can be given another URL, and only that of a live stream: "
-                f"detach '{stream.name}' and attach the other source.",
-            )
-        if probe:
-            self.probe(source, transport)
-        return public_url, full_url
 
     def detach(self, ref: str) -> Stream:
         """Detach a stream by id or name: its decoder stops, its waiting clips are cancelled."""
@@ -321,16 +280,6 @@ class Client:
         """Cancel a query that has no answer yet; one that has is returned unchanged."""
         return self._queries.cancel(query_id)
 
-    def require_recording(self, source: str) -> None:
-        """Raise StreamerError(INVALID_REQUEST) for a live source."""
-        from streamer.media.urls import is_live, parse_source, redact
-
-        if is_live(parse_source(source)):
-            raise StreamerError(
-                ErrorCode.INVALID_REQUEST,
-                f"{redact(source)} is a live source without an end: use `streamer attach` for it.",
-            )
-
     def require_ingest(self) -> None:
         """Raise StreamerError(NO_WORKER) when nobody is there to read a stream."""
         if not self.jobs.workers()["ingest"]:
@@ -393,7 +342,7 @@ class Client:
 
         Raises StreamerError(INVALID_REQUEST) for a live source.
         """
-        self.require_recording(path)
+        self.admission.require_recording(path)
         sampling = validated(Sampling, fps=self.settings.fps if fps is None else fps)
         watches = [self.watch(prompt, window=window, form=form)]
         return self.attach(path, sampling=sampling, watches=watches, probe=probe)

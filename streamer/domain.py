@@ -144,6 +144,10 @@ Transport = Literal["auto", "tcp", "udp"]
 """How RTSP brings the video: over TCP, over UDP, or over TCP and, where that is refused, UDP."""
 
 
+MAX_WATCHES = 64
+"""Watches of one stream at most: each is another request for every window."""
+
+
 class Watch(AnswerForm):
     """A standing question on a stream: one result for every window."""
 
@@ -166,7 +170,7 @@ class StreamSpec(Model):
         default="auto", description="how RTSP brings the video; auto: TCP, UDP if that is refused"
     )
     sampling: Sampling = Field(default_factory=Sampling)
-    watches: list[Watch] = Field(default_factory=list)
+    watches: list[Watch] = Field(default_factory=list, max_length=MAX_WATCHES)
     history: float | None = Field(
         default=None,
         ge=0,

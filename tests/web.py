@@ -1,4 +1,5 @@
-"""A web server that tests can hurt: parts of files, logins, redirects, broken connections."""
+"""A web server that tests can hurt (parts of files, logins, redirects, broken connections), and
+what is read from it."""
 
 import contextlib
 import hashlib
@@ -10,6 +11,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
+
+from videos import number_of
+
+from streamer.media.access import Access
+from streamer.media.source import Source
+
+HERE = Access(hosts=("127.0.0.1",))
+"""What lets sources be opened that are on this machine."""
+
+
+def numbers(url: str, **arguments: object) -> list[int]:
+    """The numbers of all pictures of a recording; `arguments` are those of `Source`."""
+    options: dict = {"live": False, "access": HERE, "read_timeout": 5, **arguments}
+    with Source(url, **options) as source:
+        return [number_of(frame.image.to_ndarray(format="rgb24")) for frame in source]
 
 
 class Site:

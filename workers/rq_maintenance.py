@@ -22,7 +22,6 @@ _log = structlog.get_logger(__name__)
 OnFailed = Callable[[Job, ErrorCode, str], None]
 """Called, perhaps more than once, when a job has failed for good: its request needs a result."""
 
-_LOCK = 30  # seconds; RQ's own lock lasts 15 minutes when its holder dies
 _MOST_REPORTED = 200
 _REPORT_WITHIN = 3600.0  # seconds: for as long a request remembers that it has its result
 _LOST = "The workers that ran this request died: see their logs, then ask again."
@@ -63,7 +62,8 @@ class Maintenance:
         self._done_at = time.monotonic()
         for queue in self._queues:
             lock = queue.registry_cleaning_key
-            if not self._redis.set(lock, 1, nx=True, ex=_LOCK):
+            # if its holder dies it is gone as soon as the holder's jobs may be taken over
+            if not self._redis.set(lock, 1, nx=True, ex=math.ceil(self._lease)):
                 continue
             try:
                 clean_registries(queue, [_tell])

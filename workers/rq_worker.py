@@ -24,7 +24,6 @@ from typing import Any, cast
 
 import redis
 import structlog
-from rq import worker_registration
 from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
 from rq.job import Job, JobStatus
@@ -36,8 +35,8 @@ from rq.worker import BaseWorker, WorkerStatus
 from streamer import redis_keys
 from streamer.errors import ErrorCode
 from streamer.media.urls import redact
-from workers import vitals
 from workers.context import Abandon, BrokeDown, GiveBack, enter_slot
+from workers.rq_heartbeat import Heartbeat
 from workers.rq_job import NoDeathPenalty, PlainJob, Slot
 from workers.rq_maintenance import Maintenance, OnFailed
 
@@ -102,10 +101,8 @@ class ThreadWorker(BaseWorker):
         self._slot_count = slots
         self._reserved = 1 if slots > 1 and len(queues) > 1 else 0
         self._functions = frozenset(functions)
-        self._lease = lease
         self._grace = grace
         self._on_failed = on_failed
-        self._measure = measure
         self._take_script = connection.register_script(_TAKE)
         self._queue_of_key = {queue.key: queue for queue in self.queues}
         self._slots: dict[str, Slot] = {}
@@ -117,7 +114,9 @@ class ThreadWorker(BaseWorker):
         )
         self._asked_at = 0.0
         self._forced = threading.Event()
-        self._ended = threading.Event()
+        self._heartbeat = Heartbeat(
+            self, self._slots.values, slot_count=slots, lease=lease, measure=measure
+        )
 
     # Life
 
@@ -130,12 +129,10 @@ class ThreadWorker(BaseWorker):
         job was run.
         """
         self.bootstrap(logging_level=None)
-        self._beat_once()
+        self._heartbeat.start()
         if threading.current_thread() is threading.main_thread():
             self._install_signal_handlers()
         on_ready()
-        beat = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
-        beat.start()
         worked = False
         try:
             while not self.stopping.is_set():
@@ -150,10 +147,9 @@ class ThreadWorker(BaseWorker):
                     break
         finally:
             self._drain()
-            self._ended.set()
-            beat.join(timeout=2.0)
+            self._heartbeat.stop()
             with contextlib.suppress(redis.exceptions.RedisError):
-                self.connection.delete(redis_keys.worker(self.name))
+                self._heartbeat.forget()
                 self.teardown()
         return worked
 
@@ -245,7 +241,7 @@ class ThreadWorker(BaseWorker):
             return
         # In one transaction the job leaves the intermediate list and is registered as started.
         with self.connection.pipeline() as pipeline:
-            execution = Execution.create(job, self._ttl, pipeline, worker_name=self.name)
+            execution = Execution.create(job, self._heartbeat.ttl, pipeline, worker_name=self.name)
             job.prepare_for_execution(self.name, pipeline)
             pipeline.persist(job.key)
             pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
@@ -310,7 +306,7 @@ class ThreadWorker(BaseWorker):
 
     def _succeed(self, slot: Slot) -> None:
         job, queue = slot.job, slot.queue
-        self.handle_execution_ended(job, queue, self._ttl)
+        self.handle_execution_ended(job, queue, self._heartbeat.ttl)
         self.handle_job_success(job, queue, queue.started_job_registry, slot.execution)
 
     def _break_down(self, slot: Slot, error: BrokeDown) -> None:
@@ -336,7 +332,7 @@ class ThreadWorker(BaseWorker):
         said = redact(str(error)) or type(error).__name__
         self._on_failed(job, code, message or f"The job failed: {said}.")
         job.retries_left = None  # retries are for jobs whose worker died: an error would repeat
-        self.handle_execution_ended(job, queue, self._ttl)
+        self.handle_execution_ended(job, queue, self._heartbeat.ttl)
         self.handle_job_failure(job, queue, exc_string=trace, execution=slot.execution)
 
     def _give_back(self, slot: Slot) -> None:
@@ -364,68 +360,23 @@ class ThreadWorker(BaseWorker):
     # Leases
 
     @property
-    def _ttl(self) -> int:
-        return math.ceil(self._lease)
-
-    @property
     def dequeue_timeout(self) -> int:
         """Seconds that we block at most; RQ derives the socket time-out from it."""
         return math.ceil(_POLL)
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         """Seconds after which a job that gave no sign of life is taken over."""
-        return self._ttl
+        return self._heartbeat.ttl
 
     def heartbeat(
         self, timeout: int | None = None, pipeline: redis.client.Pipeline | None = None
     ) -> None:
         """Say that this worker lives, for the length of its lease."""
-        super().heartbeat(timeout or self._ttl, pipeline)
-
-    def _beat(self) -> None:
-        """The heartbeat thread."""
-        while not self._ended.wait(self._lease / 3):
-            try:
-                self._beat_once()
-            except redis.exceptions.RedisError as error:
-                _log.warning("heartbeat_failed", reason=redact(str(error)))
-
-    def _beat_once(self) -> None:
-        slots = list(self._slots.values())
-        with self.connection.pipeline() as pipeline:
-            self.heartbeat(pipeline=pipeline)
-            self.set_state(WorkerStatus.BUSY if slots else WorkerStatus.IDLE, pipeline)
-            held_at = {}
-            for slot in slots:
-                registry = slot.queue.started_job_registry
-                slot.execution.heartbeat(registry, self._ttl, pipeline)
-                held_at[slot] = len(pipeline)
-                pipeline.zscore(registry.key, slot.execution.composite_key)
-            self._tell_vitals(pipeline, busy=len(slots))
-            answers = pipeline.execute()
-            if answers[0]:  # the hash was created by this very command: we had been given up
-                pipeline.hset(self.key, mapping=self.serialize())
-                pipeline.expire(self.key, self._ttl)
-                worker_registration.register(self, pipeline)
-                pipeline.execute()
-        for slot, index in held_at.items():
-            if answers[index] is None and slot.close():
-                _log.warning("job_taken_over", job=slot.job.id)
-                slot.cancelled.set()
-
-    def _tell_vitals(self, pipeline: redis.client.Pipeline, busy: int) -> None:
-        numbers: dict[Any, Any] = {"slots": self._slot_count, "slots_busy": busy}
-        try:
-            numbers |= vitals.of_this_process() | dict(self._measure())
-        except Exception as error:  # what is only looked at must not cost the heartbeat
-            _log.warning("vitals_failed", reason=type(error).__name__)
-        key = redis_keys.worker(self.name)
-        pipeline.hset(key, mapping=numbers)
-        pipeline.expire(key, self._ttl)
+        super().heartbeat(timeout or self._heartbeat.ttl, pipeline)
 
     def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
         # RQ's own lets the thread die on a time-out, and with it all commands to this worker.
-        if self._ended.is_set() or not isinstance(exc, _CONNECTION_ERRORS):
+        if self._heartbeat.ended.is_set() or not isinstance(exc, _CONNECTION_ERRORS):
             pubsub_thread.stop()
         else:
-            self._ended.wait(2.0)
+            self._heartbeat.ended.wait(2.0)

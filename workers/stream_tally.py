@@ -65,6 +65,7 @@ class Tally:
         source, counters, before = self._source, self._counters, self._before
         if source is None:
             return
+        counters.codec = source.codec
         counters.packets = before.packets + source.packets
         counters.bytes = before.bytes + source.bytes
         counters.decoded = before.decoded + source.decoded

@@ -81,14 +81,15 @@ class StreamWatches:
         self.follow(spec)
 
     def follow(self, spec: StreamSpec) -> None:
-        """Take over an edited `spec`: watches that did not change go on undisturbed."""
+        """Take over an edited `spec`: watches whose windows are cut as before keep what they have
+        gathered, and a new question is asked about all of it."""
         resampled = spec.sampling != self._spec.sampling
         self._spec = spec
         known, self._gatherers = self._gatherers, {}
         for watch in spec.watches:
             before = known.get(watch.id)
-            if before is not None and before[0] == watch and not resampled:
-                self._gatherers[watch.id] = before
+            if before is not None and not resampled and _cut(before[0]) == _cut(watch):
+                self._gatherers[watch.id] = (watch, before[1])
             else:
                 self._gatherers[watch.id] = (watch, self._gatherer(watch))
 
@@ -194,7 +195,8 @@ class StreamWatches:
 
     def _recorded(self, watch: Watch, window: Window) -> ClipRequest:
         start, end = round(window.start, 3), round(window.end, 3)
-        place = f"{self._spec.id} {watch.id} {start}"
+        # an edited watch has its id still, and a longer window may begin where a short one did
+        place = f"{self._spec.id} {watch.id} {watch.window} {start}"
         return ClipRequest(
             id="req_" + hashlib.sha256(place.encode()).hexdigest()[:16],
             kind=RequestKind.FILE,
@@ -209,6 +211,10 @@ class StreamWatches:
             **watch.form,
             data={"media_start": start, "media_end": end},
         )
+
+
+def _cut(watch: Watch) -> tuple[float, int]:
+    return watch.window, watch.max_frames
 
 
 def resume_from(watch: Watch, reached: float) -> float:

@@ -8,7 +8,7 @@ from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 
 from streamer import __version__, metrics
-from streamer.api import queries, results, streams
+from streamer.api import queries, results, streams, watches
 from streamer.api.dependencies import ClientDependency
 from streamer.api.errors import install_error_handlers
 from streamer.api.guard import Guard
@@ -36,10 +36,10 @@ def create_app(client: Client) -> FastAPI:
         lifespan=lifespan,
         responses=_ERRORS,
     )
-    client.remote = True
+    client.admission.remote = True
     app.state.client = client
     install_error_handlers(app)
-    for part in (streams, queries, results):
+    for part in (streams, watches, queries, results):
         app.include_router(part.router)
 
     @app.get("/healthz", tags=["service"])

@@ -8,6 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from streamer.connections import FULL, is_full
 from streamer.errors import ErrorCode, StreamerError
@@ -26,6 +27,17 @@ def error_response(
     """The one shape of a failure."""
     body = {"error": {"code": code.value, "message": redact(message)}}
     return JSONResponse(body, status_code=status, headers=headers)
+
+
+def _methods(app: FastAPI, path: str) -> str:
+    """What `path` takes; FastAPI itself names the methods of one route of it only."""
+    found = {
+        method.upper()
+        for template, calls in app.openapi()["paths"].items()
+        if compile_path(template)[0].match(path)
+        for method in calls
+    }
+    return ", ".join(sorted(found))
 
 
 def install_error_handlers(app: FastAPI) -> None:
@@ -47,12 +59,17 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
-        message = {
-            404: f"There is nothing at {request.url.path}: see /docs.",
-            405: f"{request.url.path} does not take {request.method}: see /docs.",
-        }.get(error.status_code, str(error.detail))
-        headers = dict(error.headers) if error.headers else None
-        return error_response(error.status_code, ErrorCode.INVALID_REQUEST, message, headers)
+        headers = dict(error.headers or {})
+        code, message = ErrorCode.INVALID_REQUEST, str(error.detail)
+        if error.status_code == 404:
+            code = ErrorCode.NOT_FOUND
+            message = f"There is nothing at {request.url.path}: see /docs."
+        elif error.status_code == 405:
+            code = ErrorCode.METHOD_NOT_ALLOWED
+            methods = _methods(app, request.url.path) or headers.get("Allow", "GET")
+            headers["Allow"] = methods
+            message = f"{request.url.path} takes {methods} and not {request.method}: see /docs."
+        return error_response(error.status_code, code, message, headers)
 
     @app.exception_handler(redis.RedisError)
     async def redis_lost(_: Request, error: redis.RedisError) -> JSONResponse:

@@ -5,7 +5,17 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from streamer.answer_form import AnswerForm
-from streamer.domain import ErrorInfo, Model, Query, Result, Sampling, Stream, Transport
+from streamer.domain import (
+    MAX_WATCHES,
+    ErrorInfo,
+    Model,
+    Query,
+    Result,
+    Sampling,
+    Stream,
+    Transport,
+    Watch,
+)
 from streamer.validation import validated
 
 
@@ -33,11 +43,13 @@ ResponseFormat = Annotated[TextFormat | ChoiceFormat | JsonFormat, Field(discrim
 
 
 def form_of(wanted: ResponseFormat | None) -> AnswerForm | None:
-    """A `response_format` as the records have it.
+    """A `response_format` as the records have it; None when nothing was said.
 
     Raises StreamerError(INVALID_REQUEST).
     """
     match wanted:
+        case TextFormat():
+            return AnswerForm()
         case ChoiceFormat():
             return validated(AnswerForm, output="choice", choices=wanted.choices)
         case JsonFormat():
@@ -55,6 +67,16 @@ class WatchBody(Model):
     response_format: ResponseFormat | None = None
 
 
+class WatchPatch(Model):
+    """What to change of a watch; what is left out stays as it is."""
+
+    prompt: str | None = None
+    window: float | None = Field(default=None, gt=0, le=3600, description="seconds")
+    max_frames: int | None = Field(default=None, ge=1, le=256)
+    max_tokens: int | None = Field(default=None, ge=1, le=4096)
+    response_format: ResponseFormat | None = None
+
+
 class StreamBody(Model):
     """What to attach."""
 
@@ -63,7 +85,9 @@ class StreamBody(Model):
     sampling: Sampling | None = None
     transport: Transport = Field(default="auto", description="of RTSP")
     watches: list[WatchBody] | None = Field(
-        default=None, max_length=64, description="default: a caption every window; []: none"
+        default=None,
+        max_length=MAX_WATCHES,
+        description="default: a caption every window; []: none",
     )
     history: float | None = Field(
         default=None, description="seconds that frames, thinned with age, are kept in Redis"
@@ -81,7 +105,9 @@ class StreamPatch(Model):
     sampling: Sampling | None = None
     transport: Transport | None = Field(default=None, description="of RTSP")
     watches: list[WatchBody] | None = Field(
-        default=None, max_length=64, description="all of them; those that stay the same go on"
+        default=None,
+        max_length=MAX_WATCHES,
+        description="instead of all there are; those that ask the same go on",
     )
     history: float | None = Field(default=None, description="seconds, as when attaching; 0: none")
     paused: bool | None = None
@@ -106,6 +132,12 @@ class StreamList(Model):
     """All attached streams, oldest first."""
 
     streams: list[Stream]
+
+
+class WatchList(Model):
+    """The watches of one stream, oldest first."""
+
+    watches: list[Watch]
 
 
 class QueryList(Model):

@@ -3,7 +3,8 @@
 from fastapi import APIRouter
 
 from streamer.api.dependencies import ClientDependency
-from streamer.api.schemas import StreamBody, StreamList, StreamPatch, WatchBody, form_of
+from streamer.api.schemas import StreamBody, StreamList, StreamPatch, WatchBody
+from streamer.api.watches import watch_of
 from streamer.client import Client
 from streamer.domain import Stream, Watch
 
@@ -59,15 +60,4 @@ def detach(ref: str, client: ClientDependency) -> Stream:
 
 
 def _watches(client: Client, bodies: list[WatchBody] | None) -> list[Watch] | None:
-    if bodies is None:
-        return None
-    return [
-        client.watch(
-            body.prompt,
-            window=body.window,
-            max_frames=body.max_frames,
-            max_tokens=body.max_tokens,
-            form=form_of(body.response_format),
-        )
-        for body in bodies
-    ]
+    return None if bodies is None else [watch_of(client, body) for body in bodies]

@@ -6,6 +6,7 @@ import typer
 
 from streamer.cli.answer_form import ChoiceOption, SchemaOption, form_from
 from streamer.cli.context import Json, open_client
+from streamer.cli.stream_options import FpsOption
 
 if TYPE_CHECKING:
     from streamer.analysis import Analysis
@@ -18,9 +19,7 @@ def analyze(
     window: Annotated[
         float | None, typer.Option(metavar="SECONDS", min=0.1, max=3600, help="Of a caption.")
     ] = None,
-    fps: Annotated[
-        float | None, typer.Option(min=0.01, max=60, help="Frames to sample per second.")
-    ] = None,
+    fps: FpsOption = None,
     choice: ChoiceOption = None,
     json_schema: SchemaOption = None,
     as_json: Json = False,
@@ -35,7 +34,7 @@ def analyze(
     check_prompt(prompt)
     form = form_from(choice, json_schema)
     with StopSignals() as stop, open_client() as client:
-        client.require_recording(file)
+        client.admission.require_recording(file)
         client.require_worker()
         client.require_ingest()
         stop.call(lambda: client.probe(file))  # may take seconds, and owns nothing

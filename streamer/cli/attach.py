@@ -4,45 +4,22 @@ from typing import Annotated
 
 import typer
 
-from streamer.cli.answer_form import ChoiceOption, SchemaOption, form_from
 from streamer.cli.context import Json, open_client, typed
-from streamer.cli.sampling import (
-    FpsOption,
-    HistoryOption,
-    MaxIntervalOption,
-    MinIntervalOption,
-    ModeOption,
-    ThresholdOption,
-    Transport,
-    TransportOption,
-    sampling_from,
-)
+from streamer.cli.stream_options import StreamOptions, Transport, with_stream_options
 
 
+@with_stream_options
 def attach(
     source: Annotated[
         str, typer.Argument(metavar="URL_OR_FILE", help="A camera's URL, a file, - for stdin.")
     ],
+    *,
     name: Annotated[str | None, typer.Option(help="Default: from the URL or file.")] = None,
     prompt: Annotated[
         list[str] | None,
         typer.Option("--prompt", help="Asked every window; may be repeated. Default: a caption."),
     ] = None,
-    every: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Length of a window.")
-    ] = None,
-    fps: FpsOption = None,
-    sampling: ModeOption = None,
-    threshold: ThresholdOption = None,
-    min_interval: MinIntervalOption = None,
-    max_interval: MaxIntervalOption = None,
-    transport: TransportOption = None,
-    history: HistoryOption = None,
-    max_frames: Annotated[
-        int | None, typer.Option(min=1, max=256, help="Frames of a window looked at, at most.")
-    ] = None,
-    choice: ChoiceOption = None,
-    json_schema: SchemaOption = None,
+    options: StreamOptions,
     watch: Annotated[
         bool, typer.Option("--watch/--no-watch", help="--no-watch: keep frames, ask nothing.")
     ] = True,
@@ -56,27 +33,22 @@ def attach(
 
     from streamer.cli.output import console, json_lines, plain
     from streamer.client import CAPTION_PROMPT
-    from streamer.times import parse_duration
 
     if prompt and not watch:
         raise typer.BadParameter("--prompt asks and --no-watch asks nothing: choose one.")
-    form = form_from(choice, json_schema)
-    if form is not None and not prompt:
-        raise typer.BadParameter("--choice and --json-schema answer a question: give --prompt too.")
+    if not prompt:
+        options.require_prompt("choice", "json_schema")
     with open_client() as client:
-        prompts = (prompt or [CAPTION_PROMPT]) if watch else []
-        watches = [
-            client.watch(text, window=every, max_frames=max_frames, form=form) for text in prompts
-        ]
-        taken = sampling_from(sampling, fps, threshold, min_interval, max_interval)
+        watches = options.watches(client, (prompt or [CAPTION_PROMPT]) if watch else [])
+        sampling, history = options.sampling, options.history_seconds
         with console(stderr=True).status("Trying the source ..."):
             stream = client.attach(
                 typed(source),
                 name,
-                sampling=taken,
+                sampling=sampling,
                 watches=watches,
-                transport=(transport or Transport.AUTO).value,
-                history=None if history is None else parse_duration(history),
+                transport=(options.transport or Transport.AUTO).value,
+                history=history,
                 probe=probe,
             )
         workers = client.jobs.workers()

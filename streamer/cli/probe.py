@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streamer.cli.context import Json, open_settings, typed
-from streamer.cli.sampling import TransportOption
+from streamer.cli.stream_options import TransportOption
 
 if TYPE_CHECKING:
     from rich.console import Console

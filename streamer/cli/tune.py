@@ -44,6 +44,7 @@ def tune(
             settings.device,
             seconds,
             out,
+            quantize=settings.quantize,
             name=settings.model,
             base=base,
             say=lambda line: told.print(line, style="dim", soft_wrap=True),

@@ -68,11 +68,6 @@ def test_the_service_starts_without_the_model(module: str) -> None:
     assert run.stdout.split() == []
 
 
-LONG_WITH_A_REASON = {
-    "workers/rq_worker.py": "one class, in place of one class of RQ",
-}
-
-
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_file_fits_in_the_head(package: str) -> None:
     long = {
@@ -81,8 +76,7 @@ def test_a_file_fits_in_the_head(package: str) -> None:
         if (lines := len(path.read_text().splitlines())) > 400
     }
 
-    assert set(long) <= set(LONG_WITH_A_REASON), long
-    assert all(lines <= 500 for lines in long.values()), long
+    assert long == {}
 
 
 @pytest.mark.parametrize("package", PACKAGES)

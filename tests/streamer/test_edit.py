@@ -139,12 +139,13 @@ def test_the_command_line_edits_too(client: Client, yard: Stream) -> None:
         done = run_cli("edit", *arguments, STREAMER_REDIS_URL=redis_url)
         return done.returncode, done.stdout, done.stderr
 
-    code, out, _ = run("yard", "--pause", "--fps", "4", "--prompt", "Who?", "--json")
+    options = ["--pause", "--fps", "4", "--prompt", "Who?", "--max-frames", "3", "--json"]
+    code, out, _ = run("yard", *options)
     assert code == 0
     record = json.loads(out)
     assert record["paused"] is True
     assert record["sampling"]["fps"] == 4.0
-    assert [watch["prompt"] for watch in record["watches"]] == ["Who?"]
+    assert [(watch["prompt"], watch["max_frames"]) for watch in record["watches"]] == [("Who?", 3)]
     url = f"rtsp://me:{OTHER}@cam.invalid/live"
     code, out, err = run("yard", "--resume", "--url", url, "--no-probe")
     assert code == 0

@@ -261,8 +261,20 @@ def test_results_page_by_page(api: TestClient, client: Client) -> None:
 
 def test_health_is_open_and_errors_have_one_shape(api: TestClient) -> None:
     assert api.get("/healthz").json() == {"status": "ok"}
-    assert error_of(api.get("/v1/nothing")) == (404, "INVALID_REQUEST")
-    assert error_of(api.put("/v1/streams")) == (405, "INVALID_REQUEST")
+    for path in ("/v1/nothing", "/", "/v1/streams/yard/nothing"):
+        assert error_of(api.get(path)) == (404, "NOT_FOUND")
+    for path, methods in (
+        ("/v1/streams", "GET, POST"),
+        ("/v1/streams/yard", "DELETE, GET, PATCH"),
+        ("/healthz", "GET"),
+    ):
+        refused = api.put(path)
+        assert error_of(refused) == (405, "METHOD_NOT_ALLOWED")
+        assert refused.headers["allow"] == methods
+        assert f"takes {methods} and not PUT" in refused.json()["error"]["message"]
+    refused = api.post("/docs")
+    assert error_of(refused) == (405, "METHOD_NOT_ALLOWED")
+    assert "GET" in refused.headers["allow"]
     assert error_of(api.get("/v1/queries/qry_0")) == (404, "UNKNOWN_QUERY")
     assert error_of(api.delete("/v1/queries/qry_0")) == (404, "UNKNOWN_QUERY")
     headers = {"content-type": "application/json"}

@@ -2,7 +2,6 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import av
@@ -10,13 +9,11 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.padding import PKCS7
 from videos import number_of, write_video
-from web import Site
+from web import HERE, Site, numbers
 
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media.access import Access
 from streamer.media.source import Source, probe
-
-HERE = Access(hosts=("127.0.0.1",))
 
 
 @pytest.fixture
@@ -34,18 +31,6 @@ def folder(tmp_path: Path) -> Path:
                 packet.stream = stream
                 playlist.mux(packet)
     return tmp_path
-
-
-@pytest.fixture
-def site(folder: Path) -> Iterator[Site]:
-    with Site(folder) as site:
-        yield site
-
-
-def numbers(url: str, **arguments: object) -> list[int]:
-    options: dict = {"live": False, "access": HERE, "read_timeout": 5, **arguments}
-    with Source(url, **options) as source:
-        return [number_of(frame.image.to_ndarray(format="rgb24")) for frame in source]
 
 
 def failure(url: str, access: Access = HERE) -> StreamerError:

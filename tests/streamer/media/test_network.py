@@ -2,7 +2,6 @@
 
 import socket
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
@@ -10,7 +9,7 @@ import cv2
 import psutil
 import pytest
 from videos import number_of, numbered_picture, write_video
-from web import Site
+from web import HERE, Site, numbers
 
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media.access import Access
@@ -19,7 +18,6 @@ from streamer.media.source import Source, probe
 from streamer.media.urls import normalise
 
 PASSWORD = "p@ss/w#rd% x"
-HERE = Access(hosts=("127.0.0.1",))
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +27,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "notes.txt").write_text("nothing to see")
     (folder / "plain.bin").write_bytes(bytes(range(256)) * 4000)
     return folder
-
-
-@pytest.fixture
-def site(folder: Path) -> Iterator[Site]:
-    with Site(folder) as site:
-        yield site
-
-
-def numbers(url: str, **arguments: object) -> list[int]:
-    options: dict = {"live": False, "access": HERE, "read_timeout": 5, **arguments}
-    with Source(url, **options) as source:
-        return [number_of(frame.image.to_ndarray(format="rgb24")) for frame in source]
 
 
 def failure(url: str, access: Access = HERE, timeout: float = 5.0) -> StreamerError:

@@ -1,4 +1,4 @@
-"""The options of sampling and transport, against a real server."""
+"""The options that `attach` and `edit` share, against a real server."""
 
 import json
 
@@ -59,3 +59,14 @@ def test_what_does_not_go_together(run, options: list[str], said: str) -> None:
         assert done.exit_code == 1
         assert said in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "option", [["--every", "0"], ["--max-frames", "2"], ["--choice", "a"], ["--json-schema", "{}"]]
+)
+def test_what_belongs_to_a_question_is_not_taken_without_one(run, option: list[str]) -> None:
+    done = run("edit", "gate", "--fps", "2", *option)
+    assert done.exit_code == 2
+    assert f"{option[0]} goes with a question" in done.stderr
+    if option[0] in ("--choice", "--json-schema"):  # the others are those of the caption
+        assert run("attach", URL, *option).exit_code == 2

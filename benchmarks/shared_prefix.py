@@ -1,0 +1,81 @@
+"""Attention of sequences that begin alike: their common keys once for all, beside one by one.
+
+    .venv/bin/python benchmarks/shared_prefix.py [--threads 2] [--rounds 21] [--json]
+
+One layer with 6 query heads of 128 on one key head, float32, a new position for each sequence. The
+two ways take turns; medians. The engine chooses by `nvila_core.batch.WORTH_SHARING`.
+"""
+
+import argparse
+import time
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from report import publish
+
+from nvila_core import batch
+from nvila_core.batch import Batch, Rows
+from nvila_core.kv_cache import KVCache
+
+HEADS, SIZE, BLOCK, OWN = 6, 128, 16, 2
+LENGTHS, SEQUENCES = (256, 672, 2048, 4096), (2, 8, 16)
+NEVER = 10**9
+
+
+def make_cache(blocks: int) -> KVCache:
+    """A cache of one layer, full of noise."""
+    config = SimpleNamespace(
+        num_key_value_heads=1, head_dim=SIZE, num_attention_heads=HEADS, num_hidden_layers=1
+    )
+    language: Any = SimpleNamespace(config=config, dtype=torch.float32, device=torch.device("cpu"))
+    config.hidden_size = HEADS * SIZE
+    cache = KVCache(language, blocks, BLOCK)
+    cache.keys[0].normal_()
+    cache.values[0].normal_()
+    return cache
+
+
+@torch.inference_mode()
+def measure(cache: KVCache, length: int, count: int, rounds: int) -> tuple[float, float]:
+    """Milliseconds of a layer's attention, one by one and together."""
+    common = length // BLOCK
+    rows = [
+        Rows(length + 8, 1, [*range(common), *range(common + OWN * n, common + OWN * (n + 1))])
+        for n in range(count)
+    ]
+    new = [torch.randn(heads, count, SIZE) for heads in (HEADS, 1, 1)]
+    batches = []
+    for worth in (NEVER, 0):
+        with patch.object(batch, "WORTH_SHARING", worth):
+            batches.append(Batch(cache, rows, HEADS))
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for made, spent in zip(batches, times, strict=True):
+            began = time.perf_counter()
+            made.attend(0, *new, SIZE**-0.5)
+            spent.append(1000 * (time.perf_counter() - began))
+    return median(times[0]), median(times[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=21)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    cache = make_cache(max(LENGTHS) // BLOCK + OWN * max(SEQUENCES))
+    rows = []
+    for length in LENGTHS:
+        for count in SEQUENCES:
+            alone, together = measure(cache, length, count, args.rounds)
+            rows.append([length, count, alone, together, alone / together])
+    header = ["positions in common", "sequences", "one by one, ms", "together, ms", "ratio"]
+    publish({"rows": rows, "arguments": vars(args)}, header, rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,59 @@
+"""`/v1/streams/{ref}/watches`: standing questions, one by one, while their stream runs."""
+
+from fastapi import APIRouter
+
+from streamer.api.dependencies import ClientDependency
+from streamer.api.schemas import WatchBody, WatchList, WatchPatch, form_of
+from streamer.client import Client
+from streamer.domain import Watch
+
+router = APIRouter(prefix="/v1/streams/{ref}/watches", tags=["watches"])
+
+
+@router.post("", status_code=201)
+def add_watch(ref: str, body: WatchBody, client: ClientDependency) -> Watch:
+    """Ask a stream, by id or name, one more question; the others go on undisturbed."""
+    return client.watches.add(ref, watch_of(client, body))
+
+
+@router.get("")
+def list_watches(ref: str, client: ClientDependency) -> WatchList:
+    """The standing questions of a stream, oldest first."""
+    return WatchList(watches=client.stream(ref).watches)
+
+
+@router.get("/{watch_id}")
+def get_watch(ref: str, watch_id: str, client: ClientDependency) -> Watch:
+    """One standing question."""
+    return client.watches.get(ref, watch_id)
+
+
+@router.patch("/{watch_id}")
+def edit_watch(ref: str, watch_id: str, body: WatchPatch, client: ClientDependency) -> Watch:
+    """Change a standing question, which keeps its id; the others go on undisturbed."""
+    return client.watches.edit(
+        ref,
+        watch_id,
+        prompt=body.prompt,
+        window=body.window,
+        max_frames=body.max_frames,
+        max_tokens=body.max_tokens,
+        form=form_of(body.response_format),
+    )
+
+
+@router.delete("/{watch_id}")
+def remove_watch(ref: str, watch_id: str, client: ClientDependency) -> Watch:
+    """Ask a question no more; what it was is returned, and what was answered stays recorded."""
+    return client.watches.remove(ref, watch_id)
+
+
+def watch_of(client: Client, body: WatchBody) -> Watch:
+    """The watch that a request describes. Raises StreamerError(PROMPT_EMPTY | INVALID_REQUEST)."""
+    return client.watch(
+        body.prompt,
+        window=body.window,
+        max_frames=body.max_frames,
+        max_tokens=body.max_tokens,
+        form=form_of(body.response_format),
+    )

@@ -1,0 +1,112 @@
+"""`/v1/streams/{ref}/watches` over a real server, called through ASGI."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from streamer.api.app import create_app
+from streamer.client import Client
+from streamer.settings import Settings
+
+WATCHES = "/v1/streams/yard/watches"
+
+
+@pytest.fixture
+def api(settings: Settings) -> Iterator[TestClient]:
+    app = create_app(Client(settings))
+    with TestClient(app, base_url="http://127.0.0.1:8080") as opened:
+        body = {"url": "rtsp://cam.invalid/x", "name": "yard", "probe": False}
+        assert opened.post("/v1/streams", json=body).status_code == 201
+        yield opened
+
+
+def listed(api: TestClient) -> list[dict[str, Any]]:
+    watches = api.get(WATCHES).json()["watches"]
+    assert watches == api.get("/v1/streams/yard").json()["watches"]
+    return watches
+
+
+def test_a_watch_from_its_beginning_to_its_end(api: TestClient) -> None:
+    (caption,) = listed(api)
+    made = api.post(WATCHES, json={"prompt": "Is the gate open?", "window": 3})
+    assert made.status_code == 201
+    watch = made.json()
+    assert (watch["prompt"], watch["window"], watch["max_frames"]) == (
+        "Is the gate open?",
+        3.0,
+        16,
+    )
+    assert listed(api) == [caption, watch]
+    place = f"{WATCHES}/{watch['id']}"
+    assert api.get(place).json() == watch
+    form = {"type": "choice", "choices": ["yes", "no"]}
+    changed = api.patch(place, json={"window": 5, "response_format": form})
+    assert changed.status_code == 200
+    answer = {"window": 5.0, "output": "choice", "choices": ["yes", "no"]}
+    assert changed.json() == watch | answer
+    assert api.patch(place, json={}).json() == changed.json()
+    back = api.patch(place, json={"response_format": {"type": "text"}, "window": 3}).json()
+    assert back == watch
+    stream_id = api.get("/v1/streams/yard").json()["id"]
+    assert api.delete(f"/v1/streams/{stream_id}/watches/{watch['id']}").json() == watch
+    assert listed(api) == [caption]
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({}, "INVALID_REQUEST"),
+        ({"prompt": " "}, "PROMPT_EMPTY"),
+        ({"prompt": "?", "window": 0}, "INVALID_REQUEST"),
+        ({"prompt": "?", "max_frames": 257}, "INVALID_REQUEST"),
+        ({"prompt": "?", "colour": "red"}, "INVALID_REQUEST"),
+        ({"prompt": "?", "id": "wch_mine"}, "INVALID_REQUEST"),
+        (
+            {"prompt": "?", "response_format": {"type": "choice", "choices": []}},
+            "INVALID_REQUEST",
+        ),
+        ([{"prompt": "?"}], "INVALID_REQUEST"),
+    ],
+)
+def test_bodies_that_are_refused(api: TestClient, body: Any, expected: str) -> None:
+    before = listed(api)
+    refusals = [api.post(WATCHES, json=body)]
+    if body != {}:  # which changes nothing, and is no mistake
+        refusals.append(api.patch(f"{WATCHES}/{before[0]['id']}", json=body))
+    for refusal in refusals:
+        assert refusal.status_code == 422
+        assert refusal.json()["error"]["code"] == expected
+        assert refusal.json()["error"]["message"]
+    assert listed(api) == before
+
+
+def test_what_is_not_there(api: TestClient) -> None:
+    (caption,) = listed(api)
+    for method, body in (("get", None), ("patch", {"prompt": "?"}), ("delete", None)):
+        call = {} if body is None else {"json": body}
+        for place, code in (
+            (f"{WATCHES}/wch_0", "UNKNOWN_WATCH"),
+            (f"/v1/streams/nobody/watches/{caption['id']}", "UNKNOWN_STREAM"),
+        ):
+            refusal = api.request(method, place, **call)
+            assert refusal.status_code == 404
+            assert refusal.json()["error"]["code"] == code
+    for refusal in (
+        api.get("/v1/streams/nobody/watches"),
+        api.post("/v1/streams/nobody/watches", json={"prompt": "?"}),
+    ):
+        assert (refusal.status_code, refusal.json()["error"]["code"]) == (404, "UNKNOWN_STREAM")
+    assert listed(api) == [caption]
+
+
+def test_the_reference_tells_of_them(api: TestClient) -> None:
+    paths = api.get("/openapi.json").json()["paths"]
+    assert set(paths["/v1/streams/{ref}/watches"]) == {"get", "post"}
+    one = paths["/v1/streams/{ref}/watches/{watch_id}"]
+    assert set(one) == {"get", "patch", "delete"}
+    for call in one.values():
+        assert call["tags"] == ["watches"]
+        assert call["description"]
+        assert "4XX" in call["responses"]

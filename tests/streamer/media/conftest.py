@@ -1,0 +1,14 @@
+"""What all tests of sources share."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from web import Site
+
+
+@pytest.fixture
+def site(folder: Path) -> Iterator[Site]:
+    """A web server for the module's own `folder`."""
+    with Site(folder) as site:
+        yield site
