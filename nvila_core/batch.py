@@ -5,9 +5,9 @@ batch; all layers but attention work on rows and do not care whose they are. Att
 sequence's own blocks of the cache.
 """
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ class Rows:
 
     start: int
     count: int
-    blocks: Sequence[int]
+    blocks: list[int]
 
     @property
     def end(self) -> int:
@@ -94,7 +94,7 @@ class Batch:
         """
         families: list[tuple[list[int], int]] = []
         alone: list[int] = []
-        left = sorted(singles, key=lambda i: list(rows[i].blocks))
+        left = sorted(singles, key=lambda i: rows[i].blocks)
         while left:
             count, common = self._family([rows[i] for i in left])
             if common * (count - 1) < WORTH_SHARING:
@@ -111,10 +111,11 @@ class Batch:
 
     def _family(self, rows: Sequence[Rows]) -> tuple[int, int]:
         """How many of the first rows begin alike, and in how many blocks; rows in their order."""
-        common = longest = self._used(rows[0])
+        longest = self._used(rows[0])
+        common = longest - 1  # the last one is still being filled
         for count, r in enumerate(rows[1:], 1):
-            alike = min(common, _alike(rows[0].blocks, r.blocks))
             longest = max(longest, self._used(r))
+            alike = _alike(rows[0].blocks, r.blocks, min(common, self._used(r) - 1))
             if 2 * alike < longest:
                 return count, common
             common = alike
@@ -156,6 +157,8 @@ class Batch:
         return out
 
 
-def _alike(some: Sequence[int], others: Sequence[int]) -> int:
-    """How many blocks both begin with."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(some, others)))  # noqa: B905
+def _alike(some: list[int], others: list[int], most: int) -> int:
+    """How many of the first `most` blocks are the same, up to the first that is not."""
+    if some[:most] == others[:most]:
+        return most
+    return bisect_left(range(most), True, key=lambda n: some[: n + 1] != others[: n + 1])

@@ -57,12 +57,12 @@ class Gauges:
     def reading(self, count: int) -> float:
         """Seconds for `count` positions of one prompt, with as many of a clip before them."""
         start = min(self.length // 2, max(0, self.blocks * BLOCK - count))
-        return self._step([Rows(start, count, range(-(-(start + count) // BLOCK)))])
+        return self._step([Rows(start, count, list(range(-(-(start + count) // BLOCK))))])
 
     def generating(self, count: int) -> float:
         """Seconds for one token of each of `count` sequences that have read a clip."""
         own = -(-(self.length + 1) // BLOCK)
-        rows = [Rows(self.length, 1, range(i * own, (i + 1) * own)) for i in range(count)]
+        rows = [Rows(self.length, 1, list(range(i * own, (i + 1) * own))) for i in range(count)]
         return self._step(rows)
 
     def most_sequences(self) -> int:
