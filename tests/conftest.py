@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 import redis
 from ingest_fixtures import bench, loopback, units  # noqa: F401 - fixtures
@@ -18,6 +19,9 @@ from streamer.connections import Connections, connect
 from streamer.embedded import EmbeddedServer
 from streamer.processes import spawn, stop
 from streamer.settings import PREFIX, Settings
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # a slow example is no failure
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(autouse=True)

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from streamer.cli import running_for
 from streamer.cli.context import Json, open_settings, typed
 from streamer.cli.stream_options import TransportOption
 
@@ -27,7 +28,7 @@ def probe(
     """
     from streamer.cli.output import console, json_lines
     from streamer.media.access import Access
-    from streamer.media.probe import probe
+    from streamer.media.probe import LIMIT, probe
 
     settings = open_settings()
     with console(stderr=True).status("Trying the source ..."):
@@ -36,6 +37,7 @@ def probe(
             transport=transport.value if transport else "auto",
             hwaccel=settings.hwaccel,
             access=Access.of(settings),
+            limit=LIMIT - running_for(),
         )
     if as_json:
         json_lines([found])

@@ -24,8 +24,11 @@ _FAST_OR_SLOW = 0.005
 _LOST = 0.8
 
 
-def after_failure(report: Probe, step: str, url: str, neighbour: int | None) -> list[str]:
-    """What to try when `step` failed; `neighbour` is another port of the host that is open."""
+def after_failure(
+    report: Probe, step: str, url: str, neighbour: int | None, *, silent: bool = True
+) -> list[str]:
+    """What to try when `step` failed; `neighbour` is another port of the host that is open, and
+    `silent` whether not even a packet of video came."""
     rtsp = urlsplit(url).scheme in {"rtsp", "rtsps"}
     code = report.error.code if report.error is not None else ""
     said: list[str] = []
@@ -41,7 +44,7 @@ def after_failure(report: Probe, step: str, url: str, neighbour: int | None) -> 
     elif step == "describe":
         said += _after_describe(code, rtsp)
     elif step in {"open", "first picture"} and rtsp and report.steps_ok("describe"):
-        said += _after_open(report, code)
+        said += _after_open(report, code, silent)
     return said
 
 
@@ -60,14 +63,19 @@ def _after_describe(code: str, rtsp: bool) -> list[str]:
     return []
 
 
-def _after_open(report: Probe, code: str) -> list[str]:
-    if code == "STREAM_TIMEOUT":
+def _after_open(report: Probe, code: str, silent: bool) -> list[str]:
+    if code == "STREAM_TIMEOUT" and silent:
+        crowded = (
+            "A camera that has as many viewers as it allows answers and sends nothing: "
+            "close other players."
+        )
+        if report.url.startswith("rtsps:"):  # which comes over TCP only
+            return [crowded]
         other = "tcp" if report.transport == "udp" else "udp"
         why = "a firewall may drop UDP" if other == "tcp" else "some cameras send only by UDP"
         return [
             f"No picture came over {report.transport}: try `--transport {other}` ({why}).",
-            "A camera that has as many viewers as it allows answers and sends nothing: "
-            "close other players.",
+            crowded,
         ]
     if code == "STREAM_CODEC_UNSUPPORTED":
         return ["Set the camera's video to H.264 or H.265, without 'smart' codec additions."]

@@ -41,7 +41,8 @@ class SparseDecoder:
         self._shift = shift
         self._gate: PacketGate[Arrival] = PacketGate(live=live)
         self._first_codec = context.codec.canonical_name
-        self._codec = ""
+        self.codec = ""
+        """What it decodes by now, "" while that is what the source began with."""
         self._due: float | None = None  # timestamp before which no picture is wanted
         self._cut = False
         self._cut_at: float | None = None  # timestamp of the key frame after a cut
@@ -57,7 +58,7 @@ class SparseDecoder:
     def decode(self, arrival: Arrival) -> list[VideoFrame]:
         """The pictures that come out now that `arrival` has come, in the order to show them."""
         images: list[VideoFrame] = []
-        if arrival.codec != self._codec:
+        if arrival.codec != self.codec:
             images = self._change_codec(arrival.codec)
         for packet in self._admit(arrival):
             images += self._decode(packet)
@@ -77,7 +78,7 @@ class SparseDecoder:
         assert isinstance(context, VideoCodecContext)
         context.thread_count = self._context.thread_count
         context.thread_type = self._context.thread_type
-        self._context, self._codec = context, codec
+        self._context, self.codec = context, codec
         self._cut_at = None
         return last
 

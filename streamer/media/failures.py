@@ -10,11 +10,18 @@ from urllib.parse import urlsplit
 import av
 
 from streamer.errors import ErrorCode, StreamerError
+from streamer.media import tls
 from streamer.media.urls import is_device, redact
 
 TLS_SCHEMES = frozenset({"rtsps", "rtmps", "https"})
 _DEFAULT_PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "http": 80, "https": 443}
 _TLS_TIMEOUT = 2.0
+_CERTIFICATES = {  # by OpenSSL's numbers
+    9: ("is not valid yet", "check the clocks of the server and of this machine"),
+    10: ("has expired", "renew it on the server, check this machine's clock"),
+    62: ("is for another host", "give the URL with the name that it is for"),
+    64: ("is for another address", "give the URL with the name that it is for"),
+}
 
 
 def is_remote(url: str) -> bool:
@@ -125,8 +132,16 @@ def no_tls(url: str) -> StreamerError:
 
 def not_rtsp(url: str, speaks: str | None) -> StreamerError:
     """The port answers, in another language."""
+    if speaks == "TLS":
+        return wants_tls(url)
     what = f"speaks {speaks}, not RTSP" if speaks else "did not answer as a camera does"
     return _connection(f"{redact(url)} {what}: check the port and the scheme.")
+
+
+def wants_tls(url: str) -> StreamerError:
+    """The port speaks TLS, which was not asked for."""
+    scheme = urlsplit(url).scheme
+    return _connection(f"The port of {redact(url)} is an encrypted one: use {scheme}s://.")
 
 
 def refused(url: str, status: int, *, asked: str | None = None) -> StreamerError:
@@ -173,7 +188,8 @@ def http_refused(url: str, status: int) -> StreamerError:
 def not_http(url: str) -> StreamerError:
     """The port answers, in another language."""
     return _connection(
-        f"{redact(url)} did not answer as a web server does: check the port and the scheme."
+        f"{redact(url)} did not answer as a web server does: check the port, and whether it is "
+        "http:// or https://."
     )
 
 
@@ -182,12 +198,18 @@ def unreachable(url: str) -> StreamerError:
     return _connection(f"{redact(url)} cannot be reached: check the address and the network.")
 
 
-def untrusted(url: str) -> StreamerError:
+def untrusted(url: str, error: ssl.SSLCertVerificationError) -> StreamerError:
     """Its certificate is not one that this machine trusts."""
+    what, remedy = _CERTIFICATES.get(
+        error.verify_code,
+        (
+            "is signed by nobody whom this machine trusts",
+            "let SSL_CERT_FILE name the certificate of the authority that signed it",
+        ),
+    )
     return StreamerError(
         ErrorCode.STREAM_TLS_FAILED,
-        f"The certificate of {redact(url)} is not trusted: install the authority that signed it, "
-        "or set https_verify to false.",
+        f"The certificate of {redact(url)} {what}: {remedy}, or set https_verify to false.",
     )
 
 
@@ -261,31 +283,33 @@ def _not_video(url: str) -> StreamerError:
             ErrorCode.STREAM_NO_VIDEO,
             f"{redact(url)} is not a video: give the URL of the stream itself, not of a web page.",
         )
-    return not_rtsp(url, None)
+    return not_rtsp(url, "TLS" if wants_encryption(url) else None)
 
 
 def _diagnose(url: str) -> StreamerError:
     """FFmpeg said 'input/output error': ask the network itself what that means."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
-    port = port_of(url)
+    if url.startswith(("http:", "https:")):  # we have opened it: addresses are checked there
+        return unreachable(url)
+    host = urlsplit(url).hostname or ""
     try:
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        socket.getaddrinfo(host, port_of(url), type=socket.SOCK_STREAM)
     except OSError:
         return unknown_host(host)
-    if parts.scheme in TLS_SCHEMES and not _speaks_tls(str(addresses[0][4][0]), port):
-        return no_tls(url)
-    return unreachable(url)
+    if urlsplit(url).scheme in TLS_SCHEMES:
+        return unreachable(url) if _speaks_tls(url) else no_tls(url)
+    return wants_tls(url) if wants_encryption(url) else unreachable(url)
 
 
-def _speaks_tls(address: str, port: int) -> bool:
-    context = ssl.create_default_context()
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+def wants_encryption(url: str) -> bool:
+    """Whether the port of a camera's `url` speaks TLS, which its scheme does not."""
+    return urlsplit(url).scheme in {"rtsp", "rtmp"} and _speaks_tls(url)
+
+
+def _speaks_tls(url: str) -> bool:
+    address = (urlsplit(url).hostname or "", port_of(url))
     try:
-        with (
-            socket.create_connection((address, port), _TLS_TIMEOUT) as plain,
-            context.wrap_socket(plain),
-        ):
+        with socket.create_connection(address, _TLS_TIMEOUT) as plain:
+            tls.shake_hands(plain, tls.unchecked(), within=_TLS_TIMEOUT).close()
             return True
     except OSError:
         return False

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.padding import PKCS7
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media import failures
+from streamer.media import failures, tls
 from streamer.media.access import Access
 from streamer.media.urls import redact
 
@@ -36,7 +36,8 @@ class _CheckedTransport(httpx.BaseTransport):
 
     def __init__(self, access: Access) -> None:
         self._access = access
-        self._inner = httpx.HTTPTransport(verify=access.verify, retries=0)
+        self._plain = httpx.HTTPTransport(verify=False)
+        self._encrypted: httpx.HTTPTransport | None = None  # reading certificates takes a while
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send `request` to the first address of its host that answers."""
@@ -49,7 +50,7 @@ class _CheckedTransport(httpx.BaseTransport):
             request.url = url.copy_with(host=address)
             request.extensions = {**request.extensions, "sni_hostname": host}
             try:
-                response = self._inner.handle_request(request)
+                response = self._carrier(url.scheme).handle_request(request)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 failure = error
             else:
@@ -61,7 +62,16 @@ class _CheckedTransport(httpx.BaseTransport):
 
     def close(self) -> None:
         """Hang up."""
-        self._inner.close()
+        self._plain.close()
+        if self._encrypted is not None:
+            self._encrypted.close()
+
+    def _carrier(self, scheme: str) -> httpx.HTTPTransport:
+        if scheme == "http":
+            return self._plain
+        if self._encrypted is None:
+            self._encrypted = httpx.HTTPTransport(verify=tls.trusting(self._access.verify))
+        return self._encrypted
 
 
 class _Login(httpx.Auth):
@@ -183,7 +193,7 @@ class HttpOpener:
             cause: BaseException | None = error
             while cause is not None:
                 if isinstance(cause, ssl.SSLCertVerificationError):
-                    return failures.untrusted(shown)
+                    return failures.untrusted(shown, cause)
                 if isinstance(cause, ssl.SSLError):
                     return failures.no_tls(shown)
                 if isinstance(cause, ConnectionRefusedError):

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from streamer.domain import ErrorInfo
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media import advice, failures
+from streamer.media import advice, failures, tls
 from streamer.media.access import Access
 from streamer.media.hardware import Hardware
 from streamer.media.probe_report import Probe, Step
@@ -20,8 +20,8 @@ from streamer.media.source import DecodedFrame, Source
 from streamer.media.urls import is_live, parse_source, redact, split_secret
 from streamer.media.vitals import Vitals
 
-LIMIT = 13.0
-"""Seconds that a probe takes at most: with starting the program, 15 in all."""
+LIMIT = 13.5
+"""Seconds that a probe takes at most; with the program's start and end, 15 in all."""
 
 Transport = Literal["auto", "tcp", "udp"]
 
@@ -84,13 +84,15 @@ class _Prober:
     ) -> None:
         self._report = report
         self._url = url
-        self._transport: Transport = transport
+        # FFmpeg takes encrypted RTSP over TCP, whatever it is told
+        self._transport: Transport = "tcp" if url.startswith("rtsps:") else transport
         self._hwaccel = hwaccel
         self._access = access
         self._for = watch
         self._began = time.monotonic()
         self._deadline = self._began + limit - _MARGIN
         self._parts = urlsplit(url)
+        self._packets = 0  # that came, though no picture did
 
     def run(self) -> Probe:
         report = self._report
@@ -102,7 +104,9 @@ class _Prober:
         except _FailedError as failed:
             error = failed.error
             report.error = ErrorInfo(code=error.code, message=error.message)
-            report.advice = advice.after_failure(report, failed.step, self._url, self._neighbour())
+            report.advice = advice.after_failure(
+                report, failed.step, self._url, self._neighbour(), silent=not self._packets
+            )
         else:
             report.advice = advice.after_success(report)
         report.seconds = time.monotonic() - self._began
@@ -176,11 +180,12 @@ class _Prober:
         )
 
     def _encrypt(self, connection: socket.socket, host: str) -> ssl.SSLSocket:
-        context = ssl.create_default_context()
-        # As FFmpeg does for cameras, which sign their certificates themselves.
-        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        verify = self._parts.scheme == "https" and self._access.verify
+        context = tls.trusting(verify)
         try:
-            return context.wrap_socket(connection, server_hostname=host)
+            return tls.shake_hands(connection, context, within=self._left(), host=host)
+        except ssl.SSLCertVerificationError as error:
+            raise failures.untrusted(self._url, error) from None
         except OSError:
             raise failures.no_tls(self._url) from None
 
@@ -196,13 +201,17 @@ class _Prober:
     def _describe(self, session: RtspSession) -> Answer:
         with self._step("describe") as step:
             try:
-                answer = session.describe()
+                with tls.bounded(session.connection, self._left()):
+                    answer = session.describe()
             except NotRtspError as error:
-                raise failures.not_rtsp(self._url, error.speaks) from None
+                speaks = "TLS" if failures.wants_encryption(self._url) else error.speaks
+                raise failures.not_rtsp(self._url, speaks) from None
             except TimeoutError:
                 raise failures.timed_out(self._url, _STEP) from None
             except OSError:
-                raise failures.closed(self._url) from None
+                encrypted = failures.wants_encryption(self._url)
+                hung_up = failures.wants_tls if encrypted else failures.closed
+                raise hung_up(self._url) from None
             self._report.server = answer.headers.get("Server")
             self._report.auth = session.auth
             if answer.status in (401, 403, 404):
@@ -224,7 +233,8 @@ class _Prober:
         wanted = ["tcp", "udp"] if self._transport == "auto" else [self._transport]
         for transport in wanted:
             began = time.monotonic()
-            answer = session.setup(description, track, transport)
+            with tls.bounded(session.connection, self._left()):
+                answer = session.setup(description, track, transport)
             step = Step(
                 name="set up",
                 ok=answer.ok,
@@ -285,7 +295,8 @@ class _Prober:
         if frame is not None:
             return frame
         waited = time.monotonic() - began
-        if not source.packets:
+        self._packets = source.packets
+        if not self._packets:
             raise failures.timed_out(self._url, round(waited))
         if source.corrupt:
             raise failures.cannot_decode(self._url, source.info.codec)

@@ -84,7 +84,7 @@ class RtspSession:
         self._challenge: dict[str, str] = {}
         self._sequence = self._nonce_count = 0
         self._session: str | None = None
-        self._connection = connection
+        self.connection = connection
         self._input = connection.makefile("rb")
 
     def __enter__(self) -> Self:
@@ -94,7 +94,7 @@ class RtspSession:
         self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None
     ) -> None:
         self._input.close()
-        self._connection.close()
+        self.connection.close()
 
     def options(self) -> Answer:
         """Which methods there are. Some servers want a login for it, others forget to answer."""
@@ -138,7 +138,7 @@ class RtspSession:
             lines.append(f"Session: {self._session}")
         if self.auth is not None and self._has_user:
             lines.append(f"Authorization: {self._authorization(method, address)}")
-        self._connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        self.connection.sendall("\r\n".join([*lines, "", ""]).encode())
         return self._receive()
 
     def _receive(self) -> Answer:

@@ -143,6 +143,11 @@ class Source:
         return self._info
 
     @property
+    def codec(self) -> str:
+        """What its pictures are coded in by now: broadcasts change it."""
+        return self._decoder.codec or self.info.codec
+
+    @property
     def packets(self) -> int:
         """Video packets that came."""
         return self._reader.packets
@@ -245,7 +250,7 @@ class Source:
         finite = not self._live or container.format.name == "hls"
         length = container.duration if finite else None
         self._info = SourceInfo(
-            codec=context.name,
+            codec=context.codec.canonical_name,  # not the decoder's, such as libdav1d
             width=context.width,
             height=context.height,
             fps=fps,
@@ -317,6 +322,8 @@ class Source:
                 return None
             waited += time.monotonic() - began
             if waited > patience:
+                if not self._reader.packets:  # it has been silent since opening began
+                    patience = time.monotonic() - self._open_until + self._open_timeout
                 raise self._reader.reason or failures.timed_out(self._url, patience)
         return None
 

@@ -215,3 +215,17 @@ def test_the_status_is_not_written_for_every_frame(
         took = time.monotonic() - began
     assert len(saved) <= 3 + took  # connecting, running, ended, and one a second
     assert saved[-1][1] is StreamState.ENDED
+
+
+def test_a_codec_that_changes_in_mid_stream_is_told(bench: Bench, tmp_path: Path) -> None:
+    # given a broadcast that goes on in another size and codec
+    write_video(tmp_path / "a.ts", seconds=1, width=160, height=120)
+    later = [1 + n / 25 for n in range(50)]
+    write_video(tmp_path / "b.ts", times=later, width=240, height=136, codec="libx265")
+    parts = [(tmp_path / name).read_bytes() for name in ("a.ts", "b.ts")]
+    (tmp_path / "v.ts").write_bytes(b"".join(parts))
+    spec = bench.attach(tmp_path / "v.ts", fps=5)
+    with bench.run(spec) as slot:
+        slot.join()
+    counters = bench.status(spec).counters
+    assert (counters.codec, counters.width, counters.height) == ("hevc", 240, 136)

@@ -22,6 +22,7 @@ def test_it_writes_a_file_for_the_model_of_the_settings_and_keeps_the_rest(
 ) -> None:
     mine, out = tmp_path / "mine.yaml", tmp_path / "tuned.yaml"
     mine.write_text("model: demo\nfps: 2.5\ndevice: cpu\n")
+    monkeypatch.setenv("STREAMER_QUANTIZE", "int8")
 
     said = runner.invoke(app, ["--config", str(mine), "tune", "--seconds", "1", "--out", str(out)])
 
@@ -30,7 +31,9 @@ def test_it_writes_a_file_for_the_model_of_the_settings_and_keeps_the_rest(
     monkeypatch.setenv(CONFIG_VARIABLE, str(out))
     loaded = load_settings()
     assert (loaded.model, loaded.device, loaded.fps) == ("demo", "cpu", 2.5)
-    assert {"step_tokens", "step_tiles", "threads"} <= set(yaml.safe_load(out.read_text()))
+    written = yaml.safe_load(out.read_text())
+    assert {"step_tokens", "step_tiles", "threads"} <= set(written)
+    assert written["quantize"] == "int8"  # for which all that was found
 
 
 def test_bad_input_is_one_sentence(runner: CliRunner, tmp_path: Path) -> None:

@@ -1,7 +1,10 @@
 """The doctor on this machine, which is well, and on machines that are not."""
 
+import contextlib
+import io
 import json
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -129,6 +132,7 @@ def test_a_model_that_cannot_be_used(
     assert huge.state == "fail"
     assert "does not fit" in huge.message
     assert "kv_cache_tokens" in huge.message
+    assert "set quantize to int4" in huge.message
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     absent = check_of("Efficient-Large-Model/NVILA-Lite-2B")
@@ -136,6 +140,31 @@ def test_a_model_that_cannot_be_used(
     assert "downloads it" in absent.message
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert check_of("Efficient-Large-Model/NVILA-Lite-2B").state == "fail"
+
+
+def test_a_model_in_fewer_bits_is_judged_by_those(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from nvila_core import footprint
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        said = io.StringIO()  # in this process: importing PyTorch once more takes seconds
+        with contextlib.redirect_stdout(said):
+            footprint.main(command[3:])
+        return subprocess.CompletedProcess(command, 0, said.getvalue(), "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    # given a machine in which the weights fit only when they are quantized
+    monkeypatch.setattr(footprint, "main_memory", lambda: (8_000_000, 8_000_000))
+    full, small = (
+        Settings(data_dir=tmp_path, device="cpu", kv_cache_tokens=256, quantize=mode)
+        for mode in (None, "int8")
+    )
+    deadline = time.monotonic() + 60
+    (refused,), (taken,) = model.model(full, deadline), model.model(small, deadline)
+
+    assert (refused.state, taken.state) == ("fail", "ok"), (refused, taken)
+    assert "demo in int8 and float32 on main memory" in taken.message
 
 
 def test_a_pytorch_that_hangs_or_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,7 +130,7 @@ def test_something_that_is_no_camera(camera: GstCamera) -> None:
     assert "hunter2" not in error.message
 
 
-@pytest.mark.parametrize("scheme", ["rtsp", "rtsps", "http", "rtmp"])
+@pytest.mark.parametrize("scheme", ["rtsp", "rtsps", "http", "https", "rtmp", "rtmps"])
 def test_one_that_accepts_and_says_nothing(scheme: str) -> None:
     before = threading.active_count()
     with SilentServer() as server:

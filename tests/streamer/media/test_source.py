@@ -87,7 +87,11 @@ def test_codecs_formats_and_sizes(
         width=width,
         height=height,
     )
-    frames, _ = decode(path)
+    frames, source = decode(path)
+    known = {"libx264": "h264", "libx265": "hevc", "libsvtav1": "av1", "libvpx": "vp8"}
+    assert source.info.codec == (known | {"libvpx-vp9": "vp9", "prores_ks": "prores"}).get(
+        codec, codec
+    )
     shown = [to_bgr(frame.image) for frame in frames]
     assert [number_of(picture) for picture in shown] == list(range(10))
     assert {picture.shape for picture in shown} == {(height, width, 3)}
@@ -121,6 +125,7 @@ def test_a_size_or_a_codec_that_changes_in_mid_stream(
     assert np.diff([frame.pts for frame in kept]).max() < 0.75
     assert kept[-1].pts == pytest.approx(5.0, abs=0.21)
     assert source.corrupt <= 2
+    assert (source.info.codec, source.codec) == ("h264", {"libx265": "hevc"}.get(codec, "h264"))
 
 
 def test_a_variable_frame_rate_is_followed_exactly(tmp_path: Path) -> None:
