@@ -91,7 +91,7 @@ def main() -> None:
     parser.add_argument("part", choices=("ratios", "curves", "gpu"))
     parser.add_argument("--shape", choices=SIZES, help="default: small; 2b on a GPU")
     parser.add_argument("--tile", type=int, help="pixels of a tile's side; default: the shape's")
-    parser.add_argument("--step-tokens", type=int, default=64, help="of the engine; for ratios")
+    parser.add_argument("--step-tokens", type=int, help="of the engine; default: its own")
     parser.add_argument("--dtype", help="default: float32; bfloat16 on a GPU")
     parser.add_argument("--device", default="cuda", help="for gpu; cpu only makes sense with tiny")
     parser.add_argument("--threads", type=int, default=2)

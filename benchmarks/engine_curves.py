@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from engine_ratios import STEP_TOKENS, asked
+from engine_ratios import asked
 from loads import Camera, make_model
 from plot import Panel, Series, draw_panels
 from rival import Rival
@@ -50,7 +50,7 @@ class Curves:
         began = self.clock()
         self.rival.answer(requests[0], self.answer, **options)
         alone = self.clock() - began
-        engine = Engine(self.model, 64, 131072, step_tokens=STEP_TOKENS)
+        engine = Engine(self.model, 64, 131072)
         began = self.clock()
         handles = [engine.submit(parts, asked(self.answer), **options) for parts in requests]
         while engine.step():

@@ -16,9 +16,6 @@ from nvila_core import Engine, SamplingParams, Video
 from nvila_core.handle import Handle
 from nvila_core.random_checkpoint import Shape
 
-STEP_TOKENS = 64
-"""Positions in a step, on two cores: a longer step would let a question wait for too long."""
-
 
 @dataclass
 class Outcome:
@@ -39,7 +36,7 @@ class Bench:
     Args:
         folder: for the checkpoint.
         shape: of the model, see `loads`.
-        step_tokens: positions in a step of the engine.
+        step_tokens: positions in a step of the engine; default: the engine's.
         answer: tokens of a caption.
         sample: requests that the rival is timed on where there are more; its time is scaled.
         clock: seconds; `time.process_time` leaves out what other programs take of the machine.
@@ -50,7 +47,7 @@ class Bench:
         folder: Path,
         shape: Shape,
         dtype: str,
-        step_tokens: int = STEP_TOKENS,
+        step_tokens: int | None = None,
         answer: int = 100,
         sample: int = 8,
         clock: Callable[[], float] = time.perf_counter,

@@ -12,10 +12,12 @@ from .errors import NVILAError, PromptError, first_line
 
 if TYPE_CHECKING:
     from .completion import Completion
+    from .prompt import Prompt
 
 EXAMPLES = """examples:
   python -m nvila_core ask --model Efficient-Large-Model/NVILA-Lite-2B photo.jpg "What is this?"
   python -m nvila_core ask --model ./checkpoint --stream clip.mp4 "What happens?"
+  python -m nvila_core ask --model ./checkpoint --policy adaptive photo.jpg "What does it say?"
   python -m nvila_core ask --model ./checkpoint --json a.png b.png "What is the difference?"
 """
 
@@ -45,6 +47,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     ask.add_argument("--system", help="system prompt instead of the model's own")
     ask.add_argument("--frames", type=int, help="frames looked at in each video")
+    ask.add_argument(
+        "--policy",
+        default="native",
+        help="tiles of each frame: native (default, as published), fixed:4, adaptive, adaptive:12",
+    )
     ask.add_argument("--video-max-tiles", type=int, help="tiles of a frame at most (default 1)")
     ask.add_argument("--max-tokens", type=int, default=512, help="longest answer (default 512)")
     ask.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
@@ -66,6 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
     tune = commands.add_parser("tune", help="find the engine settings for this machine and model")
     tune.add_argument("--model", required=True, help="checkpoint folder or Hugging Face hub id")
     tune.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
+    tune.add_argument(
+        "--quantize", choices=("int8", "int4"), help="as the model will be used; see ask"
+    )
     tune.add_argument("--seconds", type=float, default=60, help="to take, about (default 60)")
     tune.add_argument(
         "--out", type=Path, default=Path("tuned.yaml"), help="settings file (default tuned.yaml)"
@@ -132,8 +142,15 @@ def ask(args: argparse.Namespace) -> None:
     files, question = read_question(args.inputs)
     parts = [*(open_media(file) for file in files), question]
     from .model import NVILA
+    from .resolution import Native, parse_policy
     from .sampling import SamplingParams
 
+    policy = parse_policy(args.policy)
+    if args.video_max_tiles and not isinstance(policy, Native):
+        raise PromptError(
+            f"--video-max-tiles belongs to the published rule, and --policy {args.policy} is "
+            "another: leave out one of the two."
+        )
     params = SamplingParams(
         max_tokens=args.max_tokens,
         temperature=args.temperature,
@@ -155,6 +172,7 @@ def ask(args: argparse.Namespace) -> None:
         num_video_frames=args.frames,
         video_max_tiles=args.video_max_tiles,
         video_as="video" if (args.video_max_tiles or 1) > 1 else None,
+        policy=policy,
     )
 
     def show(delta: str) -> None:
@@ -166,7 +184,7 @@ def ask(args: argparse.Namespace) -> None:
 
     completion = model.generate(prompt, params, on_text=show if args.stream else None)
     if args.json:
-        print(json.dumps(record(completion, model.name)))
+        print(json.dumps(record(completion, model.name, prompt)))
     else:
         print("" if args.stream else completion.text)
 
@@ -176,15 +194,21 @@ def tune(args: argparse.Namespace) -> None:
     from .tune import tune_to_file
 
     tuning = tune_to_file(
-        args.model, args.device, args.seconds, args.out, say=lambda line: print(line, flush=True)
+        args.model,
+        args.device,
+        args.seconds,
+        args.out,
+        quantize=args.quantize,
+        say=lambda line: print(line, flush=True),
     )
     print(tuning.summary)
     print(f"Written: {args.out}. Use it: streamer --config {args.out} worker")
 
 
-def record(completion: "Completion", model: str) -> dict[str, Any]:
-    """A completion as one JSON object."""
-    return {"model": model, **asdict(completion)}
+def record(completion: "Completion", model: str, prompt: "Prompt") -> dict[str, Any]:
+    """A completion as one JSON object, with the grid of every frame and why."""
+    plan = [asdict(frame) for frame in prompt.plan.frames]
+    return {"model": model, **asdict(completion), "plan": plan}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """The model's layers through torch.compile: its small operations between matrix products in one.
 
-    python -m nvila_core.compiled PATH [--device cpu] [--dtype auto] [--threads N]
+    python -m nvila_core.compiled PATH [--device cpu] [--dtype auto] [--quantize int8] [--threads N]
 
 prints what a small request takes without and with it, seconds, as one JSON object: a process of its
 own, because compilers take as long as they like and cannot be interrupted.
@@ -12,13 +12,16 @@ import shutil
 import sys
 from itertools import chain
 
+import numpy as np
 import torch
+from torch import nn
 
+from .engine import BLOCK, Engine
 from .errors import NVILAError, first_line
 from .model import NVILA
-
-ROWS = (1, 2, 24)
-"""Sizes that are run once: one row is compiled apart from several."""
+from .packed_linear import PackedLinear, pack_linears
+from .sampling import SamplingParams
+from .video import Video
 
 
 def compile_layers(model: NVILA) -> None:
@@ -36,11 +39,11 @@ def compile_layers(model: NVILA) -> None:
             "torch.compile needs a C++ compiler (g++ or clang++): install one, or set compile to "
             "false."
         )
+    layers = model.language.model.layers
+    pack_linears(layers)  # the engine does so too, when it would be too late
     parts = [
-        *chain.from_iterable(
-            (layer.mlp, layer.input_layernorm, layer.post_attention_layernorm)
-            for layer in model.language.model.layers
-        ),
+        *chain.from_iterable((x.input_layernorm, x.post_attention_layernorm) for x in layers),
+        *(layer.mlp for layer in layers if not packed(layer.mlp)),
         *(layer.mlp for layer in model.vision.encoder.layers),
     ]
     try:
@@ -56,14 +59,31 @@ def compile_layers(model: NVILA) -> None:
         ) from error
 
 
-@torch.inference_mode()
+def packed(module: nn.Module) -> bool:
+    """Whether weights inside lie in oneDNN's order: the compiler cannot look into those."""
+    return any(isinstance(part, PackedLinear) for part in module.modules())
+
+
 def run_once(model: NVILA) -> None:
-    """Run tower and language model at sizes of every kind, which is when they are compiled."""
+    """Answer one question, then two at once: one and several rows, read and generated, and tiles.
+
+    By an engine, because whatever it does later must have been compiled by then.
+    """
     size = model.config.vision.image_size
-    for tiles in (1, 2):
-        model.vision(torch.zeros(tiles, 3, size, size))
-    for rows in ROWS:
-        model.language.hidden(model.language.embed([0] * rows))
+    pictures = [np.full((size, size, 3), shade, np.uint8) for shade in (0, 90, 180)]
+    prompts = [
+        model.prepare([Video(some), "?"], num_video_frames=len(some))
+        for some in (pictures[:1], pictures[1:])
+    ]
+    room = sum(prompt.num_tokens + 4 * BLOCK for prompt in prompts)
+    engine = Engine(model, len(prompts), room, tile_cache_bytes=0)
+    params = SamplingParams(max_tokens=3, ignore_eos=True)
+    for together in (prompts[:1], prompts):
+        handles = [engine.submit(prompt, params) for prompt in together]
+        while engine.step():
+            pass
+        for handle in handles:
+            handle.result()
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -74,13 +94,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("model")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quantize")
     parser.add_argument("--threads", type=int)
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
     told: dict[str, float | str]
     try:
-        model = NVILA.from_pretrained(given.model, given.device, given.dtype)
+        model = NVILA.from_pretrained(
+            given.model, given.device, given.dtype, quantize=given.quantize
+        )
         gauges = Gauges(model, 4096)
         sizes = (2, 64, min(4, gauges.most_sequences()))
         plain = gauges.request(Load(), *sizes)

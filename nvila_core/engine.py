@@ -25,6 +25,7 @@ from .handle import Handle
 from .kv_cache import KVCache
 from .model import NVILA
 from .packed_linear import pack_linears
+from .placement import step_size
 from .prefix import BlockKeys, Layout, media_keys, tile_keys
 from .prompt import Prompt
 from .request import NEVER, Request
@@ -50,8 +51,9 @@ class Engine:
         max_num_seqs: most requests that are generated at once.
         kv_cache_tokens: LLM positions whose keys and values are kept, of running requests and for
             reuse; also the longest that a prompt with its answer can be.
-        step_tokens: most LLM positions in a step: more is faster, fewer lets others wait less.
-        step_tiles: most tiles that go through the vision tower in a step.
+        step_tokens: most LLM positions in a step: more is faster, fewer lets others wait less;
+            default: what suits the model's device, see `placement.STEP_SIZES`.
+        step_tiles: most tiles that go through the vision tower in a step; default: the same.
         tile_cache_bytes: room for encoded tiles.
         tile_tolerance: how much a tile may differ from one in the cache and still be taken for it;
             see `TileCache`.
@@ -67,12 +69,15 @@ class Engine:
         max_num_seqs: int = 32,
         kv_cache_tokens: int = 65536,
         *,
-        step_tokens: int = 512,
-        step_tiles: int = 16,
+        step_tokens: int | None = None,
+        step_tiles: int | None = None,
         tile_cache_bytes: int = 2**28,
         tile_tolerance: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        usual = step_size(model.device)
+        step_tokens = usual.tokens if step_tokens is None else step_tokens
+        step_tiles = usual.tiles if step_tiles is None else step_tiles
         if min(max_num_seqs, kv_cache_tokens, step_tokens, step_tiles) < 1:
             raise NVILAError(
                 "max_num_seqs, kv_cache_tokens, step_tokens and step_tiles must be at least 1."
@@ -211,9 +216,10 @@ class Engine:
         """Counts now and since the start.
 
         Now: waiting, running, kv_tokens (owned by running requests) and kv_reusable of
-        kv_cache_tokens, tile_cache_bytes. Since the start: submitted, finished, failed, cancelled,
-        prompt_tokens, cached_tokens, completion_tokens, tiles, cached_tiles (all of ended
-        requests), encoded_tiles, preemptions, steps.
+        kv_cache_tokens, tile_cache_bytes; the limits max_num_seqs, step_tokens, step_tiles. Since
+        the start: submitted, finished, failed, cancelled, prompt_tokens, cached_tokens,
+        completion_tokens, tiles, cached_tiles (all of ended requests), encoded_tiles, preemptions,
+        steps.
         """
         pool = self.scheduler.pool
         with self._changed:
@@ -224,6 +230,8 @@ class Engine:
                 "kv_reusable": pool.kept * BLOCK,
                 "kv_cache_tokens": self.kv_cache_tokens,
                 "max_num_seqs": self.max_num_seqs,
+                "step_tokens": self.scheduler.step_tokens,
+                "step_tiles": self.encoder.step_tiles,
                 "tile_cache_bytes": self.tile_cache.bytes,
                 "encoded_tiles": self.encoder.encoded,
                 "preemptions": self.scheduler.preemptions,

@@ -1,7 +1,7 @@
 """What a checkpoint needs of memory, told without reading its tensors or loading it.
 
     python -m nvila_core.footprint PATH_OR_HUB_ID [--device auto] [--dtype auto]
-        [--kv-cache-tokens N]
+        [--quantize int8] [--kv-cache-tokens N]
 
 prints one JSON object. Nothing is downloaded: a repository of the hub counts as found when it is in
 the cache. A process of its own, because importing PyTorch takes seconds and may hang on a broken
@@ -24,6 +24,8 @@ from .checkpoint import Checkpoint
 from .errors import CheckpointError, NVILAError
 from .hub import WANTED
 from .placement import choose_device, choose_dtype
+from .quantize import choose_precision, quantized_bytes
+from .weights import Weights
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,7 @@ class Footprint:
     torch: str
     device: str
     dtype: str
+    quantize: str | None
     gpu: str | None
     weights: int
     kv_cache: int
@@ -45,22 +48,25 @@ class Footprint:
         return self.weights + self.kv_cache
 
 
-def measure(root: Path, device: str, dtype: str, kv_cache_tokens: int) -> Footprint:
+def measure(
+    root: Path, device: str, dtype: str, kv_cache_tokens: int, quantize: str | None = None
+) -> Footprint:
     """The footprint of the checkpoint in the folder `root`.
 
     Raises:
         CheckpointError: a file is missing or malformed.
-        NVILAError: the device or dtype is not to be had here.
+        NVILAError: the device, dtype or quantization is not to be had here.
     """
     place = choose_device(device)
     kind = choose_dtype(dtype, place)
+    precision = choose_precision(quantize, place, kind)
     checkpoint = Checkpoint.open(root)
     llm = checkpoint.config.llm
-    tensors = [
-        tensor
-        for weights in (checkpoint.llm, checkpoint.vision, checkpoint.projector)
-        for tensor in weights.tensors.values()
-    ]
+    weights = (
+        stored_bytes(checkpoint.llm, kind, precision.language if precision else None)
+        + stored_bytes(checkpoint.vision, kind, precision.vision if precision else None)
+        + stored_bytes(checkpoint.projector, kind)
+    )
     heads = int(llm["num_attention_heads"])
     width = int(llm.get("head_dim") or int(llm["hidden_size"]) // heads)
     per_token = 2 * int(llm["num_hidden_layers"]) * int(llm["num_key_value_heads"]) * width
@@ -70,12 +76,25 @@ def measure(root: Path, device: str, dtype: str, kv_cache_tokens: int) -> Footpr
         torch=torch.__version__,
         device=str(place),
         dtype=str(kind).removeprefix("torch."),
+        quantize=quantize,
         gpu=torch.cuda.get_device_name(place) if gpu else None,
-        weights=sum(math.prod(tensor.shape) for tensor in tensors) * kind.itemsize,
+        weights=weights,
         kv_cache=per_token * kind.itemsize * kv_cache_tokens,
         free=free,
         total=total,
     )
+
+
+def stored_bytes(weights: Weights, dtype: torch.dtype, bits: int | None = None) -> int:
+    """Bytes of a part's tensors once they are loaded; `bits` is what `Weights.fill` is given."""
+    total = 0
+    for name, tensor in weights.tensors.items():
+        # Inside layers, all that has two dimensions is the weight of a linear layer.
+        if bits and ".layers." in name and len(tensor.shape) == 2:
+            total += quantized_bytes(*tensor.shape, bits, dtype)
+        else:
+            total += math.prod(tensor.shape) * dtype.itemsize
+    return total
 
 
 def find_local(path_or_id: str) -> Path | None:
@@ -115,6 +134,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("model")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--quantize")
     parser.add_argument("--kv-cache-tokens", type=int, default=65536)
     given = parser.parse_args(arguments)
     told: dict[str, Any]
@@ -123,7 +143,7 @@ def main(arguments: list[str] | None = None) -> int:
         if root is None:
             told = {"torch": torch.__version__, "missing": given.model}
         else:
-            found = measure(root, given.device, given.dtype, given.kv_cache_tokens)
+            found = measure(root, given.device, given.dtype, given.kv_cache_tokens, given.quantize)
             told = {**asdict(found), "needed": found.needed}
     except NVILAError as error:
         told = {"torch": torch.__version__, "error": str(error)}

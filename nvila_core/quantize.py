@@ -146,15 +146,27 @@ def pack4(codes: Tensor) -> Tensor:
 
 
 def quantized(weight: Tensor, bits: int, dtype: torch.dtype) -> Quantized:
-    """A stand-in for the linear layer of `weight` [outputs, inputs], for inputs of `dtype`.
+    """A stand-in for the linear layer of `weight` [outputs, inputs], for inputs of `dtype`."""
+    outputs, inputs = weight.shape
+    group = group_of(outputs, inputs, bits)
+    return Linear8(weight, dtype) if group is None else Linear4(weight, group)
+
+
+def group_of(outputs: int, inputs: int, bits: int) -> int | None:
+    """Weights that share a scale in 4 bits; None for a layer that gets 8.
 
     Widths that the 4-bit kernels do not take (inputs must divide by 32, outputs by 16) get 8 bits.
     """
-    outputs, inputs = weight.shape
     group = next((size for size in GROUPS if inputs % size == 0), None)
-    if bits == 4 and group is not None and outputs % 16 == 0:
-        return Linear4(weight, group)
-    return Linear8(weight, dtype)
+    return group if bits == 4 and outputs % 16 == 0 else None
+
+
+def quantized_bytes(outputs: int, inputs: int, bits: int, dtype: torch.dtype) -> int:
+    """Bytes of what `quantized` makes of a weight [outputs, inputs], without making it."""
+    group = group_of(outputs, inputs, bits)
+    if group is None:
+        return outputs * (inputs + dtype.itemsize)
+    return outputs * (inputs // 2 + 2 * torch.bfloat16.itemsize * inputs // group)
 
 
 def choose_precision(

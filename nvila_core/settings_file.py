@@ -12,25 +12,35 @@ import torch
 from .engine import Engine
 from .errors import NVILAError
 from .model import NVILA
+from .placement import step_size
 
 MARK = "# Written by tune"
 """How such a file begins: nothing else is ever replaced."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """What can be tuned; names and defaults are those of the service's settings."""
+    """What can be tuned, and `quantize`, for which it was; names and defaults are those of the
+    service's settings.
+    """
 
+    quantize: str | None = None
     dtype: str = "auto"
     threads: int | None = None
     compile: bool = False
     max_num_seqs: int = 32
     kv_cache_tokens: int = 65536
-    step_tokens: int = 512
-    step_tiles: int = 16
+    step_tokens: int
+    step_tiles: int
+
+    @classmethod
+    def default(cls, device: torch.device, quantize: str | None = None) -> "EngineSettings":
+        """What a worker on a device uses when nothing else is said."""
+        size = step_size(device)
+        return cls(quantize=quantize, step_tokens=size.tokens, step_tiles=size.tiles)
 
     def engine(self, model: NVILA) -> Engine:
-        """An engine with these settings; `dtype` and `compile` are the model's."""
+        """An engine with these settings; `quantize`, `dtype` and `compile` are the model's."""
         return Engine(
             model,
             self.max_num_seqs,

@@ -31,7 +31,7 @@ from .settings_file import EngineSettings, Tuning, check_out, write_settings
 from .video import Video
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-STEPS = (64, 128, 256, 512, 1024, 2048, 4096)
+STEPS = (64, 128, 192, 256, 384, 512, 1024, 2048, 4096)
 LOADS = (Load(8, 32), Load(8, 8), Load(2, 8), Load(1, 4))
 """What both sides are compared with: the first that is small enough for the time there is."""
 
@@ -54,6 +54,7 @@ class Tuner:
         seconds: to take, about, loading not counted.
         say: is told what is found as it is found.
         path: of the checkpoint, for trying torch.compile in a process of its own; None: not tried.
+        quantize: as what `load` loads is quantized.
     """
 
     def __init__(
@@ -62,14 +63,15 @@ class Tuner:
         seconds: float,
         say: Callable[[str], None] = lambda line: None,
         path: str | None = None,
+        quantize: str | None = None,
     ) -> None:
         if not seconds > 0:
             raise NVILAError(f"seconds must be more than 0, not {seconds:g}.")
         self.load, self.seconds, self.path = load, seconds, path
         self.notes: list[str] = []
         self._say = say
-        self.defaults = EngineSettings()
         self.model = load("auto")
+        self.defaults = EngineSettings.default(self.model.device, quantize)
         self.cuda = self.model.device.type == "cuda"
 
     def run(self) -> Tuning:
@@ -134,7 +136,11 @@ class Tuner:
             self._note("no room for the model in another dtype: not tried")
             return found, self.model
         use_threads(found)
-        other = self.load("bfloat16")
+        try:
+            other = self.load("bfloat16")
+        except NVILAError as error:  # quantized layers have kernels for some dtypes only
+            self._note(f"dtype bfloat16: {error}")
+            return found, self.model
         costs = {"float32": self._small(gauges), "bfloat16": self._small(self._gauges(other))}
         faster = costs["float32"] / costs["bfloat16"]
         taken = faster >= ANOTHER_DTYPE
@@ -148,7 +154,9 @@ class Tuner:
     def _sizes(self, found: EngineSettings, gauges: Gauges) -> EngineSettings:
         each = self.seconds / 10
         tiles = sweep(gauges.tiles, SIZES, each)
-        steps = [s for s in STEPS if s <= gauges.blocks * BLOCK]
+        # No more than twice the usual: cheaper or not, everybody waits for the end of a step.
+        most = min(2 * self.defaults.step_tokens, gauges.blocks * BLOCK)
+        steps = [s for s in STEPS if s <= most]
         reading = sweep(gauges.reading, steps, each)
         sequences = sweep(
             gauges.generating, [s for s in SIZES if s <= gauges.most_sequences()], each
@@ -184,6 +192,7 @@ class Tuner:
         command = [sys.executable, "-m", "nvila_core.compiled", self.path]
         command += ["--device", str(self.model.device), "--dtype", found.dtype]
         command += ["--threads", str(found.threads or torch.get_num_threads())]
+        command += ["--quantize", found.quantize] if found.quantize else []
         try:
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=self.seconds / 3, check=False
@@ -243,6 +252,7 @@ def tune_to_file(
     seconds: float,
     out: Path,
     *,
+    quantize: str | None = None,
     name: str | None = None,
     base: Mapping[str, Any] | None = None,
     say: Callable[[str], None] = lambda line: None,
@@ -251,6 +261,7 @@ def tune_to_file(
 
     Args:
         model: folder or hub id.
+        quantize: "int8" or "int4", as the model will be used; None: full precision.
         name: what the file calls the model; default: `model`.
         base: other settings that the file is to keep.
 
@@ -258,8 +269,11 @@ def tune_to_file(
         NVILAError: the model cannot be used here, or `out` cannot be written.
     """
     check_out(out)
-    tuner = Tuner(lambda dtype: NVILA.from_pretrained(model, device, dtype), seconds, say, model)
-    tuning = tuner.run()
+
+    def load(dtype: str) -> NVILA:
+        return NVILA.from_pretrained(model, device, dtype, quantize=quantize)
+
+    tuning = Tuner(load, seconds, say, model, quantize).run()
     write_settings(out, tuning, name or model, device, base)
     return tuning
 

@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from streamer.domain import FrameRef
@@ -187,6 +188,14 @@ class Archive:
             f"The archive of frames at {redact(url)} cannot be used ({redact(reason)}): "
             "check archive_url.",
         )
+
+
+def local_folder(url: str) -> Path | None:
+    """The folder that an archive's address means on this machine's disks; None for other places."""
+    from fsspec.core import split_protocol
+
+    protocol, path = split_protocol(url)
+    return Path(path) if protocol in (None, "file", "local") else None
 
 
 def _as_frame(stream_id: str, path: str, start: float, change: float) -> FrameRef:

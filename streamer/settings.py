@@ -42,8 +42,12 @@ class Settings(BaseSettings):
     quantize: Literal["int8", "int4"] | None = None
     max_num_seqs: int = Field(default=32, ge=1)
     kv_cache_tokens: int = Field(default=65536, ge=256)
-    step_tokens: int = Field(default=512, ge=1, description="most LLM positions in a step")
-    step_tiles: int = Field(default=16, ge=1, description="most tiles encoded in a step")
+    step_tokens: int | None = Field(
+        default=None, ge=1, description="most LLM positions in a step; None: what suits the device"
+    )
+    step_tiles: int | None = Field(
+        default=None, ge=1, description="most tiles encoded in a step; None: what suits the device"
+    )
     tile_cache_bytes: int = Field(default=2**28, ge=0)
     tile_tolerance: float = Field(default=0.0, ge=0, lt=1)
     threads: int | None = Field(default=None, ge=1, description="of PyTorch, per gpu worker")

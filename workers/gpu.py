@@ -138,7 +138,10 @@ def _engine(settings: Settings) -> "Engine":
             quantize=settings.quantize,
         )
         if settings.compile:
-            compile_layers(model)
+            try:
+                compile_layers(model)
+            except NVILAError as error:  # the model is as it was
+                _log.warning("not_compiled", reason=str(error))
         return Engine(
             model,
             settings.max_num_seqs,

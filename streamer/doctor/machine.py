@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from streamer.archive import local_folder
 from streamer.doctor.check import Check, check, size
 from streamer.settings import Settings
 
@@ -85,21 +86,24 @@ def hardware(settings: Settings) -> Iterable[Check]:
 
 
 def disk(settings: Settings) -> Iterable[Check]:
-    """Room and rights in `data_dir`."""
-    folder = settings.data_dir.absolute()
+    """Room and rights in `data_dir`, and where frames are archived if that is a folder."""
+    yield _folder("disk", settings.data_dir, "data_dir")
+    if settings.archive_url is not None and (folder := local_folder(settings.archive_url)):
+        yield _folder("archive", folder, "archive_url")
+
+
+def _folder(name: str, folder: Path, setting: str) -> Check:
+    folder = folder.absolute()
     existing = next((path for path in (folder, *folder.parents) if path.exists()), Path("/"))
     if not os.access(existing, os.W_OK | os.X_OK):
-        message = f"{existing} may not be written to: choose another data_dir."
-        yield check("disk", "fail", message)
-        return
+        return check(name, "fail", f"{existing} may not be written to: choose another {setting}.")
     free = shutil.disk_usage(existing).free
     said = f"{size(free)} free for {folder}"
     if free < _NO_DISK:
-        yield check("disk", "fail", f"{said}: make room, or choose another data_dir.")
-    elif free < _LITTLE_DISK:
-        yield check("disk", "warn", f"{said}: that may not last.")
-    else:
-        yield check("disk", "ok", f"{said}.")
+        return check(name, "fail", f"{said}: make room, or choose another {setting}.")
+    if free < _LITTLE_DISK:
+        return check(name, "warn", f"{said}: that may not last.")
+    return check(name, "ok", f"{said}.")
 
 
 def limits(settings: Settings) -> Iterable[Check]:

@@ -20,6 +20,7 @@ def model(settings: Settings, deadline: float) -> Iterable[Check]:
     command = [sys.executable, "-m", "nvila_core.footprint", path]
     command += ["--device", settings.device, "--dtype", settings.dtype]
     command += ["--kv-cache-tokens", str(settings.kv_cache_tokens)]
+    command += ["--quantize", settings.quantize] if settings.quantize else []
     try:
         run = subprocess.run(
             command,
@@ -61,13 +62,15 @@ def judge(name: str, found: dict[str, Any]) -> Check:
         )
     needed, free = int(found["needed"]), int(found["free"])
     place = found["gpu"] or ("main memory" if found["device"] == "cpu" else found["device"])
+    numbers = " and ".join(filter(None, (found["quantize"], found["dtype"])))
     said = (
-        f"{name} in {found['dtype']} on {place}: {size(found['weights'])} of weights and "
+        f"{name} in {numbers} on {place}: {size(found['weights'])} of weights and "
         f"{size(found['kv_cache'])} of key-value cache, {size(free)} of "
         f"{size(found['total'])} free"
     )
     if needed > int(found["total"]):
-        what = "choose a smaller model, or lower kv_cache_tokens"
+        fewer = "" if found["quantize"] == "int4" else ", set quantize to int4"
+        what = f"choose a smaller model{fewer}, or lower kv_cache_tokens"
         return check("model", "fail", f"{said}: it does not fit, so {what}.")
     if needed > free:
         return check("model", "warn", f"{said}: it fits only when others make room.")

@@ -11,16 +11,19 @@ import numpy as np
 import pytest
 
 from nvila_core.cli import main
+from nvila_core.grids import tiles_of
 
 ASK = ["--max-tokens", "6", "--device", "cpu", "--dtype", "float32"]
 
 
 @pytest.fixture
 def media(tmp_path: Path, pictures: Any) -> dict[str, str]:
-    """Two photos, a clip, and a directory of frames."""
-    paths = {name: str(tmp_path / name) for name in ("a.png", "b.jpg", "clip.mp4", "frames")}
+    """Three photos, a clip, and a directory of frames."""
+    names = ("a.png", "b.jpg", "wide.png", "clip.mp4", "frames")
+    paths = {name: str(tmp_path / name) for name in names}
     pictures.image(200, 100).save(paths["a.png"])
     pictures.image(100, 200).save(paths["b.jpg"])
+    pictures.image(448, 112).save(paths["wide.png"])  # fills four tiles
     Path(paths["frames"]).mkdir()
     for i in range(3):
         pictures.image().save(f"{paths['frames']}/{i}.png")
@@ -46,6 +49,9 @@ def ask(folder: Path, *args: str) -> int:
         (["clip.mp4"], [], 8),
         (["clip.mp4"], ["--frames", "4"], 4),
         (["frames"], ["--frames", "3", "--system", "Be brief."], 3),
+        (["a.png", "wide.png"], ["--policy", "fixed:4"], 6),
+        (["a.png", "wide.png"], ["--policy", "native"], 2),
+        (["a.png", "b.jpg"], ["--policy", "adaptive"], 2),
         ([], [], 0),
     ],
 )
@@ -63,6 +69,8 @@ def test_json_answer(
     assert answer["usage"]["tiles"] == tiles
     assert answer["usage"]["completion_tokens"] == len(answer["token_ids"]) <= 6
     assert answer["finish_reason"] in ("stop", "length")
+    assert sum(tiles_of(tuple(frame["grid"])) for frame in answer["plan"]) == tiles
+    assert all(frame["reason"] for frame in answer["plan"])
     assert set(answer["timings"]) == {"queue_ms", "encode_ms", "generate_ms"}
 
 
@@ -87,6 +95,8 @@ def test_stream_prints_the_same_text(
         ([" "], "empty"),
         (["--temperature", "-1", "What?"], "temperature"),
         (["--model", "nowhere", "What?"], "nowhere"),
+        (["--policy", "wild", "What?"], "'adaptive:12'"),
+        (["--policy", "adaptive", "--video-max-tiles", "4", "What?"], "leave out one"),
         (["x" * 9000], "context holds 4096"),
     ],
 )

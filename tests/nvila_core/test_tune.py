@@ -1,6 +1,5 @@
 """`tune`: what it measures is measured, what it writes can be used, and it never makes it worse."""
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -9,13 +8,14 @@ import pytest
 import torch
 import yaml
 
-from nvila_core import NVILA, NVILAError, cli, tune
-from nvila_core.compiled import compile_layers
-from nvila_core.compiled import main as try_compile
+from nvila_core import NVILA, Engine, NVILAError, cli, tune
 from nvila_core.gauges import Gauges, Load, cheapest, sweep
+from nvila_core.quantize import Linear8
 from nvila_core.settings_file import EngineSettings, Tuning, check_out, write_settings
 from nvila_core.tune import Tuner, decided, seconds_for
 from streamer.settings import CONFIG_VARIABLE, Settings, load_settings
+
+DEFAULTS = EngineSettings.default(torch.device("cpu"))
 
 
 class Clock:
@@ -101,15 +101,27 @@ def test_requests_are_really_answered(tiny: NVILA, threads: int) -> None:
     prompts = [tune.clip(tiny, 2, tune.np.random.default_rng(0)) for _ in range(3)]
     before = torch.get_num_threads()
 
-    assert seconds_for(EngineSettings(threads=1, kv_cache_tokens=2048), tiny, prompts, 4) > 0
+    assert seconds_for(replace(DEFAULTS, threads=1, kv_cache_tokens=2048), tiny, prompts, 4) > 0
 
     assert torch.get_num_threads() == before
 
 
-def test_defaults_are_those_of_the_service() -> None:
-    ours = EngineSettings()
+def test_defaults_are_those_of_the_service(tiny: NVILA) -> None:
+    service = {f.name: getattr(Settings(), f.name) for f in fields(DEFAULTS)}
+    assert asdict(DEFAULTS) | {"step_tokens": None, "step_tiles": None} == service
 
-    assert asdict(ours) == {f.name: getattr(Settings(), f.name) for f in fields(ours)}
+    # and where the service leaves the steps to the engine, it takes the same
+    engine = Engine(tiny, kv_cache_tokens=2048)
+    taken = (engine.stats()["step_tokens"], engine.stats()["step_tiles"])
+    assert taken == (DEFAULTS.step_tokens, DEFAULTS.step_tiles)
+
+
+def test_steps_are_larger_on_a_gpu() -> None:
+    gpu = EngineSettings.default(torch.device("cuda", 1), "int4")
+
+    assert (gpu.step_tokens, gpu.step_tiles, gpu.quantize) == (2048, 32, "int4")
+    assert (DEFAULTS.step_tokens, DEFAULTS.step_tiles) == (192, 16)
+    assert EngineSettings.default(torch.device("meta")) == DEFAULTS
 
 
 def test_a_minute_of_tuning_in_a_second(tiny_folder: Path, threads: int) -> None:
@@ -122,7 +134,7 @@ def test_a_minute_of_tuning_in_a_second(tiny_folder: Path, threads: int) -> None
 
     assert tuning.gain == 1 or tuning.gain >= tune.BETTER
     if tuning.gain == 1:
-        assert replace(tuning.settings, kv_cache_tokens=65536) == EngineSettings()
+        assert replace(tuning.settings, kv_cache_tokens=65536) == DEFAULTS
     assert tuning.settings.kv_cache_tokens >= 256
     assert set(tuning.notes) <= set(said)
     assert any("positions a step" in note for note in tuning.notes)
@@ -133,7 +145,7 @@ def test_settings_that_are_slower_are_not_written(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
     # given a search that is misled
-    worst = EngineSettings(step_tokens=8, max_num_seqs=1)
+    worst = replace(DEFAULTS, step_tokens=8, max_num_seqs=1)
     monkeypatch.setattr(Tuner, "_sizes", lambda self, found, gauges: worst)
     torch.set_num_threads(1)
 
@@ -141,13 +153,13 @@ def test_settings_that_are_slower_are_not_written(
 
     # then the comparison with real requests finds out
     assert tuning.gain == 1
-    assert tuning.settings.step_tokens == EngineSettings().step_tokens
+    assert tuning.settings.step_tokens == DEFAULTS.step_tokens
     assert "as good" in tuning.summary
 
 
 def test_the_file_is_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "tuned.yaml"
-    found = EngineSettings(dtype="bfloat16", threads=3, step_tokens=96)
+    found = replace(DEFAULTS, quantize="int8", dtype="bfloat16", threads=3, step_tokens=96)
     tuning = Tuning(found, 1.25, [1.2, 1.25, 1.3], ["a note: with a colon"])
     monkeypatch.setenv(CONFIG_VARIABLE, str(path))
 
@@ -172,19 +184,35 @@ def test_a_file_of_the_users_own_is_not_touched(tmp_path: Path) -> None:
     assert path.read_text() == "fps: 3\n"
 
 
-def test_the_command_writes_a_file(
-    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], threads: int
+def test_the_command_measures_the_model_as_it_will_be_used_and_writes_a_file(
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    threads: int,
 ) -> None:
     out = tmp_path / "tuned.yaml"
+    measured: list[NVILA] = []
+
+    class Spy(Gauges):
+        def __init__(self, model: NVILA, positions: int) -> None:
+            measured.append(model)
+            super().__init__(model, positions)
+
+    monkeypatch.setattr(tune, "Gauges", Spy)
 
     arguments = ["--model", str(tiny_folder), "--device", "cpu", "--out", str(out)]
-    code = cli.main(["tune", "--seconds", "0.5", *arguments])
+    code = cli.main(["tune", "--seconds", "0.5", "--quantize", "int8", *arguments])
 
     assert code == 0
     told = capsys.readouterr().out
     assert "defaults" in told
     assert str(out) in told
-    assert yaml.safe_load(out.read_text())["model"] == str(tiny_folder)
+    written = yaml.safe_load(out.read_text())
+    assert (written["model"], written["quantize"]) == (str(tiny_folder), "int8")
+    assert measured
+    for model in measured:
+        assert any(isinstance(part, Linear8) for part in model.language.modules())
 
 
 @pytest.mark.parametrize(
@@ -214,22 +242,3 @@ def test_bad_input_is_one_sentence(
     assert words in printed.err
     assert printed.err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
-
-
-def test_without_a_compiler_compiling_says_so(
-    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("PATH", "")
-
-    assert try_compile([str(tiny_folder), "--device", "cpu"]) == 1
-
-    assert "C++ compiler" in json.loads(capsys.readouterr().out)["error"]
-
-
-@pytest.mark.slow
-def test_compiled_layers_give_the_same(tiny_folder: Path) -> None:
-    plain, compiled = (NVILA.from_pretrained(tiny_folder) for _ in range(2))
-    compile_layers(compiled)
-    prompt = tune.clip(plain, 3, tune.np.random.default_rng(1))
-
-    torch.testing.assert_close(compiled.logits(prompt), plain.logits(prompt), atol=1e-3, rtol=1e-3)

@@ -190,6 +190,22 @@ def test_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not (tmp_path / "not").exists()
 
 
+@pytest.mark.parametrize(("prefix", "looked_at"), [("", True), ("file://", True), ("s3:/", False)])
+def test_the_disk_of_a_local_archive(tmp_path: Path, prefix: str, looked_at: bool) -> None:
+    # Given an archive below something that is no folder
+    (tmp_path / "file").touch()
+    settings = Settings(data_dir=tmp_path, archive_url=f"{prefix}{tmp_path}/file/frames")
+
+    # When the disks are looked at
+    found = only(machine.disk, settings)
+
+    # Then that is told, and of other places nothing
+    assert found["disk"].state != "fail"
+    assert ("archive" in found) == looked_at
+    if looked_at:
+        assert "archive_url" in found["archive"].message
+
+
 @pytest.mark.parametrize(("wanted", "state"), [("none", "ok"), ("auto", "ok"), ("cuda", "warn")])
 def test_hardware_decoding(wanted: str, state: str) -> None:
     from streamer.media import hardware
