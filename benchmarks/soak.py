@@ -5,7 +5,8 @@
 One real ingest worker reads the streams, each through a cable of its own that is cut, muted,
 refused, made to lose or damage packets, or to shift timestamps, at random; meanwhile streams are
 paused, edited, detached and attached. Every three minutes all is mended and every stream has to run
-again; what the worker then holds is a point: memory that is its own (USS), threads, descriptors. A
+again; what the worker then holds is a point: memory that is its own (USS), threads, descriptors,
+and among these its connections to Redis, of which it keeps as many as it ever needed at once. A
 slope is that of the least-squares line through all points but the first fifth, in which caches
 fill. The highest is over all moments, faults included.
 """
@@ -126,11 +127,11 @@ def torment(lines: list[Line], client: Client, until: float, draw: random.Random
 class Samples(threading.Thread):
     """What the worker process holds, every two seconds."""
 
-    def __init__(self, pid: int) -> None:
+    def __init__(self, pid: int, redis_port: int | None) -> None:
         super().__init__(daemon=True)
-        self._process = psutil.Process(pid)
+        self._process, self._redis_port = psutil.Process(pid), redis_port
         self._done = threading.Event()
-        self.rows: list[tuple[float, float, float, float]] = []
+        self.rows: list[tuple[float, float, float, float, float]] = []
         self.points: list[list[float]] = []
 
     def run(self) -> None:
@@ -139,7 +140,9 @@ class Samples(threading.Thread):
             with self._process.oneshot():
                 memory = self._process.memory_full_info().uss / 2**20
                 threads, files = self._process.num_threads(), self._process.num_fds()
-            self.rows.append((time.monotonic(), memory, threads, files))
+                ends = [each.raddr for each in self._process.net_connections("tcp")]
+            redis = sum(bool(end) and end.port == self._redis_port for end in ends)
+            self.rows.append((time.monotonic(), memory, threads, files, redis))
 
     def stop(self) -> None:
         """Take no more."""
@@ -153,7 +156,7 @@ class Samples(threading.Thread):
         self.points.append(np.median([row for row in self.rows if row[0] > began], 0).tolist())
 
     def slopes(self) -> list[dict[str, float]]:
-        """For memory (MiB), threads and descriptors: start, end, highest, and slope per hour."""
+        """For each thing that is held: start, end, highest, and slope per hour."""
         table = np.array(self.points[len(self.points) // 5 :])
         hours = (table[:, 0] - table[0, 0]) / 3600
         highest = np.array(self.rows).max(0)
@@ -224,7 +227,7 @@ def main() -> None:
             stack.enter_context(line.proxy)
             line.attach()
         recover(client)
-        samples = Samples(pid)
+        samples = Samples(pid, urlsplit(server.url).port)
         samples.start()
         end = time.monotonic() + 60 * arguments.minutes
         draw, told, took = random.Random(arguments.seed), Counter[str](), 0.0
@@ -236,7 +239,7 @@ def main() -> None:
         streams = client.streams()
         slopes = samples.slopes()
 
-    names = ("memory, MiB", "threads", "descriptors")
+    names = ("memory, MiB", "threads", "descriptors", "- to Redis")
     result = {
         "streams": arguments.streams,
         "minutes": arguments.minutes,

@@ -93,8 +93,8 @@ class AnswerFeed(IterableDataset[list[Group]]):
         frames = rng.choices(_CLIP_FRAMES, _CLIP_WEIGHTS)[0]
         recipe = [(clip(frames), config.clips * 4 // frames), (STILL, config.stills)]
         # Plans give the tiles to a clip's newest frame most often: the others show the same.
-        form = rng.choices((FLAT, FULL, *MIXED), (10, 10, 8, 4, 4, 34))[0]
-        if rng.random() < 0.7:
+        form = rng.choices((FLAT, FULL, *MIXED), (6, 8, 6, 4, 4, 40))[0]
+        if rng.random() < 0.9:
             recipe.append((form, {FLAT: 6, FULL: 2}.get(form, 4)))
         return recipe
 
