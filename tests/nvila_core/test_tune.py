@@ -120,7 +120,7 @@ def test_steps_are_larger_on_a_gpu() -> None:
     gpu = EngineSettings.default(torch.device("cuda", 1), "int4")
 
     assert (gpu.step_tokens, gpu.step_tiles, gpu.quantize) == (2048, 32, "int4")
-    assert (DEFAULTS.step_tokens, DEFAULTS.step_tiles) == (192, 16)
+    assert (DEFAULTS.step_tokens, DEFAULTS.step_tiles) == (128, 16)
     assert EngineSettings.default(torch.device("meta")) == DEFAULTS
 
 

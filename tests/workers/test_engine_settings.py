@@ -59,4 +59,4 @@ def test_steps_that_the_settings_leave_open_suit_the_device() -> None:
     engine = gpu._engine(Settings(model="demo", device="cpu", kv_cache_tokens=256))
 
     told = gpu.measures(engine)
-    assert (told["step_tokens"], told["step_tiles"]) == (192, 16)
+    assert (told["step_tokens"], told["step_tiles"]) == (128, 16)
