@@ -5,7 +5,6 @@ callback, which takes the GIL at every socket poll. So the thread owns the conta
 gives up when it likes, and the thread closes what it opened once FFmpeg's own time-out frees it.
 """
 
-import math
 import threading
 import time
 from collections import deque
@@ -39,7 +38,6 @@ _FILTERS = {
 }
 """A filter that takes a stream of this codec and no other."""
 
-_MOMENT = 0.3
 MAX_LAG = 4.0
 """Seconds that a packet of a live source may wait for its turn, if there is a newer key frame."""
 
@@ -101,10 +99,7 @@ class PacketReader:
         self.dropped = 0
         self.segmented = False
         """Whether a live source comes segment by segment, at our asking: nothing of it is dropped,
-        and pauses as long as a segment are nothing special."""
-        self.pauses: deque[float] = deque(maxlen=5)
-        """Seconds between packets, of the last times that it was longer than a moment."""
-        self._last = math.inf
+        and long pauses are nothing special."""
         self._thread = threading.Thread(target=self._run, name="packet-reader", daemon=True)
 
     def start(self) -> None:
@@ -250,15 +245,11 @@ class PacketReader:
 
     def _put(self, arrival: Arrival) -> bool:
         packet = arrival.packet
-        pause = time.monotonic() - self._last
-        if pause > _MOMENT:
-            self.pauses.append(pause)
         with self._change:
             if not self._live or self.segmented:
                 self._wait_for_room()
             else:
                 self._catch_up(arrival.time)
-            self._last = time.monotonic()  # waiting for room is no pause of the source
             if self._closed:
                 return False
             if packet.size:

@@ -42,9 +42,8 @@ _FRESH = 0.01
 _HELD = 1.0
 """Seconds that the first fresh packet is waited for before the first picture is shown."""
 
-_SEGMENT, _SEGMENTS = 30.0, 3.0
-"""Seconds between two segments of a live playlist at most; and, once two of its pauses are known,
-how many of the longest."""
+_SEGMENT = 30.0
+"""Seconds between two segments of a live playlist at most."""
 
 _RECORDING_THREADS = 4
 
@@ -306,18 +305,10 @@ class Source:
             return 0.0 if self._start > 0 else None
         return start / av.time_base
 
-    def _patience(self) -> float:
-        """Seconds of silence after which the source is given up."""
-        if not self._reader.segmented:
-            return self._read_timeout
-        pauses = list(self._reader.pauses)
-        usual = _SEGMENTS * max(pauses) if len(pauses) > 1 else _SEGMENT
-        return max(self._read_timeout, min(usual, _SEGMENT))
-
     def _next(self, until: float = math.inf) -> Arrival | None:
         """The next packet; None at the end, when stopping, and when it is `until` (monotonic)."""
         waited = 0.0
-        patience = self._patience()
+        patience = max(self._read_timeout, _SEGMENT if self._reader.segmented else 0.0)
         if self._live and not self._reader.segmented and not self._reader.packets:
             # a source that opens and never sends anything is not open
             patience = min(patience, max(_FIRST, self._open_until - time.monotonic()))
