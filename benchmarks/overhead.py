@@ -171,7 +171,7 @@ def open_jpegs(client: Client, stream_id: str, tile: int) -> list[list[Any]]:
     """The stored frames as RGB pictures, clip by clip, opened like the worker does."""
     refs = client.frames.newest(stream_id, client.frames.count(stream_id))
     pictures = [
-        from_jpeg(jpeg, ref.width, ref.height, enough=tile)
+        from_jpeg(jpeg, ref.width, ref.height, enough=(tile, tile))
         for ref, jpeg in zip(refs, client.frames.load(refs), strict=True)
     ]
     return [pictures[first : first + FRAMES] for first in range(0, len(pictures), FRAMES)]
