@@ -49,7 +49,8 @@ def collect(directory: Path, options: argparse.Namespace, stop: StopSignals) -> 
     """Run the pipeline until every stream has given its captions."""
     video = directory / "videos" / "street.mp4"
     video.parent.mkdir()
-    write_video(video, StreetVideo(SEED, 40.0))
+    # Long enough never to begin again: caches would know what they have seen.
+    write_video(video, StreetVideo(SEED, options.window * (options.clips + 5)))
     settings = Settings(data_dir=directory / "data", model=options.model, api_port=0)
     with LoopbackCamera(video) as camera, Installation(settings) as installation:
         installation.start()

@@ -10,8 +10,9 @@ time is the process's:
    stream, not to the clip.
 2. Model worker: the same requests are answered through RQ by the worker's own slots and engine.
    With one PyTorch thread the model runs in the engine's thread and nowhere else; its CPU time is
-   read from that thread's clock and taken off; so are resizing pictures to tiles and the worker's
-   own start and end, each measured alone.
+   read from that thread's clock and taken off; so is that of `NVILA.prepare` (the plan, tiles,
+   tokens), told by the clocks of the threads that call it, and the worker's own start and end. The
+   engine has seen the clips in the round before, so its row says little.
 
 The server's CPU time is read from the operating system.
 """
@@ -20,10 +21,12 @@ import argparse
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
 import av
 import psutil
@@ -31,7 +34,7 @@ import torch
 from footage import write_street
 from report import publish
 
-from nvila_core import NVILA, Engine, Video
+from nvila_core import NVILA, Engine
 from nvila_core.demo import CHECKPOINT
 from streamer.client import CAPTION_PROMPT, Client
 from streamer.connections import Connections
@@ -56,8 +59,8 @@ LABELS = {
     "worker_jpeg_ms": "- of it opening JPEGs",
     "redis_ms": "redis",
     "decode_ms": "(decoding)",
-    "resize_ms": "(model: resizing to tiles)",
-    "engine_ms": "(model: engine)",
+    "prepare_ms": "(model: preparing prompts)",
+    "engine_ms": "(model: engine, of clips that it knows)",
 }
 
 
@@ -129,7 +132,8 @@ def one_round(
     assert engine_thread.ident is not None
     clock = time.pthread_getcpuclockid(engine_thread.ident)
     before = time.clock_gettime(clock)
-    whole = cpu(lambda: answer_all(connections, settings))
+    with prepared(model) as spent:
+        whole = cpu(lambda: answer_all(connections, settings))
     engine = time.clock_gettime(clock) - before
     whole -= cpu(lambda: answer_all(connections, settings))  # an empty run: its start and end
     results = [result for _, result in client.queue.read(last_id, 1.0)]
@@ -137,18 +141,16 @@ def one_round(
     wrong = [result.error for result in results if result.error is not None]
     if wrong or clips == 0:
         raise SystemExit(wrong[0].message if wrong else "No clip came of the video.")
-    pictures: list[list[Any]] = []
     tile = model.config.processor.size
-    jpegs = cpu(lambda: pictures.extend(open_jpegs(client, stream.id, tile))) / clips
-    resize = cpu(lambda: prepare_all(model, pictures)) / clips
+    jpegs = cpu(lambda: open_jpegs(client, stream.id, tile)) / clips
     client.detach(stream.id)
     seconds = {
         "ingest_ms": (ingest - decode) / clips,
-        "worker_ms": (whole - engine) / clips - resize,
+        "worker_ms": (whole - engine - sum(spent)) / clips,
         "worker_jpeg_ms": jpegs,
         "redis_ms": served / clips,
         "decode_ms": decode / clips,
-        "resize_ms": resize,
+        "prepare_ms": sum(spent) / clips,
         "engine_ms": engine / clips,
     }
     return {name: 1000 * value for name, value in seconds.items()}
@@ -167,21 +169,28 @@ def answer_all(connections: Connections, settings: Settings) -> None:
     ).work(burst=True)
 
 
-def open_jpegs(client: Client, stream_id: str, tile: int) -> list[list[Any]]:
-    """The stored frames as RGB pictures, clip by clip, opened like the worker does."""
+def open_jpegs(client: Client, stream_id: str, tile: int) -> None:
+    """Open the stored frames as RGB pictures, large enough for one tile."""
     refs = client.frames.newest(stream_id, client.frames.count(stream_id))
-    pictures = [
+    for ref, jpeg in zip(refs, client.frames.load(refs), strict=True):
         from_jpeg(jpeg, ref.width, ref.height, enough=(tile, tile))
-        for ref, jpeg in zip(refs, client.frames.load(refs), strict=True)
-    ]
-    return [pictures[first : first + FRAMES] for first in range(0, len(pictures), FRAMES)]
 
 
-def prepare_all(model: NVILA, clips: list[list[Any]]) -> None:
-    """What the model itself does to pictures before it looks at them."""
-    for clip in clips:
-        video = Video(clip, [float(number) for number in range(len(clip))], sampled=True)
-        model.prepare([video, CAPTION_PROMPT], num_video_frames=len(clip))
+@contextmanager
+def prepared(model: NVILA) -> Iterator[list[float]]:
+    """CPU seconds of each call of `model.prepare`, in whichever thread."""
+    spent: list[float] = []
+    prepare = model.prepare
+
+    def timed(*args: Any, **options: Any) -> Any:
+        began = time.thread_time()
+        try:
+            return prepare(*args, **options)
+        finally:
+            spent.append(time.thread_time() - began)
+
+    with patch.object(model, "prepare", timed):
+        yield spent
 
 
 def bare_decode(video: Path) -> None:
