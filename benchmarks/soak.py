@@ -60,7 +60,7 @@ class Line:
     @property
     def url(self) -> str:
         """The camera, by way of the cable."""
-        return urlsplit(self._camera.url)._replace(netloc=f"127.0.0.1:{self.proxy.port}").geturl()
+        return self.proxy.through(self._camera.url)
 
     def attach(self) -> Stream:
         """Have it read."""

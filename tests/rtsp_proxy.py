@@ -8,6 +8,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Self
+from urllib.parse import urlsplit
 
 _CLOCK_RATE = 90_000
 
@@ -43,6 +44,10 @@ class RtspProxy:
         self._writers: set[asyncio.StreamWriter] = set()
         self._thread = threading.Thread(target=self._run, name="rtsp-proxy", daemon=True)
         self._ready = threading.Event()
+
+    def through(self, url: str) -> str:
+        """The address `url`, by way of this proxy."""
+        return urlsplit(url)._replace(netloc=f"127.0.0.1:{self.port}").geturl()
 
     def hang_up(self) -> None:
         """End all connections."""

@@ -1,8 +1,22 @@
-"""Fixtures of the workers' tests: this process as a gpu worker."""
+"""Fixtures of the workers' tests: this process as a gpu worker, a cable to a camera."""
 
 import threading
+from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import pytest
+from rtsp_proxy import RtspProxy
+
+from streamer.media.camera import LoopbackCamera
+
+
+@pytest.fixture
+def line(loopback: LoopbackCamera) -> Iterator[RtspProxy]:
+    """A cable to `loopback` that counts connections, and can be pulled or damaged."""
+    port = urlsplit(loopback.url).port
+    assert port is not None
+    with RtspProxy(port) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="module")

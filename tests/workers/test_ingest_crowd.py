@@ -50,10 +50,6 @@ def line(small: LoopbackCamera) -> Iterator[RtspProxy]:
         yield proxy
 
 
-def through(line: RtspProxy, camera: LoopbackCamera) -> str:
-    return urlsplit(camera.url)._replace(netloc=f"127.0.0.1:{line.port}").geturl()
-
-
 def connections(line: RtspProxy) -> int:
     """How many decoders there are: each connection has two ends."""
     return len(line._writers) // 2
@@ -108,7 +104,7 @@ def test_sigterm_hands_streams_over_at_once(
     eventually: Eventually,
 ) -> None:
     first = worker_process("ingest", STREAMER_LEASE="120")  # it is not the lease that runs out
-    streams = [attach(client, through(line, small)) for _ in range(3)]
+    streams = [attach(client, line.through(small.url)) for _ in range(3)]
     eventually(lambda: states(client) == [StreamState.RUNNING] * 3)
     owner = client.stream(streams[0].id).worker
     second = worker_process("ingest", STREAMER_LEASE="120")
@@ -128,7 +124,7 @@ def test_a_worker_that_comes_back_from_the_dead_lets_go(
     eventually: Eventually,
 ) -> None:
     frozen = worker_process("ingest", STREAMER_LEASE="2")
-    stream = attach(client, through(line, small))
+    stream = attach(client, line.through(small.url))
     eventually(lambda: client.stream(stream.id).state is StreamState.RUNNING)
     owner = client.stream(stream.id).worker
     os.kill(frozen.process.pid, signal.SIGSTOP)

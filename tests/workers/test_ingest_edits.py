@@ -1,11 +1,9 @@
 """Streams that are edited, paused and shared while they run."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from urllib.parse import urlsplit
 
-import pytest
 import redis
 from ingest_bench import Bench, watch
 from rtsp_proxy import RtspProxy
@@ -21,26 +19,13 @@ from workers.context import Abandon
 Eventually = Callable[..., None]
 
 
-@pytest.fixture
-def line(loopback: LoopbackCamera) -> Iterator[RtspProxy]:
-    """What counts the connections to `loopback`."""
-    port = urlsplit(loopback.url).port
-    assert port is not None
-    with RtspProxy(port) as proxy:
-        yield proxy
-
-
-def url_through(line: RtspProxy, camera: LoopbackCamera) -> str:
-    return urlsplit(camera.url)._replace(netloc=f"127.0.0.1:{line.port}").geturl()
-
-
 def test_a_changed_url_is_opened_without_a_restart(
     bench: Bench, loopback: LoopbackCamera, line: RtspProxy, eventually: Eventually
 ) -> None:
     spec = bench.attach(loopback.url, watch(600.0), live=True, fps=10)
     with bench.run(spec) as slot:
         eventually(lambda: bench.frames.count(spec.id) >= 5)
-        other = url_through(line, loopback)
+        other = line.through(loopback.url)
         bench.registry.update(spec.id, secret_url=other, url=other)
         eventually(lambda: line.accepted == 1)
         eventually(lambda: bench.status(spec).state is StreamState.RUNNING)
@@ -58,7 +43,7 @@ def test_a_changed_url_is_opened_without_a_restart(
 def test_a_paused_camera_is_let_go_of_and_found_again(
     bench: Bench, loopback: LoopbackCamera, line: RtspProxy, eventually: Eventually
 ) -> None:
-    spec = bench.attach(url_through(line, loopback), watch(600.0), live=True, fps=10)
+    spec = bench.attach(line.through(loopback.url), watch(600.0), live=True, fps=10)
     with bench.run(spec) as slot:
         eventually(lambda: bench.frames.count(spec.id) >= 5)
         bench.registry.update(spec.id, paused=True)
@@ -77,7 +62,7 @@ def test_a_paused_camera_is_let_go_of_and_found_again(
 def test_a_stream_that_is_paused_stays_so_when_another_worker_takes_it(
     bench: Bench, loopback: LoopbackCamera, line: RtspProxy, eventually: Eventually
 ) -> None:
-    spec = bench.attach(url_through(line, loopback), live=True, paused=True)
+    spec = bench.attach(line.through(loopback.url), live=True, paused=True)
     for _ in range(2):
         with bench.run(spec) as slot:
             eventually(lambda: bench.status(spec).state is StreamState.PAUSED)
@@ -115,7 +100,7 @@ def test_watches_and_queries_share_one_decoder(
     bench: Bench, loopback: LoopbackCamera, line: RtspProxy, eventually: Eventually
 ) -> None:
     context = bench.context
-    spec = bench.attach(url_through(line, loopback), watch(0.5), watch(1.0), live=True, fps=10)
+    spec = bench.attach(line.through(loopback.url), watch(0.5), watch(1.0), live=True, fps=10)
     queries = Queries(
         context.connections.main,
         bench.settings,
@@ -143,7 +128,7 @@ def test_a_slot_that_cannot_reach_redis_for_a_lease_lets_go(
 ) -> None:
     """Another worker may have taken the stream over by then: two would decode it."""
     bench = bench.with_settings(lease=2.0)
-    spec = bench.attach(url_through(line, loopback), live=True, fps=10)
+    spec = bench.attach(line.through(loopback.url), live=True, fps=10)
     slot = bench.run(spec)
     with slot:
         eventually(lambda: bench.status(spec).state is StreamState.RUNNING)

@@ -1,10 +1,10 @@
 """Faults of real cameras and networks, each in an ingest slot: what is told, and what goes on."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import pytest
 from cameras import GstCamera, SilentServer, require_gst, write_units
@@ -19,21 +19,6 @@ from streamer.media.camera import LoopbackCamera
 from streamer.media.reconnect import Backoff
 
 Eventually = Callable[..., None]
-
-
-@pytest.fixture
-def proxy(loopback: LoopbackCamera) -> Iterator[RtspProxy]:
-    """A cable to `loopback` that can be damaged."""
-    port = urlsplit(loopback.url).port
-    assert port is not None
-    with RtspProxy(port) as cable:
-        yield cable
-
-
-def through(proxy: RtspProxy, camera: LoopbackCamera) -> str:
-    """The URL of `camera` by way of `proxy`."""
-    parts = urlsplit(camera.url)
-    return parts._replace(netloc=f"127.0.0.1:{proxy.port}").geturl()
 
 
 def is_running(bench: Bench, spec: StreamSpec) -> bool:
@@ -126,13 +111,13 @@ def test_one_that_never_ends_its_answer_never_piles_up_connections_or_holds_up_a
 
 
 def test_lost_packets_cost_pictures_and_not_the_stream(
-    bench: Bench, loopback: LoopbackCamera, proxy: RtspProxy, eventually: Eventually
+    bench: Bench, loopback: LoopbackCamera, line: RtspProxy, eventually: Eventually
 ) -> None:
-    spec = bench.attach(through(proxy, loopback), live=True, fps=25)
+    spec = bench.attach(line.through(loopback.url), live=True, fps=25)
     with bench.run(spec) as slot:
         eventually(lambda: is_running(bench, spec))
-        proxy.faults.lose = 0.05
-        eventually(lambda: proxy.faults.lost >= 5)
+        line.faults.lose = 0.05
+        eventually(lambda: line.faults.lost >= 5)
         count = bench.frames.count(spec.id)
         eventually(lambda: bench.frames.count(spec.id) >= count + 25)
         slot.stop()
@@ -141,17 +126,17 @@ def test_lost_packets_cost_pictures_and_not_the_stream(
 
 
 def test_flipped_bits_cost_pictures_and_not_the_stream(
-    bench: Bench, loopback: LoopbackCamera, proxy: RtspProxy, eventually: Eventually
+    bench: Bench, loopback: LoopbackCamera, line: RtspProxy, eventually: Eventually
 ) -> None:
-    spec = bench.attach(through(proxy, loopback), live=True, fps=25)
+    spec = bench.attach(line.through(loopback.url), live=True, fps=25)
     with bench.run(spec) as slot:
         eventually(lambda: is_running(bench, spec))
-        proxy.faults.flip = 0.3
-        eventually(lambda: proxy.faults.flipped >= 15)
+        line.faults.flip = 0.3
+        eventually(lambda: line.faults.flipped >= 15)
         count = bench.frames.count(spec.id)
         eventually(lambda: bench.frames.count(spec.id) >= count + 10)
         eventually(lambda: slot.run._counters.dropped.decode_error >= 3)
-        proxy.faults.flip = 0.0
+        line.faults.flip = 0.0
         count = bench.frames.count(spec.id)
         eventually(lambda: bench.frames.count(spec.id) >= count + 30)
         slot.stop()
@@ -163,15 +148,15 @@ def test_flipped_bits_cost_pictures_and_not_the_stream(
 def test_timestamps_that_jump_stall_nothing(
     bench: Bench,
     loopback: LoopbackCamera,
-    proxy: RtspProxy,
+    line: RtspProxy,
     eventually: Eventually,
     hours: int,
 ) -> None:
-    spec = bench.attach(through(proxy, loopback), live=True, fps=10)
+    spec = bench.attach(line.through(loopback.url), live=True, fps=10)
     with bench.run(spec) as slot:
         eventually(lambda: bench.frames.count(spec.id) >= 5)
         # when the camera sets its clock
-        proxy.faults.shift = 3600.0 * hours
+        line.faults.shift = 3600.0 * hours
         count = bench.frames.count(spec.id)
         eventually(lambda: bench.frames.count(spec.id) >= count + 15)
         slot.stop()
@@ -186,20 +171,20 @@ def test_timestamps_that_jump_stall_nothing(
 
 
 def test_a_line_that_goes_dead_and_comes_back(
-    bench: Bench, loopback: LoopbackCamera, proxy: RtspProxy, eventually: Eventually
+    bench: Bench, loopback: LoopbackCamera, line: RtspProxy, eventually: Eventually
 ) -> None:
     bench = bench.with_settings(reconnect_cap=0.2, read_timeout=0.5, open_timeout=2.0)
-    spec = bench.attach(through(proxy, loopback), live=True, fps=10)
+    spec = bench.attach(line.through(loopback.url), live=True, fps=10)
     with bench.run(spec) as slot:
         eventually(lambda: is_running(bench, spec))
-        proxy.faults.mute = True
+        line.faults.mute = True
         eventually(lambda: trouble(bench, spec) is ErrorCode.STREAM_TIMEOUT)
-        proxy.faults.mute = False
+        line.faults.mute = False
         eventually(lambda: is_running(bench, spec))
-        proxy.faults.refuse = True
-        proxy.hang_up()
+        line.faults.refuse = True
+        line.hang_up()
         eventually(lambda: trouble(bench, spec) is ErrorCode.STREAM_CONNECTION_FAILED)
-        proxy.faults.refuse = False
+        line.faults.refuse = False
         eventually(lambda: is_running(bench, spec))
         slot.stop()
     assert bench.status(spec).counters.reconnects >= 2

@@ -2,9 +2,8 @@
 holds up."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -21,19 +20,6 @@ from streamer.media.reconnect import Backoff
 from workers.rq_maintenance import Maintenance
 
 Eventually = Callable[..., None]
-
-
-@pytest.fixture
-def line(loopback: LoopbackCamera) -> Iterator[RtspProxy]:
-    """A cable to `loopback` that can be pulled."""
-    port = urlsplit(loopback.url).port
-    assert port is not None
-    with RtspProxy(port) as proxy:
-        yield proxy
-
-
-def through(line: RtspProxy, camera: LoopbackCamera) -> str:
-    return urlsplit(camera.url)._replace(netloc=f"127.0.0.1:{line.port}").geturl()
 
 
 def test_a_minute_of_frames_sets_the_pause_back_and_less_does_not(
@@ -56,7 +42,7 @@ def test_a_minute_of_frames_sets_the_pause_back_and_less_does_not(
         return bounds[before]
 
     line.faults.refuse = True
-    spec = bench.attach(through(line, loopback), live=True)
+    spec = bench.attach(line.through(loopback.url), live=True)
     with bench.run(spec, clock=clock, backoff=Backoff(3600, draw=draw)) as slot:
         eventually(lambda: len(bounds) >= 4)
         line.faults.refuse = False

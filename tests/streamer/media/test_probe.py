@@ -87,7 +87,7 @@ def test_a_camera_whose_clock_drifts(loopback: LoopbackCamera, rate: float, word
     with RtspProxy(urlsplit(loopback.url).port or 0) as line:
         clock = threading.Thread(target=drift, args=(line,))
         clock.start()
-        url = urlsplit(loopback.url)._replace(netloc=f"127.0.0.1:{line.port}").geturl()
+        url = line.through(loopback.url)
         found = probe(url, watch=3.5)
         ended.set()
         clock.join()
