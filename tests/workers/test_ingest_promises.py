@@ -1,7 +1,6 @@
 """What is promised of the time that things take: back-off, take-over, and an end that nothing
 holds up."""
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -91,9 +90,7 @@ def test_streams_of_a_killed_worker_are_taken_over_within_twenty_seconds(
     worker_process("ingest")
     owner = bench.status(specs[0]).worker
     first.kill()
-    killed = time.monotonic()
-    eventually(lambda: all(bench.status(spec).worker != owner for spec in specs), timeout=60)
-    assert time.monotonic() - killed < 20
+    eventually(lambda: all(bench.status(spec).worker != owner for spec in specs), timeout=20)
     eventually(lambda: all(bench.status(s).state is StreamState.RUNNING for s in specs))
 
 
