@@ -5,7 +5,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from streamer.admission import Admission
-from streamer.answer_form import AnswerForm
+from streamer.answer_form import AnswerForm, check_form
 from streamer.connections import Connections, of_installation
 from streamer.domain import (
     Query,
@@ -53,7 +53,7 @@ class Client:
         self.frames = FrameStore(self.connections.frames, Retention.of(settings))
         self.jobs = Jobs(self._redis, settings)
         self.queue = Results(self._redis, settings)
-        self.watches = Watches(self.registry, self.jobs, settings)
+        self.watches = Watches(self.registry, self.jobs)
         """The standing questions of attached streams, one by one."""
         past = self._past = Past(self.connections, settings, self.frames)
         self._queries = Queries(self._redis, settings, past, self.jobs, self.queue)
@@ -155,8 +155,17 @@ class Client:
 
         Raises StreamerError: PROMPT_EMPTY, INVALID_REQUEST.
         """
-        return self.watches.make(
-            prompt, window=window, max_frames=max_frames, max_tokens=max_tokens, form=form
+        check_prompt(prompt)
+        form = form or AnswerForm()
+        check_form(form)
+        settings = self.settings
+        return validated(
+            Watch,
+            prompt=prompt,
+            window=settings.window if window is None else window,
+            max_frames=settings.max_frames if max_frames is None else max_frames,
+            max_tokens=settings.max_tokens if max_tokens is None else max_tokens,
+            **form.form,
         )
 
     def edit(

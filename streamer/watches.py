@@ -1,4 +1,4 @@
-"""The standing questions of a stream: made, added, changed and removed one by one.
+"""The standing questions of a stream: added, changed and removed one by one.
 
 Each change is made from what the stream is at that moment and written only if it still is that
 (`StreamRegistry.edit`): of many who change watches of one stream at once, none undoes another.
@@ -11,7 +11,6 @@ from streamer.answer_form import AnswerForm, check_form
 from streamer.domain import MAX_WATCHES, Stream, StreamSpec, StreamState, Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import Jobs
-from streamer.settings import Settings
 from streamer.streams import StreamRegistry
 from streamer.validation import check_prompt, validated
 
@@ -19,36 +18,9 @@ from streamer.validation import check_prompt, validated
 class Watches:
     """The watches of the streams in `registry`; an edited live stream is seen to be running."""
 
-    def __init__(self, registry: StreamRegistry, jobs: Jobs, settings: Settings) -> None:
+    def __init__(self, registry: StreamRegistry, jobs: Jobs) -> None:
         self._registry = registry
         self._jobs = jobs
-        self._settings = settings
-
-    def make(
-        self,
-        prompt: str,
-        *,
-        window: float | None = None,
-        max_frames: int | None = None,
-        max_tokens: int | None = None,
-        form: AnswerForm | None = None,
-    ) -> Watch:
-        """A watch that belongs to no stream yet; what is None comes from the settings.
-
-        Raises StreamerError: PROMPT_EMPTY, INVALID_REQUEST.
-        """
-        check_prompt(prompt)
-        form = form or AnswerForm()
-        check_form(form)
-        settings = self._settings
-        return validated(
-            Watch,
-            prompt=prompt,
-            window=settings.window if window is None else window,
-            max_frames=settings.max_frames if max_frames is None else max_frames,
-            max_tokens=settings.max_tokens if max_tokens is None else max_tokens,
-            **form.form,
-        )
 
     def get(self, ref: str, watch_id: str) -> Watch:
         """One watch of a stream. Raises StreamerError(UNKNOWN_STREAM | UNKNOWN_WATCH)."""
