@@ -24,7 +24,7 @@ import torch
 from loads import SIZES
 from report import publish
 
-from nvila_core.random_checkpoint import Shape
+from nvila_core.checkpoint.random_checkpoint import Shape
 
 
 def shape_of(args: argparse.Namespace, default: str) -> Shape:

@@ -11,7 +11,7 @@ from plot import Panel, Series, draw_panels
 from rival import Rival
 
 from nvila_core import Engine, Video
-from nvila_core.random_checkpoint import Shape
+from nvila_core.checkpoint.random_checkpoint import Shape
 
 TOGETHER = 4
 """Requests at once where frames or tiles grow."""

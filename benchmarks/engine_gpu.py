@@ -16,10 +16,10 @@ from loads import make_model
 from report import percentiles
 
 from nvila_core import NVILA, Completion, Engine, Video
-from nvila_core.footprint import main_memory
-from nvila_core.gauges import Gauges
-from nvila_core.quantize import weight_bytes
-from nvila_core.random_checkpoint import Shape
+from nvila_core.checkpoint.footprint import main_memory
+from nvila_core.checkpoint.random_checkpoint import Shape
+from nvila_core.models.quantize import weight_bytes
+from nvila_core.tuning.step_timer import Gauges
 
 PERIOD = 10.0
 """Seconds of a stream that a caption is about."""

@@ -13,8 +13,8 @@ from report import percentiles
 from rival import Rival
 
 from nvila_core import Engine, SamplingParams, Video
-from nvila_core.handle import Handle
-from nvila_core.random_checkpoint import Shape
+from nvila_core.checkpoint.random_checkpoint import Shape
+from nvila_core.engine.handle import Handle
 
 
 @dataclass

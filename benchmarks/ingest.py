@@ -11,7 +11,7 @@ the median round is told:
 * bare PyAV decodes every frame in one thread and looks at nothing;
 * OpenCV reads every frame with `cv2.VideoCapture.read` and writes one a second as JPEG;
   `grab` converts only that one;
-* ours is `workers.stream_run.StreamRun`, all of it: status, sampling, measures, JPEG, Redis.
+* ours is `workers.ingest.stream_run.StreamRun`, all of it: status, sampling, measures, JPEG, Redis.
 
 With `--latency`: from a server sending a frame to its sample being in Redis.
 """
@@ -42,7 +42,7 @@ from rtsp_sender import RtspSender
 from streamer import redis_keys
 from streamer.connections import Connections
 from streamer.domain import Sampling, StreamCounters, StreamSpec
-from streamer.embedded import EmbeddedServer
+from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import Settings
 
 SEED = 2_000_000_105
@@ -130,7 +130,7 @@ WAYS = ("bare PyAV", "OpenCV, read", "OpenCV, grab", *OURS)
 def child(way: str, url: str, cameras: int, seconds: float) -> None:
     """Run one way with `cameras` connections and print what a second of stream costs."""
     from workers.context import WorkerContext
-    from workers.stream_run import StreamRun
+    from workers.ingest.stream_run import StreamRun
 
     cv2.setNumThreads(1)  # as the ingest worker does
     settings = Settings(jpeg_quality=QUALITY, hwaccel="none")
@@ -231,7 +231,7 @@ def compare(video: Path, redis_url: str, options: argparse.Namespace) -> None:
 def latency(video: Path, redis_url: str, options: argparse.Namespace) -> None:
     """From sending a frame to its sample in Redis, for `fps` at 5 frames a second."""
     from workers.context import WorkerContext
-    from workers.stream_run import StreamRun
+    from workers.ingest.stream_run import StreamRun
 
     settings = Settings(redis_url=redis_url, jpeg_quality=QUALITY, hwaccel="none")
     cv2.setNumThreads(1)

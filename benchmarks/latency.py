@@ -17,11 +17,11 @@ from report import percentiles, publish
 
 from nvila_core.demo.video import StreetVideo, write_video
 from streamer.client import CAPTION_PROMPT, Client
+from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import Result, Sampling
-from streamer.local import Installation
-from streamer.media.camera import LoopbackCamera
+from streamer.local.installation import Installation
+from streamer.local.signals import StopSignals
 from streamer.settings import Settings
-from streamer.signals import StopSignals
 
 SEED = 2_000_000_103
 PARTS = ("decode_ms", "queue_ms", "encode_ms", "generate_ms")

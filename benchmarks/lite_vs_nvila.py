@@ -28,11 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from nvila_core import NVILA, Prompt, SamplingParams, Video
-from nvila_core.config import read_model
-from nvila_core.fields import Fields
-from nvila_core.language import LanguageModel
-from nvila_core.projector import build_projector
-from nvila_core.random_checkpoint import (
+from nvila_core.checkpoint.random_checkpoint import (
     SHAPES,
     SIGLIP,
     Shape,
@@ -43,8 +39,12 @@ from nvila_core.random_checkpoint import (
     write_checkpoint,
     write_tokenizer,
 )
-from nvila_core.tokens import Tokenizer
-from nvila_core.vision import VisionTower
+from nvila_core.config import read_model
+from nvila_core.json_fields import Fields
+from nvila_core.models.language_model import LanguageModel
+from nvila_core.models.projector import build_projector
+from nvila_core.models.vision_tower import VisionTower
+from nvila_core.prompt.tokenizer import Tokenizer
 
 SMALL = replace(
     SIGLIP,

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from nvila_core import NVILA, Video
-from nvila_core.random_checkpoint import SHAPES, SIGLIP, Shape, write_checkpoint
+from nvila_core.checkpoint.random_checkpoint import SHAPES, SIGLIP, Shape, write_checkpoint
 
 SMALL = replace(
     SIGLIP,

@@ -39,15 +39,15 @@ from nvila_core.demo import CHECKPOINT
 from streamer.client import CAPTION_PROMPT, Client
 from streamer.connections import Connections
 from streamer.domain import Sampling
-from streamer.embedded import EmbeddedServer
+from streamer.frames.jpeg import from_jpeg
 from streamer.jobs import CLIP_JOB, CLIP_QUEUES
-from streamer.media.pictures import from_jpeg
+from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import Settings
 from workers import context
-from workers.clip import publish_failure
-from workers.ingest import run_stream
-from workers.log import configure
-from workers.rq_worker import ThreadWorker
+from workers.gpu.clip_job import publish_failure
+from workers.ingest.__main__ import run_stream
+from workers.process.logging import configure
+from workers.rq.thread_worker import ThreadWorker
 
 SEED = 2_000_000_107
 FRAMES = 4

@@ -55,7 +55,7 @@ def main() -> None:
 
 def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """Memory, and speed as a ratio to full precision, of a random model."""
-    from nvila_core.random_checkpoint import Shape, write_checkpoint
+    from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
 
     shape = Shape(
         hidden=options.hidden,
@@ -107,7 +107,7 @@ def work(pipe: Connection, folder: Path, mode: str, options: argparse.Namespace)
     import torch
 
     from nvila_core import NVILA, Engine
-    from nvila_core.quantize import weight_bytes
+    from nvila_core.models.quantize import weight_bytes
 
     device, clock = options.device, time.perf_counter
     if options.cpu_time:

@@ -28,10 +28,10 @@ from PIL import Image
 from report import publish
 
 from nvila_core import NVILA, Budget, Measures, Meter, Video
-from nvila_core.prefix import tile_keys
-from nvila_core.random_checkpoint import Shape, write_checkpoint
-from nvila_core.tile_cache import TileCache
-from streamer.media.pictures import from_jpeg, to_bgr, to_jpeg
+from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
+from nvila_core.engine.prefix_keys import tile_keys
+from nvila_core.engine.tile_cache import TileCache
+from streamer.frames.jpeg import from_jpeg, to_bgr, to_jpeg
 from streamer.media.sampler import FpsSampler
 from streamer.media.source import Source
 from streamer.settings import Settings

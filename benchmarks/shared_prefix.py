@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/shared_prefix.py [--threads 2] [--rounds 21] [--json]
 
 One layer with 6 query heads of 128 on one key head, float32, a new position for each sequence. The
-two ways take turns; medians. The engine chooses by `nvila_core.batch.WORTH_SHARING`.
+two ways take turns; medians. The engine chooses by `nvila_core.engine.batch.WORTH_SHARING`.
 """
 
 import argparse
@@ -16,9 +16,9 @@ from unittest.mock import patch
 import torch
 from report import publish
 
-from nvila_core import batch
-from nvila_core.batch import Batch, Rows
-from nvila_core.kv_cache import KVCache
+from nvila_core.engine import batch
+from nvila_core.engine.batch import Batch, Rows
+from nvila_core.engine.kv_cache import KVCache
 
 HEADS, SIZE, BLOCK, OWN = 6, 128, 16, 2
 LENGTHS, SEQUENCES = (256, 672, 2048, 4096), (2, 8, 16)

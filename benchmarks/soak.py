@@ -31,14 +31,14 @@ from footage import write_street
 from report import publish
 
 from streamer.client import Client
+from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import Sampling, Stream, StreamState
-from streamer.embedded import EmbeddedServer
-from streamer.media.camera import LoopbackCamera
-from streamer.processes import spawn, stop
+from streamer.local.process import spawn, stop
+from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import Settings
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from rtsp_proxy import RtspProxy  # the cables that the tests damage
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from tests.support.rtsp_proxy import RtspProxy  # the cables that the tests damage
 
 EVERY = 2.0
 SPELL, CALM = 180.0, 12.0

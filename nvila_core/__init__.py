@@ -9,50 +9,50 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .completion import Completion as Completion
-    from .engine import Engine as Engine
-    from .errors import CheckpointError as CheckpointError
-    from .errors import NVILAError as NVILAError
-    from .errors import PromptTooLong as PromptTooLong
-    from .meter import Meter as Meter
-    from .meter import measure as measure
-    from .model import NVILA as NVILA
-    from .resolution import Budget as Budget
-    from .resolution import Measures as Measures
-    from .resolution import Plan as Plan
-    from .resolution import Policy as Policy
-    from .sampling import SamplingParams as SamplingParams
-    from .video import Video as Video
+    from nvila_core.engine.engine import Engine as Engine
+    from nvila_core.errors import CheckpointError as CheckpointError
+    from nvila_core.errors import NVILAError as NVILAError
+    from nvila_core.errors import PromptTooLong as PromptTooLong
+    from nvila_core.generation.completion import Completion as Completion
+    from nvila_core.generation.sampling import SamplingParams as SamplingParams
+    from nvila_core.media.video import Video as Video
+    from nvila_core.model import NVILA as NVILA
+    from nvila_core.resolution.meter import Meter as Meter
+    from nvila_core.resolution.meter import measure as measure
+    from nvila_core.resolution.policy import Budget as Budget
+    from nvila_core.resolution.policy import Measures as Measures
+    from nvila_core.resolution.policy import Plan as Plan
+    from nvila_core.resolution.policy import Policy as Policy
 
 HOMES = {
-    "Adaptive": "resolution",
-    "Budget": "resolution",
+    "Adaptive": "resolution.policy",
+    "Budget": "resolution.policy",
     "CheckpointError": "errors",
-    "Completion": "completion",
-    "Engine": "engine",
+    "Completion": "generation.completion",
+    "Engine": "engine.engine",
     "EmptyPrompt": "errors",
     "DeadlineExceeded": "errors",
     "DeviceLost": "errors",
     "EngineStopped": "errors",
-    "Fixed": "resolution",
-    "Handle": "handle",
-    "Measures": "resolution",
+    "Fixed": "resolution.policy",
+    "Handle": "engine.handle",
+    "Measures": "resolution.policy",
     "MediaError": "errors",
     "NotFinite": "errors",
-    "Meter": "meter",
+    "Meter": "resolution.meter",
     "NVILA": "model",
     "NVILAError": "errors",
-    "Native": "resolution",
-    "Plan": "resolution",
-    "Prompt": "prompt",
-    "Policy": "resolution",
+    "Native": "resolution.policy",
+    "Plan": "resolution.policy",
+    "Prompt": "prompt.builder",
+    "Policy": "resolution.policy",
     "PromptError": "errors",
     "PromptTooLong": "errors",
-    "SamplingParams": "sampling",
-    "Timings": "completion",
-    "Usage": "completion",
-    "Video": "video",
-    "measure": "meter",
+    "SamplingParams": "generation.sampling",
+    "Timings": "generation.completion",
+    "Usage": "generation.completion",
+    "Video": "media.video",
+    "measure": "resolution.meter",
 }
 __all__ = sorted(HOMES)
 

@@ -8,11 +8,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import NVILAError, PromptError, first_line
+from nvila_core.errors import NVILAError, PromptError, first_line
 
 if TYPE_CHECKING:
-    from .completion import Completion
-    from .prompt import Prompt
+    from nvila_core.generation.completion import Completion
+    from nvila_core.prompt.builder import Prompt
 
 EXAMPLES = """examples:
   python -m nvila_core ask --model Efficient-Large-Model/NVILA-Lite-2B photo.jpg "What is this?"
@@ -92,8 +92,8 @@ def open_media(name: str) -> Any:
     """
     from PIL import Image, UnidentifiedImageError
 
-    from .video import Video
-    from .video_file import open_image, open_video
+    from nvila_core.media.video import Video
+    from nvila_core.media.video_file import open_image, open_video
 
     path = Path(name)
     if path.is_file():
@@ -141,9 +141,9 @@ def ask(args: argparse.Namespace) -> None:
     """Answer one question and print it."""
     files, question = read_question(args.inputs)
     parts = [*(open_media(file) for file in files), question]
-    from .model import NVILA
-    from .resolution import Native, parse_policy
-    from .sampling import SamplingParams
+    from nvila_core.generation.sampling import SamplingParams
+    from nvila_core.model import NVILA
+    from nvila_core.resolution.policy import Native, parse_policy
 
     policy = parse_policy(args.policy)
     if args.video_max_tiles and not isinstance(policy, Native):
@@ -191,7 +191,7 @@ def ask(args: argparse.Namespace) -> None:
 
 def tune(args: argparse.Namespace) -> None:
     """Measure, write a settings file, and say what was found."""
-    from .tune import tune_to_file
+    from nvila_core.tuning.tuner import tune_to_file
 
     tuning = tune_to_file(
         args.model,

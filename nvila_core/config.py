@@ -7,12 +7,12 @@ overwrites at load (`hidden_size`, `mm_hidden_size`, `model_dtype`, `resume_path
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import CheckpointError
-from .fields import Fields
-from .grids import Grid
-from .preprocess import Processor
-from .projector import is_known, tokens_per_side
-from .resolution import MOST_TILES, Tiling
+from nvila_core.errors import CheckpointError
+from nvila_core.json_fields import Fields
+from nvila_core.media.preprocess import Processor
+from nvila_core.models.projector import is_known, tokens_per_side
+from nvila_core.resolution.grids import Grid
+from nvila_core.resolution.policy import MOST_TILES, Tiling
 
 MOST_FRAMES = 4096
 MOST_LAYERS = 1024

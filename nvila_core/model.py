@@ -9,22 +9,22 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .checkpoint import Checkpoint
-from .completion import Completion
-from .config import ModelConfig
-from .encoders import from_tiles, project, tile_features, video_positions
-from .hub import find_checkpoint
-from .language import LanguageModel
-from .placement import choose_device, choose_dtype
-from .planned import PlannedBuilder
-from .projector import Projector
-from .prompt import Media, Options, Prompt, PromptBuilder, VideoAs
-from .quantize import choose_precision
-from .resolution import Budget, Measures, Native, Plan, Policy, parse_policy
-from .sampling import SamplingParams
-from .sequence import Sequence
-from .tokens import Tokenizer
-from .vision import VisionTower
+from nvila_core.checkpoint.hub import find_checkpoint
+from nvila_core.checkpoint.loader import Checkpoint
+from nvila_core.config import ModelConfig
+from nvila_core.generation.completion import Completion
+from nvila_core.generation.sampling import SamplingParams
+from nvila_core.generation.sequence import Sequence
+from nvila_core.models.device import choose_device, choose_dtype
+from nvila_core.models.language_model import LanguageModel
+from nvila_core.models.media_encoders import from_tiles, project, tile_features, video_positions
+from nvila_core.models.projector import Projector
+from nvila_core.models.quantize import choose_precision
+from nvila_core.models.vision_tower import VisionTower
+from nvila_core.prompt.builder import Media, Options, Prompt, PromptBuilder, VideoAs
+from nvila_core.prompt.planned_builder import PlannedBuilder
+from nvila_core.prompt.tokenizer import Tokenizer
+from nvila_core.resolution.policy import Budget, Measures, Native, Plan, Policy, parse_policy
 
 
 class NVILA:

@@ -7,7 +7,7 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.settings import Settings
 
 if TYPE_CHECKING:
-    from streamer.media.access import Access
+    from streamer.media.access_policy import Access
     from streamer.media.source import SourceInfo
 
 
@@ -75,6 +75,6 @@ class Admission:
             )
 
     def _access(self) -> "Access":
-        from streamer.media.access import Access
+        from streamer.media.access_policy import Access
 
         return Access.of(self._settings, remote=self.remote)

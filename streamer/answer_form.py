@@ -64,7 +64,7 @@ def check_form(form: AnswerForm) -> None:
     if form.output == "text":
         return
     from nvila_core.errors import PromptError
-    from nvila_core.grammar import check_choice, grammar_of, schema_text
+    from nvila_core.generation.grammar import check_choice, grammar_of, schema_text
 
     try:
         if form.output == "choice":

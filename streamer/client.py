@@ -18,12 +18,12 @@ from streamer.domain import (
     utc_now,
 )
 from streamer.errors import ErrorCode, StreamerError
-from streamer.frames import FrameStore, Retention
+from streamer.frames.history import Past
+from streamer.frames.store import FrameStore, Retention
 from streamer.jobs import Jobs
-from streamer.past import Past
 from streamer.queries import Queries
 from streamer.results import Results
-from streamer.secrets import SecretBox
+from streamer.secret_box import SecretBox
 from streamer.settings import Settings
 from streamer.streams import StreamRegistry, keep_ids
 from streamer.times import When, moment

@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from nvila_core.resolution import Measures, thin
+from nvila_core.resolution.policy import Measures, thin
 from streamer.answer_form import AnswerForm
 from streamer.errors import ErrorCode
 

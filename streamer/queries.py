@@ -22,8 +22,8 @@ from streamer.domain import (
     utc_now,
 )
 from streamer.errors import ErrorCode, StreamerError
+from streamer.frames.history import Past
 from streamer.jobs import Jobs
-from streamer.past import Past
 from streamer.results import Results
 from streamer.settings import Settings
 from streamer.times import When, moment

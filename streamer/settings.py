@@ -15,7 +15,7 @@ from pydantic_settings import (
 )
 
 from nvila_core.errors import PromptError
-from nvila_core.resolution import parse_policy
+from nvila_core.resolution.policy import parse_policy
 from streamer.errors import ErrorCode, StreamerError
 
 PREFIX = "STREAMER_"

@@ -16,7 +16,7 @@ from streamer.domain import (
     utc_now,
 )
 from streamer.errors import ErrorCode, StreamerError
-from streamer.secrets import SecretBox
+from streamer.secret_box import SecretBox
 from streamer.validation import validated
 
 # KEYS: names, streams, secrets. ARGV: name, id, spec, URL

@@ -12,13 +12,13 @@ from pathlib import Path
 import hypothesis
 import pytest
 import redis
-from ingest_fixtures import bench, loopback, units  # noqa: F401 - fixtures
-from installation import installation, model_path  # noqa: F401
 
 from streamer.connections import Connections, connect
-from streamer.embedded import EmbeddedServer
-from streamer.processes import spawn, stop
+from streamer.local.process import spawn, stop
+from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import PREFIX, Settings
+from tests.support.ingest_fixtures import bench, loopback, units  # noqa: F401 - fixtures
+from tests.support.installation import installation, model_path  # noqa: F401
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a slow example is no failure
 hypothesis.settings.load_profile("any machine")
@@ -149,6 +149,6 @@ def eventually() -> Callable[..., None]:
 @pytest.fixture(scope="session")
 def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny NVILA-Lite of the published layout with random weights: real, fast, and clueless."""
-    from nvila_core.random_checkpoint import write_checkpoint
+    from nvila_core.checkpoint.random_checkpoint import write_checkpoint
 
     return write_checkpoint(tmp_path_factory.mktemp("model") / "tiny-random")

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import httpx
 import pytest
-from installation import PROGRAM, Up, clean_environment, has_demo_model
-from videos import write_video as write_test_video
 
 from nvila_core.demo.video import StreetVideo, write_video
 from streamer.client import Client
-from streamer.media.camera import LoopbackCamera
-from streamer.processes import spawn, stop
+from streamer.demo.loopback_camera import LoopbackCamera
+from streamer.local.process import spawn, stop
+from tests.support.installation import PROGRAM, Up, clean_environment, has_demo_model
+from tests.support.videos import write_video as write_test_video
 
 SEED, SECONDS = 3_000_000_017, 16.0
 

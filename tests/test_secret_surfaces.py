@@ -22,8 +22,6 @@ import httpx
 import psutil
 import pytest
 import redis
-from cameras import SilentServer
-from installation import PROGRAM, clean_environment
 from typer.testing import CliRunner
 
 from streamer import redis_keys
@@ -32,6 +30,8 @@ from streamer.client import Client
 from streamer.errors import StreamerError
 from streamer.settings import Settings
 from streamer.streams import StreamRegistry
+from tests.support.cameras import SilentServer
+from tests.support.installation import PROGRAM, clean_environment
 
 USER = "operator"
 PARTS = ("Kq7wTz", "Zr3vLn", "Xp9mBd", "Ty5nQh", "Gb2kVs")  # too long to come up by chance

@@ -7,17 +7,17 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from streamer.connections import Connections
-from streamer.frames import FrameStore, Retention
+from streamer.frames.store import FrameStore, Retention
 from streamer.jobs import Jobs
 from streamer.results import Results
-from streamer.secrets import SecretBox
+from streamer.secret_box import SecretBox
 from streamer.settings import Settings
 from streamer.streams import StreamRegistry
 from workers.isolation import Isolation
 
 if TYPE_CHECKING:
     from nvila_core import Engine
-    from streamer.archive_writer import ArchiveWriter
+    from streamer.frames.archive_writer import ArchiveWriter
 
 
 class GiveBack(Exception):  # noqa: N818 - a request, not an error

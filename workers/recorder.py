@@ -17,7 +17,7 @@ from streamer.errors import StreamerError
 from streamer.results import parse_entries
 from streamer.settings import Settings
 from streamer.timeline import Timeline
-from workers import startup
+from workers.process import startup
 
 _log = structlog.get_logger(__name__)
 

@@ -56,8 +56,8 @@ def _train(options: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 
-    from nvila_core.demo.config import SHAPE, TRAINING
-    from nvila_core.demo.train import Trainer
+    from nvila_core.demo.training.config import SHAPE, TRAINING
+    from nvila_core.demo.training.train import Trainer
 
     torch.set_num_threads(options.threads)
     options.run.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,9 @@ from typing import Any
 
 from nvila_core import NVILA, Budget, SamplingParams
 from nvila_core.demo.evaluate import CLIP_FRAMES, held_out
-from nvila_core.demo.labels import GRID
 from nvila_core.demo.questions import QUESTION_KINDS
 from nvila_core.demo.sampling import FIRST_EVALUATION_SEED
+from nvila_core.demo.training.labels import GRID
 
 DETAIL_KIND = "sign"
 ONE_TILE, ALL_TILES = "fixed:1", "fixed:12"

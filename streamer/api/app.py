@@ -7,11 +7,11 @@ from typing import Any
 from fastapi import FastAPI, Response
 from fastapi.responses import PlainTextResponse
 
-from streamer import __version__, metrics
-from streamer.api import queries, results, streams, watches
+from streamer import __version__
+from streamer.api import metrics, queries, results, streams, watches
+from streamer.api.auth import Guard
 from streamer.api.dependencies import ClientDependency
 from streamer.api.errors import install_error_handlers
-from streamer.api.guard import Guard
 from streamer.api.schemas import ErrorBody, Health
 from streamer.client import Client
 

@@ -9,8 +9,8 @@ from streamer.cli.context import Json, open_client
 from streamer.cli.stream_options import FpsOption
 
 if TYPE_CHECKING:
-    from streamer.analysis import Analysis
-    from streamer.signals import StopSignals
+    from streamer.cli.recording_analysis import Analysis
+    from streamer.local.signals import StopSignals
 
 
 def analyze(
@@ -25,9 +25,9 @@ def analyze(
     as_json: Json = False,
 ) -> None:
     """Caption a recording window by window, then print its whole timeline."""
-    from streamer.analysis import Analysis
+    from streamer.cli.recording_analysis import Analysis
     from streamer.client import CAPTION_PROMPT
-    from streamer.signals import Interrupted, StopSignals
+    from streamer.local.signals import Interrupted, StopSignals
     from streamer.validation import check_prompt
 
     prompt = CAPTION_PROMPT if prompt is None else prompt
@@ -53,7 +53,7 @@ def analyze(
 def _show(analysis: "Analysis", stop: "StopSignals", as_json: bool) -> None:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from streamer.cli.output import console, json_lines, result_line
+    from streamer.terminal import console, json_lines, result_line
 
     bar = Progress(
         TextColumn("{task.description}"),
@@ -83,7 +83,7 @@ def _show(analysis: "Analysis", stop: "StopSignals", as_json: bool) -> None:
 def _judge(analysis: "Analysis", as_json: bool) -> None:
     from rich.text import Text
 
-    from streamer.cli.output import console, said, span, table
+    from streamer.terminal import console, said, span, table
 
     trouble = analysis.trouble()
     if not as_json and analysis.results:

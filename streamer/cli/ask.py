@@ -41,7 +41,7 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Ask a question about a stream and print the answer."""
-    from streamer.cli.output import console, json_lines
+    from streamer.terminal import console, json_lines
     from streamer.validation import check_prompt
 
     if question is None:  # of one argument alone, that is the question
@@ -73,7 +73,7 @@ def ask(
 
 
 def _answered(client: "Client", query: "Query", timeout: float) -> "Query":
-    from streamer.cli.output import console
+    from streamer.terminal import console
 
     deadline = time.monotonic() + timeout
     try:
@@ -95,7 +95,7 @@ def _answered(client: "Client", query: "Query", timeout: float) -> "Query":
 def _print_answer(query: "Query") -> None:
     from rich.text import Text
 
-    from streamer.cli.output import clock, console, cost, said
+    from streamer.terminal import clock, console, cost, said
 
     assert query.result is not None
     result = query.result

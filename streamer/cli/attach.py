@@ -31,8 +31,8 @@ def attach(
     """Attach a camera stream or a video file."""
     from rich.text import Text
 
-    from streamer.cli.output import console, json_lines, plain
     from streamer.client import CAPTION_PROMPT
+    from streamer.terminal import console, json_lines, plain
 
     if prompt and not watch:
         raise typer.BadParameter("--prompt asks and --no-watch asks nothing: choose one.")
@@ -69,7 +69,7 @@ def detach(
     as_json: Json = False,
 ) -> None:
     """Detach a stream; its results stay in the timeline."""
-    from streamer.cli.output import console, json_lines
+    from streamer.terminal import console, json_lines
 
     with open_client() as client:
         gone = client.detach(stream)

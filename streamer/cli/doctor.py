@@ -14,8 +14,8 @@ def doctor(as_json: Json = False) -> None:
     """
     from rich.text import Text
 
-    from streamer.cli.output import console, json_lines, plain
     from streamer.doctor.examination import examine
+    from streamer.terminal import console, json_lines, plain
 
     settings = open_settings()
     with console(stderr=True).status("Looking around ..."):

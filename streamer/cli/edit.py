@@ -30,7 +30,7 @@ def edit(
     as_json: Json = False,
 ) -> None:
     """Change an attached stream; it need not be restarted, nor need anything else."""
-    from streamer.cli.output import console, json_lines
+    from streamer.terminal import console, json_lines
 
     if not prompt:
         options.require_prompt("every", "max_frames", "choice", "json_schema")

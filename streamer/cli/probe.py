@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from streamer.media.probe_report import Probe, Step
+    from streamer.media.probe.report import Probe, Step
 
 
 def probe(
@@ -26,9 +26,9 @@ def probe(
 
     Nothing needs to run for it. The exit code is 0 only when pictures came.
     """
-    from streamer.cli.output import console, json_lines
-    from streamer.media.access import Access
-    from streamer.media.probe import LIMIT, probe
+    from streamer.media.access_policy import Access
+    from streamer.media.probe.prober import LIMIT, probe
+    from streamer.terminal import console, json_lines
 
     settings = open_settings()
     with console(stderr=True).status("Trying the source ..."):
@@ -50,7 +50,7 @@ def probe(
 def _show(out: "Console", found: "Probe") -> None:
     from rich.text import Text
 
-    from streamer.cli.output import plain
+    from streamer.terminal import plain
 
     out.print(Text(plain(found.url), style="bold"), soft_wrap=True)
     for step in found.steps:
@@ -69,7 +69,7 @@ def _show(out: "Console", found: "Probe") -> None:
 def _step_line(step: "Step") -> "Text":
     from rich.text import Text
 
-    from streamer.cli.output import plain
+    from streamer.terminal import plain
 
     mark = ("  ok      ", "green") if step.ok else ("  FAILED  ", "bold red")
     took = (f" {step.ms:.0f} ms", "dim")

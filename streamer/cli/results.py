@@ -30,7 +30,7 @@ def results(
     as_json: Json = False,
 ) -> None:
     """Print captions, answers and errors in order of time."""
-    from streamer.cli.output import console, json_lines, result_line
+    from streamer.terminal import console, json_lines, result_line
 
     out = console()
 

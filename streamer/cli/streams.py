@@ -23,7 +23,7 @@ def streams(as_json: Json = False) -> None:
     """List the attached streams with their states and counters."""
     from rich.text import Text
 
-    from streamer.cli.output import age, clips, console, json_lines, plain, table
+    from streamer.terminal import age, clips, console, json_lines, plain, table
 
     with open_client() as client:
         found = client.streams()
@@ -78,7 +78,7 @@ def drops(dropped: "Drops") -> str:
 def _trouble(stream: "Stream") -> "Text":
     from rich.text import Text
 
-    from streamer.cli.output import plain
+    from streamer.terminal import plain
 
     assert stream.error is not None
     return Text.assemble(

@@ -30,15 +30,15 @@ def tune(
     settings = open_settings(model=model)
     from nvila_core.demo import CHECKPOINT
     from nvila_core.errors import NVILAError
-    from streamer.cli.output import console
     from streamer.errors import ErrorCode, StreamerError
+    from streamer.terminal import console
 
     path = str(CHECKPOINT) if settings.model == "demo" else settings.model
     base = yaml.safe_load(options.config.read_text()) if options.config is not None else {}
     told = console()
     try:
         with console(stderr=True).status("Importing PyTorch ..."):
-            from nvila_core.tune import tune_to_file
+            from nvila_core.tuning.tuner import tune_to_file
         tuning = tune_to_file(
             path,
             settings.device,

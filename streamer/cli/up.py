@@ -10,8 +10,8 @@ from streamer.cli.context import QuantizeOption, open_settings
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from streamer.local import Installation
-    from streamer.signals import StopSignals
+    from streamer.local.installation import Installation
+    from streamer.local.signals import StopSignals
 
 DEMO_MODEL = (
     "demo: tiny, and knows only a rendered street; "
@@ -37,9 +37,9 @@ def up(
 ) -> None:
     """Start the whole service on this machine: servers, workers, recorder and API."""
     from streamer.api.listen import listen
-    from streamer.cli.output import console
-    from streamer.local import Installation
-    from streamer.signals import Interrupted, StopSignals
+    from streamer.local.installation import Installation
+    from streamer.local.signals import Interrupted, StopSignals
+    from streamer.terminal import console
 
     if data_dir is not None:
         data_dir = data_dir.expanduser().absolute()
@@ -67,7 +67,7 @@ def up(
 
 def start(installation: "Installation", stop: "StopSignals") -> None:
     """Start everything and wait until it is ready, with a spinner that names what is awaited."""
-    from streamer.cli.output import console
+    from streamer.terminal import console
 
     with console(stderr=True).status("Starting ...") as status:
         installation.start()

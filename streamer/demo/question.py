@@ -54,7 +54,7 @@ class Question:
         """Question and answer in one line."""
         from rich.text import Text
 
-        from streamer.cli.output import clock, cost, said
+        from streamer.terminal import clock, cost, said
 
         if self.result is None:
             return Text(f"{self.prompt}  (no answer)", "red")

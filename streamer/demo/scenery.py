@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 from typing import Self
 
-from streamer import processes
 from streamer.errors import ErrorCode, StreamerError
+from streamer.local import process as processes
 
 CAMERA_SEED, CAMERA_SECONDS = 2_000_000_011, 48.0
 FILE_SEED, FILE_SECONDS = 2_000_000_023, 28.0

@@ -11,8 +11,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from streamer.cli.output import console, result_line
 from streamer.client import CAPTION_PROMPT, Client
+from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.demo.question import Question
 from streamer.demo.scenery import (
     CAMERA_SECONDS,
@@ -24,10 +24,10 @@ from streamer.demo.scenery import (
 )
 from streamer.demo.tally import Tally
 from streamer.domain import Result, Sampling, Stream
-from streamer.local import Installation
-from streamer.media.camera import LoopbackCamera
+from streamer.local.installation import Installation
+from streamer.local.signals import Interrupted, StopSignals
 from streamer.settings import Settings
-from streamer.signals import Interrupted, StopSignals
+from streamer.terminal import console, result_line
 
 WINDOW, FPS, FRAMES = 4.0, 1.0, 4
 """What the demo model was trained on: four frames, a second apart."""

@@ -44,7 +44,7 @@ class Tally:
 
     def table(self, streams: Sequence[Stream]) -> "Table":
         """One row a stream: frames, clips, vision tokens, milliseconds from frame to result."""
-        from streamer.cli.output import clips, table
+        from streamer.terminal import clips, table
 
         numbers = ("decoded", "sampled", "dropped", "clips", "tokens", "p50 ms", "p95 ms")
         made = table("stream", *numbers, right=numbers)

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from streamer.archive import local_folder
 from streamer.doctor.check import Check, check, size
+from streamer.frames.archive import local_folder
 from streamer.settings import Settings
 
 DECODERS = ("h264", "hevc", "mjpeg", "vp9", "libdav1d", "mpeg4")

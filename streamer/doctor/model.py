@@ -17,7 +17,7 @@ def model(settings: Settings, deadline: float) -> Iterable[Check]:
     from nvila_core.demo import CHECKPOINT
 
     path = str(CHECKPOINT) if settings.model == "demo" else settings.model
-    command = [sys.executable, "-m", "nvila_core.footprint", path]
+    command = [sys.executable, "-m", "nvila_core.checkpoint.footprint", path]
     command += ["--device", settings.device, "--dtype", settings.dtype]
     command += ["--kv-cache-tokens", str(settings.kv_cache_tokens)]
     command += ["--quantize", settings.quantize] if settings.quantize else []
@@ -48,7 +48,7 @@ def model(settings: Settings, deadline: float) -> Iterable[Check]:
 
 
 def judge(name: str, found: dict[str, Any]) -> Check:
-    """What `nvila_core.footprint` told of the model `name`."""
+    """What `nvila_core.checkpoint.footprint` told of the model `name`."""
     if "error" in found:
         return check("model", "fail", str(found["error"]))
     if "missing" in found:

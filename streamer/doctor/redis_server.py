@@ -43,7 +43,7 @@ def _redis_urls(settings: Settings) -> dict[str, str]:
 
 
 def _no_redis() -> Check:
-    from streamer.embedded import server_binary
+    from streamer.local.redis_server import server_binary
 
     try:
         binary = server_binary()

@@ -9,8 +9,8 @@ from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
-from streamer.media.gate import SAME, PacketGate, Stamped
-from streamer.media.reader import Arrival
+from streamer.media.packet_gate import SAME, PacketGate, Stamped
+from streamer.media.packet_reader import Arrival
 from streamer.media.sampler import Sampler
 from streamer.media.timing import StreamTime
 

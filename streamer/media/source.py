@@ -16,11 +16,11 @@ from av.video.frame import VideoFrame
 from streamer.clock import Clock, SystemClock
 from streamer.domain import Transport
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media import failures
-from streamer.media.access import Access
+from streamer.media import errors as failures
+from streamer.media.access_policy import Access
 from streamer.media.decoder import SparseDecoder
 from streamer.media.hardware import Hardware
-from streamer.media.reader import MAX_PACKETS, Arrival, PacketReader
+from streamer.media.packet_reader import MAX_PACKETS, Arrival, PacketReader
 from streamer.media.sampler import Sampler
 from streamer.media.timing import StreamTime, WallClock
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from nvila_core import NVILA
-from nvila_core.random_checkpoint import write_checkpoint
+from nvila_core.checkpoint.random_checkpoint import write_checkpoint
 
 torch.set_num_threads(1)  # tiny models: a second thread mostly waits for the first
 

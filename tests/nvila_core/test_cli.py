@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nvila_core.cli import main
-from nvila_core.grids import tiles_of
+from nvila_core.resolution.grids import tiles_of
 
 ASK = ["--max-tokens", "6", "--device", "cpu", "--dtype", "float32"]
 

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from nvila_core import CheckpointError, PromptError
-from nvila_core.checkpoint import Checkpoint
-from nvila_core.projector import build_projector
-from nvila_core.random_checkpoint import write_checkpoint
-from nvila_core.weights import Weights, read_header
+from nvila_core.checkpoint.loader import Checkpoint
+from nvila_core.checkpoint.random_checkpoint import write_checkpoint
+from nvila_core.checkpoint.weights import Weights, read_header
+from nvila_core.models.projector import build_projector
 
 FUZZ = settings(
     max_examples=40,

@@ -14,10 +14,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from nvila_core import NVILA, Prompt, SamplingParams, Video
-from nvila_core.encoders import tsp_positions
-from nvila_core.preprocess import Processor, dynamic_tiles, pad_to_square
-from nvila_core.projector import build_projector
-from nvila_core.video import rate_indices, uniform_indices
+from nvila_core.media.preprocess import Processor, dynamic_tiles, pad_to_square
+from nvila_core.media.video import rate_indices, uniform_indices
+from nvila_core.models.media_encoders import tsp_positions
+from nvila_core.models.projector import build_projector
 
 CASES = [
     "lite-pad__a_image_dynamic",

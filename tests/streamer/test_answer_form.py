@@ -10,9 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from installation import Up
 from typer.testing import CliRunner
-from videos import write_video
 
 from streamer.answer_form import MAX_SCHEMA, AnswerForm
 from streamer.api.app import create_app
@@ -23,6 +21,8 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import QUERIES
 from streamer.settings import Settings
 from streamer.validation import validated
+from tests.support.installation import Up
+from tests.support.videos import write_video
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 CAMERA = "rtsp://192.0.2.1/door"

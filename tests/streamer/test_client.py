@@ -10,7 +10,6 @@ import cv2
 import numpy as np
 import pytest
 import redis
-from videos import write_audio, write_video
 
 from streamer import redis_keys
 from streamer.client import CAPTION_PROMPT, Client
@@ -19,6 +18,7 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import QUERIES
 from streamer.settings import Settings
 from streamer.validation import derive_name
+from tests.support.videos import write_audio, write_video
 
 PASSWORD = "hunter2secret"
 

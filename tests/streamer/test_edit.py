@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
-from installation import run_cli
-from videos import write_video
 
 from streamer.api.app import create_app
 from streamer.client import Client
+from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import Sampling, Stream
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media.camera import LoopbackCamera
 from streamer.settings import Settings
+from tests.support.installation import run_cli
+from tests.support.videos import write_video
 
 PASSWORD = "hunter2secret"
 OTHER = "0ther+secret"

@@ -5,13 +5,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from videos import write_video
 
 from streamer.answer_form import AnswerForm
 from streamer.client import Client
 from streamer.domain import MAX_WATCHES, Stream, StreamState, StreamStatus
 from streamer.errors import ErrorCode, StreamerError
 from streamer.settings import Settings
+from tests.support.videos import write_video
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
-from rtsp_proxy import RtspProxy
 
-from streamer.media.camera import LoopbackCamera
+from streamer.demo.loopback_camera import LoopbackCamera
+from tests.support.rtsp_proxy import RtspProxy
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from nvila_core import Adaptive, Budget, Meter
 from nvila_core.demo import CHECKPOINT
 from nvila_core.demo.chart import SERIES, draw_policies
 from nvila_core.demo.evaluate import CLIP_FRAMES
-from nvila_core.demo.labels import GRID
 from nvila_core.demo.policies import (
     ALL_TILES,
     ONE_TILE,
@@ -21,8 +20,9 @@ from nvila_core.demo.policies import (
 from nvila_core.demo.questions import QUESTION_KINDS
 from nvila_core.demo.render import render_clip
 from nvila_core.demo.sampling import FIRST_EVALUATION_SEED, sample_scene
-from nvila_core.grids import ONE
-from nvila_core.resolution import Tiling
+from nvila_core.demo.training.labels import GRID
+from nvila_core.resolution.grids import ONE
+from nvila_core.resolution.policy import Tiling
 
 TILING = Tiling(size=84, tokens=4, grids=(GRID,))
 TIMES = tuple(float(t) for t in range(CLIP_FRAMES))

@@ -16,7 +16,7 @@ from nvila_core.demo.questions import (
     changes,
 )
 from nvila_core.demo.sampling import sample_scene
-from nvila_core.demo.tokenizer import write_tokenizer
+from nvila_core.demo.training.tokenizer import write_tokenizer
 from nvila_core.demo.world import COLOURS, KINDS, PLURALS, Observation, Sighting, observe
 
 TIMES = (0.0, 1.0, 2.0, 3.0)

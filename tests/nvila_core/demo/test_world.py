@@ -104,8 +104,8 @@ def test_evaluation_seeds_are_out_of_reach_of_training(monkeypatch: pytest.Monke
     # given
     import random
 
-    from nvila_core.demo import visuals
     from nvila_core.demo.evaluate import held_out
+    from nvila_core.demo.training import visuals
 
     trained: list[int] = []
     original = visuals.sample_scene

@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from videos import write_video
 
 from streamer.api.app import create_app
 from streamer.client import Client
 from streamer.domain import Result, utc_now
 from streamer.settings import Settings
+from tests.support.videos import write_video
 
 PASSWORD = "hunter2secret"
 HERE = "http://127.0.0.1:8080"
@@ -342,7 +342,7 @@ def test_a_waiting_request_holds_no_thread(api: TestClient, stream_id: str) -> N
 
 
 def test_redis_lost_under_way(settings: Settings, tmp_path: Path) -> None:
-    from streamer.embedded import EmbeddedServer
+    from streamer.local.redis_server import EmbeddedServer
 
     server = EmbeddedServer(tmp_path / "server", persistent=False, max_memory=None)
     server.start()

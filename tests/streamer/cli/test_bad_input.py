@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from cameras import GstCamera, SilentServer, write_units
-from installation import Up, run_cli
 from typer.testing import CliRunner
-from videos import write_audio, write_video
 
 import nvila_core.demo
 from streamer.cli.app import app
 from streamer.settings import Settings
+from tests.support.cameras import GstCamera, SilentServer, write_units
+from tests.support.installation import Up, run_cli
+from tests.support.videos import write_audio, write_video
 
 PASSWORD = "hunter2secret"
 

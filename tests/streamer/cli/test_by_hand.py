@@ -8,11 +8,11 @@ from pathlib import Path
 
 import httpx
 import psutil
-from installation import PROGRAM, clean_environment, run_cli
-from videos import write_video
 
-from streamer.processes import spawn, stop
+from streamer.local.process import spawn, stop
 from streamer.settings import Settings
+from tests.support.installation import PROGRAM, clean_environment, run_cli
+from tests.support.videos import write_video
 
 
 def test_programs_started_by_hand_do_the_same_job(

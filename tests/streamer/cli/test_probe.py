@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
-from videos import write_video
 
 from streamer.cli.app import app
 from streamer.cli.probe import clock, facts
-from streamer.media.probe_report import Probe
+from streamer.media.probe.report import Probe
+from tests.support.videos import write_video
 
 PASSWORD = "hunter2secret"
 

@@ -4,7 +4,6 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from installation import run_cli
 
 from streamer.cli.streams import drops, video
 from streamer.client import Client
@@ -18,6 +17,7 @@ from streamer.domain import (
 )
 from streamer.errors import ErrorCode
 from streamer.settings import Settings
+from tests.support.installation import run_cli
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from installation import PROGRAM, clean_environment, run_cli
-from videos import write_video
 
-from streamer.processes import spawn, stop
+from streamer.local.process import spawn, stop
+from tests.support.installation import PROGRAM, clean_environment, run_cli
+from tests.support.videos import write_video
 
 MARKER = "NVILA_TEST_MARKER"
 

@@ -17,7 +17,7 @@ from streamer.cli.app import app
 from streamer.doctor import machine, model, redis_server
 from streamer.doctor.check import Check
 from streamer.doctor.examination import Examination, examine
-from streamer.embedded import EmbeddedServer
+from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import Settings
 
 PASSWORD = "hunter2secret"
@@ -115,7 +115,9 @@ def test_a_model_that_cannot_be_used(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    from nvila_core import footprint  # what `_model` runs as a program: that takes seconds
+    from nvila_core.checkpoint import (
+        footprint,  # what `_model` runs as a program: that takes seconds
+    )
 
     def check_of(path: str, *arguments: str) -> Check:
         footprint.main([path, "--device", "cpu", *arguments])
@@ -145,7 +147,7 @@ def test_a_model_that_cannot_be_used(
 def test_a_model_in_fewer_bits_is_judged_by_those(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from nvila_core import footprint
+    from nvila_core.checkpoint import footprint
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         said = io.StringIO()  # in this process: importing PyTorch once more takes seconds

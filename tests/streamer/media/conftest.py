@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from web import Site
+
+from tests.support.web import Site
 
 
 @pytest.fixture

@@ -4,10 +4,10 @@ import hashlib
 from pathlib import Path
 
 import pytest
-from videos import number_of, write_video
 
 from streamer.media.sampler import ChangeSampler, FpsSampler, KeyframeSampler, Sampler
 from streamer.media.source import Source
+from tests.support.videos import number_of, write_video
 
 Kept = list[tuple[float, int, str]]
 
@@ -135,7 +135,7 @@ def test_key_frames_that_are_none_are_found_out(tmp_path: Path) -> None:
 
 
 def test_a_change_is_found_and_silence_is_not_stored(tmp_path: Path) -> None:
-    from videos import numbered_picture
+    from tests.support.videos import numbered_picture
 
     # given the same picture for 2 s, another for 2 s, and the first again
     pictures = [numbered_picture(0 if n < 50 or n >= 100 else 1, 160, 120) for n in range(150)]

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import av
 import pytest
-from videos import write_video
 
 from streamer.media import hardware
 from streamer.media.source import Source
+from tests.support.videos import write_video
 
 
 @pytest.fixture(autouse=True)

@@ -8,12 +8,12 @@ import av
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.padding import PKCS7
-from videos import number_of, write_video
-from web import HERE, Site, numbers
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media.access import Access
+from streamer.media.access_policy import Access
 from streamer.media.source import Source, probe
+from tests.support.videos import number_of, write_video
+from tests.support.web import HERE, Site, numbers
 
 
 @pytest.fixture

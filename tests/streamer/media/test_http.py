@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
-from videos import number_of, write_video
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media.access import Access
+from streamer.media.access_policy import Access
 from streamer.media.source import Source
 from streamer.media.source import probe as probe_source
 from streamer.media.urls import normalise
+from tests.support.videos import number_of, write_video
 
 PASSWORD = "p@ss/w#rd% x"
 HERE = Access(hosts=("127.0.0.1",))

@@ -8,13 +8,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 import pytest
-from cameras import GstCamera, SilentServer, require_gst, write_units
-from videos import number_of, write_video
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media.access import Access
+from streamer.media.access_policy import Access
 from streamer.media.source import DecodedFrame, Source, probe
 from streamer.media.urls import normalise
+from tests.support.cameras import GstCamera, SilentServer, require_gst, write_units
+from tests.support.videos import number_of, write_video
 
 PASSWORD = "p@ss/w#rd% x"
 
@@ -206,7 +206,7 @@ def test_a_killed_camera_is_a_lost_connection(units: Path) -> None:
 def test_late_pictures_of_a_camera_are_dropped_up_to_a_key_frame(
     camera: GstCamera, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamer.media.reader.MAX_PACKETS", 6)
+    monkeypatch.setattr("streamer.media.packet_reader.MAX_PACKETS", 6)
     numbers = []
     with Source(camera.url, live=True, read_timeout=5) as source:
         for frame in source:

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from videos import numbered_picture
 
 from streamer.domain import Sampling
 from streamer.media.sampler import ChangeSampler, FpsSampler, KeyframeSampler, make_sampler
+from tests.support.videos import numbered_picture
 
 
 def kept(fps: float, times: list[float]) -> list[float]:

@@ -6,12 +6,12 @@ import av
 import numpy as np
 import psutil
 import pytest
-from videos import number_of, numbered_picture, write_audio, write_video
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media.pictures import to_bgr
+from streamer.frames.jpeg import to_bgr
 from streamer.media.sampler import ChangeSampler, FpsSampler
 from streamer.media.source import DecodedFrame, Source, probe
+from tests.support.videos import number_of, numbered_picture, write_audio, write_video
 
 
 def decode(path: Path, **arguments: object) -> tuple[list[DecodedFrame], Source]:
@@ -291,7 +291,7 @@ def test_no_thread_and_no_descriptor_is_left_behind(tmp_path: Path) -> None:
 def test_a_slow_reader_of_a_recording_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamer.media.reader.MAX_PACKETS", 8)
+    monkeypatch.setattr("streamer.media.packet_reader.MAX_PACKETS", 8)
     write_video(tmp_path / "v.mp4", seconds=4)
     frames, source = decode(tmp_path / "v.mp4")
     assert numbers(frames) == list(range(100))
@@ -301,7 +301,7 @@ def test_a_slow_reader_of_a_recording_loses_nothing(
 def test_a_few_large_packets_are_as_good_as_many_small_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamer.media.reader.MAX_BYTES", 5_000)
+    monkeypatch.setattr("streamer.media.packet_reader.MAX_BYTES", 5_000)
     write_video(tmp_path / "v.mp4", seconds=4)
     frames, source = decode(tmp_path / "v.mp4")
     assert numbers(frames) == list(range(100))

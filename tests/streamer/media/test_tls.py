@@ -10,18 +10,18 @@ from urllib.parse import quote
 
 import av
 import pytest
-from cameras import GstCamera, SilentServer
-from rtmp_server import RtmpServer
-from tls_front import Authority, TlsFront
-from videos import number_of, write_video
-from web import Site
 
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import source, tls
-from streamer.media.access import Access
-from streamer.media.probe import probe
-from streamer.media.probe_report import Probe
+from streamer.media.access_policy import Access
+from streamer.media.probe.prober import probe
+from streamer.media.probe.report import Probe
 from streamer.media.source import Source
+from tests.support.cameras import GstCamera, SilentServer
+from tests.support.rtmp_server import RtmpServer
+from tests.support.tls_front import Authority, TlsFront
+from tests.support.videos import number_of, write_video
+from tests.support.web import Site
 
 PASSWORD = "p@ss/w#rd% x"
 USER = f"admin:{quote(PASSWORD, safe='')}"

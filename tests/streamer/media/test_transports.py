@@ -6,12 +6,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from cameras import GstCamera
-from rtmp_server import RtmpServer
-from videos import number_of
 
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media.source import Source, probe
+from tests.support.cameras import GstCamera
+from tests.support.rtmp_server import RtmpServer
+from tests.support.videos import number_of
 
 
 def udp_sockets() -> int:

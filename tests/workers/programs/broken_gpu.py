@@ -16,9 +16,10 @@ from pathlib import Path
 
 import torch
 
-from nvila_core.language import LanguageModel
-from nvila_core.scheduler import Scheduler
-from workers import gpu, startup
+from nvila_core.engine.scheduler import Scheduler
+from nvila_core.models.language_model import LanguageModel
+from workers.gpu.__main__ import main
+from workers.process import startup
 
 POISON = 13
 
@@ -61,4 +62,4 @@ if __name__ == "__main__":
     fault, mark = sys.argv[1:3]
     del sys.argv[1:3]
     install(fault, Path(mark))
-    startup.leave(gpu.main())
+    startup.leave(main())

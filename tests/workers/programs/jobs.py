@@ -16,11 +16,11 @@ from rq.job import Job
 from streamer.connections import Connections
 from streamer.errors import ErrorCode
 from streamer.settings import Settings
-from workers import context, rq_worker, startup
+from workers import context
 from workers.context import Abandon, BrokeDown, GiveBack, current, last_attempt, stop_check
-from workers.rq_worker import ThreadWorker
-
-NAMES = ("note", "nap", "hold", "stubborn", "boom", "die", "abandon", "break_down")
+from workers.process import startup
+from workers.rq import thread_worker
+from workers.rq.thread_worker import ThreadWorker
 
 
 def say(key: str, value: str) -> None:
@@ -77,9 +77,15 @@ def on_failed(job: Job, code: ErrorCode, message: str) -> None:
     say("failed", json.dumps([job.id, code, message]))
 
 
+FUNCTIONS = {
+    f"programs.jobs.{function.__name__}": function
+    for function in (note, nap, hold, stubborn, boom, die, abandon, break_down)
+}
+
+
 def serve(settings: Settings, stopping: threading.Event) -> None:
     arguments = sys.argv[1:]
-    rq_worker._POLL = float(os.environ.get("POLL", rq_worker._POLL))
+    thread_worker._POLL = float(os.environ.get("POLL", thread_worker._POLL))
     with Connections(settings) as connections:
         context.install(
             context.WorkerContext(settings=settings, connections=connections, stopping=stopping)
@@ -88,7 +94,7 @@ def serve(settings: Settings, stopping: threading.Event) -> None:
             [name for name in arguments if not name.startswith("--")],
             connections.main,
             slots=int(os.environ.get("SLOTS", "4")),
-            functions={f"programs.jobs.{name}" for name in NAMES},
+            functions=FUNCTIONS,
             stopping=stopping,
             lease=settings.lease,
             on_failed=on_failed,

@@ -1,0 +1,1 @@
+"""Read and write checkpoints: files, configuration, weights, the hub, memory footprint."""

@@ -1,0 +1,138 @@
+"""What the model looks at in training: a clip, a tiled still or a mixture."""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nvila_core.demo.render import FRAME_SIZE, Frame, render_clip
+from nvila_core.demo.sampling import FIRST_EVALUATION_SEED, sample_scene
+from nvila_core.demo.training.labels import (
+    TileLabels,
+    empty_labels,
+    label_cut,
+    label_whole,
+    sign_place,
+)
+from nvila_core.demo.training.tiles import SMALL_SIZE, TILED_SIZE, cut, degrade, squash
+from nvila_core.demo.world import Observation, observe
+
+
+@dataclass(frozen=True)
+class Form:
+    """How frames become tiles: which ones are tiled, and whether a newline follows every tile.
+
+    Tiled frames come first, a newline after each of their tiles, then all frames whole.
+    """
+
+    frames: int
+    tiled: frozenset[int] = frozenset()
+    lines: bool = False
+
+    @property
+    def tiles(self) -> int:
+        """The number of tiles."""
+        return self.frames + 12 * len(self.tiled)
+
+    @property
+    def name(self) -> str:
+        """One of "clip", "still", "mixed" (a clip with tiled frames), "flat" (one tile)."""
+        if self.tiled:
+            return "still" if self.frames == 1 else "mixed"
+        return "clip" if self.frames > 1 else "flat"
+
+    @property
+    def media(self) -> str:
+        """The media part of the prompt's text."""
+        whole = "<image>\n" if self.lines else "<image>"
+        return "<image>\n" * 12 * len(self.tiled) + whole * self.frames
+
+
+STILL = Form(1, tiled=frozenset({0}), lines=True)
+FLAT = Form(1, lines=True)
+MIXED = tuple(Form(4, tiled=frozenset({frame})) for frame in range(4))
+"""What an adaptive plan gives: one frame of a clip with all of its tiles."""
+FULL = Form(4, tiled=frozenset(range(4)))
+"""Every frame with all of its tiles."""
+
+
+def clip(frames: int) -> Form:
+    """A video whose frames are one tile each."""
+    return Form(frames)
+
+
+@dataclass(frozen=True)
+class Visual:
+    """Rendered tiles uint8 [n, S, S, 3] in prompt order, their labels and the truth about all.
+
+    `learn` marks the tiles worth a gradient: whole frames and the tile with the sign.
+    """
+
+    form: Form
+    tiles: NDArray[np.uint8]
+    labels: TileLabels
+    learn: NDArray[np.bool_]
+    observation: Observation
+    key: int
+
+
+def render_visual(form: Form, rng: random.Random, most: int) -> Visual:
+    """A random visual with at most `most` things, from a training seed."""
+    scene_frames = max(form.frames, rng.choice((1, 4)))
+    scene_times = tuple(float(t) for t in range(scene_frames))
+    scene = sample_scene(rng.randrange(FIRST_EVALUATION_SEED), scene_times, most)
+    times = scene_times[-form.frames :]
+    small, large = (SMALL_SIZE, TILED_SIZE) if not form.tiled else (TILED_SIZE, FRAME_SIZE)
+    frames = render_clip(scene, times, large if rng.random() < 0.2 else small)
+    if rng.random() < 0.35:
+        frames = [degrade(frame, rng) for frame in frames]
+    labels, learn = empty_labels(form.tiles), np.zeros(form.tiles, np.bool_)
+    tiles: list[Frame] = []
+    for index in sorted(form.tiled):
+        for number, tile in enumerate(cut(frames[index])):
+            label_cut(labels, len(tiles), scene, number)
+            learn[len(tiles)] = number == sign_place(scene)[0]
+            tiles.append(tile)
+    for index, (frame, t) in enumerate(zip(frames, times, strict=True)):
+        label_whole(labels, len(tiles), scene, t, times[index - 1] if index else None)
+        learn[len(tiles)] = True
+        tiles.append(squash(frame))
+    key = rng.getrandbits(62)
+    return Visual(form, np.stack(tiles), labels, learn, observe(scene, times), key)
+
+
+def render_pair(rng: random.Random, most: int) -> Visual:
+    """A tiled still without most of its tiles: one, often that with the sign, and the thumbnail."""
+    visual = render_visual(STILL, rng, most)
+    with_sign = int(np.argmax(visual.learn))
+    kept = [with_sign if rng.random() < 0.8 else rng.randrange(12), STILL.tiles - 1]
+    return replace(
+        visual,
+        form=FLAT,
+        tiles=visual.tiles[kept],
+        labels=visual.labels.take(kept),
+        learn=visual.learn[kept],
+    )
+
+
+class Pool:
+    """Visuals of one sort, shown again and again with other questions: rendering costs more."""
+
+    def __init__(
+        self, render: Callable[[random.Random, int], Visual], size: int, fresh: float
+    ) -> None:
+        self.render, self.size, self.fresh = render, size, fresh
+        self._kept: list[Visual] = []
+
+    def draw(self, rng: random.Random, most: int) -> Visual:
+        """A new visual, or an old one."""
+        if len(self._kept) >= 100 and rng.random() >= self.fresh:
+            return rng.choice(self._kept)
+        visual = self.render(rng, most)
+        if len(self._kept) < self.size:
+            self._kept.append(visual)
+        else:
+            self._kept[rng.randrange(self.size)] = visual
+        return visual

@@ -1,0 +1,1 @@
+"""Continuous batching: schedule, batch and run many requests on one model."""

@@ -1,0 +1,1 @@
+"""Draw tokens: sampling, grammars, stop conditions, completions."""

@@ -1,0 +1,133 @@
+"""One request while it is generated: its tokens, its cache, its text so far, and why it stopped."""
+
+from typing import Any
+
+from torch import Tensor
+
+from nvila_core.generation.completion import Completion, FinishReason, Timings, Usage
+from nvila_core.generation.sampling import Sampler, SamplingParams
+from nvila_core.generation.structured_output import constraint_for
+from nvila_core.prompt.builder import Prompt
+from nvila_core.prompt.tokenizer import Tokenizer
+
+UNFINISHED = "\ufffd"
+TAIL = 16
+"""Tokens that are decoded together."""
+
+
+class Sequence:
+    """The state of one generation. It holds no model; `NVILA.prefill` and `NVILA.decode` advance
+    it.
+
+    Attributes:
+        token_ids: what has been generated.
+        finish_reason: None while it runs.
+        cache: keys and values of all positions but the newest token's.
+    """
+
+    def __init__(
+        self, prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer, context: int
+    ) -> None:
+        self.prompt, self.params, self.tokenizer = prompt, params, tokenizer
+        self.limit = min(params.max_tokens, context - prompt.num_tokens)
+        media = (tokenizer.image_id, tokenizer.video_id)
+        self.sampler = Sampler(params, [i for i in prompt.token_ids if i not in media])
+        self.constraint = constraint_for(params, tokenizer)
+        self.token_ids: list[int] = []
+        self.finish_reason: FinishReason | None = None if self.limit > 0 else "length"
+        self.cache: Any = None
+        self.cached_tokens = self.cached_tiles = 0
+        self.queue_ms = self.encode_ms = self.generate_ms = 0.0
+        self.text, self.sent = "", 0
+        self._decoded = Detokenizer(tokenizer)
+
+    @property
+    def plainly_greedy(self) -> bool:
+        """Whether the next token is the likeliest one, whatever came before."""
+        return self.sampler.plainly_greedy and self.constraint is None
+
+    def accept(self, logits: Tensor) -> int:
+        """Draw the next token from float32 logits [vocab] and see whether it ends the answer."""
+        if self.constraint is None:
+            token = self.sampler.draw(logits)
+        else:
+            token = self.sampler.draw(self.constraint.mask(logits))
+            self.constraint.advance(token)
+        self.append(token)
+        return token
+
+    def append(self, token: int) -> None:
+        """Take a token that was drawn, and see whether it ends the answer."""
+        self.token_ids.append(token)
+        ended = token in self.tokenizer.stop_ids and not self.params.ignore_eos
+        self.text = self._decoded.add(token).lstrip()
+        cuts = [place for s in self.params.stop_strings if (place := self.text.find(s)) >= 0]
+        if cuts:
+            self.text = self.text[: min(cuts)]
+        complete = self.constraint is not None and self.constraint.finished
+        if ended or cuts or complete:
+            self.finish("stop")
+        elif len(self.token_ids) >= self.limit:
+            self.finish("length")
+
+    def finish(self, reason: FinishReason) -> None:
+        """End the sequence and let go of its cache."""
+        self.finish_reason, self.cache = reason, None
+        self.text = self.text.strip()
+
+    def take_delta(self) -> str:
+        """The text that is new since the last call and that no later token can change."""
+        settled = len(self.text) if self.finish_reason else self.settled()
+        delta = self.text[self.sent : settled]
+        self.sent = max(self.sent, settled)
+        return delta
+
+    def settled(self) -> int:
+        """Length of the text without what may still change: white space, half a character, half a
+        stop string.
+        """
+        text = self.text.rstrip(UNFINISHED).rstrip()
+        held = (
+            n
+            for stop in self.params.stop_strings
+            for n in range(min(len(stop) - 1, len(text)), 0, -1)
+            if text.endswith(stop[:n])
+        )
+        return len(text[: len(text) - max(held, default=0)].rstrip())
+
+    def completion(self) -> Completion:
+        """The answer; the sequence must have finished."""
+        assert self.finish_reason is not None
+        usage = Usage(
+            vision_tokens=self.prompt.vision_tokens,
+            prompt_tokens=self.prompt.num_tokens,
+            completion_tokens=len(self.token_ids),
+            tiles=self.prompt.tiles,
+            cached_tokens=self.cached_tokens,
+            cached_tiles=self.cached_tiles,
+        )
+        timings = Timings(self.queue_ms, self.encode_ms, self.generate_ms)
+        return Completion(self.text, list(self.token_ids), self.finish_reason, usage, timings)
+
+
+class Detokenizer:
+    """Text of a growing list of ids, without decoding all of it again for every token.
+
+    Byte-level tokenizers give the same text in pieces as in one, if no piece ends in the middle of
+    a character.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._settled = ""
+        self._open: list[int] = []
+
+    def add(self, token: int) -> str:
+        """The whole text with `token`."""
+        self._open.append(token)
+        tail = self._tokenizer.decode(self._open)
+        if len(self._open) >= TAIL and not tail.endswith(UNFINISHED):
+            self._settled += tail
+            self._open = []
+            return self._settled
+        return self._settled + tail

@@ -1,0 +1,142 @@
+"""Pictures to pixel tensors, exactly as the published model was fed: resize, cut into tiles,
+normalise.
+
+All resizing is Pillow's bicubic on uint8 (fixed-point, deterministic). No EXIF rotation is applied
+and alpha is dropped, not composited. Source: nvila specification, section 3.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from nvila_core.errors import MediaError
+from nvila_core.resolution.grids import Grid as Grid
+from nvila_core.resolution.grids import choose_grid
+
+
+@dataclass(frozen=True)
+class Processor:
+    """The SigLIP image processor: `size` x `size` pixels, rescaled, then (x - mean) / std."""
+
+    size: int
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    rescale: float = 0.00392156862745098
+    resample: int = Image.Resampling.BICUBIC
+
+    @cached_property
+    def table(self) -> NDArray[np.float32]:
+        """[3, 256]: the float32 value of each uint8 level, so that a picture is one look-up."""
+        levels = (np.arange(256, dtype=np.float64) * self.rescale).astype(np.float32)
+        mean = np.asarray(self.mean, np.float32)[:, None]
+        std = np.asarray(self.std, np.float32)[:, None]
+        table: NDArray[np.float32] = (levels[None] - mean) / std
+        return table
+
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        """float32 [len(images), 3, size, size] of RGB images of any size."""
+        pixels = np.empty((len(images), self.size, self.size, 3), np.uint8)
+        for tile, image in zip(pixels, images, strict=True):
+            tile[:] = self.resize(image)
+        return self.normalise(pixels)
+
+    def resize(self, image: Image.Image) -> NDArray[np.uint8]:
+        """[size, size, 3] of an RGB image of any size."""
+        if image.size != (self.size, self.size):
+            image = image.resize((self.size, self.size), Image.Resampling(self.resample))
+        return np.asarray(image)
+
+    def normalise(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """float32 [n, 3, H, W] of pixels [n, H, W, 3]."""
+        n, height, width, _ = pixels.shape
+        out = np.empty((n, 3, height, width), np.float32)
+        for channel in range(3):
+            # "clip": any other mode makes a copy of its own first; no level is out of range.
+            np.take(self.table[channel], pixels[..., channel], out=out[:, channel], mode="clip")
+        return torch.from_numpy(out)
+
+
+def to_rgb(image: object) -> Image.Image:
+    """An RGB picture from a PIL image of any mode or a uint8 array [height, width, 3].
+
+    Raises:
+        MediaError: the object is neither, or has no pixels.
+    """
+    if isinstance(image, Image.Image):
+        if 0 in image.size:
+            raise MediaError("The image has no pixels; give one at least 1x1 large.")
+        try:
+            return image if image.mode == "RGB" else image.convert("RGB")
+        except (OSError, ValueError) as error:
+            raise MediaError(
+                f"The image cannot be decoded ({error}); give an intact one."
+            ) from error
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise MediaError(
+                f"An array must be uint8 [height, width, 3], not {image.dtype} {list(image.shape)}."
+            )
+        return Image.fromarray(image)
+    kind = type(image).__name__
+    raise MediaError(
+        f"An image must be a PIL image or a uint8 array [height, width, 3], not {kind}."
+    )
+
+
+def cut(image: Image.Image, grid: Grid, size: int) -> list[Image.Image]:
+    """Resize to the grid (aspect not preserved) and crop `size` x `size` tiles, row by row."""
+    columns, rows = grid
+    whole = image.resize((size * columns, size * rows))
+    return [
+        whole.crop((x * size, y * size, (x + 1) * size, (y + 1) * size))
+        for y in range(rows)
+        for x in range(columns)
+    ]
+
+
+def grid_tiles(image: Image.Image, grid: Grid, size: int) -> list[Image.Image]:
+    """The tiles of a grid, then a thumbnail of the whole when there is more than one."""
+    tiles = cut(image, grid, size)
+    if len(tiles) > 1:
+        tiles.append(image.resize((size, size)))
+    return tiles
+
+
+def dynamic_tiles(
+    image: Image.Image, size: int, min_tiles: int, max_tiles: int
+) -> list[Image.Image]:
+    """NVILA-Lite's tiling: the grid nearest to the aspect ratio, and a thumbnail."""
+    return grid_tiles(image, choose_grid(*image.size, size, min_tiles, max_tiles), size)
+
+
+def s2_tiles(
+    image: Image.Image, size: int, scales: Sequence[int], max_tiles: int
+) -> tuple[list[Image.Image], Grid]:
+    """NVILA's dynamic S2: square grids for all scales but the last, which takes the nearest grid.
+
+    Returns the tiles, small scale first, and the last scale's block size (rows, columns).
+    """
+    tiles: list[Image.Image] = []
+    for scale in scales[:-1]:
+        k = scale // scales[0]
+        tiles += cut(image, (k, k), size)
+    fewest = (scales[-1] // scales[0]) ** 2
+    columns, rows = choose_grid(*image.size, size, fewest, max(max_tiles, fewest))
+    return tiles + cut(image, (columns, rows), size), (rows, columns)
+
+
+def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
+    """Centre the image on a square of the mean colour (mode "pad")."""
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), tuple(int(255 * m) for m in mean))
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square

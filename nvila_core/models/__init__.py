@@ -1,0 +1,1 @@
+"""The networks: vision tower, projector, media encoders, language model."""

@@ -1,0 +1,91 @@
+"""The SigLIP vision tower, cut off at the layer whose output the projector wants."""
+
+import torch
+from torch import Tensor, nn
+from transformers import SiglipVisionConfig, SiglipVisionModel
+
+from nvila_core.checkpoint.weights import Weights
+from nvila_core.config import VisionConfig
+
+TILES_AT_ONCE = 16
+
+
+class VisionTower(nn.Module):
+    """[tiles, 3, S, S] pixels to [tiles, (S/patch)^2, C] features; transformers' SigLIP without its
+    tail.
+
+    Only the layers below the selected one exist: hidden_states[-2] needs neither the last layer nor
+    the post-norm, so they are neither computed nor loaded.
+    """
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        settings = SiglipVisionConfig(
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            num_hidden_layers=config.layers_run,
+            num_attention_heads=config.num_heads,
+            image_size=config.image_size,
+            patch_size=config.patch_size,
+            hidden_act=config.hidden_act,
+            layer_norm_eps=config.layer_norm_eps,
+            attention_dropout=0.0,
+            vision_use_head=False,
+        )
+        settings._attn_implementation = "sdpa"
+        model = SiglipVisionModel(settings)
+        self.embeddings, self.encoder = model.embeddings, model.encoder
+
+    @property
+    def positions(self) -> Tensor:
+        """The position embeddings [patches, C]; the tower computes in their dtype, on their
+        device."""
+        weight: Tensor = self.embeddings.position_embedding.weight
+        return weight
+
+    @torch.inference_mode()
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Features [tiles, patches, C] of float32 pixels [tiles, 3, S, S], some tiles at a time."""
+        if not len(pixels):
+            return self.positions.new_empty((0, *self.positions.shape))
+        features = []
+        for some in pixels.split(TILES_AT_ONCE):
+            hidden = self.embeddings(some.to(self.positions.device, self.positions.dtype))
+            features.append(self.encoder(inputs_embeds=hidden).last_hidden_state)
+        return torch.cat(features)
+
+
+def load_vision(
+    config: VisionConfig,
+    weights: Weights,
+    dtype: torch.dtype,
+    device: torch.device,
+    bits: int | None = None,
+) -> VisionTower:
+    """Build the tower without allocating it twice and load what is needed of it, in `bits` where
+    given.
+
+    Raises:
+        CheckpointError: the weights contradict the config.
+    """
+    first = "encoder.layers.0.mlp.fc1.weight"
+    weights.expect(
+        "embeddings.position_embedding.weight",
+        (config.grid**2, config.hidden_size),
+        "image_size, patch_size and hidden_size",
+    )
+    weights.expect_count("encoder.layers.", config.num_layers, "num_hidden_layers")
+    weights.expect(first, (config.intermediate_size, config.hidden_size), "intermediate_size")
+    with torch.device("meta"):
+        tower = VisionTower(config)
+    skipped = [f"encoder.layers.{i}." for i in range(config.layers_run, config.num_layers)]
+    weights.fill(
+        tower,
+        dtype,
+        device,
+        unused=[*skipped, "post_layernorm.", "head.", "embeddings.position_ids"],
+        bits=bits,
+    )
+    positions = torch.arange(config.grid**2, device=device).expand(1, -1)
+    tower.embeddings.register_buffer("position_ids", positions, persistent=False)
+    return tower.eval()

@@ -1,0 +1,1 @@
+"""Turn messages and media into token ids, tiles and positions."""

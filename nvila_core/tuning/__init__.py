@@ -1,0 +1,1 @@
+"""Measure a machine with a model and write the settings that suit it."""

@@ -1,0 +1,1 @@
+"""Sampled frames: the Redis store, the archive, and the choice of frames for a question."""

@@ -1,0 +1,117 @@
+"""The frames of a past range, wherever they are by now: in Redis or in the archive."""
+
+import time as clock
+from functools import cached_property
+
+import redis
+
+from streamer.connections import FULL, Connections, is_full, of_installation
+from streamer.domain import FrameRef, Stream
+from streamer.errors import ErrorCode, StreamerError
+from streamer.frames.archive import Archive, ArchivedFrame
+from streamer.frames.selection import pick
+from streamer.frames.store import FrameStore, Retention
+from streamer.settings import Settings
+
+SHELF_SECONDS = 3600.0
+"""How long frames that were taken from the archive stay in Redis for the model workers."""
+
+_SHELF_FRAMES = 4096
+
+
+class Past:
+    """Chooses the frames that a question about a range looks at.
+
+    The archive, if there is one, is only asked when Redis does not reach back far enough. What is
+    taken from it is put back into Redis for a while, bounded as a stream of its own, so that model
+    workers need not know of the archive.
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        settings: Settings,
+        frames: FrameStore,
+    ) -> None:
+        self._connections = connections
+        self._settings = settings
+        self.frames = frames
+        self._archive_url = settings.archive_url or of_installation(settings, "archive_url")
+
+    def choose(self, stream: Stream, since: float, until: float, count: int) -> list[FrameRef]:
+        """At most `count` frames captured in `[since, until)` (epoch seconds) that tell most of
+        it, oldest first; see :func:`streamer.frames.selection.pick`.
+
+        Raises StreamerError(ARCHIVE_UNAVAILABLE | REDIS_FULL).
+        """
+        kept = self.frames.between(stream.id, since, until)
+        archived = self._archived(stream.id, since, until, count)
+        older = [frame.ref for frame in archived.values()]
+        found = pick([*older, *kept], count)
+        if not self._all_there([ref for ref in found if ref.id not in archived]):
+            kept = self.frames.present(kept)  # some gave way to others a moment ago
+            found = pick([*older, *kept], count)
+        found = [self._as_new(stream, ref, ref.id in archived) for ref in found]
+        return self._put_back(stream.id, found, archived)
+
+    def forget(self, stream_id: str) -> None:
+        """The stream is gone: nothing that was put back stays."""
+        self.frames.discard(_shelf_of(stream_id))
+
+    def _all_there(self, refs: list[FrameRef]) -> bool:
+        return len(self.frames.present(refs)) == len(refs)
+
+    def _archived(
+        self, stream_id: str, since: float, until: float, count: int
+    ) -> dict[str, ArchivedFrame]:
+        """Archived frames from before those in Redis, by their id."""
+        if self._archive_url is None:
+            return {}
+        span = self.frames.span(stream_id)
+        end = until if span is None else min(until, span[0])
+        if since >= end:
+            return {}
+        found = self._archive.between(stream_id, since, end, count)
+        return {frame.ref.id: frame for frame in found}
+
+    def _put_back(
+        self, stream_id: str, chosen: list[FrameRef], archived: dict[str, ArchivedFrame]
+    ) -> list[FrameRef]:
+        old = [ref for ref in chosen if ref.id in archived]
+        jpegs = self._archive.load([archived[ref.id] for ref in old]) if old else []
+        back: dict[str, FrameRef] = {}
+        for ref, jpeg in zip(old, jpegs, strict=True):
+            moved = ref.model_copy(update={"stream_id": _shelf_of(stream_id)})
+            try:
+                back[ref.id] = self._shelf.put(moved, jpeg)
+            except redis.exceptions.RedisError as error:
+                if not is_full(error):
+                    raise
+                raise StreamerError(ErrorCode.REDIS_FULL, FULL) from None
+        return [back.get(ref.id, ref) for ref in chosen]
+
+    def _as_new(self, stream: Stream, ref: FrameRef, archived: bool) -> FrameRef:
+        """Of an old live frame the one before it may be gone: nothing is known to be unchanged."""
+        dense_since = clock.time() - self._settings.frame_ttl
+        if not archived and not (stream.live and ref.time < dense_since):
+            return ref
+        return ref.model_copy(update={"change": 1.0, "fresh": ref.detail})
+
+    @cached_property
+    def _archive(self) -> Archive:
+        assert self._archive_url is not None
+        return Archive(self._archive_url)
+
+    @cached_property
+    def _shelf(self) -> FrameStore:
+        retention = Retention(
+            age=SHELF_SECONDS,
+            max_frames=_SHELF_FRAMES,
+            max_bytes=self._settings.frame_bytes_per_stream,
+        )
+        connections = self._connections
+        return FrameStore(connections.frames, retention, memory=connections.frame_memory)
+
+
+def _shelf_of(stream_id: str) -> str:
+    return f"{stream_id}-past"

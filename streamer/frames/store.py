@@ -1,0 +1,260 @@
+"""The sampled frames of every stream: JPEGs in Redis, bounded by age, number and bytes."""
+
+import json
+import math
+import time as clock
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import redis
+from redis.commands.core import Script
+
+from streamer import redis_keys
+from streamer.connections import is_full
+from streamer.domain import FrameRef, StreamSpec
+from streamer.errors import ErrorCode, StreamerError
+from streamer.frames import scripts as frame_scripts
+from streamer.settings import Settings
+
+TIERS = ((0.0, 10.0), (3600.0, 60.0), (86400.0, 600.0))
+"""How frames are thinned once they are older than `Retention.age` and this (seconds): one is left
+of each slot of so many seconds, the one that changed most."""
+
+_PAGE = 256
+
+_ROOM = 4 << 20
+"""Bytes of old frames that give way at a time when the server is full."""
+
+_FULL = "Redis is full, and not of frames: raise its maxmemory"
+
+_OVERHEAD = 500
+"""Bytes that Redis needs for a frame beside its JPEG and its reference, about."""
+
+
+@dataclass(frozen=True)
+class Retention:
+    """How much is kept of a stream.
+
+    Every frame for `age` seconds, thinned ones (:data:`TIERS`) for `history` seconds; never more
+    than `max_frames` or `max_bytes`, whose excess goes from the oldest end. With a history, frames
+    are thinned early when those younger than `age` would fill more than half of that. The newest
+    `min_frames` are safe from `max_bytes` and from being thinned early.
+    """
+
+    age: float
+    max_frames: int
+    max_bytes: int = 1 << 40
+    history: float = 0.0
+    min_frames: int = 0
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Retention":
+        """What `settings` say of a live stream that says nothing itself."""
+        return cls(
+            age=settings.frame_ttl,
+            max_frames=settings.frames_per_stream,
+            max_bytes=settings.frame_bytes_per_stream,
+            history=settings.history,
+        )
+
+    @classmethod
+    def of_stream(cls, spec: StreamSpec, settings: Settings, needed: int) -> "Retention":
+        """What is kept of the stream `spec`, whose newest `needed` frames clips still refer to."""
+        ttl = settings.frame_ttl if spec.live else settings.recorded_frame_ttl
+        longest = max((watch.window for watch in spec.watches), default=0.0)
+        history = settings.history if spec.history is None else spec.history
+        return cls(
+            age=max(ttl, 2 * longest),
+            max_frames=max(settings.frames_per_stream, needed),
+            max_bytes=settings.frame_bytes_per_stream,
+            history=history if spec.live else 0.0,
+            min_frames=needed,
+        )
+
+    @property
+    def lifetime(self) -> float:
+        """Seconds after which nothing is left of a frame."""
+        return max(self.age, self.history)
+
+    def tiers(self) -> list[int]:
+        """Age and slot of each tier, in milliseconds, one after the other."""
+        if self.history <= self.age:
+            return []
+        return [
+            round(1000 * value)
+            for since, slot in TIERS
+            for value in (max(since, self.age), slot)
+            if since < self.history
+        ]
+
+
+class FrameStore:
+    """Frames by stream and capture time.
+
+    The frames of all streams together take `memory` bytes at most: then the oldest of all go.
+    """
+
+    def __init__(
+        self, redis: redis.Redis, retention: Retention, *, memory: int | None = None
+    ) -> None:
+        self._redis = redis
+        self._retention = retention
+        self._memory = memory
+        self._add = redis.register_script(frame_scripts.ADD)
+        self._make_room = redis.register_script(frame_scripts.MAKE_ROOM)
+        self._discard = redis.register_script(frame_scripts.DISCARD)
+
+    def add(
+        self,
+        stream_id: str,
+        *,
+        jpeg: bytes,
+        time: float,
+        pts: float,
+        width: int,
+        height: int,
+        change: float,
+        decode_ms: float = 0.0,
+        **measures: Any,
+    ) -> FrameRef:
+        """Store one frame captured at `time` (epoch seconds); `measures` are further fields of
+        its :class:`FrameRef`.
+
+        Raises redis.exceptions.OutOfMemoryError when the server is full of other things.
+        """
+        ref = FrameRef(
+            stream_id=stream_id,
+            id="",
+            time=time,
+            pts=pts,
+            width=width,
+            height=height,
+            change=change,
+            decode_ms=decode_ms,
+            **measures,
+        )
+        return self.put(ref, jpeg)
+
+    def put(self, ref: FrameRef, jpeg: bytes) -> FrameRef:
+        """Store `jpeg` as the newest frame of `ref.stream_id`; `ref` with its id. Like `add`."""
+        kept, record = self._retention, ref.model_dump_json(exclude={"stream_id", "id"})
+        size = len(jpeg) + len(record) + _OVERHEAD
+        arguments: list[str | bytes | float] = [
+            ref.stream_id,
+            math.floor(ref.time * 1000),
+            record,
+            jpeg,
+            max(1, round(kept.lifetime * 1000)),
+            math.floor(clock.time() * 1000),
+            kept.max_frames,
+            kept.max_bytes,
+            kept.min_frames,
+            self._memory or 0,
+            ref.change,
+            size,
+            *kept.tiers(),
+        ]
+        try:
+            frame_id = self._run(self._add, *arguments)
+        except redis.exceptions.ResponseError as error:
+            if not is_full(error):
+                raise
+            # The server is full, though we are inside our own bounds: older frames give way.
+            self._run(self._make_room, max(_ROOM, 2 * size))
+            try:
+                frame_id = self._run(self._add, *arguments)
+            except redis.exceptions.ResponseError as again:
+                if is_full(again):
+                    raise redis.exceptions.OutOfMemoryError(_FULL) from None
+                raise
+        return ref.model_copy(update={"id": cast(bytes, frame_id).decode()})
+
+    def newest(self, stream_id: str, count: int = 1) -> list[FrameRef]:
+        """The last `count` frames, oldest first."""
+        entries = self._redis.xrevrange(redis_keys.frame_index(stream_id), count=count)
+        return self._living(stream_id, reversed(cast(list[Any], entries)))
+
+    def between(self, stream_id: str, since: float, until: float) -> list[FrameRef]:
+        """The frames captured in `[since, until)`, to the millisecond, oldest first."""
+        if until <= since:
+            return []
+        entries = self._redis.xrange(
+            redis_keys.frame_index(stream_id),
+            min=str(max(0, math.floor(since * 1000))),
+            max=f"({max(0, math.ceil(until * 1000))}-0",
+        )
+        return self._living(stream_id, cast(list[Any], entries))
+
+    def span(self, stream_id: str) -> tuple[float, float] | None:
+        """Capture times of the oldest and the newest frame that can still be had."""
+        newest = self.newest(stream_id)
+        if not newest:
+            return None
+        oldest = next(self._oldest_first(stream_id), newest[0])
+        return oldest.time, newest[0].time
+
+    def count(self, stream_id: str) -> int:
+        """How many frames the index lists."""
+        return self._redis.xlen(redis_keys.frame_index(stream_id))
+
+    def load(self, refs: Sequence[FrameRef]) -> list[bytes]:
+        """The JPEG bytes of `refs`, in their order.
+
+        Raises StreamerError(FRAMES_EXPIRED) when any is gone: a clip with holes would mislead.
+        """
+        if not refs:
+            return []
+        keys = [redis_keys.jpeg(ref.stream_id, ref.id) for ref in refs]
+        jpegs = cast(list[bytes | None], self._redis.mget(keys))
+        found = [jpeg for jpeg in jpegs if jpeg is not None]
+        if len(found) < len(refs):
+            raise StreamerError(
+                ErrorCode.FRAMES_EXPIRED,
+                f"{len(refs) - len(found)} of the {len(refs)} frames asked about have expired: "
+                "ask sooner, or raise frame_ttl, frame_bytes_per_stream or frames_memory.",
+            )
+        return found
+
+    def present(self, refs: Sequence[FrameRef]) -> list[FrameRef]:
+        """Those of `refs` whose picture is still there: a full server may have taken some."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for ref in refs:
+                pipeline.exists(redis_keys.jpeg(ref.stream_id, ref.id))
+            return [ref for ref, there in zip(refs, pipeline.execute(), strict=True) if there]
+
+    def discard(self, stream_id: str) -> None:
+        """Forget all frames of a stream."""
+        self._run(self._discard, stream_id)
+
+    def _run(self, script: Script, *arguments: str | bytes | float) -> Any:
+        return script(
+            keys=[redis_keys.FRAME_BYTES, redis_keys.FRAME_AGES],
+            args=[
+                redis_keys.frame_index(""),
+                redis_keys.frame_state(""),
+                redis_keys.jpeg("", "").rstrip(":") + ":",
+                *arguments,
+            ],
+        )
+
+    def _oldest_first(self, stream_id: str) -> Iterator[FrameRef]:
+        start = "-"
+        while True:
+            page = cast(
+                list[Any],
+                self._redis.xrange(redis_keys.frame_index(stream_id), min=start, count=_PAGE),
+            )
+            if not page:
+                return
+            yield from self._living(stream_id, page)
+            start = f"({page[-1][0].decode()}"
+
+    @staticmethod
+    def _living(stream_id: str, entries: Any) -> list[FrameRef]:
+        now = clock.time() * 1000
+        return [
+            FrameRef(**json.loads(fields[b"ref"]), stream_id=stream_id, id=frame_id.decode())
+            for frame_id, fields in entries
+            if float(fields[b"expires"]) > now
+        ]

@@ -1,0 +1,1 @@
+"""Run the service on one machine: programs, supervision, the embedded Redis server."""

@@ -1,0 +1,266 @@
+"""A whole installation on this machine: servers, workers, recorder and API, supervised."""
+
+import fcntl
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from streamer.client import Client
+from streamer.connections import local_run_file
+from streamer.domain import StreamState
+from streamer.errors import ErrorCode, StreamerError
+from streamer.local.redis_server import EmbeddedServer
+from streamer.local.supervised_process import Child
+from streamer.settings import PREFIX, Settings
+
+STOP_SECONDS = 5.0
+"""What workers have to finish what they hold; then they are killed."""
+
+SMALLEST_MEMORY = 256 << 20
+"""Bytes that each of our own servers may take at least."""
+
+HOPELESS = 10.0
+"""A server that dies again within so many seconds is not started a third time."""
+
+
+class Installation:
+    """Starts what is needed, restarts what dies, and leaves nothing behind.
+
+    Without `settings.redis_url` it brings its own two servers: one for jobs, results and streams
+    (kept in `data_dir`), one for frames (in memory, bounded). Use it from the main thread, as a
+    context manager, and call `poll` a few times a second. `say` is given news in sentences;
+    `environment` is added to that of the programs.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        model_workers: int = 1,
+        ingest_workers: int = 1,
+        environment: Mapping[str, str] | None = None,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self._wanted = settings
+        self._say = say
+        self._environment = dict(environment or {})
+        self._counts = {"model worker": model_workers, "ingest worker": ingest_workers}
+        self._servers: dict[str, EmbeddedServer] = {}
+        self._children: list[Child] = []
+        self._lock: int | None = None
+        self._complete = False
+        self._restarted = float("-inf")
+        self.settings = settings
+        """With the addresses of this installation filled in."""
+
+    def __enter__(self) -> "Installation":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def api_url(self) -> str:
+        """Where the API listens; known when the installation is ready."""
+        api = next(child for child in self._children if child.name == "API")
+        return str((api.ready or {}).get("url", ""))
+
+    def start(self) -> None:
+        """Start everything; it is ready when `ready()` says so.
+
+        Raises StreamerError: another installation uses `data_dir`, or a server does not start.
+        """
+        directory = self._wanted.data_dir
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._lock = _lock(directory)
+        except OSError as error:
+            raise StreamerError(
+                ErrorCode.SETTINGS_INVALID,
+                f"Cannot write to {directory} ({error.strerror}): choose another --data-dir.",
+            ) from None
+        local_run_file(self._wanted).unlink(missing_ok=True)  # of one that was killed
+        if self._wanted.redis_url is None:
+            memory = max(SMALLEST_MEMORY, _physical_memory() // 4)
+            self._servers = {
+                "main": EmbeddedServer(
+                    directory / "main",
+                    persistent=True,
+                    max_memory=max(SMALLEST_MEMORY, memory // 2),
+                ),
+                "frames": EmbeddedServer(directory / "frames", persistent=False, max_memory=memory),
+            }
+            for server in self._servers.values():
+                server.start()
+        self._fill_in_addresses()
+        self._children = self._make_children()
+        for child in self._children:
+            child.start()
+
+    def _fill_in_addresses(self) -> None:
+        if self._servers:
+            self.settings = self._wanted.model_copy(
+                update={
+                    "redis_url": self._servers["main"].url,
+                    "frames_redis_url": self._servers["frames"].url,
+                }
+            )
+
+    def _make_children(self) -> list[Child]:
+        programs: list[tuple[str, list[str]]] = [
+            ("API", ["streamer.cli", "serve"]),
+            ("recorder", ["workers.recorder"]),
+        ]
+        for name, module in (("model worker", "workers.gpu"), ("ingest worker", "workers.ingest")):
+            count = self._counts[name]
+            programs += [
+                (name if count == 1 else f"{name} {n}", [module]) for n in range(1, count + 1)
+            ]
+        environment = child_environment(self.settings) | self._environment
+        logs = self._wanted.data_dir / "logs"
+        return [
+            Child(
+                name,
+                [sys.executable, "-m", *arguments],
+                environment,
+                logs / f"{name.lower().replace(' ', '-')}.log",
+            )
+            for name, arguments in programs
+        ]
+
+    def ready(self) -> bool:
+        """Whether everything runs; the first time it does, the run file is written.
+
+        Raises StreamerError when a program ended instead of getting ready the first time.
+        """
+        if self._complete:
+            return True
+        waiting = [child for child in self._children if not child.check_ready()]
+        for child in waiting:
+            if not child.running and not child.check_ready():
+                raise StreamerError(ErrorCode.INTERNAL, child.last_words())
+        if waiting:
+            return False
+        self._keep_api_port()
+        self._write_run_file()
+        self._resume_streams()
+        self._complete = True
+        return True
+
+    def waiting_for(self) -> list[str]:
+        """Names of the programs that are not ready yet."""
+        return [child.name for child in self._children if child.ready is None]
+
+    def _keep_api_port(self) -> None:
+        port = self.api_url.rpartition(":")[2]
+        for child in self._children:  # an API started again answers where the first one did
+            child.environment[f"{PREFIX}API_PORT"] = port
+
+    def _write_run_file(self) -> None:
+        run = {
+            "redis_url": self.settings.redis_url,
+            "frames_redis_url": self.settings.frames_redis_url,
+            "database_url": self.settings.timeline_url,
+            "archive_url": self.settings.archive_url,
+            "api_url": self.api_url,
+            "pid": os.getpid(),
+        }
+        path = local_run_file(self._wanted)
+        draft = path.with_suffix(".new")
+        draft.unlink(missing_ok=True)
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            json.dump(run, file)
+        draft.replace(path)
+
+    def _resume_streams(self) -> None:
+        # Streams outlive `up`; a job that a crash lost is put back (it is unique by stream).
+        with Client(self.settings) as client:
+            for stream in client.streams():
+                if stream.live or stream.state not in (StreamState.ENDED, StreamState.FAILED):
+                    client.jobs.start_ingest(stream.id)
+
+    def poll(self) -> None:
+        """Start again what has died."""
+        dead = [name for name, server in self._servers.items() if not server.running]
+        if dead:
+            self._restart_servers(dead)
+        for child in self._children:
+            news = child.revive()
+            if news is not None:
+                self._say(news)
+            child.check_ready()
+
+    def _restart_servers(self, dead: list[str]) -> None:
+        if time.monotonic() - self._restarted < HOPELESS:
+            raise StreamerError(
+                ErrorCode.REDIS_UNAVAILABLE,
+                f"The {dead[0]} server keeps ending: see {self._servers[dead[0]].directory}.",
+            )
+        self._restarted = time.monotonic()
+        for name in dead:
+            self._say(f"The {name} server ended by itself; starting everything again.")
+        self._stop_children()  # they know the old addresses only
+        for name in dead:
+            self._servers[name].stop()
+            self._servers[name].start()
+        self._fill_in_addresses()
+        environment = child_environment(self.settings) | self._environment
+        port = {f"{PREFIX}API_PORT": self.api_url.rpartition(":")[2]} if self._complete else {}
+        for child in self._children:
+            child.environment = environment | port
+            child.start()
+        if self._complete:
+            self._write_run_file()
+
+    def _stop_children(self) -> None:
+        for child in self._children:
+            child.ask_to_stop()
+        deadline = time.monotonic() + STOP_SECONDS
+        for child in self._children:
+            child.stop(deadline - time.monotonic())
+
+    def stop(self) -> None:
+        """Stop everything, within about six seconds. Stopping twice is harmless."""
+        if self._lock is None:
+            return
+        local_run_file(self._wanted).unlink(missing_ok=True)
+        self._stop_children()
+        for server in self._servers.values():
+            server.stop()
+        os.close(self._lock)
+        self._lock = None
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """Our environment with every setting written out, so that children see exactly `settings`."""
+    environment = dict(os.environ)
+    for key, value in settings.model_dump(mode="json", exclude_none=True).items():
+        text = ",".join(value) if isinstance(value, list) else str(value)
+        environment[PREFIX + key.upper()] = text
+    return environment
+
+
+def _lock(directory: Path) -> int:
+    descriptor = os.open(directory / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(descriptor, 32).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise StreamerError(
+            ErrorCode.SETTINGS_INVALID,
+            f"`streamer up` already runs in {directory} (process {owner or 'unknown'}): "
+            "use it, stop it, or choose another --data-dir.",
+        ) from None
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, str(os.getpid()).encode())
+    return descriptor
+
+
+def _physical_memory() -> int:
+    pages: Any = os.sysconf("SC_PHYS_PAGES")
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")

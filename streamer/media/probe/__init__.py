@@ -1,0 +1,1 @@
+"""Examine a source step by step and name the step that fails."""

@@ -1,0 +1,378 @@
+"""What a source is, or exactly which step towards its first picture fails."""
+
+import contextlib
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from streamer.domain import ErrorInfo
+from streamer.errors import ErrorCode, StreamerError
+from streamer.media import errors as failures
+from streamer.media import tls
+from streamer.media.access_policy import Access
+from streamer.media.hardware import Hardware
+from streamer.media.probe import advice
+from streamer.media.probe.report import Probe, Step
+from streamer.media.probe.rtsp_session import (
+    Answer,
+    Description,
+    NotRtspError,
+    RtspSession,
+    read_description,
+)
+from streamer.media.probe.stream_stats import Vitals
+from streamer.media.source import DecodedFrame, Source
+from streamer.media.urls import is_live, parse_source, redact, split_secret
+
+LIMIT = 13.5
+"""Seconds that a probe takes at most; with the program's start and end, 15 in all."""
+
+Transport = Literal["auto", "tcp", "udp"]
+
+_STEP = 3.0
+"""Seconds that finding a name, connecting, or one answer may take."""
+
+_OPEN = 8.0
+"""Seconds within which a source that answers has to send something."""
+
+WATCH = 5.0
+"""Seconds that a live source is watched, if two key frames come in that time."""
+
+_READ = 2.0
+"""Seconds that reading a recording may take."""
+
+_MARGIN = 0.75
+_RTSP = frozenset({"rtsp", "rtsps"})
+
+
+class _FailedError(Exception):
+    """A step failed: nothing after it can work."""
+
+    def __init__(self, error: StreamerError, step: str) -> None:
+        super().__init__(step)
+        self.error = error
+        self.step = step
+
+
+def probe(
+    source: str,
+    *,
+    transport: Transport = "auto",
+    hwaccel: Hardware = "none",
+    access: Access | None = None,
+    watch: float = WATCH,
+    limit: float = LIMIT,
+) -> Probe:
+    """Try `source` step by step; when pictures come, watch it for `watch` seconds or until its
+    second key frame, whichever is later.
+
+    Takes `limit` seconds at most, whatever the source does. What is wrong with the source is told
+    in the answer; raises StreamerError for an address that is none (INVALID_REQUEST,
+    STREAM_URL_FORBIDDEN).
+    """
+    shown, url = split_secret(parse_source(source))
+    report = Probe(url=shown, live=is_live(url))
+    return _Prober(report, url, transport, hwaccel, access or Access(), watch, limit).run()
+
+
+class _Prober:
+    def __init__(
+        self,
+        report: Probe,
+        url: str,
+        transport: Transport,
+        hwaccel: Hardware,
+        access: Access,
+        watch: float,
+        limit: float,
+    ) -> None:
+        self._report = report
+        self._url = url
+        # FFmpeg takes encrypted RTSP over TCP, whatever it is told
+        self._transport: Transport = "tcp" if url.startswith("rtsps:") else transport
+        self._hwaccel = hwaccel
+        self._access = access
+        self._for = watch
+        self._began = time.monotonic()
+        self._deadline = self._began + limit - _MARGIN
+        self._parts = urlsplit(url)
+        self._packets = 0  # that came, though no picture did
+
+    def run(self) -> Probe:
+        report = self._report
+        try:
+            if failures.is_remote(self._url):
+                self._knock()
+            self._pictures()
+            report.ok = True
+        except _FailedError as failed:
+            error = failed.error
+            report.error = ErrorInfo(code=error.code, message=error.message)
+            report.advice = advice.after_failure(
+                report, failed.step, self._url, self._neighbour(), silent=not self._packets
+            )
+        else:
+            report.advice = advice.after_success(report)
+        report.seconds = time.monotonic() - self._began
+        return report
+
+    def _left(self, most: float = _STEP) -> float:
+        return max(0.05, min(most, self._deadline - time.monotonic()))
+
+    @contextlib.contextmanager
+    def _step(self, name: str) -> Iterator[Step]:
+        step = Step(name=name, ok=False, ms=0.0)
+        began = time.monotonic()
+        try:
+            yield step
+            step.ok = True
+        except StreamerError as error:
+            step.detail = error.message
+            raise _FailedError(error, name) from None
+        finally:
+            step.ms = (time.monotonic() - began) * 1000
+            self._report.steps.append(step)
+
+    # The network, and the server's own words
+
+    def _knock(self) -> None:
+        host = self._parts.hostname or ""
+        port = failures.port_of(self._url)
+        with self._step("name") as step:
+            addresses = _resolve(host, port, self._left())
+            known = ", ".join(dict.fromkeys(str(entry[4][0]) for entry in addresses))
+            step.detail = known if known == host else f"{host} is {known}"
+        with self._step("connect") as step:
+            connection = self._connect(addresses, port)
+            step.detail = f"port {port} is open"
+        with contextlib.closing(connection):
+            if self._parts.scheme in failures.TLS_SCHEMES:
+                with self._step("encrypt") as step:
+                    encrypted = self._encrypt(connection, host)
+                    connection = encrypted
+                    step.detail = encrypted.version() or ""
+            if self._parts.scheme in _RTSP:
+                with RtspSession(connection, self._url) as session:
+                    self._talk(session)
+
+    def _connect(self, addresses: list[Any], port: int) -> socket.socket:
+        problem: OSError = TimeoutError()
+        until = time.monotonic() + self._left(_STEP)
+        for family, kind, protocol, _, address in addresses:
+            connection = socket.socket(family, kind, protocol)
+            connection.settimeout(max(0.05, until - time.monotonic()))
+            try:
+                connection.connect(address)
+            except OSError as error:
+                connection.close()
+                problem = error
+            else:
+                connection.settimeout(self._left())
+                return connection
+        shown = self._report.url
+        if isinstance(problem, ConnectionRefusedError):
+            raise failures.nothing_listens(self._url)
+        if isinstance(problem, TimeoutError):
+            raise StreamerError(
+                ErrorCode.STREAM_TIMEOUT,
+                f"Nothing answers at port {port} of {shown}: check that the camera is on, "
+                "that the address is right and that no firewall is between.",
+            )
+        raise StreamerError(
+            ErrorCode.STREAM_CONNECTION_FAILED,
+            f"{shown} cannot be reached: check the address and the network.",
+        )
+
+    def _encrypt(self, connection: socket.socket, host: str) -> ssl.SSLSocket:
+        verify = self._parts.scheme == "https" and self._access.verify
+        context = tls.trusting(verify)
+        try:
+            return tls.shake_hands(connection, context, within=self._left(), host=host)
+        except ssl.SSLCertVerificationError as error:
+            raise failures.untrusted(self._url, error) from None
+        except OSError:
+            raise failures.no_tls(self._url) from None
+
+    def _talk(self, session: RtspSession) -> None:
+        answer = self._describe(session)
+        description = read_description(answer, session.url)
+        if description.tracks and description.video is None:
+            with self._step("description"):
+                raise failures.no_video(self._url)
+        with contextlib.suppress(OSError, NotRtspError):  # FFmpeg decides whether it can be had
+            self._set_up(session, description)
+
+    def _describe(self, session: RtspSession) -> Answer:
+        with self._step("describe") as step:
+            try:
+                with tls.bounded(session.connection, self._left()):
+                    answer = session.describe()
+            except NotRtspError as error:
+                speaks = "TLS" if failures.wants_encryption(self._url) else error.speaks
+                raise failures.not_rtsp(self._url, speaks) from None
+            except TimeoutError:
+                raise failures.timed_out(self._url, _STEP) from None
+            except OSError:
+                encrypted = failures.wants_encryption(self._url)
+                hung_up = failures.wants_tls if encrypted else failures.closed
+                raise hung_up(self._url) from None
+            self._report.server = answer.headers.get("Server")
+            self._report.auth = session.auth
+            if answer.status in (401, 403, 404):
+                raise failures.refused(self._url, answer.status, asked=session.auth)
+            if session.auth and not session.can_log_in():
+                raise failures.unknown_login(self._url)
+            if not answer.ok:
+                raise failures.refused(self._url, answer.status, asked=session.auth)
+            login = f", {session.auth} login accepted" if session.auth else ", no login asked for"
+            tracks = read_description(answer, session.url).tracks
+            media = ", ".join(f"{t.kind} {t.codec or ''}".strip() for t in tracks)
+            step.detail = f"{media or 'no media listed'}{login}"
+        return answer
+
+    def _set_up(self, session: RtspSession, description: Description) -> None:
+        track = description.video
+        if track is None:
+            return
+        wanted = ["tcp", "udp"] if self._transport == "auto" else [self._transport]
+        for transport in wanted:
+            began = time.monotonic()
+            with tls.bounded(session.connection, self._left()):
+                answer = session.setup(description, track, transport)
+            step = Step(
+                name="set up",
+                ok=answer.ok,
+                ms=(time.monotonic() - began) * 1000,
+                detail=transport if answer.ok else f"{transport}: {answer.status} {answer.reason}",
+            )
+            self._report.steps.append(step)
+            if answer.ok:
+                self._transport = "udp" if transport == "udp" else "tcp"
+                return
+
+    # Pictures
+
+    def _pictures(self) -> None:
+        source = Source(
+            self._url,
+            live=self._report.live,
+            open_timeout=round(self._left(_OPEN), 1),
+            read_timeout=round(self._left(_OPEN), 1),
+            stopping=lambda: time.monotonic() >= self._deadline,
+            hwaccel=self._hwaccel,
+            access=self._access,
+            **self._transport_option(),
+        )
+        began = time.monotonic()
+        with contextlib.ExitStack() as stack:
+            with self._step("open") as step:
+                try:
+                    stack.enter_context(source)
+                except StreamerError as error:
+                    if error.code is ErrorCode.CANCELLED:
+                        error = failures.timed_out(self._url, round(time.monotonic() - began))
+                    raise error from None
+                info = source.info
+                step.detail = " ".join(part for part in (info.codec, info.format) if part)
+            self._note_info(source)
+            frames = iter(source)
+            with self._step("first picture") as step:
+                first = self._first(source, frames, began)
+                step.detail = f"{first.image.width}x{first.image.height}"
+            self._report.first_frame_ms = (time.monotonic() - began) * 1000
+            self._watch(source, first, frames)
+
+    def _transport_option(self) -> dict[str, Any]:
+        if self._parts.scheme not in _RTSP:
+            return {}
+        self._report.transport = "tcp" if self._transport == "auto" else self._transport
+        return {"transport": self._report.transport}
+
+    def _note_info(self, source: Source) -> None:
+        report, info = self._report, source.info
+        report.format, report.codec, report.claimed_fps = info.format, info.codec, info.fps
+        report.duration, report.profile = info.duration, info.profile
+        report.width, report.height = info.width or None, info.height or None
+
+    def _first(self, source: Source, frames: Iterator[DecodedFrame], began: float) -> DecodedFrame:
+        frame = next(frames, None)
+        if frame is not None:
+            return frame
+        waited = time.monotonic() - began
+        self._packets = source.packets
+        if not self._packets:
+            raise failures.timed_out(self._url, round(waited))
+        if source.corrupt:
+            raise failures.cannot_decode(self._url, source.info.codec)
+        raise failures.no_key_frame(self._url, waited)
+
+    def _watch(self, source: Source, first: DecodedFrame, frames: Iterator[DecodedFrame]) -> None:
+        vitals = Vitals()
+        live = self._report.live
+        began = time.monotonic()
+        start = source.bytes
+        until = self._deadline if live else min(self._deadline, began + _READ)
+        frame: DecodedFrame | None = first
+        # What comes after the first picture may fail: the source has proved itself by then.
+        with contextlib.suppress(StreamerError):
+            while frame is not None:
+                now = time.monotonic()
+                key = bool(frame.image.key_frame)
+                vitals.add(frame.pts, now, key=key, decode_ms=frame.decode_ms)
+                if now >= until or (live and now - began >= self._for and vitals.key_frames >= 2):
+                    break
+                frame = next(frames, None)
+        self._note(source, first, vitals, source.bytes - start, time.monotonic() - began)
+
+    def _note(
+        self, source: Source, first: DecodedFrame, vitals: Vitals, received: int, watched: float
+    ) -> None:
+        report = self._report
+        report.pixel_format = first.image.format.name
+        report.width, report.height = first.image.width, first.image.height
+        report.frames, report.damaged = vitals.frames, source.corrupt
+        report.fps, report.decode_ms = vitals.fps, vitals.decode_ms
+        report.gop_frames, report.gop_seconds = vitals.gop_frames, vitals.gop_seconds
+        if report.live:
+            report.clock_drift = vitals.clock_drift
+            report.bit_rate = round(8 * received / watched) if watched > 1 else None
+        elif vitals.span > 0:
+            report.bit_rate = source.info.bit_rate
+
+    def _neighbour(self) -> int | None:
+        """Another port of the host where cameras usually listen, if it is open and ours is not."""
+        failed = self._report.steps[-1].name if self._report.steps else ""
+        host = self._parts.hostname
+        if failed not in {"connect", "describe"} or host is None:
+            return None
+        for port in (554, 8554):
+            if port == failures.port_of(self._url) or self._left(1.0) < 0.3:
+                continue
+            with contextlib.suppress(OSError), socket.create_connection((host, port), 0.5):
+                return port
+        return None
+
+
+def _resolve(host: str, port: int, timeout: float) -> list[Any]:
+    """`getaddrinfo`, which knows no time-out of its own."""
+    found: list[Any] = []
+
+    def ask() -> None:
+        with contextlib.suppress(OSError, UnicodeError):
+            found.extend(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+
+    thread = threading.Thread(target=ask, name="resolve", daemon=True)
+    thread.start()
+    thread.join(timeout)
+    if found:
+        return list(found)
+    if thread.is_alive():
+        raise StreamerError(
+            ErrorCode.STREAM_TIMEOUT,
+            f"The name server did not answer for '{redact(host)}': use the camera's IP address.",
+        )
+    raise failures.unknown_host(host)

@@ -1,0 +1,136 @@
+"""Batches, the exported layout, and that training and the public API give the same answers."""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoTokenizer
+
+from nvila_core import NVILA, Budget, Measures, Plan, Video
+from nvila_core.demo.render import render_clip
+from nvila_core.demo.sampling import sample_scene
+from nvila_core.demo.training.batches import MEDIA, PromptBuilder, attention_mask, collate
+from nvila_core.demo.training.config import SHAPE
+from nvila_core.demo.training.export import export
+from nvila_core.demo.training.labels import GRID
+from nvila_core.demo.training.network import DemoNetwork
+from nvila_core.demo.training.tiles import cut, squash
+from nvila_core.demo.training.tokenizer import write_tokenizer
+from nvila_core.demo.training.visuals import FLAT, FULL, MIXED, STILL, Form, clip, render_visual
+from nvila_core.resolution.grids import ONE
+from nvila_core.resolution.policy import PlannedFrame, Tiling
+
+
+class Planned:
+    """A policy that tiles the frames of a form."""
+
+    def __init__(self, form: Form) -> None:
+        self.form = form
+
+    def plan(self, clip: Sequence[Measures], tiling: Tiling, budget: Budget) -> Plan:
+        grids = [GRID if i in self.form.tiled else ONE for i in range(len(clip))]
+        return Plan.of([PlannedFrame(grid, "tiled in training") for grid in grids], tiling)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained network, exported."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("demo") / "checkpoint"
+    network = DemoNetwork(SHAPE, write_tokenizer(folder / "llm"))
+    export(network, SHAPE, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def builder(checkpoint: Path) -> PromptBuilder:
+    return PromptBuilder(AutoTokenizer.from_pretrained(checkpoint / "llm"), SHAPE.tokens_per_tile)
+
+
+@pytest.mark.parametrize("form", [clip(4), clip(2), STILL, FLAT, *MIXED, FULL])
+def test_questions_of_a_batch_do_not_see_each_other(form: Form, builder: PromptBuilder) -> None:
+    # given
+    rng = random.Random(3)
+    visuals = [render_visual(form, rng, 4) for _ in range(2)]
+
+    # when
+    group = collate(visuals, builder, 4, rng)
+    mask = attention_mask(group.segments)[:, 0] == 0
+
+    # then
+    assert (group.ids == MEDIA).sum() == len(group.tiles) * SHAPE.tokens_per_tile
+    segments = group.segments
+    different = (segments[:, :, None] != segments[:, None, :]) & (segments[:, None, :] != 0)
+    assert not (mask & different).any()
+    assert mask.diagonal(dim1=1, dim2=2).all()
+
+
+def test_the_exported_checkpoint_has_the_published_layout(checkpoint: Path) -> None:
+    files = {str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file()}
+    assert files == {
+        "config.json",
+        "llm/added_tokens.json",
+        "llm/config.json",
+        "llm/generation_config.json",
+        "llm/merges.txt",
+        "llm/model.safetensors",
+        "llm/special_tokens_map.json",
+        "llm/tokenizer_config.json",
+        "llm/vocab.json",
+        "mm_projector/config.json",
+        "mm_projector/model.safetensors",
+        "vision_tower/config.json",
+        "vision_tower/model.safetensors",
+        "vision_tower/preprocessor_config.json",
+    }
+    assert sum(path.stat().st_size for path in checkpoint.rglob("*")) < 16 * 2**20
+
+
+def test_tiles_of_training_are_those_of_inference(checkpoint: Path) -> None:
+    # given
+    model = NVILA.from_pretrained(checkpoint)
+    times = (0.0, 1.0, 2.0, 3.0)
+    frames = render_clip(sample_scene(9, times), times, (336, 252))
+
+    # when
+    video = model.prepare([Video(frames), "What changed?"])
+    image = model.prepare([Image.fromarray(frames[0]), "Read the sign."])
+    planned = model.prepare([Video(frames), "What changed?"], policy=Planned(MIXED[2]))
+
+    # then
+    def pixels(tiles: list[object]) -> torch.Tensor:
+        stacked = torch.stack([torch.tensor(tile) for tile in tiles]).permute(0, 3, 1, 2)
+        return (stacked.float() / 255 - 0.5) / 0.5
+
+    squashed = [squash(frame) for frame in frames]
+    assert torch.allclose(video.pixel_values, pixels(squashed), atol=1e-5)
+    assert torch.allclose(image.pixel_values, pixels([*cut(frames[0]), squashed[0]]), atol=1e-5)
+    assert torch.allclose(planned.pixel_values, pixels([*cut(frames[2]), *squashed]), atol=1e-5)
+
+
+@pytest.mark.parametrize("form", [clip(4), STILL, MIXED[0], MIXED[2], FULL])
+def test_training_prompts_are_those_of_inference(
+    form: Form, checkpoint: Path, builder: PromptBuilder
+) -> None:
+    # given
+    model = NVILA.from_pretrained(checkpoint)
+    frames = render_clip(sample_scene(9, (0.0, 1.0, 2.0, 3.0)), (0.0, 1.0, 2.0, 3.0), (336, 252))
+    media = Video(frames) if form.frames > 1 else Image.fromarray(frames[0])
+
+    # when
+    policy = Planned(form) if form.tiled else None
+    prompt = model.prepare([media, "What changed?"], policy=policy)
+    trained = builder.prefix(form) + builder.question("What changed?")
+
+    # then
+    assert len(trained) == prompt.num_tokens
+    image = model.tokenizer.image_id
+    asked = [token for token in prompt.token_ids if token != image]
+    # Each tile's newline is an embedding in inference and a token in training.
+    newlines = len(prompt.pixel_values)
+    assert len([token for token in trained if token != MEDIA]) == len(asked) + newlines
+    assert form.media in prompt.text
+    assert prompt.tiles == form.tiles

@@ -1,0 +1,114 @@
+"""Batches of rows over the cache: attention of each row is that over its own sequence."""
+
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nvila_core.engine.batch import Batch, Rows
+from nvila_core.engine.kv_cache import KVCache
+from nvila_core.engine.paged_attention import Chunk, Family, Singles
+
+BLOCK, HEADS, KV_HEADS, SIZE = 16, 4, 2, 8
+
+
+@pytest.fixture(scope="module")
+def cache() -> KVCache:
+    config = SimpleNamespace(
+        num_key_value_heads=KV_HEADS,
+        head_dim=SIZE,
+        num_attention_heads=HEADS,
+        hidden_size=HEADS * SIZE,
+        num_hidden_layers=1,
+    )
+    language: Any = SimpleNamespace(config=config, dtype=torch.float32, device=torch.device("cpu"))
+    made = KVCache(language, 400, BLOCK)
+    torch.manual_seed(0)
+    made.keys[0].normal_()
+    made.values[0].normal_()
+    return made
+
+
+def attended(cache: KVCache, rows: list[Rows]) -> tuple[Batch, torch.Tensor, torch.Tensor]:
+    """A batch, what it attends to, and what every row alone would."""
+    batch = Batch(cache, rows, HEADS)
+    total = sum(r.count for r in rows)
+    query = torch.randn(HEADS, total, SIZE)
+    key, value = torch.randn(2, KV_HEADS, total, SIZE)
+    got = batch.attend(0, query, key, value, 0.3)
+    expected, at = torch.empty_like(got), 0
+    for r in (rows[i] for i in batch.order):
+        keys, values = (part[0, : r.end] for part in cache.read(0, torch.tensor([r.blocks])))
+        for position in range(r.start, r.end):
+            seen = slice(0, position + 1)
+            expected[at] = F.scaled_dot_product_attention(
+                query[None, :, at : at + 1],
+                keys[seen].transpose(0, 1)[None],
+                values[seen].transpose(0, 1)[None],
+                scale=0.3,
+                enable_gqa=True,
+            )[0, :, 0]
+            at += 1
+    return batch, got, expected
+
+
+def test_rows_with_a_long_common_beginning_read_it_once(cache: KVCache) -> None:
+    # Given five sequences on one clip of 40 blocks, whose ends are their own, and two others
+    prefix = list(range(40))
+    rows = [Rows(640 + 7 * n, 1, [*prefix, *range(50 + 5 * n, 55 + 5 * n)]) for n in range(5)]
+    rows.insert(2, Rows(600, 1, list(range(100, 140))))
+    rows.append(Rows(30, 1, [140, 141]))
+
+    # When they are one step
+    batch, got, expected = attended(cache, rows)
+
+    # Then the five are a family, and everybody sees exactly their own sequence
+    families = [part for part in batch.parts if isinstance(part, Family)]
+    assert [part.common.shape for part in families] == [(1, 40)]
+    assert sorted(batch.order) == list(range(7))
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_sequences_with_little_in_common_are_grouped_by_length(cache: KVCache) -> None:
+    # Given a common beginning that is too short to matter, and lengths of all sorts
+    rows = [
+        Rows(BLOCK * blocks - 3, 1, [0, 1, *range(10 * n + 10, 10 * n + 8 + blocks)])
+        for n, blocks in enumerate((3, 9, 4, 8, 3))
+    ]
+
+    # When they are one step
+    batch, got, expected = attended(cache, rows)
+
+    # Then nobody is padded to more than twice their own
+    assert [type(part) for part in batch.parts] == [Singles, Singles]
+    assert [part.rows for part in batch.parts] == [slice(0, 3), slice(3, 5)]
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_mixture_attends_as_every_row_alone(cache: KVCache, seed: int) -> None:
+    # Given chunks and single rows of sequences that branch off from one another at random
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    free = list(range(400))
+    draw.shuffle(free)
+    known: list[list[int]] = [[]]
+    rows = []
+    for _ in range(8):
+        parent = draw.choice(known)
+        kept = parent[: draw.randint(0, len(parent))]
+        blocks = kept + [free.pop() for _ in range(draw.randint(1, 40))]
+        known.append(blocks)
+        new = draw.choice((1, 1, 1, draw.randint(2, BLOCK)))
+        end = draw.randint(len(kept) * BLOCK + new, len(blocks) * BLOCK)
+        rows.append(Rows(end - new, new, blocks))
+
+    # When they are one step
+    batch, got, expected = attended(cache, rows)
+
+    # Then every row sees exactly its own sequence, up to itself
+    assert sum(isinstance(part, Chunk) for part in batch.parts) == sum(r.count > 1 for r in rows)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,149 @@
+"""Drawing tokens, and the text that comes of them."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from nvila_core import NVILA, PromptError, SamplingParams
+from nvila_core.generation.sampling import Sampler
+from nvila_core.generation.sequence import Sequence
+
+LOGITS = torch.tensor([0.0, 3.0, 2.0, 1.0, -5.0])
+
+
+def draws(params: SamplingParams, count: int = 400, logits: torch.Tensor = LOGITS) -> set[int]:
+    sampler = Sampler(params, [])
+    return {sampler.draw(logits) for _ in range(count)}
+
+
+def test_greedy_is_the_default() -> None:
+    assert draws(SamplingParams()) == {1}
+
+
+def test_temperature_top_k_and_top_p_narrow_the_choice() -> None:
+    assert draws(SamplingParams(temperature=1.0, seed=1)) >= {0, 1, 2, 3}
+    assert draws(SamplingParams(temperature=1.0, top_k=2, seed=1)) == {1, 2}
+    # probabilities are about .64 .24 .09 .03: the first two are needed to reach 0.7
+    assert draws(SamplingParams(temperature=1.0, top_p=0.7, seed=1)) == {1, 2}
+    assert draws(SamplingParams(temperature=1.0, top_p=1e-9, seed=1)) == {1}
+    assert draws(SamplingParams(temperature=0.01, seed=1)) == {1}
+
+
+def test_frequencies_follow_the_softmax() -> None:
+    sampler = Sampler(SamplingParams(temperature=1.0, seed=3), [])
+    counts = torch.bincount(torch.tensor([sampler.draw(LOGITS) for _ in range(4000)]), minlength=5)
+    torch.testing.assert_close(counts / 4000, LOGITS.softmax(0), atol=0.03, rtol=0)
+
+
+def test_seed_repeats_a_sequence() -> None:
+    def run(seed: int | None) -> list[int]:
+        sampler = Sampler(SamplingParams(temperature=1.0, seed=seed), [])
+        return [sampler.draw(torch.zeros(1000)) for _ in range(20)]
+
+    assert run(5) == run(5) != run(6)
+    assert run(None) != run(None)
+
+
+def test_repetition_penalty_counts_prompt_and_answer() -> None:
+    sampler = Sampler(SamplingParams(repetition_penalty=2.0), [1])
+    # 3 / 2 is below 2, then 2 / 2 is below 1.5
+    assert [sampler.draw(LOGITS) for _ in range(2)] == [2, 1]
+    negative = Sampler(SamplingParams(repetition_penalty=2.0), [0])
+    assert negative.draw(torch.tensor([-1.0, -1.5])) == 1
+
+
+def test_tokens_without_a_row_are_never_drawn() -> None:
+    logits = torch.tensor([0.0, float("-inf"), 0.0])
+    assert draws(SamplingParams(temperature=5.0, seed=2), logits=logits) == {0, 2}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"max_tokens": 0},
+        {"temperature": -1},
+        {"temperature": float("nan")},
+        {"top_p": 0},
+        {"top_p": 1.1},
+        {"top_k": -1},
+        {"repetition_penalty": 0},
+        {"stop": [""]},
+    ],
+)
+def test_wrong_parameters_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(PromptError, match=next(iter(wrong))):
+        SamplingParams(**wrong)
+
+
+def feed(model: NVILA, text: bytes, params: SamplingParams) -> tuple[Sequence, list[str]]:
+    """Generate the bytes of `text` one by one, by logits that leave no choice."""
+    sequence = Sequence(model.prepare(["x"]), params, model.tokenizer, model.context)
+    deltas = []
+    for byte in text:
+        logits = torch.zeros(len(model.tokenizer))
+        logits[
+            model.tokenizer.hf.convert_tokens_to_ids(model.tokenizer.hf.tokenize(chr(byte))[0])
+        ] = 9.0
+        sequence.accept(logits)
+        deltas.append(sequence.take_delta())
+        if sequence.finish_reason:
+            break
+    return sequence, deltas
+
+
+def test_deltas_add_up_to_the_stripped_text(tiny: NVILA) -> None:
+    sequence, deltas = feed(tiny, b"  two  words \n", SamplingParams(max_tokens=14))
+    assert sequence.completion().text == "two  words" == "".join(deltas)
+    # white space waits until a word follows it
+    assert deltas[:6] == ["", "", "t", "w", "o", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "left"), [(b"Yes. END more", "Yes."), (b"EEND", "E"), (b"EN EN", "EN EN")]
+)
+def test_stop_strings_end_the_text_and_are_never_streamed(
+    tiny: NVILA, text: bytes, left: str
+) -> None:
+    sequence, deltas = feed(tiny, text, SamplingParams(max_tokens=len(text), stop="END"))
+    assert sequence.completion().text == left == "".join(deltas)
+    assert sequence.finish_reason == ("stop" if b"END" in text else "length")
+
+
+def test_half_a_character_waits_for_its_rest(tiny: NVILA) -> None:
+    # given the tokens of a character that takes four bytes
+    ids = tiny.tokenizer.encode("🙂")
+    assert len(ids) == 4
+    sequence = Sequence(tiny.prepare(["x"]), SamplingParams(max_tokens=4), tiny.tokenizer, 4096)
+    deltas = []
+    for token in ids:
+        sequence.accept(
+            torch.nn.functional.one_hot(torch.tensor(token), len(tiny.tokenizer)).float()
+        )
+        deltas.append(sequence.take_delta())
+    assert deltas == ["", "", "", "🙂"]
+
+
+def test_end_of_turn_stops_unless_ignored(tiny: NVILA) -> None:
+    (stop,) = tiny.tokenizer.stop_ids
+    end = torch.nn.functional.one_hot(torch.tensor(stop), len(tiny.tokenizer)).float()
+    for ignore, reason, count in ((False, "stop", 1), (True, "length", 3)):
+        params = SamplingParams(max_tokens=3, ignore_eos=ignore)
+        sequence = Sequence(tiny.prepare(["x"]), params, tiny.tokenizer, 4096)
+        while not sequence.finish_reason:
+            sequence.accept(end)
+        completion = sequence.completion()
+        assert (completion.finish_reason, len(completion.token_ids), completion.text) == (
+            reason,
+            count,
+            "",
+        )
+        assert completion.usage.completion_tokens == count
+
+
+def test_answer_ends_where_the_context_does(tiny: NVILA) -> None:
+    prompt = tiny.prepare(["x" * 4030])
+    room = tiny.context - prompt.num_tokens
+    assert 0 < room < 100
+    answer = tiny.generate(prompt, SamplingParams(max_tokens=1000, ignore_eos=True))
+    assert (answer.finish_reason, len(answer.token_ids)) == ("length", room)

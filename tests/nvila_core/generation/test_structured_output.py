@@ -1,0 +1,340 @@
+"""Answers of a given form: exactly one of the choices, JSON of the schema, whatever the model."""
+
+import gc
+import json
+import threading
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from nvila_core import NVILA, Engine, PromptError, SamplingParams
+from nvila_core.checkpoint.random_checkpoint import write_checkpoint
+from nvila_core.demo import CHECKPOINT
+from nvila_core.generation.structured_output import (
+    CACHED_GRAMMARS,
+    Constraint,
+    Vocabulary,
+    constraint_for,
+)
+from nvila_core.prompt.tokenizer import Tokenizer
+
+WAIT = 60
+FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+COLOURS = ["red", "reddish", "dark blue", "blü ☂ 😀"]
+
+
+@pytest.fixture(scope="module")
+def demo() -> NVILA:
+    """The checkpoint that the package ships."""
+    return NVILA.from_pretrained(CHECKPOINT)
+
+
+@pytest.fixture(scope="module", params=["tiny", "demo"])
+def model(request: pytest.FixtureRequest, tiny: NVILA, demo: NVILA) -> NVILA:
+    """A random model, whose tokens are single bytes, and one that knows words."""
+    return {"tiny": tiny, "demo": demo}[request.param]
+
+
+def constraint(tokenizer: Tokenizer, **form: Any) -> Constraint:
+    """The constraint of a form."""
+    made = constraint_for(SamplingParams(**form), tokenizer)
+    assert made is not None
+    return made
+
+
+def fits(value: Any, schema: dict[str, Any]) -> bool:
+    """Whether `value` is what `schema` (of the kinds that `schemas` draws) asks for."""
+    if "enum" in schema:
+        return value in schema["enum"]
+    if "anyOf" in schema:
+        return any(fits(value, one) for one in schema["anyOf"])
+    match schema["type"]:
+        case "boolean":
+            return isinstance(value, bool)
+        case "null":
+            return value is None
+        case "integer":
+            whole = isinstance(value, int) and not isinstance(value, bool)
+            return whole and schema["minimum"] <= value <= schema["maximum"]
+        case "string":
+            return isinstance(value, str) and len(value) <= schema["maxLength"]
+        case "array":
+            few = isinstance(value, list) and len(value) <= schema["maxItems"]
+            return few and all(fits(item, schema["items"]) for item in value)
+    known = schema["properties"]
+    return (
+        isinstance(value, dict)
+        and set(schema["required"]) <= set(value) <= set(known)
+        and all(fits(value[name], known[name]) for name in value)
+    )
+
+
+LEAVES: Any = st.one_of(
+    st.just({"type": "boolean"}),
+    st.just({"type": "null"}),
+    st.tuples(st.integers(-500, 0), st.integers(0, 500)).map(
+        lambda ends: {"type": "integer", "minimum": ends[0], "maximum": ends[1]}
+    ),
+    st.integers(0, 6).map(lambda n: {"type": "string", "maxLength": n}),
+    st.lists(st.text(max_size=5), min_size=1, max_size=3, unique=True).map(lambda e: {"enum": e}),
+)
+
+
+def objects(inner: Any) -> Any:
+    """Objects and arrays of what `inner` draws."""
+
+    def make(properties: dict[str, Any]) -> Any:
+        return st.sets(st.sampled_from(sorted(properties))).map(
+            lambda required: {
+                "type": "object",
+                "properties": properties,
+                "required": sorted(required),
+                "additionalProperties": False,
+            }
+        )
+
+    names = st.text('abcé_ "', min_size=1, max_size=4)
+    return st.one_of(
+        st.dictionaries(names, inner, min_size=1, max_size=3).flatmap(make),
+        inner.map(lambda items: {"type": "array", "items": items, "maxItems": 2}),
+        st.lists(inner, min_size=1, max_size=2).map(lambda some: {"anyOf": some}),
+    )
+
+
+SCHEMAS: Any = st.recursive(LEAVES, objects, max_leaves=5)
+# what one line of text may hold, as the API's users write it
+CHOICES = st.lists(
+    st.text(min_size=1, max_size=12).map(str.strip).filter(lambda s: s and s.isprintable()),
+    min_size=1,
+    max_size=5,
+)
+DRAWS = st.fixed_dictionaries(
+    {
+        "temperature": st.sampled_from([0.0, 1.0, 3.0]),
+        "seed": st.integers(0, 2**31),
+        "repetition_penalty": st.sampled_from([1.0, 1.4]),
+        "top_k": st.sampled_from([0, 3]),
+        "top_p": st.sampled_from([1.0, 0.6]),
+    }
+)
+
+
+@FEW
+@given(choice=CHOICES, draw=DRAWS)
+def test_the_answer_is_one_of_the_choices(model: NVILA, choice: Any, draw: Any) -> None:
+    answer = model.generate(["Which?"], SamplingParams(max_tokens=80, choice=choice, **draw))
+
+    assert answer.text in choice
+    assert answer.finish_reason == "stop"
+
+
+@FEW
+@given(schema=SCHEMAS, draw=DRAWS)
+def test_the_answer_is_json_of_the_schema(model: NVILA, schema: Any, draw: Any) -> None:
+    params = SamplingParams(max_tokens=1500, json_schema=schema, **draw)
+
+    answer = model.generate(["What?"], params)
+
+    assert answer.finish_reason == "stop"
+    assert fits(json.loads(answer.text), schema)
+
+
+def test_every_choice_can_come_out(tiny: NVILA) -> None:
+    seen = {
+        tiny.generate(["?"], SamplingParams(choice=COLOURS, temperature=50.0, seed=seed)).text
+        for seed in range(40)
+    }
+
+    assert seen == set(COLOURS)
+
+
+def test_forms_and_free_text_share_a_batch(tiny_folder: Path, tiny: NVILA) -> None:
+    # given requests of every form, and what each answers alone
+    schema = {"type": "array", "items": {"enum": COLOURS}, "minItems": 1, "maxItems": 3}
+    forms: list[dict[str, Any]] = [{}, {"choice": COLOURS}, {"json_schema": schema}]
+    requests = [
+        SamplingParams(max_tokens=60, temperature=i % 2 * 1.5, seed=i, stop="zz", **forms[i % 3])
+        for i in range(12)
+    ]
+    alone = [tiny.generate([f"Question {i}"], params) for i, params in enumerate(requests)]
+    # when they run together
+    with Engine(NVILA.from_pretrained(tiny_folder), max_num_seqs=8) as engine:
+        handles = [engine.submit([f"Question {i}"], p) for i, p in enumerate(requests)]
+        together = [handle.result(WAIT) for handle in handles]
+    # then each has its form and its own answer
+    assert [a.token_ids for a in together] == [a.token_ids for a in alone]
+    assert all(answer.text in COLOURS for answer in together[1::3])
+    assert all(set(json.loads(answer.text)) <= set(COLOURS) for answer in together[2::3])
+
+
+def test_the_tokens_may_run_out_first(tiny: NVILA) -> None:
+    params = SamplingParams(max_tokens=3, json_schema={"enum": ["a long word"]})
+
+    answer = tiny.generate(["?"], params)
+
+    assert (answer.text, answer.finish_reason) == ('"a', "length")
+
+
+def test_a_prefix_of_another_choice_may_end_there(demo: NVILA) -> None:
+    rules = constraint(demo.tokenizer, choice=["a", "ab"])
+    free = torch.zeros(len(demo.tokenizer))
+    ids = demo.tokenizer.encode("a")
+    rules.advance(ids[0])
+
+    allowed = set(rules.mask(free).isfinite().nonzero().flatten().tolist())
+
+    assert allowed == {*demo.tokenizer.stop_ids, *demo.tokenizer.encode("b")}
+    assert not rules.finished
+
+
+def test_the_table_holds_the_exact_bytes_of_every_token(model: NVILA) -> None:
+    tokenizer = model.tokenizer
+    for text in ("Zwei große Bäume", "日本 ☂ 😀\n\t\r\x00", "  1234 <|im_end|> "):
+        ids = tokenizer.plain.encode(text, add_special_tokens=False).ids
+        quoted = json.dumps(text)
+        rules = Vocabulary(tokenizer).constraint((text,), None)
+        for token in ids:  # every token of the text is allowed where it stands
+            assert rules.mask(torch.zeros(len(tokenizer)))[token] == 0, quoted
+            rules.advance(token)
+        assert rules.finished
+
+
+def test_tokens_without_an_embedding_are_never_asked_for(tmp_path: Path) -> None:
+    # given a checkpoint whose tokenizer knows words that its table has no rows for
+    folder = write_checkpoint(tmp_path / "model")
+    words = {"red": 264, "blue": 265}
+    files = [f for f in (folder / "llm").iterdir() if f.name in ("tokenizer.json", "vocab.json")]
+    for file in files:
+        content = json.loads(file.read_text())
+        (content["model"]["vocab"] if "model" in content else content).update(words)
+        file.write_text(json.dumps(content))
+    model = NVILA.from_pretrained(folder)
+    assert len(model.tokenizer) > model.language.rows == 264
+    # when it must answer with one of them
+    answers = {
+        model.generate(["?"], SamplingParams(choice=list(words), temperature=9.0, seed=seed)).text
+        for seed in range(12)
+    }
+    # then it spells the word
+    assert answers == set(words)
+
+
+def test_a_model_without_the_tokens_says_so(tiny: NVILA) -> None:
+    rules = constraint(tiny.tokenizer, choice=["x"])
+    lacking = torch.zeros(len(tiny.tokenizer))
+    lacking[tiny.tokenizer.encode("x")] = float("-inf")
+
+    with pytest.raises(PromptError, match="no token for what must come next"):
+        rules.mask(lacking)
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ({"choice": "yes"}, "must be a list of strings"),
+        ({"choice": ["yes", ""]}, "must be a list of strings"),
+        ({"choice": ["yes", 1]}, "must be a list of strings"),
+        ({"choice": ["two\nlines"]}, "on one line"),
+        ({"choice": [" yes"]}, "white space around it"),
+        ({"choice": ["yes. no"], "stop": "."}, "holds the stop string"),
+        ({"choice": ["a"], "json_schema": {}}, "not both"),
+        ({"choice": ["a"], "ignore_eos": True}, "ignore_eos does not go"),
+        ({"json_schema": "{"}, "is not JSON"),
+        ({"json_schema": "[1]"}, "must be an object"),
+        ({"json_schema": {"enum": [float("nan")]}}, "is not JSON"),
+        ({"json_schema": {"enum": ["\ud800"]}}, "is not JSON"),
+        ({"json_schema": {"not": {}}}, r'cannot be followed \(Unimplemented keys: \["not"\]\)'),
+        ({"json_schema": {"type": "tree"}}, "Invalid type: tree"),
+        ({"json_schema": {"$ref": "http://nowhere.invalid/x"}}, "cannot be followed"),
+        ({"json_schema": {"$ref": "#/$defs/no"}}, "does not exist"),
+        ({"json_schema": {"type": "string", "pattern": "(?=a)"}}, "look-around"),
+        ({"json_schema": {"type": "integer", "minimum": 2, "maximum": 1}}, "Unsatisfiable"),
+        (
+            {"json_schema": {"oneOf": [{"type": "integer"}, {"type": "number"}]}},
+            "cannot be followed",
+        ),
+        ({"json_schema": {"not": {}, "x-guidance": {"lenient": True}}}, "cannot be followed"),
+    ],
+)
+def test_a_form_that_cannot_be_kept_is_refused_in_one_sentence(
+    tiny: NVILA, form: Any, message: str
+) -> None:
+    with pytest.raises(PromptError, match=message) as caught:
+        constraint_for(SamplingParams(**form), tiny.tokenizer)
+
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_schema_is_refused_before_any_compute(tiny: NVILA) -> None:
+    engine = Engine(tiny)
+
+    with pytest.raises(PromptError, match="cannot be followed"):
+        engine.submit(["?"], SamplingParams(json_schema={"not": {}}))
+
+    assert engine.stats()["submitted"] == 0
+
+
+def test_a_nested_schema_too_deep_is_refused(tiny: NVILA) -> None:
+    schema = '{"items":' * 5000 + "{}" + "}" * 5000
+
+    with pytest.raises(PromptError):
+        constraint_for(SamplingParams(json_schema=schema), tiny.tokenizer)
+
+
+def test_equal_schemas_are_compiled_once_and_few_are_kept(tiny: NVILA) -> None:
+    vocabulary = Vocabulary(tiny.tokenizer)
+    for i in range(CACHED_GRAMMARS + 20):
+        vocabulary.constraint((f"choice {i}",), None)
+    vocabulary.constraint((f"choice {CACHED_GRAMMARS}",), None)
+
+    kept = list(vocabulary._compiled)
+
+    assert len(kept) == CACHED_GRAMMARS
+    assert kept[-1] == ((f"choice {CACHED_GRAMMARS}",), None)  # the last one used
+    spaced = SamplingParams(json_schema='{ "type" : "null" }')
+    assert spaced == SamplingParams(json_schema={"type": "null"})
+    assert hash(spaced) == hash(SamplingParams(json_schema={"type": "null"}))
+
+
+def test_many_threads_may_ask_for_forms_at_once(tiny: NVILA) -> None:
+    schema = {"type": "string", "maxLength": 20}
+    expected = tiny.generate(["?"], SamplingParams(json_schema=schema)).token_ids
+    followed, errors = [], []
+
+    def follow(number: int) -> None:
+        try:
+            for i in range(20):
+                rules = constraint(tiny.tokenizer, choice=[f"number {(number + i) % 7}"])
+                rules.mask(torch.zeros(len(tiny.tokenizer)))
+                rules = constraint(tiny.tokenizer, json_schema=schema)
+                for token in expected:
+                    assert rules.mask(torch.zeros(len(tiny.tokenizer)))[token] == 0
+                    rules.advance(token)
+                followed.append(rules.finished)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=follow, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    assert errors == []
+    assert followed == [True] * 120
+
+
+def test_a_tokenizer_that_is_gone_leaves_nothing_behind(tiny_folder: Path) -> None:
+    tokenizer = Tokenizer(tiny_folder / "llm")
+    constraint(tokenizer, choice=["a"])
+    gone = weakref.ref(tokenizer)
+
+    del tokenizer
+    gc.collect()
+
+    assert gone() is None

@@ -1,0 +1,250 @@
+"""Weights in 8 and 4 bits: what is kept, how far off it is, and that all else stays as it was."""
+
+import json
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nvila_core import NVILA, CheckpointError, Engine, NVILAError, SamplingParams
+from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
+from nvila_core.demo import CHECKPOINT
+from nvila_core.demo.evaluate import held_out
+from nvila_core.demo.sampling import FIRST_EVALUATION_SEED
+from nvila_core.models.quantize import (
+    MODES,
+    WIDENED,
+    Linear4,
+    Linear8,
+    choose_precision,
+    quantized,
+    some_rows,
+    try_out,
+    weight_bytes,
+)
+
+WAIT = 60
+CPU = torch.device("cpu")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+OFF = {8: 0.015, 4: 0.15}
+"""Relative error of a product with random weights that is still right: steps of 1/127 and 1/7.5 of
+the largest of hundreds, or of 32."""
+
+
+def error(found: Tensor, expected: Tensor) -> float:
+    """The distance, as a part of what is expected."""
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("bits", "inputs"), [(8, 80), (8, 128), (4, 96), (4, 128), (4, 256)])
+def test_a_product_is_nearly_that_of_the_full_weights(
+    bits: int, inputs: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(1)
+    full = nn.Linear(inputs, 48)
+    layer = quantized(full.weight.detach(), bits, dtype)
+    layer.bias = nn.Parameter(full.bias.detach().to(dtype), requires_grad=False)
+    x = torch.randn(2, 5, inputs)
+
+    with torch.inference_mode():
+        found, expected = layer(x.to(dtype)), full(x)
+
+    assert isinstance(layer, Linear4 if bits == 4 else Linear8)
+    assert (found.shape, found.dtype) == (expected.shape, dtype)
+    assert error(found, expected) < OFF[bits]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_rows_are_quantized_some_at_a_time_and_all_of_them(bits: int) -> None:
+    weight, x = torch.randn(208, 8192), torch.randn(3, 8192)
+    assert [len(part) for part in some_rows(weight)] == [64, 64, 64, 16]
+
+    with torch.inference_mode():
+        found = quantized(weight.bfloat16(), bits, torch.float32)(x)
+
+    assert error(found, x @ weight.T) < OFF[bits]
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_every_weight_is_kept_to_half_a_step(bits: int) -> None:
+    torch.manual_seed(2)
+    weight = torch.randn(32, 128)
+    weight[3], weight[4], weight[5, :64] = 0.0, 2.5, 1e4  # rows that have no spread, and outliers
+
+    with torch.inference_mode():
+        kept = quantized(weight, bits, torch.float32)(torch.eye(128)).T
+
+    group = 128 if bits == 8 else 64
+    parts = weight.unflatten(1, (-1, group))
+    reach = parts.abs().amax(-1) / 127 if bits == 8 else (parts.amax(-1) - parts.amin(-1)) / 15
+    # the offset of 4 bits and the identity's product are bfloat16, with 8 bits of mantissa
+    blur = 2e-6 if bits == 8 else 2**-7
+    limit = reach[..., None] * 0.51 + blur * parts.abs().amax(-1, keepdim=True)
+    assert (kept - weight).unflatten(1, (-1, group)).abs().le(limit).all()
+
+
+def test_rows_are_widened_some_at_a_time_and_all_of_them(monkeypatch: Any) -> None:
+    layer, x = quantized(torch.randn(50, 64), 8, torch.float32), torch.randn(3, 64)
+    with torch.inference_mode():
+        whole = layer(x)
+        monkeypatch.setitem(WIDENED, "cpu", 64 * 7)  # 7 rows, which do not divide 50
+        parts = layer(x)
+
+    torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(48, 80), (20, 64), (8, 64)])
+def test_widths_that_the_kernel_does_not_take_get_8_bits(shape: tuple[int, int]) -> None:
+    assert isinstance(quantized(torch.randn(shape), 4, torch.float32), Linear8)
+
+
+@pytest.fixture(scope="module")
+def demo() -> NVILA:
+    """The shipped checkpoint in full precision."""
+    return NVILA.from_pretrained(CHECKPOINT)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("quantize", MODES)
+def test_only_the_linear_layers_inside_change(demo: NVILA, quantize: str, dtype: str) -> None:
+    model = NVILA.from_pretrained(CHECKPOINT, dtype=dtype, quantize=quantize)
+    layers = len(demo.language.model.layers)
+
+    kinds = Counter(type(m).__name__ for m in model.language.modules())
+    assert kinds["Linear4" if quantize == "int4" else "Linear8"] == 7 * layers
+    assert kinds["Linear"] == 0
+    vision = Counter(type(m).__name__ for m in model.vision.modules())
+    assert (vision["Linear8"], vision["Linear"]) == (6 * model.config.vision.layers_run, 0)
+    assert model.dtype == getattr(torch, dtype)
+    torch.testing.assert_close(model.language.table.float(), demo.language.table, atol=0.02, rtol=0)
+    part = weight_bytes(model.language) / weight_bytes(demo.language)
+    assert part < 0.35 if quantize == "int8" else part < 0.25
+
+
+def test_an_untied_head_keeps_its_precision(tmp_path: Path) -> None:
+    shape = Shape(hidden=64, inner=128, heads=4, tied=False)
+    folder = write_checkpoint(tmp_path / "untied", shape)
+
+    model = NVILA.from_pretrained(folder, quantize="int4")
+
+    assert isinstance(model.language.lm_head, nn.Linear)
+    assert isinstance(model.language.model.layers[1].mlp.down_proj, Linear4)
+
+
+@pytest.mark.parametrize(("quantize", "least"), [("int8", 0.97), ("int4", 0.85)])
+def test_the_next_token_is_nearly_always_the_same(demo: NVILA, quantize: str, least: float) -> None:
+    # given questions on scenes that the model answers well in full precision
+    model = NVILA.from_pretrained(CHECKPOINT, quantize=quantize)
+    size, same, total = demo.config.tile_side, 0, 0
+    for kind, count in (("caption", 5), ("colour", 3)):
+        for parts, _ in held_out("clip", kind, count, FIRST_EVALUATION_SEED, size):
+            prompt = demo.prepare(parts)
+            answer = demo.generate(prompt, SamplingParams(max_tokens=40)).token_ids
+            # when each model is shown the answer and asked for every next token
+            embeds = torch.cat([model.embed(prompt), model.language.embed(answer[:-1])])
+            scores = model.language.head(model.language.hidden(embeds), len(model.tokenizer))
+            guesses = scores[-len(answer) :].argmax(-1).tolist()
+            same += sum(a == b for a, b in zip(guesses, answer, strict=True))
+            total += len(answer)
+    # then it is the same one
+    assert total > 70
+    assert same / total >= least
+
+
+@pytest.mark.parametrize("quantize", MODES)
+def test_the_engine_answers_as_generate_does(quantize: str, pictures: Any) -> None:
+    requests = [
+        ([pictures.image(120, 90), f"How many cars are there? {i}"], SamplingParams(max_tokens=12))
+        for i in range(6)
+    ]
+    model = NVILA.from_pretrained(CHECKPOINT, quantize=quantize)
+    alone = [model.generate(*request).text for request in requests]
+
+    with Engine(model, max_num_seqs=4) as engine:
+        handles = [engine.submit(*request) for request in requests]
+        together = [handle.result(WAIT).text for handle in handles]
+
+    assert together == alone
+
+
+def test_what_is_unknown_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    with pytest.raises(NVILAError, match="'int2' is unknown; use 'int8' or 'int4'"):
+        NVILA.from_pretrained(tmp_path / "not there", quantize="int2")
+    with pytest.raises(CheckpointError):
+        NVILA.from_pretrained(tmp_path / "not there", quantize="int8")
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_a_device_without_the_kernels_is_refused_in_one_sentence(bits: int) -> None:
+    with pytest.raises(NVILAError, match=f"Weights in {bits} bits do not work on meta") as caught:
+        try_out(bits, torch.device("meta"), torch.float32)
+
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_this_processor_has_the_kernels(dtype: torch.dtype) -> None:
+    found = [choose_precision(mode, CPU, dtype) for mode in (None, *MODES)]
+
+    assert [p and (p.language, p.vision) for p in found] == [None, (8, 8), (4, 8)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("bits", "inputs"), [(8, 80), (4, 96), (4, 1536), (4, 8960)])
+def test_a_gpu_gives_the_same_product(bits: int, inputs: int, dtype: torch.dtype) -> None:
+    torch.manual_seed(3)
+    weight, x = torch.randn(48, inputs), torch.randn(5, inputs)
+    there = quantized(weight.cuda(), bits, dtype)
+
+    with torch.inference_mode():
+        found = there(x.cuda().to(dtype)).cpu()
+        expected = quantized(weight, bits, dtype)(x.to(dtype))
+
+    assert error(found, expected) < 0.02
+
+
+PROGRAM = """
+import json, sys, threading
+import torch, transformers
+from nvila_core import NVILA
+import nvila_core.checkpoint, nvila_core.language, nvila_core.vision
+from nvila_core.quantize import weight_bytes
+def own():  # without what is only mapped from files
+    lines = open("/proc/self/status").read().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
+base, peak, done = own(), [0], threading.Event()
+def watch():
+    while not done.wait(0.005):
+        peak[0] = max(peak[0], own() - base)
+thread = threading.Thread(target=watch)
+thread.start()
+model = NVILA.from_pretrained(sys.argv[1], quantize=sys.argv[2])
+done.set()
+thread.join()
+parts = (model.vision, model.projector, model.language)
+print(json.dumps({"peak": peak[0], "weights": sum(map(weight_bytes, parts))}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_loading_never_holds_the_full_weights(tmp_path: Path) -> None:
+    # given 130 MB of float32 weights in small shards
+    shape = Shape(hidden=512, layers=8, heads=8, inner=2048, vision_hidden=256)
+    folder = write_checkpoint(tmp_path / "small", shape, dtype=torch.float32, shard_bytes=2**24)
+    full = sum(file.stat().st_size for file in folder.rglob("*.safetensors"))
+    # when they are loaded in 4 bits
+    program = [sys.executable, "-c", PROGRAM, str(folder), "int4"]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=True)
+    numbers = json.loads(done.stdout)
+    # then what was needed is what is kept, and a little to work with
+    assert full > 100 * 2**20
+    assert numbers["weights"] < 0.25 * full
+    assert numbers["peak"] < numbers["weights"] + 40 * 2**20

@@ -1,0 +1,161 @@
+"""What `Meter` sees in pictures whose detail, noise and changes are known."""
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nvila_core import Meter, measure
+from nvila_core.demo.render import render_clip
+from nvila_core.demo.sampling import FIRST_EVALUATION_SEED, sample_scene
+from nvila_core.resolution.grids import ONE
+from nvila_core.resolution.meter import OCTAVES
+
+TILE = 448
+
+
+def scene(width: int = 1280, height: int = 720) -> np.ndarray:
+    """A plain picture with large things in it, uint8 [height, width, 3]."""
+    picture = np.full((height, width, 3), 110, np.uint8)
+    cv2.rectangle(picture, (width // 5, height // 3), (width // 2, height - 40), (200, 60, 50), -1)
+    cv2.circle(picture, (3 * width // 4, height // 2), height // 5, (40, 90, 190), -1)
+    return picture
+
+
+def with_text(picture: np.ndarray, text: str = "Ward 14-27 exit B, no entry", size: float = 0.7):
+    """The same with a line of small writing."""
+    written = picture.copy()
+    cv2.putText(written, text, (60, 80), cv2.FONT_HERSHEY_SIMPLEX, size, (245, 245, 245), 1)
+    return written
+
+
+def noisy(picture: np.ndarray, deviation: float, seed: int = 0) -> np.ndarray:
+    """The same through a sensor."""
+    noise = np.random.default_rng(seed).normal(0, deviation, picture.shape)
+    return np.clip(picture + noise, 0, 255).astype(np.uint8)
+
+
+def test_small_writing_is_detail_and_large_things_are_none() -> None:
+    plain, written = measure(scene()), measure(with_text(scene()))
+
+    assert max(plain.detail) < 1
+    assert written.loss(ONE, TILE) > 5 * plain.loss(ONE, TILE) + 4
+
+
+def test_detail_is_found_at_its_octave() -> None:
+    # given stripes of one pixel in the middle of a plain picture, and the same twice as large
+    fine = np.full((480, 640), 100, np.uint8)
+    fine[200:280, 300:380:2] = 220
+    coarse = np.full((960, 1280), 100, np.uint8)
+    coarse[400:560, 600:760] = cv2.resize(
+        fine[200:280, 300:380], (160, 160), interpolation=cv2.INTER_NEAREST
+    )
+
+    first, second = measure(fine).detail, measure(coarse).detail
+
+    assert np.argmax(first) == 0
+    assert np.argmax(second) == 1
+    assert second[1] == pytest.approx(first[0], rel=0.1)
+
+
+@pytest.mark.parametrize("deviation", [1, 3, 6, 9])
+def test_noise_is_neither_detail_nor_change(deviation: float) -> None:
+    before, now = (noisy(scene(), deviation, seed) for seed in (1, 2))
+
+    seen = measure(now, before)
+
+    assert max(seen.detail) < 3
+    assert seen.fresh == (0.0,) * len(seen.fresh)
+    assert seen.change < 0.005
+
+
+def test_noise_does_not_hide_writing() -> None:
+    clean, rough = measure(with_text(scene())), measure(noisy(with_text(scene()), 5))
+    assert rough.loss(ONE, TILE) == pytest.approx(clean.loss(ONE, TILE), rel=0.3)
+
+
+def test_noise_is_measured_where_it_is_not_cut_off() -> None:
+    # given the sky of a night, black through and through, over a street with noise
+    night = noisy(np.full((720, 1280), 90, np.uint8), 6)
+    night[:300] = 0
+    assert max(measure(night).detail) < 3
+
+
+def test_only_what_changed_is_fresh() -> None:
+    # given writing that stays, and a second line that comes
+    before = with_text(scene())
+    now = before.copy()
+    cv2.putText(now, "Lorry 4711", (900, 600), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (250, 250, 250), 1)
+
+    same, more, gone = measure(before, before), measure(now, before), measure(before, now)
+
+    assert (same.change, max(same.fresh)) == (0.0, 0.0)
+    assert 0 < more.change < 0.01
+    assert more.fresh_loss(ONE, TILE) > 3
+    assert more.fresh_loss(ONE, TILE) < more.loss(ONE, TILE)
+    assert gone.fresh_loss(ONE, TILE) < 1  # where it was, nothing is left to be read
+
+
+def test_a_large_thing_that_moves_is_a_change_without_detail() -> None:
+    now = scene()
+    now[100:300, 50:200] = (250, 250, 0)
+    seen = measure(now, scene())
+    assert seen.change > 0.01
+    assert max(seen.fresh) < 1
+
+
+def test_more_light_is_not_news() -> None:
+    before = with_text(scene())
+    brighter = cv2.add(before, (14, 14, 14, 0))
+    assert max(measure(brighter, before).fresh) == 0
+    assert measure(brighter, before).change > 0.04
+
+
+def test_change_is_the_mean_difference_of_the_luma() -> None:
+    meter = Meter()
+    black, white = np.zeros((90, 120, 3), np.uint8), np.full((90, 120, 3), 255, np.uint8)
+    half = black.copy()
+    half[:, :60] = 255
+    assert meter.measure(black).change == 1.0  # nothing before it
+    assert meter.measure(black).change == 0.0
+    assert meter.measure(white).change == pytest.approx(1.0, abs=0.01)
+    assert meter.measure(half).change == pytest.approx(0.5, abs=0.03)
+
+
+def test_a_new_size_is_all_new_and_no_change() -> None:
+    meter = Meter()
+    meter.measure(with_text(scene()))
+    seen = meter.measure(with_text(scene(640, 360)))
+    assert seen.change < 0.02
+    assert seen.fresh == seen.detail
+
+
+def test_pictures_of_opencv_have_their_colours_the_other_way_round() -> None:
+    rgb = with_text(scene())
+    assert Meter(bgr=True).measure(rgb[..., ::-1].copy()) == Meter().measure(rgb)
+    assert measure(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)) == measure(rgb)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 400), st.integers(1, 300), st.booleans())
+def test_any_size_can_be_measured(width: int, height: int, colour: bool) -> None:
+    shape = (height, width, 3) if colour else (height, width)
+    picture = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+    seen = measure(picture, picture)
+
+    assert (seen.width, seen.height) == (width, height)
+    assert len(seen.detail) == len(seen.fresh) <= OCTAVES
+    assert all(0 <= value <= 255 for value in seen.detail)
+    assert not any(seen.fresh)
+
+
+def test_the_same_frames_give_the_same_measures_whatever_came_before() -> None:
+    frames = render_clip(sample_scene(FIRST_EVALUATION_SEED, (0.0, 1.0)), (0.0, 1.0))
+    used, fresh = Meter(), Meter()
+    for picture in (noisy(scene(1920, 1080), 9), frames[1]):  # leave other things in its memory
+        used.measure(picture)
+    again = [used.measure(frame) for frame in frames]
+    assert [fresh.measure(frame).detail for frame in frames] == [seen.detail for seen in again]
+    assert again[1] == measure(frames[1], frames[0])

@@ -1,0 +1,173 @@
+"""`GET /metrics` over a real server: what Prometheus reads is what the streams said."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from prometheus_client.parser import text_string_to_metric_families
+
+from streamer import redis_keys
+from streamer.api.app import create_app
+from streamer.client import Client
+from streamer.domain import (
+    ClipRequest,
+    Drops,
+    ErrorInfo,
+    RequestKind,
+    StreamSpec,
+    StreamState,
+    StreamStatus,
+    utc_now,
+)
+from streamer.errors import ErrorCode
+from streamer.local.redis_server import EmbeddedServer
+from streamer.settings import Settings
+
+PASSWORD = "hunter2secret"
+URL = f"rtsp://me:{PASSWORD}@camera/live?token={PASSWORD}"
+
+
+@pytest.fixture
+def client(settings: Settings) -> Client:
+    return Client(settings)
+
+
+@pytest.fixture
+def api(client: Client) -> Iterator[TestClient]:
+    with TestClient(create_app(client), base_url="http://127.0.0.1:8080") as opened:
+        yield opened
+
+
+def samples(api: TestClient) -> dict[tuple[str, str], float]:
+    """Values by metric name and by the labels but for `stream` and `stream_id`."""
+    response = api.get("/metrics")
+    assert response.status_code == 200
+    assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert PASSWORD not in response.text
+    found = {}
+    for family in text_string_to_metric_families(response.text):
+        for sample in family.samples:
+            rest = {k: v for k, v in sample.labels.items() if k not in ("stream", "stream_id")}
+            found[sample.name, ",".join(f"{k}={v}" for k, v in sorted(rest.items()))] = sample.value
+    return found
+
+
+def test_a_stream_tells_its_counters_its_state_and_its_trouble(
+    api: TestClient, client: Client
+) -> None:
+    # given
+    client.attach(URL, "yard", probe=False)
+    spec = client.stream("yard")
+    error = ErrorInfo(code=ErrorCode.STREAM_TIMEOUT, message=f"{spec.url} sent nothing for 8 s.")
+    status = StreamStatus(
+        state=StreamState.RECONNECTING, error=error, last_frame_at=utc_now(), reported_at=utc_now()
+    )
+    counters = status.counters
+    counters.packets, counters.bytes, counters.decoded, counters.sampled = 50, 12_345, 49, 2
+    counters.dropped = Drops(late=3, redis_full=4)
+    counters.reconnects, counters.measured_fps, counters.bit_rate = 1, 24.5, 2e6
+    counters.codec, counters.width, counters.height = "h264", 640, 480
+    client.registry.save_status(spec.id, status)
+    # when
+    found = samples(api)
+    # then
+    expected = {
+        ("streamer_redis_up", ""): 1,
+        ("streamer_stream_packets_total", ""): 50,
+        ("streamer_stream_received_bytes_total", ""): 12_345,
+        ("streamer_stream_decoded_frames_total", ""): 49,
+        ("streamer_stream_sampled_frames_total", ""): 2,
+        ("streamer_stream_dropped_frames_total", "cause=late"): 3,
+        ("streamer_stream_dropped_frames_total", "cause=redis_full"): 4,
+        ("streamer_stream_dropped_frames_total", "cause=decode_error"): 0,
+        ("streamer_stream_reconnects_total", ""): 1,
+        ("streamer_stream_fps", ""): 24.5,
+        ("streamer_stream_bits_per_second", ""): 2e6,
+        ("streamer_stream_state", "streamer_stream_state=reconnecting"): 1,
+        ("streamer_stream_state", "streamer_stream_state=running"): 0,
+        ("streamer_stream_error", "code=STREAM_TIMEOUT"): 1,
+        ("streamer_stream_info", "codec=h264,height=480,width=640"): 1,
+    }
+    assert {key: found.get(key) for key in expected} == expected
+    assert 0 <= found["streamer_stream_last_frame_age_seconds", ""] < 30
+
+
+def test_queues_are_counted(api: TestClient, client: Client) -> None:
+    for n in range(3):
+        now = utc_now()
+        request = ClipRequest(
+            kind=RequestKind.WATCH,
+            stream_id="str_x",
+            stream_name="x",
+            watch_id=f"wch_{n}",
+            start=now,
+            end=now,
+            prompt="?",
+            frames=[],
+        )
+        client.jobs.submit(request)
+    found = samples(api)
+    assert found["streamer_queue_jobs", "queue=watches"] == 3
+    assert found["streamer_queue_jobs", "queue=queries"] == 0
+    assert found["streamer_workers", "kind=ingest"] == 0
+
+
+def test_a_real_worker_tells_how_it_is_and_is_forgotten_with_its_end(
+    api: TestClient,
+    client: Client,
+    worker_process: Callable[..., Any],
+    eventually: Callable[..., None],
+) -> None:
+    worker = worker_process("ingest", STREAMER_INGEST_SLOTS="7")
+    (name,) = client.jobs.vitals()
+    found = samples(api)
+    assert found["streamer_workers", "kind=ingest"] == 1
+    assert found["streamer_worker_slots", f"worker={name}"] == 7
+    assert found["streamer_worker_slots_busy", f"worker={name}"] == 0
+    assert found["streamer_worker_threads", f"worker={name}"] >= 2
+    assert found["streamer_worker_resident_bytes", f"worker={name}"] > 2**20
+    assert client.connections.main.ttl(redis_keys.worker(name)) > 0
+    worker.terminate()
+    worker.wait()
+    assert client.connections.main.exists(redis_keys.worker(name)) == 0
+    assert ("streamer_worker_slots", f"worker={name}") not in samples(api)
+
+
+def test_the_engine_of_a_gpu_worker_is_told_of(
+    api: TestClient, client: Client, worker_process: Callable[..., Any], random_checkpoint: Any
+) -> None:
+    worker_process("gpu", STREAMER_MODEL=str(random_checkpoint), STREAMER_KV_CACHE_TOKENS="4096")
+    (name,) = client.jobs.vitals()
+    found = samples(api)
+    assert found["streamer_worker_kv_cache_tokens", f"worker={name}"] == 4096
+    assert found["streamer_worker_running", f"worker={name}"] == 0
+
+
+def test_redis_away_is_a_metric(settings: Settings, tmp_path: Any) -> None:
+    server = EmbeddedServer(tmp_path / "server", persistent=False, max_memory=None)
+    server.start()
+    lost = Client(settings.model_copy(update={"redis_url": server.url}))
+    with TestClient(create_app(lost), base_url="http://127.0.0.1:8080") as api:
+        assert samples(api)["streamer_redis_up", ""] == 1
+        server.stop()
+        assert samples(api)["streamer_redis_up", ""] == 0
+
+
+def test_a_stream_that_nobody_runs_says_so(client: Client) -> None:
+    spec = StreamSpec(name="yard", url="rtsp://camera/live", live=True)
+    client.registry.create(spec, spec.url)
+    assert client.stream("yard").error is None
+    long_ago = time.time() - 3600
+    client.registry.save_status(
+        spec.id,
+        StreamStatus.model_validate({"state": "running", "reported_at": long_ago}),
+    )
+    stream = client.stream("yard")
+    assert stream.state is StreamState.CONNECTING
+    assert stream.error is not None
+    assert stream.error.code is ErrorCode.NO_WORKER
+    assert "streamer ingest" in stream.error.message
+    assert client.streams()[0].error == stream.error
+    client.close()

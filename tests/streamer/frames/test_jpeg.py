@@ -1,0 +1,76 @@
+import av
+import cv2
+import numpy as np
+import pytest
+
+from streamer.frames.jpeg import MAX_SIDE, from_jpeg, to_bgr, to_jpeg
+from tests.support.videos import number_of, numbered_picture
+
+
+def frame(picture: np.ndarray, pix_fmt: str = "yuv420p") -> av.VideoFrame:
+    return av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format=pix_fmt)
+
+
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuvj420p", "yuv444p", "yuv420p10le", "nv12"])
+def test_colours_survive_every_pixel_format(pix_fmt: str) -> None:
+    picture = np.zeros((64, 96, 3), dtype=np.uint8)
+    picture[:, :32], picture[:, 32:64], picture[:, 64:] = (
+        (200, 30, 40),
+        (30, 160, 60),
+        (20, 40, 220),
+    )
+    rgb = to_bgr(frame(picture, pix_fmt))[..., ::-1]
+    for x in (16, 48, 80):
+        assert np.abs(rgb[32, x].astype(int) - picture[32, x]).max() <= 8
+
+
+def test_the_size_is_kept_up_to_a_bound() -> None:
+    assert to_bgr(frame(np.zeros((480, 854, 3), np.uint8))).shape == (480, 854, 3)
+    assert to_bgr(frame(np.zeros((101, 33, 3), np.uint8))).shape == (101, 33, 3)
+    assert to_bgr(frame(np.zeros((2160, 3840, 3), np.uint8))).shape == (1080, MAX_SIDE, 3)
+    assert to_bgr(frame(np.zeros((3840, 2160, 3), np.uint8))).shape == (MAX_SIDE, 1080, 3)
+
+
+def test_a_jpeg_holds_the_picture() -> None:
+    jpeg = to_jpeg(to_bgr(frame(numbered_picture(345))), 90)
+    assert jpeg[:2] == b"\xff\xd8"
+    decoded = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+    assert decoded is not None
+    assert decoded.shape == (240, 320, 3)
+    assert number_of(decoded) == 345
+    assert len(to_jpeg(to_bgr(frame(numbered_picture(345))), 30)) < len(jpeg)
+
+
+@pytest.mark.parametrize(
+    ("enough", "shape"),
+    [
+        (None, (480, 640)),
+        ((84, 84), (120, 160)),
+        ((121, 121), (240, 320)),
+        ((448, 448), (480, 640)),
+        ((60, 60), (60, 80)),
+        ((336, 252), (480, 640)),  # a grid of 4x3 tiles of 84 pixels
+        ((168, 84), (240, 320)),
+        ((84, 168), (240, 320)),
+        ((2000, 60), (480, 640)),
+    ],
+)
+def test_no_more_of_a_jpeg_is_decoded_than_is_enough(
+    enough: tuple[int, int] | None, shape: tuple
+) -> None:
+    # given a stored frame, orange on the left and blue on the right
+    picture = np.zeros((480, 640, 3), np.uint8)
+    picture[:, :320], picture[:, 320:] = (230, 120, 20), (20, 40, 220)
+    jpeg = to_jpeg(picture[..., ::-1], 90)
+    # when it is decoded for a tile of some size
+    rgb = from_jpeg(jpeg, 640, 480, enough)
+    # then it is the same picture, at the smallest scale of a JPEG that is enough
+    assert rgb.shape == (*shape, 3)
+    for share, colour in ((0.25, (230, 120, 20)), (0.75, (20, 40, 220))):
+        pixel = rgb[shape[0] // 2, int(shape[1] * share)]
+        assert np.abs(pixel.astype(int) - colour).max() <= 8
+
+
+def test_a_damaged_jpeg_is_said_to_be_one() -> None:
+    with pytest.raises(ValueError, match="not a picture"):
+        from_jpeg(b"\xff\xd8 nothing", 640, 480)

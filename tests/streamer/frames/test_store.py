@@ -1,0 +1,131 @@
+import time
+
+import pytest
+
+from streamer import redis_keys
+from streamer.errors import ErrorCode, StreamerError
+from streamer.frames.store import FrameStore, Retention
+
+NOW = 1_800_000_000.0
+
+
+@pytest.fixture
+def store(redis_client):
+    return FrameStore(redis_client, Retention(age=60.0, max_frames=100))
+
+
+@pytest.fixture
+def brief(redis_client):
+    """Its frames are gone in no time."""
+    return FrameStore(redis_client, Retention(age=0.05, max_frames=100))
+
+
+def add(store, time, stream_id="str_1", jpeg=b"jpeg"):
+    return store.add(
+        stream_id,
+        jpeg=jpeg,
+        time=time,
+        pts=time - NOW,
+        width=640,
+        height=480,
+        change=0.25,
+        decode_ms=3.5,
+    )
+
+
+def test_a_frame_comes_back_as_it_went_in(store):
+    ref = add(store, NOW + 0.1234, jpeg=b"\xff\xd8 bytes \x00")
+    assert store.newest("str_1") == [ref]
+    assert ref.time == NOW + 0.1234
+    assert (ref.width, ref.height, ref.change, ref.decode_ms) == (640, 480, 0.25, 3.5)
+    assert store.load([ref]) == [b"\xff\xd8 bytes \x00"]
+
+
+def test_newest_are_oldest_first_and_of_their_stream_only(store):
+    refs = [add(store, NOW + i) for i in range(5)]
+    add(store, NOW + 9, stream_id="str_2")
+    assert store.newest("str_1", 3) == refs[2:]
+    assert store.newest("str_1", 50) == refs
+    assert store.newest("nobody") == []
+
+
+def test_between_is_half_open(store):
+    refs = [add(store, NOW + i) for i in range(5)]
+    assert store.between("str_1", NOW + 1, NOW + 3) == refs[1:3]
+    assert store.between("str_1", NOW + 0.5, NOW + 1.5) == refs[1:2]
+    assert store.between("str_1", 0, NOW + 100) == refs
+    assert store.between("str_1", NOW + 3, NOW + 1) == []
+
+
+def test_frames_of_the_same_millisecond_and_a_clock_that_steps_back_keep_their_order(store):
+    # given two frames in one millisecond, then a clock set back by a minute
+    times = [NOW, NOW, NOW - 60, NOW + 1]
+    refs = [add(store, t, jpeg=str(i).encode()) for i, t in enumerate(times)]
+    # then all are kept, in order of arrival, with their own times and pictures
+    assert store.newest("str_1", 10) == refs
+    assert [ref.time for ref in refs] == times
+    assert len({ref.id for ref in refs}) == 4
+    assert store.load(refs) == [b"0", b"1", b"2", b"3"]
+
+
+def test_ids_grow_even_after_every_frame_is_gone_from_the_index(store, redis_client):
+    ref = add(store, NOW)
+    redis_client.xdel(redis_keys.frame_index("str_1"), ref.id)
+    later = add(store, NOW - 5)
+    assert later.id > ref.id
+
+
+def test_only_the_newest_frames_are_kept_pictures_too(redis_client):
+    store = FrameStore(redis_client, Retention(age=60.0, max_frames=3))
+    refs = [add(store, NOW + i) for i in range(8)]
+    assert store.newest("str_1", 50) == refs[5:]
+    assert store.count("str_1") == 3
+    assert len(redis_client.keys(redis_keys.jpeg("str_1", "*"))) == 3
+    with pytest.raises(StreamerError):
+        store.load(refs[4:6])
+
+
+def test_every_key_has_a_time_to_live(store, redis_client):
+    add(store, NOW)
+    keys = redis_client.keys("*")
+    assert len(keys) == 4
+    assert all(0 < redis_client.pttl(key) <= 60_000 for key in keys)
+
+
+def test_a_longer_life_holds_for_the_index_too(store, redis_client):
+    add(FrameStore(redis_client, Retention(age=500.0, max_frames=100)), NOW)
+    add(store, NOW + 1)
+    assert redis_client.pttl(redis_keys.frame_index("str_1")) > 400_000
+
+
+def test_expired_frames_are_not_listed_and_loading_them_says_why(store, brief):
+    gone = add(brief, NOW)
+    kept = add(store, NOW + 1)
+    time.sleep(0.1)
+    assert store.newest("str_1", 10) == [kept]
+    assert store.between("str_1", 0, NOW + 10) == [kept]
+    assert store.span("str_1") == (kept.time, kept.time)
+    with pytest.raises(StreamerError, match="1 of the 2 frames") as caught:
+        store.load([gone, kept])
+    assert caught.value.code is ErrorCode.FRAMES_EXPIRED
+
+
+def test_adding_tidies_expired_frames_away(store, brief):
+    for i in range(6):
+        add(brief, NOW + i)
+    time.sleep(0.1)
+    for i in range(3):
+        add(store, NOW + 10 + i)
+    assert store.count("str_1") == 3
+
+
+def test_span_and_discard(store, redis_client):
+    refs = [add(store, NOW + i) for i in range(300)][-100:]
+    assert store.span("str_1") == (refs[0].time, refs[-1].time)
+    store.discard("str_1")
+    assert store.span("str_1") is None
+    assert redis_client.keys("*") == []
+
+
+def test_loading_nothing_is_nothing(store):
+    assert store.load([]) == []

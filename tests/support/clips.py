@@ -1,0 +1,60 @@
+"""Clip requests about pictures that are really stored, run as a gpu worker runs them."""
+
+import time
+from datetime import timedelta
+
+import cv2
+import numpy as np
+
+from streamer.domain import ClipRequest, RequestKind, utc_now
+from workers.gpu.clip_job import answer
+
+
+def picture(seed=0, width=320, height=240):
+    """RGB uint8 [height, width, 3] that survives JPEG almost unharmed."""
+    coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), np.uint8)
+    return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def jpeg_of(image):
+    return cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
+
+
+def frames(own, count=4, **kwargs):
+    now = time.time()
+    return [
+        own.frames.add(
+            "str_1",
+            jpeg=jpeg_of(picture(i, **kwargs)),
+            time=now - count + i,
+            pts=float(i),
+            width=320,
+            height=240,
+            change=0.0,
+            decode_ms=1.5,
+        )
+        for i in range(count)
+    ]
+
+
+def request(own, kind=RequestKind.WATCH, refs=None, **kwargs):
+    now = utc_now()
+    values = {
+        "kind": kind,
+        "stream_id": "str_1",
+        "stream_name": "yard",
+        "watch_id": "wch_1" if kind is RequestKind.WATCH else None,
+        "start": now - timedelta(seconds=4),
+        "end": now,
+        "prompt": "What is there?",
+        "frames": frames(own) if refs is None else refs,
+        "max_tokens": 6,
+    }
+    return ClipRequest(**values | kwargs)
+
+
+def run(own, asked):
+    """Submit a request, run its job as a worker would, and return the result."""
+    own.jobs.submit(asked)
+    answer(asked.model_dump(mode="json"))
+    return own.results.get(asked.id)

@@ -1,0 +1,160 @@
+"""A real `streamer up`, started once for the whole run, and the real `streamer` program."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+import nvila_core.demo
+from streamer.local.process import spawn, stop
+from streamer.settings import PREFIX, Settings
+
+PROGRAM = [sys.executable, "-m", "streamer.cli"]
+
+
+def has_demo_model() -> bool:
+    """Whether the trained demo checkpoint is there."""
+    return (nvila_core.demo.CHECKPOINT / "config.json").is_file()
+
+
+def clean_environment(**variables: str) -> dict[str, str]:
+    """Ours without any STREAMER_* of the developer's, plus `variables`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    return {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "160", **variables}
+
+
+def run_cli(
+    *arguments: str, timeout: float = 100.0, **variables: str
+) -> "subprocess.CompletedProcess[str]":
+    """Run the real program to its end."""
+    return subprocess.run(
+        [*PROGRAM, *arguments],
+        env=clean_environment(**variables),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+class Up:
+    """A `streamer up` in a child process."""
+
+    def __init__(self, data_dir: Path, *arguments: str, **variables: str) -> None:
+        self.data_dir = data_dir
+        self.log = data_dir.parent / f"{data_dir.name}-up.log"
+        self.run_file = data_dir / "run.json"
+        self.process = spawn(
+            [*PROGRAM, "up", "--data-dir", str(data_dir), "--port", "0", *arguments],
+            env=clean_environment(**variables),
+            log=self.log,
+        )
+
+    def wait_ready(self, timeout: float = 100.0) -> dict[str, Any]:
+        """Wait for the run file; its content."""
+        deadline = time.monotonic() + timeout
+        while not self.run_file.is_file():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"`streamer up` did not get ready:\n{self.output}")
+            time.sleep(0.05)
+        content: dict[str, Any] = json.loads(self.run_file.read_text())
+        return content
+
+    @property
+    def output(self) -> str:
+        """What it printed, and what its programs logged."""
+        logs = [self.log, *sorted((self.data_dir / "logs").glob("*.log"))]
+        return "\n".join(log.read_text(errors="replace") for log in logs if log.is_file())
+
+    @property
+    def api_url(self) -> str:
+        """Where its API listens."""
+        return str(json.loads(self.run_file.read_text())["api_url"])
+
+    @property
+    def settings(self) -> Settings:
+        """Settings of a client on the same machine."""
+        return Settings(data_dir=self.data_dir)
+
+    def descendants(self) -> list[psutil.Process]:
+        """All processes below it."""
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def find(self, word: str) -> list[psutil.Process]:
+        """The descendants that have `word` in their command line."""
+        found = []
+        for process in self.descendants():
+            with contextlib.suppress(psutil.Error):
+                if any(word in part for part in process.cmdline()):
+                    found.append(process)
+        return found
+
+    def interrupt(self, number: int = signal.SIGINT, timeout: float = 30.0) -> int:
+        """Send a signal and wait; the exit code."""
+        self.process.send_signal(number)
+        return self.process.wait(timeout)
+
+    def stop(self) -> None:
+        """End it for sure."""
+        stop(self.process, 10.0)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+    def cli(
+        self, *arguments: str, timeout: float = 100.0, **variables: str
+    ) -> "subprocess.CompletedProcess[str]":
+        """Run the real `streamer` against this installation."""
+        return run_cli(
+            *arguments, timeout=timeout, STREAMER_DATA_DIR=str(self.data_dir), **variables
+        )
+
+    def records(self, *arguments: str, timeout: float = 100.0) -> list[dict[str, Any]]:
+        """The records that a command prints with --json; it must succeed and print nothing else."""
+        done = self.cli(*arguments, "--json", timeout=timeout)
+        assert done.returncode == 0, done.stderr
+        return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def wait_gone(processes: Sequence[psutil.Process], timeout: float = 20.0) -> None:
+    """Fail unless all of `processes` end."""
+    _, alive = psutil.wait_procs(processes, timeout=timeout)
+    assert not alive, [p.cmdline() for p in alive if p.is_running()]
+
+
+@pytest.fixture(scope="session")
+def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The demo model, or, until there is one, a random one that answers nonsense."""
+    if has_demo_model():
+        return "demo"
+    path = tmp_path_factory.mktemp("model") / "tiny"
+    subprocess.run(
+        [sys.executable, "-m", "nvila_core.checkpoint.random_checkpoint", str(path)],
+        check=True,
+        capture_output=True,
+        timeout=100,
+    )
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def installation(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> Iterator[Up]:
+    """One `streamer up` that all tests may use: each attaches under names of its own."""
+    up = Up(tmp_path_factory.mktemp("installation") / "data", "--model", model_path)
+    try:
+        up.wait_ready()
+        yield up
+        children = up.descendants()
+        assert up.interrupt() == 0, up.output
+        wait_gone(children)
+        assert not up.run_file.exists()
+    finally:
+        up.stop()

@@ -1,0 +1,234 @@
+"""Requests that fail, and engines that break down, with a real engine and a real Redis."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+import torch
+
+from streamer import redis_keys
+from streamer.domain import RequestKind, utc_now
+from streamer.errors import ErrorCode
+from tests.support.clips import frames, jpeg_of, picture, request, run
+from workers import context
+from workers.context import BrokeDown, GiveBack
+from workers.gpu.clip_job import answer
+
+BAD = 13  # tokens asked for by the request that does harm
+OOM_ON_A_CPU = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"
+
+
+def is_bad(item):
+    return item.request.sequence.params.max_tokens == BAD
+
+
+@pytest.fixture
+def harm(own, monkeypatch):
+    """`harm(effect)`: call `effect(scores)` whenever the bad request is in a batch, where scores
+    are what the language model gave for each sequence."""
+    forward = own.engine.runner.forward
+
+    def start(effect):
+        def harmed(work):
+            scores = forward(work)
+            return effect(work, scores) if any(map(is_bad, work)) else scores
+
+        monkeypatch.setattr(own.engine.runner, "forward", harmed)
+
+    return start
+
+
+def fail_with(error):
+    def effect(work, scores):
+        raise error
+
+    return effect
+
+
+def no_numbers(work, scores):
+    nothing = torch.full((300,), torch.nan)
+    return [nothing if is_bad(item) else score for item, score in zip(work, scores, strict=True)]
+
+
+def ask_at_once(own, *asked):
+    """Run jobs in a thread each, as slots do: their outcomes, results or exceptions."""
+
+    def job(clip):
+        context.enter_slot(threading.Event())
+        own.jobs.submit(clip)
+        try:
+            answer(clip.model_dump(mode="json"))
+        except (GiveBack, BrokeDown) as error:
+            return error
+        return own.results.get(clip.id)
+
+    with ThreadPoolExecutor(len(asked)) as pool:
+        return list(pool.map(job, asked))
+
+
+@pytest.mark.parametrize(
+    ("effect", "code", "say"),
+    [
+        (fail_with(torch.OutOfMemoryError("CUDA out of memory")), "OUT_OF_MEMORY", "fewer"),
+        (fail_with(RuntimeError(OOM_ON_A_CPU)), "OUT_OF_MEMORY", "kv_cache_tokens"),
+        (fail_with(RuntimeError("shapes at /secret/path")), "MODEL_FAILED", "worker's log"),
+        (no_numbers, "MODEL_FAILED", "not numbers"),
+    ],
+    ids=["cuda-memory", "cpu-memory", "bug", "nan"],
+)
+def test_a_request_that_the_model_cannot_take_fails_alone(own, harm, effect, code, say):
+    harm(effect)
+    asked = [request(own, max_tokens=BAD if i == 1 else 6) for i in range(4)]
+    first, bad, *others = ask_at_once(own, *asked)
+    assert bad.error.code == code
+    assert say in bad.error.message
+    assert "/secret/path" not in bad.error.message
+    assert [result.error for result in (first, *others)] == [None] * 3
+    assert own.failure is None
+    assert own.jobs.in_flight("wch_1") == 0
+
+
+@pytest.mark.parametrize("broken", [b"no jpeg", b"", jpeg_of(picture())[:30]])
+def test_a_damaged_frame_is_an_error_of_its_request_alone(own, redis_client, broken):
+    bad, good = request(own), request(own)
+    redis_client.set(redis_keys.jpeg("str_1", bad.frames[0].id), broken, ex=60)
+    failed, answered = ask_at_once(own, bad, good)
+    assert failed.error.code is ErrorCode.FRAME_DAMAGED
+    assert answered.error is None
+
+
+def test_a_request_that_takes_too_long_times_out_alone(own):
+    # given one that takes far longer than it may, and one that comes after it
+    own.settings.job_timeout = 0.5
+    slow = request(own, RequestKind.QUERY, max_tokens=3000)
+    (late,) = ask_at_once(own, slow)
+    own.settings.job_timeout = 60.0
+    assert late.error.code is ErrorCode.TIMEOUT
+    assert "job_timeout" in late.error.message
+    assert run(own, request(own)).error is None
+    # and the engine has let go of the first
+    stats = own.engine.stats()
+    assert (stats["running"], stats["waiting"], stats["kv_tokens"]) == (0, 0, 0)
+
+
+def test_a_time_out_comes_even_from_an_engine_that_does_not_step(own):
+    own.settings.job_timeout = 0.3
+    own.engine.step = lambda: time.sleep(0.05) or True
+    assert run(own, request(own, RequestKind.QUERY)).error.code is ErrorCode.TIMEOUT
+
+
+@pytest.mark.parametrize(("kind", "late"), [("watch", True), ("query", False), ("file", False)])
+def test_only_live_work_is_worthless_when_it_is_late(own, kind, late):
+    # given a request that was made before a worker was there
+    long_ago = utc_now() - timedelta(seconds=own.settings.job_timeout + 1)
+    result = run(own, request(own, RequestKind(kind), created_at=long_ago))
+    if late:
+        assert result.error.code is ErrorCode.TIMEOUT
+        assert "worker" in result.error.message
+        assert own.engine.stats()["submitted"] == 0
+    else:
+        assert result.error is None
+
+
+def test_a_job_that_is_no_longer_wanted_gives_itself_back_unanswered(own):
+    cancelled = threading.Event()
+    cancelled.set()
+    context.enter_slot(cancelled)
+    own.engine.step = lambda: time.sleep(0.05) or True
+    asked = request(own)
+    with pytest.raises(GiveBack):
+        answer(asked.model_dump(mode="json"))
+    assert own.results.get(asked.id) is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize(
+    ("error", "say"),
+    [
+        (torch.AcceleratorError("CUDA error: an illegal memory access"), "illegal memory access"),
+        (None, "broke down"),
+    ],
+    ids=["device", "bug"],
+)
+def test_an_engine_that_breaks_down_leaves_its_requests_to_others(
+    own, harm, monkeypatch, error, say
+):
+    # given a device that is lost, or a scheduler with a bug, while four requests are in the engine
+    if error is not None:
+        harm(fail_with(error))
+    else:
+        monkeypatch.setattr(own.engine.scheduler, "schedule", lambda: 1 // 0)
+    asked = [request(own, max_tokens=BAD) for _ in range(4)]
+    outcomes = ask_at_once(own, *asked)
+    # then none is answered, not even with an error, and the worker ends and says why
+    assert {type(outcome) for outcome in outcomes} <= {BrokeDown, GiveBack}
+    assert BrokeDown in {type(outcome) for outcome in outcomes}
+    assert [own.results.get(clip.id) for clip in asked] == [None] * 4
+    assert own.stopping.is_set()
+    assert say in own.failure
+    # and one that comes too late for the engine is not suspected
+    context.enter_slot(threading.Event())
+    with pytest.raises(GiveBack):
+        answer(request(own).model_dump(mode="json"))
+
+
+def test_a_worker_that_is_stuck_lets_its_requests_go(own):
+    own.engine.step = lambda: time.sleep(0.05) or True
+    threading.Timer(0.3, own.fail, ["it hangs"]).start()
+    (outcome,) = ask_at_once(own, request(own))
+    assert isinstance(outcome, BrokeDown)
+
+
+def test_the_last_attempt_has_the_engine_for_itself(own, monkeypatch):
+    # given how many requests are in each batch
+    sizes = {}
+    forward = own.engine.runner.forward
+
+    def counted(work):
+        for item in work:
+            asked = item.request.sequence.params.max_tokens
+            sizes[asked] = max(sizes.get(asked, 0), len(work))
+        return forward(work)
+
+    monkeypatch.setattr(own.engine.runner, "forward", counted)
+    clips = [request(own, max_tokens=40 + i) for i in range(6)]
+
+    def job(clip):
+        context.enter_slot(threading.Event(), last_attempt=clip is clips[3])
+        answer(clip.model_dump(mode="json"))
+        return own.results.get(clip.id).error
+
+    # when six run at once
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(job, clips)) == [None] * 6
+    # then the suspect was alone, and the others were not
+    assert sizes.pop(43) == 1
+    assert max(sizes.values()) > 1
+
+
+def test_a_suspect_that_waits_for_the_engine_still_listens(own):
+    # given a request that occupies the engine
+    occupied, gone = threading.Event(), threading.Event()
+
+    def occupy():
+        with own.isolation.enter(alone=False, check=lambda: None):
+            occupied.set()
+            gone.wait(20)
+
+    threading.Thread(target=occupy).start()
+    occupied.wait(20)
+    # when the worker is told to stop while a suspect waits
+    context.enter_slot(threading.Event(), last_attempt=True)
+    threading.Timer(0.3, own.stopping.set).start()
+    with pytest.raises(GiveBack):
+        answer(request(own).model_dump(mode="json"))
+    gone.set()
+
+
+def test_an_idle_engine_has_nothing_of_a_failed_request_left(own, harm):
+    harm(fail_with(torch.OutOfMemoryError("CUDA out of memory")))
+    run(own, request(own, max_tokens=BAD))
+    assert own.engine.stats()["kv_tokens"] == 0
+    assert run(own, request(own, refs=frames(own, 2))).error is None

@@ -1,0 +1,149 @@
+"""The clip job with a real engine and a real Redis, in this process."""
+
+import json
+import time
+from datetime import timedelta
+
+import cv2
+import numpy as np
+import pytest
+
+from nvila_core import SamplingParams, Video
+from streamer import redis_keys
+from streamer.domain import QueryStatus, RequestKind
+from streamer.errors import ErrorCode
+from tests.support.clips import frames, picture, request, run
+from workers.gpu.clip_job import answer, publish_failure
+
+
+def test_a_clip_is_answered_with_what_it_cost(own, model):
+    asked = request(own, data={"media_start": 0.0})
+    result = run(own, asked)
+    assert result.kind == "caption"
+    assert result.error is None
+    assert (result.request_id, result.watch_id, result.stream_name) == (asked.id, "wch_1", "yard")
+    assert abs(result.end - asked.end) < timedelta(milliseconds=1)
+    assert result.data == {"media_start": 0.0}
+    assert result.model == "tiny-random"
+    assert (result.frames, result.tiles, result.completion_tokens) == (4, 4, 6)
+    assert result.finish_reason == "length"
+    assert result.vision_tokens == 36
+    assert result.prompt_tokens > result.vision_tokens
+    assert result.decode_ms == pytest.approx(6.0)
+    assert result.encode_ms > 0
+    assert result.generate_ms > 0
+    assert result.queue_ms > 0
+    assert own.results.read("0-0")[0][1] == result
+    assert own.jobs.in_flight("wch_1") == 0
+
+
+def test_the_model_is_shown_the_frames_as_they_are_in_rgb(own, model):
+    """The answer is the one that the model alone gives to the same pictures."""
+    refs = frames(own, 3)
+    shown = [
+        cv2.cvtColor(
+            cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB
+        )
+        for jpeg in own.frames.load(refs)
+    ]
+    assert np.abs(shown[0].astype(int) - picture(0)).mean() < 8  # not BGR
+    alone = model.generate(
+        model.prepare([Video(shown, sampled=True), "What is there?"], num_video_frames=3),
+        SamplingParams(max_tokens=6),
+    )
+    result = run(own, request(own, refs=refs))
+    assert result.text == alone.text
+    assert result.prompt_tokens == alone.usage.prompt_tokens
+
+
+def test_one_frame_is_an_image_and_tiled_as_published_without_a_policy(own):
+    own.settings.policy = "native"
+    result = run(own, request(own, RequestKind.QUERY, refs=frames(own, 1, width=640, height=320)))
+    assert result.kind == "answer"
+    assert result.frames == 1
+    assert result.tiles > 1
+
+
+def test_live_latency_counts_from_the_newest_frame_and_a_querys_from_its_submission(own):
+    # given frames captured a while ago
+    refs = frames(own, 2)
+    newest = refs[-1].time
+    time.sleep(0.3)
+    live = run(own, request(own, refs=refs))
+    query = run(own, request(own, RequestKind.QUERY, refs=refs))
+    file = run(own, request(own, RequestKind.FILE, refs=refs))
+    assert live.total_ms == pytest.approx(1000 * (live.created_at.timestamp() - newest), abs=2)
+    assert live.total_ms > 1000
+    assert query.total_ms < live.total_ms - 1000
+    assert file.total_ms < live.total_ms - 1000
+    assert query.total_ms >= query.queue_ms + query.encode_ms + query.generate_ms
+
+
+def test_frames_that_expired_are_an_error_result(own, redis_client):
+    asked = request(own)
+    redis_client.delete(redis_keys.jpeg("str_1", asked.frames[1].id))
+    result = run(own, asked)
+    assert result.kind == "error"
+    assert result.error.code is ErrorCode.FRAMES_EXPIRED
+    assert own.jobs.in_flight("wch_1") == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"prompt": "  "}, ErrorCode.PROMPT_EMPTY),
+        ({"frames": []}, ErrorCode.NO_FRAMES),
+        ({"prompt": "word " * 5000}, ErrorCode.PROMPT_TOO_LONG),
+    ],
+)
+def test_a_request_that_cannot_be_answered_says_why(own, change, code):
+    result = run(own, request(own, RequestKind.QUERY, **change))
+    assert result.kind == "error"
+    assert result.error.code is code
+    assert own.jobs.status(result.request_id) is QueryStatus.FAILED
+
+
+def test_an_answer_that_is_there_already_is_not_computed_again(own):
+    asked = request(own)
+    run(own, asked)
+    before = own.engine.stats()["submitted"]
+    answer(asked.model_dump(mode="json"))
+    assert own.engine.stats()["submitted"] == before
+    assert len(own.results.read("0-0")) == 1
+
+
+def test_a_lost_job_gets_its_error_result(own, redis_client):
+    from rq.job import Job
+    from rq.serializers import JSONSerializer
+
+    asked = request(own)
+    own.jobs.submit(asked)
+    job = Job.fetch(asked.id, redis_client, JSONSerializer)
+    for _ in range(2):
+        publish_failure(job, ErrorCode.WORKER_LOST, "The workers died.")
+    assert [r.error.code for _, r in own.results.read("0-0")] == [ErrorCode.WORKER_LOST]
+    assert own.jobs.in_flight("wch_1") == 0
+
+
+def test_an_answer_in_a_form_is_read_into_the_result(own):
+    schema = {"type": "array", "items": {"enum": ["car", "person"]}, "minItems": 1, "maxItems": 2}
+    window = {"media_start": 0.0}
+    as_json = run(own, request(own, output="json", json_schema=schema, data=window, max_tokens=200))
+    choice = run(own, request(own, output="choice", choices=["yes", "no"], max_tokens=20))
+    assert as_json.error is None
+    assert as_json.data == {"media_start": 0.0, "json": json.loads(as_json.text)}
+    assert set(as_json.data["json"]) <= {"car", "person"}
+    assert choice.data == {"choice": choice.text}
+    assert choice.text in ("yes", "no")
+    assert (as_json.finish_reason, choice.finish_reason) == ("stop", "stop")
+
+
+def test_an_answer_that_was_cut_short_is_not_read(own):
+    result = run(own, request(own, output="json", json_schema={"enum": ["too long"]}, max_tokens=2))
+    assert (result.text, result.finish_reason, result.data) == ('"t', "length", None)
+
+
+def test_a_form_that_cannot_be_kept_is_an_error_result(own):
+    result = run(own, request(own, output="json", json_schema={"not": {}}))
+    assert result.error.code is ErrorCode.INVALID_REQUEST
+    assert "cannot be followed" in result.error.message

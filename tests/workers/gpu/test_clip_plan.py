@@ -1,0 +1,116 @@
+"""How closely the frames of a clip are looked at, with a real engine and a real Redis."""
+
+import time
+from datetime import timedelta
+
+import pytest
+
+from nvila_core import SamplingParams, Video
+from streamer.domain import RequestKind, utc_now
+from streamer.frames.jpeg import from_jpeg
+from tests.support.clips import jpeg_of, picture, request, run
+from workers.gpu.clip_plan import load
+
+SIGN = (20.0, 20.0, 20.0)
+"""Edge strengths of a frame with small writing in it."""
+
+
+def seen_by_camera(own, details, width=640, height=320, **measures):
+    """Frames with measures, as the ingest worker stores them."""
+    now = time.time()
+    return [
+        own.frames.add(
+            "str_1",
+            jpeg=jpeg_of(picture(i, width, height)),
+            time=now - len(details) + i,
+            pts=float(i),
+            width=width,
+            height=height,
+            change=0.0,
+            detail=detail,
+            **measures,
+        )
+        for i, detail in enumerate(details)
+    ]
+
+
+def test_a_clip_is_looked_at_as_its_measures_say_and_the_result_tells(own, model, monkeypatch):
+    # given three frames of which the second shows small writing
+    refs = seen_by_camera(own, [(), SIGN, ()])
+    opened = []
+    spied = lambda *args: opened.append(args[1:]) or from_jpeg(*args)  # noqa: E731
+    monkeypatch.setattr("streamer.frames.jpeg.from_jpeg", spied)
+
+    result = run(own, request(own, refs=refs))
+
+    # then only that one is tiled, in as many tiles as its pixels fill
+    assert [frame.grid for frame in result.plan] == [(1, 1), (4, 3), (1, 1)]
+    assert [frame.reason for frame in result.plan] == [
+        "little detail (0)",
+        "most detail (28)",
+        "little detail (0)",
+    ]
+    assert (result.tiles, result.vision_tokens) == (15, 135)
+    # no JPEG was opened at a larger scale than that
+    assert [size for _, _, size in opened] == [(112, 112), (448, 336), (112, 112)]
+    # and the model was shown exactly this
+    jpegs = own.frames.load(refs)
+    sizes = [(112, 112), (448, 336), (112, 112)]
+    shown = [from_jpeg(jpeg, 640, 320, size) for jpeg, size in zip(jpegs, sizes, strict=True)]
+    assert [image.shape[:2] for image in shown] == [(160, 320), (320, 640), (160, 320)]
+    video = Video(shown, sampled=True, measures=[ref.measures for ref in refs])
+    alone = model.generate(
+        model.prepare([video, "What is there?"], num_video_frames=3, policy="adaptive"),
+        SamplingParams(max_tokens=6),
+    )
+    assert (result.text, result.prompt_tokens) == (alone.text, alone.usage.prompt_tokens)
+
+
+def test_one_frame_is_planned_too(own):
+    query = request(own, RequestKind.QUERY, refs=seen_by_camera(own, [SIGN]))
+    assert [frame.grid for frame in run(own, query).plan] == [(4, 3)]
+    plain = run(own, request(own, RequestKind.QUERY, refs=seen_by_camera(own, [()])))
+    assert [(frame.grid, frame.reason) for frame in plain.plan] == [((1, 1), "little detail (0)")]
+    assert plain.tiles == 1
+
+
+@pytest.mark.parametrize(
+    ("policy", "grids"),
+    [
+        ("native", [(1, 1)] * 3),
+        ("fixed:2", [(2, 1)] * 3),
+        ("adaptive:200", [(1, 1)] * 3),
+    ],
+)
+def test_the_policy_is_a_setting(own, policy, grids):
+    own.settings.policy = policy
+    result = run(own, request(own, refs=seen_by_camera(own, [SIGN] * 3)))
+    assert [frame.grid for frame in result.plan] == grids
+
+
+def test_a_clip_keeps_to_its_token_budget(own):
+    own.settings.clip_tokens = 60
+    result = run(own, request(own, refs=seen_by_camera(own, [SIGN] * 3)))
+    assert 27 < result.vision_tokens <= 60
+    assert "over the budget" in result.plan[2].reason
+
+
+def test_a_worker_that_is_behind_looks_less_closely(own):
+    refs = seen_by_camera(own, [SIGN] * 3)
+    waited = {"created_at": utc_now() - timedelta(seconds=60)}
+    # a live clip that waited for longer than its window
+    late = run(own, request(own, refs=refs, **waited))
+    assert [frame.grid for frame in late.plan] == [(1, 1)] * 3
+    # nothing is late in a recording, or about a question that somebody waited for
+    for kind in (RequestKind.FILE, RequestKind.QUERY):
+        assert run(own, request(own, kind, refs=refs, **waited)).tiles > 3
+
+
+def test_requests_that_wait_in_the_engine_are_a_load(own, monkeypatch):
+    asked = request(own, RequestKind.QUERY, refs=seen_by_camera(own, [SIGN] * 3))
+    stats = own.engine.stats()
+    loads = []
+    for waiting in (0, stats["max_num_seqs"] // 2, 3 * stats["max_num_seqs"]):
+        monkeypatch.setattr(own.engine, "stats", lambda n=waiting: stats | {"waiting": n})
+        loads.append(load(own, asked, time.time()))
+    assert loads == [0, 0.5, 1]

@@ -1,0 +1,62 @@
+"""What the settings say of the engine is what the gpu worker runs."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from structlog.testing import capture_logs
+
+from nvila_core import SamplingParams
+from streamer.settings import Settings
+from workers.gpu import worker as gpu
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_engine_is_as_the_settings_say(threads: None) -> None:
+    settings = Settings(
+        model="demo",
+        device="cpu",
+        max_num_seqs=3,
+        kv_cache_tokens=2048,
+        step_tokens=96,
+        step_tiles=5,
+        tile_cache_bytes=4096,
+        tile_tolerance=0.01,
+        threads=1,
+    )
+
+    engine = gpu._engine(settings)
+
+    assert torch.get_num_threads() == 1
+    assert (engine.max_num_seqs, engine.kv_cache_tokens) == (3, 2048)
+    assert (engine.scheduler.step_tokens, engine.encoder.step_tiles) == (96, 5)
+    assert (engine.tile_cache.max_bytes, engine.tile_cache.tolerance) == (4096, 0.01)
+
+
+def test_a_worker_that_cannot_compile_says_so_and_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")  # no compiler
+
+    with capture_logs() as logs:
+        engine = gpu._engine(
+            Settings(model="demo", device="cpu", kv_cache_tokens=256, compile=True)
+        )
+
+    (said,) = [line for line in logs if line["event"] == "not_compiled"]
+    assert said["log_level"] == "warning"
+    assert "C++ compiler" in said["reason"]
+    with engine:
+        done = engine.submit(["What?"], SamplingParams(max_tokens=2, ignore_eos=True)).result(60)
+    assert done.usage.completion_tokens == 2
+
+
+def test_steps_that_the_settings_leave_open_suit_the_device() -> None:
+    engine = gpu._engine(Settings(model="demo", device="cpu", kv_cache_tokens=256))
+
+    told = gpu.measures(engine)
+    assert (told["step_tokens"], told["step_tiles"]) == (128, 16)

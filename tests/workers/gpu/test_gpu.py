@@ -1,0 +1,128 @@
+"""`python -m workers.gpu` as a real process with a real (random) checkpoint."""
+
+import time
+
+import pytest
+
+from streamer.domain import QueryStatus, RequestKind
+from streamer.errors import ErrorCode
+from streamer.jobs import CLIP_QUEUES, QUERIES
+from tests.support.gpu_service import Service
+
+LONG = 90.0
+
+
+@pytest.fixture
+def service(redis_client, settings, worker_process, random_checkpoint):
+    return Service(redis_client, settings, worker_process, random_checkpoint)
+
+
+def test_it_answers_from_all_queues_and_ends_when_told(service, eventually):
+    asked = [r for kind in RequestKind for r in service.submit(8, kind=kind)]
+    worker = service.worker(STREAMER_LEASE="4")
+    results = [service.results.wait(r.id, timeout=LONG) for r in asked]
+    assert [r.error for r in results] == [None] * 24
+    assert {r.model for r in results} == {"tiny-random"}
+    assert service.jobs.workers() == {"ingest": 0, "clips": 1}
+    assert service.jobs.status(asked[0].id) is QueryStatus.DONE
+
+    def told():
+        (numbers,) = service.jobs.vitals().values()
+        return numbers
+
+    # and tells what it spared itself: all pictures are the same
+    eventually(lambda: told()["finished"] == 24)
+    assert told()["tile_hit_rate"] == pytest.approx(47 / 48)
+    assert 0 < told()["prefix_hit_rate"] < 1
+    assert (told()["restarts"], told()["waiting"], told()["running"]) == (0, 0, 0)
+    worker.terminate()
+    assert worker.wait(timeout=LONG) == 0
+    assert service.jobs.workers() == {"ingest": 0, "clips": 0}
+    assert service.jobs.vitals() == {}
+    assert len(service.results.read("0-0")) == 24
+
+
+def test_burst_ends_when_nothing_is_left(service):
+    asked = service.submit(3)
+    worker = service.worker("--burst", ready=False)
+    assert worker.wait(timeout=LONG) == 0
+    assert all(service.results.get(r.id) for r in asked)
+    assert [service.jobs.depths()[name] for name in CLIP_QUEUES] == [0, 0, 0]
+
+
+def test_a_running_query_can_be_cancelled(service, eventually):
+    service.worker(STREAMER_WORKER_SLOTS="1")
+    (asked,) = service.submit(max_tokens=4000)
+    eventually(lambda: service.jobs.status(asked.id) is QueryStatus.RUNNING)
+    (after,) = service.submit()
+    assert service.jobs.cancel(asked.id) is QueryStatus.CANCELLED
+    assert service.results.get(asked.id).error.code is ErrorCode.CANCELLED
+    assert service.results.wait(after.id, timeout=LONG).error is None
+
+
+def test_a_worker_killed_under_load_loses_nothing_and_answers_nothing_twice(service, eventually):
+    # given two workers with plenty to do
+    first, second = (service.worker(ready=False, STREAMER_LEASE="4") for _ in range(2))
+    for worker in (first, second):
+        worker.wait_for('"ready"')
+    asked = service.submit(20, kind=RequestKind.FILE, max_tokens=16)
+    # when one is killed in the middle
+    eventually(lambda: len(service.results.read("0-0")) >= 3)
+    first.kill()
+    # then every request has one result, and none is an error
+    for request in asked:
+        assert service.results.wait(request.id, timeout=LONG), "a request was lost"
+    published = [r for _, r in service.results.read("0-0")]
+    assert sorted(r.request_id for r in published) == sorted(r.id for r in asked)
+    assert [r.error for r in published if r.error] == []
+    assert service.jobs.in_flight("str_1") == 0
+
+
+def test_work_that_a_stopping_worker_cannot_finish_goes_back_to_the_queue(service, eventually):
+    (asked,) = service.submit(max_tokens=4000)
+    worker = service.worker()
+    eventually(lambda: service.jobs.status(asked.id) is QueryStatus.RUNNING)
+    worker.terminate()
+    assert worker.wait(timeout=LONG) == 0
+    if service.results.get(asked.id) is None:  # else it was quick enough to finish
+        assert service.jobs.status(asked.id) is QueryStatus.QUEUED
+        assert service.jobs.depths()[QUERIES] == 1
+
+
+@pytest.mark.parametrize(
+    ("env", "say"),
+    [
+        ({"STREAMER_MODEL": "no/such/checkpoint"}, "no/such/checkpoint"),
+        ({"STREAMER_REDIS_URL": "redis://:s3cret@127.0.0.1:1/0"}, "does not answer"),
+        ({"STREAMER_REDIS_URL": ""}, "streamer up"),
+        ({"STREAMER_WORKER_SLOTS": "none"}, "worker_slots"),
+        ({"STREAMER_NO_SUCH_KEY": "1"}, "STREAMER_NO_SUCH_KEY"),
+    ],
+)
+def test_what_is_wrong_at_the_start_is_one_sentence(service, env, say):
+    worker = service.worker(ready=False, **{"STREAMER_LOG_LEVEL": "info"} | env)
+    assert worker.wait(timeout=LONG) == 1
+    assert say in worker.output
+    assert "Traceback" not in worker.output
+    assert "s3cret" not in worker.output
+    assert len(worker.output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(("folder", "say"), [("nowhere", "no such folder"), ("", "config.json")])
+def test_a_bad_checkpoint_is_refused_before_anything_heavy_is_imported(
+    service, tmp_path, folder, say
+):
+    (tmp_path / "torch.py").write_text("raise SystemError('torch was imported')")
+    model = str(tmp_path / folder) if folder else str(tmp_path)
+    worker = service.worker(ready=False, STREAMER_MODEL=model, PYTHONPATH=str(tmp_path))
+    assert worker.wait(timeout=LONG) == 1
+    assert say in worker.output
+    assert "torch" not in worker.output
+
+
+def test_a_signal_while_the_model_loads_ends_it(service):
+    worker = service.worker(ready=False)
+    time.sleep(1.0)
+    worker.terminate()
+    assert worker.wait(timeout=LONG) in (0, -15)  # the latter before Python has begun
+    assert "Traceback" not in worker.output

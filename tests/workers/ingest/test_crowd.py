@@ -1,0 +1,245 @@
+"""Many streams in one ingest worker, and many that come and go: nothing is left of those gone."""
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import count
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+
+from streamer.client import Client
+from streamer.demo.loopback_camera import LoopbackCamera
+from streamer.domain import Sampling, Stream, StreamState
+from streamer.jobs import INGEST
+from streamer.settings import Settings
+from tests.support.cameras import SilentServer
+from tests.support.rtsp_proxy import RtspProxy
+from tests.support.videos import write_video
+
+Eventually = Callable[..., None]
+
+_numbers = count()
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[Client]:
+    with Client(settings) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackCamera]:
+    """A camera that is cheap to serve to dozens."""
+    video = tmp_path_factory.mktemp("small") / "v.mp4"
+    write_video(video, seconds=1, fps=5, width=80, height=64, gop=5)
+    with LoopbackCamera(video) as camera:
+        yield camera
+
+
+@pytest.fixture
+def line(small: LoopbackCamera) -> Iterator[RtspProxy]:
+    """What counts the connections to `small`."""
+    port = urlsplit(small.url).port
+    assert port is not None
+    with RtspProxy(port) as proxy:
+        yield proxy
+
+
+def connections(line: RtspProxy) -> int:
+    """How many decoders there are: each connection has two ends."""
+    return len(line._writers) // 2
+
+
+def attach(client: Client, url: str) -> Stream:
+    return client.attach(
+        url, f"cam{next(_numbers)}", sampling=Sampling(fps=5), watches=[], probe=False
+    )
+
+
+def states(client: Client) -> list[StreamState]:
+    return [stream.state for stream in client.streams()]
+
+
+def test_dozens_of_streams_run_side_by_side_whatever_some_of_them_do(
+    client: Client,
+    small: LoopbackCamera,
+    worker_process: Callable[..., Any],
+    eventually: Eventually,
+) -> None:
+    worker_process("ingest", STREAMER_INGEST_SLOTS="32")
+    with SilentServer(dribble=True) as mute:
+        good = [attach(client, small.url) for _ in range(24)]
+        bad = [
+            attach(client, url)
+            for url in (f"rtsp://127.0.0.1:{mute.port}/x", "rtsp://127.0.0.1:1/x")
+        ]
+        eventually(lambda: states(client).count(StreamState.RUNNING) == 24, timeout=60)
+        # adding and removing in the middle touches no other
+        gone = good.pop(7)
+        began = time.monotonic()
+        client.detach(gone.name)
+        client.detach(bad[0].name)
+        assert time.monotonic() - began < 4  # two of them, each in under two seconds
+        late = attach(client, small.url)
+        eventually(lambda: client.stream(late.id).state is StreamState.RUNNING)
+        eventually(lambda: not client.frames.count(gone.id))
+        before = {stream.id: stream.counters.sampled for stream in client.streams()}
+        eventually(
+            lambda: all(client.stream(s.id).counters.sampled > before[s.id] for s in good),
+            timeout=40,
+        )
+    assert all(client.stream(stream.id).counters.reconnects == 0 for stream in good)
+
+
+def test_sigterm_hands_streams_over_at_once(
+    client: Client,
+    small: LoopbackCamera,
+    line: RtspProxy,
+    worker_process: Callable[..., Any],
+    eventually: Eventually,
+) -> None:
+    first = worker_process("ingest", STREAMER_LEASE="120")  # it is not the lease that runs out
+    streams = [attach(client, line.through(small.url)) for _ in range(3)]
+    eventually(lambda: states(client) == [StreamState.RUNNING] * 3)
+    owner = client.stream(streams[0].id).worker
+    second = worker_process("ingest", STREAMER_LEASE="120")
+    assert "stream_state" not in second.output
+    first.terminate()
+    eventually(lambda: connections(line) == 3 and first.process.poll() is not None)
+    assert first.wait() == 0
+    eventually(lambda: all(client.stream(s.id).worker not in (None, owner) for s in streams))
+    assert client.jobs.depths()[INGEST] == 0
+
+
+def test_a_worker_that_comes_back_from_the_dead_lets_go(
+    client: Client,
+    small: LoopbackCamera,
+    line: RtspProxy,
+    worker_process: Callable[..., Any],
+    eventually: Eventually,
+) -> None:
+    frozen = worker_process("ingest", STREAMER_LEASE="2")
+    stream = attach(client, line.through(small.url))
+    eventually(lambda: client.stream(stream.id).state is StreamState.RUNNING)
+    owner = client.stream(stream.id).worker
+    os.kill(frozen.process.pid, signal.SIGSTOP)
+    try:
+        worker_process("ingest", STREAMER_LEASE="2")
+        eventually(lambda: client.stream(stream.id).worker not in (None, owner), timeout=20)
+    finally:
+        os.kill(frozen.process.pid, signal.SIGCONT)
+    eventually(lambda: "job_taken_over" in frozen.output)
+    eventually(lambda: connections(line) == 1)
+    sampled = client.stream(stream.id).counters.sampled
+    eventually(lambda: client.stream(stream.id).counters.sampled > sampled + 3)
+    assert client.stream(stream.id).worker != owner
+
+
+# Leaks
+
+
+class Footprint:
+    """What a worker process holds."""
+
+    def __init__(self, pid: int, client: Client) -> None:
+        self._process = psutil.Process(pid)
+        self._client = client
+        self._redis_port = urlsplit(client.settings.redis_url or "").port
+
+    def threads(self) -> int:
+        return self._process.num_threads()
+
+    def redis_connections(self) -> int:
+        """They are kept in a pool, as many as were ever needed at once."""
+        found = self._process.net_connections("tcp")
+        return sum(bool(c.raddr) and c.raddr.port == self._redis_port for c in found)
+
+    def descriptors(self) -> int:
+        return self._process.num_fds() - self.redis_connections()
+
+    def in_use(self) -> tuple[float, float]:
+        """MiB of native code and thousands of blocks of Python: resident memory is their high-water
+        mark, with room between, and a leak of a few bytes a stream would drown in it."""
+        (numbers,) = self._client.jobs.vitals().values()
+        return numbers["heap_bytes"] / 2**20, numbers["python_blocks"] / 1000
+
+
+def come_and_go(client: Client, url: str, cycles: int, frames: int, abreast: int = 4) -> None:
+    """Attach and detach `cycles` times; each waits for `frames` frames, or for its failure."""
+
+    def one(_: int) -> None:
+        stream = attach(client, url)
+        deadline = time.monotonic() + 60
+        while True:
+            now = client.stream(stream.id)
+            if now.counters.sampled >= frames if frames else now.error is not None:
+                break
+            assert time.monotonic() < deadline, now
+            time.sleep(0.05)
+        client.detach(stream.id)
+
+    with ThreadPoolExecutor(abreast) as pool:
+        list(pool.map(one, range(cycles)))
+
+
+def check_leaks(
+    client: Client,
+    pid: int,
+    camera: LoopbackCamera,
+    eventually: Eventually,
+    *,
+    cycles: int,
+    failures: int,
+) -> None:
+    held = Footprint(pid, client)
+    come_and_go(client, camera.url, 4, frames=1)  # pools, caches and codecs are there from here on
+    come_and_go(client, "rtsp://127.0.0.1:1/x", 2, frames=0)
+    rest(client, eventually)
+    threads, descriptors, before = held.threads(), held.descriptors(), held.in_use()
+    come_and_go(client, camera.url, cycles, frames=1)
+    come_and_go(client, "rtsp://127.0.0.1:1/x", failures, frames=0)
+    eventually(lambda: held.threads() <= threads and held.descriptors() <= descriptors, timeout=40)
+    assert held.redis_connections() <= 24
+    rest(client, eventually)
+    megabytes, blocks = held.in_use()
+    assert megabytes - before[0] < 3.0
+    assert blocks < 1.3 * before[1]  # Python collects rings of small objects at leisure
+
+
+def rest(client: Client, eventually: Eventually) -> None:
+    """Wait until the worker has told twice that it has nothing to do."""
+    for _ in range(2):
+        told = client.jobs.vitals()
+        eventually(lambda told=told: client.jobs.vitals() != told)
+        eventually(lambda: not slots_busy(client))
+
+
+def slots_busy(client: Client) -> bool:
+    return any(numbers["slots_busy"] for numbers in client.jobs.vitals().values())
+
+
+def test_streams_that_come_and_go_leave_nothing(
+    client: Client,
+    small: LoopbackCamera,
+    worker_process: Callable[..., Any],
+    eventually: Eventually,
+) -> None:
+    worker = worker_process("ingest", STREAMER_LEASE="2")
+    check_leaks(client, worker.process.pid, small, eventually, cycles=8, failures=4)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_hundred_streams_and_fifty_failures_leave_nothing(
+    client: Client,
+    small: LoopbackCamera,
+    worker_process: Callable[..., Any],
+    eventually: Eventually,
+) -> None:
+    worker = worker_process("ingest", STREAMER_LEASE="2")
+    check_leaks(client, worker.process.pid, small, eventually, cycles=200, failures=50)

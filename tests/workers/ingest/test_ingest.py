@@ -1,0 +1,62 @@
+"""The ingest worker as a process: it hands over, takes over, and says what it lacks."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+from streamer.demo.loopback_camera import LoopbackCamera
+from streamer.domain import (
+    StreamState,
+)
+from streamer.jobs import INGEST
+from tests.support.ingest_bench import Bench, watch
+
+
+def test_streams_outlive_their_workers(
+    bench: Bench,
+    loopback: LoopbackCamera,
+    worker_process: Callable[..., Any],
+    eventually: Callable[..., None],
+) -> None:
+    # given a stream on the first of two workers
+    spec = bench.attach(loopback.url, watch(1.0), live=True)
+    bench.context.jobs.start_ingest(spec.id)
+    first = worker_process("ingest", STREAMER_LEASE="3")
+    eventually(lambda: bench.frames.count(spec.id))
+    second = worker_process("ingest", STREAMER_LEASE="3")
+    assert "stream_state" not in second.output
+    # when it is killed, the second takes over, and counts on
+    first.kill()
+    count, decoded = bench.frames.count(spec.id), bench.status(spec).counters.decoded
+    eventually(lambda: bench.frames.count(spec.id) > count + 1)
+    assert bench.status(spec).state is StreamState.RUNNING
+    eventually(lambda: bench.status(spec).counters.decoded > decoded)
+    lines = [json.loads(line) for line in second.output.splitlines() if "stream_state" in line]
+    assert [line["state"] for line in lines] == ["connecting", "running"]
+    # when a stream is detached, its slot is freed
+    other = bench.attach(loopback.url, live=True, name="other")
+    bench.context.jobs.start_ingest(other.id)
+    eventually(lambda: bench.frames.count(other.id))
+    bench.registry.delete(other.id)
+    bench.context.jobs.stop_ingest(other.id)
+    eventually(lambda: bench.frames.count(other.id) == 0)
+    # when the second is told to stop, it gives the stream back in time
+    began = time.monotonic()
+    second.terminate()
+    assert second.wait() == 0
+    assert time.monotonic() - began < 5
+    assert bench.context.jobs.depths()[INGEST] == 1
+
+
+def test_without_redis_it_says_so_and_ends(worker_process: Callable[..., Any]) -> None:
+    worker = worker_process(
+        "ingest",
+        ready=False,
+        STREAMER_REDIS_URL="redis://:hunter2@127.0.0.1:1/0",
+        STREAMER_LOG_LEVEL="info",
+    )
+    assert worker.wait() == 1
+    lines = worker.output.strip().splitlines()
+    assert len(lines) == 1
+    assert "hunter2" not in lines[0]

@@ -1,0 +1,245 @@
+"""Cameras in an ingest slot: real RTSP servers that are killed, frozen and locked."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+import pytest
+import redis
+
+from streamer.demo.loopback_camera import LoopbackCamera
+from streamer.domain import (
+    RequestKind,
+    Sampling,
+    StreamState,
+)
+from streamer.errors import ErrorCode
+from streamer.jobs import WATCHES
+from tests.support.cameras import GstCamera, SilentServer
+from tests.support.ingest_bench import PASSWORD, Bench, FakeClock, Flaky, watch
+from workers.ingest.backoff import Backoff
+
+
+def test_a_camera_is_sampled_and_asked_about(
+    bench: Bench, loopback: LoopbackCamera, eventually: Callable[..., None]
+) -> None:
+    spec = bench.attach(loopback.url, watch(1.0), live=True, fps=5)
+    with bench.run(spec) as slot:
+        eventually(lambda: len(bench.requests(WATCHES)) == 2)
+        status = bench.status(spec)
+        slot.stop()
+    assert slot.given_back
+    first, second = bench.requests(WATCHES)
+    assert (first.kind, first.watch_id) == (RequestKind.WATCH, spec.watches[0].id)
+    # a busy machine may see a frame late, on the other side of a border; none gets lost
+    assert all(4 <= len(request.frames) <= 6 for request in (first, second))
+    assert (first.end - first.start).total_seconds() == pytest.approx(1.0)
+    assert second.start == first.end
+    assert first.data is None
+    assert abs(second.end.timestamp() - time.time()) < 3
+    steps = np.diff([frame.pts for frame in (*first.frames, *second.frames)])
+    assert steps == pytest.approx(0.2, abs=0.05)
+    assert status.state is StreamState.RUNNING
+    assert status.error is None
+    assert status.counters.reconnects == 0
+    assert status.counters.duration is None
+    # the status in Redis is up to a second old; the last one is written when the slot ends
+    counters = bench.status(spec).counters
+    assert counters.packets >= 45
+    assert 0 < counters.decoded <= counters.packets
+    assert counters.sampled == bench.frames.count(spec.id)
+    assert counters.clips >= 2
+
+
+def test_live_clips_that_wait_too_long_are_dropped_oldest_first(
+    bench: Bench, loopback: LoopbackCamera, eventually: Callable[..., None]
+) -> None:
+    spec = bench.attach(loopback.url, watch(0.4), live=True, fps=5)
+    with bench.run(spec) as slot:
+        eventually(lambda: bench.requests(WATCHES))
+        oldest = bench.requests(WATCHES)[0]
+        eventually(lambda: slot.run._counters.clips == 5)
+        waiting = bench.requests(WATCHES)
+        slot.stop()
+    assert len(waiting) <= bench.settings.max_pending_clips
+    assert oldest.id not in [request.id for request in waiting]
+    counters = bench.status(spec).counters
+    assert counters.clips_dropped == counters.clips - len(bench.requests(WATCHES))
+
+
+def test_detaching_a_camera_ends_its_slot_and_forgets_its_frames(
+    bench: Bench, loopback: LoopbackCamera, eventually: Callable[..., None]
+) -> None:
+    spec = bench.attach(loopback.url, live=True)
+    with bench.run(spec) as slot:
+        eventually(lambda: bench.frames.count(spec.id))
+        bench.registry.delete(spec.id)
+        slot.join(2.0)
+    assert slot.outcome == "returned"
+    assert bench.frames.count(spec.id) == 0
+
+
+def test_an_edited_stream_follows_without_reconnecting(
+    bench: Bench, loopback: LoopbackCamera, eventually: Callable[..., None]
+) -> None:
+    spec = bench.attach(loopback.url, live=True, fps=1)
+    with bench.run(spec) as slot:
+        eventually(lambda: bench.status(spec).state is StreamState.RUNNING)
+        bench.registry.update(spec.id, watches=[watch(0.5)], sampling=Sampling(fps=10))
+        eventually(lambda: bench.requests(WATCHES))
+        assert len(bench.requests(WATCHES)[0].frames) >= 3
+        bench.registry.update(spec.id, watches=[])
+        eventually(lambda: not slot.run._watches._gatherers)
+        slot.stop()
+    assert bench.status(spec).counters.reconnects == 0
+
+
+def test_a_lost_camera_is_reconnected(
+    bench: Bench, units: Path, eventually: Callable[..., None]
+) -> None:
+    bench = bench.with_settings(reconnect_cap=0.2)
+    with GstCamera(units) as camera:
+        spec = bench.attach(camera.url, watch(60.0), live=True, fps=10)
+        with bench.run(spec) as slot:
+            eventually(lambda: bench.frames.count(spec.id) >= 5)
+            # when the plug is pulled
+            camera.kill()
+            eventually(lambda: bench.status(spec).state is StreamState.RECONNECTING)
+            error = bench.status(spec).error
+            assert error is not None
+            assert error.code is ErrorCode.STREAM_CONNECTION_FAILED
+            # then what was seen is not kept waiting for the rest of the minute
+            eventually(lambda: bench.requests(WATCHES))
+            (request,) = bench.requests(WATCHES)
+            assert len(request.frames) >= 5
+            assert 0 <= request.end.timestamp() - request.frames[-1].time + 0.001 < 0.2
+            # when it is back
+            before = bench.frames.newest(spec.id)[0]
+            camera.start()
+            eventually(lambda: bench.status(spec).state is StreamState.RUNNING)
+            status = bench.status(spec)
+            assert status.error is None
+            assert status.counters.reconnects == 1
+            eventually(lambda: bench.frames.newest(spec.id)[0].pts > before.pts)
+            slot.stop()
+    # then stream time went on with the wall clock
+    after = bench.frames.newest(spec.id)[0]
+    assert after.pts - before.pts == pytest.approx(after.time - before.time, abs=0.2)
+
+
+def test_a_camera_that_freezes_is_noticed_and_comes_back(
+    bench: Bench, units: Path, eventually: Callable[..., None]
+) -> None:
+    bench = bench.with_settings(reconnect_cap=0.2, read_timeout=0.5, open_timeout=1.5)
+    with GstCamera(units) as camera:
+        spec = bench.attach(camera.url, live=True, fps=10)
+        with bench.run(spec) as slot:
+            eventually(lambda: bench.status(spec).state is StreamState.RUNNING)
+            camera.freeze()
+            eventually(lambda: bench.status(spec).state is StreamState.RECONNECTING)
+            error = bench.status(spec).error
+            assert error is not None
+            assert error.code is ErrorCode.STREAM_TIMEOUT
+            camera.thaw()
+            eventually(lambda: bench.status(spec).state is StreamState.RUNNING)
+            slot.stop()
+
+
+def test_a_wrong_password_is_reported_at_once_and_never_shown(
+    bench: Bench,
+    units: Path,
+    eventually: Callable[..., None],
+    redis_client: redis.Redis,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    # given
+    clock = FakeClock()
+    with GstCamera(units, user="admin", password=PASSWORD, digest=True) as camera:
+        spec = bench.attach(f"rtsp://admin:hunter2@{camera.address}", live=True)
+        with bench.run(spec, clock=clock) as slot:
+            eventually(lambda: bench.status(spec).state is StreamState.RECONNECTING)
+            status = bench.status(spec)
+            assert status.error is not None
+            assert status.error.code is ErrorCode.STREAM_AUTH_FAILED
+            # then it is tried again at the cap only
+            eventually(lambda: clock.slept >= bench.settings.reconnect_cap)
+            # when the password is put right, it takes effect without a restart
+            full = f"rtsp://admin:{quote(PASSWORD, safe='')}@{camera.address}"
+            redis_client.hset("streamer:secrets", spec.id, full)
+            eventually(lambda: bench.status(spec).state is StreamState.RUNNING)
+            assert bench.status(spec).error is None
+            slot.stop()
+    captured = "".join(capfd.readouterr())
+    stored = status.model_dump_json() + spec.model_dump_json()
+    for secret in ("hunter2", PASSWORD, quote(PASSWORD, safe="")):
+        assert secret not in captured + stored
+
+
+def test_a_camera_that_is_away_is_tried_again_for_ever_and_ever_more_rarely(
+    bench: Bench, eventually: Callable[..., None]
+) -> None:
+    clock = FakeClock()
+    delays: list[float] = []
+
+    def highest(_low: float, high: float) -> float:
+        delays.append(high)
+        return high
+
+    spec = bench.attach("rtsp://me:hunter2@127.0.0.1:1/x", live=True)
+    with bench.run(spec, clock=clock, backoff=Backoff(60, draw=highest)) as slot:
+        eventually(lambda: len(delays) >= 12)
+        status = bench.status(spec)
+        slot.stop()
+    assert delays[:12] == [1, 2, 4, 8, 16, 32, 60, 60, 60, 60, 60, 60]
+    assert clock.slept >= sum(delays[:11])
+    assert status.state is StreamState.RECONNECTING
+    assert status.error is not None
+    assert status.error.code is ErrorCode.STREAM_CONNECTION_FAILED
+    assert "hunter2" not in status.model_dump_json()
+    assert status.counters.reconnects == 0
+
+
+def test_a_slot_that_connects_or_waits_stops_within_two_seconds(
+    bench: Bench, eventually: Callable[..., None]
+) -> None:
+    with SilentServer() as server:
+        url = f"rtsp://127.0.0.1:{server.port}/x"
+        bench = bench.with_settings(read_timeout=1.0, reconnect_cap=600.0)
+        connecting = bench.attach(url, live=True, name="connecting")
+        waiting = bench.attach("rtsp://127.0.0.1:1/x", live=True, name="waiting")
+        deleted = bench.attach(url, live=True, name="deleted")
+        slow = Backoff(600, draw=lambda *_: 600.0)
+        with (
+            bench.run(connecting) as first,
+            bench.run(waiting, backoff=slow) as second,
+            bench.run(deleted) as third,
+        ):
+            eventually(lambda: server.accepted == 2)
+            eventually(lambda: bench.status(waiting).state is StreamState.RECONNECTING)
+            bench.registry.delete(deleted.id)
+            first.stop()
+            second.stop()
+            third.join(2.0)
+    assert first.given_back
+    assert second.given_back
+    assert third.outcome == "returned"
+
+
+def test_redis_away_costs_a_camera_frames_and_nothing_else(
+    bench: Bench, loopback: LoopbackCamera, eventually: Callable[..., None]
+) -> None:
+    spec = bench.attach(loopback.url, watch(0.2), live=True, fps=25)
+    slot = bench.run(spec)
+    slot.run._frames = Flaky(slot.run._frames, "add")  # type: ignore[assignment]
+    slot.run._watches._jobs = Flaky(bench.context.jobs, "submit")  # type: ignore[assignment]
+    with slot:
+        eventually(lambda: slot.run._counters.dropped.redis_away >= 8)
+        slot.stop()
+    counters = bench.status(spec).counters
+    assert counters.clips > len(bench.requests(WATCHES)) > 0
+    assert counters.clips_dropped == counters.clips - len(bench.requests(WATCHES))
+    assert counters.sampled == bench.frames.count(spec.id)
+    assert counters.sampled >= 2 * (counters.dropped.redis_away - 1)
+    assert counters.reconnects == 0

@@ -1,0 +1,107 @@
+"""What an ingest worker remembers of its streams, and for how long; what it does with secrets."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from streamer import redis_keys
+from streamer.connections import Connections
+from streamer.demo.loopback_camera import LoopbackCamera
+from streamer.domain import StreamState
+from streamer.errors import ErrorCode
+from streamer.frames.archive import Archive
+from streamer.frames.archive_writer import ArchiveWriter
+from streamer.local.redis_server import EmbeddedServer
+from tests.support.ingest_bench import PASSWORD, Bench
+
+Eventually = Callable[..., None]
+
+
+def test_frames_go_into_the_archive_beside_redis(
+    bench: Bench, loopback: LoopbackCamera, tmp_path: Path, eventually: Eventually
+) -> None:
+    archive = Archive(str(tmp_path / "archive"))
+    with ArchiveWriter(archive, days=7) as writer:
+        bench.context.archive = writer
+        spec = bench.attach(loopback.url, live=True, fps=10)
+        with bench.run(spec) as slot:
+            eventually(lambda: bench.frames.count(spec.id) >= 10)
+            slot.stop()
+    kept = bench.frames.newest(spec.id, 1000)
+    found = archive.between(spec.id, kept[0].time, kept[-1].time + 1, count=1000)
+    assert [frame.ref for frame in found] == kept
+    assert archive.load(found) == bench.frames.load(kept)
+    assert bench.status(spec).counters.dropped.archive == 0
+
+
+def test_the_bytes_and_the_history_of_a_stream_hold(
+    bench: Bench, loopback: LoopbackCamera, eventually: Eventually
+) -> None:
+    size = 1 << 20
+    bench = bench.with_settings(frame_bytes_per_stream=size, frame_ttl=2.0)
+    spec = bench.attach(loopback.url, live=True, fps=20, history=600.0)
+    with bench.run(spec) as slot:
+        eventually(lambda: bench.status(spec).counters.sampled >= 100, timeout=60.0)
+        slot.stop()
+    kept = bench.frames.newest(spec.id, 10_000)
+    newest = kept[-1].time
+    old = [ref for ref in kept if ref.time < newest - 2.5]
+    # one of each ten seconds, not one of each twentieth of a second
+    assert 1 <= len(old) <= (newest - kept[0].time) / 10 + 2
+    assert len(kept) - len(old) > 5
+    client = bench.context.connections.frames
+    assert int(client.hget(redis_keys.FRAME_BYTES, spec.id) or 0) <= size
+    assert client.ttl(redis_keys.frame_index(spec.id)) > 590
+
+
+def test_a_redis_that_is_full_of_other_things_costs_counted_frames_and_nothing_else(
+    bench: Bench, loopback: LoopbackCamera, tmp_path: Path, eventually: Eventually
+) -> None:
+    with EmbeddedServer(tmp_path / "small", persistent=False, max_memory=4 << 20) as server:
+        settings = bench.settings.model_copy(update={"frames_redis_url": server.url})
+        with Connections(settings) as connections:
+            bench, client = Bench(settings, connections), connections.frames
+            assert not connections.shared
+            client.config_set("maxmemory", client.info("memory")["used_memory"])  # nothing fits in
+            spec = bench.attach(loopback.url, live=True, fps=20)
+            with bench.run(spec) as slot:
+                eventually(lambda: bench.status(spec).counters.dropped.redis_full >= 10)
+                assert bench.status(spec).state is StreamState.RUNNING
+                client.config_set("maxmemory", 64 << 20)
+                eventually(lambda: bench.frames.count(spec.id) >= 5)
+                slot.stop()
+            assert bench.status(spec).counters.reconnects == 0
+
+
+def test_a_wrong_key_is_a_state_with_a_sentence_and_the_right_one_puts_it_right(
+    bench: Bench, loopback: LoopbackCamera, eventually: Eventually
+) -> None:
+    ours = bench.with_settings(secret_key=["the key that it was attached with"])
+    url = loopback.url.replace("rtsp://", f"rtsp://user:{PASSWORD}@")
+    spec = ours.attach(url, live=True, fps=10)
+    other = bench.with_settings(secret_key=["another key altogether"])
+    with other.run(spec) as slot:
+        eventually(lambda: bench.status(spec).state is StreamState.FAILED)
+        slot.stop()
+    assert slot.given_back
+    error = bench.status(spec).error
+    assert error is not None
+    assert error.code is ErrorCode.SECRET_UNREADABLE
+    assert "STREAMER_SECRET_KEY" in error.message
+    with ours.run(spec) as slot:
+        eventually(lambda: bench.status(spec).state is StreamState.RUNNING)
+        slot.stop()
+
+
+@pytest.mark.parametrize("url", ["nosuchscheme://x/y", "{tmp_path}/file/archive"])
+def test_an_archive_that_cannot_be_used_is_said_when_the_worker_starts(
+    worker_process: Callable[..., object], tmp_path: Path, url: str
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    worker = worker_process(
+        "ingest", ready=False, STREAMER_ARCHIVE_URL=url.format(tmp_path=tmp_path)
+    )
+    assert worker.wait(60.0) == 1  # type: ignore[attr-defined]
+    said = worker.output  # type: ignore[attr-defined]
+    assert "archive_url" in said.splitlines()[-1]

@@ -1,0 +1,109 @@
+"""What is promised of the time that things take: back-off, take-over, and an end that nothing
+holds up."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import redis
+from rq import Queue
+from rq.job import Job
+
+from streamer.demo.loopback_camera import LoopbackCamera
+from streamer.domain import StreamSpec, StreamState
+from streamer.jobs import INGEST
+from tests.support.cameras import SilentServer
+from tests.support.ingest_bench import Bench, FakeClock
+from tests.support.rtsp_proxy import RtspProxy
+from workers.ingest.backoff import Backoff
+from workers.rq.maintenance import Maintenance
+
+Eventually = Callable[..., None]
+
+
+def test_a_minute_of_frames_sets_the_pause_back_and_less_does_not(
+    bench: Bench, loopback: LoopbackCamera, line: RtspProxy, eventually: Eventually
+) -> None:
+    bench = bench.with_settings(
+        lease=3600.0
+    )  # it is the clock that is turned, not Redis that hangs
+    clock, bounds = FakeClock(), []
+
+    def draw(_low: float, high: float) -> float:
+        bounds.append(high)
+        return 0.0
+
+    def lost() -> float:
+        """The bound of the pause after the next loss."""
+        before, again = len(bounds), bench.status(spec).counters.reconnects + 1
+        line.hang_up()
+        eventually(lambda: bench.status(spec).counters.reconnects >= again)
+        return bounds[before]
+
+    line.faults.refuse = True
+    spec = bench.attach(line.through(loopback.url), live=True)
+    with bench.run(spec, clock=clock, backoff=Backoff(3600, draw=draw)) as slot:
+        eventually(lambda: len(bounds) >= 4)
+        line.faults.refuse = False
+        eventually(lambda: bench.status(spec).state is StreamState.RUNNING)
+        assert bounds[:3] == [1, 2, 4]
+        assert lost() == 2 * bounds[-2] > 4
+        clock.sleep(61)
+        assert lost() == 1
+        assert lost() == 2
+        slot.stop()
+
+
+def test_a_camera_that_hangs_in_open_does_not_hold_up_the_end_of_the_worker(
+    bench: Bench,
+    loopback: LoopbackCamera,
+    worker_process: Callable[..., Any],
+    eventually: Eventually,
+) -> None:
+    # given one whose bytes keep FFmpeg's own time-out from ever coming, and one that is well
+    with SilentServer(dribble=True) as server:
+        mute = bench.attach(f"rtsp://127.0.0.1:{server.port}/x", live=True, name="mute")
+        good = bench.attach(loopback.url, live=True, name="good")
+        for spec in (mute, good):
+            bench.context.jobs.start_ingest(spec.id)
+        worker = worker_process("ingest")
+        eventually(lambda: server.accepted and bench.frames.count(good.id))
+        worker.terminate()
+        assert worker.wait(20.0) == 0
+    # then both are there for the next one
+    assert bench.context.jobs.depths()[INGEST] == 2
+
+
+@pytest.mark.slow
+def test_streams_of_a_killed_worker_are_taken_over_within_twenty_seconds(
+    bench: Bench,
+    loopback: LoopbackCamera,
+    worker_process: Callable[..., Any],
+    eventually: Eventually,
+) -> None:
+    specs: list[StreamSpec] = []
+    for number in range(3):
+        specs.append(bench.attach(loopback.url, live=True, name=f"cam{number}"))
+        bench.context.jobs.start_ingest(specs[-1].id)
+    first = worker_process("ingest")  # with the lease that it has by default
+    eventually(lambda: all(bench.frames.count(spec.id) for spec in specs))
+    worker_process("ingest")
+    owner = bench.status(specs[0]).worker
+    first.kill()
+    eventually(lambda: all(bench.status(spec).worker != owner for spec in specs), timeout=20)
+    eventually(lambda: all(bench.status(s).state is StreamState.RUNNING for s in specs))
+
+
+def test_the_lock_of_one_who_dies_while_taking_over_delays_nobody(
+    redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = Queue(INGEST, connection=redis_client)
+    left: list[int] = []
+
+    def clean(queue: Queue, *_: object) -> None:
+        left.append(redis_client.pttl(queue.registry_cleaning_key))
+
+    monkeypatch.setattr("workers.rq.maintenance.clean_registries", clean)
+    Maintenance(redis_client, [queue], lease=3.0, on_failed=lambda *_: None, job_class=Job).tick()
+    assert 0 < left[0] <= 3000
+    assert redis_client.pttl(queue.registry_cleaning_key) == -2  # it is given back

@@ -1,0 +1,126 @@
+"""Watches that are edited one by one: what happens to the windows that are being gathered."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+
+from streamer.client import Client
+from streamer.demo.loopback_camera import LoopbackCamera
+from streamer.domain import ClipRequest, FrameRef, StreamCounters, StreamSpec
+from streamer.jobs import FILES, WATCHES
+from tests.support.ingest_bench import Bench, watch
+from workers.ingest.stream_watches import StreamWatches
+
+Eventually = Callable[..., None]
+
+
+def frame(spec: StreamSpec, at: float) -> FrameRef:
+    size = {"width": 32, "height": 24}
+    return FrameRef(
+        stream_id=spec.id, id=f"{round(at * 1000)}-0", time=at, pts=at, change=0.1, **size
+    )
+
+
+@pytest.fixture
+def gather(bench: Bench) -> Callable[[StreamSpec], StreamWatches]:
+    """What the ingest worker gathers a stream's frames with."""
+
+    def make(spec: StreamSpec) -> StreamWatches:
+        return StreamWatches(
+            spec,
+            bench.context.jobs,
+            bench.settings,
+            StreamCounters(),
+            pause=lambda: pytest.fail("no room"),
+            insist=lambda call: call(),
+        )
+
+    return make
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_new_question_is_asked_about_all_of_the_open_window(
+    bench: Bench, gather: Callable[[StreamSpec], StreamWatches], live: bool
+) -> None:
+    # given half a window
+    spec = bench.attach("rtsp://cam.invalid/x", watch(4.0), watch(4.0), live=live, fps=1)
+    watches = gather(spec)
+    watches.add(frame(spec, 0), 0.0)
+    watches.add(frame(spec, 1), 0.0)
+    # when one of two watches is edited
+    asked = spec.watches[0].model_copy(update={"prompt": "Anyone?", "max_tokens": 5})
+    edited = spec.model_copy(update={"watches": [asked, spec.watches[1]]})
+    watches.follow(edited)
+    for second in (2, 3, 4):
+        watches.add(frame(spec, second), 0.0)
+    # then it has seen all of its window, like the other
+    requests = bench.requests(WATCHES if live else FILES)
+    assert [(r.prompt, r.max_tokens) for r in requests] == [("Anyone?", 5), ("What is there?", 128)]
+    assert [r.watch_id for r in requests] == [each.id for each in spec.watches]
+    assert [[f.pts for f in r.frames] for r in requests] == [[0, 1, 2, 3]] * 2
+
+
+@pytest.mark.parametrize(
+    "change", [{"window": 2.0}, {"max_frames": 3}], ids=["another window", "fewer frames"]
+)
+def test_a_window_that_is_cut_differently_begins_anew(
+    bench: Bench, gather: Callable[[StreamSpec], StreamWatches], change: dict[str, float]
+) -> None:
+    spec = bench.attach("rtsp://cam.invalid/x", watch(4.0), live=True, fps=1)
+    watches = gather(spec)
+    watches.add(frame(spec, 0), 0.0)
+    watches.follow(spec.model_copy(update={"watches": [spec.watches[0].model_copy(update=change)]}))
+    for second in range(1, 6):
+        watches.add(frame(spec, second), 0.0)
+    assert bench.requests(WATCHES)[0].frames[0].pts == 1
+
+
+def test_a_recording_is_asked_about_in_full_after_its_window_was_made_longer(
+    bench: Bench, gather: Callable[[StreamSpec], StreamWatches]
+) -> None:
+    """The longer window may begin where a short one did, and needs a request of its own."""
+    spec = bench.attach("v.mp4", watch(1.0), fps=1)
+    watches = gather(spec)
+    watches.add(frame(spec, 0), 0.0)
+    watches.add(frame(spec, 1), 0.0)
+    (short,) = bench.requests(FILES)
+    bench.answer(short)
+    longer = spec.watches[0].model_copy(update={"window": 4.0})
+    watches.follow(spec.model_copy(update={"watches": [longer]}))
+    for second in (2, 3, 4):
+        watches.add(frame(spec, second), 0.0)
+    (long,) = bench.requests(FILES)
+    assert long.start == short.start
+    assert long.id != short.id
+    assert [f.pts for f in long.frames] == [2, 3]
+
+
+def test_the_others_go_on_undisturbed_while_a_camera_runs(
+    bench: Bench, loopback: LoopbackCamera, eventually: Eventually
+) -> None:
+    bench = bench.with_settings(max_pending_clips=1000)
+    spec = bench.attach(loopback.url, watch(0.4), watch(0.4), live=True, fps=10, name="yard")
+    steady, other = spec.watches
+
+    def asked(watch_id: str) -> list[ClipRequest]:
+        return [r for r in bench.requests(WATCHES) if r.watch_id == watch_id]
+
+    with Client(bench.settings) as client, bench.run(spec) as slot:
+        eventually(lambda: asked(steady.id) and asked(other.id))
+        client.watches.edit("yard", other.id, prompt="Anyone?")
+        eventually(lambda: asked(other.id)[-1].prompt == "Anyone?")
+        client.watches.remove("yard", other.id)
+        new = client.watches.add("yard", client.watch("And now?", window=0.3))
+        eventually(lambda: asked(new.id))
+        count = len(asked(other.id))
+        more = len(asked(steady.id)) + 2
+        eventually(lambda: len(asked(steady.id)) >= more)
+        assert len(asked(other.id)) == count
+        slot.stop()
+    windows = asked(steady.id)[:-1]
+    assert {r.prompt for r in windows} == {steady.prompt}
+    # its windows stand where they would have stood: whole numbers of 0.4 s apart
+    for before, after in pairwise(windows):
+        steps = (after.start - before.start).total_seconds() / 0.4
+        assert steps == pytest.approx(round(steps), abs=0.01)

@@ -1,0 +1,1 @@
+"""The GPU worker: answer clips with one model and one engine."""

@@ -1,0 +1,152 @@
+"""The clip job: look at the frames of one window and answer one question about them."""
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import redis
+import structlog
+from rq.job import Job
+
+from streamer.domain import ClipRequest, FrameRef, RequestKind, Result, utc_now
+from streamer.errors import ErrorCode, StreamerError
+from streamer.jobs import error_result, owner_of, read_request
+from workers.context import BrokeDown, GiveBack, WorkerContext, current
+from workers.gpu.clip_plan import plan_look
+from workers.gpu.inference import ask
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from nvila_core import Completion
+
+_log = structlog.get_logger(__name__)
+
+
+def answer(request: dict[str, Any]) -> None:
+    """Answer one ClipRequest (as JSON) and publish its one terminal result.
+
+    Whatever is wrong with the request becomes an error result; only a worker that cannot go on
+    leaves it unanswered, for another worker.
+    """
+    context = current()
+    clip = ClipRequest.model_validate(request)
+    if context.results.answered(clip.id):  # by a worker that died before it could say so
+        return
+    started = time.time()
+    try:
+        result = _answer(context, clip, started)
+    except (GiveBack, BrokeDown):
+        raise
+    except StreamerError as error:
+        result = error_result(clip, error.code, error.message)
+        result.queue_ms = _queue_ms(clip, started)
+    except Exception as error:
+        _log.exception("clip_failed", request=clip.id)
+        result = error_result(
+            clip,
+            ErrorCode.MODEL_FAILED,
+            f"The model failed on this request ({type(error).__name__}): see the worker's log.",
+        )
+        result.queue_ms = _queue_ms(clip, started)
+    _publish(context, clip, result)
+
+
+def publish_failure(job: Job, code: ErrorCode, message: str) -> None:
+    """Give the request of a clip job that failed for good its error result."""
+    clip = read_request(job)
+    if clip is None:
+        _log.error("job_without_request", job=job.id)
+        return
+    _publish(current(), clip, error_result(clip, code, message))
+
+
+def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result:
+    if not clip.prompt.strip():
+        raise StreamerError(ErrorCode.PROMPT_EMPTY, "The prompt is empty: ask something.")
+    if not clip.frames:
+        raise StreamerError(
+            ErrorCode.NO_FRAMES,
+            "There are no frames in this range: ask about a time when the stream was running.",
+        )
+    try:
+        jpegs = context.frames.load(clip.frames)
+    except redis.exceptions.RedisError:
+        raise StreamerError(
+            ErrorCode.REDIS_UNAVAILABLE,
+            "The Redis server that holds the frames does not answer: check STREAMER_REDIS_URL "
+            "and STREAMER_FRAMES_REDIS_URL of the worker.",
+        ) from None
+    look = plan_look(context, clip, started)
+    images = _decode(clip.frames, jpegs, look.sizes)
+    completion = ask(context, clip, [look.parts(images), clip.prompt], look.options)
+    usage, timings = completion.usage, completion.timings
+    return Result(
+        request_id=clip.id,
+        kind="answer" if clip.kind is RequestKind.QUERY else "caption",
+        stream_id=clip.stream_id,
+        stream_name=clip.stream_name,
+        watch_id=clip.watch_id,
+        start=clip.start,
+        end=clip.end,
+        prompt=clip.prompt,
+        text=completion.text,
+        data=_data(clip, completion),
+        finish_reason=completion.finish_reason,
+        frames=len(clip.frames),
+        tiles=usage.tiles,
+        plan=look.record,
+        vision_tokens=usage.vision_tokens,
+        prompt_tokens=usage.prompt_tokens,
+        cached_tokens=usage.cached_tokens,
+        completion_tokens=usage.completion_tokens,
+        queue_ms=_queue_ms(clip, started) + timings.queue_ms,
+        encode_ms=timings.encode_ms,
+        generate_ms=timings.generate_ms,
+    )
+
+
+def _data(clip: ClipRequest, completion: "Completion") -> dict[str, Any] | None:
+    """What the request brought along, and what a whole answer in a form says."""
+    said = clip.read(completion.text) if completion.finish_reason == "stop" else {}
+    return {**(clip.data or {}), **said} or None
+
+
+def _decode(
+    frames: Sequence[FrameRef], jpegs: Sequence[bytes], sizes: Sequence[tuple[int, int] | None]
+) -> "list[np.ndarray[Any, Any]]":
+    """Pictures of a clip, RGB uint8 [height, width, 3], only as large as they are looked at."""
+    from streamer.frames.jpeg import from_jpeg
+
+    try:
+        return [
+            from_jpeg(jpeg, frame.width, frame.height, size)
+            for frame, jpeg, size in zip(frames, jpegs, sizes, strict=True)
+        ]
+    except ValueError:
+        raise StreamerError(
+            ErrorCode.FRAME_DAMAGED, "A stored frame is damaged: ask again about other frames."
+        ) from None
+
+
+def _queue_ms(clip: ClipRequest, started: float) -> float:
+    return max(0.0, 1000 * (started - clip.created_at.timestamp()))
+
+
+def _publish(context: WorkerContext, clip: ClipRequest, result: Result) -> None:
+    """Add what all results have, and publish."""
+    result.model = context.model_name
+    result.decode_ms = sum(frame.decode_ms for frame in clip.frames)
+    result.created_at = utc_now()
+    live = clip.kind is RequestKind.WATCH and clip.frames
+    since = clip.frames[-1].time if live else clip.created_at.timestamp()
+    result.total_ms = max(0.0, 1000 * (result.created_at.timestamp() - since))
+    if context.results.publish(result, owner_id=owner_of(clip)):
+        _log.info(
+            "answered",
+            request=clip.id,
+            stream=clip.stream_name,
+            kind=result.kind,
+            error=result.error.code if result.error else None,
+            total_ms=round(result.total_ms),
+        )

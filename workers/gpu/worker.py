@@ -1,0 +1,170 @@
+"""Serve clip jobs with one model and one engine that batches all of them."""
+
+import faulthandler
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import structlog
+
+from nvila_core.errors import NVILAError, first_line
+from streamer.connections import Connections
+from streamer.errors import ErrorCode, StreamerError
+from streamer.jobs import CLIP_JOB, CLIP_QUEUES
+from streamer.settings import Settings
+from workers import context
+from workers.gpu.clip_job import answer, publish_failure
+from workers.gpu.inference import out_of_memory
+from workers.gpu.watchdog import Watchdog
+from workers.process import restart
+from workers.rq.thread_worker import ThreadWorker
+
+if TYPE_CHECKING:
+    from nvila_core import Engine
+
+_log = structlog.get_logger(__name__)
+
+DEMO = "demo"
+"""The setting that names the checkpoint which the package ships."""
+
+_STOP = 1.0  # seconds for the engine's last step
+
+
+def serve(settings: Settings, stopping: threading.Event, burst: bool = False) -> None:
+    """Load the model and answer clips until told to stop, or with `burst` until none is left.
+
+    Raises:
+        StreamerError: Redis is not there, or the checkpoint cannot be used.
+        NeedsRestart: the device or the engine broke down. All jobs have been put back.
+    """
+    with Connections(settings) as connections:  # before the model: it fails in no time
+        engine = _engine(settings)
+        model = engine.model
+        own = context.WorkerContext(
+            settings=settings,
+            connections=connections,
+            engine=engine,
+            model_name=DEMO if settings.model == DEMO else model.name,
+            stopping=stopping,
+        )
+        context.install(own)
+        worker = ThreadWorker(
+            CLIP_QUEUES,
+            connections.main,
+            slots=settings.worker_slots,
+            functions={CLIP_JOB: answer},
+            stopping=stopping,
+            lease=settings.lease,
+            on_failed=publish_failure,
+            measure=lambda: measures(engine),
+        )
+        own.worker_name = worker.name
+        with _running(engine, own):
+            worker.work(
+                burst=burst,
+                on_ready=lambda: _log.info(
+                    "ready",
+                    worker=worker.name,
+                    model=own.model_name,
+                    device=str(model.device),
+                    dtype=str(model.dtype).removeprefix("torch."),
+                    slots=settings.worker_slots,
+                ),
+            )
+        if own.failure is not None:
+            restart.let_signals_end_it()
+            if not worker.told_to_stop:
+                raise restart.NeedsRestart(own.failure)
+
+
+@contextmanager
+def _running(engine: "Engine", own: context.WorkerContext) -> Iterator[None]:
+    """The engine in its thread, watched. In the end it is given a moment, but not waited for: what
+    it holds ends with the process."""
+
+    def stuck(seconds: float) -> None:
+        faulthandler.dump_traceback(all_threads=True)  # to the log: this is what it hangs in
+        own.fail(
+            f"a step of the engine has not ended within {seconds:g} s: the device hangs, or this "
+            "machine is so slow that step_timeout must be raised"
+        )
+
+    watchdog = Watchdog(engine.stats, own.settings.step_timeout, stuck)
+    engine.start()
+    watchdog.start()
+    try:
+        yield
+    finally:
+        watchdog.stop()
+        stopper = threading.Thread(target=engine.stop, name="stop-engine", daemon=True)
+        stopper.start()
+        stopper.join(_STOP)
+
+
+def measures(engine: "Engine") -> dict[str, float]:
+    """`Engine.stats()`, the shares of it that came from a cache, and how often we began again."""
+    stats = engine.stats()
+    return {
+        **stats,
+        "prefix_hit_rate": stats["cached_tokens"] / max(1, stats["prompt_tokens"]),
+        "tile_hit_rate": stats["cached_tiles"] / max(1, stats["tiles"]),
+        "restarts": len(restart.recent()),
+    }
+
+
+def _engine(settings: Settings) -> "Engine":
+    """The model that `settings` name, loaded, and its engine."""
+    from nvila_core.checkpoint.hub import find_checkpoint
+    from nvila_core.demo import CHECKPOINT
+    from nvila_core.json_fields import Fields
+
+    path = str(CHECKPOINT) if settings.model == DEMO else settings.model
+    try:
+        Fields.read(find_checkpoint(path) / "config.json")  # a bad path is told in no time
+
+        import torch
+
+        from nvila_core import NVILA, Engine
+        from nvila_core.tuning.compiled import compile_layers
+
+        if settings.threads is not None:
+            torch.set_num_threads(settings.threads)
+        model = NVILA.from_pretrained(
+            path,
+            device=settings.device,
+            dtype=settings.dtype,
+            quantize=settings.quantize,
+        )
+        if settings.compile:
+            try:
+                compile_layers(model)
+            except NVILAError as error:  # the model is as it was
+                _log.warning("not_compiled", reason=str(error))
+        return Engine(
+            model,
+            settings.max_num_seqs,
+            settings.kv_cache_tokens,
+            step_tokens=settings.step_tokens,
+            step_tiles=settings.step_tiles,
+            tile_cache_bytes=settings.tile_cache_bytes,
+            tile_tolerance=settings.tile_tolerance,
+        )
+    except NVILAError as error:
+        raise StreamerError(ErrorCode.MODEL_FAILED, str(error)) from error
+    except (RuntimeError, MemoryError) as error:
+        raise _cannot_load(settings, error) from error
+
+
+def _cannot_load(settings: Settings, error: Exception) -> StreamerError:
+    if out_of_memory(error):
+        return StreamerError(
+            ErrorCode.OUT_OF_MEMORY,
+            f"The model {settings.model} does not fit into the memory of the device "
+            f"'{settings.device}': choose a smaller one, another dtype or another device.",
+        )
+    return StreamerError(
+        ErrorCode.MODEL_FAILED,
+        f"The device '{settings.device}' cannot run the model {settings.model} "
+        f"({first_line(error)}): check it with `streamer doctor`.",
+    )

@@ -1,0 +1,1 @@
+"""The ingest worker: decode streams, store sampled frames, submit clips."""

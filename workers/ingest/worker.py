@@ -1,0 +1,67 @@
+"""Serve stream jobs: each slot decodes one stream."""
+
+import threading
+from contextlib import ExitStack
+
+import cv2
+import redis
+import structlog
+
+from streamer.connections import Connections
+from streamer.frames.archive import Archive
+from streamer.frames.archive_writer import ArchiveWriter
+from streamer.jobs import INGEST, INGEST_JOB
+from streamer.settings import Settings
+from workers import context
+from workers.ingest.job import run_stream
+from workers.process import malloc
+from workers.rq.thread_worker import ThreadWorker
+
+_log = structlog.get_logger(__name__)
+
+
+def serve(settings: Settings, stopping: threading.Event) -> None:
+    """Run streams until told to stop. Raises StreamerError when Redis is not there."""
+    malloc.settle()
+    cv2.setNumThreads(1)  # the slots are the threads; a pool of OpenCV's own only gets in the way
+    with Connections(settings) as connections, ExitStack() as stack:
+        own = context.WorkerContext(settings=settings, connections=connections, stopping=stopping)
+        context.install(own)
+        if settings.archive_url is not None:
+            archive = Archive(settings.archive_url)
+            archive.require_writable()
+            own.archive = stack.enter_context(ArchiveWriter(archive, settings.archive_days))
+        _check(own)
+        worker = ThreadWorker(
+            [INGEST],
+            connections.main,
+            slots=settings.ingest_slots,
+            functions={INGEST_JOB: run_stream},
+            stopping=stopping,
+            lease=settings.lease,
+            on_failed=lambda job, _code, message: _log.error(
+                "stream_given_up", job=job.id, reason=message
+            ),
+        )
+        own.worker_name = worker.name
+        worker.work(
+            on_ready=lambda: _log.info("ready", worker=worker.name, slots=settings.ingest_slots)
+        )
+
+
+def _check(own: context.WorkerContext) -> None:
+    """Say in the log what a person should put right; have all secrets under the first key."""
+    try:
+        advice = own.connections.memory_advice()
+        unreadable = own.streams.seal_all()
+    except redis.exceptions.RedisError as error:
+        _log.warning("redis_away", reason=type(error).__name__)
+        return
+    if advice is not None:
+        _log.warning("redis_memory", advice=advice)
+    if unreadable:
+        _log.error(
+            "secrets_unreadable",
+            streams=unreadable,
+            advice="Set STREAMER_SECRET_KEY to the key that they were attached with.",
+        )

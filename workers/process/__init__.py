@@ -1,0 +1,1 @@
+"""What every worker process does: start, log, restart, report its resources."""

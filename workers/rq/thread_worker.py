@@ -1,0 +1,384 @@
+"""An RQ worker that runs many jobs at once in threads of one process that never forks.
+
+A process that holds a model cannot fork (CUDA does not survive it, OpenMP deadlocks), and one that
+holds thirty camera streams should not have to. RQ keeps jobs, retries and registries; this class
+replaces how jobs are taken and run, for three properties that RQ's own workers do not have:
+
+* a job is in the queue, in the intermediate list or in the started registry at every moment, so
+  that a worker killed at any instant loses none;
+* a killed worker's jobs are taken over after `lease` seconds, not minutes;
+* only functions in a table are run: what a job names comes from a Redis that others can write to.
+"""
+
+import contextlib
+import math
+import os
+import socket
+import threading
+import time
+import traceback
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+from typing import Any, cast
+
+import redis
+import structlog
+from rq.exceptions import NoSuchJobError
+from rq.executions import Execution
+from rq.job import Job, JobStatus
+from rq.queue import Queue
+from rq.serializers import JSONSerializer
+from rq.suspension import is_suspended
+from rq.worker import BaseWorker, WorkerStatus
+
+from streamer import redis_keys
+from streamer.errors import ErrorCode
+from streamer.media.urls import redact
+from workers.context import Abandon, BrokeDown, GiveBack, enter_slot
+from workers.rq.heartbeat import Heartbeat
+from workers.rq.job import NoDeathPenalty, PlainJob, Slot
+from workers.rq.maintenance import Maintenance, OnFailed
+
+_log = structlog.get_logger(__name__)
+
+_POLL = 1.0  # seconds: how soon a stop is seen, and a job whose wake-up was lost
+_CONNECTION_ERRORS = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
+_DEADLY = (
+    "The model worker broke down each time it worked on this request, the last time on it alone: "
+    "see the worker's log, and ask about other frames."
+)
+
+# Takes by priority, and forgets the wake-ups of queues that turn out empty: none is owed then.
+# KEYS: queue, intermediate, wake; as many threes as there are queues
+_TAKE = """
+for i = 1, #KEYS, 3 do
+  local id = redis.call('LMOVE', KEYS[i], KEYS[i + 1], 'LEFT', 'RIGHT')
+  if id then return {KEYS[i], id} end
+  redis.call('DEL', KEYS[i + 2])
+end
+return false
+"""
+
+
+class ThreadWorker(BaseWorker):
+    """Runs up to `slots` jobs at once, each in a thread.
+
+    `functions` maps the job names that may be run to what runs them: a job's name is a contract
+    with the queue, not an import path. `stopping` is set on SIGTERM or SIGINT; jobs
+    then have `grace` seconds to finish before they are cancelled and go back to the queue. With
+    several queues the last slot is kept free for the first, so that bulk work cannot fill all.
+    `measure` gives numbers that are told with each heartbeat, beside those of the process.
+    """
+
+    death_penalty_class = NoDeathPenalty
+    job_class = PlainJob
+    log_job_description = False
+    log_result_lifespan = False
+
+    def __init__(
+        self,
+        queues: Sequence[str],
+        connection: redis.Redis,
+        *,
+        slots: int,
+        functions: Mapping[str, Callable[..., object]],
+        stopping: threading.Event,
+        lease: float,
+        on_failed: OnFailed,
+        grace: float = 3.0,
+        measure: Callable[[], Mapping[str, float]] = dict,
+    ) -> None:
+        super().__init__(
+            list(queues),
+            name=f"{queues[0]}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
+            connection=connection,
+            serializer=JSONSerializer,
+            worker_ttl=math.ceil(lease),
+            log_job_description=False,
+        )
+        self.stopping = stopping
+        self.told_to_stop = False  # by a signal
+        self._slot_count = slots
+        self._reserved = 1 if slots > 1 and len(queues) > 1 else 0
+        self._functions = dict(functions)
+        self._grace = grace
+        self._on_failed = on_failed
+        self._take_script = connection.register_script(_TAKE)
+        self._queue_of_key = {queue.key: queue for queue in self.queues}
+        self._slots: dict[str, Slot] = {}
+        self._changed = threading.Condition()
+        self._wants_nudge = False
+        self._nudge_key = redis_keys.wake(self.name)
+        self._maintenance = Maintenance(
+            connection, self.queues, lease=lease, on_failed=on_failed, job_class=self.job_class
+        )
+        self._asked_at = 0.0
+        self._forced = threading.Event()
+        self._heartbeat = Heartbeat(
+            self, self._slots.values, slot_count=slots, lease=lease, measure=measure
+        )
+
+    # Life
+
+    def work(  # type: ignore[override]
+        self, burst: bool = False, on_ready: Callable[[], None] = lambda: None, **_: Any
+    ) -> bool:
+        """Run jobs until asked to stop; with `burst`, until the queues are empty.
+
+        `on_ready` is called once the worker is registered and takes signals. Returns whether any
+        job was run.
+        """
+        self.bootstrap(logging_level=None)
+        self._heartbeat.start()
+        if threading.current_thread() is threading.main_thread():
+            self._install_signal_handlers()
+        on_ready()
+        worked = False
+        try:
+            while not self.stopping.is_set():
+                try:
+                    outcome = self._step()
+                except _CONNECTION_ERRORS as error:
+                    _log.warning("redis_unreachable", reason=redact(str(error)))
+                    self.stopping.wait(_POLL)
+                    continue
+                worked = worked or bool(outcome)
+                if burst and outcome is False and not self._slots:
+                    break
+        finally:
+            self._drain()
+            self._heartbeat.stop()
+            with contextlib.suppress(redis.exceptions.RedisError):
+                self._heartbeat.forget()
+                self.teardown()
+        return worked
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """First signal: finish what runs, take nothing new. Second: do not wait for it."""
+        self.told_to_stop = True
+        if not self.stopping.is_set():
+            self._asked_at = time.monotonic()
+            self.stopping.set()
+        elif time.monotonic() - self._asked_at > 1.0:  # a terminal and a parent may both signal
+            self._forced.set()
+
+    def request_stop_execution(self, execution_id: str) -> None:
+        """Ask one running job to stop: RQ's `stop-execution` command."""
+        slot = self._slots.get(execution_id)
+        if slot is not None:
+            slot.stopped = True
+            slot.cancelled.set()
+
+    def _drain(self) -> None:
+        """Wait for the running jobs, within reason; put the others back for the next worker."""
+        self._wait_until_idle(self._grace)
+        for slot in list(self._slots.values()):
+            slot.cancelled.set()
+        self._wait_until_idle(1.0)
+        for slot in list(self._slots.values()):
+            if slot.close():
+                _log.warning("job_left_behind", job=slot.job.id)
+                with contextlib.suppress(redis.exceptions.RedisError):
+                    self._give_back(slot)
+
+    def _wait_until_idle(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        with self._changed:
+            while self._slots and not self._forced.is_set():
+                remaining = deadline - time.monotonic()
+                if remaining <= 0:
+                    return
+                self._changed.wait(min(0.2, remaining))
+
+    # Taking jobs
+
+    def _step(self) -> bool | None:
+        """Take one job, or wait for one. False: there was none; None: there was no free slot."""
+        self._maintenance.tick()
+        if is_suspended(self.connection):
+            self.stopping.wait(_POLL)
+            return None
+        queues = self._open_queues()
+        if not queues:
+            return None
+        taken = self._take_script(
+            keys=[
+                key
+                for queue in queues
+                for key in (queue.key, queue.intermediate_queue_key, redis_keys.wake(queue.name))
+            ]
+        )
+        if taken:
+            queue_key, job_id = (part.decode() for part in cast(list[bytes], taken))
+            self._begin(self._queue_of_key[queue_key], job_id)
+            return True
+        wakes = [redis_keys.wake(queue.name) for queue in queues]
+        self.connection.blpop([self._nudge_key, *wakes], timeout=_POLL)
+        return False if len(queues) == len(self.queues) else None
+
+    def _open_queues(self) -> list[Queue]:
+        """The queues that may be taken from now; waits a while when all slots are busy."""
+        with self._changed:
+            if len(self._slots) >= self._slot_count:
+                self._changed.wait(_POLL)
+            if self.stopping.is_set():
+                return []
+            free = self._slot_count - len(self._slots)
+            self._wants_nudge = 0 < free <= self._reserved
+            if free <= 0:
+                return []
+            return self.queues[:1] if self._wants_nudge else self.queues
+
+    def _begin(self, queue: Queue, job_id: str) -> None:
+        try:
+            job = self.job_class.fetch(job_id, self.connection, self.serializer)
+        except _CONNECTION_ERRORS:
+            raise
+        except Exception as error:  # cancelled meanwhile, or not fit to be read by anyone
+            if not isinstance(error, NoSuchJobError):
+                _log.error("job_unreadable", job=job_id, reason=type(error).__name__)
+            queue.intermediate_queue.remove(job_id)
+            return
+        # In one transaction the job leaves the intermediate list and is registered as started.
+        with self.connection.pipeline() as pipeline:
+            execution = Execution.create(job, self._heartbeat.ttl, pipeline, worker_name=self.name)
+            job.prepare_for_execution(self.name, pipeline)
+            pipeline.persist(job.key)
+            pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
+            self.set_state(WorkerStatus.BUSY, pipeline)
+            pipeline.execute()
+        slot = Slot(job, queue, execution)
+        with self._changed:
+            self._slots[execution.id] = slot
+            self.executions[execution.id] = execution
+        threading.Thread(target=self._run, args=(slot,), name=f"slot-{job.id}", daemon=True).start()
+
+    # Running jobs
+
+    def _run(self, slot: Slot) -> None:
+        enter_slot(slot.cancelled, last_attempt=slot.job.retries_left == 0)
+        try:
+            self.perform_job(slot.job, slot.queue, slot.execution)
+        except Exception as error:
+            # It could not be written down how it ended: the job comes again after its lease.
+            _log.warning("job_not_recorded", job=slot.job.id, reason=redact(str(error)))
+        finally:
+            with self._changed:
+                self._slots.pop(slot.execution.id, None)
+                self.executions.pop(slot.execution.id, None)
+                nudge, self._wants_nudge = self._wants_nudge, False
+                self._changed.notify_all()
+            if nudge and not self.stopping.is_set():
+                with contextlib.suppress(redis.exceptions.RedisError):
+                    self._nudge()
+
+    def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
+        """Run one job in the calling thread and write down how it ended; False if it failed."""
+        slot = self._slots[execution.id]
+        try:
+            self._function_of(job)(*job.args, **job.kwargs)
+        except GiveBack:
+            if slot.close():
+                if slot.stopped:
+                    self._succeed(slot)
+                else:
+                    self._give_back(slot)
+        except Abandon:
+            slot.close()
+            return False
+        except BrokeDown as error:
+            if slot.close():
+                self._break_down(slot, error)
+            return False
+        except BaseException as error:
+            if slot.close():
+                self._fail(slot, error)
+            return False
+        else:
+            if slot.close():
+                self._succeed(slot)
+        return True
+
+    def _function_of(self, job: Job) -> Callable[..., object]:
+        function = self._functions.get(job.func_name or "")
+        if function is None:
+            raise PermissionError(f"this worker does not run '{job.func_name}'")
+        return function
+
+    def _succeed(self, slot: Slot) -> None:
+        job, queue = slot.job, slot.queue
+        self.handle_execution_ended(job, queue, self._heartbeat.ttl)
+        self.handle_job_success(job, queue, queue.started_job_registry, slot.execution)
+
+    def _break_down(self, slot: Slot, error: BrokeDown) -> None:
+        """Put a job back that may have broken its worker; not for ever."""
+        if slot.stopped:
+            self._succeed(slot)
+        elif slot.job.retries_left:
+            slot.job.retries_left -= 1
+            self._give_back(slot)
+        else:
+            self._fail(slot, error, ErrorCode.WORKER_LOST, _DEADLY)
+
+    def _fail(
+        self,
+        slot: Slot,
+        error: BaseException,
+        code: ErrorCode = ErrorCode.INTERNAL,
+        message: str | None = None,
+    ) -> None:
+        job, queue = slot.job, slot.queue
+        trace = redact("".join(traceback.format_exception(error)))
+        _log.error("job_failed", job=job.id, trace=trace)
+        said = redact(str(error)) or type(error).__name__
+        self._on_failed(job, code, message or f"The job failed: {said}.")
+        job.retries_left = None  # retries are for jobs whose worker died: an error would repeat
+        self.handle_execution_ended(job, queue, self._heartbeat.ttl)
+        self.handle_job_failure(job, queue, exc_string=trace, execution=slot.execution)
+
+    def _give_back(self, slot: Slot) -> None:
+        """Put a job back at the front of its queue, as if it had not been taken."""
+        job, queue = slot.job, slot.queue
+        wanted = self.job_class.exists(job.id, self.connection)
+        with self.connection.pipeline() as pipeline:
+            self.cleanup_execution(job, pipeline, slot.execution)
+            if wanted:
+                if job.retries_left is not None:
+                    pipeline.hset(job.key, "retries_left", job.retries_left)
+                job.set_status(JobStatus.QUEUED, pipeline)
+                queue.push_job_id(job.id, pipeline, at_front=True)
+                pipeline.lpush(redis_keys.wake(queue.name), 1)
+                pipeline.expire(redis_keys.wake(queue.name), 60)
+            pipeline.execute()
+
+    def _nudge(self) -> None:
+        """Wake our own main loop: a slot is free again while it waits for one queue only."""
+        with self.connection.pipeline() as pipeline:
+            pipeline.lpush(self._nudge_key, 1)
+            pipeline.expire(self._nudge_key, 5)
+            pipeline.execute()
+
+    # Leases
+
+    @property
+    def dequeue_timeout(self) -> int:
+        """Seconds that we block at most; RQ derives the socket time-out from it."""
+        return math.ceil(_POLL)
+
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
+        """Seconds after which a job that gave no sign of life is taken over."""
+        return self._heartbeat.ttl
+
+    def heartbeat(
+        self, timeout: int | None = None, pipeline: redis.client.Pipeline | None = None
+    ) -> None:
+        """Say that this worker lives, for the length of its lease."""
+        super().heartbeat(timeout or self._heartbeat.ttl, pipeline)
+
+    def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
+        # RQ's own lets the thread die on a time-out, and with it all commands to this worker.
+        if self._heartbeat.ended.is_set() or not isinstance(exc, _CONNECTION_ERRORS):
+            pubsub_thread.stop()
+        else:
+            self._heartbeat.ended.wait(2.0)
