@@ -57,8 +57,8 @@ Timestamp = Annotated[
 ]
 
 
-class Model(BaseModel):
-    """Base of all records: unknown fields are an error, so that a misspelt one never passes."""
+class Record(BaseModel):
+    """Base of all records. Unknown fields are errors, so that a misspelt field never passes."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -74,7 +74,7 @@ class StreamState(StrEnum):
     FAILED = "failed"
 
 
-class Sampling(Model):
+class Sampling(Record):
     """How frames are taken from a stream. Each mode has fields of its own; the others are None.
 
     `fps`: so many frames a second. `keyframes`: key frames, at most one every `min_interval`
@@ -158,7 +158,7 @@ class Watch(AnswerForm):
     max_tokens: int = Field(default=128, ge=1, le=4096, description="tokens of an answer at most")
 
 
-class StreamSpec(Model):
+class StreamSpec(Record):
     """What a user attached. `url` is fit to be shown: the password is kept apart from it."""
 
     id: str = Field(default_factory=lambda: new_id("str"))
@@ -181,14 +181,14 @@ class StreamSpec(Model):
     created_at: Timestamp = Field(default_factory=utc_now)
 
 
-class ErrorInfo(Model):
+class ErrorInfo(Record):
     """A stable code and one plain sentence."""
 
     code: ErrorCode
     message: str
 
 
-class Drops(Model):
+class Drops(Record):
     """Frames of a stream that were given up, by cause."""
 
     late: int = Field(default=0, description="came faster than this machine could decode")
@@ -203,7 +203,7 @@ class Drops(Model):
         return sum(getattr(self, name) for name in type(self).model_fields)
 
 
-class StreamCounters(Model):
+class StreamCounters(Record):
     """What a stream did since it was attached. Counts, unless a unit is named."""
 
     packets: int = 0
@@ -228,7 +228,7 @@ class StreamCounters(Model):
     codec: str | None = None
 
 
-class StreamStatus(Model):
+class StreamStatus(Record):
     """The state that a stream is in, since when and why."""
 
     state: StreamState = StreamState.CONNECTING
@@ -254,7 +254,7 @@ class Stream(StreamSpec, StreamStatus):
         return round(max(0.0, (utc_now() - self.last_frame_at).total_seconds()), 1)
 
 
-class FrameRef(Model):
+class FrameRef(Record):
     """One sampled picture, by reference; its JPEG bytes stay in Redis under a TTL."""
 
     stream_id: str
@@ -323,14 +323,14 @@ class QueryStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-class PlannedFrame(Model):
+class PlannedFrame(Record):
     """How closely one frame was looked at, and why."""
 
     grid: tuple[int, int] = Field(description="columns and rows of tiles, beside a thumbnail")
     reason: str
 
 
-class Result(Model):
+class Result(Record):
     """What came out of one request: exactly one for each that was accepted."""
 
     id: str = Field(default_factory=lambda: new_id("res"))
@@ -364,7 +364,7 @@ class Result(Model):
     )
 
 
-class Query(Model):
+class Query(Record):
     """A one-off question and, once there is one, its result."""
 
     id: str

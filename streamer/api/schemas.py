@@ -8,8 +8,8 @@ from streamer.answer_form import AnswerForm
 from streamer.domain import (
     MAX_WATCHES,
     ErrorInfo,
-    Model,
     Query,
+    Record,
     Result,
     Sampling,
     Stream,
@@ -19,20 +19,20 @@ from streamer.domain import (
 from streamer.validation import validated
 
 
-class TextFormat(Model):
+class TextFormat(Record):
     """Free text."""
 
     type: Literal["text"] = "text"
 
 
-class ChoiceFormat(Model):
+class ChoiceFormat(Record):
     """One of some strings, word for word."""
 
     type: Literal["choice"]
     choices: list[str] = Field(min_length=1)
 
 
-class JsonFormat(Model):
+class JsonFormat(Record):
     """JSON that fits a schema; `data.json` of the result holds it parsed."""
 
     type: Literal["json_schema"]
@@ -57,7 +57,7 @@ def form_of(wanted: ResponseFormat | None) -> AnswerForm | None:
     return None
 
 
-class WatchBody(Model):
+class WatchBody(Record):
     """A standing question; what is left out comes from the settings."""
 
     prompt: str
@@ -67,7 +67,7 @@ class WatchBody(Model):
     response_format: ResponseFormat | None = None
 
 
-class WatchPatch(Model):
+class WatchPatch(Record):
     """What to change of a watch; what is left out stays as it is."""
 
     prompt: str | None = None
@@ -77,7 +77,7 @@ class WatchPatch(Model):
     response_format: ResponseFormat | None = None
 
 
-class StreamBody(Model):
+class StreamBody(Record):
     """What to attach."""
 
     url: str = Field(min_length=1, max_length=4096, description="URL, or a file on the server")
@@ -95,7 +95,7 @@ class StreamBody(Model):
     probe: bool = Field(default=True, description="try the source before attaching it")
 
 
-class StreamPatch(Model):
+class StreamPatch(Record):
     """What to change of a stream; what is left out stays as it is."""
 
     url: str | None = Field(
@@ -114,7 +114,7 @@ class StreamPatch(Model):
     probe: bool = Field(default=True, description="try a new URL before it is taken")
 
 
-class QueryBody(Model):
+class QueryBody(Record):
     """A question about a stream now or, with `since`, about a past range."""
 
     prompt: str
@@ -128,38 +128,38 @@ class QueryBody(Model):
     response_format: ResponseFormat | None = None
 
 
-class StreamList(Model):
+class StreamList(Record):
     """All attached streams, oldest first."""
 
     streams: list[Stream]
 
 
-class WatchList(Model):
+class WatchList(Record):
     """The watches of one stream, oldest first."""
 
     watches: list[Watch]
 
 
-class QueryList(Model):
+class QueryList(Record):
     """Queries, newest first."""
 
     queries: list[Query]
 
 
-class ResultPage(Model):
+class ResultPage(Record):
     """Results, newest first; pass `next_cursor` as `cursor` to get older ones."""
 
     results: list[Result]
     next_cursor: str | None
 
 
-class ErrorBody(Model):
+class ErrorBody(Record):
     """What every failure looks like."""
 
     error: ErrorInfo
 
 
-class Health(Model):
+class Health(Record):
     """The process is alive."""
 
     status: str = "ok"

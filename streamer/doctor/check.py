@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-from streamer.domain import Model
+from streamer.domain import Record
 
 State = Literal["ok", "warn", "fail"]
 
 
-class Check(Model):
+class Check(Record):
     """One finding: what was looked at, how it is, and what to do in one sentence."""
 
     name: str

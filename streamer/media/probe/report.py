@@ -2,10 +2,10 @@
 
 from pydantic import Field
 
-from streamer.domain import ErrorInfo, Model
+from streamer.domain import ErrorInfo, Record
 
 
-class Step(Model):
+class Step(Record):
     """One step on the way to a picture."""
 
     name: str
@@ -14,7 +14,7 @@ class Step(Model):
     detail: str = ""
 
 
-class Probe(Model):
+class Probe(Record):
     """Everything that was found out; None is what is not known."""
 
     url: str
