@@ -6,6 +6,8 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
+# /dev/null for the newest versions that pyproject.toml allows
+CONSTRAINTS ?= constraints.txt
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -51,9 +53,9 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing $(TORCH) (1 of 3; the largest, once)"
 	@$(PIP) install "$(TORCH)"
 	@echo "Installing the other pinned packages (2 of 3)"
-	@$(PIP) install --constraint constraints.txt setuptools
+	@$(PIP) install --constraint $(CONSTRAINTS) setuptools
 	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/requirements.txt
-	@$(PIP) install --constraint constraints.txt --requirement $(VENV)/requirements.txt
+	@$(PIP) install --constraint $(CONSTRAINTS) --requirement $(VENV)/requirements.txt
 	@echo "Installing this project (3 of 3)"
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
