@@ -12,6 +12,7 @@ from torch import Tensor
 from nvila_core.checkpoint.hub import find_checkpoint
 from nvila_core.checkpoint.loader import Checkpoint
 from nvila_core.config import ModelConfig
+from nvila_core.errors import PromptError
 from nvila_core.generation.completion import Completion
 from nvila_core.generation.sampling import SamplingParams
 from nvila_core.generation.sequence import Sequence
@@ -106,13 +107,15 @@ class NVILA:
         video_as: VideoAs | None = None,
         policy: str | Policy | None = None,
         budget: Budget | None = None,
+        plan: Plan | None = None,
     ) -> Prompt:
         """Turn parts into ids and pixels, on the CPU and without the model.
 
         Args:
             parts: a list of str, PIL images, uint8 arrays [height, width, 3] and `Video`; or a
                 conversation, a list of {"role": "system" | "user" | "assistant", "content": parts}.
-            num_video_frames: frames looked at in each video; default: the checkpoint's (8).
+            num_video_frames: frames looked at in each video; default: all those of `plan`, else the
+                checkpoint's (8).
             video_max_tiles: most tiles of a frame, with `video_as="video"`; default: the
                 checkpoint's (1).
             video_as: "image" writes an `<image>` token for each frame, "video" one `<vila/video>`.
@@ -121,22 +124,35 @@ class NVILA:
                 `resolution`). Default, and "native": the published rule, which is also that of
                 checkpoints which cannot tile frames one by one.
             budget: what a policy may spend on all pictures of the prompt together.
+            plan: a grid for each picture and video frame of the prompt, in order, as `NVILA.plan`
+                computes it; replaces `policy` and `budget`. Checkpoints that cannot tile frames one
+                by one keep the published rule.
 
         Raises:
             PromptTooLong: more positions than the context; nothing has been computed.
-            PromptError: nothing to answer, an unknown role, or a part of another type.
+            PromptError: nothing to answer, an unknown role, a part of another type, or a plan of
+                another number of frames.
         """
         config = self.config
+        if plan is not None and (policy is not None or budget is not None):
+            raise PromptError("A plan replaces policy and budget: give either it or them.")
+        if num_video_frames is None:
+            planned = len(plan.frames) if plan is not None else 0
+            num_video_frames = planned or config.num_video_frames
         options = Options(
-            config.num_video_frames if num_video_frames is None else num_video_frames,
+            num_video_frames,
             config.video_max_tiles if video_max_tiles is None else video_max_tiles,
             video_as or ("video" if config.video_encoder.pool_sizes else "image"),
             config.fps,
         )
         chosen = self._policy(policy)
-        if isinstance(chosen, Native):
+        if not config.tiles_frames or (plan is None and isinstance(chosen, Native)):
             return PromptBuilder(config, self.tokenizer, options).build(parts)
-        return PlannedBuilder(config, self.tokenizer, options, chosen, budget).build(parts)
+
+        def planner(clip: list[Measures]) -> Plan:
+            return chosen.plan(clip, config.tiling, budget or Budget())
+
+        return PlannedBuilder(config, self.tokenizer, options, plan or planner).build(parts)
 
     def plan(
         self,
@@ -144,8 +160,8 @@ class NVILA:
         policy: str | Policy | None = None,
         budget: Budget | None = None,
     ) -> Plan:
-        """What `prepare` will plan for one video of these frames: none of them need be opened at a
-        larger scale than it will be looked at.
+        """Plan a video from the measures of its frames, to open none of them at a larger scale than
+        its grid needs; `prepare` takes the plan.
         """
         return self._policy(policy).plan(clip, self.config.tiling, budget or Budget())
 

@@ -42,6 +42,7 @@ from nvila_core.model import NVILA
 from nvila_core.models.device import step_size
 from nvila_core.models.packed_linear import pack_linears
 from nvila_core.prompt.builder import Prompt
+from nvila_core.resolution.policy import Plan
 
 BLOCK = 16
 """Positions in a block of the cache: what two prompts must have in common to share one."""
@@ -116,6 +117,7 @@ class Engine:
         policy: Any = None,
         priority: int = 0,
         deadline: float | None = None,
+        plan: Plan | None = None,
         **options: Any,
     ) -> Handle:
         """Queue a request from any thread; it is prepared here, in the caller's thread.
@@ -127,6 +129,7 @@ class Engine:
             priority: higher is served earlier, and may push lower ones out of memory; equal ones
                 by deadline, then in order of arrival.
             deadline: seconds from now after which the request fails with DeadlineExceeded.
+            plan: the tiles of each picture and frame, see `NVILA.prepare`; replaces `policy`.
             options: passed on to `NVILA.prepare`.
 
         Raises:
@@ -135,7 +138,7 @@ class Engine:
         """
         prompt = parts_or_prompt
         if not isinstance(prompt, Prompt):
-            prompt = self.model.prepare(parts_or_prompt, policy=policy, **options)
+            prompt = self.model.prepare(parts_or_prompt, policy=policy, plan=plan, **options)
         prompt.must_fit(self.context)
         if deadline is not None and not deadline > 0:
             raise NVILAError(f"deadline must be more than 0 seconds, not {deadline}.")

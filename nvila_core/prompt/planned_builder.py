@@ -1,19 +1,23 @@
 """Prompts whose frames are tiled as a resolution policy plans, not by the published rule."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from nvila_core.config import ModelConfig
+from nvila_core.errors import PromptError
 from nvila_core.media.preprocess import cut, to_rgb
 from nvila_core.media.video import Video
 from nvila_core.prompt.builder import Options, PromptBuilder
 from nvila_core.prompt.tokenizer import IMAGE, VIDEO, Tokenizer
 from nvila_core.resolution.grids import ONE
 from nvila_core.resolution.meter import Meter
-from nvila_core.resolution.policy import Budget, Measures, PlannedFrame, Policy
+from nvila_core.resolution.policy import Measures, Plan, PlannedFrame
+
+Planner = Callable[[list[Measures]], Plan]
+"""Plans the frames of a prompt from their measures."""
 
 
 class PlannedBuilder(PromptBuilder):
@@ -31,11 +35,10 @@ class PlannedBuilder(PromptBuilder):
         config: ModelConfig,
         tokenizer: Tokenizer,
         options: Options,
-        policy: Policy,
-        budget: Budget | None = None,
+        plan: Plan | Planner,
     ) -> None:
         super().__init__(config, tokenizer, options)
-        self.policy, self.budget = policy, budget or Budget()
+        self.plan = plan
         self.planned: Iterator[PlannedFrame] = iter(())
 
     def resolve(self, content: Sequence[Any]) -> list[str | Image.Image | Video]:
@@ -51,10 +54,19 @@ class PlannedBuilder(PromptBuilder):
         return resolved
 
     def survey(self, media: Sequence[Image.Image | Video]) -> None:
-        """Measure what has not been measured, and plan."""
-        clip = [measures for part in media for measures in measures_of(part)]
-        self.planned = iter(self.policy.plan(clip, self.config.tiling, self.budget).frames)
-        self.single = len(clip) == 1
+        """Take the plan or, without one, measure what has not been measured and plan."""
+        count = sum(len(part) if isinstance(part, Video) else 1 for part in media)
+        if isinstance(self.plan, Plan):
+            plan = self.plan
+        else:
+            plan = self.plan([measures for part in media for measures in measures_of(part)])
+        if len(plan.frames) != count:
+            raise PromptError(
+                f"The plan is for {len(plan.frames)} frames but the prompt has {count}: plan "
+                "each picture and video frame of the prompt, in order."
+            )
+        self.planned = iter(plan.frames)
+        self.single = count == 1
 
     def add_image(self, image: Image.Image, single: bool) -> str:
         """Put in one image as planned; returns the text that stands for it."""

@@ -12,7 +12,7 @@ from streamer.domain import ClipRequest, FrameRef, RequestKind, Result, utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import error_result, owner_of, read_request
 from workers.context import BrokeDown, GiveBack, WorkerContext, current
-from workers.gpu.clip_plan import plan_look
+from workers.gpu.clip_plan import parts_of, plan_clip
 from workers.gpu.inference import ask
 
 if TYPE_CHECKING:
@@ -77,9 +77,9 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
             "The Redis server that holds the frames does not answer: check STREAMER_REDIS_URL "
             "and STREAMER_FRAMES_REDIS_URL of the worker.",
         ) from None
-    look = plan_look(context, clip, started)
-    images = _decode(clip.frames, jpegs, look.sizes)
-    completion = ask(context, clip, [look.parts(images), clip.prompt], look.options)
+    plan = plan_clip(context, clip, started)
+    images = _decode(clip.frames, jpegs, plan.sizes)
+    completion = ask(context, clip, parts_of(images, clip.prompt), plan.tiles)
     usage, timings = completion.usage, completion.timings
     return Result(
         request_id=clip.id,
@@ -95,7 +95,7 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
         finish_reason=completion.finish_reason,
         frames=len(clip.frames),
         tiles=usage.tiles,
-        plan=look.record,
+        plan=plan.record,
         vision_tokens=usage.vision_tokens,
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,

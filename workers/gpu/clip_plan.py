@@ -1,5 +1,4 @@
-"""How closely the frames of a clip are looked at: planned from their measures, before any JPEG is
-opened."""
+"""Plan how many tiles each frame of a clip gets, from its measures, before any JPEG is decoded."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,62 +12,57 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Look:
-    """A planned clip.
+class ClipPlan:
+    """The plan of a clip, computed once, for decoding, for the engine and for the result.
 
     Attributes:
-        clip: what is asked.
-        plan: the grid of every frame, and why.
-        sizes: width and height that each frame must be opened at, at least; None: all of it.
-        options: for `Engine.submit`, so that it comes to the same plan.
+        tiles: the grid of every frame, and why; for `Engine.submit`.
+        sizes: minimum width and height in pixels at which each frame must be decoded; None: its
+            full size.
     """
 
-    clip: ClipRequest
-    plan: Plan
+    tiles: Plan
     sizes: list[tuple[int, int] | None]
-    options: dict[str, Any]
-
-    def parts(self, images: "list[np.ndarray[Any, Any]]") -> Any:
-        """The frames' pictures as a part of a prompt. Without a policy one alone is an image."""
-        from PIL import Image
-
-        from nvila_core import Video
-
-        if len(images) == 1 and "policy" not in self.options:
-            return Image.fromarray(images[0])
-        frames = self.clip.frames
-        times, measures = [f.time for f in frames], [f.measures for f in frames]
-        return Video(images, times, sampled=True, measures=measures)
 
     @property
     def record(self) -> list[PlannedFrame]:
         """The plan as results carry it."""
-        return [PlannedFrame(grid=f.grid, reason=f.reason) for f in self.plan.frames]
+        return [PlannedFrame(grid=f.grid, reason=f.reason) for f in self.tiles.frames]
 
 
-def plan_look(context: WorkerContext, clip: ClipRequest, started: float) -> Look:
+def plan_clip(context: WorkerContext, clip: ClipRequest, started: float) -> ClipPlan:
     """Plan a clip whose job `started` (epoch seconds) with the worker's policy and budget."""
     assert context.engine is not None
     model, settings = context.engine.model, context.settings
-    measures = [frame.measures for frame in clip.frames]
-    options: dict[str, Any] = {"num_video_frames": len(measures)}
     policy = parse_policy(settings.policy)
-    planned = model.config.tiles_frames and not isinstance(policy, Native)
-    if planned:
-        options["policy"] = policy
-        options["budget"] = Budget(settings.clip_tokens, load(context, clip, started))
-    plan = model.plan(measures, options.get("policy"), options.get("budget"))
+    budget = Budget(settings.clip_tokens, load(context, clip, started))
+    plan = model.plan([frame.measures for frame in clip.frames], policy, budget)
+    published = isinstance(policy, Native) or not model.config.tiles_frames
+    if published and len(clip.frames) == 1:  # tiled by a rule that looks at the picture's size
+        return ClipPlan(plan, [None])
     side = model.config.processor.size
-    sizes = [(side * columns, side * rows) for columns, rows in (f.grid for f in plan.frames)]
-    whole = len(measures) == 1 and not planned  # tiled by a rule that looks at the picture's size
-    return Look(clip, plan, [None] if whole else [*sizes], options)
+    return ClipPlan(
+        plan, [(side * columns, side * rows) for columns, rows in (f.grid for f in plan.frames)]
+    )
+
+
+def parts_of(images: "list[np.ndarray[Any, Any]]", prompt: str) -> list[Any]:
+    """Build the parts of a model's prompt about RGB uint8 pictures [height, width, 3]: one frame
+    alone is an image, several are a video."""
+    from PIL import Image
+
+    from nvila_core import Video
+
+    media = Image.fromarray(images[0]) if len(images) == 1 else Video(images, sampled=True)
+    return [media, prompt]
 
 
 def load(context: WorkerContext, clip: ClipRequest, started: float) -> float:
-    """How far this worker is behind, 0 to 1: requests that wait in the engine for each that it can
-    run at once or, for a live clip, its wait in the queue as a share of its window.
+    """Measure how far this worker is behind, from 0 to 1.
 
-    A recording is in no hurry, so its clips are looked at as closely as on an idle machine.
+    The larger of two shares: requests that wait in the engine for each that it runs at once and,
+    for a live clip, its wait in the queue as a share of its window. A recording can wait, so its
+    clips are planned as on an idle worker.
     """
     assert context.engine is not None
     if clip.kind is RequestKind.FILE:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from nvila_core.resolution.policy import Plan
 from streamer.domain import ClipRequest, RequestKind
 from streamer.errors import ErrorCode, StreamerError
 from workers.context import (
@@ -22,10 +23,8 @@ _PRIORITY = {RequestKind.QUERY: 2, RequestKind.WATCH: 1, RequestKind.FILE: 0}
 _LOOK_UP = 0.25  # seconds between two looks at whether the answer is still wanted
 
 
-def ask(
-    context: WorkerContext, clip: ClipRequest, parts: list[Any], options: dict[str, Any]
-) -> "Completion":
-    """The engine's answer to `parts`; `options` are those of `NVILA.prepare`.
+def ask(context: WorkerContext, clip: ClipRequest, parts: list[Any], plan: Plan) -> "Completion":
+    """The engine's answer to `parts`, whose frames are tiled as planned.
 
     Raises:
         StreamerError: this request failed, alone.
@@ -47,7 +46,7 @@ def ask(
     try:
         with context.isolation.enter(alone=last_attempt(), check=check):
             check()
-            handle = _submit(context, clip, parts, options, deadline)
+            handle = _submit(context, clip, parts, plan, deadline)
             return _wait(context, handle, deadline, cancel_check())
     except DeadlineExceeded:
         raise _timed_out(clip, timeout) from None
@@ -81,7 +80,7 @@ def _submit(
     context: WorkerContext,
     clip: ClipRequest,
     parts: list[Any],
-    options: dict[str, Any],
+    plan: Plan,
     deadline: float,
 ) -> "Handle":
     from nvila_core import EngineStopped, SamplingParams
@@ -95,7 +94,7 @@ def _submit(
             ),
             priority=_PRIORITY[clip.kind],
             deadline=max(0.001, deadline - time.monotonic()),
-            **options,
+            plan=plan,
         )
     except EngineStopped as error:  # before, over others
         context.fail(error.reason)

@@ -27,6 +27,7 @@ from nvila_core.resolution.grids import ONE, tiles_of
 from nvila_core.resolution.policy import PlannedFrame, Tiling
 
 SIZE, TILE = 112, 9  # of the tiny model: pixels along a tile, its LLM tokens
+TILING = Tiling(SIZE, TILE)
 
 
 class Given:
@@ -135,6 +136,47 @@ def test_frames_may_be_smaller_than_what_was_measured(tiny: NVILA, pictures: Any
     assert prompt.tiles == planned.tiles == 11
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_plan_replaces_policy_and_measures(tiny: NVILA, pictures: Any, count: int) -> None:
+    # given a clip of more frames than the checkpoint looks at by itself, planned in advance
+    measures = [Measures(640, 480, (30.0,) * 4, (30.0,) * 4)] * count
+    plan = tiny.plan(measures, "adaptive", Budget(200))
+    frames = [pictures.image(640, 480) for _ in range(count)]
+    planned = tiny.prepare([Video(frames, sampled=True), "x"], plan=plan)
+    # then no frame is measured, and the prompt is that of the policy
+    again = tiny.prepare(
+        [Video(frames, sampled=True, measures=measures), "x"],
+        policy="adaptive",
+        budget=Budget(200),
+    )
+    assert planned.plan == again.plan == plan
+    assert planned.token_ids == again.token_ids
+    assert torch.equal(planned.pixel_values, again.pixel_values)
+
+
+def test_a_plan_has_all_frames_of_its_video(tiny: NVILA, pictures: Any) -> None:
+    frames = [pictures.image(64, 64) for _ in range(tiny.config.num_video_frames + 2)]
+    plan = tiny.plan([Measures(64, 64)] * len(frames))
+    assert tiny.prepare([Video(frames, sampled=True), "x"], plan=plan).tiles == len(frames)
+
+
+@pytest.mark.parametrize("count", [0, 2, 4])
+def test_a_plan_of_another_number_of_frames_is_refused(
+    tiny: NVILA, pictures: Any, count: int
+) -> None:
+    plan = tiny.plan([Measures(64, 64)] * count)
+    parts = [pictures.image(64, 64), "x", *[pictures.image(64, 64)] * 2]
+    with pytest.raises(PromptError, match=f"for {count} frames but the prompt has 3"):
+        tiny.prepare(parts, plan=plan)
+
+
+def test_a_plan_and_a_policy_are_not_given_together(tiny: NVILA, pictures: Any) -> None:
+    plan = tiny.plan([Measures(64, 64)])
+    for replaced in ({"policy": "fixed:2"}, {"budget": Budget(9)}):
+        with pytest.raises(PromptError, match="replaces policy and budget"):
+            tiny.prepare([pictures.image(64, 64), "x"], plan=plan, **replaced)
+
+
 def test_measures_follow_the_frames_that_are_sampled(tiny: NVILA, pictures: Any) -> None:
     measures = [Measures(640, 480, (float(i),), (float(i),), 0.01 * i) for i in range(9)]
     video = Video([pictures.image() for _ in range(9)], measures=measures)
@@ -196,6 +238,9 @@ def test_checkpoints_that_cannot_tile_frames_keep_their_rule(
         assert planned.token_ids == published.token_ids
         assert torch.equal(planned.pixel_values, published.pixel_values)
         assert "published" in planned.plan.frames[0].reason
+        count = len(published.plan.frames)
+        kept = model.prepare(parts, plan=Plan.of([PlannedFrame((2, 1), "")] * count, TILING))
+        assert kept.token_ids == published.token_ids
     assert model.plan([Measures(640, 360)] * 2, Fixed(12)).tiles == 2
 
 

@@ -1,11 +1,13 @@
 """How closely the frames of a clip are looked at, with a real engine and a real Redis."""
 
 import time
+from collections import Counter
 from datetime import timedelta
 
 import pytest
 
-from nvila_core import SamplingParams, Video
+from nvila_core import Budget, SamplingParams, Video
+from nvila_core.resolution.policy import Adaptive, Fixed, Native
 from streamer.domain import RequestKind, utc_now
 from streamer.frames.jpeg import from_jpeg
 from tests.support.clips import jpeg_of, picture, request, run
@@ -64,6 +66,56 @@ def test_a_clip_is_looked_at_as_its_measures_say_and_the_result_tells(own, model
         SamplingParams(max_tokens=6),
     )
     assert (result.text, result.prompt_tokens) == (alone.text, alone.usage.prompt_tokens)
+
+
+@pytest.mark.parametrize("policy", ["adaptive", "fixed:2", "native"])
+@pytest.mark.parametrize("details", [[SIGN], [()], [(), SIGN, ()], [SIGN] * 3])
+def test_a_clip_is_planned_once_and_its_prompt_is_that_of_the_policy(
+    own, model, monkeypatch, policy, details
+):
+    # given a spy on every policy, and one on what the engine is asked
+    calls, asked = Counter(), []
+    for kind in (Adaptive, Fixed, Native):
+        compute = kind.plan
+
+        def spy(self, *args, compute=compute):
+            calls[type(self).__name__] += 1
+            return compute(self, *args)
+
+        monkeypatch.setattr(kind, "plan", spy)
+    submit = own.engine.submit
+    monkeypatch.setattr(
+        own.engine,
+        "submit",
+        lambda parts, *args, **options: (
+            asked.append((parts, options["plan"])) or submit(parts, *args, **options)
+        ),
+    )
+    own.settings.policy = policy
+    refs = seen_by_camera(own, details)
+
+    result = run(own, request(own, refs=refs))
+
+    # then the clip was planned once
+    assert calls == {policy.split(":")[0].capitalize(): 1}
+    # and the prompt is the one that the policy itself gives, to the last token and pixel
+    ((parts, plan),) = asked
+    assert [frame.grid for frame in result.plan] == [frame.grid for frame in plan.frames]
+    prompt = model.prepare(parts, plan=plan)
+    media, question = parts
+    if policy != "native":
+        frames = media.frames if isinstance(media, Video) else [media]
+        media = Video(frames, sampled=True, measures=[ref.measures for ref in refs])
+    again = model.prepare(
+        [media, question],
+        num_video_frames=len(refs),
+        policy=policy,
+        budget=Budget(own.settings.clip_tokens),
+    )
+    assert (prompt.text, prompt.token_ids) == (again.text, again.token_ids)
+    assert (prompt.pixels == again.pixels).all()
+    assert prompt.plan.tiles == result.tiles == again.tiles
+    assert prompt.num_tokens == result.prompt_tokens
 
 
 def test_one_frame_is_planned_too(own):
