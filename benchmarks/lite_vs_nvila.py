@@ -28,6 +28,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from nvila_core import NVILA, Prompt, SamplingParams, Video
+from nvila_core.checkpoint.config_reader import read_model
 from nvila_core.checkpoint.random_checkpoint import (
     SHAPES,
     SIGLIP,
@@ -39,7 +40,6 @@ from nvila_core.checkpoint.random_checkpoint import (
     write_checkpoint,
     write_tokenizer,
 )
-from nvila_core.config import read_model
 from nvila_core.json_fields import Fields
 from nvila_core.models.language_model import LanguageModel
 from nvila_core.models.projector import build_projector

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from nvila_core.checkpoint.config_reader import read_model
 from nvila_core.checkpoint.weights import Weights
-from nvila_core.config import ModelConfig, read_model
+from nvila_core.config import DOWNSAMPLING, ModelConfig
 from nvila_core.errors import CheckpointError
 from nvila_core.json_fields import Fields
-from nvila_core.models.projector import DOWNSAMPLING, Projector, build_projector
+from nvila_core.models.projector import Projector, build_projector
 from nvila_core.prompt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:

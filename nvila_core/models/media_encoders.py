@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nvila_core.config import EncoderConfig, ModelConfig
+from nvila_core.config import EncoderConfig, ModelConfig, output_block
 from nvila_core.media.preprocess import Grid
 from nvila_core.models.projector import Projector
-from nvila_core.prompt.builder import Media, output_block
+from nvila_core.prompt.builder import Media
 
 
 def frame_positions(features: Tensor, start: Tensor | None, end: Tensor | None) -> Tensor:

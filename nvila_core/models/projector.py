@@ -4,14 +4,12 @@ NVILA-Lite merges 3x3 patches (1024 -> 121 tokens a tile), NVILA 2x2 (1024 -> 25
 indices are those of the published `mm_projector/model.safetensors` (`layers.{n}.weight`).
 """
 
-import re
 from math import isqrt
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-DOWNSAMPLING = {"mlp_downsample": 2, "mlp_downsample_2x2_fix": 2, "mlp_downsample_3x3_fix": 3}
-MLP = re.compile(r"mlp([1-9])x_gelu")
+from nvila_core.config import DOWNSAMPLING, MLP_PROJECTOR
 
 
 class Downsample(nn.Module):
@@ -50,16 +48,6 @@ class Projector(nn.Module):
         return out
 
 
-def is_known(kind: str) -> bool:
-    """Whether `build_projector` can build `kind`."""
-    return kind in DOWNSAMPLING or kind in ("identity", "linear") or MLP.fullmatch(kind) is not None
-
-
-def tokens_per_side(kind: str, grid: int) -> int:
-    """Side of the square of tokens that a `grid` x `grid` square of patches becomes."""
-    return -(-grid // DOWNSAMPLING.get(kind, 1))
-
-
 def build_projector(kind: str, vision_hidden: int, llm_hidden: int) -> Projector:
     """A randomly initialised projector from width `vision_hidden` (C) to width `llm_hidden` (D).
 
@@ -95,7 +83,7 @@ def build_projector(kind: str, vision_hidden: int, llm_hidden: int) -> Projector
         return Projector(nn.Sequential(nn.Identity()))
     if kind == "linear":
         return Projector(nn.Sequential(nn.Linear(c, d)))
-    if match := MLP.fullmatch(kind):
+    if match := MLP_PROJECTOR.fullmatch(kind):
         layers: list[nn.Module] = [nn.Linear(c, d)]
         for _ in range(int(match[1]) - 1):
             layers += [nn.GELU(), nn.Linear(d, d)]

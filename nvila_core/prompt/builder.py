@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from nvila_core.config import MOST_FRAMES, EncoderConfig, ModelConfig
+from nvila_core.config import MAX_FRAMES, EncoderConfig, ModelConfig, output_block
 from nvila_core.errors import EmptyPrompt, PromptError, PromptTooLong
 from nvila_core.media.preprocess import (
     Processor,
@@ -28,7 +28,7 @@ from nvila_core.media.video import Video
 from nvila_core.prompt.conversation import as_conversation, without_media_tokens
 from nvila_core.prompt.tokenizer import IMAGE, VIDEO, Shield, Tokenizer
 from nvila_core.resolution.grids import ONE, Grid, choose_grid, tiles_of
-from nvila_core.resolution.policy import BY_ASPECT, MOST_TILES, ONE_OF_SEVERAL, Plan, PlannedFrame
+from nvila_core.resolution.policy import BY_ASPECT, MAX_TILES, ONE_OF_SEVERAL, Plan, PlannedFrame
 
 VideoAs = Literal["image", "video"]
 
@@ -113,13 +113,13 @@ class Options:
     fps: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_video_frames <= MOST_FRAMES:
+        if not 1 <= self.num_video_frames <= MAX_FRAMES:
             raise PromptError(
-                f"num_video_frames must be from 1 to {MOST_FRAMES}, not {self.num_video_frames}."
+                f"num_video_frames must be from 1 to {MAX_FRAMES}, not {self.num_video_frames}."
             )
-        if not 1 <= self.video_max_tiles <= MOST_TILES:
+        if not 1 <= self.video_max_tiles <= MAX_TILES:
             raise PromptError(
-                f"video_max_tiles must be from 1 to {MOST_TILES}, not {self.video_max_tiles}."
+                f"video_max_tiles must be from 1 to {MAX_TILES}, not {self.video_max_tiles}."
             )
         if self.video_as not in ("image", "video"):
             raise PromptError(f"video_as must be 'image' or 'video', not {self.video_as!r}.")
@@ -334,11 +334,3 @@ class PromptBuilder:
             raise PromptError(
                 "The checkpoint's chat template dropped or moved a picture; use another template."
             )
-
-
-def output_block(config: ModelConfig, block: Grid) -> Grid:
-    """(rows, columns) of the blocks that the merged S2 map is projected in."""
-    if config.s2_resize_to in (-1, len(config.s2_scales) - 1):
-        return block
-    k = config.s2_scales[config.s2_resize_to] // config.s2_scales[0]
-    return (k, k)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from nvila_core.errors import PromptError
 from nvila_core.resolution.grids import ONE, Grid, candidate_grids, choose_grid, tiles_of
 
-MOST_TILES = 256
+MAX_TILES = 256
 """Of one frame."""
 BY_ASPECT, ONE_OF_SEVERAL = "published: by aspect ratio", "published: one of several"
 NEAR = 0.9
@@ -176,9 +176,9 @@ class Fixed:
     tiles: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.tiles <= MOST_TILES:
+        if not 1 <= self.tiles <= MAX_TILES:
             raise PromptError(
-                f"A fixed policy has from 1 to {MOST_TILES} tiles a frame, not {self.tiles}."
+                f"A fixed policy has from 1 to {MAX_TILES} tiles a frame, not {self.tiles}."
             )
 
     def plan(self, clip: Sequence[Measures], tiling: Tiling, budget: Budget = UNLIMITED) -> Plan:

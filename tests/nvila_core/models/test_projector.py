@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from nvila_core.models.projector import Downsample, build_projector, is_known, tokens_per_side
+from nvila_core.config import is_known_projector, tokens_per_side
+from nvila_core.models.projector import Downsample, build_projector
 
 
 @pytest.mark.parametrize(
@@ -43,6 +44,6 @@ def test_neighbours_are_merged_row_by_row_and_padded_at_the_end() -> None:
 def test_what_cannot_be_built() -> None:
     with pytest.raises(ValueError, match="unknown projector 'mlp_downsample_3x3_s2'"):
         build_projector("mlp_downsample_3x3_s2", 4, 4)
-    assert not is_known("mlp_downsample_3x3_s2")
+    assert not is_known_projector("mlp_downsample_3x3_s2")
     with pytest.raises(ValueError, match="square grid"):
         Downsample(2)(torch.zeros(1, 5, 3))
