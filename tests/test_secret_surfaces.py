@@ -24,6 +24,7 @@ import pytest
 import redis
 from typer.testing import CliRunner
 
+from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.cli.app import app
 from streamer.client import Client
@@ -261,9 +262,7 @@ def test_no_surface_shows_a_password(
         # and a question that ends with an error is in the queue and in the timeline
         with Client(settings) as client:
             stream = client.registry.get("gone")
-            client.frames.add(
-                stream.id, jpeg=b"x", time=time.time(), pts=0, width=8, height=8, change=0
-            )
+            client.frames.put(stream.id, b"x", Measures(8, 8), time=time.time(), pts=0)
             query = client.ask("Anyone?", "gone")
             for where, value in redis_content(redis_client):
                 surfaces.add(f"redis {where}", value)

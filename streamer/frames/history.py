@@ -1,10 +1,10 @@
 """The frames of a past range, wherever they are by now: in Redis or in the archive."""
 
-import time as clock
 from functools import cached_property
 
 import redis
 
+from streamer.clock import Clock, SystemClock
 from streamer.connections import FULL, Connections, is_full, of_installation
 from streamer.domain import FrameRef, Stream
 from streamer.errors import ErrorCode, StreamerError
@@ -32,10 +32,13 @@ class Past:
         connections: Connections,
         settings: Settings,
         frames: FrameStore,
+        *,
+        clock: Clock | None = None,
     ) -> None:
         self._connections = connections
         self._settings = settings
         self.frames = frames
+        self._clock = clock or SystemClock()
         self._archive_url = settings.archive_url or of_installation(settings, "archive_url")
 
     def choose(self, stream: Stream, since: float, until: float, count: int) -> list[FrameRef]:
@@ -81,9 +84,15 @@ class Past:
         jpegs = self._archive.load([archived[ref.id] for ref in old]) if old else []
         back: dict[str, FrameRef] = {}
         for ref, jpeg in zip(old, jpegs, strict=True):
-            moved = ref.model_copy(update={"stream_id": _shelf_of(stream_id)})
             try:
-                back[ref.id] = self._shelf.put(moved, jpeg)
+                back[ref.id] = self._shelf.put(
+                    _shelf_of(stream_id),
+                    jpeg,
+                    ref.measures,
+                    time=ref.time,
+                    pts=ref.pts,
+                    decode_ms=ref.decode_ms,
+                )
             except redis.exceptions.RedisError as error:
                 if not is_full(error):
                     raise
@@ -92,7 +101,7 @@ class Past:
 
     def _as_new(self, stream: Stream, ref: FrameRef, archived: bool) -> FrameRef:
         """Of an old live frame the one before it may be gone: nothing is known to be unchanged."""
-        dense_since = clock.time() - self._settings.frame_ttl
+        dense_since = self._clock.time() - self._settings.frame_ttl
         if not archived and not (stream.live and ref.time < dense_since):
             return ref
         return ref.model_copy(update={"change": 1.0, "fresh": ref.detail})
@@ -110,7 +119,9 @@ class Past:
             max_bytes=self._settings.frame_bytes_per_stream,
         )
         connections = self._connections
-        return FrameStore(connections.frames, retention, memory=connections.frame_memory)
+        return FrameStore(
+            connections.frames, retention, memory=connections.frame_memory, clock=self._clock
+        )
 
 
 def _shelf_of(stream_id: str) -> str:

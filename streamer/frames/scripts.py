@@ -84,7 +84,7 @@ end
 # ARGV from 4: stream, capture ms, reference, JPEG, TTL ms, now ms, most frames, most bytes, fewest
 # frames, most bytes of all streams or 0, change, bytes of this frame, then pairs of tiers: age ms,
 # slot ms
-ADD = (
+PUT = (
     _COMMON
     + """
 local stream, ms, now = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[9])

@@ -2,7 +2,6 @@
 
 import json
 import math
-import time as clock
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -10,16 +9,18 @@ from typing import Any, cast
 import redis
 from redis.commands.core import Script
 
+from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
+from streamer.clock import Clock, SystemClock
 from streamer.connections import is_full
 from streamer.domain import FrameRef, StreamSpec
 from streamer.errors import ErrorCode, StreamerError
-from streamer.frames import scripts as frame_scripts
+from streamer.frames import scripts
 from streamer.settings import Settings
 
 TIERS = ((0.0, 10.0), (3600.0, 60.0), (86400.0, 600.0))
-"""How frames are thinned once they are older than `Retention.age` and this (seconds): one is left
-of each slot of so many seconds, the one that changed most."""
+"""Tiers (age, slot), in seconds: of the frames older than both `Retention.age` and `age`, only the
+one that changed most stays in each slot of time."""
 
 _PAGE = 256
 
@@ -34,12 +35,12 @@ _OVERHEAD = 500
 
 @dataclass(frozen=True)
 class Retention:
-    """How much is kept of a stream.
+    """How much of a stream is kept.
 
-    Every frame for `age` seconds, thinned ones (:data:`TIERS`) for `history` seconds; never more
-    than `max_frames` or `max_bytes`, whose excess goes from the oldest end. With a history, frames
-    are thinned early when those younger than `age` would fill more than half of that. The newest
-    `min_frames` are safe from `max_bytes` and from being thinned early.
+    Every frame stays for `age` seconds, and thinned frames (`tiers`) for `history` seconds, but
+    never more than `max_frames` or `max_bytes`: the oldest frames go first. With a history, frames
+    are thinned early when those younger than `age` would fill more than half of these bounds. The
+    newest `min_frames` are exempt from `max_bytes` and from early thinning.
     """
 
     age: float
@@ -47,6 +48,7 @@ class Retention:
     max_bytes: int = 1 << 40
     history: float = 0.0
     min_frames: int = 0
+    tiers: tuple[tuple[float, float], ...] = TIERS
 
     @classmethod
     def of(cls, settings: Settings) -> "Retention":
@@ -77,13 +79,13 @@ class Retention:
         """Seconds after which nothing is left of a frame."""
         return max(self.age, self.history)
 
-    def tiers(self) -> list[int]:
-        """Age and slot of each tier, in milliseconds, one after the other."""
+    def tier_milliseconds(self) -> list[int]:
+        """Return age and slot of each tier that applies, in milliseconds, one after the other."""
         if self.history <= self.age:
             return []
         return [
             round(1000 * value)
-            for since, slot in TIERS
+            for since, slot in self.tiers
             for value in (max(since, self.age), slot)
             if since < self.history
         ]
@@ -96,74 +98,79 @@ class FrameStore:
     """
 
     def __init__(
-        self, redis: redis.Redis, retention: Retention, *, memory: int | None = None
+        self,
+        redis: redis.Redis,
+        retention: Retention,
+        *,
+        memory: int | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._redis = redis
         self._retention = retention
         self._memory = memory
-        self._add = redis.register_script(frame_scripts.ADD)
-        self._make_room = redis.register_script(frame_scripts.MAKE_ROOM)
-        self._discard = redis.register_script(frame_scripts.DISCARD)
+        self._clock = clock or SystemClock()
+        self._put = redis.register_script(scripts.PUT)
+        self._make_room = redis.register_script(scripts.MAKE_ROOM)
+        self._discard = redis.register_script(scripts.DISCARD)
 
-    def add(
+    def put(
         self,
         stream_id: str,
-        *,
         jpeg: bytes,
+        measures: Measures,
+        *,
         time: float,
         pts: float,
-        width: int,
-        height: int,
-        change: float,
         decode_ms: float = 0.0,
-        **measures: Any,
     ) -> FrameRef:
-        """Store one frame captured at `time` (epoch seconds); `measures` are further fields of
-        its :class:`FrameRef`.
+        """Store `jpeg`, with its `measures`, as the newest frame of a stream.
 
-        Raises redis.exceptions.OutOfMemoryError when the server is full of other things.
+        Args:
+            time: when the frame was captured, seconds since the Unix epoch.
+            pts: stream time of the frame, seconds.
+            decode_ms: milliseconds that decoding, sampling and encoding took.
+
+        Returns the reference of the stored frame. Raises redis.exceptions.OutOfMemoryError when
+        data other than frames fills the server.
         """
         ref = FrameRef(
             stream_id=stream_id,
-            id="",
+            id="",  # the server chooses it
             time=time,
             pts=pts,
-            width=width,
-            height=height,
-            change=change,
+            width=measures.width,
+            height=measures.height,
+            change=measures.change,
+            detail=measures.detail,
+            fresh=measures.fresh,
             decode_ms=decode_ms,
-            **measures,
         )
-        return self.put(ref, jpeg)
-
-    def put(self, ref: FrameRef, jpeg: bytes) -> FrameRef:
-        """Store `jpeg` as the newest frame of `ref.stream_id`; `ref` with its id. Like `add`."""
         kept, record = self._retention, ref.model_dump_json(exclude={"stream_id", "id"})
         size = len(jpeg) + len(record) + _OVERHEAD
         arguments: list[str | bytes | float] = [
-            ref.stream_id,
-            math.floor(ref.time * 1000),
+            stream_id,
+            math.floor(time * 1000),
             record,
             jpeg,
             max(1, round(kept.lifetime * 1000)),
-            math.floor(clock.time() * 1000),
+            math.floor(self._clock.time() * 1000),
             kept.max_frames,
             kept.max_bytes,
             kept.min_frames,
             self._memory or 0,
-            ref.change,
+            measures.change,
             size,
-            *kept.tiers(),
+            *kept.tier_milliseconds(),
         ]
         try:
-            frame_id = self._run(self._add, *arguments)
+            frame_id = self._run(self._put, *arguments)
         except redis.exceptions.ResponseError as error:
             if not is_full(error):
                 raise
             # The server is full, though we are inside our own bounds: older frames give way.
             self._run(self._make_room, max(_ROOM, 2 * size))
             try:
-                frame_id = self._run(self._add, *arguments)
+                frame_id = self._run(self._put, *arguments)
             except redis.exceptions.ResponseError as again:
                 if is_full(again):
                     raise redis.exceptions.OutOfMemoryError(_FULL) from None
@@ -250,9 +257,8 @@ class FrameStore:
             yield from self._living(stream_id, page)
             start = f"({page[-1][0].decode()}"
 
-    @staticmethod
-    def _living(stream_id: str, entries: Any) -> list[FrameRef]:
-        now = clock.time() * 1000
+    def _living(self, stream_id: str, entries: Any) -> list[FrameRef]:
+        now = self._clock.time() * 1000
         return [
             FrameRef(**json.loads(fields[b"ref"]), stream_id=stream_id, id=frame_id.decode())
             for frame_id, fields in entries

@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
+from nvila_core.resolution.policy import Measures
 from streamer.answer_form import MAX_SCHEMA, AnswerForm
 from streamer.api.app import create_app
 from streamer.cli.app import app
@@ -49,16 +50,8 @@ def queued(client: Client, query_id: str) -> ClipRequest:
 
 def add_frame(client: Client, stream_id: str) -> None:
     jpeg = cv2.imencode(".jpg", np.zeros((24, 32, 3), np.uint8))[1].tobytes()
-    client.frames.add(
-        stream_id,
-        jpeg=jpeg,
-        time=time.time(),
-        pts=0.0,
-        width=32,
-        height=24,
-        change=0.0,
-        decode_ms=1.0,
-    )
+    measures = Measures(32, 24, change=0.0)
+    client.frames.put(stream_id, jpeg, measures, time=time.time(), pts=0.0, decode_ms=1.0)
 
 
 @pytest.mark.parametrize(

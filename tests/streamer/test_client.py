@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import redis
 
+from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.client import CAPTION_PROMPT, Client
 from streamer.domain import ErrorInfo, QueryStatus, Result, Sampling, Stream
@@ -39,16 +40,8 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def add_frames(client: Client, stream: Stream, times: list[float]) -> None:
     jpeg = cv2.imencode(".jpg", np.zeros((24, 32, 3), np.uint8))[1].tobytes()
     for n, moment in enumerate(times):
-        client.frames.add(
-            stream.id,
-            jpeg=jpeg,
-            time=moment,
-            pts=float(n),
-            width=32,
-            height=24,
-            change=0.0,
-            decode_ms=1.0,
-        )
+        measures = Measures(32, 24, change=0.0)
+        client.frames.put(stream.id, jpeg, measures, time=moment, pts=float(n), decode_ms=1.0)
 
 
 def code_of(caught: pytest.ExceptionInfo[StreamerError]) -> ErrorCode:

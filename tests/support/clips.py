@@ -6,6 +6,7 @@ from datetime import timedelta
 import cv2
 import numpy as np
 
+from nvila_core.resolution.policy import Measures
 from streamer.domain import ClipRequest, RequestKind, utc_now
 from workers.gpu.clip_job import answer
 
@@ -23,14 +24,12 @@ def jpeg_of(image):
 def frames(own, count=4, **kwargs):
     now = time.time()
     return [
-        own.frames.add(
+        own.frames.put(
             "str_1",
-            jpeg=jpeg_of(picture(i, **kwargs)),
+            jpeg_of(picture(i, **kwargs)),
+            Measures(320, 240, change=0.0),
             time=now - count + i,
             pts=float(i),
-            width=320,
-            height=240,
-            change=0.0,
             decode_ms=1.5,
         )
         for i in range(count)

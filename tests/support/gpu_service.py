@@ -5,6 +5,7 @@ import time
 import cv2
 import numpy as np
 
+from nvila_core.resolution.policy import Measures
 from streamer.domain import ClipRequest, RequestKind, utc_now
 from streamer.frames.store import FrameStore, Retention
 from streamer.jobs import Jobs
@@ -29,14 +30,12 @@ class Service:
         ok, jpeg = cv2.imencode(".jpg", np.full((120, 160, 3), 128, np.uint8))
         assert ok
         refs = [
-            self.frames.add(
+            self.frames.put(
                 "str_1",
-                jpeg=jpeg.tobytes(),
+                jpeg.tobytes(),
+                Measures(160, 120, change=0.0),
                 time=now + i,
                 pts=i,
-                width=160,
-                height=120,
-                change=0,
                 decode_ms=1,
             )
             for i in range(2)

@@ -286,21 +286,11 @@ class StreamRun:
             measures = self._meter.measure(bgr)
         except (av.FFmpegError, cv2.error, ValueError):
             raise failures.cannot_decode(self._spec.url, self._counters.codec) from None
-        height, width = bgr.shape[:2]
         self._counters.width, self._counters.height = frame.image.width, frame.image.height
         cost = frame.decode_ms + (time.perf_counter() - began) * 1000
         ref: FrameRef = self._insist(
-            lambda: self._frames.add(
-                self._spec.id,
-                jpeg=jpeg,
-                time=frame.time,
-                pts=pts,
-                width=width,
-                height=height,
-                change=measures.change,
-                detail=measures.detail,
-                fresh=measures.fresh,
-                decode_ms=cost,
+            lambda: self._frames.put(
+                self._spec.id, jpeg, measures, time=frame.time, pts=pts, decode_ms=cost
             )
         )
         if self._context.archive is not None and self._spec.live:

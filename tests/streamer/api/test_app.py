@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from nvila_core.resolution.policy import Measures
 from streamer.api.app import create_app
 from streamer.client import Client
 from streamer.domain import Result, utc_now
@@ -41,10 +42,8 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def add_frame(client: Client, stream_id: str) -> None:
     jpeg = cv2.imencode(".jpg", np.zeros((24, 32, 3), np.uint8))[1].tobytes()
-    size = {"width": 32, "height": 24}
-    client.frames.add(
-        stream_id, jpeg=jpeg, time=time.time(), pts=0.0, change=0.0, decode_ms=1.0, **size
-    )
+    measures = Measures(32, 24, change=0.0)
+    client.frames.put(stream_id, jpeg, measures, time=time.time(), pts=0.0, decode_ms=1.0)
 
 
 def answer(client: Client, query_id: str, text: str) -> None:

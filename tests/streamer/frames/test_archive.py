@@ -11,6 +11,7 @@ from streamer.domain import FrameRef
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.archive import Archive
 from streamer.frames.archive_writer import ArchiveWriter
+from tests.support.clocks import ManualClock
 
 START = 1_800_000_000.0  # 2027-01-15 08:00 UTC
 STREAM = "str_0123456789abcdef"
@@ -156,22 +157,6 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
 # The writer
 
 
-class Hands:
-    """A clock that moves when it is told to."""
-
-    def __init__(self):
-        self.now = 0.0
-
-    def time(self):
-        return START + self.now
-
-    def monotonic(self):
-        return self.now
-
-    def sleep(self, seconds):
-        raise AssertionError
-
-
 def test_what_is_put_in_is_written_when_the_writer_closes(archive):
     with ArchiveWriter(archive, days=7) as writer:
         assert [writer.put(*frame(s)) for s in range(10)] == [0] * 10
@@ -179,28 +164,27 @@ def test_what_is_put_in_is_written_when_the_writer_closes(archive):
 
 
 def test_a_file_is_written_after_a_minute(archive, eventually):
-    clock = Hands()
+    clock = ManualClock(START)
     with ArchiveWriter(archive, days=7, clock=clock) as writer:
         for second in range(59):
-            clock.now = second
+            clock.now = START + second
             writer.put(*frame(second))
         assert archive.between(STREAM, START, START + 60, count=99) == []
-        clock.now = 60
+        clock.now = START + 60
         eventually(lambda: len(archive.between(STREAM, START, START + 60, count=99)) == 59)
 
 
 def test_old_days_are_deleted_once_an_hour(archive, eventually):
     for day in range(4):
         archive.write(STREAM, [frame(day * DAY)])
-    clock = Hands()
-    clock.now = 3.5 * DAY
+    clock = ManualClock(START + 3.5 * DAY)
 
     def left():
         return len(archive.between(STREAM, START - DAY, START + 9 * DAY, count=99))
 
     with ArchiveWriter(archive, days=2, clock=clock):
         eventually(lambda: left() == 3)
-        clock.now = 4.5 * DAY
+        clock.now = START + 4.5 * DAY
         eventually(lambda: left() == 2)
 
 
@@ -247,11 +231,11 @@ class Full(Archive):
 
 
 def test_frames_that_could_not_be_written_are_told_with_the_next(tmp_path, eventually):
-    archive, clock = Full(str(tmp_path)), Hands()
+    archive, clock = Full(str(tmp_path)), ManualClock(START)
     with ArchiveWriter(archive, days=7, clock=clock) as writer:
         for second in range(10):
             assert writer.put(*frame(second)) == 0
-        clock.now = 61
+        clock.now = START + 61
         eventually(lambda: writer._held == 0)
         assert writer.put(*frame(61)) == 10
         archive.full = False

@@ -4,16 +4,17 @@ import time
 
 import pytest
 
+from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.client import Client
 from streamer.connections import local_run_file
 from streamer.domain import ClipRequest, FrameRef, StreamSpec
 from streamer.errors import ErrorCode, StreamerError
-from streamer.frames import store as frames_module
 from streamer.frames.archive import Archive
 from streamer.frames.history import Past
 from streamer.frames.store import FrameStore, Retention
 from streamer.settings import Settings
+from tests.support.clocks import ManualClock
 
 MINUTE = 60.0
 
@@ -46,16 +47,8 @@ def picture(when):
 
 def store(client, stream, *times, change=0.01, detail=()):
     for when in times:
-        client.frames.add(
-            stream.id,
-            jpeg=picture(when),
-            time=when,
-            pts=0.0,
-            width=8,
-            height=8,
-            change=change,
-            detail=detail,
-        )
+        measures = Measures(8, 8, detail, change=change)
+        client.frames.put(stream.id, picture(when), measures, time=when, pts=0.0)
 
 
 def shelve(archived, stream, *times):
@@ -174,29 +167,21 @@ def test_frames_that_gave_way_meanwhile_are_not_chosen(client, stream, now):
     assert times[0] == index[60].time
 
 
-def test_a_day_of_history_is_asked_about_within_the_byte_bound(
-    client, stream, settings, now, monkeypatch
-):
+def test_a_day_of_history_is_asked_about_within_the_byte_bound(client, stream, settings, now):
     """A frame every three seconds, an hour long, as they come: then a question about all of it."""
-    monkeypatch.setattr(frames_module, "TIERS", ((0.0, 10.0), (600.0, 60.0)))
-    kept = FrameStore(
-        client.connections.frames,
-        Retention(age=120.0, max_frames=5000, max_bytes=150_000, history=86400.0),
+    clock = ManualClock()
+    retention = Retention(
+        age=120.0,
+        max_frames=5000,
+        max_bytes=150_000,
+        history=86400.0,
+        tiers=((0.0, 10.0), (600.0, 60.0)),
     )
+    kept = FrameStore(client.connections.frames, retention, clock=clock)
     for second in range(0, 3600, 3):
-        moment = now - 3600 + second
-        monkeypatch.setattr(frames_module.clock, "time", lambda moment=moment: moment)
-        telling = second in (699, 2499)
-        kept.add(
-            stream.id,
-            jpeg=picture(moment),
-            time=moment,
-            pts=0.0,
-            width=8,
-            height=8,
-            change=0.3 if telling else 0.005,
-        )
-    monkeypatch.undo()
+        clock.now = now - 3600 + second
+        measures = Measures(8, 8, change=0.3 if second in (699, 2499) else 0.005)
+        kept.put(stream.id, picture(clock.now), measures, time=clock.now, pts=0.0)
     times = looked_at(client, stream, since="-1h", max_frames=16)
     assert len(times) == 16
     assert {round(t - now + 3600) for t in times} >= {699, 2499}
@@ -223,7 +208,7 @@ def test_a_full_redis_is_said_so(client, stream, archived, now, monkeypatch):
 
     shelve(archived, stream, now - 7200)
 
-    def full(*_):
+    def full(*_, **__):
         raise redis.exceptions.OutOfMemoryError("OOM command not allowed")
 
     monkeypatch.setattr(FrameStore, "put", full)

@@ -5,42 +5,39 @@ import random
 import pytest
 import redis
 
+from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.cli.report import sentence
 from streamer.client import Client
 from streamer.connections import Connections, connect
 from streamer.domain import Result, StreamSpec
 from streamer.errors import ErrorCode, StreamerError
-from streamer.frames import store as frames
 from streamer.frames.store import FrameStore, Retention
 from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import Settings
 from streamer.streams import StreamRegistry
+from tests.support.clocks import ManualClock
 
 START = 1_800_000_000.0
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
+QUICK_TIERS = ((0.0, 10.0), (100.0, 50.0), (500.0, 100.0))
+"""Short tiers, so that a day passes in a few thousand frames."""
+UNCHANGED = Measures(8, 8, change=0.0)
 
 
 class Camera:
     """A stream whose frames arrive at the times that a test says."""
 
-    def __init__(self, store, monkeypatch, stream_id="str_1"):
+    def __init__(self, store, clock, stream_id="str_1"):
         self.store, self.stream_id = store, stream_id
-        self.monkeypatch = monkeypatch
+        self.clock = clock
         self.bytes_added = 0
 
     def frame(self, at, size=1000, change=0.0):
-        self.monkeypatch.setattr(frames.clock, "time", lambda: START + at)
+        self.clock.now = START + at
         self.bytes_added += size
-        return self.store.add(
-            self.stream_id,
-            jpeg=b"j" * size,
-            time=START + at,
-            pts=at,
-            width=8,
-            height=8,
-            change=change,
-        )
+        measures = Measures(8, 8, change=change)
+        return self.store.put(self.stream_id, b"j" * size, measures, time=START + at, pts=at)
 
     def times(self):
         """Seconds since START of all frames kept."""
@@ -48,10 +45,12 @@ class Camera:
 
 
 @pytest.fixture
-def camera(redis_client, monkeypatch):
+def camera(redis_client):
+    clock = ManualClock(START)
+
     def make(stream_id="str_1", memory=None, **retention):
-        store = FrameStore(redis_client, Retention(**retention), memory=memory)
-        return Camera(store, monkeypatch, stream_id)
+        store = FrameStore(redis_client, Retention(**retention), memory=memory, clock=clock)
+        return Camera(store, clock, stream_id)
 
     return make
 
@@ -110,15 +109,8 @@ def test_a_smaller_bound_holds_for_what_is_there_already(camera):
     assert smaller.times() == [float(s) for s in range(50, 70)]
 
 
-@pytest.fixture
-def quick_tiers(monkeypatch):
-    """The tiers a hundred times as quick, so that a day passes in a few thousand frames."""
-    monkeypatch.setattr(frames, "TIERS", ((0.0, 10.0), (100.0, 50.0), (500.0, 100.0)))
-
-
-@pytest.mark.usefixtures("quick_tiers")
 def test_with_a_history_frames_are_thinned_with_age_not_cut_off(camera, redis_client):
-    eye = camera(age=30.0, max_frames=5000, history=1500.0)
+    eye = camera(age=30.0, max_frames=5000, history=1500.0, tiers=QUICK_TIERS)
     for second in range(1200):
         eye.frame(second)
     kept = eye.times()
@@ -135,9 +127,8 @@ def test_with_a_history_frames_are_thinned_with_age_not_cut_off(camera, redis_cl
     consistent(redis_client, "str_1")
 
 
-@pytest.mark.usefixtures("quick_tiers")
 def test_of_each_slot_the_frame_that_changed_most_stays(camera):
-    eye = camera(age=20.0, max_frames=5000, history=400.0)
+    eye = camera(age=20.0, max_frames=5000, history=400.0, tiers=QUICK_TIERS)
     telling = {43, 77, 78, 131, 205}
     for second in range(300):
         eye.frame(second, change=0.5 + (second == 78) if second in telling else 0.01)
@@ -146,10 +137,11 @@ def test_of_each_slot_the_frame_that_changed_most_stays(camera):
     assert 77.0 not in kept  # 78, of the same ten seconds, changed more
 
 
-@pytest.mark.usefixtures("quick_tiers")
 def test_frames_that_are_too_large_for_their_time_are_thinned_early_and_history_stays(camera):
     # given frames of which the bound holds forty, less than a minute
-    eye = camera(age=60.0, max_frames=5000, max_bytes=60_000, history=400.0, min_frames=5)
+    eye = camera(
+        age=60.0, max_frames=5000, max_bytes=60_000, history=400.0, tiers=QUICK_TIERS, min_frames=5
+    )
     for second in range(300):
         eye.frame(second)
     kept = eye.times()
@@ -159,12 +151,11 @@ def test_frames_that_are_too_large_for_their_time_are_thinned_early_and_history_
     assert len(kept) < 40
 
 
-@pytest.mark.usefixtures("quick_tiers")
 def test_a_history_can_be_switched_on_and_off(camera, redis_client):
     plain = camera(age=30.0, max_frames=5000)
     for second in range(60):
         plain.frame(second)
-    remembering = camera(age=30.0, max_frames=5000, history=1000.0)
+    remembering = camera(age=30.0, max_frames=5000, history=1000.0, tiers=QUICK_TIERS)
     for second in range(60, 240):
         remembering.frame(second)
     assert min(remembering.times()) < 120
@@ -179,7 +170,7 @@ def test_a_history_can_be_switched_on_and_off(camera, redis_client):
 def test_a_week_at_the_default_bounds_fits():
     """The tiers as they are: what a week of history comes to, by their own arithmetic."""
     kept = Retention.of(Settings(history=7 * DAY))
-    ages = kept.tiers()
+    ages = kept.tier_milliseconds()
     assert ages == [900_000, 10_000, 3_600_000, 60_000, 86_400_000, 600_000]
     frames_of_a_week = 900 + 2700 / 10 + 23 * 60 + 6 * 144
     assert frames_of_a_week < kept.max_frames
@@ -261,9 +252,7 @@ def test_when_redis_is_full_the_oldest_frames_go_and_jobs_results_and_streams_ne
             memory=connections.frame_memory,
         )
         refs = [
-            store.add(
-                "str_1", jpeg=noise(50_000, n), time=START + n, pts=n, width=8, height=8, change=0
-            )
+            store.put("str_1", noise(50_000, n), UNCHANGED, time=START + n, pts=n)
             for n in range(600)
         ]
         # then the newest of them are there
@@ -284,11 +273,7 @@ def test_when_other_data_takes_the_memory_old_frames_give_way_to_new_ones(small_
         store = FrameStore(client, Retention(age=900.0, max_frames=10_000))  # no bound of its own
         refs = []
         for n in range(300):
-            refs.append(
-                store.add(
-                    "s", jpeg=noise(50_000, n), time=START + n, pts=n, width=8, height=8, change=0
-                )
-            )
+            refs.append(store.put("s", noise(50_000, n), UNCHANGED, time=START + n, pts=n))
         kept = store.newest("s", 1000)
         assert 10 < len(kept) < 200
         assert kept == refs[-len(kept) :]
@@ -306,7 +291,7 @@ def test_a_server_full_of_other_things_refuses_frames_with_an_error_that_can_be_
                 break
         store = FrameStore(client, Retention(age=900.0, max_frames=10))
         with pytest.raises(redis.exceptions.OutOfMemoryError, match="raise its maxmemory"):
-            store.add("s", jpeg=noise(500_000, 1), time=START, pts=0, width=8, height=8, change=0)
+            store.put("s", noise(500_000, 1), UNCHANGED, time=START, pts=0)
         assert store.newest("s") == []
 
 
@@ -318,7 +303,7 @@ def test_a_full_server_refuses_new_questions_in_one_sentence_and_takes_every_ans
         # given a stream, a question about it that waits, and then a server that is full
         spec = StreamSpec(name="yard", url="rtsp://cam/", live=True)
         client.registry.create(spec, "rtsp://cam/")
-        client.frames.add(spec.id, jpeg=b"j", time=START, pts=0, width=8, height=8, change=0)
+        client.frames.put(spec.id, b"j", UNCHANGED, time=START, pts=0)
         asked = client.ask("Anyone?", "yard")
         for n in range(10_000):
             try:

@@ -2,6 +2,7 @@ import time
 
 import pytest
 
+from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.store import FrameStore, Retention
@@ -21,16 +22,8 @@ def brief(redis_client):
 
 
 def add(store, time, stream_id="str_1", jpeg=b"jpeg"):
-    return store.add(
-        stream_id,
-        jpeg=jpeg,
-        time=time,
-        pts=time - NOW,
-        width=640,
-        height=480,
-        change=0.25,
-        decode_ms=3.5,
-    )
+    measures = Measures(640, 480, change=0.25)
+    return store.put(stream_id, jpeg, measures, time=time, pts=time - NOW, decode_ms=3.5)
 
 
 def test_a_frame_comes_back_as_it_went_in(store):

@@ -7,7 +7,7 @@ from datetime import timedelta
 import pytest
 
 from nvila_core import Budget, SamplingParams, Video
-from nvila_core.resolution.policy import Adaptive, Fixed, Native
+from nvila_core.resolution.policy import Adaptive, Fixed, Measures, Native
 from streamer.domain import RequestKind, utc_now
 from streamer.frames.jpeg import from_jpeg
 from tests.support.clips import jpeg_of, picture, request, run
@@ -17,20 +17,16 @@ SIGN = (20.0, 20.0, 20.0)
 """Edge strengths of a frame with small writing in it."""
 
 
-def seen_by_camera(own, details, width=640, height=320, **measures):
+def seen_by_camera(own, details, width=640, height=320):
     """Frames with measures, as the ingest worker stores them."""
     now = time.time()
     return [
-        own.frames.add(
+        own.frames.put(
             "str_1",
-            jpeg=jpeg_of(picture(i, width, height)),
+            jpeg_of(picture(i, width, height)),
+            Measures(width, height, detail, change=0.0),
             time=now - len(details) + i,
             pts=float(i),
-            width=width,
-            height=height,
-            change=0.0,
-            detail=detail,
-            **measures,
         )
         for i, detail in enumerate(details)
     ]

@@ -1,0 +1,21 @@
+"""Clocks for tests: see `streamer.clock.Clock`."""
+
+
+class ManualClock:
+    """A clock that stands still until the test sets `now` or something sleeps."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+        """Seconds since the Unix epoch."""
+
+    def time(self) -> float:
+        """Return `now`."""
+        return self.now
+
+    def monotonic(self) -> float:
+        """Return `now`."""
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        """Move the clock forward by `seconds`, at once."""
+        self.now += seconds
