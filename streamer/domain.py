@@ -312,6 +312,35 @@ class ClipRequest(AnswerForm):
     created_at: Timestamp = Field(default_factory=utc_now)
     data: dict[str, Any] | None = Field(default=None, description="copied into the result")
 
+    @classmethod
+    def for_watch(
+        cls,
+        stream: StreamSpec,
+        watch: Watch,
+        *,
+        start: datetime,
+        end: datetime,
+        frames: list[FrameRef],
+        **fields: Any,
+    ) -> Self:
+        """Build the request that asks a watch's question about one window of its stream.
+
+        `fields` are those that neither the stream nor the watch determines: `id` and `data`.
+        """
+        return cls(
+            kind=RequestKind.WATCH if stream.live else RequestKind.FILE,
+            stream_id=stream.id,
+            stream_name=stream.name,
+            watch_id=watch.id,
+            start=start,
+            end=end,
+            prompt=watch.prompt,
+            frames=frames,
+            max_tokens=watch.max_tokens,
+            **watch.form,
+            **fields,
+        )
+
 
 class QueryStatus(StrEnum):
     """How far a query is; the last three are final."""
@@ -363,6 +392,30 @@ class Result(Record):
         default=0.0, description="newest frame's capture to result; of a file: job to result"
     )
 
+    @classmethod
+    def answering(cls, request: ClipRequest, **outcome: Any) -> Self:
+        """Build the result of a request from what it asked and its `outcome`: fields of a result.
+
+        Its kind is `error` with an error, else `answer` to a query and `caption` of a window.
+        """
+        if outcome.get("error") is not None:
+            kind = "error"
+        else:
+            kind = "answer" if request.kind is RequestKind.QUERY else "caption"
+        asked: dict[str, Any] = {
+            "request_id": request.id,
+            "kind": kind,
+            "stream_id": request.stream_id,
+            "stream_name": request.stream_name,
+            "watch_id": request.watch_id,
+            "start": request.start,
+            "end": request.end,
+            "prompt": request.prompt,
+            "data": request.data,
+            "frames": len(request.frames),
+        }
+        return cls(**asked | outcome)
+
 
 class Query(Record):
     """A one-off question and, once there is one, its result."""
@@ -376,3 +429,17 @@ class Query(Record):
     end: Timestamp
     created_at: Timestamp
     result: Result | None = None
+
+    @classmethod
+    def of(cls, request: ClipRequest) -> Self:
+        """Build the record of a request that has just been submitted."""
+        return cls(
+            id=request.id,
+            status=QueryStatus.QUEUED,
+            stream_id=request.stream_id,
+            stream_name=request.stream_name,
+            prompt=request.prompt,
+            start=request.start,
+            end=request.end,
+            created_at=request.created_at,
+        )

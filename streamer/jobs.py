@@ -93,19 +93,7 @@ def owner_of(request: ClipRequest) -> str | None:
 
 def error_result(request: ClipRequest, code: ErrorCode, message: str) -> Result:
     """The terminal result of a request that got no answer."""
-    return Result(
-        request_id=request.id,
-        kind="error",
-        stream_id=request.stream_id,
-        stream_name=request.stream_name,
-        watch_id=request.watch_id,
-        start=request.start,
-        end=request.end,
-        prompt=request.prompt,
-        data=request.data,
-        error=ErrorInfo(code=code, message=message),
-        frames=len(request.frames),
-    )
+    return Result.answering(request, error=ErrorInfo(code=code, message=message))
 
 
 def read_request(job: Job) -> ClipRequest | None:

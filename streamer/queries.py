@@ -113,16 +113,7 @@ class Queries:
             max_tokens=self._settings.max_tokens if max_tokens is None else max_tokens,
             **form.form,
         )
-        query = Query(
-            id=request.id,
-            status=QueryStatus.QUEUED,
-            stream_id=stream.id,
-            stream_name=stream.name,
-            prompt=prompt,
-            start=start,
-            end=end,
-            created_at=request.created_at,
-        )
+        query = Query.of(request)
         ttl = int(self._settings.query_ttl)
         with self._redis.pipeline() as pipe:
             pipe.set(redis_keys.query(query.id), query.model_dump_json(), ex=ttl)

@@ -81,19 +81,11 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
     images = _decode(clip.frames, jpegs, plan.sizes)
     completion = ask(context, clip, parts_of(images, clip.prompt), plan.tiles)
     usage, timings = completion.usage, completion.timings
-    return Result(
-        request_id=clip.id,
-        kind="answer" if clip.kind is RequestKind.QUERY else "caption",
-        stream_id=clip.stream_id,
-        stream_name=clip.stream_name,
-        watch_id=clip.watch_id,
-        start=clip.start,
-        end=clip.end,
-        prompt=clip.prompt,
+    return Result.answering(
+        clip,
         text=completion.text,
         data=_data(clip, completion),
         finish_reason=completion.finish_reason,
-        frames=len(clip.frames),
         tiles=usage.tiles,
         plan=plan.record,
         vision_tokens=usage.vision_tokens,

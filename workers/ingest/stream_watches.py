@@ -11,7 +11,6 @@ import structlog
 from streamer.domain import (
     ClipRequest,
     FrameRef,
-    RequestKind,
     StreamCounters,
     StreamSpec,
     Watch,
@@ -180,35 +179,20 @@ class StreamWatches:
         return True
 
     def _live(self, watch: Watch, window: Window) -> ClipRequest:
-        return ClipRequest(
-            kind=RequestKind.WATCH,
-            stream_id=self._spec.id,
-            stream_name=self._spec.name,
-            watch_id=watch.id,
-            start=to_datetime(window.start),
-            end=to_datetime(window.end),
-            prompt=watch.prompt,
-            frames=window.frames,
-            max_tokens=watch.max_tokens,
-            **watch.form,
-        )
+        start, end = to_datetime(window.start), to_datetime(window.end)
+        return ClipRequest.for_watch(self._spec, watch, start=start, end=end, frames=window.frames)
 
     def _recorded(self, watch: Watch, window: Window) -> ClipRequest:
         start, end = round(window.start, 3), round(window.end, 3)
         # an edited watch has its id still, and a longer window may begin where a short one did
         place = f"{self._spec.id} {watch.id} {watch.window} {start}"
-        return ClipRequest(
-            id="req_" + hashlib.sha256(place.encode()).hexdigest()[:16],
-            kind=RequestKind.FILE,
-            stream_id=self._spec.id,
-            stream_name=self._spec.name,
-            watch_id=watch.id,
+        return ClipRequest.for_watch(
+            self._spec,
+            watch,
             start=self._spec.created_at + timedelta(seconds=start),
             end=self._spec.created_at + timedelta(seconds=end),
-            prompt=watch.prompt,
             frames=window.frames,
-            max_tokens=watch.max_tokens,
-            **watch.form,
+            id="req_" + hashlib.sha256(place.encode()).hexdigest()[:16],
             data={"media_start": start, "media_end": end},
         )
 

@@ -1,0 +1,67 @@
+"""Records that are built from others: requests from watches, results and queries from requests."""
+
+import pytest
+
+from streamer.domain import (
+    ClipRequest,
+    ErrorInfo,
+    FrameRef,
+    Query,
+    QueryStatus,
+    RequestKind,
+    Result,
+    StreamSpec,
+    Watch,
+    to_datetime,
+)
+from streamer.errors import ErrorCode
+
+FRAME = FrameRef(stream_id="str_1", id="1-0", time=1.0, pts=0.0, width=8, height=8, change=0.0)
+
+
+def clip(live: bool = True, **fields: object) -> ClipRequest:
+    watch = Watch(prompt="Anyone?", output="choice", choices=["yes", "no"], max_tokens=5)
+    stream = StreamSpec(name="yard", url="rtsp://cam/x", live=live, watches=[watch])
+    start, end = to_datetime(0.0), to_datetime(10.0)
+    return ClipRequest.for_watch(stream, watch, start=start, end=end, frames=[FRAME], **fields)
+
+
+@pytest.mark.parametrize(
+    ("live", "kind"), [(True, RequestKind.WATCH), (False, RequestKind.FILE)], ids=["live", "file"]
+)
+def test_a_request_for_a_watch_asks_its_question_in_its_form(live: bool, kind: RequestKind) -> None:
+    request = clip(live, id="req_1", data={"media_start": 0.0})
+    assert (request.id, request.kind, request.stream_name) == ("req_1", kind, "yard")
+    assert (request.prompt, request.output, request.choices) == ("Anyone?", "choice", ["yes", "no"])
+    assert (request.max_tokens, request.frames) == (5, [FRAME])
+    assert (request.start, request.end) == (to_datetime(0.0), to_datetime(10.0))
+    assert request.data == {"media_start": 0.0}
+
+
+def test_requests_without_an_id_get_one_each() -> None:
+    assert clip().id != clip().id
+
+
+def test_a_result_repeats_what_was_asked_and_adds_what_came_out() -> None:
+    request = clip(data={"media_start": 0.0})
+    result = Result.answering(request, text="yes", tiles=3)
+    for field in ("stream_id", "stream_name", "watch_id", "start", "end", "prompt", "data"):
+        assert getattr(result, field) == getattr(request, field)
+    assert (result.request_id, result.frames, result.kind) == (request.id, 1, "caption")
+    assert (result.text, result.tiles, result.error) == ("yes", 3, None)
+
+
+def test_the_kind_of_a_result_follows_from_its_request_and_its_error() -> None:
+    query = clip().model_copy(update={"kind": RequestKind.QUERY})
+    error = ErrorInfo(code=ErrorCode.TIMEOUT, message="No answer within 60 s.")
+    assert Result.answering(query, text="yes").kind == "answer"
+    for request in (query, clip()):
+        assert Result.answering(request, error=error).kind == "error"
+
+
+def test_a_query_is_what_its_request_asked() -> None:
+    request = clip()
+    query = Query.of(request)
+    assert (query.id, query.status, query.result) == (request.id, QueryStatus.QUEUED, None)
+    for field in ("stream_id", "stream_name", "prompt", "start", "end", "created_at"):
+        assert getattr(query, field) == getattr(request, field)
