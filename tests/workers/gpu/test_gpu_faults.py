@@ -1,7 +1,5 @@
 """Gpu workers whose device or engine breaks down: real processes that really begin again."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -12,7 +10,6 @@ from streamer.jobs import CLIP_QUEUES
 from tests.support.gpu_service import Service
 from workers.gpu import worker as gpu
 
-HERE = str(Path(__file__).parents[1])
 LONG = 150.0  # seconds: a worker imports for ten of them, and some begin four times
 POISON = 13
 
@@ -31,12 +28,12 @@ def service(redis_client, settings, worker_process, random_checkpoint):
 
 @pytest.fixture
 def broken(service, tmp_path):
-    """`broken("lost")`: start a worker with that fault, see programs/broken_gpu.py."""
+    """Start a worker with a fault of tests/support/programs/broken_gpu.py: `broken("lost")`."""
 
     def start(fault, *arguments, **env):
         mark = tmp_path / "mark"
         return service.worker(
-            fault, str(mark), *arguments, program="programs.broken_gpu", PYTHONPATH=HERE, **env
+            fault, str(mark), *arguments, program="tests.support.programs.broken_gpu", **env
         )
 
     return start

@@ -7,7 +7,6 @@ import pickle
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 from rq import Queue, Retry
@@ -16,7 +15,7 @@ from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 from rq.worker import Worker
 
-HERE = str(Path(__file__).parents[1])
+PROGRAM = "tests.support.programs.jobs"
 LEASE = 2
 
 
@@ -30,9 +29,8 @@ class Bench:
 
     def worker(self, *arguments, slots=4, lease=LEASE, **kwargs):
         return self._start(
-            "programs.jobs",
+            PROGRAM,
             *(arguments or ["queries", "watches", "files"]),
-            PYTHONPATH=HERE,
             SLOTS=str(slots),
             STREAMER_LEASE=str(lease),
             **kwargs,
@@ -43,7 +41,7 @@ class Bench:
 
     def put(self, function, name, queue="queries", **kwargs):
         return self.queue(queue).enqueue_call(
-            f"programs.jobs.{function}", args=(name,), **{"job_id": name} | kwargs
+            f"{PROGRAM}.{function}", args=(name,), **{"job_id": name} | kwargs
         )
 
     def job(self, name):
@@ -150,7 +148,7 @@ def test_a_job_that_raises_fails_once_and_its_password_stays_secret(bench):
     assert bench.told("ran") == ["after"]
 
 
-@pytest.mark.parametrize("function", ["os.system", "subprocess.call", "programs.jobs.say"])
+@pytest.mark.parametrize("function", ["os.system", "subprocess.call", f"{PROGRAM}.say"])
 def test_a_function_that_is_not_on_the_list_is_never_called(bench, tmp_path, function):
     victim = tmp_path / "victim"
     bench.queue().enqueue_call(function, args=(f"touch {victim}",), job_id="evil")
@@ -191,7 +189,7 @@ def test_a_pickled_job_is_refused_and_never_unpickled(bench, tmp_path):
     assert victim.exists()
     victim.unlink()
     Queue("queries", connection=bench.redis).enqueue_call(
-        "programs.jobs.note", args=(Bomb(victim),), job_id="pickled", meta={"m": Bomb(victim)}
+        f"{PROGRAM}.note", args=(Bomb(victim),), job_id="pickled", meta={"m": Bomb(victim)}
     )
     bench.put("note", "after")
     # when a worker takes it
@@ -438,7 +436,7 @@ def test_a_job_from_our_own_queue_wakes_an_idle_worker(bench, settings, monkeypa
     from streamer.jobs import Jobs
 
     # given a worker that looks for itself once an hour
-    monkeypatch.setattr(jobs_module, "INGEST_JOB", "programs.jobs.note")
+    monkeypatch.setattr(jobs_module, "INGEST_JOB", f"{PROGRAM}.note")
     worker = bench.worker("ingest", POLL="3600")
     for i in range(3):
         time.sleep(0.1)  # it is idle again

@@ -1,7 +1,7 @@
-"""A worker process for tests: a ThreadWorker with jobs that do as they are told.
+"""Run a ThreadWorker whose jobs do what a test needs: note, nap, hold, fail, die and others.
 
-Run as `python -m programs.jobs QUEUE... [--burst]`; `SLOTS`, `GRACE`, `POLL` and `STREAMER_LEASE`
-are read from the environment.
+usage: python -m tests.support.programs.jobs QUEUE... [--burst]
+The environment gives `SLOTS`, `GRACE`, `POLL` and `STREAMER_LEASE`.
 """
 
 import json
@@ -68,7 +68,7 @@ def abandon(name: str) -> None:
 
 
 def break_down(name: str) -> None:
-    """What a job does whose engine breaks down, again and again."""
+    """Fail as a job does whose engine breaks down in every attempt."""
     say("started", f"{name}, alone" if last_attempt() else name)
     raise BrokeDown
 
@@ -77,8 +77,11 @@ def on_failed(job: Job, code: ErrorCode, message: str) -> None:
     say("failed", json.dumps([job.id, code, message]))
 
 
+MODULE = "tests.support.programs.jobs"
+"""Name of this module in a job; run as a program, it is `__main__`."""
+
 FUNCTIONS = {
-    f"programs.jobs.{function.__name__}": function
+    f"{MODULE}.{function.__name__}": function
     for function in (note, nap, hold, stubborn, boom, die, abandon, break_down)
 }
 

@@ -1,6 +1,7 @@
-"""A gpu worker for tests whose engine breaks: `python -m programs.broken_gpu FAULT MARK [--burst]`.
+"""Run a gpu worker whose engine breaks.
 
-MARK is a file that remembers, from one process image to the next, how often it broke. The fault:
+usage: python -m tests.support.programs.broken_gpu FAULT MARK [--burst]
+The file MARK counts, from one process image to the next, how often the engine broke. FAULT is:
 
     lost    the device is lost, once
     bug     the engine's own code fails, once
