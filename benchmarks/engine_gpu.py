@@ -71,27 +71,17 @@ def tower_flops(model: NVILA) -> float:
 
 def reading_flops(model: NVILA, count: int, start: int) -> float:
     """FLOP of `count` positions of a prompt after `start` others, the output head left out."""
-    config, size = model.language.config, head_size(model)
-    queries = int(config.num_attention_heads) * size
-    both = int(config.num_key_value_heads) * size
+    config = model.language.config
+    queries = model.config.num_heads * model.config.head_dim
+    both = model.config.num_kv_heads * model.config.head_dim
     weights = int(config.hidden_size) * (2 * queries + 2 * both + 3 * int(config.intermediate_size))
     pairs = count * start + count * count // 2
     return int(config.num_hidden_layers) * (2.0 * count * weights + 4.0 * pairs * queries)
 
 
-def head_size(model: NVILA) -> int:
-    """Channels of an attention head."""
-    config = model.language.config
-    return int(
-        getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    )
-
-
 def position_bytes(model: NVILA) -> int:
     """Bytes of keys and values of one position."""
-    config = model.language.config
-    each = int(config.num_key_value_heads) * head_size(model) * model.dtype.itemsize
-    return 2 * int(config.num_hidden_layers) * each
+    return model.config.kv_size * model.dtype.itemsize
 
 
 def shares(model: NVILA) -> dict[str, dict[str, Any]]:

@@ -9,8 +9,6 @@ two ways take turns; medians. The engine chooses by `nvila_core.engine.batch.WOR
 import argparse
 import time
 from statistics import median
-from types import SimpleNamespace
-from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -27,12 +25,15 @@ NEVER = 10**9
 
 def make_cache(blocks: int) -> KVCache:
     """A cache of one layer, full of noise."""
-    config = SimpleNamespace(
-        num_key_value_heads=1, head_dim=SIZE, num_attention_heads=HEADS, num_hidden_layers=1
+    cache = KVCache(
+        num_layers=1,
+        num_kv_heads=1,
+        head_dim=SIZE,
+        num_blocks=blocks,
+        block_size=BLOCK,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
     )
-    language: Any = SimpleNamespace(config=config, dtype=torch.float32, device=torch.device("cpu"))
-    config.hidden_size = HEADS * SIZE
-    cache = KVCache(language, blocks, BLOCK)
     cache.keys[0].normal_()
     cache.values[0].normal_()
     return cache

@@ -112,6 +112,31 @@ class ModelConfig:
         """Input channels of the projector: the tower's width times the number of S2 scales."""
         return self.vision.hidden_size * max(1, len(self.s2_scales))
 
+    @property
+    def num_layers(self) -> int:
+        """Layers of the language model."""
+        return int(self.llm["num_hidden_layers"])
+
+    @property
+    def num_heads(self) -> int:
+        """Query heads of each layer of the language model."""
+        return int(self.llm["num_attention_heads"])
+
+    @property
+    def num_kv_heads(self) -> int:
+        """Key and value heads of each layer of the language model."""
+        return int(self.llm["num_key_value_heads"])
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head of the language model."""
+        return int(self.llm["hidden_size"]) // self.num_heads
+
+    @property
+    def kv_size(self) -> int:
+        """Numbers that the key-value cache holds for one position, over all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim
+
 
 def is_known_projector(kind: str) -> bool:
     """Return whether `models.projector.build_projector` can build a projector of type `kind`."""

@@ -16,13 +16,14 @@ from nvila_core.errors import PromptError
 from nvila_core.generation.completion import Completion
 from nvila_core.generation.sampling import SamplingParams
 from nvila_core.generation.sequence import Sequence
+from nvila_core.media.item import Media, VideoAs
 from nvila_core.models.device import choose_device, choose_dtype
 from nvila_core.models.language_model import LanguageModel
 from nvila_core.models.media_encoders import from_tiles, project, tile_features, video_positions
 from nvila_core.models.projector import Projector
 from nvila_core.models.quantize import choose_precision
 from nvila_core.models.vision_tower import VisionTower
-from nvila_core.prompt.builder import Media, Options, Prompt, PromptBuilder, VideoAs
+from nvila_core.prompt.builder import Options, Prompt, PromptBuilder
 from nvila_core.prompt.planned_builder import PlannedBuilder
 from nvila_core.prompt.tokenizer import Tokenizer
 from nvila_core.resolution.policy import Budget, Measures, Native, Plan, Policy, parse_policy

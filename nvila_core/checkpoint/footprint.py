@@ -61,15 +61,11 @@ def measure(
     kind = choose_dtype(dtype, place)
     precision = choose_precision(quantize, place, kind)
     checkpoint = Checkpoint.open(root)
-    llm = checkpoint.config.llm
     weights = (
         stored_bytes(checkpoint.llm, kind, precision.language if precision else None)
         + stored_bytes(checkpoint.vision, kind, precision.vision if precision else None)
         + stored_bytes(checkpoint.projector, kind)
     )
-    heads = int(llm["num_attention_heads"])
-    width = int(llm.get("head_dim") or int(llm["hidden_size"]) // heads)
-    per_token = 2 * int(llm["num_hidden_layers"]) * int(llm["num_key_value_heads"]) * width
     gpu = place.type == "cuda"
     free, total = torch.cuda.mem_get_info(place) if gpu else main_memory()
     return Footprint(
@@ -79,7 +75,7 @@ def measure(
         quantize=quantize,
         gpu=torch.cuda.get_device_name(place) if gpu else None,
         weights=weights,
-        kv_cache=per_token * kind.itemsize * kv_cache_tokens,
+        kv_cache=checkpoint.config.kv_size * kind.itemsize * kv_cache_tokens,
         free=free,
         total=total,
     )

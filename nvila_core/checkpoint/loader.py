@@ -8,13 +8,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nvila_core.checkpoint.config_reader import read_model
 from nvila_core.checkpoint.weights import Weights
-from nvila_core.config import DOWNSAMPLING, ModelConfig
+from nvila_core.config import DOWNSAMPLING, ModelConfig, VisionConfig
 from nvila_core.errors import CheckpointError
 from nvila_core.json_fields import Fields
 from nvila_core.models.projector import Projector, build_projector
@@ -59,10 +59,6 @@ class Checkpoint:
         Raises:
             CheckpointError: the weights contradict the config.
         """
-        # here, because these import transformers: opening a checkpoint need not take seconds
-        from nvila_core.models.language_model import load_language
-        from nvila_core.models.vision_tower import load_vision
-
         bits = (None, None) if precision is None else (precision.language, precision.vision)
         language = load_language(self.config.llm, self.llm, dtype, device, bits[0])
         vision = load_vision(self.config.vision, self.vision, dtype, device, bits[1])
@@ -161,3 +157,72 @@ def flat_projector(top: Fields, weights: Weights) -> str:
         if name in top:
             return top.string(name)
     return "mlp_downsample_3x3_fix" if "layers.7.weight" in weights else "mlp_downsample_2x2_fix"
+
+
+def load_language(
+    fields: dict[str, Any],
+    weights: Weights,
+    dtype: torch.dtype,
+    device: torch.device,
+    bits: int | None = None,
+) -> "LanguageModel":
+    """Build the model without allocating it twice and load its weights, in `bits` where given.
+
+    Raises:
+        CheckpointError: the weights contradict the config.
+    """
+    # Importing transformers takes seconds, which opening a checkpoint need not cost.
+    from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
+
+    from nvila_core.models.language_model import LanguageModel
+
+    hidden, inner = fields["hidden_size"], fields["intermediate_size"]
+    weights.expect(
+        "model.embed_tokens.weight", (fields["vocab_size"], hidden), "vocab_size and hidden_size"
+    )
+    weights.expect_count("model.layers.", fields["num_hidden_layers"], "num_hidden_layers")
+    weights.expect("model.layers.0.mlp.gate_proj.weight", (inner, hidden), "intermediate_size")
+    with torch.device("meta"):
+        model = LanguageModel(fields)
+    unused = ["lm_head."] if fields["tie_word_embeddings"] else []
+    weights.fill(model, dtype, device, unused=unused, bits=bits)
+    model.model.rotary_emb = Qwen2RotaryEmbedding(model.config).to(device)
+    return model.eval()
+
+
+def load_vision(
+    config: VisionConfig,
+    weights: Weights,
+    dtype: torch.dtype,
+    device: torch.device,
+    bits: int | None = None,
+) -> "VisionTower":
+    """Build the tower without allocating it twice and load what is needed of it, in `bits` where
+    given.
+
+    Raises:
+        CheckpointError: the weights contradict the config.
+    """
+    from nvila_core.models.vision_tower import VisionTower
+
+    first = "encoder.layers.0.mlp.fc1.weight"
+    weights.expect(
+        "embeddings.position_embedding.weight",
+        (config.grid**2, config.hidden_size),
+        "image_size, patch_size and hidden_size",
+    )
+    weights.expect_count("encoder.layers.", config.num_layers, "num_hidden_layers")
+    weights.expect(first, (config.intermediate_size, config.hidden_size), "intermediate_size")
+    with torch.device("meta"):
+        tower = VisionTower(config)
+    skipped = [f"encoder.layers.{i}." for i in range(config.layers_run, config.num_layers)]
+    weights.fill(
+        tower,
+        dtype,
+        device,
+        unused=[*skipped, "post_layernorm.", "head.", "embeddings.position_ids"],
+        bits=bits,
+    )
+    positions = torch.arange(config.grid**2, device=device).expand(1, -1)
+    tower.embeddings.register_buffer("position_ids", positions, persistent=False)
+    return tower.eval()

@@ -51,8 +51,7 @@ class Batch:
 
     def __init__(self, cache: KVCache, rows: Sequence[Rows], heads: int) -> None:
         self.cache = cache
-        self.group = heads // cache.keys[0].shape[2]
-        self.device, self.dtype = cache.keys[0].device, cache.keys[0].dtype
+        self.group = heads // cache.num_kv_heads
         self.order: list[int] = []
         self.parts: list[Part] = []
         placed = 0
@@ -73,7 +72,7 @@ class Batch:
         self.slots = self._tensor(np.concatenate([self._slots(r) for r in ordered]))
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.device, non_blocking=True)
+        return torch.from_numpy(array).to(self.cache.device, non_blocking=True)
 
     def _used(self, rows: Rows) -> int:
         """Blocks with positions in them."""
@@ -144,7 +143,7 @@ class Batch:
     def _mask(self, unseen: NDArray[np.bool_]) -> Tensor:
         """To add to scores."""
         mask = np.where(unseen, np.float32(-np.inf), np.float32(0))
-        return self._tensor(mask).to(self.dtype)
+        return self._tensor(mask).to(self.cache.dtype)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Attention of one layer: [heads or kv heads, N, head size] to [N, heads, head size]."""

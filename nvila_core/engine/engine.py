@@ -97,7 +97,15 @@ class Engine:
         pack_linears(model.language.model.layers)
         self.max_num_seqs, self.kv_cache_tokens = max_num_seqs, kv_cache_tokens
         self.context = min(model.context, kv_cache_tokens)
-        self.cache = KVCache(model.language, blocks, BLOCK)
+        self.cache = KVCache(
+            num_layers=model.config.num_layers,
+            num_kv_heads=model.config.num_kv_heads,
+            head_dim=model.config.head_dim,
+            num_blocks=blocks,
+            block_size=BLOCK,
+            dtype=model.dtype,
+            device=model.device,
+        )
         self.scheduler = Scheduler(BlockPool(blocks), BLOCK, max_num_seqs, step_tokens)
         self.tile_cache = TileCache(tile_cache_bytes, tile_tolerance)
         self.encoder = TileEncoder(model, self.tile_cache, step_tiles)

@@ -4,39 +4,43 @@ import torch
 from torch import Tensor
 
 from nvila_core.errors import NVILAError
-from nvila_core.models.language_model import LanguageModel
 
 
 class KVCache:
-    """Keys and values [blocks, block_size, kv heads, head size] for every layer.
+    """Keys and values [num_blocks, block_size, num_kv_heads, head_dim] for every layer.
 
-    They begin as zeros: a masked position is multiplied by nothing, but nothing times NaN is NaN.
+    They begin as zeros: attention multiplies masked positions by 0, and 0 times NaN is NaN.
 
     Raises:
-        NVILAError: the device has no room for it.
+        NVILAError: the device has no room for the cache.
     """
 
-    def __init__(self, language: LanguageModel, blocks: int, block_size: int) -> None:
-        config = language.config
-        heads = int(config.num_key_value_heads)
-        size = int(
-            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        )
-        self.blocks, self.block_size = blocks, block_size
-        shape = (blocks, block_size, heads, size)
-        layers = int(config.num_hidden_layers)
+    def __init__(
+        self,
+        *,
+        num_layers: int,
+        num_kv_heads: int,
+        head_dim: int,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self.num_kv_heads, self.dtype, self.device = num_kv_heads, dtype, device
+        shape = (num_blocks, block_size, num_kv_heads, head_dim)
 
         def zeros() -> Tensor:
-            return torch.zeros(shape, dtype=language.dtype, device=language.device)
+            return torch.zeros(shape, dtype=dtype, device=device)
 
         try:
-            self.keys = [zeros() for _ in range(layers)]
-            self.values = [zeros() for _ in range(layers)]
+            self.keys = [zeros() for _ in range(num_layers)]
+            self.values = [zeros() for _ in range(num_layers)]
         except (torch.OutOfMemoryError, RuntimeError) as error:
             raise NVILAError(
-                f"There is no room for a cache of {blocks * block_size} positions "
-                f"({layers} layers, {heads} heads of {size}, {language.dtype}) on "
-                f"{language.device}, so lower kv_cache_tokens."
+                f"There is no room for a key-value cache of {num_blocks * block_size} positions "
+                f"({num_layers} layers, {num_kv_heads} heads of {head_dim}, {dtype}) on {device}, "
+                "so lower kv_cache_tokens."
             ) from error
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
@@ -55,6 +59,6 @@ class KVCache:
 
     def scrub(self, blocks: list[int]) -> None:
         """Zero blocks whose content went wrong, before somebody else pads with them."""
-        index = torch.tensor(blocks, dtype=torch.long, device=self.keys[0].device)
+        index = torch.tensor(blocks, dtype=torch.long, device=self.device)
         for part in (*self.keys, *self.values):
             part.index_fill_(0, index, 0)

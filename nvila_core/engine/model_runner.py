@@ -26,14 +26,14 @@ class Runner:
         """
         language, vocab = self.model.language, len(self.model.tokenizer)
         rows = [Rows(w.request.computed, w.count, w.request.blocks) for w in work]
-        batch = Batch(self.cache, rows, int(language.config.num_attention_heads))
+        batch = Batch(self.cache, rows, self.model.config.num_heads)
         ordered = [work[i] for i in batch.order]
         ends, at = [], -1
         for item in ordered:
             at += item.count
             if item.count == item.request.pending:
                 ends.append(at)
-        hidden = language.advance(self.embed(ordered), batch, ends)
+        hidden = language.advance(self.embed(ordered), batch.positions, batch, ends)
         drawn: list[Tensor | int | None] = [None] * len(work)
         if not ends:
             return drawn

@@ -1,17 +1,33 @@
 """The attention function that the language model's layers call, registered with transformers."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-if TYPE_CHECKING:
-    from nvila_core.engine.batch import Batch
-
 ATTENTION = "nvila"
 """Under this name transformers finds `attention`."""
+
+
+class AttentionBackend(Protocol):
+    """Attention of one step's rows over keys and values that the backend holds."""
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Store the rows' keys and values, and compute one layer's attention.
+
+        Args:
+            layer: index of the layer.
+            query: [heads, N, head size] of N rows.
+            key: [kv heads, N, head size].
+            value: [kv heads, N, head size].
+            scale: factor of the scores.
+
+        Returns:
+            [N, heads, head size].
+        """
+        ...
 
 
 def attention(
@@ -21,18 +37,18 @@ def attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
-    batch: "Batch | None" = None,
+    backend: AttentionBackend | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention function: with a `batch` over the cache, otherwise its own SDPA."""
-    if batch is None:
+    """Attend through `backend` where one is given, otherwise through transformers' own SDPA."""
+    if backend is None:
         out: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, **kwargs
         )
         return out
     layer: Any = module.layer_idx
     size = query.shape[-1]
-    return batch.attend(layer, query[0], key[0], value[0], scaling or size**-0.5)[None], None
+    return backend.attend(layer, query[0], key[0], value[0], scaling or size**-0.5)[None], None
 
 
 AttentionInterface.register(ATTENTION, attention)

@@ -1,23 +1,18 @@
 """The Qwen2 language model over embeddings: prompt positions in, next-token logits out."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import DynamicCache, Qwen2Config, Qwen2Model
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
-from nvila_core.checkpoint.weights import Weights
-from nvila_core.models.attention import ATTENTION
-
-if TYPE_CHECKING:
-    from nvila_core.engine.batch import Batch
+from nvila_core.models.attention import ATTENTION, AttentionBackend
 
 
 class LanguageModel(nn.Module):
-    """transformers' Qwen2 with its output head; see `load_language`.
+    """transformers' Qwen2 with its output head.
 
     The tokenizer may know more tokens than the checkpoint has rows. Their logits are -inf, and
     their embeddings are never looked up.
@@ -96,18 +91,28 @@ class LanguageModel(nn.Module):
         return states
 
     @torch.inference_mode()
-    def advance(self, embeds: Tensor, batch: "Batch", wanted: Sequence[int]) -> Tensor:
-        """One step's rows [N, hidden], of many sequences, through all layers.
+    def advance(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        backend: AttentionBackend,
+        wanted: Sequence[int],
+    ) -> Tensor:
+        """Run one step's rows, of any number of sequences, through all layers.
 
-        Keys and values go to the cache that the batch names.
+        Args:
+            embeds: [N, hidden], one row for each new position.
+            positions: int64 [1, N], the place of each row in its sequence.
+            backend: computes attention, and holds the keys and values of earlier positions.
+            wanted: the rows whose hidden states are needed.
 
         Returns:
-            Final hidden states [W, hidden] of the `wanted` rows. Nobody reads the others', so the
-            last layer's feed-forward part is not computed for them.
+            Final hidden states [W, hidden] of the `wanted` rows. The last layer's feed-forward part
+            is not computed for the others.
         """
         hidden = embeds[None]
-        rotary = self.model.rotary_emb(hidden, batch.positions)
-        step = {"attention_mask": None, "position_embeddings": rotary, "batch": batch}
+        rotary = self.model.rotary_emb(hidden, positions)
+        step = {"attention_mask": None, "position_embeddings": rotary, "backend": backend}
         *layers, last = self.model.layers
         for layer in layers:
             hidden = layer(hidden, **step)
@@ -118,29 +123,3 @@ class LanguageModel(nn.Module):
             left = left + last.mlp(last.post_attention_layernorm(left))
         states: Tensor = self.model.norm(left)
         return states
-
-
-def load_language(
-    fields: dict[str, Any],
-    weights: Weights,
-    dtype: torch.dtype,
-    device: torch.device,
-    bits: int | None = None,
-) -> LanguageModel:
-    """Build the model without allocating it twice and load its weights, in `bits` where given.
-
-    Raises:
-        CheckpointError: the weights contradict the config.
-    """
-    hidden, inner = fields["hidden_size"], fields["intermediate_size"]
-    weights.expect(
-        "model.embed_tokens.weight", (fields["vocab_size"], hidden), "vocab_size and hidden_size"
-    )
-    weights.expect_count("model.layers.", fields["num_hidden_layers"], "num_hidden_layers")
-    weights.expect("model.layers.0.mlp.gate_proj.weight", (inner, hidden), "intermediate_size")
-    with torch.device("meta"):
-        model = LanguageModel(fields)
-    unused = ["lm_head."] if fields["tie_word_embeddings"] else []
-    weights.fill(model, dtype, device, unused=unused, bits=bits)
-    model.model.rotary_emb = Qwen2RotaryEmbedding(model.config).to(device)
-    return model.eval()

@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nvila_core.config import EncoderConfig, ModelConfig, output_block
-from nvila_core.media.preprocess import Grid
+from nvila_core.media.item import Media
 from nvila_core.models.projector import Projector
-from nvila_core.prompt.builder import Media
+from nvila_core.resolution.grids import Grid
 
 
 def frame_positions(features: Tensor, start: Tensor | None, end: Tensor | None) -> Tensor:

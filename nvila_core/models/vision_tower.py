@@ -4,7 +4,6 @@ import torch
 from torch import Tensor, nn
 from transformers import SiglipVisionConfig, SiglipVisionModel
 
-from nvila_core.checkpoint.weights import Weights
 from nvila_core.config import VisionConfig
 
 TILES_AT_ONCE = 16
@@ -53,39 +52,3 @@ class VisionTower(nn.Module):
             hidden = self.embeddings(some.to(self.positions.device, self.positions.dtype))
             features.append(self.encoder(inputs_embeds=hidden).last_hidden_state)
         return torch.cat(features)
-
-
-def load_vision(
-    config: VisionConfig,
-    weights: Weights,
-    dtype: torch.dtype,
-    device: torch.device,
-    bits: int | None = None,
-) -> VisionTower:
-    """Build the tower without allocating it twice and load what is needed of it, in `bits` where
-    given.
-
-    Raises:
-        CheckpointError: the weights contradict the config.
-    """
-    first = "encoder.layers.0.mlp.fc1.weight"
-    weights.expect(
-        "embeddings.position_embedding.weight",
-        (config.grid**2, config.hidden_size),
-        "image_size, patch_size and hidden_size",
-    )
-    weights.expect_count("encoder.layers.", config.num_layers, "num_hidden_layers")
-    weights.expect(first, (config.intermediate_size, config.hidden_size), "intermediate_size")
-    with torch.device("meta"):
-        tower = VisionTower(config)
-    skipped = [f"encoder.layers.{i}." for i in range(config.layers_run, config.num_layers)]
-    weights.fill(
-        tower,
-        dtype,
-        device,
-        unused=[*skipped, "post_layernorm.", "head.", "embeddings.position_ids"],
-        bits=bits,
-    )
-    positions = torch.arange(config.grid**2, device=device).expand(1, -1)
-    tower.embeddings.register_buffer("position_ids", positions, persistent=False)
-    return tower.eval()

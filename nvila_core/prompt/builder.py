@@ -7,7 +7,7 @@ would crash or let user text become a control token, docs/model.md says what hap
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from nvila_core.config import MAX_FRAMES, EncoderConfig, ModelConfig, output_block
 from nvila_core.errors import EmptyPrompt, PromptError, PromptTooLong
+from nvila_core.media.item import Media, VideoAs
 from nvila_core.media.preprocess import (
     Processor,
     dynamic_tiles,
@@ -29,34 +30,6 @@ from nvila_core.prompt.conversation import as_conversation, without_media_tokens
 from nvila_core.prompt.tokenizer import IMAGE, VIDEO, Shield, Tokenizer
 from nvila_core.resolution.grids import ONE, Grid, choose_grid, tiles_of
 from nvila_core.resolution.policy import BY_ASPECT, MAX_TILES, ONE_OF_SEVERAL, Plan, PlannedFrame
-
-VideoAs = Literal["image", "video"]
-
-
-@dataclass(frozen=True)
-class Media:
-    """What one media token stands for.
-
-    Attributes:
-        kind: which token it is, "image" or "video".
-        first: index of its first tile in `Prompt.pixels`.
-        tiles: how many tiles it has.
-        block: (rows, columns) of the last scale for dynamic S2, else None.
-        vision_tokens: positions that hold features.
-        positions: all of its positions, line ends included.
-    """
-
-    kind: VideoAs
-    first: int
-    tiles: int
-    block: Grid | None
-    vision_tokens: int
-    positions: int
-
-    @property
-    def tile_range(self) -> range:
-        """The indices of its tiles."""
-        return range(self.first, self.first + self.tiles)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Gauges:
     def __init__(self, model: NVILA, positions: int) -> None:
         self.model = model
         self.engine = Engine(model, kv_cache_tokens=positions, tile_cache_bytes=0)
-        self.blocks = self.engine.cache.blocks
+        self.blocks = self.engine.cache.num_blocks
         self.length = min(Load().positions(model), model.context - 1, positions - 1)
 
     def tiles(self, count: int) -> float:
@@ -79,13 +79,14 @@ class Gauges:
 
     def _step(self, rows: Sequence[Rows]) -> float:
         language = self.model.language
-        heads = int(language.config.num_attention_heads)
+        heads = self.model.config.num_heads
         total = sum(r.count for r in rows)
         ends = range(total - len(rows), total)
 
         def step() -> None:
             batch = Batch(self.engine.cache, rows, heads)
-            hidden = language.advance(language.embed([0] * total), batch, ends)
+            embeds = language.embed([0] * total)
+            hidden = language.advance(embeds, batch.positions, batch, ends)
             language.head(hidden, language.rows).argmax(-1).tolist()
 
         return self._fastest(step)

@@ -111,12 +111,12 @@ class Tuner:
 
     def _positions(self, model: NVILA) -> int:
         """Positions of keys and values that there is room for."""
-        config = model.language.config
-        heads = int(config.num_attention_heads)
-        width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
-        each = 2 * int(config.num_hidden_layers) * int(config.num_key_value_heads) * width
         free = torch.cuda.mem_get_info(model.device)[0] if self.cuda else main_memory()[0]
-        room = SHARE_OF_MEMORY[model.device.type] * free / (each * model.dtype.itemsize)
+        room = (
+            SHARE_OF_MEMORY[model.device.type]
+            * free
+            / (model.config.kv_size * model.dtype.itemsize)
+        )
         return max(256, min(MOST_POSITIONS, int(room) // 1024 * 1024))
 
     def _threads(self, found: EngineSettings, gauges: Gauges) -> EngineSettings:

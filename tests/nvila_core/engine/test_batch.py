@@ -1,8 +1,6 @@
 """Batches of rows over the cache: attention of each row is that over its own sequence."""
 
 import random
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -17,15 +15,15 @@ BLOCK, HEADS, KV_HEADS, SIZE = 16, 4, 2, 8
 
 @pytest.fixture(scope="module")
 def cache() -> KVCache:
-    config = SimpleNamespace(
-        num_key_value_heads=KV_HEADS,
+    made = KVCache(
+        num_layers=1,
+        num_kv_heads=KV_HEADS,
         head_dim=SIZE,
-        num_attention_heads=HEADS,
-        hidden_size=HEADS * SIZE,
-        num_hidden_layers=1,
+        num_blocks=400,
+        block_size=BLOCK,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
     )
-    language: Any = SimpleNamespace(config=config, dtype=torch.float32, device=torch.device("cpu"))
-    made = KVCache(language, 400, BLOCK)
     torch.manual_seed(0)
     made.keys[0].normal_()
     made.values[0].normal_()

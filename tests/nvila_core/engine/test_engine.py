@@ -294,10 +294,10 @@ def test_a_failure_while_generating_fails_alone(
     own = engine.scheduler.running[1].blocks[-1]
     advance = model.language.advance
 
-    def advance_or_fail(embeds: Any, batch: Any, wanted: Any) -> Any:
+    def advance_or_fail(embeds: Any, positions: Any, batch: Any, wanted: Any) -> Any:
         if not bad.done and own in batch.slots // BLOCK:
             raise error
-        return advance(embeds, batch, wanted)
+        return advance(embeds, positions, batch, wanted)
 
     monkeypatch.setattr(model.language, "advance", advance_or_fail)
     # when
