@@ -11,7 +11,10 @@ import pytest
 import typer
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 ids = [page.name for page in PAGES]
 
@@ -71,18 +74,29 @@ def test_streamer_commands_and_options_exist(page: Path) -> None:
                 assert word.split("=")[0] in commands()[words[1]], line
 
 
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 @pytest.mark.parametrize("page", PAGES, ids=ids)
 def test_links_lead_somewhere(page: Path) -> None:
-    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        if "://" not in target:
-            assert (page.parent / target).exists(), target
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if "://" in target:
+            continue
+        name, _, anchor = target.partition("#")
+        path = page.parent / name if name else page
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=ids)
-def test_programs_exist(page: Path) -> None:
+def test_programs_and_folders_exist(page: Path) -> None:
+    roots = "benchmarks|docker|examples|nvila_core|streamer|tests|workers"
     for line in shell_lines(page):
-        for program in re.findall(r"\b((?:benchmarks|workers|streamer)/[\w/]+\.py)\b", line):
-            assert (ROOT / program).is_file(), line
+        for path in re.findall(rf"(?<![\w./:])((?:{roots})/[\w/]*(?:\.py)?)(?![\w./*])", line):
+            assert (ROOT / path).exists(), line
 
 
 def test_the_picture_is_a_picture() -> None:
