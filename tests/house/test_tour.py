@@ -17,9 +17,7 @@ ROWS = re.findall(r"^\| `([\w/.]+)` \| (.+) \|$", TOUR, re.MULTILINE)
 
 def rows(package: str) -> list[str]:
     """What the table of a package names, in its order, relative to the package."""
-    return [
-        name.removeprefix(f"{package}/") for name, _ in ROWS if name.startswith(f"{package}/")
-    ]
+    return [name.removeprefix(f"{package}/") for name, _ in ROWS if name.startswith(f"{package}/")]
 
 
 def layers(package: str) -> dict[str, int]:
