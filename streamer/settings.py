@@ -1,6 +1,8 @@
 """Settings: defaults here, overridden by a YAML file, overridden by `STREAMER_*` variables."""
 
 import os
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -8,6 +10,8 @@ from platformdirs import user_data_path
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
+    EnvSettingsSource,
+    InitSettingsSource,
     NoDecode,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
@@ -21,8 +25,43 @@ from streamer.errors import ErrorCode, StreamerError
 PREFIX = "STREAMER_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
 
-SHORTEST_KEY = 12
-"""Characters that a secret key has at least."""
+MIN_KEY_LENGTH = 12
+"""Characters that a secret key needs."""
+
+RENAMED = {"step_tokens": "max_num_batched_tokens"}
+"""Renamed settings, old name -> new name. An old name works, with a warning, for one release."""
+
+
+def _new_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` under the settings' new names; warn of each old name that was used."""
+    renamed = dict(values)
+    for old, new in RENAMED.items():
+        if old in renamed:
+            warnings.warn(
+                f"The setting '{old}' is now '{new}': rename it, because the next release will "
+                "not know the old name.",
+                FutureWarning,
+                stacklevel=1,  # in one place: Python shows the same warning once
+            )
+            value = renamed.pop(old)
+            renamed.setdefault(new, value)
+    return renamed
+
+
+class _Environment(EnvSettingsSource):
+    """Variables of the environment."""
+
+    def __call__(self) -> dict[str, Any]:
+        old = {name: os.environ.get(PREFIX + name.upper()) for name in RENAMED}
+        given = {name: value for name, value in old.items() if value}
+        return _new_names({**super().__call__(), **given})
+
+
+class _YamlFile(YamlConfigSettingsSource):
+    """Keys of the settings file."""
+
+    def __call__(self) -> dict[str, Any]:
+        return _new_names(super().__call__())
 
 
 class Settings(BaseSettings):
@@ -42,7 +81,7 @@ class Settings(BaseSettings):
     quantize: Literal["int8", "int4"] | None = None
     max_num_seqs: int = Field(default=32, ge=1)
     kv_cache_tokens: int = Field(default=65536, ge=256)
-    step_tokens: int | None = Field(
+    max_num_batched_tokens: int | None = Field(
         default=None, ge=1, description="most LLM positions in a step; None: what suits the device"
     )
     step_tiles: int | None = Field(
@@ -121,9 +160,9 @@ class Settings(BaseSettings):
     @field_validator("secret_key")
     @classmethod
     def _refuse_short_keys(cls, keys: list[str]) -> list[str]:
-        if any(len(key) < SHORTEST_KEY for key in keys):
+        if any(len(key) < MIN_KEY_LENGTH for key in keys):
             raise ValueError(
-                f"a key needs at least {SHORTEST_KEY} characters, such as what "
+                f"a key needs at least {MIN_KEY_LENGTH} characters, such as what "
                 "`openssl rand -base64 32` prints"
             )
         return keys
@@ -143,8 +182,9 @@ class Settings(BaseSettings):
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         path = os.environ.get(CONFIG_VARIABLE)
-        yaml = (YamlConfigSettingsSource(settings_cls, yaml_file=path),) if path else ()
-        return (init_settings, env_settings, *yaml)
+        yaml = (_YamlFile(settings_cls, yaml_file=path),) if path else ()
+        keywords = InitSettingsSource(settings_cls, init_kwargs=_new_names(init_settings()))
+        return (keywords, _Environment(settings_cls), *yaml)
 
 
 def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
@@ -160,7 +200,8 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
         raise StreamerError(
             ErrorCode.SETTINGS_INVALID, f"There is no settings file {path}: check --config."
         )
-    known = {PREFIX + name.upper() for name in Settings.model_fields} | {CONFIG_VARIABLE}
+    names = [*Settings.model_fields, *RENAMED]
+    known = {PREFIX + name.upper() for name in names} | {CONFIG_VARIABLE}
     unknown = sorted(v for v in os.environ if v.startswith(PREFIX) and v not in known)
     if unknown:
         raise StreamerError(

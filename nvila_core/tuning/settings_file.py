@@ -30,14 +30,14 @@ class EngineSettings:
     compile: bool = False
     max_num_seqs: int = 32
     kv_cache_tokens: int = 65536
-    step_tokens: int
+    max_num_batched_tokens: int
     step_tiles: int
 
     @classmethod
     def default(cls, device: torch.device, quantize: str | None = None) -> "EngineSettings":
         """What a worker on a device uses when nothing else is said."""
         size = step_size(device)
-        return cls(quantize=quantize, step_tokens=size.tokens, step_tiles=size.tiles)
+        return cls(quantize=quantize, max_num_batched_tokens=size.tokens, step_tiles=size.tiles)
 
     def engine(self, model: NVILA) -> Engine:
         """An engine with these settings; `quantize`, `dtype` and `compile` are the model's."""
@@ -45,7 +45,7 @@ class EngineSettings:
             model,
             self.max_num_seqs,
             self.kv_cache_tokens,
-            step_tokens=self.step_tokens,
+            step_tokens=self.max_num_batched_tokens,
             step_tiles=self.step_tiles,
         )
 

@@ -155,7 +155,7 @@ class Tuner:
         each = self.seconds / 10
         tiles = sweep(gauges.tiles, SIZES, each)
         # No more than twice the usual: cheaper or not, everybody waits for the end of a step.
-        most = min(2 * self.defaults.step_tokens, gauges.blocks * BLOCK)
+        most = min(2 * self.defaults.max_num_batched_tokens, gauges.blocks * BLOCK)
         steps = [s for s in STEPS if s <= most]
         reading = sweep(gauges.reading, steps, each)
         sequences = sweep(
@@ -170,7 +170,7 @@ class Tuner:
         return replace(
             found,
             step_tiles=cheapest(tiles, 0.05, found.step_tiles),
-            step_tokens=cheapest(reading, 0.03, found.step_tokens),
+            max_num_batched_tokens=cheapest(reading, 0.03, found.max_num_batched_tokens),
             max_num_seqs=max(8, cheapest(sequences, 0.05, found.max_num_seqs)),
         )
 
@@ -213,7 +213,10 @@ class Tuner:
         slice_ = self.seconds / 12
         for load in LOADS:
             each = gauges.request(
-                load, found.step_tiles, found.step_tokens, min(8, gauges.most_sequences())
+                load,
+                found.step_tiles,
+                found.max_num_batched_tokens,
+                min(8, gauges.most_sequences()),
             )
             count = min(2 * found.max_num_seqs, int(slice_ / each))
             if count >= 4:

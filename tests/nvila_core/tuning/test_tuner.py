@@ -109,19 +109,19 @@ def test_requests_are_really_answered(tiny: NVILA, threads: int) -> None:
 
 def test_defaults_are_those_of_the_service(tiny: NVILA) -> None:
     service = {f.name: getattr(Settings(), f.name) for f in fields(DEFAULTS)}
-    assert asdict(DEFAULTS) | {"step_tokens": None, "step_tiles": None} == service
+    assert asdict(DEFAULTS) | {"max_num_batched_tokens": None, "step_tiles": None} == service
 
     # and where the service leaves the steps to the engine, it takes the same
     engine = Engine(tiny, kv_cache_tokens=2048)
     taken = (engine.stats()["step_tokens"], engine.stats()["step_tiles"])
-    assert taken == (DEFAULTS.step_tokens, DEFAULTS.step_tiles)
+    assert taken == (DEFAULTS.max_num_batched_tokens, DEFAULTS.step_tiles)
 
 
 def test_steps_are_larger_on_a_gpu() -> None:
     gpu = EngineSettings.default(torch.device("cuda", 1), "int4")
 
-    assert (gpu.step_tokens, gpu.step_tiles, gpu.quantize) == (2048, 32, "int4")
-    assert (DEFAULTS.step_tokens, DEFAULTS.step_tiles) == (128, 16)
+    assert (gpu.max_num_batched_tokens, gpu.step_tiles, gpu.quantize) == (2048, 32, "int4")
+    assert (DEFAULTS.max_num_batched_tokens, DEFAULTS.step_tiles) == (128, 16)
     assert EngineSettings.default(torch.device("meta")) == DEFAULTS
 
 
@@ -146,7 +146,7 @@ def test_settings_that_are_slower_are_not_written(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
     # given a search that is misled
-    worst = replace(DEFAULTS, step_tokens=8, max_num_seqs=1)
+    worst = replace(DEFAULTS, max_num_batched_tokens=8, max_num_seqs=1)
     monkeypatch.setattr(Tuner, "_sizes", lambda self, found, gauges: worst)
     torch.set_num_threads(1)
 
@@ -154,13 +154,15 @@ def test_settings_that_are_slower_are_not_written(
 
     # then the comparison with real requests finds out
     assert tuning.gain == 1
-    assert tuning.settings.step_tokens == DEFAULTS.step_tokens
+    assert tuning.settings.max_num_batched_tokens == DEFAULTS.max_num_batched_tokens
     assert "as good" in tuning.summary
 
 
 def test_the_file_is_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "tuned.yaml"
-    found = replace(DEFAULTS, quantize="int8", dtype="bfloat16", threads=3, step_tokens=96)
+    found = replace(
+        DEFAULTS, quantize="int8", dtype="bfloat16", threads=3, max_num_batched_tokens=96
+    )
     tuning = Tuning(found, 1.25, [1.2, 1.25, 1.3], ["a note: with a colon"])
     monkeypatch.setenv(CONFIG_VARIABLE, str(path))
 

@@ -32,7 +32,7 @@ def test_it_writes_a_file_for_the_model_of_the_settings_and_keeps_the_rest(
     loaded = load_settings()
     assert (loaded.model, loaded.device, loaded.fps) == ("demo", "cpu", 2.5)
     written = yaml.safe_load(out.read_text())
-    assert {"step_tokens", "step_tiles", "threads"} <= set(written)
+    assert {"max_num_batched_tokens", "step_tiles", "threads"} <= set(written)
     assert written["quantize"] == "int8"  # for which all that was found
 
 

@@ -24,7 +24,7 @@ def test_the_engine_is_as_the_settings_say(threads: None) -> None:
         device="cpu",
         max_num_seqs=3,
         kv_cache_tokens=2048,
-        step_tokens=96,
+        max_num_batched_tokens=96,
         step_tiles=5,
         tile_cache_bytes=4096,
         tile_tolerance=0.01,
