@@ -1,4 +1,4 @@
-"""NVILA Streamer: attach camera streams, ask what they show, now or before.
+"""NVILA Streamer: attach camera streams and ask what they show, now or in the past.
 
 This package is the service: domain types, Redis keys, sources and sampling, jobs, results,
 timeline, HTTP API, command line and client. The model lives in :mod:`nvila_core`, the long-lived

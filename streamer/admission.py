@@ -1,4 +1,4 @@
-"""Which sources may be attached, and whether they work."""
+"""Check sources before they are attached: whether they are allowed, and whether they work."""
 
 from typing import TYPE_CHECKING
 
@@ -12,24 +12,24 @@ if TYPE_CHECKING:
 
 
 class Admission:
-    """Looks at what users name as a source, before anything is stored or changed."""
+    """Checks of the sources that users name, before anything is stored or changed."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.remote = False
-        """Whether those who name sources do so over HTTP: they may name `allowed_dirs` only."""
+        """Whether sources come over HTTP; files must then be in `allowed_dirs`."""
 
     def split(self, source: str) -> tuple[str, str]:
-        """The URL to show and the URL to open of `source`.
+        """Return the URL of `source` to show, without password, and the one to open.
 
-        Raises StreamerError(STREAM_URL_FORBIDDEN | INVALID_REQUEST) when it may not be opened.
+        Raises StreamerError(STREAM_URL_FORBIDDEN | INVALID_REQUEST) if it may not be opened.
         """
         from streamer.media.urls import parse_source, split_secret
 
         return split_secret(self._access().check(parse_source(source)))
 
     def probe(self, source: str, transport: Transport) -> "SourceInfo":
-        """Open `source`, decode one picture and close it again.
+        """Open `source`, decode one frame and close it.
 
         Raises StreamerError with the stream code that says why it cannot be used.
         """
@@ -41,24 +41,24 @@ class Admission:
     def replacement(
         self, stream: Stream, source: str, transport: Transport, probe: bool
     ) -> tuple[str, str]:
-        """Like :meth:`split`, of a `source` that is to take the place of that of `stream`.
+        """Like :meth:`split`, for a `source` that replaces the one of `stream`.
 
-        Raises StreamerError: as :meth:`split`; INVALID_REQUEST for one that cannot take it; with
-        `probe` a stream code when it does not work.
+        Raises StreamerError: as :meth:`split`; INVALID_REQUEST if it cannot replace the old one;
+        with `probe`, a stream code if it does not work.
         """
         from streamer.media.urls import MASK, is_live
 
         if f":{MASK}@" in source:
             raise StreamerError(
                 ErrorCode.INVALID_REQUEST,
-                f"The URL has {MASK} where its password should be: write the password.",
+                f"The URL has {MASK} in place of its password: write the password.",
             )
         public_url, full_url = self.split(source)
         if not (stream.live and is_live(full_url)):
             raise StreamerError(
                 ErrorCode.INVALID_REQUEST,
-                "Only a live stream can be given another URL, and only that of a live stream: "
-                f"detach '{stream.name}' and attach the other source.",
+                "Only a live stream can get a new URL, and only that of another live stream: "
+                f"detach '{stream.name}' and attach the new source.",
             )
         if probe:
             self.probe(source, transport)
@@ -71,7 +71,7 @@ class Admission:
         if is_live(parse_source(source)):
             raise StreamerError(
                 ErrorCode.INVALID_REQUEST,
-                f"{redact(source)} is a live source without an end: use `streamer attach` for it.",
+                f"{redact(source)} is a live stream and does not end: use `streamer attach`.",
             )
 
     def _access(self) -> "Access":

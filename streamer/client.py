@@ -1,4 +1,4 @@
-"""What a user can do with the service. The CLI and the HTTP API are both thin layers over this."""
+"""Python client of the service. The CLI and the HTTP API are thin layers over it."""
 
 from collections.abc import Iterator
 from functools import cached_property
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
     from streamer.timeline import Page, Timeline
 
 CAPTION_PROMPT = "Describe the scene."
-"""What a stream attached without a watch of its own is asked, window after window."""
+"""Question about every window of a stream that is attached without watches."""
 
 
 class Client:
     """A connection to a running installation; close it, or use it as a context manager.
 
-    Raises StreamerError(REDIS_UNAVAILABLE) when nothing is running where `settings` says.
+    Raises StreamerError(REDIS_UNAVAILABLE) if no installation runs where `settings` says.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -54,7 +54,7 @@ class Client:
         self.jobs = Jobs(self._redis, settings)
         self.queue = Results(self._redis, settings)
         self.watches = Watches(self.registry, self.jobs)
-        """The standing questions of attached streams, one by one."""
+        """Add, change and remove watches of attached streams."""
         past = self._past = Past(self.connections, settings, self.frames)
         self._queries = Queries(self._redis, settings, past, self.jobs, self.queue)
 
@@ -72,7 +72,7 @@ class Client:
 
     @cached_property
     def timeline(self) -> "Timeline":
-        """The record of results."""
+        """Database of recorded results, opened on first use."""
         from streamer.timeline import Timeline
 
         settings = self.settings
@@ -92,10 +92,10 @@ class Client:
         history: float | None = None,
         probe: bool = True,
     ) -> Stream:
-        """Attach a URL, file or device; without `watches` it is captioned every `window` seconds.
+        """Attach a URL, file or device; without `watches` every window gets a caption.
 
-        Raises StreamerError: a stream code when the probe fails (nothing is attached then),
-        NAME_TAKEN, INVALID_REQUEST for a name that is none, STREAM_URL_FORBIDDEN.
+        Raises StreamerError: a stream code if the probe fails (nothing is attached then),
+        NAME_TAKEN, INVALID_REQUEST for an invalid name, STREAM_URL_FORBIDDEN.
         """
         from streamer.media.urls import is_live
 
@@ -112,7 +112,7 @@ class Client:
             name,
             name or derive_name(public_url),
             url=public_url,
-            # a playlist over HTTP may be a recording: only opening it tells
+            # an HTTP playlist may be a recording, which shows only after opening it
             live=is_live(full_url) and not (found is not None and found.duration),
             transport=transport,
             history=history,
@@ -121,7 +121,7 @@ class Client:
         )
 
     def probe(self, source: str, transport: Transport = "auto") -> "SourceInfo":
-        """Open `source`, decode one picture and close it again.
+        """Open `source`, decode one frame and close it.
 
         Raises StreamerError with the stream code that says why it cannot be used.
         """
@@ -151,7 +151,7 @@ class Client:
         max_tokens: int | None = None,
         form: AnswerForm | None = None,
     ) -> Watch:
-        """A standing question with the settings' defaults, to attach a stream with or to add.
+        """Make a watch for :meth:`attach` or `watches.add`, with defaults from the settings.
 
         Raises StreamerError: PROMPT_EMPTY, INVALID_REQUEST.
         """
@@ -181,13 +181,13 @@ class Client:
         paused: bool | None = None,
         probe: bool = True,
     ) -> Stream:
-        """Change a stream by id or name while it runs; what is None stays as it is.
+        """Change a stream by id or name while it runs; arguments that are None change nothing.
 
-        A new `source` (another URL, another password) is tried first, and opened within a second.
-        `watches` takes the place of all there are; those that ask the same as before go on
-        undisturbed. To add, change or remove one of them there is :attr:`watches`.
+        A new `source` (another URL or password) is probed first and opened within a second.
+        `watches` replaces all watches; those that ask the same as before continue without
+        interruption. Use :attr:`watches` to add, change or remove a single watch.
 
-        Raises StreamerError: UNKNOWN_STREAM, NAME_TAKEN, INVALID_REQUEST, a stream code when the
+        Raises StreamerError: UNKNOWN_STREAM, NAME_TAKEN, INVALID_REQUEST, a stream code if the
         probe fails (nothing is changed then).
         """
         changes: dict[str, Any] = {
@@ -219,7 +219,7 @@ class Client:
         return stream
 
     def detach(self, ref: str) -> Stream:
-        """Detach a stream by id or name: its decoder stops, its waiting clips are cancelled."""
+        """Detach a stream by id or name: stop its decoder and cancel its waiting clips."""
         stream = self.registry.delete(ref)
         self.jobs.stop_ingest(stream.id)
         for owner in [watch.id for watch in stream.watches] if stream.live else [stream.id]:
@@ -229,11 +229,15 @@ class Client:
         return stream
 
     def streams(self) -> list[Stream]:
-        """All attached streams, oldest first."""
+        """Return all attached streams, oldest first."""
         return sorted(self.registry.list(), key=lambda stream: stream.created_at)
 
     def stream(self, ref: str | None = None) -> Stream:
-        """A stream by id or name; without one, the only stream there is."""
+        """Return a stream by id or name; without `ref`, the only stream attached.
+
+        Raises StreamerError: UNKNOWN_STREAM; INVALID_REQUEST without `ref` unless exactly one
+        stream is attached.
+        """
         if ref is not None:
             return self.registry.get(ref)
         streams = self.streams()
@@ -241,9 +245,9 @@ class Client:
             return streams[0]
         raise StreamerError(
             ErrorCode.INVALID_REQUEST,
-            f"Which stream? Name one of: {', '.join(s.name for s in streams[:20])}."
+            f"Several streams are attached: name one of {', '.join(s.name for s in streams[:20])}."
             if streams
-            else "No stream is attached: attach one first with `streamer attach URL_OR_FILE`.",
+            else "No stream is attached: attach one with `streamer attach URL_OR_FILE`.",
         )
 
     # Queries
@@ -275,36 +279,36 @@ class Client:
         )
 
     def query(self, query_id: str, wait: float = 0.0) -> Query:
-        """A query as it is, after waiting up to `wait` seconds for its result.
+        """Return a query after waiting up to `wait` seconds for its result.
 
         Raises StreamerError(UNKNOWN_QUERY).
         """
         return self._queries.get(query_id, wait)
 
     def queries(self, limit: int = 100) -> list[Query]:
-        """The newest queries first."""
+        """Return up to `limit` queries, newest first."""
         return self._queries.newest(limit)
 
     def cancel(self, query_id: str) -> Query:
-        """Cancel a query that has no answer yet; one that has is returned unchanged."""
+        """Cancel a query; one that has a result is returned unchanged."""
         return self._queries.cancel(query_id)
 
     def require_ingest(self) -> None:
-        """Raise StreamerError(NO_WORKER) when nobody is there to read a stream."""
+        """Raise StreamerError(NO_WORKER) if no ingest worker is running."""
         if not self.jobs.workers()["ingest"]:
             raise StreamerError(
                 ErrorCode.NO_WORKER,
-                "No ingest worker is running, so nobody would read it: start one with "
-                "`streamer ingest`, or everything with `streamer up`.",
+                "No ingest worker is running to read streams: start one with `streamer ingest`, "
+                "or everything with `streamer up`.",
             )
 
     def require_worker(self) -> None:
-        """Raise StreamerError(NO_WORKER) when nobody is there to answer."""
+        """Raise StreamerError(NO_WORKER) if no model worker is running."""
         if not self.jobs.workers()["clips"]:
             raise StreamerError(
                 ErrorCode.NO_WORKER,
-                "No model worker is running, so nobody would answer: start one with "
-                "`streamer worker`, or everything with `streamer up`.",
+                "No model worker is running to answer: start one with `streamer worker`, "
+                "or everything with `streamer up`.",
             )
 
     # Results
@@ -320,7 +324,7 @@ class Client:
         limit: int = 100,
         cursor: str | None = None,
     ) -> "Page":
-        """A page of the timeline, newest first; `stream` may be gone by now."""
+        """Return a page of the timeline, newest first; `stream` may have been detached."""
         now = utc_now()
         return self.timeline.query(
             stream=stream,
@@ -333,7 +337,7 @@ class Client:
         )
 
     def follow(self) -> Iterator[Result]:
-        """Results as they are published, from now on, for ever."""
+        """Yield results as they are published from now on, without end."""
         for _, result in self.queue.follow():
             yield result
 
@@ -347,7 +351,7 @@ class Client:
         form: AnswerForm | None = None,
         probe: bool = True,
     ) -> Stream:
-        """Attach a recording to be captioned window by window; detach it when it has ended.
+        """Attach a recording to caption it window by window; detach it after it has ended.
 
         Raises StreamerError(INVALID_REQUEST) for a live source.
         """

@@ -1,10 +1,10 @@
-"""Errors that a user sees: a stable code, one sentence that says what to do, an HTTP status."""
+"""Errors that users see: a stable code, a message that says what to do, an HTTP status."""
 
 from enum import StrEnum
 
 
 class ErrorCode(StrEnum):
-    """Stable codes; programs match on these, people read the message."""
+    """Stable error codes. Programs match on the code; people read the message."""
 
     STREAM_CONNECTION_FAILED = "STREAM_CONNECTION_FAILED"
     STREAM_AUTH_FAILED = "STREAM_AUTH_FAILED"
@@ -73,7 +73,7 @@ _STATUS = {
 
 
 class StreamerError(Exception):
-    """A failure with a stable `code` and a `message` fit to be shown; never holds a password."""
+    """A failure with a stable `code` and a `message` for users, which never holds a password."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
@@ -82,5 +82,5 @@ class StreamerError(Exception):
 
     @property
     def http_status(self) -> int:
-        """The HTTP status of this failure; a stream's own trouble is the request's (422)."""
+        """HTTP status of this failure; 422 for the errors of a stream."""
         return _STATUS.get(self.code, 422)

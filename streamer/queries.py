@@ -1,4 +1,4 @@
-"""One-off questions about a stream: which frames they look at, and what became of them."""
+"""Submit, find, list and cancel one-off questions about a stream."""
 
 from datetime import datetime
 from typing import cast
@@ -30,13 +30,13 @@ from streamer.times import When, moment
 from streamer.validation import validated
 
 LISTED = 1000
-"""Queries that can be listed; each can be had by its id for `query_ttl`."""
+"""Number of queries kept for listing; each is kept by its id for `query_ttl`."""
 
 _FINAL = {QueryStatus.DONE, QueryStatus.FAILED, QueryStatus.CANCELLED}
 
 
 class Queries:
-    """Ask, look up, list and cancel."""
+    """The one-off questions of an installation."""
 
     def __init__(
         self,
@@ -125,7 +125,7 @@ class Queries:
         return query
 
     def get(self, query_id: str, wait: float = 0.0) -> Query:
-        """A query as it is, after waiting up to `wait` seconds for its result.
+        """Return a query after waiting up to `wait` seconds for its result.
 
         Raises StreamerError(UNKNOWN_QUERY).
         """
@@ -166,7 +166,7 @@ class Queries:
         return [self._with_result(query, self._results.get(query.id)) for query in queries]
 
     def cancel(self, query_id: str) -> Query:
-        """Cancel a query that has no answer yet; one that has is returned unchanged.
+        """Cancel a query; one that has a result is returned unchanged.
 
         Raises StreamerError(UNKNOWN_QUERY).
         """
@@ -177,12 +177,12 @@ class Queries:
         return self.get(query_id)
 
     def _what_is_kept(self, stream: Stream, start: datetime, end: datetime) -> str:
-        asked = f"'{stream.name}' has no frame between {rfc3339(start)} and {rfc3339(end)}"
+        problem = f"'{stream.name}' has no frame between {rfc3339(start)} and {rfc3339(end)}"
         kept = self._past.frames.span(stream.id)
         if kept is None:
-            return f"{asked}: none is kept at all."
+            return f"{problem}: no frames are kept."
         first, last = (rfc3339(to_datetime(when)) for when in kept)
-        return f"{asked}: frames are kept from {first} to {last}."
+        return f"{problem}: frames are kept from {first} to {last}."
 
 
 def _range(since: When, until: When) -> tuple[datetime, datetime]:
@@ -190,20 +190,21 @@ def _range(since: When, until: When) -> tuple[datetime, datetime]:
     start, end = moment(since, now), moment(until, now) or now
     if start is None:
         raise StreamerError(
-            ErrorCode.INVALID_REQUEST, "A range needs its beginning too: give since (--since)."
+            ErrorCode.INVALID_REQUEST,
+            "The range has an end but no start: give since (--since) too.",
         )
     if start >= end:
         raise StreamerError(
             ErrorCode.INVALID_REQUEST,
-            f"The range is empty: it begins at {rfc3339(start)} and ends at {rfc3339(end)}.",
+            f"The range is empty: it starts at {rfc3339(start)} and ends at {rfc3339(end)}.",
         )
     return start, end
 
 
 def _why_no_frames(stream: Stream) -> str:
-    told = f"'{stream.name}' has no frame to look at: it is {stream.state}"
+    problem = f"'{stream.name}' has no frames: it is {stream.state}"
     if stream.error is not None:
-        return f"{told} ({stream.error.message})"
+        return f"{problem} ({stream.error.message})"
     if stream.state in (StreamState.CONNECTING, StreamState.RUNNING):
-        return f"{told}, so try again in a few seconds."
-    return f"{told}, and its frames have expired."
+        return f"{problem}. Try again in a few seconds."
+    return f"{problem} and its frames have expired."

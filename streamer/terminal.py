@@ -1,4 +1,4 @@
-"""How records look in a terminal, and as JSON Lines."""
+"""Format records for the terminal and as JSON Lines."""
 
 import sys
 from collections.abc import Iterable
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 PIPE_WIDTH = 200
-"""Columns when the output is no terminal: wide, so that a line stays a line."""
+"""Columns if the output is not a terminal; wide enough that lines do not wrap."""
 
 
 def json_lines(records: Iterable[BaseModel]) -> None:
-    """One JSON object a line on stdout, at once."""
+    """Write one JSON object per line to stdout and flush."""
     for record in records:
         sys.stdout.write(record.model_dump_json() + "\n")
     sys.stdout.flush()
 
 
 def console(*, stderr: bool = False) -> "Console":
-    """A rich console that neither interprets nor decorates what it is given."""
+    """Make a rich console without markup, emoji or highlighting."""
     from rich.console import Console
 
     stream = sys.stderr if stderr else sys.stdout
@@ -35,12 +35,12 @@ def console(*, stderr: bool = False) -> "Console":
 
 
 def plain(text: str) -> str:
-    """`text` without control characters: a model or a camera must not drive the terminal."""
+    """Replace control characters: a model or a camera must not control the terminal."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 
 def clock(moment: datetime | None) -> str:
-    """Local time of day, `14:03:21`; with the date when it is not today."""
+    """Format the local time of day, `14:03:21`, with the date if it is not today."""
     if moment is None:
         return "-"
     local = moment.astimezone()
@@ -49,7 +49,7 @@ def clock(moment: datetime | None) -> str:
 
 
 def age(moment: datetime | None) -> str:
-    """How long ago, `12 s`, `3 min`, `5 h`, `2 d`."""
+    """Format the time since `moment`: `12 s`, `3 min`, `5 h`, `2 d`."""
     if moment is None:
         return "-"
     seconds = max(0.0, (utc_now() - moment).total_seconds())
@@ -60,7 +60,7 @@ def age(moment: datetime | None) -> str:
 
 
 def offset(seconds: float) -> str:
-    """Position in a recording, `1:02:03` or `02:03`, with tenths where there are any."""
+    """Format a position in a recording: `1:02:03`, `02:03`, or `02:03.5` with tenths."""
     tenths = round(seconds * 10)
     minutes, rest = divmod(tenths, 600)
     hours, minutes = divmod(minutes, 60)
@@ -69,26 +69,26 @@ def offset(seconds: float) -> str:
 
 
 def cost(result: Result) -> str:
-    """What an answer took: `13 tiles · 52 tokens · 84 ms`."""
+    """Format the cost of an answer: `13 tiles · 52 vision tokens · 84 ms`."""
     tiles = f"{result.tiles} tile{'' if result.tiles == 1 else 's'}"
     return f"{tiles} · {result.vision_tokens} vision tokens · {result.total_ms:.0f} ms"
 
 
 def clips(counters: StreamCounters) -> str:
-    """How many clips were asked about, and how many of them were dropped because it was late."""
-    late = f" ({counters.clips_dropped} dropped)" if counters.clips_dropped else ""
-    return f"{counters.clips}{late}"
+    """Format the number of clips submitted, and of those dropped because the model was behind."""
+    dropped = f" ({counters.clips_dropped} dropped)" if counters.clips_dropped else ""
+    return f"{counters.clips}{dropped}"
 
 
 def said(result: Result) -> str:
-    """The text of a result, or the sentence of its error."""
+    """Return the text of a result, or the code and message of its error."""
     if result.error is not None:
         return f"{result.error.code}: {plain(result.error.message)}"
-    return plain(result.text or "").strip() or "(no words)"
+    return plain(result.text or "").strip() or "(empty answer)"
 
 
 def span(result: Result) -> str:
-    """When the frames of a result were taken: clock times, or offsets of a recording."""
+    """Format the end of a result's window as clock time, or its range in a recording."""
     data = result.data or {}
     if "media_start" in data and "media_end" in data:
         return f"{offset(data['media_start'])}-{offset(data['media_end'])}"
@@ -96,7 +96,7 @@ def span(result: Result) -> str:
 
 
 def result_line(result: Result, name_width: int = 12) -> "Text":
-    """A result as one line: when, stream, text, cost."""
+    """Format a result as one line: time, stream, text, cost."""
     from rich.text import Text
 
     style = "red" if result.error is not None else "bold" if result.kind == "answer" else ""
@@ -113,7 +113,7 @@ def result_line(result: Result, name_width: int = 12) -> "Text":
 
 
 def table(*headers: str, right: Iterable[str] = ()) -> "Table":
-    """An empty table; `right` names the columns of numbers."""
+    """Make an empty table; `right` names the columns to align right."""
     from rich import box
     from rich.table import Table
 

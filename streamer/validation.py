@@ -1,5 +1,4 @@
-"""Checks of what users hand in, each with a sentence that says what is wrong; names for what has
-none."""
+"""Validate user input with messages that name the mistake, and derive names of streams."""
 
 import re
 from pathlib import PurePosixPath
@@ -16,7 +15,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 def validated(model: type[Record], **fields: Any) -> Record:
-    """`model(**fields)`, or StreamerError(INVALID_REQUEST) that names the field and the rule."""
+    """Make `model(**fields)`. Raises StreamerError(INVALID_REQUEST) that names field and rule."""
     try:
         return model(**fields)
     except ValidationError as error:
@@ -27,26 +26,24 @@ def validated(model: type[Record], **fields: Any) -> Record:
 
 
 def check_name(name: str) -> str:
-    """`name`, or StreamerError(INVALID_REQUEST) when a stream cannot be called so."""
+    """Return `name`. Raises StreamerError(INVALID_REQUEST) if it is not a valid stream name."""
     if not _NAME.fullmatch(name):
         raise StreamerError(
             ErrorCode.INVALID_REQUEST,
-            f"'{name[:80]}' cannot be a name: use up to 64 letters, digits, '.', '_' or '-', "
-            "beginning with a letter or digit.",
+            f"'{name[:80]}' is not a valid name: use up to 64 letters, digits, '.', '_' or '-', "
+            "starting with a letter or digit.",
         )
     return name
 
 
 def check_prompt(prompt: str) -> None:
-    """Raise StreamerError(PROMPT_EMPTY) for a prompt without a word."""
+    """Raise StreamerError(PROMPT_EMPTY) if the prompt is empty or white space."""
     if not prompt.strip():
-        raise StreamerError(
-            ErrorCode.PROMPT_EMPTY, "The prompt is empty: write what you want to know."
-        )
+        raise StreamerError(ErrorCode.PROMPT_EMPTY, "The prompt is empty: write a question.")
 
 
 def derive_name(url: str) -> str:
-    """A stream name from a URL's host and path, or from a file's name."""
+    """Derive a stream name from a URL's host and path, or from a file name."""
     parts = urlsplit(url)
     if parts.scheme in ("", "file"):
         text = PurePosixPath(unquote(parts.path) or url).stem

@@ -1,7 +1,7 @@
-"""The standing questions of a stream: added, changed and removed one by one.
+"""Add, change and remove the watches of a stream one by one.
 
-Each change is made from what the stream is at that moment and written only if it still is that
-(`StreamRegistry.edit`): of many who change watches of one stream at once, none undoes another.
+A change is computed from the stream's current record and written only if the record has not
+changed meanwhile (`StreamRegistry.edit`), so concurrent changes do not undo each other.
 """
 
 from collections.abc import Callable
@@ -16,21 +16,21 @@ from streamer.validation import check_prompt, validated
 
 
 class Watches:
-    """The watches of the streams in `registry`; an edited live stream is seen to be running."""
+    """Watches of the streams in `registry`; a change also restarts a lost ingest job."""
 
     def __init__(self, registry: StreamRegistry, jobs: Jobs) -> None:
         self._registry = registry
         self._jobs = jobs
 
     def get(self, ref: str, watch_id: str) -> Watch:
-        """One watch of a stream. Raises StreamerError(UNKNOWN_STREAM | UNKNOWN_WATCH)."""
+        """Return a watch of a stream. Raises StreamerError(UNKNOWN_STREAM | UNKNOWN_WATCH)."""
         return _find(self._registry.get(ref), watch_id)
 
     def add(self, ref: str, watch: Watch) -> Watch:
-        """Ask a stream one more question.
+        """Add a watch to a stream and return it.
 
-        Raises StreamerError: UNKNOWN_STREAM, PROMPT_EMPTY; INVALID_REQUEST when the stream has
-        this watch already or `MAX_WATCHES`, or is a recording that nothing more is read of.
+        Raises StreamerError: UNKNOWN_STREAM, PROMPT_EMPTY; INVALID_REQUEST if the stream already
+        has this watch or `MAX_WATCHES` watches, or is a recording that has been read to its end.
         """
         check_prompt(watch.prompt)
         require_open(self._registry.get(ref))
@@ -39,12 +39,12 @@ class Watches:
             if any(each.id == watch.id for each in spec.watches):
                 raise StreamerError(
                     ErrorCode.INVALID_REQUEST,
-                    f"'{spec.name}' has the watch {watch.id} already: make another one.",
+                    f"'{spec.name}' already has the watch {watch.id}: create a new one.",
                 )
             if len(spec.watches) >= MAX_WATCHES:
                 raise StreamerError(
                     ErrorCode.INVALID_REQUEST,
-                    f"'{spec.name}' has {MAX_WATCHES} watches, the most there may be: remove one.",
+                    f"'{spec.name}' has the maximum of {MAX_WATCHES} watches: remove one first.",
                 )
             return [*spec.watches, watch], watch
 
@@ -61,10 +61,10 @@ class Watches:
         max_tokens: int | None = None,
         form: AnswerForm | None = None,
     ) -> Watch:
-        """Change a watch, which keeps its id; what is None stays as it is.
+        """Change a watch, which keeps its id; arguments that are None change nothing.
 
-        Unless its window or its frames are changed, what was gathered of the window that is open
-        is kept, and the answer to come is that to the new question.
+        Unless `window` or `max_frames` changes, the open window keeps its frames and is answered
+        with the new question.
 
         Raises StreamerError: UNKNOWN_STREAM, UNKNOWN_WATCH, PROMPT_EMPTY, INVALID_REQUEST.
         """
@@ -89,7 +89,7 @@ class Watches:
         return self._change(ref, change)
 
     def remove(self, ref: str, watch_id: str) -> Watch:
-        """Ask a question no more; what it was is returned.
+        """Remove a watch and return it.
 
         Raises StreamerError(UNKNOWN_STREAM | UNKNOWN_WATCH).
         """
@@ -101,7 +101,7 @@ class Watches:
         return self._change(ref, change)
 
     def _change(self, ref: str, change: Callable[[StreamSpec], tuple[list[Watch], Watch]]) -> Watch:
-        concerned: list[Watch] = []  # the last is that of the attempt that was written
+        concerned: list[Watch] = []  # one per attempt; the last attempt was written
 
         def fields(spec: StreamSpec) -> dict[str, Any]:
             watches, watch = change(spec)
@@ -115,11 +115,11 @@ class Watches:
 
 
 def require_open(stream: Stream) -> None:
-    """Raise StreamerError(INVALID_REQUEST) for a recording that nothing more will be read of."""
+    """Raise StreamerError(INVALID_REQUEST) for a recording that has been read to its end."""
     if not stream.live and stream.state in (StreamState.ENDED, StreamState.FAILED):
         raise StreamerError(
             ErrorCode.INVALID_REQUEST,
-            f"Nothing more is read of the recording '{stream.name}': ask about it with a query, "
+            f"The recording '{stream.name}' has been read to its end: ask about it with a query, "
             "or attach it again with these watches.",
         )
 
@@ -130,6 +130,6 @@ def _find(spec: StreamSpec, watch_id: str) -> Watch:
             return watch
     raise StreamerError(
         ErrorCode.UNKNOWN_WATCH,
-        f"There is no watch '{watch_id[:80]}' on the stream '{spec.name}': "
-        "`streamer streams --json` shows those there are.",
+        f"The stream '{spec.name}' has no watch '{watch_id[:80]}': "
+        "`streamer streams --json` lists its watches.",
     )

@@ -9,20 +9,20 @@ from fastapi.responses import PlainTextResponse
 
 from streamer import __version__
 from streamer.api import metrics, queries, results, streams, watches
-from streamer.api.auth import Guard
+from streamer.api.auth import Authentication
 from streamer.api.dependencies import ClientDependency
 from streamer.api.errors import install_error_handlers
 from streamer.api.schemas import ErrorBody, Health
 from streamer.client import Client
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"model": ErrorBody, "description": "The request cannot be served as it is."},
-    "5XX": {"model": ErrorBody, "description": "The service cannot serve it now."},
+    "4XX": {"model": ErrorBody, "description": "The request is invalid or cannot be fulfilled."},
+    "5XX": {"model": ErrorBody, "description": "The service failed or is unavailable."},
 }
 
 
 def create_app(client: Client) -> FastAPI:
-    """The API over `client`, which is closed when the application ends."""
+    """Create the API over `client`, and close the client when the application ends."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -32,7 +32,7 @@ def create_app(client: Client) -> FastAPI:
     app = FastAPI(
         title="NVILA Streamer",
         version=__version__,
-        description="Attach camera streams, ask what they show, now or before.",
+        description="Attach camera streams and ask what they show, now or in the past.",
         lifespan=lifespan,
         responses=_ERRORS,
     )
@@ -44,13 +44,13 @@ def create_app(client: Client) -> FastAPI:
 
     @app.get("/healthz", tags=["service"])
     async def healthz() -> Health:
-        """Whether this process is alive; says nothing of the others."""
+        """Report that this process is alive. Other processes are not checked."""
         return Health()
 
     @app.get("/metrics", tags=["service"], response_class=PlainTextResponse)
     def prometheus(client: ClientDependency) -> Response:
-        """Streams, queues and workers, for Prometheus."""
+        """Return metrics of streams, queues and workers in Prometheus's text format."""
         return Response(metrics.render(client), media_type=metrics.CONTENT_TYPE)
 
-    app.add_middleware(Guard, keys=client.settings.api_keys)
+    app.add_middleware(Authentication, keys=client.settings.api_keys)
     return app

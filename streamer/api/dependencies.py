@@ -1,4 +1,4 @@
-"""What route functions are given."""
+"""Dependencies of the route functions."""
 
 from typing import Annotated, cast
 

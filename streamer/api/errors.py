@@ -1,4 +1,4 @@
-"""Every failure as `{"error": {"code", "message"}}`, without a password and without a traceback."""
+"""Return every failure as `{"error": {"code", "message"}}`, without password or traceback."""
 
 import logging
 
@@ -16,21 +16,21 @@ from streamer.media.urls import redact
 
 _log = logging.getLogger("streamer.api")
 
-_UNEXPECTED = "This should not have happened: the log of `streamer serve` says more."
-_REDIS_LOST = "The connection to Redis was lost: try again when it is back."
-_DATABASE_LOST = "The timeline database does not answer: try again when it is back."
+_UNEXPECTED = "Unexpected error: see the log of `streamer serve`."
+_REDIS_LOST = "The connection to Redis was lost: try again later."
+_DATABASE_LOST = "The timeline database does not answer: try again later."
 
 
 def error_response(
     status: int, code: ErrorCode, message: str, headers: dict[str, str] | None = None
 ) -> JSONResponse:
-    """The one shape of a failure."""
+    """Make the response for a failure."""
     body = {"error": {"code": code.value, "message": redact(message)}}
     return JSONResponse(body, status_code=status, headers=headers)
 
 
 def _methods(app: FastAPI, path: str) -> str:
-    """What `path` takes; FastAPI itself names the methods of one route of it only."""
+    """Return the methods that `path` accepts; FastAPI itself names those of one route only."""
     found = {
         method.upper()
         for template, calls in app.openapi()["paths"].items()
@@ -41,7 +41,7 @@ def _methods(app: FastAPI, path: str) -> str:
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    """Give `app` a handler for each kind of failure."""
+    """Register a handler for every kind of failure."""
 
     @app.exception_handler(StreamerError)
     async def known(_: Request, error: StreamerError) -> JSONResponse:
@@ -52,7 +52,7 @@ def install_error_handlers(app: FastAPI) -> None:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
-            message = f"'{place}' is not a field of this request: leave it out."
+            message = f"'{place}' is not a field of this request: remove it."
         else:
             message = f"'{place}': {first['msg']}."
         return error_response(422, ErrorCode.INVALID_REQUEST, message)
@@ -63,12 +63,12 @@ def install_error_handlers(app: FastAPI) -> None:
         code, message = ErrorCode.INVALID_REQUEST, str(error.detail)
         if error.status_code == 404:
             code = ErrorCode.NOT_FOUND
-            message = f"There is nothing at {request.url.path}: see /docs."
+            message = f"{request.url.path} does not exist: see /docs for the paths."
         elif error.status_code == 405:
             code = ErrorCode.METHOD_NOT_ALLOWED
             methods = _methods(app, request.url.path) or headers.get("Allow", "GET")
             headers["Allow"] = methods
-            message = f"{request.url.path} takes {methods} and not {request.method}: see /docs."
+            message = f"{request.url.path} accepts {methods}, not {request.method}: see /docs."
         return error_response(error.status_code, code, message, headers)
 
     @app.exception_handler(redis.RedisError)

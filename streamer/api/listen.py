@@ -1,4 +1,4 @@
-"""Where the API may listen: loopback only, unless callers need a key."""
+"""Open the API's listening socket: on loopback only, unless API keys are set."""
 
 import ipaddress
 import os
@@ -9,7 +9,7 @@ from streamer.settings import Settings
 
 
 def is_loopback(host: str) -> bool:
-    """Whether `host`, a name or an address, is this machine and nothing else."""
+    """Whether `host`, a name or an address, can only be this machine."""
     if host.lower().rstrip(".") == "localhost":
         return True
     try:
@@ -19,17 +19,17 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(settings: Settings) -> socket.socket:
-    """A listening socket at the API's address.
+    """Open a listening socket at the API's address.
 
-    Raises StreamerError(SETTINGS_INVALID) when the address is taken, or open to others while
-    there are no keys.
+    Raises StreamerError(SETTINGS_INVALID) if the address is in use, or if other machines could
+    reach it although no API keys are set.
     """
     host, port = settings.api_host, settings.api_port
     if not settings.api_keys and not is_loopback(host):
         raise StreamerError(
             ErrorCode.SETTINGS_INVALID,
-            f"Without keys the API may listen on 127.0.0.1 only, not on {host}: "
-            "set STREAMER_API_KEYS, or leave --host out.",
+            f"Without API keys the API listens on 127.0.0.1 only, not on {host}: "
+            "set STREAMER_API_KEYS, or omit --host.",
         )
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:

@@ -1,6 +1,6 @@
-"""`GET /metrics`: streams, queues and workers, read from Redis when Prometheus asks.
+"""Metrics of streams, queues and workers for `GET /metrics`, read from Redis on every scrape.
 
-Every API process tells of the whole installation, so one of them is enough to scrape.
+Every API process reports the whole installation, so scraping one of them is enough.
 """
 
 import re
@@ -31,27 +31,30 @@ _COUNTERS: dict[str, tuple[str, Callable[[Stream], float]]] = {
     "received_bytes": ("Bytes of video received.", lambda s: s.counters.bytes),
     "decoded_frames": ("Frames decoded.", lambda s: s.counters.decoded),
     "sampled_frames": ("Frames sampled and stored.", lambda s: s.counters.sampled),
-    "reconnects": ("Connections lost and made again.", lambda s: s.counters.reconnects),
-    "clips": ("Clips asked about.", lambda s: s.counters.clips),
-    "clips_dropped": ("Clips of live watches dropped as late.", lambda s: s.counters.clips_dropped),
+    "reconnects": ("Reconnects after a lost connection.", lambda s: s.counters.reconnects),
+    "clips": ("Clips submitted to the model.", lambda s: s.counters.clips),
+    "clips_dropped": (
+        "Clips of live watches dropped because the model was behind.",
+        lambda s: s.counters.clips_dropped,
+    ),
 }
 
 _GAUGES: dict[str, tuple[str, Callable[[Stream], float | None]]] = {
-    "fps": ("Frames per second that come.", lambda s: s.counters.measured_fps),
-    "bits_per_second": ("Bits of video per second that come.", lambda s: s.counters.bit_rate),
-    "last_frame_age_seconds": ("Age of the newest frame.", lambda s: s.last_frame_age),
-    "position_seconds": ("Stream time reached.", lambda s: s.counters.position),
+    "fps": ("Measured frames per second.", lambda s: s.counters.measured_fps),
+    "bits_per_second": ("Measured bits of video per second.", lambda s: s.counters.bit_rate),
+    "last_frame_age_seconds": ("Age of the newest frame in seconds.", lambda s: s.last_frame_age),
+    "position_seconds": ("Stream time reached in seconds.", lambda s: s.counters.position),
     "state_since_seconds": (
-        "When the stream entered its state, Unix time.",
+        "Unix time at which the stream entered its state.",
         lambda s: s.since.timestamp(),
     ),
 }
 
 
 def render(client: Client) -> bytes:
-    """The metrics of the installation in Prometheus's text format.
+    """Return the metrics of the installation in Prometheus's text format.
 
-    Redis away is a metric too: `streamer_redis_up` is 0 then, and nothing else is told.
+    If Redis does not answer, `streamer_redis_up` is 0 and no other metrics follow.
     """
     registry = CollectorRegistry()
     registry.register(_Installation(client))
@@ -59,18 +62,18 @@ def render(client: Client) -> bytes:
 
 
 class _Installation(Collector):
-    """Reads everything once for each scrape."""
+    """Collector that reads everything once per scrape."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
 
     def describe(self) -> list[Metric]:
-        """Nothing in advance: names are known once Redis has been read."""
+        """Return nothing in advance: the names are known only after Redis has been read."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """All metrics."""
-        info = InfoMetricFamily("streamer", "The version that answers.")
+        """Yield all metrics."""
+        info = InfoMetricFamily("streamer", "Version of the API process.")
         info.add_metric((), {"version": __version__})
         yield info
         try:
@@ -95,13 +98,15 @@ class _Installation(Collector):
                     gauge.add_metric(_labels(stream), value)
             yield gauge
         dropped = CounterMetricFamily(
-            "streamer_stream_dropped_frames", "Frames given up.", labels=(*_LABELS, "cause")
+            "streamer_stream_dropped_frames", "Dropped frames by cause.", labels=(*_LABELS, "cause")
         )
-        state = StateSetMetricFamily("streamer_stream_state", "Its state.", labels=_LABELS)
+        state = StateSetMetricFamily(
+            "streamer_stream_state", "State of the stream.", labels=_LABELS
+        )
         error = GaugeMetricFamily(
-            "streamer_stream_error", "1 while it is in trouble.", labels=(*_LABELS, "code")
+            "streamer_stream_error", "1 while the stream has this error.", labels=(*_LABELS, "code")
         )
-        media = InfoMetricFamily("streamer_stream", "What it sends.", labels=_LABELS)
+        media = InfoMetricFamily("streamer_stream", "Codec and size of the video.", labels=_LABELS)
         for stream in streams:
             labels, counters = _labels(stream), stream.counters
             for cause, frames in counters.dropped.model_dump().items():
@@ -114,22 +119,24 @@ class _Installation(Collector):
         yield from (dropped, state, error, media)
 
     def _queues(self) -> Iterator[Metric]:
-        waiting = GaugeMetricFamily("streamer_queue_jobs", "Jobs that wait.", labels=("queue",))
+        waiting = GaugeMetricFamily(
+            "streamer_queue_jobs", "Jobs waiting in the queue.", labels=("queue",)
+        )
         for queue, depth in self._client.jobs.depths().items():
             waiting.add_metric((queue,), depth)
         yield waiting
 
     def _workers(self) -> Iterator[Metric]:
-        living = GaugeMetricFamily("streamer_workers", "Living workers.", labels=("kind",))
+        running = GaugeMetricFamily("streamer_workers", "Running workers.", labels=("kind",))
         for kind, count in self._client.jobs.workers().items():
-            living.add_metric((kind,), count)
-        yield living
+            running.add_metric((kind,), count)
+        yield running
         families: dict[str, UntypedMetricFamily] = {}
         for worker, numbers in self._client.jobs.vitals().items():
             for key, number in numbers.items():
                 name = "streamer_worker_" + re.sub(r"\W", "_", key, flags=re.ASCII)
                 if name not in families:
-                    text = f"`{key}` as the worker tells it."
+                    text = f"`{key}` as reported by the worker."
                     families[name] = UntypedMetricFamily(name, text, labels=("worker",))
                 families[name].add_metric((worker,), number)
         yield from families.values()

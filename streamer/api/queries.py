@@ -1,4 +1,4 @@
-"""`/v1/queries`: ask, wait, list, cancel."""
+"""Routes of `/v1/queries`: ask, wait, list, cancel."""
 
 import asyncio
 import time
@@ -15,12 +15,12 @@ from streamer.domain import Query
 router = APIRouter(prefix="/v1/queries", tags=["queries"])
 
 _LOOK_EVERY = 0.1
-"""Seconds between two looks of a waiting request, which so holds no thread meanwhile."""
+"""Seconds between two checks of a waiting request; it holds no thread in between."""
 
 
 @router.post("", status_code=202)
 def ask(body: QueryBody, client: ClientDependency) -> Query:
-    """Ask a question; the answer is fetched by the id that comes back."""
+    """Ask a question. Fetch the answer with the returned id."""
     return client.ask(
         body.prompt,
         body.stream,
@@ -37,7 +37,7 @@ def list_queries(
     client: ClientDependency,
     limit: Annotated[int, fastapi.Query(ge=1, le=1000)] = 100,
 ) -> QueryList:
-    """The newest queries."""
+    """List queries, newest first."""
     return QueryList(queries=client.queries(limit))
 
 
@@ -45,9 +45,11 @@ def list_queries(
 async def get_query(
     query_id: str,
     client: ClientDependency,
-    wait: Annotated[float, fastapi.Query(ge=0, le=60, description="seconds at most")] = 0.0,
+    wait: Annotated[
+        float, fastapi.Query(ge=0, le=60, description="seconds to wait for the result at most")
+    ] = 0.0,
 ) -> Query:
-    """A query and, once there is one, its result; `wait` holds the reply back for it."""
+    """Return a query and, if it is finished, its result. `wait` delays the reply until then."""
     deadline = time.monotonic() + wait
     while True:
         query = await run_in_threadpool(client.query, query_id)
@@ -59,5 +61,5 @@ async def get_query(
 
 @router.delete("/{query_id}")
 def cancel(query_id: str, client: ClientDependency) -> Query:
-    """Cancel a query that has no answer yet."""
+    """Cancel a query. One that has a result is returned unchanged."""
     return client.cancel(query_id)

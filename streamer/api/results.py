@@ -1,4 +1,4 @@
-"""`/v1/results`: the timeline."""
+"""Routes of `/v1/results`: the timeline."""
 
 from typing import Annotated, Literal
 
@@ -13,15 +13,23 @@ router = APIRouter(prefix="/v1/results", tags=["results"])
 @router.get("")
 def results(
     client: ClientDependency,
-    stream: Annotated[str | None, Query(description="id or name, of a detached stream too")] = None,
-    kind: Annotated[Literal["caption", "answer", "alert", "error"] | None, Query()] = None,
-    since: Annotated[str | None, Query(description="RFC 3339, or relative such as -10m")] = None,
-    until: Annotated[str | None, Query(description="likewise")] = None,
-    q: Annotated[str | None, Query(description="words that the text holds")] = None,
+    stream: Annotated[
+        str | None, Query(description="id or name of an attached or detached stream")
+    ] = None,
+    kind: Annotated[
+        Literal["caption", "answer", "alert", "error"] | None, Query(description="kind of result")
+    ] = None,
+    since: Annotated[
+        str | None, Query(description="start of the range: RFC 3339 or relative such as -10m")
+    ] = None,
+    until: Annotated[
+        str | None, Query(description="end of the range: RFC 3339 or relative such as -10m")
+    ] = None,
+    q: Annotated[str | None, Query(description="text that the result contains")] = None,
     limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the page before")] = None,
+    cursor: Annotated[str | None, Query(description="`next_cursor` of the previous page")] = None,
 ) -> ResultPage:
-    """Recorded results, newest first."""
+    """List recorded results, newest first."""
     page = client.results(
         stream=stream, kind=kind, since=since, until=until, q=q, limit=limit, cursor=cursor
     )

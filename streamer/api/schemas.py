@@ -1,4 +1,4 @@
-"""Bodies that the API takes and gives, beside the records of `streamer.domain`."""
+"""Request and response bodies of the API, in addition to the records of `streamer.domain`."""
 
 from typing import Annotated, Any, Literal
 
@@ -26,14 +26,14 @@ class TextFormat(Record):
 
 
 class ChoiceFormat(Record):
-    """One of some strings, word for word."""
+    """One of the given choices, word for word."""
 
     type: Literal["choice"]
     choices: list[str] = Field(min_length=1)
 
 
 class JsonFormat(Record):
-    """JSON that fits a schema; `data.json` of the result holds it parsed."""
+    """JSON that matches a schema; `data.json` of the result holds the parsed value."""
 
     type: Literal["json_schema"]
     json_schema: dict[str, Any]
@@ -58,7 +58,7 @@ def form_of(wanted: ResponseFormat | None) -> AnswerForm | None:
 
 
 class WatchBody(Record):
-    """A standing question; what is left out comes from the settings."""
+    """A standing question. Omitted fields take their values from the settings."""
 
     prompt: str
     window: float | None = Field(default=None, gt=0, le=3600, description="seconds")
@@ -68,7 +68,7 @@ class WatchBody(Record):
 
 
 class WatchPatch(Record):
-    """What to change of a watch; what is left out stays as it is."""
+    """Changes to a watch. Omitted fields keep their values."""
 
     prompt: str | None = None
     window: float | None = Field(default=None, gt=0, le=3600, description="seconds")
@@ -78,40 +78,52 @@ class WatchPatch(Record):
 
 
 class StreamBody(Record):
-    """What to attach."""
+    """A stream to attach."""
 
-    url: str = Field(min_length=1, max_length=4096, description="URL, or a file on the server")
-    name: str | None = Field(default=None, description="default: from the URL")
+    url: str = Field(
+        min_length=1, max_length=4096, description="URL, or path of a file on the server"
+    )
+    name: str | None = Field(default=None, description="unique name; default: made from the URL")
     sampling: Sampling | None = None
-    transport: Transport = Field(default="auto", description="of RTSP")
+    transport: Transport = Field(default="auto", description="transport of RTSP")
     watches: list[WatchBody] | None = Field(
         default=None,
         max_length=MAX_WATCHES,
-        description="default: a caption every window; []: none",
+        description="standing questions; default: describe the scene; []: none",
     )
     history: float | None = Field(
-        default=None, description="seconds that frames, thinned with age, are kept in Redis"
+        default=None,
+        description="seconds that frames, thinned with age, are kept; default: the setting",
     )
-    probe: bool = Field(default=True, description="try the source before attaching it")
+    probe: bool = Field(
+        default=True, description="open the source and decode one frame before attaching it"
+    )
 
 
 class StreamPatch(Record):
-    """What to change of a stream; what is left out stays as it is."""
+    """Changes to a stream. Omitted fields keep their values."""
 
     url: str | None = Field(
-        default=None, min_length=1, max_length=4096, description="of a live stream, with password"
+        default=None,
+        min_length=1,
+        max_length=4096,
+        description="new URL of a live stream, including the password",
     )
-    name: str | None = None
+    name: str | None = Field(default=None, description="new unique name")
     sampling: Sampling | None = None
-    transport: Transport | None = Field(default=None, description="of RTSP")
+    transport: Transport | None = Field(default=None, description="transport of RTSP")
     watches: list[WatchBody] | None = Field(
         default=None,
         max_length=MAX_WATCHES,
-        description="instead of all there are; those that ask the same go on",
+        description="new list of all watches; those that ask the same as before continue",
     )
-    history: float | None = Field(default=None, description="seconds, as when attaching; 0: none")
-    paused: bool | None = None
-    probe: bool = Field(default=True, description="try a new URL before it is taken")
+    history: float | None = Field(
+        default=None, description="seconds that frames are kept; 0: no history"
+    )
+    paused: bool | None = Field(default=None, description="true: pause; false: resume")
+    probe: bool = Field(
+        default=True, description="open a new URL and decode one frame before using it"
+    )
 
 
 class QueryBody(Record):
@@ -119,10 +131,12 @@ class QueryBody(Record):
 
     prompt: str
     stream: str | None = Field(
-        default=None, description="id or name; may be left out when one stream is attached"
+        default=None, description="id or name; optional if only one stream is attached"
     )
-    since: str | None = Field(default=None, description="RFC 3339, or relative such as -10m")
-    until: str | None = Field(default=None, description="likewise; default: now")
+    since: str | None = Field(
+        default=None, description="start of a past range: RFC 3339 or relative such as -10m"
+    )
+    until: str | None = Field(default=None, description="end of the range; default: now")
     max_frames: int | None = Field(default=None, ge=1, le=256)
     max_tokens: int | None = Field(default=None, ge=1, le=4096)
     response_format: ResponseFormat | None = None
@@ -147,19 +161,19 @@ class QueryList(Record):
 
 
 class ResultPage(Record):
-    """Results, newest first; pass `next_cursor` as `cursor` to get older ones."""
+    """Results, newest first. Pass `next_cursor` as `cursor` to get older ones."""
 
     results: list[Result]
     next_cursor: str | None
 
 
 class ErrorBody(Record):
-    """What every failure looks like."""
+    """Body of every failed response."""
 
     error: ErrorInfo
 
 
 class Health(Record):
-    """The process is alive."""
+    """State of the API process."""
 
     status: str = "ok"

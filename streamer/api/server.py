@@ -1,4 +1,4 @@
-"""`streamer serve`: uvicorn with our rules of who may listen where."""
+"""Run the API with uvicorn for `streamer serve`."""
 
 import contextlib
 import json
@@ -17,22 +17,22 @@ from streamer.media.urls import redact
 from streamer.settings import Settings
 
 _GRACE = 2
-"""Seconds that requests under way have when the server is told to stop."""
+"""Seconds that running requests have to finish when the server stops."""
 
 
 class _Redacted(logging.Formatter):
-    """Masks the passwords in what is logged, tracebacks too."""
+    """Formatter that masks passwords in log lines and tracebacks."""
 
     def format(self, record: logging.LogRecord) -> str:
         return redact(super().format(record))
 
 
 class Server(uvicorn.Server):
-    """Stops cleanly, with exit code 0, when SIGINT, SIGTERM or SIGHUP comes."""
+    """Uvicorn server that stops with exit code 0 on SIGINT, SIGTERM or SIGHUP."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """While serving, signals ask to stop."""
+        """Handle the signals while the server runs."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         old = {number: signal.signal(number, self.handle_exit) for number in numbers}
         try:
@@ -43,10 +43,10 @@ class Server(uvicorn.Server):
 
 
 def run(settings: Settings) -> None:
-    """Serve until told to stop.
+    """Serve the API until a signal stops it.
 
-    Raises StreamerError: SETTINGS_INVALID when the address is taken or may not be used without
-    keys, REDIS_UNAVAILABLE.
+    Raises StreamerError: SETTINGS_INVALID if the address is in use or not allowed without keys,
+    REDIS_UNAVAILABLE.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Redacted(logging.BASIC_FORMAT))
@@ -60,13 +60,13 @@ def run(settings: Settings) -> None:
     config = uvicorn.Config(
         create_app(client),
         log_config=None,
-        access_log=False,  # query strings are the users' business
+        access_log=False,  # query strings are private to users
         log_level="warning",
         timeout_graceful_shutdown=_GRACE,
         server_header=False,
     )
     host = f"[{settings.api_host}]" if ":" in settings.api_host else settings.api_host
     url = f"http://{host}:{listener.getsockname()[1]}"
-    # The socket listens already: whoever reads this line can connect.
+    # The socket listens already, so a program that reads this line can connect.
     print(json.dumps({"event": "ready", "url": url}), file=sys.stderr, flush=True)
     Server(config).run(sockets=[listener])

@@ -1,4 +1,4 @@
-"""`/v1/streams`: attach, list, detach. Plain functions: FastAPI runs them in its thread pool."""
+"""Routes of `/v1/streams`. Plain functions, because FastAPI runs those in its thread pool."""
 
 from fastapi import APIRouter
 
@@ -13,7 +13,7 @@ router = APIRouter(prefix="/v1/streams", tags=["streams"])
 
 @router.post("", status_code=201)
 def attach(body: StreamBody, client: ClientDependency) -> Stream:
-    """Attach a stream; it is tried first, unless `probe` is false."""
+    """Attach a stream. The source is opened first, unless `probe` is false."""
     return client.attach(
         body.url,
         body.name,
@@ -27,19 +27,19 @@ def attach(body: StreamBody, client: ClientDependency) -> Stream:
 
 @router.get("")
 def list_streams(client: ClientDependency) -> StreamList:
-    """All attached streams, with their states and counters."""
+    """List the attached streams with their states and counters, oldest first."""
     return StreamList(streams=client.streams())
 
 
 @router.get("/{ref}")
 def get_stream(ref: str, client: ClientDependency) -> Stream:
-    """One stream, by id or name."""
+    """Return a stream, given by id or name."""
     return client.stream(ref)
 
 
 @router.patch("/{ref}")
 def edit(ref: str, body: StreamPatch, client: ClientDependency) -> Stream:
-    """Change a stream while it runs; a new URL is tried first, unless `probe` is false."""
+    """Change a stream while it runs. A new URL is opened first, unless `probe` is false."""
     return client.edit(
         ref,
         source=body.url,
@@ -55,7 +55,7 @@ def edit(ref: str, body: StreamPatch, client: ClientDependency) -> Stream:
 
 @router.delete("/{ref}")
 def detach(ref: str, client: ClientDependency) -> Stream:
-    """Detach a stream; what it was is returned."""
+    """Detach a stream and return its last state."""
     return client.detach(ref)
 
 

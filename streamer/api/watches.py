@@ -1,4 +1,4 @@
-"""`/v1/streams/{ref}/watches`: standing questions, one by one, while their stream runs."""
+"""Routes of `/v1/streams/{ref}/watches`: edit standing questions while their stream runs."""
 
 from fastapi import APIRouter
 
@@ -12,25 +12,25 @@ router = APIRouter(prefix="/v1/streams/{ref}/watches", tags=["watches"])
 
 @router.post("", status_code=201)
 def add_watch(ref: str, body: WatchBody, client: ClientDependency) -> Watch:
-    """Ask a stream, by id or name, one more question; the others go on undisturbed."""
+    """Add a watch to a stream, given by id or name. Its other watches are not interrupted."""
     return client.watches.add(ref, watch_of(client, body))
 
 
 @router.get("")
 def list_watches(ref: str, client: ClientDependency) -> WatchList:
-    """The standing questions of a stream, oldest first."""
+    """List the watches of a stream, oldest first."""
     return WatchList(watches=client.stream(ref).watches)
 
 
 @router.get("/{watch_id}")
 def get_watch(ref: str, watch_id: str, client: ClientDependency) -> Watch:
-    """One standing question."""
+    """Return a watch."""
     return client.watches.get(ref, watch_id)
 
 
 @router.patch("/{watch_id}")
 def edit_watch(ref: str, watch_id: str, body: WatchPatch, client: ClientDependency) -> Watch:
-    """Change a standing question, which keeps its id; the others go on undisturbed."""
+    """Change a watch, which keeps its id. Other watches are not interrupted."""
     return client.watches.edit(
         ref,
         watch_id,
@@ -44,12 +44,12 @@ def edit_watch(ref: str, watch_id: str, body: WatchPatch, client: ClientDependen
 
 @router.delete("/{watch_id}")
 def remove_watch(ref: str, watch_id: str, client: ClientDependency) -> Watch:
-    """Ask a question no more; what it was is returned, and what was answered stays recorded."""
+    """Remove a watch and return it. Its results stay in the timeline."""
     return client.watches.remove(ref, watch_id)
 
 
 def watch_of(client: Client, body: WatchBody) -> Watch:
-    """The watch that a request describes. Raises StreamerError(PROMPT_EMPTY | INVALID_REQUEST)."""
+    """Make the watch of `body`. Raises StreamerError(PROMPT_EMPTY | INVALID_REQUEST)."""
     return client.watch(
         body.prompt,
         window=body.window,

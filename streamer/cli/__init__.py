@@ -1,4 +1,4 @@
-"""The `streamer` program. Heavy imports happen inside the commands, so that it starts at once."""
+"""The `streamer` program. Commands import heavy modules when they run, so that it starts fast."""
 
 import sys
 import time
@@ -7,17 +7,17 @@ _started: float | None = None
 
 
 def running_for() -> float:
-    """Seconds since the program began, with its imports; 0 where commands run without it."""
+    """Return the seconds since the program started, imports included; 0 outside the program."""
     return time.monotonic() - _started if _started is not None else 0.0
 
 
 def main() -> None:
-    """Entry point of the `streamer` script."""
+    """Run the `streamer` script."""
     global _started
     _started = time.monotonic()
     try:
         from streamer.cli.app import run
 
         run()
-    except KeyboardInterrupt:  # so early that no command had begun
+    except KeyboardInterrupt:  # before any command started
         sys.exit(130)

@@ -1,4 +1,4 @@
-"""`python -m streamer.cli`: the same program where its script is not on PATH."""
+"""Run the `streamer` program with `python -m streamer.cli` where its script is not on PATH."""
 
 from streamer.cli import main
 

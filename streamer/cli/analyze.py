@@ -1,4 +1,4 @@
-"""`streamer analyze`: a recording through the same path, window by window."""
+"""`streamer analyze`: caption a recording window by window, by the same path as a stream."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,17 +14,27 @@ if TYPE_CHECKING:
 
 
 def analyze(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A video file, or its http URL.")],
-    prompt: Annotated[str | None, typer.Option(help="Default: a caption.")] = None,
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="Video file or HTTP URL of a recording.")
+    ],
+    prompt: Annotated[
+        str | None, typer.Option(help="Ask this about every window. Default: describe the scene.")
+    ] = None,
     window: Annotated[
-        float | None, typer.Option(metavar="SECONDS", min=0.1, max=3600, help="Of a caption.")
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=0.1,
+            max=3600,
+            help="Ask once per window of this length. Default: setting `window` (10).",
+        ),
     ] = None,
     fps: FpsOption = None,
     choice: ChoiceOption = None,
     json_schema: SchemaOption = None,
     as_json: Json = False,
 ) -> None:
-    """Caption a recording window by window, then print its whole timeline."""
+    """Caption a recording window by window, then print its timeline."""
     from streamer.cli.recording_analysis import Analysis
     from streamer.client import CAPTION_PROMPT
     from streamer.local.signals import Interrupted, StopSignals
@@ -37,7 +47,9 @@ def analyze(
         client.admission.require_recording(file)
         client.require_worker()
         client.require_ingest()
-        stop.call(lambda: client.probe(file))  # may take seconds, and owns nothing
+        stop.call(
+            lambda: client.probe(file)
+        )  # may take seconds; interrupting it leaves nothing behind
         last_id = client.queue.last_id()
         stream = client.analyze(file, prompt, window, fps, form=form, probe=False)
         analysis = Analysis(client, stream, last_id)

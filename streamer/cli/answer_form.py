@@ -1,4 +1,4 @@
-"""The options that say in which form an answer is wanted."""
+"""Options that set the form of an answer."""
 
 import json
 from pathlib import Path
@@ -11,28 +11,29 @@ if TYPE_CHECKING:
 
 ChoiceOption = Annotated[
     list[str] | None,
-    typer.Option("--choice", help="The answer is one of these; repeat it for each."),
+    typer.Option("--choice", help="Allow only this answer. Repeat for each allowed answer."),
 ]
 SchemaOption = Annotated[
     str | None,
     typer.Option(
         "--json-schema",
         metavar="FILE_OR_TEXT",
-        help="The answer is JSON that fits this JSON schema.",
+        help="Answer with JSON that matches this JSON schema, given as a file or as text.",
     ),
 ]
 
 
 def form_from(choices: list[str] | None, schema: str | None) -> "AnswerForm | None":
-    """What the options ask for; None when they say nothing.
+    """Return the form that the options set, or None without them.
 
-    Raises StreamerError(INVALID_REQUEST) for a schema that cannot be read.
+    Raises typer.BadParameter for options that exclude each other or a schema that cannot be read,
+    StreamerError(INVALID_REQUEST) for a form that the record refuses.
     """
     from streamer.answer_form import AnswerForm
     from streamer.validation import validated
 
     if choices and schema is not None:
-        raise typer.BadParameter("--choice and --json-schema exclude each other: choose one.")
+        raise typer.BadParameter("--choice and --json-schema exclude each other: use one of them.")
     if choices:
         return validated(AnswerForm, output="choice", choices=choices)
     if schema is not None:
@@ -45,12 +46,12 @@ def _read(schema: str) -> object:
         try:
             schema = Path(schema).expanduser().read_text(encoding="utf-8")
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text"
+            reason = getattr(error, "strerror", None) or "not a text file"
             raise typer.BadParameter(
-                f"--json-schema: {schema[:200]} cannot be read ({reason}): name a file, or write "
-                "the schema itself."
+                f"--json-schema: cannot read {schema[:200]} ({reason}): give a file, or the schema "
+                "itself."
             ) from None
     try:
         return json.loads(schema)
     except (ValueError, RecursionError) as error:
-        raise typer.BadParameter(f"--json-schema is not JSON: {error}.") from None
+        raise typer.BadParameter(f"--json-schema is not valid JSON: {error}.") from None

@@ -1,4 +1,4 @@
-"""The command tree, the global options, and what becomes of errors."""
+"""The command tree, the global options and the handling of errors."""
 
 import sys
 from pathlib import Path
@@ -28,7 +28,7 @@ from streamer.errors import StreamerError
 
 
 class Commands(TyperGroup):
-    """Turns a StreamerError of any command into one sentence on stderr and exit code 1."""
+    """Command group that reports a StreamerError as one sentence on stderr and exit code 1."""
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command."""
@@ -42,7 +42,7 @@ class Commands(TyperGroup):
 
 
 def _redact_usage(error: Exception) -> None:
-    # A usage error repeats what was typed, which may be a URL with its password.
+    # A usage error repeats the arguments, and one of them may be a URL with its password.
     from streamer.media.urls import redact
 
     if isinstance(getattr(error, "message", None), str):
@@ -55,7 +55,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Attach camera streams, ask what they show, now or before.",
+    help="Attach camera streams and ask what they show, now or in the past.",
 )
 
 
@@ -68,24 +68,32 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def global_options(
     config: Annotated[
-        Path | None, typer.Option("--config", metavar="FILE", help="Settings file (YAML).")
+        Path | None,
+        typer.Option("--config", metavar="FILE", help="Read settings from this YAML file."),
     ] = None,
     redis_url: Annotated[
         str | None,
-        typer.Option("--redis-url", metavar="URL", help="Instead of STREAMER_REDIS_URL."),
+        typer.Option(
+            "--redis-url",
+            metavar="URL",
+            help="Connect to this Redis instead of STREAMER_REDIS_URL.",
+        ),
     ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
     _: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="And exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Show the version and exit."
+        ),
     ] = False,
 ) -> None:
-    """Options that stand before the command."""
+    """Store the options that come before the command."""
     options.config, options.redis_url, options.debug = config, redis_url, debug
 
 
 @app.command("version")
 def version() -> None:
-    """Print the version."""
+    """Show the version and exit."""
     _version(True)
 
 
@@ -108,7 +116,7 @@ app.command("record")(processes.record)
 
 
 def _hide_passwords() -> None:
-    """What was typed can be read by everybody in the list of processes: mask it there."""
+    """Mask passwords in the process title: every user of the machine can read it."""
     from streamer.media.urls import redact
 
     shown = [redact(argument) for argument in sys.argv[1:]]
@@ -119,7 +127,7 @@ def _hide_passwords() -> None:
 
 
 def run() -> None:
-    """Run the command that the arguments name, and exit."""
+    """Run the command that the arguments name, then exit."""
     _hide_passwords()
     try:
         app()

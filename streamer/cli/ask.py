@@ -1,4 +1,4 @@
-"""`streamer ask`: one question about a stream, now or in the past."""
+"""`streamer ask`: ask one question about a stream, now or in the past."""
 
 import time
 from typing import TYPE_CHECKING, Annotated
@@ -17,34 +17,58 @@ if TYPE_CHECKING:
 def ask(
     stream: Annotated[
         str | None,
-        typer.Argument(metavar="STREAM", help="May be left out when only one is attached."),
+        typer.Argument(
+            metavar="STREAM",
+            help="Name or id of the stream. Optional if only one is attached.",
+        ),
     ] = None,
     question: Annotated[
-        str | None, typer.Argument(metavar="QUESTION", help="What you want to know.")
+        str | None, typer.Argument(metavar="QUESTION", help="Question to ask.")
     ] = None,
     since: Annotated[
-        str | None, typer.Option(help="Beginning of a past range: -10m, -90s, or RFC 3339.")
+        str | None,
+        typer.Option(help="Ask about the past, from this time on: -10m, -90s or RFC 3339."),
     ] = None,
-    until: Annotated[str | None, typer.Option(help="Its end; default: now.")] = None,
+    until: Annotated[
+        str | None,
+        typer.Option(help="End the range of --since at this time: -5m or RFC 3339. Default: now."),
+    ] = None,
     frames: Annotated[
-        int | None, typer.Option(min=1, max=256, help="Frames to look at, at most.")
+        int | None,
+        typer.Option(
+            min=1,
+            max=256,
+            help="Look at no more than this number of frames. Default: 1; with --since, setting "
+            "`max_frames` (16).",
+        ),
     ] = None,
     max_tokens: Annotated[
-        int | None, typer.Option(min=1, max=4096, help="Tokens of the answer, at most.")
+        int | None,
+        typer.Option(
+            min=1,
+            max=4096,
+            help="Limit the answer to this number of tokens. Default: setting `max_tokens` (128).",
+        ),
     ] = None,
     choice: ChoiceOption = None,
     json_schema: SchemaOption = None,
     wait: Annotated[
-        bool, typer.Option("--wait/--no-wait", help="--no-wait: print the query's id and leave.")
+        bool,
+        typer.Option(
+            "--wait/--no-wait", help="Wait for the answer, or print the query's id and exit."
+        ),
     ] = True,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds to wait.")] = 120.0,
+    timeout: Annotated[
+        float,
+        typer.Option(min=0.1, metavar="SECONDS", help="Wait no longer than this for the answer."),
+    ] = 120.0,
     as_json: Json = False,
 ) -> None:
     """Ask a question about a stream and print the answer."""
     from streamer.terminal import console, json_lines
     from streamer.validation import check_prompt
 
-    if question is None:  # of one argument alone, that is the question
+    if question is None:  # a single argument is the question
         stream, question = None, stream or ""
     check_prompt(question)
     form = form_from(choice, json_schema)
@@ -65,7 +89,9 @@ def ask(
     if as_json:
         json_lines([query])
     elif query.result is None:
-        console().print(f"Asked {query.stream_name}: {query.id} is {query.status}.", soft_wrap=True)
+        console().print(
+            f"Asked {query.stream_name}: query {query.id} is {query.status}.", soft_wrap=True
+        )
     elif query.result.error is None:
         _print_answer(query)
     if query.result is not None and query.result.error is not None:
@@ -77,7 +103,7 @@ def _answered(client: "Client", query: "Query", timeout: float) -> "Query":
 
     deadline = time.monotonic() + timeout
     try:
-        with console(stderr=True).status(f"{query.stream_name} is being looked at ..."):
+        with console(stderr=True).status(f"Waiting for the answer about {query.stream_name} ..."):
             while query.result is None and (left := deadline - time.monotonic()) > 0:
                 query = client.query(query.id, wait=min(left, 1.0))
     except KeyboardInterrupt:
@@ -86,8 +112,8 @@ def _answered(client: "Client", query: "Query", timeout: float) -> "Query":
     if query.result is None:
         raise StreamerError(
             ErrorCode.TIMEOUT,
-            f"No answer within {timeout:g} s: {query.id} is {query.status} and its answer will "
-            "appear in `streamer results`; wait longer with --timeout.",
+            f"No answer within {timeout:g} s: query {query.id} is {query.status}. Wait longer with "
+            "--timeout, or find its answer in `streamer results` later.",
         )
     return query
 

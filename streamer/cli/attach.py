@@ -1,4 +1,4 @@
-"""`streamer attach` and `streamer detach`."""
+"""`streamer attach` and `streamer detach`: add and remove streams."""
 
 from typing import Annotated
 
@@ -11,20 +11,35 @@ from streamer.cli.stream_options import StreamOptions, Transport, with_stream_op
 @with_stream_options
 def attach(
     source: Annotated[
-        str, typer.Argument(metavar="URL_OR_FILE", help="A camera's URL, a file, - for stdin.")
+        str,
+        typer.Argument(
+            metavar="URL_OR_FILE",
+            help="URL of a camera, or a video file. -: read the URL from standard input.",
+        ),
     ],
     *,
-    name: Annotated[str | None, typer.Option(help="Default: from the URL or file.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="Name the stream. Default: a name made from the URL or file name."),
+    ] = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option("--prompt", help="Asked every window; may be repeated. Default: a caption."),
+        typer.Option(
+            "--prompt",
+            help="Ask this about every window. Repeat for more questions. Default: describe the "
+            "scene.",
+        ),
     ] = None,
     options: StreamOptions,
     watch: Annotated[
-        bool, typer.Option("--watch/--no-watch", help="--no-watch: keep frames, ask nothing.")
+        bool,
+        typer.Option("--watch/--no-watch", help="Ask about every window, or only keep frames."),
     ] = True,
     probe: Annotated[
-        bool, typer.Option("--probe/--no-probe", help="--no-probe: attach without trying it first.")
+        bool,
+        typer.Option(
+            "--probe/--no-probe", help="Open the source and decode one frame before attaching it."
+        ),
     ] = True,
     as_json: Json = False,
 ) -> None:
@@ -35,13 +50,13 @@ def attach(
     from streamer.terminal import console, json_lines, plain
 
     if prompt and not watch:
-        raise typer.BadParameter("--prompt asks and --no-watch asks nothing: choose one.")
+        raise typer.BadParameter("--prompt and --no-watch exclude each other: use one of them.")
     if not prompt:
         options.require_prompt("choice", "json_schema")
     with open_client() as client:
         watches = options.watches(client, (prompt or [CAPTION_PROMPT]) if watch else [])
         sampling, history = options.sampling, options.history_seconds
-        with console(stderr=True).status("Trying the source ..."):
+        with console(stderr=True).status("Opening the source ..."):
             stream = client.attach(
                 typed(source),
                 name,
@@ -59,16 +74,18 @@ def attach(
         console().print(line.append(f"{stream.state}  {plain(stream.url)}"), soft_wrap=True)
     notes = console(stderr=True)
     if not workers["ingest"]:
-        notes.print("No ingest worker is running: it starts when one does (`streamer ingest`).")
+        notes.print(
+            "No ingest worker is running: start one with `streamer ingest` to read the stream."
+        )
     elif watches and not workers["clips"]:
-        notes.print("No model worker is running: captions come when one does (`streamer worker`).")
+        notes.print("No model worker is running: start one with `streamer worker` to get captions.")
 
 
 def detach(
-    stream: Annotated[str, typer.Argument(metavar="NAME_OR_ID")],
+    stream: Annotated[str, typer.Argument(metavar="NAME_OR_ID", help="Stream to detach.")],
     as_json: Json = False,
 ) -> None:
-    """Detach a stream; its results stay in the timeline."""
+    """Detach a stream. Its results stay in the timeline."""
     from streamer.terminal import console, json_lines
 
     with open_client() as client:

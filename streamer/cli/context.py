@@ -1,4 +1,4 @@
-"""What the global options said, and what commands open with it."""
+"""Global options, and the settings and client that commands open with them."""
 
 import sys
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class GlobalOptions:
-    """The options before the command."""
+    """Values of the options before the command."""
 
     config: Path | None = None
     debug: bool = False
@@ -24,23 +24,28 @@ class GlobalOptions:
 options = GlobalOptions()
 
 Json = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object a line, and nothing else.")
+    bool, typer.Option("--json", help="Print JSON Lines: one object per line and nothing else.")
 ]
 
 QuantizeOption = Annotated[
     str | None,
-    typer.Option(metavar="int8|int4", help="Weights in fewer bits, for less memory."),
+    typer.Option(
+        metavar="int8|int4",
+        help="Store the weights in 8 or 4 bits to save memory. Default: full precision.",
+    ),
 ]
 
 
 def typed(source: str) -> str:
-    """The source that was given; `-` is the first line of standard input, for a URL with a
-    password that should be neither in the list of processes nor in the shell's history."""
+    """Return the source that was typed; for `-`, the first line of standard input.
+
+    Standard input keeps a URL with a password out of the process list and the shell's history.
+    """
     return sys.stdin.readline().strip() if source == "-" else source
 
 
 def open_settings(**overrides: Any) -> "Settings":
-    """The settings after the global options; raises StreamerError(SETTINGS_INVALID)."""
+    """Load the settings that the global options select. Raises StreamerError(SETTINGS_INVALID)."""
     from streamer.settings import load_settings
 
     overrides.setdefault("redis_url", options.redis_url)
@@ -48,7 +53,7 @@ def open_settings(**overrides: Any) -> "Settings":
 
 
 def open_client(settings: "Settings | None" = None) -> "Client":
-    """A client of the installation that the settings name."""
+    """Connect to the installation that the settings name. Raises StreamerError."""
     from streamer.client import Client
 
     return Client(settings or open_settings())

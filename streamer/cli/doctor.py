@@ -1,4 +1,4 @@
-"""`streamer doctor`: is this machine fit for the service?"""
+"""`streamer doctor`: check whether this machine can run the service."""
 
 import typer
 
@@ -10,7 +10,7 @@ _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 def doctor(as_json: Json = False) -> None:
     """Check Redis, model, codecs, hardware decoding, disk and clocks, within 10 seconds.
 
-    The exit code is 1 when a check fails; warnings are not failures.
+    The exit code is 1 if a check fails. Warnings are not failures.
     """
     from rich.text import Text
 
@@ -18,7 +18,7 @@ def doctor(as_json: Json = False) -> None:
     from streamer.terminal import console, json_lines, plain
 
     settings = open_settings()
-    with console(stderr=True).status("Looking around ..."):
+    with console(stderr=True).status("Checking this machine ..."):
         found = examine(settings)
     if as_json:
         json_lines(found)

@@ -10,33 +10,44 @@ from streamer.cli.stream_options import StreamOptions, with_stream_options
 
 @with_stream_options
 def edit(
-    stream: Annotated[str, typer.Argument(metavar="NAME_OR_ID")],
+    stream: Annotated[str, typer.Argument(metavar="NAME_OR_ID", help="Stream to change.")],
     *,
     url: Annotated[
-        str | None, typer.Option(help="Another URL or password, of a live stream.")
+        str | None,
+        typer.Option(
+            help="Set a new URL or password of a live stream. -: read it from standard input."
+        ),
     ] = None,
-    name: Annotated[str | None, typer.Option(help="Another name.")] = None,
+    name: Annotated[str | None, typer.Option(help="Rename the stream.")] = None,
     prompt: Annotated[
         list[str] | None,
-        typer.Option("--prompt", help="Asked from now on instead of what was; may be repeated."),
+        typer.Option(
+            "--prompt", help="Replace all questions with this one. Repeat for more questions."
+        ),
     ] = None,
     options: StreamOptions,
     paused: Annotated[
-        bool | None, typer.Option("--pause/--resume", help="Neither read it nor ask, or go on.")
+        bool | None, typer.Option("--pause/--resume", help="Pause or resume the stream.")
     ] = None,
     probe: Annotated[
-        bool, typer.Option("--probe/--no-probe", help="--no-probe: take --url without trying it.")
+        bool,
+        typer.Option(
+            "--probe/--no-probe", help="Open the new --url and decode one frame before using it."
+        ),
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Change an attached stream; it need not be restarted, nor need anything else."""
+    """Change an attached stream while it runs. Nothing has to be restarted.
+
+    Options left out keep their values; the defaults below apply to new streams and questions.
+    """
     from streamer.terminal import console, json_lines
 
     if not prompt:
         options.require_prompt("every", "max_frames", "choice", "json_schema")
     sampling, history, transport = options.sampling, options.history_seconds, options.transport
     if all(o is None for o in (url, name, sampling, transport, history, prompt, paused)):
-        raise typer.BadParameter("Nothing is to be changed: give --url, --name, --fps or the like.")
+        raise typer.BadParameter("Nothing to change: give --url, --name, --fps or another option.")
     with open_client() as client:
         changed = client.edit(
             stream,

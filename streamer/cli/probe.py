@@ -1,4 +1,4 @@
-"""`streamer probe`: what a source is, or which step towards its first picture fails."""
+"""`streamer probe`: describe a source, or report which step to its first frame fails."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,21 +17,25 @@ if TYPE_CHECKING:
 
 def probe(
     source: Annotated[
-        str, typer.Argument(metavar="URL_OR_FILE", help="rtsp://, rtmp://, http(s)://, or a file.")
+        str,
+        typer.Argument(
+            metavar="URL_OR_FILE",
+            help="rtsp://, rtmp:// or http(s):// URL, or a file. -: read it from standard input.",
+        ),
     ],
     transport: TransportOption = None,
     as_json: Json = False,
 ) -> None:
-    """Say what a source is, or which step fails and what to try, within 15 seconds.
+    """Describe a source, or report which step fails and what to try, within 15 seconds.
 
-    Nothing needs to run for it. The exit code is 0 only when pictures came.
+    The service does not have to run. The exit code is 0 only if frames were decoded.
     """
     from streamer.media.access_policy import Access
     from streamer.media.probe.prober import LIMIT, probe
     from streamer.terminal import console, json_lines
 
     settings = open_settings()
-    with console(stderr=True).status("Trying the source ..."):
+    with console(stderr=True).status("Opening the source ..."):
         found = probe(
             typed(source),
             transport=transport.value if transport else "auto",
@@ -77,13 +81,13 @@ def _step_line(step: "Step") -> "Text":
 
 
 def facts(found: "Probe") -> list[tuple[str, str]]:
-    """What is known of a source that works, in words."""
+    """Return what is known about a working source, as pairs of a label and a text."""
     video = " ".join(
         part for part in (found.codec, found.profile, found.pixel_format) if part is not None
     )
     rows = [("video", video), ("size", f"{found.width}x{found.height}")]
     if found.fps is not None:
-        rows.append(("frame rate", f"{found.fps:.4g} a second"))
+        rows.append(("frame rate", f"{found.fps:.4g} fps"))
     if found.gop_seconds is not None:
         rows.append(("key frames", f"every {found.gop_seconds:.3g} s ({found.gop_frames} frames)"))
     if found.bit_rate is not None:
@@ -100,13 +104,13 @@ def facts(found: "Probe") -> list[tuple[str, str]]:
     if found.first_frame_ms is not None:
         rows.append(("first picture", f"after {found.first_frame_ms:.0f} ms"))
     if found.decode_ms is not None:
-        rows.append(("decoding", f"{found.decode_ms:.1f} ms a frame"))
+        rows.append(("decoding", f"{found.decode_ms:.1f} ms per frame"))
     return rows
 
 
 def clock(drift: float) -> str:
-    """The drift of a stream's clock, seconds a second, in words."""
+    """Describe the drift of a stream's clock, given in seconds per second."""
     milliseconds = round(1000 * drift, 1)
     if not milliseconds:
-        return "as fast as ours"
-    return f"{abs(milliseconds):g} ms a second {'slow' if milliseconds > 0 else 'fast'}"
+        return "no drift"
+    return f"{abs(milliseconds):g} ms per second {'slow' if milliseconds > 0 else 'fast'}"

@@ -1,4 +1,4 @@
-"""`streamer serve | ingest | worker | record`: one process of a cluster, in the foreground."""
+"""`streamer serve | ingest | worker | record`: run one process of a cluster in the foreground."""
 
 import os
 import sys
@@ -10,8 +10,13 @@ from streamer.cli.context import QuantizeOption, open_settings, options
 
 
 def serve(
-    host: Annotated[str | None, typer.Option(help="Default: 127.0.0.1.")] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Default: 8080.")] = None,
+    host: Annotated[
+        str | None, typer.Option(help="Listen on this address. Default: 127.0.0.1.")
+    ] = None,
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Listen on this port. 0: any free one. Default: 8080."),
+    ] = None,
 ) -> None:
     """Run the HTTP API."""
     from streamer.api.server import run
@@ -20,29 +25,30 @@ def serve(
 
 
 def ingest() -> None:
-    """Run an ingest worker: it reads and samples the streams."""
+    """Run an ingest worker, which reads and samples streams."""
     _become("workers.ingest")
 
 
 def worker(
-    burst: Annotated[bool, typer.Option("--burst", help="End when the queues are empty.")] = False,
+    burst: Annotated[bool, typer.Option("--burst", help="Exit when the queues are empty.")] = False,
     model: Annotated[
-        str | None, typer.Option(metavar="PATH_OR_HUB_ID", help="Instead of STREAMER_MODEL.")
+        str | None,
+        typer.Option(metavar="PATH_OR_HUB_ID", help="Use this model instead of STREAMER_MODEL."),
     ] = None,
     quantize: QuantizeOption = None,
 ) -> None:
-    """Run a model worker: it answers clips with NVILA-Lite."""
+    """Run a model worker, which answers questions about clips with NVILA-Lite."""
     _become("workers.gpu", *(["--burst"] if burst else []), model=model, quantize=quantize)
 
 
 def record() -> None:
-    """Run the recorder: it writes results to the timeline."""
+    """Run the recorder, which writes results to the timeline database."""
     _become("workers.recorder")
 
 
 def _become(module: str, *arguments: str, **overrides: str | None) -> NoReturn:
-    open_settings(**overrides)  # a mistake in them is told here
-    environment = dict(os.environ)  # which names the --config file by now
+    open_settings(**overrides)  # report a bad setting before the worker starts
+    environment = dict(os.environ)  # names the --config file since open_settings
     overrides.setdefault("redis_url", options.redis_url)
     for key, value in overrides.items():
         if value is not None:

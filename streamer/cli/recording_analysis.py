@@ -1,4 +1,4 @@
-"""Following a recording through the service until every window of it has its result."""
+"""Follow a recording through the service until every window has a result."""
 
 from streamer.client import Client
 from streamer.domain import Result, Stream, StreamState, StreamStatus
@@ -6,10 +6,10 @@ from streamer.errors import ErrorCode, StreamerError
 
 
 class Analysis:
-    """The results of one recording as they come in; `advance` until `finished`."""
+    """Results of one recording as they arrive; call `advance` until `finished`."""
 
     def __init__(self, client: Client, stream: Stream, last_id: str) -> None:
-        """`last_id`: where the results queue ended before the recording was attached."""
+        """Start after `last_id`, the end of the results queue before the recording was attached."""
         self.stream = stream
         self.status: StreamStatus = stream
         self.results: list[Result] = []
@@ -18,11 +18,11 @@ class Analysis:
         self._printed = 0
 
     def advance(self, block: float) -> list[Result]:
-        """Wait up to `block` seconds; the results that came, in order of arrival.
+        """Wait up to `block` seconds and return the new results in order of arrival.
 
-        Raises StreamerError(UNKNOWN_STREAM) when somebody detached the recording.
+        Raises StreamerError(UNKNOWN_STREAM) if the recording was detached meanwhile.
         """
-        # The status first: when it says that all clips are out, the results read next are judged.
+        # Read the status first: `finished` compares its count of clips with results read after it.
         self.status = self._client.registry.status(self.stream.id)
         fresh = []
         for entry_id, result in self._client.queue.read(self._last_id, block):
@@ -33,7 +33,7 @@ class Analysis:
         if not self.finished and not self._client.registry.exists(self.stream.id):
             raise StreamerError(
                 ErrorCode.UNKNOWN_STREAM,
-                f"'{self.stream.name}' was detached while it was analyzed.",
+                f"'{self.stream.name}' was detached during the analysis: run it again.",
             )
         return fresh
 
@@ -45,7 +45,7 @@ class Analysis:
 
     @property
     def duration(self) -> float | None:
-        """Length in seconds, where the container tells it."""
+        """Length in seconds, if the container declares one."""
         return self.status.counters.duration
 
     @property
@@ -55,11 +55,11 @@ class Analysis:
 
     @property
     def timeline(self) -> list[Result]:
-        """All results so far in order of the recording."""
+        """All results so far, sorted by their start in the recording."""
         return sorted(self.results, key=_start)
 
     def in_order(self) -> list[Result]:
-        """Results not returned before that no earlier window can precede any more."""
+        """Return new results in order of the recording, as soon as no earlier window is missing."""
         timeline = self.timeline
         ready = len(timeline)
         if not self.finished:
@@ -75,21 +75,21 @@ class Analysis:
         return fresh
 
     def trouble(self) -> StreamerError | None:
-        """Why not every window has its caption, or None when each has."""
+        """Return the reason why windows have no caption, or None if every window has one."""
         error = self.status.error
         if self.status.state is StreamState.FAILED:
-            message = error.message if error else "the recording could not be read to its end."
+            message = error.message if error else "The recording could not be read to its end."
             return StreamerError(error.code if error else ErrorCode.INTERNAL, message)
         failed = [result.error for result in self.timeline if result.error is not None]
         if failed:
             return StreamerError(
                 failed[0].code,
-                f"{len(failed)} of {len(self.results)} windows have no caption: "
+                f"{len(failed)} of {len(self.results)} windows have no caption. First error: "
                 f"{failed[0].message}",
             )
         if not self.results:
             return StreamerError(
-                ErrorCode.NO_FRAMES, "The recording gave no frame to look at: raise --fps."
+                ErrorCode.NO_FRAMES, "No frame was sampled from the recording: raise --fps."
             )
         return None
 

@@ -1,4 +1,4 @@
-"""Errors as users see them: one sentence on stderr, no traceback unless asked, no password."""
+"""Report errors to users: one sentence on stderr, a traceback only with --debug, no password."""
 
 import sys
 import traceback
@@ -8,7 +8,7 @@ from streamer.errors import StreamerError
 
 
 def report(error: BaseException) -> int:
-    """Print what went wrong and return the exit code."""
+    """Print the error to stderr and return the exit code."""
     from streamer.media.urls import redact
 
     if options.debug:
@@ -19,7 +19,7 @@ def report(error: BaseException) -> int:
 
 
 def sentence(error: BaseException) -> str:
-    """What to tell a user about `error`."""
+    """Return the sentence that describes `error` to a user."""
     from streamer.connections import FULL, is_full
 
     if isinstance(error, StreamerError):
@@ -27,7 +27,7 @@ def sentence(error: BaseException) -> str:
     if is_full(error):
         return FULL
     if type(error).__module__.startswith("redis."):
-        return "The connection to Redis was lost: see whether `streamer up` still runs."
-    told = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-    hint = "" if options.debug else " (`streamer --debug ...` shows where)."
-    return f"This should not have happened: {told}{hint}"
+        return "The connection to Redis was lost: check that the Redis server is running."
+    cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    hint = "" if options.debug else " (run `streamer --debug ...` for the traceback)."
+    return f"Unexpected error: {cause}{hint}"

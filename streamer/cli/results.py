@@ -1,4 +1,4 @@
-"""`streamer results`: the timeline, and what comes in live."""
+"""`streamer results`: print the timeline, or follow new results."""
 
 import contextlib
 from collections.abc import Callable
@@ -15,21 +15,35 @@ if TYPE_CHECKING:
 
 def results(
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Print results as they come, until Ctrl-C.")
+        bool, typer.Option("--follow", "-f", help="Print new results as they arrive, until Ctrl-C.")
     ] = False,
-    stream: Annotated[str | None, typer.Option(help="Name or id of a stream.")] = None,
-    kind: Annotated[
-        Literal["caption", "answer", "alert", "error"] | None, typer.Option(help="Only these.")
+    stream: Annotated[
+        str | None, typer.Option(help="Show only this stream, given by name or id.")
     ] = None,
-    since: Annotated[str | None, typer.Option(help="-10m, -2h, or RFC 3339.")] = None,
-    until: Annotated[str | None, typer.Option(help="Likewise.")] = None,
-    q: Annotated[str | None, typer.Option("--q", help="Words that the text holds.")] = None,
+    kind: Annotated[
+        Literal["caption", "answer", "alert", "error"] | None,
+        typer.Option(help="Show only results of this kind."),
+    ] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Show only results from this time on: -10m, -2h or RFC 3339.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option(help="Show only results up to this time: -5m or RFC 3339.")
+    ] = None,
+    q: Annotated[
+        str | None, typer.Option("--q", help="Show only results whose text contains this.")
+    ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="At most so many, the newest; 100 without --follow.")
+        int | None,
+        typer.Option(
+            min=1,
+            help="Show no more than this number of results, the newest ones. Default: 100, or no "
+            "limit with --follow.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print captions, answers and errors in order of time."""
+    """Print captions, answers and errors, oldest first."""
     from streamer.terminal import console, json_lines, result_line
 
     out = console()
@@ -47,8 +61,8 @@ def results(
             show(_recorded(client, stream, kind, since, until, q, limit or 100))
             return
         if until is not None:
-            raise typer.BadParameter("--follow has no end: leave --until out.")
-        with contextlib.suppress(KeyboardInterrupt):  # the way to end it
+            raise typer.BadParameter("--follow and --until exclude each other: use one of them.")
+        with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how users end it
             _follow(client, show, stream, kind, since, q, limit)
 
 
@@ -93,7 +107,7 @@ def _follow(
     from streamer.times import parse_time
 
     last_id = "$"
-    if since is not None:  # ids of the results queue are milliseconds
+    if since is not None:  # ids of the results queue start with milliseconds
         last_id = f"{int(parse_time(since, utc_now()).timestamp() * 1000)}-0"
     shown = 0
     for _, result in client.queue.follow(last_id):

@@ -1,4 +1,4 @@
-"""The options that say how a stream is read and asked about: `attach` and `edit` share them."""
+"""Options of `attach` and `edit` that set how a stream is read and asked about."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Mode(StrEnum):
-    """Which frames are taken."""
+    """How frames are sampled."""
 
     FPS = "fps"
     KEYFRAMES = "keyframes"
@@ -25,7 +25,7 @@ class Mode(StrEnum):
 
 
 class Transport(StrEnum):
-    """How RTSP brings the video."""
+    """Transport protocol of RTSP."""
 
     AUTO = "auto"
     TCP = "tcp"
@@ -33,24 +33,40 @@ class Transport(StrEnum):
 
 
 FpsOption = Annotated[
-    float | None, typer.Option(min=0.01, max=60, help="Frames to sample per second.")
+    float | None,
+    typer.Option(
+        min=0.01,
+        max=60,
+        help="Sample this number of frames per second. Default: setting `fps` (1).",
+    ),
 ]
 TransportOption = Annotated[
     Transport | None,
-    typer.Option(help="Of RTSP. Default: auto, that is TCP, and UDP where that is refused."),
+    typer.Option(
+        help="Set the RTSP transport. auto: TCP, or UDP if the camera refuses TCP. Default: auto."
+    ),
 ]
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamOptions:
-    """What was typed; None where nothing was."""
+    """Options as typed; None for those that were not given."""
 
-    every: Annotated[float | None, typer.Option(metavar="SECONDS", help="Length of a window.")] = (
-        None
-    )
+    every: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Ask once per window of this length. Default: setting `window` (10).",
+        ),
+    ] = None
     max_frames: Annotated[
         int | None,
-        typer.Option(min=1, max=256, help="Frames of a window looked at, at most."),
+        typer.Option(
+            min=1,
+            max=256,
+            help="Look at no more than this number of frames per window. Default: setting "
+            "`max_frames` (16).",
+        ),
     ] = None
     choice: ChoiceOption = None
     json_schema: SchemaOption = None
@@ -59,26 +75,33 @@ class StreamOptions:
         Mode | None,
         typer.Option(
             "--sampling",
-            help="fps: so many a second. keyframes: those, for the least work. "
-            "change: when the picture changes.",
+            help="Choose frames by rate (fps), take key frames only, which needs the least "
+            "decoding (keyframes), or take frames that differ from the last one (change). "
+            "Default: fps.",
         ),
     ] = None
     threshold: Annotated[
         float | None,
         typer.Option(
-            metavar="0..1", help="With --sampling change: what counts as one. Default: 0.1."
+            metavar="0..1",
+            help="With --sampling change: take frames that differ by at least this share from the "
+            "last one. Default: 0.1.",
         ),
     ] = None
     min_interval: Annotated[
         float | None,
         typer.Option(
-            metavar="SECONDS", help="With keyframes and change: at most one in this time."
+            metavar="SECONDS",
+            help="With --sampling keyframes or change: take no two frames within this time. "
+            "Default: 0.2.",
         ),
     ] = None
     max_interval: Annotated[
         float | None,
         typer.Option(
-            metavar="SECONDS", help="With change: at least one in this time. Default: 10."
+            metavar="SECONDS",
+            help="With --sampling change: take a frame after this time even without a change. "
+            "Default: 10.",
         ),
     ] = None
     transport: TransportOption = None
@@ -86,15 +109,16 @@ class StreamOptions:
         str | None,
         typer.Option(
             metavar="TIME",
-            help="Keep frames for so long (12h, 7d), ever fewer with age. Default: the setting.",
+            help="Keep frames for this long (12h, 7d), fewer of them with age. Default: setting "
+            "`history`.",
         ),
     ] = None
 
     @property
     def sampling(self) -> "Sampling | None":
-        """How frames are to be taken; None when nothing says so.
+        """Sampling that the options describe, or None without any of them.
 
-        Raises StreamerError(INVALID_REQUEST) for options that do not go together.
+        Raises StreamerError(INVALID_REQUEST) for options that exclude each other.
         """
         from streamer.domain import Sampling
         from streamer.validation import validated
@@ -111,13 +135,13 @@ class StreamOptions:
 
     @property
     def history_seconds(self) -> float | None:
-        """How long frames are kept. Raises StreamerError(INVALID_REQUEST) for what is no time."""
+        """Seconds that frames are kept. Raises StreamerError(INVALID_REQUEST) for a bad length."""
         from streamer.times import parse_duration
 
         return None if self.history is None else parse_duration(self.history)
 
     def watches(self, client: "Client", prompts: Sequence[str]) -> "list[Watch]":
-        """A watch for each of `prompts`. Raises StreamerError(PROMPT_EMPTY | INVALID_REQUEST)."""
+        """Make a watch for each prompt. Raises StreamerError(PROMPT_EMPTY | INVALID_REQUEST)."""
         form = form_from(self.choice, self.json_schema)
         return [
             client.watch(prompt, window=self.every, max_frames=self.max_frames, form=form)
@@ -125,15 +149,15 @@ class StreamOptions:
         ]
 
     def require_prompt(self, *names: str) -> None:
-        """Raise a usage error when any of the options `names` was typed: there is no --prompt."""
+        """Raise typer.BadParameter if any option in `names` was given; call it without --prompt."""
         for name in names:
             if getattr(self, name) not in (None, []):
                 option = "--" + name.replace("_", "-")
-                raise typer.BadParameter(f"{option} goes with a question: give --prompt too.")
+                raise typer.BadParameter(f"{option} needs a question: give --prompt too.")
 
 
 def with_stream_options(command: Callable[..., None]) -> Callable[..., None]:
-    """`command` with every field of StreamOptions as an option, in place of its `options`."""
+    """Replace the parameter `options` of `command` by one option per field of StreamOptions."""
     shared = inspect.signature(StreamOptions).parameters
     parameters: list[inspect.Parameter] = []
     for parameter in inspect.signature(command).parameters.values():

@@ -1,4 +1,4 @@
-"""`streamer streams`: what is attached, and how it is."""
+"""`streamer streams`: list the attached streams and their states."""
 
 from typing import TYPE_CHECKING
 
@@ -32,7 +32,7 @@ def streams(as_json: Json = False) -> None:
         return
     out = console()
     if not found:
-        out.print("No stream is attached: `streamer attach URL_OR_FILE` attaches one.")
+        out.print("No stream is attached: attach one with `streamer attach URL_OR_FILE`.")
         return
     numbers = ("sampled", "dropped", "reconnects", "clips", "last frame")
     shown = table("name", "state", "since", "url", "video", *numbers, right=("since", *numbers))
@@ -57,9 +57,9 @@ def streams(as_json: Json = False) -> None:
 
 
 def video(stream: "Stream") -> str:
-    """What the source sends, `1920x1080 25 fps h264 2.1 Mbit/s`, as far as it is known.
+    """Describe the video as far as it is known: `1920x1080 25 fps h264 2.1 Mbit/s`.
 
-    The rate is the measured one, or what the source claims.
+    The frame rate is measured; before the first measurement it is what the source declares.
     """
     counters = stream.counters
     fps = counters.measured_fps if counters.measured_fps is not None else counters.fps
@@ -70,7 +70,7 @@ def video(stream: "Stream") -> str:
 
 
 def drops(dropped: "Drops") -> str:
-    """How many frames were given up and why, `12 late`; a line for each cause."""
+    """Return the number of dropped frames by cause, `12 late`, one cause per line."""
     causes = dropped.model_dump().items()
     return "\n".join(f"{n} {cause.replace('_', ' ')}" for cause, n in causes if n) or "0"
 

@@ -1,4 +1,4 @@
-"""`streamer tune`: the engine settings that suit this machine and the model."""
+"""`streamer tune`: find the engine settings that suit this machine and the model."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,20 +10,23 @@ from streamer.cli.context import open_settings, options
 
 def tune(
     seconds: Annotated[
-        float, typer.Option(min=1, max=3600, help="How long to measure, about.")
+        float,
+        typer.Option(metavar="SECONDS", min=1, max=3600, help="Measure for about this long."),
     ] = 60.0,
-    out: Annotated[Path, typer.Option(metavar="FILE", help="The settings file to write.")] = Path(
-        "tuned.yaml"
-    ),
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="Write the settings to this file.")
+    ] = Path("tuned.yaml"),
     model: Annotated[
         str | None,
-        typer.Option(metavar="PATH_OR_HUB_ID", help="Instead of the one in the settings."),
+        typer.Option(
+            metavar="PATH_OR_HUB_ID", help="Measure this model instead of the one in the settings."
+        ),
     ] = None,
 ) -> None:
-    """Measure this machine and the model, write a settings file, and say how much it gains.
+    """Measure this machine and the model, and write a settings file with the gain it brings.
 
-    What the file of --config says otherwise is kept in the new one. Run it while nothing else
-    needs the machine. Where the defaults are as good, they are written.
+    The new file keeps the other settings of the --config file. Run this while the machine is
+    otherwise idle. Settings whose defaults perform as well keep their defaults.
     """
     import yaml
 
@@ -35,7 +38,7 @@ def tune(
 
     path = str(CHECKPOINT) if settings.model == "demo" else settings.model
     base = yaml.safe_load(options.config.read_text()) if options.config is not None else {}
-    told = console()
+    out_console = console()
     try:
         with console(stderr=True).status("Importing PyTorch ..."):
             from nvila_core.tuning.tuner import tune_to_file
@@ -47,9 +50,9 @@ def tune(
             quantize=settings.quantize,
             name=settings.model,
             base=base,
-            say=lambda line: told.print(line, style="dim", soft_wrap=True),
+            say=lambda line: out_console.print(line, style="dim", soft_wrap=True),
         )
     except NVILAError as error:
         raise StreamerError(ErrorCode.MODEL_FAILED, str(error)) from error
-    told.print(tuning.summary, style="bold", soft_wrap=True)
-    told.print(f"Written: {out}. Use it: streamer --config {out} up", soft_wrap=True)
+    out_console.print(tuning.summary, style="bold", soft_wrap=True)
+    out_console.print(f"Wrote {out}. Use it with: streamer --config {out} up", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""`streamer up`: everything on this machine, until Ctrl-C."""
+"""`streamer up`: run the whole service on this machine until Ctrl-C."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,28 +14,45 @@ if TYPE_CHECKING:
     from streamer.local.signals import StopSignals
 
 DEMO_MODEL = (
-    "demo: tiny, and knows only a rendered street; "
-    "the real one: --model Efficient-Large-Model/NVILA-Lite-2B"
+    "demo: a tiny model that knows only a rendered street. "
+    "For the real model: --model Efficient-Large-Model/NVILA-Lite-2B"
 )
 
 
 def up(
-    host: Annotated[str | None, typer.Option(help="Of the API; default: 127.0.0.1.")] = None,
-    port: Annotated[
-        int | None, typer.Option(min=0, max=65535, help="Of the API; default: 8080; 0: any.")
+    host: Annotated[
+        str | None, typer.Option(help="Let the API listen on this address. Default: 127.0.0.1.")
     ] = None,
-    workers: Annotated[int, typer.Option(min=1, max=64, help="Model workers.")] = 1,
-    ingest: Annotated[int, typer.Option(min=1, max=64, help="Ingest workers.")] = 1,
+    port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="Let the API listen on this port. 0: any free one. Default: 8080.",
+        ),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(min=1, max=64, help="Start this number of model workers.")
+    ] = 1,
+    ingest: Annotated[
+        int, typer.Option(min=1, max=64, help="Start this number of ingest workers.")
+    ] = 1,
     model: Annotated[
         str | None,
-        typer.Option(metavar="PATH_OR_HUB_ID", help="Default: the little demo model."),
+        typer.Option(
+            metavar="PATH_OR_HUB_ID", help="Run this model. Default: the small demo model."
+        ),
     ] = None,
     quantize: QuantizeOption = None,
     data_dir: Annotated[
-        Path | None, typer.Option(help="Where streams, results and logs are kept.")
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Keep streams, results and logs in this folder. Default: the user's data folder.",
+        ),
     ] = None,
 ) -> None:
-    """Start the whole service on this machine: servers, workers, recorder and API."""
+    """Start the whole service on this machine: Redis, workers, recorder and API."""
     from streamer.api.listen import listen
     from streamer.local.installation import Installation
     from streamer.local.signals import Interrupted, StopSignals
@@ -46,7 +63,7 @@ def up(
     settings = open_settings(
         api_host=host, api_port=port, model=model, quantize=quantize, data_dir=data_dir
     )
-    listen(settings).close()  # before anything is started: may the API listen there?
+    listen(settings).close()  # fail before anything starts if the API cannot listen there
     out = console()
     with (
         StopSignals() as stop,
@@ -66,7 +83,7 @@ def up(
 
 
 def start(installation: "Installation", stop: "StopSignals") -> None:
-    """Start everything and wait until it is ready, with a spinner that names what is awaited."""
+    """Start everything and wait until it is ready; a spinner names what is not ready yet."""
     from streamer.terminal import console
 
     with console(stderr=True).status("Starting ...") as status:
@@ -97,9 +114,9 @@ def _print_next_steps(out: "Console", installation: "Installation") -> None:
     for command, does in (
         ("streamer attach rtsp://user:password@camera/stream --name door", "attach a camera"),
         ("streamer results --follow", "see its captions"),
-        ('streamer ask door "Is the door open?"', "ask about now"),
+        ('streamer ask door "Is the door open?"', "ask about the present"),
         ('streamer ask door "What happened?" --since -5m', "ask about the past"),
         ("streamer analyze clip.mp4", "caption a recording"),
     ):
         out.print(Text.assemble(f"  {command:<66}", (does, "dim")), soft_wrap=True)
-    out.print("\nCtrl-C stops everything.")
+    out.print("\nPress Ctrl-C to stop everything.")

@@ -178,8 +178,8 @@ def test_the_command_line_passes_the_form_on(run: Run, client: Client, tmp_path:
     ("options", "words"),
     [
         (["--choice", "a", "--json-schema", "{}"], "exclude each other"),
-        (["--json-schema", "no-such-file.json"], "name a file, or write the schema itself"),
-        (["--json-schema", "{"], "is not JSON"),
+        (["--json-schema", "no-such-file.json"], "give a file, or the schema itself"),
+        (["--json-schema", "{"], "is not valid JSON"),
         (["--json-schema", "[1]"], "should be a valid dictionary"),
         (["--json-schema", '{"type": "tree"}'], "Invalid type: tree"),
     ],

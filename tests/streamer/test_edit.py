@@ -154,7 +154,7 @@ def test_the_command_line_edits_too(client: Client, yard: Stream) -> None:
     assert not client.stream("yard").paused
     code, _, err = run("yard")
     assert code == 2
-    assert "Nothing is to be changed" in " ".join(err.split())
+    assert "Nothing to change" in " ".join(err.split())
     code, _, err = run("nobody", "--pause")
     assert code == 1
     assert len(err.strip().splitlines()) == 1

@@ -52,7 +52,7 @@ def test_lines() -> None:
     assert result_line(recorded).plain.startswith("00:04-00:08 ")
     answer = make(kind="answer", prompt="How many?", text="Two.")
     assert "How many? Two." in result_line(answer).plain
-    assert said(make(text=" ")) == "(no words)"
+    assert said(make(text=" ")) == "(empty answer)"
     error = ErrorInfo(code=ErrorCode.MODEL_FAILED, message="It broke.")
     failed = make(kind="error", error=error)
     assert "MODEL_FAILED: It broke." in result_line(failed).plain

@@ -270,7 +270,7 @@ def test_health_is_open_and_errors_have_one_shape(api: TestClient) -> None:
         refused = api.put(path)
         assert error_of(refused) == (405, "METHOD_NOT_ALLOWED")
         assert refused.headers["allow"] == methods
-        assert f"takes {methods} and not PUT" in refused.json()["error"]["message"]
+        assert f"accepts {methods}, not PUT" in refused.json()["error"]["message"]
     refused = api.post("/docs")
     assert error_of(refused) == (405, "METHOD_NOT_ALLOWED")
     assert "GET" in refused.headers["allow"]

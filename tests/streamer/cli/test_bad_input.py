@@ -114,7 +114,7 @@ def test_files_that_are_no_videos(cli: Command, tmp_path: Path) -> None:
 def test_names_and_streams(installation: Up, cli: Command, video: Path) -> None:
     (stream,) = installation.records("attach", str(video), "--name", "taken", "--no-watch")
     check(cli("attach", str(video), "--name", "taken"), "taken", "another name")
-    check(cli("attach", str(video), "--name", "a b"), "cannot be a name")
+    check(cli("attach", str(video), "--name", "a b"), "is not a valid name")
     check(cli("attach", str(video), "--prompt", " "), "prompt is empty")
     check(cli("ask", "nobody", "?"), "no stream 'nobody'")
     check(cli("ask", "taken", "?", "--since", "soon"), "is not a time")

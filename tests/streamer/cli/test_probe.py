@@ -25,7 +25,7 @@ def test_a_source_that_works(runner: CliRunner, tmp_path: Path) -> None:
     write_video(tmp_path / "v.mp4", seconds=1.0)
     done = runner.invoke(app, ["probe", str(tmp_path / "v.mp4")])
     assert done.exit_code == 0, done.output
-    for words in ("ok      open", "320x240", "h264", "25 a second", "every 0.48 s (12 frames)"):
+    for words in ("ok      open", "320x240", "h264", "25 fps", "every 0.48 s (12 frames)"):
         assert words in done.stdout
 
     told = runner.invoke(app, ["probe", str(tmp_path / "v.mp4"), "--json"])
@@ -69,6 +69,6 @@ def test_words_for_what_is_known() -> None:
         ("transport", "udp"),
         ("login", "Digest"),
         ("server", "Cam"),
-        ("clock", "1.2 ms a second slow"),
+        ("clock", "1.2 ms per second slow"),
     ]
-    assert (clock(-0.00001), clock(-0.02)) == ("as fast as ours", "20 ms a second fast")
+    assert (clock(-0.00001), clock(-0.02)) == ("no drift", "20 ms per second fast")

@@ -105,7 +105,7 @@ def test_a_window_without_caption_is_trouble(client: Client, analysis: Analysis)
     trouble = analysis.trouble()
     assert trouble is not None
     assert trouble.code is ErrorCode.WORKER_LOST
-    assert trouble.message == "1 of 2 windows have no caption: It died."
+    assert trouble.message == "1 of 2 windows have no caption. First error: It died."
 
 
 def test_a_file_that_breaks_off_is_trouble(client: Client, analysis: Analysis) -> None:

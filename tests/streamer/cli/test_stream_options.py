@@ -67,6 +67,6 @@ def test_what_does_not_go_together(run, options: list[str], said: str) -> None:
 def test_what_belongs_to_a_question_is_not_taken_without_one(run, option: list[str]) -> None:
     done = run("edit", "gate", "--fps", "2", *option)
     assert done.exit_code == 2
-    assert f"{option[0]} goes with a question" in done.stderr
+    assert f"{option[0]} needs a question" in done.stderr
     if option[0] in ("--choice", "--json-schema"):  # the others are those of the caption
         assert run("attach", URL, *option).exit_code == 2
