@@ -1,1 +1,1 @@
-"""Pictures and videos as users give them, and their pixels as the vision tower takes them."""
+"""Images and videos as users give them, and the pixel tensors that the vision tower takes."""

@@ -1,7 +1,6 @@
-"""Pictures to pixel tensors, exactly as the published model was fed: resize, cut into tiles,
-normalise.
+"""Convert images to pixel tensors as the published model does: resize, cut into tiles, normalise.
 
-All resizing is Pillow's bicubic on uint8 (fixed-point, deterministic). No EXIF rotation is applied
+All resizing is Pillow's bicubic on uint8 (fixed-point, deterministic). EXIF rotation is ignored,
 and alpha is dropped, not composited. Source: nvila specification, section 3.
 """
 
@@ -16,13 +15,12 @@ from PIL import Image
 from torch import Tensor
 
 from nvila_core.errors import MediaError
-from nvila_core.resolution.grids import Grid as Grid
-from nvila_core.resolution.grids import choose_grid
+from nvila_core.resolution.grids import Grid, choose_grid
 
 
 @dataclass(frozen=True)
 class Processor:
-    """The SigLIP image processor: `size` x `size` pixels, rescaled, then (x - mean) / std."""
+    """The SigLIP image processor: resize to `size` x `size`, rescale, then (x - mean) / std."""
 
     size: int
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
@@ -32,7 +30,7 @@ class Processor:
 
     @cached_property
     def table(self) -> NDArray[np.float32]:
-        """[3, 256]: the float32 value of each uint8 level, so that a picture is one look-up."""
+        """float32 [3, 256]: the normalised value of each uint8 level, to look pixels up in."""
         levels = (np.arange(256, dtype=np.float64) * self.rescale).astype(np.float32)
         mean = np.asarray(self.mean, np.float32)[:, None]
         std = np.asarray(self.std, np.float32)[:, None]
@@ -40,42 +38,42 @@ class Processor:
         return table
 
     def __call__(self, images: Sequence[Image.Image]) -> Tensor:
-        """float32 [len(images), 3, size, size] of RGB images of any size."""
+        """Convert RGB images of any size to float32 [len(images), 3, size, size]."""
         pixels = np.empty((len(images), self.size, self.size, 3), np.uint8)
         for tile, image in zip(pixels, images, strict=True):
             tile[:] = self.resize(image)
         return self.normalise(pixels)
 
     def resize(self, image: Image.Image) -> NDArray[np.uint8]:
-        """[size, size, 3] of an RGB image of any size."""
+        """Resize an RGB image of any size to uint8 [size, size, 3]."""
         if image.size != (self.size, self.size):
             image = image.resize((self.size, self.size), Image.Resampling(self.resample))
         return np.asarray(image)
 
     def normalise(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """float32 [n, 3, H, W] of pixels [n, H, W, 3]."""
+        """Normalise uint8 pixels [n, H, W, 3] to float32 [n, 3, H, W]."""
         n, height, width, _ = pixels.shape
         out = np.empty((n, 3, height, width), np.float32)
         for channel in range(3):
-            # "clip": any other mode makes a copy of its own first; no level is out of range.
+            # No level is out of range, and every mode except "clip" copies first.
             np.take(self.table[channel], pixels[..., channel], out=out[:, channel], mode="clip")
         return torch.from_numpy(out)
 
 
 def to_rgb(image: object) -> Image.Image:
-    """An RGB picture from a PIL image of any mode or a uint8 array [height, width, 3].
+    """Convert a PIL image of any mode or a uint8 array [height, width, 3] to an RGB image.
 
     Raises:
-        MediaError: the object is neither, or has no pixels.
+        MediaError: the object is of another type or has no pixels.
     """
     if isinstance(image, Image.Image):
         if 0 in image.size:
-            raise MediaError("The image has no pixels; give one at least 1x1 large.")
+            raise MediaError("The image has no pixels; give one of at least 1x1 pixels.")
         try:
             return image if image.mode == "RGB" else image.convert("RGB")
         except (OSError, ValueError) as error:
             raise MediaError(
-                f"The image cannot be decoded ({error}); give an intact one."
+                f"The image cannot be decoded ({error}); give an intact image."
             ) from error
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
@@ -89,8 +87,11 @@ def to_rgb(image: object) -> Image.Image:
     )
 
 
-def cut(image: Image.Image, grid: Grid, size: int) -> list[Image.Image]:
-    """Resize to the grid (aspect not preserved) and crop `size` x `size` tiles, row by row."""
+def cut_tiles(image: Image.Image, grid: Grid, size: int) -> list[Image.Image]:
+    """Resize an image to a grid and cut it into `size` x `size` tiles, row by row.
+
+    The aspect ratio is not preserved.
+    """
     columns, rows = grid
     whole = image.resize((size * columns, size * rows))
     return [
@@ -101,8 +102,8 @@ def cut(image: Image.Image, grid: Grid, size: int) -> list[Image.Image]:
 
 
 def grid_tiles(image: Image.Image, grid: Grid, size: int) -> list[Image.Image]:
-    """The tiles of a grid, then a thumbnail of the whole when there is more than one."""
-    tiles = cut(image, grid, size)
+    """Cut an image into the tiles of a grid; if there are several, add a thumbnail of the whole."""
+    tiles = cut_tiles(image, grid, size)
     if len(tiles) > 1:
         tiles.append(image.resize((size, size)))
     return tiles
@@ -111,28 +112,31 @@ def grid_tiles(image: Image.Image, grid: Grid, size: int) -> list[Image.Image]:
 def dynamic_tiles(
     image: Image.Image, size: int, min_tiles: int, max_tiles: int
 ) -> list[Image.Image]:
-    """NVILA-Lite's tiling: the grid nearest to the aspect ratio, and a thumbnail."""
+    """Tile an image as NVILA-Lite does: the grid nearest to its aspect ratio, and a thumbnail."""
     return grid_tiles(image, choose_grid(*image.size, size, min_tiles, max_tiles), size)
 
 
 def s2_tiles(
     image: Image.Image, size: int, scales: Sequence[int], max_tiles: int
 ) -> tuple[list[Image.Image], Grid]:
-    """NVILA's dynamic S2: square grids for all scales but the last, which takes the nearest grid.
+    """Tile an image for NVILA's dynamic S2.
 
-    Returns the tiles, small scale first, and the last scale's block size (rows, columns).
+    Every scale has a square grid, except the last: its grid is the one nearest to the aspect ratio.
+
+    Returns:
+        The tiles, smallest scale first, and the block (rows, columns) of the last scale.
     """
     tiles: list[Image.Image] = []
     for scale in scales[:-1]:
         k = scale // scales[0]
-        tiles += cut(image, (k, k), size)
-    fewest = (scales[-1] // scales[0]) ** 2
-    columns, rows = choose_grid(*image.size, size, fewest, max(max_tiles, fewest))
-    return tiles + cut(image, (columns, rows), size), (rows, columns)
+        tiles += cut_tiles(image, (k, k), size)
+    min_tiles = (scales[-1] // scales[0]) ** 2
+    columns, rows = choose_grid(*image.size, size, min_tiles, max(max_tiles, min_tiles))
+    return tiles + cut_tiles(image, (columns, rows), size), (rows, columns)
 
 
 def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
-    """Centre the image on a square of the mean colour (mode "pad")."""
+    """Centre an image on a square of the mean colour (`image_aspect_ratio` "pad")."""
     width, height = image.size
     if width == height:
         return image

@@ -1,10 +1,10 @@
-"""Videos on disk: only the frames that are looked at are decoded, found by seeking.
+"""Read frames of videos on disk by seeking, so that only the frames in use are decoded.
 
-Frame indices are those of the original's loader, in display order. Where it would skip an
-unreadable frame, and then fail, the nearest readable frame stands in.
+Frame indices are those of the original's loader, in display order. Where the original would skip
+an unreadable frame, and then fail, the nearest readable frame replaces it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +17,19 @@ from PIL import Image
 
 from nvila_core.errors import MediaError
 from nvila_core.media.preprocess import to_rgb
-from nvila_core.media.video import Video, rate_indices, uniform_indices
 
 
-class VideoFile(Video):
-    """A video file or a directory of images; see `Video.from_path`."""
+class VideoFile:
+    """A frame source for a video file or a directory of images; decodes only what is read.
+
+    Raises:
+        MediaError: the path does not exist.
+    """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.exists():
             raise MediaError(f"There is no video at {self.path}; check the path.")
-        self.timestamps = self.measures = None
-        self.sampled = False
-
-    @property
-    def frames(self) -> list[Image.Image]:  # type: ignore[override]
-        """Every frame, decoded anew at each use."""
-        if self.path.is_dir():
-            return [open_image(file) for file in image_files(self.path)]
-        with open_video(self.path) as container:
-            return [picture(frame) for frame in decode(container)]
 
     def __len__(self) -> int:
         if self.path.is_dir():
@@ -44,41 +37,40 @@ class VideoFile(Video):
         with open_video(self.path) as container:
             return len(frame_times(container))
 
-    def sample(self, count: int, fps: float = 0.0) -> list[Image.Image]:
-        """At most `count` frames at `fps` a second from the beginning, or evenly spread with `fps`
-        0.
-        """
+    def read(self, choose: Callable[[int, float], Sequence[int]]) -> list[Image.Image]:
+        """See `FrameSource.read`; a directory has no frame rate."""
         if self.path.is_dir():
             files = image_files(self.path)
-            return [open_image(files[i]) for i in uniform_indices(len(files), count)]
+            return [open_image(files[i]) for i in choose(len(files), 0.0)]
         with open_video(self.path) as container:
             times = frame_times(container)
             rate = float(container.streams.video[0].average_rate or 0)
-            uniform = fps <= 0 or rate <= 0
-            indices = (
-                uniform_indices(len(times), count)
-                if uniform
-                else rate_indices(len(times), rate, count, fps)
-            )
-            return read_frames(container, times, indices)
+            return read_frames(container, times, choose(len(times), rate))
+
+    def read_all(self) -> list[Image.Image]:
+        """Decode every frame."""
+        if self.path.is_dir():
+            return [open_image(file) for file in image_files(self.path)]
+        with open_video(self.path) as container:
+            return [to_image(frame) for frame in decode(container)]
 
 
 def image_files(folder: Path) -> list[Path]:
-    """The images of a directory in order of their names."""
+    """Return the image files of a directory in order of their names."""
     known = Image.registered_extensions()
     files = sorted(file for file in folder.glob("*") if file.suffix.lower() in known)
     if not files:
         raise MediaError(
-            f"The directory {folder} holds no images; give one with at least one picture."
+            f"The directory {folder} has no images; give a directory with at least one image."
         )
     return files
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """An RGB picture from a file, not rotated.
+    """Read an image file as RGB, ignoring EXIF rotation.
 
     Raises:
-        MediaError: not there, or not an image.
+        MediaError: the file does not exist or is not an image.
     """
     try:
         with Image.open(path) as image:
@@ -92,28 +84,28 @@ def open_image(path: str | Path) -> Image.Image:
 
 
 def open_video(path: Path) -> InputContainer:
-    """An opened file with a video stream.
+    """Open a file that has a video stream.
 
     Raises:
-        MediaError: FFmpeg cannot read it, or it has no video.
+        MediaError: FFmpeg cannot read the file, or it has no video stream.
     """
     try:
         container = av.open(str(path), mode="r")
     except (av.error.FFmpegError, OSError) as error:
         raise MediaError(
-            f"The video {path} cannot be opened ({error.strerror}); give a video file."
+            f"The video {path} cannot be opened ({error.strerror}); give an intact video file."
         ) from error
     if not container.streams.video:
         container.close()
-        raise MediaError(f"The file {path} has no video stream; give one with pictures in it.")
+        raise MediaError(f"The file {path} has no video stream; give a video file.")
     container.streams.video[0].thread_type = "AUTO"
     return container
 
 
 def frame_times(container: InputContainer) -> list[int | None]:
-    """Presentation times of all frames in display order, in units of the stream, without decoding.
+    """Return the presentation times of all frames in display order, without decoding.
 
-    A raw stream carries no times; its list holds None.
+    Times are in units of the stream's time base. They are None for a raw stream, which has none.
     """
     try:
         times = [packet.pts for packet in container.demux(video_stream(container)) if packet.size]
@@ -129,7 +121,13 @@ def frame_times(container: InputContainer) -> list[int | None]:
 def read_frames(
     container: InputContainer, times: Sequence[int | None], indices: Sequence[int]
 ) -> list[Image.Image]:
-    """The frames at `indices`, each distinct one decoded once."""
+    """Return the frames at `indices`, decoding each distinct frame once.
+
+    The nearest readable frame replaces one that cannot be decoded.
+
+    Raises:
+        MediaError: no frame can be decoded.
+    """
     seekable = times[0] is not None
     found: dict[int, Image.Image] = {}
     if seekable:
@@ -146,13 +144,13 @@ def read_frames(
 
 
 def frame_at(container: InputContainer, time: int) -> Image.Image | None:
-    """The first frame shown at `time` or later, or None where it cannot be read."""
+    """Return the first frame shown at `time` or later, or None if it cannot be decoded."""
     stream = video_stream(container)
     try:
         container.seek(time, stream=stream, backward=True)
         for frame in container.decode(stream):
             if frame.pts is not None and frame.pts >= time:
-                return picture(frame)
+                return to_image(frame)
     except (av.error.FFmpegError, OSError):
         return None
     return None
@@ -161,31 +159,34 @@ def frame_at(container: InputContainer, time: int) -> Image.Image | None:
 def frames_in_order(
     container: InputContainer, wanted: set[int], seekable: bool
 ) -> dict[int, Image.Image]:
-    """The wanted frames by counting from the beginning, as far as they can be decoded."""
+    """Return the wanted frames that can be decoded, counting from the beginning."""
     if seekable:
         container.seek(0)
-        return dict(pick(decode(container), wanted))
+        return dict(wanted_images(decode(container), wanted))
     with open_video(Path(container.name)) as fresh:
-        return dict(pick(decode(fresh), wanted))
+        return dict(wanted_images(decode(fresh), wanted))
 
 
-def pick(frames: Iterator[av.VideoFrame], wanted: set[int]) -> Iterator[tuple[int, Image.Image]]:
-    """(index, picture) of the wanted frames; the last frame too, should the count have been too
-    high.
+def wanted_images(
+    frames: Iterator[av.VideoFrame], wanted: set[int]
+) -> Iterator[tuple[int, Image.Image]]:
+    """Yield (index, image) of the wanted frames.
+
+    Also yields the last frame if the video has fewer frames than its packets promised.
     """
     last, index = None, -1
     for index, frame in enumerate(frames):
         last = frame
         if index in wanted:
-            yield index, picture(frame)
+            yield index, to_image(frame)
         if index >= max(wanted):
             return
     if last is not None:
-        yield index, picture(last)
+        yield index, to_image(last)
 
 
 def decode(container: InputContainer) -> Iterator[av.VideoFrame]:
-    """All frames up to the first error."""
+    """Yield all frames up to the first error."""
     try:
         yield from container.decode(video_stream(container))
     except (av.error.FFmpegError, OSError):
@@ -193,13 +194,14 @@ def decode(container: InputContainer) -> Iterator[av.VideoFrame]:
 
 
 def video_stream(container: InputContainer) -> VideoStream:
-    """The first video stream."""
+    """Return the first video stream."""
     return container.streams.video[0]
 
 
-def picture(frame: av.VideoFrame) -> Image.Image:
-    """A frame as an RGB image, turned upright by its rotation metadata as the original's loader
-    does.
+def to_image(frame: av.VideoFrame) -> Image.Image:
+    """Convert a frame to an RGB image, turned upright by its rotation metadata.
+
+    The original's loader does the same.
     """
     pixels: NDArray[Any] = frame.to_ndarray(format="rgb24")
     if quarter_turns := round(frame.rotation / 90) % 4:

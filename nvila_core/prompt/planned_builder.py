@@ -8,7 +8,7 @@ from PIL import Image
 
 from nvila_core.config import ModelConfig
 from nvila_core.errors import PromptError
-from nvila_core.media.preprocess import cut, to_rgb
+from nvila_core.media.preprocess import cut_tiles, to_rgb
 from nvila_core.media.video import Video
 from nvila_core.prompt.builder import Options, PromptBuilder
 from nvila_core.prompt.tokenizer import IMAGE, VIDEO, Tokenizer
@@ -94,7 +94,7 @@ class PlannedBuilder(PromptBuilder):
     def add_view(self, image: Image.Image, frame: PlannedFrame) -> str:
         """Put in a frame's tiles, ahead of its video; returns the text that stands for them."""
         size, (columns, rows) = self.config.processor.size, frame.grid
-        self.makers.append(lambda: cut(image, frame.grid, size))
+        self.makers.append(lambda: cut_tiles(image, frame.grid, size))
         for _ in range(columns * rows):
             self.add("image", 1, self.config.tile_tokens)
         return f"{IMAGE}\n" * columns * rows

@@ -20,7 +20,7 @@ def squash(frame: Frame, tile: int = 84) -> Frame:
     return np.asarray(Image.fromarray(frame).resize((tile, tile), Image.Resampling.BICUBIC))
 
 
-def cut(frame: Frame, tile: int = 84) -> list[Frame]:
+def cut_frame(frame: Frame, tile: int = 84) -> list[Frame]:
     """A frame as tiles of the grid, row-major, uint8 [tile, tile, 3] each."""
     columns, rows = GRID
     if frame.shape[:2] != (tile * rows, tile * columns):

@@ -16,7 +16,7 @@ from nvila_core.demo.training.labels import (
     label_whole,
     sign_place,
 )
-from nvila_core.demo.training.tiles import SMALL_SIZE, TILED_SIZE, cut, degrade, squash
+from nvila_core.demo.training.tiles import SMALL_SIZE, TILED_SIZE, cut_frame, degrade, squash
 from nvila_core.demo.world import Observation, observe
 
 
@@ -91,7 +91,7 @@ def render_visual(form: Form, rng: random.Random, most: int) -> Visual:
     labels, learn = empty_labels(form.tiles), np.zeros(form.tiles, np.bool_)
     tiles: list[Frame] = []
     for index in sorted(form.tiled):
-        for number, tile in enumerate(cut(frames[index])):
+        for number, tile in enumerate(cut_frame(frames[index])):
             label_cut(labels, len(tiles), scene, number)
             learn[len(tiles)] = number == sign_place(scene)[0]
             tiles.append(tile)

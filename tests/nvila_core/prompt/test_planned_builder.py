@@ -22,7 +22,7 @@ from nvila_core import (
     Video,
 )
 from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
-from nvila_core.media.preprocess import cut, grid_tiles
+from nvila_core.media.preprocess import cut_tiles, grid_tiles
 from nvila_core.resolution.grids import ONE, tiles_of
 from nvila_core.resolution.policy import PlannedFrame, Tiling
 
@@ -58,7 +58,9 @@ def test_a_frames_tiles_come_before_its_video(tiny: NVILA, pictures: Any) -> Non
     assert [frame.grid for frame in prompt.plan.frames] == [ONE, (2, 3), ONE]
     assert (prompt.plan.tiles, prompt.plan.tokens) == (9, 9 * TILE)
     processor = tiny.config.processor
-    assert torch.equal(prompt.pixel_values, processor([*cut(frames[1], (2, 3), SIZE), *frames]))
+    assert torch.equal(
+        prompt.pixel_values, processor([*cut_tiles(frames[1], (2, 3), SIZE), *frames])
+    )
     # and each tile's positions are where its token is
     assert tiny.embed(prompt).shape == (prompt.num_tokens, tiny.language.hidden_size)
     assert prompt.num_tokens == len(prompt.token_ids) + 9 * TILE
@@ -274,7 +276,10 @@ def test_any_plan_becomes_a_prompt_of_exactly_its_tiles(
     assert prompt.tiles == prompt.plan.tiles == sum(map(tiles_of, grids))
     assert prompt.vision_tokens == prompt.plan.tokens
     views = [
-        tile for f, g in zip(frames, grids, strict=True) if g != ONE for tile in cut(f, g, SIZE)
+        tile
+        for f, g in zip(frames, grids, strict=True)
+        if g != ONE
+        for tile in cut_tiles(f, g, SIZE)
     ]
     assert torch.equal(prompt.pixel_values, tiny.config.processor([*views, *frames]))
     assert len(tiny.embed(prompt)) == prompt.num_tokens

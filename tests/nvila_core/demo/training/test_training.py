@@ -17,7 +17,7 @@ from nvila_core.demo.training.config import SHAPE
 from nvila_core.demo.training.export import export
 from nvila_core.demo.training.labels import GRID
 from nvila_core.demo.training.network import DemoNetwork
-from nvila_core.demo.training.tiles import cut, squash
+from nvila_core.demo.training.tiles import cut_frame, squash
 from nvila_core.demo.training.tokenizer import write_tokenizer
 from nvila_core.demo.training.visuals import FLAT, FULL, MIXED, STILL, Form, clip, render_visual
 from nvila_core.resolution.grids import ONE
@@ -107,8 +107,12 @@ def test_tiles_of_training_are_those_of_inference(checkpoint: Path) -> None:
 
     squashed = [squash(frame) for frame in frames]
     assert torch.allclose(video.pixel_values, pixels(squashed), atol=1e-5)
-    assert torch.allclose(image.pixel_values, pixels([*cut(frames[0]), squashed[0]]), atol=1e-5)
-    assert torch.allclose(planned.pixel_values, pixels([*cut(frames[2]), *squashed]), atol=1e-5)
+    assert torch.allclose(
+        image.pixel_values, pixels([*cut_frame(frames[0]), squashed[0]]), atol=1e-5
+    )
+    assert torch.allclose(
+        planned.pixel_values, pixels([*cut_frame(frames[2]), *squashed]), atol=1e-5
+    )
 
 
 @pytest.mark.parametrize("form", [clip(4), STILL, MIXED[0], MIXED[2], FULL])
