@@ -18,6 +18,7 @@ from nvila_core.media.preprocess import Processor, dynamic_tiles, pad_to_square
 from nvila_core.media.video import rate_indices, uniform_indices
 from nvila_core.models.media_encoders import tsp_positions
 from nvila_core.models.projector import build_projector
+from tests.support.recordings import find_recordings
 
 CASES = [
     "lite-pad__a_image_dynamic",
@@ -30,6 +31,16 @@ CASES = [
     "nvila-2x2-s2__a_image_dynamic_s2",
     "nvila-2x2-resize__c_video8_main",
 ]
+
+WITH_FEATURES = [
+    "lite-pad__a_image_dynamic",
+    "lite-pad__a2_image_one_tile",
+    "lite-pad__b_two_images",
+    "lite-pad__c_video8_main",
+    "nvila-2x2-s2__a_image_dynamic_s2",
+    "nvila-2x2-resize__c_video8_main",
+]
+"""Cases with recorded features, but for the one whose prompt takes options."""
 
 
 def read_parts(golden: Path, prompts: dict[str, list[str]], case: str) -> list[Any]:
@@ -61,6 +72,29 @@ def to_float(pixels: torch.Tensor) -> np.ndarray:
 @pytest.fixture
 def manifest(golden: Path) -> dict[str, Any]:
     return json.loads((golden / "manifest.json").read_text())
+
+
+def test_every_recording_is_compared(golden: Path, manifest: dict[str, Any]) -> None:
+    recorded = {path.stem: load_file(path) for path in (golden / "cases").iterdir()}
+
+    assert set(CASES) == set(recorded) == set(manifest["cases"])
+    with_features = {name for name, case in recorded.items() if "vision_features.0" in case}
+    assert set(WITH_FEATURES) == {name for name in with_features if "tiles4" not in name}
+
+
+def test_recordings_come_with_the_repository(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NVILA_GOLDEN", raising=False)
+
+    assert find_recordings() == Path(__file__).parents[1] / "golden"
+
+
+def test_a_folder_without_recordings_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NVILA_GOLDEN", str(tmp_path))
+
+    with pytest.raises(FileNotFoundError, match=r"no manifest\.json"):
+        find_recordings()
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -114,13 +148,11 @@ def assert_pixels(
             assert len(prompt.pixel_values) == len(stored)
 
 
-@pytest.mark.parametrize("name", [c for c in CASES if "tiles4" not in c])
+@pytest.mark.parametrize("name", WITH_FEATURES)
 def test_tower_and_projector(
     name: str, golden: Path, manifest: dict[str, Any], golden_models: dict[str, NVILA]
 ) -> None:
     recorded = load_file(golden / f"cases/{name}.safetensors")
-    if "vision_features.0" not in recorded:
-        return
     model = golden_models[manifest["cases"][name]["checkpoint"]]
     prompt = model.prepare(read_parts(golden, manifest["prompts"], name.split("__")[1]))
     features = model.vision(prompt.pixel_values)
