@@ -14,9 +14,10 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
     *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "examples" / "README.md",
 ]
 
-ids = [page.name for page in PAGES]
+ids = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 
 def shell_lines(page: Path) -> list[str]:
