@@ -11,7 +11,7 @@ the median round is told:
 * bare PyAV decodes every frame in one thread and looks at nothing;
 * OpenCV reads every frame with `cv2.VideoCapture.read` and writes one a second as JPEG;
   `grab` converts only that one;
-* ours is `workers.ingest.stream_run.StreamRun`, all of it: status, sampling, measures, JPEG, Redis.
+* ours is `workers.ingest.live_run.LiveRun`, all of it: status, sampling, measures, JPEG, Redis.
 
 With `--latency`: from a server sending a frame to its sample being in Redis.
 """
@@ -130,7 +130,7 @@ WAYS = ("bare PyAV", "OpenCV, read", "OpenCV, grab", *OURS)
 def child(way: str, url: str, cameras: int, seconds: float) -> None:
     """Run one way with `cameras` connections and print what a second of stream costs."""
     from workers.context import WorkerContext
-    from workers.ingest.stream_run import StreamRun
+    from workers.ingest.live_run import LiveRun
 
     cv2.setNumThreads(1)  # as the ingest worker does
     settings = Settings(jpeg_quality=QUALITY, hwaccel="none")
@@ -142,8 +142,8 @@ def child(way: str, url: str, cameras: int, seconds: float) -> None:
         for number in range(cameras):
             if way in OURS:
                 spec = our_stream(url, OURS[way], context, f"camera-{os.getpid()}-{number}")
-                run = StreamRun(context, spec, stop=stop.is_set)
-                counts.append(Counters(run._counters))
+                run = LiveRun(context, spec, stop=stop.is_set)
+                counts.append(Counters(run.counters))
                 threads.append(threading.Thread(target=until_stopped, args=(run,)))
             else:
                 counts.append(Count())
@@ -231,7 +231,7 @@ def compare(video: Path, redis_url: str, options: argparse.Namespace) -> None:
 def latency(video: Path, redis_url: str, options: argparse.Namespace) -> None:
     """From sending a frame to its sample in Redis, for `fps` at 5 frames a second."""
     from workers.context import WorkerContext
-    from workers.ingest.stream_run import StreamRun
+    from workers.ingest.live_run import LiveRun
 
     settings = Settings(redis_url=redis_url, jpeg_quality=QUALITY, hwaccel="none")
     cv2.setNumThreads(1)
@@ -240,7 +240,7 @@ def latency(video: Path, redis_url: str, options: argparse.Namespace) -> None:
     with RtspSender(video) as sender, Connections(settings) as connections:
         context = WorkerContext(settings=settings, connections=connections)
         spec = our_stream(sender.url, Sampling(fps=5.0), context, "camera")
-        run = StreamRun(context, spec, stop=stop.is_set)
+        run = LiveRun(context, spec, stop=stop.is_set)
         thread = threading.Thread(target=until_stopped, args=(run,))
         thread.start()
         last: Any = "0"

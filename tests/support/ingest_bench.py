@@ -26,7 +26,8 @@ from streamer.media.urls import split_secret
 from streamer.settings import Settings
 from tests.support.videos import number_of
 from workers.context import GiveBack, WorkerContext
-from workers.ingest.stream_run import StreamRun
+from workers.ingest.live_run import LiveRun
+from workers.ingest.recording_run import RecordingRun
 
 PASSWORD = "p@ss/w#rd% x"
 
@@ -56,7 +57,8 @@ class Slot:
     def __init__(self, context: WorkerContext, spec: StreamSpec, **arguments: object) -> None:
         self._stop = threading.Event()
         self.outcome: BaseException | str | None = None
-        self.run = StreamRun(context, spec, stop=self._stop.is_set, **arguments)  # type: ignore[arg-type]
+        kind: type[LiveRun | RecordingRun] = LiveRun if spec.live else RecordingRun
+        self.run = kind(context, spec, stop=self._stop.is_set, **arguments)  # type: ignore[arg-type]
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def _work(self) -> None:

@@ -4,7 +4,8 @@ import redis
 import structlog
 
 from workers import context
-from workers.ingest.stream_run import StreamRun
+from workers.ingest.live_run import LiveRun
+from workers.ingest.recording_run import RecordingRun
 from workers.process import malloc
 
 _log = structlog.get_logger(__name__)
@@ -19,7 +20,8 @@ def run_stream(stream_id: str) -> None:
     try:
         spec = own.streams.find(stream_id)
         if spec is not None:
-            StreamRun(own, spec, stop=context.stop_check()).run()
+            kind = LiveRun if spec.live else RecordingRun
+            kind(own, spec, stop=context.stop_check()).run()
     except redis.exceptions.RedisError as error:
         _log.warning("redis_away", stream=stream_id, reason=type(error).__name__)
         own.stopping.wait(1.0)

@@ -1,4 +1,4 @@
-"""What the registry says about a stream that is being run: still attached, edited, paused?"""
+"""Follow what the registry says about a stream that is being run: attached, edited, paused."""
 
 import math
 
@@ -8,46 +8,51 @@ from streamer.clock import Clock
 from streamer.domain import StreamSpec
 from streamer.streams import StreamRegistry
 
-_LOOK = 0.5
-"""Seconds between two looks."""
+_INTERVAL = 0.5
+"""Seconds between two look-ups."""
 
 
-class Attachment:
-    """Follows the :class:`StreamSpec` of one stream; `look` whenever `due`.
+class SpecFollower:
+    """Follows the :class:`StreamSpec` of one stream: call `look` whenever it is `due`.
 
     A worker that has not reached the registry for `lease` seconds may have been given up, and its
-    streams taken over: then `lost` says that this one must let go of it too.
+    streams taken over: `lost` says that it must let go of them.
+
+    Attributes:
+        registry: the attached streams.
+        spec: the stream as it was last found.
+        detached: whether it was found no more.
     """
 
     def __init__(
         self, registry: StreamRegistry, spec: StreamSpec, *, lease: float, clock: Clock
     ) -> None:
-        self._registry = registry
+        self.registry = registry
         self._lease = lease
         self._clock = clock
         self._looked_at = -math.inf
-        self._heard_at = clock.monotonic()
+        self._answered_at = clock.monotonic()
         self.spec = spec
         self.detached = False
 
     @property
     def due(self) -> bool:
         """Whether it is time to look again."""
-        return self._clock.monotonic() - self._looked_at >= _LOOK
+        return self._clock.monotonic() - self._looked_at >= _INTERVAL
 
     @property
     def lost(self) -> bool:
         """Whether another worker may run the stream by now."""
-        return self._clock.monotonic() - self._heard_at > self._lease
+        return self._clock.monotonic() - self._answered_at > self._lease
 
     def look(self) -> bool:
-        """Ask the registry, if it answers; True when the spec has changed."""
+        """Look up the spec, if the registry answers. Return whether it has changed."""
         self._looked_at = self._clock.monotonic()
         try:
-            spec = self._registry.find(self.spec.id)
+            spec = self.registry.find(self.spec.id)
         except redis.exceptions.RedisError:
             return False
-        self._heard_at = self._clock.monotonic()
+        self._answered_at = self._clock.monotonic()
         self.detached = spec is None
         if spec is None or spec == self.spec:
             return False

@@ -40,14 +40,14 @@ class RateMeter:
         return (packets - packets_then) / passed, 8 * (received - received_then) / passed
 
 
-class Tally:
+class SourceCounter:
     """Adds what one :class:`Source` after the other tells of itself to a stream's counters.
 
     Without a `meter`, as for a recording, which comes as fast as it is read, the rates are those of
     the recording itself, told when it has been read.
     """
 
-    def __init__(self, counters: StreamCounters, meter: RateMeter | None) -> None:
+    def __init__(self, counters: StreamCounters, meter: RateMeter | None = None) -> None:
         self._counters = counters
         self._meter = meter
         self._source: Source | None = None

@@ -132,7 +132,7 @@ def test_a_slot_that_cannot_reach_redis_for_a_lease_lets_go(
     slot = bench.run(spec)
     with slot:
         eventually(lambda: bench.status(spec).state is StreamState.RUNNING)
-        slot.run._attachment._registry = _Away()  # type: ignore[assignment]
+        slot.run.follower.registry = _Away()  # type: ignore[assignment]
         eventually(lambda: isinstance(slot.outcome, Abandon))
         slot.outcome = None
     eventually(lambda: not line._writers)
@@ -167,8 +167,8 @@ def test_a_full_redis_costs_frames_and_says_so(
     slot = bench.run(spec)
     with slot:
         eventually(lambda: bench.frames.count(spec.id))
-        slot.run._frames = _Full()  # type: ignore[assignment]
-        eventually(lambda: slot.run._counters.dropped.redis_full >= 3)
+        slot.run.intake.store = _Full()  # type: ignore[assignment]
+        eventually(lambda: slot.run.counters.dropped.redis_full >= 3)
         slot.stop()
     assert bench.status(spec).state is StreamState.RUNNING
     assert bench.status(spec).counters.dropped.redis_away == 0
@@ -177,5 +177,5 @@ def test_a_full_redis_costs_frames_and_says_so(
 class _Full:
     """A frame store whose server has no memory left."""
 
-    def add(self, *_args: object, **_kwargs: object) -> object:
+    def put(self, *_args: object, **_kwargs: object) -> object:
         raise redis.exceptions.OutOfMemoryError("command not allowed")

@@ -99,7 +99,7 @@ def test_one_that_never_ends_its_answer_never_piles_up_connections_or_holds_up_a
             count = bench.frames.count(good.id)
             eventually(lambda: server.accepted >= 8)
             eventually(lambda: bench.frames.count(good.id) >= count + 5)
-            assert len(hanging.run._opened) <= 3
+            assert hanging.run.open_connections <= 3
             assert bench.status(good).counters.reconnects == 0
             hanging.stop()
             running.stop()
@@ -135,7 +135,7 @@ def test_flipped_bits_cost_pictures_and_not_the_stream(
         eventually(lambda: line.faults.flipped >= 15)
         count = bench.frames.count(spec.id)
         eventually(lambda: bench.frames.count(spec.id) >= count + 10)
-        eventually(lambda: slot.run._counters.dropped.decode_error >= 3)
+        eventually(lambda: slot.run.counters.dropped.decode_error >= 3)
         line.faults.flip = 0.0
         count = bench.frames.count(spec.id)
         eventually(lambda: bench.frames.count(spec.id) >= count + 30)

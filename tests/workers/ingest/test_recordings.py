@@ -189,8 +189,8 @@ def test_redis_away_loses_nothing_of_a_recording(bench: Bench, tmp_path: Path) -
     write_video(tmp_path / "v.mp4", seconds=4)
     spec = bench.attach(tmp_path / "v.mp4", watch(1.0), fps=5)
     slot = bench.run(spec, clock=FakeClock())
-    slot.run._frames = Flaky(slot.run._frames, "add")  # type: ignore[assignment]
-    slot.run._watches._jobs = Flaky(bench.context.jobs, "submit")  # type: ignore[assignment]
+    slot.run.intake.store = Flaky(slot.run.intake.store, "put")  # type: ignore[assignment]
+    slot.run.clips.jobs = Flaky(bench.context.jobs, "submit")  # type: ignore[assignment]
     with slot:
         slot.join()
     assert [len(request.frames) for request in bench.requests(FILES)] == [5, 5, 5, 5]

@@ -10,6 +10,7 @@ from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import ClipRequest, FrameRef, StreamCounters, StreamSpec
 from streamer.jobs import FILES, WATCHES
 from tests.support.ingest_bench import Bench, watch
+from workers.ingest.clips import LiveClips, RecordingClips, max_clips_in_flight
 from workers.ingest.stream_watches import StreamWatches
 
 Eventually = Callable[..., None]
@@ -27,14 +28,17 @@ def gather(bench: Bench) -> Callable[[StreamSpec], StreamWatches]:
     """What the ingest worker gathers a stream's frames with."""
 
     def make(spec: StreamSpec) -> StreamWatches:
-        return StreamWatches(
-            spec,
-            bench.context.jobs,
-            bench.settings,
-            StreamCounters(),
-            pause=lambda: pytest.fail("no room"),
+        jobs, counters = bench.context.jobs, StreamCounters()
+        if spec.live:
+            return StreamWatches(spec, LiveClips(jobs, bench.settings, counters).submit)
+        clips = RecordingClips(
+            jobs,
+            counters,
+            room=lambda: max_clips_in_flight(spec, bench.settings),
+            wait=lambda: pytest.fail("no room"),
             insist=lambda call: call(),
         )
+        return StreamWatches(spec, clips.submit)
 
     return make
 

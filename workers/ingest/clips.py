@@ -1,0 +1,139 @@
+"""Submit the clips of a stream, a request for each window of a watch, and bound them."""
+
+import hashlib
+import math
+from collections.abc import Callable
+from datetime import timedelta
+
+import redis
+import structlog
+
+from streamer.domain import ClipRequest, StreamCounters, StreamSpec, Watch, to_datetime
+from streamer.errors import ErrorCode, StreamerError
+from streamer.jobs import Jobs
+from streamer.settings import Settings
+from workers.ingest.windows import Window
+
+_SPARE_WINDOWS = 2
+"""Windows of a recording that the frame store has room for beside those in flight: the one being
+gathered, and the one that has just been closed."""
+
+_log = structlog.get_logger(__name__)
+
+
+def frames_per_window(spec: StreamSpec) -> int:
+    """Return how many sampled frames the longest window of `spec` may have."""
+    longest = max((watch.window for watch in spec.watches), default=0.0)
+    return math.ceil(longest * spec.sampling.max_fps) + 1
+
+
+def frames_to_keep(spec: StreamSpec, settings: Settings) -> int:
+    """Return how many of the newest frames must stay, so that no clip in flight loses any."""
+    if not spec.watches:
+        return 0
+    clips = settings.max_pending_clips if spec.live else settings.max_file_clips
+    each = frames_per_window(spec)
+    wanted = min((clips + _SPARE_WINDOWS) * each, settings.frames_per_stream)
+    return max((1 + _SPARE_WINDOWS) * each, wanted)
+
+
+def max_clips_in_flight(spec: StreamSpec, settings: Settings) -> int:
+    """Return how many clips of a recording may be in flight: no more than the frame store keeps
+    frames for."""
+    stored = frames_to_keep(spec, settings) // frames_per_window(spec) - _SPARE_WINDOWS
+    return max(1, min(settings.max_file_clips, stored))
+
+
+class LiveClips:
+    """Submits the clips of a live stream, and never waits.
+
+    A new clip replaces the oldest one of its watch that still waits, when too many do. One that
+    comes while Redis is away is dropped. Both are counted.
+    """
+
+    def __init__(self, jobs: Jobs, settings: Settings, counters: StreamCounters) -> None:
+        self.jobs = jobs
+        self._settings = settings
+        self._counters = counters
+
+    def submit(self, spec: StreamSpec, watch: Watch, window: Window) -> None:
+        """Ask a watch's question about one window."""
+        start, end = to_datetime(window.start), to_datetime(window.end)
+        request = ClipRequest.for_watch(spec, watch, start=start, end=end, frames=window.frames)
+        self._counters.clips += 1
+        try:
+            keep = self._settings.max_pending_clips - 1
+            self._counters.clips_dropped += self.jobs.drop_oldest(watch.id, keep)
+            self.jobs.submit(request)
+        except redis.exceptions.RedisError as error:
+            self._counters.clips_dropped += 1
+            _log.warning("clip_lost", stream=spec.name, reason=type(error).__name__)
+
+
+class RecordingClips:
+    """Submits the clips of a recording, and loses none.
+
+    The id of a request is derived from its window, so that neither a repeated call nor a worker
+    that takes the recording over asks anything twice.
+
+    Args:
+        room: returns how many clips may be in flight.
+        wait: called repeatedly while so many are.
+        insist: calls what it is given again until Redis has taken it.
+
+    Attributes:
+        resumed: whether an earlier worker may have submitted some of the clips.
+    """
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        counters: StreamCounters,
+        *,
+        room: Callable[[], int],
+        wait: Callable[[], None],
+        insist: Callable[[Callable[[], None]], None],
+    ) -> None:
+        self.jobs = jobs
+        self._counters = counters
+        self._room = room
+        self._wait = wait
+        self._insist = insist
+        self.resumed = False
+
+    def submit(self, spec: StreamSpec, watch: Watch, window: Window) -> None:
+        """Ask a watch's question about one window, as soon as there is room for its clip."""
+        request = self._request(spec, watch, window)
+        self._insist(lambda: self._submit(spec, request))
+
+    def _submit(self, spec: StreamSpec, request: ClipRequest) -> None:
+        if self.resumed and self._is_known(request.id):
+            return
+        while self.jobs.in_flight(spec.id) >= self._room():
+            self._wait()
+        self.jobs.submit(request)
+        self._counters.clips += 1
+
+    def _is_known(self, request_id: str) -> bool:
+        try:
+            self.jobs.status(request_id)
+        except StreamerError as error:
+            if error.code is ErrorCode.UNKNOWN_QUERY:
+                return False
+            raise
+        return True
+
+    @staticmethod
+    def _request(spec: StreamSpec, watch: Watch, window: Window) -> ClipRequest:
+        start, end = round(window.start, 3), round(window.end, 3)
+        # An edited watch keeps its id, and a longer window may begin where a short one did.
+        place = f"{spec.id} {watch.id} {watch.window} {start}"
+        return ClipRequest.for_watch(
+            spec,
+            watch,
+            start=spec.created_at + timedelta(seconds=start),
+            end=spec.created_at + timedelta(seconds=end),
+            frames=window.frames,
+            id="req_" + hashlib.sha256(place.encode()).hexdigest()[:16],
+            data={"media_start": start, "media_end": end},
+        )

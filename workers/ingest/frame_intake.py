@@ -1,0 +1,99 @@
+"""Sample the decoded frames of one stream; measure, encode and store those that are kept."""
+
+import time
+from dataclasses import dataclass
+
+import av
+import cv2
+from av.video.frame import VideoFrame
+
+from nvila_core.resolution.meter import Meter
+from nvila_core.resolution.policy import Measures
+from streamer.domain import FrameRef, StreamCounters, StreamSpec
+from streamer.frames.jpeg import to_bgr, to_jpeg
+from streamer.frames.store import FrameStore, Retention
+from streamer.media.errors import cannot_decode
+from streamer.media.sampler import make_sampler
+from streamer.media.source import DecodedFrame
+from workers.context import WorkerContext
+from workers.ingest.clips import frames_to_keep
+
+
+@dataclass(frozen=True, slots=True)
+class SampledFrame:
+    """A frame that is ready to be stored.
+
+    Attributes:
+        jpeg: the encoded picture.
+        measures: what a resolution policy plans from.
+        time: when it was captured, seconds since the Unix epoch.
+        pts: its stream time in seconds.
+        decode_ms: milliseconds that decoding, measuring and encoding took.
+    """
+
+    jpeg: bytes
+    measures: Measures
+    time: float
+    pts: float
+    decode_ms: float
+
+
+class FrameIntake:
+    """Turns decoded frames into stored ones, as the stream's spec asks.
+
+    Attributes:
+        sampler: decides which frames are kept.
+        store: where they are stored, with the retention of the stream.
+    """
+
+    def __init__(self, context: WorkerContext, spec: StreamSpec, counters: StreamCounters) -> None:
+        self._context = context
+        self._spec = spec
+        self._counters = counters
+        self._meter = Meter(bgr=True)
+        self.sampler = make_sampler(spec.sampling)
+        self.store = self._make_store()
+
+    def follow(self, spec: StreamSpec) -> None:
+        """Continue with an edited `spec`."""
+        before, self._spec = self._spec, spec
+        if spec.sampling != before.sampling:
+            self.sampler = make_sampler(spec.sampling)
+        self.store = self._make_store()
+
+    def keeps(self, pts: float, image: VideoFrame) -> bool:
+        """Return whether the frame at stream time `pts` is kept; call it for every frame."""
+        return self.sampler.keep(pts, image)
+
+    def encode(self, frame: DecodedFrame, pts: float) -> SampledFrame:
+        """Measure and encode a frame that is kept.
+
+        Raises StreamerError(STREAM_CODEC_UNSUPPORTED) when its pixels cannot be converted.
+        """
+        began = time.perf_counter()
+        try:
+            bgr = to_bgr(frame.image)
+            jpeg = to_jpeg(bgr, self._context.settings.jpeg_quality)
+            measures = self._meter.measure(bgr)
+        except (av.FFmpegError, cv2.error, ValueError):
+            raise cannot_decode(self._spec.url, self._counters.codec) from None
+        self._counters.width, self._counters.height = frame.image.width, frame.image.height
+        cost = frame.decode_ms + (time.perf_counter() - began) * 1000
+        return SampledFrame(jpeg, measures, frame.time, pts, cost)
+
+    def put(self, sampled: SampledFrame) -> FrameRef:
+        """Store a frame. Raises redis.exceptions.RedisError."""
+        return self.store.put(
+            self._spec.id,
+            sampled.jpeg,
+            sampled.measures,
+            time=sampled.time,
+            pts=sampled.pts,
+            decode_ms=sampled.decode_ms,
+        )
+
+    def _make_store(self) -> FrameStore:
+        needed = frames_to_keep(self._spec, self._context.settings)
+        retention = Retention.of_stream(self._spec, self._context.settings, needed)
+        connections = self._context.connections
+        return FrameStore(connections.frames, retention, memory=connections.frame_memory)

@@ -1,0 +1,208 @@
+"""Run a live stream in an ingest slot: connect, and reconnect for as long as it is attached."""
+
+from collections.abc import Callable
+
+import redis
+import structlog
+
+from streamer.clock import Clock
+from streamer.domain import StreamSpec, StreamState, to_datetime
+from streamer.errors import ErrorCode, StreamerError
+from streamer.media.errors import closed
+from streamer.media.packet_reader import PacketReader
+from streamer.media.source import DecodedFrame, Source
+from workers.context import GiveBack, WorkerContext
+from workers.ingest.backoff import Backoff
+from workers.ingest.clips import LiveClips
+from workers.ingest.failures import redis_away, unexpected
+from workers.ingest.stream_counters import RateMeter, SourceCounter
+from workers.ingest.stream_run import NAP, StreamRun
+from workers.ingest.stream_watches import StreamWatches
+
+_MAX_DAMAGED = 5.0
+"""Seconds for which damaged pictures of a camera are skipped; then one is better than none."""
+
+_MIN_STEP = 0.04
+"""Seconds of stream time, at least, between the last frame of a connection and the first of the
+next: the wall clock of a first frame is a guess that may lie before."""
+
+_MAX_HANGING = 2
+"""Connections of one stream that FFmpeg may still be closing when another is opened."""
+
+_log = structlog.get_logger(__name__)
+
+
+class StreamTimeline:
+    """The stream time of a live stream across its connections: time without one passes too.
+
+    Attributes:
+        shift: seconds that stream time is ahead of the time of the current connection.
+        position: stream time of the newest frame, seconds.
+        last_time: when the newest frame was captured, seconds since the Unix epoch; None before
+            the first one.
+    """
+
+    def __init__(self, position: float = 0.0, last_time: float | None = None) -> None:
+        self.shift = 0.0
+        self.position = position
+        self.last_time = last_time
+
+    def align(self, frame: DecodedFrame) -> None:
+        """Let stream time continue at the first frame of a connection."""
+        if self.last_time is not None:
+            passed = max(_MIN_STEP, frame.time - self.last_time)
+            self.shift = self.position + passed - frame.pts
+
+    def place(self, frame: DecodedFrame) -> float:
+        """Return the stream time of the next frame."""
+        self.position = frame.pts + self.shift
+        self.last_time = frame.time
+        return self.position
+
+
+class LiveRun(StreamRun):
+    """Reads a live stream, reconnecting for ever.
+
+    A camera does not wait: what cannot be stored or asked in time is dropped, and counted.
+    """
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        spec: StreamSpec,
+        *,
+        stop: Callable[[], bool],
+        clock: Clock | None = None,
+        backoff: Backoff | None = None,
+    ) -> None:
+        super().__init__(context, spec, stop=stop, clock=clock)
+        self.source_counter = SourceCounter(self.counters, RateMeter(self._clock))
+        self.clips = LiveClips(context.jobs, context.settings, self.counters)
+        self.watches = StreamWatches(spec, self.clips.submit)
+        self._backoff = backoff or Backoff(context.settings.reconnect_cap)
+        seen = self._reporter.status.last_frame_at  # by an earlier worker
+        self._timeline = StreamTimeline(
+            self.counters.position, seen.timestamp() if seen is not None else None
+        )
+        self._first_attempt = True  # connecting, not reconnecting
+        self._reopen = False  # an edit needs another connection
+        self._has_run = False
+        self._good_since: float | None = None  # monotonic, of this connection's first frame
+        self._intact_until = 0.0  # stream time of the newest stored frame
+        self._readers: list[PacketReader] = []
+
+    @property
+    def open_connections(self) -> int:
+        """Connections that are open, or that FFmpeg was still closing when the last was opened."""
+        return len(self._readers)
+
+    def _run(self) -> None:
+        while not self._stopping():
+            if self.spec.paused:
+                self._stay_paused()
+                continue
+            if self._first_attempt:
+                self._reporter.enter(StreamState.CONNECTING)
+            self._first_attempt = self._reopen = False
+            failure = self._attempt()
+            if failure is not None:
+                # It is tried again, although nothing that the camera does will help.
+                hopeless = failure.code is ErrorCode.SECRET_UNREADABLE
+                state = StreamState.FAILED if hopeless else StreamState.RECONNECTING
+                self._reporter.enter(state, failure)
+                self._wait(self._backoff.delay(failure.code))
+                while self._hanging() and not self._leaving():
+                    self._wait(NAP)
+        raise GiveBack
+
+    def _attempt(self) -> StreamerError | None:
+        """Open one connection and read it until it is lost. Return why it was lost; None when it
+        ended for another reason."""
+        self._good_since = None
+        try:
+            with self._connect() as source:
+                self._consume(source)
+            failure = closed(self.spec.url)
+        except StreamerError as error:
+            failure = error
+        except redis.exceptions.RedisError as error:
+            failure = redis_away(error)
+        except Exception as error:
+            failure = unexpected(error, self.spec.name)
+        self.source_counter.close()
+        self._backoff.ran(self._good_for)
+        if self._stopping():
+            return None
+        if self._timeline.last_time is not None:
+            # Ask now about what was seen before the loss: it would be stale when frames return.
+            self.watches.finish(self._timeline.last_time)
+        # Copy the error: its traceback would keep the decoder alive through the next connection.
+        return None if self._leaving() else StreamerError(failure.code, failure.message)
+
+    def _connect(self) -> Source:
+        source = self._open(shift=lambda: self._timeline.shift)
+        self._readers = [old for old in self._readers if not old.released] + [source.reader]
+        return source
+
+    def _consume(self, source: Source) -> None:
+        self._count(source)
+        first = True
+        for frame in source:
+            if first:
+                self._timeline.align(frame)
+                self._connected()
+                first = False
+            self._take(frame)
+
+    def _connected(self) -> None:
+        if self._has_run:
+            self.counters.reconnects += 1
+        self._has_run = True
+        self._good_since = self._clock.monotonic()
+        self._reporter.enter(StreamState.RUNNING)
+
+    def _take(self, frame: DecodedFrame) -> None:
+        """Sample a frame, store it and ask about the windows that it completes."""
+        pts = self._timeline.place(frame)
+        self.counters.position = pts
+        self._reporter.status.last_frame_at = to_datetime(frame.time)
+        if frame.image.is_corrupt and pts < self._intact_until + _MAX_DAMAGED:
+            return
+        if not self.intake.keeps(pts, frame.image):
+            self.watches.advance(frame.time)
+            return
+        sampled = self.intake.encode(frame, pts)
+        try:
+            ref = self.intake.put(sampled)
+        except redis.exceptions.RedisError as error:
+            _log.warning("frame_lost", stream=self.spec.name, reason=type(error).__name__)
+            self.source_counter.lost(error)
+            return
+        if self._context.archive is not None:
+            self.counters.dropped.archive += self._context.archive.put(ref, sampled.jpeg)
+        self.watches.add(ref, quiet=self.intake.sampler.due - pts)
+        self.counters.sampled += 1
+        self._intact_until = pts
+
+    def _stay_paused(self) -> None:
+        super()._stay_paused()
+        self._first_attempt, self._has_run = True, False
+
+    def _leaving(self) -> bool:
+        return self._stopping() or self._reopen or self.spec.paused
+
+    def _follow(self, before: StreamSpec, now: StreamSpec) -> None:
+        if (now.url_version, now.transport) != (before.url_version, before.transport):
+            self._reopen = self._first_attempt = True
+            self._has_run = False
+            self._backoff.restart()
+        super()._follow(before, now)
+
+    @property
+    def _good_for(self) -> float:
+        """Seconds for which this connection has delivered frames."""
+        return self._clock.monotonic() - self._good_since if self._good_since is not None else 0.0
+
+    def _hanging(self) -> bool:
+        """Return whether FFmpeg still holds too many old connections."""
+        return sum(not reader.released for reader in self._readers) >= _MAX_HANGING

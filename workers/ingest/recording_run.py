@@ -1,0 +1,143 @@
+"""Run a recording in an ingest slot: read it once, as fast as its clips are answered."""
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import redis
+import structlog
+
+from streamer.clock import Clock
+from streamer.domain import FrameRef, StreamSpec, StreamState, to_datetime
+from streamer.errors import StreamerError
+from streamer.media.source import DecodedFrame, Source
+from workers.context import GiveBack, WorkerContext
+from workers.ingest.clips import RecordingClips, max_clips_in_flight
+from workers.ingest.failures import unexpected
+from workers.ingest.stream_counters import SourceCounter
+from workers.ingest.stream_run import NAP, StreamRun
+from workers.ingest.stream_watches import StreamWatches, resume_from
+
+T = TypeVar("T")
+
+_REDIS_PAUSE = 1.0
+"""Seconds between two attempts to reach a Redis that is away."""
+
+_log = structlog.get_logger(__name__)
+
+
+class RecordingRun(StreamRun):
+    """Reads a recording from where an earlier worker left it to its end.
+
+    Nothing of it is dropped: it waits for its clips to be answered, and for Redis to return.
+    """
+
+    def __init__(
+        self,
+        context: WorkerContext,
+        spec: StreamSpec,
+        *,
+        stop: Callable[[], bool],
+        clock: Clock | None = None,
+    ) -> None:
+        super().__init__(context, spec, stop=stop, clock=clock)
+        self.source_counter = SourceCounter(self.counters)
+        self.clips = RecordingClips(
+            context.jobs,
+            self.counters,
+            room=lambda: max_clips_in_flight(self.spec, context.settings),
+            wait=self._wait_for_answers,
+            insist=self._insist,
+        )
+        self.watches = StreamWatches(spec, self.clips.submit)
+        self._resumed_at: float | None = None  # stream time that an earlier worker reached
+        self._position: float | None = None  # stream time of the newest frame
+
+    def _run(self) -> None:
+        if self._reporter.status.state is StreamState.ENDED:
+            return
+        if self.spec.paused:
+            self._stay_paused()
+        self._reporter.enter(StreamState.CONNECTING)
+        failure: StreamerError | None = None
+        try:
+            with self._open(self._resume()) as source:
+                self._consume(source)
+        except GiveBack:
+            raise
+        except StreamerError as error:
+            failure = error
+        except Exception as error:
+            failure = unexpected(error, self.spec.name)
+        self.source_counter.close()
+        if self._stopping():
+            raise GiveBack
+        if self._position is not None:
+            length = self.counters.duration or 0.0
+            end = self._position if failure is not None else max(length, self._position)
+            self.watches.finish(end)
+        state = StreamState.ENDED if failure is None else StreamState.FAILED
+        self._reporter.enter(state, failure)
+
+    def _resume(self) -> float:
+        """Continue where an earlier worker stopped. Return the stream time to read from."""
+        frames = self._insist(self._stored)
+        if not frames:
+            return 0.0
+        self._resumed_at = reached = frames[-1].pts
+        self.clips.resumed = True
+        self.watches.resume(frames)
+        self.intake.sampler.resume(reached)
+        return reached
+
+    def _stored(self) -> list[FrameRef]:
+        """Return the stored frames of the windows that may still have to be asked about."""
+        newest = self.intake.store.newest(self.spec.id)
+        if not newest:
+            return []
+        reached = newest[-1].pts
+        since = min((resume_from(w, reached) for w in self.spec.watches), default=reached)
+        origin = self.spec.created_at.timestamp()
+        return self.intake.store.between(self.spec.id, origin + since, newest[-1].time + 1)
+
+    def _consume(self, source: Source) -> None:
+        self._count(source)
+        for frame in source:
+            self._reporter.enter(StreamState.RUNNING)
+            self._take(frame)
+            if self.spec.paused:  # its file may stay open meanwhile
+                self._stay_paused()
+                self._reporter.enter(StreamState.RUNNING)
+
+    def _take(self, frame: DecodedFrame) -> None:
+        """Sample a frame, store it and ask about the windows that it completes."""
+        self._position = self.counters.position = frame.pts
+        self._reporter.status.last_frame_at = to_datetime(self._clock.time())
+        if self._resumed_at is not None and frame.pts <= self._resumed_at:
+            return
+        if not self.intake.keeps(frame.pts, frame.image):
+            return
+        sampled = self.intake.encode(frame, frame.pts)
+        ref = self._insist(lambda: self.intake.put(sampled))
+        self.watches.add(ref, quiet=0.0)  # its last window ends where the recording does
+        self.counters.sampled += 1
+
+    def _wait_for_answers(self) -> None:
+        """Wait a moment for clips to be answered. Raises GiveBack when the run ends meanwhile."""
+        if self.spec.paused:
+            self._stay_paused()
+            self._reporter.enter(StreamState.RUNNING)
+        self._wait(NAP)
+        if self._stopping():
+            raise GiveBack
+
+    def _insist(self, call: Callable[[], T]) -> T:
+        """Return `call()`, repeated while Redis is away. Raises GiveBack when the run ends
+        meanwhile."""
+        while True:
+            try:
+                return call()
+            except redis.exceptions.RedisError as error:
+                _log.warning("redis_away", stream=self.spec.name, reason=type(error).__name__)
+                self._wait(_REDIS_PAUSE)
+                if self._stopping():
+                    raise GiveBack from None
