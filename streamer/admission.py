@@ -7,7 +7,7 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.settings import Settings
 
 if TYPE_CHECKING:
-    from streamer.media.access_policy import Access
+    from streamer.media.access_policy import AccessPolicy
     from streamer.media.source import SourceInfo
 
 
@@ -33,10 +33,10 @@ class Admission:
 
         Raises StreamerError with the stream code that says why it cannot be used.
         """
-        from streamer.media.source import probe
+        from streamer.media.source import inspect_source
 
         full_url = self.split(source)[1]
-        return probe(full_url, self._settings.open_timeout, self._access(), transport)
+        return inspect_source(full_url, self._settings.open_timeout, self._access(), transport)
 
     def replacement(
         self, stream: Stream, source: str, transport: Transport, probe: bool
@@ -74,7 +74,7 @@ class Admission:
                 f"{redact(source)} is a live stream and does not end: use `streamer attach`.",
             )
 
-    def _access(self) -> "Access":
-        from streamer.media.access_policy import Access
+    def _access(self) -> "AccessPolicy":
+        from streamer.media.access_policy import AccessPolicy
 
-        return Access.of(self._settings, remote=self.remote)
+        return AccessPolicy.of(self._settings, remote=self.remote)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from streamer.admission import Admission
 from streamer.answer_form import AnswerForm, check_form
-from streamer.connections import Connections, of_installation
+from streamer.connections import Connections, from_run_file
 from streamer.domain import (
     Query,
     Result,
@@ -18,7 +18,7 @@ from streamer.domain import (
     utc_now,
 )
 from streamer.errors import ErrorCode, StreamerError
-from streamer.frames.history import Past
+from streamer.frames.history import FrameHistory
 from streamer.frames.store import FrameStore, Retention
 from streamer.jobs import Jobs
 from streamer.queries import Queries
@@ -55,7 +55,7 @@ class Client:
         self.queue = Results(self._redis, settings)
         self.watches = Watches(self.registry, self.jobs)
         """Add, change and remove watches of attached streams."""
-        past = self._past = Past(self.connections, settings, self.frames)
+        past = self._past = FrameHistory(self.connections, settings, self.frames)
         self._queries = Queries(self._redis, settings, past, self.jobs, self.queue)
 
     def __enter__(self) -> Self:
@@ -76,7 +76,7 @@ class Client:
         from streamer.timeline import Timeline
 
         settings = self.settings
-        url = settings.database_url or of_installation(settings, "database_url")
+        url = settings.database_url or from_run_file(settings, "database_url")
         return Timeline(url or settings.timeline_url)
 
     # Streams

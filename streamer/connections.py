@@ -17,11 +17,13 @@ CONNECT_TIMEOUT = 5.0
 SOCKET_TIMEOUT = 30.0
 """Longer than any blocking command we send, short enough to notice a server that went silent."""
 
-SMALLEST_FRAME_MEMORY = 4 << 20
+MIN_FRAME_MEMORY = 4 << 20
 
-FULL = "Redis is full: wait until jobs are done and answers expire, or raise its maxmemory."
+REDIS_FULL_MESSAGE = (
+    "Redis is full: wait until jobs are done and answers expire, or raise its maxmemory."
+)
 
-UNKNOWN_MEMORY = 4 << 30
+ASSUMED_MEMORY = 4 << 30
 """What a server is taken to have that tells nothing of its memory."""
 
 NOTHING_RUNNING = "Nothing is running here: start `streamer up`, or set STREAMER_REDIS_URL."
@@ -80,25 +82,25 @@ def is_full(error: BaseException) -> bool:
     )
 
 
-def local_run_file(settings: Settings) -> Path:
+def run_file_path(settings: Settings) -> Path:
     """Where `streamer up` writes the addresses of the installation on this machine (mode 0600)."""
     return settings.data_dir / "run.json"
 
 
-def local_run(settings: Settings) -> dict[str, Any]:
+def read_run_file(settings: Settings) -> dict[str, Any]:
     """The addresses of the installation on this machine; raises StreamerError when none runs."""
     with contextlib.suppress(OSError, ValueError):
-        run = json.loads(local_run_file(settings).read_text())
+        run = json.loads(run_file_path(settings).read_text())
         if isinstance(run, dict) and isinstance(run.get("redis_url"), str):
             return run
     raise StreamerError(ErrorCode.REDIS_UNAVAILABLE, NOTHING_RUNNING)
 
 
-def of_installation(settings: Settings, key: str) -> str | None:
+def from_run_file(settings: Settings, key: str) -> str | None:
     """What the local installation that `settings` lead to was started with; None without one."""
     if settings.redis_url is not None:
         return None
-    value = local_run(settings).get(key)
+    value = read_run_file(settings).get(key)
     return value if isinstance(value, str) else None
 
 
@@ -117,7 +119,7 @@ class Connections:
         url, frames_url = settings.redis_url, settings.frames_redis_url
         from_run_file = url is None
         if url is None:
-            run = local_run(settings)
+            run = read_run_file(settings)
             url, frames_url = run["redis_url"], frames_url or run.get("frames_redis_url")
         try:
             self.main = connect(url)
@@ -146,7 +148,7 @@ class Connections:
             int(memory.get("maxmemory") or 0) or int(memory.get("total_system_memory") or 0) // 4
         )
         share = 0.5 if self.shared else 0.75
-        return max(SMALLEST_FRAME_MEMORY, int(share * (bound or UNKNOWN_MEMORY)))
+        return max(MIN_FRAME_MEMORY, int(share * (bound or ASSUMED_MEMORY)))
 
     @property
     def shared(self) -> bool:

@@ -240,7 +240,7 @@ class Jobs:
             counts[label] = self._redis.exists(*keys) if keys else 0
         return counts
 
-    def vitals(self) -> dict[str, dict[str, float]]:
+    def worker_stats(self) -> dict[str, dict[str, float]]:
         """What each living worker says of itself: numbers by their names, by the worker's name."""
         names = sorted(
             key.rpartition(":")[2]

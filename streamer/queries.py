@@ -22,7 +22,7 @@ from streamer.domain import (
     utc_now,
 )
 from streamer.errors import ErrorCode, StreamerError
-from streamer.frames.history import Past
+from streamer.frames.history import FrameHistory
 from streamer.jobs import Jobs
 from streamer.results import Results
 from streamer.settings import Settings
@@ -42,7 +42,7 @@ class Queries:
         self,
         redis: redis.Redis,
         settings: Settings,
-        past: Past,
+        past: FrameHistory,
         jobs: Jobs,
         results: Results,
     ) -> None:

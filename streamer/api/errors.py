@@ -10,7 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
-from streamer.connections import FULL, is_full
+from streamer.connections import REDIS_FULL_MESSAGE, is_full
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media.urls import redact
 
@@ -75,7 +75,7 @@ def install_error_handlers(app: FastAPI) -> None:
     async def redis_lost(_: Request, error: redis.RedisError) -> JSONResponse:
         _log.error("Redis: %s", redact(str(error)))
         if is_full(error):
-            return error_response(503, ErrorCode.REDIS_FULL, FULL)
+            return error_response(503, ErrorCode.REDIS_FULL, REDIS_FULL_MESSAGE)
         return error_response(503, ErrorCode.REDIS_UNAVAILABLE, _REDIS_LOST)
 
     @app.exception_handler(SQLAlchemyError)

@@ -132,7 +132,7 @@ class _Installation(Collector):
             running.add_metric((kind,), count)
         yield running
         families: dict[str, UntypedMetricFamily] = {}
-        for worker, numbers in self._client.jobs.vitals().items():
+        for worker, numbers in self._client.jobs.worker_stats().items():
             for key, number in numbers.items():
                 name = "streamer_worker_" + re.sub(r"\W", "_", key, flags=re.ASCII)
                 if name not in families:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from streamer.media.probe.report import Probe, Step
+    from streamer.media.probe.report import ProbeReport, ProbeStep
 
 
 def probe(
@@ -30,8 +30,8 @@ def probe(
 
     The service does not have to run. The exit code is 0 only if frames were decoded.
     """
-    from streamer.media.access_policy import Access
-    from streamer.media.probe.prober import LIMIT, probe
+    from streamer.media.access_policy import AccessPolicy
+    from streamer.media.probe.prober import MAX_PROBE_SECONDS, probe
     from streamer.terminal import console, json_lines
 
     settings = open_settings()
@@ -40,8 +40,8 @@ def probe(
             typed(source),
             transport=transport.value if transport else "auto",
             hwaccel=settings.hwaccel,
-            access=Access.of(settings),
-            limit=LIMIT - running_for(),
+            access=AccessPolicy.of(settings),
+            limit=MAX_PROBE_SECONDS - running_for(),
         )
     if as_json:
         json_lines([found])
@@ -51,7 +51,7 @@ def probe(
         raise typer.Exit(1)
 
 
-def _show(out: "Console", found: "Probe") -> None:
+def _show(out: "Console", found: "ProbeReport") -> None:
     from rich.text import Text
 
     from streamer.terminal import plain
@@ -70,7 +70,7 @@ def _show(out: "Console", found: "Probe") -> None:
         out.print(Text.assemble((lead, "yellow"), line), soft_wrap=True)
 
 
-def _step_line(step: "Step") -> "Text":
+def _step_line(step: "ProbeStep") -> "Text":
     from rich.text import Text
 
     from streamer.terminal import plain
@@ -80,7 +80,7 @@ def _step_line(step: "Step") -> "Text":
     return Text.assemble(mark, f"{step.name:<14}", plain(step.detail), took)
 
 
-def facts(found: "Probe") -> list[tuple[str, str]]:
+def facts(found: "ProbeReport") -> list[tuple[str, str]]:
     """Return what is known about a working source, as pairs of a label and a text."""
     video = " ".join(
         part for part in (found.codec, found.profile, found.pixel_format) if part is not None

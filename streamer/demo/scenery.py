@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Self
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.local import process as processes
+from streamer.local.process import spawn, stop
 
 CAMERA_SEED, CAMERA_SECONDS = 2_000_000_011, 48.0
 FILE_SEED, FILE_SECONDS = 2_000_000_023, 28.0
@@ -17,7 +17,7 @@ class Rendering:
     def __init__(self, path: Path, *, seed: int, seconds: float) -> None:
         self.path = path
         self._log = path.parent.with_name(f"{path.stem}.log")
-        self._process = processes.spawn(
+        self._process = spawn(
             [
                 *(sys.executable, "-m", "nvila_core.demo", "render", str(path)),
                 *("--seconds", str(seconds), "--seed", str(seed)),
@@ -29,7 +29,7 @@ class Rendering:
         return self
 
     def __exit__(self, *_: object) -> None:
-        processes.stop(self._process, 1.0)
+        stop(self._process, 1.0)
 
     def done(self) -> bool:
         """Whether the file is finished. Raises StreamerError(INTERNAL) when it cannot be made."""

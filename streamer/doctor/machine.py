@@ -68,7 +68,7 @@ def hardware(settings: Settings) -> Iterable[Check]:
     if settings.hwaccel == "none":
         yield check("hardware decoding", "ok", "Switched off (hwaccel: none).")
         return
-    reason = decoding.why_not() or decoding.decodes()
+    reason = decoding.cuda_unavailable_reason() or decoding.decoder_missing_reason()
     if reason is None:
         yield check("hardware decoding", "ok", "NVIDIA's decoder works.")
         return

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
+from streamer.clock import Clock, SystemClock
 from streamer.doctor.check import Check, State, check, size, told
 from streamer.errors import StreamerError
 from streamer.settings import Settings
@@ -16,23 +17,23 @@ _SLOW_REDIS = 0.005
 _SKEW_WARN, _SKEW_FAIL = 0.5, 5.0
 
 
-def servers(settings: Settings) -> Iterable[Check]:
+def servers(settings: Settings, clock: Clock | None = None) -> Iterable[Check]:
     """Every server that the settings name, or the local installation has."""
     urls = _redis_urls(settings)
     if not urls:
         yield _no_redis()
         return
     for name, url in urls.items():
-        yield from _server(name, url)
+        yield from _server(name, url, clock or SystemClock())
 
 
 def _redis_urls(settings: Settings) -> dict[str, str]:
-    from streamer.connections import local_run
+    from streamer.connections import read_run_file
 
     main, frames = settings.redis_url, settings.frames_redis_url
     if main is None:
         try:
-            run = local_run(settings)
+            run = read_run_file(settings)
         except StreamerError:
             return {}
         main, frames = run["redis_url"], frames or run.get("frames_redis_url")
@@ -52,7 +53,7 @@ def _no_redis() -> Check:
     return check("redis", "ok", f"None runs here yet; `streamer up` starts {binary.name}.")
 
 
-def _server(name: str, url: str) -> Iterable[Check]:
+def _server(name: str, url: str, clock: Clock) -> Iterable[Check]:
     from redis import Redis
     from redis.backoff import NoBackoff
     from redis.exceptions import RedisError
@@ -75,7 +76,7 @@ def _server(name: str, url: str) -> Iterable[Check]:
         return
     with client:
         try:
-            yield from _reachable(name, shown, client)
+            yield from _reachable(name, shown, client, clock)
         except (RedisError, OSError) as error:
             yield check(
                 name,
@@ -85,14 +86,14 @@ def _server(name: str, url: str) -> Iterable[Check]:
             )
 
 
-def _reachable(name: str, shown: str, client: "redis.Redis") -> Iterable[Check]:
+def _reachable(name: str, shown: str, client: "redis.Redis", clock: Clock) -> Iterable[Check]:
     info: dict[str, Any] = client.info()
     release = str(info.get("redis_version", "0"))
     product = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {release}"
     if tuple(int(part) for part in release.split(".")[:2]) < (6, 2):
         yield check(name, "fail", f"{shown} is {product}: 6.2 or newer is needed.")
         return
-    took, skew = _latency_and_skew(client)
+    took, skew = _latency_and_skew(client, clock)
     slow = took > _SLOW_REDIS
     yield check(
         name,
@@ -106,11 +107,11 @@ def _reachable(name: str, shown: str, client: "redis.Redis") -> Iterable[Check]:
         yield from _workers(client)
 
 
-def _latency_and_skew(client: "redis.Redis") -> tuple[float, float]:
+def _latency_and_skew(client: "redis.Redis", clock: Clock) -> tuple[float, float]:
     """Seconds that a command takes, and how far the server's clock is ahead of ours."""
     samples = []
     for _ in range(15):
-        began, at = time.perf_counter(), time.time()
+        began, at = time.perf_counter(), clock.time()
         seconds, micros = client.time()
         took = time.perf_counter() - began
         samples.append((took, seconds + micros / 1e6 - (at + took / 2)))

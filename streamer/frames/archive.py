@@ -19,7 +19,7 @@ from typing import Any
 
 from streamer.domain import FrameRef
 from streamer.errors import ErrorCode, StreamerError
-from streamer.frames.selection import pick
+from streamer.frames.selection import select_frames
 
 BUNDLE_SECONDS = 60.0
 """Time that one file spans, about; what a crash may cost the archive."""
@@ -104,7 +104,7 @@ class Archive:
         try:
             bundles = self._bundles(stream_id, since, until)
             found: list[ArchivedFrame] = []
-            for bundle in pick(bundles, max(1, count) * _BUNDLES_PER_FRAME):
+            for bundle in select_frames(bundles, max(1, count) * _BUNDLES_PER_FRAME):
                 found += self._read_index(stream_id, bundle.id)
         except Exception as error:
             raise self._unavailable(self._url, type(error).__name__) from error

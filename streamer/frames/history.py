@@ -5,11 +5,11 @@ from functools import cached_property
 import redis
 
 from streamer.clock import Clock, SystemClock
-from streamer.connections import FULL, Connections, is_full, of_installation
+from streamer.connections import REDIS_FULL_MESSAGE, Connections, from_run_file, is_full
 from streamer.domain import FrameRef, Stream
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.archive import Archive, ArchivedFrame
-from streamer.frames.selection import pick
+from streamer.frames.selection import select_frames
 from streamer.frames.store import FrameStore, Retention
 from streamer.settings import Settings
 
@@ -19,7 +19,7 @@ SHELF_SECONDS = 3600.0
 _SHELF_FRAMES = 4096
 
 
-class Past:
+class FrameHistory:
     """Chooses the frames that a question about a range looks at.
 
     The archive, if there is one, is only asked when Redis does not reach back far enough. What is
@@ -39,21 +39,21 @@ class Past:
         self._settings = settings
         self.frames = frames
         self._clock = clock or SystemClock()
-        self._archive_url = settings.archive_url or of_installation(settings, "archive_url")
+        self._archive_url = settings.archive_url or from_run_file(settings, "archive_url")
 
     def choose(self, stream: Stream, since: float, until: float, count: int) -> list[FrameRef]:
         """At most `count` frames captured in `[since, until)` (epoch seconds) that tell most of
-        it, oldest first; see :func:`streamer.frames.selection.pick`.
+        it, oldest first; see :func:`streamer.frames.selection.select_frames`.
 
         Raises StreamerError(ARCHIVE_UNAVAILABLE | REDIS_FULL).
         """
         kept = self.frames.between(stream.id, since, until)
         archived = self._archived(stream.id, since, until, count)
         older = [frame.ref for frame in archived.values()]
-        found = pick([*older, *kept], count)
+        found = select_frames([*older, *kept], count)
         if not self._all_there([ref for ref in found if ref.id not in archived]):
             kept = self.frames.present(kept)  # some gave way to others a moment ago
-            found = pick([*older, *kept], count)
+            found = select_frames([*older, *kept], count)
         found = [self._as_new(stream, ref, ref.id in archived) for ref in found]
         return self._put_back(stream.id, found, archived)
 
@@ -96,7 +96,7 @@ class Past:
             except redis.exceptions.RedisError as error:
                 if not is_full(error):
                     raise
-                raise StreamerError(ErrorCode.REDIS_FULL, FULL) from None
+                raise StreamerError(ErrorCode.REDIS_FULL, REDIS_FULL_MESSAGE) from None
         return [back.get(ref.id, ref) for ref in chosen]
 
     def _as_new(self, stream: Stream, ref: FrameRef, archived: bool) -> FrameRef:

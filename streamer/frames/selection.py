@@ -13,7 +13,7 @@ noise of a camera, a little less than somebody who comes in."""
 _FINEST = 1 << 24
 
 
-def pick(refs: Sequence[FrameRef], count: int) -> list[FrameRef]:
+def select_frames(refs: Sequence[FrameRef], count: int) -> list[FrameRef]:
     """At most `count` of `refs` (oldest first): those that tell most, spread over their time.
 
     The first and the last are always among them; one alone is the last. The time between is cut

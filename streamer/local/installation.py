@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from streamer.client import Client
-from streamer.connections import local_run_file
+from streamer.connections import run_file_path
 from streamer.domain import StreamState
 from streamer.errors import ErrorCode, StreamerError
 from streamer.local.redis_server import EmbeddedServer
-from streamer.local.supervised_process import Child
+from streamer.local.supervised_process import SupervisedProcess
 from streamer.settings import PREFIX, Settings
 
 STOP_SECONDS = 5.0
 """What workers have to finish what they hold; then they are killed."""
 
-SMALLEST_MEMORY = 256 << 20
+MIN_SERVER_MEMORY = 256 << 20
 """Bytes that each of our own servers may take at least."""
 
-HOPELESS = 10.0
+MIN_SERVER_UPTIME = 10.0
 """A server that dies again within so many seconds is not started a third time."""
 
 
@@ -50,7 +50,7 @@ class Installation:
         self._environment = dict(environment or {})
         self._counts = {"model worker": model_workers, "ingest worker": ingest_workers}
         self._servers: dict[str, EmbeddedServer] = {}
-        self._children: list[Child] = []
+        self._children: list[SupervisedProcess] = []
         self._lock: int | None = None
         self._complete = False
         self._restarted = float("-inf")
@@ -83,14 +83,14 @@ class Installation:
                 ErrorCode.SETTINGS_INVALID,
                 f"Cannot write to {directory} ({error.strerror}): choose another --data-dir.",
             ) from None
-        local_run_file(self._wanted).unlink(missing_ok=True)  # of one that was killed
+        run_file_path(self._wanted).unlink(missing_ok=True)  # of one that was killed
         if self._wanted.redis_url is None:
-            memory = max(SMALLEST_MEMORY, _physical_memory() // 4)
+            memory = max(MIN_SERVER_MEMORY, _physical_memory() // 4)
             self._servers = {
                 "main": EmbeddedServer(
                     directory / "main",
                     persistent=True,
-                    max_memory=max(SMALLEST_MEMORY, memory // 2),
+                    max_memory=max(MIN_SERVER_MEMORY, memory // 2),
                 ),
                 "frames": EmbeddedServer(directory / "frames", persistent=False, max_memory=memory),
             }
@@ -110,7 +110,7 @@ class Installation:
                 }
             )
 
-    def _make_children(self) -> list[Child]:
+    def _make_children(self) -> list[SupervisedProcess]:
         programs: list[tuple[str, list[str]]] = [
             ("API", ["streamer.cli", "serve"]),
             ("recorder", ["workers.recorder"]),
@@ -123,7 +123,7 @@ class Installation:
         environment = child_environment(self.settings) | self._environment
         logs = self._wanted.data_dir / "logs"
         return [
-            Child(
+            SupervisedProcess(
                 name,
                 [sys.executable, "-m", *arguments],
                 environment,
@@ -169,7 +169,7 @@ class Installation:
             "api_url": self.api_url,
             "pid": os.getpid(),
         }
-        path = local_run_file(self._wanted)
+        path = run_file_path(self._wanted)
         draft = path.with_suffix(".new")
         draft.unlink(missing_ok=True)
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
@@ -195,7 +195,7 @@ class Installation:
             child.check_ready()
 
     def _restart_servers(self, dead: list[str]) -> None:
-        if time.monotonic() - self._restarted < HOPELESS:
+        if time.monotonic() - self._restarted < MIN_SERVER_UPTIME:
             raise StreamerError(
                 ErrorCode.REDIS_UNAVAILABLE,
                 f"The {dead[0]} server keeps ending: see {self._servers[dead[0]].directory}.",
@@ -227,7 +227,7 @@ class Installation:
         """Stop everything, within about six seconds. Stopping twice is harmless."""
         if self._lock is None:
             return
-        local_run_file(self._wanted).unlink(missing_ok=True)
+        run_file_path(self._wanted).unlink(missing_ok=True)
         self._stop_children()
         for server in self._servers.values():
             server.stop()

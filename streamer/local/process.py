@@ -1,4 +1,4 @@
-"""Child processes that end when they should: with their parent, or when told."""
+"""SupervisedProcess processes that end when they should: with their parent, or when told."""
 
 import contextlib
 import ctypes

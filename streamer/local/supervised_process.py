@@ -7,21 +7,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from streamer.local import process as processes
+from streamer.local.process import spawn, stop
 
-FIRST_DELAY = 0.5
-LONGEST_DELAY = 30.0
-CALM = 60.0
+MIN_DELAY = 0.5
+MAX_DELAY = 30.0
+STABLE_SECONDS = 60.0
 """A child that lived so long, in seconds, starts again without delay next time."""
 
-KEPT_LOG = 4 << 20
+MAX_LOG_BYTES = 4 << 20
 """Bytes beyond which a log of an earlier run is set aside."""
 
 
-class Child:
+class SupervisedProcess:
     """One supervised program. Its log tells when it is ready: a JSON line with event `ready`.
 
-    Use it from one thread, which must outlive the program (see `processes.spawn`).
+    Use it from one thread, which must outlive the program (see `spawn`).
     """
 
     def __init__(
@@ -41,13 +41,13 @@ class Child:
 
     def start(self) -> None:
         """Start the program."""
-        if self._log.is_file() and self._log.stat().st_size > KEPT_LOG:
+        if self._log.is_file() and self._log.stat().st_size > MAX_LOG_BYTES:
             self._log.replace(self._log.with_suffix(".log.1"))
         self._offset = self._log.stat().st_size if self._log.is_file() else 0
         self.ready = None
         self._retry_at = None
         self._started = time.monotonic()
-        self._process = processes.spawn(self._argv, env=self.environment, log=self._log)
+        self._process = spawn(self._argv, env=self.environment, log=self._log)
 
     @property
     def pid(self) -> int | None:
@@ -98,8 +98,8 @@ class Child:
         now = time.monotonic()
         if self._retry_at is None:
             code = self._process.returncode if self._process is not None else None
-            self._failures = 1 if now - self._started > CALM else self._failures + 1
-            delay = min(LONGEST_DELAY, FIRST_DELAY * 2 ** (self._failures - 1))
+            self._failures = 1 if now - self._started > STABLE_SECONDS else self._failures + 1
+            delay = min(MAX_DELAY, MIN_DELAY * 2 ** (self._failures - 1))
             self._retry_at = now + delay
             return (
                 f"The {self.name} ended by itself (exit code {code}: {self.last_words()}); "
@@ -117,7 +117,7 @@ class Child:
     def stop(self, timeout: float) -> None:
         """Stop it within `timeout` seconds, by force in the end."""
         if self._process is not None:
-            processes.stop(self._process, max(0.1, timeout))
+            stop(self._process, max(0.1, timeout))
 
 
 def _event(line: str) -> dict[str, Any] | None:

@@ -13,8 +13,8 @@ from typing import Self
 from urllib.parse import urlsplit
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media import errors as failures
-from streamer.media.urls import redact
+from streamer.media import source_errors
+from streamer.media.urls import is_remote, redact
 from streamer.settings import Settings
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -36,7 +36,7 @@ _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 @dataclass(frozen=True)
-class Access:
+class AccessPolicy:
     """What this process may open.
 
     `dirs` are the folders (or single files and devices) that local sources may be in, None: any.
@@ -63,7 +63,7 @@ class Access:
         Raises StreamerError(STREAM_URL_FORBIDDEN). The addresses of names are looked at when they
         are connected to.
         """
-        if failures.is_remote(url):
+        if is_remote(url):
             parts = urlsplit(url)
             if parts.scheme in {"http", "https"} and (literal := _literal(parts.hostname or "")):
                 self._check_address(literal, parts.hostname or "", url)
@@ -91,7 +91,7 @@ class Access:
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
-            raise failures.unknown_host(host) from None
+            raise source_errors.unknown_host(host) from None
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         for address in addresses:
             self._check_address(ipaddress.ip_address(address), host, url)

@@ -9,7 +9,7 @@ from av.packet import Packet
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
-from streamer.media.packet_gate import SAME, PacketGate, Stamped
+from streamer.media.packet_gate import MIN_FRAME_GAP, PacketGate, TimestampedPacket
 from streamer.media.packet_reader import Arrival
 from streamer.media.sampler import Sampler
 from streamer.media.timing import StreamTime
@@ -50,8 +50,6 @@ class SparseDecoder:
         """Whether only key frames are decoded, each by itself."""
         self.fed = 0
         """Packets that were given to the decoder."""
-        self.skipped = 0
-        """Packets that were not, because no picture of them was wanted."""
         self.corrupt = 0
         """Packets that were damaged: each costs its own picture, not the stream."""
 
@@ -65,7 +63,7 @@ class SparseDecoder:
         self.corrupt += sum(image.is_corrupt for image in images)
         if images and self._cut_at is not None:
             first = images[0].pts
-            if first is not None and first * self._time_base > self._cut_at + SAME:
+            if first is not None and first * self._time_base > self._cut_at + MIN_FRAME_GAP:
                 self._gate.distrust()  # what was called a key frame could not be decoded by itself
             self._cut_at = None
         return images
@@ -95,22 +93,21 @@ class SparseDecoder:
         sampler = self._sampler()
         self._due = self._stream_time.timestamp(sampler.due - self._shift())
         self.alone = sampler.keyframes
-        admission = self._gate.admit(
-            Stamped(arrival, self._stamp(packet), packet.is_keyframe, packet.size),
+        decision = self._gate.admit(
+            TimestampedPacket(arrival, self._stamp(packet), packet.is_keyframe, packet.size),
             self._due,
             sampler.slack if self._live else 0.0,
             keyframes=self.alone,
         )
-        for dropped in admission.dropped:
-            self.skipped += 1
+        for dropped in decision.dropped:
             if (stamp := self._stamp(dropped.packet)) is not None:
                 self._stream_time.pass_over(stamp, dropped.time)
-        if admission.cut:
+        if decision.cut:
             self._context.flush_buffers()
             self._cut = True
-        if self._cut and admission.packets:
-            self._cut, self._cut_at = False, self._stamp(admission.packets[0].packet)
-        return [admitted.packet for admitted in admission.packets]
+        if self._cut and decision.packets:
+            self._cut, self._cut_at = False, self._stamp(decision.packets[0].packet)
+        return [admitted.packet for admitted in decision.packets]
 
     def _stamp(self, packet: "Packet[Any]") -> float | None:
         """When the picture of `packet` is to be shown, seconds of the source's own clock."""

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 
 @cache
-def why_not() -> str | None:
+def cuda_unavailable_reason() -> str | None:
     """Why pictures cannot be decoded by CUDA here, in a few words; None where they can.
 
     It is tried once: what a process found holds for all its life.
@@ -52,7 +52,7 @@ def open_input(wanted: Hardware, **arguments: Any) -> InputContainer:
     """
     if wanted == "none":
         return av.open(mode="r", **arguments)
-    reason = why_not()
+    reason = cuda_unavailable_reason()
     if reason is None:
         try:
             return av.open(mode="r", hwaccel=_accelerator(), **arguments)
@@ -60,7 +60,7 @@ def open_input(wanted: Hardware, **arguments: Any) -> InputContainer:
             reason = _try_device()  # did the source fail, or is the card full by now?
             if reason is None:
                 raise
-    _tell(wanted, reason)
+    _log_software_decoding(wanted, reason)
     return av.open(mode="r", **arguments)
 
 
@@ -69,12 +69,12 @@ def _accelerator() -> HWAccel:
 
 
 @cache
-def _tell(wanted: Hardware, reason: str) -> None:
+def _log_software_decoding(wanted: Hardware, reason: str) -> None:
     level = logging.WARNING if wanted == "cuda" else logging.INFO
     _log.log(level, "Pictures are decoded in software: %s.", reason)
 
 
-def decodes() -> str | None:
+def decoder_missing_reason() -> str | None:
     """Why the card does not decode although its driver is there; None where it does.
 
     A container may have the driver without its video library: FFmpeg then decodes in software

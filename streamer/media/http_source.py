@@ -14,9 +14,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.padding import PKCS7
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media import errors as failures
-from streamer.media import tls
-from streamer.media.access_policy import Access
+from streamer.media import source_errors, tls
+from streamer.media.access_policy import AccessPolicy
 from streamer.media.urls import redact
 
 _ATTEMPTS = 5
@@ -35,7 +34,7 @@ _HEADERS = {"User-Agent": "nvila-streamer", "Accept": "*/*", "Accept-Encoding": 
 class _CheckedTransport(httpx.BaseTransport):
     """Connects to addresses that were looked at, and to nothing else."""
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: AccessPolicy) -> None:
         self._access = access
         self._plain = httpx.HTTPTransport(verify=False)
         self._encrypted: httpx.HTTPTransport | None = None  # reading certificates takes a while
@@ -101,7 +100,7 @@ class HttpOpener:
     did not open: `error` keeps the reason, and it reads an empty file.
     """
 
-    def __init__(self, url: str, access: Access, *, live: bool, timeout: float) -> None:
+    def __init__(self, url: str, access: AccessPolicy, *, live: bool, timeout: float) -> None:
         parts = urlsplit(url)
         self._shown = redact(url)
         self._url = parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
@@ -172,36 +171,36 @@ class HttpOpener:
             )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             if isinstance(error, httpx.RemoteProtocolError):
-                raise failures.not_http(self._named(url)) from None
+                raise source_errors.not_http(self._named(url)) from None
             raise self.explain(error, url) from None
         if response.status_code == 416:  # nothing there any more: the end
             return response
         if not response.is_success:
             response.close()
-            raise failures.http_refused(self._named(url), response.status_code)
+            raise source_errors.http_refused(self._named(url), response.status_code)
         return response
 
     def explain(self, error: Exception, url: str) -> StreamerError:
         """What an exception of httpx means; its own text may hold the whole URL."""
         shown = self._named(url)
         if isinstance(error, httpx.InvalidURL):
-            return failures.unreachable(shown)
+            return source_errors.unreachable(shown)
         if isinstance(error, httpx.TimeoutException):
-            return failures.timed_out(shown, self._timeout)
+            return source_errors.timed_out(shown, self._timeout)
         if isinstance(error, httpx.TooManyRedirects | httpx.UnsupportedProtocol):
             return _not_allowed(self._shown, "a redirect")
         if isinstance(error, httpx.ConnectError):
             cause: BaseException | None = error
             while cause is not None:
                 if isinstance(cause, ssl.SSLCertVerificationError):
-                    return failures.untrusted(shown, cause)
+                    return source_errors.untrusted(shown, cause)
                 if isinstance(cause, ssl.SSLError):
-                    return failures.no_tls(shown)
+                    return source_errors.no_tls(shown)
                 if isinstance(cause, ConnectionRefusedError):
-                    return failures.nothing_listens(shown)
+                    return source_errors.nothing_listens(shown)
                 cause = cause.__cause__ or cause.__context__
-            return failures.unreachable(shown)
-        return failures.closed(shown) if self._live else failures.broke_off(shown)
+            return source_errors.unreachable(shown)
+        return source_errors.closed(shown) if self._live else source_errors.broke_off(shown)
 
     @property
     def live(self) -> bool:
@@ -303,7 +302,7 @@ class HttpFile:
         partial = response.status_code == 206
         if self._position and not partial and response.status_code != 416:
             response.close()
-            raise failures.broke_off(redact(self.name))  # it would begin anew
+            raise source_errors.broke_off(redact(self.name))  # it would begin anew
         self._ranges = partial or response.headers.get("accept-ranges") == "bytes"
         if self._size is None:
             self._size = _size_of(response)
@@ -366,7 +365,7 @@ class _Decrypted(HttpFile):
             padded = reader.update(bytes(data)) + reader.finalize()
             return padding.update(padded) + padding.finalize()
         except ValueError:
-            self._opener.failed(failures.cannot_decode(redact(self.name), "encrypted"))
+            self._opener.failed(source_errors.cannot_decode(redact(self.name), "encrypted"))
             return b""
 
 

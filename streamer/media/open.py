@@ -8,9 +8,9 @@ from typing import Any, BinaryIO, Protocol
 
 from streamer.domain import Transport
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media import errors as failures
-from streamer.media.access_policy import Access
-from streamer.media.urls import SCHEMES, forbidden, is_device
+from streamer.media import source_errors
+from streamer.media.access_policy import AccessPolicy
+from streamer.media.urls import SCHEMES, forbidden, is_device, is_remote
 
 _TRANSPORTS = {
     # what most cameras do best, and through every firewall; the other one if they refuse it
@@ -78,13 +78,13 @@ class Opening:
 
 
 def prepare(
-    url: str, *, live: bool, timeout: float, transport: Transport = "auto", access: Access
+    url: str, *, live: bool, timeout: float, transport: Transport = "auto", access: AccessPolicy
 ) -> Opening:
     """How to open `url`; `timeout` bounds each call on the network, seconds.
 
     Raises StreamerError: STREAM_URL_FORBIDDEN, and why a file over http(s) cannot be had.
     """
-    scheme = url.partition("://")[0].lower() if failures.is_remote(url) else ""
+    scheme = url.partition("://")[0].lower() if is_remote(url) else ""
     if scheme and scheme not in SCHEMES:
         raise forbidden(url)
     url = access.check(url)
@@ -110,7 +110,7 @@ def prepare(
 
 
 def _over_http(
-    url: str, options: dict[str, str], access: Access, *, live: bool, timeout: float
+    url: str, options: dict[str, str], access: AccessPolicy, *, live: bool, timeout: float
 ) -> Opening:
     from streamer.media.http_source import HttpOpener  # httpx takes a while
 
@@ -173,7 +173,7 @@ class _FolderOpener:
                 raise self._refused(inside)
             file = path.open("rb")
         except (OSError, StreamerError) as error:
-            self.error = self.error or failures.from_exception(error, str(path))
+            self.error = self.error or source_errors.from_exception(error, str(path))
             return io.BytesIO()
         self._files = [*(f for f in self._files if not f.closed), file]
         return file

@@ -18,7 +18,7 @@ MAX_HELD = 512
 
 MAX_HELD_BYTES = 16 * 2**20
 
-SAME = 0.002
+MIN_FRAME_GAP = 0.002
 """Seconds that no two pictures are closer than."""
 
 _STEP_BACK = 1.0
@@ -27,7 +27,7 @@ _OVERDUE = 0.25
 
 
 @dataclass
-class Admission(Generic[T]):
+class GateDecision(Generic[T]):
     """What to decode now, in order; `cut`: the decoder is to forget what it had before."""
 
     packets: list[T] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Admission(Generic[T]):
 
 
 @dataclass(frozen=True)
-class Stamped(Generic[T]):
+class TimestampedPacket(Generic[T]):
     """A packet with its presentation time, if known, in seconds of the source's own clock."""
 
     packet: T
@@ -56,7 +56,7 @@ class PacketGate(Generic[T]):
 
     def __init__(self, *, live: bool) -> None:
         self._live = live
-        self._held: deque[Stamped[T]] = deque()
+        self._held: deque[TimestampedPacket[T]] = deque()
         self._held_bytes = 0
         self._key: float | None = None
         self._distance: float | None = None  # between the last two key frames
@@ -70,12 +70,12 @@ class PacketGate(Generic[T]):
 
     def admit(
         self,
-        item: Stamped[T],
+        item: TimestampedPacket[T],
         due: float | None,
         slack: float = 0.0,
         *,
         keyframes: bool = False,
-    ) -> Admission[T]:
+    ) -> GateDecision[T]:
         """Take the next packet. `due` is None while it is unknown where the stream is.
 
         Up to `slack` seconds after the due time a key frame will do as well. With `keyframes`
@@ -89,26 +89,28 @@ class PacketGate(Generic[T]):
         if keyframes:
             wanted = item.key and (unknown or item.time >= due)  # type: ignore[operator]
             self._broken = True  # for those after it, too: the decoder takes each by itself
-            return self._only(item) if wanted else Admission(dropped=[*self.forget(), item.packet])
+            return (
+                self._only(item) if wanted else GateDecision(dropped=[*self.forget(), item.packet])
+            )
         if self._broken:
             if not item.key:
-                return Admission(dropped=[item.packet])
+                return GateDecision(dropped=[item.packet])
             self._broken = False
         if due is None or item.time is None or unknown:
             return self._all_and(item)
         if self._leading is not None:
             if item.time < self._leading:  # it shows what was before the cut: half of it is gone
-                return Admission(dropped=[item.packet])
+                return GateDecision(dropped=[item.packet])
             self._leading = None
         if self._distrusted:
             return self._all_and(item)
-        slack = max(slack, SAME)
+        slack = max(slack, MIN_FRAME_GAP)
         if item.key and item.time <= due + slack and not self._is_pending(due):
             return self._cut(item, due, slack)
         if item.time >= due or self._is_pending(due) or not self._may_hold(item, due + slack):
             return self._all_and(item)
         self._hold(item)
-        return Admission()
+        return GateDecision()
 
     def distrust(self) -> None:
         """What is marked as a key frame is none: from now on, everything is let through."""
@@ -121,7 +123,7 @@ class PacketGate(Generic[T]):
         self._held_bytes = 0
         return held
 
-    def _follow(self, item: Stamped[T]) -> bool:
+    def _follow(self, item: TimestampedPacket[T]) -> bool:
         """Learn the distance of key frames; whether the source's clock has jumped."""
         if item.time is None:
             return False
@@ -143,7 +145,7 @@ class PacketGate(Generic[T]):
         """Whether a wanted frame is in the decoder, and has not come out yet."""
         return self._sent is not None and self._sent >= due
 
-    def _may_hold(self, item: Stamped[T], until: float) -> bool:
+    def _may_hold(self, item: TimestampedPacket[T], until: float) -> bool:
         if len(self._held) >= MAX_HELD or self._held_bytes >= MAX_HELD_BYTES:
             self._waiting = False
         if not self._live or not self._waiting:
@@ -155,29 +157,29 @@ class PacketGate(Generic[T]):
             self._waiting = False
         return self._waiting and expected <= until
 
-    def _hold(self, item: Stamped[T]) -> None:
+    def _hold(self, item: TimestampedPacket[T]) -> None:
         self._held.append(item)
         self._held_bytes += item.size
 
-    def _cut(self, item: Stamped[T], due: float, slack: float) -> Admission[T]:
+    def _cut(self, item: TimestampedPacket[T], due: float, slack: float) -> GateDecision[T]:
         """The key frame `item` makes what is held superfluous; it may become so itself."""
         assert item.time is not None
         dropped = self.forget()
-        admission = Admission(dropped=dropped, cut=bool(dropped))
+        decision = GateDecision(dropped=dropped, cut=bool(dropped))
         if dropped:
             self._sent, self._leading = None, item.time
         if item.time < due and self._may_hold(item, due + slack):
             self._hold(item)
         else:
-            admission.packets.append(item.packet)
+            decision.packets.append(item.packet)
             self._sent = item.time
-        return admission
+        return decision
 
-    def _only(self, item: Stamped[T]) -> Admission[T]:
-        return Admission([item.packet], dropped=self.forget())
+    def _only(self, item: TimestampedPacket[T]) -> GateDecision[T]:
+        return GateDecision([item.packet], dropped=self.forget())
 
-    def _all_and(self, item: Stamped[T]) -> Admission[T]:
-        admission = Admission([*self.forget(), item.packet])
+    def _all_and(self, item: TimestampedPacket[T]) -> GateDecision[T]:
+        decision = GateDecision([*self.forget(), item.packet])
         if item.time is not None:
             self._sent = item.time if self._sent is None else max(self._sent, item.time)
-        return admission
+        return decision

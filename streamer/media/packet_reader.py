@@ -8,7 +8,6 @@ gives up when it likes, and the thread closes what it opened once FFmpeg's own t
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +18,11 @@ from av.packet import Packet
 from av.stream import Discard
 from av.video.stream import VideoStream
 
+from streamer.clock import Clock, SystemClock
 from streamer.domain import Transport
 from streamer.errors import StreamerError
-from streamer.media import errors as failures
-from streamer.media import hardware
-from streamer.media.access_policy import Access
+from streamer.media import hardware, source_errors
+from streamer.media.access_policy import AccessPolicy
 from streamer.media.open import Opening, prepare
 
 MAX_PACKETS = 1024
@@ -70,20 +69,20 @@ class PacketReader:
         open_timeout: float,
         read_timeout: float,
         start: float = 0.0,
-        wall: Callable[[], float] = time.time,
+        clock: Clock | None = None,
         hwaccel: hardware.Hardware = "none",
         transport: Transport = "auto",
-        access: Access | None = None,
+        access: AccessPolicy | None = None,
     ) -> None:
         self._url = url
         self._live = live
         self._open_timeout = open_timeout
         self._read_timeout = read_timeout
         self._start = start
-        self._wall = wall
+        self._clock = clock or SystemClock()
         self._hwaccel = hwaccel
         self._transport = transport
-        self._access = access or Access()
+        self._access = access or AccessPolicy()
         self._opening: Opening | None = None
         self._change = threading.Condition()
         self._queue: deque[Arrival] = deque()
@@ -166,7 +165,7 @@ class PacketReader:
         except Exception as error:
             self._end(
                 self.reason
-                or failures.from_exception(
+                or source_errors.from_exception(
                     error,
                     self._url,
                     waited=time.monotonic() - began,
@@ -213,10 +212,10 @@ class PacketReader:
                 self._change.notify_all()
             codec = _CodecWatch(container, stream)
             for packet in container.demux(stream):
-                if not self._put(Arrival(packet, self._wall(), codec.after(packet))):
+                if not self._put(Arrival(packet, self._clock.time(), codec.after(packet))):
                     return
         except Exception as failure:  # whatever it is, somebody waits to be told
-            error = failures.from_exception(failure, self._url, timeout=self._read_timeout)
+            error = source_errors.from_exception(failure, self._url, timeout=self._read_timeout)
         self._end(self.reason or error)
         with self._change:  # queued packets borrow from the container: it must outlive them
             self._change.wait_for(lambda: self._closed)
@@ -228,10 +227,10 @@ class PacketReader:
             if not stream.disposition & 0x400  # the cover of a sound file (attached_pic)
         ]
         if not videos or container.format.name == "tty":  # FFmpeg draws text files as terminals
-            raise failures.no_video(self._url)
+            raise source_errors.no_video(self._url)
         chosen = max(videos, key=lambda s: (s.codec_context is not None, s is videos[0]))
         if chosen.codec_context is None:
-            raise failures.cannot_decode(self._url, None)
+            raise source_errors.cannot_decode(self._url, None)
         for stream in container.streams:
             if stream is not chosen:
                 stream.discard = Discard.all

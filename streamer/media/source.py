@@ -16,8 +16,8 @@ from av.video.frame import VideoFrame
 from streamer.clock import Clock, SystemClock
 from streamer.domain import Transport
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media import errors as failures
-from streamer.media.access_policy import Access
+from streamer.media import source_errors
+from streamer.media.access_policy import AccessPolicy
 from streamer.media.decoder import SparseDecoder
 from streamer.media.hardware import Hardware
 from streamer.media.packet_reader import MAX_PACKETS, Arrival, PacketReader
@@ -67,13 +67,12 @@ class DecodedFrame:
     """One picture in presentation order.
 
     `pts` is stream time in seconds since the first frame, `time` the wall clock (seconds since
-    the Unix epoch) of its capture, `epoch` counts jumps of the source's own timestamps.
+    the Unix epoch) of its capture.
     """
 
     image: VideoFrame
     pts: float
     time: float
-    epoch: int
     decode_ms: float
 
 
@@ -106,7 +105,7 @@ class Source:
         clock: Clock | None = None,
         hwaccel: Hardware = "none",
         transport: Transport = "auto",
-        access: Access | None = None,
+        access: AccessPolicy | None = None,
         sampler: Callable[[], Sampler] | None = None,
         shift: Callable[[], float] = lambda: 0.0,
     ) -> None:
@@ -126,7 +125,7 @@ class Source:
             open_timeout=open_timeout,
             read_timeout=read_timeout,
             start=start,
-            wall=self._clock.time,
+            clock=self._clock,
             hwaccel=hwaccel,
             transport=transport,
             access=access,
@@ -161,11 +160,6 @@ class Source:
     def corrupt(self) -> int:
         """Packets that were damaged: each costs its own picture, not the stream."""
         return self._decoder.corrupt if self._info is not None else 0
-
-    @property
-    def skipped(self) -> int:
-        """Packets that were not decoded because no frame of them was wanted."""
-        return self._decoder.skipped if self._info is not None else 0
 
     @property
     def reader(self) -> PacketReader:
@@ -211,7 +205,7 @@ class Source:
         if self._stopping():
             return
         if self._live:
-            raise failures.closed(self._url)
+            raise source_errors.closed(self._url)
         if not self.decoded:
             raise self._blind()
 
@@ -221,10 +215,10 @@ class Source:
 
     def _blind(self) -> StreamerError:
         if self._live and self.decoded:
-            return failures.changed(self._url)
+            return source_errors.changed(self._url)
         if self._decoder.alone:
-            return failures.no_key_frames(self._url)
-        return failures.cannot_decode(self._url, self.info.codec)
+            return source_errors.no_key_frames(self._url)
+        return source_errors.cannot_decode(self._url, self.info.codec)
 
     def _wait_open(self) -> None:
         deadline = self._open_until = time.monotonic() + self._open_timeout
@@ -232,12 +226,12 @@ class Source:
             if self._stopping():
                 raise StreamerError(ErrorCode.CANCELLED, "Stopped while connecting.")
             if time.monotonic() > deadline:
-                raise self._reader.reason or failures.timed_out(self._url, self._open_timeout)
+                raise self._reader.reason or source_errors.timed_out(self._url, self._open_timeout)
 
     def _prepare(self) -> None:
         container, stream = self._reader.container, self._reader.stream
         if container is None or stream is None:
-            raise failures.closed(self._url)
+            raise source_errors.closed(self._url)
         context: VideoCodecContext = stream.codec_context
         if self._live or context.is_hwaccel:
             # Frame threads would hold pictures back, and dozens of streams share the cores.
@@ -324,7 +318,7 @@ class Source:
             if waited > patience:
                 if not self._reader.packets:  # it has been silent since opening began
                     patience = time.monotonic() - self._open_until + self._open_timeout
-                raise self._reader.reason or failures.timed_out(self._url, patience)
+                raise self._reader.reason or source_errors.timed_out(self._url, patience)
         return None
 
     def _get(self) -> Arrival | None:
@@ -332,19 +326,14 @@ class Source:
             return self._reader.get(_POLL)
         except StreamerError as error:
             broke_off = error.code is ErrorCode.STREAM_NO_VIDEO and self.decoded
-            raise failures.damaged(self._url, self._reached) if broke_off else error from None
+            raise source_errors.damaged(self._url, self._reached) if broke_off else error from None
 
     def _frame(self, image: VideoFrame, arrival: float, cost: float) -> DecodedFrame:
         stamp = image.pts if image.pts is not None else image.dts
         timestamp = float(stamp * self._time_base) if stamp is not None else None
-        moment = self._stream_time.place(timestamp, arrival)
-        self._reached = moment.seconds
-        wall = (
-            self._wall_clock.at(timestamp, arrival)
-            if self._live
-            else self._wall_origin + moment.seconds
-        )
-        return DecodedFrame(image, moment.seconds, wall, moment.epoch, cost)
+        pts = self._reached = self._stream_time.place(timestamp, arrival)
+        wall = self._wall_clock.at(timestamp, arrival) if self._live else self._wall_origin + pts
+        return DecodedFrame(image, pts, wall, cost)
 
 
 def _rate(value: Fraction | None) -> float | None:
@@ -352,10 +341,10 @@ def _rate(value: Fraction | None) -> float | None:
     return float(value) if value and 0.05 <= value <= 300 else None
 
 
-def probe(
+def inspect_source(
     url: str,
     timeout: float = 10.0,
-    access: Access | None = None,
+    access: AccessPolicy | None = None,
     transport: Transport = "auto",
 ) -> SourceInfo:
     """Open `url`, decode one picture and close it again: what it is, within two `timeout`.
@@ -378,4 +367,4 @@ def probe(
             return SourceInfo(
                 info.codec, image.width, image.height, info.fps, info.duration, info.format
             )
-    raise failures.cannot_decode(url, None)
+    raise source_errors.cannot_decode(url, None)

@@ -1,7 +1,6 @@
 """Stream time and wall clock of frames, whatever a source does to its timestamps."""
 
 import math
-from dataclasses import dataclass
 
 MAX_DRIFT = 0.5
 """Seconds that wall clock and stream time may differ before the wall clock is anchored anew."""
@@ -51,18 +50,10 @@ class WallClock:
         return self._last
 
 
-@dataclass(frozen=True)
-class Moment:
-    """A place in a stream: seconds since its first frame, and the epoch they belong to."""
-
-    seconds: float
-    epoch: int
-
-
 class StreamTime:
     """Turns a source's timestamps into seconds that start at 0 and go on through jumps.
 
-    A step back, or a jump ahead of a live source, begins a new epoch right after the last frame.
+    A step back, or a jump ahead of a live source, continues right after the last frame.
     A gap in a recording is a gap.
     """
 
@@ -72,10 +63,9 @@ class StreamTime:
         self._gap = gap
         self._last: float | None = None
         self._last_arrival = 0.0
-        self._epoch = 0
 
-    def place(self, timestamp: float | None, arrival: float = 0.0) -> Moment:
-        """The place of the next frame; `arrival` (wall clock) matters for live sources."""
+    def place(self, timestamp: float | None, arrival: float = 0.0) -> float:
+        """Return the stream time of the next frame; `arrival`, wall clock, counts if it is live."""
         if timestamp is None:
             return self._guess(arrival)
         if self._origin is None and self._last is not None:  # only the frames before had none
@@ -84,7 +74,6 @@ class StreamTime:
             self._origin = timestamp
         seconds = timestamp - self._origin
         if self._last is not None and self._is_jump(seconds - self._last, arrival):
-            self._epoch += 1
             self._origin = timestamp - self._last - self._gap
             seconds = self._last + self._gap
         return self._remember(seconds, arrival)
@@ -106,12 +95,12 @@ class StreamTime:
             return True
         return self._live and step > MAX_JUMP + (arrival - self._last_arrival)
 
-    def _guess(self, arrival: float) -> Moment:
+    def _guess(self, arrival: float) -> float:
         if self._last is None:
             return self._remember(0.0, arrival)
         passed = arrival - self._last_arrival if self._live else self._gap
         return self._remember(self._last + max(passed, 0.0), arrival)
 
-    def _remember(self, seconds: float, arrival: float) -> Moment:
+    def _remember(self, seconds: float, arrival: float) -> float:
         self._last, self._last_arrival = seconds, arrival
-        return Moment(seconds, self._epoch)
+        return seconds

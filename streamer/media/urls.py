@@ -6,14 +6,16 @@ A password may hold any character, percent-encoded or raw. Where a text can be r
 
 import re
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote, unquote, urlsplit
 
 from streamer.errors import ErrorCode, StreamerError
 
 LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps"})
 SCHEMES = LIVE_SCHEMES | {"http", "https"}
+TLS_SCHEMES = frozenset({"rtsps", "rtmps", "https"})
 MASK = "***"
 
+_DEFAULT_PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "http": 80, "https": 443}
 _RECORDINGS = re.compile(
     r"\.(mp4|m4v|mov|mkv|webm|avi|m?ts|m2ts|mpe?g|flv|wmv|3gp|ogv|gif)", re.IGNORECASE
 )
@@ -137,6 +139,17 @@ def is_live(url: str) -> bool:
         path = re.split(r"[?#]", url.partition("://")[2], maxsplit=1)[0]
         return _RECORDINGS.fullmatch(Path(path).suffix) is None
     return _DEVICE.fullmatch(url) is not None
+
+
+def is_remote(url: str) -> bool:
+    """Return whether `url` is reached over a network: it is neither a file nor a webcam."""
+    return "://" in url
+
+
+def port_of(url: str) -> int:
+    """Return the port of `url`, or the default port of its scheme (0 without one)."""
+    parts = urlsplit(url)
+    return parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
 
 
 def is_device(url: str) -> bool:

@@ -4,7 +4,7 @@ import socket
 import pytest
 import redis
 
-from streamer.connections import Connections, connect, local_run_file
+from streamer.connections import Connections, connect, run_file_path
 from streamer.errors import ErrorCode, StreamerError
 from streamer.settings import Settings
 
@@ -16,8 +16,8 @@ def closed_port():
 
 
 def write_run_file(settings, **values):
-    local_run_file(settings).parent.mkdir(parents=True, exist_ok=True)
-    local_run_file(settings).write_text(json.dumps(values))
+    run_file_path(settings).parent.mkdir(parents=True, exist_ok=True)
+    run_file_path(settings).write_text(json.dumps(values))
 
 
 def test_connect_answers_bytes(valkey):
@@ -58,7 +58,7 @@ def test_without_settings_the_run_file_of_a_local_installation_is_used(valkey, t
 def test_without_a_readable_run_file_nothing_is_running(tmp_path, content):
     settings = Settings(data_dir=tmp_path)
     if content is not None:
-        local_run_file(settings).write_text(content)
+        run_file_path(settings).write_text(content)
     with pytest.raises(StreamerError, match=r"start `streamer up`") as caught:
         Connections(settings)
     assert caught.value.code is ErrorCode.REDIS_UNAVAILABLE

@@ -1,5 +1,7 @@
 """Clocks for tests: see `streamer.clock.Clock`."""
 
+from streamer.clock import SystemClock
+
 
 class ManualClock:
     """A clock that stands still until the test sets `now` or something sleeps."""
@@ -19,3 +21,14 @@ class ManualClock:
     def sleep(self, seconds: float) -> None:
         """Move the clock forward by `seconds`, at once."""
         self.now += seconds
+
+
+class ShiftedClock(SystemClock):
+    """The machine's own clock, set `ahead` seconds forward."""
+
+    def __init__(self, ahead: float) -> None:
+        self._ahead = ahead
+
+    def time(self) -> float:
+        """Return the shifted wall clock, seconds since the Unix epoch."""
+        return super().time() + self._ahead

@@ -14,7 +14,7 @@ import pytest
 
 from streamer.errors import StreamerError
 from streamer.local.process import stop
-from streamer.media.source import probe
+from streamer.media.source import inspect_source
 from tests.support.videos import write_video
 
 _NGINX = shutil.which("nginx") or "/usr/sbin/nginx"
@@ -69,7 +69,7 @@ class RtmpServer:
         deadline = time.monotonic() + 60
         while True:
             try:
-                probe(self.url, 5)
+                inspect_source(self.url, 5)
                 return
             except StreamerError:
                 assert time.monotonic() < deadline

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
-from streamer.media.access_policy import Access
+from streamer.media.access_policy import AccessPolicy
 from streamer.media.source import Source
 from tests.support.videos import number_of
 
-HERE = Access(hosts=("127.0.0.1",))
+HERE = AccessPolicy(hosts=("127.0.0.1",))
 """What lets sources be opened that are on this machine."""
 
 

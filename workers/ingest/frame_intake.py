@@ -12,9 +12,9 @@ from nvila_core.resolution.policy import Measures
 from streamer.domain import FrameRef, StreamCounters, StreamSpec
 from streamer.frames.jpeg import to_bgr, to_jpeg
 from streamer.frames.store import FrameStore, Retention
-from streamer.media.errors import cannot_decode
 from streamer.media.sampler import make_sampler
 from streamer.media.source import DecodedFrame
+from streamer.media.source_errors import cannot_decode
 from workers.context import WorkerContext
 from workers.ingest.clips import frames_to_keep
 

@@ -8,9 +8,9 @@ import structlog
 from streamer.clock import Clock
 from streamer.domain import StreamSpec, StreamState, to_datetime
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media.errors import closed
 from streamer.media.packet_reader import PacketReader
 from streamer.media.source import DecodedFrame, Source
+from streamer.media.source_errors import closed
 from workers.context import GiveBack, WorkerContext
 from workers.ingest.backoff import Backoff
 from workers.ingest.clips import LiveClips

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from streamer.clock import Clock, SystemClock
 from streamer.domain import StreamSpec, StreamState
-from streamer.media.access_policy import Access
+from streamer.media.access_policy import AccessPolicy
 from streamer.media.source import Source
 from workers.context import Abandon, GiveBack, WorkerContext
 from workers.ingest.frame_intake import FrameIntake
@@ -103,7 +103,7 @@ class StreamRun(ABC):
             clock=self._clock,
             hwaccel=self._settings.hwaccel,
             transport=self.spec.transport,
-            access=Access.of(self._settings),
+            access=AccessPolicy.of(self._settings),
             sampler=lambda: self.intake.sampler,
             shift=shift,
         )

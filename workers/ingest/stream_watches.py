@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from streamer.domain import FrameRef, StreamSpec, Watch
-from streamer.frames.selection import pick
+from streamer.frames.selection import select_frames
 from workers.ingest.windows import Window, WindowGatherer
 
 _JITTER = 0.25
@@ -91,7 +91,7 @@ class StreamWatches:
             watch.window,
             watch.max_frames,
             by="time" if live else "pts",
-            pick=pick,
+            pick=select_frames,
             tolerance=_JITTER / self._spec.sampling.max_fps if live else _ROUNDING,
         )
 

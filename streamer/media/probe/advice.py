@@ -2,7 +2,7 @@
 
 from urllib.parse import urlsplit
 
-from streamer.media.probe.report import Probe
+from streamer.media.probe.report import ProbeReport
 
 RTSP_PORT = 554
 
@@ -25,7 +25,7 @@ _LOST = 0.8
 
 
 def after_failure(
-    report: Probe, step: str, url: str, neighbour: int | None, *, silent: bool = True
+    report: ProbeReport, step: str, url: str, neighbour: int | None, *, silent: bool = True
 ) -> list[str]:
     """What to try when `step` failed; `neighbour` is another port of the host that is open, and
     `silent` whether not even a packet of video came."""
@@ -63,7 +63,7 @@ def _after_describe(code: str, rtsp: bool) -> list[str]:
     return []
 
 
-def _after_open(report: Probe, code: str, silent: bool) -> list[str]:
+def _after_open(report: ProbeReport, code: str, silent: bool) -> list[str]:
     if code == "STREAM_TIMEOUT" and silent:
         crowded = (
             "A camera that has as many viewers as it allows answers and sends nothing: "
@@ -82,7 +82,7 @@ def _after_open(report: Probe, code: str, silent: bool) -> list[str]:
     return []
 
 
-def after_success(report: Probe) -> list[str]:
+def after_success(report: ProbeReport) -> list[str]:
     """What could be better about a source that works."""
     said: list[str] = []
     if report.gop_seconds is not None and report.gop_seconds > _LONG_GOP:

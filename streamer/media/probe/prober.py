@@ -6,17 +6,16 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
-from streamer.domain import ErrorInfo
+from streamer.domain import ErrorInfo, Transport
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media import errors as failures
-from streamer.media import tls
-from streamer.media.access_policy import Access
+from streamer.media import source_errors, tls
+from streamer.media.access_policy import AccessPolicy
 from streamer.media.hardware import Hardware
 from streamer.media.probe import advice
-from streamer.media.probe.report import Probe, Step
+from streamer.media.probe.report import ProbeReport, ProbeStep
 from streamer.media.probe.rtsp_session import (
     Answer,
     Description,
@@ -24,14 +23,20 @@ from streamer.media.probe.rtsp_session import (
     RtspSession,
     read_description,
 )
-from streamer.media.probe.stream_stats import Vitals
+from streamer.media.probe.stream_stats import StreamStats
 from streamer.media.source import DecodedFrame, Source
-from streamer.media.urls import is_live, parse_source, redact, split_secret
+from streamer.media.urls import (
+    TLS_SCHEMES,
+    is_live,
+    is_remote,
+    parse_source,
+    port_of,
+    redact,
+    split_secret,
+)
 
-LIMIT = 13.5
+MAX_PROBE_SECONDS = 13.5
 """Seconds that a probe takes at most; with the program's start and end, 15 in all."""
-
-Transport = Literal["auto", "tcp", "udp"]
 
 _STEP = 3.0
 """Seconds that finding a name, connecting, or one answer may take."""
@@ -39,7 +44,7 @@ _STEP = 3.0
 _OPEN = 8.0
 """Seconds within which a source that answers has to send something."""
 
-WATCH = 5.0
+WATCH_SECONDS = 5.0
 """Seconds that a live source is watched, if two key frames come in that time."""
 
 _READ = 2.0
@@ -63,10 +68,10 @@ def probe(
     *,
     transport: Transport = "auto",
     hwaccel: Hardware = "none",
-    access: Access | None = None,
-    watch: float = WATCH,
-    limit: float = LIMIT,
-) -> Probe:
+    access: AccessPolicy | None = None,
+    watch: float = WATCH_SECONDS,
+    limit: float = MAX_PROBE_SECONDS,
+) -> ProbeReport:
     """Try `source` step by step; when pictures come, watch it for `watch` seconds or until its
     second key frame, whichever is later.
 
@@ -75,18 +80,18 @@ def probe(
     STREAM_URL_FORBIDDEN).
     """
     shown, url = split_secret(parse_source(source))
-    report = Probe(url=shown, live=is_live(url))
-    return _Prober(report, url, transport, hwaccel, access or Access(), watch, limit).run()
+    report = ProbeReport(url=shown, live=is_live(url))
+    return _Prober(report, url, transport, hwaccel, access or AccessPolicy(), watch, limit).run()
 
 
 class _Prober:
     def __init__(
         self,
-        report: Probe,
+        report: ProbeReport,
         url: str,
         transport: Transport,
         hwaccel: Hardware,
-        access: Access,
+        access: AccessPolicy,
         watch: float,
         limit: float,
     ) -> None:
@@ -102,10 +107,10 @@ class _Prober:
         self._parts = urlsplit(url)
         self._packets = 0  # that came, though no picture did
 
-    def run(self) -> Probe:
+    def run(self) -> ProbeReport:
         report = self._report
         try:
-            if failures.is_remote(self._url):
+            if is_remote(self._url):
                 self._knock()
             self._pictures()
             report.ok = True
@@ -124,8 +129,8 @@ class _Prober:
         return max(0.05, min(most, self._deadline - time.monotonic()))
 
     @contextlib.contextmanager
-    def _step(self, name: str) -> Iterator[Step]:
-        step = Step(name=name, ok=False, ms=0.0)
+    def _step(self, name: str) -> Iterator[ProbeStep]:
+        step = ProbeStep(name=name, ok=False, ms=0.0)
         began = time.monotonic()
         try:
             yield step
@@ -141,7 +146,7 @@ class _Prober:
 
     def _knock(self) -> None:
         host = self._parts.hostname or ""
-        port = failures.port_of(self._url)
+        port = port_of(self._url)
         with self._step("name") as step:
             addresses = _resolve(host, port, self._left())
             known = ", ".join(dict.fromkeys(str(entry[4][0]) for entry in addresses))
@@ -150,7 +155,7 @@ class _Prober:
             connection = self._connect(addresses, port)
             step.detail = f"port {port} is open"
         with contextlib.closing(connection):
-            if self._parts.scheme in failures.TLS_SCHEMES:
+            if self._parts.scheme in TLS_SCHEMES:
                 with self._step("encrypt") as step:
                     encrypted = self._encrypt(connection, host)
                     connection = encrypted
@@ -175,7 +180,7 @@ class _Prober:
                 return connection
         shown = self._report.url
         if isinstance(problem, ConnectionRefusedError):
-            raise failures.nothing_listens(self._url)
+            raise source_errors.nothing_listens(self._url)
         if isinstance(problem, TimeoutError):
             raise StreamerError(
                 ErrorCode.STREAM_TIMEOUT,
@@ -193,16 +198,16 @@ class _Prober:
         try:
             return tls.shake_hands(connection, context, within=self._left(), host=host)
         except ssl.SSLCertVerificationError as error:
-            raise failures.untrusted(self._url, error) from None
+            raise source_errors.untrusted(self._url, error) from None
         except OSError:
-            raise failures.no_tls(self._url) from None
+            raise source_errors.no_tls(self._url) from None
 
     def _talk(self, session: RtspSession) -> None:
         answer = self._describe(session)
         description = read_description(answer, session.url)
         if description.tracks and description.video is None:
             with self._step("description"):
-                raise failures.no_video(self._url)
+                raise source_errors.no_video(self._url)
         with contextlib.suppress(OSError, NotRtspError):  # FFmpeg decides whether it can be had
             self._set_up(session, description)
 
@@ -212,22 +217,22 @@ class _Prober:
                 with tls.bounded(session.connection, self._left()):
                     answer = session.describe()
             except NotRtspError as error:
-                speaks = "TLS" if failures.wants_encryption(self._url) else error.speaks
-                raise failures.not_rtsp(self._url, speaks) from None
+                speaks = "TLS" if source_errors.wants_encryption(self._url) else error.speaks
+                raise source_errors.not_rtsp(self._url, speaks) from None
             except TimeoutError:
-                raise failures.timed_out(self._url, _STEP) from None
+                raise source_errors.timed_out(self._url, _STEP) from None
             except OSError:
-                encrypted = failures.wants_encryption(self._url)
-                hung_up = failures.wants_tls if encrypted else failures.closed
+                encrypted = source_errors.wants_encryption(self._url)
+                hung_up = source_errors.wants_tls if encrypted else source_errors.closed
                 raise hung_up(self._url) from None
             self._report.server = answer.headers.get("Server")
             self._report.auth = session.auth
             if answer.status in (401, 403, 404):
-                raise failures.refused(self._url, answer.status, asked=session.auth)
+                raise source_errors.refused(self._url, answer.status, asked=session.auth)
             if session.auth and not session.can_log_in():
-                raise failures.unknown_login(self._url)
+                raise source_errors.unknown_login(self._url)
             if not answer.ok:
-                raise failures.refused(self._url, answer.status, asked=session.auth)
+                raise source_errors.refused(self._url, answer.status, asked=session.auth)
             login = f", {session.auth} login accepted" if session.auth else ", no login asked for"
             tracks = read_description(answer, session.url).tracks
             media = ", ".join(f"{t.kind} {t.codec or ''}".strip() for t in tracks)
@@ -243,7 +248,7 @@ class _Prober:
             began = time.monotonic()
             with tls.bounded(session.connection, self._left()):
                 answer = session.setup(description, track, transport)
-            step = Step(
+            step = ProbeStep(
                 name="set up",
                 ok=answer.ok,
                 ms=(time.monotonic() - began) * 1000,
@@ -274,7 +279,7 @@ class _Prober:
                     stack.enter_context(source)
                 except StreamerError as error:
                     if error.code is ErrorCode.CANCELLED:
-                        error = failures.timed_out(self._url, round(time.monotonic() - began))
+                        error = source_errors.timed_out(self._url, round(time.monotonic() - began))
                     raise error from None
                 info = source.info
                 step.detail = " ".join(part for part in (info.codec, info.format) if part)
@@ -305,13 +310,13 @@ class _Prober:
         waited = time.monotonic() - began
         self._packets = source.packets
         if not self._packets:
-            raise failures.timed_out(self._url, round(waited))
+            raise source_errors.timed_out(self._url, round(waited))
         if source.corrupt:
-            raise failures.cannot_decode(self._url, source.info.codec)
-        raise failures.no_key_frame(self._url, waited)
+            raise source_errors.cannot_decode(self._url, source.info.codec)
+        raise source_errors.no_key_frame(self._url, waited)
 
     def _watch(self, source: Source, first: DecodedFrame, frames: Iterator[DecodedFrame]) -> None:
-        vitals = Vitals()
+        stats = StreamStats()
         live = self._report.live
         began = time.monotonic()
         start = source.bytes
@@ -322,25 +327,25 @@ class _Prober:
             while frame is not None:
                 now = time.monotonic()
                 key = bool(frame.image.key_frame)
-                vitals.add(frame.pts, now, key=key, decode_ms=frame.decode_ms)
-                if now >= until or (live and now - began >= self._for and vitals.key_frames >= 2):
+                stats.add(frame.pts, now, key=key, decode_ms=frame.decode_ms)
+                if now >= until or (live and now - began >= self._for and stats.key_frames >= 2):
                     break
                 frame = next(frames, None)
-        self._note(source, first, vitals, source.bytes - start, time.monotonic() - began)
+        self._note(source, first, stats, source.bytes - start, time.monotonic() - began)
 
     def _note(
-        self, source: Source, first: DecodedFrame, vitals: Vitals, received: int, watched: float
+        self, source: Source, first: DecodedFrame, stats: StreamStats, received: int, watched: float
     ) -> None:
         report = self._report
         report.pixel_format = first.image.format.name
         report.width, report.height = first.image.width, first.image.height
-        report.frames, report.damaged = vitals.frames, source.corrupt
-        report.fps, report.decode_ms = vitals.fps, vitals.decode_ms
-        report.gop_frames, report.gop_seconds = vitals.gop_frames, vitals.gop_seconds
+        report.frames, report.damaged = stats.frames, source.corrupt
+        report.fps, report.decode_ms = stats.fps, stats.decode_ms
+        report.gop_frames, report.gop_seconds = stats.gop_frames, stats.gop_seconds
         if report.live:
-            report.clock_drift = vitals.clock_drift
+            report.clock_drift = stats.clock_drift
             report.bit_rate = round(8 * received / watched) if watched > 1 else None
-        elif vitals.span > 0:
+        elif stats.span > 0:
             report.bit_rate = source.info.bit_rate
 
     def _neighbour(self) -> int | None:
@@ -350,7 +355,7 @@ class _Prober:
         if failed not in {"connect", "describe"} or host is None:
             return None
         for port in (554, 8554):
-            if port == failures.port_of(self._url) or self._left(1.0) < 0.3:
+            if port == port_of(self._url) or self._left(1.0) < 0.3:
                 continue
             with contextlib.suppress(OSError), socket.create_connection((host, port), 0.5):
                 return port
@@ -375,4 +380,4 @@ def _resolve(host: str, port: int, timeout: float) -> list[Any]:
             ErrorCode.STREAM_TIMEOUT,
             f"The name server did not answer for '{redact(host)}': use the camera's IP address.",
         )
-    raise failures.unknown_host(host)
+    raise source_errors.unknown_host(host)

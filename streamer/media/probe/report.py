@@ -5,7 +5,7 @@ from pydantic import Field
 from streamer.domain import ErrorInfo, Record
 
 
-class Step(Record):
+class ProbeStep(Record):
     """One step on the way to a picture."""
 
     name: str
@@ -14,13 +14,13 @@ class Step(Record):
     detail: str = ""
 
 
-class Probe(Record):
+class ProbeReport(Record):
     """Everything that was found out; None is what is not known."""
 
     url: str
     ok: bool = Field(default=False, description="pictures came")
     live: bool
-    steps: list[Step] = Field(default_factory=list)
+    steps: list[ProbeStep] = Field(default_factory=list)
     error: ErrorInfo | None = None
     advice: list[str] = Field(default_factory=list, description="what to try")
 

@@ -7,7 +7,7 @@ _BURST = 0.5
 """Seconds at the beginning in which a server may send faster than it records."""
 
 
-class Vitals:
+class StreamStats:
     """Fed with frames in presentation order; every number is None until it can be known."""
 
     def __init__(self) -> None:

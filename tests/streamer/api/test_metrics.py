@@ -121,7 +121,7 @@ def test_a_real_worker_tells_how_it_is_and_is_forgotten_with_its_end(
     eventually: Callable[..., None],
 ) -> None:
     worker = worker_process("ingest", STREAMER_INGEST_SLOTS="7")
-    (name,) = client.jobs.vitals()
+    (name,) = client.jobs.worker_stats()
     found = samples(api)
     assert found["streamer_workers", "kind=ingest"] == 1
     assert found["streamer_worker_slots", f"worker={name}"] == 7
@@ -139,7 +139,7 @@ def test_the_engine_of_a_gpu_worker_is_told_of(
     api: TestClient, client: Client, worker_process: Callable[..., Any], random_checkpoint: Any
 ) -> None:
     worker_process("gpu", STREAMER_MODEL=str(random_checkpoint), STREAMER_KV_CACHE_TOKENS="4096")
-    (name,) = client.jobs.vitals()
+    (name,) = client.jobs.worker_stats()
     found = samples(api)
     assert found["streamer_worker_kv_cache_tokens", f"worker={name}"] == 4096
     assert found["streamer_worker_running", f"worker={name}"] == 0

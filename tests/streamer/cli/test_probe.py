@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from streamer.cli.app import app
 from streamer.cli.probe import clock, facts
-from streamer.media.probe.report import Probe
+from streamer.media.probe.report import ProbeReport
 from tests.support.videos import write_video
 
 PASSWORD = "hunter2secret"
@@ -29,7 +29,7 @@ def test_a_source_that_works(runner: CliRunner, tmp_path: Path) -> None:
         assert words in done.stdout
 
     told = runner.invoke(app, ["probe", str(tmp_path / "v.mp4"), "--json"])
-    found = Probe.model_validate(json.loads(told.stdout))
+    found = ProbeReport.model_validate(json.loads(told.stdout))
     assert (found.ok, found.codec, found.frames) == (True, "h264", 25)
 
 
@@ -41,7 +41,7 @@ def test_a_source_that_fails(runner: CliRunner, as_json: list[str]) -> None:
     assert PASSWORD not in done.output
     assert "Nothing listens at rtsp://admin:***@127.0.0.1:1/live" in done.stdout
     if as_json:
-        found = Probe.model_validate(json.loads(done.stdout))
+        found = ProbeReport.model_validate(json.loads(done.stdout))
         assert [(step.name, step.ok) for step in found.steps] == [
             ("name", True),
             ("connect", False),
@@ -60,7 +60,7 @@ def test_what_is_no_address(runner: CliRunner) -> None:
 
 
 def test_words_for_what_is_known() -> None:
-    bare = Probe(url="u", live=True, codec="h264", width=640, height=480)
+    bare = ProbeReport(url="u", live=True, codec="h264", width=640, height=480)
     assert facts(bare) == [("video", "h264"), ("size", "640x480")]
     whole = bare.model_copy(
         update={"transport": "udp", "auth": "Digest", "server": "Cam", "clock_drift": 0.0012}

@@ -7,7 +7,7 @@ import pytest
 
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media.source import Source, probe
+from streamer.media.source import Source, inspect_source
 from tests.support.videos import number_of, write_video
 
 
@@ -40,7 +40,7 @@ def test_several_may_watch(tmp_path: Path) -> None:
     with LoopbackCamera(tmp_path / "v.mkv") as camera:
         with Source(camera.url, live=True) as first, Source(camera.url, live=True) as second:
             assert next(iter(first)).image.width == next(iter(second)).image.width == 320
-        assert probe(camera.url).codec == "hevc"
+        assert inspect_source(camera.url).codec == "hevc"
 
 
 def test_stopping_hangs_up_and_leaves_nothing(tmp_path: Path) -> None:
@@ -78,5 +78,5 @@ def test_another_file_is_not_found(tmp_path: Path) -> None:
     write_video(tmp_path / "v.mp4", seconds=1)
     with LoopbackCamera(tmp_path / "v.mp4") as camera:
         with pytest.raises(StreamerError) as caught:
-            probe(camera.url.replace("v.mp4", "w.mp4"))
+            inspect_source(camera.url.replace("v.mp4", "w.mp4"))
         assert caught.value.code is ErrorCode.STREAM_NOT_FOUND

@@ -19,6 +19,7 @@ from streamer.doctor.check import Check
 from streamer.doctor.examination import Examination, examine
 from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import Settings
+from tests.support.clocks import ShiftedClock
 
 PASSWORD = "hunter2secret"
 
@@ -100,13 +101,12 @@ def test_policies_of_memory(tmp_path: Path) -> None:
             assert "maxmemory" in found["redis memory (frames)"].message
 
 
-def test_clocks_that_disagree(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    now = time.time
-    for ahead, state in ((0.0, "ok"), (2.0, "warn"), (-60.0, "fail")):
-        monkeypatch.setattr(time, "time", lambda ahead=ahead: now() + ahead)
-        clock = only(redis_server.servers, settings)["clock"]
-        assert clock.state == state
-        assert ("NTP" in clock.message) == (state != "ok")
+@pytest.mark.parametrize(("ahead", "state"), [(0.0, "ok"), (2.0, "warn"), (-60.0, "fail")])
+def test_clocks_that_disagree(settings: Settings, ahead: float, state: str) -> None:
+    ours = ShiftedClock(ahead)
+    clock = only(lambda given: redis_server.servers(given, ours), settings)["clock"]
+    assert clock.state == state
+    assert ("NTP" in clock.message) == (state != "ok")
 
 
 def test_a_model_that_cannot_be_used(
@@ -212,7 +212,7 @@ def test_the_disk_of_a_local_archive(tmp_path: Path, prefix: str, looked_at: boo
 def test_hardware_decoding(wanted: str, state: str) -> None:
     from streamer.media import hardware
 
-    if hardware.why_not() is None:
+    if hardware.cuda_unavailable_reason() is None:
         pytest.skip("this machine has a card")
     check = only(machine.hardware, Settings(hwaccel=wanted))["hardware decoding"]  # type: ignore[arg-type]
     assert check.state == state

@@ -7,11 +7,11 @@ import pytest
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.client import Client
-from streamer.connections import local_run_file
+from streamer.connections import run_file_path
 from streamer.domain import ClipRequest, FrameRef, StreamSpec
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.archive import Archive
-from streamer.frames.history import Past
+from streamer.frames.history import FrameHistory
 from streamer.frames.store import FrameStore, Retention
 from streamer.settings import Settings
 from tests.support.clocks import ManualClock
@@ -195,7 +195,7 @@ def test_the_archive_of_a_local_installation_is_found_through_its_run_file(
 
     settings = Settings(data_dir=tmp_path)
     run = {"redis_url": valkey.url, "archive_url": str(tmp_path / "archive")}
-    local_run_file(settings).write_text(json.dumps(run))
+    run_file_path(settings).write_text(json.dumps(run))
     with Client(settings) as client:
         spec = StreamSpec(name="yard", url="rtsp://cam/", live=True)
         stream = client.registry.create(spec, "rtsp://cam/")
@@ -218,7 +218,7 @@ def test_a_full_redis_is_said_so(client, stream, archived, now, monkeypatch):
 
 
 def test_the_past_of_nothing_is_nothing(client, stream, archived, now):
-    past = Past(client.connections, archived, client.frames)
+    past = FrameHistory(client.connections, archived, client.frames)
     assert past.choose(stream, now - 10, now, 5) == []
 
 

@@ -6,7 +6,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from streamer.domain import FrameRef
-from streamer.frames.selection import pick
+from streamer.frames.selection import select_frames
 
 
 def refs_at(times, changes=None):
@@ -18,7 +18,7 @@ def refs_at(times, changes=None):
 
 
 def positions(refs, count):
-    found = pick(refs, count)
+    found = select_frames(refs, count)
     return [int(ref.id.split("-")[0]) for ref in found]
 
 
@@ -26,14 +26,14 @@ def test_without_change_it_is_even_in_time_not_in_number():
     # given a burst of frames, then one a second
     refs = refs_at([0.0, 0.1, 0.2, 0.3, 0.4, 1.0, 2.0, 3.0, 4.0])
     # then the burst counts for one
-    assert [r.time for r in pick(refs, 5)] == [0.0, 1.0, 2.0, 3.0, 4.0]
+    assert [r.time for r in select_frames(refs, 5)] == [0.0, 1.0, 2.0, 3.0, 4.0]
 
 
 def test_one_is_the_newest_and_none_is_none():
     refs = refs_at([0.0, 1.0, 2.0])
     assert positions(refs, 1) == [2]
-    assert pick(refs, 0) == []
-    assert pick([], 4) == []
+    assert select_frames(refs, 0) == []
+    assert select_frames([], 4) == []
 
 
 def test_the_frame_that_changed_most_stands_for_its_part_of_the_range():
@@ -62,7 +62,7 @@ def test_a_busy_second_does_not_take_all_places(busy):
     burst = [busy + i / 30 for i in range(1, 30)]
     times = sorted([float(i) for i in range(0, 600, 5)] + burst)
     refs = refs_at(times, [1.0 if t in burst else 0.0 for t in times])
-    inside = [r for r in pick(refs, 16) if r.time in burst]
+    inside = [r for r in select_frames(refs, 16) if r.time in burst]
     assert 1 <= len(inside) <= 2
 
 

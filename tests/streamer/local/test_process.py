@@ -20,7 +20,7 @@ STUBBORN = [
 ]
 PARENT = """
 import sys, time
-from streamer.processes import spawn
+from streamer.local.process import spawn
 child = spawn([sys.executable, "-c", "import time; time.sleep(60)"])
 print(child.pid, flush=True)
 time.sleep(60)

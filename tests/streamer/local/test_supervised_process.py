@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 
 from streamer.local import supervised_process as child_module
-from streamer.local.supervised_process import Child
+from streamer.local.supervised_process import SupervisedProcess
 
 READY = 'import time; print(\'{"event": "ready", "url": "here"}\', flush=True); time.sleep(60)'
 
 
-def make(tmp_path: Path, code: str) -> Child:
-    return Child("thing", [sys.executable, "-c", code], os.environ, tmp_path / "logs" / "thing.log")
+def make(tmp_path: Path, code: str) -> SupervisedProcess:
+    return SupervisedProcess(
+        "thing", [sys.executable, "-c", code], os.environ, tmp_path / "logs" / "thing.log"
+    )
 
 
 def test_it_is_ready_when_its_log_says_so(tmp_path: Path, eventually: Callable[..., None]) -> None:
@@ -47,7 +49,7 @@ def test_half_a_line_is_not_read(tmp_path: Path, eventually: Callable[..., None]
 def test_one_that_dies_is_started_again_after_growing_delays(
     tmp_path: Path, eventually: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child_module, "FIRST_DELAY", 0.05)
+    monkeypatch.setattr(child_module, "MIN_DELAY", 0.05)
     child = make(tmp_path, "import sys; sys.exit('There is no model here.')")
     child.start()
     news: list[str] = []
@@ -65,7 +67,7 @@ def test_one_that_dies_is_started_again_after_growing_delays(
 def test_after_a_calm_time_the_delay_is_short_again(
     tmp_path: Path, eventually: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child_module, "CALM", -1.0)
+    monkeypatch.setattr(child_module, "STABLE_SECONDS", -1.0)
     child = make(tmp_path, READY)
     for _ in range(2):
         child.start()
@@ -75,14 +77,14 @@ def test_after_a_calm_time_the_delay_is_short_again(
         eventually(lambda: not child.running)
         news = child.revive()
         assert news is not None
-        assert f"again in {child_module.FIRST_DELAY:g} s" in news
+        assert f"again in {child_module.MIN_DELAY:g} s" in news
         assert "-9" in news
 
 
 def test_a_large_log_of_an_earlier_run_is_set_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child_module, "KEPT_LOG", 100)
+    monkeypatch.setattr(child_module, "MAX_LOG_BYTES", 100)
     log = tmp_path / "logs" / "thing.log"
     log.parent.mkdir()
     log.write_text('{"event": "ready"}\n' * 20)

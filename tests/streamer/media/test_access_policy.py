@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media.access_policy import Access, special
-from streamer.media.source import probe
+from streamer.media.access_policy import AccessPolicy, special
+from streamer.media.source import inspect_source
 from streamer.settings import Settings
 
 
-def refused(access: Access, url: str) -> str:
+def refused(access: AccessPolicy, url: str) -> str:
     with pytest.raises(StreamerError) as caught:
         access.check(url)
     assert caught.value.code is ErrorCode.STREAM_URL_FORBIDDEN
@@ -58,35 +58,35 @@ def test_addresses_are_looked_at_in_the_url_too() -> None:
         "https://[::1]:8443/x.mp4",
         "http://me:hunter2@169.254.169.254/latest",
     ):
-        message = refused(Access(), url)
+        message = refused(AccessPolicy(), url)
         assert "allowed_hosts" in message
         assert "hunter2" not in message
 
 
 @pytest.mark.parametrize("entry", ["127.0.0.1", "127.0.0.0/8", "LocalHost"])
 def test_what_the_setting_names_is_allowed(entry: str) -> None:
-    access = Access(hosts=("10.9.8.7", entry))
+    access = AccessPolicy(hosts=("10.9.8.7", entry))
     assert "127.0.0.1" in access.addresses("localhost", 80, "http://localhost/")
     with pytest.raises(StreamerError):
-        Access(hosts=("10.9.8.7",)).addresses("localhost", 80, "http://localhost/")
+        AccessPolicy(hosts=("10.9.8.7",)).addresses("localhost", 80, "http://localhost/")
 
 
 def test_cameras_may_be_anywhere() -> None:
     for url in ("rtsp://127.0.0.1:8554/x", "rtsp://169.254.1.2/x", "rtmp://localhost/live/x"):
-        assert Access(dirs=()).check(url) == url
+        assert AccessPolicy(dirs=()).check(url) == url
 
 
 def test_names_that_are_none() -> None:
     for host in ("nowhere.invalid", "a" * 70 + ".example"):
         with pytest.raises(StreamerError) as caught:
-            Access().addresses(host, 80, f"http://{host}/")
+            AccessPolicy().addresses(host, 80, f"http://{host}/")
         assert caught.value.code is ErrorCode.STREAM_CONNECTION_FAILED
 
 
 def test_files_are_anybodys_on_the_command_line(tmp_path: Path) -> None:
     settings = Settings(allowed_dirs=[tmp_path])
-    assert Access.of(settings).check("/etc/hostname") == "/etc/hostname"
-    assert "allowed_dirs" in refused(Access.of(settings, remote=True), "/etc/hostname")
+    assert AccessPolicy.of(settings).check("/etc/hostname") == "/etc/hostname"
+    assert "allowed_dirs" in refused(AccessPolicy.of(settings, remote=True), "/etc/hostname")
 
 
 def test_only_what_lies_in_an_allowed_folder(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_only_what_lies_in_an_allowed_folder(tmp_path: Path) -> None:
     (inside / "link.mp4").symlink_to(beside / "v.mp4")
     (inside / "loop.mp4").symlink_to(inside / "loop.mp4")
     (tmp_path / "alias").symlink_to(inside)
-    access = Access(dirs=(inside, Path("/dev/video7")))
+    access = AccessPolicy(dirs=(inside, Path("/dev/video7")))
     # then
     assert access.check(str(inside / "deep" / "v.mp4")) == str(inside / "deep" / "v.mp4")
     assert access.check(str(tmp_path / "alias/deep/v.mp4")) == str(inside / "deep" / "v.mp4")
@@ -112,14 +112,14 @@ def test_only_what_lies_in_an_allowed_folder(tmp_path: Path) -> None:
         Path("/etc/passwd"),
     ):
         refused(access, str(path))
-    assert "allowed_dirs" in refused(Access(dirs=()), str(inside / "deep" / "v.mp4"))
+    assert "allowed_dirs" in refused(AccessPolicy(dirs=()), str(inside / "deep" / "v.mp4"))
 
 
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.mp4")
     for path in (tmp_path / "pipe.mp4", Path("/dev/zero")):
         with pytest.raises(StreamerError) as caught:
-            probe(str(path), 5)
+            inspect_source(str(path), 5)
         assert "not a regular file" in caught.value.message
 
 
@@ -134,11 +134,11 @@ def test_lists_stand_side_by_side_in_the_environment(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize("host", ["2130706433", "127.1", "0x7f000001", "[::1]"])
 def test_other_ways_to_write_an_address_lead_nowhere_else(host: str) -> None:
     with pytest.raises(StreamerError) as caught:
-        probe(f"http://{host}:1/v.mp4", 2)
+        inspect_source(f"http://{host}:1/v.mp4", 2)
     assert caught.value.code is ErrorCode.STREAM_URL_FORBIDDEN
 
 
 def test_an_address_that_is_none_is_not_looked_for() -> None:
     with pytest.raises(StreamerError) as caught:
-        probe("http://0177.0.0.1:1/v.mp4", 2)
+        inspect_source("http://0177.0.0.1:1/v.mp4", 2)
     assert caught.value.code is ErrorCode.STREAM_CONNECTION_FAILED

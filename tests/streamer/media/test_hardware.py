@@ -14,7 +14,7 @@ from tests.support.videos import write_video
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Iterator[None]:
-    kept = (hardware.why_not, hardware._tell)
+    kept = (hardware.cuda_unavailable_reason, hardware._log_software_decoding)
     for function in kept:
         function.cache_clear()
     yield
@@ -30,7 +30,7 @@ def video(tmp_path: Path) -> str:
 
 @pytest.fixture
 def no_card() -> None:
-    if hardware.why_not() is None:
+    if hardware.cuda_unavailable_reason() is None:
         pytest.skip("this machine has a card")
 
 
@@ -55,7 +55,7 @@ def test_none_never_looks(video: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     with Source(video, live=False) as source:
         assert sum(1 for _ in source) == 25
-    assert hardware.why_not.cache_info().currsize == 0
+    assert hardware.cuda_unavailable_reason.cache_info().currsize == 0
     assert not caplog.records
 
 
@@ -70,7 +70,7 @@ def test_a_card_that_fails_later_is_left_alone(
 ) -> None:
     # given a process that has found a card, which is gone or full now
     tried = hardware._try_device
-    monkeypatch.setattr(hardware, "why_not", lambda: None)
+    monkeypatch.setattr(hardware, "cuda_unavailable_reason", lambda: None)
 
     with hardware.open_input("auto", file=video) as container:
         assert sum(1 for _ in container.decode(video=0)) == 25
@@ -83,13 +83,13 @@ def test_a_source_that_fails_is_told_as_itself(tmp_path: Path) -> None:
 
 
 def test_a_card_proves_itself_by_its_pixels(no_card: None) -> None:
-    assert hardware.decodes() is not None
+    assert hardware.decoder_missing_reason() is not None
 
 
 @pytest.mark.gpu
 def test_a_card_decodes(video: str) -> None:
-    assert hardware.why_not() is None
-    assert hardware.decodes() is None
+    assert hardware.cuda_unavailable_reason() is None
+    assert hardware.decoder_missing_reason() is None
     with Source(video, live=False, hwaccel="cuda") as source:
         frames = list(source)
     assert len(frames) == 25

@@ -10,8 +10,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from cryptography.hazmat.primitives.padding import PKCS7
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media.access_policy import Access
-from streamer.media.source import Source, probe
+from streamer.media.access_policy import AccessPolicy
+from streamer.media.source import Source, inspect_source
 from tests.support.videos import number_of, write_video
 from tests.support.web import HERE, Site, numbers
 
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def failure(url: str, access: Access = HERE) -> StreamerError:
+def failure(url: str, access: AccessPolicy = HERE) -> StreamerError:
     with pytest.raises(StreamerError) as caught:
         numbers(url, access=access)
     return caught.value
@@ -49,10 +49,10 @@ def test_a_playlist_by_another_name(site: Site, folder: Path) -> None:
 
 
 def test_only_opening_tells_a_recording_from_a_camera(site: Site, folder: Path) -> None:
-    assert probe(f"{site.url}/list.m3u8", 5, HERE).duration == pytest.approx(4.0)
+    assert inspect_source(f"{site.url}/list.m3u8", 5, HERE).duration == pytest.approx(4.0)
     text = (folder / "list.m3u8").read_text()
     (folder / "live.m3u8").write_text(text.replace("#EXT-X-ENDLIST\n", ""))
-    assert probe(f"{site.url}/live.m3u8", 5, HERE).duration is None
+    assert inspect_source(f"{site.url}/live.m3u8", 5, HERE).duration is None
 
 
 def test_a_live_playlist_grows(site: Site, folder: Path) -> None:
@@ -89,7 +89,7 @@ def test_segments_may_be_elsewhere_but_not_anywhere(site: Site, folder: Path) ->
         "pipe": "subfile,,start,0,end,100,,:/etc/passwd",
     }.items():
         (folder / f"{name}.m3u8").write_text(text.replace("list1.ts", target))
-    narrow = Access(hosts=("127.0.0.1/32",))
+    narrow = AccessPolicy(hosts=("127.0.0.1/32",))
     assert numbers(f"{site.url}/here.m3u8", access=narrow) == list(range(100))
     for name in ("forbidden", "metadata"):
         error = failure(f"{site.url}/{name}.m3u8", narrow)

@@ -9,14 +9,13 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media.access_policy import Access
-from streamer.media.source import Source
-from streamer.media.source import probe as probe_source
+from streamer.media.access_policy import AccessPolicy
+from streamer.media.source import Source, inspect_source
 from streamer.media.urls import normalise
 from tests.support.videos import number_of, write_video
 
 PASSWORD = "p@ss/w#rd% x"
-HERE = Access(hosts=("127.0.0.1",))
+HERE = AccessPolicy(hosts=("127.0.0.1",))
 
 
 class Handler(SimpleHTTPRequestHandler):
@@ -80,11 +79,11 @@ def test_what_is_no_file_is_live_and_its_end_a_lost_connection(site: str) -> Non
 )
 def test_what_cannot_be_used_says_why(site: str, path: str, code: ErrorCode) -> None:
     with pytest.raises(StreamerError) as caught:
-        probe_source(f"http://admin:hunter2@{site}/{path}", 5, HERE)
+        inspect_source(f"http://admin:hunter2@{site}/{path}", 5, HERE)
     assert caught.value.code is code
     assert "hunter2" not in caught.value.message
 
 
 def test_a_password_with_odd_characters_opens(site: str) -> None:
     url = normalise(f"http://admin:{PASSWORD}@{site}/locked/v.mkv")
-    assert probe_source(url, 5, HERE).codec == "h264"
+    assert inspect_source(url, 5, HERE).codec == "h264"

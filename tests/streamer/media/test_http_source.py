@@ -10,9 +10,9 @@ import psutil
 import pytest
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media.access_policy import Access
+from streamer.media.access_policy import AccessPolicy
 from streamer.media.http_source import HttpOpener
-from streamer.media.source import Source, probe
+from streamer.media.source import Source, inspect_source
 from streamer.media.urls import normalise
 from tests.support.videos import number_of, numbered_picture, write_video
 from tests.support.web import HERE, Site, numbers
@@ -29,9 +29,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def failure(url: str, access: Access = HERE, timeout: float = 5.0) -> StreamerError:
+def failure(url: str, access: AccessPolicy = HERE, timeout: float = 5.0) -> StreamerError:
     with pytest.raises(StreamerError) as caught:
-        probe(url, timeout, access)
+        inspect_source(url, timeout, access)
     return caught.value
 
 
@@ -87,7 +87,7 @@ def test_a_camera_that_sends_one_jpeg_after_the_other(site: Site, headers: bool)
 
 def test_redirects_are_followed(site: Site) -> None:
     site.redirects = {"/a.mp4": "/b.mp4", "/b.mp4": f"{site.url}/v.mp4"}
-    assert probe(f"{site.url}/a.mp4", 5, HERE).codec == "h264"
+    assert inspect_source(f"{site.url}/a.mp4", 5, HERE).codec == "h264"
 
 
 def test_redirects_that_go_round_end(site: Site) -> None:
@@ -124,7 +124,7 @@ def test_a_name_that_leads_to_this_machine_is_refused(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     resolve(monkeypatch, {"harmless.example": ["127.0.0.1"]})
-    error = failure(f"http://me:hunter2@harmless.example:{site.port}/v.mp4", Access())
+    error = failure(f"http://me:hunter2@harmless.example:{site.port}/v.mp4", AccessPolicy())
     assert error.code is ErrorCode.STREAM_URL_FORBIDDEN
     assert "put harmless.example into the setting allowed_hosts" in error.message
     assert "hunter2" not in error.message
@@ -135,7 +135,7 @@ def test_a_redirect_to_this_machine_is_refused(site: Site, monkeypatch: pytest.M
     # given a server that may be reached, and that sends us to one that may not
     resolve(monkeypatch, {"good.example": ["127.0.0.1"], "bad.example": ["127.0.0.1"]})
     site.redirects = {"/a.mp4": f"http://bad.example:{site.port}/v.mp4"}
-    error = failure(f"http://good.example:{site.port}/a.mp4", Access(hosts=("good.example",)))
+    error = failure(f"http://good.example:{site.port}/a.mp4", AccessPolicy(hosts=("good.example",)))
     assert error.code is ErrorCode.STREAM_URL_FORBIDDEN
     assert site.requests == {"/a.mp4": 1}
 
@@ -150,7 +150,7 @@ def test_the_address_that_was_looked_at_is_the_one_connected_to(
         assert len(opener.open_first().read(100)) == 100
         assert asked == ["rebind.example"]
         # then the next connection is looked at anew, and refused
-        narrow = Access(hosts=("127.0.0.1/32",))
+        narrow = AccessPolicy(hosts=("127.0.0.1/32",))
         other = HttpOpener(f"http://rebind.example:{site.port}/x", narrow, live=False, timeout=5)
         with pytest.raises(StreamerError) as caught:
             other.open_first()
@@ -165,7 +165,7 @@ def test_a_password_with_odd_characters(site: Site, kind: str) -> None:
     setattr(site, kind, ("admin", PASSWORD))
     for password in (quote(PASSWORD, safe=""), PASSWORD):
         url = normalise(f"http://admin:{password}@{site.address}/v.mp4")
-        assert probe(url, 5, HERE).codec == "h264"
+        assert inspect_source(url, 5, HERE).codec == "h264"
     assert all(login.lower().startswith(kind) for _, login in site.logins)
     for url in (f"{site.url}/v.mp4", f"http://admin:hunter2@{site.address}/v.mp4"):
         error = failure(url)

@@ -4,17 +4,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from streamer.media.packet_gate import MAX_HELD, PacketGate, Stamped
+from streamer.media.packet_gate import MAX_HELD, PacketGate, TimestampedPacket
 from streamer.media.sampler import FpsSampler
 
-Packet = Stamped[int]
+Packet = TimestampedPacket[int]
 
 
 def stream(gops: list[int], step: float = 0.04, start: float = 0.0) -> list[Packet]:
     """Key frames at the beginning of groups of so many packets; packets are their numbers."""
     keys = {sum(gops[:n]) for n in range(len(gops))}
     return [
-        Stamped(number, start + number * step, number in keys, 1000) for number in range(sum(gops))
+        TimestampedPacket(number, start + number * step, number in keys, 1000)
+        for number in range(sum(gops))
     ]
 
 
@@ -36,9 +37,9 @@ class Decoder:
         for item in self.packets:
             due = self.sampler.due if self.kept else None
             slack = self.sampler.slack if self.live else 0.0
-            admission = self.gate.admit(item, due, slack)
-            self.dropped += admission.dropped
-            for number in admission.packets:
+            decision = self.gate.admit(item, due, slack)
+            self.dropped += decision.dropped
+            for number in decision.packets:
                 self._decode(number, now=item.time or 0.0)
         return self
 
@@ -154,17 +155,17 @@ def test_a_clock_that_jumps_lets_everything_through_until_it_is_known_anew(live:
 
 def test_pictures_from_before_the_cut_are_left_out() -> None:
     gate: PacketGate[str] = PacketGate(live=False)
-    gate.admit(Stamped("I0", 0.0, True), None)
-    gate.admit(Stamped("P1", 0.12, False), 0.9)
+    gate.admit(TimestampedPacket("I0", 0.0, True), None)
+    gate.admit(TimestampedPacket("P1", 0.12, False), 0.9)
     # given a group that begins with pictures which refer to the one before
-    admission = gate.admit(Stamped("I1", 1.0, True), 0.999)
-    assert (admission.packets, admission.dropped, admission.cut) == (["I1"], ["P1"], True)
-    assert gate.admit(Stamped("B", 0.96, False), 0.999).dropped == ["B"]
-    assert gate.admit(Stamped("P2", 1.12, False), 0.999).packets == ["P2"]
+    decision = gate.admit(TimestampedPacket("I1", 1.0, True), 0.999)
+    assert (decision.packets, decision.dropped, decision.cut) == (["I1"], ["P1"], True)
+    assert gate.admit(TimestampedPacket("B", 0.96, False), 0.999).dropped == ["B"]
+    assert gate.admit(TimestampedPacket("P2", 1.12, False), 0.999).packets == ["P2"]
 
 
 def test_packets_without_a_time_pass() -> None:
     gate: PacketGate[int] = PacketGate(live=True)
     for item in stream([25, 25]):
         gate.admit(item, 100.0)
-    assert gate.admit(Stamped(99, None, False), 100.0).packets[-1] == 99
+    assert gate.admit(TimestampedPacket(99, None, False), 100.0).packets[-1] == 99

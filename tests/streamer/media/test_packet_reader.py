@@ -1,11 +1,23 @@
 """The queue between FFmpeg and the decoder: what waits in it, and for how long."""
 
-import itertools
 import time
 from pathlib import Path
 
 from streamer.media.packet_reader import MAX_LAG, Arrival, PacketReader
+from tests.support.clocks import ManualClock
 from tests.support.videos import write_video
+
+
+class SteppingClock(ManualClock):
+    """A clock that is `step` seconds further each time it is read."""
+
+    def __init__(self, step: float) -> None:
+        super().__init__(1000.0 - step)
+        self._step = step
+
+    def time(self) -> float:
+        self.now += self._step
+        return self.now
 
 
 def read_all(reader: PacketReader) -> list[Arrival]:
@@ -17,10 +29,8 @@ def read_all(reader: PacketReader) -> list[Arrival]:
 
 def opened(path: Path, *, live: bool, step: float) -> PacketReader:
     """A reader of `path` to which a packet comes every `step` seconds, and nobody takes any."""
-    clock = itertools.count(1000.0, step)
-    reader = PacketReader(
-        str(path), live=live, open_timeout=10, read_timeout=10, wall=lambda: next(clock)
-    )
+    clock = SteppingClock(step)
+    reader = PacketReader(str(path), live=live, open_timeout=10, read_timeout=10, clock=clock)
     reader.start()
     assert reader.wait_open(10)
     return reader

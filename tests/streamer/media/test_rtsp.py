@@ -10,8 +10,8 @@ from urllib.parse import quote
 import pytest
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media.access_policy import Access
-from streamer.media.source import DecodedFrame, Source, probe
+from streamer.media.access_policy import AccessPolicy
+from streamer.media.source import DecodedFrame, Source, inspect_source
 from streamer.media.urls import normalise
 from tests.support.cameras import GstCamera, SilentServer, require_gst, write_units
 from tests.support.videos import number_of, write_video
@@ -27,7 +27,7 @@ def camera(units: Path) -> Iterator[GstCamera]:
 
 def failure(url: str, timeout: float = 5.0) -> StreamerError:
     with pytest.raises(StreamerError) as caught:
-        probe(url, timeout, Access(hosts=("127.0.0.1",)))
+        inspect_source(url, timeout, AccessPolicy(hosts=("127.0.0.1",)))
     return caught.value
 
 
@@ -66,7 +66,7 @@ def test_hevc(tmp_path: Path) -> None:
     require_gst()
     write_video(tmp_path / "v.mp4", seconds=1, codec="libx265")
     with GstCamera(write_units([tmp_path / "v.mp4"], tmp_path / "v.units")) as camera:
-        info = probe(camera.url)
+        info = inspect_source(camera.url)
     assert (info.codec, info.width, info.height) == ("hevc", 320, 240)
 
 
@@ -91,7 +91,7 @@ def test_a_password_with_odd_characters_opens(units: Path, digest: bool) -> None
             f"rtsp://admin:{quote(PASSWORD, safe='')}@{camera.address}",
             f"rtsp://admin:{PASSWORD}@{camera.address}",
         ):
-            assert probe(normalise(url)).codec == "h264"
+            assert inspect_source(normalise(url)).codec == "h264"
         for url in (camera.url, f"rtsp://admin:hunter2@{camera.address}"):
             error = failure(url)
             assert error.code is ErrorCode.STREAM_AUTH_FAILED
@@ -200,7 +200,7 @@ def test_a_killed_camera_is_a_lost_connection(units: Path) -> None:
         assert error.code is ErrorCode.STREAM_CONNECTION_FAILED
         # when it is back on the same port
         camera.start()
-        assert probe(camera.url).codec == "h264"
+        assert inspect_source(camera.url).codec == "h264"
 
 
 def test_late_pictures_of_a_camera_are_dropped_up_to_a_key_frame(

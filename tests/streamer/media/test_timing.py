@@ -63,8 +63,8 @@ def test_what_is_never_shown_moves_stream_time_on() -> None:
     for n in range(1, 541):
         time.pass_over(100.0 + n, 1000.0 + n)
     # when the clock steps back a little, it is noticed all the same
-    assert time.place(638.0, 1541.0).epoch == 1
-    assert time.place(638.04, 1541.04).epoch == 1
+    assert time.place(638.0, 1541.0) == pytest.approx(540.04)
+    assert time.place(638.04, 1541.04) == pytest.approx(540.08)
 
 
 def test_a_drifting_camera_is_followed() -> None:
@@ -98,53 +98,52 @@ def test_the_first_picture_without_a_timestamp_goes_with_the_first_that_has_one(
     assert clock.at(1 / 25, 1000.36) == pytest.approx(1000.04)
 
 
-def seconds(times: StreamTime, *stamps: tuple[float | None, float]) -> list[tuple[float, int]]:
-    moments = [times.place(stamp, arrival) for stamp, arrival in stamps]
-    return [(round(moment.seconds, 3), moment.epoch) for moment in moments]
+def seconds(times: StreamTime, *stamps: tuple[float | None, float]) -> list[float]:
+    return [round(times.place(stamp, arrival), 3) for stamp, arrival in stamps]
 
 
 def test_stream_time_starts_at_nought() -> None:
-    assert seconds(StreamTime(live=True), (5000.0, 1.0), (5000.04, 1.04)) == [(0, 0), (0.04, 0)]
+    assert seconds(StreamTime(live=True), (5000.0, 1.0), (5000.04, 1.04)) == [0, 0.04]
     recording = StreamTime(live=False, origin=5.0)
-    assert seconds(recording, (5.5, 0), (5.54, 0)) == [(0.5, 0), (0.54, 0)]
+    assert seconds(recording, (5.5, 0), (5.54, 0)) == [0.5, 0.54]
 
 
 def test_a_frame_before_the_containers_start_is_the_start() -> None:
     times = StreamTime(live=False, origin=0.0)
-    assert seconds(times, (-0.4, 0), (0.0, 0)) == [(0, 0), (0.4, 0)]
+    assert seconds(times, (-0.4, 0), (0.0, 0)) == [0, 0.4]
 
 
 @pytest.mark.parametrize("live", [True, False])
-def test_a_step_back_begins_a_new_epoch_right_after_the_last_frame(live: bool) -> None:
+def test_a_step_back_continues_right_after_the_last_frame(live: bool) -> None:
     times = StreamTime(live=live, gap=0.04)
     moments = seconds(times, (100.0, 1.0), (101.0, 2.0), (3.0, 2.04), (3.04, 2.08))
-    assert moments == [(0, 0), (1, 0), (1.04, 1), (1.08, 1)]
+    assert moments == [0, 1, 1.04, 1.08]
 
 
-def test_a_jump_ahead_of_a_camera_begins_a_new_epoch() -> None:
+def test_a_jump_ahead_of_a_camera_continues_right_after_the_last_frame() -> None:
     times = StreamTime(live=True, gap=0.04)
     moments = seconds(times, (1.0, 1.0), (2.0, 2.0), (95000.0, 2.04), (95001.0, 3.04))
-    assert moments == [(0, 0), (1, 0), (1.04, 1), (2.04, 1)]
+    assert moments == [0, 1, 1.04, 2.04]
 
 
 def test_a_camera_that_was_still_for_a_minute_has_a_gap_and_no_jump() -> None:
     times = StreamTime(live=True)
-    assert seconds(times, (1.0, 1.0), (61.0, 61.0)) == [(0, 0), (60, 0)]
+    assert seconds(times, (1.0, 1.0), (61.0, 61.0)) == [0, 60]
 
 
 def test_a_gap_in_a_recording_is_a_gap() -> None:
     times = StreamTime(live=False)
-    assert seconds(times, (0.0, 0), (3600.0, 0)) == [(0, 0), (3600, 0)]
+    assert seconds(times, (0.0, 0), (3600.0, 0)) == [0, 3600]
 
 
 def test_frames_without_a_timestamp_get_a_likely_one() -> None:
     live = StreamTime(live=True)
-    assert seconds(live, (None, 9.0), (None, 9.5), (None, 10.0)) == [(0, 0), (0.5, 0), (1, 0)]
+    assert seconds(live, (None, 9.0), (None, 9.5), (None, 10.0)) == [0, 0.5, 1]
     recording = StreamTime(live=False, gap=0.1)
-    assert seconds(recording, (None, 0), (None, 0), (None, 0)) == [(0, 0), (0.1, 0), (0.2, 0)]
+    assert seconds(recording, (None, 0), (None, 0), (None, 0)) == [0, 0.1, 0.2]
 
 
 def test_the_first_frame_without_a_timestamp_is_not_in_the_place_of_the_second() -> None:
     time = StreamTime(live=True, gap=0.04)
     places = [time.place(None, 100.0), time.place(50.0, 100.04), time.place(50.04, 100.08)]
-    assert [place.seconds for place in places] == pytest.approx([0.0, 0.04, 0.08])
+    assert places == pytest.approx([0.0, 0.04, 0.08])

@@ -13,9 +13,9 @@ import pytest
 
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import source, tls
-from streamer.media.access_policy import Access
+from streamer.media.access_policy import AccessPolicy
 from streamer.media.probe.prober import probe
-from streamer.media.probe.report import Probe
+from streamer.media.probe.report import ProbeReport
 from streamer.media.source import Source
 from tests.support.cameras import GstCamera, SilentServer
 from tests.support.rtmp_server import RtmpServer
@@ -25,8 +25,8 @@ from tests.support.web import Site
 
 PASSWORD = "p@ss/w#rd% x"
 USER = f"admin:{quote(PASSWORD, safe='')}"
-HERE = Access(hosts=("127.0.0.1", "localhost"))
-UNCHECKED = Access(hosts=HERE.hosts, verify=False)
+HERE = AccessPolicy(hosts=("127.0.0.1", "localhost"))
+UNCHECKED = AccessPolicy(hosts=HERE.hosts, verify=False)
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def numbers(url: str, count: int | None = None, **arguments: Any) -> list[int]:
     return found
 
 
-def failure(url: str, access: Access = HERE, timeout: float = 5.0) -> StreamerError:
+def failure(url: str, access: AccessPolicy = HERE, timeout: float = 5.0) -> StreamerError:
     with pytest.raises(StreamerError) as caught:
         source.probe(url, timeout, access)
     for secret in ("hunter2", PASSWORD, quote(PASSWORD, safe="")):
@@ -101,7 +101,7 @@ def failure(url: str, access: Access = HERE, timeout: float = 5.0) -> StreamerEr
     return caught.value
 
 
-def failed_step(found: Probe) -> str:
+def failed_step(found: ProbeReport) -> str:
     """The step that failed, of a report that has no password in it."""
     assert not found.ok
     for secret in ("hunter2", PASSWORD, quote(PASSWORD, safe="")):

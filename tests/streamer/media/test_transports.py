@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media.source import Source, probe
+from streamer.media.source import Source, inspect_source
 from tests.support.cameras import GstCamera
 from tests.support.rtmp_server import RtmpServer
 from tests.support.videos import number_of
@@ -66,7 +66,7 @@ def rtmp(tmp_path: Path) -> Iterator[RtmpServer]:
 
 def test_rtmp(rtmp: RtmpServer) -> None:
     rtmp.wait()
-    info = probe(rtmp.url, 5)
+    info = inspect_source(rtmp.url, 5)
     assert (info.codec, info.width, info.height) == ("h264", 320, 240)
     numbers, _ = first_numbers(rtmp.url, 30)
     assert all(b == (a + 1) % 100 for a, b in pairwise(numbers))
@@ -74,7 +74,7 @@ def test_rtmp(rtmp: RtmpServer) -> None:
 
 def test_a_stream_that_nobody_pushes(rtmp: RtmpServer) -> None:
     with pytest.raises(StreamerError) as caught:
-        probe(rtmp.url.replace("cam", "none"), 1)
+        inspect_source(rtmp.url.replace("cam", "none"), 1)
     assert caught.value.code in (ErrorCode.STREAM_TIMEOUT, ErrorCode.STREAM_CONNECTION_FAILED)
 
 
@@ -82,6 +82,6 @@ def test_a_webcam_that_is_not_there() -> None:
     if Path("/dev/video63").exists():
         pytest.skip("there is a webcam /dev/video63")
     with pytest.raises(StreamerError) as caught:
-        probe("/dev/video63", 2)
+        inspect_source("/dev/video63", 2)
     assert caught.value.code is ErrorCode.STREAM_NOT_FOUND
     assert "no webcam /dev/video63" in caught.value.message

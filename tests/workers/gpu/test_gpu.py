@@ -27,7 +27,7 @@ def test_it_answers_from_all_queues_and_ends_when_told(service, eventually):
     assert service.jobs.status(asked[0].id) is QueryStatus.DONE
 
     def told():
-        (numbers,) = service.jobs.vitals().values()
+        (numbers,) = service.jobs.worker_stats().values()
         return numbers
 
     # and tells what it spared itself: all pictures are the same
@@ -38,7 +38,7 @@ def test_it_answers_from_all_queues_and_ends_when_told(service, eventually):
     worker.terminate()
     assert worker.wait(timeout=LONG) == 0
     assert service.jobs.workers() == {"ingest": 0, "clips": 0}
-    assert service.jobs.vitals() == {}
+    assert service.jobs.worker_stats() == {}
     assert len(service.results.read("0-0")) == 24
 
 

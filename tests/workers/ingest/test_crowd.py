@@ -165,7 +165,7 @@ class Footprint:
     def in_use(self) -> tuple[float, float]:
         """MiB of native code and thousands of blocks of Python: resident memory is their high-water
         mark, with room between, and a leak of a few bytes a stream would drown in it."""
-        (numbers,) = self._client.jobs.vitals().values()
+        (numbers,) = self._client.jobs.worker_stats().values()
         return numbers["heap_bytes"] / 2**20, numbers["python_blocks"] / 1000
 
 
@@ -214,13 +214,13 @@ def check_leaks(
 def rest(client: Client, eventually: Eventually) -> None:
     """Wait until the worker has told twice that it has nothing to do."""
     for _ in range(2):
-        told = client.jobs.vitals()
-        eventually(lambda told=told: client.jobs.vitals() != told)
+        told = client.jobs.worker_stats()
+        eventually(lambda told=told: client.jobs.worker_stats() != told)
         eventually(lambda: not slots_busy(client))
 
 
 def slots_busy(client: Client) -> bool:
-    return any(numbers["slots_busy"] for numbers in client.jobs.vitals().values())
+    return any(numbers["slots_busy"] for numbers in client.jobs.worker_stats().values())
 
 
 def test_streams_that_come_and_go_leave_nothing(

@@ -8,7 +8,7 @@ import redis
 
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import StreamState
-from streamer.frames.history import Past
+from streamer.frames.history import FrameHistory
 from streamer.jobs import FILES, WATCHES
 from streamer.queries import Queries
 from tests.support.ingest_bench import Bench, watch
@@ -104,7 +104,7 @@ def test_watches_and_queries_share_one_decoder(
     queries = Queries(
         context.connections.main,
         bench.settings,
-        Past(context.connections, bench.settings, bench.frames),
+        FrameHistory(context.connections, bench.settings, bench.frames),
         context.jobs,
         context.results,
     )

@@ -14,7 +14,7 @@ from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.errors import StreamerError
 from streamer.media.probe import advice
 from streamer.media.probe.prober import probe
-from streamer.media.probe.report import Probe
+from streamer.media.probe.report import ProbeReport
 from tests.support.cameras import GstCamera, SilentServer, write_units
 from tests.support.rtsp_proxy import RtspProxy
 from tests.support.scripted_rtsp import SDP, Request, ScriptedServer
@@ -30,7 +30,7 @@ def camera(units: Path) -> Iterator[GstCamera]:
         yield camera
 
 
-def failed(found: Probe, step: str, code: str) -> str:
+def failed(found: ProbeReport, step: str, code: str) -> str:
     """Check that `step` and nothing before it failed; what was said."""
     assert not found.ok
     assert [s.name for s in found.steps if not s.ok] == [step], found.steps
@@ -295,7 +295,9 @@ def test_it_ends_in_time_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_advice_for_what_could_be_better() -> None:
-    good = Probe(url="u", live=True, ok=True, gop_seconds=1.0, fps=25.0, claimed_fps=25.0, frames=9)
+    good = ProbeReport(
+        url="u", live=True, ok=True, gop_seconds=1.0, fps=25.0, claimed_fps=25.0, frames=9
+    )
     assert advice.after_success(good) == []
     for change, words in [
         ({"gop_seconds": 10.0}, "every 10 s"),

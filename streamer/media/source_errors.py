@@ -11,10 +11,8 @@ import av
 
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import tls
-from streamer.media.urls import is_device, redact
+from streamer.media.urls import TLS_SCHEMES, is_device, is_remote, port_of, redact
 
-TLS_SCHEMES = frozenset({"rtsps", "rtmps", "https"})
-_DEFAULT_PORTS = {"rtsp": 554, "rtsps": 322, "rtmp": 1935, "rtmps": 443, "http": 80, "https": 443}
 _TLS_TIMEOUT = 2.0
 _CERTIFICATES = {  # by OpenSSL's numbers
     9: ("is not valid yet", "check the clocks of the server and of this machine"),
@@ -22,17 +20,6 @@ _CERTIFICATES = {  # by OpenSSL's numbers
     62: ("is for another host", "give the URL with the name that it is for"),
     64: ("is for another address", "give the URL with the name that it is for"),
 }
-
-
-def is_remote(url: str) -> bool:
-    """Whether `url` is reached over a network: neither a file nor a webcam."""
-    return "://" in url
-
-
-def port_of(url: str) -> int:
-    """The port that `url` names, or that of its scheme."""
-    parts = urlsplit(url)
-    return parts.port or _DEFAULT_PORTS.get(parts.scheme, 0)
 
 
 def timed_out(url: str, seconds: float) -> StreamerError:
