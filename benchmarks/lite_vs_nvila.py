@@ -33,12 +33,12 @@ from nvila_core.checkpoint.random_checkpoint import (
     SHAPES,
     SIGLIP,
     Shape,
+    byte_tokenizer,
     language_config,
     model_config,
     preprocessor_config,
     vision_config,
     write_checkpoint,
-    write_tokenizer,
 )
 from nvila_core.json_fields import Fields
 from nvila_core.models.language_model import LanguageModel
@@ -115,7 +115,7 @@ class Run:
 
 def without_memory(folder: Path, shape: Shape) -> NVILA:
     """A model of `shape` on the meta device: it can be run and counted, and computes nothing."""
-    write_tokenizer(folder, shape.context, media_tokens=True)
+    byte_tokenizer(shape.context).write(folder)
     files = (model_config, language_config, vision_config, preprocessor_config)
     config = read_model(*(Fields(file(shape), file.__name__) for file in files), shape.projector)
     with torch.device("meta"):

@@ -1,36 +1,43 @@
 """Write a randomly initialised checkpoint of any shape, in any published layout.
 
-For tests, and to try memory and speed at the true sizes without the published weights:
+For tests, and to measure memory and speed at the true sizes without the published weights:
 
     python -m nvila_core.checkpoint.random_checkpoint OUT --shape 2b
 
-It answers nonsense. The tokenizer knows single bytes only, whatever the size of the embedding
-table.
+Its answers are meaningless. Its tokenizer knows single bytes only, whatever the size of the
+embedding table.
 """
 
 import argparse
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
+from nvila_core.checkpoint.writer import (
+    Contents,
+    LazyTensor,
+    TokenizerFiles,
+    write_flat,
+    write_folders,
+)
 from nvila_core.models.projector import build_projector
 from nvila_core.prompt.tokenizer import IMAGE, QWEN2_TEMPLATE, SENTINEL, VIDEO
 
 Layout = Literal["folders", "vila", "nvila_lite", "nvila"]
-Entry = tuple[str, tuple[int, ...]]
-CONTROLS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "[BOS]", "[PAD]"]
-MEDIA = [SENTINEL, IMAGE, VIDEO]
+NameAndShape = tuple[str, tuple[int, ...]]
+CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "[BOS]", "[PAD]"]
+MEDIA_TOKENS = [SENTINEL, IMAGE, VIDEO]
 
 
 @dataclass(frozen=True)
 class Shape:
-    """The sizes of a model; the defaults are tiny."""
+    """Sizes of a model; the defaults are tiny."""
 
     hidden: int = 48
     layers: int = 2
@@ -67,8 +74,8 @@ SHAPES = {
 }
 
 
-def language_tensors(shape: Shape) -> Iterator[Entry]:
-    """Names and shapes of `llm/`."""
+def language_tensors(shape: Shape) -> Iterator[NameAndShape]:
+    """Yield names and shapes of the tensors of `llm/`."""
     d, kv = shape.hidden, shape.hidden // shape.heads * shape.kv_heads
     yield "model.embed_tokens.weight", (shape.vocab, d)
     for i in range(shape.layers):
@@ -87,8 +94,8 @@ def language_tensors(shape: Shape) -> Iterator[Entry]:
         yield "lm_head.weight", (shape.vocab, d)
 
 
-def vision_tensors(shape: Shape) -> Iterator[Entry]:
-    """Names and shapes of `vision_tower/`."""
+def vision_tensors(shape: Shape) -> Iterator[NameAndShape]:
+    """Yield names and shapes of the tensors of `vision_tower/`."""
     c, inner = shape.vision_hidden, shape.vision_inner
     yield "vision_model.embeddings.patch_embedding.weight", (c, 3, shape.patch, shape.patch)
     yield "vision_model.embeddings.patch_embedding.bias", (c,)
@@ -109,8 +116,8 @@ def vision_tensors(shape: Shape) -> Iterator[Entry]:
     yield "vision_model.post_layernorm.bias", (c,)
 
 
-def projector_tensors(shape: Shape) -> Iterator[Entry]:
-    """Names and shapes of `mm_projector/`."""
+def projector_tensors(shape: Shape) -> Iterator[NameAndShape]:
+    """Yield names and shapes of the tensors of `mm_projector/`."""
     with torch.device("meta"):
         module = build_projector(shape.projector, shape.vision_hidden * shape.scales, shape.hidden)
     for name, parameter in module.named_parameters():
@@ -118,7 +125,7 @@ def projector_tensors(shape: Shape) -> Iterator[Entry]:
 
 
 def language_config(shape: Shape) -> dict[str, Any]:
-    """`llm/config.json`."""
+    """Return the fields of `llm/config.json`."""
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "model_type": "qwen2",
@@ -137,7 +144,7 @@ def language_config(shape: Shape) -> dict[str, Any]:
 
 
 def vision_config(shape: Shape) -> dict[str, Any]:
-    """`vision_tower/config.json`."""
+    """Return the fields of `vision_tower/config.json`."""
     return {
         "architectures": ["SiglipVisionModel"],
         "model_type": "siglip_vision_model",
@@ -155,7 +162,7 @@ def vision_config(shape: Shape) -> dict[str, Any]:
 
 
 def model_config(shape: Shape) -> dict[str, Any]:
-    """The fields of the top-level config.json that are used at inference."""
+    """Return the fields of the top-level `config.json` that inference uses."""
     s2 = shape.scales > 1
     return {
         "image_aspect_ratio": "dynamic_s2" if s2 else "dynamic",
@@ -176,7 +183,7 @@ def model_config(shape: Shape) -> dict[str, Any]:
 
 
 def preprocessor_config(shape: Shape) -> dict[str, Any]:
-    """`preprocessor_config.json`."""
+    """Return the fields of `preprocessor_config.json`."""
     return {
         "do_normalize": True,
         "do_rescale": True,
@@ -189,9 +196,14 @@ def preprocessor_config(shape: Shape) -> dict[str, Any]:
     }
 
 
+def projector_config(shape: Shape) -> dict[str, Any]:
+    """Return the fields of `mm_projector/config.json`."""
+    return {"mm_projector_type": shape.projector, "model_type": "v2l_projector"}
+
+
 def byte_alphabet() -> list[str]:
-    """The printable stand-ins of the 256 bytes in byte-level BPE, in the order of GPT-2's
-    vocabulary.
+    """Return the printable characters that byte-level BPE has for the 256 bytes, in the order of
+    GPT-2's vocabulary.
     """
     from tokenizers.pre_tokenizers import ByteLevel
 
@@ -200,89 +212,56 @@ def byte_alphabet() -> list[str]:
     return printable + sorted(c for c in alphabet if ord(c) >= 256)
 
 
-def write_tokenizer(folder: Path, context: int, media_tokens: bool) -> None:
-    """A byte tokenizer without merges, in the files of the published checkpoints."""
+def byte_tokenizer(context: int, media_tokens: bool = True) -> TokenizerFiles:
+    """Return a tokenizer without merges: one token for each byte.
+
+    Args:
+        context: `model_max_length` in positions.
+        media_tokens: add `<image>` and the other media tokens.
+    """
     alphabet = byte_alphabet()
-    names = CONTROLS + (MEDIA if media_tokens else [])
+    names = CONTROL_TOKENS + (MEDIA_TOKENS if media_tokens else [])
     added = {name: len(alphabet) + i for i, name in enumerate(names)}
-    details = {
+    flags = {
         "lstrip": False,
         "normalized": False,
         "rstrip": False,
         "single_word": False,
         "special": True,
     }
-    write_json(folder / "vocab.json", {token: i for i, token in enumerate(alphabet)})
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    write_json(folder / "added_tokens.json", added)
-    write_json(
-        folder / "tokenizer_config.json",
-        {
-            "tokenizer_class": "Qwen2Tokenizer",
-            "added_tokens_decoder": {
-                str(i): {"content": name, **details} for name, i in added.items()
-            },
-            "bos_token": "[BOS]",
-            "eos_token": "<|im_end|>",
-            "pad_token": "[PAD]",
-            "chat_template": QWEN2_TEMPLATE,
-            "model_max_length": context,
-        },
-    )
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """`value` as an indented JSON file; its folder is made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, indent=2), encoding="utf-8")
+    config = {
+        "tokenizer_class": "Qwen2Tokenizer",
+        "added_tokens_decoder": {str(i): {"content": name, **flags} for name, i in added.items()},
+        "bos_token": "[BOS]",
+        "eos_token": "<|im_end|>",
+        "pad_token": "[PAD]",
+        "chat_template": QWEN2_TEMPLATE,
+        "model_max_length": context,
+    }
+    return TokenizerFiles({token: i for i, token in enumerate(alphabet)}, [], added, config)
 
 
 def random_tensor(
     name: str, shape: tuple[int, ...], dtype: torch.dtype, generator: torch.Generator
 ) -> Tensor:
-    """Ones for the scale of a norm, zeros for a bias, else normal with a deviation that keeps
-    activations sane.
+    """Return ones for the scale of a norm, zeros for a bias, else normally distributed numbers.
+
+    Their standard deviation is 1 / sqrt(fan-in), which keeps activations in range.
     """
     if len(shape) == 1:
         return (torch.zeros if name.endswith("bias") else torch.ones)(shape, dtype=dtype)
-    fan_in = 1
-    for size in shape[1:]:
-        fan_in *= size
+    fan_in = prod(shape[1:])
     return torch.empty(shape, dtype=dtype).normal_(0.0, fan_in**-0.5, generator=generator)
 
 
-def write_weights(
-    folder: Path,
-    entries: list[Entry],
-    dtype: torch.dtype,
-    generator: torch.Generator,
-    shard_bytes: int | None,
-) -> None:
-    """One model.safetensors, or shards of about `shard_bytes` with their index; one shard in memory
-    at a time.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    shards: list[list[Entry]] = [[]]
-    filled = 0
-    for entry in entries:
-        size = torch.Size(entry[1]).numel() * dtype.itemsize
-        if shard_bytes is not None and shards[-1] and filled + size > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(entry)
-        filled += size
-    weight_map = {}
-    for number, shard in enumerate(shards, 1):
-        file = "model.safetensors"
-        if shard_bytes is not None:
-            file = f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors = {name: random_tensor(name, size, dtype, generator) for name, size in shard}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(tensors, file))
-    if shard_bytes is not None:
-        write_json(
-            folder / "model.safetensors.index.json", {"metadata": {}, "weight_map": weight_map}
-        )
+def random_tensors(
+    entries: Iterable[NameAndShape], dtype: torch.dtype, generator: torch.Generator
+) -> list[LazyTensor]:
+    """Return tensors that are drawn from `generator` in the order in which they are written."""
+    return [
+        LazyTensor(name, shape, dtype, partial(random_tensor, name, shape, dtype, generator))
+        for name, shape in entries
+    ]
 
 
 def write_checkpoint(
@@ -296,79 +275,53 @@ def write_checkpoint(
     media_tokens: bool = True,
     config: dict[str, Any] | None = None,
 ) -> Path:
-    """Write a random checkpoint.
+    """Write a random checkpoint and return its folder.
 
     Args:
-        folder: made when missing.
-        shape: default: tiny.
-        layout: "folders" (llm/, vision_tower/, mm_projector/), or a flat layout by its model_type.
-        dtype: of the weights on disk.
-        seed: of the weights.
-        shard_bytes: split the weights into files of about this size.
-        media_tokens: False leaves `<image>` and its kin out of the tokenizer, as some checkpoints
-            do.
+        folder: created if needed.
+        shape: sizes of the model; default: tiny.
+        layout: "folders" (llm/, vision_tower/, mm_projector/), or the model_type of a flat layout.
+        dtype: dtype of the weights on disk.
+        seed: seed of the weights.
+        shard_bytes: split the weights into files of about this many bytes.
+        media_tokens: False: leave `<image>` and the other media tokens out of the tokenizer, as
+            some published checkpoints do.
         config: fields of config.json to add or replace.
     """
     root, shape = Path(folder), shape or Shape()
     generator = torch.Generator().manual_seed(seed)
-    llm, vision = list(language_tensors(shape)), list(vision_tensors(shape))
-    projector = list(projector_tensors(shape))
-    fields = {**model_config(shape), **(config or {})}
-    if layout == "folders":
-        write_json(
-            root / "config.json",
-            {
-                "architectures": ["LlavaLlamaModel"],
-                "model_type": "llava_llama",
-                **fields,
-                "llm_cfg": language_config(shape),
-                "vision_tower_cfg": vision_config(shape),
-                "mm_projector_cfg": {"mm_projector_type": shape.projector},
-            },
-        )
-        write_json(root / "llm/config.json", language_config(shape))
-        write_json(root / "vision_tower/config.json", vision_config(shape))
-        write_json(root / "vision_tower/preprocessor_config.json", preprocessor_config(shape))
-        kind = {"mm_projector_type": shape.projector, "model_type": "v2l_projector"}
-        write_json(root / "mm_projector/config.json", kind)
-        write_tokenizer(root / "llm", shape.context, media_tokens)
-        for name, entries in (("llm", llm), ("vision_tower", vision), ("mm_projector", projector)):
-            write_weights(root / name, entries, dtype, generator, shard_bytes)
-        return root
-    write_json(
-        root / "config.json",
-        {
-            "model_type": layout,
-            **fields,
-            "mm_projector_type": shape.projector,
-            "text_config": language_config(shape),
-            "vision_config": vision_config(shape),
-        },
+    contents = Contents(
+        top={**model_config(shape), **(config or {})},
+        llm=language_config(shape),
+        vision=vision_config(shape),
+        projector=projector_config(shape),
+        preprocessor=preprocessor_config(shape),
+        tokenizer=byte_tokenizer(shape.context, media_tokens),
+        llm_tensors=random_tensors(language_tensors(shape), dtype, generator),
+        vision_tensors=random_tensors(vision_tensors(shape), dtype, generator),
+        projector_tensors=random_tensors(projector_tensors(shape), dtype, generator),
     )
-    write_json(root / "preprocessor_config.json", preprocessor_config(shape))
-    write_tokenizer(root, shape.context, media_tokens)
-    prefixed = [
-        (f"{prefix}.{name}", size)
-        for prefix, entries in (("llm", llm), ("vision_tower", vision), ("mm_projector", projector))
-        for name, size in entries
-    ]
-    write_weights(root, prefixed, dtype, generator, shard_bytes)
+    if layout == "folders":
+        write_folders(root, contents, shard_bytes)
+    else:
+        write_flat(root, contents, layout, shard_bytes)
     return root
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m nvila_core.checkpoint.random_checkpoint", description=__doc__
     )
-    parser.add_argument("folder", help="where to write it")
+    parser.add_argument("folder", help="folder to write the checkpoint to")
+    parser.add_argument("--shape", choices=sorted(SHAPES), default="tiny", help="size of the model")
     parser.add_argument(
-        "--shape", choices=sorted(SHAPES), default="tiny", help="sizes of the model"
+        "--layout",
+        choices=["folders", "vila", "nvila_lite", "nvila"],
+        default="folders",
+        help="three folders, or the model type of a flat layout",
     )
-    parser.add_argument(
-        "--layout", choices=["folders", "vila", "nvila_lite", "nvila"], default="folders"
-    )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights")
     args = parser.parse_args()
     root = write_checkpoint(
         args.folder, SHAPES[args.shape], layout=args.layout, seed=args.seed, shard_bytes=2**30

@@ -1,8 +1,9 @@
-"""The demo world: a tiny NVILA-Lite, trained on rendered camera scenes, and all that made it.
+"""The demo world: rendered camera scenes, and a tiny NVILA-Lite that was trained on them.
 
-`world` says what is in a scene, `render` draws it, `questions` asks and answers, `train` and
-`export` make the checkpoint, `evaluate` measures it on scenes that training never saw, and
-`video` renders a long street to stream.
+`world` describes a scene, `render` draws it, `questions` asks about it and answers, `evaluate`
+measures the checkpoint on scenes that training never saw, `policies` compares resolution policies,
+and `video` renders a long street video to stream. `training` trains the checkpoint; it is not part
+of the wheel.
 """
 
 from pathlib import Path
@@ -10,7 +11,4 @@ from pathlib import Path
 CHECKPOINT = Path(__file__).parent / "checkpoint"
 """Folder of the shipped checkpoint, in the published NVILA-Lite layout."""
 
-CAPTION_PROMPT = "Describe the scene."
-"""The question that the demo's standing watch asks."""
-
-__all__ = ["CAPTION_PROMPT", "CHECKPOINT"]
+__all__ = ["CHECKPOINT"]

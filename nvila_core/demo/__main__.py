@@ -1,58 +1,82 @@
-"""`python -m nvila_core.demo train | evaluate | render`."""
+"""Train, evaluate or render the demo: `python -m nvila_core.demo train | evaluate | render`."""
 
 import argparse
 import json
 import os
 import sys
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 from nvila_core.demo import CHECKPOINT
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; the exit status."""
+    """Run one command and return the exit status."""
     parser = argparse.ArgumentParser(prog="python -m nvila_core.demo", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     train = commands.add_parser(
-        "train", help="train the demo checkpoint from scratch, or go on training it"
+        "train", help="train the demo checkpoint from scratch, or continue training it"
     )
     train.add_argument(
-        "--see-minutes", type=float, default=25, help="first stage: tower and projector"
+        "--see-minutes",
+        type=float,
+        default=25,
+        help="duration of the first stage: vision tower and projector",
     )
-    train.add_argument("--watch-minutes", type=float, default=10, help="second stage: motion")
-    train.add_argument("--answer-minutes", type=float, default=60, help="third stage: answers")
-    train.add_argument("--run", type=Path, default=Path(tempfile.gettempdir()) / "nvila-demo-run")
+    train.add_argument(
+        "--watch-minutes", type=float, default=10, help="duration of the second stage: motion"
+    )
+    train.add_argument(
+        "--answer-minutes", type=float, default=60, help="duration of the third stage: answers"
+    )
+    train.add_argument(
+        "--run",
+        type=Path,
+        default=Path(tempfile.gettempdir()) / "nvila-demo-run",
+        help="folder for the training state",
+    )
     train.add_argument("--out", type=Path, default=CHECKPOINT, help="folder of the checkpoint")
     train.add_argument(
-        "--resume", action="store_true", help="take up the state kept in the run's folder"
+        "--resume", action="store_true", help="continue from the state in the run's folder"
     )
     train.add_argument(
         "--again", action="store_true", help="with --resume: repeat most of the last stage"
     )
-    train.add_argument("--threads", type=int, default=2)
-    evaluate = commands.add_parser("evaluate", help="exact-match accuracy on held-out scenes")
-    evaluate.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
-    evaluate.add_argument("--questions", type=int, default=150, help="of each kind")
-    evaluate.add_argument("--seed", type=int, default=0, help="which held-out scenes")
-    evaluate.add_argument("--device", default="cpu")
-    evaluate.add_argument("--json", action="store_true")
+    train.add_argument("--threads", type=int, default=2, help="number of PyTorch threads")
+    evaluate = commands.add_parser(
+        "evaluate", help="measure the exact-match accuracy on held-out scenes"
+    )
+    evaluate.add_argument(
+        "--checkpoint", type=Path, default=CHECKPOINT, help="folder of the checkpoint"
+    )
+    evaluate.add_argument(
+        "--questions", type=int, default=150, help="number of questions of each kind"
+    )
+    evaluate.add_argument("--seed", type=int, default=0, help="seed of the held-out scenes")
+    evaluate.add_argument("--device", default="cpu", help="cpu, cuda, or auto")
+    evaluate.add_argument("--json", action="store_true", help="print JSON")
     evaluate.add_argument("--mistakes", action="store_true", help="also print every wrong answer")
     evaluate.add_argument(
-        "--policies", action="store_true", help="instead, compare resolution policies on clips"
+        "--policies", action="store_true", help="compare resolution policies on clips instead"
     )
-    evaluate.add_argument("--svg", type=Path, help="with --policies: also draw a chart")
-    render = commands.add_parser("render", help="a long street video, to stream")
-    render.add_argument("out", type=Path)
-    render.add_argument("--seconds", type=float, default=60)
-    render.add_argument("--fps", type=int, default=10)
-    render.add_argument("--seed", type=int, default=1)
+    evaluate.add_argument(
+        "--svg", type=Path, help="with --policies: also write a chart to this file"
+    )
+    render = commands.add_parser("render", help="render a long street video to stream")
+    render.add_argument("out", type=Path, help="MP4 file to write")
+    render.add_argument("--seconds", type=float, default=60, help="duration of the video")
+    render.add_argument("--fps", type=int, default=10, help="frames per second")
+    render.add_argument("--seed", type=int, default=1, help="seed of the scene")
     options = parser.parse_args(arguments)
     return {"train": _train, "evaluate": _evaluate, "render": _render}[options.command](options)
 
 
 def _train(options: argparse.Namespace) -> int:
-    # Threads that spin while they wait halve the speed on a machine that does other work too.
+    if find_spec("nvila_core.demo.training") is None:
+        print("The wheel has no training modules: train from a source checkout.", file=sys.stderr)
+        return 1
+    # Threads that spin while they wait halve the speed on a machine with other work to do.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     import torch
 

@@ -12,8 +12,7 @@ from typing import Any
 from nvila_core import NVILA, Budget, SamplingParams
 from nvila_core.demo.evaluate import CLIP_FRAMES, held_out
 from nvila_core.demo.questions import QUESTION_KINDS
-from nvila_core.demo.sampling import FIRST_EVALUATION_SEED
-from nvila_core.demo.training.labels import GRID
+from nvila_core.demo.sampling import FIRST_EVALUATION_SEED, TILE_GRID
 
 DETAIL_KIND = "sign"
 ONE_TILE, ALL_TILES = "fixed:1", "fixed:12"
@@ -72,7 +71,7 @@ def evaluate_policies(
     """Ask `questions` questions of each kind under each policy; `asked` counts those of a kind."""
     model = NVILA.from_pretrained(checkpoint, device=device, dtype="float32")
     if not model.config.tile_grids:  # exported before checkpoints said it themselves
-        model.config = replace(model.config, tile_grids=(GRID,))
+        model.config = replace(model.config, tile_grids=(TILE_GRID,))
     scores = policies(model.config.tile_tokens)
     for number, kind in enumerate(QUESTION_KINDS):
         first = _FIRST_SEED + (seed * len(QUESTION_KINDS) + number) * _SCENES_A_KIND
@@ -94,7 +93,7 @@ def evaluate_policies(
 
 def policies(tile_tokens: int) -> list[PolicyScore]:
     """What is compared, for tiles of so many tokens."""
-    tiled = GRID[0] * GRID[1]
+    tiled = TILE_GRID[0] * TILE_GRID[1]
     budgets = [n if n is None else (CLIP_FRAMES + n * tiled) * tile_tokens for n in TILED_FRAMES]
     adaptive = [PolicyScore("adaptive", budget) for budget in budgets]
     return [PolicyScore(ONE_TILE, None), *adaptive, PolicyScore(ALL_TILES, None)]

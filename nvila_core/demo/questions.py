@@ -3,7 +3,6 @@
 import random
 from dataclasses import dataclass
 
-from nvila_core.demo import CAPTION_PROMPT
 from nvila_core.demo.world import (
     COLOURS,
     DIRECTIONS,
@@ -15,7 +14,12 @@ from nvila_core.demo.world import (
     Sighting,
 )
 
-CAPTION = (CAPTION_PROMPT, "What is happening?", "What do you see?", "What is in the picture?")
+CAPTION = (
+    "Describe the scene.",
+    "What is happening?",
+    "What do you see?",
+    "What is in the picture?",
+)
 COUNT = ("How many {things} are there?", "How many {things} do you see?", "Count the {things}.")
 EXISTS = (
     "Is there a {thing}?",

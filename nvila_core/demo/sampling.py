@@ -23,7 +23,11 @@ STEP = (0.07, 0.14)
 """How far a moving thing goes from one frame of a clip to the next, as a fraction of the frame."""
 
 SIGN_SIZE = (0.085, 0.076)
-_SIGN_COLUMNS, _SIGN_ROWS = 8, 6
+
+TILE_GRID = (4, 3)
+"""Columns and rows of tiles of a tiled 4:3 frame."""
+_SIGN_COLUMNS, _SIGN_ROWS = (2 * tiles for tiles in TILE_GRID)
+"""A tile has two tokens along each side; the sign lies within one of them."""
 _CLEAR = (0.12, 0.6)
 """At the ends of a clip a thing is clearly in view or clearly out of it: no share in between."""
 

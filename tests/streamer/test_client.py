@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import redis
 
+from nvila_core.demo.questions import CAPTION
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.client import CAPTION_PROMPT, Client
@@ -49,6 +50,10 @@ def code_of(caught: pytest.ExceptionInfo[StreamerError]) -> ErrorCode:
 
 
 # Streams
+
+
+def test_the_demo_checkpoint_was_trained_on_the_default_prompt() -> None:
+    assert CAPTION_PROMPT in CAPTION
 
 
 def test_attach_probes_names_and_starts(client: Client, video: Path) -> None:

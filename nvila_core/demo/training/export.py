@@ -1,63 +1,50 @@
-"""Writes a trained network as a checkpoint in the published layout (bfloat16)."""
+"""Export a trained network as a checkpoint in the published layout, in bfloat16."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from transformers import SiglipVisionModel
 
+from nvila_core.checkpoint.writer import Contents, tensors_of, write_folders
+from nvila_core.demo.sampling import TILE_GRID
 from nvila_core.demo.training.config import ModelShape
-from nvila_core.demo.training.labels import GRID
-from nvila_core.demo.training.network import DemoNetwork, llm_config, vision_config
-from nvila_core.demo.training.tokenizer import write_tokenizer
+from nvila_core.demo.training.network import DemoNetwork, qwen2_config, siglip_config
+from nvila_core.demo.training.tokenizer import train_tokenizer
 
 
 def export(network: DemoNetwork, shape: ModelShape, folder: Path) -> None:
-    """Write `llm/`, `vision_tower/`, `mm_projector/` and `config.json` under `folder`."""
-    vocab_size = write_tokenizer(folder / "llm", shape.max_positions)
-    llm_keys = {k: v for k, v in network.llm.state_dict().items() if k != "lm_head.weight"}
-    _save(folder / "llm", llm_keys)
-    _save(folder / "vision_tower", _tower_state(network, shape))
-    _save(folder / "mm_projector", dict(network.projector.state_dict()))
-    ids = json.loads((folder / "llm" / "added_tokens.json").read_text(encoding="utf-8"))
-    llm = _llm_fields(shape, vocab_size, ids)
-    tower = _tower_fields(shape)
-    projector = {
-        "architectures": ["MultimodalProjector"],
-        "mm_projector_type": "mlp_downsample_3x3_fix",
-        "model_type": "v2l_projector",
-        "torch_dtype": "bfloat16",
-    }
-    _write(folder / "llm" / "config.json", llm)
-    _write(folder / "llm" / "generation_config.json", _generation_fields(ids))
-    _write(folder / "vision_tower" / "config.json", tower)
-    _write(folder / "vision_tower" / "preprocessor_config.json", _preprocessor_fields(shape))
-    _write(folder / "mm_projector" / "config.json", projector)
-    _write(folder / "config.json", _top_fields(shape, llm, tower, projector))
-
-
-def _save(folder: Path, state: dict[str, Tensor]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    rounded = {
-        key: value.detach().cpu().to(torch.bfloat16).contiguous() for key, value in state.items()
-    }
-    save_file(rounded, folder / "model.safetensors", metadata={"format": "pt"})
+    """Write the checkpoint to `folder`, creating it if needed."""
+    tokenizer = train_tokenizer(shape.max_positions)
+    ids = tokenizer.added_tokens
+    llm = {k: v for k, v in network.llm.state_dict().items() if k != "lm_head.weight"}
+    contents = Contents(
+        top=_top_fields(shape),
+        llm=_llm_fields(shape, len(tokenizer), ids),
+        vision=_tower_fields(shape),
+        projector=_projector_fields(),
+        preprocessor=_preprocessor_fields(shape),
+        tokenizer=tokenizer,
+        llm_tensors=tensors_of(llm, torch.bfloat16),
+        vision_tensors=tensors_of(_tower_state(network, shape), torch.bfloat16),
+        projector_tensors=tensors_of(network.projector.state_dict(), torch.bfloat16),
+        generation=_generation_fields(ids),
+    )
+    write_folders(folder, contents)
 
 
 def _tower_state(network: DemoNetwork, shape: ModelShape) -> dict[str, Tensor]:
-    # The last layer and the final norm are never used; they are there because the layout has them.
+    # The last layer and the final norm are never used, but the layout has them.
     torch.manual_seed(0)
-    whole = SiglipVisionModel(vision_config(shape, shape.vision_layers)).state_dict()
+    whole = SiglipVisionModel(siglip_config(shape, shape.vision_layers)).state_dict()
     whole.update(network.tower.state_dict())
     prefix = "vision_model."
     return {key if key.startswith(prefix) else prefix + key: value for key, value in whole.items()}
 
 
 def _llm_fields(shape: ModelShape, vocab_size: int, ids: dict[str, int]) -> dict[str, Any]:
-    config = llm_config(shape, vocab_size)
+    config = qwen2_config(shape, vocab_size)
     return {
         "architectures": ["Qwen2ForCausalLM"],
         "attention_dropout": 0.0,
@@ -133,34 +120,32 @@ def _preprocessor_fields(shape: ModelShape) -> dict[str, Any]:
     }
 
 
-def _top_fields(
-    shape: ModelShape, llm: dict[str, Any], tower: dict[str, Any], projector: dict[str, Any]
-) -> dict[str, Any]:
+def _projector_fields() -> dict[str, Any]:
     return {
-        "architectures": ["LlavaLlamaModel"],
+        "architectures": ["MultimodalProjector"],
+        "mm_projector_type": "mlp_downsample_3x3_fix",
+        "model_type": "v2l_projector",
+        "torch_dtype": "bfloat16",
+    }
+
+
+def _top_fields(shape: ModelShape) -> dict[str, Any]:
+    return {
         "chat_template": None,
         "dynamic_s2": False,
         "fps": 0.0,
         "hidden_size": shape.llm_hidden,
         "image_aspect_ratio": "dynamic",
         "image_encoder": {"_target_": "llava.model.encoders.BasicImageEncoder"},
-        "llm_cfg": llm,
         "max_tiles": 12,
         "min_tiles": 1,
         "mm_hidden_size": shape.vision_hidden,
-        "mm_projector_cfg": projector,
         "mm_vision_select_feature": "cls_patch",
         "mm_vision_select_layer": -2,
         "model_dtype": "torch.bfloat16",
-        "model_type": "llava_llama",
         "num_video_frames": 4,
         "s2": False,
-        "tile_grids": [list(GRID)],
+        "tile_grids": [list(TILE_GRID)],
         "video_encoder": {"_target_": "llava.model.encoders.BasicVideoEncoder"},
         "video_max_tiles": 1,
-        "vision_tower_cfg": tower,
     }
-
-
-def _write(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nvila_core.demo.sampling import TILE_GRID
 from nvila_core.demo.world import COLOURS, DIRECTIONS, KINDS, STILL, Scene
 
 THINGS = len(KINDS) * len(COLOURS)
@@ -16,8 +17,6 @@ MOTIONS = (*DIRECTIONS, STILL)
 _OPPOSITE = {"left": "right", "right": "left", "away": "closer", "closer": "away", STILL: STILL}
 CELLS = 2
 """Tokens along each side of a tile."""
-GRID = (4, 3)
-"""Columns and rows of tiles of a tiled 4:3 frame."""
 
 
 @dataclass
@@ -70,7 +69,7 @@ def label_whole(
 
 def sign_place(scene: Scene) -> tuple[int, int]:
     """Which tile of the grid holds the sign, row-major, and which of its cells."""
-    columns, rows = GRID
+    columns, rows = TILE_GRID
     column, row = int(scene.sign.x * columns * CELLS), int(scene.sign.y * rows * CELLS)
     return row // CELLS * columns + column // CELLS, row % CELLS * CELLS + column % CELLS
 

@@ -10,7 +10,7 @@ from nvila_core.demo.training.labels import DIGITS, MOTIONS, THINGS
 from nvila_core.models.projector import build_projector
 
 
-def vision_config(shape: ModelShape, layers: int) -> SiglipVisionConfig:
+def siglip_config(shape: ModelShape, layers: int) -> SiglipVisionConfig:
     """The tower's configuration with a number of layers."""
     return SiglipVisionConfig(
         hidden_size=shape.vision_hidden,
@@ -25,7 +25,7 @@ def vision_config(shape: ModelShape, layers: int) -> SiglipVisionConfig:
     )
 
 
-def llm_config(shape: ModelShape, vocab_size: int) -> Qwen2Config:
+def qwen2_config(shape: ModelShape, vocab_size: int) -> Qwen2Config:
     """The LLM's configuration."""
     return Qwen2Config(
         vocab_size=vocab_size,
@@ -83,11 +83,11 @@ class DemoNetwork(nn.Module):
 
     def __init__(self, shape: ModelShape, vocab_size: int) -> None:
         super().__init__()
-        self.tower = SiglipVisionModel(vision_config(shape, shape.vision_layers - 1))
+        self.tower = SiglipVisionModel(siglip_config(shape, shape.vision_layers - 1))
         self.projector = build_projector(
             "mlp_downsample_3x3_fix", shape.vision_hidden, shape.llm_hidden
         )
-        self.llm = Qwen2ForCausalLM(llm_config(shape, vocab_size))
+        self.llm = Qwen2ForCausalLM(qwen2_config(shape, vocab_size))
         self.auxiliary = AuxiliaryHead(shape.llm_hidden)
         self.auxiliary_motion = MotionHead(shape.llm_hidden)
 

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from nvila_core.demo.render import Frame
-from nvila_core.demo.training.labels import GRID
+from nvila_core.demo.sampling import TILE_GRID
 
 TILED_SIZE = (336, 252)
 """A frame of this size is cut into the grid's tiles without resizing."""
@@ -22,7 +22,7 @@ def squash(frame: Frame, tile: int = 84) -> Frame:
 
 def cut_frame(frame: Frame, tile: int = 84) -> list[Frame]:
     """A frame as tiles of the grid, row-major, uint8 [tile, tile, 3] each."""
-    columns, rows = GRID
+    columns, rows = TILE_GRID
     if frame.shape[:2] != (tile * rows, tile * columns):
         size = (tile * columns, tile * rows)
         frame = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BICUBIC))

@@ -1,18 +1,18 @@
-"""The tokenizer: Qwen2's byte-level BPE with merges learned from the world's sentences."""
+"""Train the tokenizer: Qwen2's byte-level BPE with merges learned from the world's sentences."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from nvila_core.checkpoint.writer import TokenizerFiles
 from nvila_core.demo.questions import all_sentences
 
 QWEN2_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-SPECIAL = (
+SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
     "<|im_end|>",
@@ -35,9 +35,8 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tokenizer(folder: Path, max_length: int = 4096) -> int:
-    """Write the tokenizer's files in the published layout, and return the number of its tokens."""
-    folder.mkdir(parents=True, exist_ok=True)
+def train_tokenizer(max_length: int = 4096) -> TokenizerFiles:
+    """Train the tokenizer; `max_length` is its `model_max_length` in positions."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -54,13 +53,15 @@ def write_tokenizer(folder: Path, max_length: int = 4096) -> int:
     )
     chat = f"system\n{SYSTEM}\nuser\nassistant\n"
     tokenizer.train_from_iterator([*all_sentences(), chat], trainer)
-    tokenizer.model.save(str(folder))
-    size = tokenizer.get_vocab_size()
-    ids = {token: size + i for i, token in enumerate(SPECIAL)}
-    _write_json(folder / "added_tokens.json", ids)
-    _write_json(folder / "special_tokens_map.json", _special_tokens_map())
-    _write_json(folder / "tokenizer_config.json", _tokenizer_config(ids, max_length))
-    return size + len(SPECIAL)
+    model = json.loads(tokenizer.to_str())["model"]
+    ids = {token: len(model["vocab"]) + i for i, token in enumerate(SPECIAL_TOKENS)}
+    return TokenizerFiles(
+        vocab=model["vocab"],
+        merges=[(left, right) for left, right in model["merges"]],
+        added_tokens=ids,
+        config=_tokenizer_config(ids, max_length),
+        special_tokens_map=_special_tokens_map(),
+    )
 
 
 def _plain(content: str) -> dict[str, Any]:
@@ -78,7 +79,7 @@ def _special_tokens_map() -> dict[str, Any]:
 
 
 def _additional() -> list[str]:
-    return [token for token in SPECIAL if token not in ("<|endoftext|>", "[BOS]", "[PAD]")]
+    return [token for token in SPECIAL_TOKENS if token not in ("<|endoftext|>", "[BOS]", "[PAD]")]
 
 
 def _tokenizer_config(ids: dict[str, int], max_length: int) -> dict[str, Any]:
@@ -100,7 +101,3 @@ def _tokenizer_config(ids: dict[str, int], max_length: int) -> dict[str, Any]:
         "tokenizer_class": "Qwen2Tokenizer",
         "unk_token": None,
     }
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

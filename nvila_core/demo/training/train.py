@@ -28,7 +28,7 @@ from nvila_core.demo.training.feed import AnswerFeed, ClipFeed, TileFeed
 from nvila_core.demo.training.labels import auxiliary_loss, motion_loss, reversed_in_time
 from nvila_core.demo.training.network import DemoNetwork
 from nvila_core.demo.training.optimizer import Muon
-from nvila_core.demo.training.tokenizer import write_tokenizer
+from nvila_core.demo.training.tokenizer import train_tokenizer
 from nvila_core.demo.training.visuals import clip, render_pair, render_visual
 
 Batch = Any
@@ -69,8 +69,9 @@ class Trainer:
         self.shape, self.config, self.run, self.checkpoint = shape, config, run, checkpoint
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = run / "tokenizer"
-        vocab_size = write_tokenizer(self.tokenizer, shape.max_positions)
-        self.network = DemoNetwork(shape, vocab_size).to(self.device)
+        tokenizer = train_tokenizer(shape.max_positions)
+        tokenizer.write(self.tokenizer)
+        self.network = DemoNetwork(shape, len(tokenizer)).to(self.device)
         self.average = copy.deepcopy(self.network)
         self.optimizers = make_optimizers(self.network, config)
         self.done: dict[str, float] = {"see": 0.0, "watch": 0.0, "answer": 0.0}

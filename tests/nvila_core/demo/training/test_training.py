@@ -11,14 +11,13 @@ from transformers import AutoTokenizer
 
 from nvila_core import NVILA, Budget, Measures, Plan, Video
 from nvila_core.demo.render import render_clip
-from nvila_core.demo.sampling import sample_scene
+from nvila_core.demo.sampling import TILE_GRID, sample_scene
 from nvila_core.demo.training.batches import MEDIA, PromptBuilder, attention_mask, collate
 from nvila_core.demo.training.config import SHAPE
 from nvila_core.demo.training.export import export
-from nvila_core.demo.training.labels import GRID
 from nvila_core.demo.training.network import DemoNetwork
 from nvila_core.demo.training.tiles import cut_frame, squash
-from nvila_core.demo.training.tokenizer import write_tokenizer
+from nvila_core.demo.training.tokenizer import train_tokenizer
 from nvila_core.demo.training.visuals import FLAT, FULL, MIXED, STILL, Form, clip, render_visual
 from nvila_core.resolution.grids import ONE
 from nvila_core.resolution.policy import PlannedFrame, Tiling
@@ -31,7 +30,7 @@ class Planned:
         self.form = form
 
     def plan(self, clip: Sequence[Measures], tiling: Tiling, budget: Budget) -> Plan:
-        grids = [GRID if i in self.form.tiled else ONE for i in range(len(clip))]
+        grids = [TILE_GRID if i in self.form.tiled else ONE for i in range(len(clip))]
         return Plan.of([PlannedFrame(grid, "tiled in training") for grid in grids], tiling)
 
 
@@ -40,7 +39,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An untrained network, exported."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("demo") / "checkpoint"
-    network = DemoNetwork(SHAPE, write_tokenizer(folder / "llm"))
+    network = DemoNetwork(SHAPE, len(train_tokenizer()))
     export(network, SHAPE, folder)
     return folder
 
