@@ -19,7 +19,7 @@ def ref(pts: float, time: float | None = None) -> FrameRef:
 def gatherer(
     by: Literal["time", "pts"], length: float = 10, max_frames: int = 100
 ) -> WindowGatherer:
-    return WindowGatherer(length, max_frames, by=by, select_frames=select_frames)
+    return WindowGatherer(length, max_frames, by=by, pick=select_frames)
 
 
 def closed(windows: WindowGatherer, frames: Sequence[FrameRef]) -> list[Window]:
@@ -83,14 +83,14 @@ def test_rounding_does_not_move_a_frame_into_the_window_before() -> None:
 
 
 def test_a_frame_that_is_a_little_early_belongs_to_the_next_window() -> None:
-    windows = WindowGatherer(3, 100, by="time", select_frames=select_frames, tolerance=0.25)
+    windows = WindowGatherer(3, 100, by="time", pick=select_frames, tolerance=0.25)
     early = [ref(n, 1000 + n - (0.1 if n % 3 == 0 and n else 0.0)) for n in range(10)]
     assert [len(w.frames) for w in closed(windows, early)] == [3, 3, 3]
 
 
 def test_a_window_is_closed_as_soon_as_no_further_frame_can_be_in_it() -> None:
     # given a frame a second, and the sampler's word that none comes in between
-    windows = WindowGatherer(3, 100, by="time", select_frames=select_frames, tolerance=0.25)
+    windows = WindowGatherer(3, 100, by="time", pick=select_frames, tolerance=0.25)
     # when frames come
     closed = [windows.add(ref(n, 1000.0 + n), quiet=0.999) for n in range(6)]
     # then a window does not wait for the first frame of the next one
@@ -101,7 +101,7 @@ def test_a_window_is_closed_as_soon_as_no_further_frame_can_be_in_it() -> None:
 
 
 def test_a_frame_that_comes_after_all_opens_no_second_window_for_the_same_time() -> None:
-    windows = WindowGatherer(3, 100, by="time", select_frames=select_frames, tolerance=0.25)
+    windows = WindowGatherer(3, 100, by="time", pick=select_frames, tolerance=0.25)
     times = [1000.0, 1001.0, 1001.9, 1002.5, 1003.0]
     closed = [w for t in times for w in windows.add(ref(t - 1000, t), quiet=0.999)]
     assert [(w.start, len(w.frames)) for w in closed] == [(1000.0, 3)]
