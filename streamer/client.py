@@ -5,7 +5,6 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from streamer.admission import Admission
-from streamer.answer_form import AnswerForm, check_form
 from streamer.connections import Connections, from_run_file
 from streamer.domain import (
     Query,
@@ -22,6 +21,8 @@ from streamer.frames.history import FrameHistory
 from streamer.frames.store import FrameStore, Retention
 from streamer.jobs import Jobs
 from streamer.queries import Queries
+from streamer.question import Question
+from streamer.response_format import ResponseFormat, TextFormat
 from streamer.results import Results
 from streamer.secret_box import SecretBox
 from streamer.settings import Settings
@@ -149,15 +150,15 @@ class Client:
         window: float | None = None,
         max_frames: int | None = None,
         max_tokens: int | None = None,
-        form: AnswerForm | None = None,
+        response_format: ResponseFormat | None = None,
     ) -> Watch:
         """Make a watch for :meth:`attach` or `watches.add`, with defaults from the settings.
 
         Raises StreamerError: PROMPT_EMPTY, INVALID_REQUEST.
         """
         check_prompt(prompt)
-        form = form or AnswerForm()
-        check_form(form)
+        response_format = response_format or TextFormat()
+        response_format.check()
         settings = self.settings
         return validated(
             Watch,
@@ -165,7 +166,7 @@ class Client:
             window=settings.window if window is None else window,
             max_frames=settings.max_frames if max_frames is None else max_frames,
             max_tokens=settings.max_tokens if max_tokens is None else max_tokens,
-            **form.form,
+            response_format=response_format,
         )
 
     def edit(
@@ -252,31 +253,25 @@ class Client:
 
     # Queries
 
-    def ask(
-        self,
-        prompt: str,
-        stream: str | None = None,
-        *,
-        since: When = None,
-        until: When = None,
-        max_frames: int | None = None,
-        max_tokens: int | None = None,
-        form: AnswerForm | None = None,
-    ) -> Query:
-        """Ask about a stream now or, with `since`, about a past range; returns at once.
+    def ask(self, prompt: str, stream: str | None = None, **options: Any) -> Query:
+        """Ask about a stream now or, with `since`, about a past range; return at once.
+
+        `stream` is an id or name; it may be None if only one stream is attached. `options` are
+        the other fields of :class:`streamer.question.Question`: `since` and `until` (aware
+        datetimes, RFC 3339, or relative such as `-10m`), `max_frames`, `max_tokens` and
+        `response_format`.
 
         Raises StreamerError: PROMPT_EMPTY, UNKNOWN_STREAM, NO_FRAMES, INVALID_REQUEST.
         """
-        check_prompt(prompt)
-        return self._queries.ask(
-            prompt,
-            self.stream(stream),
-            since=since,
-            until=until,
-            max_frames=max_frames,
-            max_tokens=max_tokens,
-            form=form,
-        )
+        return self.submit(validated(Question, prompt=prompt, stream=stream, **options))
+
+    def submit(self, question: Question) -> Query:
+        """Submit a question, as :meth:`ask` does, and return at once.
+
+        Raises StreamerError: UNKNOWN_STREAM, NO_FRAMES, INVALID_REQUEST, ARCHIVE_UNAVAILABLE,
+        REDIS_FULL.
+        """
+        return self._queries.ask(question, self.stream(question.stream))
 
     def query(self, query_id: str, wait: float = 0.0) -> Query:
         """Return a query after waiting up to `wait` seconds for its result.
@@ -348,7 +343,7 @@ class Client:
         window: float | None = None,
         fps: float | None = None,
         *,
-        form: AnswerForm | None = None,
+        response_format: ResponseFormat | None = None,
         probe: bool = True,
     ) -> Stream:
         """Attach a recording to caption it window by window; detach it after it has ended.
@@ -357,5 +352,5 @@ class Client:
         """
         self.admission.require_recording(path)
         sampling = validated(Sampling, fps=self.settings.fps if fps is None else fps)
-        watches = [self.watch(prompt, window=window, form=form)]
+        watches = [self.watch(prompt, window=window, response_format=response_format)]
         return self.attach(path, sampling=sampling, watches=watches, probe=probe)

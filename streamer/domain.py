@@ -24,8 +24,8 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from nvila_core.resolution.policy import Measures, thin
-from streamer.answer_form import AnswerForm
 from streamer.errors import ErrorCode
+from streamer.response_format import ResponseFormat, TextFormat, with_response_format
 
 
 def new_id(prefix: str) -> str:
@@ -148,7 +148,7 @@ MAX_WATCHES = 64
 """Watches of one stream at most: each is another request for every window."""
 
 
-class Watch(AnswerForm):
+class Watch(Record):
     """A standing question on a stream: one result for every window."""
 
     id: str = Field(default_factory=lambda: new_id("wch"))
@@ -156,6 +156,9 @@ class Watch(AnswerForm):
     window: float = Field(default=10.0, gt=0, le=3600, description="seconds that a clip spans")
     max_frames: int = Field(default=16, ge=1, le=256, description="frames of a clip at most")
     max_tokens: int = Field(default=128, ge=1, le=4096, description="tokens of an answer at most")
+    response_format: ResponseFormat = Field(default_factory=TextFormat)
+
+    _read_old = model_validator(mode="before")(with_response_format)
 
 
 class StreamSpec(Record):
@@ -296,7 +299,7 @@ class RequestKind(StrEnum):
     FILE = "file"
 
 
-class ClipRequest(AnswerForm):
+class ClipRequest(Record):
     """One question about the frames of one window: what travels in a job."""
 
     id: str = Field(default_factory=lambda: new_id("req"))
@@ -309,8 +312,11 @@ class ClipRequest(AnswerForm):
     prompt: str
     frames: list[FrameRef]
     max_tokens: int = 128
+    response_format: ResponseFormat = Field(default_factory=TextFormat)
     created_at: Timestamp = Field(default_factory=utc_now)
     data: dict[str, Any] | None = Field(default=None, description="copied into the result")
+
+    _read_old = model_validator(mode="before")(with_response_format)
 
     @classmethod
     def for_watch(
@@ -337,7 +343,7 @@ class ClipRequest(AnswerForm):
             prompt=watch.prompt,
             frames=frames,
             max_tokens=watch.max_tokens,
-            **watch.form,
+            response_format=watch.response_format,
             **fields,
         )
 

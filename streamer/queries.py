@@ -6,7 +6,6 @@ from typing import cast
 import redis
 
 from streamer import redis_keys
-from streamer.answer_form import AnswerForm, check_form
 from streamer.domain import (
     ClipRequest,
     FrameRef,
@@ -19,14 +18,14 @@ from streamer.domain import (
     new_id,
     rfc3339,
     to_datetime,
-    utc_now,
 )
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.history import FrameHistory
 from streamer.jobs import Jobs
+from streamer.question import Question
+from streamer.response_format import TextFormat
 from streamer.results import Results
 from streamer.settings import Settings
-from streamer.times import When, moment
 from streamer.validation import validated
 
 LISTED = 1000
@@ -52,67 +51,48 @@ class Queries:
         self._jobs = jobs
         self._results = results
 
-    def ask(
-        self,
-        prompt: str,
-        stream: Stream,
-        *,
-        since: When = None,
-        until: When = None,
-        max_frames: int | None = None,
-        max_tokens: int | None = None,
-        form: AnswerForm | None = None,
-    ) -> Query:
-        """Submit a question.
+    def ask(self, question: Question, stream: Stream) -> Query:
+        """Submit a question about `stream`.
 
-        Without `since` it is about now: the newest frame (the newest `max_frames`). With it, about
-        at most `max_frames` frames spread over the range, whose end is now by default: those that
-        tell most of it.
+        Without `since` it is about the newest frame, or the newest `max_frames`. With `since` it
+        is about at most `max_frames` frames of the range: those that show most of what happened.
 
         Raises StreamerError: NO_FRAMES, INVALID_REQUEST, ARCHIVE_UNAVAILABLE, REDIS_FULL.
         """
-        form = form or AnswerForm()
-        check_form(form)
-        if since is None and until is None:
-            frames = self._past.frames.newest(stream.id, 1 if max_frames is None else max_frames)
-            if not frames:
-                raise StreamerError(ErrorCode.NO_FRAMES, _why_no_frames(stream))
-            start, end = to_datetime(frames[0].time), to_datetime(frames[-1].time)
-        else:
-            start, end = _range(since, until)
-            frames = self._past.choose(
-                stream,
-                start.timestamp(),
-                end.timestamp(),
-                self._settings.max_frames if max_frames is None else max_frames,
-            )
-            if not frames:
-                raise StreamerError(ErrorCode.NO_FRAMES, self._what_is_kept(stream, start, end))
-        return self._submit(prompt, stream, start, end, frames, max_tokens, form)
-
-    def _submit(
-        self,
-        prompt: str,
-        stream: Stream,
-        start: datetime,
-        end: datetime,
-        frames: list[FrameRef],
-        max_tokens: int | None,
-        form: AnswerForm,
-    ) -> Query:
+        response_format = question.response_format or TextFormat()
+        response_format.check()
+        frames = self._frames(question, stream)
+        max_tokens = question.max_tokens
         request = validated(
             ClipRequest,
             id=new_id("qry"),
             kind=RequestKind.QUERY,
             stream_id=stream.id,
             stream_name=stream.name,
-            start=start,
-            end=end,
-            prompt=prompt,
+            start=question.since or to_datetime(frames[0].time),
+            end=question.until or to_datetime(frames[-1].time),
+            prompt=question.prompt,
             frames=frames,
             max_tokens=self._settings.max_tokens if max_tokens is None else max_tokens,
-            **form.form,
+            response_format=response_format,
         )
+        return self._submit(request)
+
+    def _frames(self, question: Question, stream: Stream) -> list[FrameRef]:
+        """Choose the frames to look at. Raises StreamerError(NO_FRAMES) if there are none."""
+        since, until, max_frames = question.since, question.until, question.max_frames
+        if since is None or until is None:
+            frames = self._past.frames.newest(stream.id, 1 if max_frames is None else max_frames)
+            if not frames:
+                raise StreamerError(ErrorCode.NO_FRAMES, _why_no_frames(stream))
+        else:
+            max_frames = self._settings.max_frames if max_frames is None else max_frames
+            frames = self._past.choose(stream, since.timestamp(), until.timestamp(), max_frames)
+            if not frames:
+                raise StreamerError(ErrorCode.NO_FRAMES, self._what_is_kept(stream, since, until))
+        return frames
+
+    def _submit(self, request: ClipRequest) -> Query:
         query = Query.of(request)
         ttl = int(self._settings.query_ttl)
         with self._redis.pipeline() as pipe:
@@ -183,22 +163,6 @@ class Queries:
             return f"{problem}: no frames are kept."
         first, last = (rfc3339(to_datetime(when)) for when in kept)
         return f"{problem}: frames are kept from {first} to {last}."
-
-
-def _range(since: When, until: When) -> tuple[datetime, datetime]:
-    now = utc_now()
-    start, end = moment(since, now), moment(until, now) or now
-    if start is None:
-        raise StreamerError(
-            ErrorCode.INVALID_REQUEST,
-            "The range has an end but no start: give since (--since) too.",
-        )
-    if start >= end:
-        raise StreamerError(
-            ErrorCode.INVALID_REQUEST,
-            f"The range is empty: it starts at {rfc3339(start)} and ends at {rfc3339(end)}.",
-        )
-    return start, end
 
 
 def _why_no_frames(stream: Stream) -> str:

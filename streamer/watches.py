@@ -7,10 +7,10 @@ changed meanwhile (`StreamRegistry.edit`), so concurrent changes do not undo eac
 from collections.abc import Callable
 from typing import Any
 
-from streamer.answer_form import AnswerForm, check_form
 from streamer.domain import MAX_WATCHES, Stream, StreamSpec, StreamState, Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import Jobs
+from streamer.response_format import ResponseFormat
 from streamer.streams import StreamRegistry
 from streamer.validation import check_prompt, validated
 
@@ -59,7 +59,7 @@ class Watches:
         window: float | None = None,
         max_frames: int | None = None,
         max_tokens: int | None = None,
-        form: AnswerForm | None = None,
+        response_format: ResponseFormat | None = None,
     ) -> Watch:
         """Change a watch, which keeps its id; arguments that are None change nothing.
 
@@ -70,16 +70,16 @@ class Watches:
         """
         if prompt is not None:
             check_prompt(prompt)
-        if form is not None:
-            check_form(form)
+        if response_format is not None:
+            response_format.check()
         given = {
             "prompt": prompt,
             "window": window,
             "max_frames": max_frames,
             "max_tokens": max_tokens,
+            "response_format": response_format,
         }
         fields = {name: value for name, value in given.items() if value is not None}
-        fields |= form.form if form is not None else {}
         require_open(self._registry.get(ref))
 
         def change(spec: StreamSpec) -> tuple[list[Watch], Watch]:

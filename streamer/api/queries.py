@@ -9,8 +9,9 @@ from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 
 from streamer.api.dependencies import ClientDependency
-from streamer.api.schemas import QueryBody, QueryList, form_of
+from streamer.api.schemas import QueryList
 from streamer.domain import Query
+from streamer.question import Question
 
 router = APIRouter(prefix="/v1/queries", tags=["queries"])
 
@@ -19,17 +20,9 @@ _LOOK_EVERY = 0.1
 
 
 @router.post("", status_code=202)
-def ask(body: QueryBody, client: ClientDependency) -> Query:
+def ask(question: Question, client: ClientDependency) -> Query:
     """Ask a question. Fetch the answer with the returned id."""
-    return client.ask(
-        body.prompt,
-        body.stream,
-        since=body.since,
-        until=body.until,
-        max_frames=body.max_frames,
-        max_tokens=body.max_tokens,
-        form=form_of(body.response_format),
-    )
+    return client.submit(question)
 
 
 @router.get("")

@@ -1,10 +1,7 @@
 """Request and response bodies of the API, in addition to the records of `streamer.domain`."""
 
-from typing import Annotated, Any, Literal
-
 from pydantic import Field
 
-from streamer.answer_form import AnswerForm
 from streamer.domain import (
     MAX_WATCHES,
     ErrorInfo,
@@ -16,45 +13,7 @@ from streamer.domain import (
     Transport,
     Watch,
 )
-from streamer.validation import validated
-
-
-class TextFormat(Record):
-    """Free text."""
-
-    type: Literal["text"] = "text"
-
-
-class ChoiceFormat(Record):
-    """One of the given choices, word for word."""
-
-    type: Literal["choice"]
-    choices: list[str] = Field(min_length=1)
-
-
-class JsonFormat(Record):
-    """JSON that matches a schema; `data.json` of the result holds the parsed value."""
-
-    type: Literal["json_schema"]
-    json_schema: dict[str, Any]
-
-
-ResponseFormat = Annotated[TextFormat | ChoiceFormat | JsonFormat, Field(discriminator="type")]
-
-
-def form_of(wanted: ResponseFormat | None) -> AnswerForm | None:
-    """A `response_format` as the records have it; None when nothing was said.
-
-    Raises StreamerError(INVALID_REQUEST).
-    """
-    match wanted:
-        case TextFormat():
-            return AnswerForm()
-        case ChoiceFormat():
-            return validated(AnswerForm, output="choice", choices=wanted.choices)
-        case JsonFormat():
-            return validated(AnswerForm, output="json", json_schema=wanted.json_schema)
-    return None
+from streamer.response_format import ResponseFormat
 
 
 class WatchBody(Record):
@@ -124,22 +83,6 @@ class StreamPatch(Record):
     probe: bool = Field(
         default=True, description="open a new URL and decode one frame before using it"
     )
-
-
-class QueryBody(Record):
-    """A question about a stream now or, with `since`, about a past range."""
-
-    prompt: str
-    stream: str | None = Field(
-        default=None, description="id or name; optional if only one stream is attached"
-    )
-    since: str | None = Field(
-        default=None, description="start of a past range: RFC 3339 or relative such as -10m"
-    )
-    until: str | None = Field(default=None, description="end of the range; default: now")
-    max_frames: int | None = Field(default=None, ge=1, le=256)
-    max_tokens: int | None = Field(default=None, ge=1, le=4096)
-    response_format: ResponseFormat | None = None
 
 
 class StreamList(Record):

@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from streamer.api.dependencies import ClientDependency
-from streamer.api.schemas import WatchBody, WatchList, WatchPatch, form_of
+from streamer.api.schemas import WatchBody, WatchList, WatchPatch
 from streamer.client import Client
 from streamer.domain import Watch
 
@@ -38,7 +38,7 @@ def edit_watch(ref: str, watch_id: str, body: WatchPatch, client: ClientDependen
         window=body.window,
         max_frames=body.max_frames,
         max_tokens=body.max_tokens,
-        form=form_of(body.response_format),
+        response_format=body.response_format,
     )
 
 
@@ -55,5 +55,5 @@ def watch_of(client: Client, body: WatchBody) -> Watch:
         window=body.window,
         max_frames=body.max_frames,
         max_tokens=body.max_tokens,
-        form=form_of(body.response_format),
+        response_format=body.response_format,
     )

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamer.cli.answer_form import ChoiceOption, SchemaOption, form_from
 from streamer.cli.context import Json, open_client
+from streamer.cli.response_format import ChoiceOption, SchemaOption, response_format_of
 from streamer.cli.stream_options import FpsOption
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def analyze(
 
     prompt = CAPTION_PROMPT if prompt is None else prompt
     check_prompt(prompt)
-    form = form_from(choice, json_schema)
+    response_format = response_format_of(choice, json_schema)
     with StopSignals() as stop, open_client() as client:
         client.admission.require_recording(file)
         client.require_worker()
@@ -51,7 +51,9 @@ def analyze(
             lambda: client.probe(file)
         )  # may take seconds; interrupting it leaves nothing behind
         last_id = client.queue.last_id()
-        stream = client.analyze(file, prompt, window, fps, form=form, probe=False)
+        stream = client.analyze(
+            file, prompt, window, fps, response_format=response_format, probe=False
+        )
         analysis = Analysis(client, stream, last_id)
         try:
             _show(analysis, stop, as_json)

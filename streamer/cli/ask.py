@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamer.cli.answer_form import ChoiceOption, SchemaOption, form_from
 from streamer.cli.context import Json, open_client
+from streamer.cli.response_format import ChoiceOption, SchemaOption, response_format_of
 from streamer.errors import ErrorCode, StreamerError
 
 if TYPE_CHECKING:
@@ -65,25 +65,26 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Ask a question about a stream and print the answer."""
+    from streamer.question import Question
     from streamer.terminal import console, json_lines
-    from streamer.validation import check_prompt
+    from streamer.validation import validated
 
     if question is None:  # a single argument is the question
         stream, question = None, stream or ""
-    check_prompt(question)
-    form = form_from(choice, json_schema)
+    asked = validated(
+        Question,
+        prompt=question,
+        stream=stream,
+        since=since,
+        until=until,
+        max_frames=frames,
+        max_tokens=max_tokens,
+        response_format=response_format_of(choice, json_schema),
+    )
     with open_client() as client:
         if wait:
             client.require_worker()
-        query = client.ask(
-            question,
-            stream,
-            since=since,
-            until=until,
-            max_frames=frames,
-            max_tokens=max_tokens,
-            form=form,
-        )
+        query = client.submit(asked)
         if wait:
             query = _answered(client, query, timeout)
     if as_json:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
-from streamer.cli.answer_form import ChoiceOption, SchemaOption, form_from
+from streamer.cli.response_format import ChoiceOption, SchemaOption, response_format_of
 
 if TYPE_CHECKING:
     from streamer.client import Client
@@ -142,9 +142,14 @@ class StreamOptions:
 
     def watches(self, client: "Client", prompts: Sequence[str]) -> "list[Watch]":
         """Make a watch for each prompt. Raises StreamerError(PROMPT_EMPTY | INVALID_REQUEST)."""
-        form = form_from(self.choice, self.json_schema)
+        response_format = response_format_of(self.choice, self.json_schema)
         return [
-            client.watch(prompt, window=self.every, max_frames=self.max_frames, form=form)
+            client.watch(
+                prompt,
+                window=self.every,
+                max_frames=self.max_frames,
+                response_format=response_format,
+            )
             for prompt in prompts
         ]
 

@@ -13,7 +13,6 @@ from rich.text import Text
 
 from streamer.client import CAPTION_PROMPT, Client
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.demo.question import Question
 from streamer.demo.scenery import (
     CAMERA_SECONDS,
     CAMERA_SEED,
@@ -23,6 +22,7 @@ from streamer.demo.scenery import (
     sign_number,
 )
 from streamer.demo.tally import Tally
+from streamer.demo.timed_question import TimedQuestion
 from streamer.domain import Result, Sampling, Stream
 from streamer.local.installation import Installation
 from streamer.local.signals import Interrupted, StopSignals
@@ -169,20 +169,20 @@ class Show:
                 Text.assemble("Attached ", (stream.name, "cyan"), f": {stream.url}"), soft_wrap=True
             )
 
-    def _questions(self) -> "list[Question]":
+    def _questions(self) -> "list[TimedQuestion]":
         asked = self._streams[0]
         if self._sources:
             return [
-                Question("What is in the picture?", asked, not_before=WINDOW),
-                Question("What changed?", asked, since="-10s", until="-2s", not_before=11.0),
+                TimedQuestion("What is in the picture?", asked, not_before=WINDOW),
+                TimedQuestion("What changed?", asked, since="-10s", until="-2s", not_before=11.0),
             ]
         sign = sign_number(CAMERA_SEED)
         return [
-            Question("What number is on the sign?", asked, not_before=WINDOW + 1, truth=sign),
-            Question("How many cars are there?", asked, "-10s", "-6s", not_before=11.0),
+            TimedQuestion("What number is on the sign?", asked, not_before=WINDOW + 1, truth=sign),
+            TimedQuestion("How many cars are there?", asked, "-10s", "-6s", not_before=11.0),
         ]
 
-    def _watch_and_ask(self, questions: "list[Question]", until: float) -> None:
+    def _watch_and_ask(self, questions: "list[TimedQuestion]", until: float) -> None:
         began = time.monotonic()
         until = max(until, began)
         with self._out.status("Watching ...") as status:
@@ -199,11 +199,11 @@ class Show:
                 left = until - now
                 status.update(f"Watching, {left:.0f} s left" if left > 0 else "Awaiting answers")
 
-    def _over(self, questions: "list[Question]", until: float) -> bool:
+    def _over(self, questions: "list[TimedQuestion]", until: float) -> bool:
         now = time.monotonic()
         return now >= until and (self._complete(questions) or now >= until + EXTRA_SECONDS)
 
-    def _show(self, result: Result, questions: "list[Question]") -> None:
+    def _show(self, result: Result, questions: "list[TimedQuestion]") -> None:
         width = max(len(stream.name) for stream in self._streams)
         self._out.print(result_line(result, width), soft_wrap=True)
         if result.watch_id is not None:
@@ -212,14 +212,14 @@ class Show:
             if question.query is not None and question.query.id == result.request_id:
                 question.result = result
 
-    def _complete(self, questions: "list[Question]") -> bool:
+    def _complete(self, questions: "list[TimedQuestion]") -> bool:
         answered = all(question.result is not None for question in questions)
         return answered and all(self._tally.captions(stream.id) for stream in self._streams)
 
-    def _sum_up(self, questions: "list[Question]") -> int:
+    def _sum_up(self, questions: "list[TimedQuestion]") -> int:
         self._out.print()
         for question in questions:
-            self._out.print(question.told(), soft_wrap=True)
+            self._out.print(question.summary(), soft_wrap=True)
         streams = [self._client.stream(stream.id) for stream in self._streams]
         self._out.print(self._tally.table(streams))
         missing = [

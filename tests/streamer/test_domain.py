@@ -15,12 +15,14 @@ from streamer.domain import (
     to_datetime,
 )
 from streamer.errors import ErrorCode
+from streamer.response_format import ChoiceFormat
 
+CHOICE = ChoiceFormat(choices=["yes", "no"])
 FRAME = FrameRef(stream_id="str_1", id="1-0", time=1.0, pts=0.0, width=8, height=8, change=0.0)
 
 
 def clip(live: bool = True, **fields: object) -> ClipRequest:
-    watch = Watch(prompt="Anyone?", output="choice", choices=["yes", "no"], max_tokens=5)
+    watch = Watch(prompt="Anyone?", response_format=CHOICE, max_tokens=5)
     stream = StreamSpec(name="yard", url="rtsp://cam/x", live=live, watches=[watch])
     start, end = to_datetime(0.0), to_datetime(10.0)
     return ClipRequest.for_watch(stream, watch, start=start, end=end, frames=[FRAME], **fields)
@@ -29,10 +31,12 @@ def clip(live: bool = True, **fields: object) -> ClipRequest:
 @pytest.mark.parametrize(
     ("live", "kind"), [(True, RequestKind.WATCH), (False, RequestKind.FILE)], ids=["live", "file"]
 )
-def test_a_request_for_a_watch_asks_its_question_in_its_form(live: bool, kind: RequestKind) -> None:
+def test_a_request_for_a_watch_asks_its_question_in_its_format(
+    live: bool, kind: RequestKind
+) -> None:
     request = clip(live, id="req_1", data={"media_start": 0.0})
     assert (request.id, request.kind, request.stream_name) == ("req_1", kind, "yard")
-    assert (request.prompt, request.output, request.choices) == ("Anyone?", "choice", ["yes", "no"])
+    assert (request.prompt, request.response_format) == ("Anyone?", CHOICE)
     assert (request.max_tokens, request.frames) == (5, [FRAME])
     assert (request.start, request.end) == (to_datetime(0.0), to_datetime(10.0))
     assert request.data == {"media_start": 0.0}

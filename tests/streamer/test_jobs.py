@@ -1,3 +1,4 @@
+import json
 import pickle
 import time
 
@@ -9,7 +10,8 @@ from rq.serializers import JSONSerializer
 from streamer import redis_keys
 from streamer.domain import ClipRequest, QueryStatus, RequestKind, Result, utc_now
 from streamer.errors import ErrorCode, StreamerError
-from streamer.jobs import CLIP_QUEUES, FILES, INGEST, QUERIES, WATCHES, Jobs, read_request
+from streamer.jobs import CLIP_JOB, CLIP_QUEUES, FILES, INGEST, QUERIES, WATCHES, Jobs, read_request
+from streamer.response_format import ChoiceFormat, JsonFormat, TextFormat
 from streamer.results import Results
 
 
@@ -36,6 +38,44 @@ def request(kind=RequestKind.WATCH, **kwargs):
 def queue(redis_client, name):
     """As RQ's own tools open it."""
     return Queue(name, connection=redis_client, serializer=JSONSerializer)
+
+
+OLD_JOB = """
+{"output": "choice", "choices": ["open", "closed"], "json_schema": null,
+ "id": "qry_8a1d3c5e7f902b46", "kind": "query", "stream_id": "str_5f0c2d9be1a47360",
+ "stream_name": "door", "watch_id": null, "start": "2026-01-09T09:13:20.000Z",
+ "end": "2026-01-09T09:13:20.000Z", "prompt": "Is the door open?", "frames": [
+  {"stream_id": "str_5f0c2d9be1a47360", "id": "1767950000000-0", "time": 1767950000.0,
+   "pts": 12.5, "width": 640, "height": 360, "change": 0.02, "decode_ms": 3.1,
+   "detail": [4.0, 2.0], "fresh": [1.0, 0.5]}],
+ "max_tokens": 128, "created_at": "2026-01-09T09:13:21.000Z", "data": null}
+"""
+"""The argument of a clip job as version 0.1.0 queued it before records had `response_format`."""
+
+
+@pytest.mark.parametrize(
+    ("form", "expected"),
+    [
+        ({}, ChoiceFormat(choices=["open", "closed"])),
+        ({"output": "text", "choices": []}, TextFormat()),
+        (
+            {"output": "json", "choices": [], "json_schema": {"type": "object"}},
+            JsonFormat(json_schema={"type": "object"}),
+        ),
+    ],
+)
+def test_a_job_that_an_earlier_version_queued_is_read(jobs, redis_client, form, expected):
+    # given
+    old = json.loads(OLD_JOB) | form
+    queue(redis_client, QUERIES).enqueue_call(CLIP_JOB, args=(old,), job_id=old["id"])
+    # when
+    (job,) = queue(redis_client, QUERIES).jobs
+    found = read_request(job)
+    # then
+    assert found is not None
+    assert found.response_format == expected
+    assert (found.id, found.prompt, found.frames[0].pts) == (old["id"], "Is the door open?", 12.5)
+    assert jobs.cancel(found.id) is QueryStatus.CANCELLED
 
 
 @pytest.mark.parametrize(

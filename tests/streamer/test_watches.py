@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from streamer.answer_form import AnswerForm
 from streamer.client import Client
 from streamer.domain import MAX_WATCHES, Stream, StreamState, StreamStatus
 from streamer.errors import ErrorCode, StreamerError
+from streamer.response_format import ChoiceFormat, JsonFormat, TextFormat
 from streamer.settings import Settings
 from tests.support.videos import write_video
 
@@ -45,16 +45,16 @@ def test_one_is_added_changed_and_removed_beside_the_others(client: Client, yard
     assert client.watches.edit("yard", third.id) == third
 
 
-def test_another_form_takes_the_place_of_the_one_there_was(client: Client, yard: Stream) -> None:
+def test_a_new_format_replaces_the_old_one(client: Client, yard: Stream) -> None:
     watch_id = yard.watches[0].id
-    form = AnswerForm(output="choice", choices=["yes", "no"])
-    assert client.watches.edit("yard", watch_id, form=form).choices == ["yes", "no"]
-    assert client.watches.edit("yard", watch_id, prompt="Anyone?").choices == ["yes", "no"]
-    form = AnswerForm(output="json", json_schema={"type": "object"})
-    changed = client.watches.edit("yard", watch_id, form=form)
-    assert (changed.output, changed.choices) == ("json", [])
-    changed = client.watches.edit("yard", watch_id, form=AnswerForm())
-    assert (changed.output, changed.json_schema, changed.prompt) == ("text", None, "Anyone?")
+    choice = ChoiceFormat(choices=["yes", "no"])
+    changed = client.watches.edit("yard", watch_id, response_format=choice)
+    assert changed.response_format == choice
+    changed = client.watches.edit("yard", watch_id, prompt="Anyone?")
+    assert changed.response_format == choice
+    for other in (JsonFormat(json_schema={"type": "object"}), TextFormat()):
+        changed = client.watches.edit("yard", watch_id, response_format=other)
+        assert (changed.response_format, changed.prompt) == (other, "Anyone?")
 
 
 def test_what_makes_no_sense_changes_nothing(client: Client, yard: Stream) -> None:
@@ -75,9 +75,7 @@ def test_what_makes_no_sense_changes_nothing(client: Client, yard: Stream) -> No
         (ErrorCode.INVALID_REQUEST, lambda: watches.edit("yard", known.id, window=0)),
         (
             ErrorCode.INVALID_REQUEST,
-            lambda: watches.edit(
-                "yard", known.id, form=AnswerForm(output="json", json_schema=schema)
-            ),
+            lambda: watches.edit("yard", known.id, response_format=JsonFormat(json_schema=schema)),
         ),
     ):
         error = refused(call)

@@ -100,7 +100,7 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
 
 def _data(clip: ClipRequest, completion: "Completion") -> dict[str, Any] | None:
     """What the request brought along, and what a whole answer in a form says."""
-    said = clip.read(completion.text) if completion.finish_reason == "stop" else {}
+    said = clip.response_format.parse(completion.text) if completion.finish_reason == "stop" else {}
     return {**(clip.data or {}), **said} or None
 
 

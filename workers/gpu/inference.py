@@ -89,9 +89,7 @@ def _submit(
     try:
         return context.engine.submit(
             parts,
-            SamplingParams(
-                max_tokens=clip.max_tokens, choice=clip.choices, json_schema=clip.json_schema
-            ),
+            SamplingParams(max_tokens=clip.max_tokens, **clip.response_format.constraint),
             priority=_PRIORITY[clip.kind],
             deadline=max(0.001, deadline - time.monotonic()),
             plan=plan,

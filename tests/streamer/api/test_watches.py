@@ -44,7 +44,7 @@ def test_a_watch_from_its_beginning_to_its_end(api: TestClient) -> None:
     form = {"type": "choice", "choices": ["yes", "no"]}
     changed = api.patch(place, json={"window": 5, "response_format": form})
     assert changed.status_code == 200
-    answer = {"window": 5.0, "output": "choice", "choices": ["yes", "no"]}
+    answer = {"window": 5.0, "response_format": form}
     assert changed.json() == watch | answer
     assert api.patch(place, json={}).json() == changed.json()
     back = api.patch(place, json={"response_format": {"type": "text"}, "window": 3}).json()

@@ -12,6 +12,7 @@ from nvila_core import SamplingParams, Video
 from streamer import redis_keys
 from streamer.domain import QueryStatus, RequestKind
 from streamer.errors import ErrorCode
+from streamer.response_format import ChoiceFormat, JsonFormat
 from tests.support.clips import frames, picture, request, run
 from workers.gpu.clip_job import answer, publish_failure
 
@@ -128,8 +129,10 @@ def test_a_lost_job_gets_its_error_result(own, redis_client):
 def test_an_answer_in_a_form_is_read_into_the_result(own):
     schema = {"type": "array", "items": {"enum": ["car", "person"]}, "minItems": 1, "maxItems": 2}
     window = {"media_start": 0.0}
-    as_json = run(own, request(own, output="json", json_schema=schema, data=window, max_tokens=200))
-    choice = run(own, request(own, output="choice", choices=["yes", "no"], max_tokens=20))
+    wanted = JsonFormat(json_schema=schema)
+    as_json = run(own, request(own, response_format=wanted, data=window, max_tokens=200))
+    wanted = ChoiceFormat(choices=["yes", "no"])
+    choice = run(own, request(own, response_format=wanted, max_tokens=20))
     assert as_json.error is None
     assert as_json.data == {"media_start": 0.0, "json": json.loads(as_json.text)}
     assert set(as_json.data["json"]) <= {"car", "person"}
@@ -139,11 +142,12 @@ def test_an_answer_in_a_form_is_read_into_the_result(own):
 
 
 def test_an_answer_that_was_cut_short_is_not_read(own):
-    result = run(own, request(own, output="json", json_schema={"enum": ["too long"]}, max_tokens=2))
+    wanted = JsonFormat(json_schema={"enum": ["too long"]})
+    result = run(own, request(own, response_format=wanted, max_tokens=2))
     assert (result.text, result.finish_reason, result.data) == ('"t', "length", None)
 
 
 def test_a_form_that_cannot_be_kept_is_an_error_result(own):
-    result = run(own, request(own, output="json", json_schema={"not": {}}))
+    result = run(own, request(own, response_format=JsonFormat(json_schema={"not": {}})))
     assert result.error.code is ErrorCode.INVALID_REQUEST
     assert "cannot be followed" in result.error.message

@@ -11,6 +11,7 @@ from streamer.domain import StreamState
 from streamer.frames.history import FrameHistory
 from streamer.jobs import FILES, WATCHES
 from streamer.queries import Queries
+from streamer.question import Question
 from tests.support.ingest_bench import Bench, watch
 from tests.support.rtsp_proxy import RtspProxy
 from tests.support.videos import write_video
@@ -110,8 +111,8 @@ def test_watches_and_queries_share_one_decoder(
     )
     with bench.run(spec) as slot:
         eventually(lambda: {r.watch_id for r in bench.requests(WATCHES)} == {*_ids(spec.watches)})
-        for question in ("What?", "Where?"):
-            queries.ask(question, bench.registry.get(spec.id))
+        for prompt in ("What?", "Where?"):
+            queries.ask(Question(prompt=prompt), bench.registry.get(spec.id))
         bench.registry.update(spec.id, watches=[*spec.watches, watch(0.7)])
         eventually(lambda: len({r.watch_id for r in bench.requests(WATCHES)}) == 3)
         slot.stop()

@@ -1,4 +1,4 @@
-"""Options that set the form of an answer."""
+"""Options that set the format of an answer."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from streamer.answer_form import AnswerForm
+    from streamer.response_format import ResponseFormat
 
 ChoiceOption = Annotated[
     list[str] | None,
@@ -23,21 +23,21 @@ SchemaOption = Annotated[
 ]
 
 
-def form_from(choices: list[str] | None, schema: str | None) -> "AnswerForm | None":
-    """Return the form that the options set, or None without them.
+def response_format_of(choices: list[str] | None, schema: str | None) -> "ResponseFormat | None":
+    """Return the format that the options set, or None without them.
 
     Raises typer.BadParameter for options that exclude each other or a schema that cannot be read,
-    StreamerError(INVALID_REQUEST) for a form that the record refuses.
+    StreamerError(INVALID_REQUEST) for a format that is not valid.
     """
-    from streamer.answer_form import AnswerForm
+    from streamer.response_format import ChoiceFormat, JsonFormat
     from streamer.validation import validated
 
     if choices and schema is not None:
         raise typer.BadParameter("--choice and --json-schema exclude each other: use one of them.")
     if choices:
-        return validated(AnswerForm, output="choice", choices=choices)
+        return validated(ChoiceFormat, choices=choices)
     if schema is not None:
-        return validated(AnswerForm, output="json", json_schema=_read(schema))
+        return validated(JsonFormat, json_schema=_read(schema))
     return None
 
 

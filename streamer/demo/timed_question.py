@@ -1,4 +1,4 @@
-"""A question that the demo asks once its stream has something to look at."""
+"""A question that the demo asks when its stream has something to look at."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,8 +12,11 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Question:
-    """Asked `not_before` seconds of the show have passed; `since` and `until` name a past range."""
+class TimedQuestion:
+    """A question to ask `not_before` seconds into the demo, and its answer.
+
+    `since` and `until` are relative to the moment of asking; `truth` is the right answer, if known.
+    """
 
     prompt: str
     stream: Stream
@@ -26,11 +29,11 @@ class Question:
 
     @property
     def answered(self) -> bool:
-        """Whether an answer came, and no error."""
+        """Whether the question has an answer that is not an error."""
         return self.result is not None and self.result.error is None
 
     def ask(self, client: Client) -> None:
-        """Ask, once; not yet when there are no frames yet."""
+        """Ask once; do nothing while the stream has no frames yet."""
         if self.query is not None:
             return
         try:
@@ -47,11 +50,11 @@ class Question:
 
     @property
     def frames(self) -> int | None:
-        """At most four frames of a range: what the demo model was trained on."""
+        """Maximum number of frames of a range: four, as in the training of the demo model."""
         return None if self.since is None else 4
 
-    def told(self) -> "Text":
-        """Question and answer in one line."""
+    def summary(self) -> "Text":
+        """Format question and answer as one line."""
         from rich.text import Text
 
         from streamer.terminal import clock, cost, said

@@ -1,0 +1,81 @@
+"""A one-off question about a stream: one record from the CLI, the API and the client to the job."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import AwareDatetime, Field, Strict, WithJsonSchema, model_validator
+
+from streamer.domain import Record, rfc3339, utc_now
+from streamer.errors import ErrorCode, StreamerError
+from streamer.response_format import ResponseFormat
+from streamer.times import moment
+from streamer.validation import check_prompt
+
+# The text of a time becomes a datetime before the fields are validated.
+_Time = Annotated[
+    Annotated[AwareDatetime, Strict()] | None,
+    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]}),
+]
+
+
+class Question(Record):
+    """A question about a stream now or, with `since`, about a past range."""
+
+    prompt: str = Field(description="question to ask")
+    stream: str | None = Field(
+        default=None, description="id or name; optional if only one stream is attached"
+    )
+    since: _Time = Field(
+        default=None, description="start of a past range: RFC 3339 or relative such as -10m"
+    )
+    until: _Time = Field(default=None, description="end of the range; default: now")
+    max_frames: int | None = Field(
+        default=None,
+        ge=1,
+        le=256,
+        description="maximum number of frames; default: 1, or the setting with `since`",
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="maximum number of tokens of the answer; default: the setting",
+    )
+    response_format: ResponseFormat | None = Field(
+        default=None, description="format of the answer; default: text"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_times(cls, fields: Any) -> Any:
+        """Replace relative times, counted from one and the same now, and a missing `until`.
+
+        Raises StreamerError(INVALID_REQUEST) for text that is not a time.
+        """
+        if not isinstance(fields, dict):
+            return fields
+        now = utc_now()
+        times = {
+            name: moment(fields[name], now)
+            for name in ("since", "until")
+            if isinstance(fields.get(name), str)
+        }
+        if fields.get("since") is not None and fields.get("until") is None:
+            times["until"] = now
+        return fields | times
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        """Raise StreamerError: PROMPT_EMPTY; INVALID_REQUEST for an open or empty range."""
+        check_prompt(self.prompt)
+        since, until = self.since, self.until
+        if until is not None and since is None:
+            raise StreamerError(
+                ErrorCode.INVALID_REQUEST,
+                "The range has an end but no start: give since (--since) too.",
+            )
+        if until is not None and since is not None and since >= until:
+            raise StreamerError(
+                ErrorCode.INVALID_REQUEST,
+                f"The range is empty: it starts at {rfc3339(since)} and ends at {rfc3339(until)}.",
+            )
+        return self

@@ -1,0 +1,121 @@
+"""The format of an answer: free text, one of some choices, or JSON that matches a schema."""
+
+import json
+from typing import Annotated, Any, Literal, cast
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from streamer.errors import ErrorCode, StreamerError
+
+MAX_SCHEMA = 65536
+"""Maximum length of a JSON schema in characters; it travels in every job."""
+
+
+def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
+    if len(json.dumps(schema)) > MAX_SCHEMA:
+        raise PydanticCustomError(
+            "json_schema", "the JSON schema is longer than {max} characters", {"max": MAX_SCHEMA}
+        )
+    return schema
+
+
+def _require_type(schema: dict[str, Any]) -> None:
+    """List `type` as required, as the discriminator of a union is in spite of its default."""
+    schema["required"] = ["type", *schema.get("required", [])]
+
+
+class _Format(BaseModel):
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_require_type)
+
+    @property
+    def constraint(self) -> dict[str, Any]:
+        """Arguments of `nvila_core.SamplingParams` that hold the model to this format."""
+        return {}
+
+    def check(self) -> None:
+        """Raise StreamerError(INVALID_REQUEST) if no answer could have this format."""
+
+    def parse(self, text: str) -> dict[str, Any]:
+        """Return what a complete answer means, as entries of a result's `data`."""
+        return {}
+
+
+class TextFormat(_Format):
+    """Free text."""
+
+    type: Literal["text"] = "text"
+
+
+class ChoiceFormat(_Format):
+    """One of the given choices, word for word; `data.choice` of the result repeats it."""
+
+    type: Literal["choice"] = "choice"
+    choices: list[Annotated[str, Field(max_length=1000)]] = Field(min_length=1, max_length=256)
+
+    @property
+    def constraint(self) -> dict[str, Any]:
+        return {"choice": self.choices}
+
+    def check(self) -> None:
+        from nvila_core.errors import PromptError
+        from nvila_core.generation.grammar import check_choice
+
+        try:
+            check_choice(self.choices)
+        except PromptError as error:
+            raise StreamerError(ErrorCode.INVALID_REQUEST, str(error)) from None
+
+    def parse(self, text: str) -> dict[str, Any]:
+        return {"choice": text}
+
+
+class JsonFormat(_Format):
+    """JSON that matches a schema; `data.json` of the result holds the parsed value."""
+
+    type: Literal["json_schema"] = "json_schema"
+    json_schema: Annotated[dict[str, Any], AfterValidator(_bounded)] = Field(
+        description="JSON schema of the answer; {} allows any JSON"
+    )
+
+    @property
+    def constraint(self) -> dict[str, Any]:
+        return {"json_schema": self.json_schema}
+
+    def check(self) -> None:
+        from nvila_core.errors import PromptError
+        from nvila_core.generation.grammar import grammar_of, schema_text
+
+        try:
+            grammar_of(schema=schema_text(self.json_schema))
+        except PromptError as error:
+            raise StreamerError(ErrorCode.INVALID_REQUEST, str(error)) from None
+
+    def parse(self, text: str) -> dict[str, Any]:
+        return {"json": json.loads(text)}
+
+
+ResponseFormat = Annotated[TextFormat | ChoiceFormat | JsonFormat, Field(discriminator="type")]
+
+
+def with_response_format(fields: Any) -> Any:
+    """Convert the fields of a stored record that is older than `response_format`.
+
+    Such records have the form of an answer in `output` (text, choice or json), `choices` and
+    `json_schema`. Jobs and streams that an earlier version stored in Redis stay readable.
+    """
+    if not isinstance(fields, dict) or "output" not in fields:
+        return fields
+    old = cast(dict[str, Any], fields)
+    kept = {key: old[key] for key in old.keys() - {"output", "choices", "json_schema"}}
+    match old["output"]:
+        case "choice":
+            kept["response_format"] = {"type": "choice", "choices": old.get("choices")}
+        case "json":
+            kept["response_format"] = {
+                "type": "json_schema",
+                "json_schema": old.get("json_schema"),
+            }
+        case output:
+            kept["response_format"] = {"type": output}
+    return kept
