@@ -31,9 +31,7 @@ def clip(live: bool = True, **fields: object) -> ClipRequest:
 @pytest.mark.parametrize(
     ("live", "kind"), [(True, RequestKind.WATCH), (False, RequestKind.FILE)], ids=["live", "file"]
 )
-def test_a_request_for_a_watch_asks_its_question_in_its_format(
-    live: bool, kind: RequestKind
-) -> None:
+def test_a_request_for_a_watch_asks_in_its_format(live: bool, kind: RequestKind) -> None:
     request = clip(live, id="req_1", data={"media_start": 0.0})
     assert (request.id, request.kind, request.stream_name) == ("req_1", kind, "yard")
     assert (request.prompt, request.response_format) == ("Anyone?", CHOICE)
