@@ -1,10 +1,10 @@
-"""Frames per second through our source and sampler, beside a bare PyAV loop over the same file.
+"""Measure frames per second through the source and sampler, beside a bare PyAV loop.
 
     .venv/bin/python benchmarks/decode.py [VIDEO] [--rounds 7] [--fps 1] [--json]
 
-Both decode with the same threads. They take turns within each round, the first of a round
-alternating, so that a change in the machine's load falls on both; ratios are made per round and the
-median round is told. Without VIDEO, a 1080p30 street is rendered and encoded first.
+Both decode the same file with the same number of threads. They take turns within each round, and
+the order alternates, so that a change in the machine's load affects both; ratios are computed for
+each round, and the median round is printed. Without VIDEO, a 1080p30 street is rendered first.
 """
 
 import argparse
@@ -25,7 +25,7 @@ SEED = 2_000_000_101
 
 
 def bare(video: Path) -> int:
-    """Decode every frame and look at nothing."""
+    """Decode every frame and discard it."""
     with av.open(str(video)) as container:
         stream = container.streams.video[0]
         stream.thread_type, stream.thread_count = "AUTO", 4  # what Source gives a recording
@@ -33,7 +33,7 @@ def bare(video: Path) -> int:
 
 
 def ours(video: Path, fps: float) -> int:
-    """Decode every frame, place it in time, and choose."""
+    """Decode every frame, compute its time, and sample."""
     sampler = FpsSampler(fps)
     kept = 0
     with Source(str(video), live=False) as source:
@@ -44,7 +44,7 @@ def ours(video: Path, fps: float) -> int:
 
 
 def measure(run: Callable[[], int]) -> tuple[int, float, float]:
-    """Frames, wall seconds and CPU seconds of one run."""
+    """Return frames, wall seconds and CPU seconds of one run."""
     wall, cpu = time.perf_counter(), time.process_time()
     frames = run()
     return frames, time.perf_counter() - wall, time.process_time() - cpu
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def compare(video: Path, rounds: int, fps: float) -> None:
-    """Run both in turns and print what came out."""
+    """Run both in turns and print the comparison."""
     ways: dict[str, Callable[[], int]] = {
         "bare PyAV loop": lambda: bare(video),
         "Source + FpsSampler": lambda: ours(video, fps),

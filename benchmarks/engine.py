@@ -1,15 +1,15 @@
-"""The engine beside transformers' own `generate`, one request at a time: same weights, one run.
+"""Measure the engine beside transformers' own `generate`, with the same weights in one run.
 
     .venv/bin/python benchmarks/engine.py ratios [--scenario a --scenario d] [--json]
     .venv/bin/python benchmarks/engine.py curves [--svg docs/engine-curves.svg] [--json]
     .venv/bin/python benchmarks/engine.py gpu [--shape 2b|8b|tiny] [--json]
 
-`ratios`: four situations that an engine is for. The two sides take turns within each round, and the
-median round is told. `curves`: how the cost grows with requests, frames and tiles. `gpu`: shares of
-a GPU's peaks, and captioning streams a GPU.
+`ratios` measures four typical workloads; the two sides take turns within each round, and the median
+round is printed. `curves` measures how the cost grows with requests, frames and tiles. `gpu`
+measures the share of a GPU's peaks that is used, and how many captioning streams a GPU carries.
 
-A request is a question and the decoded pictures of a clip; resizing them counts on both sides.
-Answers have exactly as many tokens as are asked for.
+`generate` answers one request at a time. A request is a question and the decoded pictures of a
+clip; resizing them counts on both sides. Each answer has exactly the requested number of tokens.
 """
 
 import argparse
@@ -28,18 +28,18 @@ from nvila_core.checkpoint.random_checkpoint import Shape
 
 
 def shape_of(args: argparse.Namespace, default: str) -> Shape:
-    """The model's sizes."""
+    """Return the sizes of the model."""
     shape = SIZES[args.shape or default]
     return shape if args.tile is None else replace(shape, image=args.tile)
 
 
 def clock(args: argparse.Namespace) -> Callable[[], float]:
-    """What time is told by."""
+    """Return the clock to measure with."""
     return time.process_time if args.cpu_time else time.perf_counter
 
 
 def ratios(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str], list[Any]]:
-    """The table of the four situations."""
+    """Measure the four workloads; return results, header and rows."""
     from engine_ratios import SCENARIOS, Bench, measure
 
     bench = Bench(
@@ -64,11 +64,11 @@ def ratios(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list
 
 
 def curves(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str], list[Any]]:
-    """The table of how cost grows, and its picture."""
+    """Measure how the cost grows, and draw it; return results, header and rows."""
     from engine_curves import Curves, draw, measure
 
     shape, dtype = shape_of(args, "small"), args.dtype or "float32"
-    points = measure(Curves(folder, shape, dtype, args.answer, clock(args)), args.most)
+    points = measure(Curves(folder, shape, dtype, args.answer, clock(args)), args.limit)
     if args.svg:
         args.svg.write_text(draw(points))
     names = ("axis", "value", "positions", "seconds", "per_second", "alone_per_second")
@@ -78,33 +78,42 @@ def curves(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list
 
 
 def gpu(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str], list[Any]]:
-    """The table of shares of peak and of streams."""
+    """Measure shares of peak and streams; return results, header and rows."""
     from engine_gpu import measure
 
-    found = measure(folder, shape_of(args, "2b"), args.device, args.dtype, args.seconds, args.most)
+    found = measure(folder, shape_of(args, "2b"), args.device, args.dtype, args.seconds, args.limit)
     rows = [[name, *entry.values()] for name, entry in found.items()]
     return {"gpu": found}, ["", "measured", "of", "share"], rows
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("ratios", "curves", "gpu"))
     parser.add_argument("--shape", choices=SIZES, help="default: small; 2b on a GPU")
     parser.add_argument("--tile", type=int, help="pixels of a tile's side; default: the shape's")
-    parser.add_argument("--step-tokens", type=int, help="of the engine; default: its own")
-    parser.add_argument("--dtype", help="default: float32; bfloat16 on a GPU")
-    parser.add_argument("--device", default="cuda", help="for gpu; cpu only makes sense with tiny")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--answer", type=int, default=100, help="tokens of a caption")
-    parser.add_argument("--sample", type=int, default=8, help="requests that the rival is timed on")
     parser.add_argument(
-        "--cpu-time", action="store_true", help="for a shared machine, with --threads 1"
+        "--step-tokens", type=int, help="positions in a step of the engine; default: its own"
+    )
+    parser.add_argument("--dtype", help="default: float32; bfloat16 on a GPU")
+    parser.add_argument(
+        "--device", default="cuda", help="device of `gpu`; cpu makes sense only with --shape tiny"
+    )
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--answer", type=int, default=100, help="tokens in a caption")
+    parser.add_argument(
+        "--sample", type=int, default=8, help="requests that `generate` is timed on"
+    )
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="measure CPU time; use with --threads 1"
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scenario", action="append", choices=list("abcd"), help="repeatable")
-    parser.add_argument("--most", type=int, default=64, help="of the curves, and streams tried")
-    parser.add_argument("--seconds", type=float, default=60, help="of a trial of n streams")
-    parser.add_argument("--svg", type=Path, help="draw the curves here")
+    parser.add_argument("--limit", type=int, default=64, help="most requests, frames or streams")
+    parser.add_argument(
+        "--seconds", type=float, default=60, help="duration of a trial with n streams"
+    )
+    parser.add_argument("--svg", type=Path, help="draw the curves into this file")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

@@ -1,4 +1,4 @@
-"""How the engine's cost grows with requests, frames and tiles, beside one request at a time."""
+"""Measure how the engine's cost grows with requests, frames and tiles; see engine.py."""
 
 import time
 from collections.abc import Callable
@@ -16,16 +16,16 @@ from nvila_core.checkpoint.random_checkpoint import Shape
 TOGETHER = 4
 """Requests at once where frames or tiles grow."""
 
-MOST_TILES = 12
+MAX_TILES = 12
 
 
-def ladder(most: int) -> list[int]:
-    """1, 2, 4 ... up to `most`."""
-    return [2**n for n in range(most.bit_length())]
+def ladder(limit: int) -> list[int]:
+    """Return 1, 2, 4 ... up to `limit`."""
+    return [2**n for n in range(limit.bit_length())]
 
 
 class Curves:
-    """Measures single points; `clock` as in `Bench`."""
+    """Measures single points of the curves; `clock` as in `Bench`."""
 
     def __init__(
         self,
@@ -44,9 +44,7 @@ class Curves:
     def point(
         self, axis: str, value: int, requests: list[list[Any]], **options: Any
     ) -> dict[str, Any]:
-        """Seconds and requests a second of an engine for `requests` at once; and of the rival, by
-        one of them.
-        """
+        """Measure an engine that gets all `requests` at once, and the rival on one of them."""
         began = self.clock()
         self.rival.answer(requests[0], self.answer, **options)
         alone = self.clock() - began
@@ -66,33 +64,33 @@ class Curves:
         }
 
     def requests(self, count: int) -> dict[str, Any]:
-        """`count` requests on 8 frames each."""
+        """Measure `count` requests on 8 frames each."""
         return self.point("requests", count, self.camera.clips(count))
 
     def frames(self, count: int) -> dict[str, Any]:
-        """Requests on `count` frames each."""
+        """Measure requests on `count` frames each."""
         clips = self.camera.clips(TOGETHER, count)
         return self.point("frames a clip", count, clips, num_video_frames=count)
 
     def tiles(self, count: int) -> dict[str, Any]:
-        """Requests on 8 frames of `count` tiles each, and a thumbnail where that is several."""
+        """Measure requests on 8 frames of `count` tiles each, plus a thumbnail if several."""
         videos = [Video([self.camera.frame(count) for _ in range(8)]) for _ in range(TOGETHER)]
         asks: list[list[Any]] = [[video, "What now?"] for video in videos]
         return self.point("tiles a frame", count, asks, policy=f"fixed:{count}")
 
 
-def measure(curves: Curves, most: int) -> list[dict[str, Any]]:
-    """All points."""
-    tiles = sorted({n for n in (1, 2, 4, 6, 9, MOST_TILES) if n <= most})
+def measure(curves: Curves, limit: int) -> list[dict[str, Any]]:
+    """Measure all points up to `limit`."""
+    tiles = sorted({n for n in (1, 2, 4, 6, 9, MAX_TILES) if n <= limit})
     return [
-        *(curves.requests(count) for count in ladder(most)),
-        *(curves.frames(count) for count in ladder(most)),
+        *(curves.requests(count) for count in ladder(limit)),
+        *(curves.frames(count) for count in ladder(limit)),
         *(curves.tiles(count) for count in tiles),
     ]
 
 
 def draw(points: list[dict[str, Any]]) -> str:
-    """An SVG picture of them."""
+    """Draw the points as an SVG picture."""
     panels = []
     for axis in dict.fromkeys(point["axis"] for point in points):
         own = [point for point in points if point["axis"] == axis]

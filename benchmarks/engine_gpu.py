@@ -1,7 +1,7 @@
-"""How well a GPU is used, and how many captioning streams it carries.
+"""Measure how well a GPU is used, and how many captioning streams it carries.
 
-Peaks are measured, not taken from a data sheet: the fastest of large matrix products, and of large
-copies. Random weights of the true shapes cost what the true weights cost.
+Peaks are measured, not taken from a data sheet: the fastest of several large matrix products, and
+of several large copies. Random weights of the true shapes cost as much as the published weights.
 """
 
 import time
@@ -25,14 +25,14 @@ PERIOD = 10.0
 """Seconds of a stream that a caption is about."""
 
 LIMIT = 6.5
-"""Seconds that 95 of 100 captions may take from the end of their window."""
+"""Seconds from the end of a window within which 95 of 100 captions must be there."""
 
 ANSWER = 100
 STEP_TILES, STEP_TOKENS = 32, 2048
 
 
 def fastest(call: Any, device: torch.device, times: int = 10) -> float:
-    """Seconds of the fastest of several calls, after one to warm up."""
+    """Return the seconds of the fastest of several calls, after one to warm up."""
     found = []
     for _ in range(times + 1):
         began = time.perf_counter()
@@ -44,14 +44,14 @@ def fastest(call: Any, device: torch.device, times: int = 10) -> float:
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP a second of a large matrix product."""
+    """Return the FLOP a second of a large matrix product."""
     side = 8192 if device.type == "cuda" else 512
     a = torch.randn(side, side, device=device).to(dtype)
     return 2 * side**3 / fastest(lambda: a @ a, device)
 
 
 def peak_bandwidth(device: torch.device) -> float:
-    """Bytes a second, read and written, of a large copy."""
+    """Return the bytes a second, read and written, of a large copy."""
     size = 2**31 if device.type == "cuda" else 2**26
     source = torch.empty(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
@@ -59,7 +59,7 @@ def peak_bandwidth(device: torch.device) -> float:
 
 
 def tower_flops(model: NVILA) -> float:
-    """FLOP of one tile through tower and projector, attention over the full square."""
+    """Return the FLOP of one tile in tower and projector, attention over the full square."""
     vision = model.config.vision
     patches, width = vision.grid**2, vision.hidden_size
     layer = 2 * patches * (4 * width**2 + 2 * width * vision.intermediate_size)
@@ -70,7 +70,7 @@ def tower_flops(model: NVILA) -> float:
 
 
 def reading_flops(model: NVILA, count: int, start: int) -> float:
-    """FLOP of `count` positions of a prompt after `start` others, the output head left out."""
+    """Return the FLOP of `count` prompt positions after `start` others, without the output head."""
     config = model.language.config
     queries = model.config.num_heads * model.config.head_dim
     both = model.config.num_kv_heads * model.config.head_dim
@@ -80,24 +80,24 @@ def reading_flops(model: NVILA, count: int, start: int) -> float:
 
 
 def position_bytes(model: NVILA) -> int:
-    """Bytes of keys and values of one position."""
+    """Return the bytes of the keys and values of one position."""
     return model.config.kv_size * model.dtype.itemsize
 
 
 def shares(model: NVILA) -> dict[str, dict[str, Any]]:
-    """Tower and reading as shares of the matrix peak, generating as a share of the bandwidth."""
+    """Measure tower and prefill as shares of peak FLOP/s, decode as a share of bandwidth."""
     device = model.device
     flops, bandwidth = peak_flops(device, model.dtype), peak_bandwidth(device)
     gauges = Gauges(model, positions(model) // 2)
     weights = weight_bytes(model.language)
-    if model.language.lm_head is not None:  # of the input's table only a few rows are read
+    if model.language.lm_head is not None:  # only a few rows of the embedding table are read
         weights -= model.language.table.nbytes
     found = {}
 
     def add(name: str, done: float, of: float, unit: str) -> None:
         scale = 1e12 if unit == "TFLOP/s" else 1e9
-        told = (f"{done / scale:.3g} {unit}", f"{of / scale:.3g} {unit}", f"{done / of:.0%}")
-        found[name] = dict(zip(("measured", "of", "share"), told, strict=True))
+        cells = (f"{done / scale:.3g} {unit}", f"{of / scale:.3g} {unit}", f"{done / of:.0%}")
+        found[name] = dict(zip(("measured", "of", "share"), cells, strict=True))
 
     add(
         f"tower, {STEP_TILES} tiles",
@@ -108,12 +108,12 @@ def shares(model: NVILA) -> dict[str, dict[str, Any]]:
     for count in (512, STEP_TOKENS):
         start = min(gauges.length // 2, gauges.blocks * 16 - count)
         done = reading_flops(model, count, start) / gauges.reading(count)
-        add(f"reading, {count} positions", done, flops, "TFLOP/s")
+        add(f"prefill, {count} positions", done, flops, "TFLOP/s")
     for count in (1, 8, 32, 64):
         if count <= gauges.most_sequences():
             moved = weights + count * gauges.length * position_bytes(model)
             add(
-                f"generating, {count} sequences",
+                f"decode, {count} sequences",
                 moved / gauges.generating(count),
                 bandwidth,
                 "GB/s",
@@ -122,7 +122,7 @@ def shares(model: NVILA) -> dict[str, dict[str, Any]]:
 
 
 def positions(model: NVILA) -> int:
-    """Room for keys and values: most of what is free on a GPU."""
+    """Return the positions that the cache has room for: most of the free memory of a GPU."""
     if model.device.type == "cuda":
         free = 0.8 * torch.cuda.mem_get_info(model.device)[0]
     else:
@@ -131,7 +131,7 @@ def positions(model: NVILA) -> int:
 
 
 class Streams:
-    """Cameras that ask for a caption every ten seconds, one after another within them."""
+    """Cameras that each ask for a caption every ten seconds, evenly spread over that time."""
 
     def __init__(self, model: NVILA, shape: Shape, seconds: float) -> None:
         self.model, self.side, self.seconds = model, shape.image, seconds
@@ -145,11 +145,11 @@ class Streams:
         return self.random.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
     def rival_clip(self) -> tuple[Video, dict[str, Any]]:
-        """80 frames of one tile, none of them seen before: the rival's workload."""
+        """Return 80 new frames of one tile: the workload of NVIDIA VSS."""
         return Video([self._marked(f) for f in (self.pool * 2)[:80]]), {"num_video_frames": 80}
 
     def camera_clip(self) -> tuple[Video, dict[str, Any]]:
-        """10 frames, one a second, of a scene in which something moves; adaptive resolution."""
+        """Return 10 frames, one a second, of a scene with a moving object; adaptive resolution."""
         frames = [self._marked(self.scene) for _ in range(10)]
         for number, frame in enumerate(frames):
             frame[500:600, 40 + 100 * number : 140 + 100 * number] = 220
@@ -162,12 +162,12 @@ class Streams:
         return marked
 
     def engine(self) -> Engine:
-        """A new one."""
+        """Return a new engine."""
         room = positions(self.model)
         return Engine(self.model, 256, room, step_tokens=STEP_TOKENS, step_tiles=STEP_TILES)
 
     def p95(self, count: int, clip: Any) -> float:
-        """Seconds that 95 of 100 captions took, of `count` streams for a while."""
+        """Return the 95th percentile of seconds to a caption with `count` streams."""
         due: list[float] = []
         taken: list[float] = []
 
@@ -189,8 +189,8 @@ class Streams:
                 future.result()
         return percentiles(taken, 95)[0]
 
-    def most(self, clip: Any, limit: int) -> tuple[int, float]:
-        """The most streams within LIMIT, at most `limit`, and their p95; doubling, then halving."""
+    def max_streams(self, clip: Any, limit: int) -> tuple[int, float]:
+        """Find the most streams (up to `limit`) whose p95 is within LIMIT; return both numbers."""
         good, p95, bad, count = 0, 0.0, limit + 1, 1
         while bad - good > max(1, good // 16):
             found = self.p95(count, clip)
@@ -207,7 +207,7 @@ class Streams:
 def measure(
     folder: Path, shape: Shape, device: str, dtype: str | None, seconds: float, limit: int
 ) -> dict[str, dict[str, Any]]:
-    """Everything."""
+    """Measure shares of peak, then the number of streams."""
     model = make_model(folder, shape, device, dtype or "auto")
     found = shares(model)
     streams = Streams(model, shape, max(seconds, 2 * PERIOD))
@@ -215,6 +215,6 @@ def measure(
         ("streams, 80 frames in 10 s", streams.rival_clip),
         ("streams, 1 frame/s, adaptive", streams.camera_clip),
     ):
-        count, p95 = streams.most(clip, limit)
+        count, p95 = streams.max_streams(clip, limit)
         found[name] = {"measured": count, "of": f"p95 {p95:.2f} s", "share": ""}
     return found

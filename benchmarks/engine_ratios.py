@@ -1,4 +1,4 @@
-"""Four situations that an engine is for, beside one request at a time; see engine.py."""
+"""Measure four typical workloads, beside one request at a time; see engine.py."""
 
 import random
 import sys
@@ -19,27 +19,27 @@ from nvila_core.engine.handle import Handle
 
 @dataclass
 class Outcome:
-    """What both sides took, seconds."""
+    """Seconds that each side took."""
 
     alone: float
     engine: float
 
     @property
     def ratio(self) -> float:
-        """How many times longer the rival takes."""
+        """How many times as long the rival takes."""
         return self.alone / self.engine
 
 
 class Bench:
-    """Both sides.
+    """The engine and the rival, with the same weights.
 
     Args:
-        folder: for the checkpoint.
-        shape: of the model, see `loads`.
+        folder: where the checkpoint is written.
+        shape: sizes of the model, see `loads`.
         step_tokens: positions in a step of the engine; default: the engine's.
-        answer: tokens of a caption.
-        sample: requests that the rival is timed on where there are more; its time is scaled.
-        clock: seconds; `time.process_time` leaves out what other programs take of the machine.
+        answer: tokens in a caption.
+        sample: requests at most that the rival is timed on; its time is scaled up.
+        clock: returns seconds; `time.process_time` leaves out other programs' share of the machine.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class Bench:
         self.together([self.camera.clip(1)], 2)
 
     def engine(self) -> Engine:
-        """An engine that has seen nothing yet."""
+        """Return a new engine with empty caches."""
         return Engine(self.model, 64, 32768, step_tokens=self.step_tokens)
 
     def together(self, requests: Sequence[list[Any]], tokens: int, **options: Any) -> Outcome:
-        """Time of the rival for one request after another, and of an engine that gets all."""
+        """Time the rival on one request after another, and an engine on all at once."""
         some = requests[: self.sample]
         began = self.clock()
         expected = [self.rival.answer(parts, tokens, **options) for parts in some]
@@ -84,26 +84,26 @@ class Bench:
         return Outcome(alone, spent)
 
     def different_clips(self) -> Outcome:
-        """(a) Captions of 8 different clips."""
+        """Measure (a): captions of 8 different clips."""
         return self.together(self.camera.clips(8), self.answer)
 
     def one_clip(self) -> Outcome:
-        """(b) 8 questions on one clip of 64 frames; answers a fifth as long as a caption."""
+        """Measure (b): 8 questions on one clip of 64 frames, each answer a fifth of a caption."""
         video = self.camera.clip(64)[0]
         asks = [[video, f"{number} what?"] for number in range(8)]
         return self.together(asks, max(1, self.answer // 5), num_video_frames=64)
 
     def still_camera(self) -> Outcome:
-        """(c) Captions of 60 windows of a camera that sees one still picture."""
+        """Measure (c): captions of 60 windows of a camera that sees one still picture."""
         video = Video([self.camera.frame()] * 8)
         return self.together([[video, "What now?"]] * 60, self.answer)
 
     def first_token(self, questions: int = 6) -> Outcome:
-        """(d) Time to the first token of a question on a new clip, while 8 clips are captioned:
-        p95 of all so far. In the place of the rival: an idle engine.
+        """Measure (d): p95 of the time to the first token of a question on a new clip, while 8
+        clips are captioned, compared with an idle engine instead of the rival.
 
-        Captions are at any stage when a question comes, and new ones take the place of those that
-        end. The question comes at a random moment of a step, whose rest it waits for.
+        When a question arrives, the captions are at different stages, and a new one replaces each
+        that ends. The question arrives at a random moment of a step and waits for its rest.
         """
         engine = self.engine()
         for _ in range(questions):
@@ -130,7 +130,7 @@ class Bench:
 
 
 def asked(tokens: int) -> SamplingParams:
-    """Greedy, and exactly so many tokens."""
+    """Return parameters for a greedy answer of exactly `tokens` tokens."""
     return SamplingParams(max_tokens=tokens, ignore_eos=True)
 
 
@@ -143,7 +143,7 @@ SCENARIOS = {
 
 
 def measure(bench: Bench, wanted: Sequence[str], rounds: int) -> dict[str, Any]:
-    """The median round of each scenario: seconds of both sides and their ratio."""
+    """Return the median round of each scenario: seconds of both sides and their ratio."""
     found: dict[str, list[Outcome]] = {key: [] for key in wanted}
     for _ in range(rounds):
         for key in wanted:
@@ -151,7 +151,7 @@ def measure(bench: Bench, wanted: Sequence[str], rounds: int) -> dict[str, Any]:
             print(f"({key}) {found[key][-1].ratio:.2f}", file=sys.stderr, flush=True)
     results = {}
     for key, outcomes in found.items():
-        if key == "d":  # its percentiles are of all rounds
+        if key == "d":  # its percentiles cover all rounds
             outcomes = outcomes[-1:]
         middle = sorted(outcomes, key=lambda o: o.ratio)[len(outcomes) // 2]
         results[key] = {

@@ -1,4 +1,4 @@
-"""Video to measure with: the demo's rendered street at any size and rate."""
+"""Write videos to measure with: the demo's rendered street at any size and rate."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -9,10 +9,10 @@ import numpy as np
 from nvila_core.demo.video import StreetVideo
 
 BITS, CELL = 10, 32
-"""A frame's number is drawn as so many squares of so many pixels."""
+"""A frame's number is drawn as BITS squares with sides of CELL pixels."""
 
 NOISE = 2.0
-"""Standard deviation, of 255: enlarged pictures have none of their own, and cameras do."""
+"""Standard deviation of the added noise, of 255: cameras have noise, enlarged pictures none."""
 
 
 def write_street(
@@ -26,10 +26,10 @@ def write_street(
     bit_rate: int | None = None,
     numbered: bool = False,
 ) -> None:
-    """Encode as H.264 without B-frames, like a camera does.
+    """Encode a street as H.264 without B-frames, as a camera does.
 
-    A key frame every `gop` frames (default: one a second), at `bit_rate` bits a second (default:
-    whatever constant quality takes). `numbered` frames can be read by `number_of`.
+    There is a key frame every `gop` frames (default: one a second). `bit_rate` is in bits a second
+    (default: constant quality). `number_of` reads the numbers of `numbered` frames.
     """
     width, height = size
     rng = np.random.default_rng(seed)
@@ -39,9 +39,10 @@ def write_street(
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.time_base = Fraction(1, fps)
         stream.gop_size = gop or fps
-        options = {"crf": "23", "preset": "veryfast", "bf": "0", "sc_threshold": "0"}
-        if bit_rate is not None:
-            del options["crf"]
+        options: dict[str, object] = {"preset": "veryfast", "bf": "0", "sc_threshold": "0"}
+        if bit_rate is None:
+            options["crf"] = "23"
+        else:
             options |= {"b": str(bit_rate), "maxrate": str(bit_rate), "bufsize": str(bit_rate)}
         stream.options = options
         for index, picture in enumerate(StreetVideo(seed, seconds, fps=fps)):
@@ -62,6 +63,6 @@ def write_street(
 
 
 def number_of(picture: np.ndarray) -> int:
-    """The number of a numbered frame, any uint8 [height, width, channels] of its full size."""
+    """Read the number of a numbered frame, uint8 [height, width, channels] in full size."""
     row = picture[CELL // 2].mean(axis=-1)
     return sum(1 << bit for bit in range(BITS) if row[bit * CELL + CELL // 2] > 128)

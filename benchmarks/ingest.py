@@ -1,19 +1,18 @@
-"""Cameras per core: the ingest worker beside OpenCV and beside bare decoding, in one run.
+"""Measure cameras per core: the ingest worker beside OpenCV and bare decoding, in one run.
 
     .venv/bin/python benchmarks/ingest.py [--gop 50] [--cameras 2] [--seconds 15] [--rounds 3]
         [--latency] [--json]
 
-A 1080p25 H.264 street of 4 Mbit/s is served over RTSP on loopback by another process. Each way
-runs in a process of its own with `--cameras` connections, and its CPU time is taken over
-`--seconds` after a warm-up and divided by the seconds of stream that came; the ways take turns, and
-the median round is told:
+Another process serves a 1080p25 H.264 street of 4 Mbit/s over RTSP on loopback. Each way runs in a
+process of its own with `--cameras` connections. Its CPU time over `--seconds` after a warm-up is
+divided by the seconds of stream received. The ways take turns, and the median round is printed:
 
-* bare PyAV decodes every frame in one thread and looks at nothing;
-* OpenCV reads every frame with `cv2.VideoCapture.read` and writes one a second as JPEG;
+* bare PyAV decodes every frame in one thread and discards it;
+* OpenCV reads every frame with `cv2.VideoCapture.read` and encodes one a second as JPEG;
   `grab` converts only that one;
-* ours is `workers.ingest.live_run.LiveRun`, all of it: status, sampling, measures, JPEG, Redis.
+* ours runs all of an ingest slot: status, sampling, measures, JPEG, Redis.
 
-With `--latency`: from a server sending a frame to its sample being in Redis.
+`--latency` measures the time from a server sending a frame to its sample being in Redis.
 """
 
 import argparse
@@ -62,32 +61,32 @@ OURS = {f"ours, {mode}": sampling for mode, sampling in MODES.items()}
 
 @dataclass
 class Count:
-    """What one camera has given so far."""
+    """Counts of one camera so far."""
 
     frames: int = 0
     kept: int = 0
     dropped: int = 0
 
     def look(self) -> tuple[int, int, int]:
-        """Frames that came, those kept, and those given up because we were late."""
+        """Return frames received, frames kept, and frames dropped because decoding was late."""
         return self.frames, self.kept, self.dropped
 
 
 class Counters(Count):
-    """The same of a stream of ours."""
+    """Counts of a stream in the ingest worker."""
 
     def __init__(self, counters: StreamCounters) -> None:
         super().__init__()
         self._counters = counters
 
     def look(self) -> tuple[int, int, int]:
-        """Likewise."""
+        """Return packets received, frames kept, and frames dropped."""
         counters = self._counters
         return counters.packets, counters.sampled, counters.dropped.total
 
 
 def bare(url: str, stopping: Stopping, count: Count) -> None:
-    """Decode every frame."""
+    """Decode every frame and discard it."""
     options = {"rtsp_transport": "tcp", "analyzeduration": "500000"}
     with av.open(url, options=options) as container:
         stream = container.streams.video[0]
@@ -99,7 +98,7 @@ def bare(url: str, stopping: Stopping, count: Count) -> None:
 
 
 def opencv(url: str, stopping: Stopping, count: Count, *, grab: bool = False) -> None:
-    """Read every frame, keep one a second as JPEG."""
+    """Read every frame and encode one a second as JPEG."""
     capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG)
     while not stopping():
         wanted = count.frames % FPS == 0
@@ -116,7 +115,7 @@ def opencv(url: str, stopping: Stopping, count: Count, *, grab: bool = False) ->
 
 
 def our_stream(url: str, sampling: Sampling, context: Any, name: str) -> StreamSpec:
-    """Attach `url`; the specification as the worker finds it."""
+    """Attach `url`; return the specification as the worker finds it."""
     spec = StreamSpec(name=name, url=url, live=True, sampling=sampling)
     context.streams.create(spec, url)
     found: StreamSpec = context.streams.get(spec.id)
@@ -128,7 +127,7 @@ WAYS = ("bare PyAV", "OpenCV, read", "OpenCV, grab", *OURS)
 
 
 def child(way: str, url: str, cameras: int, seconds: float) -> None:
-    """Run one way with `cameras` connections and print what a second of stream costs."""
+    """Run one way with `cameras` connections and print the cost of a second of stream."""
     from workers.context import WorkerContext
     from workers.ingest.live_run import LiveRun
 
@@ -161,14 +160,13 @@ def child(way: str, url: str, cameras: int, seconds: float) -> None:
             thread.join()
     frames, kept, dropped = (then - now for then, now in zip(after, before, strict=True))
     assert frames > 0, "no picture came"
-    streamed = (
-        frames / FPS
-    )  # of all cameras together: not the wall clock, which a busy machine bends
+    # Seconds of stream of all cameras. The wall clock is no measure of it on a busy machine.
+    streamed = frames / FPS
     print(json.dumps({"cpu": cpu / streamed, "kept": kept / streamed, "dropped": dropped}))
 
 
 def until_stopped(run: Any) -> None:
-    """An ingest slot."""
+    """Run a stream as an ingest slot does, until it is stopped."""
     from workers.context import GiveBack
 
     with contextlib.suppress(GiveBack):
@@ -176,7 +174,7 @@ def until_stopped(run: Any) -> None:
 
 
 def total(counts: list[Count]) -> tuple[int, int, int]:
-    """Sums over all cameras."""
+    """Return the sums over all cameras."""
     frames, kept, dropped = zip(*(count.look() for count in counts), strict=True)
     return sum(frames), sum(kept), sum(dropped)
 
@@ -185,7 +183,7 @@ def measure(way: str, url: str, redis_url: str, options: argparse.Namespace) -> 
     """Run one way in a process of its own."""
     command = [sys.executable, __file__, "--child", way, "--url", url]
     command += ["--cameras", str(options.cameras), "--seconds", str(options.seconds)]
-    environment = {**os.environ, "STREAMER_REDIS_URL": redis_url}  # nobody reads it there
+    environment = {**os.environ, "STREAMER_REDIS_URL": redis_url}  # hidden from the process list
     done = subprocess.run(
         command, env=environment, stdout=subprocess.PIPE, text=True, timeout=300, check=True
     )
@@ -194,7 +192,7 @@ def measure(way: str, url: str, redis_url: str, options: argparse.Namespace) -> 
 
 
 def compare(video: Path, redis_url: str, options: argparse.Namespace) -> None:
-    """All ways in turns, and the table."""
+    """Run all ways in turns and print the table."""
     runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     serve = [sys.executable, __file__, "--serve", str(video)]
     with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as camera:
@@ -229,7 +227,7 @@ def compare(video: Path, redis_url: str, options: argparse.Namespace) -> None:
 
 
 def latency(video: Path, redis_url: str, options: argparse.Namespace) -> None:
-    """From sending a frame to its sample in Redis, for `fps` at 5 frames a second."""
+    """Measure from sending a frame to its sample in Redis, with `fps` at 5 frames a second."""
     from workers.context import WorkerContext
     from workers.ingest.live_run import LiveRun
 
@@ -262,7 +260,7 @@ def latency(video: Path, redis_url: str, options: argparse.Namespace) -> None:
 
 
 def sent_at(sender: RtspSender, jpeg: bytes) -> float:
-    """When the frame that `jpeg` shows was sent, last."""
+    """Return when the frame that `jpeg` shows was last sent."""
     picture = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
     assert picture is not None
     newest = len(sender.sent) - 1
@@ -270,7 +268,7 @@ def sent_at(sender: RtspSender, jpeg: bytes) -> float:
 
 
 def serve(video: Path) -> None:
-    """Be the camera until killed."""
+    """Serve the video as a camera until killed."""
     with RtspSender(video) as camera:
         print(camera.url, flush=True)
         threading.Event().wait()

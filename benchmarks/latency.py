@@ -1,11 +1,11 @@
-"""From a frame's capture to its caption, split into its parts: the real pipeline on this machine.
+"""Measure the time from a frame's capture to its caption, by part, on the real pipeline.
 
     .venv/bin/python benchmarks/latency.py [--clips 30] [--streams 1] [--model demo] [--json]
 
 Starts a local installation (two servers, ingest worker, model worker, recorder, API) in a temporary
 folder, serves a rendered street over RTSP on loopback, attaches it and waits for captions. All
-numbers are those of the result records; the first caption of each stream, which also pays for
-warming up, is left out.
+numbers come from the result records. The first caption of each stream includes warming up and is
+left out.
 """
 
 import argparse
@@ -42,14 +42,14 @@ def main() -> None:
     failed = [result.error for result in results if result.error is not None]
     if failed:
         raise SystemExit(f"{len(failed)} clips failed, the first: {failed[0].message}")
-    tell(results, options)
+    report(results, options)
 
 
 def collect(directory: Path, options: argparse.Namespace, stop: StopSignals) -> list[Result]:
-    """Run the pipeline until every stream has given its captions."""
+    """Run the pipeline until every stream has its captions."""
     video = directory / "videos" / "street.mp4"
     video.parent.mkdir()
-    # Long enough never to begin again: caches would know what they have seen.
+    # Long enough never to repeat: caches would know the repeated frames.
     write_video(video, StreetVideo(SEED, options.window * (options.clips + 5)))
     settings = Settings(data_dir=directory / "data", model=options.model, api_port=0)
     with LoopbackCamera(video) as camera, Installation(settings) as installation:
@@ -74,21 +74,23 @@ def collect(directory: Path, options: argparse.Namespace, stop: StopSignals) -> 
                 stop.check()
                 installation.poll()
                 if time.monotonic() > deadline:
-                    raise SystemExit("The captions did not come: see `streamer demo`.")
+                    raise SystemExit(
+                        "Timed out waiting for captions: run `streamer demo` to see what fails."
+                    )
                 for entry_id, result in client.queue.read(last_id, 0.2):
                     last_id = entry_id
                     found.setdefault(result.stream_name or "", []).append(result)
     return [result for results in found.values() for result in results[1 : options.clips + 1]]
 
 
-def tell(results: list[Result], options: argparse.Namespace) -> None:
+def report(results: list[Result], options: argparse.Namespace) -> None:
     """Print the table."""
     values = {part: [part_of(result, part) for result in results] for part in PARTS}
     values["other_ms"] = [
         result.total_ms - sum(part_of(result, part) for part in PARTS) for result in results
     ]
     values["total_ms"] = [result.total_ms for result in results]
-    told = {part: percentiles(values[part], 50, 95) for part in values}
+    summary = {part: percentiles(values[part], 50, 95) for part in values}
     outcome = {
         "benchmark": "latency",
         "model": results[0].model,
@@ -96,15 +98,15 @@ def tell(results: list[Result], options: argparse.Namespace) -> None:
         "clips": len(results),
         "frames_per_clip": results[0].frames,
         "vision_tokens_per_clip": results[0].vision_tokens,
-        **{part: {"p50": p50, "p95": p95} for part, (p50, p95) in told.items()},
+        **{part: {"p50": p50, "p95": p95} for part, (p50, p95) in summary.items()},
     }
-    publish(outcome, ["milliseconds", "p50", "p95"], [[part, *told[part]] for part in told])
+    publish(outcome, ["milliseconds", "p50", "p95"], [[part, *summary[part]] for part in summary])
 
 
 def part_of(result: Result, part: str) -> float:
-    """Milliseconds of a part in `total_ms`, which counts from the newest frame's capture."""
+    """Return a part's milliseconds in `total_ms`, which starts at the newest frame's capture."""
     value = float(getattr(result, part))
-    # `decode_ms` of a record is the sum over its frames, all but the newest decoded long before.
+    # `decode_ms` of a record is the sum over its frames; only the newest counts here.
     return value / max(1, result.frames) if part == "decode_ms" else value
 
 

@@ -1,13 +1,13 @@
-"""NVILA-Lite beside NVILA at the same width, on the same pictures: tokens, FLOPs, time and memory.
+"""Compare NVILA-Lite with NVILA at the same width: tokens, FLOPs, time and memory.
 
     .venv/bin/python benchmarks/lite_vs_nvila.py flops [--shape 2b|8b] [--json]
     .venv/bin/python benchmarks/lite_vs_nvila.py time [--shape small|2b|8b] [--device cuda] [--json]
 
-`flops` counts, at the true size, with PyTorch's FlopCounterMode on modules without memory (`meta`):
-a multiplication and an addition are two FLOPs, attention is counted over the full square. `time`
-runs random weights; "small" keeps the 448-pixel tiles and their token counts and shrinks the
-widths, so that two cores can run it. The models take turns within each round and the median round
-is told. Peak memory is what the allocator held at most beyond the weights, in a run of its own.
+`flops` counts at the true size, with PyTorch's FlopCounterMode on modules without memory (`meta`):
+a multiplication and an addition are two FLOPs, and attention covers the full square. `time` runs
+random weights; "small" keeps the 448-pixel tiles and their token counts and reduces the widths, so
+that two cores can run it. The models take turns within each round, and the median round is printed.
+Peak memory is the most that the allocator held beyond the weights, in a run of its own.
 """
 
 import argparse
@@ -71,7 +71,7 @@ STAGES = ("tower", "projector", "prefill", "answer")
 
 
 def scenes() -> dict[str, list[Any]]:
-    """The prompts: eight frames of a 16:9 video, and one 16:9 picture."""
+    """Return the prompts: eight frames of a 16:9 video, and one 16:9 picture."""
     random = np.random.default_rng(0)
     frames = [
         Image.fromarray(random.integers(0, 256, (720, 1280, 3), dtype=np.uint8)) for _ in range(8)
@@ -114,10 +114,11 @@ class Run:
 
 
 def without_memory(folder: Path, shape: Shape) -> NVILA:
-    """A model of `shape` on the meta device: it can be run and counted, and computes nothing."""
+    """Return a model of `shape` on the meta device, which counts operations without computing."""
     byte_tokenizer(shape.context).write(folder)
     files = (model_config, language_config, vision_config, preprocessor_config)
-    config = read_model(*(Fields(file(shape), file.__name__) for file in files), shape.projector)
+    top, llm, tower, processor = (Fields(file(shape), file.__name__) for file in files)
+    config = read_model(top, llm, tower, processor, shape.projector)
     with torch.device("meta"):
         vision, language = VisionTower(config.vision), LanguageModel(config.llm)
         projector = build_projector(shape.projector, config.projector_input, shape.hidden)
@@ -127,7 +128,7 @@ def without_memory(folder: Path, shape: Shape) -> NVILA:
 
 
 def count_flops(model: NVILA, prompt: Prompt, answer: int) -> dict[str, float]:
-    """FLOPs of each stage, in units of 10^9; "answer" is all stages and `answer` tokens."""
+    """Return the GFLOP of each stage; "answer" is all stages and `answer` tokens."""
     run, flops = Run(model, prompt, answer), {}
     for stage in ("tower", "projector", "prefill", "decode"):
         with FlopCounterMode(display=False) as counter:
@@ -138,7 +139,7 @@ def count_flops(model: NVILA, prompt: Prompt, answer: int) -> dict[str, float]:
 
 
 def peak_memory(call: Callable[[], None], device: torch.device) -> float:
-    """The most MB that `call` held beyond what was held before it."""
+    """Return the most MB that `call` held beyond what was held before it."""
     if device.type == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
@@ -153,7 +154,7 @@ def peak_memory(call: Callable[[], None], device: torch.device) -> float:
 
 
 def milliseconds(call: Callable[[], None], device: torch.device) -> float:
-    """How long `call` takes."""
+    """Return how long `call` takes."""
     began = time.perf_counter()
     call()
     if device.type == "cuda":
@@ -167,7 +168,7 @@ def measure(
     answer: int,
     gauge: Callable[[Callable[[], None], torch.device], float],
 ) -> dict[str, float]:
-    """What `gauge` says of each stage; "answer" is a whole `generate`."""
+    """Return the value of `gauge` for each stage; "answer" is a whole `generate`."""
     prompt = model.prepare(parts)
     run = Run(model, prompt, answer)
 
@@ -179,12 +180,12 @@ def measure(
 
 
 def shapes_of(size: str) -> dict[str, Shape]:
-    """The models of one size."""
+    """Return the shapes of the compared models at one size."""
     return {name: replace(SIZES[size], **changes) for name, changes in KINDS.items()}
 
 
 def counted(size: str, prompts: dict[str, list[Any]], answer: int, root: Path) -> dict[str, Any]:
-    """Positions and FLOPs of every model and prompt at the true size."""
+    """Return positions and FLOPs of every model and prompt at the true size."""
     results: dict[str, Any] = {}
     for name, shape in shapes_of(size).items():
         model = without_memory(root / name, shape)
@@ -200,7 +201,7 @@ def counted(size: str, prompts: dict[str, list[Any]], answer: int, root: Path) -
 
 
 def timed(prompts: dict[str, list[Any]], args: argparse.Namespace, root: Path) -> dict[str, Any]:
-    """Median milliseconds and peak MB of every model and prompt on random weights."""
+    """Return median milliseconds and peak MB of every model and prompt on random weights."""
     models = {
         name: NVILA.from_pretrained(
             write_checkpoint(root / name, shape, shard_bytes=2**30), args.device, args.dtype
@@ -217,7 +218,7 @@ def timed(prompts: dict[str, list[Any]], args: argparse.Namespace, root: Path) -
                 if number:
                     result = measure(model, parts, args.answer, milliseconds)
                     rounds.setdefault(key, []).append(result)
-                else:  # which warms up as well
+                else:  # the first round also warms up
                     peaks[key] = measure(model, parts, args.answer, peak_memory)
     return {
         key: {
@@ -229,12 +230,13 @@ def timed(prompts: dict[str, list[Any]], args: argparse.Namespace, root: Path) -
 
 
 def main() -> None:
+    """Count or measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=("flops", "time"))
     parser.add_argument("--shape", choices=SIZES, help="default: 2b for flops, small for time")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--answer", type=int, default=32, help="tokens of the whole answer")
+    parser.add_argument("--answer", type=int, default=32, help="tokens in the whole answer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()

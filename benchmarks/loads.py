@@ -1,4 +1,4 @@
-"""Models and requests for the engine's benchmarks: random weights, pictures that never repeat."""
+"""Make models and requests for the engine's benchmarks: random weights, new pictures."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -25,20 +25,19 @@ SMALL = replace(
     inner=4480,
     vocab=8192,
 )
-"""96 M parameters, 92 % of them in the language model, as in NVILA-Lite-8B, and widths in its
-proportions. Tiles of 112 pixels, 9 tokens each, so that reading a clip is as large a part of an
-answer on a CPU as it is with tiles of 448 pixels on a GPU: about a tenth."""
+"""96 M parameters, 92 % of them in the language model, and widths in the proportions of
+NVILA-Lite-8B. Tiles have 112 pixels and 9 tokens, so that prefill takes about a tenth of an answer
+on a CPU, as it does with tiles of 448 pixels on a GPU."""
 
 SIZES = {**SHAPES, "small": SMALL}
 QUESTION = "What now?"
-"""The tokenizer of a random checkpoint knows bytes: this is as many tokens as a real question."""
+"""Short, because the tokenizer of a random checkpoint makes a token of each byte."""
 
 
 def make_model(folder: Path, shape: Shape, device: str = "cpu", dtype: str = "float32") -> NVILA:
-    """A model of random weights, the same ones every time.
+    """Return a model with random weights, the same at every call.
 
-    Rows of the embedding table that the tokenizer does not know are zeros, so that nobody ever
-    draws them.
+    Rows of the embedding table beyond the tokenizer's are zeros, so that they are never drawn.
     """
     if not folder.exists():
         write_checkpoint(folder, shape, shard_bytes=2**30)
@@ -51,26 +50,26 @@ def make_model(folder: Path, shape: Shape, device: str = "cpu", dtype: str = "fl
 
 
 class Camera:
-    """Clips of noise: no tile is seen twice, unless it is asked for."""
+    """Makes clips of noise, so that no tile occurs twice."""
 
     def __init__(self, shape: Shape, seed: int = 0) -> None:
         self.side = shape.image
         self._random = np.random.default_rng(seed)
 
     def frame(self, columns: int = 1, rows: int = 1) -> Image.Image:
-        """A picture that fills `columns` x `rows` tiles."""
+        """Return a new picture that fills `columns` x `rows` tiles."""
         size = (self.side * rows, self.side * columns, 3)
         return Image.fromarray(self._random.integers(0, 256, size, dtype=np.uint8))
 
     def clip(self, frames: int = 8, question: str = QUESTION) -> list[Any]:
-        """Parts of a request about `frames` new frames of one tile each."""
+        """Return the parts of a request about `frames` new frames of one tile each."""
         return [Video([self.frame() for _ in range(frames)]), question]
 
     def clips(self, count: int, frames: int = 8) -> list[list[Any]]:
-        """Parts of `count` requests, each about frames of its own."""
+        """Return the parts of `count` requests, each about its own new frames."""
         return [self.clip(frames) for _ in range(count)]
 
     def endless(self, frames: int = 8) -> Iterator[list[Any]]:
-        """New clips for ever."""
+        """Yield new clips without end."""
         while True:
             yield self.clip(frames)

@@ -1,20 +1,20 @@
-"""CPU time of everything that is not the model, per clip.
+"""Measure the CPU time of everything except the model, per clip.
 
     .venv/bin/python benchmarks/overhead.py [--clips 60] [--size 640x480] [--model demo] [--json]
 
-Two phases with the real parts and a real server, each phase alone in this process, so that its CPU
-time is the process's:
+There are two phases with the real parts and a real server. Each runs alone in this process, so that
+its CPU time is the process's:
 
 1. Ingest: a recording is decoded, sampled, measured, compressed, stored and cut into clip requests.
-   A bare PyAV loop over the same file, measured right after, is taken off: decoding belongs to the
-   stream, not to the clip.
-2. Model worker: the same requests are answered through RQ by the worker's own slots and engine.
-   With one PyTorch thread the model runs in the engine's thread and nowhere else; its CPU time is
-   read from that thread's clock and taken off; so is that of `NVILA.prepare` (the plan, tiles,
-   tokens), told by the clocks of the threads that call it, and the worker's own start and end. The
-   engine has seen the clips in the round before, so its row says little.
+   The time of a bare PyAV loop over the same file, measured right after, is subtracted: decoding
+   belongs to the stream, not to the clip.
+2. Model worker: the worker's own slots and engine answer the same requests through RQ. With one
+   PyTorch thread the model runs in the engine's thread only; the CPU time of that thread is
+   subtracted. So is the time of `NVILA.prepare` (plan, tiles, tokens), measured by the clocks of
+   the threads that call it, and the worker's start and end. The engine knows the clips from the
+   round before, so its row says little.
 
-The server's CPU time is read from the operating system.
+The server's CPU time comes from the operating system.
 """
 
 import argparse
@@ -44,8 +44,8 @@ from streamer.jobs import CLIP_JOB, CLIP_QUEUES
 from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import Settings
 from workers import context
-from workers.gpu.clip_job import publish_failure
-from workers.ingest.__main__ import run_stream
+from workers.gpu.clip_job import answer, publish_failure
+from workers.ingest.job import run_stream
 from workers.process.logging import configure
 from workers.rq.thread_worker import ThreadWorker
 
@@ -60,16 +60,16 @@ LABELS = {
     "redis_ms": "redis",
     "decode_ms": "(decoding)",
     "prepare_ms": "(model: preparing prompts)",
-    "engine_ms": "(model: engine, of clips that it knows)",
+    "engine_ms": "(model: engine, clips in its cache)",
 }
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=int, default=60, help="clips of a round")
+    parser.add_argument("--clips", type=int, default=60, help="clips in a round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--size", default="640x480", help="of the video's frames")
+    parser.add_argument("--size", default="640x480", help="width and height of the video")
     parser.add_argument("--model", default="demo", help="demo, a folder, or a Hugging Face id")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -78,7 +78,7 @@ def main() -> None:
     width, height = (int(side) for side in options.size.split("x"))
     with tempfile.TemporaryDirectory() as directory:
         video = Path(directory) / "street.mp4"
-        # four frames a second, one clip a second: many clips from little video
+        # four frames and one clip a second: many clips from a short video
         write_street(video, SEED, options.clips, VIDEO_FPS, (width, height))
         with EmbeddedServer(Path(directory) / "redis", persistent=True, max_memory=None) as server:
             rounds = measure(server, video, options)
@@ -91,7 +91,7 @@ def main() -> None:
 def measure(
     server: EmbeddedServer, video: Path, options: argparse.Namespace
 ) -> list[dict[str, float]]:
-    """The rounds; each is CPU milliseconds per clip by part."""
+    """Return CPU milliseconds per clip by part, for each round."""
     settings = Settings(redis_url=server.url, data_dir=video.parent, max_file_clips=1_000_000)
     path = CHECKPOINT if options.model == "demo" else options.model
     model = NVILA.from_pretrained(str(path), device="cpu", dtype="float32")
@@ -105,7 +105,7 @@ def measure(
             one_round(client, connections, model, redis_process, video, settings)
             for _ in range(options.rounds + 1)
         ]
-    return done[1:]  # the first one warmed up
+    return done[1:]  # the first round warms up
 
 
 def one_round(
@@ -116,7 +116,7 @@ def one_round(
     video: Path,
     settings: Settings,
 ) -> dict[str, float]:
-    """Ingest the video, answer its clips, detach it: milliseconds per clip."""
+    """Ingest the video, answer its clips, detach it; return milliseconds per clip."""
     last_id = client.queue.last_id()
     served = cpu_of(redis_process)
     stream = client.attach(
@@ -135,12 +135,12 @@ def one_round(
     with prepared(model) as spent:
         whole = cpu(lambda: answer_all(connections, settings))
     engine = time.clock_gettime(clock) - before
-    whole -= cpu(lambda: answer_all(connections, settings))  # an empty run: its start and end
+    whole -= cpu(lambda: answer_all(connections, settings))  # an empty run is its start and end
     results = [result for _, result in client.queue.read(last_id, 1.0)]
     served = cpu_of(redis_process) - served
     wrong = [result.error for result in results if result.error is not None]
     if wrong or clips == 0:
-        raise SystemExit(wrong[0].message if wrong else "No clip came of the video.")
+        raise SystemExit(wrong[0].message if wrong else "The video gave no clip.")
     tile = model.config.processor.size
     jpegs = cpu(lambda: open_jpegs(client, stream.id, tile)) / clips
     client.detach(stream.id)
@@ -157,12 +157,12 @@ def one_round(
 
 
 def answer_all(connections: Connections, settings: Settings) -> None:
-    """What `python -m workers.gpu --burst` does once its model is loaded."""
+    """Answer all waiting clips, as `python -m workers.gpu --burst` does with a loaded model."""
     ThreadWorker(
         CLIP_QUEUES,
         connections.main,
         slots=settings.worker_slots,
-        functions={CLIP_JOB},
+        functions={CLIP_JOB: answer},
         stopping=threading.Event(),
         lease=settings.lease,
         on_failed=publish_failure,
@@ -178,7 +178,7 @@ def open_jpegs(client: Client, stream_id: str, tile: int) -> None:
 
 @contextmanager
 def prepared(model: NVILA) -> Iterator[list[float]]:
-    """CPU seconds of each call of `model.prepare`, in whichever thread."""
+    """Collect the CPU seconds of each call of `model.prepare`, in any thread."""
     spent: list[float] = []
     prepare = model.prepare
 
@@ -194,7 +194,7 @@ def prepared(model: NVILA) -> Iterator[list[float]]:
 
 
 def bare_decode(video: Path) -> None:
-    """Decode every frame and look at nothing."""
+    """Decode every frame and discard it."""
     with av.open(str(video)) as container:
         stream = container.streams.video[0]
         stream.thread_type, stream.thread_count = "AUTO", 4
@@ -203,14 +203,14 @@ def bare_decode(video: Path) -> None:
 
 
 def cpu(run: Callable[[], Any]) -> float:
-    """CPU seconds of this process, all threads."""
+    """Run it; return the CPU seconds of all threads of this process."""
     before = time.process_time()
     run()
     return time.process_time() - before
 
 
 def cpu_of(process: psutil.Process) -> float:
-    """CPU seconds that another process has used so far."""
+    """Return the CPU seconds that another process has used so far."""
     times = process.cpu_times()
     return float(times.user + times.system)
 

@@ -1,4 +1,4 @@
-"""Small line charts as SVG, both axes in powers of two."""
+"""Draw small line charts as SVG, both axes in powers of two."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ LEFT, RIGHT, TOP, BOTTOM = 52, 12, 40, 48
 
 @dataclass(frozen=True)
 class Series:
-    """A named line through points (x, y), all of them above 0."""
+    """A named line through points (x, y), all above 0."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -20,14 +20,14 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart; `label` is what grows to the right."""
+    """One chart; `label` names the horizontal axis."""
 
     label: str
     series: Sequence[Series]
 
 
 def draw_panels(title: str, panels: Sequence[Panel]) -> str:
-    """The text of an SVG file: charts side by side, with one scale upwards."""
+    """Return an SVG file: charts side by side with a common vertical scale."""
     values = [log2(y) for panel in panels for series in panel.series for _, y in series.points]
     low, high = floor(min(values)), ceil(max(values))
     parts = [words(LEFT, 18, title)]
@@ -52,7 +52,7 @@ def draw_panels(title: str, panels: Sequence[Panel]) -> str:
 
 
 def draw_panel(panel: Panel, low: int, high: int) -> list[str]:
-    """The elements of one chart whose values go from 2^low to 2^high."""
+    """Return the elements of one chart whose values range from 2^low to 2^high."""
     across = sorted({x for series in panel.series for x, _ in series.points})
     first, last = log2(across[0]), max(log2(across[-1]), log2(across[0]) + 1)
 
@@ -77,16 +77,16 @@ def draw_panel(panel: Panel, low: int, high: int) -> list[str]:
             f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.8"/>'
         )
         for (x, y), (value, height) in zip(at, series.points, strict=True):
-            told = escape(f"{series.name}: {height:.3g} at {value:g} {panel.label}")
+            title = escape(f"{series.name}: {height:.3g} at {value:g} {panel.label}")
             parts.append(
-                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"><title>{told}</title>'
+                f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"><title>{title}</title>'
                 "</circle>"
             )
     return parts
 
 
 def words(x: float, y: float, text: str, anchor: str = "start") -> str:
-    """Text at a place."""
+    """Return a text element at (x, y)."""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="#0f172a">{escape(text)}</text>'
     )

@@ -1,16 +1,16 @@
-"""What weights in 8 and 4 bits save, cost and change, side by side with full precision.
+"""Measure what weights in 8 and 4 bits save, cost and change, beside full precision.
 
     .venv/bin/python benchmarks/quantization.py [--hidden 768] [--rounds 5] [--dtype float32]
         [--device cpu] [--questions 20] [--golden FOLDER] [--cpu-time] [--json]
 
-Memory and speed: a random NVILA-Lite of about 100 million parameters, loaded in a process of its
-own each, whose rounds take turns, so that a busy machine slows all alike; ratios to full precision
-within each round, the median of them. `--cpu-time`: one thread, and the processor's time instead of
-the clock's, for machines that have much else to do.
+Memory and speed: a random NVILA-Lite of about 100 million parameters is loaded in one process for
+each mode. The processes take turns, so that a busy machine slows all of them; the table has the
+median of the ratios to full precision in each round. `--cpu-time` uses one thread and measures CPU
+time, for machines that run other programs.
 
-Agreement: the part of next tokens that stay the same when the answer of the full-precision model is
-shown, on the demo checkpoint's held-out questions, and on the recorded prompts of the original
-(`--golden`, or NVILA_GOLDEN). Accuracy: of the demo's answers.
+Agreement: the share of next tokens that stay the same when the model is shown the answer of the
+full-precision model, on the demo checkpoint's held-out questions, and on the recorded prompts of
+the original (`--golden`, or NVILA_GOLDEN). Accuracy: the share of right answers of the demo model.
 """
 
 import argparse
@@ -40,21 +40,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--questions", type=int, default=20, help="of each kind")
+    parser.add_argument("--questions", type=int, default=20, help="questions of each kind")
     parser.add_argument("--golden", default=os.environ.get("NVILA_GOLDEN"))
-    parser.add_argument("--cpu-time", action="store_true", help="of one thread, not of the clock")
+    parser.add_argument("--cpu-time", action="store_true", help="measure CPU time with one thread")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     costs = measure(options)
-    told = {mode: {**costs[mode], **agreement(mode, options)} for mode in MODES}
-    names = list(told["none"])
-    rows = [[name, *(told[mode][name] for mode in MODES)] for name in names]
-    result = {"benchmark": "quantization", "dtype": options.dtype, "device": options.device, **told}
+    found = {mode: {**costs[mode], **agreement(mode, options)} for mode in MODES}
+    names = list(found["none"])
+    rows = [[name, *(found[mode][name] for mode in MODES)] for name in names]
+    result = {
+        "benchmark": "quantization",
+        "dtype": options.dtype,
+        "device": options.device,
+        **found,
+    }
     publish(result, ["", "full precision", "int8", "int4"], rows)
 
 
 def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Memory, and speed as a ratio to full precision, of a random model."""
+    """Measure memory, and speed as a ratio to full precision, of a random model."""
     from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
 
     shape = Shape(
@@ -78,9 +83,9 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
             arguments = (theirs, folder, mode, options)
             process = context.Process(target=work, args=arguments, daemon=True)
             process.start()
-            theirs.close()  # else a worker that died would be waited for
+            theirs.close()  # so that recv fails when the worker dies
             workers[mode] = (process, ours)
-        told = {mode: ours.recv() for mode, (_, ours) in workers.items()}
+        found = {mode: ours.recv() for mode, (_, ours) in workers.items()}
         rounds = [one_round(workers) for _ in range(options.rounds)]
         for process, ours in workers.values():
             ours.send("end")
@@ -88,12 +93,12 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for mode in MODES:
         for task in rounds[0][mode]:
             ratios = [times["none"][task] / times[mode][task] for times in rounds]
-            told[mode][f"{task}, times as fast"] = median(ratios)
-    return told
+            found[mode][f"{task}, times as fast"] = median(ratios)
+    return found
 
 
 def one_round(workers: dict[str, Any]) -> dict[str, dict[str, float]]:
-    """Seconds of every task with every model; they take turns at each task."""
+    """Return the seconds of every task with every model; they take turns at each task."""
     times: dict[str, dict[str, float]] = {mode: {} for mode in MODES}
     for task in ("tower", "prefill", *(f"decode of {n}" for n in BATCHES)):
         for mode, (_, ours) in workers.items():
@@ -103,7 +108,7 @@ def one_round(workers: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def work(pipe: Connection, folder: Path, mode: str, options: argparse.Namespace) -> None:
-    """A process with one model: loads it, then does the tasks that it is sent."""
+    """Load a model, then run the tasks that come through `pipe`; runs in its own process."""
     import torch
 
     from nvila_core import NVILA, Engine
@@ -142,7 +147,7 @@ def work(pipe: Connection, folder: Path, mode: str, options: argparse.Namespace)
 
 
 def decode(engine: Any, count: int, clock: Callable[[], float]) -> float:
-    """Seconds for some more tokens of each of `count` answers."""
+    """Return the seconds for DECODED more tokens of each of `count` answers."""
     from nvila_core import SamplingParams
 
     params = SamplingParams(max_tokens=DECODED + 1, ignore_eos=True)
@@ -157,18 +162,18 @@ def decode(engine: Any, count: int, clock: Callable[[], float]) -> float:
 
 
 def peak_memory(device: str) -> int:
-    """Most bytes that this process has held so far: on its GPU, or of its own on this machine."""
+    """Return the most bytes that this process has held so far, on its GPU or in main memory."""
     import torch
 
     if device.startswith("cuda"):
         return int(torch.cuda.max_memory_allocated())
     lines = Path("/proc/self/status").read_text().splitlines()
-    # VmHWM counts pages that are only mapped too; full precision in the dtype on disk is that
+    # VmHWM also counts mapped pages, such as full-precision weights in the dtype on disk
     return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
 
 
 def agreement(mode: str, options: argparse.Namespace) -> dict[str, float]:
-    """How often the next token stays the same, and how often the demo answers right."""
+    """Return how often the next token stays the same, and how often the demo answers right."""
     from nvila_core import NVILA
     from nvila_core.demo import CHECKPOINT
 
@@ -181,7 +186,7 @@ def agreement(mode: str, options: argparse.Namespace) -> dict[str, float]:
         prompt = full.prepare(parts)
         same += compare(full, model, prompt)
         right.append(model.generate(prompt).text == answer)
-    told = {
+    found = {
         "same next token, demo, %": 100 * sum(same) / len(same),
         "demo answers right, %": 100 * sum(right) / len(right),
     }
@@ -191,12 +196,12 @@ def agreement(mode: str, options: argparse.Namespace) -> dict[str, float]:
             full = NVILA.from_pretrained(folder, **place)
             model = NVILA.from_pretrained(folder, quantize=quantize, **place)
             same += compare(full, model, full.prepare(parts))
-        told["same next token, golden, %"] = 100 * sum(same) / len(same)
-    return told
+        found["same next token, golden, %"] = 100 * sum(same) / len(same)
+    return found
 
 
 def compare(full: Any, model: Any, prompt: Any) -> list[bool]:
-    """Whether `model` would go on as `full` did, for every token of the full model's answer."""
+    """Return, for each token of `full`'s answer, whether `model` would draw the same one next."""
     import torch
 
     from nvila_core import SamplingParams
@@ -209,7 +214,7 @@ def compare(full: Any, model: Any, prompt: Any) -> list[bool]:
 
 
 def demo_questions(tile: int, count: int) -> Iterator[tuple[list[Any], str]]:
-    """Prompts and right answers, of scenes that training never saw."""
+    """Yield prompts and right answers about scenes that training never used."""
     from nvila_core.demo.evaluate import held_out
     from nvila_core.demo.sampling import FIRST_EVALUATION_SEED
 
@@ -221,7 +226,7 @@ def demo_questions(tile: int, count: int) -> Iterator[tuple[list[Any], str]]:
 
 
 def golden_prompts(golden: Path) -> Iterator[tuple[Path, list[Any]]]:
-    """The recorded prompts, each with its checkpoint."""
+    """Yield the recorded prompts, each with its checkpoint."""
     from PIL import Image
     from safetensors.torch import load_file
 

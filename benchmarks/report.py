@@ -1,4 +1,4 @@
-"""What the benchmarks share: which machine this is, percentiles, and tables for docs/."""
+"""Describe the machine, compute percentiles, and print tables for docs/."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from typing import Any
 
 
 def machine() -> dict[str, Any]:
-    """The processor, its cores that we may use, the interpreter and the libraries that count."""
+    """Return the processor, its usable cores, and the versions of Python and the main libraries."""
     names = {"model name", "Hardware", "Model"}
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
     found = [line.partition(":")[2].strip() for line in lines if line.split("\t")[0] in names]
@@ -25,7 +25,7 @@ def machine() -> dict[str, Any]:
 
 
 def percentiles(values: Sequence[float], *wanted: int) -> list[float]:
-    """The percentiles `wanted` (1 to 99) of `values`, of which there is at least one."""
+    """Return the percentiles `wanted` (1 to 99) of at least one value."""
     if len(values) == 1:
         return [values[0]] * len(wanted)
     cuts = quantiles(values, n=100, method="inclusive")
@@ -43,6 +43,6 @@ def publish(result: dict[str, Any], header: Sequence[str], rows: Sequence[Sequen
     for row in rows:
         cells = (f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row)
         print("| " + " | ".join(cells) + " |")
-    told = result["machine"]
-    libraries = ", ".join(f"{name} {told[name]}" for name in ("av", "rq", "redis", "torch"))
-    print(f"\n{told['cpu']}, {told['cores']} cores, Python {told['python']}, {libraries}")
+    this = result["machine"]
+    libraries = ", ".join(f"{name} {this[name]}" for name in ("av", "rq", "redis", "torch"))
+    print(f"\n{this['cpu']}, {this['cores']} cores, Python {this['python']}, {libraries}")

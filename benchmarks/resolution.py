@@ -1,14 +1,13 @@
-"""What a real camera costs: vision tokens of an hour under each resolution policy, and how many of
-them the tile cache saves the vision tower.
+"""Measure the vision tokens of a camera-hour under each resolution policy, with the tile cache.
 
     .venv/bin/python benchmarks/resolution.py [VIDEO] [--fps 1] [--window 10] [--json]
 
-Frames go the way of the service: sampled, measured, stored as JPEG, planned window by window,
-opened at the scale of the plan, cut into tiles of 448 pixels. The model is a random one of
-NVILA-Lite's tile and token sizes; it prepares, and generates nothing. VIDEO is by default vtest.avi
-of Debian's package opencv-doc, a street seen by a surveillance camera (768x576, 79.5 s).
+Frames are processed as in the service: sampled, measured, stored as JPEG, planned window by window,
+opened at the scale of the plan, and cut into tiles of 448 pixels. The model is a random one with
+NVILA-Lite's tile and token sizes; it prepares prompts and generates nothing. The default VIDEO is
+vtest.avi of Debian's package opencv-doc, a street seen by a surveillance camera (768x576, 79.5 s).
 
-Below the table stands the time that measuring a 1920x1080 frame takes on one core.
+The line below the table is the time to measure a 1920x1080 frame on one core.
 """
 
 import argparse
@@ -45,25 +44,27 @@ LOOKS = (
     ("adaptive", None),
     ("adaptive", 2 * 121 * 10),
 )
-"""Policies, and vision tokens of a clip at most."""
+"""Policies, each with its budget of vision tokens for a clip."""
 TOLERANCES = (0.0, 0.02, 0.05)
 CACHE_BYTES = 2**28
 
 
 def footage(folder: Path) -> Path:
-    """The path of vtest.avi, unpacked if need be."""
+    """Return the path of vtest.avi, unpacked into `folder` if necessary."""
     video, packed = FOOTAGE / "vtest.avi", FOOTAGE / "vtest.avi.gz"
     if video.is_file():
         return video
     if not packed.is_file():
-        sys.exit("There is no vtest.avi: install Debian's package opencv-doc, or name a VIDEO.")
+        sys.exit(
+            "vtest.avi is not installed: install Debian's package opencv-doc, or pass a VIDEO."
+        )
     with gzip.open(packed) as source, (folder / "vtest.avi").open("wb") as target:
         shutil.copyfileobj(source, target)
     return folder / "vtest.avi"
 
 
 def sample(video: Path, fps: float) -> tuple[list[bytes], list[Measures], float]:
-    """JPEGs and measures of the sampled frames, and how many seconds they span."""
+    """Return JPEGs and measures of the sampled frames, and the seconds that they span."""
     sampler, meter = FpsSampler(fps), Meter(bgr=True)
     jpegs, measures = [], []
     with Source(str(video), live=False, sampler=lambda: sampler) as source:
@@ -76,12 +77,12 @@ def sample(video: Path, fps: float) -> tuple[list[bytes], list[Measures], float]
 
 
 def clips(frames: int, length: int) -> list[range]:
-    """The frames of each window."""
+    """Return the frames of each window."""
     return [range(i, min(i + length, frames)) for i in range(0, frames, length)]
 
 
 class Camera:
-    """One camera's hour under one policy: what the model is given, and what the caches had."""
+    """One camera under one policy: counts tiles, and those that each cache lacks."""
 
     def __init__(self, model: NVILA, policy: str, budget: int | None) -> None:
         self.model, self.policy, self.budget = model, policy, Budget(budget)
@@ -90,7 +91,7 @@ class Camera:
         self.encoded = [0] * len(TOLERANCES)
 
     def see(self, jpegs: Sequence[bytes], measures: Sequence[Measures]) -> None:
-        """One clip."""
+        """Count one clip."""
         self.frames += len(jpegs)
         if self.policy == PICTURES:
             for jpeg, seen in zip(jpegs, measures, strict=True):
@@ -123,11 +124,12 @@ class Camera:
 
 
 def measuring_ms(rounds: int = 60) -> list[float]:
-    """CPU milliseconds to measure a 1920x1080 frame, on one core: median and lowest."""
+    """Return CPU milliseconds to measure a 1920x1080 frame on one core: median and lowest."""
     cv2.setNumThreads(1)
     rng = np.random.default_rng(0)
     coarse = rng.integers(0, 255, (108, 192, 3), np.uint8)
-    picture = cv2.resize(coarse, (1920, 1080), interpolation=cv2.INTER_CUBIC)
+    large = cv2.resize(coarse, (1920, 1080), interpolation=cv2.INTER_CUBIC)
+    picture = np.asarray(large, np.uint8)
     frames = [np.roll(picture, shift, axis=1) for shift in (0, 7)]
     meter, spent = Meter(), []
     for number in range(rounds):
@@ -142,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("video", nargs="?", type=Path)
     parser.add_argument("--fps", type=float, default=1.0, help="frames sampled per second")
-    parser.add_argument("--window", type=float, default=10.0, help="seconds of a clip")
+    parser.add_argument("--window", type=float, default=10.0, help="seconds in a clip")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

@@ -1,8 +1,8 @@
-"""The original's way: transformers' own Qwen2ForCausalLM, one request at a time.
+"""Answer requests as the original does: transformers' Qwen2ForCausalLM, one at a time.
 
-The pictures go through the same tower and projector; then `generate(inputs_embeds=...)`, greedy,
-with its cache. The weights are a second copy of those that the engine has, so neither side is held
-back by how the other one keeps them.
+The pictures go through the same tower and projector, then through greedy
+`generate(inputs_embeds=...)` with its cache. The weights are a copy of the engine's, so that
+neither side is slowed down by the layout in which the other keeps them.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ class Rival:
     """Answers requests as the published code does.
 
     Args:
-        model: its weights are used as they are; no engine may have been made for it.
+        model: its weights are shared; it must not have been given to an engine.
     """
 
     def __init__(self, model: NVILA) -> None:
@@ -35,7 +35,7 @@ class Rival:
 
     @torch.inference_mode()
     def answer(self, parts: list[Any], tokens: int, **options: Any) -> list[int]:
-        """Exactly `tokens` ids in answer to `parts`; `options` are those of `NVILA.prepare`."""
+        """Return exactly `tokens` ids in answer to `parts`; `options` go to `NVILA.prepare`."""
         prompt = self.model.prepare(parts, **options)
         embeds = self.model.embed(prompt)[None]
         config = GenerationConfig(

@@ -1,7 +1,8 @@
-"""A camera that knows when it sent each frame: H.264 over RTSP and TCP, a frame at a time, at once.
+"""Serve H.264 over RTSP and TCP like a camera, and record when each frame was sent.
 
-Other servers of ours spread a frame's packets over its duration. Cameras do not, and it wakes the
-receiver hundreds of times a second; nor can anybody say when such a server "sent the frame".
+The RTSP servers of the tests spread the packets of a frame over its duration. Cameras send them at
+once; spreading wakes the receiver hundreds of times a second and leaves no moment at which the
+frame "was sent".
 """
 
 import base64
@@ -16,7 +17,7 @@ from typing import Self
 import av
 from av.bitstream import BitStreamFilterContext
 
-_MOST = 1400
+_MAX_PAYLOAD = 1400
 _CLOCK = 90_000
 
 
@@ -72,7 +73,7 @@ class RtspSender:
                 self._play(client)
 
     def _greet(self, client: socket.socket) -> bool:
-        """Answer until PLAY; False when the client leaves before."""
+        """Answer requests until PLAY; return False when the client leaves before."""
         with client.makefile("rb") as requests:
             while line := requests.readline():
                 method = line.split(b" ")[0].decode()
@@ -125,14 +126,14 @@ class RtspSender:
 
 
 def packets(nals: list[bytes]) -> list[tuple[bytes, bool]]:
-    """RTP payloads of one frame's NAL units (RFC 6184: whole or FU-A), and which is the last."""
+    """Return the RTP payloads of a frame's NAL units (RFC 6184), and which one is the last."""
     payloads: list[bytes] = []
     for nal in nals:
-        if len(nal) <= _MOST:
+        if len(nal) <= _MAX_PAYLOAD:
             payloads.append(nal)
             continue
         indicator, kind = (nal[0] & 0xE0) | 28, nal[0] & 31
-        parts = [nal[at : at + _MOST] for at in range(1, len(nal), _MOST)]
+        parts = [nal[at : at + _MAX_PAYLOAD] for at in range(1, len(nal), _MAX_PAYLOAD)]
         for index, part in enumerate(parts):
             start, end = 0x80 * (index == 0), 0x40 * (index == len(parts) - 1)
             payloads.append(bytes([indicator, start | end | kind]) + part)

@@ -1,9 +1,10 @@
-"""Attention of sequences that begin alike: their common keys once for all, beside one by one.
+"""Measure attention of sequences with a common prefix: shared keys together or one by one.
 
     .venv/bin/python benchmarks/shared_prefix.py [--threads 2] [--rounds 21] [--json]
 
-One layer with 6 query heads of 128 on one key head, float32, a new position for each sequence. The
-two ways take turns; medians. The engine chooses by `nvila_core.engine.batch.WORTH_SHARING`.
+One layer has 6 query heads of size 128 on one key head, in float32, and each sequence has one new
+position. The two ways take turns; the table has medians. The engine chooses by
+`nvila_core.engine.batch.WORTH_SHARING`.
 """
 
 import argparse
@@ -24,7 +25,7 @@ NEVER = 10**9
 
 
 def make_cache(blocks: int) -> KVCache:
-    """A cache of one layer, full of noise."""
+    """Return a cache of one layer, filled with noise."""
     cache = KVCache(
         num_layers=1,
         num_kv_heads=1,
@@ -41,13 +42,13 @@ def make_cache(blocks: int) -> KVCache:
 
 @torch.inference_mode()
 def measure(cache: KVCache, length: int, count: int, rounds: int) -> tuple[float, float]:
-    """Milliseconds of a layer's attention, one by one and together."""
+    """Return milliseconds of a layer's attention, one by one and together."""
     common = length // BLOCK
     rows = [
         Rows(length + 8, 1, [*range(common), *range(common + OWN * n, common + OWN * (n + 1))])
         for n in range(count)
     ]
-    new = [torch.randn(heads, count, SIZE) for heads in (HEADS, 1, 1)]
+    query, key, value = (torch.randn(heads, count, SIZE) for heads in (HEADS, 1, 1))
     batches = []
     for worth in (NEVER, 0):
         with patch.object(batch, "WORTH_SHARING", worth):
@@ -56,12 +57,13 @@ def measure(cache: KVCache, length: int, count: int, rounds: int) -> tuple[float
     for _ in range(rounds):
         for made, spent in zip(batches, times, strict=True):
             began = time.perf_counter()
-            made.attend(0, *new, SIZE**-0.5)
+            made.attend(0, query, key, value, SIZE**-0.5)
             spent.append(1000 * (time.perf_counter() - began))
     return median(times[0]), median(times[1])
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=21)

@@ -1,14 +1,14 @@
-"""Streams under random faults for as long as you like: what does the ingest worker lose or leak?
+"""Run streams under random faults and measure what the ingest worker loses or leaks.
 
     .venv/bin/python benchmarks/soak.py [--streams 12] [--minutes 30] [--seed 1] [--json]
 
-One real ingest worker reads the streams, each through a cable of its own that is cut, muted,
-refused, made to lose or damage packets, or to shift timestamps, at random; meanwhile streams are
-paused, edited, detached and attached. Every three minutes all is mended and every stream has to run
-again; what the worker then holds is a point: memory that is its own (USS), threads, descriptors,
-and among these its connections to Redis, of which it keeps as many as it ever needed at once. A
-slope is that of the least-squares line through all points but the first fifth, in which caches
-fill. The highest is over all moments, faults included.
+One real ingest worker reads the streams. Each stream comes through a proxy that at random cuts,
+mutes or refuses the connection, loses or damages packets, or shifts timestamps; meanwhile streams
+are paused, edited, detached and attached. Every three minutes all faults end, every stream must run
+again, and the worker's resources are recorded as one point: unique memory (USS), threads,
+descriptors, and among these its connections to Redis, of which it keeps as many as it ever needed
+at once. The slope is that of the least-squares line through all points except the first fifth, in
+which caches fill. The highest value covers all moments, faults included.
 """
 
 import argparse
@@ -38,7 +38,7 @@ from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.support.rtsp_proxy import RtspProxy  # the cables that the tests damage
+from tests.support.rtsp_proxy import RtspProxy  # the proxy with faults that the tests use
 
 EVERY = 2.0
 SPELL, CALM = 180.0, 12.0
@@ -47,7 +47,7 @@ CAP = 5.0
 
 
 class Line:
-    """One stream and the cable to its camera."""
+    """One stream and the proxy in front of its camera."""
 
     def __init__(self, client: Client, camera: LoopbackCamera, number: int, seed: int) -> None:
         port = urlsplit(camera.url).port
@@ -59,30 +59,35 @@ class Line:
 
     @property
     def url(self) -> str:
-        """The camera, by way of the cable."""
+        """URL of the camera through the proxy."""
         return self.proxy.through(self._camera.url)
 
     def attach(self) -> Stream:
-        """Have it read."""
+        """Attach the stream."""
         watches = [self._client.watch("What is there?", window=10.0)]
         return self._client.attach(
             self.url, self.name, sampling=Sampling(fps=1), watches=watches, probe=False
         )
 
     def heal(self) -> None:
-        """Nothing is wrong any more, but for the clock, which stays as it was set."""
+        """End all faults of the proxy except the shift of its clock."""
         faults = self.proxy.faults
         faults.lose = faults.flip = 0.0
         faults.mute = faults.refuse = False
 
+    def refuse(self) -> None:
+        """Cut the connection and refuse new ones."""
+        self.proxy.faults.refuse = True
+        self.proxy.hang_up()
+
 
 def hurt(line: Line, client: Client, draw: random.Random) -> tuple[str, float]:
-    """One random fault; its name, and how many seconds it is to last."""
+    """Start a random fault; return its name and how many seconds it lasts."""
     faults = line.proxy.faults
     kinds: dict[str, Callable[[], Any]] = {
         "cut": line.proxy.hang_up,
         "muted": lambda: setattr(faults, "mute", True),
-        "refused": lambda: (setattr(faults, "refuse", True), line.proxy.hang_up()),
+        "refused": line.refuse,
         "packets lost": lambda: setattr(faults, "lose", 0.05),
         "bits flipped": lambda: setattr(faults, "flip", 0.2),
         "clock set": lambda: setattr(faults, "shift", draw.uniform(-7200, 7200)),
@@ -96,7 +101,7 @@ def hurt(line: Line, client: Client, draw: random.Random) -> tuple[str, float]:
 
 
 def mend(kind: str, line: Line, client: Client) -> None:
-    """Undo what :func:`hurt` did."""
+    """Undo a fault of `hurt`."""
     line.heal()
     if kind == "paused":
         client.edit(line.name, paused=False)
@@ -105,8 +110,8 @@ def mend(kind: str, line: Line, client: Client) -> None:
 
 
 def torment(lines: list[Line], client: Client, until: float, draw: random.Random) -> Counter[str]:
-    """A fault begins about every two seconds, on a line without one; all are mended at the end."""
-    told: Counter[str] = Counter()
+    """Start a fault about every two seconds on a healthy stream; end all faults at `until`."""
+    counts: Counter[str] = Counter()
     broken: dict[Line, tuple[str, float]] = {}
     while time.monotonic() < until:
         now = time.monotonic()
@@ -116,16 +121,16 @@ def torment(lines: list[Line], client: Client, until: float, draw: random.Random
         if len(whole) > len(lines) // 3:
             line = draw.choice(whole)
             kind, seconds = hurt(line, client, draw)
-            told[kind] += 1
+            counts[kind] += 1
             broken[line] = (kind, now + seconds)
         time.sleep(draw.uniform(0.5, 3.5))
     for line, (kind, _) in broken.items():
         mend(kind, line, client)
-    return told
+    return counts
 
 
 class Samples(threading.Thread):
-    """What the worker process holds, every two seconds."""
+    """Records the resources of the worker process every two seconds."""
 
     def __init__(self, pid: int, redis_port: int | None) -> None:
         super().__init__(daemon=True)
@@ -135,7 +140,7 @@ class Samples(threading.Thread):
         self.points: list[list[float]] = []
 
     def run(self) -> None:
-        """Until stopped."""
+        """Record until stopped."""
         while not self._done.wait(EVERY):
             with self._process.oneshot():
                 memory = self._process.memory_full_info().uss / 2**20
@@ -145,18 +150,18 @@ class Samples(threading.Thread):
             self.rows.append((time.monotonic(), memory, threads, files, redis))
 
     def stop(self) -> None:
-        """Take no more."""
+        """Stop recording."""
         self._done.set()
         self.join()
 
     def point(self) -> None:
-        """Wait for a moment in which nothing happens, and note what is held then."""
+        """Wait until nothing happens, then record a point."""
         time.sleep(CALM)
         began = time.monotonic() - CALM / 2
         self.points.append(np.median([row for row in self.rows if row[0] > began], 0).tolist())
 
     def slopes(self) -> list[dict[str, float]]:
-        """For each thing that is held: start, end, highest, and slope per hour."""
+        """Return first, last, highest value and slope per hour of each resource."""
         table = np.array(self.points[len(self.points) // 5 :])
         hours = (table[:, 0] - table[0, 0]) / 3600
         highest = np.array(self.rows).max(0)
@@ -164,16 +169,16 @@ class Samples(threading.Thread):
             {
                 "first": float(column[0]),
                 "last": float(column[-1]),
-                "highest": float(most),
+                "highest": float(maximum),
                 "per_hour": float(np.polyfit(hours, column, 1)[0]) if len(column) > 1 else 0.0,
             }
-            for column, most in zip(table[:, 1:].T, highest[1:], strict=True)
+            for column, maximum in zip(table[:, 1:].T, highest[1:], strict=True)
         ]
 
 
 @contextmanager
 def worker(settings: Settings, folder: Path) -> Iterator[int]:
-    """A real `python -m workers.ingest`; its process id."""
+    """Run a real `python -m workers.ingest`; yield its process id."""
     environment = {
         **os.environ,
         "STREAMER_REDIS_URL": settings.redis_url or "",
@@ -192,7 +197,7 @@ def worker(settings: Settings, folder: Path) -> Iterator[int]:
 
 
 def recover(client: Client) -> float:
-    """Seconds until every stream runs again; raises when one does not."""
+    """Wait until every stream runs again; return the seconds, or raise RuntimeError."""
     began = time.monotonic()
     while True:
         late = [s for s in client.streams() if s.state is not StreamState.RUNNING]
@@ -230,9 +235,9 @@ def main() -> None:
         samples = Samples(pid, urlsplit(server.url).port)
         samples.start()
         end = time.monotonic() + 60 * arguments.minutes
-        draw, told, took = random.Random(arguments.seed), Counter[str](), 0.0
+        draw, counts, took = random.Random(arguments.seed), Counter[str](), 0.0
         while time.monotonic() < end:
-            told += torment(lines, client, min(end, time.monotonic() + SPELL), draw)
+            counts += torment(lines, client, min(end, time.monotonic() + SPELL), draw)
             took = max(took, recover(client))
             samples.point()
         samples.stop()
@@ -243,7 +248,7 @@ def main() -> None:
     result = {
         "streams": arguments.streams,
         "minutes": arguments.minutes,
-        "faults": dict(told),
+        "faults": dict(counts),
         "recovered_seconds": took,
         "reconnects": sum(s.counters.reconnects for s in streams),
         "slopes": dict(zip(names, slopes, strict=True)),
@@ -252,9 +257,9 @@ def main() -> None:
     rows = [[name, *slope.values()] for name, slope in zip(names, slopes, strict=True)]
     publish(result, ["ingest worker", "first", "last", "highest", "slope per hour"], rows)
     if not arguments.json:
-        kinds = ", ".join(f"{n} {kind}" for kind, n in told.most_common())
+        kinds = ", ".join(f"{n} {kind}" for kind, n in counts.most_common())
         print(f"\n{arguments.streams} streams, {arguments.minutes:g} minutes; faults: {kinds}.")
-        print(f"All ran again within {took:.1f} s whenever everything was mended.")
+        print(f"All streams ran again within {took:.1f} s after the faults ended.")
 
 
 if __name__ == "__main__":

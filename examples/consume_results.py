@@ -10,6 +10,7 @@ import argparse
 import json
 import os
 import socket
+from typing import Any
 
 import redis
 
@@ -33,7 +34,7 @@ while not arguments.count or handled < arguments.count:
     # what a consumer that died did not acknowledge comes first, then what is new
     _, entries, _ = client.xautoclaim(QUEUE, GROUP, CONSUMER, min_idle_time=60_000, count=10)
     if not entries:
-        answer = client.xreadgroup(GROUP, CONSUMER, {QUEUE: ">"}, count=10, block=5000)
+        answer: Any = client.xreadgroup(GROUP, CONSUMER, {QUEUE: ">"}, count=10, block=5000)
         entries = answer[0][1] if answer else []
     for entry, fields in entries:
         result = json.loads(fields["json"])
