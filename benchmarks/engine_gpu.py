@@ -91,7 +91,7 @@ def shares(model: NVILA) -> dict[str, dict[str, Any]]:
     gauges = Gauges(model, positions(model) // 2)
     weights = weight_bytes(model.language)
     if model.language.lm_head is not None:  # only a few rows of the embedding table are read
-        weights -= model.language.table.nbytes
+        weights -= model.language.embedding_table.nbytes
     found = {}
 
     def add(name: str, done: float, of: float, unit: str) -> None:
@@ -164,7 +164,9 @@ class Streams:
     def engine(self) -> Engine:
         """Return a new engine."""
         room = positions(self.model)
-        return Engine(self.model, 256, room, step_tokens=STEP_TOKENS, step_tiles=STEP_TILES)
+        return Engine(
+            self.model, 256, room, max_num_batched_tokens=STEP_TOKENS, step_tiles=STEP_TILES
+        )
 
     def p95(self, count: int, clip: Any) -> float:
         """Return the 95th percentile of seconds to a caption with `count` streams."""

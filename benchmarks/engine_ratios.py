@@ -64,7 +64,7 @@ class Bench:
 
     def engine(self) -> Engine:
         """Return a new engine with empty caches."""
-        return Engine(self.model, 64, 32768, step_tokens=self.step_tokens)
+        return Engine(self.model, 64, 32768, max_num_batched_tokens=self.step_tokens)
 
     def together(self, requests: Sequence[list[Any]], tokens: int, **options: Any) -> Outcome:
         """Time the rival on one request after another, and an engine on all at once."""

@@ -101,16 +101,16 @@ class Run:
     def prefill(self) -> None:
         language = self.model.language
         cache = language.new_cache()
-        hidden = language.hidden(self.model.splice(self.prompt, self.state), cache)
-        language.head(hidden[-1], len(self.model.tokenizer))
+        hidden = language.hidden_states(self.model.splice(self.prompt, self.state), cache)
+        language.logits(hidden[-1], len(self.model.tokenizer))
         self.state = cache
 
     @torch.inference_mode()
     def decode(self) -> None:
         language = self.model.language
         for _ in range(self.answer - 1):
-            hidden = language.hidden(language.embed([0]), self.state)
-            language.head(hidden[-1], len(self.model.tokenizer))
+            hidden = language.hidden_states(language.embed([0]), self.state)
+            language.logits(hidden[-1], len(self.model.tokenizer))
 
 
 def without_memory(folder: Path, shape: Shape) -> NVILA:

@@ -44,7 +44,7 @@ def make_model(folder: Path, shape: Shape, device: str = "cpu", dtype: str = "fl
     model = NVILA.from_pretrained(folder, device, dtype)
     known = len(model.tokenizer)
     head = model.language.lm_head
-    for table in (model.language.table, *([] if head is None else [head.weight])):
+    for table in (model.language.embedding_table, *([] if head is None else [head.weight])):
         table.data[known:] = 0
     return model
 

@@ -140,7 +140,7 @@ def work(pipe: Connection, folder: Path, mode: str, options: argparse.Namespace)
             continue
         began = clock()
         with torch.inference_mode():
-            model.vision(tiles) if task == "tower" else model.language.hidden(embeds)
+            model.vision(tiles) if task == "tower" else model.language.hidden_states(embeds)
         if device.startswith("cuda"):
             torch.cuda.synchronize()
         pipe.send(clock() - began)
@@ -208,8 +208,8 @@ def compare(full: Any, model: Any, prompt: Any) -> list[bool]:
 
     answer = full.generate(prompt, SamplingParams(max_tokens=48)).token_ids
     embeds = torch.cat([model.embed(prompt), model.language.embed(answer[:-1])])
-    hidden = model.language.hidden(embeds)[-len(answer) :]
-    guesses = model.language.head(hidden, len(model.tokenizer)).argmax(-1).tolist()
+    hidden = model.language.hidden_states(embeds)[-len(answer) :]
+    guesses = model.language.logits(hidden, len(model.tokenizer)).argmax(-1).tolist()
     return [a == b for a, b in zip(guesses, answer, strict=True)]
 
 

@@ -28,7 +28,7 @@ from report import publish
 
 from nvila_core import NVILA, Budget, Measures, Meter, Video
 from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
-from nvila_core.engine.prefix_keys import tile_keys
+from nvila_core.engine.prefix_keys import hash_tiles
 from nvila_core.engine.tile_cache import TileCache
 from streamer.frames.jpeg import from_jpeg, to_bgr, to_jpeg
 from streamer.media.sampler import FpsSampler
@@ -113,7 +113,7 @@ class Camera:
             [*parts, "Describe."], num_video_frames=frames, policy=policy, budget=self.budget
         )
         self.tiles += prompt.tiles
-        keys = tile_keys(prompt)
+        keys = hash_tiles(prompt)
         nothing = torch.zeros(121, 1)
         for number, cache in enumerate(self.caches):
             for key, pixels in zip(keys, prompt.pixels, strict=True):

@@ -4,7 +4,7 @@
 
 One layer has 6 query heads of size 128 on one key head, in float32, and each sequence has one new
 position. The two ways take turns; the table has medians. The engine chooses by
-`nvila_core.engine.batch.WORTH_SHARING`.
+`nvila_core.engine.batch.MIN_SAVED_BLOCKS`.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import torch
 from report import publish
 
 from nvila_core.engine import batch
-from nvila_core.engine.batch import Batch, Rows
+from nvila_core.engine.batch import PagedBatch, SequenceSlice
 from nvila_core.engine.kv_cache import KVCache
 
 HEADS, SIZE, BLOCK, OWN = 6, 128, 16, 2
@@ -45,14 +45,16 @@ def measure(cache: KVCache, length: int, count: int, rounds: int) -> tuple[float
     """Return milliseconds of a layer's attention, one by one and together."""
     common = length // BLOCK
     rows = [
-        Rows(length + 8, 1, [*range(common), *range(common + OWN * n, common + OWN * (n + 1))])
+        SequenceSlice(
+            length + 8, 1, [*range(common), *range(common + OWN * n, common + OWN * (n + 1))]
+        )
         for n in range(count)
     ]
     query, key, value = (torch.randn(heads, count, SIZE) for heads in (HEADS, 1, 1))
     batches = []
     for worth in (NEVER, 0):
-        with patch.object(batch, "WORTH_SHARING", worth):
-            batches.append(Batch(cache, rows, HEADS))
+        with patch.object(batch, "MIN_SAVED_BLOCKS", worth):
+            batches.append(PagedBatch(cache, rows, HEADS))
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for made, spent in zip(batches, times, strict=True):

@@ -1,8 +1,8 @@
-"""NVILA and NVILA-Lite, the model and its engine, usable alone.
+"""NVILA and NVILA-Lite: the model and its engine, usable without the streaming service.
 
-    from nvila_core import NVILA, Video, SamplingParams, Engine
+    from nvila_core import NVILA, Engine, SamplingParams, Video
 
-The names are loaded on first use, so importing the package does not import torch.
+The names are imported on first use, so that importing the package does not import torch.
 """
 
 from importlib import import_module
@@ -10,17 +10,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nvila_core.engine.engine import Engine as Engine
+    from nvila_core.engine.handle import Handle as Handle
     from nvila_core.errors import CheckpointError as CheckpointError
+    from nvila_core.errors import DeadlineExceeded as DeadlineExceeded
+    from nvila_core.errors import DeviceLost as DeviceLost
+    from nvila_core.errors import EmptyPrompt as EmptyPrompt
+    from nvila_core.errors import EngineStopped as EngineStopped
+    from nvila_core.errors import MediaError as MediaError
+    from nvila_core.errors import NotFinite as NotFinite
     from nvila_core.errors import NVILAError as NVILAError
+    from nvila_core.errors import PromptError as PromptError
     from nvila_core.errors import PromptTooLong as PromptTooLong
     from nvila_core.generation.completion import Completion as Completion
+    from nvila_core.generation.completion import Timings as Timings
+    from nvila_core.generation.completion import Usage as Usage
     from nvila_core.generation.sampling import SamplingParams as SamplingParams
     from nvila_core.media.video import Video as Video
     from nvila_core.model import NVILA as NVILA
+    from nvila_core.prompt.builder import Prompt as Prompt
     from nvila_core.resolution.meter import Meter as Meter
     from nvila_core.resolution.meter import measure as measure
+    from nvila_core.resolution.policy import Adaptive as Adaptive
     from nvila_core.resolution.policy import Budget as Budget
+    from nvila_core.resolution.policy import Fixed as Fixed
     from nvila_core.resolution.policy import Measures as Measures
+    from nvila_core.resolution.policy import Native as Native
     from nvila_core.resolution.policy import Plan as Plan
     from nvila_core.resolution.policy import Policy as Policy
 
@@ -29,23 +43,23 @@ HOMES = {
     "Budget": "resolution.policy",
     "CheckpointError": "errors",
     "Completion": "generation.completion",
-    "Engine": "engine.engine",
-    "EmptyPrompt": "errors",
     "DeadlineExceeded": "errors",
     "DeviceLost": "errors",
+    "EmptyPrompt": "errors",
+    "Engine": "engine.engine",
     "EngineStopped": "errors",
     "Fixed": "resolution.policy",
     "Handle": "engine.handle",
     "Measures": "resolution.policy",
     "MediaError": "errors",
-    "NotFinite": "errors",
     "Meter": "resolution.meter",
     "NVILA": "model",
     "NVILAError": "errors",
     "Native": "resolution.policy",
+    "NotFinite": "errors",
     "Plan": "resolution.policy",
-    "Prompt": "prompt.builder",
     "Policy": "resolution.policy",
+    "Prompt": "prompt.builder",
     "PromptError": "errors",
     "PromptTooLong": "errors",
     "SamplingParams": "generation.sampling",
@@ -54,6 +68,8 @@ HOMES = {
     "Video": "media.video",
     "measure": "resolution.meter",
 }
+"""Public names, and the module of each."""
+
 __all__ = sorted(HOMES)
 
 

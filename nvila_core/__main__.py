@@ -1,4 +1,4 @@
-"""`python -m nvila_core`."""
+"""Run the command line: `python -m nvila_core`."""
 
 import sys
 

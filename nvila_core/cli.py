@@ -1,4 +1,4 @@
-"""`python -m nvila_core ask --model PATH photo.jpg "question"`: the model on its own; `tune`."""
+"""The command line of the model alone: `python -m nvila_core ask` and `tune`."""
 
 import argparse
 import json
@@ -23,72 +23,112 @@ EXAMPLES = """examples:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The command line's options."""
+    """Return the parser of all commands."""
     parser = argparse.ArgumentParser(
         prog="python -m nvila_core",
-        description="NVILA and NVILA-Lite without the service around it.",
+        description="Run NVILA and NVILA-Lite without the streaming service.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     ask = commands.add_parser(
         "ask",
-        help="ask about images and videos",
+        help="answer a question about images and videos",
+        description="Answer a question about images and videos.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     ask.add_argument(
-        "inputs", nargs="+", metavar="FILE... QUESTION", help="media files, then the question"
+        "inputs",
+        nargs="+",
+        metavar="FILE... QUESTION",
+        help="images, videos or folders of frames, then the question",
     )
     ask.add_argument("--model", required=True, help="checkpoint folder or Hugging Face hub id")
     ask.add_argument("--revision", help="branch, tag or commit on the hub")
-    ask.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
-    ask.add_argument("--dtype", default="auto", help="auto (default), float32, float16, bfloat16")
+    ask.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:1")
+    ask.add_argument("--dtype", default="auto", help="auto (default), float32, float16 or bfloat16")
     ask.add_argument(
-        "--quantize", choices=("int8", "int4"), help="weights in fewer bits, for less memory"
+        "--quantize", choices=("int8", "int4"), help="store weights in fewer bits to save memory"
     )
-    ask.add_argument("--system", help="system prompt instead of the model's own")
-    ask.add_argument("--frames", type=int, help="frames looked at in each video")
+    ask.add_argument("--system", help="system prompt (default: the checkpoint's)")
+    ask.add_argument(
+        "--frames", type=int, help="frames sampled from each video (default: the checkpoint's)"
+    )
     ask.add_argument(
         "--policy",
         default="native",
         help="tiles of each frame: native (default, as published), fixed:4, adaptive, adaptive:12",
     )
-    ask.add_argument("--video-max-tiles", type=int, help="tiles of a frame at most (default 1)")
-    ask.add_argument("--max-tokens", type=int, default=512, help="longest answer (default 512)")
-    ask.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
-    ask.add_argument("--top-p", type=float, default=1.0)
-    ask.add_argument("--top-k", type=int, default=0)
-    ask.add_argument("--seed", type=int, help="makes sampling repeatable")
+    ask.add_argument(
+        "--video-max-tiles",
+        type=int,
+        help="maximum number of tiles of a frame with --policy native (default: the checkpoint's)",
+    )
+    ask.add_argument(
+        "--max-tokens", type=int, default=512, help="maximum length of the answer (default 512)"
+    )
+    ask.add_argument(
+        "--temperature",
+        type=float,
+        default=0.0,
+        help="randomness of the answer (default 0, greedy)",
+    )
+    ask.add_argument(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="sample from the fewest tokens with this total probability (default 1, all)",
+    )
+    ask.add_argument(
+        "--top-k",
+        type=int,
+        default=0,
+        help="sample from this many of the most likely tokens (default 0, all)",
+    )
+    ask.add_argument("--seed", type=int, help="seed that makes sampling repeatable")
     ask.add_argument(
         "--stop", action="append", default=[], help="text that ends the answer; repeatable"
     )
     ask.add_argument(
-        "--choice", action="append", default=[], help="the answer is one of these; repeatable"
+        "--choice", action="append", default=[], help="allow this answer only; repeatable"
     )
     ask.add_argument(
-        "--json-schema", metavar="FILE_OR_TEXT", help="the answer is JSON that fits this schema"
+        "--json-schema",
+        metavar="FILE_OR_TEXT",
+        help="JSON schema that the answer, which is then JSON, must fit",
     )
     ask.add_argument("--stream", action="store_true", help="print the answer as it is generated")
-    ask.add_argument("--json", action="store_true", help="print JSON with usage and timings")
-    ask.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    tune = commands.add_parser("tune", help="find the engine settings for this machine and model")
-    tune.add_argument("--model", required=True, help="checkpoint folder or Hugging Face hub id")
-    tune.add_argument("--device", default="auto", help="auto (default), cpu, cuda, cuda:1")
-    tune.add_argument(
-        "--quantize", choices=("int8", "int4"), help="as the model will be used; see ask"
+    ask.add_argument(
+        "--json", action="store_true", help="print the answer, usage and timings as JSON"
     )
-    tune.add_argument("--seconds", type=float, default=60, help="to take, about (default 60)")
+    ask.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    tune = commands.add_parser(
+        "tune",
+        help="find the best engine settings for this machine and model",
+        description="Find the best engine settings for this machine and model.",
+    )
+    tune.add_argument("--model", required=True, help="checkpoint folder or Hugging Face hub id")
+    tune.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:1")
     tune.add_argument(
-        "--out", type=Path, default=Path("tuned.yaml"), help="settings file (default tuned.yaml)"
+        "--quantize", choices=("int8", "int4"), help="quantization to tune for; see ask"
+    )
+    tune.add_argument(
+        "--seconds", type=float, default=60, help="approximate duration of tuning (default 60)"
+    )
+    tune.add_argument(
+        "--out",
+        type=Path,
+        default=Path("tuned.yaml"),
+        help="settings file to write (default tuned.yaml)",
     )
     tune.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
 
 def open_media(name: str) -> Any:
-    """An image or a video from a path; a directory is a video of its images.
+    """Open an image or a video; a folder is a video of its images.
 
     Raises:
-        MediaError: nothing there, or neither an image nor a video.
+        MediaError: the path does not exist, or is neither an image nor a video.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -99,8 +139,8 @@ def open_media(name: str) -> Any:
     if path.is_file():
         try:
             with Image.open(path) as image:
-                moving = getattr(image, "n_frames", 1) > 1
-            if not moving:
+                animated = getattr(image, "n_frames", 1) > 1
+            if not animated:
                 return open_image(path)
         except (UnidentifiedImageError, OSError):
             pass
@@ -109,24 +149,24 @@ def open_media(name: str) -> Any:
 
 
 def read_question(inputs: list[str]) -> tuple[list[str], str]:
-    """The media files and the question, which comes last.
+    """Return the media files and the question, which is the last input.
 
     Raises:
-        PromptError: the question was forgotten.
+        PromptError: the last input is a file.
     """
     *files, question = inputs
     if os.path.exists(question):
         raise PromptError(
-            f"The last argument is the question, but {question} is a file; add a question."
+            f"The last argument must be the question, but {question} is a file: add a question."
         )
     return files, question
 
 
 def read_schema(schema: str | None) -> str | None:
-    """A JSON schema given as text, or as the name of a file that holds it.
+    """Return a JSON schema given as text or as the path of a file.
 
     Raises:
-        PromptError: there is no such file.
+        PromptError: the file cannot be read.
     """
     if schema is None or schema.lstrip().startswith(("{", "[")):
         return schema
@@ -137,8 +177,8 @@ def read_schema(schema: str | None) -> str | None:
         raise PromptError(f"The JSON schema {schema} cannot be read: {reason}.") from None
 
 
-def ask(args: argparse.Namespace) -> None:
-    """Answer one question and print it."""
+def run_ask(args: argparse.Namespace) -> None:
+    """Answer one question and print the answer."""
     files, question = read_question(args.inputs)
     parts = [*(open_media(file) for file in files), question]
     from nvila_core.generation.sampling import SamplingParams
@@ -148,8 +188,8 @@ def ask(args: argparse.Namespace) -> None:
     policy = parse_policy(args.policy)
     if args.video_max_tiles and not isinstance(policy, Native):
         raise PromptError(
-            f"--video-max-tiles belongs to the published rule, and --policy {args.policy} is "
-            "another: leave out one of the two."
+            f"--video-max-tiles works with --policy native only, not with --policy {args.policy}: "
+            "omit one of the two."
         )
     params = SamplingParams(
         max_tokens=args.max_tokens,
@@ -184,13 +224,13 @@ def ask(args: argparse.Namespace) -> None:
 
     completion = model.generate(prompt, params, on_text=show if args.stream else None)
     if args.json:
-        print(json.dumps(record(completion, model.name, prompt)))
+        print(json.dumps(as_record(completion, model.name, prompt)))
     else:
         print("" if args.stream else completion.text)
 
 
-def tune(args: argparse.Namespace) -> None:
-    """Measure, write a settings file, and say what was found."""
+def run_tune(args: argparse.Namespace) -> None:
+    """Tune the engine, write the settings file, and print the result."""
     from nvila_core.tuning.tuner import tune_to_file
 
     tuning = tune_to_file(
@@ -202,20 +242,20 @@ def tune(args: argparse.Namespace) -> None:
         say=lambda line: print(line, flush=True),
     )
     print(tuning.summary)
-    print(f"Written: {args.out}. Use it: streamer --config {args.out} worker")
+    print(f"Wrote {args.out}. To use it: streamer --config {args.out} worker")
 
 
-def record(completion: "Completion", model: str, prompt: "Prompt") -> dict[str, Any]:
-    """A completion as one JSON object, with the grid of every frame and why."""
+def as_record(completion: "Completion", model: str, prompt: "Prompt") -> dict[str, Any]:
+    """Return a completion as one JSON object, with the grid of every frame and its reason."""
     plan = [asdict(frame) for frame in prompt.plan.frames]
     return {"model": model, **asdict(completion), "plan": plan}
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 on success, 1 on an error, 130 on Ctrl-C."""
+    """Run a command and return the exit code: 0 on success, 1 on an error, 130 on Ctrl-C."""
     args = build_parser().parse_args(argv)
     try:
-        {"ask": ask, "tune": tune}[args.command](args)
+        {"ask": run_ask, "tune": run_tune}[args.command](args)
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:

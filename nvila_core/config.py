@@ -63,7 +63,7 @@ class ModelConfig:
     vision: VisionConfig
     processor: Processor
     llm: dict[str, Any]
-    context: int
+    max_model_len: int
     projector_type: str
     image_aspect_ratio: str = "dynamic"
     min_tiles: int = 1

@@ -1,16 +1,18 @@
-"""Every error this package raises on purpose. Each message is one sentence that says what to do."""
+"""The errors of nvila_core. Each message is one sentence that names the cause and what to do."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class NVILAError(Exception):
-    """Base of all errors that nvila_core raises on purpose."""
+    """Base class of all errors that nvila_core raises."""
 
 
 class CheckpointError(NVILAError):
-    """A checkpoint cannot be loaded; names the file, the field, what was expected and what was
-    found.
+    """A checkpoint cannot be loaded.
+
+    The message names the file and, where known, the field, the expected and the found value.
     """
 
     def __init__(
@@ -34,7 +36,7 @@ class CheckpointError(NVILAError):
 
 
 class PromptError(NVILAError):
-    """The prompt (its text, media or options) cannot be used as given."""
+    """The prompt's text, media or options cannot be used."""
 
 
 class EmptyPrompt(PromptError):  # noqa: N818
@@ -42,14 +44,30 @@ class EmptyPrompt(PromptError):  # noqa: N818
 
 
 class PromptTooLong(PromptError):  # noqa: N818
-    """The prompt needs more positions than the model's context holds."""
+    """The prompt needs more positions than the context holds.
 
-    def __init__(self, prompt_tokens: int, context: int) -> None:
-        self.prompt_tokens, self.context = prompt_tokens, context
+    Attributes:
+        prompt_tokens: positions that the prompt needs.
+        max_model_len: positions of prompt and answer together at most.
+    """
+
+    def __init__(self, prompt_tokens: int, max_model_len: int) -> None:
+        self.prompt_tokens, self.max_model_len = prompt_tokens, max_model_len
         super().__init__(
-            f"The prompt needs {prompt_tokens} positions but the model's context holds {context}, "
-            "so use fewer or smaller pictures or a shorter text."
+            f"The prompt needs {prompt_tokens} positions but the model's context holds "
+            f"{max_model_len}, so use fewer or smaller pictures or a shorter text."
         )
+
+    @property
+    def context(self) -> int:
+        """Deprecated name of `max_model_len`."""
+        warnings.warn(
+            "PromptTooLong.context is now PromptTooLong.max_model_len; the old name will be "
+            "removed in the next release.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.max_model_len
 
 
 class MediaError(PromptError):
@@ -57,7 +75,7 @@ class MediaError(PromptError):
 
 
 class EngineStopped(NVILAError):  # noqa: N818
-    """The engine was stopped, or could not go on, before the request was done."""
+    """The engine was stopped, or failed, before the request was finished."""
 
     def __init__(self, reason: str = "was stopped") -> None:
         self.reason = f"the engine {reason}"
@@ -67,36 +85,36 @@ class EngineStopped(NVILAError):  # noqa: N818
 
 
 class DeviceLost(EngineStopped):
-    """The accelerator's context is broken: nothing in this process can use it any more."""
+    """The accelerator's context is broken: only a new process can use the device again."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"lost its device ({reason})")
 
 
 class DeadlineExceeded(NVILAError):  # noqa: N818
-    """A request was not done when its deadline came."""
+    """The request was not finished by its deadline."""
 
     def __init__(self, seconds: float) -> None:
         super().__init__(
-            f"There was no answer within {seconds:g} s, so ask about less, or allow more time."
+            f"There was no answer within {seconds:g} s, so ask about less or allow more time."
         )
 
 
 class NotFinite(NVILAError):  # noqa: N818
-    """The model gave no numbers for a request."""
+    """The model's logits for a request are not finite."""
 
     def __init__(self) -> None:
         super().__init__(
-            "The model's scores are not numbers for this request: its picture or the weights are "
-            "broken, or the dtype's range is too small (try bfloat16 or float32)."
+            "The model's logits are not numbers for this request: its picture or the weights are "
+            "damaged, or the dtype's range is too small (try bfloat16 or float32)."
         )
 
 
 @contextmanager
 def as_checkpoint_error(file: object, problem: str, field: str | None = None) -> Iterator[None]:
-    """Turn whatever a library raises over a file into a CheckpointError about that file.
+    """Convert any exception of a library that reads `file` into a CheckpointError.
 
-    Also BaseException, because the Rust libraries panic with one; interrupts and exits pass.
+    This includes BaseException, which panics of Rust libraries raise; interrupts and exits pass.
     """
     try:
         yield
@@ -107,11 +125,11 @@ def as_checkpoint_error(file: object, problem: str, field: str | None = None) ->
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, or its name."""
+    """Return the first line of an exception's message, or its type's name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def shorten(value: object, limit: int = 120) -> str:
-    """`value` as text of at most `limit` characters, for an error message."""
+    """Return `value` as text of at most `limit` characters, for an error message."""
     text = value if isinstance(value, str) else repr(value)
     return text if len(text) <= limit else text[: limit - 3] + "..."

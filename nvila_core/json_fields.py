@@ -1,5 +1,4 @@
-"""Reading JSON files of a checkpoint field by field, with errors that name the file and the
-field."""
+"""Read JSON files of a checkpoint field by field, with errors that name the file and the field."""
 
 import json
 import math
@@ -9,12 +8,11 @@ from typing import Any
 from nvila_core.errors import CheckpointError, first_line
 
 MISSING: Any = object()
-LARGEST_JSON = 64 * 2**20
+MAX_JSON_BYTES = 64 * 2**20
 
 
 class Fields:
-    """A JSON object and where it came from, e.g. "llm/config.json" or "config.json,
-    text_config"."""
+    """A JSON object and its source, e.g. "llm/config.json" or "config.json, text_config"."""
 
     def __init__(self, values: dict[str, Any], file: str) -> None:
         self.values, self.file = values, file
@@ -24,7 +22,7 @@ class Fields:
         """Read the JSON object in `path`.
 
         Raises:
-            CheckpointError: missing, unreadable, not JSON, or not an object.
+            CheckpointError: the file is missing, unreadable, not JSON, or not an object.
         """
         return cls(read_json(path), shown or str(path))
 
@@ -32,12 +30,12 @@ class Fields:
         return self.values.get(name) is not None
 
     def error(self, name: str, problem: str, expected: object = None) -> CheckpointError:
-        """A CheckpointError about field `name` of this file."""
+        """Return a CheckpointError about field `name`."""
         found = repr(self.values[name]) if name in self.values else "nothing"
         return CheckpointError(self.file, problem, field=name, expected=expected, found=found)
 
     def raw(self, name: str, default: Any = MISSING) -> Any:
-        """The value as it stands; null counts as absent."""
+        """Return the value as stored; null counts as absent."""
         value = self.values.get(name)
         if value is not None:
             return value
@@ -48,7 +46,7 @@ class Fields:
     def integer(
         self, name: str, default: Any = MISSING, *, low: int = 1, high: int = 2**31 - 1
     ) -> int:
-        """An integer between `low` and `high`."""
+        """Return an integer from `low` to `high`."""
         value = self.raw(name, default)
         if isinstance(value, float) and value.is_integer():
             value = int(value)
@@ -57,30 +55,30 @@ class Fields:
         return value
 
     def number(self, name: str, default: Any = MISSING, *, low: float = 0.0) -> float:
-        """A finite number of at least `low`."""
+        """Return a finite number of at least `low`."""
         value = self.raw(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(name, "the value is not a number", "a number")
         if not (math.isfinite(value) and low <= value <= 1e30):
             raise self.error(name, "the number is out of range", f"a finite number from {low:g}")
-        return float(value)  # at most 1e30, which is also how transformers says "no limit"
+        return float(value)  # transformers stores "no limit" as 1e30
 
     def boolean(self, name: str, default: Any = MISSING) -> bool:
-        """true or false."""
+        """Return a boolean."""
         value = self.raw(name, default)
         if not isinstance(value, bool):
             raise self.error(name, "the value is not true or false", "true or false")
         return value
 
     def string(self, name: str, default: Any = MISSING) -> str:
-        """A string."""
+        """Return a string."""
         value = self.raw(name, default)
         if not isinstance(value, str):
             raise self.error(name, "the value is not a string", "a string")
         return value
 
     def child(self, name: str, default: Any = MISSING) -> "Fields":
-        """An object inside this one; a string that holds a JSON object is read as one."""
+        """Return a nested object; a string that holds a JSON object counts as one."""
         value = self.raw(name, default)
         if isinstance(value, str):
             try:
@@ -93,10 +91,14 @@ class Fields:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; see `Fields.read`."""
+    """Read the JSON object in `path`.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, not JSON, or not an object.
+    """
     try:
-        if path.stat().st_size > LARGEST_JSON:
-            raise CheckpointError(path, f"the file is larger than {LARGEST_JSON >> 20} MiB")
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise CheckpointError(path, f"the file is larger than {MAX_JSON_BYTES >> 20} MiB")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(

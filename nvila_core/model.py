@@ -1,6 +1,7 @@
 """NVILA and NVILA-Lite: prepare a prompt, embed it, and generate from it."""
 
 import time
+import warnings
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -30,13 +31,22 @@ from nvila_core.resolution.policy import Budget, Measures, Native, Plan, Policy,
 
 
 class NVILA:
-    """A loaded model. Preparing prompts is thread-safe; running the model is for one thread at a
-    time.
+    """A loaded model.
+
+    Preparing prompts is thread-safe; only one thread at a time may run the model.
 
     Example:
-        model = NVILA.from_pretrained("Efficient-Large-Model/NVILA-Lite-2B", device="auto",
-        dtype="auto") answer = model.generate([Image.open("photo.jpg"), "What is this?"])
-        print(answer.text)
+        The checkpoint that the package ships, about a grey picture; any other is loaded with
+        `NVILA.from_pretrained("Efficient-Large-Model/NVILA-Lite-2B", device="auto", dtype="auto")`.
+
+        >>> from PIL import Image
+        >>> from nvila_core import NVILA, SamplingParams
+        >>> from nvila_core.demo import CHECKPOINT
+        >>> model = NVILA.from_pretrained(CHECKPOINT)
+        >>> photo = Image.new("RGB", (112, 112), "grey")
+        >>> answer = model.generate([photo, "What is this?"], SamplingParams(max_tokens=4))
+        >>> answer.usage.tiles, answer.usage.completion_tokens <= 4
+        (1, True)
     """
 
     def __init__(
@@ -50,7 +60,7 @@ class NVILA:
     ) -> None:
         self.config, self.tokenizer, self.name = config, tokenizer, name
         self.vision, self.projector, self.language = vision, projector, language
-        tokenizer.rows = language.rows
+        tokenizer.rows = language.num_embeddings
 
     @classmethod
     def from_pretrained(
@@ -64,41 +74,51 @@ class NVILA:
         """Load a checkpoint in any published layout.
 
         Args:
-            path_or_hub_id: a folder, or a repository of the Hugging Face hub, downloaded when
-                needed.
-            device: "cpu", "cuda", "cuda:1", or "auto": a GPU when there is one.
+            path_or_hub_id: a folder, or a repository of the Hugging Face hub, which is downloaded
+                if it is not cached.
+            device: "cpu", "cuda", "cuda:1", or "auto": a GPU where there is one.
             dtype: "float32", "float16", "bfloat16", or "auto": float32 on a CPU, bfloat16 on a GPU.
             revision: branch, tag or commit on the hub.
-            quantize: "int8", or "int4" for the language model with an int8 vision tower: less
-                memory, answers that may differ. None keeps full precision.
+            quantize: "int8", or "int4" for the language model with an int8 vision tower: needs less
+                memory, and answers may differ. None keeps full precision.
 
         Raises:
-            CheckpointError: something is missing, malformed or contradictory; says which file and
-                field.
-            NVILAError: the device, dtype or quantization is not to be had here.
+            CheckpointError: a file or field is missing, malformed or contradictory.
+            NVILAError: the device, dtype or quantization is not available.
         """
-        place = choose_device(device)
-        kind = choose_dtype(dtype, place)
-        precision = choose_precision(quantize, place, kind)
+        device = choose_device(device)
+        dtype = choose_dtype(dtype, device)
+        precision = choose_precision(quantize, device, dtype)
         checkpoint = Checkpoint.open(find_checkpoint(path_or_hub_id, revision))
-        vision, projector, language = checkpoint.load(kind, place, precision)
+        vision, projector, language = checkpoint.load(dtype, device, precision)
         name = Path(path_or_hub_id).name or "nvila"
         return cls(checkpoint.config, checkpoint.tokenizer, vision, projector, language, name)
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
+        """The device that holds the model."""
         return self.language.device
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the model computes in."""
+        """The dtype in which the model computes."""
         return self.language.dtype
 
     @property
+    def max_model_len(self) -> int:
+        """Positions of prompt and answer together at most."""
+        return self.config.max_model_len
+
+    @property
     def context(self) -> int:
-        """Positions that prompt and answer may take together."""
-        return self.config.context
+        """Deprecated name of `max_model_len`."""
+        warnings.warn(
+            "NVILA.context is now NVILA.max_model_len; the old name will be removed in the next "
+            "release.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.max_model_len
 
     def prepare(
         self,
@@ -110,29 +130,29 @@ class NVILA:
         budget: Budget | None = None,
         plan: Plan | None = None,
     ) -> Prompt:
-        """Turn parts into ids and pixels, on the CPU and without the model.
+        """Turn parts into token ids and pixels, on the CPU and without the model.
 
         Args:
             parts: a list of str, PIL images, uint8 arrays [height, width, 3] and `Video`; or a
                 conversation, a list of {"role": "system" | "user" | "assistant", "content": parts}.
-            num_video_frames: frames looked at in each video; default: all those of `plan`, else the
+            num_video_frames: frames sampled from each video; default: all those of `plan`, else the
                 checkpoint's (8).
-            video_max_tiles: most tiles of a frame, with `video_as="video"`; default: the
+            video_max_tiles: tiles of a frame at most, with `video_as="video"`; default: the
                 checkpoint's (1).
             video_as: "image" writes an `<image>` token for each frame, "video" one `<vila/video>`.
                 Default: "image" for a Basic video encoder, "video" for one that pools (TSP).
-            policy: how many tiles each frame gets: "adaptive", "fixed:4", or an object (see
-                `resolution`). Default, and "native": the published rule, which is also that of
-                checkpoints which cannot tile frames one by one.
+            policy: resolution policy, which chooses the tiles of each frame: "adaptive", "fixed:4",
+                or a `Policy`. Default: "native", the published rule, which also applies to
+                checkpoints that cannot tile frames one by one.
             budget: what a policy may spend on all pictures of the prompt together.
             plan: a grid for each picture and video frame of the prompt, in order, as `NVILA.plan`
                 computes it; replaces `policy` and `budget`. Checkpoints that cannot tile frames one
                 by one keep the published rule.
 
         Raises:
-            PromptTooLong: more positions than the context; nothing has been computed.
-            PromptError: nothing to answer, an unknown role, a part of another type, or a plan of
-                another number of frames.
+            PromptTooLong: the prompt needs more positions than the context holds.
+            PromptError: the prompt is empty, has an unknown role or a part of another type, or the
+                plan has another number of frames.
         """
         config = self.config
         if plan is not None and (policy is not None or budget is not None):
@@ -161,8 +181,10 @@ class NVILA:
         policy: str | Policy | None = None,
         budget: Budget | None = None,
     ) -> Plan:
-        """Plan a video from the measures of its frames, to open none of them at a larger scale than
-        its grid needs; `prepare` takes the plan.
+        """Plan the tiles of a video from the measures of its frames, before opening the frames.
+
+        No frame then needs to be decoded at a larger size than its grid needs. `prepare` takes the
+        plan.
         """
         return self._policy(policy).plan(clip, self.config.tiling, budget or Budget())
 
@@ -171,12 +193,12 @@ class NVILA:
         return chosen if self.config.tiles_frames else Native()
 
     def encode(self, prompt: Prompt) -> list[Tensor]:
-        """Tower and projector: [positions, D] for each media token of the prompt."""
+        """Run tower and projector: [positions, D] for each media token of the prompt."""
         return self.media_positions(self.vision(prompt.pixel_values), prompt.media)
 
     @torch.inference_mode()
     def media_positions(self, features: Tensor, media: list[Media]) -> list[Tensor]:
-        """[positions, D] for each media token, from the tower's features [tiles, N, C]."""
+        """Return [positions, D] for each media token, from the tower's features [tiles, N, C]."""
         projected = project(self.projector, features, media, self.config)
         return [self._positions(p, item) for p, item in zip(projected, media, strict=True)]
 
@@ -187,44 +209,46 @@ class NVILA:
 
     @cached_property
     def _separators(self) -> dict[str, Tensor]:
-        """Embeddings [tokens, D] of the texts that stand round frames."""
+        """Embeddings [tokens, D] of the texts around frames."""
         encoders = (self.config.image_encoder, self.config.video_encoder)
         texts = {t for e in encoders for t in (e.start_tokens, e.end_tokens, e.sep_tokens) if t}
         return {text: self.language.embed(self.tokenizer.encode(text)) for text in texts}
 
     @torch.inference_mode()
     def encode_tiles(self, pixels: Tensor) -> Tensor:
-        """What can be computed of tiles float32 [tiles, 3, S, S] without knowing what they are
-        part of, and therefore be kept and used again; see `media_from_tiles`.
+        """Encode tiles float32 [tiles, 3, S, S] independently of the media that they are part of.
+
+        The result for a tile can be cached and reused; see `media_from_tiles`.
         """
         return tile_features(self.projector, self.vision(pixels), self.config)
 
     @torch.inference_mode()
     def media_from_tiles(self, tiles: Tensor, item: Media) -> Tensor:
-        """[positions, D] of one media token from what `encode_tiles` gave for its tiles."""
+        """Return [positions, D] of one media token from the `encode_tiles` of its tiles."""
         return self._positions(from_tiles(self.projector, tiles, item, self.config), item)
 
     @torch.inference_mode()
     def splice(self, prompt: Prompt, media: list[Tensor]) -> Tensor:
-        """[positions, D]: the embedded prompt with every media token replaced by its positions."""
+        """Return the embedded prompt [positions, D] with `media` in place of the media tokens."""
         embeds = self.language.embed(prompt.token_ids)
-        pieces, start, waiting = [], 0, iter(media)
+        pieces, start, remaining = [], 0, iter(media)
         for place, token in enumerate(prompt.token_ids):
             if token in (self.tokenizer.image_id, self.tokenizer.video_id):
-                pieces += [embeds[start:place], next(waiting)]
+                pieces += [embeds[start:place], next(remaining)]
                 start = place + 1
         return torch.cat([*pieces, embeds[start:]])
 
     def embed(self, prompt: Prompt) -> Tensor:
-        """[positions, hidden]: what the language model is given."""
+        """Return the input embeddings [positions, hidden] of the language model."""
         return self.splice(prompt, self.encode(prompt))
 
     def logits(self, prompt: Prompt) -> Tensor:
-        """float32 [positions, vocab]: the scores of the token after each position.
+        """Return float32 logits [positions, vocab] of the token after each position.
 
-        `vocab` is the tokenizer's length; tokens without a row in the checkpoint have -inf.
+        `vocab` is the tokenizer's length; tokens without an embedding have -inf.
         """
-        return self.language.head(self.language.hidden(self.embed(prompt)), len(self.tokenizer))
+        hidden = self.language.hidden_states(self.embed(prompt))
+        return self.language.logits(hidden, len(self.tokenizer))
 
     def generate(
         self,
@@ -238,13 +262,16 @@ class NVILA:
             parts_or_prompt: a prepared `Prompt`, or what `prepare` takes.
             params: default: greedy, at most 512 tokens.
             on_text: called with each new piece of the text as it is generated.
+
+        Raises:
+            PromptError: the prompt cannot be used, e.g. PromptTooLong.
         """
         prompt = (
             parts_or_prompt
             if isinstance(parts_or_prompt, Prompt)
             else self.prepare(parts_or_prompt)
         )
-        sequence = Sequence(prompt, params or SamplingParams(), self.tokenizer, self.context)
+        sequence = Sequence(prompt, params or SamplingParams(), self.tokenizer, self.max_model_len)
         began = time.perf_counter()
         media = self.encode(prompt)
         sequence.encode_ms = 1000 * (time.perf_counter() - began)
@@ -263,13 +290,13 @@ class NVILA:
         if sequence.finish_reason:
             return
         sequence.cache = self.language.new_cache()
-        hidden = self.language.hidden(self.splice(sequence.prompt, media), sequence.cache)
-        sequence.accept(self.language.head(hidden[-1], len(self.tokenizer)))
+        embeds = self.splice(sequence.prompt, media)
+        hidden = self.language.hidden_states(embeds, sequence.cache)
+        sequence.accept(self.language.logits(hidden[-1], len(self.tokenizer)))
 
     def decode(self, sequences: list[Sequence]) -> None:
         """Draw one more token for every sequence."""
         for sequence in sequences:
-            hidden = self.language.hidden(
-                self.language.embed(sequence.token_ids[-1:]), sequence.cache
-            )
-            sequence.accept(self.language.head(hidden[-1], len(self.tokenizer)))
+            embeds = self.language.embed(sequence.token_ids[-1:])
+            hidden = self.language.hidden_states(embeds, sequence.cache)
+            sequence.accept(self.language.logits(hidden[-1], len(self.tokenizer)))

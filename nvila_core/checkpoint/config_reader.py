@@ -296,7 +296,7 @@ def read_model(
         vision=tower,
         processor=read_processor(processor, tower.image_size),
         llm=language,
-        context=limit,
+        max_model_len=limit,
         projector_type=projector_type,
         image_aspect_ratio=mode,
         min_tiles=min_tiles,

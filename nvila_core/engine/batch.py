@@ -1,7 +1,7 @@
-"""One step of the language model over many sequences at once: one row a position, none wasted.
+"""One step of the language model over many sequences: one row for each new position, no padding.
 
-Prompts in part and single new tokens of any number of sequences lie one after another in one
-batch; all layers but attention work on rows and do not care whose they are. Attention reads each
+Prefill chunks and single new tokens of any number of sequences lie one after another in one batch.
+All layers but attention work on rows, whatever sequence they belong to; attention reads each
 sequence's own blocks of the cache.
 """
 
@@ -16,10 +16,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nvila_core.engine.kv_cache import KVCache
-from nvila_core.engine.paged_attention import Chunk, Family, Part, Singles
+from nvila_core.engine.paged_attention import (
+    AttentionPart,
+    PagedDecode,
+    PrefillChunk,
+    SharedPrefixDecode,
+)
+from nvila_core.models.attention import AttentionBackend
 
-WORTH_SHARING = 128
-"""Blocks that need not be read again: for fewer, attention in two parts takes longer than it saves.
+MIN_SAVED_BLOCKS = 128
+"""Block reads that a shared prefix must save: below, attention in two parts takes longer.
 
 Measured on two cores (benchmarks/shared_prefix.py): 0.3 ms a layer either way where 8 sequences
 share 16 blocks, 1.2 against 2.5 ms where they share 42.
@@ -27,8 +33,8 @@ share 16 blocks, 1.2 against 2.5 ms where they share 42.
 
 
 @dataclass(frozen=True)
-class Rows:
-    """`count` new positions of one sequence from `start` on, and the blocks of the sequence."""
+class SequenceSlice:
+    """`count` new positions of one sequence from `start` on, and the sequence's block table."""
 
     start: int
     count: int
@@ -40,113 +46,44 @@ class Rows:
         return self.start + self.count
 
 
-class Batch:
-    """Where the rows of one step belong.
+class PagedBatch(AttentionBackend):
+    """The rows of one step, and their attention over a `KVCache`.
+
+    Args:
+        cache: holds earlier keys and values, and takes the new ones.
+        slices: the new positions of each sequence.
+        num_heads: query heads of a layer.
 
     Attributes:
-        order: the place of each row's sequence among those given, in the order of the batch.
+        order: for each sequence of the batch, in order of rows, its index in `slices`.
         positions: int64 [1, N], the position of every row in its sequence.
         parts: the rows, in order, divided by how attention reads the cache for them.
     """
 
-    def __init__(self, cache: KVCache, rows: Sequence[Rows], heads: int) -> None:
+    def __init__(self, cache: KVCache, slices: Sequence[SequenceSlice], num_heads: int) -> None:
         self.cache = cache
-        self.group = heads // cache.num_kv_heads
+        self.group = num_heads // cache.num_kv_heads
         self.order: list[int] = []
-        self.parts: list[Part] = []
-        placed = 0
-        singles = [i for i, r in enumerate(rows) if r.count == 1]
-        for members, common in self._families(rows, singles):
-            place = slice(placed, placed + len(members))
-            self.parts.append(self._single([rows[i] for i in members], place, common))
+        self.parts: list[AttentionPart] = []
+        count = 0
+        decodes = [i for i, s in enumerate(slices) if s.count == 1]
+        for members, shared in self._group_decodes(slices, decodes):
+            rows = slice(count, count + len(members))
+            self.parts.append(self._decode([slices[i] for i in members], rows, shared))
             self.order += members
-            placed = place.stop
-        for index, r in enumerate(rows):
-            if r.count > 1:
-                self.parts.append(self._chunk(r, slice(placed, placed + r.count)))
+            count = rows.stop
+        for index, s in enumerate(slices):
+            if s.count > 1:
+                self.parts.append(self._prefill(s, slice(count, count + s.count)))
                 self.order.append(index)
-                placed += r.count
-        ordered = [rows[i] for i in self.order]
-        positions = np.concatenate([np.arange(r.start, r.end) for r in ordered])
+                count += s.count
+        ordered = [slices[i] for i in self.order]
+        positions = np.concatenate([np.arange(s.start, s.end) for s in ordered])
         self.positions = self._tensor(positions)[None]
-        self.slots = self._tensor(np.concatenate([self._slots(r) for r in ordered]))
-
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.cache.device, non_blocking=True)
-
-    def _used(self, rows: Rows) -> int:
-        """Blocks with positions in them."""
-        return -(-rows.end // self.cache.block_size)
-
-    def _slots(self, rows: Rows) -> NDArray[np.int64]:
-        size = self.cache.block_size
-        positions = np.arange(rows.start, rows.end)
-        first = rows.start // size
-        own = np.asarray(rows.blocks[first : self._used(rows)], np.int64)
-        return own[positions // size - first] * size + positions % size
-
-    def _families(self, rows: Sequence[Rows], singles: list[int]) -> list[tuple[list[int], int]]:
-        """Sequences that are read together, and how many blocks they have in common.
-
-        Those that begin alike are together where that is at least half of each; the others by
-        length. So nobody is padded to more than twice their own.
-        """
-        families: list[tuple[list[int], int]] = []
-        alone: list[int] = []
-        left = sorted(singles, key=lambda i: rows[i].blocks)
-        while left:
-            count, common = self._family([rows[i] for i in left])
-            if common * (count - 1) < WORTH_SHARING:
-                alone += left[:count]
-            else:
-                families.append((left[:count], common))
-            left = left[count:]
-        alone.sort(key=lambda i: rows[i].end)
-        while alone:
-            most = 2 * self._used(rows[alone[0]])
-            families.append(([i for i in alone if self._used(rows[i]) <= most], 0))
-            alone = alone[len(families[-1][0]) :]
-        return families
-
-    def _family(self, rows: Sequence[Rows]) -> tuple[int, int]:
-        """How many of the first rows begin alike, and in how many blocks; rows in their order."""
-        longest = self._used(rows[0])
-        common = longest - 1  # the last one is still being filled
-        for count, r in enumerate(rows[1:], 1):
-            longest = max(longest, self._used(r))
-            alike = _alike(rows[0].blocks, r.blocks, min(common, self._used(r) - 1))
-            if 2 * alike < longest:
-                return count, common
-            common = alike
-        return len(rows), common
-
-    def _single(self, rows: Sequence[Rows], place: slice, common: int) -> Part:
-        size = self.cache.block_size
-        tables = np.zeros((len(rows), max(map(self._used, rows)) - common), np.int64)
-        for table, r in zip(tables, rows, strict=True):
-            own = r.blocks[common : self._used(r)]
-            table[: len(own)] = own
-        ends = np.array([r.end - common * size for r in rows])
-        unseen = np.arange(tables.shape[1] * size)[None] >= ends[:, None]
-        mask = self._mask(unseen)[:, None, None]
-        if not common:
-            return Singles(place, self._tensor(tables), mask)
-        shared = np.asarray(rows[0].blocks[:common], np.int64)[None]
-        return Family(place, self._tensor(shared), self._tensor(tables), mask)
-
-    def _chunk(self, rows: Rows, place: slice) -> Chunk:
-        table = np.asarray(rows.blocks[: self._used(rows)], np.int64)[None]
-        unseen = np.arange(rows.end)[None] > np.arange(rows.start, rows.end)[:, None]
-        mask = self._mask(unseen).repeat(self.group, 1)
-        return Chunk(place, self._tensor(table), rows.end, mask)
-
-    def _mask(self, unseen: NDArray[np.bool_]) -> Tensor:
-        """To add to scores."""
-        mask = np.where(unseen, np.float32(-np.inf), np.float32(0))
-        return self._tensor(mask).to(self.cache.dtype)
+        self.slots = self._tensor(np.concatenate([self._slots(s) for s in ordered]))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Attention of one layer: [heads or kv heads, N, head size] to [N, heads, head size]."""
+        """Store the rows' keys and values, and attend; see `AttentionBackend.attend`."""
         heads, count, size = query.shape
         self.cache.write(layer, self.slots, key.transpose(0, 1), value.transpose(0, 1))
         grouped = query.unflatten(0, (heads // self.group, self.group))
@@ -155,9 +92,93 @@ class Batch:
             out[part.rows] = part.attend(grouped[:, :, part.rows], self.cache, layer, scale)
         return out
 
+    def _tensor(self, array: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(array).to(self.cache.device, non_blocking=True)
 
-def _alike(some: list[int], others: list[int], most: int) -> int:
-    """How many of the first `most` blocks are the same, up to the first that is not."""
-    if some[:most] == others[:most]:
-        return most
-    return bisect_left(range(most), True, key=lambda n: some[: n + 1] != others[: n + 1])
+    def _num_blocks(self, s: SequenceSlice) -> int:
+        """Return the number of blocks up to the slice's end."""
+        return -(-s.end // self.cache.block_size)
+
+    def _slots(self, s: SequenceSlice) -> NDArray[np.int64]:
+        size = self.cache.block_size
+        positions = np.arange(s.start, s.end)
+        first = s.start // size
+        blocks = np.asarray(s.blocks[first : self._num_blocks(s)], np.int64)
+        return blocks[positions // size - first] * size + positions % size
+
+    def _group_decodes(
+        self, slices: Sequence[SequenceSlice], decodes: list[int]
+    ) -> list[tuple[list[int], int]]:
+        """Group the sequences that are read together.
+
+        Sequences that begin with the same blocks form a group where these are at least half of
+        each; the others are grouped by length, so that none is padded to more than twice its own.
+
+        Returns:
+            The members of each group and their number of shared blocks.
+        """
+        groups: list[tuple[list[int], int]] = []
+        alone: list[int] = []
+        left = sorted(decodes, key=lambda i: slices[i].blocks)
+        while left:
+            count, shared = self._shared_prefix([slices[i] for i in left])
+            if shared * (count - 1) < MIN_SAVED_BLOCKS:
+                alone += left[:count]
+            else:
+                groups.append((left[:count], shared))
+            left = left[count:]
+        alone.sort(key=lambda i: slices[i].end)
+        while alone:
+            limit = 2 * self._num_blocks(slices[alone[0]])
+            groups.append(([i for i in alone if self._num_blocks(slices[i]) <= limit], 0))
+            alone = alone[len(groups[-1][0]) :]
+        return groups
+
+    def _shared_prefix(self, slices: Sequence[SequenceSlice]) -> tuple[int, int]:
+        """Return how many of the first `slices` share a prefix, and how many blocks it has.
+
+        The slices must be sorted by their blocks.
+        """
+        longest = self._num_blocks(slices[0])
+        shared = longest - 1  # the last block is still being filled
+        for count, s in enumerate(slices[1:], 1):
+            longest = max(longest, self._num_blocks(s))
+            common = _common_prefix(
+                slices[0].blocks, s.blocks, min(shared, self._num_blocks(s) - 1)
+            )
+            if 2 * common < longest:
+                return count, shared
+            shared = common
+        return len(slices), shared
+
+    def _decode(self, slices: Sequence[SequenceSlice], rows: slice, shared: int) -> AttentionPart:
+        size = self.cache.block_size
+        tables = np.zeros((len(slices), max(map(self._num_blocks, slices)) - shared), np.int64)
+        for table, s in zip(tables, slices, strict=True):
+            own = s.blocks[shared : self._num_blocks(s)]
+            table[: len(own)] = own
+        ends = np.array([s.end - shared * size for s in slices])
+        masked = np.arange(tables.shape[1] * size)[None] >= ends[:, None]
+        mask = self._mask(masked)[:, None, None]
+        if not shared:
+            return PagedDecode(rows, self._tensor(tables), mask)
+        prefix = np.asarray(slices[0].blocks[:shared], np.int64)[None]
+        return SharedPrefixDecode(rows, self._tensor(prefix), self._tensor(tables), mask)
+
+    def _prefill(self, s: SequenceSlice, rows: slice) -> PrefillChunk:
+        table = np.asarray(s.blocks[: self._num_blocks(s)], np.int64)[None]
+        masked = np.arange(s.end)[None] > np.arange(s.start, s.end)[:, None]
+        mask = self._mask(masked).repeat(self.group, 1)
+        return PrefillChunk(rows, self._tensor(table), s.end, mask)
+
+    def _mask(self, masked: NDArray[np.bool_]) -> Tensor:
+        """Return an additive mask: -inf where `masked`, 0 elsewhere."""
+        mask = np.where(masked, np.float32(-np.inf), np.float32(0))
+        return self._tensor(mask).to(self.cache.dtype)
+
+
+def _common_prefix(a: list[int], b: list[int], limit: int) -> int:
+    """Return the length of the common prefix of two block tables, at most `limit`."""
+    if a[:limit] == b[:limit]:
+        return limit
+    return bisect_left(range(limit), True, key=lambda n: a[: n + 1] != b[: n + 1])

@@ -1,9 +1,10 @@
-"""Who owns which block of the key-value cache, and which blocks hold something worth finding again.
+"""Reference counts and contents of the blocks of the key-value cache.
 
-Pure bookkeeping: blocks are numbers, contents are known by their keys (see `prefix`). A block that
-nobody owns but whose content is known stays findable until its place is needed; the one unused for
-longest goes first. Paged caches and reuse by content follow vLLM (Kwon et al. 2023, "Efficient
-Memory Management for Large Language Model Serving with PagedAttention").
+Pure bookkeeping: a block is a number, and its content is known by its block hash (see
+`prefix_keys`). A block with no owner but with known content stays cached until its memory is
+needed; the least recently used one is evicted first. Paged caches and reuse by content follow vLLM
+(Kwon et al. 2023, "Efficient Memory Management for Large Language Model Serving with
+PagedAttention").
 """
 
 from collections import OrderedDict
@@ -11,91 +12,104 @@ from collections.abc import Iterable, Sequence
 
 
 class BlockPool:
-    """`count` blocks, each of which is free, owned by one or more requests, or kept for reuse."""
+    """`num_blocks` blocks, each of which is empty, cached without an owner, or owned by requests.
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._free = list(range(count - 1, -1, -1))
-        self._kept: OrderedDict[int, None] = OrderedDict()
-        """Owned by nobody, content known; least recently used first."""
-        self._owners = [0] * count
-        self._key_of: dict[int, bytes] = {}
+    An owned block is cached too once its content has been registered.
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        self.num_blocks = num_blocks
+        self._empty = list(range(num_blocks - 1, -1, -1))
+        self._evictable: OrderedDict[int, None] = OrderedDict()
+        """Cached blocks without an owner, the least recently used first."""
+        self._ref_counts = [0] * num_blocks
+        self._hash_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
 
     @property
-    def available(self) -> int:
-        """Blocks that `take` can give, those kept for reuse included."""
-        return len(self._free) + len(self._kept)
+    def num_free_blocks(self) -> int:
+        """Number of blocks that `allocate` can return, evictable ones included."""
+        return len(self._empty) + len(self._evictable)
 
     @property
-    def owned(self) -> int:
-        """Blocks that requests own."""
-        return self.count - self.available
+    def num_used_blocks(self) -> int:
+        """Number of blocks that requests own."""
+        return self.num_blocks - self.num_free_blocks
 
     @property
-    def kept(self) -> int:
-        """Blocks that nobody owns but that can still be found by content."""
-        return len(self._kept)
+    def num_evictable_blocks(self) -> int:
+        """Number of cached blocks without an owner."""
+        return len(self._evictable)
 
-    def find(self, keys: Iterable[bytes]) -> list[int]:
-        """The blocks that hold the first of `keys`, up to the first that is not there."""
+    def find_cached(self, block_hashes: Iterable[bytes]) -> list[int]:
+        """Return the cached blocks of the longest prefix of `block_hashes` that is cached."""
         blocks = []
-        for key in keys:
-            block = self._block_of.get(key)
+        for block_hash in block_hashes:
+            block = self._block_of.get(block_hash)
             if block is None:
                 break
             blocks.append(block)
         return blocks
 
-    def unowned(self, blocks: Iterable[int]) -> int:
-        """How many of `blocks` would no longer be available after `share`."""
-        return sum(block in self._kept for block in blocks)
+    def count_evictable(self, blocks: Iterable[int]) -> int:
+        """Return by how much `acquire(blocks)` would lower the number of free blocks."""
+        return sum(block in self._evictable for block in blocks)
 
-    def share(self, blocks: Iterable[int]) -> None:
-        """Become an owner of blocks that `find` gave."""
+    def acquire(self, blocks: Iterable[int]) -> None:
+        """Add an owner to blocks that `find_cached` returned."""
         for block in blocks:
-            self._owners[block] += 1
-            self._kept.pop(block, None)
+            self._ref_counts[block] += 1
+            self._evictable.pop(block, None)
 
-    def take(self, count: int) -> list[int]:
-        """Own `count` blocks of unknown content; there must be as many available."""
-        taken = []
+    def allocate(self, count: int) -> list[int]:
+        """Return `count` blocks with one owner and unknown content.
+
+        The caller checks `num_free_blocks` first. Cached blocks are evicted when no empty one is
+        left.
+        """
+        blocks = []
         for _ in range(count):
-            if self._free:
-                block = self._free.pop()
+            if self._empty:
+                block = self._empty.pop()
             else:
-                block, _ = self._kept.popitem(last=False)
-                self._forget(block)
-            self._owners[block] = 1
-            taken.append(block)
-        return taken
+                block, _ = self._evictable.popitem(last=False)
+                self._uncache(block)
+            self._ref_counts[block] = 1
+            blocks.append(block)
+        return blocks
 
-    def publish(self, block: int, key: bytes) -> None:
-        """Say what an owned block holds. Where another block is known to hold it, nothing
-        happens."""
-        if key not in self._block_of:
-            self._forget(block)
-            self._key_of[block], self._block_of[key] = key, block
+    def cache(self, block: int, block_hash: bytes) -> None:
+        """Register the content of an owned block, unless another block already caches it."""
+        if block_hash not in self._block_of:
+            self._uncache(block)
+            self._hash_of[block], self._block_of[block_hash] = block_hash, block
 
-    def release(self, blocks: Sequence[int]) -> None:
-        """Own `blocks` no more. The last ones are the first to go: a prefix outlives its tails."""
+    def free(self, blocks: Sequence[int]) -> None:
+        """Remove an owner from `blocks`.
+
+        The last block becomes evictable first, so that a prefix outlives what follows it.
+        """
         for block in reversed(blocks):
-            self._owners[block] -= 1
-            if self._owners[block]:
+            self._ref_counts[block] -= 1
+            if self._ref_counts[block]:
                 continue
-            if block in self._key_of:
-                self._kept[block] = None
+            if block in self._hash_of:
+                self._evictable[block] = None
             else:
-                self._free.append(block)
+                self._empty.append(block)
 
-    def disown(self, blocks: Iterable[int]) -> list[int]:
-        """Make the content of `blocks` unfindable: it is wrong. Those that have one owner only."""
+    def invalidate(self, blocks: Iterable[int]) -> list[int]:
+        """Drop the registered content of owned `blocks`, because it is wrong.
+
+        Returns:
+            Those of `blocks` that have one owner only.
+        """
         blocks = list(blocks)
         for block in blocks:
-            self._forget(block)
-        return [block for block in blocks if self._owners[block] == 1]
+            self._uncache(block)
+        return [block for block in blocks if self._ref_counts[block] == 1]
 
-    def _forget(self, block: int) -> None:
-        key = self._key_of.pop(block, None)
-        if key is not None:
-            del self._block_of[key]
+    def _uncache(self, block: int) -> None:
+        block_hash = self._hash_of.pop(block, None)
+        if block_hash is not None:
+            del self._block_of[block_hash]

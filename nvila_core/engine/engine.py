@@ -1,18 +1,19 @@
-"""Many requests on one model: they join and leave at every step, and nothing is computed twice.
+"""Continuous batching: requests join and leave one model at every step; nothing is computed twice.
 
 One thread runs the model. Callers prepare their prompts in their own threads, so pictures are
-resized in parallel, and only wait for results. A step goes like this:
+resized in parallel, and only wait for results. A step:
 
-    scheduler     what to compute: a position of everything that generates, chunks of prompts
-    tile encoder  the tiles that those chunks need and that no cache holds
-    batch         all positions through the language model at once
-    deliver       a token for every sequence whose known positions are computed
+    scheduler     chooses the positions to compute: one of each decoding request, chunks of prompts
+    tile encoder  encodes the tiles that those chunks need and that no cache holds
+    batch         runs all positions through the language model at once
+    delivery      draws a token for every sequence whose positions are all computed
 
-A request that fails does so alone.
+A request that fails does not affect the others.
 """
 
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -22,10 +23,10 @@ from torch import Tensor
 from nvila_core.engine.block_pool import BlockPool
 from nvila_core.engine.handle import Handle
 from nvila_core.engine.kv_cache import KVCache
-from nvila_core.engine.model_runner import Runner
-from nvila_core.engine.prefix_keys import BlockKeys, Layout, media_keys, tile_keys
+from nvila_core.engine.model_runner import ModelRunner
+from nvila_core.engine.prefix_keys import BlockHashes, PromptLayout, hash_media, hash_tiles
 from nvila_core.engine.request import NEVER, Request
-from nvila_core.engine.scheduler import Scheduler, Work
+from nvila_core.engine.scheduler import ScheduledRequest, Scheduler
 from nvila_core.engine.tile_cache import TileCache
 from nvila_core.engine.tile_encoder import TileEncoder
 from nvila_core.errors import (
@@ -37,38 +38,50 @@ from nvila_core.errors import (
     first_line,
 )
 from nvila_core.generation.sampling import SamplingParams
-from nvila_core.generation.sequence import Sequence as Generation
+from nvila_core.generation.sequence import Sequence
 from nvila_core.model import NVILA
-from nvila_core.models.device import step_size
+from nvila_core.models.device import step_limits
 from nvila_core.models.packed_linear import pack_linears
 from nvila_core.prompt.builder import Prompt
 from nvila_core.resolution.policy import Plan
 
-BLOCK = 16
-"""Positions in a block of the cache: what two prompts must have in common to share one."""
+BLOCK_SIZE = 16
+"""Positions in a block of the cache: two prompts share whole blocks only."""
 
 USAGE = ("prompt_tokens", "cached_tokens", "completion_tokens", "tiles", "cached_tiles")
 TOTALS = ("submitted", "finished", "failed", "cancelled", "steps", *USAGE)
 
 
 class Engine:
-    """Runs requests on a model, many at a time.
+    """Runs many requests at a time on a model.
 
     Args:
-        model: used by this engine alone from now on, except for `prepare`.
-        max_num_seqs: most requests that are generated at once.
-        kv_cache_tokens: LLM positions whose keys and values are kept, of running requests and for
-            reuse; also the longest that a prompt with its answer can be.
-        step_tokens: most LLM positions in a step: more is faster, fewer lets others wait less;
-            default: what suits the model's device, see `placement.STEP_SIZES`.
-        step_tiles: most tiles that go through the vision tower in a step; default: the same.
-        tile_cache_bytes: room for encoded tiles.
-        tile_tolerance: how much a tile may differ from one in the cache and still be taken for it;
-            see `TileCache`.
-        clock: seconds; for deadlines.
+        model: from now on used by this engine only, except for `prepare`.
+        max_num_seqs: requests that run at once at most.
+        kv_cache_tokens: positions whose keys and values are kept, for running requests and for
+            reuse; also the length of a prompt with its answer at most.
+        max_num_batched_tokens: positions in a step at most: more is faster, fewer makes other
+            requests wait less. Default: chosen for the model's device, see
+            `models.device.STEP_LIMITS`.
+        step_tiles: tiles that go through the vision tower in a step at most; same default.
+        tile_cache_bytes: size of the cache of encoded tiles.
+        tile_tolerance: how much a tile may differ from a cached one and still use its features; see
+            `TileCache`.
+        clock: returns seconds; measures deadlines and timings.
+        step_tokens: deprecated name of `max_num_batched_tokens`.
 
     Raises:
-        NVILAError: a size is wrong, or the device has no room for the cache.
+        NVILAError: a size is out of range, or the device has no room for the cache.
+
+    Example:
+        >>> from nvila_core import NVILA, Engine, SamplingParams
+        >>> from nvila_core.demo import CHECKPOINT
+        >>> model = NVILA.from_pretrained(CHECKPOINT)
+        >>> with Engine(model, kv_cache_tokens=2048) as engine:
+        ...     handles = [engine.submit([f"Hi {i}"], SamplingParams(max_tokens=4)) for i in (1, 2)]
+        ...     answers = [handle.result(timeout=60) for handle in handles]
+        >>> [answer.usage.completion_tokens <= 4 for answer in answers]
+        [True, True]
     """
 
     def __init__(
@@ -77,45 +90,62 @@ class Engine:
         max_num_seqs: int = 32,
         kv_cache_tokens: int = 65536,
         *,
-        step_tokens: int | None = None,
+        max_num_batched_tokens: int | None = None,
         step_tiles: int | None = None,
         tile_cache_bytes: int = 2**28,
         tile_tolerance: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
+        step_tokens: int | None = None,
     ) -> None:
-        usual = step_size(model.device)
-        step_tokens = usual.tokens if step_tokens is None else step_tokens
-        step_tiles = usual.tiles if step_tiles is None else step_tiles
-        if min(max_num_seqs, kv_cache_tokens, step_tokens, step_tiles) < 1:
+        if step_tokens is not None:
+            warnings.warn(
+                "Engine(step_tokens=...) is now Engine(max_num_batched_tokens=...); the old name "
+                "will be removed in the next release.",
+                DeprecationWarning,
+                stacklevel=2,
+            )
+            if max_num_batched_tokens is None:
+                max_num_batched_tokens = step_tokens
+        limits = step_limits(model.device)
+        if max_num_batched_tokens is None:
+            max_num_batched_tokens = limits.max_num_batched_tokens
+        if step_tiles is None:
+            step_tiles = limits.step_tiles
+        if min(max_num_seqs, kv_cache_tokens, max_num_batched_tokens, step_tiles) < 1:
             raise NVILAError(
-                "max_num_seqs, kv_cache_tokens, step_tokens and step_tiles must be at least 1."
+                "max_num_seqs, kv_cache_tokens, max_num_batched_tokens and step_tiles must be at "
+                "least 1."
             )
         if tile_cache_bytes < 0 or not 0 <= tile_tolerance < 1:
-            raise NVILAError("tile_cache_bytes must be 0 or more, tile_tolerance from 0 to 1.")
-        blocks = -(-kv_cache_tokens // BLOCK)
+            raise NVILAError(
+                "tile_cache_bytes must be 0 or more, and tile_tolerance at least 0 and below 1."
+            )
+        num_blocks = -(-kv_cache_tokens // BLOCK_SIZE)
         self.model = model
         pack_linears(model.language.model.layers)
         self.max_num_seqs, self.kv_cache_tokens = max_num_seqs, kv_cache_tokens
-        self.context = min(model.context, kv_cache_tokens)
+        self.max_model_len = min(model.max_model_len, kv_cache_tokens)
         self.cache = KVCache(
             num_layers=model.config.num_layers,
             num_kv_heads=model.config.num_kv_heads,
             head_dim=model.config.head_dim,
-            num_blocks=blocks,
-            block_size=BLOCK,
+            num_blocks=num_blocks,
+            block_size=BLOCK_SIZE,
             dtype=model.dtype,
             device=model.device,
         )
-        self.scheduler = Scheduler(BlockPool(blocks), BLOCK, max_num_seqs, step_tokens)
+        self.scheduler = Scheduler(
+            BlockPool(num_blocks), BLOCK_SIZE, max_num_seqs, max_num_batched_tokens
+        )
         self.tile_cache = TileCache(tile_cache_bytes, tile_tolerance)
         self.encoder = TileEncoder(model, self.tile_cache, step_tiles)
-        self.runner = Runner(model, self.cache, self.encoder)
+        self.runner = ModelRunner(model, self.cache, self.encoder)
         self._clock = clock
         self._changed = threading.Condition()
         self._stepping = threading.Lock()
         self._arrived: list[Request] = []
         self._thread: threading.Thread | None = None
-        self._ended: EngineStopped | None = None
+        self._stopped: EngineStopped | None = None
         self._totals = dict.fromkeys(TOTALS, 0)
 
     def submit(
@@ -128,14 +158,14 @@ class Engine:
         plan: Plan | None = None,
         **options: Any,
     ) -> Handle:
-        """Queue a request from any thread; it is prepared here, in the caller's thread.
+        """Queue a request from any thread; its prompt is prepared in the caller's thread.
 
         Args:
             parts_or_prompt: a prepared `Prompt`, or what `NVILA.prepare` takes.
             params: default: greedy, at most 512 tokens.
-            policy: how tiles are chosen, see `NVILA.prepare`.
-            priority: higher is served earlier, and may push lower ones out of memory; equal ones
-                by deadline, then in order of arrival.
+            policy: resolution policy, see `NVILA.prepare`.
+            priority: requests of higher priority are served first, and may preempt lower ones;
+                equal ones are served by deadline, then in order of arrival.
             deadline: seconds from now after which the request fails with DeadlineExceeded.
             plan: the tiles of each picture and frame, see `NVILA.prepare`; replaces `policy`.
             options: passed on to `NVILA.prepare`.
@@ -147,7 +177,7 @@ class Engine:
         prompt = parts_or_prompt
         if not isinstance(prompt, Prompt):
             prompt = self.model.prepare(parts_or_prompt, policy=policy, plan=plan, **options)
-        prompt.must_fit(self.context)
+        prompt.must_fit(self.max_model_len)
         if deadline is not None and not deadline > 0:
             raise NVILAError(f"deadline must be more than 0 seconds, not {deadline}.")
         tokenizer = self.model.tokenizer
@@ -155,49 +185,48 @@ class Engine:
         handle.on_cancel(self._wake)
         now = self._clock()
         request = Request(
-            urgency=-priority,
-            deadline=NEVER if deadline is None else now + deadline,
-            number=0,
-            sequence=Generation(prompt, params or SamplingParams(), tokenizer, self.context),
+            sequence=Sequence(prompt, params or SamplingParams(), tokenizer, self.max_model_len),
             handle=handle,
-            layout=Layout(prompt, (tokenizer.image_id, tokenizer.video_id)),
-            tiles=tile_keys(prompt),
-            submitted=now,
-            allowed=NEVER if deadline is None else deadline,
+            layout=PromptLayout(prompt, (tokenizer.image_id, tokenizer.video_id)),
+            tile_hashes=hash_tiles(prompt),
+            priority=priority,
+            deadline=NEVER if deadline is None else now + deadline,
+            timeout=NEVER if deadline is None else deadline,
+            arrival_time=now,
         )
         with self._changed:
-            if self._ended:
-                raise self._ended
+            if self._stopped:
+                raise self._stopped
             self._totals["submitted"] += 1
-            request.number = self._totals["submitted"]
+            request.arrival_index = self._totals["submitted"]
             self._arrived.append(request)
             self._changed.notify_all()
         return handle
 
     def start(self) -> None:
-        """Run `step` in a thread of the engine's own until `stop`.
+        """Run `step` in a thread of the engine until `stop` is called.
 
         Raises:
-            DeviceLost: the device broke down before; only a new process can use it again.
+            DeviceLost: the device failed earlier; only a new process can use it again.
         """
         with self._changed:
             if self._thread is not None:
                 return
-            if isinstance(self._ended, DeviceLost):
-                raise self._ended
-            self._ended = None
+            if isinstance(self._stopped, DeviceLost):
+                raise self._stopped
+            self._stopped = None
             self._thread = threading.Thread(target=self._run, name="nvila-engine", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
         """End the thread after its current step; unfinished requests fail with EngineStopped."""
         with self._changed:
-            self._ended = self._ended or EngineStopped()
+            self._stopped = self._stopped or EngineStopped()
             thread, self._thread = self._thread, None
             self._changed.notify_all()
         if thread is not None and thread is not threading.current_thread():
             thread.join()
-        self._abandon(EngineStopped())
+        self._fail_all(EngineStopped())
 
     def __enter__(self) -> "Engine":
         self.start()
@@ -207,35 +236,39 @@ class Engine:
         self.stop()
 
     def step(self) -> bool:
-        """Compute one batch and deliver what comes of it.
+        """Compute one batch and deliver its results.
 
         Returns:
-            Whether requests are left; calling again is only of use then.
+            Whether unfinished requests are left.
 
         Raises:
-            DeviceLost: the device broke down; no request can be answered any more.
+            DeviceLost: the device failed; no request can be answered any more.
         """
         with self._stepping, torch.inference_mode():
-            self._take_arrived()
-            self._drop_unwanted()
-            work = self.scheduler.schedule()
-            for item in work:
-                if item.request.started is None:
+            self._queue_arrived()
+            self._end_cancelled_and_overdue()
+            scheduled = self.scheduler.schedule()
+            for item in scheduled:
+                if item.request.scheduled_time is None:
                     self._begin(item.request)
-            wanted = [(w.request, w.request.computed + w.count) for w in work]
-            self.encoder.encode(wanted, self._failed)
-            self._compute(self._encoded(work))
+            needed = [
+                (item.request, item.request.num_computed_tokens + item.num_scheduled_tokens)
+                for item in scheduled
+            ]
+            self.encoder.encode(needed, self._fail)
+            self._compute(self._with_encoded_tiles(scheduled))
             self._totals["steps"] += 1
             left = bool(self.scheduler.waiting or self.scheduler.running)
         with self._changed:
             return left or bool(self._arrived)
 
     def stats(self) -> dict[str, int]:
-        """Counts now and since the start.
+        """Return counts of the current state and since the start.
 
-        Now: waiting, running, kv_tokens (owned by running requests) and kv_reusable of
-        kv_cache_tokens, tile_cache_bytes; the limits max_num_seqs, step_tokens, step_tiles. Since
-        the start: submitted, finished, failed, cancelled, prompt_tokens, cached_tokens,
+        Current: waiting, running, kv_tokens (positions in blocks of running requests) and
+        kv_reusable (positions in cached blocks without an owner) of kv_cache_tokens,
+        tile_cache_bytes; the limits max_num_seqs, max_num_batched_tokens, step_tiles. Since the
+        start: submitted, finished, failed, cancelled, prompt_tokens, cached_tokens,
         completion_tokens, tiles, cached_tiles (all of ended requests), encoded_tiles, preemptions,
         steps.
         """
@@ -244,15 +277,15 @@ class Engine:
             return {
                 "waiting": len(self.scheduler.waiting) + len(self._arrived),
                 "running": len(self.scheduler.running),
-                "kv_tokens": pool.owned * BLOCK,
-                "kv_reusable": pool.kept * BLOCK,
+                "kv_tokens": pool.num_used_blocks * BLOCK_SIZE,
+                "kv_reusable": pool.num_evictable_blocks * BLOCK_SIZE,
                 "kv_cache_tokens": self.kv_cache_tokens,
                 "max_num_seqs": self.max_num_seqs,
-                "step_tokens": self.scheduler.step_tokens,
+                "max_num_batched_tokens": self.scheduler.max_num_batched_tokens,
                 "step_tiles": self.encoder.step_tiles,
                 "tile_cache_bytes": self.tile_cache.bytes,
-                "encoded_tiles": self.encoder.encoded,
-                "preemptions": self.scheduler.preemptions,
+                "encoded_tiles": self.encoder.num_encoded,
+                "preemptions": self.scheduler.num_preemptions,
                 **self._totals,
             }
 
@@ -261,90 +294,95 @@ class Engine:
             while True:
                 with self._changed:
                     self._changed.wait_for(self._has_work)
-                    if self._ended:
+                    if self._stopped:
                         return
                 self.step()
         except BaseException as error:
-            ended = error if isinstance(error, EngineStopped) else EngineStopped("broke down")
+            stopped = error if isinstance(error, EngineStopped) else EngineStopped("broke down")
             with self._changed:
-                self._ended = ended
-            self._abandon(ended)
+                self._stopped = stopped
+            self._fail_all(stopped)
             if not isinstance(error, EngineStopped):
                 raise
 
     def _has_work(self) -> bool:
         scheduler = self.scheduler
-        return bool(self._ended or self._arrived or scheduler.waiting or scheduler.running)
+        return bool(self._stopped or self._arrived or scheduler.waiting or scheduler.running)
 
     def _wake(self) -> None:
         with self._changed:
             self._changed.notify_all()
 
-    def _take_arrived(self) -> None:
+    def _queue_arrived(self) -> None:
         with self._changed:
             arrived, self._arrived = self._arrived, []
         for request in arrived:
             sequence = request.sequence
             prompt = sequence.prompt
-            request.tiles = self.tile_cache.resolve(request.tiles, prompt.pixels)
-            media = media_keys(prompt, request.tiles)
-            request.keys = BlockKeys(request.layout, media, sequence.token_ids, BLOCK)
+            request.tile_hashes = self.tile_cache.resolve(request.tile_hashes, prompt.pixels)
+            request.block_hashes = BlockHashes(
+                request.layout,
+                hash_media(prompt, request.tile_hashes),
+                sequence.token_ids,
+                BLOCK_SIZE,
+            )
             self.scheduler.add(request)
-            if sequence.finish_reason:  # the prompt fills the context
+            if sequence.finish_reason:  # the prompt leaves no room for an answer
                 self._end(request, sequence.completion())
 
-    def _drop_unwanted(self) -> None:
+    def _end_cancelled_and_overdue(self) -> None:
         now = self._clock()
         for request in (*self.scheduler.running, *self.scheduler.waiting):
             if request.handle.cancelled:
                 request.sequence.finish("cancelled")
                 self._end(request, request.sequence.completion())
             elif now > request.deadline:
-                self._end(request, DeadlineExceeded(request.allowed))
+                self._end(request, DeadlineExceeded(request.timeout))
 
     def _begin(self, request: Request) -> None:
-        request.started = self._clock()
-        request.sequence.queue_ms = 1000 * (request.started - request.submitted)
-        request.sequence.cached_tokens = request.computed
+        request.scheduled_time = self._clock()
+        request.sequence.queue_ms = 1000 * (request.scheduled_time - request.arrival_time)
+        request.sequence.cached_tokens = request.num_computed_tokens
 
-    def _encoded(self, work: list[Work]) -> list[Work]:
-        """The part of the work whose tiles are all encoded."""
-        ready = []
-        for item in work:
+    def _with_encoded_tiles(self, scheduled: list[ScheduledRequest]) -> list[ScheduledRequest]:
+        """Cut the scheduled positions to those whose tiles are all encoded."""
+        encoded = []
+        for item in scheduled:
             request = item.request
             if request in self.scheduler.running:
-                count = request.ready(request.computed + item.count) - request.computed
+                start = request.num_computed_tokens
+                count = request.encoded_until(start + item.num_scheduled_tokens) - start
                 if count:
-                    ready.append(Work(request, count))
-        return ready
+                    encoded.append(ScheduledRequest(request, count))
+        return encoded
 
-    def _compute(self, work: list[Work]) -> None:
-        """Run a batch; where it fails, run its parts alone, so that only the culprit fails."""
-        if not work:
+    def _compute(self, scheduled: list[ScheduledRequest]) -> None:
+        """Run a batch; if it fails, run each request alone, so that only the failing one fails."""
+        if not scheduled:
             return
         try:
-            drawn = self.runner.forward(work)
+            drawn = self.runner.forward(scheduled)
         except Exception as error:
-            if lost(error):
+            if is_device_lost(error):
                 raise DeviceLost(first_line(error)) from error
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
-            if len(work) == 1:
-                self._failed(work[0].request, error)
+            if len(scheduled) == 1:
+                self._fail(scheduled[0].request, error)
                 return
-            for item in work:
+            for item in scheduled:
                 self._compute([item])
             return
-        for item, token in zip(work, drawn, strict=True):
+        for item, token in zip(scheduled, drawn, strict=True):
             self._deliver(item, token)
 
-    def _deliver(self, item: Work, drawn: Tensor | int | None) -> None:
+    def _deliver(self, item: ScheduledRequest, drawn: Tensor | int | None) -> None:
         request, sequence = item.request, item.request.sequence
         if isinstance(drawn, Tensor) and not bool(drawn.max().isfinite()):
-            self.cache.scrub(self.scheduler.pool.disown(request.blocks))
-            self._failed(request, NotFinite())
+            self.cache.zero(self.scheduler.pool.invalidate(request.blocks))
+            self._fail(request, NotFinite())
             return
-        self.scheduler.advance(request, item.count)
+        self.scheduler.mark_computed(request, item.num_scheduled_tokens)
         if drawn is None:
             return
         request.drop_media()
@@ -354,25 +392,25 @@ class Engine:
             else:
                 sequence.accept(drawn)
         except Exception as error:
-            self._failed(request, error)
+            self._fail(request, error)
             return
         request.handle.put(sequence.take_delta())
         if sequence.finish_reason:
             self._end(request, sequence.completion)
 
-    def _failed(self, request: Request, error: Exception) -> None:
-        if lost(error):
+    def _fail(self, request: Request, error: Exception) -> None:
+        if is_device_lost(error):
             raise DeviceLost(first_line(error)) from error
         self._end(request, error)
 
     def _end(self, request: Request, outcome: Any) -> None:
-        """Free all that a request holds, then tell its caller."""
+        """Free the request's resources, then deliver the outcome to its caller."""
         self.scheduler.remove(request)
         sequence = request.sequence
-        if request.started is not None:
-            spent = 1000 * (self._clock() - request.started)
-            sequence.generate_ms = max(0.0, spent - sequence.encode_ms)
-            sequence.cached_tiles = max(0, sequence.prompt.tiles - request.encoded_tiles)
+        if request.scheduled_time is not None:
+            elapsed = 1000 * (self._clock() - request.scheduled_time)
+            sequence.generate_ms = max(0.0, elapsed - sequence.encode_ms)
+            sequence.cached_tiles = max(0, sequence.prompt.tiles - request.num_encoded_tiles)
         if callable(outcome):
             outcome = outcome()
         self._count(outcome)
@@ -387,7 +425,7 @@ class Engine:
         for name in USAGE:
             totals[name] += getattr(outcome.usage, name)
 
-    def _abandon(self, error: EngineStopped) -> None:
+    def _fail_all(self, error: EngineStopped) -> None:
         with self._stepping:
             with self._changed:
                 arrived, self._arrived = self._arrived, []
@@ -398,8 +436,8 @@ class Engine:
                 self._end(request, error)
 
 
-def lost(error: BaseException) -> bool:
-    """Whether an exception means that the device's context is broken for good."""
+def is_device_lost(error: BaseException) -> bool:
+    """Return whether an exception means that the device's context is broken for good."""
     return isinstance(error, torch.AcceleratorError) and not isinstance(
         error, torch.OutOfMemoryError
     )

@@ -1,5 +1,4 @@
-"""A submitted request as its caller sees it: a result to wait for, text to stream, a way to
-cancel."""
+"""A submitted request as its caller sees it: wait for the result, stream the text, cancel."""
 
 import asyncio
 import threading
@@ -11,8 +10,10 @@ from nvila_core.generation.completion import Completion
 
 
 class Handle:
-    """Returned by `Engine.submit`. Every method may be called from any thread, and after the
-    end."""
+    """A submitted request; `Engine.submit` returns it.
+
+    Every method may be called from any thread, also after the request has ended.
+    """
 
     def __init__(self) -> None:
         self._future: Future[Completion] = Future()
@@ -24,7 +25,7 @@ class Handle:
 
     @property
     def done(self) -> bool:
-        """Whether the request has ended, well or not."""
+        """Whether the request has ended, successfully or not."""
         return self._future.done()
 
     @property
@@ -33,63 +34,63 @@ class Handle:
         return self._cancelled.is_set()
 
     def result(self, timeout: float | None = None) -> Completion:
-        """Wait for the answer.
+        """Wait for the completion.
 
         Args:
             timeout: seconds; None waits for ever.
 
         Raises:
-            TimeoutError: not finished in time; the request goes on.
+            TimeoutError: the request has not ended in time; it continues.
             NVILAError: the request failed; other exceptions are the model's own.
         """
         return self._future.result(timeout)
 
     def cancel(self) -> None:
-        """Ask for the end; the result then has finish_reason "cancelled" and the text so far."""
+        """End the request early: its result has the text so far and finish_reason "cancelled"."""
         self._cancelled.set()
         self._wake()
 
     async def stream(self) -> AsyncIterator[str]:
-        """The text in pieces as they are generated; together they are the completion's text.
+        """Yield the text in pieces as they are generated; joined, they are the completion's text.
 
         Raises:
             NVILAError: the request failed; other exceptions are the model's own.
         """
-        loop, news = asyncio.get_running_loop(), asyncio.Event()
+        loop, changed = asyncio.get_running_loop(), asyncio.Event()
 
         def notify() -> None:
-            with suppress(RuntimeError):  # the reader's loop was closed before the request ended
-                loop.call_soon_threadsafe(news.set)
+            with suppress(RuntimeError):  # the reader's loop may be closed before the request ends
+                loop.call_soon_threadsafe(changed.set)
 
         with self._lock:
             self._listeners.append(notify)
         try:
-            seen = 0
+            sent = 0
             while True:
-                news.clear()
+                changed.clear()
                 ended = self._future.done()
                 with self._lock:
-                    deltas = self._deltas[seen:]
+                    deltas = self._deltas[sent:]
                 for delta in deltas:
                     yield delta
-                seen += len(deltas)
+                sent += len(deltas)
                 if ended:
                     self._future.result()
                     return
-                await news.wait()
+                await changed.wait()
         finally:
             with self._lock:
                 self._listeners.remove(notify)
 
     def put(self, delta: str) -> None:
-        """Engine side: more text."""
+        """Add text; called by the engine."""
         if delta:
             with self._lock:
                 self._deltas.append(delta)
             self._notify()
 
     def finish(self, outcome: Completion | BaseException) -> None:
-        """Engine side: the end; only the first call counts."""
+        """Set the result or the error; called by the engine. Only the first call counts."""
         if self._future.done():
             return
         if isinstance(outcome, BaseException):
@@ -99,7 +100,7 @@ class Handle:
         self._notify()
 
     def on_cancel(self, wake: Callable[[], None]) -> None:
-        """Engine side: what to call when the caller cancels."""
+        """Set the function that `cancel` calls; called by the engine."""
         self._wake = wake
 
     def _notify(self) -> None:

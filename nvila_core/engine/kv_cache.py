@@ -48,17 +48,17 @@ class KVCache:
         self.keys[layer].flatten(0, 1)[slots] = keys
         self.values[layer].flatten(0, 1)[slots] = values
 
-    def read(self, layer: int, tables: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, n * block_size, kv heads, head size] of blocks int64 [B, n]."""
-        shape = (tables.shape[0], -1, *self.keys[layer].shape[2:])
-        index = tables.flatten()
+    def read(self, layer: int, block_tables: Tensor) -> tuple[Tensor, Tensor]:
+        """Read keys and values [B, n * block_size, kv heads, head size] of blocks int64 [B, n]."""
+        shape = (block_tables.shape[0], -1, *self.keys[layer].shape[2:])
+        index = block_tables.flatten()
         return (
             self.keys[layer].index_select(0, index).view(shape),
             self.values[layer].index_select(0, index).view(shape),
         )
 
-    def scrub(self, blocks: list[int]) -> None:
-        """Zero blocks whose content went wrong, before somebody else pads with them."""
+    def zero(self, blocks: list[int]) -> None:
+        """Zero blocks that hold NaN, before another sequence pads with them."""
         index = torch.tensor(blocks, dtype=torch.long, device=self.device)
         for part in (*self.keys, *self.values):
             part.index_fill_(0, index, 0)

@@ -1,8 +1,8 @@
 """Attention of a step's rows over the blocks of the cache, by what the rows have in common.
 
-Each kind of part has `rows`, its place in the step, and `attend`, one layer's attention: queries
-[kv heads, group, N, head size] to [N, heads, head size]. Query heads that share a key head are
-queries of it like any other, so no key is repeated.
+Each class has `rows`, the rows of the step that it covers, and `attend`, one layer's attention:
+queries [kv heads, group, N, head size] to [N, heads, head size]. The query heads that share a key
+head are queries of that head like any others, so no key is repeated.
 """
 
 from dataclasses import dataclass
@@ -15,84 +15,85 @@ from nvila_core.engine.kv_cache import KVCache
 
 
 @dataclass(frozen=True)
-class Singles:
+class PagedDecode:
     """Sequences of similar length with one new position each."""
 
     rows: slice
-    tables: Tensor
+    block_tables: Tensor
     """int64 [N, blocks]"""
     mask: Tensor
-    """[N, 1, 1, positions], to add."""
+    """[N, 1, 1, positions], added to the scores."""
 
     def attend(self, query: Tensor, cache: KVCache, layer: int, scale: float) -> Tensor:
-        """One layer's attention of `rows`."""
-        keys, values = cache.read(layer, self.tables)
-        seen = F.scaled_dot_product_attention(
+        """Compute one layer's attention of `rows`."""
+        keys, values = cache.read(layer, self.block_tables)
+        out = F.scaled_dot_product_attention(
             query.permute(2, 0, 1, 3),
             keys.transpose(1, 2),
             values.transpose(1, 2),
             self.mask,
             scale=scale,
         )
-        return seen.flatten(1, 2)
-
-
-@dataclass(frozen=True)
-class Family:
-    """Sequences with one new position each whose first blocks are the same: read once for all.
-
-    All queries meet the common keys in one product, as in Hydragen (Juravsky et al. 2024).
-    """
-
-    rows: slice
-    common: Tensor
-    """int64 [1, blocks]"""
-    tables: Tensor
-    """int64 [N, blocks], of what comes after."""
-    mask: Tensor
-    """[N, 1, 1, positions], to add to the scores of what comes after."""
-
-    def attend(self, query: Tensor, cache: KVCache, layer: int, scale: float) -> Tensor:
-        """One layer's attention of `rows`."""
-        shared, group, count, size = query.shape
-        keys, values = cache.read(layer, self.common)
-        own_keys, own_values = cache.read(layer, self.tables)
-        asked = (query * scale).transpose(1, 2)  # [kv heads, N, group, size]
-        first = asked.reshape(shared, count * group, size) @ keys[0].permute(1, 2, 0)
-        then = asked.transpose(0, 1) @ own_keys.permute(0, 2, 3, 1) + self.mask
-        first = first.view(shared, count, group, -1).transpose(0, 1)
-        weights = torch.cat([first, then], -1).softmax(-1, torch.float32).to(query.dtype)
-        among, after = weights.split([first.shape[-1], then.shape[-1]], -1)
-        among = among.transpose(0, 1).reshape(shared, count * group, -1)
-        seen = (among @ values[0].transpose(0, 1)).view(shared, count, group, size)
-        out: Tensor = seen.transpose(0, 1) + after @ own_values.transpose(1, 2)
         return out.flatten(1, 2)
 
 
 @dataclass(frozen=True)
-class Chunk:
+class SharedPrefixDecode:
+    """Sequences with one new position each that share their first blocks: read once for all.
+
+    All queries meet the shared keys in one matrix product, as in Hydragen (Juravsky et al. 2024).
+    """
+
+    rows: slice
+    shared_blocks: Tensor
+    """int64 [1, blocks]"""
+    block_tables: Tensor
+    """int64 [N, blocks] after the shared ones."""
+    mask: Tensor
+    """[N, 1, 1, positions], added to the scores of the positions after the shared ones."""
+
+    def attend(self, query: Tensor, cache: KVCache, layer: int, scale: float) -> Tensor:
+        """Compute one layer's attention of `rows`."""
+        kv_heads, group, count, size = query.shape
+        shared_keys, shared_values = cache.read(layer, self.shared_blocks)
+        own_keys, own_values = cache.read(layer, self.block_tables)
+        scaled = (query * scale).transpose(1, 2)  # [kv heads, N, group, size]
+        flat = scaled.reshape(kv_heads, count * group, size)
+        shared = flat @ shared_keys[0].permute(1, 2, 0)
+        own = scaled.transpose(0, 1) @ own_keys.permute(0, 2, 3, 1) + self.mask
+        shared = shared.view(kv_heads, count, group, -1).transpose(0, 1)
+        weights = torch.cat([shared, own], -1).softmax(-1, torch.float32).to(query.dtype)
+        shared, own = weights.split([shared.shape[-1], own.shape[-1]], -1)
+        shared = shared.transpose(0, 1).reshape(kv_heads, count * group, -1)
+        among_shared = (shared @ shared_values[0].transpose(0, 1)).view(kv_heads, count, group, -1)
+        out: Tensor = among_shared.transpose(0, 1) + own @ own_values.transpose(1, 2)
+        return out.flatten(1, 2)
+
+
+@dataclass(frozen=True)
+class PrefillChunk:
     """Several new positions of one sequence."""
 
     rows: slice
-    table: Tensor
+    block_table: Tensor
     """int64 [1, blocks]"""
     length: int
     """Positions of the sequence, the new ones included."""
     mask: Tensor
-    """[group * N, length], to add."""
+    """[group * N, length], added to the scores."""
 
     def attend(self, query: Tensor, cache: KVCache, layer: int, scale: float) -> Tensor:
-        """One layer's attention of `rows`."""
-        shared, group, count, size = query.shape
-        keys, values = cache.read(layer, self.table)
-        seen = F.scaled_dot_product_attention(
-            query.reshape(1, shared, group * count, size),
+        """Compute one layer's attention of `rows`."""
+        kv_heads, group, count, size = query.shape
+        keys, values = cache.read(layer, self.block_table)
+        out = F.scaled_dot_product_attention(
+            query.reshape(1, kv_heads, group * count, size),
             keys[:, : self.length].transpose(1, 2),
             values[:, : self.length].transpose(1, 2),
             self.mask,
             scale=scale,
         )
-        return seen.reshape(shared * group, count, size).transpose(0, 1)
+        return out.reshape(kv_heads * group, count, size).transpose(0, 1)
 
 
-Part = Singles | Family | Chunk
+AttentionPart = PagedDecode | SharedPrefixDecode | PrefillChunk

@@ -1,10 +1,11 @@
-"""Which requests run, and how many positions of each are computed in the next step.
+"""Choose which requests run, and how many positions of each the next step computes.
 
-A step takes one position of every request that is generating, then as much of waiting prompts, by
-urgency, as its budget leaves: a long prompt is read in chunks and holds up nobody. Memory is
-claimed for a whole prompt at once; when generating needs more than there is, the least urgent
-request is put back to wait, to go on later where it was. Chunked prefill follows Sarathi-Serve
-(Agrawal et al. 2024), preemption by recomputing follows vLLM (Kwon et al. 2023).
+A step takes one position of every decoding request, then as much of the prompts as its token budget
+leaves, in serving order: a long prompt is prefilled in chunks and delays no other request for
+longer than a step. A prompt is admitted when blocks for all of it are free; when decoding needs
+more blocks than there are, the last request in serving order is preempted and resumes later where
+it was. Chunked prefill follows Sarathi-Serve (Agrawal et al. 2024), preemption by recomputing
+follows vLLM (Kwon et al. 2023).
 """
 
 import bisect
@@ -16,141 +17,153 @@ from nvila_core.engine.request import Request
 
 
 @dataclass(frozen=True)
-class Work:
-    """Compute `count` more positions of a request."""
+class ScheduledRequest:
+    """A request and the number of its next positions that a step computes."""
 
     request: Request
-    count: int
+    num_scheduled_tokens: int
 
 
 class Scheduler:
     """Waiting and running requests, and the blocks that they own.
 
     Args:
-        pool: the cache's blocks.
-        block_size: positions a block.
-        max_num_seqs: most running requests.
-        step_tokens: most positions in a step, unless more requests than that are generating.
+        pool: the blocks of the cache.
+        block_size: positions in a block.
+        max_num_seqs: running requests at most.
+        max_num_batched_tokens: positions in a step at most, unless more requests than that decode.
     """
 
     def __init__(
-        self, pool: BlockPool, block_size: int, max_num_seqs: int, step_tokens: int
+        self, pool: BlockPool, block_size: int, max_num_seqs: int, max_num_batched_tokens: int
     ) -> None:
         self.pool, self.block_size = pool, block_size
-        self.max_num_seqs, self.step_tokens = max_num_seqs, step_tokens
+        self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
         self.waiting: list[Request] = []
+        """In serving order."""
         self.running: list[Request] = []
-        self.preemptions = 0
-        self._promised: dict[bytes, Request] = {}
-        """Blocks that a running request is about to compute: others wait for them."""
+        self.num_preemptions = 0
+        self.blocks_in_flight: dict[bytes, Request] = {}
+        """Block hashes that a running request is about to compute: other requests wait for them."""
 
     def add(self, request: Request) -> None:
-        """Let a request wait for its turn."""
+        """Queue a request."""
         bisect.insort(self.waiting, request)
 
     def remove(self, request: Request) -> None:
-        """Forget a request, wherever it is, and free what it owns at once."""
+        """Remove a waiting or running request and free its blocks."""
         if request in self.running:
             self.running = [r for r in self.running if r is not request]
-            self._release(request)
+            self._free(request)
         else:
             self.waiting = [r for r in self.waiting if r is not request]
 
-    def schedule(self) -> list[Work]:
-        """The next step's work, most urgent first among those that generate and those that read."""
-        budget = self.step_tokens
-        work: list[Work] = []
+    def schedule(self) -> list[ScheduledRequest]:
+        """Return the work of the next step: decoding requests, then prompts, in serving order."""
+        budget = self.max_num_batched_tokens
+        scheduled: list[ScheduledRequest] = []
         for request in sorted(self.running):
-            if request.pending == 1 and request in self.running and self._grow(request):
-                work.append(Work(request, 1))
+            decodes = request.num_new_tokens == 1
+            # An earlier one in this loop may have preempted it.
+            if decodes and request in self.running and self._allocate_next_position(request):
+                scheduled.append(ScheduledRequest(request, 1))
                 budget -= 1
-        readers = sorted([r for r in self.running if r.pending > 1] + self.waiting)
+        prefilling = sorted([r for r in self.running if r.num_new_tokens > 1] + self.waiting)
         full = False
-        for request in readers:
+        for request in prefilling:
             if budget <= 0:
                 break
             if request not in self.running:
                 admitted = not full and self._admit(request)
-                full = full or admitted is False  # nobody behind it may overtake it for ever
+                full = full or admitted is False  # else small prompts could overtake it for ever
                 if not admitted:
                     continue
-            count = min(request.pending, budget)
-            work.append(Work(request, count))
+            count = min(request.num_new_tokens, budget)
+            scheduled.append(ScheduledRequest(request, count))
             budget -= count
-        return [w for w in work if w.request in self.running]
+        return [item for item in scheduled if item.request in self.running]
 
-    def advance(self, request: Request, count: int) -> None:
-        """`count` more positions have been computed: their full blocks can be found from now on."""
-        request.computed += count
-        full = request.computed // self.block_size
-        for index, key in enumerate(request.keys.first(full)[request.published :]):
-            self.pool.publish(request.blocks[request.published + index], key)
-            self._unpromise(request, key)
-        request.published = max(request.published, full)
+    def mark_computed(self, request: Request, count: int) -> None:
+        """Record that `count` more positions are computed, and cache the blocks they fill."""
+        request.num_computed_tokens += count
+        full = request.num_computed_tokens // self.block_size
+        cached = request.num_cached_blocks
+        for index, block_hash in enumerate(request.block_hashes.first(full)[cached:], cached):
+            self.pool.cache(request.blocks[index], block_hash)
+            if self.blocks_in_flight.get(block_hash) is request:
+                del self.blocks_in_flight[block_hash]
+        request.num_cached_blocks = max(cached, full)
 
     def _admit(self, request: Request) -> bool | None:
-        """Start a waiting request. None: it had better wait for what another one is computing."""
-        reusable = (request.known - 1) // self.block_size  # the last position is always computed
-        keys = request.keys.first(request.known // self.block_size)
-        found = self.pool.find(keys[:reusable])
-        if len(found) < reusable and (other := self._promised.get(keys[len(found)])):
-            other.urgency = min(other.urgency, request.urgency)
+        """Start a waiting request.
+
+        Returns:
+            False where there is no room; None where it is better to wait for blocks that another
+            request computes.
+        """
+        # The last position is always computed: the next token is drawn from it.
+        reusable = (request.num_tokens - 1) // self.block_size
+        hashes = request.block_hashes.first(request.num_tokens // self.block_size)
+        cached = self.pool.find_cached(hashes[:reusable])
+        if len(cached) < reusable and (other := self.blocks_in_flight.get(hashes[len(cached)])):
+            other.priority = max(other.priority, request.priority)
             return None
-        needed = -(-request.known // self.block_size) - len(found)
+        needed = -(-request.num_tokens // self.block_size) - len(cached)
 
-        def lacking() -> int:
-            reserve = len(self.running)  # so that starting one does not at once stop another
-            free = self.pool.available - self.pool.unowned(found)
-            places = self.max_num_seqs - len(self.running)
-            return max(needed + reserve - free, 1 - places)
+        def shortage() -> int:
+            reserve = len(self.running)  # so that admitting one does not at once preempt another
+            free = self.pool.num_free_blocks - self.pool.count_evictable(cached)
+            seats = self.max_num_seqs - len(self.running)
+            return max(needed + reserve - free, 1 - seats)
 
-        if not self._make_room(lacking, lambda r: r.urgency > request.urgency):
+        if not self._make_room(shortage, lambda r: r.priority < request.priority):
             return False
-        self.pool.share(found)
-        request.blocks = found + self.pool.take(needed)
-        request.computed = request.published = len(found) * self.block_size
-        request.published //= self.block_size
-        for key in keys[len(found) :]:
-            self._promised.setdefault(key, request)
+        self.pool.acquire(cached)
+        request.blocks = cached + self.pool.allocate(needed)
+        request.num_computed_tokens = len(cached) * self.block_size
+        request.num_cached_blocks = len(cached)
+        for block_hash in hashes[len(cached) :]:
+            self.blocks_in_flight.setdefault(block_hash, request)
         self.waiting = [r for r in self.waiting if r is not request]
         self.running.append(request)
         return True
 
-    def _grow(self, request: Request) -> bool:
-        """Own a block for the next position; False if the request itself was put back."""
-        if request.computed < len(request.blocks) * self.block_size:
+    def _allocate_next_position(self, request: Request) -> bool:
+        """Make sure that the next position has a block; False if this preempted the request."""
+        if request.num_computed_tokens < len(request.blocks) * self.block_size:
             return True
-        if not self._make_room(lambda: 1 - self.pool.available, lambda r: r > request):
+        if not self._make_room(lambda: 1 - self.pool.num_free_blocks, lambda r: request < r):
             self._preempt(request)
             return False
-        request.blocks += self.pool.take(1)
+        request.blocks += self.pool.allocate(1)
         return True
 
-    def _make_room(self, lacking: Callable[[], int], may_go: Callable[[Request], bool]) -> bool:
-        """Put requests back to wait, the last in order first, until nothing is lacking; none where
-        all of them together would not do.
+    def _make_room(
+        self, shortage: Callable[[], int], preemptible: Callable[[Request], bool]
+    ) -> bool:
+        """Preempt requests, the last in serving order first, until `shortage` is at most 0.
+
+        Preempts none where all of them together would not be enough.
         """
-        victims = sorted((r for r in self.running if may_go(r)), reverse=True)
-        if lacking() > sum(len(r.blocks) + 1 for r in victims):
+        victims = sorted((r for r in self.running if preemptible(r)), reverse=True)
+        if shortage() > sum(len(r.blocks) + 1 for r in victims):
             return False
         for victim in victims:
-            if lacking() <= 0:
+            if shortage() <= 0:
                 break
             self._preempt(victim)
-        return lacking() <= 0
+        return shortage() <= 0
 
     def _preempt(self, request: Request) -> None:
-        self.preemptions += 1
+        self.num_preemptions += 1
         self.running = [r for r in self.running if r is not request]
-        self._release(request)
+        self._free(request)
         self.add(request)
 
-    def _release(self, request: Request) -> None:
-        self.pool.release(request.blocks)
-        request.blocks, request.computed, request.published = [], 0, 0
+    def _free(self, request: Request) -> None:
+        self.pool.free(request.blocks)
+        request.blocks, request.num_computed_tokens, request.num_cached_blocks = [], 0, 0
         request.drop_media()
-        self._promised = {k: r for k, r in self._promised.items() if r is not request}
-
-    def _unpromise(self, request: Request, key: bytes) -> None:
-        if self._promised.get(key) is request:
-            del self._promised[key]
+        self.blocks_in_flight = {
+            block_hash: r for block_hash, r in self.blocks_in_flight.items() if r is not request
+        }

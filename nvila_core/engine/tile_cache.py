@@ -1,4 +1,4 @@
-"""Encoded tiles by content: a camera that looks at a still scene pays for what changed."""
+"""Keep the features of encoded tiles by content, so that a still scene costs only what changed."""
 
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -13,69 +13,69 @@ _CELLS = 16
 
 
 class TileCache:
-    """Features of tiles, by a key of their pixels; the least recently used ones go first.
+    """Features of tiles by tile hash; the least recently used ones are evicted first.
 
     With a `tolerance` a tile may also stand in for one that looks the same: if no cell of a 16x16
-    grid differs in its mean colour by more. Means over a cell are blind to sensor noise and see
-    whatever is larger than a fraction of the cell. A tile is always compared with one that was
+    grid differs in its mean colour by more. Means over a cell hide sensor noise and show anything
+    that covers more than a fraction of the cell. A tile is always compared with one that was
     encoded, never with one that was itself replaced, so slow changes do not add up unseen.
 
     Args:
-        max_bytes: room for features; 0 keeps nothing.
-        tolerance: share of the full range from black to white; 0 means equal pixels only.
+        max_bytes: size of the features at most; 0 keeps nothing.
+        tolerance: share of the full range from black to white; 0 accepts equal pixels only.
     """
 
     def __init__(self, max_bytes: int, tolerance: float = 0.0) -> None:
         self.max_bytes, self.tolerance = max_bytes, tolerance
         self.bytes = 0
         self._features: OrderedDict[bytes, Tensor] = OrderedDict()
-        self._looks: dict[bytes, Tensor] = {}
+        self._means: dict[bytes, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self._features)
 
-    def resolve(self, keys: Sequence[bytes], pixels: NDArray[np.uint8]) -> list[bytes]:
-        """For each tile the key of the one whose features serve for it; its own by default.
+    def resolve(self, tile_hashes: Sequence[bytes], pixels: NDArray[np.uint8]) -> list[bytes]:
+        """Return for each tile the hash of the tile whose features to use, by default its own.
 
         Args:
-            keys: of the tiles.
+            tile_hashes: one for each tile.
             pixels: [tiles, S, S, 3].
         """
-        if not self.tolerance or not self._looks or not len(keys):
-            return list(keys)
-        known = list(self._looks)
-        looks = torch.stack([self._looks[key] for key in known])
+        if not self.tolerance or not self._means or not len(tile_hashes):
+            return list(tile_hashes)
+        cached = list(self._means)
+        means = torch.stack([self._means[tile_hash] for tile_hash in cached])
         resolved = []
-        for key, look in zip(keys, cells(pixels), strict=True):
-            if key not in self._features:
-                nearest, place = (looks - look).abs().amax(1).min(0)
-                if float(nearest) <= self.tolerance:
-                    key = known[int(place)]
-            resolved.append(key)
+        for tile_hash, mean in zip(tile_hashes, cell_means(pixels), strict=True):
+            if tile_hash not in self._features:
+                distance, nearest = (means - mean).abs().amax(1).min(0)
+                if float(distance) <= self.tolerance:
+                    tile_hash = cached[int(nearest)]
+            resolved.append(tile_hash)
         return resolved
 
-    def get(self, key: bytes) -> Tensor | None:
-        """The features of a tile, if they are there."""
-        features = self._features.get(key)
+    def get(self, tile_hash: bytes) -> Tensor | None:
+        """Return the features of a tile, or None where they are not cached."""
+        features = self._features.get(tile_hash)
         if features is not None:
-            self._features.move_to_end(key)
+            self._features.move_to_end(tile_hash)
         return features
 
-    def put(self, key: bytes, features: Tensor, pixels: NDArray[np.uint8]) -> None:
+    def put(self, tile_hash: bytes, features: Tensor, pixels: NDArray[np.uint8]) -> None:
         """Keep the features of a tile [S, S, 3]; they must not be changed afterwards."""
-        if features.nbytes > self.max_bytes or key in self._features:
+        if features.nbytes > self.max_bytes or tile_hash in self._features:
             return
-        self._features[key] = features
+        self._features[tile_hash] = features
         self.bytes += features.nbytes
         if self.tolerance:
-            self._looks[key] = cells(pixels[None])[0]
+            self._means[tile_hash] = cell_means(pixels[None])[0]
         while self.bytes > self.max_bytes:
-            oldest, gone = self._features.popitem(last=False)
-            self.bytes -= gone.nbytes
-            self._looks.pop(oldest, None)
+            oldest, evicted = self._features.popitem(last=False)
+            self.bytes -= evicted.nbytes
+            self._means.pop(oldest, None)
 
 
-def cells(pixels: NDArray[np.uint8]) -> Tensor:
-    """Mean colours [tiles, 3 * 16 * 16] of the cells of tiles [tiles, S, S, 3], from 0 to 1."""
+def cell_means(pixels: NDArray[np.uint8]) -> Tensor:
+    """Return mean colours [tiles, 3 * 16 * 16], 0 to 1, of the cells of tiles [tiles, S, S, 3]."""
     levels = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
     return F.adaptive_avg_pool2d(levels, _CELLS).div(255).flatten(1)

@@ -1,6 +1,4 @@
-"""Pictures of running requests through the vision tower: together, a bounded number a step, and
-none twice.
-"""
+"""Run the tiles of scheduled requests through the vision tower, in one batch and never twice."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -14,87 +12,89 @@ from nvila_core.model import NVILA
 
 
 class TileEncoder:
-    """Fills in the features that the next positions of requests need.
+    """Encodes the tiles that the next positions of requests need.
 
     Args:
-        model: its tower and projector are used.
+        model: its vision tower and projector are used.
         cache: features by content, shared by all requests.
-        step_tiles: most tiles that go through the tower in one step.
+        step_tiles: tiles in a step at most.
     """
 
     def __init__(self, model: NVILA, cache: TileCache, step_tiles: int) -> None:
         self.model, self.cache, self.step_tiles = model, cache, step_tiles
-        self.encoded = 0
+        self.num_encoded = 0
 
     def encode(
         self,
-        wanted: Sequence[tuple[Request, int]],
-        failed: Callable[[Request, Exception], None],
+        needed: Sequence[tuple[Request, int]],
+        on_failure: Callable[[Request, Exception], None],
     ) -> None:
-        """Encode what each request needs up to a position; the first come first.
+        """Encode the tiles of requests up to a position, in the given order, as far as a step goes.
 
-        `failed` is called for a request whose tiles the tower cannot take; the others go on.
+        Args:
+            needed: each request with the position up to which it must be encoded.
+            on_failure: called for a request whose tiles the tower cannot take; others continue.
         """
         began = time.perf_counter()
         new: dict[bytes, tuple[Request, int]] = {}
         users: list[tuple[Request, int]] = []
-        for request, end in wanted:
+        for request, end in needed:
             for tile in request.missing_tiles(end):
-                key = request.tiles[tile]
-                if key in new:
+                tile_hash = request.tile_hashes[tile]
+                if tile_hash in new:
                     users.append((request, tile))
-                elif (kept := self.cache.get(key)) is not None:
-                    request.features[tile] = kept
+                elif (cached := self.cache.get(tile_hash)) is not None:
+                    request.tile_features[tile] = cached
                 elif len(new) < self.step_tiles:
-                    new[key] = (request, tile)
+                    new[tile_hash] = (request, tile)
                     users.append((request, tile))
         if not new:
             return
-        features = self._run(new, failed)
-        for key, (request, tile) in new.items():
-            if key in features:
-                request.encoded_tiles += 1
-                self.cache.put(key, features[key], request.sequence.prompt.pixels[tile])
-        self.encoded += len(features)
-        spent = 1000 * (time.perf_counter() - began)
+        features = self._encode_or_fail(new, on_failure)
+        for tile_hash, (request, tile) in new.items():
+            if tile_hash in features:
+                request.num_encoded_tiles += 1
+                self.cache.put(tile_hash, features[tile_hash], request.sequence.prompt.pixels[tile])
+        self.num_encoded += len(features)
+        elapsed = 1000 * (time.perf_counter() - began)
         for request, tile in users:
-            if (found := features.get(request.tiles[tile])) is not None:
-                request.features[tile] = found
-        for request in {id(request): request for request, _ in users}.values():
-            request.sequence.encode_ms += spent
+            if (encoded := features.get(request.tile_hashes[tile])) is not None:
+                request.tile_features[tile] = encoded
+        for request in dict.fromkeys(request for request, _ in users):
+            request.sequence.encode_ms += elapsed
 
-    def embed(self, request: Request, index: int) -> Tensor:
-        """[positions, D] of one media token whose tiles are all encoded."""
-        if index not in request.embedded:
+    def embed_media(self, request: Request, index: int) -> Tensor:
+        """Return the embeddings [positions, D] of a media token whose tiles are all encoded."""
+        if index not in request.media_embeddings:
             item = request.sequence.prompt.media[index]
-            tiles = torch.stack([request.features[tile] for tile in item.tile_range])
-            request.embedded[index] = self.model.media_from_tiles(tiles, item)
-        return request.embedded[index]
+            tiles = torch.stack([request.tile_features[tile] for tile in item.tile_range])
+            request.media_embeddings[index] = self.model.media_from_tiles(tiles, item)
+        return request.media_embeddings[index]
 
-    def _run(
+    def _encode_or_fail(
         self,
         new: dict[bytes, tuple[Request, int]],
-        failed: Callable[[Request, Exception], None],
+        on_failure: Callable[[Request, Exception], None],
     ) -> dict[bytes, Tensor]:
+        """Encode all tiles at once, or request by request, so that only the failing one fails."""
         try:
-            return self._together(new)
+            return self._encode_batch(new)
         except Exception as error:
-            owners = {id(request): request for request, _ in new.values()}
+            owners = dict.fromkeys(request for request, _ in new.values())
             if len(owners) == 1:
-                failed(next(iter(owners.values())), error)
+                on_failure(next(iter(owners)), error)
                 return {}
         features: dict[bytes, Tensor] = {}
-        for owner in owners.values():  # one by one, so that only the culprit fails
-            own = {key: place for key, place in new.items() if place[0] is owner}
-            features |= self._run(own, failed)
+        for owner in owners:
+            own = {tile_hash: place for tile_hash, place in new.items() if place[0] is owner}
+            features |= self._encode_or_fail(own, on_failure)
         return features
 
-    def _together(self, new: dict[bytes, tuple[Request, int]]) -> dict[bytes, Tensor]:
+    def _encode_batch(self, new: dict[bytes, tuple[Request, int]]) -> dict[bytes, Tensor]:
         prompts = ((request.sequence.prompt, tile) for request, tile in new.values())
         pixels = torch.cat(
             [prompt.processor.normalise(prompt.pixels[tile, None]) for prompt, tile in prompts]
         )
-        # Copies, so that keeping one tile does not keep the whole batch.
-        return {
-            key: one.clone() for key, one in zip(new, self.model.encode_tiles(pixels), strict=True)
-        }
+        # Copy each tile, so that keeping one does not keep the whole batch.
+        encoded = self.model.encode_tiles(pixels)
+        return {tile_hash: one.clone() for tile_hash, one in zip(new, encoded, strict=True)}

@@ -1,1 +1,1 @@
-"""Draw tokens: sampling, grammars, stop conditions, completions."""
+"""Token generation: sampling, grammars, stop conditions, completions."""

@@ -1,4 +1,4 @@
-"""What came out of a request, what it cost, and how long it took."""
+"""The answer to a request, with its token counts and timings."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -8,15 +8,15 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True)
 class Usage:
-    """Counts of one request.
+    """Token and tile counts of one request.
 
     Attributes:
-        vision_tokens: LLM positions that hold picture features, line ends not counted.
+        vision_tokens: LLM positions that hold picture features, without line ends.
         prompt_tokens: all LLM positions of the prompt, pictures included.
         completion_tokens: generated tokens, the end-of-turn token included.
-        tiles: pictures given to the vision tower.
-        cached_tokens: prompt positions that did not have to be computed.
-        cached_tiles: tiles that did not have to go through the vision tower.
+        tiles: tiles of the prompt's pictures and frames.
+        cached_tokens: prompt positions taken from the prefix cache.
+        cached_tiles: tiles that were not encoded, because their features or positions were cached.
     """
 
     vision_tokens: int = 0
@@ -29,7 +29,13 @@ class Usage:
 
 @dataclass(frozen=True)
 class Timings:
-    """Milliseconds: waiting for the engine, in tower and projector, and in the language model."""
+    """Milliseconds of one request.
+
+    Attributes:
+        queue_ms: from arrival until the engine first scheduled it; 0 without an engine.
+        encode_ms: in vision tower and projector.
+        generate_ms: in the language model, including the steps of other requests.
+    """
 
     queue_ms: float = 0.0
     encode_ms: float = 0.0
@@ -38,12 +44,14 @@ class Timings:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer.
+    """A finished answer.
 
     Attributes:
-        text: without special tokens and stop strings, stripped.
-        token_ids: what was generated, the end-of-turn token included.
-        finish_reason: "stop", "length" or "cancelled".
+        text: the answer, stripped, without special tokens and stop strings.
+        token_ids: the generated tokens, the end-of-turn token included.
+        finish_reason: "stop" (end of turn, stop string or complete form), "length" or "cancelled".
+        usage: token and tile counts.
+        timings: milliseconds.
     """
 
     text: str

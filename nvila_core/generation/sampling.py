@@ -1,4 +1,4 @@
-"""How the next token is chosen: greedy by default, as the original does."""
+"""Choose the next token: greedy by default, as the original implementation does."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,20 +13,31 @@ from nvila_core.generation.grammar import check_choice, schema_text
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """What to generate and when to stop.
+    """How to sample an answer, when to stop, and which form it must have.
 
     Attributes:
-        max_tokens: most tokens to generate; less where the context ends first.
+        max_tokens: tokens to generate at most; fewer where the context ends first.
         temperature: 0 is greedy; higher is more random.
         top_p: sample from the fewest tokens whose probabilities add up to this.
-        top_k: sample from this many of the likeliest tokens; 0 means all.
-        seed: makes sampling repeatable; None draws anew every time.
+        top_k: sample from this many of the most likely tokens; 0 means all.
+        seed: makes sampling repeatable; None uses a new random seed for each request.
         repetition_penalty: above 1 makes tokens of the prompt and the answer less likely.
-        stop: strings that end the answer; they are not part of it.
-        ignore_eos: go on to `max_tokens` through end-of-turn tokens.
+        stop: a string or strings that end the answer; they are not part of it.
+        ignore_eos: continue to `max_tokens` through end-of-turn tokens.
         choice: the answer is exactly one of these strings.
-        json_schema: the answer is JSON that fits this schema, given as an object or as text; kept
+        json_schema: the answer is JSON that fits this schema, given as an object or as text; stored
             as text.
+
+    Raises:
+        PromptError: a value is out of range, or two of them contradict each other.
+
+    Example:
+        >>> SamplingParams(max_tokens=8, stop="END").stop
+        ('END',)
+        >>> SamplingParams(temperature=-1)
+        Traceback (most recent call last):
+        ...
+        nvila_core.errors.PromptError: Invalid sampling parameters: temperature must be 0 or more.
     """
 
     max_tokens: int = 512
@@ -54,11 +65,11 @@ class SamplingParams:
         )
         for holds, rule in rules:
             if not holds:
-                raise PromptError(f"The sampling parameters are wrong: {rule}.")
+                raise PromptError(f"Invalid sampling parameters: {rule}.")
         self._check_form()
 
     def _check_form(self) -> None:
-        """Whether a schema can be followed shows only when it is compiled."""
+        """Check the form, except whether a grammar can follow the schema: compiling shows that."""
         object.__setattr__(self, "choice", check_choice(self.choice, self.stop_strings))
         if self.json_schema is not None:
             object.__setattr__(self, "json_schema", schema_text(self.json_schema))
@@ -67,12 +78,12 @@ class SamplingParams:
             (not self.choice or self.json_schema is None, "give choice or json_schema, not both"),
             (
                 not (self.ignore_eos and constrained),
-                "ignore_eos does not go with choice or json_schema",
+                "ignore_eos cannot be combined with choice or json_schema",
             ),
         )
         for holds, rule in rules:
             if not holds:
-                raise PromptError(f"The sampling parameters are wrong: {rule}.")
+                raise PromptError(f"Invalid sampling parameters: {rule}.")
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
@@ -80,11 +91,12 @@ class SamplingParams:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
-class Sampler:
+class TokenSampler:
     """Draws the tokens of one sequence.
 
     Args:
-        prompt_ids: ids that the repetition penalty counts as used, besides what is drawn.
+        params: temperature, top_k, top_p, seed and repetition penalty.
+        prompt_ids: ids that the repetition penalty applies to, besides those drawn.
     """
 
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
@@ -99,13 +111,13 @@ class Sampler:
                 self.generator.manual_seed(params.seed)
 
     @property
-    def plainly_greedy(self) -> bool:
-        """Whether `draw` is no more than an argmax."""
+    def is_greedy(self) -> bool:
+        """Whether `draw` returns the most likely token."""
         return self.used is None and self.generator is None
 
     @torch.inference_mode()
     def draw(self, logits: Tensor) -> int:
-        """The next token from float32 logits [vocab]."""
+        """Draw the next token from float32 logits [vocab]."""
         if self.used is not None:
             logits = self.penalise(logits)
         token = int(logits.argmax()) if self.generator is None else self.sample(logits.cpu())
@@ -124,13 +136,13 @@ class Sampler:
         )
 
     def sample(self, logits: Tensor) -> int:
-        """One draw from the softmax after temperature, top_k and top_p, in this order."""
+        """Draw from the softmax of logits [vocab] after temperature, top_k and top_p."""
         params = self.params
         values, order = (logits / params.temperature).sort(descending=True, stable=True)
         if params.top_k:
             values, order = values[: params.top_k], order[: params.top_k]
-        chances = values.softmax(-1)
+        probabilities = values.softmax(-1)
         if params.top_p < 1:
-            before = chances.cumsum(-1) - chances
-            chances = torch.where(before < params.top_p, chances, 0.0)
-        return int(order[torch.multinomial(chances, 1, generator=self.generator)])
+            preceding = probabilities.cumsum(-1) - probabilities
+            probabilities = torch.where(preceding < params.top_p, probabilities, 0.0)
+        return int(order[torch.multinomial(probabilities, 1, generator=self.generator)])

@@ -1,40 +1,50 @@
-"""One request while it is generated: its tokens, its cache, its text so far, and why it stopped."""
+"""The state of one generation: its tokens, its text so far, and why it stopped."""
 
 from typing import Any
 
 from torch import Tensor
 
 from nvila_core.generation.completion import Completion, FinishReason, Timings, Usage
-from nvila_core.generation.sampling import Sampler, SamplingParams
-from nvila_core.generation.structured_output import constraint_for
+from nvila_core.generation.sampling import SamplingParams, TokenSampler
+from nvila_core.generation.structured_output import make_constraint
 from nvila_core.prompt.builder import Prompt
 from nvila_core.prompt.tokenizer import Tokenizer
 
 UNFINISHED = "\ufffd"
-TAIL = 16
-"""Tokens that are decoded together."""
+"""Text of a token that ends in the middle of a character."""
+
+MIN_SETTLED_TOKENS = 16
+"""Tokens that are decoded together at least before their text is settled."""
 
 
 class Sequence:
-    """The state of one generation. It holds no model; `NVILA.prefill` and `NVILA.decode` advance
-    it.
+    """The state of one generation; holds no model.
+
+    `NVILA.prefill` and `NVILA.decode`, or an `Engine`, compute its tokens.
+
+    Args:
+        prompt: the prepared prompt.
+        params: how to sample.
+        tokenizer: the model's.
+        max_model_len: positions of prompt and answer together at most.
 
     Attributes:
-        token_ids: what has been generated.
-        finish_reason: None while it runs.
-        cache: keys and values of all positions but the newest token's.
+        token_ids: the generated tokens.
+        text: the text of `token_ids` so far.
+        finish_reason: None while unfinished.
+        cache: keys and values of all positions but the newest token's; unused by an engine.
     """
 
     def __init__(
-        self, prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer, context: int
+        self, prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer, max_model_len: int
     ) -> None:
         self.prompt, self.params, self.tokenizer = prompt, params, tokenizer
-        self.limit = min(params.max_tokens, context - prompt.num_tokens)
+        self.max_tokens = min(params.max_tokens, max_model_len - prompt.num_tokens)
         media = (tokenizer.image_id, tokenizer.video_id)
-        self.sampler = Sampler(params, [i for i in prompt.token_ids if i not in media])
-        self.constraint = constraint_for(params, tokenizer)
+        self.sampler = TokenSampler(params, [i for i in prompt.token_ids if i not in media])
+        self.constraint = make_constraint(params, tokenizer)
         self.token_ids: list[int] = []
-        self.finish_reason: FinishReason | None = None if self.limit > 0 else "length"
+        self.finish_reason: FinishReason | None = None if self.max_tokens > 0 else "length"
         self.cache: Any = None
         self.cached_tokens = self.cached_tiles = 0
         self.queue_ms = self.encode_ms = self.generate_ms = 0.0
@@ -42,12 +52,12 @@ class Sequence:
         self._decoded = Detokenizer(tokenizer)
 
     @property
-    def plainly_greedy(self) -> bool:
-        """Whether the next token is the likeliest one, whatever came before."""
-        return self.sampler.plainly_greedy and self.constraint is None
+    def is_greedy(self) -> bool:
+        """Whether the next token is the most likely one, independent of earlier tokens."""
+        return self.sampler.is_greedy and self.constraint is None
 
     def accept(self, logits: Tensor) -> int:
-        """Draw the next token from float32 logits [vocab] and see whether it ends the answer."""
+        """Draw the next token from float32 logits [vocab] and append it."""
         if self.constraint is None:
             token = self.sampler.draw(logits)
         else:
@@ -57,7 +67,7 @@ class Sequence:
         return token
 
     def append(self, token: int) -> None:
-        """Take a token that was drawn, and see whether it ends the answer."""
+        """Append a drawn token, and finish the sequence if it ends the answer."""
         self.token_ids.append(token)
         ended = token in self.tokenizer.stop_ids and not self.params.ignore_eos
         self.text = self._decoded.add(token).lstrip()
@@ -67,24 +77,26 @@ class Sequence:
         complete = self.constraint is not None and self.constraint.finished
         if ended or cuts or complete:
             self.finish("stop")
-        elif len(self.token_ids) >= self.limit:
+        elif len(self.token_ids) >= self.max_tokens:
             self.finish("length")
 
     def finish(self, reason: FinishReason) -> None:
-        """End the sequence and let go of its cache."""
+        """End the sequence and drop its cache."""
         self.finish_reason, self.cache = reason, None
         self.text = self.text.strip()
 
     def take_delta(self) -> str:
-        """The text that is new since the last call and that no later token can change."""
-        settled = len(self.text) if self.finish_reason else self.settled()
+        """Return the text since the last call that no later token can change."""
+        settled = len(self.text) if self.finish_reason else self.settled_length()
         delta = self.text[self.sent : settled]
         self.sent = max(self.sent, settled)
         return delta
 
-    def settled(self) -> int:
-        """Length of the text without what may still change: white space, half a character, half a
-        stop string.
+    def settled_length(self) -> int:
+        """Return the length of the text that cannot change any more.
+
+        White space at the end, an incomplete character and the beginning of a stop string may still
+        change.
         """
         text = self.text.rstrip(UNFINISHED).rstrip()
         held = (
@@ -96,7 +108,7 @@ class Sequence:
         return len(text[: len(text) - max(held, default=0)].rstrip())
 
     def completion(self) -> Completion:
-        """The answer; the sequence must have finished."""
+        """Return the answer of a finished sequence."""
         assert self.finish_reason is not None
         usage = Usage(
             vision_tokens=self.prompt.vision_tokens,
@@ -111,9 +123,9 @@ class Sequence:
 
 
 class Detokenizer:
-    """Text of a growing list of ids, without decoding all of it again for every token.
+    """Decodes a growing list of ids without decoding all of it again for every token.
 
-    Byte-level tokenizers give the same text in pieces as in one, if no piece ends in the middle of
+    Byte-level tokenizers give the same text in pieces as at once, if no piece ends in the middle of
     a character.
     """
 
@@ -123,10 +135,10 @@ class Detokenizer:
         self._open: list[int] = []
 
     def add(self, token: int) -> str:
-        """The whole text with `token`."""
+        """Append a token and return the whole text."""
         self._open.append(token)
         tail = self._tokenizer.decode(self._open)
-        if len(self._open) >= TAIL and not tail.endswith(UNFINISHED):
+        if len(self._open) >= MIN_SETTLED_TOKENS and not tail.endswith(UNFINISHED):
             self._settled += tail
             self._open = []
             return self._settled

@@ -1,4 +1,4 @@
-"""Answers of a given form: before each token, those that the form does not allow are ruled out."""
+"""Constrain answers to a form: mask the tokens that the form does not allow next."""
 
 import threading
 from collections import OrderedDict
@@ -15,20 +15,20 @@ from nvila_core.generation.grammar import LIMITS, grammar_of, schema_error
 from nvila_core.generation.sampling import SamplingParams
 from nvila_core.prompt.tokenizer import Tokenizer
 
-CACHED_GRAMMARS = 128
+MAX_CACHED_GRAMMARS = 128
 
 
 class Constraint:
-    """How far one answer is in its form. For one thread at a time."""
+    """The progress of one answer through its form; for one thread at a time."""
 
     def __init__(self, matcher: LLMatcher) -> None:
         self._matcher = matcher
 
     def mask(self, logits: Tensor) -> Tensor:
-        """float32 logits [vocab] with -inf for every token that may not come next.
+        """Return float32 logits [vocab] with -inf for every token that must not come next.
 
         Raises:
-            PromptError: the form is too involved to follow, or the model lacks its tokens.
+            PromptError: the form is too complex, or the model has no token for it.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
@@ -36,23 +36,23 @@ class Constraint:
         masked = logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), float("-inf"))
         if not bool((masked > float("-inf")).any()):
             raise PromptError(
-                "The answer cannot be given in the form asked for, because the model has no token "
-                "for what must come next: ask for another form."
+                "The model cannot answer in the requested form, because it has no token for what "
+                "must come next: request another form."
             )
         return masked
 
     def advance(self, token: int) -> None:
-        """Take the token that was drawn.
+        """Move past the token that was drawn.
 
         Raises:
-            PromptError: `mask` had ruled it out.
+            PromptError: `mask` does not allow the token.
         """
         self._matcher.consume_token(token)
         self._check()
 
     @property
     def finished(self) -> bool:
-        """Whether the answer is complete and nothing but the end of the turn may follow."""
+        """Whether the answer is complete, so that only the end of the turn may follow."""
         return self._matcher.is_stopped()
 
     def _check(self) -> None:
@@ -61,18 +61,18 @@ class Constraint:
 
 
 class TokenTable:
-    """A byte-level BPE as the library wants it: the exact bytes of every token.
+    """The exact bytes of every token of a byte-level BPE, in the interface that llguidance takes.
 
-    Ids without an embedding row have none, so they are never allowed. Added tokens cannot be part
-    of an answer; those that end a turn can end it.
+    Ids without an embedding have no bytes, so that they are never allowed. Added tokens cannot be
+    part of an answer; those that end a turn can end it.
 
     Raises:
-        PromptError: the tokenizer is of another kind.
+        PromptError: the tokenizer is not a byte-level BPE.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._plain = tokenizer.plain  # not `tokenizer`, which this table must not keep alive
-        self._known = known = min(tokenizer.rows, len(tokenizer))
+        self._plain = tokenizer.plain  # not `tokenizer`: `_compilers` must not keep it alive
+        self._num_known = known = min(tokenizer.rows, len(tokenizer))
         byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
         self.tokens = [b""] * len(tokenizer)
         self.special_token_ids = [i for i in tokenizer.control_ids.values() if i < known]
@@ -87,22 +87,22 @@ class TokenTable:
             self.eos_token_id, self.bos_token_id = self.stop_ids[0], None
         except (KeyError, IndexError):
             raise PromptError(
-                "This checkpoint's tokenizer cannot be held to a choice or a JSON schema, because "
-                "it is not a byte-level BPE: ask for free text."
+                "This checkpoint cannot answer with a choice or a JSON schema, because its "
+                "tokenizer is not a byte-level BPE: request free text."
             ) from None
 
     def __call__(self, text: str | bytes) -> list[int]:
-        """Ids of `text`, which the library allows alone where the form leaves no other text."""
+        """Return the ids of `text`; llguidance uses them where the form leaves only one text."""
         if isinstance(text, bytes):
-            raise TypeError("text is wanted")  # it probes for what is taken
+            raise TypeError("text must be str")  # llguidance probes which types are accepted
         ids = self._plain.encode(text, add_special_tokens=False).ids
-        if max(ids, default=0) < self._known:
+        if max(ids, default=0) < self._num_known:
             return ids
         return [self.tokens.index(bytes([byte])) for byte in text.encode()]
 
 
-class Vocabulary:
-    """The grammars compiled for one tokenizer, the latest of them kept. Thread-safe."""
+class GrammarCompiler:
+    """Compiles grammars for one tokenizer, and caches the most recently used. Thread-safe."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         table = TokenTable(tokenizer)
@@ -111,10 +111,10 @@ class Vocabulary:
         self._compiled: OrderedDict[tuple[tuple[str, ...], str | None], LLMatcher] = OrderedDict()
 
     def constraint(self, choice: tuple[str, ...], schema: str | None) -> Constraint:
-        """A fresh constraint; compiled forms are kept.
+        """Return a new constraint for a form.
 
         Raises:
-            PromptError: the form cannot be followed.
+            PromptError: no grammar can follow the form.
         """
         key = (choice, schema)
         with self._lock:
@@ -127,26 +127,26 @@ class Vocabulary:
             raise schema_error(matcher.get_error())
         with self._lock:
             self._compiled[key] = matcher
-            while len(self._compiled) > CACHED_GRAMMARS:
+            while len(self._compiled) > MAX_CACHED_GRAMMARS:
                 self._compiled.popitem(last=False)
             return Constraint(matcher.deep_copy())
 
 
-_vocabularies: WeakKeyDictionary[Tokenizer, Vocabulary] = WeakKeyDictionary()
+_compilers: WeakKeyDictionary[Tokenizer, GrammarCompiler] = WeakKeyDictionary()
 _building = threading.Lock()
 
 
-def constraint_for(params: SamplingParams, tokenizer: Tokenizer) -> Constraint | None:
-    """What `params` ask of the answer's form; None for free text. May be called in any thread.
+def make_constraint(params: SamplingParams, tokenizer: Tokenizer) -> Constraint | None:
+    """Return a constraint for the form that `params` require; None for free text. Thread-safe.
 
     Raises:
-        PromptError: the form cannot be followed, or not with this tokenizer.
+        PromptError: no grammar can follow the form, or the tokenizer does not support it.
     """
     if not params.choice and params.json_schema is None:
         return None
     assert params.json_schema is None or isinstance(params.json_schema, str)
-    with _building:  # which takes half a second for a tokenizer of the true size
-        vocabulary = _vocabularies.get(tokenizer)
-        if vocabulary is None:
-            vocabulary = _vocabularies[tokenizer] = Vocabulary(tokenizer)
-    return vocabulary.constraint(tuple(params.choice), params.json_schema)
+    with _building:  # takes half a second for a tokenizer of NVILA's size
+        compiler = _compilers.get(tokenizer)
+        if compiler is None:
+            compiler = _compilers[tokenizer] = GrammarCompiler(tokenizer)
+    return compiler.constraint(tuple(params.choice), params.json_schema)

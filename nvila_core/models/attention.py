@@ -1,4 +1,4 @@
-"""The attention function that the language model's layers call, registered with transformers."""
+"""The attention function of the language model's layers, registered with transformers."""
 
 from typing import Any, Protocol
 
@@ -8,7 +8,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 ATTENTION = "nvila"
-"""Under this name transformers finds `attention`."""
+"""Name under which `attention` is registered with transformers."""
 
 
 class AttentionBackend(Protocol):

@@ -1,4 +1,4 @@
-"""Where a model runs, in which numbers, and in steps of which size."""
+"""Choose the device and dtype of a model, and the size of the engine's steps on it."""
 
 from dataclasses import dataclass
 
@@ -14,60 +14,56 @@ DTYPES = {
 
 
 @dataclass(frozen=True)
-class StepSize:
-    """Most LLM positions, and most tiles through the vision tower, in a step of the engine."""
+class StepLimits:
+    """LLM positions, and tiles through the vision tower, in a step of the engine at most."""
 
-    tokens: int
-    tiles: int
+    max_num_batched_tokens: int
+    step_tiles: int
 
 
-STEP_SIZES = {"cpu": StepSize(128, 16), "cuda": StepSize(2048, 32)}
-"""By kind of device: as few positions as keep it busy, because all others wait for a step's end.
+STEP_LIMITS = {"cpu": StepLimits(128, 16), "cuda": StepLimits(2048, 32)}
+"""By type of device: the fewest positions that keep it busy, so that steps end soon.
 
 On two cores 192 positions were no better than 128 at 8 questions on one clip, and a first token
 among 8 captions came 1.6 times as late as on an idle engine, 1.1 times with 128 (docs/engine.md). A
-GPU multiplies a hundred times and more while it fetches a weight, so its steps are larger; how
-large is best has not been measured. Tiles are as many as those positions can ask for: 2048 are 17
-tiles of 121 tokens with a line end each, so 16 would hold them up.
+GPU multiplies a hundred times and more while it fetches a weight, so its steps are larger; the best
+size has not been measured. There are as many tiles as those positions can need: 2048 positions are
+17 tiles of 121 tokens with a line end each, for which 16 would not be enough.
 """
 
 
 def choose_device(device: str | torch.device) -> torch.device:
-    """The device that is asked for.
+    """Return the device of that name; "auto" is a GPU where there is one, else the CPU.
 
     Raises:
-        NVILAError: it is unknown or not there.
+        NVILAError: the device is unknown or not available.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        place = torch.device(device)
+        chosen = torch.device(device)
     except RuntimeError:
-        raise NVILAError(
-            f"The device {device!r} is unknown; use 'auto', 'cpu' or 'cuda'."
-        ) from None
-    if place.type == "cuda" and not torch.cuda.is_available():
-        raise NVILAError("No CUDA device is here; use device 'cpu' or 'auto'.")
-    return place
+        raise NVILAError(f"Unknown device {device!r}: use 'auto', 'cpu' or 'cuda'.") from None
+    if chosen.type == "cuda" and not torch.cuda.is_available():
+        raise NVILAError("No CUDA device is available: use device 'cpu' or 'auto'.")
+    return chosen
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype that is asked for.
+    """Return the dtype of that name; "auto" is float32 on a CPU and bfloat16 on a GPU.
 
     Raises:
-        NVILAError: it is not one the model can compute in.
+        NVILAError: the model cannot compute in the dtype.
     """
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
-    kind = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if kind not in DTYPES.values():
-        raise NVILAError(
-            f"The dtype {dtype!r} is not supported; use 'auto' or one of {', '.join(DTYPES)}."
-        )
-    assert kind is not None
-    return kind
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen not in DTYPES.values():
+        raise NVILAError(f"Unsupported dtype {dtype!r}: use 'auto' or one of {', '.join(DTYPES)}.")
+    assert chosen is not None
+    return chosen
 
 
-def step_size(device: torch.device) -> StepSize:
-    """How large the engine's steps are on a device where nobody says otherwise."""
-    return STEP_SIZES.get(device.type, STEP_SIZES["cpu"])
+def step_limits(device: torch.device) -> StepLimits:
+    """Return the default limits of an engine's step on a device."""
+    return STEP_LIMITS.get(device.type, STEP_LIMITS["cpu"])

@@ -1,4 +1,4 @@
-"""The Qwen2 language model over embeddings: prompt positions in, next-token logits out."""
+"""The Qwen2 language model over embeddings: embedded positions in, next-token logits out."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,10 +12,10 @@ from nvila_core.models.attention import ATTENTION, AttentionBackend
 
 
 class LanguageModel(nn.Module):
-    """transformers' Qwen2 with its output head.
+    """transformers' Qwen2 with its output head; `checkpoint.loader` loads it.
 
-    The tokenizer may know more tokens than the checkpoint has rows. Their logits are -inf, and
-    their embeddings are never looked up.
+    The tokenizer may have more tokens than the checkpoint has embedding rows. Logits of the others
+    are -inf, and their embeddings are never looked up.
     """
 
     def __init__(self, fields: dict[str, Any]) -> None:
@@ -29,20 +29,20 @@ class LanguageModel(nn.Module):
         )
 
     @property
-    def table(self) -> Tensor:
-        """The embedding table [rows, hidden]."""
+    def embedding_table(self) -> Tensor:
+        """The embedding table [num_embeddings, hidden]."""
         weight: Tensor = self.model.embed_tokens.weight
         return weight
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype that the model computes in."""
-        return self.table.dtype
+        """The dtype in which the model computes."""
+        return self.embedding_table.dtype
 
     @property
     def device(self) -> torch.device:
-        """Where the model lives."""
-        return self.table.device
+        """The device that holds the model."""
+        return self.embedding_table.device
 
     @property
     def hidden_size(self) -> int:
@@ -50,39 +50,39 @@ class LanguageModel(nn.Module):
         return int(self.config.hidden_size)
 
     @property
-    def rows(self) -> int:
-        """Rows of the embedding table: ids from here on have no embedding."""
+    def num_embeddings(self) -> int:
+        """Rows of the embedding table; higher ids have no embedding."""
         return int(self.config.vocab_size)
 
     def new_cache(self) -> DynamicCache:
-        """An empty cache for one sequence."""
+        """Return an empty cache for one sequence."""
         return DynamicCache(config=self.config)
 
     @torch.inference_mode()
     def embed(self, ids: Sequence[int]) -> Tensor:
-        """Embedding rows [len(ids), hidden]; ids without a row give zeros, where media will be."""
+        """Return the embeddings [len(ids), hidden]; zeros for ids without one, such as media."""
         index = torch.tensor(list(ids), dtype=torch.long, device=self.device)
-        known = index < self.rows
-        embeds: Tensor = self.model.embed_tokens(index.clamp(max=self.rows - 1))
+        known = index < self.num_embeddings
+        embeds: Tensor = self.model.embed_tokens(index.clamp(max=self.num_embeddings - 1))
         return embeds * known[:, None]
 
     @torch.inference_mode()
-    def head(self, hidden: Tensor, vocab: int) -> Tensor:
-        """float32 logits [vocab] or [rows, vocab] of hidden states [hidden] or [rows, hidden]."""
+    def logits(self, hidden: Tensor, vocab: int) -> Tensor:
+        """Return float32 logits [vocab] or [N, vocab] of hidden states [hidden] or [N, hidden]."""
         if hidden.ndim == 1:
-            return self.head(hidden[None], vocab)[0]
-        weight = self.table if self.lm_head is None else self.lm_head.weight
-        # The table on the left: MKL rearranges what stands on the right, whatever its size.
+            return self.logits(hidden[None], vocab)[0]
+        weight = self.embedding_table if self.lm_head is None else self.lm_head.weight
+        # The table is the left operand: MKL rearranges the right one, however large it is.
         logits = (weight @ hidden.T).T.float()
-        if vocab <= self.rows:
+        if vocab <= self.num_embeddings:
             return logits[..., :vocab]
-        return F.pad(logits, (0, vocab - self.rows), value=float("-inf"))
+        return F.pad(logits, (0, vocab - self.num_embeddings), value=float("-inf"))
 
     @torch.inference_mode()
-    def hidden(self, embeds: Tensor, cache: DynamicCache | None = None) -> Tensor:
-        """Final hidden states [positions, hidden] of embeddings [positions, hidden].
+    def hidden_states(self, embeds: Tensor, cache: DynamicCache | None = None) -> Tensor:
+        """Return the final hidden states [positions, hidden] of embeddings [positions, hidden].
 
-        With a cache the embeddings continue what the cache holds, and are added to it.
+        With a cache, the embeddings continue the cached positions, and are added to them.
         """
         out = self.model(
             inputs_embeds=embeds[None], past_key_values=cache, use_cache=cache is not None
@@ -91,24 +91,24 @@ class LanguageModel(nn.Module):
         return states
 
     @torch.inference_mode()
-    def advance(
+    def forward_step(
         self,
         embeds: Tensor,
         positions: Tensor,
         backend: AttentionBackend,
-        wanted: Sequence[int],
+        rows: Sequence[int],
     ) -> Tensor:
         """Run one step's rows, of any number of sequences, through all layers.
 
         Args:
             embeds: [N, hidden], one row for each new position.
-            positions: int64 [1, N], the place of each row in its sequence.
-            backend: computes attention, and holds the keys and values of earlier positions.
-            wanted: the rows whose hidden states are needed.
+            positions: int64 [1, N], the position of each row in its sequence.
+            backend: computes attention; holds the keys and values of earlier positions.
+            rows: the rows whose hidden states are needed.
 
         Returns:
-            Final hidden states [W, hidden] of the `wanted` rows. The last layer's feed-forward part
-            is not computed for the others.
+            Final hidden states [len(rows), hidden]. The last layer's feed-forward part is not
+            computed for other rows.
         """
         hidden = embeds[None]
         rotary = self.model.rotary_emb(hidden, positions)
@@ -116,10 +116,10 @@ class LanguageModel(nn.Module):
         *layers, last = self.model.layers
         for layer in layers:
             hidden = layer(hidden, **step)
-        seen, _ = last.self_attn(last.input_layernorm(hidden), **step)
-        index = torch.tensor(wanted, dtype=torch.long, device=hidden.device)
-        left = (hidden + seen)[0, index]
-        if wanted:
-            left = left + last.mlp(last.post_attention_layernorm(left))
-        states: Tensor = self.model.norm(left)
+        attended, _ = last.self_attn(last.input_layernorm(hidden), **step)
+        index = torch.tensor(rows, dtype=torch.long, device=hidden.device)
+        needed = (hidden + attended)[0, index]
+        if rows:
+            needed = needed + last.mlp(last.post_attention_layernorm(needed))
+        states: Tensor = self.model.norm(needed)
         return states

@@ -1,4 +1,4 @@
-"""From vision features to the LLM positions of each media token.
+"""Turn vision features into the LLM positions of each media token.
 
 Source: nvila specification, sections 4 (dynamic S2) and 5.3 (Basic and TSP encoders).
 """
@@ -18,9 +18,7 @@ from nvila_core.resolution.grids import Grid
 
 
 def frame_positions(features: Tensor, start: Tensor | None, end: Tensor | None) -> Tensor:
-    """[T, n, D] features to [T * (start + n + end), D]: every frame with its start and end rows
-    around it.
-    """
+    """Put the start and end rows around every frame: [T, n, D] to [T * (start + n + end), D]."""
     around = [
         row if row is features else row.expand(features.shape[0], -1, -1)
         for row in (start, features, end)
@@ -30,7 +28,7 @@ def frame_positions(features: Tensor, start: Tensor | None, end: Tensor | None) 
 
 
 def pool(x: Tensor, size: int, dim: int) -> Tensor:
-    """Means over runs of `size` along `dim`; a shorter last run is averaged over what it has."""
+    """Average runs of `size` along `dim`; a shorter last run is averaged over its own length."""
     whole = x.shape[dim] // size * size
     parts = []
     if whole:
@@ -48,9 +46,7 @@ def tsp_positions(
     end: Tensor | None,
     sep: Tensor | None,
 ) -> Tensor:
-    """Temporal-spatial pooling: [T, m*m, D] features to the concatenation of all pools, [positions,
-    D].
-    """
+    """Pool over time and space: features [T, m*m, D] to [positions, D], all pools concatenated."""
     side = isqrt(features.shape[1])
     grid = features.unflatten(1, (side, side))
     outputs = []
@@ -65,8 +61,12 @@ def tsp_positions(
 
 
 def video_positions(features: Tensor, config: EncoderConfig, rows: dict[str, Tensor]) -> Tensor:
-    """[T, n, D] features of a video's tiles to [positions, D]; `rows` holds the embeddings of
-    texts.
+    """Arrange the features [T, n, D] of a media token's tiles as LLM positions [positions, D].
+
+    Args:
+        features: of each frame or block.
+        config: the encoder that the checkpoint names.
+        rows: embeddings [tokens, D] of the texts in `config`.
     """
     start, end, sep = (
         rows[text] if text else None
@@ -78,7 +78,7 @@ def video_positions(features: Tensor, config: EncoderConfig, rows: dict[str, Ten
 
 
 def merge(tiles: Tensor, block: Grid) -> Tensor:
-    """[rows*columns, g*g, C] tiles, row by row, to one map [C, rows*g, columns*g]."""
+    """Join tiles [rows*columns, g*g, C], row by row, to one map [C, rows*g, columns*g]."""
     rows, columns = block
     side, channels = isqrt(tiles.shape[1]), tiles.shape[2]
     grid = tiles.reshape(rows, columns, side, side, channels)
@@ -86,7 +86,7 @@ def merge(tiles: Tensor, block: Grid) -> Tensor:
 
 
 def split(image: Tensor, block: Grid) -> Tensor:
-    """The reverse of `merge`: [C, H, W] to [rows*columns, H/rows * W/columns, C]."""
+    """Reverse `merge`: [C, H, W] to [rows*columns, H/rows * W/columns, C]."""
     rows, columns = block
     channels, height, width = image.shape
     grid = image.reshape(channels, rows, height // rows, columns, width // columns)
@@ -94,11 +94,11 @@ def split(image: Tensor, block: Grid) -> Tensor:
 
 
 def s2_features(features: Tensor, block: Grid, config: ModelConfig) -> tuple[Tensor, Grid]:
-    """Dynamic S2 of one image: all scales resized to one map, channels side by side, cut into
-    blocks.
+    """Compute dynamic S2 of one image: resize all scales to one size, concatenate their channels,
+    and cut the result into blocks.
 
     Args:
-        features: [tiles, N, C] of all of its tiles, small scale first.
+        features: [tiles, N, C] of all of its tiles, the smallest scale first.
         block: (rows, columns) of the last scale.
 
     Returns:
@@ -118,7 +118,7 @@ def s2_features(features: Tensor, block: Grid, config: ModelConfig) -> tuple[Ten
 def project(
     projector: Projector, features: Tensor, media: Sequence[Media], config: ModelConfig
 ) -> list[Tensor]:
-    """Projected features [frames or blocks, tokens, D] of each media token.
+    """Project the features of each media token: [frames or blocks, tokens, D].
 
     Args:
         features: [tiles, N, C] of all tiles that `media` refers to.
@@ -139,14 +139,16 @@ def project(
 
 
 def tile_features(projector: Projector, features: Tensor, config: ModelConfig) -> Tensor:
-    """All that can be computed of tiles one by one: [tiles, tokens, D], or under dynamic S2, where
-    an image's tiles are merged before the projector, the tower's [tiles, N, C] as they are.
+    """Compute as much as possible tile by tile: projected features [tiles, tokens, D].
+
+    With dynamic S2 these are the tower's features [tiles, N, C]: an image's tiles are merged before
+    the projector.
     """
     return features if config.s2_scales else projector(features)
 
 
 def from_tiles(projector: Projector, tiles: Tensor, item: Media, config: ModelConfig) -> Tensor:
-    """[frames or blocks, tokens, D] of one media token from the `tile_features` of its tiles."""
+    """Return [frames or blocks, tokens, D] of a media token from its `tile_features`."""
     if not config.s2_scales:
         return tiles
     return project(projector, tiles, [replace(item, first=0)], config)[0]

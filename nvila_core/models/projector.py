@@ -1,4 +1,4 @@
-"""From vision features to LLM embeddings: k x k neighbouring patches become one token.
+"""Map vision features to LLM embeddings: k x k neighbouring patches become one token.
 
 NVILA-Lite merges 3x3 patches (1024 -> 121 tokens a tile), NVILA 2x2 (1024 -> 256). Submodule
 indices are those of the published `mm_projector/model.safetensors` (`layers.{n}.weight`).
@@ -13,8 +13,10 @@ from nvila_core.config import DOWNSAMPLING, MLP_PROJECTOR
 
 
 class Downsample(nn.Module):
-    """[B, g*g, C] -> [B, m*m, k*k*C] with m = ceil(g/k), zero-padded after the last row and
-    column."""
+    """Merges k x k patches: [B, g*g, C] to [B, m*m, k*k*C] with m = ceil(g/k).
+
+    The grid is zero-padded after its last row and column.
+    """
 
     def __init__(self, factor: int) -> None:
         super().__init__()
@@ -49,7 +51,7 @@ class Projector(nn.Module):
 
 
 def build_projector(kind: str, vision_hidden: int, llm_hidden: int) -> Projector:
-    """A randomly initialised projector from width `vision_hidden` (C) to width `llm_hidden` (D).
+    """Build a randomly initialised projector from width `vision_hidden` to width `llm_hidden`.
 
     Args:
         kind: `mm_projector_type` of the checkpoint, e.g. "mlp_downsample_3x3_fix".

@@ -1,4 +1,4 @@
-"""The SigLIP vision tower, cut off at the layer whose output the projector wants."""
+"""The SigLIP vision tower, up to the layer whose output the projector takes."""
 
 import torch
 from torch import Tensor, nn
@@ -6,12 +6,12 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from nvila_core.config import VisionConfig
 
-TILES_AT_ONCE = 16
+MAX_TILES = 16
+"""Tiles in one pass through the tower, which bounds its memory."""
 
 
 class VisionTower(nn.Module):
-    """[tiles, 3, S, S] pixels to [tiles, (S/patch)^2, C] features; transformers' SigLIP without its
-    tail.
+    """transformers' SigLIP: pixels [tiles, 3, S, S] to features [tiles, patches, C].
 
     Only the layers below the selected one exist: hidden_states[-2] needs neither the last layer nor
     the post-norm, so they are neither computed nor loaded.
@@ -37,18 +37,17 @@ class VisionTower(nn.Module):
 
     @property
     def positions(self) -> Tensor:
-        """The position embeddings [patches, C]; the tower computes in their dtype, on their
-        device."""
+        """The position embeddings [patches, C]; the tower computes in their dtype and device."""
         weight: Tensor = self.embeddings.position_embedding.weight
         return weight
 
     @torch.inference_mode()
     def forward(self, pixels: Tensor) -> Tensor:
-        """Features [tiles, patches, C] of float32 pixels [tiles, 3, S, S], some tiles at a time."""
+        """Return features [tiles, patches, C] of float32 pixels [tiles, 3, S, S]."""
         if not len(pixels):
             return self.positions.new_empty((0, *self.positions.shape))
         features = []
-        for some in pixels.split(TILES_AT_ONCE):
-            hidden = self.embeddings(some.to(self.positions.device, self.positions.dtype))
+        for part in pixels.split(MAX_TILES):
+            hidden = self.embeddings(part.to(self.positions.device, self.positions.dtype))
             features.append(self.encoder(inputs_embeds=hidden).last_hidden_state)
         return torch.cat(features)

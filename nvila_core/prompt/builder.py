@@ -142,8 +142,8 @@ class PromptBuilder:
         ids = self.tokenizer.encode_shielded(rendered, shield)
         self.check(ids)
         positions = len(ids) - len(self.media) + sum(media.positions for media in self.media)
-        if positions > self.config.context:
-            raise PromptTooLong(positions, self.config.context)
+        if positions > self.config.max_model_len:
+            raise PromptTooLong(positions, self.config.max_model_len)
         tokens = sum(media.vision_tokens for media in self.media)
         plan = Plan(tuple(self.frames), self.count, tokens)
         text = shield.restore(rendered)

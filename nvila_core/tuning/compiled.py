@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from nvila_core.engine.engine import BLOCK, Engine
+from nvila_core.engine.engine import BLOCK_SIZE, Engine
 from nvila_core.errors import NVILAError, first_line
 from nvila_core.generation.sampling import SamplingParams
 from nvila_core.media.video import Video
@@ -76,7 +76,7 @@ def run_once(model: NVILA) -> None:
         model.prepare([Video(some), "?"], num_video_frames=len(some))
         for some in (pictures[:1], pictures[1:])
     ]
-    room = sum(prompt.num_tokens + 4 * BLOCK for prompt in prompts)
+    room = sum(prompt.num_tokens + 4 * BLOCK_SIZE for prompt in prompts)
     engine = Engine(model, len(prompts), room, tile_cache_bytes=0)
     params = SamplingParams(max_tokens=3, ignore_eos=True)
     for together in (prompts[:1], prompts):

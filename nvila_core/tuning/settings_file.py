@@ -12,7 +12,7 @@ import torch
 from nvila_core.engine.engine import Engine
 from nvila_core.errors import NVILAError
 from nvila_core.model import NVILA
-from nvila_core.models.device import step_size
+from nvila_core.models.device import step_limits
 
 MARK = "# Written by tune"
 """How such a file begins: nothing else is ever replaced."""
@@ -36,8 +36,12 @@ class EngineSettings:
     @classmethod
     def default(cls, device: torch.device, quantize: str | None = None) -> "EngineSettings":
         """What a worker on a device uses when nothing else is said."""
-        size = step_size(device)
-        return cls(quantize=quantize, max_num_batched_tokens=size.tokens, step_tiles=size.tiles)
+        limits = step_limits(device)
+        return cls(
+            quantize=quantize,
+            max_num_batched_tokens=limits.max_num_batched_tokens,
+            step_tiles=limits.step_tiles,
+        )
 
     def engine(self, model: NVILA) -> Engine:
         """An engine with these settings; `quantize`, `dtype` and `compile` are the model's."""
@@ -45,7 +49,7 @@ class EngineSettings:
             model,
             self.max_num_seqs,
             self.kv_cache_tokens,
-            step_tokens=self.max_num_batched_tokens,
+            max_num_batched_tokens=self.max_num_batched_tokens,
             step_tiles=self.step_tiles,
         )
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from nvila_core.engine.batch import Batch, Rows
-from nvila_core.engine.engine import BLOCK, Engine
+from nvila_core.engine.batch import PagedBatch, SequenceSlice
+from nvila_core.engine.engine import BLOCK_SIZE, Engine
 from nvila_core.model import NVILA
 
 CLIP_FRAMES = 8
@@ -46,7 +46,7 @@ class Gauges:
         self.model = model
         self.engine = Engine(model, kv_cache_tokens=positions, tile_cache_bytes=0)
         self.blocks = self.engine.cache.num_blocks
-        self.length = min(Load().positions(model), model.context - 1, positions - 1)
+        self.length = min(Load().positions(model), model.max_model_len - 1, positions - 1)
 
     def tiles(self, count: int) -> float:
         """Seconds for `count` tiles through tower and projector together."""
@@ -56,18 +56,22 @@ class Gauges:
 
     def reading(self, count: int) -> float:
         """Seconds for `count` positions of one prompt, with as many of a clip before them."""
-        start = min(self.length // 2, max(0, self.blocks * BLOCK - count))
-        return self._step([Rows(start, count, list(range(-(-(start + count) // BLOCK))))])
+        start = min(self.length // 2, max(0, self.blocks * BLOCK_SIZE - count))
+        return self._step(
+            [SequenceSlice(start, count, list(range(-(-(start + count) // BLOCK_SIZE))))]
+        )
 
     def generating(self, count: int) -> float:
         """Seconds for one token of each of `count` sequences that have read a clip."""
-        own = -(-(self.length + 1) // BLOCK)
-        rows = [Rows(self.length, 1, list(range(i * own, (i + 1) * own))) for i in range(count)]
+        own = -(-(self.length + 1) // BLOCK_SIZE)
+        rows = [
+            SequenceSlice(self.length, 1, list(range(i * own, (i + 1) * own))) for i in range(count)
+        ]
         return self._step(rows)
 
     def most_sequences(self) -> int:
         """How many `generating` has room for."""
-        return max(1, self.blocks // -(-(self.length + 1) // BLOCK))
+        return max(1, self.blocks // -(-(self.length + 1) // BLOCK_SIZE))
 
     def request(self, load: Load, tiles: int, positions: int, sequences: int) -> float:
         """Seconds for a request out of many, with so many tiles, positions and sequences a step."""
@@ -77,17 +81,17 @@ class Gauges:
             + load.answer * self.generating(sequences) / sequences
         )
 
-    def _step(self, rows: Sequence[Rows]) -> float:
+    def _step(self, rows: Sequence[SequenceSlice]) -> float:
         language = self.model.language
         heads = self.model.config.num_heads
         total = sum(r.count for r in rows)
         ends = range(total - len(rows), total)
 
         def step() -> None:
-            batch = Batch(self.engine.cache, rows, heads)
+            batch = PagedBatch(self.engine.cache, rows, heads)
             embeds = language.embed([0] * total)
-            hidden = language.advance(embeds, batch.positions, batch, ends)
-            language.head(hidden, language.rows).argmax(-1).tolist()
+            hidden = language.forward_step(embeds, batch.positions, batch, ends)
+            language.logits(hidden, language.num_embeddings).argmax(-1).tolist()
 
         return self._fastest(step)
 

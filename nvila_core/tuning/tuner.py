@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from nvila_core.checkpoint.footprint import main_memory
-from nvila_core.engine.engine import BLOCK
+from nvila_core.engine.engine import BLOCK_SIZE
 from nvila_core.errors import NVILAError
 from nvila_core.generation.sampling import SamplingParams
 from nvila_core.media.video import Video
@@ -155,7 +155,7 @@ class Tuner:
         each = self.seconds / 10
         tiles = sweep(gauges.tiles, SIZES, each)
         # No more than twice the usual: cheaper or not, everybody waits for the end of a step.
-        most = min(2 * self.defaults.max_num_batched_tokens, gauges.blocks * BLOCK)
+        most = min(2 * self.defaults.max_num_batched_tokens, gauges.blocks * BLOCK_SIZE)
         steps = [s for s in STEPS if s <= most]
         reading = sweep(gauges.reading, steps, each)
         sequences = sweep(

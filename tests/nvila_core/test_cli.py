@@ -96,7 +96,7 @@ def test_stream_prints_the_same_text(
         (["--temperature", "-1", "What?"], "temperature"),
         (["--model", "nowhere", "What?"], "nowhere"),
         (["--policy", "wild", "What?"], "'adaptive:12'"),
-        (["--policy", "adaptive", "--video-max-tiles", "4", "What?"], "leave out one"),
+        (["--policy", "adaptive", "--video-max-tiles", "4", "What?"], "omit one"),
         (["x" * 9000], "context holds 4096"),
     ],
 )
@@ -158,6 +158,6 @@ def test_a_schema_that_is_none_is_one_sentence(
 ) -> None:
     assert ask(tiny_folder, "--json-schema", schema, "Which?") == 1
 
-    told = capsys.readouterr().err
-    assert "The JSON schema" in told
-    assert len(told.splitlines()) == 1
+    error = capsys.readouterr().err
+    assert "The JSON schema" in error
+    assert len(error.splitlines()) == 1

@@ -145,7 +145,7 @@ def _engine(settings: Settings) -> "Engine":
             model,
             settings.max_num_seqs,
             settings.kv_cache_tokens,
-            step_tokens=settings.max_num_batched_tokens,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
             step_tiles=settings.step_tiles,
             tile_cache_bytes=settings.tile_cache_bytes,
             tile_tolerance=settings.tile_tolerance,

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nvila_core.engine.batch import Batch, Rows
+from nvila_core.engine.batch import PagedBatch, SequenceSlice
 from nvila_core.engine.kv_cache import KVCache
-from nvila_core.engine.paged_attention import Chunk, Family, Singles
+from nvila_core.engine.paged_attention import PagedDecode, PrefillChunk, SharedPrefixDecode
 
 BLOCK, HEADS, KV_HEADS, SIZE = 16, 4, 2, 8
 
@@ -30,9 +30,11 @@ def cache() -> KVCache:
     return made
 
 
-def attended(cache: KVCache, rows: list[Rows]) -> tuple[Batch, torch.Tensor, torch.Tensor]:
+def attended(
+    cache: KVCache, rows: list[SequenceSlice]
+) -> tuple[PagedBatch, torch.Tensor, torch.Tensor]:
     """A batch, what it attends to, and what every row alone would."""
-    batch = Batch(cache, rows, HEADS)
+    batch = PagedBatch(cache, rows, HEADS)
     total = sum(r.count for r in rows)
     query = torch.randn(HEADS, total, SIZE)
     key, value = torch.randn(2, KV_HEADS, total, SIZE)
@@ -56,16 +58,18 @@ def attended(cache: KVCache, rows: list[Rows]) -> tuple[Batch, torch.Tensor, tor
 def test_rows_with_a_long_common_beginning_read_it_once(cache: KVCache) -> None:
     # Given five sequences on one clip of 40 blocks, whose ends are their own, and two others
     prefix = list(range(40))
-    rows = [Rows(640 + 7 * n, 1, [*prefix, *range(50 + 5 * n, 55 + 5 * n)]) for n in range(5)]
-    rows.insert(2, Rows(600, 1, list(range(100, 140))))
-    rows.append(Rows(30, 1, [140, 141]))
+    rows = [
+        SequenceSlice(640 + 7 * n, 1, [*prefix, *range(50 + 5 * n, 55 + 5 * n)]) for n in range(5)
+    ]
+    rows.insert(2, SequenceSlice(600, 1, list(range(100, 140))))
+    rows.append(SequenceSlice(30, 1, [140, 141]))
 
     # When they are one step
     batch, got, expected = attended(cache, rows)
 
-    # Then the five are a family, and everybody sees exactly their own sequence
-    families = [part for part in batch.parts if isinstance(part, Family)]
-    assert [part.common.shape for part in families] == [(1, 40)]
+    # Then the five share a prefix, and each attends to exactly its own sequence
+    shared = [part for part in batch.parts if isinstance(part, SharedPrefixDecode)]
+    assert [part.shared_blocks.shape for part in shared] == [(1, 40)]
     assert sorted(batch.order) == list(range(7))
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
@@ -73,15 +77,15 @@ def test_rows_with_a_long_common_beginning_read_it_once(cache: KVCache) -> None:
 def test_sequences_with_little_in_common_are_grouped_by_length(cache: KVCache) -> None:
     # Given a common beginning that is too short to matter, and lengths of all sorts
     rows = [
-        Rows(BLOCK * blocks - 3, 1, [0, 1, *range(10 * n + 10, 10 * n + 8 + blocks)])
+        SequenceSlice(BLOCK * blocks - 3, 1, [0, 1, *range(10 * n + 10, 10 * n + 8 + blocks)])
         for n, blocks in enumerate((3, 9, 4, 8, 3))
     ]
 
     # When they are one step
     batch, got, expected = attended(cache, rows)
 
-    # Then nobody is padded to more than twice their own
-    assert [type(part) for part in batch.parts] == [Singles, Singles]
+    # Then none is padded to more than twice its own
+    assert [type(part) for part in batch.parts] == [PagedDecode, PagedDecode]
     assert [part.rows for part in batch.parts] == [slice(0, 3), slice(3, 5)]
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
@@ -102,11 +106,13 @@ def test_any_mixture_attends_as_every_row_alone(cache: KVCache, seed: int) -> No
         known.append(blocks)
         new = draw.choice((1, 1, 1, draw.randint(2, BLOCK)))
         end = draw.randint(len(kept) * BLOCK + new, len(blocks) * BLOCK)
-        rows.append(Rows(end - new, new, blocks))
+        rows.append(SequenceSlice(end - new, new, blocks))
 
     # When they are one step
     batch, got, expected = attended(cache, rows)
 
     # Then every row sees exactly its own sequence, up to itself
-    assert sum(isinstance(part, Chunk) for part in batch.parts) == sum(r.count > 1 for r in rows)
+    assert sum(isinstance(part, PrefillChunk) for part in batch.parts) == sum(
+        r.count > 1 for r in rows
+    )
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)

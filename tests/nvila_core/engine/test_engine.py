@@ -26,7 +26,7 @@ from nvila_core import (
     Video,
 )
 from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
-from nvila_core.engine.engine import BLOCK
+from nvila_core.engine.engine import BLOCK_SIZE
 
 WAIT = 60
 FOREVER = SamplingParams(max_tokens=100_000, ignore_eos=True)
@@ -229,7 +229,7 @@ def test_with_a_tolerance_sensor_noise_is_not_encoded_again(model: NVILA, pictur
 
 def test_a_long_prompt_does_not_stall_those_who_generate(model: NVILA, pictures: Any) -> None:
     # given a request that generates, and then one whose prompt takes many steps
-    engine = Engine(model, step_tokens=16, step_tiles=2)
+    engine = Engine(model, max_num_batched_tokens=16, step_tiles=2)
     talking = engine.submit(["talk"], FOREVER)
     for _ in range(5):
         engine.step()
@@ -292,14 +292,14 @@ def test_a_failure_while_generating_fails_alone(
     for _ in range(2):
         engine.step()
     own = engine.scheduler.running[1].blocks[-1]
-    advance = model.language.advance
+    forward_step = model.language.forward_step
 
-    def advance_or_fail(embeds: Any, positions: Any, batch: Any, wanted: Any) -> Any:
-        if not bad.done and own in batch.slots // BLOCK:
+    def forward_or_fail(embeds: Any, positions: Any, batch: Any, wanted: Any) -> Any:
+        if not bad.done and own in batch.slots // BLOCK_SIZE:
             raise error
-        return advance(embeds, positions, batch, wanted)
+        return forward_step(embeds, positions, batch, wanted)
 
-    monkeypatch.setattr(model.language, "advance", advance_or_fail)
+    monkeypatch.setattr(model.language, "forward_step", forward_or_fail)
     # when
     run(engine)
     # then
@@ -340,7 +340,7 @@ def test_a_lost_device_ends_the_engine_and_every_request(
 
     engine = Engine(model)
     handles = [engine.submit([f"{i}"], exactly(4)) for i in range(3)]
-    monkeypatch.setattr(model.language, "advance", lose)
+    monkeypatch.setattr(model.language, "forward_step", lose)
     # when the device breaks down under a step
     engine.start()
     # then everybody is told so, and nobody is let in again

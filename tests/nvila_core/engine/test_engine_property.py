@@ -74,7 +74,7 @@ requests = st.tuples(
     mix=st.lists(requests, min_size=1, max_size=8),
     seats=st.integers(1, 6),
     positions=st.integers(LONGEST, 3 * LONGEST),
-    step_tokens=st.sampled_from([9, 40, 512]),
+    max_num_batched_tokens=st.sampled_from([9, 40, 512]),
     step_tiles=st.sampled_from([1, 3, 16]),
     cache=st.sampled_from([0, 20_000, 2**24]),
 )
@@ -83,7 +83,7 @@ def test_every_answer_is_the_one_given_alone(
     mix: list[Any],
     seats: int,
     positions: int,
-    step_tokens: int,
+    max_num_batched_tokens: int,
     step_tiles: int,
     cache: int,
 ) -> None:
@@ -92,7 +92,7 @@ def test_every_answer_is_the_one_given_alone(
         stock.model,
         seats,
         positions,
-        step_tokens=step_tokens,
+        max_num_batched_tokens=max_num_batched_tokens,
         step_tiles=step_tiles,
         tile_cache_bytes=cache,
     )
@@ -125,12 +125,12 @@ def test_every_answer_is_the_one_given_alone(
     stats = engine.stats()
     assert (stats["kv_tokens"], stats["running"], stats["waiting"]) == (0, 0, 0)
     assert stats["tile_cache_bytes"] <= cache
-    assert not engine.scheduler._promised
+    assert not engine.scheduler.blocks_in_flight
 
 
 def test_the_mixes_reach_what_they_are_meant_to_test(stock: Stock) -> None:
     """Sharing, chunks, preemption and tile reuse all happen in one run like those above."""
-    engine = Engine(stock.model, 6, LONGEST, step_tokens=40, step_tiles=1)
+    engine = Engine(stock.model, 6, LONGEST, max_num_batched_tokens=40, step_tiles=1)
     handles = [
         engine.submit(
             stock.parts((i % 2 + 3, 0), i % 3), SamplingParams(max_tokens=24, ignore_eos=True)

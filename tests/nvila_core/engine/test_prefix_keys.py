@@ -1,19 +1,19 @@
-"""Keys of blocks: equal for equal beginnings, different as soon as anything differs."""
+"""Hashes of blocks: equal for equal beginnings, different as soon as anything differs."""
 
 from typing import Any
 
 from nvila_core import NVILA
-from nvila_core.engine.prefix_keys import BlockKeys, Layout, media_keys, tile_keys
+from nvila_core.engine.prefix_keys import BlockHashes, PromptLayout, hash_media, hash_tiles
 
 SIZE = 8
 
 
-def keys_of(model: NVILA, parts: list[Any], generated: list[int] = []) -> list[bytes]:  # noqa: B006
-    """Keys of all full blocks of a prompt and what was generated."""
+def hashes_of(model: NVILA, parts: list[Any], generated: list[int] = []) -> list[bytes]:  # noqa: B006
+    """Hashes of all full blocks of a prompt and what was generated."""
     prompt = model.prepare(parts)
-    layout = Layout(prompt, (model.tokenizer.image_id, model.tokenizer.video_id))
-    keys = BlockKeys(layout, media_keys(prompt, tile_keys(prompt)), generated, SIZE)
-    return keys.first((len(layout.ids) + len(generated)) // SIZE)
+    layout = PromptLayout(prompt, (model.tokenizer.image_id, model.tokenizer.video_id))
+    hashes = BlockHashes(layout, hash_media(prompt, hash_tiles(prompt)), generated, SIZE)
+    return hashes.first((len(layout.ids) + len(generated)) // SIZE)
 
 
 def common(a: list[bytes], b: list[bytes]) -> int:
@@ -23,21 +23,21 @@ def common(a: list[bytes], b: list[bytes]) -> int:
 
 def test_the_layout_has_the_positions_of_the_spliced_prompt(tiny: NVILA, pictures: Any) -> None:
     prompt = tiny.prepare([pictures.image(), "between", pictures.image(300, 100), "end"])
-    layout = Layout(prompt, (tiny.tokenizer.image_id, tiny.tokenizer.video_id))
+    layout = PromptLayout(prompt, (tiny.tokenizer.image_id, tiny.tokenizer.video_id))
     assert len(layout.ids) == prompt.num_tokens == len(tiny.embed(prompt))
     assert sum(layout.ids < 0) == sum(media.positions for media in prompt.media)
     assert [span.index for span in layout.spans] == list(range(len(prompt.media)))
     assert all((layout.ids[span.start : span.end] < 0).all() for span in layout.spans)
     first = layout.spans[0]
-    assert layout.within(first.end, first.end) == []
-    assert layout.within(first.end - 1, first.end) == [first]
+    assert layout.overlapping(first.end, first.end) == []
+    assert layout.overlapping(first.end - 1, first.end) == [first]
 
 
 def test_questions_on_one_picture_share_it_and_no_more(tiny: NVILA, pictures: Any) -> None:
     picture = pictures.image(300, 200)
-    a, b = keys_of(tiny, [picture, "How many?"]), keys_of(tiny, [picture, "What colour is it?"])
+    a, b = hashes_of(tiny, [picture, "How many?"]), hashes_of(tiny, [picture, "What colour is it?"])
     prompt = tiny.prepare([picture, "How many?"])
-    layout = Layout(prompt, (tiny.tokenizer.image_id, tiny.tokenizer.video_id))
+    layout = PromptLayout(prompt, (tiny.tokenizer.image_id, tiny.tokenizer.video_id))
     assert 5 < layout.spans[-1].end // SIZE <= common(a, b) < len(a)
     assert common(a, a) == len(a)
 
@@ -48,8 +48,8 @@ def test_one_pixel_makes_another_picture(tiny: NVILA, pictures: Any) -> None:
     other.putpixel(
         (100, 100), (0, 0, 0) if picture.getpixel((100, 100)) != (0, 0, 0) else (9, 9, 9)
     )
-    a, b = keys_of(tiny, [picture, "x"]), keys_of(tiny, [other, "x"])
-    layout = Layout(tiny.prepare([picture, "x"]), (tiny.tokenizer.image_id,))
+    a, b = hashes_of(tiny, [picture, "x"]), hashes_of(tiny, [other, "x"])
+    layout = PromptLayout(tiny.prepare([picture, "x"]), (tiny.tokenizer.image_id,))
     assert common(a, b) == layout.spans[0].start // SIZE
 
 
@@ -57,12 +57,12 @@ def test_the_same_tiles_in_another_place_or_order_are_something_else(
     tiny: NVILA, pictures: Any
 ) -> None:
     a, b = pictures.image(), pictures.image()
-    assert keys_of(tiny, [a, b, "x"])[-1] != keys_of(tiny, [b, a, "x"])[-1]
-    assert keys_of(tiny, ["x", a])[-1] != keys_of(tiny, ["y", a])[-1]
+    assert hashes_of(tiny, [a, b, "x"])[-1] != hashes_of(tiny, [b, a, "x"])[-1]
+    assert hashes_of(tiny, ["x", a])[-1] != hashes_of(tiny, ["y", a])[-1]
 
 
 def test_what_was_generated_belongs_to_the_content(tiny: NVILA) -> None:
-    a, b = keys_of(tiny, ["x"], [5] * 20), keys_of(tiny, ["x"], [5] * 19 + [6])
+    a, b = hashes_of(tiny, ["x"], [5] * 20), hashes_of(tiny, ["x"], [5] * 19 + [6])
     assert len(a) == len(b) == (tiny.prepare(["x"]).num_tokens + 20) // SIZE
     assert a[:-2] == b[:-2]
-    assert keys_of(tiny, ["x"]) == a[: len(keys_of(tiny, ["x"]))]
+    assert hashes_of(tiny, ["x"]) == a[: len(hashes_of(tiny, ["x"]))]

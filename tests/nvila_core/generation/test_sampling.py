@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from nvila_core import NVILA, PromptError, SamplingParams
-from nvila_core.generation.sampling import Sampler
+from nvila_core.generation.sampling import TokenSampler
 from nvila_core.generation.sequence import Sequence
 
 LOGITS = torch.tensor([0.0, 3.0, 2.0, 1.0, -5.0])
 
 
 def draws(params: SamplingParams, count: int = 400, logits: torch.Tensor = LOGITS) -> set[int]:
-    sampler = Sampler(params, [])
+    sampler = TokenSampler(params, [])
     return {sampler.draw(logits) for _ in range(count)}
 
 
@@ -31,14 +31,14 @@ def test_temperature_top_k_and_top_p_narrow_the_choice() -> None:
 
 
 def test_frequencies_follow_the_softmax() -> None:
-    sampler = Sampler(SamplingParams(temperature=1.0, seed=3), [])
+    sampler = TokenSampler(SamplingParams(temperature=1.0, seed=3), [])
     counts = torch.bincount(torch.tensor([sampler.draw(LOGITS) for _ in range(4000)]), minlength=5)
     torch.testing.assert_close(counts / 4000, LOGITS.softmax(0), atol=0.03, rtol=0)
 
 
 def test_seed_repeats_a_sequence() -> None:
     def run(seed: int | None) -> list[int]:
-        sampler = Sampler(SamplingParams(temperature=1.0, seed=seed), [])
+        sampler = TokenSampler(SamplingParams(temperature=1.0, seed=seed), [])
         return [sampler.draw(torch.zeros(1000)) for _ in range(20)]
 
     assert run(5) == run(5) != run(6)
@@ -46,10 +46,10 @@ def test_seed_repeats_a_sequence() -> None:
 
 
 def test_repetition_penalty_counts_prompt_and_answer() -> None:
-    sampler = Sampler(SamplingParams(repetition_penalty=2.0), [1])
+    sampler = TokenSampler(SamplingParams(repetition_penalty=2.0), [1])
     # 3 / 2 is below 2, then 2 / 2 is below 1.5
     assert [sampler.draw(LOGITS) for _ in range(2)] == [2, 1]
-    negative = Sampler(SamplingParams(repetition_penalty=2.0), [0])
+    negative = TokenSampler(SamplingParams(repetition_penalty=2.0), [0])
     assert negative.draw(torch.tensor([-1.0, -1.5])) == 1
 
 
@@ -78,7 +78,7 @@ def test_wrong_parameters_are_refused(wrong: dict[str, Any]) -> None:
 
 def feed(model: NVILA, text: bytes, params: SamplingParams) -> tuple[Sequence, list[str]]:
     """Generate the bytes of `text` one by one, by logits that leave no choice."""
-    sequence = Sequence(model.prepare(["x"]), params, model.tokenizer, model.context)
+    sequence = Sequence(model.prepare(["x"]), params, model.tokenizer, model.max_model_len)
     deltas = []
     for byte in text:
         logits = torch.zeros(len(model.tokenizer))
@@ -143,7 +143,7 @@ def test_end_of_turn_stops_unless_ignored(tiny: NVILA) -> None:
 
 def test_answer_ends_where_the_context_does(tiny: NVILA) -> None:
     prompt = tiny.prepare(["x" * 4030])
-    room = tiny.context - prompt.num_tokens
+    room = tiny.max_model_len - prompt.num_tokens
     assert 0 < room < 100
     answer = tiny.generate(prompt, SamplingParams(max_tokens=1000, ignore_eos=True))
     assert (answer.finish_reason, len(answer.token_ids)) == ("length", room)

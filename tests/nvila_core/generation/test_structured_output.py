@@ -16,10 +16,10 @@ from nvila_core import NVILA, Engine, PromptError, SamplingParams
 from nvila_core.checkpoint.random_checkpoint import write_checkpoint
 from nvila_core.demo import CHECKPOINT
 from nvila_core.generation.structured_output import (
-    CACHED_GRAMMARS,
+    MAX_CACHED_GRAMMARS,
     Constraint,
-    Vocabulary,
-    constraint_for,
+    GrammarCompiler,
+    make_constraint,
 )
 from nvila_core.prompt.tokenizer import Tokenizer
 
@@ -42,7 +42,7 @@ def model(request: pytest.FixtureRequest, tiny: NVILA, demo: NVILA) -> NVILA:
 
 def constraint(tokenizer: Tokenizer, **form: Any) -> Constraint:
     """The constraint of a form."""
-    made = constraint_for(SamplingParams(**form), tokenizer)
+    made = make_constraint(SamplingParams(**form), tokenizer)
     assert made is not None
     return made
 
@@ -197,7 +197,7 @@ def test_the_table_holds_the_exact_bytes_of_every_token(model: NVILA) -> None:
     for text in ("Zwei große Bäume", "日本 ☂ 😀\n\t\r\x00", "  1234 <|im_end|> "):
         ids = tokenizer.plain.encode(text, add_special_tokens=False).ids
         quoted = json.dumps(text)
-        rules = Vocabulary(tokenizer).constraint((text,), None)
+        rules = GrammarCompiler(tokenizer).constraint((text,), None)
         for token in ids:  # every token of the text is allowed where it stands
             assert rules.mask(torch.zeros(len(tokenizer)))[token] == 0, quoted
             rules.advance(token)
@@ -214,7 +214,7 @@ def test_tokens_without_an_embedding_are_never_asked_for(tmp_path: Path) -> None
         (content["model"]["vocab"] if "model" in content else content).update(words)
         file.write_text(json.dumps(content))
     model = NVILA.from_pretrained(folder)
-    assert len(model.tokenizer) > model.language.rows == 264
+    assert len(model.tokenizer) > model.language.num_embeddings == 264
     # when it must answer with one of them
     answers = {
         model.generate(["?"], SamplingParams(choice=list(words), temperature=9.0, seed=seed)).text
@@ -241,9 +241,9 @@ def test_a_model_without_the_tokens_says_so(tiny: NVILA) -> None:
         ({"choice": ["yes", 1]}, "must be a list of strings"),
         ({"choice": ["two\nlines"]}, "on one line"),
         ({"choice": [" yes"]}, "white space around it"),
-        ({"choice": ["yes. no"], "stop": "."}, "holds the stop string"),
+        ({"choice": ["yes. no"], "stop": "."}, "contains the stop string"),
         ({"choice": ["a"], "json_schema": {}}, "not both"),
-        ({"choice": ["a"], "ignore_eos": True}, "ignore_eos does not go"),
+        ({"choice": ["a"], "ignore_eos": True}, "ignore_eos cannot be combined"),
         ({"json_schema": "{"}, "is not JSON"),
         ({"json_schema": "[1]"}, "must be an object"),
         ({"json_schema": {"enum": [float("nan")]}}, "is not JSON"),
@@ -265,7 +265,7 @@ def test_a_form_that_cannot_be_kept_is_refused_in_one_sentence(
     tiny: NVILA, form: Any, message: str
 ) -> None:
     with pytest.raises(PromptError, match=message) as caught:
-        constraint_for(SamplingParams(**form), tiny.tokenizer)
+        make_constraint(SamplingParams(**form), tiny.tokenizer)
 
     assert len(str(caught.value).splitlines()) == 1
 
@@ -283,19 +283,19 @@ def test_a_nested_schema_too_deep_is_refused(tiny: NVILA) -> None:
     schema = '{"items":' * 5000 + "{}" + "}" * 5000
 
     with pytest.raises(PromptError):
-        constraint_for(SamplingParams(json_schema=schema), tiny.tokenizer)
+        make_constraint(SamplingParams(json_schema=schema), tiny.tokenizer)
 
 
 def test_equal_schemas_are_compiled_once_and_few_are_kept(tiny: NVILA) -> None:
-    vocabulary = Vocabulary(tiny.tokenizer)
-    for i in range(CACHED_GRAMMARS + 20):
-        vocabulary.constraint((f"choice {i}",), None)
-    vocabulary.constraint((f"choice {CACHED_GRAMMARS}",), None)
+    compiler = GrammarCompiler(tiny.tokenizer)
+    for i in range(MAX_CACHED_GRAMMARS + 20):
+        compiler.constraint((f"choice {i}",), None)
+    compiler.constraint((f"choice {MAX_CACHED_GRAMMARS}",), None)
 
-    kept = list(vocabulary._compiled)
+    kept = list(compiler._compiled)
 
-    assert len(kept) == CACHED_GRAMMARS
-    assert kept[-1] == ((f"choice {CACHED_GRAMMARS}",), None)  # the last one used
+    assert len(kept) == MAX_CACHED_GRAMMARS
+    assert kept[-1] == ((f"choice {MAX_CACHED_GRAMMARS}",), None)  # the last one used
     spaced = SamplingParams(json_schema='{ "type" : "null" }')
     assert spaced == SamplingParams(json_schema={"type": "null"})
     assert hash(spaced) == hash(SamplingParams(json_schema={"type": "null"}))

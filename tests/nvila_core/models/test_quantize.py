@@ -17,14 +17,14 @@ from nvila_core.demo import CHECKPOINT
 from nvila_core.demo.evaluate import held_out
 from nvila_core.demo.sampling import FIRST_EVALUATION_SEED
 from nvila_core.models.quantize import (
+    MAX_DEQUANTIZED,
     MODES,
-    WIDENED,
     Linear4,
     Linear8,
+    check_kernel,
     choose_precision,
     quantized,
-    some_rows,
-    try_out,
+    split_rows,
     weight_bytes,
 )
 
@@ -63,7 +63,7 @@ def test_a_product_is_nearly_that_of_the_full_weights(
 @pytest.mark.parametrize("bits", [8, 4])
 def test_rows_are_quantized_some_at_a_time_and_all_of_them(bits: int) -> None:
     weight, x = torch.randn(208, 8192), torch.randn(3, 8192)
-    assert [len(part) for part in some_rows(weight)] == [64, 64, 64, 16]
+    assert [len(part) for part in split_rows(weight)] == [64, 64, 64, 16]
 
     with torch.inference_mode():
         found = quantized(weight.bfloat16(), bits, torch.float32)(x)
@@ -89,11 +89,11 @@ def test_every_weight_is_kept_to_half_a_step(bits: int) -> None:
     assert (kept - weight).unflatten(1, (-1, group)).abs().le(limit).all()
 
 
-def test_rows_are_widened_some_at_a_time_and_all_of_them(monkeypatch: Any) -> None:
+def test_rows_are_dequantized_some_at_a_time_and_all_of_them(monkeypatch: Any) -> None:
     layer, x = quantized(torch.randn(50, 64), 8, torch.float32), torch.randn(3, 64)
     with torch.inference_mode():
         whole = layer(x)
-        monkeypatch.setitem(WIDENED, "cpu", 64 * 7)  # 7 rows, which do not divide 50
+        monkeypatch.setitem(MAX_DEQUANTIZED, "cpu", 64 * 7)  # 7 rows, which do not divide 50
         parts = layer(x)
 
     torch.testing.assert_close(parts, whole, rtol=1e-5, atol=1e-5)
@@ -122,7 +122,9 @@ def test_only_the_linear_layers_inside_change(demo: NVILA, quantize: str, dtype:
     vision = Counter(type(m).__name__ for m in model.vision.modules())
     assert (vision["Linear8"], vision["Linear"]) == (6 * model.config.vision.layers_run, 0)
     assert model.dtype == getattr(torch, dtype)
-    torch.testing.assert_close(model.language.table.float(), demo.language.table, atol=0.02, rtol=0)
+    torch.testing.assert_close(
+        model.language.embedding_table.float(), demo.language.embedding_table, atol=0.02, rtol=0
+    )
     part = weight_bytes(model.language) / weight_bytes(demo.language)
     assert part < 0.35 if quantize == "int8" else part < 0.25
 
@@ -148,7 +150,9 @@ def test_the_next_token_is_nearly_always_the_same(demo: NVILA, quantize: str, le
             answer = demo.generate(prompt, SamplingParams(max_tokens=40)).token_ids
             # when each model is shown the answer and asked for every next token
             embeds = torch.cat([model.embed(prompt), model.language.embed(answer[:-1])])
-            scores = model.language.head(model.language.hidden(embeds), len(model.tokenizer))
+            scores = model.language.logits(
+                model.language.hidden_states(embeds), len(model.tokenizer)
+            )
             guesses = scores[-len(answer) :].argmax(-1).tolist()
             same += sum(a == b for a, b in zip(guesses, answer, strict=True))
             total += len(answer)
@@ -174,7 +178,7 @@ def test_the_engine_answers_as_generate_does(quantize: str, pictures: Any) -> No
 
 
 def test_what_is_unknown_is_refused_before_anything_is_read(tmp_path: Path) -> None:
-    with pytest.raises(NVILAError, match="'int2' is unknown; use 'int8' or 'int4'"):
+    with pytest.raises(NVILAError, match="Unknown quantization 'int2': use 'int8' or 'int4'"):
         NVILA.from_pretrained(tmp_path / "not there", quantize="int2")
     with pytest.raises(CheckpointError):
         NVILA.from_pretrained(tmp_path / "not there", quantize="int8")
@@ -183,7 +187,7 @@ def test_what_is_unknown_is_refused_before_anything_is_read(tmp_path: Path) -> N
 @pytest.mark.parametrize("bits", [8, 4])
 def test_a_device_without_the_kernels_is_refused_in_one_sentence(bits: int) -> None:
     with pytest.raises(NVILAError, match=f"Weights in {bits} bits do not work on meta") as caught:
-        try_out(bits, torch.device("meta"), torch.float32)
+        check_kernel(bits, torch.device("meta"), torch.float32)
 
     assert len(str(caught.value).splitlines()) == 1
 
@@ -214,8 +218,9 @@ PROGRAM = """
 import json, sys, threading
 import torch, transformers
 from nvila_core import NVILA
-import nvila_core.checkpoint, nvila_core.language, nvila_core.vision
-from nvila_core.quantize import weight_bytes
+import nvila_core.checkpoint.loader
+import nvila_core.models.language_model, nvila_core.models.vision_tower
+from nvila_core.models.quantize import weight_bytes
 def own():  # without what is only mapped from files
     lines = open("/proc/self/status").read().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("RssAnon")).split()[1])

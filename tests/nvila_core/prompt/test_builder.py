@@ -293,7 +293,7 @@ def test_too_long_prompt_is_refused_with_both_numbers(
 ) -> None:
     with pytest.raises(PromptTooLong, match=r"needs 5\d\d\d positions .* holds 4096") as caught:
         tiny.prepare(["x" * 5000])
-    assert (caught.value.context, caught.value.prompt_tokens > 5000) == (4096, True)
+    assert (caught.value.max_model_len, caught.value.prompt_tokens > 5000) == (4096, True)
     # media count too, and nothing is resized before the refusal
     with pytest.raises(PromptTooLong):
         tiny.prepare([Video([pictures.image()]), "x" * 3000], num_video_frames=2000)

@@ -113,7 +113,7 @@ def test_defaults_are_those_of_the_service(tiny: NVILA) -> None:
 
     # and where the service leaves the steps to the engine, it takes the same
     engine = Engine(tiny, kv_cache_tokens=2048)
-    taken = (engine.stats()["step_tokens"], engine.stats()["step_tiles"])
+    taken = (engine.stats()["max_num_batched_tokens"], engine.stats()["step_tiles"])
     assert taken == (DEFAULTS.max_num_batched_tokens, DEFAULTS.step_tiles)
 
 

@@ -27,7 +27,7 @@ POISON = 13
 
 def install(fault: str, mark: Path) -> None:
     """Break the classes that the engine is made of."""
-    schedule, advance = Scheduler.schedule, LanguageModel.advance
+    schedule, forward = Scheduler.schedule, LanguageModel.forward_step
     asked: list[int] = []
 
     def count() -> int:
@@ -54,9 +54,9 @@ def install(fault: str, mark: Path) -> None:
             or (fault == "poison" and POISON in asked and count())
         ):
             raise torch.AcceleratorError("CUDA error: device-side assert triggered")
-        return advance(self, *arguments)
+        return forward(self, *arguments)
 
-    Scheduler.schedule, LanguageModel.advance = looked_at, broken
+    Scheduler.schedule, LanguageModel.forward_step = looked_at, broken
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def test_the_engine_is_as_the_settings_say(threads: None) -> None:
 
     assert torch.get_num_threads() == 1
     assert (engine.max_num_seqs, engine.kv_cache_tokens) == (3, 2048)
-    assert (engine.scheduler.step_tokens, engine.encoder.step_tiles) == (96, 5)
+    assert (engine.scheduler.max_num_batched_tokens, engine.encoder.step_tiles) == (96, 5)
     assert (engine.tile_cache.max_bytes, engine.tile_cache.tolerance) == (4096, 0.01)
 
 
@@ -59,4 +59,4 @@ def test_steps_that_the_settings_leave_open_suit_the_device() -> None:
     engine = gpu._engine(Settings(model="demo", device="cpu", kv_cache_tokens=256))
 
     told = gpu.measures(engine)
-    assert (told["step_tokens"], told["step_tiles"]) == (128, 16)
+    assert (told["max_num_batched_tokens"], told["step_tiles"]) == (128, 16)
