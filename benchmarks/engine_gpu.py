@@ -19,7 +19,7 @@ from nvila_core import NVILA, Completion, Engine, Video
 from nvila_core.checkpoint.footprint import main_memory
 from nvila_core.checkpoint.random_checkpoint import Shape
 from nvila_core.models.quantize import weight_bytes
-from nvila_core.tuning.step_timer import Gauges
+from nvila_core.tuning.step_timer import StepTimer
 
 PERIOD = 10.0
 """Seconds of a stream that a caption is about."""
@@ -88,7 +88,7 @@ def shares(model: NVILA) -> dict[str, dict[str, Any]]:
     """Measure tower and prefill as shares of peak FLOP/s, decode as a share of bandwidth."""
     device = model.device
     flops, bandwidth = peak_flops(device, model.dtype), peak_bandwidth(device)
-    gauges = Gauges(model, positions(model) // 2)
+    timer = StepTimer(model, positions(model) // 2)
     weights = weight_bytes(model.language)
     if model.language.lm_head is not None:  # only a few rows of the embedding table are read
         weights -= model.language.embedding_table.nbytes
@@ -101,20 +101,20 @@ def shares(model: NVILA) -> dict[str, dict[str, Any]]:
 
     add(
         f"tower, {STEP_TILES} tiles",
-        STEP_TILES * tower_flops(model) / gauges.tiles(STEP_TILES),
+        STEP_TILES * tower_flops(model) / timer.tiles(STEP_TILES),
         flops,
         "TFLOP/s",
     )
     for count in (512, STEP_TOKENS):
-        start = min(gauges.length // 2, gauges.blocks * 16 - count)
-        done = reading_flops(model, count, start) / gauges.reading(count)
+        start = min(timer.length // 2, timer.blocks * 16 - count)
+        done = reading_flops(model, count, start) / timer.reading(count)
         add(f"prefill, {count} positions", done, flops, "TFLOP/s")
     for count in (1, 8, 32, 64):
-        if count <= gauges.most_sequences():
-            moved = weights + count * gauges.length * position_bytes(model)
+        if count <= timer.max_sequences():
+            moved = weights + count * timer.length * position_bytes(model)
             add(
                 f"decode, {count} sequences",
-                moved / gauges.generating(count),
+                moved / timer.generating(count),
                 bandwidth,
                 "GB/s",
             )

@@ -6,7 +6,7 @@ from typing import Any
 
 from nvila_core.media.preprocess import Processor
 from nvila_core.resolution.grids import Grid
-from nvila_core.resolution.policy import Tiling
+from nvila_core.resolution.policy import TilingConfig
 
 MAX_FRAMES = 4096
 """Frames of one video in a prompt."""
@@ -87,9 +87,9 @@ class ModelConfig:
         return self.image_aspect_ratio == "dynamic" and not self.video_encoder.pool_sizes
 
     @property
-    def tiling(self) -> Tiling:
+    def tiling(self) -> TilingConfig:
         """The model's tile parameters, for a resolution policy."""
-        return Tiling(
+        return TilingConfig(
             self.processor.size,
             self.tile_tokens,
             self.min_tiles,

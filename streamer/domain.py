@@ -23,7 +23,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from nvila_core.resolution.policy import Measures, thin
+from nvila_core.resolution.policy import Measures, subsample
 from streamer.errors import ErrorCode
 from streamer.response_format import ResponseFormat, TextFormat, with_response_format
 
@@ -284,7 +284,7 @@ class FrameRef(Record):
 
 def thinned(refs: Sequence[FrameRef], indices: Sequence[int]) -> list[FrameRef]:
     """The frames at `indices` (ascending); what changed in those left out counts for the next."""
-    measures = thin([ref.measures for ref in refs], indices)
+    measures = subsample([ref.measures for ref in refs], indices)
     return [
         refs[index].model_copy(update={"change": now.change, "fresh": now.fresh})
         for index, now in zip(indices, measures, strict=True)

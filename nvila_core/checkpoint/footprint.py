@@ -48,7 +48,7 @@ class Footprint:
         return self.weights + self.kv_cache
 
 
-def measure(
+def measure_footprint(
     root: Path, device: str, dtype: str, kv_cache_tokens: int, quantize: str | None = None
 ) -> Footprint:
     """The footprint of the checkpoint in the folder `root`.
@@ -139,7 +139,9 @@ def main(arguments: list[str] | None = None) -> int:
         if root is None:
             told = {"torch": torch.__version__, "missing": given.model}
         else:
-            found = measure(root, given.device, given.dtype, given.kv_cache_tokens, given.quantize)
+            found = measure_footprint(
+                root, given.device, given.dtype, given.kv_cache_tokens, given.quantize
+            )
             told = {**asdict(found), "needed": found.needed}
     except NVILAError as error:
         told = {"torch": torch.__version__, "error": str(error)}

@@ -29,7 +29,7 @@ from nvila_core.checkpoint.writer import (
 from nvila_core.models.projector import build_projector
 from nvila_core.prompt.tokenizer import IMAGE, QWEN2_TEMPLATE, SENTINEL, VIDEO
 
-Layout = Literal["folders", "vila", "nvila_lite", "nvila"]
+CheckpointLayout = Literal["folders", "vila", "nvila_lite", "nvila"]
 NameAndShape = tuple[str, tuple[int, ...]]
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "[BOS]", "[PAD]"]
 MEDIA_TOKENS = [SENTINEL, IMAGE, VIDEO]
@@ -268,7 +268,7 @@ def write_checkpoint(
     folder: str | Path,
     shape: Shape | None = None,
     *,
-    layout: Layout = "folders",
+    layout: CheckpointLayout = "folders",
     dtype: torch.dtype = torch.bfloat16,
     seed: int = 0,
     shard_bytes: int | None = None,

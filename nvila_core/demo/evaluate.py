@@ -13,7 +13,7 @@ from typing import Any
 from PIL import Image
 
 from nvila_core import NVILA, SamplingParams, Video
-from nvila_core.demo.questions import QUESTION_KINDS, Question, ask
+from nvila_core.demo.questions import QUESTION_KINDS, QuestionAnswer, make_question
 from nvila_core.demo.render import render_clip
 from nvila_core.demo.sampling import FIRST_EVALUATION_SEED, sample_scene
 from nvila_core.demo.world import observe
@@ -71,14 +71,14 @@ def evaluate(
 
 def held_out(
     look: str, kind: str, count: int, first_seed: int, tile: int
-) -> Iterator[tuple[list[Any], Question]]:
+) -> Iterator[tuple[list[Any], QuestionAnswer]]:
     """`count` prompts with their questions, of scenes from `first_seed` on."""
     assert first_seed >= FIRST_EVALUATION_SEED
     times = [float(t) for t in range(CLIP_FRAMES if look == "clip" else 1)]
     seed = first_seed
     while count:
         scene = sample_scene(seed, times)
-        question = ask(observe(scene, times), kind, random.Random(seed))
+        question = make_question(observe(scene, times), kind, random.Random(seed))
         seed += 1
         if question is None:
             continue

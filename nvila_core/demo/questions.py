@@ -53,7 +53,7 @@ MOTION_KINDS = ("direction", "change")
 
 
 @dataclass(frozen=True)
-class Question:
+class QuestionAnswer:
     """A question and the one answer that counts as right."""
 
     kind: str
@@ -83,13 +83,13 @@ def changes(observation: Observation) -> str:
     return f"A{text[1:]}."
 
 
-def ask(observation: Observation, kind: str, rng: random.Random) -> Question | None:
+def make_question(observation: Observation, kind: str, rng: random.Random) -> QuestionAnswer | None:
     """A random question of a kind, or None where the observation does not allow one."""
     if kind in MOTION_KINDS and observation.frames == 1:
         return None
     match kind:
         case "caption":
-            return Question(kind, rng.choice(CAPTION), caption(observation))
+            return QuestionAnswer(kind, rng.choice(CAPTION), caption(observation))
         case "count":
             return _ask_count(observation, rng)
         case "exists":
@@ -99,23 +99,23 @@ def ask(observation: Observation, kind: str, rng: random.Random) -> Question | N
         case "direction":
             return _ask_direction(observation, rng)
         case "change":
-            return Question(kind, rng.choice(CHANGE), changes(observation))
+            return QuestionAnswer(kind, rng.choice(CHANGE), changes(observation))
         case "sign":
-            return Question(kind, rng.choice(SIGN), str(observation.sign_number))
+            return QuestionAnswer(kind, rng.choice(SIGN), str(observation.sign_number))
     raise ValueError(f"no such kind of question: {kind}")
 
 
-def _ask_count(observation: Observation, rng: random.Random) -> Question:
+def _ask_count(observation: Observation, rng: random.Random) -> QuestionAnswer:
     if rng.random() < 0.3:
         things, number = "objects", len(observation.seen)
     else:
         present = [kind for kind in KINDS if observation.kinds[kind]]
         kind = rng.choice(present if present and rng.random() < 0.7 else KINDS)
         things, number = PLURALS[kind], len(observation.kinds[kind])
-    return Question("count", rng.choice(COUNT).format(things=things), str(number))
+    return QuestionAnswer("count", rng.choice(COUNT).format(things=things), str(number))
 
 
-def _ask_exists(observation: Observation, rng: random.Random) -> Question:
+def _ask_exists(observation: Observation, rng: random.Random) -> QuestionAnswer:
     yes = rng.random() < 0.5
     if observation.frames > 1 and rng.random() < 0.25:
         return _ask_moving(observation, rng)
@@ -128,7 +128,7 @@ def _ask_exists(observation: Observation, rng: random.Random) -> Question:
         yes = not yes
         choices = [kind for kind in KINDS if bool(observation.kinds[kind]) == yes]
     text = rng.choice(EXISTS).format(thing=rng.choice(choices))
-    return Question("exists", text, "yes" if yes else "no")
+    return QuestionAnswer("exists", text, "yes" if yes else "no")
 
 
 def _absent_names(observation: Observation, names: set[str], rng: random.Random) -> list[str]:
@@ -146,32 +146,32 @@ def _absent_names(observation: Observation, names: set[str], rng: random.Random)
     return [name for name in pool if name not in names]
 
 
-def _ask_moving(observation: Observation, rng: random.Random) -> Question:
+def _ask_moving(observation: Observation, rng: random.Random) -> QuestionAnswer:
     named = _named(observation, rng)
     if named is None or rng.random() < 0.5:
         moves = any(seen.motion != STILL for seen in observation.seen)
-        return Question("exists", rng.choice(ANY_MOVING), "yes" if moves else "no")
+        return QuestionAnswer("exists", rng.choice(ANY_MOVING), "yes" if moves else "no")
     thing, seen = named
     text = rng.choice(THING_MOVING).format(thing=thing)
-    return Question("exists", text, "no" if seen.motion == STILL else "yes")
+    return QuestionAnswer("exists", text, "no" if seen.motion == STILL else "yes")
 
 
-def _ask_colour(observation: Observation, rng: random.Random) -> Question | None:
+def _ask_colour(observation: Observation, rng: random.Random) -> QuestionAnswer | None:
     single = [kind for kind in KINDS if len(observation.kinds[kind]) == 1]
     if not single:
         return None
     kind = rng.choice(single)
     text = rng.choice(COLOUR).format(thing=kind)
-    return Question("colour", text, observation.kinds[kind][0].colour)
+    return QuestionAnswer("colour", text, observation.kinds[kind][0].colour)
 
 
-def _ask_direction(observation: Observation, rng: random.Random) -> Question | None:
+def _ask_direction(observation: Observation, rng: random.Random) -> QuestionAnswer | None:
     named = _named(observation, rng)
     if named is None:
         return None
     thing, seen = named
     answer = "it stands still" if seen.motion == STILL else str(seen.motion)
-    return Question("direction", rng.choice(DIRECTION).format(thing=thing), answer)
+    return QuestionAnswer("direction", rng.choice(DIRECTION).format(thing=thing), answer)
 
 
 def _named(observation: Observation, rng: random.Random) -> tuple[str, Sighting] | None:

@@ -15,7 +15,7 @@ from PIL import Image
 from nvila_core.errors import MediaError
 from nvila_core.media.preprocess import to_rgb
 from nvila_core.media.video_file import VideoFile
-from nvila_core.resolution.policy import Measures, thin
+from nvila_core.resolution.policy import Measures, subsample
 
 ChooseIndices = Callable[[int, float], Sequence[int]]
 """Returns indices into a video, given its number of frames and its frame rate (0: unknown)."""
@@ -132,7 +132,7 @@ class Video:
         """Return the measures of the frames that `sample` returns; None: not known."""
         if self.measures is None:
             return None
-        return thin(self.measures, self._spaced_indices(len(self.measures), count))
+        return subsample(self.measures, self._spaced_indices(len(self.measures), count))
 
     def _spaced_indices(self, total: int, count: int) -> Sequence[int]:
         return range(total) if self.sampled and total <= count else uniform_indices(total, count)

@@ -28,8 +28,8 @@ from nvila_core.media.preprocess import (
 from nvila_core.media.video import Video
 from nvila_core.prompt.conversation import as_conversation, without_media_tokens
 from nvila_core.prompt.tokenizer import IMAGE, VIDEO, Shield, Tokenizer
-from nvila_core.resolution.grids import ONE, Grid, choose_grid, tiles_of
-from nvila_core.resolution.policy import BY_ASPECT, MAX_TILES, ONE_OF_SEVERAL, Plan, PlannedFrame
+from nvila_core.resolution.grids import SINGLE_TILE, Grid, choose_grid, tile_count
+from nvila_core.resolution.policy import BY_ASPECT, MAX_TILES, ONE_OF_SEVERAL, FramePlan, Plan
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class PromptBuilder:
         self.config, self.tokenizer, self.options = config, tokenizer, options
         self.media: list[Media] = []
         self.makers: list[Callable[[], list[Image.Image]]] = []
-        self.frames: list[PlannedFrame] = []
+        self.frames: list[FramePlan] = []
         self.count = 0
         self.single = False
 
@@ -193,7 +193,7 @@ class PromptBuilder:
         config, size = self.config, self.config.processor.size
         if single and config.image_aspect_ratio == "dynamic":
             grid = choose_grid(*image.size, size, config.min_tiles, config.max_tiles)
-            return self.add_tiles(image, PlannedFrame(grid, BY_ASPECT))
+            return self.add_tiles(image, FramePlan(grid, BY_ASPECT))
         if single and config.image_aspect_ratio == "dynamic_s2":
             scales = config.s2_scales
             fewest = (scales[-1] // scales[0]) ** 2
@@ -204,20 +204,20 @@ class PromptBuilder:
             self.add(
                 "image", count, config.tile_tokens * block_rows * block_columns, (rows, columns)
             )
-            self.frames.append(PlannedFrame((columns, rows), BY_ASPECT))
+            self.frames.append(FramePlan((columns, rows), BY_ASPECT))
             return IMAGE
-        return self.add_whole(image, PlannedFrame(ONE, ONE_OF_SEVERAL))
+        return self.add_whole(image, FramePlan(SINGLE_TILE, ONE_OF_SEVERAL))
 
-    def add_whole(self, image: Image.Image, frame: PlannedFrame) -> str:
+    def add_whole(self, image: Image.Image, frame: FramePlan) -> str:
         """Plan one image that is not tiled; returns the text that stands for it."""
         self.frames.append(frame)
         self.makers.append(lambda: [self.whole(image)])
         self.add("image", 1, self.config.tile_tokens)
         return IMAGE
 
-    def add_tiles(self, image: Image.Image, frame: PlannedFrame) -> str:
+    def add_tiles(self, image: Image.Image, frame: FramePlan) -> str:
         """Plan one image in the tiles of a grid; returns the text that stands for it."""
-        size, count = self.config.processor.size, tiles_of(frame.grid)
+        size, count = self.config.processor.size, tile_count(frame.grid)
         self.frames.append(frame)
         self.makers.append(lambda: grid_tiles(image, frame.grid, size))
         for _ in range(count):
@@ -232,7 +232,7 @@ class PromptBuilder:
         if config.image_aspect_ratio == "dynamic" and most > 1:
             fewest = min(config.min_tiles, most)
             grids = [choose_grid(*frame.size, size, fewest, most) for frame in frames]
-            counts = {tiles_of(grid) for grid in grids}
+            counts = {tile_count(grid) for grid in grids}
             if len(counts) > 1:
                 raise PromptError(
                     "The frames of a tiled video must have one size, so resize them first."
@@ -240,10 +240,10 @@ class PromptBuilder:
             self.makers.append(
                 lambda: [t for f in frames for t in dynamic_tiles(f, size, fewest, most)]
             )
-            self.frames += [PlannedFrame(grid, BY_ASPECT) for grid in grids]
+            self.frames += [FramePlan(grid, BY_ASPECT) for grid in grids]
             self.add("video", counts.pop() * len(frames))
         else:
-            self.frames += [PlannedFrame(ONE, ONE_OF_SEVERAL) for _ in frames]
+            self.frames += [FramePlan(SINGLE_TILE, ONE_OF_SEVERAL) for _ in frames]
             self.makers.append(lambda: [self.whole(frame) for frame in frames])
             self.add("video", len(frames))
         return VIDEO

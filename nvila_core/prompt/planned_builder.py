@@ -12,9 +12,9 @@ from nvila_core.media.preprocess import cut_tiles, to_rgb
 from nvila_core.media.video import Video
 from nvila_core.prompt.builder import Options, PromptBuilder
 from nvila_core.prompt.tokenizer import IMAGE, VIDEO, Tokenizer
-from nvila_core.resolution.grids import ONE
+from nvila_core.resolution.grids import SINGLE_TILE
 from nvila_core.resolution.meter import Meter
-from nvila_core.resolution.policy import Measures, Plan, PlannedFrame
+from nvila_core.resolution.policy import FramePlan, Measures, Plan
 
 Planner = Callable[[list[Measures]], Plan]
 """Plans the frames of a prompt from their measures."""
@@ -39,7 +39,7 @@ class PlannedBuilder(PromptBuilder):
     ) -> None:
         super().__init__(config, tokenizer, options)
         self.plan = plan
-        self.planned: Iterator[PlannedFrame] = iter(())
+        self.planned: Iterator[FramePlan] = iter(())
 
     def resolve(self, content: Sequence[Any]) -> list[str | Image.Image | Video]:
         """Parts as text, RGB images, and videos of the frames that are looked at."""
@@ -71,7 +71,7 @@ class PlannedBuilder(PromptBuilder):
     def add_image(self, image: Image.Image, single: bool) -> str:
         """Put in one image as planned; returns the text that stands for it."""
         frame = next(self.planned)
-        if single or frame.grid != ONE:
+        if single or frame.grid != SINGLE_TILE:
             return self.add_tiles(image, frame)
         return self.add_whole(image, frame)
 
@@ -81,7 +81,7 @@ class PlannedBuilder(PromptBuilder):
         if self.single and self.options.video_as == "image":
             return self.add_tiles(video.frames[0], planned[0])
         pairs = zip(video.frames, planned, strict=True)
-        text = "".join(self.add_view(*pair) for pair in pairs if pair[1].grid != ONE)
+        text = "".join(self.add_view(*pair) for pair in pairs if pair[1].grid != SINGLE_TILE)
         self.frames += planned
         self.makers.append(lambda: [self.whole(image) for image in video.frames])
         if self.options.video_as == "video":
@@ -91,7 +91,7 @@ class PlannedBuilder(PromptBuilder):
             self.add("image", 1, self.config.tile_tokens)
         return text + IMAGE * len(planned)
 
-    def add_view(self, image: Image.Image, frame: PlannedFrame) -> str:
+    def add_view(self, image: Image.Image, frame: FramePlan) -> str:
         """Put in a frame's tiles, ahead of its video; returns the text that stands for them."""
         size, (columns, rows) = self.config.processor.size, frame.grid
         self.makers.append(lambda: cut_tiles(image, frame.grid, size))

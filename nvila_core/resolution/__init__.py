@@ -1,1 +1,1 @@
-"""Plan how many tiles each frame gets. Imports no torch: ingest workers use it too."""
+"""Choose how many tiles each frame gets. Imports no torch: ingest workers use it too."""

@@ -1,10 +1,11 @@
-"""Measures of a decoded frame: fine detail by octave, and what of it is new. Cheap: the planner
-needs no pixels afterwards.
+"""Measure the fine detail of decoded frames by octave, and which of it is new.
 
-Detail is what a 3x3 median takes away. It leaves a flat area or the edge of a large thing alone and
-removes what is a pixel or two wide, strokes of small writing above all; on a picture halved k times
-that is what the (k + 1)th halving would lose. Means over cells of 16x16 pixels, of which the
-strongest count, so that a small sign in a large plain picture does.
+The planner needs these measures only, no pixels.
+
+Detail is what a 3x3 median removes. A median preserves flat areas and the edges of large things and
+removes structures of one or two pixels, such as the strokes of small writing; on an image halved k
+times, that is what the (k + 1)th halving would lose. It is averaged over cells of 16x16 pixels, and
+only the strongest cells count, so that a small sign in a large plain image does.
 """
 
 from typing import Any
@@ -15,61 +16,58 @@ from numpy.typing import NDArray
 
 from nvila_core.resolution.policy import Measures
 
-HALVINGS = 4
-CELL = 2**HALVINGS
-"""Pixels along a cell, of the picture at its octave."""
-FEWEST_CELLS = 3
-"""Cells along each side that an octave must have to be measured."""
-OCTAVES = 6
-STRONGEST = 0.0025
-"""Share of all cells whose mean is the detail of a frame."""
-QUIETEST = 0.1
-"""Cells up to this share show how strong the sensor's noise is: something in view is plain."""
+CELL_HALVINGS = 4
+CELL_SIZE = 2**CELL_HALVINGS
+"""Side of a cell, in pixels of its octave."""
+MAX_OCTAVES = 6
+MIN_CELLS = 3
+"""Cells along each side that an octave needs to be measured."""
+STRONGEST_SHARE = 0.0025
+"""Share of the cells whose mean is the detail of a frame."""
+QUIETEST_SHARE = 0.1
+"""Quantile of the cells that is the sensor noise: part of every scene is plain."""
 NOISE_MARGIN = 1.2
-MOST_NOISE = 8.0
-"""A cell that is busier than this is not noise, even where nothing is plain: a deviation of 9."""
-DARK, BRIGHT = 8, 247
-"""Cells outside of this mean luma say nothing of the noise, which is cut off there."""
-CHANGED = 3.0
-"""A cell has changed from this mean difference on (of 255), beside what noise can do."""
+MAX_NOISE = 8.0
+"""Limit of the sensor noise, about a standard deviation of 9 levels: stronger cells show detail,
+even if no part of the scene is plain."""
+MIN_LUMA, MAX_LUMA = 8, 247
+"""Cells outside this range of mean luma do not count for the noise, which is clipped there."""
+CHANGE_THRESHOLD = 3.0
+"""Mean difference, 0 to 255, beyond the noise, from which on a cell has changed."""
+STRIP_PIXELS = 2**20
+"""Pixels per strip, about: with smaller ones, the calls cost more than the faster cache saves."""
+THUMBNAIL_SIZE = (32, 24)
+"""Width and height of the luma thumbnails whose difference is the change."""
+COMPARISON_HALVINGS = 2
+"""Number of halvings of the image in which changed cells are detected."""
 
-STRIP = 2**20
-"""Pixels at a time, about: in smaller strips the calls cost more than a faster cache saves."""
-
-THUMBNAIL = (32, 24)
-"""Width and height of the luma pictures whose difference is the change."""
-
-COMPARED = 2
-"""Halvings of the picture in which changed cells are looked for."""
-
-Picture = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 Cells = NDArray[np.float32]
 
 
 class Meter:
-    """Measures the frames of one stream one after another.
+    """Measures the frames of one stream in order. Not thread-safe.
 
     Args:
-        bgr: colour pictures are BGR, as OpenCV has them, not RGB.
+        bgr: colour images are BGR, as in OpenCV, instead of RGB.
     """
 
     def __init__(self, bgr: bool = False) -> None:
         self._to_luma = cv2.COLOR_BGR2GRAY if bgr else cv2.COLOR_RGB2GRAY
-        self._before: tuple[Picture, Cells] | None = None
-        self._room = Room()
+        self._previous: tuple[Pixels, Cells] | None = None
+        self._buffers = BufferPool()
 
-    def measure(self, picture: Picture) -> Measures:
-        """Measure a frame and keep a small picture of it to compare the next one with.
+    def measure(self, picture: Pixels) -> Measures:
+        """Measure a frame, and keep a small copy to compare the next frame with.
 
         Args:
-            picture: uint8 [height, width, 3], RGB (or BGR, as the meter was told), or
-                [height, width], luma.
+            picture: uint8 [height, width, 3], RGB or BGR, or luma [height, width].
         """
         height, width = picture.shape[:2]
-        levels: list[Picture] = []  # halved once, twice, ...
+        levels: list[Pixels] = []  # halved once, twice, ...
         residues: list[Cells] = []
         level = picture
-        while min(level.shape[:2]) >= 2 and len(levels) <= OCTAVES:
+        while min(level.shape[:2]) >= 2 and len(levels) <= MAX_OCTAVES:
             cells, level = self._octave(level, len(levels))
             levels.append(level)
             if cells is not None:
@@ -77,58 +75,61 @@ class Meter:
         levels = levels or [self._luma(picture)]
         octaves, noise = [], 0.0
         for i, cells in enumerate(residues):
-            cells, floor = clean(cells, levels[min(i + HALVINGS, len(levels)) - 1])
+            cells, floor = subtract_noise(cells, levels[min(i + CELL_HALVINGS, len(levels)) - 1])
             noise = floor if i == 0 else noise
             octaves.append(cells)
-        small = levels[min(COMPARED, len(levels)) - 1]
-        large_enough = (x for x in reversed(levels) if min(x.shape) >= max(THUMBNAIL))
-        thumbnail = shrink(next(large_enough, levels[0]).astype(np.float32), THUMBNAIL)
-        before, self._before = self._before, (small.copy(), thumbnail)
+        small = levels[min(COMPARISON_HALVINGS, len(levels)) - 1]
+        large_enough = (x for x in reversed(levels) if min(x.shape) >= max(THUMBNAIL_SIZE))
+        thumbnail = shrink(next(large_enough, levels[0]).astype(np.float32), THUMBNAIL_SIZE)
+        previous, self._previous = self._previous, (small.copy(), thumbnail)
         detail = tuple(strength(cells) for cells in octaves)
-        if before is None:
+        if previous is None:
             return Measures(width, height, detail, detail, 1.0)
-        change = round(float(np.abs(thumbnail - before[1]).mean()) / 255, 5)
-        if before[0].shape != small.shape:
+        change = round(float(np.abs(thumbnail - previous[1]).mean()) / 255, 5)
+        if previous[0].shape != small.shape:
             return Measures(width, height, detail, detail, change)
-        moved = moving(small, before[0], noise, self._room)
-        if not moved.any():
+        changed = changed_cells(small, previous[0], noise, self._buffers)
+        if not changed.any():
             return Measures(width, height, detail, (0.0,) * len(detail), change)
-        fresh = tuple(strength(cells * shrink(moved, cells.shape[::-1])) for cells in octaves)
+        fresh = tuple(strength(cells * shrink(changed, cells.shape[::-1])) for cells in octaves)
         return Measures(width, height, detail, fresh, change)
 
-    def _octave(self, picture: Picture, number: int) -> tuple[Cells | None, Picture]:
-        """Mean strength of what a median takes away, for each whole cell, and the picture's luma
-        at half of its size. No cells where they would be too few.
+    def _octave(self, picture: Pixels, number: int) -> tuple[Cells | None, Pixels]:
+        """Measure one octave.
+
+        Returns:
+            The mean strength of what a median removes, for each whole cell, or None if there would
+            be too few cells; and the image's luma at half the size.
         """
-        room = self._room
+        buffers = self._buffers
         rows, columns = picture.shape[:2]
-        down, across = rows // CELL, columns // CELL
-        measured = min(down, across) >= FEWEST_CELLS and number < OCTAVES
-        half = room(f"half {number}", rows // 2, columns // 2)
-        quarter = room("quarter", down * CELL // 4, across * CELL // 4)
-        strip = max(CELL, STRIP // columns // CELL * CELL)
+        down, across = rows // CELL_SIZE, columns // CELL_SIZE
+        measured = min(down, across) >= MIN_CELLS and number < MAX_OCTAVES
+        half = buffers(f"half {number}", rows // 2, columns // 2)
+        quarter = buffers("quarter", down * CELL_SIZE // 4, across * CELL_SIZE // 4)
+        strip = max(CELL_SIZE, STRIP_PIXELS // columns // CELL_SIZE * CELL_SIZE)
         for top in range(0, 2 * len(half), strip):
-            above, end = top - min(top, 1), min(top + strip, CELL * down)
+            above, end = top - min(top, 1), min(top + strip, CELL_SIZE * down)
             luma = self._luma(picture[above : top + strip + 1])
             inside = luma[top - above :]
             halve(inside[: min(strip, 2 * len(half) - top)], half[top // 2 : (top + strip) // 2])
             if measured and end > top:
-                lost = room("lost", len(luma), columns)
+                lost = buffers("lost", len(luma), columns)
                 cv2.absdiff(luma, cv2.medianBlur(luma, 3, lost), lost)
-                lost = lost[top - above : end - above, : CELL * across]
-                once = room("once", len(lost) // 2, lost.shape[1] // 2)
+                lost = lost[top - above : end - above, : CELL_SIZE * across]
+                once = buffers("once", len(lost) // 2, lost.shape[1] // 2)
                 halve(halve(lost, once), quarter[top // 4 : end // 4])
-        return (means(quarter, room) if measured else None), half
+        return (means_of_4x4(quarter, buffers) if measured else None), half
 
-    def _luma(self, picture: Picture) -> Picture:
-        """The luma uint8 [height, width] of a picture that may have colours."""
+    def _luma(self, picture: Pixels) -> Pixels:
+        """Return the luma uint8 [height, width] of a colour or luma image."""
         if picture.ndim == 2:
             return picture
-        return cv2.cvtColor(picture, self._to_luma, self._room("luma", *picture.shape[:2]))  # type: ignore[return-value]
+        return cv2.cvtColor(picture, self._to_luma, self._buffers("luma", *picture.shape[:2]))  # type: ignore[return-value]
 
 
-def measure(picture: Picture, before: Picture | None = None) -> Measures:
-    """Measures of one frame, and of what is new since the frame `before`; see `Meter.measure`."""
+def measure(picture: Pixels, before: Pixels | None = None) -> Measures:
+    """Measure one frame, and what is new since the frame `before`; see `Meter.measure`."""
     meter = Meter()
     if before is not None:
         meter.measure(before)
@@ -136,78 +137,84 @@ def measure(picture: Picture, before: Picture | None = None) -> Measures:
 
 
 def halve(picture: Any, out: Any = None) -> Any:
-    """A picture or cells at half of its size; an odd row or column at the end is left out."""
+    """Return an image or cells at half the size, without an odd last row or column."""
     height, width = picture.shape
     picture = picture[: height // 2 * 2, : width // 2 * 2]
     return cv2.resize(picture, (width // 2, height // 2), out, interpolation=cv2.INTER_AREA)
 
 
 def shrink(picture: Any, size: tuple[int, int]) -> Any:
-    """A picture or cells at another (width, height), every value a mean over an area."""
+    """Return an image or cells at a smaller (width, height), each value the mean of an area."""
     if picture.shape == size[::-1]:
         return picture
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
-class Room:
-    """Memory for pictures by name, used again: asking the system for it takes half of the time."""
+class BufferPool:
+    """Image buffers by name, reused: allocating them would take half of the measuring time."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, NDArray[Any]] = {}
+        self._buffers: dict[str, NDArray[Any]] = {}
 
     def __call__(self, name: str, height: int, width: int, dtype: Any = np.uint8) -> Any:
-        kept = self._kept.get(name)
-        if kept is None or len(kept) < height * width:
-            kept = self._kept[name] = np.empty(height * width, dtype)
-        return kept[: height * width].reshape(height, width)
+        """Return the uninitialised buffer [height, width] with this name."""
+        buffer = self._buffers.get(name)
+        if buffer is None or len(buffer) < height * width:
+            buffer = self._buffers[name] = np.empty(height * width, dtype)
+        return buffer[: height * width].reshape(height, width)
 
 
-def means(quarters: Picture, room: Room) -> Cells:
-    """Means of each 4x4 pixels, exactly: for bytes, 4 to 1 at once is slow and rounds."""
-    height, width = quarters.shape
-    wide = room("wide", height, width, np.float32)
-    np.copyto(wide, quarters)
+def means_of_4x4(pixels: Pixels, buffers: BufferPool) -> Cells:
+    """Return the exact mean of each 4x4 pixels; on bytes, one step of 4 to 1 is slow and rounds."""
+    height, width = pixels.shape
+    wide = buffers("wide", height, width, np.float32)
+    np.copyto(wide, pixels)
     mean: Cells = halve(halve(wide))
     return mean
 
 
-def clean(cells: Cells, luma: Picture) -> tuple[Cells, float]:
-    """Cells less the noise of the sensor, and that noise: the strength of the quietest cells.
+def subtract_noise(cells: Cells, luma: Pixels) -> tuple[Cells, float]:
+    """Subtract the sensor noise from cells.
 
-    `luma` is the picture at any scale at which a cell has a pixel; soonest done where it is one.
+    Args:
+        cells: strength of each cell; overwritten.
+        luma: the image at any scale of at least one pixel for each cell; fastest at exactly one.
+
+    Returns:
+        The cells without noise, and the noise: the strength of the quietest cells.
     """
     if luma.shape != cells.shape:
         height, width = cells.shape
         side = min(luma.shape[0] // height, luma.shape[1] // width)  # whole, or shrinking is slow
         luma = shrink(luma[: height * side, : width * side], (width, height))
-    exposed = cells[(luma > DARK) & (luma < BRIGHT)]
+    exposed = cells[(luma > MIN_LUMA) & (luma < MAX_LUMA)]
     floor = 0.0
-    if len(exposed) >= FEWEST_CELLS**2:
-        place = int(QUIETEST * len(exposed))
-        floor = min(MOST_NOISE, float(np.partition(exposed, place)[place]))
+    if len(exposed) >= MIN_CELLS**2:
+        place = int(QUIETEST_SHARE * len(exposed))
+        floor = min(MAX_NOISE, float(np.partition(exposed, place)[place]))
     energy = cells * cells - (NOISE_MARGIN * floor) ** 2
     return np.sqrt(np.maximum(energy, 0, out=energy), out=energy), floor
 
 
-def moving(small: Picture, before: Picture, noise: float, room: Room) -> Cells:
-    """Where a picture differs from the one before, 0 to 1 for each of its 4x4 cells.
+def changed_cells(small: Pixels, previous: Pixels, noise: float, buffers: BufferPool) -> Cells:
+    """Return how much an image differs from the previous one, 0 to 1 for each of its 4x4 cells.
 
-    A change of the light of the whole picture is none.
+    A change of the brightness of the whole image does not count.
     """
-    light = round(cv2.mean(small)[0] - cv2.mean(before)[0])
-    level: Any = room("level", *small.shape)
-    (cv2.add if light >= 0 else cv2.subtract)(before, abs(light), level)  # type: ignore[call-overload]
+    light = round(cv2.mean(small)[0] - cv2.mean(previous)[0])
+    level: Any = buffers("level", *small.shape)
+    (cv2.add if light >= 0 else cv2.subtract)(previous, abs(light), level)  # type: ignore[call-overload]
     cv2.absdiff(small, level, level)
-    large = min(level.shape) >= CELL >> COMPARED
-    moved = means(level, room) if large else shrink(level.astype(np.float32), (1, 1))
-    limit = CHANGED + noise
-    clipped: Cells = np.clip((np.rint(moved) - limit) / limit, 0, 1)
+    large = min(level.shape) >= CELL_SIZE >> COMPARISON_HALVINGS
+    changed = means_of_4x4(level, buffers) if large else shrink(level.astype(np.float32), (1, 1))
+    limit = CHANGE_THRESHOLD + noise
+    clipped: Cells = np.clip((np.rint(changed) - limit) / limit, 0, 1)
     return clipped
 
 
 def strength(cells: Cells) -> float:
-    """Mean of the strongest cells, rounded: it is written down with every frame."""
-    count = round(STRONGEST * cells.size)
+    """Return the mean of the strongest cells, rounded because it is stored with every frame."""
+    count = round(STRONGEST_SHARE * cells.size)
     if count <= 1:
         return round(float(cells.max()), 1)
     strongest = np.partition(cells, -count, axis=None)[-count:]

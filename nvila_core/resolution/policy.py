@@ -1,8 +1,8 @@
-"""Per-frame dynamic resolution: how many tiles each frame of a clip is worth, and why.
+"""Per-frame dynamic resolution: choose the grid of tiles for each frame of a clip.
 
-A policy plans from measures alone, so it can run before a picture is opened. `adaptive` asks two
-things of a frame: how much fine detail one tile would lose, and whether another frame of the clip
-that is shown in more tiles shows that detail already. docs/resolution.md explains the numbers.
+A policy plans from measures alone, so it can run before an image is opened. `Adaptive` asks two
+questions about a frame: how much fine detail one tile would lose, and whether another frame of the
+clip, shown in more tiles, shows that detail already. docs/resolution.md explains the numbers.
 """
 
 from collections.abc import Sequence
@@ -11,26 +11,28 @@ from math import log2, sqrt
 from typing import Any, Protocol
 
 from nvila_core.errors import PromptError
-from nvila_core.resolution.grids import ONE, Grid, candidate_grids, choose_grid, tiles_of
+from nvila_core.resolution.grids import SINGLE_TILE, Grid, candidate_grids, choose_grid, tile_count
 
 MAX_TILES = 256
-"""Of one frame."""
+"""Upper limit for the tiles of one frame, thumbnail not counted."""
 BY_ASPECT, ONE_OF_SEVERAL = "published: by aspect ratio", "published: one of several"
-NEAR = 0.9
-"""Frames with this share of the most detail count as equally detailed; the newest is taken."""
+EQUAL_DETAIL = 0.9
+"""Frames with at least this share of the most detail count as equally detailed."""
 
 
 @dataclass(frozen=True)
 class Measures:
-    """What is known of a frame without its pixels; `Meter` measures it.
+    """Measurements of a frame that replace its pixels in planning; `resolution.meter` makes them.
 
     Attributes:
-        width, height: of the frame in pixels, upright.
-        detail: edge strength by octave, 0 to 255: how strong the finest structures of the frame
-            are that halving it loses, then those that halving it again loses, and so on. Of the
-            most detailed small part of the frame, sensor noise subtracted.
-        fresh: the same, of the parts alone that differ from the frame before.
-        change: mean absolute difference of the luma to the frame before, 0 to 1; 1 for the first.
+        width, height: size of the upright frame in pixels.
+        detail: edge strength by octave, 0 to 255. The first value is the strength of the structures
+            that halving the frame would remove, the second that of those that halving it again
+            would remove, and so on. Measured in the most detailed small part of the frame, with
+            sensor noise subtracted.
+        fresh: the same as `detail`, only for the parts that differ from the previous frame.
+        change: mean absolute difference of the luma from the previous frame, 0 to 1; 1 for the
+            first frame.
     """
 
     width: int
@@ -40,15 +42,15 @@ class Measures:
     change: float = 1.0
 
     def loss(self, grid: Grid, size: int) -> float:
-        """Edge strength of what is lost in a grid of `size`-pixel tiles, 0 to 255."""
+        """Return the edge strength that a grid of `size`-pixel tiles loses, 0 to 255."""
         return self._loss(self.detail, grid, size)
 
     def fresh_loss(self, grid: Grid, size: int) -> float:
-        """The same, of what is new since the frame before."""
+        """Return the edge strength that the grid loses of what is new since the previous frame."""
         return self._loss(self.fresh, grid, size)
 
     def _loss(self, octaves: tuple[float, ...], grid: Grid, size: int) -> float:
-        """Half of the energy is taken to lie along each axis, spread evenly over an octave."""
+        # Assumes half of the energy along each axis, spread evenly over an octave.
         energy = 0.0
         for pixels, tiles in zip((self.width, self.height), grid, strict=True):
             lost = max(0.0, log2(pixels / (size * tiles)))
@@ -57,14 +59,14 @@ class Measures:
 
 
 @dataclass(frozen=True)
-class Tiling:
-    """What a tile is to the model.
+class TilingConfig:
+    """The model's tile parameters.
 
     Attributes:
-        size: its side in pixels.
+        size: side of a tile in pixels.
         tokens: vision tokens of one tile.
-        min_tiles, max_tiles: of a tiled frame, without the thumbnail, by the published rule.
-        grids: the grids that the checkpoint knows beside one tile; empty: any.
+        min_tiles, max_tiles: limits of the published rule for a tiled frame, thumbnail not counted.
+        grids: the grids of several tiles that the checkpoint was trained on; empty: any.
     """
 
     size: int
@@ -73,28 +75,28 @@ class Tiling:
     max_tiles: int = 12
     grids: tuple[Grid, ...] = ()
 
-    def fills(self, frame: Measures, most: int) -> int:
-        """How many tiles, at most `most`, the frame's own pixels can fill; at least 1."""
-        return max(1, min(most, frame.width * frame.height // self.size**2))
+    def filled_tiles(self, frame: Measures, limit: int) -> int:
+        """Return how many tiles the frame's own pixels can fill, from 1 to `limit`."""
+        return max(1, min(limit, frame.width * frame.height // self.size**2))
 
     def grids_for(self, frame: Measures) -> list[Grid]:
-        """The grids of several tiles that the frame's own pixels fill, along each side too."""
+        """Return the grids of several tiles that the frame's pixels fill, also along each side."""
         columns, rows = (max(1, round(side / self.size)) for side in (frame.width, frame.height))
         return [
             grid
-            for grid in candidate_grids(2, self.fills(frame, self.max_tiles))
+            for grid in candidate_grids(2, self.filled_tiles(frame, self.max_tiles))
             if grid[0] <= columns and grid[1] <= rows and (not self.grids or grid in self.grids)
         ]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What a clip may cost.
+    """Limits on the vision tokens of a clip. Every frame gets at least one tile regardless.
 
     Attributes:
-        tokens: vision tokens of the clip; None: no limit. One tile for each frame is always given.
-        load: from 0 (idle) to 1 (one tile a frame): the share of what lies above one tile for
-            each frame that is given up because the model is behind.
+        tokens: vision tokens of the clip; None: no limit.
+        load: from 0 (idle) to 1 (one tile for each frame). This share of the tokens beyond one tile
+            for each frame is given up because the model is behind.
     """
 
     tokens: int | None = None
@@ -106,18 +108,18 @@ class Budget:
         if not 0 <= self.load <= 1:
             raise PromptError(f"The load must be from 0 to 1, not {self.load:g}.")
 
-    def extra(self, least: int, wanted: int) -> int:
-        """Tokens beyond the `least` that may be spent; `wanted` is what a plan would like."""
+    def extra_tokens(self, minimum: int, wanted: int) -> int:
+        """Return how many tokens a plan that wants `wanted` may spend beyond the `minimum`."""
         limit = wanted if self.tokens is None else self.tokens
-        return max(0, int((limit - least) * (1 - self.load)))
+        return max(0, int((limit - minimum) * (1 - self.load)))
 
 
 UNLIMITED = Budget()
 
 
 @dataclass(frozen=True)
-class PlannedFrame:
-    """The grid (columns, rows) of one frame, and why."""
+class FramePlan:
+    """The grid (columns, rows) of one frame, and the reason for it."""
 
     grid: Grid
     reason: str
@@ -125,52 +127,63 @@ class PlannedFrame:
 
 @dataclass(frozen=True)
 class Plan:
-    """A grid for each frame of a clip, and what all of them cost.
+    """A grid for each frame of a clip, and the cost of all frames together.
 
     Attributes:
-        frames: in the clip's order.
-        tiles: pictures for the vision tower, thumbnails included.
+        frames: one plan for each frame, in the clip's order.
+        tiles: tiles for the vision tower, thumbnails included.
         tokens: vision tokens.
     """
 
-    frames: tuple[PlannedFrame, ...] = ()
+    frames: tuple[FramePlan, ...] = ()
     tiles: int = 0
     tokens: int = 0
 
     @staticmethod
-    def of(frames: Sequence[PlannedFrame], tiling: Tiling) -> "Plan":
-        """A plan of these frames."""
-        tiles = sum(tiles_of(frame.grid) for frame in frames)
+    def of(frames: Sequence[FramePlan], tiling: TilingConfig) -> "Plan":
+        """Return the plan of these frames with its cost."""
+        tiles = sum(tile_count(frame.grid) for frame in frames)
         return Plan(tuple(frames), tiles, tiles * tiling.tokens)
 
 
 class Policy(Protocol):
-    """Plans a clip. The same measures, tiling and budget always give the same plan."""
+    """A rule that plans clips. The same measures, tiling and budget always give the same plan."""
 
-    def plan(self, clip: Sequence[Measures], tiling: Tiling, budget: Budget = UNLIMITED) -> Plan:
-        """A plan for the frames of a clip, in order of time."""
+    def plan(
+        self, clip: Sequence[Measures], tiling: TilingConfig, budget: Budget = UNLIMITED
+    ) -> Plan:
+        """Plan the frames of a clip.
+
+        Args:
+            clip: measures of the frames, in order of time.
+            tiling: the model's tile parameters.
+            budget: limit on the vision tokens.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Native:
-    """The published rule: by aspect ratio, a single picture alone is tiled. Knows no budget."""
+    """The published rule: tile only a single image, by its aspect ratio. Ignores the budget."""
 
-    def plan(self, clip: Sequence[Measures], tiling: Tiling, budget: Budget = UNLIMITED) -> Plan:
+    def plan(
+        self, clip: Sequence[Measures], tiling: TilingConfig, budget: Budget = UNLIMITED
+    ) -> Plan:
         """See `Policy.plan`."""
         if len(clip) != 1:
-            return Plan.of([PlannedFrame(ONE, ONE_OF_SEVERAL) for _ in clip], tiling)
+            return Plan.of([FramePlan(SINGLE_TILE, ONE_OF_SEVERAL) for _ in clip], tiling)
         (frame,) = clip
         grid = choose_grid(
             frame.width, frame.height, tiling.size, tiling.min_tiles, tiling.max_tiles
         )
-        return Plan.of([PlannedFrame(grid, BY_ASPECT)], tiling)
+        return Plan.of([FramePlan(grid, BY_ASPECT)], tiling)
 
 
 @dataclass(frozen=True)
 class Fixed:
-    """Every frame in the published grid of at most `tiles` tiles; what is over the budget gets one
-    tile, the oldest first.
+    """The published grid of at most `tiles` tiles for every frame.
+
+    Where the budget ends, the oldest frames get one tile.
     """
 
     tiles: int
@@ -178,41 +191,43 @@ class Fixed:
     def __post_init__(self) -> None:
         if not 1 <= self.tiles <= MAX_TILES:
             raise PromptError(
-                f"A fixed policy has from 1 to {MAX_TILES} tiles a frame, not {self.tiles}."
+                f"A fixed policy must have from 1 to {MAX_TILES} tiles a frame, not {self.tiles}."
             )
 
-    def plan(self, clip: Sequence[Measures], tiling: Tiling, budget: Budget = UNLIMITED) -> Plan:
+    def plan(
+        self, clip: Sequence[Measures], tiling: TilingConfig, budget: Budget = UNLIMITED
+    ) -> Plan:
         """See `Policy.plan`."""
         grids = [self._grid(frame, tiling) for frame in clip]
-        least = len(clip) * tiling.tokens
-        left = budget.extra(least, sum(map(tiles_of, grids)) * tiling.tokens)
+        minimum = len(clip) * tiling.tokens
+        left = budget.extra_tokens(minimum, sum(map(tile_count, grids)) * tiling.tokens)
         frames = []
         for grid in reversed(grids):
-            left -= (tiles_of(grid) - 1) * tiling.tokens
+            left -= (tile_count(grid) - 1) * tiling.tokens
             reason = "over the budget" if left < 0 else f"fixed: at most {self.tiles}"
-            frames.append(PlannedFrame(ONE if left < 0 else grid, reason))
+            frames.append(FramePlan(SINGLE_TILE if left < 0 else grid, reason))
         return Plan.of(frames[::-1], tiling)
 
-    def _grid(self, frame: Measures, tiling: Tiling) -> Grid:
-        most = tiling.fills(frame, self.tiles)
-        grid = choose_grid(frame.width, frame.height, tiling.size, 1, most)
+    def _grid(self, frame: Measures, tiling: TilingConfig) -> Grid:
+        max_tiles = tiling.filled_tiles(frame, self.tiles)
+        grid = choose_grid(frame.width, frame.height, tiling.size, 1, max_tiles)
         if not tiling.grids or grid in tiling.grids:
             return grid
-        known = [g for g in tiling.grids if g[0] * g[1] <= most]
-        return max(known, key=tiles_of, default=ONE)
+        trained = [g for g in tiling.grids if g[0] * g[1] <= max_tiles]
+        return max(trained, key=tile_count, default=SINGLE_TILE)
 
 
 @dataclass(frozen=True)
 class Adaptive:
-    """Tiles where one tile would lose detail that no other frame of the clip shows.
+    """More tiles where one tile would lose detail that no other frame of the clip shows.
 
-    The frame with the most detail comes first (the newest among equals), then, the most detail
-    first, frames in which detail is new. Each is raised from grid to grid until it loses no more
-    than `tolerance`, for as long as the budget lasts.
+    The frame with the most detail comes first (the newest among equals), then the frames with new
+    detail, the most detailed first. Each of them gets larger and larger grids until it loses at
+    most `tolerance` or the budget ends.
 
     Args:
-        tolerance: edge strength, 0 to 255, that may be lost.
-        gain: a grid must lose this share less than the one before to be worth its tiles.
+        tolerance: edge strength that may be lost, 0 to 255.
+        gain: a larger grid must lose less than the previous one by at least this share.
     """
 
     tolerance: float = 8.0
@@ -222,66 +237,77 @@ class Adaptive:
         if not 0 <= self.tolerance <= 255:
             raise PromptError(f"The tolerance must be from 0 to 255, not {self.tolerance:g}.")
 
-    def plan(self, clip: Sequence[Measures], tiling: Tiling, budget: Budget = UNLIMITED) -> Plan:
+    def plan(
+        self, clip: Sequence[Measures], tiling: TilingConfig, budget: Budget = UNLIMITED
+    ) -> Plan:
         """See `Policy.plan`."""
-        losses = [frame.loss(ONE, tiling.size) for frame in clip]
-        ladders = [self._ladder(frame, tiling) for frame in clip]
-        order, reasons, shown = self._views(clip, tiling, losses, ladders)
-        grids = [ONE for _ in clip]
-        wanted = sum(tiles_of(ladders[i][-1]) - 1 for i in order) * tiling.tokens
-        least = len(clip) * tiling.tokens
-        left = budget.extra(least, least + wanted) // tiling.tokens
-        # A fixed sequence of steps cut off where the budget ends: more of it never takes away.
-        for index, grid in ((i, grid) for i in order for grid in ladders[i][1:]):
-            left -= tiles_of(grid) - tiles_of(grids[index])
+        losses = [frame.loss(SINGLE_TILE, tiling.size) for frame in clip]
+        steps = [self._grid_steps(frame, tiling) for frame in clip]
+        order, reasons, shown_in = self._rank_frames(clip, tiling, losses, steps)
+        grids = [SINGLE_TILE for _ in clip]
+        wanted = sum(tile_count(steps[i][-1]) - 1 for i in order) * tiling.tokens
+        minimum = len(clip) * tiling.tokens
+        left = budget.extra_tokens(minimum, minimum + wanted) // tiling.tokens
+        # The sequence of steps does not depend on the budget, which only cuts it off: so a larger
+        # budget never takes a tile away.
+        for index, grid in ((i, grid) for i in order for grid in steps[i][1:]):
+            left -= tile_count(grid) - tile_count(grids[index])
             if left < 0:
                 break
             grids[index] = grid
         for i in order:
-            if grids[i] != ladders[i][-1]:
-                reasons[i] += f"; over the budget: {text_of(ladders[i][-1])}"
-        for i, view in shown.items():
-            if grids[view] == ONE:
-                reasons[i] = f"over the budget, as frame {view + 1} is"
-        frames = [PlannedFrame(*pair) for pair in zip(grids, reasons, strict=True)]
+            if grids[i] != steps[i][-1]:
+                reasons[i] += f"; over the budget: {format_grid(steps[i][-1])}"
+        for i, other in shown_in.items():
+            if grids[other] == SINGLE_TILE:
+                reasons[i] = f"over the budget, as frame {other + 1} is"
+        frames = [FramePlan(*pair) for pair in zip(grids, reasons, strict=True)]
         return Plan.of(frames, tiling)
 
-    def _ladder(self, frame: Measures, tiling: Tiling) -> list[Grid]:
-        """Grids from one tile to the one that the frame deserves; for each number of tiles the
-        grid that loses least, and only if it is worth it.
+    def _grid_steps(self, frame: Measures, tiling: TilingConfig) -> list[Grid]:
+        """Return grids of more and more tiles, from one tile to the grid that the frame needs.
+
+        Each is the grid that loses least of those with its number of tiles, and loses less than the
+        previous one by at least the share `gain`.
         """
-        ladder, loss = [ONE], frame.loss(ONE, tiling.size)
+        steps, loss = [SINGLE_TILE], frame.loss(SINGLE_TILE, tiling.size)
         best: dict[int, tuple[float, Grid]] = {}
         for grid in tiling.grids_for(frame):
             option = (frame.loss(grid, tiling.size), grid)
-            best[tiles_of(grid)] = min(option, best.get(tiles_of(grid), option))
+            best[tile_count(grid)] = min(option, best.get(tile_count(grid), option))
         for _, (lost, grid) in sorted(best.items()):
             if loss <= self.tolerance:
                 break
             if lost <= (1 - self.gain) * loss:
-                ladder.append(grid)
+                steps.append(grid)
                 loss = lost
-        return ladder
+        return steps
 
-    def _views(
+    def _rank_frames(
         self,
         clip: Sequence[Measures],
-        tiling: Tiling,
+        tiling: TilingConfig,
         losses: Sequence[float],
-        ladders: Sequence[list[Grid]],
+        steps: Sequence[list[Grid]],
     ) -> tuple[list[int], list[str], dict[int, int]]:
-        """The frames to look at closely, the most urgent first; the reason of every frame; and
-        for those whose detail another one shows, which one that is.
+        """Choose the frames that get several tiles.
+
+        Returns:
+            Their indices, the most important first; the reason for every frame; and for each frame
+            whose detail another frame shows, the index of that frame.
         """
-        reasons = [self._plain(*frame, tiling) for frame in zip(clip, losses, ladders, strict=True)]
-        waiting = [i for i, ladder in enumerate(ladders) if len(ladder) > 1]
+        reasons = [
+            self._single_tile_reason(frame, loss, tiling)
+            for frame, loss in zip(clip, losses, strict=True)
+        ]
+        waiting = [i for i, grids in enumerate(steps) if len(grids) > 1]
         if not waiting:
             return [], reasons, {}
-        most = max(losses[i] for i in waiting)
-        first = max(i for i in waiting if losses[i] >= NEAR * most)
+        max_loss = max(losses[i] for i in waiting)
+        first = max(i for i in waiting if losses[i] >= EQUAL_DETAIL * max_loss)
         reasons[first] = f"most detail ({losses[first]:.0f})"
         order = [first]
-        fresh = [frame.fresh_loss(ONE, tiling.size) for frame in clip]
+        fresh = [frame.fresh_loss(SINGLE_TILE, tiling.size) for frame in clip]
         new = {i: (since, first) for i, since in enumerate(changes_since(first, fresh))}
         while True:
             waiting = [i for i in waiting if i not in order]
@@ -296,8 +322,8 @@ class Adaptive:
             for i, since in enumerate(changes_since(index, fresh)):
                 new[i] = min(new[i], (since, index))
 
-    def _plain(self, frame: Measures, loss: float, ladder: list[Grid], tiling: Tiling) -> str:
-        """Why a frame has one tile, unless it is looked at closely."""
+    def _single_tile_reason(self, frame: Measures, loss: float, tiling: TilingConfig) -> str:
+        """Return why a frame gets one tile, if it does."""
         if loss <= self.tolerance:
             return f"little detail ({loss:.0f})"
         if not tiling.grids_for(frame):
@@ -306,7 +332,7 @@ class Adaptive:
 
 
 def changes_since(index: int, fresh: Sequence[float]) -> list[float]:
-    """For each frame the strongest new detail that came between it and frame `index`."""
+    """Return, for each frame, the strongest new detail that appeared between it and `index`."""
     since = [0.0] * len(fresh)
     for i in range(index + 1, len(fresh)):
         since[i] = max(since[i - 1], fresh[i])
@@ -315,30 +341,36 @@ def changes_since(index: int, fresh: Sequence[float]) -> list[float]:
     return since
 
 
-def thin(clip: Sequence[Measures], indices: Sequence[int]) -> list[Measures]:
-    """Measures of the frames at `indices` (ascending, repeats allowed) as a clip of their own: what
-    changed in the frames between counts for the next one that stays.
+def subsample(clip: Sequence[Measures], indices: Sequence[int]) -> list[Measures]:
+    """Return the measures of the clip that the frames at `indices` make.
+
+    What changed in a frame that is left out counts for the next frame that stays.
+
+    Args:
+        clip: measures of all frames, in order of time.
+        indices: frames that stay, in ascending order, possibly repeated.
     """
-    kept, before = [], -1
+    kept, previous = [], -1
     for index in indices:
-        passed = clip[before + 1 : index + 1]
-        before = index
+        passed = clip[previous + 1 : index + 1]
+        previous = index
         octaves = max((len(frame.fresh) for frame in passed), default=0)
         fresh = tuple(max((f.fresh + (0.0,) * octaves)[k] for f in passed) for k in range(octaves))
         change = min(1.0, sum(frame.change for frame in passed))
-        own = clip[index]
-        kept.append(Measures(own.width, own.height, own.detail, fresh, change))
+        frame = clip[index]
+        kept.append(Measures(frame.width, frame.height, frame.detail, fresh, change))
     return kept
 
 
 def parse_policy(policy: Any) -> Policy:
-    """A policy from its name, e.g. in a settings file; a policy is given back as it is.
+    """Return the policy with a name, such as one in a settings file.
 
     Args:
-        policy: "native", "fixed:4" (tiles), "adaptive" or "adaptive:12" (tolerance).
+        policy: "native", "fixed:4" (tiles), "adaptive" or "adaptive:12" (tolerance); or a `Policy`,
+            which is returned unchanged.
 
     Raises:
-        PromptError: it is none of these.
+        PromptError: the policy is unknown or its number is out of range.
     """
     if callable(getattr(policy, "plan", None)):
         known: Policy = policy
@@ -359,6 +391,6 @@ def parse_policy(policy: Any) -> Policy:
     )
 
 
-def text_of(grid: Grid) -> str:
-    """A grid as people write it."""
+def format_grid(grid: Grid) -> str:
+    """Format a grid as text, e.g. "4x2"."""
     return f"{grid[0]}x{grid[1]}"

@@ -89,7 +89,7 @@ def run_once(model: NVILA) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Print `{"plain", "compiled"}`, or `{"error"}`; the exit code."""
-    from nvila_core.tuning.step_timer import Gauges, Load
+    from nvila_core.tuning.step_timer import Load, StepTimer
 
     parser = argparse.ArgumentParser(prog="python -m nvila_core.tuning.compiled")
     parser.add_argument("model")
@@ -105,11 +105,11 @@ def main(arguments: list[str] | None = None) -> int:
         model = NVILA.from_pretrained(
             given.model, given.device, given.dtype, quantize=given.quantize
         )
-        gauges = Gauges(model, 4096)
-        sizes = (2, 64, min(4, gauges.most_sequences()))
-        plain = gauges.request(Load(), *sizes)
+        timer = StepTimer(model, 4096)
+        sizes = (2, 64, min(4, timer.max_sequences()))
+        plain = timer.request(Load(), *sizes)
         compile_layers(model)
-        told = {"plain": plain, "compiled": gauges.request(Load(), *sizes)}
+        told = {"plain": plain, "compiled": timer.request(Load(), *sizes)}
     except NVILAError as error:
         told = {"error": str(error)}
     print(json.dumps(told))

@@ -95,7 +95,7 @@ def lines(tuning: Tuning, model: str, device: str, base: Mapping[str, Any]) -> I
         yield f"{key}: {json.dumps(value)}"  # JSON is YAML
 
 
-def check_out(path: Path) -> None:
+def check_writable(path: Path) -> None:
     """See that the settings file can be written, before a minute is spent on it.
 
     Raises:
@@ -117,7 +117,7 @@ def write_settings(
         base: other settings, which the file is to keep; it may hold passwords, so only the user
             may read the file.
     """
-    check_out(path)
+    check_writable(path)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.writelines(line + "\n" for line in lines(tuning, model, device, base or {}))

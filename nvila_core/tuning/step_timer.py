@@ -1,4 +1,4 @@
-"""How long the parts of an engine's step take on this machine, for `tune`."""
+"""Time the parts of an engine step on this machine, for the tuner."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -10,36 +10,33 @@ from nvila_core.engine.batch import PagedBatch, SequenceSlice
 from nvila_core.engine.engine import BLOCK_SIZE, Engine
 from nvila_core.model import NVILA
 
-CLIP_FRAMES = 8
-TEXT = 64
-"""Positions of system prompt and question beside the frames, about."""
-
-TIMES = 4
-"""How often a size is timed, the first time to warm up; the fastest counts."""
-
-ENOUGH = 0.5
-"""Seconds after which it is not timed once more."""
+TEXT_POSITIONS = 64
+"""Approximate number of positions of the system prompt and the question."""
+MAX_REPEATS = 4
+"""Repeats per measurement, the first one to warm up; the fastest counts."""
+MAX_SECONDS = 0.5
+"""Total duration after which a measurement is not repeated."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """A request as the service makes them: frames of one tile each, and tokens to answer with."""
+    """A request like the service's: a number of one-tile frames, and of answer tokens."""
 
-    frames: int = CLIP_FRAMES
+    frames: int = 8
     answer: int = 32
 
     def positions(self, model: NVILA) -> int:
-        """Positions to read."""
-        each: int = model.config.tile_tokens + 1
-        return self.frames * each + TEXT
+        """Return the number of positions of the prompt."""
+        positions_per_frame: int = model.config.tile_tokens + 1
+        return self.frames * positions_per_frame + TEXT_POSITIONS
 
 
-class Gauges:
-    """Times pieces of work on a model, by itself.
+class StepTimer:
+    """Times single operations on a model.
 
     Args:
-        model: nothing else may run on it meanwhile.
-        positions: room for keys and values, which bounds what can be timed.
+        model: must not run anything else at the same time.
+        positions: positions of the key-value cache, which limit what can be timed.
     """
 
     def __init__(self, model: NVILA, positions: int) -> None:
@@ -49,32 +46,39 @@ class Gauges:
         self.length = min(Load().positions(model), model.max_model_len - 1, positions - 1)
 
     def tiles(self, count: int) -> float:
-        """Seconds for `count` tiles through tower and projector together."""
+        """Return the seconds that `count` tiles take in the vision tower and the projector."""
         size = self.model.config.vision.image_size
         pixels = torch.zeros(count, 3, size, size)
         return self._fastest(lambda: self.model.encode_tiles(pixels))
 
     def reading(self, count: int) -> float:
-        """Seconds for `count` positions of one prompt, with as many of a clip before them."""
+        """Return the seconds that `count` positions of one prompt take, in the middle of a clip."""
         start = min(self.length // 2, max(0, self.blocks * BLOCK_SIZE - count))
         return self._step(
             [SequenceSlice(start, count, list(range(-(-(start + count) // BLOCK_SIZE))))]
         )
 
     def generating(self, count: int) -> float:
-        """Seconds for one token of each of `count` sequences that have read a clip."""
+        """Return the seconds for one token of each of `count` sequences that have read a clip."""
         own = -(-(self.length + 1) // BLOCK_SIZE)
         rows = [
             SequenceSlice(self.length, 1, list(range(i * own, (i + 1) * own))) for i in range(count)
         ]
         return self._step(rows)
 
-    def most_sequences(self) -> int:
-        """How many `generating` has room for."""
+    def max_sequences(self) -> int:
+        """Return how many sequences `generating` has room for."""
         return max(1, self.blocks // -(-(self.length + 1) // BLOCK_SIZE))
 
     def request(self, load: Load, tiles: int, positions: int, sequences: int) -> float:
-        """Seconds for a request out of many, with so many tiles, positions and sequences a step."""
+        """Return the seconds for a request out of many.
+
+        Args:
+            load: the request.
+            tiles: tiles in a step.
+            positions: prompt positions in a step.
+            sequences: sequences that generate in a step.
+        """
         return (
             load.frames * self.tiles(tiles) / tiles
             + load.positions(self.model) * self.reading(positions) / positions
@@ -98,7 +102,7 @@ class Gauges:
     @torch.inference_mode()
     def _fastest(self, call: Callable[[], object]) -> float:
         times: list[float] = []
-        while len(times) < TIMES and sum(times) < ENOUGH:
+        while len(times) < MAX_REPEATS and sum(times) < MAX_SECONDS:
             began = time.perf_counter()
             call()
             self._finish()
@@ -111,15 +115,24 @@ class Gauges:
 
 
 def sweep(
-    gauge: Callable[[int], float],
+    time_size: Callable[[int], float],
     sizes: Sequence[int],
     seconds: float,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[int, float]:
-    """Seconds for one unit, by size: as many of the growing `sizes` as there is time and memory.
+    """Measure the cost of one unit for growing sizes, while time and memory last.
 
-    Sizes that would take more than what is left of `seconds`, judged by the one before, are left
-    out; the first one is always tried.
+    The first size is always measured. A size is left out if, judged by the previous one, it would
+    take longer than what is left of `seconds`.
+
+    Args:
+        time_size: returns the seconds for a whole size.
+        sizes: sizes in ascending order.
+        seconds: time to spend.
+        clock: returns a time in seconds.
+
+    Returns:
+        Seconds for one unit, by size.
     """
     costs: dict[int, float] = {}
     ends = clock() + seconds
@@ -129,7 +142,7 @@ def sweep(
             break
         began = clock()
         try:
-            costs[size] = gauge(size) / size
+            costs[size] = time_size(size) / size
         except torch.OutOfMemoryError:
             break
         spent, before = clock() - began, size
@@ -137,9 +150,9 @@ def sweep(
 
 
 def cheapest(costs: dict[int, float], tolerance: float, default: int) -> int:
-    """The smallest size whose cost is within `tolerance` (a share) of the lowest.
+    """Return the smallest size whose cost is within `tolerance` (a share) of the lowest.
 
-    Where that is the largest of `costs`, still larger ones may be better: then at least `default`.
+    If that is the largest size measured, even larger ones may be better: return at least `default`.
     """
     limit = min(costs.values()) * (1 + tolerance)
     best = min(size for size, cost in costs.items() if cost <= limit)

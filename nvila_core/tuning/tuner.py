@@ -27,8 +27,8 @@ from nvila_core.media.video import Video
 from nvila_core.model import NVILA
 from nvila_core.models.quantize import weight_bytes
 from nvila_core.tuning.compiled import compile_layers
-from nvila_core.tuning.settings_file import EngineSettings, Tuning, check_out, write_settings
-from nvila_core.tuning.step_timer import Gauges, Load, cheapest, sweep
+from nvila_core.tuning.settings_file import EngineSettings, Tuning, check_writable, write_settings
+from nvila_core.tuning.step_timer import Load, StepTimer, cheapest, sweep
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 STEPS = (64, 128, 192, 256, 384, 512, 1024, 2048, 4096)
@@ -88,26 +88,26 @@ class Tuner:
             self.defaults = replace(self.defaults, kv_cache_tokens=budget)
             self._note(f"the default kv_cache_tokens does not fit: {budget} instead")
         found = replace(self.defaults, kv_cache_tokens=budget)
-        model, gauges = self.model, self._gauges(self.model)
+        model, timer = self.model, self._timer(self.model)
         if not self.cuda:
-            found = self._threads(found, gauges)
-            found, model = self._dtype(found, gauges)
-            gauges = gauges if model is self.model else self._gauges(model)
+            found = self._threads(found, timer)
+            found, model = self._dtype(found, timer)
+            timer = timer if model is self.model else self._timer(model)
         use_threads(found)
-        found = self._sizes(found, gauges)
+        found = self._sizes(found, timer)
         if self.path is not None and self.seconds >= 20:
             found, model = self._compile(found, model)
         if found == replace(self.defaults, kv_cache_tokens=budget):
             return Tuning(found, 1.0, [], self.notes)
-        load = self._affordable(gauges, found)
+        load = self._affordable(timer, found)
         pairs = self._compare(found, model, load)
         if decided(pairs):
             return Tuning(found, median(pairs), pairs, self.notes)
         self._note(f"together they are {median(pairs):.2f} times as fast: not better for sure")
         return Tuning(replace(self.defaults, kv_cache_tokens=budget), 1.0, pairs, self.notes)
 
-    def _gauges(self, model: NVILA) -> Gauges:
-        return Gauges(model, max(4096, self._positions(model) // 8))
+    def _timer(self, model: NVILA) -> StepTimer:
+        return StepTimer(model, max(4096, self._positions(model) // 8))
 
     def _positions(self, model: NVILA) -> int:
         """Positions of keys and values that there is room for."""
@@ -119,19 +119,19 @@ class Tuner:
         )
         return max(256, min(MOST_POSITIONS, int(room) // 1024 * 1024))
 
-    def _threads(self, found: EngineSettings, gauges: Gauges) -> EngineSettings:
+    def _threads(self, found: EngineSettings, timer: StepTimer) -> EngineSettings:
         most = torch.get_num_threads()
         costs: dict[int, float] = {}
         for threads in sorted({most, max(1, most // 2)}, reverse=True):
             torch.set_num_threads(threads)
-            costs[threads] = self._small(gauges)
+            costs[threads] = self._small(timer)
         torch.set_num_threads(most)
         best = min(costs, key=lambda threads: costs[threads])
         self._note(f"threads {best}: {compared(costs, 's')}")
         # As many as there are is the default.
         return found if best == most else replace(found, threads=best)
 
-    def _dtype(self, found: EngineSettings, gauges: Gauges) -> tuple[EngineSettings, NVILA]:
+    def _dtype(self, found: EngineSettings, timer: StepTimer) -> tuple[EngineSettings, NVILA]:
         if main_memory()[0] < 2 * weight_bytes(self.model.language):
             self._note("no room for the model in another dtype: not tried")
             return found, self.model
@@ -141,26 +141,24 @@ class Tuner:
         except NVILAError as error:  # quantized layers have kernels for some dtypes only
             self._note(f"dtype bfloat16: {error}")
             return found, self.model
-        costs = {"float32": self._small(gauges), "bfloat16": self._small(self._gauges(other))}
+        costs = {"float32": self._small(timer), "bfloat16": self._small(self._timer(other))}
         faster = costs["float32"] / costs["bfloat16"]
         taken = faster >= ANOTHER_DTYPE
         self._note(f"dtype {'bfloat16' if taken else 'float32'}: {compared(costs, 's')}")
         return (replace(found, dtype="bfloat16"), other) if taken else (found, self.model)
 
-    def _small(self, gauges: Gauges) -> float:
+    def _small(self, timer: StepTimer) -> float:
         """Seconds for a request by its parts, of little things that are quick to time."""
-        return gauges.request(Load(1, 8), 1, 32, min(4, gauges.most_sequences()))
+        return timer.request(Load(1, 8), 1, 32, min(4, timer.max_sequences()))
 
-    def _sizes(self, found: EngineSettings, gauges: Gauges) -> EngineSettings:
+    def _sizes(self, found: EngineSettings, timer: StepTimer) -> EngineSettings:
         each = self.seconds / 10
-        tiles = sweep(gauges.tiles, SIZES, each)
+        tiles = sweep(timer.tiles, SIZES, each)
         # No more than twice the usual: cheaper or not, everybody waits for the end of a step.
-        most = min(2 * self.defaults.max_num_batched_tokens, gauges.blocks * BLOCK_SIZE)
+        most = min(2 * self.defaults.max_num_batched_tokens, timer.blocks * BLOCK_SIZE)
         steps = [s for s in STEPS if s <= most]
-        reading = sweep(gauges.reading, steps, each)
-        sequences = sweep(
-            gauges.generating, [s for s in SIZES if s <= gauges.most_sequences()], each
-        )
+        reading = sweep(timer.reading, steps, each)
+        sequences = sweep(timer.generating, [s for s in SIZES if s <= timer.max_sequences()], each)
         for name, costs in (
             ("a tile, by tiles a step", tiles),
             ("a position, by positions a step", reading),
@@ -208,15 +206,15 @@ class Tuner:
         self._note(f"compile: {compared(told, 's')}")
         return float(told["plain"] / told["compiled"])
 
-    def _affordable(self, gauges: Gauges, found: EngineSettings) -> tuple[Load, int]:
+    def _affordable(self, timer: StepTimer, found: EngineSettings) -> tuple[Load, int]:
         """A load, and how many requests, that takes a twelfth of the time."""
         slice_ = self.seconds / 12
         for load in LOADS:
-            each = gauges.request(
+            each = timer.request(
                 load,
                 found.step_tiles,
                 found.max_num_batched_tokens,
-                min(8, gauges.most_sequences()),
+                min(8, timer.max_sequences()),
             )
             count = min(2 * found.max_num_seqs, int(slice_ / each))
             if count >= 4:
@@ -228,7 +226,7 @@ class Tuner:
         random = np.random.default_rng(0)
         kind, count = load
         self._note(f"compared on {count} requests of {kind.frames} frames and {kind.answer} tokens")
-        prompts = [clip(self.model, kind.frames, random) for _ in range(count)]
+        prompts = [noise_clip(self.model, kind.frames, random) for _ in range(count)]
         # The size of the cache is not compared: more of it is better, and both must fit in turn.
         tuned = replace(found, kv_cache_tokens=self.defaults.kv_cache_tokens)
         sides = ((self.defaults, self.model), (tuned, model))
@@ -271,7 +269,7 @@ def tune_to_file(
     Raises:
         NVILAError: the model cannot be used here, or `out` cannot be written.
     """
-    check_out(out)
+    check_writable(out)
 
     def load(dtype: str) -> NVILA:
         return NVILA.from_pretrained(model, device, dtype, quantize=quantize)
@@ -292,7 +290,7 @@ def use_threads(settings: EngineSettings, every: int = 0) -> None:
         torch.set_num_threads(settings.threads or every)
 
 
-def clip(model: NVILA, frames: int, random: np.random.Generator) -> Any:
+def noise_clip(model: NVILA, frames: int, random: np.random.Generator) -> Any:
     """A prepared prompt about frames of noise."""
     size = model.config.vision.image_size
     shape = (size, size, 3)

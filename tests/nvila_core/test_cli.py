@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nvila_core.cli import main
-from nvila_core.resolution.grids import tiles_of
+from nvila_core.resolution.grids import tile_count
 
 ASK = ["--max-tokens", "6", "--device", "cpu", "--dtype", "float32"]
 
@@ -69,7 +69,7 @@ def test_json_answer(
     assert answer["usage"]["tiles"] == tiles
     assert answer["usage"]["completion_tokens"] == len(answer["token_ids"]) <= 6
     assert answer["finish_reason"] in ("stop", "length")
-    assert sum(tiles_of(tuple(frame["grid"])) for frame in answer["plan"]) == tiles
+    assert sum(tile_count(tuple(frame["grid"])) for frame in answer["plan"]) == tiles
     assert all(frame["reason"] for frame in answer["plan"])
     assert set(answer["timings"]) == {"queue_ms", "encode_ms", "generate_ms"}
 

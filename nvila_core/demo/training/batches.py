@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from nvila_core.demo.questions import Question, ask
+from nvila_core.demo.questions import QuestionAnswer, make_question
 from nvila_core.demo.training.visuals import Form, Visual
 
 MEDIA = -1
@@ -30,7 +30,7 @@ _WANTED = {
 }
 
 
-class PromptBuilder:
+class ChatEncoder:
     """Token ids of prompts in the checkpoint's chat format."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens_per_tile: int) -> None:
@@ -99,33 +99,33 @@ class Group:
         )
 
 
-def choose_questions(visual: Visual, count: int, rng: random.Random) -> list[Question]:
+def choose_questions(visual: Visual, count: int, rng: random.Random) -> list[QuestionAnswer]:
     """Up to `count` different questions that suit the visual's form."""
     name = visual.form.name
-    chosen: list[Question] = []
+    chosen: list[QuestionAnswer] = []
     for kinds in _WANTED[name][:count]:
-        question = ask(visual.observation, rng.choice(kinds.split()), rng)
-        question = question or ask(visual.observation, "exists", rng)
+        question = make_question(visual.observation, rng.choice(kinds.split()), rng)
+        question = question or make_question(visual.observation, "exists", rng)
         # The sign is too small here: a little practice gives an honest guess instead of nonsense.
         if name in ("clip", "flat") and rng.random() < 0.01:
-            question = ask(visual.observation, "sign", rng)
+            question = make_question(visual.observation, "sign", rng)
         if question and question.text not in {other.text for other in chosen}:
             chosen.append(question)
     return chosen
 
 
 def collate(
-    visuals: Sequence[Visual], builder: PromptBuilder, questions: int, rng: random.Random
+    visuals: Sequence[Visual], encoder: ChatEncoder, questions: int, rng: random.Random
 ) -> Group:
     """One group of visuals of the same form."""
-    prefix = builder.prefix(visuals[0].form)
+    prefix = encoder.prefix(visuals[0].form)
     rows: list[tuple[list[int], list[int], list[int]]] = []
     learned: list[tuple[int, int, int, float, int]] = []
     kinds: list[str] = []
     for row, visual in enumerate(visuals):
         ids, positions, segments = list(prefix), list(range(len(prefix))), [0] * len(prefix)
         for segment, question in enumerate(choose_questions(visual, questions, rng), start=1):
-            asked, answer = builder.question(question.text), builder.answer(question.answer)
+            asked, answer = encoder.question(question.text), encoder.answer(question.answer)
             # The last token of the answer predicts nothing, so it need not be there.
             text = asked + answer[:-1]
             first = len(ids) + len(asked) - 1

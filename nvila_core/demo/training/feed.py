@@ -15,21 +15,21 @@ from torch.utils.data import IterableDataset, get_worker_info
 from transformers import AutoTokenizer
 
 from nvila_core.demo.training.batches import (
+    ChatEncoder,
     Group,
-    PromptBuilder,
     collate,
     stack_labels,
     stack_tiles,
 )
 from nvila_core.demo.training.config import ModelShape, TrainingConfig
 from nvila_core.demo.training.visuals import (
-    FLAT,
-    FULL,
-    MIXED,
-    STILL,
+    FLAT_FORM,
+    FULL_FORM,
+    MIXED_FORMS,
+    STILL_FORM,
     Form,
     Pool,
-    clip,
+    clip_form,
     render_pair,
     render_visual,
 )
@@ -45,7 +45,7 @@ class TileFeed(IterableDataset[dict[str, Tensor]]):
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
         rng = _start_worker(self.config.seed, "see")
-        pools = [Pool(partial(render_visual, FLAT), 15000, 0.3), Pool(render_pair, 15000, 0.3)]
+        pools = [Pool(partial(render_visual, FLAT_FORM), 15000, 0.3), Pool(render_pair, 15000, 0.3)]
         whole, pairs = self.config.see_tiles // 2, self.config.see_tiles // 2
         while True:
             most = min(4, 1 + int(self.progress.value * 16))
@@ -63,11 +63,11 @@ class ClipFeed(IterableDataset[Group]):
     def __iter__(self) -> Iterator[Group]:
         rng = _start_worker(self.config.seed, "watch")
         tokenizer: Any = AutoTokenizer.from_pretrained(self.tokenizer)
-        builder = PromptBuilder(tokenizer, self.shape.tokens_per_tile)
-        pool = Pool(partial(render_visual, clip(4)), 12000, 0.25)
+        encoder = ChatEncoder(tokenizer, self.shape.tokens_per_tile)
+        pool = Pool(partial(render_visual, clip_form(4)), 12000, 0.25)
         while True:
             visuals = [pool.draw(rng, 4) for _ in range(self.config.watch_clips)]
-            yield collate(visuals, builder, 0, rng)
+            yield collate(visuals, encoder, 0, rng)
 
 
 class AnswerFeed(IterableDataset[list[Group]]):
@@ -85,23 +85,23 @@ class AnswerFeed(IterableDataset[list[Group]]):
     def __iter__(self) -> Iterator[list[Group]]:
         rng = _start_worker(self.config.seed, "answer")
         tokenizer: Any = AutoTokenizer.from_pretrained(self.tokenizer)
-        builder = PromptBuilder(tokenizer, self.shape.tokens_per_tile)
+        encoder = ChatEncoder(tokenizer, self.shape.tokens_per_tile)
         pools: dict[Form, Pool] = {}
         while True:
             most = min(4, 2 + int(self.progress.value * 20))
             yield [
-                self._group(form, count, pools, builder, most, rng)
+                self._group(form, count, pools, encoder, most, rng)
                 for form, count in self._recipe(rng)
             ]
 
     def _recipe(self, rng: random.Random) -> list[tuple[Form, int]]:
         config = self.config
         frames = rng.choices(_CLIP_FRAMES, _CLIP_WEIGHTS)[0]
-        recipe = [(clip(frames), config.clips * 4 // frames), (STILL, config.stills)]
+        recipe = [(clip_form(frames), config.clips * 4 // frames), (STILL_FORM, config.stills)]
         # Plans give the tiles to a clip's newest frame most often: the others show the same.
-        form = rng.choices((FLAT, FULL, *MIXED), (6, 8, 6, 4, 4, 40))[0]
+        form = rng.choices((FLAT_FORM, FULL_FORM, *MIXED_FORMS), (6, 8, 6, 4, 4, 40))[0]
         if rng.random() < 0.9:
-            recipe.append((form, {FLAT: 6, FULL: 2}.get(form, 4)))
+            recipe.append((form, {FLAT_FORM: 6, FULL_FORM: 2}.get(form, 4)))
         return recipe
 
     def _group(
@@ -109,15 +109,15 @@ class AnswerFeed(IterableDataset[list[Group]]):
         form: Form,
         count: int,
         pools: dict[Form, Pool],
-        builder: PromptBuilder,
+        encoder: ChatEncoder,
         most: int,
         rng: random.Random,
     ) -> Group:
         if form not in pools:
-            size = 8000 if form == clip(4) else 40000 // form.tiles
+            size = 8000 if form == clip_form(4) else 40000 // form.tiles
             pools[form] = Pool(partial(render_visual, form), size, self.config.fresh)
         visuals = [pools[form].draw(rng, most) for _ in range(count)]
-        return collate(visuals, builder, self.config.questions, rng)
+        return collate(visuals, encoder, self.config.questions, rng)
 
 
 def _start_worker(seed: int, stage: str) -> random.Random:

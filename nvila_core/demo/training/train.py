@@ -29,9 +29,9 @@ from nvila_core.demo.training.labels import auxiliary_loss, motion_loss, reverse
 from nvila_core.demo.training.network import DemoNetwork
 from nvila_core.demo.training.optimizer import Muon
 from nvila_core.demo.training.tokenizer import train_tokenizer
-from nvila_core.demo.training.visuals import clip, render_pair, render_visual
+from nvila_core.demo.training.visuals import clip_form, render_pair, render_visual
 
-Batch = Any
+TrainingBatch = Any
 Report = dict[str, float]
 
 
@@ -119,7 +119,7 @@ class Trainer:
 
     def _whiten(self) -> None:
         rng = random.Random(self.config.seed)
-        visuals = [render_visual(clip(3), rng, 4) for _ in range(100)]
+        visuals = [render_visual(clip_form(3), rng, 4) for _ in range(100)]
         visuals += [render_pair(rng, 4) for _ in range(200)]
         tiles = stack_tiles(visuals).to(self.device)
         # The average of the first stage is better than where its last steps happened to end.
@@ -132,7 +132,7 @@ class Trainer:
         name: str,
         minutes: float,
         feed: TileFeed | ClipFeed | AnswerFeed,
-        loss_of: Callable[[Batch], tuple[Tensor, Report]],
+        loss_of: Callable[[TrainingBatch], tuple[Tensor, Report]],
         floor: float,
     ) -> None:
         begun = self.done[name]
@@ -163,7 +163,7 @@ class Trainer:
                 saved = now
         self.save()
 
-    def _load(self, feed: TileFeed | ClipFeed | AnswerFeed) -> Iterator[Batch]:
+    def _load(self, feed: TileFeed | ClipFeed | AnswerFeed) -> Iterator[TrainingBatch]:
         workers = self.config.workers
         return iter(
             DataLoader(

@@ -50,15 +50,15 @@ class Form:
         return "<image>\n" * 12 * len(self.tiled) + whole * self.frames
 
 
-STILL = Form(1, tiled=frozenset({0}), lines=True)
-FLAT = Form(1, lines=True)
-MIXED = tuple(Form(4, tiled=frozenset({frame})) for frame in range(4))
+STILL_FORM = Form(1, tiled=frozenset({0}), lines=True)
+FLAT_FORM = Form(1, lines=True)
+MIXED_FORMS = tuple(Form(4, tiled=frozenset({frame})) for frame in range(4))
 """What an adaptive plan gives: one frame of a clip with all of its tiles."""
-FULL = Form(4, tiled=frozenset(range(4)))
+FULL_FORM = Form(4, tiled=frozenset(range(4)))
 """Every frame with all of its tiles."""
 
 
-def clip(frames: int) -> Form:
+def clip_form(frames: int) -> Form:
     """A video whose frames are one tile each."""
     return Form(frames)
 
@@ -105,12 +105,12 @@ def render_visual(form: Form, rng: random.Random, most: int) -> Visual:
 
 def render_pair(rng: random.Random, most: int) -> Visual:
     """A tiled still without most of its tiles: one, often that with the sign, and the thumbnail."""
-    visual = render_visual(STILL, rng, most)
+    visual = render_visual(STILL_FORM, rng, most)
     with_sign = int(np.argmax(visual.learn))
-    kept = [with_sign if rng.random() < 0.8 else rng.randrange(12), STILL.tiles - 1]
+    kept = [with_sign if rng.random() < 0.8 else rng.randrange(12), STILL_FORM.tiles - 1]
     return replace(
         visual,
-        form=FLAT,
+        form=FLAT_FORM,
         tiles=visual.tiles[kept],
         labels=visual.labels.take(kept),
         learn=visual.learn[kept],

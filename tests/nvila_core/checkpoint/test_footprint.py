@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from nvila_core import NVILA, CheckpointError, NVILAError
-from nvila_core.checkpoint.footprint import find_local, main, measure, stored_bytes
+from nvila_core.checkpoint.footprint import find_local, main, measure_footprint, stored_bytes
 from nvila_core.checkpoint.loader import Checkpoint
 from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
 
 
 def test_it_is_what_loading_takes(random_checkpoint: Path) -> None:
-    found = measure(random_checkpoint, "cpu", "bfloat16", kv_cache_tokens=1000)
+    found = measure_footprint(random_checkpoint, "cpu", "bfloat16", kv_cache_tokens=1000)
 
     model = NVILA.from_pretrained(random_checkpoint, dtype="bfloat16")
     parts = (model.vision, model.projector, model.language)
@@ -37,7 +37,7 @@ def test_fewer_bits_take_what_loading_takes(tmp_path: Path, quantize: str, dtype
     shape = Shape(hidden=64, inner=96, vision_hidden=48, vision_inner=72)
     folder = write_checkpoint(tmp_path / "model", shape)
 
-    full, found = (measure(folder, "cpu", dtype, 1000, mode) for mode in (None, quantize))
+    full, found = (measure_footprint(folder, "cpu", dtype, 1000, mode) for mode in (None, quantize))
 
     model = NVILA.from_pretrained(folder, dtype=dtype, quantize=quantize)
     plain = NVILA.from_pretrained(folder, dtype=dtype)
@@ -59,7 +59,9 @@ def weights_of(module: torch.nn.Module) -> int:
 
 
 def test_wider_numbers_take_more(random_checkpoint: Path) -> None:
-    small, large = (measure(random_checkpoint, "cpu", d, 0) for d in ("bfloat16", "float32"))
+    small, large = (
+        measure_footprint(random_checkpoint, "cpu", d, 0) for d in ("bfloat16", "float32")
+    )
     assert large.weights == 2 * small.weights
 
 
@@ -70,14 +72,14 @@ def test_what_cannot_be_had(
     shutil.copytree(random_checkpoint, broken)
     shutil.rmtree(broken / "mm_projector")
     with pytest.raises(CheckpointError, match="mm_projector"):
-        measure(broken, "cpu", "auto", 0)
+        measure_footprint(broken, "cpu", "auto", 0)
     with pytest.raises(CheckpointError, match="no such folder"):
         find_local(str(tmp_path / "absent"))
     if not torch.cuda.is_available():
         with pytest.raises(NVILAError, match="No CUDA device"):
-            measure(random_checkpoint, "cuda", "auto", 0)
+            measure_footprint(random_checkpoint, "cuda", "auto", 0)
     with pytest.raises(NVILAError, match="'int3' is unknown"):
-        measure(random_checkpoint, "cpu", "auto", 0, "int3")
+        measure_footprint(random_checkpoint, "cpu", "auto", 0, "int3")
     assert main([str(broken)]) == 1
     assert "mm_projector" in json.loads(capsys.readouterr().out)["error"]
     assert main([str(random_checkpoint), "--kv-cache-tokens", "0"]) == 0

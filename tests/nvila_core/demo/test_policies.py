@@ -20,10 +20,10 @@ from nvila_core.demo.policies import (
 from nvila_core.demo.questions import QUESTION_KINDS
 from nvila_core.demo.render import render_clip
 from nvila_core.demo.sampling import FIRST_EVALUATION_SEED, TILE_GRID, sample_scene
-from nvila_core.resolution.grids import ONE
-from nvila_core.resolution.policy import Tiling
+from nvila_core.resolution.grids import SINGLE_TILE
+from nvila_core.resolution.policy import TilingConfig
 
-TILING = Tiling(size=84, tokens=4, grids=(TILE_GRID,))
+TILING = TilingConfig(size=84, tokens=4, grids=(TILE_GRID,))
 TIMES = tuple(float(t) for t in range(CLIP_FRAMES))
 
 
@@ -38,7 +38,9 @@ def test_the_small_sign_is_found_and_shown_once() -> None:
         short = Adaptive().plan(clip, TILING, Budget(4 * (CLIP_FRAMES + 12)))
 
         assert TILE_GRID in [frame.grid for frame in plan.frames]
-        assert sorted(f.grid for f in short.frames) == [ONE] * (CLIP_FRAMES - 1) + [TILE_GRID]
+        assert sorted(f.grid for f in short.frames) == [SINGLE_TILE] * (CLIP_FRAMES - 1) + [
+            TILE_GRID
+        ]
         costs.append(plan.tokens)
     assert np.mean(costs) < 0.4 * CLIP_FRAMES * 13 * 4
 

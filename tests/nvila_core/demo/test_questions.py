@@ -9,9 +9,9 @@ from nvila_core.demo.questions import (
     MOTION_KINDS,
     QUESTION_KINDS,
     all_sentences,
-    ask,
     caption,
     changes,
+    make_question,
 )
 from nvila_core.demo.sampling import sample_scene
 from nvila_core.demo.training.tokenizer import train_tokenizer
@@ -46,7 +46,7 @@ def test_every_answer_agrees_with_the_scene() -> None:
         observation = observe(sample_scene(seed, TIMES), TIMES)
         for kind in QUESTION_KINDS:
             # when
-            question = ask(observation, kind, rng)
+            question = make_question(observation, kind, rng)
 
             # then
             if question is None:
@@ -78,8 +78,8 @@ def test_a_still_is_not_asked_about_motion() -> None:
     rng = random.Random(1)
     for seed in range(50):
         observation = observe(sample_scene(seed, (0.0,)), (0.0,))
-        assert all(ask(observation, kind, rng) is None for kind in MOTION_KINDS)
-        question = ask(observation, "exists", rng)
+        assert all(make_question(observation, kind, rng) is None for kind in MOTION_KINDS)
+        question = make_question(observation, "exists", rng)
         assert question is not None
         assert "mov" not in question.text
 

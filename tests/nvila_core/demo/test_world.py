@@ -115,7 +115,7 @@ def test_evaluation_seeds_are_out_of_reach_of_training(monkeypatch: pytest.Monke
 
     # when
     for _ in range(20):
-        visuals.render_visual(visuals.FLAT, random.Random(), 4)
+        visuals.render_visual(visuals.FLAT_FORM, random.Random(), 4)
 
     # then
     assert max(trained) < FIRST_EVALUATION_SEED

@@ -23,11 +23,11 @@ from nvila_core import (
 )
 from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
 from nvila_core.media.preprocess import cut_tiles, grid_tiles
-from nvila_core.resolution.grids import ONE, tiles_of
-from nvila_core.resolution.policy import PlannedFrame, Tiling
+from nvila_core.resolution.grids import SINGLE_TILE, tile_count
+from nvila_core.resolution.policy import FramePlan, TilingConfig
 
 SIZE, TILE = 112, 9  # of the tiny model: pixels along a tile, its LLM tokens
-TILING = Tiling(SIZE, TILE)
+TILING = TilingConfig(SIZE, TILE)
 
 
 class Given:
@@ -36,10 +36,10 @@ class Given:
     def __init__(self, *grids: tuple[int, int]) -> None:
         self.grids, self.asked = grids, None
 
-    def plan(self, clip: Sequence[Measures], tiling: Tiling, budget: Budget) -> Plan:
+    def plan(self, clip: Sequence[Measures], tiling: TilingConfig, budget: Budget) -> Plan:
         self.asked = (list(clip), tiling, budget)
         assert len(clip) == len(self.grids)
-        return Plan.of([PlannedFrame(grid, "because") for grid in self.grids], tiling)
+        return Plan.of([FramePlan(grid, "because") for grid in self.grids], tiling)
 
 
 def user_text(prompt: Any) -> str:
@@ -49,13 +49,13 @@ def user_text(prompt: Any) -> str:
 def test_a_frames_tiles_come_before_its_video(tiny: NVILA, pictures: Any) -> None:
     # given a video of three frames, the second of which deserves two by three tiles
     frames = [pictures.image(320, 480) for _ in range(3)]
-    policy = Given(ONE, (2, 3), ONE)
+    policy = Given(SINGLE_TILE, (2, 3), SINGLE_TILE)
     prompt = tiny.prepare(["See ", Video(frames, sampled=True), "What?"], policy=policy)
 
     # then its tiles come first, row by row, each with a line end; then the video as published
     assert user_text(prompt) == "See " + "<image>\n" * 6 + "<image>" * 3 + "What?"
     assert (prompt.tiles, prompt.vision_tokens) == (9, 9 * TILE)
-    assert [frame.grid for frame in prompt.plan.frames] == [ONE, (2, 3), ONE]
+    assert [frame.grid for frame in prompt.plan.frames] == [SINGLE_TILE, (2, 3), SINGLE_TILE]
     assert (prompt.plan.tiles, prompt.plan.tokens) == (9, 9 * TILE)
     processor = tiny.config.processor
     assert torch.equal(
@@ -70,7 +70,7 @@ def test_one_frame_alone_is_the_published_tiled_picture(tiny: NVILA, pictures: A
     image = pictures.image(640, 360)
     published = tiny.prepare([image, "x"])
     (grid,) = (frame.grid for frame in published.plan.frames)
-    assert tiles_of(grid) == published.tiles == 9
+    assert tile_count(grid) == published.tiles == 9
     for part in (image, Video([image], sampled=True)):
         planned = tiny.prepare([part, "x"], policy=Given(grid))
         assert (planned.text, planned.token_ids) == (published.text, published.token_ids)
@@ -85,7 +85,7 @@ def test_a_video_of_one_tile_a_frame_keeps_the_published_form(
     frames = [pictures.image(SIZE, SIZE) for _ in range(count)]
     parts = ["A ", Video(frames, sampled=True), " b"]
     published = tiny.prepare(parts, video_as=video_as)
-    planned = tiny.prepare(parts, video_as=video_as, policy=Given(*[ONE] * count))
+    planned = tiny.prepare(parts, video_as=video_as, policy=Given(*[SINGLE_TILE] * count))
     assert (planned.text, planned.token_ids) == (published.text, published.token_ids)
     assert planned.media == published.media
     assert torch.equal(planned.pixel_values, published.pixel_values)
@@ -94,7 +94,7 @@ def test_a_video_of_one_tile_a_frame_keeps_the_published_form(
 def test_tiles_come_before_a_video_that_is_one_token_too(tiny: NVILA, pictures: Any) -> None:
     frames = [pictures.image(300, 300) for _ in range(3)]
     parts = [Video(frames, sampled=True), "x"]
-    policy = Given((2, 2), ONE, (2, 1))
+    policy = Given((2, 2), SINGLE_TILE, (2, 1))
     prompt = tiny.prepare(parts, video_as="video", policy=policy)
     assert user_text(prompt) == "<image>\n" * 6 + "<vila/video>x"
     assert prompt.tiles == 9
@@ -107,7 +107,7 @@ def test_tiles_come_before_a_video_that_is_one_token_too(tiny: NVILA, pictures: 
 def test_pictures_and_videos_of_a_conversation_share_one_plan(tiny: NVILA, pictures: Any) -> None:
     a, b = pictures.image(448, 224), pictures.image(90, 90)
     video = Video([pictures.image(240, 240) for _ in range(2)], sampled=True)
-    policy = Given(ONE, (2, 2), ONE, (2, 1))
+    policy = Given(SINGLE_TILE, (2, 2), SINGLE_TILE, (2, 1))
     conversation = [
         {"role": "user", "content": ["First ", b, " then ", video, "?"]},
         {"role": "assistant", "content": "A box."},
@@ -182,14 +182,14 @@ def test_a_plan_and_a_policy_are_not_given_together(tiny: NVILA, pictures: Any) 
 def test_measures_follow_the_frames_that_are_sampled(tiny: NVILA, pictures: Any) -> None:
     measures = [Measures(640, 480, (float(i),), (float(i),), 0.01 * i) for i in range(9)]
     video = Video([pictures.image() for _ in range(9)], measures=measures)
-    policy = Given(*[ONE] * 3)
+    policy = Given(*[SINGLE_TILE] * 3)
     tiny.prepare([video, "x"], num_video_frames=3, policy=policy)
     clip = policy.asked[0]
     assert [m.detail for m in clip] == [(0,), (4,), (8,)]
     assert [m.fresh for m in clip] == [(0,), (4,), (8,)]
     assert [m.change for m in clip[1:]] == pytest.approx([0.1, 0.26])
     # repeated frames are not new
-    policy = Given(*[ONE] * 8)
+    policy = Given(*[SINGLE_TILE] * 8)
     tiny.prepare([Video([pictures.image()], measures=measures[8:]), "x"], policy=policy)
     assert [m.change for m in policy.asked[0]] == pytest.approx([0.08] + [0] * 7)
 
@@ -199,7 +199,7 @@ def test_frames_that_were_not_measured_are_measured(tiny: NVILA, pictures: Any) 
     checked = plain.copy()
     checked[::2, 100:300] = 250
     flat, busy = Image.fromarray(plain), Image.fromarray(checked)
-    policy = Given(*[ONE] * 3)
+    policy = Given(*[SINGLE_TILE] * 3)
     tiny.prepare([Video([flat, flat, busy], sampled=True), "x"], policy=policy)
     first, second, third = policy.asked[0]
     assert (first.change, second.change) == (1, 0)
@@ -214,9 +214,9 @@ def test_without_a_policy_all_is_as_published_and_the_plan_says_so(
 ) -> None:
     video = Video([pictures.image(640, 480) for _ in range(3)], sampled=True)
     prompt = tiny.prepare([video, "x"], policy=policy, budget=Budget(0))
-    assert prompt.plan.frames == (PlannedFrame(ONE, "published: one of several"),) * 3
+    assert prompt.plan.frames == (FramePlan(SINGLE_TILE, "published: one of several"),) * 3
     image = tiny.prepare([pictures.image(640, 360), "x"], policy=policy)
-    assert image.plan.frames == (PlannedFrame((4, 2), "published: by aspect ratio"),)
+    assert image.plan.frames == (FramePlan((4, 2), "published: by aspect ratio"),)
     assert (image.plan.tiles, image.plan.tokens) == (image.tiles, image.vision_tokens)
     tiled = tiny.prepare([video, "x"], policy=policy, video_as="video", video_max_tiles=12)
     assert [frame.grid for frame in tiled.plan.frames] == [(4, 3)] * 3
@@ -241,7 +241,7 @@ def test_checkpoints_that_cannot_tile_frames_keep_their_rule(
         assert torch.equal(planned.pixel_values, published.pixel_values)
         assert "published" in planned.plan.frames[0].reason
         count = len(published.plan.frames)
-        kept = model.prepare(parts, plan=Plan.of([PlannedFrame((2, 1), "")] * count, TILING))
+        kept = model.prepare(parts, plan=Plan.of([FramePlan((2, 1), "")] * count, TILING))
         assert kept.token_ids == published.token_ids
     assert model.plan([Measures(640, 360)] * 2, Fixed(12)).tiles == 2
 
@@ -259,7 +259,9 @@ def test_the_grids_that_a_checkpoint_knows_are_respected(tmp_path: Any) -> None:
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(
-    st.lists(st.sampled_from([ONE, ONE, (2, 1), (1, 3), (2, 2)]), min_size=1, max_size=5),
+    st.lists(
+        st.sampled_from([SINGLE_TILE, SINGLE_TILE, (2, 1), (1, 3), (2, 2)]), min_size=1, max_size=5
+    ),
     st.sampled_from(["image", "video"]),
 )
 def test_any_plan_becomes_a_prompt_of_exactly_its_tiles(
@@ -273,12 +275,12 @@ def test_any_plan_becomes_a_prompt_of_exactly_its_tiles(
         policy=Given(*grids),
     )
     assert [frame.grid for frame in prompt.plan.frames] == grids
-    assert prompt.tiles == prompt.plan.tiles == sum(map(tiles_of, grids))
+    assert prompt.tiles == prompt.plan.tiles == sum(map(tile_count, grids))
     assert prompt.vision_tokens == prompt.plan.tokens
     views = [
         tile
         for f, g in zip(frames, grids, strict=True)
-        if g != ONE
+        if g != SINGLE_TILE
         for tile in cut_tiles(f, g, SIZE)
     ]
     assert torch.equal(prompt.pixel_values, tiny.config.processor([*views, *frames]))

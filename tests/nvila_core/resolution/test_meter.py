@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from nvila_core import Meter, measure
 from nvila_core.demo.render import render_clip
 from nvila_core.demo.sampling import FIRST_EVALUATION_SEED, sample_scene
-from nvila_core.resolution.grids import ONE
-from nvila_core.resolution.meter import OCTAVES
+from nvila_core.resolution.grids import SINGLE_TILE
+from nvila_core.resolution.meter import MAX_OCTAVES
 
 TILE = 448
 
@@ -40,7 +40,7 @@ def test_small_writing_is_detail_and_large_things_are_none() -> None:
     plain, written = measure(scene()), measure(with_text(scene()))
 
     assert max(plain.detail) < 1
-    assert written.loss(ONE, TILE) > 5 * plain.loss(ONE, TILE) + 4
+    assert written.loss(SINGLE_TILE, TILE) > 5 * plain.loss(SINGLE_TILE, TILE) + 4
 
 
 def test_detail_is_found_at_its_octave() -> None:
@@ -72,7 +72,7 @@ def test_noise_is_neither_detail_nor_change(deviation: float) -> None:
 
 def test_noise_does_not_hide_writing() -> None:
     clean, rough = measure(with_text(scene())), measure(noisy(with_text(scene()), 5))
-    assert rough.loss(ONE, TILE) == pytest.approx(clean.loss(ONE, TILE), rel=0.3)
+    assert rough.loss(SINGLE_TILE, TILE) == pytest.approx(clean.loss(SINGLE_TILE, TILE), rel=0.3)
 
 
 def test_noise_is_measured_where_it_is_not_cut_off() -> None:
@@ -92,9 +92,9 @@ def test_only_what_changed_is_fresh() -> None:
 
     assert (same.change, max(same.fresh)) == (0.0, 0.0)
     assert 0 < more.change < 0.01
-    assert more.fresh_loss(ONE, TILE) > 3
-    assert more.fresh_loss(ONE, TILE) < more.loss(ONE, TILE)
-    assert gone.fresh_loss(ONE, TILE) < 1  # where it was, nothing is left to be read
+    assert more.fresh_loss(SINGLE_TILE, TILE) > 3
+    assert more.fresh_loss(SINGLE_TILE, TILE) < more.loss(SINGLE_TILE, TILE)
+    assert gone.fresh_loss(SINGLE_TILE, TILE) < 1  # where it was, nothing is left to be read
 
 
 def test_a_large_thing_that_moves_is_a_change_without_detail() -> None:
@@ -146,7 +146,7 @@ def test_any_size_can_be_measured(width: int, height: int, colour: bool) -> None
     seen = measure(picture, picture)
 
     assert (seen.width, seen.height) == (width, height)
-    assert len(seen.detail) == len(seen.fresh) <= OCTAVES
+    assert len(seen.detail) == len(seen.fresh) <= MAX_OCTAVES
     assert all(0 <= value <= 255 for value in seen.detail)
     assert not any(seen.fresh)
 

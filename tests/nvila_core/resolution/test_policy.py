@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nvila_core import Adaptive, Budget, Fixed, Measures, Native, PromptError
-from nvila_core.resolution.grids import ONE, choose_grid, tiles_of
-from nvila_core.resolution.policy import Plan, Tiling, parse_policy, thin
+from nvila_core.resolution.grids import SINGLE_TILE, choose_grid, tile_count
+from nvila_core.resolution.policy import Plan, TilingConfig, parse_policy, subsample
 
-LITE = Tiling(size=448, tokens=121)
+LITE = TilingConfig(size=448, tokens=121)
 FULL_HD = {"width": 1920, "height": 1080}
 
 strengths = st.lists(st.floats(0, 60), max_size=6).map(tuple)
@@ -26,7 +26,7 @@ measures = st.builds(
 )
 clips = st.lists(measures, max_size=12)
 tilings = st.builds(
-    Tiling,
+    TilingConfig,
     size=st.integers(28, 512),
     tokens=st.integers(1, 256),
     max_tiles=st.integers(1, 16),
@@ -54,7 +54,7 @@ def test_a_plan_keeps_its_promises(policy, clip, tiling, tokens, load) -> None:
 
     # it says what it costs
     assert len(plan.frames) == len(clip)
-    assert plan.tiles == sum(tiles_of(f.grid) for f in plan.frames)
+    assert plan.tiles == sum(tile_count(f.grid) for f in plan.frames)
     assert plan.tokens == plan.tiles * tiling.tokens
     # it keeps to the budget, but for one tile a frame
     least = len(clip) * tiling.tokens
@@ -66,7 +66,7 @@ def test_a_plan_keeps_its_promises(policy, clip, tiling, tokens, load) -> None:
         columns, rows = planned.grid
         # the frame's own pixels fill the tiles, and the checkpoint knows the grid
         assert columns * rows == 1 or columns * rows * tiling.size**2 <= seen.width * seen.height
-        assert planned.grid == ONE or not tiling.grids or planned.grid in tiling.grids
+        assert planned.grid == SINGLE_TILE or not tiling.grids or planned.grid in tiling.grids
         if isinstance(policy, Adaptive):
             assert columns <= max(1, round(seen.width / tiling.size))
             assert rows <= max(1, round(seen.height / tiling.size))
@@ -82,7 +82,7 @@ def test_more_budget_never_takes_a_tile_away(policy, clip, tiling, tokens, more,
     larger = None if tokens is None else tokens + more
     rich = policy.plan(clip, tiling, Budget(larger, min(a, b)))
     for poor, better in zip(less.frames, rich.frames, strict=True):
-        assert tiles_of(poor.grid) <= tiles_of(better.grid)
+        assert tile_count(poor.grid) <= tile_count(better.grid)
 
 
 @given(clips, tilings)
@@ -98,7 +98,7 @@ def test_adaptive_shows_static_detail_once_in_the_newest_frame() -> None:
     # given small writing that stands there all the time, in front of which something large moves
     clip = [frame(20, 20), *[frame(20, 2)] * 7]
     plan = Adaptive().plan(clip, LITE)
-    assert grids(plan) == [ONE] * 7 + [(4, 2)]
+    assert grids(plan) == [SINGLE_TILE] * 7 + [(4, 2)]
     assert plan.frames[7].reason == "most detail (26)"
     assert plan.frames[0].reason == "shown in frame 8 (new: 3)"
 
@@ -108,10 +108,10 @@ def test_adaptive_shows_what_comes_later_too() -> None:
     clip = [frame(14), frame(14), frame(25, 25), frame(14, 0), frame(14, 0)]
     plan = Adaptive().plan(clip, LITE)
     assert grids(plan)[2] == (4, 2)
-    assert grids(plan)[3:] == [ONE, ONE]
+    assert grids(plan)[3:] == [SINGLE_TILE, SINGLE_TILE]
     assert "most detail" in plan.frames[2].reason
     # before it came there may have been other things: they are shown in the newest of those frames
-    assert grids(plan)[:2] == [ONE, (4, 2)]
+    assert grids(plan)[:2] == [SINGLE_TILE, (4, 2)]
     assert "new detail" in plan.frames[1].reason
 
 
@@ -119,22 +119,22 @@ def test_adaptive_prefers_what_matters_most_when_the_budget_is_short() -> None:
     clip = [frame(30, 30), frame(12, 12), frame(20, 20)]
     one_view = 3 * 121 + 8 * 121
     plan = Adaptive().plan(clip, LITE, Budget(one_view))
-    assert grids(plan) == [(4, 2), ONE, ONE]
+    assert grids(plan) == [(4, 2), SINGLE_TILE, SINGLE_TILE]
     assert "over the budget: 4x2" in plan.frames[2].reason
     # what is left over goes to a smaller grid of the next
     more = Adaptive().plan(clip, LITE, Budget(one_view + 4 * 121))
     assert grids(more)[0] == (4, 2)
-    assert 1 < tiles_of(grids(more)[2]) <= 5
+    assert 1 < tile_count(grids(more)[2]) <= 5
     # a frame is not said to be shown in one that there was no budget for
     still = Adaptive().plan([frame(20, 0)] * 2, LITE, Budget(0))
     assert still.frames[0].reason == "over the budget, as frame 2 is"
     # and the load takes its share of what lies above one tile a frame
-    assert grids(Adaptive().plan(clip, LITE, Budget(one_view, 1.0))) == [ONE] * 3
+    assert grids(Adaptive().plan(clip, LITE, Budget(one_view, 1.0))) == [SINGLE_TILE] * 3
 
 
 def test_adaptive_leaves_plain_and_small_frames_alone() -> None:
     plan = Adaptive().plan([frame(3, 3), frame(40, 40, width=500, height=400)], LITE)
-    assert grids(plan) == [ONE, ONE]
+    assert grids(plan) == [SINGLE_TILE, SINGLE_TILE]
     assert [f.reason for f in plan.frames] == ["little detail (4)", "its pixels fill one tile"]
 
 
@@ -147,7 +147,7 @@ def test_adaptive_takes_no_more_tiles_than_the_detail_needs() -> None:
 
 
 def test_a_frame_without_measures_gets_one_tile() -> None:
-    assert grids(Adaptive().plan([Measures(**FULL_HD)] * 3, LITE)) == [ONE] * 3
+    assert grids(Adaptive().plan([Measures(**FULL_HD)] * 3, LITE)) == [SINGLE_TILE] * 3
 
 
 @given(st.integers(1, 4000), st.integers(1, 4000), st.integers(1, 12))
@@ -159,7 +159,7 @@ def test_fixed_is_the_published_rule_within_the_frames_own_pixels(width, height,
 
 def test_fixed_gives_the_newest_frames_what_the_budget_has() -> None:
     plan = Fixed(12).plan([frame()] * 4, LITE, Budget(4 * 121 + 2 * 8 * 121))
-    assert grids(plan) == [ONE, ONE, (4, 2), (4, 2)]
+    assert grids(plan) == [SINGLE_TILE, SINGLE_TILE, (4, 2), (4, 2)]
     assert plan.frames[0].reason == "over the budget"
 
 
@@ -167,7 +167,7 @@ def test_fixed_gives_the_newest_frames_what_the_budget_has() -> None:
 def test_native_is_the_published_rule_whatever_the_budget(clip, tiling, tokens) -> None:
     plan = Native().plan(clip, tiling, Budget(tokens))
     if len(clip) > 1:
-        assert grids(plan) == [ONE] * len(clip)
+        assert grids(plan) == [SINGLE_TILE] * len(clip)
     else:
         (only,) = clip
         most = tiling.max_tiles
@@ -186,7 +186,7 @@ def test_larger_grids_lose_less(seen, columns, rows, size) -> None:
 @given(clips.filter(len), st.data())
 def test_thinning_keeps_what_happened_in_between(clip, data) -> None:
     kept = sorted(data.draw(st.lists(st.sampled_from(range(len(clip))), min_size=1)))
-    short = thin(clip, kept)
+    short = subsample(clip, kept)
     assert [replace(m, fresh=(), change=0) for m in short] == [
         replace(clip[i], fresh=(), change=0) for i in kept
     ]
@@ -202,7 +202,7 @@ def test_thinning_keeps_what_happened_in_between(clip, data) -> None:
 
 def test_thinning_to_all_of_it_changes_nothing() -> None:
     clip = [frame(9, i) for i in range(4)]
-    assert thin(clip, range(4)) == clip
+    assert subsample(clip, range(4)) == clip
 
 
 @pytest.mark.parametrize(

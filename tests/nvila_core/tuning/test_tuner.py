@@ -11,8 +11,8 @@ import yaml
 from nvila_core import NVILA, Engine, NVILAError, cli
 from nvila_core.models.quantize import Linear8
 from nvila_core.tuning import tuner as tune
-from nvila_core.tuning.settings_file import EngineSettings, Tuning, check_out, write_settings
-from nvila_core.tuning.step_timer import Gauges, Load, cheapest, sweep
+from nvila_core.tuning.settings_file import EngineSettings, Tuning, check_writable, write_settings
+from nvila_core.tuning.step_timer import Load, StepTimer, cheapest, sweep
 from nvila_core.tuning.tuner import Tuner, decided, seconds_for
 from streamer.settings import CONFIG_VARIABLE, Settings, load_settings
 
@@ -43,11 +43,11 @@ def threads() -> Iterator[int]:
 
 
 def costing(clock: Clock, cost: Callable[[int], float]) -> Callable[[int], float]:
-    def gauge(size: int) -> float:
+    def time_size(size: int) -> float:
         clock.now += cost(size)
         return cost(size)
 
-    return gauge
+    return time_size
 
 
 def test_a_sweep_measures_what_there_is_time_for(clock: Clock) -> None:
@@ -89,17 +89,17 @@ def test_only_what_is_better_for_sure_counts(pairs: list[float], better: bool) -
     assert decided(pairs) is better
 
 
-def test_gauges_time_real_steps(tiny: NVILA) -> None:
-    gauges = Gauges(tiny, 4096)
+def test_the_timer_times_real_steps(tiny: NVILA) -> None:
+    timer = StepTimer(tiny, 4096)
 
-    assert gauges.tiles(2) > 0
-    assert gauges.reading(64) > 0
-    assert gauges.generating(gauges.most_sequences()) > 0
-    assert gauges.request(Load(8, 4), 1, 32, 2) > 0
+    assert timer.tiles(2) > 0
+    assert timer.reading(64) > 0
+    assert timer.generating(timer.max_sequences()) > 0
+    assert timer.request(Load(8, 4), 1, 32, 2) > 0
 
 
 def test_requests_are_really_answered(tiny: NVILA, threads: int) -> None:
-    prompts = [tune.clip(tiny, 2, tune.np.random.default_rng(0)) for _ in range(3)]
+    prompts = [tune.noise_clip(tiny, 2, tune.np.random.default_rng(0)) for _ in range(3)]
     before = torch.get_num_threads()
 
     assert seconds_for(replace(DEFAULTS, threads=1, kv_cache_tokens=2048), tiny, prompts, 4) > 0
@@ -147,7 +147,7 @@ def test_settings_that_are_slower_are_not_written(
 ) -> None:
     # given a search that is misled
     worst = replace(DEFAULTS, max_num_batched_tokens=8, max_num_seqs=1)
-    monkeypatch.setattr(Tuner, "_sizes", lambda self, found, gauges: worst)
+    monkeypatch.setattr(Tuner, "_sizes", lambda self, found, timer: worst)
     torch.set_num_threads(1)
 
     tuning = Tuner(lambda dtype: NVILA.from_pretrained(tiny_folder, "cpu", dtype), 1).run()
@@ -182,7 +182,7 @@ def test_a_file_of_the_users_own_is_not_touched(tmp_path: Path) -> None:
 
     for wrong in (path, tmp_path, tmp_path / "nowhere" / "x.yaml"):
         with pytest.raises(NVILAError, match="give --out"):
-            check_out(wrong)
+            check_writable(wrong)
 
     assert path.read_text() == "fps: 3\n"
 
@@ -197,12 +197,12 @@ def test_the_command_measures_the_model_as_it_will_be_used_and_writes_a_file(
     out = tmp_path / "tuned.yaml"
     measured: list[NVILA] = []
 
-    class Spy(Gauges):
+    class Spy(StepTimer):
         def __init__(self, model: NVILA, positions: int) -> None:
             measured.append(model)
             super().__init__(model, positions)
 
-    monkeypatch.setattr(tune, "Gauges", Spy)
+    monkeypatch.setattr(tune, "StepTimer", Spy)
 
     arguments = ["--model", str(tiny_folder), "--device", "cpu", "--out", str(out)]
     code = cli.main(["tune", "--seconds", "0.5", "--quantize", "int8", *arguments])

@@ -12,15 +12,23 @@ from transformers import AutoTokenizer
 from nvila_core import NVILA, Budget, Measures, Plan, Video
 from nvila_core.demo.render import render_clip
 from nvila_core.demo.sampling import TILE_GRID, sample_scene
-from nvila_core.demo.training.batches import MEDIA, PromptBuilder, attention_mask, collate
+from nvila_core.demo.training.batches import MEDIA, ChatEncoder, attention_mask, collate
 from nvila_core.demo.training.config import SHAPE
 from nvila_core.demo.training.export import export
 from nvila_core.demo.training.network import DemoNetwork
 from nvila_core.demo.training.tiles import cut_frame, squash
 from nvila_core.demo.training.tokenizer import train_tokenizer
-from nvila_core.demo.training.visuals import FLAT, FULL, MIXED, STILL, Form, clip, render_visual
-from nvila_core.resolution.grids import ONE
-from nvila_core.resolution.policy import PlannedFrame, Tiling
+from nvila_core.demo.training.visuals import (
+    FLAT_FORM,
+    FULL_FORM,
+    MIXED_FORMS,
+    STILL_FORM,
+    Form,
+    clip_form,
+    render_visual,
+)
+from nvila_core.resolution.grids import SINGLE_TILE
+from nvila_core.resolution.policy import FramePlan, TilingConfig
 
 
 class Planned:
@@ -29,9 +37,9 @@ class Planned:
     def __init__(self, form: Form) -> None:
         self.form = form
 
-    def plan(self, clip: Sequence[Measures], tiling: Tiling, budget: Budget) -> Plan:
-        grids = [TILE_GRID if i in self.form.tiled else ONE for i in range(len(clip))]
-        return Plan.of([PlannedFrame(grid, "tiled in training") for grid in grids], tiling)
+    def plan(self, clip: Sequence[Measures], tiling: TilingConfig, budget: Budget) -> Plan:
+        grids = [TILE_GRID if i in self.form.tiled else SINGLE_TILE for i in range(len(clip))]
+        return Plan.of([FramePlan(grid, "tiled in training") for grid in grids], tiling)
 
 
 @pytest.fixture(scope="module")
@@ -45,18 +53,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def builder(checkpoint: Path) -> PromptBuilder:
-    return PromptBuilder(AutoTokenizer.from_pretrained(checkpoint / "llm"), SHAPE.tokens_per_tile)
+def encoder(checkpoint: Path) -> ChatEncoder:
+    return ChatEncoder(AutoTokenizer.from_pretrained(checkpoint / "llm"), SHAPE.tokens_per_tile)
 
 
-@pytest.mark.parametrize("form", [clip(4), clip(2), STILL, FLAT, *MIXED, FULL])
-def test_questions_of_a_batch_do_not_see_each_other(form: Form, builder: PromptBuilder) -> None:
+@pytest.mark.parametrize(
+    "form", [clip_form(4), clip_form(2), STILL_FORM, FLAT_FORM, *MIXED_FORMS, FULL_FORM]
+)
+def test_questions_of_a_batch_do_not_see_each_other(form: Form, encoder: ChatEncoder) -> None:
     # given
     rng = random.Random(3)
     visuals = [render_visual(form, rng, 4) for _ in range(2)]
 
     # when
-    group = collate(visuals, builder, 4, rng)
+    group = collate(visuals, encoder, 4, rng)
     mask = attention_mask(group.segments)[:, 0] == 0
 
     # then
@@ -97,7 +107,7 @@ def test_tiles_of_training_are_those_of_inference(checkpoint: Path) -> None:
     # when
     video = model.prepare([Video(frames), "What changed?"])
     image = model.prepare([Image.fromarray(frames[0]), "Read the sign."])
-    planned = model.prepare([Video(frames), "What changed?"], policy=Planned(MIXED[2]))
+    planned = model.prepare([Video(frames), "What changed?"], policy=Planned(MIXED_FORMS[2]))
 
     # then
     def pixels(tiles: list[object]) -> torch.Tensor:
@@ -114,9 +124,11 @@ def test_tiles_of_training_are_those_of_inference(checkpoint: Path) -> None:
     )
 
 
-@pytest.mark.parametrize("form", [clip(4), STILL, MIXED[0], MIXED[2], FULL])
+@pytest.mark.parametrize(
+    "form", [clip_form(4), STILL_FORM, MIXED_FORMS[0], MIXED_FORMS[2], FULL_FORM]
+)
 def test_training_prompts_are_those_of_inference(
-    form: Form, checkpoint: Path, builder: PromptBuilder
+    form: Form, checkpoint: Path, encoder: ChatEncoder
 ) -> None:
     # given
     model = NVILA.from_pretrained(checkpoint)
@@ -126,7 +138,7 @@ def test_training_prompts_are_those_of_inference(
     # when
     policy = Planned(form) if form.tiled else None
     prompt = model.prepare([media, "What changed?"], policy=policy)
-    trained = builder.prefix(form) + builder.question("What changed?")
+    trained = encoder.prefix(form) + encoder.question("What changed?")
 
     # then
     assert len(trained) == prompt.num_tokens
