@@ -42,11 +42,11 @@ from streamer.domain import Sampling
 from streamer.frames.jpeg import from_jpeg
 from streamer.jobs import CLIP_JOB, CLIP_QUEUES
 from streamer.local.redis_server import EmbeddedServer
+from streamer.logging_setup import configure_logging
 from streamer.settings import Settings
 from workers import context
-from workers.gpu.clip_job import answer, publish_failure
+from workers.gpu.clip_job import answer_clip, publish_failure
 from workers.ingest.job import run_stream
-from workers.process.logging import configure
 from workers.rq.thread_worker import ThreadWorker
 
 SEED = 2_000_000_107
@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    configure("error")
+    configure_logging("error")
     width, height = (int(side) for side in options.size.split("x"))
     with tempfile.TemporaryDirectory() as directory:
         video = Path(directory) / "street.mp4"
@@ -162,7 +162,7 @@ def answer_all(connections: Connections, settings: Settings) -> None:
         CLIP_QUEUES,
         connections.main,
         slots=settings.worker_slots,
-        functions={CLIP_JOB: answer},
+        functions={CLIP_JOB: answer_clip},
         stopping=threading.Event(),
         lease=settings.lease,
         on_failed=publish_failure,

@@ -111,7 +111,7 @@ class Recorder:
         return [(entry_id, fields) for entry_id, fields in entries if fields]
 
 
-def record(settings: Settings, stopping: threading.Event) -> None:
+def record_results(settings: Settings, stopping: threading.Event) -> None:
     """Record until told to stop. Raises StreamerError: Redis or the database is not there."""
     timeline = Timeline(settings.timeline_url)
     try:
@@ -129,4 +129,4 @@ def record(settings: Settings, stopping: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(startup.run(record))
+    sys.exit(startup.run_program(record_results))

@@ -73,14 +73,14 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(redis.RedisError)
     async def redis_lost(_: Request, error: redis.RedisError) -> JSONResponse:
-        _log.error("Redis: %s", redact(str(error)))
+        _log.error("Redis: %s", error)
         if is_full(error):
             return error_response(503, ErrorCode.REDIS_FULL, REDIS_FULL_MESSAGE)
         return error_response(503, ErrorCode.REDIS_UNAVAILABLE, _REDIS_LOST)
 
     @app.exception_handler(SQLAlchemyError)
     async def database_lost(_: Request, error: SQLAlchemyError) -> JSONResponse:
-        _log.error("database: %s", redact(str(error)))
+        _log.error("database: %s", error)
         return error_response(503, ErrorCode.DATABASE_UNAVAILABLE, _DATABASE_LOST)
 
     @app.exception_handler(Exception)

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import logging
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,18 +12,11 @@ from streamer.api.app import create_app
 from streamer.api.listen import listen
 from streamer.client import Client
 from streamer.errors import StreamerError
-from streamer.media.urls import redact
+from streamer.logging_setup import configure_logging
 from streamer.settings import Settings
 
 _GRACE = 2
 """Seconds that running requests have to finish when the server stops."""
-
-
-class _Redacted(logging.Formatter):
-    """Formatter that masks passwords in log lines and tracebacks."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        return redact(super().format(record))
 
 
 class Server(uvicorn.Server):
@@ -48,9 +40,7 @@ def run(settings: Settings) -> None:
     Raises StreamerError: SETTINGS_INVALID if the address is in use or not allowed without keys,
     REDIS_UNAVAILABLE.
     """
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Redacted(logging.BASIC_FORMAT))
-    logging.basicConfig(handlers=[handler], level=settings.log_level.upper())
+    configure_logging(settings.log_level)
     listener = listen(settings)
     try:
         client = Client(settings)

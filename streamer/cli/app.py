@@ -128,7 +128,10 @@ def _hide_passwords() -> None:
 
 def run() -> None:
     """Run the command that the arguments name, then exit."""
+    from streamer.logging_setup import configure_logging_on_demand
+
     _hide_passwords()
+    configure_logging_on_demand()
     try:
         app()
     except Exception as error:

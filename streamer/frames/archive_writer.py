@@ -9,7 +9,6 @@ import structlog
 from streamer.clock import Clock, SystemClock
 from streamer.domain import FrameRef
 from streamer.frames.archive import BUNDLE_SECONDS, Archive
-from streamer.media.urls import redact
 
 MEMORY = 64 << 20
 """Bytes of JPEGs that wait to be written at most; what comes beyond is lost, and counted."""
@@ -122,7 +121,7 @@ class ArchiveWriter:
             self._archive.write(stream_id, bundle.frames)
         except Exception as error:  # a file system of whatever kind: the camera goes on
             if not self._failing:
-                _log.error("archive_fails", reason=f"{type(error).__name__}: {redact(str(error))}")
+                _log.error("archive_fails", reason=f"{type(error).__name__}: {error}")
             self._failing = True
             with self._lock:
                 self._lost[stream_id] += len(bundle.frames)

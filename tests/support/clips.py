@@ -8,7 +8,7 @@ import numpy as np
 
 from nvila_core.resolution.policy import Measures
 from streamer.domain import ClipRequest, RequestKind, utc_now
-from workers.gpu.clip_job import answer
+from workers.gpu.clip_job import answer_clip
 
 
 def picture(seed=0, width=320, height=240):
@@ -55,5 +55,5 @@ def request(own, kind=RequestKind.WATCH, refs=None, **kwargs):
 def run(own, asked):
     """Submit a request, run its job as a worker would, and return the result."""
     own.jobs.submit(asked)
-    answer(asked.model_dump(mode="json"))
+    answer_clip(asked.model_dump(mode="json"))
     return own.results.get(asked.id)

@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-from workers.gpu.worker import serve
+from workers.gpu.worker import serve_clips
 from workers.process import startup
 
 
@@ -12,10 +12,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m workers.gpu", description=__doc__)
     parser.add_argument("--burst", action="store_true", help="exit when the queues are empty")
     arguments = parser.parse_args()
-    return startup.run(lambda settings, stopping: serve(settings, stopping, burst=arguments.burst))
+    return startup.run_program(
+        lambda settings, stopping: serve_clips(settings, stopping, burst=arguments.burst)
+    )
 
 
 if __name__ == "__main__":
     code = main()
     sys.stderr.flush()
-    startup.leave(code)
+    startup.exit_process(code)

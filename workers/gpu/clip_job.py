@@ -13,7 +13,7 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import error_result, owner_of, read_request
 from workers.context import BrokeDown, GiveBack, WorkerContext, current
 from workers.gpu.clip_plan import parts_of, plan_clip
-from workers.gpu.inference import ask
+from workers.gpu.inference import infer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 
-def answer(request: dict[str, Any]) -> None:
+def answer_clip(request: dict[str, Any]) -> None:
     """Answer one ClipRequest (as JSON) and publish its one terminal result.
 
     Whatever is wrong with the request becomes an error result; only a worker that cannot go on
@@ -79,7 +79,7 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
         ) from None
     plan = plan_clip(context, clip, started)
     images = _decode(clip.frames, jpegs, plan.sizes)
-    completion = ask(context, clip, parts_of(images, clip.prompt), plan.tiles)
+    completion = infer(context, clip, parts_of(images, clip.prompt), plan.tiles)
     usage, timings = completion.usage, completion.timings
     return Result.answering(
         clip,

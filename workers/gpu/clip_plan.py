@@ -35,7 +35,7 @@ def plan_clip(context: WorkerContext, clip: ClipRequest, started: float) -> Clip
     assert context.engine is not None
     model, settings = context.engine.model, context.settings
     policy = parse_policy(settings.policy)
-    budget = Budget(settings.clip_tokens, load(context, clip, started))
+    budget = Budget(settings.clip_tokens, worker_load(context, clip, started))
     plan = model.plan([frame.measures for frame in clip.frames], policy, budget)
     published = isinstance(policy, Native) or not model.config.tiles_frames
     if published and len(clip.frames) == 1:  # tiled by a rule that looks at the picture's size
@@ -57,7 +57,7 @@ def parts_of(images: "list[np.ndarray[Any, Any]]", prompt: str) -> list[Any]:
     return [media, prompt]
 
 
-def load(context: WorkerContext, clip: ClipRequest, started: float) -> float:
+def worker_load(context: WorkerContext, clip: ClipRequest, started: float) -> float:
     """Measure how far this worker is behind, from 0 to 1.
 
     The larger of two shares: requests that wait in the engine for each that it runs at once and,

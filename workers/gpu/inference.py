@@ -23,7 +23,7 @@ _PRIORITY = {RequestKind.QUERY: 2, RequestKind.WATCH: 1, RequestKind.FILE: 0}
 _LOOK_UP = 0.25  # seconds between two looks at whether the answer is still wanted
 
 
-def ask(context: WorkerContext, clip: ClipRequest, parts: list[Any], plan: Plan) -> "Completion":
+def infer(context: WorkerContext, clip: ClipRequest, parts: list[Any], plan: Plan) -> "Completion":
     """The engine's answer to `parts`, whose frames are tiled as planned.
 
     Raises:

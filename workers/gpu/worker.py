@@ -14,7 +14,7 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import CLIP_JOB, CLIP_QUEUES
 from streamer.settings import Settings
 from workers import context
-from workers.gpu.clip_job import answer, publish_failure
+from workers.gpu.clip_job import answer_clip, publish_failure
 from workers.gpu.inference import out_of_memory
 from workers.gpu.watchdog import Watchdog
 from workers.process import restart
@@ -31,7 +31,7 @@ DEMO = "demo"
 _STOP = 1.0  # seconds for the engine's last step
 
 
-def serve(settings: Settings, stopping: threading.Event, burst: bool = False) -> None:
+def serve_clips(settings: Settings, stopping: threading.Event, burst: bool = False) -> None:
     """Load the model and answer clips until told to stop, or with `burst` until none is left.
 
     Raises:
@@ -39,7 +39,7 @@ def serve(settings: Settings, stopping: threading.Event, burst: bool = False) ->
         NeedsRestart: the device or the engine broke down. All jobs have been put back.
     """
     with Connections(settings) as connections:  # before the model: it fails in no time
-        engine = _engine(settings)
+        engine = load_engine(settings)
         model = engine.model
         own = context.WorkerContext(
             settings=settings,
@@ -53,11 +53,11 @@ def serve(settings: Settings, stopping: threading.Event, burst: bool = False) ->
             CLIP_QUEUES,
             connections.main,
             slots=settings.worker_slots,
-            functions={CLIP_JOB: answer},
+            functions={CLIP_JOB: answer_clip},
             stopping=stopping,
             lease=settings.lease,
             on_failed=publish_failure,
-            measure=lambda: measures(engine),
+            measure=lambda: engine_stats(engine),
         )
         own.worker_name = worker.name
         with _running(engine, own):
@@ -73,8 +73,8 @@ def serve(settings: Settings, stopping: threading.Event, burst: bool = False) ->
                 ),
             )
         if own.failure is not None:
-            restart.let_signals_end_it()
-            if not worker.told_to_stop:
+            restart.restore_default_signals()
+            if not worker.signalled:
                 raise restart.NeedsRestart(own.failure)
 
 
@@ -102,18 +102,18 @@ def _running(engine: "Engine", own: context.WorkerContext) -> Iterator[None]:
         stopper.join(_STOP)
 
 
-def measures(engine: "Engine") -> dict[str, float]:
+def engine_stats(engine: "Engine") -> dict[str, float]:
     """`Engine.stats()`, the shares of it that came from a cache, and how often we began again."""
     stats = engine.stats()
     return {
         **stats,
         "prefix_hit_rate": stats["cached_tokens"] / max(1, stats["prompt_tokens"]),
         "tile_hit_rate": stats["cached_tiles"] / max(1, stats["tiles"]),
-        "restarts": len(restart.recent()),
+        "restarts": len(restart.recent_restarts()),
     }
 
 
-def _engine(settings: Settings) -> "Engine":
+def load_engine(settings: Settings) -> "Engine":
     """The model that `settings` name, loaded, and its engine."""
     from nvila_core.checkpoint.hub import find_checkpoint
     from nvila_core.demo import CHECKPOINT

@@ -2,16 +2,16 @@
 
 import sys
 
-from workers.ingest.worker import serve
+from workers.ingest.worker import serve_streams
 from workers.process import startup
 
 
 def main() -> int:
     """Run the program and return its exit code."""
-    return startup.run(serve)
+    return startup.run_program(serve_streams)
 
 
 if __name__ == "__main__":
     code = main()
     sys.stderr.flush()
-    startup.leave(code)  # a camera may hold a thread in FFmpeg
+    startup.exit_process(code)  # a camera may hold a thread in FFmpeg

@@ -1,17 +1,17 @@
-"""How long to wait before a lost stream is tried again."""
+"""Decide how long to wait before a lost stream is tried again."""
 
 import random
 from collections.abc import Callable
 
 from streamer.errors import ErrorCode
 
-BASE = 1.0
+FIRST_BOUND = 1.0
 """Upper bound of the first wait, seconds."""
 
-GOOD_AFTER = 60.0
-"""Seconds of frames after which a stream counts as good: the next loss starts from BASE again."""
+HEALTHY_AFTER = 60.0
+"""Seconds of frames after which a stream counts as healthy: back-off starts from FIRST_BOUND."""
 
-PATIENT = frozenset(
+NEEDS_A_PERSON = frozenset(
     {
         ErrorCode.STREAM_AUTH_FAILED,
         ErrorCode.STREAM_NOT_FOUND,
@@ -21,7 +21,8 @@ PATIENT = frozenset(
         ErrorCode.SECRET_UNREADABLE,
     }
 )
-"""What only a person can put right: tried again at the cap. Cameras lock out eager guessers."""
+"""Failures that only a person can correct: tried again at the cap, because cameras lock out clients
+that guess eagerly."""
 
 
 class Backoff:
@@ -37,21 +38,21 @@ class Backoff:
     ) -> None:
         self._cap = cap
         self._draw = draw
-        self._bound = BASE
+        self._bound = FIRST_BOUND
 
     def delay(self, code: ErrorCode) -> float:
-        """Seconds to wait after a failure with `code`."""
-        if code in PATIENT:
+        """Return the seconds to wait after a failure with `code`."""
+        if code in NEEDS_A_PERSON:
             return self._cap
         bound = min(self._bound, self._cap)
         self._bound = min(self._bound * 2, self._cap)
         return self._draw(0.0, bound)
 
-    def ran(self, seconds: float) -> None:
-        """The stream gave frames for `seconds` before it was lost."""
-        if seconds >= GOOD_AFTER:
-            self.restart()
+    def note_uptime(self, seconds: float) -> None:
+        """Note that the stream delivered frames for `seconds` before it was lost."""
+        if seconds >= HEALTHY_AFTER:
+            self.reset()
 
-    def restart(self) -> None:
-        """What failed before says nothing any more: the URL is another one."""
-        self._bound = BASE
+    def reset(self) -> None:
+        """Forget earlier failures, for example because the URL has changed."""
+        self._bound = FIRST_BOUND

@@ -27,4 +27,4 @@ def run_stream(stream_id: str) -> None:
         own.stopping.wait(1.0)
         raise context.GiveBack from None
     finally:
-        malloc.give_back()
+        malloc.trim()

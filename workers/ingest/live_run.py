@@ -15,7 +15,7 @@ from workers.context import GiveBack, WorkerContext
 from workers.ingest.backoff import Backoff
 from workers.ingest.clips import LiveClips
 from workers.ingest.failures import redis_away, unexpected
-from workers.ingest.stream_counters import RateMeter, SourceCounter
+from workers.ingest.source_counter import RateMeter, SourceCounter
 from workers.ingest.stream_run import NAP, StreamRun
 from workers.ingest.stream_watches import StreamWatches
 
@@ -130,7 +130,7 @@ class LiveRun(StreamRun):
         except Exception as error:
             failure = unexpected(error, self.spec.name)
         self.source_counter.close()
-        self._backoff.ran(self._good_for)
+        self._backoff.note_uptime(self._good_for)
         if self._stopping():
             return None
         if self._timeline.last_time is not None:
@@ -195,7 +195,7 @@ class LiveRun(StreamRun):
         if (now.url_version, now.transport) != (before.url_version, before.transport):
             self._reopen = self._first_attempt = True
             self._has_run = False
-            self._backoff.restart()
+            self._backoff.reset()
         super()._follow(before, now)
 
     @property

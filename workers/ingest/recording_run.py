@@ -13,11 +13,11 @@ from streamer.media.source import DecodedFrame, Source
 from workers.context import GiveBack, WorkerContext
 from workers.ingest.clips import RecordingClips, max_clips_in_flight
 from workers.ingest.failures import unexpected
-from workers.ingest.stream_counters import SourceCounter
+from workers.ingest.source_counter import SourceCounter
 from workers.ingest.stream_run import NAP, StreamRun
 from workers.ingest.stream_watches import StreamWatches, resume_from
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _REDIS_PAUSE = 1.0
 """Seconds between two attempts to reach a Redis that is away."""
@@ -130,7 +130,7 @@ class RecordingRun(StreamRun):
         if self._stopping():
             raise GiveBack
 
-    def _insist(self, call: Callable[[], T]) -> T:
+    def _insist(self, call: Callable[[], _T]) -> _T:
         """Return `call()`, repeated while Redis is away. Raises GiveBack when the run ends
         meanwhile."""
         while True:

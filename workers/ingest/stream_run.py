@@ -9,9 +9,9 @@ from streamer.media.access_policy import AccessPolicy
 from streamer.media.source import Source
 from workers.context import Abandon, GiveBack, WorkerContext
 from workers.ingest.frame_intake import FrameIntake
+from workers.ingest.source_counter import SourceCounter
 from workers.ingest.spec_follower import SpecFollower
 from workers.ingest.status_reporter import StatusReporter
-from workers.ingest.stream_counters import SourceCounter
 from workers.ingest.stream_watches import StreamWatches
 
 NAP = 0.25

@@ -20,9 +20,9 @@ from workers.rq.thread_worker import ThreadWorker
 _log = structlog.get_logger(__name__)
 
 
-def serve(settings: Settings, stopping: threading.Event) -> None:
+def serve_streams(settings: Settings, stopping: threading.Event) -> None:
     """Run streams until told to stop. Raises StreamerError when Redis is not there."""
-    malloc.settle()
+    malloc.limit_arenas()
     cv2.setNumThreads(1)  # the slots are the threads; a pool of OpenCV's own only gets in the way
     with Connections(settings) as connections, ExitStack() as stack:
         own = context.WorkerContext(settings=settings, connections=connections, stopping=stopping)

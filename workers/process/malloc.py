@@ -1,14 +1,14 @@
-"""Keeps a process of many short-lived threads from hoarding what they have freed.
+"""Keep a process of many short-lived threads from hoarding the memory that they have freed.
 
-glibc gives threads heaps of their own, up to eight for each core, and keeps in each whatever was
-once needed there. Streams that come and go so make a worker grow for a long time, though what is in
-use stays the same.
+glibc gives threads heaps ("arenas") of their own, up to eight for each core, and keeps in each what
+was once allocated there. Streams that come and go therefore make a worker grow for a long time,
+although what is in use stays the same.
 """
 
 import ctypes
 
 _M_ARENA_MAX = -8
-_ARENAS = 2
+_MAX_ARENAS = 2
 
 _libc = ctypes.CDLL(None)
 
@@ -27,21 +27,22 @@ if _has_mallinfo := hasattr(_libc, "mallinfo2"):
     _libc.mallinfo2.restype = _Mallinfo
 
 
-def settle() -> None:
-    """Have few heaps; call it before there are threads. Does nothing without glibc."""
+def limit_arenas() -> None:
+    """Limit the number of heaps; call it before there are threads. Does nothing without glibc."""
     if hasattr(_libc, "mallopt"):
-        _libc.mallopt(_M_ARENA_MAX, _ARENAS)
+        _libc.mallopt(_M_ARENA_MAX, _MAX_ARENAS)
 
 
-def give_back() -> None:
-    """Return what is free to the system: milliseconds, so after large changes only."""
+def trim() -> None:
+    """Return free memory to the system. It takes milliseconds, so call it after large changes."""
     if hasattr(_libc, "malloc_trim"):
         _libc.malloc_trim(0)
 
 
-def in_use() -> int | None:
-    """Bytes that native code holds, without what it has freed; None without a glibc that tells."""
+def bytes_in_use() -> int | None:
+    """Return the bytes that native code has allocated and not freed; None where the C library does
+    not report them (`mallinfo2` of glibc)."""
     if not _has_mallinfo:
         return None
-    told = _libc.mallinfo2()
-    return int(told.uordblks + told.hblkhd)
+    info = _libc.mallinfo2()
+    return int(info.uordblks + info.hblkhd)

@@ -1,24 +1,27 @@
-"""How a worker process is, in numbers: what `/metrics` tells of it."""
+"""Measure this process: the numbers that `/metrics` shows of every worker."""
 
 import os
 import sys
 import time
 from pathlib import Path
 
-from workers.process import malloc as heap
+from workers.process import malloc
 
 _STATUS = Path("/proc/self/status")
 _DESCRIPTORS = "/proc/self/fd"
 
 
-def of_this_process() -> dict[str, float]:
-    """Resident bytes, threads, open descriptors (where there is a /proc), CPU seconds, and what
-    native code (bytes) and Python (blocks) have in use: these two tell a leak from mere room."""
+def read_process_stats() -> dict[str, float]:
+    """Return numbers about this process by their names.
+
+    CPU seconds; memory blocks that Python uses and bytes that native code uses, which tell a leak
+    from free room; and, where there is a /proc, resident bytes, threads and open descriptors.
+    """
     numbers = {
         "cpu_seconds": time.process_time(),
         "python_blocks": sys.getallocatedblocks(),
     }
-    if (heap_bytes := heap.in_use()) is not None:
+    if (heap_bytes := malloc.bytes_in_use()) is not None:
         numbers["heap_bytes"] = heap_bytes
     if _STATUS.exists():
         fields = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines())

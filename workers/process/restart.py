@@ -1,4 +1,4 @@
-"""A worker that broke down begins again as a fresh process; but not for ever."""
+"""Restart a worker that broke down as a fresh process, a limited number of times."""
 
 import contextlib
 import os
@@ -12,65 +12,69 @@ import structlog
 
 _log = structlog.get_logger(__name__)
 
-WITHIN = 600.0
-"""Seconds that a restart counts."""
+RESTART_WINDOW = 600.0
+"""Seconds for which a restart counts."""
 
-_VARIABLE = "NVILA_WORKER_RESTARTS"  # when this program began again, seconds since the epoch
+_VARIABLE = "NVILA_WORKER_RESTARTS"  # times of restarts, seconds since the Unix epoch
 _DESCRIPTORS = Path("/proc/self/fd")
 
 
 class NeedsRestart(Exception):  # noqa: N818 - a request, not an error
-    """Raised by a program that only a fresh process can carry on; its text says why."""
+    """Raised by a program that only a fresh process can continue; its text says why."""
 
 
-def recent(now: float | None = None) -> list[float]:
-    """When this program began again, lately: seconds since the epoch."""
+def recent_restarts(now: float | None = None) -> list[float]:
+    """Return when this program was restarted within the last RESTART_WINDOW seconds, as seconds
+    since the Unix epoch."""
     now = time.time() if now is None else now
     times = []
     for word in os.environ.get(_VARIABLE, "").split(","):
         with contextlib.suppress(ValueError):
             times.append(float(word))
-    return [moment for moment in times if now - WITHIN < moment <= now]
+    return [moment for moment in times if now - RESTART_WINDOW < moment <= now]
 
 
-def let_signals_end_it() -> None:
-    """From now on SIGTERM and SIGINT end the process, as before any handler was set: one that was
-    caught just before a restart would be forgotten by it."""
+def restore_default_signals() -> None:
+    """Let SIGTERM and SIGINT end the process, as before any handler was set: a restart would forget
+    one that a handler caught just before it."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
 
 
-def begin_again(reason: str, most: int) -> str:
+def restart_process(reason: str, limit: int) -> str:
     """Replace this process by a fresh one that runs the same command.
 
-    It keeps its process id, its log and its parent, and the device's memory is free for it. Returns
-    only when there were `most` restarts lately: a sentence to end with.
+    The new process keeps the process id, the log and the parent, and the device's memory is free
+    again. The call returns only when there were `limit` restarts within RESTART_WINDOW: the
+    sentence to end with.
     """
     now = time.time()
-    before = recent(now)
-    if len(before) < most:
-        _log.error("restarting", reason=reason, restart=len(before) + 1, most=most)
+    before = recent_restarts(now)
+    if len(before) < limit:
+        _log.error("restarting", reason=reason, restart=len(before) + 1, limit=limit)
         os.environ[_VARIABLE] = ",".join(f"{moment:.3f}" for moment in (*before, now))
         _replace_process()
     return (
-        f"The worker broke down {len(before) + 1} times within {WITHIN / 60:.0f} minutes and gives "
-        f"up (the last time: {reason}): check the device and the log, then start it again."
+        f"The worker broke down {len(before) + 1} times within {RESTART_WINDOW / 60:.0f} minutes "
+        f"and gives up (the last time: {reason}): check the device and the log, then start it "
+        "again."
     )
 
 
 def _replace_process() -> NoReturn:
-    let_signals_end_it()
-    _keep_nothing_open()
+    restore_default_signals()
+    _close_descriptors_on_exec()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def _keep_nothing_open() -> None:
-    # Python's own files end with exec; a driver's may not, and with them the memory it holds.
+def _close_descriptors_on_exec() -> None:
+    """Close all files but the standard streams on exec: a driver's files would otherwise stay open,
+    and with them the memory that it holds. Python's own do not."""
     if _DESCRIPTORS.is_dir():
         for name in os.listdir(_DESCRIPTORS):
             if int(name) > 2:
-                with contextlib.suppress(OSError):  # that of the listing itself
+                with contextlib.suppress(OSError):  # the descriptor of the listing itself
                     os.set_inheritable(int(name), False)

@@ -1,1 +1,1 @@
-"""The RQ worker that runs many jobs at once in threads."""
+"""An RQ worker that runs many jobs at once in threads."""

@@ -1,4 +1,4 @@
-"""A job on its way through a ThreadWorker."""
+"""What RQ needs to know of the jobs of a ThreadWorker, and the slot that runs one."""
 
 import threading
 
@@ -9,17 +9,18 @@ from rq.timeouts import BaseDeathPenalty
 
 
 class NoDeathPenalty(BaseDeathPenalty):
-    """Jobs watch their own deadlines: a signal or an injected exception cannot end a thread."""
+    """No time-out by RQ: a signal or an injected exception cannot end a thread, so jobs watch their
+    own deadlines."""
 
     def setup_death_penalty(self) -> None:
-        """Nothing to arm."""
+        """Do nothing."""
 
     def cancel_death_penalty(self) -> None:
-        """Nothing to disarm."""
+        """Do nothing."""
 
 
 class PlainJob(Job):
-    """A job without callbacks: they would import and call whatever the job's record names."""
+    """A job without callbacks: they would import and call any function that its record names."""
 
     success_callback = None
     failure_callback = None
@@ -27,19 +28,25 @@ class PlainJob(Job):
 
 
 class Slot:
-    """One job on its way through this worker."""
+    """One job that this worker runs.
+
+    Attributes:
+        job, queue, execution: RQ's records of it.
+        cancelled: set when the job should stop.
+        stopped: whether a user stopped it, so that it does not return to the queue.
+    """
 
     def __init__(self, job: Job, queue: Queue, execution: Execution) -> None:
         self.job = job
         self.queue = queue
         self.execution = execution
         self.cancelled = threading.Event()
-        self.stopped = False  # on request: it does not go back to the queue
+        self.stopped = False
         self._closed = False
         self._lock = threading.Lock()
 
     def close(self) -> bool:
-        """True for the first caller only: that one decides what becomes of the job."""
+        """Return True for the first caller only: that one decides what happens to the job."""
         with self._lock:
             first, self._closed = not self._closed, True
             return first

@@ -1,4 +1,4 @@
-"""Taking over what dead workers left: every worker does it, now and then, one at a time."""
+"""Take over the jobs of dead workers: every worker does it now and then, one at a time."""
 
 import contextlib
 import math
@@ -20,10 +20,10 @@ from streamer.errors import ErrorCode
 _log = structlog.get_logger(__name__)
 
 OnFailed = Callable[[Job, ErrorCode, str], None]
-"""Called, perhaps more than once, when a job has failed for good: its request needs a result."""
+"""Called, possibly more than once, when a job has failed for good: its request needs a result."""
 
-_MOST_REPORTED = 200
-_REPORT_WITHIN = 3600.0  # seconds: for as long a request remembers that it has its result
+_MAX_REPORTED = 200
+_REPORT_WITHIN = 3600.0  # seconds for which a request remembers that it has a result
 _LOST = "The workers that ran this request died: see their logs, then ask again."
 
 # KEYS: intermediate, queue. ARGV: job id
@@ -34,7 +34,15 @@ return redis.call('LPUSH', KEYS[2], ARGV[1])
 
 
 class Maintenance:
-    """Looks after `queues` about three times in each `lease` (seconds)."""
+    """Maintains queues about three times in each lease.
+
+    Args:
+        connection: the Redis server of the queues.
+        queues: the queues to maintain.
+        lease: seconds after which a silent worker is given up.
+        on_failed: called with each job that was given up after its retries.
+        job_class: the class of the jobs.
+    """
 
     def __init__(
         self,
@@ -56,17 +64,17 @@ class Maintenance:
         self._reported: dict[str, set[str]] = {}
 
     def tick(self) -> None:
-        """Do what is due, unless another worker is at it."""
+        """Do what is due, unless another worker is doing it."""
         if time.monotonic() - self._done_at < self._lease / 3:
             return
         self._done_at = time.monotonic()
         for queue in self._queues:
             lock = queue.registry_cleaning_key
-            # if its holder dies it is gone as soon as the holder's jobs may be taken over
+            # The lock of a holder that dies expires as soon as its jobs may be taken over.
             if not self._redis.set(lock, 1, nx=True, ex=math.ceil(self._lease)):
                 continue
             try:
-                clean_registries(queue, [_tell])
+                clean_registries(queue, [_log_abandoned])
                 worker_registration.clean_worker_registry(queue)
                 self._recover_intermediate(queue)
                 self._report_lost(queue)
@@ -74,7 +82,8 @@ class Maintenance:
                 self._redis.delete(lock)
 
     def _recover_intermediate(self, queue: Queue) -> None:
-        """Jobs stay there for milliseconds, unless their worker died in between."""
+        """Put back jobs of the intermediate list, in which they stay for milliseconds unless their
+        worker dies."""
         now = time.monotonic()
         before = self._in_between.get(queue.name, {})
         ids = IntermediateQueue(queue.key, self._redis).get_job_ids()
@@ -86,13 +95,13 @@ class Maintenance:
         self._in_between[queue.name] = seen
 
     def _report_lost(self, queue: Queue) -> None:
-        """Tell of jobs that were given up after their retries, whoever gave them up.
+        """Report the jobs that were given up after their retries, here or elsewhere.
 
-        Merely looking at a registry, as `rq info` does, makes RQ clean it. So this goes by what was
-        written down, not by what happened to pass through our own hands.
+        Reading a registry, as `rq info` does, makes RQ clean it. So the records count, not the jobs
+        that this process happened to clean.
         """
         failed = queue.failed_job_registry
-        newest = cast(list[bytes], self._redis.zrevrange(failed.key, 0, _MOST_REPORTED))
+        newest = cast(list[bytes], self._redis.zrevrange(failed.key, 0, _MAX_REPORTED))
         ids = {job_id.decode() for job_id in newest}
         for job_id in ids - self._reported.get(queue.name, set()):
             with contextlib.suppress(NoSuchJobError):
@@ -106,7 +115,7 @@ class Maintenance:
         self._reported[queue.name] = ids
 
 
-def _tell(job: Job, kind: type[BaseException], *_: object) -> None:
-    """RQ calls this for each job of a dead worker, before it retries it or gives it up."""
+def _log_abandoned(job: Job, kind: type[BaseException], *_: object) -> None:
+    """Log a job of a dead worker: RQ calls this before it retries the job or gives it up."""
     if kind is AbandonedJobError:
         _log.warning("job_abandoned", job=job.id, worker=job.worker_name)

@@ -1,13 +1,13 @@
-"""An RQ worker that runs many jobs at once in threads of one process that never forks.
+"""Run many RQ jobs at once, in threads of one process that never forks.
 
 A process that holds a model cannot fork (CUDA does not survive it, OpenMP deadlocks), and one that
 holds thirty camera streams should not have to. RQ keeps jobs, retries and registries; this class
 replaces how jobs are taken and run, for three properties that RQ's own workers do not have:
 
-* a job is in the queue, in the intermediate list or in the started registry at every moment, so
+* at every moment a job is in the queue, in the intermediate list or in the started registry, so
   that a worker killed at any instant loses none;
 * a killed worker's jobs are taken over after `lease` seconds, not minutes;
-* only functions in a table are run: what a job names comes from a Redis that others can write to.
+* only functions in a table are run: a job's name comes from a Redis that others can write to.
 """
 
 import contextlib
@@ -42,15 +42,15 @@ from workers.rq.maintenance import Maintenance, OnFailed
 
 _log = structlog.get_logger(__name__)
 
-_POLL = 1.0  # seconds: how soon a stop is seen, and a job whose wake-up was lost
+_POLL = 1.0  # seconds until a stop is noticed, or a job whose wake-up was lost
 _CONNECTION_ERRORS = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
-_DEADLY = (
+_BROKE_DOWN = (
     "The model worker broke down each time it worked on this request, the last time on it alone: "
     "see the worker's log, and ask about other frames."
 )
 
-# Takes by priority, and forgets the wake-ups of queues that turn out empty: none is owed then.
-# KEYS: queue, intermediate, wake; as many threes as there are queues
+# Takes a job by priority, and deletes the wake-ups of queues that turn out empty.
+# KEYS: queue, intermediate, wake; three for each queue
 _TAKE = """
 for i = 1, #KEYS, 3 do
   local id = redis.call('LMOVE', KEYS[i], KEYS[i + 1], 'LEFT', 'RIGHT')
@@ -62,13 +62,26 @@ return false
 
 
 class ThreadWorker(BaseWorker):
-    """Runs up to `slots` jobs at once, each in a thread.
+    """Runs several jobs at once, each in a thread.
 
-    `functions` maps the job names that may be run to what runs them: a job's name is a contract
-    with the queue, not an import path. `stopping` is set on SIGTERM or SIGINT; jobs
-    then have `grace` seconds to finish before they are cancelled and go back to the queue. With
-    several queues the last slot is kept free for the first, so that bulk work cannot fill all.
-    `measure` gives numbers that are told with each heartbeat, beside those of the process.
+    With several queues the last slot is kept free for the first queue, so that bulk work cannot
+    fill all slots. What a job's function returns is not stored.
+
+    Args:
+        queues: names of the queues, by priority.
+        connection: the Redis server of the queues.
+        slots: how many jobs may run at once.
+        functions: the function that runs each job name. A name is a contract with the queue, not
+            an import path; jobs of other names fail.
+        stopping: set on SIGTERM or SIGINT, or by the program; no job is taken from then on.
+        lease: seconds after which the jobs of a silent worker are taken over.
+        on_failed: called with each job that has failed for good.
+        grace: seconds that jobs have to finish, once `stopping` is set, before they are cancelled
+            and return to the queue.
+        measure: returns numbers to report with each heartbeat, beside those of the process.
+
+    Attributes:
+        signalled: whether a signal stopped the worker.
     """
 
     death_penalty_class = NoDeathPenalty
@@ -98,7 +111,7 @@ class ThreadWorker(BaseWorker):
             log_job_description=False,
         )
         self.stopping = stopping
-        self.told_to_stop = False  # by a signal
+        self.signalled = False
         self._slot_count = slots
         self._reserved = 1 if slots > 1 and len(queues) > 1 else 0
         self._functions = dict(functions)
@@ -119,15 +132,13 @@ class ThreadWorker(BaseWorker):
             self, self._slots.values, slot_count=slots, lease=lease, measure=measure
         )
 
-    # Life
-
     def work(  # type: ignore[override]
         self, burst: bool = False, on_ready: Callable[[], None] = lambda: None, **_: Any
     ) -> bool:
         """Run jobs until asked to stop; with `burst`, until the queues are empty.
 
-        `on_ready` is called once the worker is registered and takes signals. Returns whether any
-        job was run.
+        `on_ready` is called once the worker is registered and handles signals. Returns whether
+        any job was run.
         """
         self.bootstrap(logging_level=None)
         self._heartbeat.start()
@@ -140,7 +151,7 @@ class ThreadWorker(BaseWorker):
                 try:
                     outcome = self._step()
                 except _CONNECTION_ERRORS as error:
-                    _log.warning("redis_unreachable", reason=redact(str(error)))
+                    _log.warning("redis_unreachable", reason=str(error))
                     self.stopping.wait(_POLL)
                     continue
                 worked = worked or bool(outcome)
@@ -155,8 +166,9 @@ class ThreadWorker(BaseWorker):
         return worked
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
-        """First signal: finish what runs, take nothing new. Second: do not wait for it."""
-        self.told_to_stop = True
+        """Handle a signal: at the first take no more jobs and let those that run finish, at the
+        second stop waiting for them."""
+        self.signalled = True
         if not self.stopping.is_set():
             self._asked_at = time.monotonic()
             self.stopping.set()
@@ -164,14 +176,14 @@ class ThreadWorker(BaseWorker):
             self._forced.set()
 
     def request_stop_execution(self, execution_id: str) -> None:
-        """Ask one running job to stop: RQ's `stop-execution` command."""
+        """Ask one running job to stop (RQ's `stop-execution` command)."""
         slot = self._slots.get(execution_id)
         if slot is not None:
             slot.stopped = True
             slot.cancelled.set()
 
     def _drain(self) -> None:
-        """Wait for the running jobs, within reason; put the others back for the next worker."""
+        """Wait for the running jobs, within `grace`; put the others back for the next worker."""
         self._wait_until_idle(self._grace)
         for slot in list(self._slots.values()):
             slot.cancelled.set()
@@ -191,10 +203,8 @@ class ThreadWorker(BaseWorker):
                     return
                 self._changed.wait(min(0.2, remaining))
 
-    # Taking jobs
-
     def _step(self) -> bool | None:
-        """Take one job, or wait for one. False: there was none; None: there was no free slot."""
+        """Take one job, or wait for one. Return False if there is none, None if no slot is free."""
         self._maintenance.tick()
         if is_suspended(self.connection):
             self.stopping.wait(_POLL)
@@ -218,7 +228,7 @@ class ThreadWorker(BaseWorker):
         return False if len(queues) == len(self.queues) else None
 
     def _open_queues(self) -> list[Queue]:
-        """The queues that may be taken from now; waits a while when all slots are busy."""
+        """Return the queues to take jobs from; wait a while when all slots are busy."""
         with self._changed:
             if len(self._slots) >= self._slot_count:
                 self._changed.wait(_POLL)
@@ -235,7 +245,7 @@ class ThreadWorker(BaseWorker):
             job = self.job_class.fetch(job_id, self.connection, self.serializer)
         except _CONNECTION_ERRORS:
             raise
-        except Exception as error:  # cancelled meanwhile, or not fit to be read by anyone
+        except Exception as error:  # cancelled meanwhile, or unreadable for any worker
             if not isinstance(error, NoSuchJobError):
                 _log.error("job_unreadable", job=job_id, reason=type(error).__name__)
             queue.intermediate_queue.remove(job_id)
@@ -254,15 +264,13 @@ class ThreadWorker(BaseWorker):
             self.executions[execution.id] = execution
         threading.Thread(target=self._run, args=(slot,), name=f"slot-{job.id}", daemon=True).start()
 
-    # Running jobs
-
     def _run(self, slot: Slot) -> None:
         enter_slot(slot.cancelled, last_attempt=slot.job.retries_left == 0)
         try:
             self.perform_job(slot.job, slot.queue, slot.execution)
         except Exception as error:
-            # It could not be written down how it ended: the job comes again after its lease.
-            _log.warning("job_not_recorded", job=slot.job.id, reason=redact(str(error)))
+            # Its end could not be recorded: the job is run again after its lease.
+            _log.warning("job_not_recorded", job=slot.job.id, reason=str(error))
         finally:
             with self._changed:
                 self._slots.pop(slot.execution.id, None)
@@ -274,7 +282,7 @@ class ThreadWorker(BaseWorker):
                     self._nudge()
 
     def perform_job(self, job: Job, queue: Queue, execution: Execution) -> bool:
-        """Run one job in the calling thread and write down how it ended; False if it failed."""
+        """Run one job in the calling thread and record its end. Return whether it succeeded."""
         slot = self._slots[execution.id]
         try:
             self._function_of(job)(*job.args, **job.kwargs)
@@ -312,14 +320,14 @@ class ThreadWorker(BaseWorker):
         self.handle_job_success(job, queue, queue.started_job_registry, slot.execution)
 
     def _break_down(self, slot: Slot, error: BrokeDown) -> None:
-        """Put a job back that may have broken its worker; not for ever."""
+        """Put a job back that may have broken its worker, while it has retries."""
         if slot.stopped:
             self._succeed(slot)
         elif slot.job.retries_left:
             slot.job.retries_left -= 1
             self._give_back(slot)
         else:
-            self._fail(slot, error, ErrorCode.WORKER_LOST, _DEADLY)
+            self._fail(slot, error, ErrorCode.WORKER_LOST, _BROKE_DOWN)
 
     def _fail(
         self,
@@ -331,9 +339,9 @@ class ThreadWorker(BaseWorker):
         job, queue = slot.job, slot.queue
         trace = redact("".join(traceback.format_exception(error)))
         _log.error("job_failed", job=job.id, trace=trace)
-        said = redact(str(error)) or type(error).__name__
-        self._on_failed(job, code, message or f"The job failed: {said}.")
-        job.retries_left = None  # retries are for jobs whose worker died: an error would repeat
+        reason = redact(str(error)) or type(error).__name__
+        self._on_failed(job, code, message or f"The job failed: {reason}.")
+        job.retries_left = None  # retries are for jobs whose worker died; an error would recur
         self.handle_execution_ended(job, queue, self._heartbeat.ttl)
         self.handle_job_failure(job, queue, exc_string=trace, execution=slot.execution)
 
@@ -353,31 +361,29 @@ class ThreadWorker(BaseWorker):
             pipeline.execute()
 
     def _nudge(self) -> None:
-        """Wake our own main loop: a slot is free again while it waits for one queue only."""
+        """Wake the main loop: a slot is free again while it waits for one queue only."""
         with self.connection.pipeline() as pipeline:
             pipeline.lpush(self._nudge_key, 1)
             pipeline.expire(self._nudge_key, 5)
             pipeline.execute()
 
-    # Leases
-
     @property
     def dequeue_timeout(self) -> int:
-        """Seconds that we block at most; RQ derives the socket time-out from it."""
+        """Seconds that the worker blocks at most; RQ derives the socket time-out from them."""
         return math.ceil(_POLL)
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
-        """Seconds after which a job that gave no sign of life is taken over."""
+        """Return the seconds after which a job without a heartbeat is taken over."""
         return self._heartbeat.ttl
 
     def heartbeat(
         self, timeout: int | None = None, pipeline: redis.client.Pipeline | None = None
     ) -> None:
-        """Say that this worker lives, for the length of its lease."""
+        """Report that this worker is alive, for the length of its lease."""
         super().heartbeat(timeout or self._heartbeat.ttl, pipeline)
 
     def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
-        # RQ's own lets the thread die on a time-out, and with it all commands to this worker.
+        # RQ's own handler lets the thread die on a time-out, and the worker then gets no command.
         if self._heartbeat.ended.is_set() or not isinstance(exc, _CONNECTION_ERRORS):
             pubsub_thread.stop()
         else:

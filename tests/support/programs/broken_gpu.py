@@ -63,4 +63,4 @@ if __name__ == "__main__":
     fault, mark = sys.argv[1:3]
     del sys.argv[1:3]
     install(fault, Path(mark))
-    startup.leave(main())
+    startup.exit_process(main())

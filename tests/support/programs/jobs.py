@@ -110,4 +110,4 @@ def serve(settings: Settings, stopping: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    startup.leave(startup.run(serve))
+    startup.exit_process(startup.run_program(serve))

@@ -14,7 +14,7 @@ from streamer.errors import ErrorCode
 from tests.support.clips import frames, jpeg_of, picture, request, run
 from workers import context
 from workers.context import BrokeDown, GiveBack
-from workers.gpu.clip_job import answer
+from workers.gpu.clip_job import answer_clip
 
 BAD = 13  # tokens asked for by the request that does harm
 OOM_ON_A_CPU = "[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory"
@@ -59,7 +59,7 @@ def ask_at_once(own, *asked):
         context.enter_slot(threading.Event())
         own.jobs.submit(clip)
         try:
-            answer(clip.model_dump(mode="json"))
+            answer_clip(clip.model_dump(mode="json"))
         except (GiveBack, BrokeDown) as error:
             return error
         return own.results.get(clip.id)
@@ -139,7 +139,7 @@ def test_a_job_that_is_no_longer_wanted_gives_itself_back_unanswered(own):
     own.engine.step = lambda: time.sleep(0.05) or True
     asked = request(own)
     with pytest.raises(GiveBack):
-        answer(asked.model_dump(mode="json"))
+        answer_clip(asked.model_dump(mode="json"))
     assert own.results.get(asked.id) is None
 
 
@@ -171,7 +171,7 @@ def test_an_engine_that_breaks_down_leaves_its_requests_to_others(
     # and one that comes too late for the engine is not suspected
     context.enter_slot(threading.Event())
     with pytest.raises(GiveBack):
-        answer(request(own).model_dump(mode="json"))
+        answer_clip(request(own).model_dump(mode="json"))
 
 
 def test_a_worker_that_is_stuck_lets_its_requests_go(own):
@@ -197,7 +197,7 @@ def test_the_last_attempt_has_the_engine_for_itself(own, monkeypatch):
 
     def job(clip):
         context.enter_slot(threading.Event(), last_attempt=clip is clips[3])
-        answer(clip.model_dump(mode="json"))
+        answer_clip(clip.model_dump(mode="json"))
         return own.results.get(clip.id).error
 
     # when six run at once
@@ -223,7 +223,7 @@ def test_a_suspect_that_waits_for_the_engine_still_listens(own):
     context.enter_slot(threading.Event(), last_attempt=True)
     threading.Timer(0.3, own.stopping.set).start()
     with pytest.raises(GiveBack):
-        answer(request(own).model_dump(mode="json"))
+        answer_clip(request(own).model_dump(mode="json"))
     gone.set()
 
 

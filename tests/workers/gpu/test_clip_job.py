@@ -14,7 +14,7 @@ from streamer.domain import QueryStatus, RequestKind
 from streamer.errors import ErrorCode
 from streamer.response_format import ChoiceFormat, JsonFormat
 from tests.support.clips import frames, picture, request, run
-from workers.gpu.clip_job import answer, publish_failure
+from workers.gpu.clip_job import answer_clip, publish_failure
 
 
 def test_a_clip_is_answered_with_what_it_cost(own, model):
@@ -108,7 +108,7 @@ def test_an_answer_that_is_there_already_is_not_computed_again(own):
     asked = request(own)
     run(own, asked)
     before = own.engine.stats()["submitted"]
-    answer(asked.model_dump(mode="json"))
+    answer_clip(asked.model_dump(mode="json"))
     assert own.engine.stats()["submitted"] == before
     assert len(own.results.read("0-0")) == 1
 

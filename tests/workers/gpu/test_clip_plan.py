@@ -11,7 +11,7 @@ from nvila_core.resolution.policy import Adaptive, Fixed, Measures, Native
 from streamer.domain import RequestKind, utc_now
 from streamer.frames.jpeg import from_jpeg
 from tests.support.clips import jpeg_of, picture, request, run
-from workers.gpu.clip_plan import load
+from workers.gpu.clip_plan import worker_load
 
 SIGN = (20.0, 20.0, 20.0)
 """Edge strengths of a frame with small writing in it."""
@@ -160,5 +160,5 @@ def test_requests_that_wait_in_the_engine_are_a_load(own, monkeypatch):
     loads = []
     for waiting in (0, stats["max_num_seqs"] // 2, 3 * stats["max_num_seqs"]):
         monkeypatch.setattr(own.engine, "stats", lambda n=waiting: stats | {"waiting": n})
-        loads.append(load(own, asked, time.time()))
+        loads.append(worker_load(own, asked, time.time()))
     assert loads == [0, 0.5, 1]

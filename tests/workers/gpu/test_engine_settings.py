@@ -31,7 +31,7 @@ def test_the_engine_is_as_the_settings_say(threads: None) -> None:
         threads=1,
     )
 
-    engine = gpu._engine(settings)
+    engine = gpu.load_engine(settings)
 
     assert torch.get_num_threads() == 1
     assert (engine.max_num_seqs, engine.kv_cache_tokens) == (3, 2048)
@@ -43,7 +43,7 @@ def test_a_worker_that_cannot_compile_says_so_and_works(monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", "")  # no compiler
 
     with capture_logs() as logs:
-        engine = gpu._engine(
+        engine = gpu.load_engine(
             Settings(model="demo", device="cpu", kv_cache_tokens=256, compile=True)
         )
 
@@ -56,7 +56,7 @@ def test_a_worker_that_cannot_compile_says_so_and_works(monkeypatch: pytest.Monk
 
 
 def test_steps_that_the_settings_leave_open_suit_the_device() -> None:
-    engine = gpu._engine(Settings(model="demo", device="cpu", kv_cache_tokens=256))
+    engine = gpu.load_engine(Settings(model="demo", device="cpu", kv_cache_tokens=256))
 
-    told = gpu.measures(engine)
+    told = gpu.engine_stats(engine)
     assert (told["max_num_batched_tokens"], told["step_tiles"]) == (128, 16)

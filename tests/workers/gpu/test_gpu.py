@@ -3,6 +3,8 @@
 import time
 
 import pytest
+from rq import Queue
+from rq.serializers import JSONSerializer
 
 from streamer.domain import QueryStatus, RequestKind
 from streamer.errors import ErrorCode
@@ -40,6 +42,18 @@ def test_it_answers_from_all_queues_and_ends_when_told(service, eventually):
     assert service.jobs.workers() == {"ingest": 0, "clips": 0}
     assert service.jobs.worker_stats() == {}
     assert len(service.results.read("0-0")) == 24
+
+
+def test_a_clip_in_a_queue_of_an_earlier_release_is_answered(service, redis_client):
+    """The name of the job is a contract with the queue: it was once the path of a function."""
+    asked = service.request()
+    queue = Queue(QUERIES, connection=redis_client, serializer=JSONSerializer)
+    queue.enqueue_call(
+        "workers.clip.answer", args=(asked.model_dump(mode="json"),), job_id=asked.id
+    )
+    worker = service.worker("--burst", ready=False)
+    assert worker.wait(timeout=LONG) == 0
+    assert service.results.get(asked.id).error is None
 
 
 def test_burst_ends_when_nothing_is_left(service):

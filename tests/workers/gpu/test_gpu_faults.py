@@ -92,7 +92,7 @@ def test_a_device_that_cannot_take_the_model_is_told_at_the_start(
     monkeypatch.setattr(NVILA, "from_pretrained", fail)
     settings.model = str(random_checkpoint)
     with pytest.raises(StreamerError, match=say) as caught:
-        gpu._engine(settings)
+        gpu.load_engine(settings)
     assert caught.value.code is code
 
 

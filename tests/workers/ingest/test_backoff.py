@@ -29,9 +29,9 @@ def test_a_minute_of_frames_starts_it_over() -> None:
     backoff = Backoff(60, draw=highest)
     for _ in range(5):
         backoff.delay(LOST)
-    backoff.ran(59.0)
+    backoff.note_uptime(59.0)
     assert backoff.delay(LOST) == 32
-    backoff.ran(60.0)
+    backoff.note_uptime(60.0)
     assert backoff.delay(LOST) == 1
 
 

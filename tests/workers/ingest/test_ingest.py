@@ -5,6 +5,9 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from rq import Queue
+from rq.serializers import JSONSerializer
+
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import (
     StreamState,
@@ -47,6 +50,22 @@ def test_streams_outlive_their_workers(
     assert second.wait() == 0
     assert time.monotonic() - began < 5
     assert bench.context.jobs.depths()[INGEST] == 1
+
+
+def test_a_stream_in_a_queue_of_an_earlier_release_is_run(
+    bench: Bench,
+    loopback: LoopbackCamera,
+    worker_process: Callable[..., Any],
+    eventually: Callable[..., None],
+) -> None:
+    """The name of the job is a contract with the queue: it was once the path of a function."""
+    spec = bench.attach(loopback.url, live=True)
+    queue = Queue(INGEST, connection=bench.context.connections.main, serializer=JSONSerializer)
+    queue.enqueue_call(
+        "workers.ingest.run_stream", args=(spec.id,), timeout=-1, job_id=f"ingest-{spec.id}"
+    )
+    worker_process("ingest")
+    eventually(lambda: bench.frames.count(spec.id))
 
 
 def test_without_redis_it_says_so_and_ends(worker_process: Callable[..., Any]) -> None:

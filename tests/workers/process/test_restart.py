@@ -1,8 +1,10 @@
-"""How often a worker may begin again. That it does is tested with real ones in test_gpu_faults."""
+"""How often a worker may restart. test_gpu_faults tests with real processes that it does."""
+
+import time
 
 import pytest
 
-from workers.process.restart import WITHIN, begin_again, recent
+from workers.process.restart import RESTART_WINDOW, recent_restarts, restart_process
 
 NOW = 1_700_000_000.0
 
@@ -21,24 +23,22 @@ def history(monkeypatch):
     [
         ("", []),
         (f"{NOW - 5},{NOW - 1}", [NOW - 5, NOW - 1]),
-        (f"{NOW - WITHIN - 1},{NOW - 1}", [NOW - 1]),
+        (f"{NOW - RESTART_WINDOW - 1},{NOW - 1}", [NOW - 1]),
         (f"nonsense,,{NOW - 1},nan", [NOW - 1]),
         (f"{NOW + 1000}", []),
     ],
 )
-def test_only_restarts_of_late_count(history, text, times):
+def test_only_recent_restarts_count(history, text, times):
     history(text)
-    assert recent(NOW) == times
+    assert recent_restarts(NOW) == times
 
 
-def test_too_many_end_with_a_sentence_that_says_why(history):
-    import time
-
+def test_too_many_restarts_end_with_a_sentence_that_says_why(history):
     history(",".join(str(time.time() - i) for i in range(3)))
-    said = begin_again("the engine lost its device", most=3)
-    assert "4 times within 10 minutes" in said
-    assert "the engine lost its device" in said
+    sentence = restart_process("the engine lost its device", limit=3)
+    assert "4 times within 10 minutes" in sentence
+    assert "the engine lost its device" in sentence
 
 
-def test_none_may_be_allowed(history):
-    assert "1 times" in begin_again("it broke", most=0)
+def test_no_restart_may_be_allowed(history):
+    assert "1 times" in restart_process("it broke", limit=0)

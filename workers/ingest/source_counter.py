@@ -12,7 +12,7 @@ from streamer.media.source import Source
 _RATE_WINDOW = 10.0
 """Seconds that measured rates are an average of."""
 
-_RATE_LEAST = 2.0
+_MIN_RATE_WINDOW = 2.0
 """Seconds below which a rate would say more about when it was asked for than about the stream."""
 
 
@@ -35,7 +35,7 @@ class RateMeter:
             self._seen.popleft()
         then, packets_then, received_then = self._seen[0]
         passed = now - then
-        if passed < _RATE_LEAST:
+        if passed < _MIN_RATE_WINDOW:
             return None
         return (packets - packets_then) / passed, 8 * (received - received_then) / passed
 
