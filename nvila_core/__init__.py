@@ -1,6 +1,6 @@
 """NVILA and NVILA-Lite: the model and its engine, usable without the streaming service.
 
-    from nvila_core import NVILA, Engine, SamplingParams, Video
+    >>> from nvila_core import NVILA, Engine, SamplingParams, Video
 
 The names are imported on first use, so that importing the package does not import torch.
 """
