@@ -1,0 +1,218 @@
+"""Unroll a source's timestamps into one clock that never steps back."""
+
+import math
+from collections import deque
+from dataclasses import dataclass
+
+MAX_JUMP = 10.0
+"""Seconds that a live source's timestamps may run ahead of their arrival before it is a jump."""
+
+MAX_DIVERGENCE = 3.0
+"""Seconds by which the clock of a live source may part from the arrival of its packets."""
+
+_STEP_BACK = 1.0
+"""Seconds that timestamps may go back between key frames: by reordering, never by more."""
+
+_REORDERED = 16
+"""Pictures that a codec may reorder (H.264 and HEVC: the size of the decoded picture buffer)."""
+
+_WRAPS = (2**33 / 90_000, 2**32 / 90_000)
+"""Seconds after which the counters of MPEG-TS and of RTP start again."""
+
+_WRAPPED = 10.0
+"""Seconds between the last timestamp before a wrap and the first one after it, at most."""
+
+_BUCKET = 1.0
+"""Seconds of arrival over which one measurement of the lag is taken."""
+
+_AGREEING = 5
+"""Successive measurements that must move the same way before a clock is called wrong."""
+
+_REMEMBERED = 60
+"""Measurements that are kept: a clock that is off by less than 5 % is corrected by `WallClock`."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnrolledTime:
+    """Timestamps of one packet on the unrolled clock.
+
+    Attributes:
+        pts: presentation time in seconds; None when the packet has no timestamp.
+        dts: decoding time in seconds; None when the packet has none.
+        epoch: number of jumps of the source's clock so far.
+    """
+
+    pts: float | None
+    dts: float | None
+    epoch: int
+
+
+class SourceClock:
+    """Turns the timestamps of packets, in the order of their arrival, into one rising clock.
+
+    A source's clock may step back (joined files, a restarted encoder, a camera that sets its
+    clock), jump ahead, wrap around, stand still or run at the wrong speed. Every later stage would
+    have to guess what happened, so the guess is made once, here, before anyone reads a timestamp:
+
+    * A key frame that is shown before a picture that came earlier, or a decoding time that goes
+      back, starts a new epoch right after the newest picture. A wrap of a 32-bit or 33-bit counter
+      continues the same epoch.
+    * A live source that jumps ahead by more than the time that passed starts a new epoch, too. In
+      a recording a jump ahead is a gap, and stays one.
+    * A live source whose clock parts from the arrival of its packets by more than
+      `MAX_DIVERGENCE` is dated by arrival for the rest of the connection.
+    """
+
+    def __init__(self, *, live: bool, gap: float = 0.04, bursts: bool = False) -> None:
+        """
+        Args:
+            live: whether packets arrive while they are recorded.
+            gap: seconds between two pictures, where the source has not shown them yet.
+            bursts: whether packets arrive segment by segment, so that arrival says little.
+        """
+        self._live = live
+        self._bursts = bursts
+        self._gap = gap
+        self._offset = 0.0
+        self._epoch = 0
+        self._top: float | None = None  # newest raw presentation time of this epoch
+        self._previous_pts: float | None = None
+        self._previous_dts: float | None = None
+        self._newest = -math.inf  # newest unrolled presentation time
+        self._arrival = -math.inf
+        self._lag = _LagMeter()
+        self._anchor: tuple[float, float] | None = (
+            None  # arrival and unrolled time, once by arrival
+        )
+
+    @property
+    def epoch(self) -> int:
+        """Number of jumps so far."""
+        return self._epoch
+
+    @property
+    def by_arrival(self) -> bool:
+        """Whether the source's own clock is wrong, so that packets are dated by their arrival."""
+        return self._anchor is not None
+
+    def unroll(
+        self, pts: float | None, dts: float | None, *, key: bool, arrival: float
+    ) -> UnrolledTime:
+        """Place the next packet.
+
+        Args:
+            pts, dts: presentation and decoding time by the source's clock, seconds.
+            key: whether the packet is a key frame.
+            arrival: when the packet arrived, seconds of a monotonic clock.
+        """
+        shown = pts if pts is not None else dts
+        if shown is None:
+            return UnrolledTime(None, None, self._epoch)
+        if self._anchor is None:
+            self._follow(pts, dts, shown, key, arrival)
+            placed = shown + self._offset
+            if self._diverges(placed, arrival):
+                self._anchor = (arrival, max(self._newest, placed + self._lag.divergence))
+                self._epoch += 1
+        if self._anchor is not None:
+            since, place = self._anchor
+            placed = max(place + (arrival - since), self._newest + 0.001)
+            self._offset = placed - shown
+        self._newest = max(self._newest, placed)
+        self._top = shown if self._top is None else max(self._top, shown)
+        self._previous_pts, self._previous_dts = pts, dts
+        self._arrival = arrival
+        return UnrolledTime(
+            None if pts is None else pts + self._offset,
+            None if dts is None else dts + self._offset,
+            self._epoch,
+        )
+
+    def _follow(
+        self, pts: float | None, dts: float | None, shown: float, key: bool, arrival: float
+    ) -> None:
+        """Move the offset if the source's clock jumped before this packet."""
+        if self._top is None:
+            return
+        step = self._step(pts, dts)
+        if self._went_back(step, shown, key):
+            wrap = self._wrap(step)
+            if wrap is not None:
+                self._offset += wrap
+                self._top -= wrap
+                return
+        elif not (self._live and step > MAX_JUMP + max(0.0, arrival - self._arrival)):
+            if 0 < step < 1:
+                self._gap = min(self._gap, step) if self._gap else step
+            return
+        passed = max(0.0, arrival - self._arrival) if self._live and not self._bursts else 0.0
+        self._offset = self._newest + max(self._gap, passed) - shown
+        self._epoch += 1
+        self._top = None
+        self._lag.restart()
+
+    def _step(self, pts: float | None, dts: float | None) -> float:
+        """Seconds from the packet before to this one, comparing like with like."""
+        if dts is not None and self._previous_dts is not None:
+            return dts - self._previous_dts
+        if pts is not None and self._previous_pts is not None:
+            return pts - self._previous_pts
+        before = self._previous_pts if self._previous_pts is not None else self._previous_dts
+        now = pts if pts is not None else dts
+        assert before is not None
+        assert now is not None
+        return now - before
+
+    def _went_back(self, step: float, shown: float, key: bool) -> bool:
+        assert self._top is not None
+        if key and shown < self._top - self._gap / 2:
+            return True
+        return step < -max(_STEP_BACK, _REORDERED * self._gap if self._previous_dts is None else 0)
+
+    def _wrap(self, step: float) -> float | None:
+        """The period of the counter that wrapped; None when the step is no wrap."""
+        return next((wrap for wrap in _WRAPS if 0 <= step + wrap < _WRAPPED), None)
+
+    def _diverges(self, placed: float, arrival: float) -> bool:
+        if not self._live or self._bursts:
+            return False
+        self._lag.add(arrival - placed, arrival)
+        return abs(self._lag.divergence) > MAX_DIVERGENCE
+
+
+class _LagMeter:
+    """Tells a clock that runs wrong from a network that stalls.
+
+    The lag is arrival minus timestamp. Its minimum over a second leaves out what the network
+    delays; a stall followed by a burst ends where it began. Only a minimum that moved the same way
+    through several seconds with packets is the clock's fault.
+    """
+
+    def __init__(self) -> None:
+        self._minima: deque[float] = deque(maxlen=_REMEMBERED)
+        self._bucket = -math.inf
+        self.divergence = 0.0
+
+    def restart(self) -> None:
+        """Forget everything: the clock jumped."""
+        self._minima.clear()
+        self._bucket = -math.inf
+        self.divergence = 0.0
+
+    def add(self, lag: float, arrival: float) -> None:
+        """Take the lag of the packet that arrived at `arrival`; update `divergence`, seconds."""
+        if arrival - self._bucket < _BUCKET:
+            self._minima[-1] = min(self._minima[-1], lag)
+            return
+        self._measure()
+        self._bucket = arrival
+        self._minima.append(lag)
+
+    def _measure(self) -> None:
+        recent = list(self._minima)[-_AGREEING - 1 :]
+        steps = [after - before for before, after in zip(recent, recent[1:], strict=False)]
+        self.divergence = 0.0
+        if len(steps) == _AGREEING and all(step > 0 for step in steps):
+            self.divergence = recent[-1] - min(self._minima)
+        elif len(steps) == _AGREEING and all(step < 0 for step in steps):
+            self.divergence = recent[-1] - max(self._minima)
