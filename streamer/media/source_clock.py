@@ -1,5 +1,6 @@
 """Unroll a source's timestamps into one clock that never steps back."""
 
+import itertools
 import math
 from collections import deque
 from dataclasses import dataclass
@@ -210,7 +211,7 @@ class _LagMeter:
 
     def _measure(self) -> None:
         recent = list(self._minima)[-_AGREEING - 1 :]
-        steps = [after - before for before, after in zip(recent, recent[1:], strict=False)]
+        steps = [after - before for before, after in itertools.pairwise(recent)]
         self.divergence = 0.0
         if len(steps) == _AGREEING and all(step > 0 for step in steps):
             self.divergence = recent[-1] - min(self._minima)

@@ -1,5 +1,7 @@
 """SourceClock: every kind of jump becomes one rising clock, and nothing else is touched."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -69,7 +71,7 @@ def test_a_join_goes_on_after_the_last_picture(make, length, second, live) -> No
     if ahead > 0 and not (live and ahead > MAX_JUMP):
         expected[length - 1] += ahead
     stamps = shown(times)
-    steps = [after - before for before, after in zip(stamps, stamps[1:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(stamps)]
     assert stamps[0] == pytest.approx(1.4)
     assert steps == pytest.approx(expected, abs=1e-3)
 
@@ -119,7 +121,7 @@ def test_a_live_clock_that_jumps_ahead_and_back_costs_nothing() -> None:
     times = feed(SourceClock(live=True, gap=GAP), packets)
 
     stamps = shown(times)
-    steps = [after - before for before, after in zip(stamps, stamps[1:], strict=False)]
+    steps = [after - before for before, after in itertools.pairwise(stamps)]
     assert steps == pytest.approx([GAP] * 149, abs=1e-3)
     assert times[-1].epoch == 2
 
