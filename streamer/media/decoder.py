@@ -1,5 +1,6 @@
 """From packets to pictures, without decoding more than sampling needs."""
 
+import heapq
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
@@ -13,6 +14,10 @@ from streamer.media.packet_gate import MIN_FRAME_GAP, PacketGate, TimestampedPac
 from streamer.media.packet_reader import Arrival
 from streamer.media.sampler import Sampler
 from streamer.media.timing import StreamTime
+
+
+_MAX_REORDERED = 17
+"""Pictures that a decoder may hold: the 16 of a full buffer, and the one that it was just given."""
 
 
 class SparseDecoder:
@@ -43,6 +48,7 @@ class SparseDecoder:
         self._first_codec = context.codec.canonical_name
         self.codec = ""
         """What it decodes by now, "" while that is what the source began with."""
+        self._undated: list[int] = []  # heap: dts of packets without pts in the decoder
         self._due: float | None = None  # timestamp before which no picture is wanted
         self._cut = False
         self._cut_at: float | None = None  # timestamp of the key frame after a cut
@@ -99,11 +105,9 @@ class SparseDecoder:
             sampler.slack if self._live else 0.0,
             keyframes=self.alone,
         )
-        for dropped in decision.dropped:
-            if (stamp := self._stamp(dropped.packet)) is not None:
-                self._stream_time.pass_over(stamp, dropped.time)
         if decision.cut:
             self._context.flush_buffers()
+            self._undated.clear()
             self._cut = True
         if self._cut and decision.packets:
             self._cut, self._cut_at = False, self._stamp(decision.packets[0].packet)
@@ -137,10 +141,30 @@ class SparseDecoder:
         return images
 
     def _feed(self, packet: "Packet[Any] | None") -> list[VideoFrame]:
+        self._note_undated(packet)
         try:
-            return self._context.decode(packet)
+            images = self._context.decode(packet)
         except av.EOFError:
             return []
         except (av.FFmpegError, ValueError):
             self.corrupt += 1
             return []
+        for image in images:
+            if image.pts is None and self._undated:
+                image.pts = heapq.heappop(self._undated)
+        return images
+
+    def _note_undated(self, packet: "Packet[Any] | None") -> None:
+        """Remember the decoding time of a packet that has no presentation time.
+
+        Pictures come out in the order in which they are shown, at the same times at which they
+        were decoded: the n-th picture gets the n-th smallest decoding time.
+        """
+        if packet is None or packet.pts is not None or packet.dts is None:
+            return
+        if not self._context.has_b_frames:
+            packet.pts = packet.dts
+            return
+        heapq.heappush(self._undated, packet.dts)
+        if len(self._undated) > _MAX_REORDERED:  # some pictures did not come out
+            heapq.heappop(self._undated)

@@ -90,7 +90,12 @@ def prepare(
     url = access.check(url)
     if is_device(url):
         return Opening({"file": url, "format": "v4l2"})
-    options = {"protocol_whitelist": _PROTOCOLS[(scheme or "file").removesuffix("s")]}
+    options = {
+        "protocol_whitelist": _PROTOCOLS[(scheme or "file").removesuffix("s")],
+        # FFmpeg takes a restart far below the first timestamp for a wrapped counter; SourceClock
+        # tells them apart
+        "correct_ts_overflow": "0",
+    }
     if live:
         # 0.5 s to the first picture instead of 2.8 s; three pictures tell the frame rate
         options |= {"analyzeduration": "500000", "fpsprobesize": "3"}

@@ -9,8 +9,6 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from streamer.media.timing import MAX_JUMP
-
 T = TypeVar("T")
 
 MAX_HELD = 512
@@ -21,7 +19,6 @@ MAX_HELD_BYTES = 16 * 2**20
 MIN_FRAME_GAP = 0.002
 """Seconds that no two pictures are closer than."""
 
-_STEP_BACK = 1.0
 _OVERDUE = 0.25
 """Part of its distance by which a key frame may be late before it is waited for no more."""
 
@@ -60,13 +57,11 @@ class PacketGate(Generic[T]):
         self._held_bytes = 0
         self._key: float | None = None
         self._distance: float | None = None  # between the last two key frames
-        self._newest: float | None = None
         self._sent: float | None = None  # newest time that the decoder was given since the cut
         self._leading: float | None = None  # time of the key frame of the last cut
         self._distrusted = False
         self._broken = False  # what came since the last key frame was not decoded
         self._waiting = True  # for the key frame; not, once it was overdue
-        self._lost: float | None = None  # the due time that a jump of the clock made worthless
 
     def admit(
         self,
@@ -81,17 +76,12 @@ class PacketGate(Generic[T]):
         Up to `slack` seconds after the due time a key frame will do as well. With `keyframes`
         nothing but key frames passes.
         """
-        if self._follow(item):
-            self._lost = due
-        if self._lost is not None and due != self._lost:
-            self._lost = None
-        unknown = due is None or item.time is None or self._lost is not None
+        self._learn_distance(item)
+        unknown = due is None or item.time is None
         if keyframes:
             wanted = item.key and (unknown or item.time >= due)  # type: ignore[operator]
             self._broken = True  # for those after it, too: the decoder takes each by itself
-            return (
-                self._only(item) if wanted else GateDecision(dropped=[*self.forget(), item.packet])
-            )
+            return self._only(item) if wanted else GateDecision(dropped=[*self.forget(), item.packet])
         if self._broken:
             if not item.key:
                 return GateDecision(dropped=[item.packet])
@@ -123,23 +113,12 @@ class PacketGate(Generic[T]):
         self._held_bytes = 0
         return held
 
-    def _follow(self, item: TimestampedPacket[T]) -> bool:
-        """Learn the distance of key frames; whether the source's clock has jumped."""
-        if item.time is None:
-            return False
-        newest, self._newest = self._newest, item.time
-        jumped = newest is not None and (
-            item.time < newest - _STEP_BACK or (self._live and item.time > newest + MAX_JUMP)
-        )
-        if not jumped and newest is not None:
-            self._newest = max(newest, item.time)
-        if jumped:
-            self._key = self._sent = self._leading = None
-        if item.key:
+    def _learn_distance(self, item: TimestampedPacket[T]) -> None:
+        """Remember how far apart the last two key frames are."""
+        if item.time is not None and item.key:
             if self._key is not None:
                 self._distance = item.time - self._key
             self._key, self._waiting = item.time, True
-        return jumped
 
     def _is_pending(self, due: float) -> bool:
         """Whether a wanted frame is in the decoder, and has not come out yet."""

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -21,9 +22,11 @@ from av.video.stream import VideoStream
 from streamer.clock import Clock, SystemClock
 from streamer.domain import Transport
 from streamer.errors import StreamerError
-from streamer.media import hardware, source_errors
+from streamer.media import source_errors
+from streamer.media import hardware
 from streamer.media.access_policy import AccessPolicy
 from streamer.media.open import Opening, prepare
+from streamer.media.source_clock import SourceClock
 
 MAX_PACKETS = 1024
 MAX_BYTES = 32 * 2**20
@@ -38,19 +41,29 @@ _FILTERS = {
 }
 """A filter that takes a stream of this codec and no other."""
 
+_WITHOUT_PTS = frozenset({"avi"})
+"""Containers that store decoding times only: FFmpeg's presentation times are guesses, and wrong
+where pictures are reordered."""
+
 MAX_LAG = 4.0
 """Seconds that a packet of a live source may wait for its turn, if there is a newer key frame."""
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A packet and the wall clock at which it came; the last one of a source is empty.
+    """A packet whose timestamps are on the unrolled clock; the last one of a source is empty.
 
-    `codec` is what it is to be decoded with, "" as long as that is what the source began with.
+    Attributes:
+        time: when it arrived, seconds since the Unix epoch.
+        monotonic: the same moment on the monotonic clock, seconds.
+        epoch: how often the source's clock has jumped so far.
+        codec: the codec to decode it with; "" for the one that the source began with.
     """
 
     packet: "Packet[Any]"
     time: float
+    monotonic: float
+    epoch: int = 0
     codec: str = ""
 
 
@@ -80,6 +93,7 @@ class PacketReader:
         self._read_timeout = read_timeout
         self._start = start
         self._clock = clock or SystemClock()
+        self._source_clock = SourceClock(live=live)
         self._hwaccel = hwaccel
         self._transport = transport
         self._access = access or AccessPolicy()
@@ -142,6 +156,11 @@ class PacketReader:
     def reason(self) -> StreamerError | None:
         """What went wrong with what we open for FFmpeg, which only sees that it ends."""
         return self._opening.error if self._opening is not None else None
+
+    @property
+    def by_arrival(self) -> bool:
+        """Whether the source's clock is wrong, so that its packets are dated by their arrival."""
+        return self._source_clock.by_arrival
 
     @property
     def released(self) -> bool:
@@ -210,15 +229,39 @@ class PacketReader:
             with self._change:
                 self.container, self.stream = container, stream
                 self._change.notify_all()
+            self._source_clock = SourceClock(
+                live=self._live, gap=_frame_distance(stream), bursts=self.segmented
+            )
             codec = _CodecWatch(container, stream)
+            guessed = container.format.name in _WITHOUT_PTS
             for packet in container.demux(stream):
-                if not self._put(Arrival(packet, self._clock.time(), codec.after(packet))):
+                if guessed:
+                    packet.pts = None
+                if not self._put(self._arrived(packet, codec.after(packet))):
                     return
         except Exception as failure:  # whatever it is, somebody waits to be told
             error = source_errors.from_exception(failure, self._url, timeout=self._read_timeout)
         self._end(self.reason or error)
         with self._change:  # queued packets borrow from the container: it must outlive them
             self._change.wait_for(lambda: self._closed)
+
+    def _arrived(self, packet: "Packet[Any]", codec: str) -> Arrival:
+        """Put the timestamps of `packet` on the unrolled clock."""
+        now, monotonic = self._clock.time(), self._clock.monotonic()
+        base = packet.time_base
+        if not packet.size or base is None:
+            return Arrival(packet, now, monotonic, self._source_clock.epoch, codec)
+        unrolled = self._source_clock.unroll(
+            None if packet.pts is None else float(packet.pts * base),
+            None if packet.dts is None else float(packet.dts * base),
+            key=packet.is_keyframe,
+            arrival=monotonic,
+        )
+        if unrolled.pts is not None:
+            packet.pts = round(unrolled.pts / base)
+        if unrolled.dts is not None:
+            packet.dts = round(unrolled.dts / base)
+        return Arrival(packet, now, monotonic, unrolled.epoch, codec)
 
     def _choose(self, container: InputContainer) -> VideoStream:
         videos = [
@@ -296,6 +339,12 @@ class PacketReader:
             self._error = error
             self._ended = True
             self._change.notify_all()
+
+
+def _frame_distance(stream: VideoStream) -> float:
+    """Seconds between two pictures, as far as the source says; 0.04 where it does not."""
+    rate: Fraction | None = stream.average_rate or stream.guessed_rate
+    return float(1 / rate) if rate and 0.05 <= rate <= 300 else 0.04
 
 
 class _CodecWatch:

@@ -67,12 +67,14 @@ class DecodedFrame:
     """One picture in presentation order.
 
     `pts` is stream time in seconds since the first frame, `time` the wall clock (seconds since
-    the Unix epoch) of its capture.
+    the Unix epoch) of its capture, `epoch` counts the jumps of the source's clock and the steps
+    of this machine's.
     """
 
     image: VideoFrame
     pts: float
     time: float
+    epoch: int
     decode_ms: float
 
 
@@ -162,6 +164,11 @@ class Source:
         return self._decoder.corrupt if self._info is not None else 0
 
     @property
+    def by_arrival(self) -> bool:
+        """Whether the source's clock is wrong, so that frames are dated by their arrival."""
+        return self._reader.by_arrival
+
+    @property
     def reader(self) -> PacketReader:
         """What may outlive this object, when FFmpeg hangs in it; it tells when it is `released`."""
         return self._reader
@@ -195,7 +202,7 @@ class Source:
             cost = (time.perf_counter() - began) * 1000 / max(1, len(images))
             for image in images:
                 self.decoded += 1
-                yield self._frame(image, arrival.time, cost)
+                yield self._frame(image, arrival, cost)
             if images:
                 blind = None
             elif self._decoder.fed > fed or self._decoder.alone:
@@ -288,7 +295,9 @@ class Source:
         packet = arrival.packet
         stamp = packet.pts if packet.pts is not None else packet.dts
         if stamp is not None:
-            self._wall_clock.observe(float(stamp * self._time_base), arrival.time)
+            self._wall_clock.observe(
+                float(stamp * self._time_base), arrival.time, arrival.monotonic, arrival.epoch
+            )
 
     def _origin_of(self, container: InputContainer) -> float | None:
         """Timestamp of stream time 0; None: that of the first frame."""
@@ -328,12 +337,15 @@ class Source:
             broke_off = error.code is ErrorCode.STREAM_NO_VIDEO and self.decoded
             raise source_errors.damaged(self._url, self._reached) if broke_off else error from None
 
-    def _frame(self, image: VideoFrame, arrival: float, cost: float) -> DecodedFrame:
+    def _frame(self, image: VideoFrame, arrival: Arrival, cost: float) -> DecodedFrame:
         stamp = image.pts if image.pts is not None else image.dts
         timestamp = float(stamp * self._time_base) if stamp is not None else None
-        pts = self._reached = self._stream_time.place(timestamp, arrival)
-        wall = self._wall_clock.at(timestamp, arrival) if self._live else self._wall_origin + pts
-        return DecodedFrame(image, pts, wall, cost)
+        seconds = self._reached = self._stream_time.place(timestamp, arrival.monotonic)
+        wall = self._wall_origin + seconds
+        if self._live:
+            wall = self._wall_clock.at(timestamp, arrival.time)
+        epoch = arrival.epoch + self._wall_clock.steps
+        return DecodedFrame(image, seconds, wall, epoch, cost)
 
 
 def _rate(value: Fraction | None) -> float | None:

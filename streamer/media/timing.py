@@ -1,37 +1,59 @@
-"""Stream time and wall clock of frames, whatever a source does to its timestamps."""
+"""Date frames: place them in stream time, and tell when they were captured."""
 
 import math
 
 MAX_DRIFT = 0.5
-"""Seconds that wall clock and stream time may differ before the wall clock is anchored anew."""
+"""Seconds by which capture times may drift from arrival before they are anchored again."""
 
 MAX_BURST = 30.0
-"""The same for a source that sends whole segments of so many seconds at most."""
+"""The same for a source that sends whole segments, of at most so many seconds."""
 
-MAX_JUMP = 10.0
-"""Seconds that a live source's timestamps may run ahead of its frames before it is a jump."""
+MAX_CLOCK_STEP = 1.0
+"""Seconds by which this machine's clock may be slewed between two packets; more is a step."""
 
-_STEP_BACK = 1.0
 _SLEW = 0.01
 
 
 class WallClock:
-    """When a live frame was captured: the moment its packet came, without the network's jitter.
+    """Tells when a live frame was captured: when its packet came, without the network's jitter.
 
     No packet comes before its picture was taken, so the smallest distance between arrival and
-    timestamp is the best one known; it follows slow drift, and is set anew after a jump.
+    timestamp is the best one known. It follows slow drift. It is anchored again after a jump of
+    the source's clock, and after a step of this machine's clock, which starts a new epoch.
     """
 
     def __init__(self, *, bursts: bool = False) -> None:
-        """`bursts`: packets come segment by segment, and only the last of each comes in time."""
+        """
+        Args:
+            bursts: whether packets come segment by segment, so that only the last of each segment
+                comes in time.
+        """
         self._max_drift = MAX_BURST if bursts else MAX_DRIFT
         self._slew = 0.0 if bursts else _SLEW
         self._offset: float | None = None
         self._first: float | None = None
         self._last = -math.inf
+        self._skew: float | None = None
+        self._source_epoch = 0
+        self.steps = 0
+        """How often this machine's clock was stepped."""
 
-    def observe(self, timestamp: float, arrival: float) -> None:
-        """A packet with `timestamp` (the source's own seconds) came at `arrival` (epoch)."""
+    def observe(self, timestamp: float, arrival: float, monotonic: float, epoch: int = 0) -> None:
+        """Take a packet.
+
+        Args:
+            timestamp: its time on the unrolled clock of the source, seconds.
+            arrival: wall clock of its arrival, seconds since the Unix epoch.
+            monotonic: the same moment on the monotonic clock, seconds.
+            epoch: how often the source's clock has jumped.
+        """
+        skew = arrival - monotonic
+        if self._skew is not None and abs(skew - self._skew) > MAX_CLOCK_STEP:
+            self.steps += 1
+            self._offset, self._last = None, -math.inf
+        if epoch != self._source_epoch:
+            self._offset = None
+        self._skew, self._source_epoch = skew, epoch
         offset = arrival - timestamp
         if self._first is None:
             self._first = timestamp
@@ -41,23 +63,34 @@ class WallClock:
             self._offset += (offset - self._offset) * self._slew
 
     def at(self, timestamp: float | None, arrival: float) -> float:
-        """Wall clock of the frame with `timestamp`; never before that of the frame before."""
+        """Return when the frame with `timestamp` was captured, seconds since the Unix epoch.
+
+        It is never after `arrival`, when the packet came that completed the frame, and never
+        before the frame before, unless this machine's clock was set back.
+        """
         if timestamp is None and self._last == -math.inf:
             timestamp = self._first  # RTSP: the very first picture has none
-        known = timestamp is not None and self._offset is not None
-        time = timestamp + self._offset if known else arrival  # type: ignore[operator]
+        time = arrival
+        if timestamp is not None and self._offset is not None:
+            time = min(arrival, timestamp + self._offset)
         self._last = max(self._last, time)
         return self._last
 
 
 class StreamTime:
-    """Turns a source's timestamps into seconds that start at 0 and go on through jumps.
+    """Turns unrolled timestamps into seconds that start at 0 and never go back.
 
-    A step back, or a jump ahead of a live source, continues right after the last frame.
-    A gap in a recording is a gap.
+    Frames without a timestamp are placed one `gap` after the frame before or, in a live source,
+    by their arrival.
     """
 
     def __init__(self, *, live: bool, origin: float | None = None, gap: float = 0.04) -> None:
+        """
+        Args:
+            live: whether frames arrive while they are captured.
+            origin: timestamp of stream time 0; None for that of the first frame.
+            gap: seconds between two frames without timestamps.
+        """
         self._live = live
         self._origin = origin
         self._gap = gap
@@ -65,7 +98,12 @@ class StreamTime:
         self._last_arrival = 0.0
 
     def place(self, timestamp: float | None, arrival: float = 0.0) -> float:
-        """Return the stream time of the next frame; `arrival`, wall clock, counts if it is live."""
+        """Return the stream time of the next frame, seconds.
+
+        Args:
+            timestamp: its presentation time on the unrolled clock; None when unknown.
+            arrival: when it arrived, seconds of a monotonic clock; matters for live sources only.
+        """
         if timestamp is None:
             return self._guess(arrival)
         if self._origin is None and self._last is not None:  # only the frames before had none
@@ -73,27 +111,11 @@ class StreamTime:
         elif self._origin is None or (self._last is None and timestamp < self._origin):
             self._origin = timestamp
         seconds = timestamp - self._origin
-        if self._last is not None and self._is_jump(seconds - self._last, arrival):
-            self._origin = timestamp - self._last - self._gap
-            seconds = self._last + self._gap
-        return self._remember(seconds, arrival)
+        return self._remember(seconds if self._last is None else max(seconds, self._last), arrival)
 
     def timestamp(self, seconds: float) -> float | None:
-        """The source's own timestamp of a place, as far as is known."""
+        """Return the unrolled timestamp of a stream time; None while it is unknown."""
         return None if self._origin is None or self._last is None else seconds + self._origin
-
-    def pass_over(self, timestamp: float, arrival: float) -> None:
-        """A frame at `timestamp` will never be placed: what follows is measured from it."""
-        if self._origin is None or self._last is None:
-            return
-        seconds = timestamp - self._origin
-        if seconds > self._last and not self._is_jump(seconds - self._last, arrival):
-            self._remember(seconds, arrival)
-
-    def _is_jump(self, step: float, arrival: float) -> bool:
-        if step < -_STEP_BACK:
-            return True
-        return self._live and step > MAX_JUMP + (arrival - self._last_arrival)
 
     def _guess(self, arrival: float) -> float:
         if self._last is None:

@@ -45,6 +45,7 @@ def write_video(
     rotation: float = 0.0,
     pictures: Sequence[np.ndarray] | None = None,
     options: Mapping[str, str] | None = None,
+    time_base: Fraction = _TIME_BASE,
 ) -> list[float]:
     """Encode numbered pictures (or `pictures`) at `times`, seconds; returns those times.
 
@@ -63,13 +64,13 @@ def write_video(
         stream = container.add_stream(codec, rate=fps, options=settings)
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.gop_size, stream.max_b_frames = gop, b_frames
-        stream.time_base = stream.codec_context.time_base = _TIME_BASE
+        stream.time_base = stream.codec_context.time_base = time_base
         if rotation:
             stream.set_display_rotation(rotation)
         for number, time in enumerate(times):
             pixels = pictures[number] if pictures else numbered_picture(number, width, height)
             frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame.pts, frame.time_base = round(time / _TIME_BASE), _TIME_BASE
+            frame.pts, frame.time_base = round(time / time_base), time_base
             for packet in stream.encode(frame):
                 container.mux(packet)
         for packet in stream.encode():

@@ -140,19 +140,6 @@ def test_only_key_frames_pass_when_nothing_else_is_wanted() -> None:
     assert passed == [[], [], [35], [36]]
 
 
-@pytest.mark.parametrize("live", [True, False])
-def test_a_clock_that_jumps_lets_everything_through_until_it_is_known_anew(live: bool) -> None:
-    gate: PacketGate[int] = PacketGate(live=live)
-    for item in stream([25, 25, 25], start=1000.0):
-        gate.admit(item, 1100.0)
-    # when the clock starts again, and the sampler does not know yet
-    after = stream([25, 25])
-    passed = [gate.admit(item, 1100.0).packets for item in after[:30]]
-    assert all(numbers and numbers[-1] == n for n, numbers in enumerate(passed))
-    # then, once it does, packets are held again
-    assert not any(gate.admit(item, 50.0).packets for item in after[30:])
-
-
 def test_pictures_from_before_the_cut_are_left_out() -> None:
     gate: PacketGate[str] = PacketGate(live=False)
     gate.admit(TimestampedPacket("I0", 0.0, True), None)

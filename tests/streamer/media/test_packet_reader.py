@@ -1,23 +1,12 @@
 """The queue between FFmpeg and the decoder: what waits in it, and for how long."""
 
+import itertools
 import time
 from pathlib import Path
 
+from streamer.clock import SystemClock
 from streamer.media.packet_reader import MAX_LAG, Arrival, PacketReader
-from tests.support.clocks import ManualClock
 from tests.support.videos import write_video
-
-
-class SteppingClock(ManualClock):
-    """A clock that is `step` seconds further each time it is read."""
-
-    def __init__(self, step: float) -> None:
-        super().__init__(1000.0 - step)
-        self._step = step
-
-    def time(self) -> float:
-        self.now += self._step
-        return self.now
 
 
 def read_all(reader: PacketReader) -> list[Arrival]:
@@ -27,10 +16,26 @@ def read_all(reader: PacketReader) -> list[Arrival]:
     return [arrival for arrival in arrivals if arrival.packet.size]
 
 
+class PacketClock(SystemClock):
+    """A clock that runs from packet to packet."""
+
+    def __init__(self, step: float) -> None:
+        self._times = itertools.count(1000.0, step)
+        self._now = 0.0
+
+    def time(self) -> float:
+        self._now = next(self._times)
+        return self._now
+
+    def monotonic(self) -> float:
+        return self._now
+
+
 def opened(path: Path, *, live: bool, step: float) -> PacketReader:
     """A reader of `path` to which a packet comes every `step` seconds, and nobody takes any."""
-    clock = SteppingClock(step)
-    reader = PacketReader(str(path), live=live, open_timeout=10, read_timeout=10, clock=clock)
+    reader = PacketReader(
+        str(path), live=live, open_timeout=10, read_timeout=10, clock=PacketClock(step)
+    )
     reader.start()
     assert reader.wait_open(10)
     return reader
