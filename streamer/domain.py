@@ -264,6 +264,10 @@ class FrameRef(Record):
     id: str = Field(description="id in the stream's frame index: '<milliseconds>-<sequence>'")
     time: float = Field(description="wall clock, seconds since the Unix epoch")
     pts: float = Field(description="stream time, seconds")
+    epoch: int = Field(
+        default=0,
+        description="how often the clocks that date the stream have stepped since it was opened",
+    )
     width: int
     height: int
     change: float = Field(description="mean absolute luma difference to the frame before, 0 to 1")

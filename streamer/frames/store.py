@@ -121,6 +121,7 @@ class FrameStore:
         *,
         time: float,
         pts: float,
+        epoch: int = 0,
         decode_ms: float = 0.0,
     ) -> FrameRef:
         """Store `jpeg`, with its `measures`, as the newest frame of a stream.
@@ -128,6 +129,7 @@ class FrameStore:
         Args:
             time: when the frame was captured, seconds since the Unix epoch.
             pts: stream time of the frame, seconds.
+            epoch: how often the clocks that date the stream have stepped.
             decode_ms: milliseconds that decoding, sampling and encoding took.
 
         Returns the reference of the stored frame. Raises redis.exceptions.OutOfMemoryError when
@@ -138,6 +140,7 @@ class FrameStore:
             id="",  # the server chooses it
             time=time,
             pts=pts,
+            epoch=epoch,
             width=measures.width,
             height=measures.height,
             change=measures.change,

@@ -15,7 +15,6 @@ from streamer.media.packet_reader import Arrival
 from streamer.media.sampler import Sampler
 from streamer.media.timing import StreamTime
 
-
 _MAX_REORDERED = 17
 """Pictures that a decoder may hold: the 16 of a full buffer, and the one that it was just given."""
 

@@ -58,7 +58,7 @@ class LiveClips:
 
     def submit(self, spec: StreamSpec, watch: Watch, window: Window) -> None:
         """Ask a watch's question about one window."""
-        start, end = to_datetime(window.start), to_datetime(window.end)
+        start, end = (to_datetime(moment) for moment in window.captured)
         request = ClipRequest.for_watch(spec, watch, start=start, end=end, frames=window.frames)
         self._counters.clips += 1
         try:

@@ -28,6 +28,7 @@ class SampledFrame:
         measures: what a resolution policy plans from.
         time: when it was captured, seconds since the Unix epoch.
         pts: its stream time in seconds.
+        epoch: how often the clocks that date the stream have stepped.
         decode_ms: milliseconds that decoding, measuring and encoding took.
     """
 
@@ -35,6 +36,7 @@ class SampledFrame:
     measures: Measures
     time: float
     pts: float
+    epoch: int
     decode_ms: float
 
 
@@ -79,7 +81,7 @@ class FrameIntake:
             raise cannot_decode(self._spec.url, self._counters.codec) from None
         self._counters.width, self._counters.height = frame.image.width, frame.image.height
         cost = frame.decode_ms + (time.perf_counter() - began) * 1000
-        return SampledFrame(jpeg, measures, frame.time, pts, cost)
+        return SampledFrame(jpeg, measures, frame.time, pts, frame.epoch, cost)
 
     def put(self, sampled: SampledFrame) -> FrameRef:
         """Store a frame. Raises redis.exceptions.RedisError."""
@@ -89,6 +91,7 @@ class FrameIntake:
             sampled.measures,
             time=sampled.time,
             pts=sampled.pts,
+            epoch=sampled.epoch,
             decode_ms=sampled.decode_ms,
         )
 

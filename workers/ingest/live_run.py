@@ -26,6 +26,10 @@ _MIN_STEP = 0.04
 """Seconds of stream time, at least, between the last frame of a connection and the first of the
 next: the wall clock of a first frame is a guess that may lie before."""
 
+_MAX_DISAGREEMENT = 30.0
+"""Seconds between the wall clock and the monotonic clock that the network may explain; more is a
+clock that was set."""
+
 _MAX_HANGING = 2
 """Connections of one stream that FFmpeg may still be closing when another is opened."""
 
@@ -35,6 +39,10 @@ _log = structlog.get_logger(__name__)
 class StreamTimeline:
     """The stream time of a live stream across its connections: time without one passes too.
 
+    Args:
+        clock: tells how much time passed between two connections, should the wall clock be set.
+        position, last_time: of the newest frame of an earlier worker.
+
     Attributes:
         shift: seconds that stream time is ahead of the time of the current connection.
         position: stream time of the newest frame, seconds.
@@ -42,21 +50,29 @@ class StreamTimeline:
             the first one.
     """
 
-    def __init__(self, position: float = 0.0, last_time: float | None = None) -> None:
+    def __init__(self, clock: Clock, position: float = 0.0, last_time: float | None = None) -> None:
+        self._clock = clock
+        self._placed_at: float | None = None  # monotonic
         self.shift = 0.0
         self.position = position
         self.last_time = last_time
 
     def align(self, frame: DecodedFrame) -> None:
         """Let stream time continue at the first frame of a connection."""
-        if self.last_time is not None:
-            passed = max(_MIN_STEP, frame.time - self.last_time)
-            self.shift = self.position + passed - frame.pts
+        if self.last_time is None:
+            return
+        passed = frame.time - self.last_time
+        if self._placed_at is not None:
+            elapsed = self._clock.monotonic() - self._placed_at
+            if abs(elapsed - passed) > _MAX_DISAGREEMENT:
+                passed = elapsed
+        self.shift = self.position + max(_MIN_STEP, passed) - frame.pts
 
     def place(self, frame: DecodedFrame) -> float:
         """Return the stream time of the next frame."""
         self.position = frame.pts + self.shift
         self.last_time = frame.time
+        self._placed_at = self._clock.monotonic()
         return self.position
 
 
@@ -82,7 +98,9 @@ class LiveRun(StreamRun):
         self._backoff = backoff or Backoff(context.settings.reconnect_cap)
         seen = self._reporter.status.last_frame_at  # by an earlier worker
         self._timeline = StreamTimeline(
-            self.counters.position, seen.timestamp() if seen is not None else None
+            self._clock,
+            self.counters.position,
+            seen.timestamp() if seen is not None else None,
         )
         self._first_attempt = True  # connecting, not reconnecting
         self._reopen = False  # an edit needs another connection
@@ -135,7 +153,7 @@ class LiveRun(StreamRun):
             return None
         if self._timeline.last_time is not None:
             # Ask now about what was seen before the loss: it would be stale when frames return.
-            self.watches.finish(self._timeline.last_time)
+            self.watches.finish(self._timeline.position)
         # Copy the error: its traceback would keep the decoder alive through the next connection.
         return None if self._leaving() else StreamerError(failure.code, failure.message)
 
@@ -169,7 +187,7 @@ class LiveRun(StreamRun):
         if frame.image.is_corrupt and pts < self._intact_until + _MAX_DAMAGED:
             return
         if not self.intake.keeps(pts, frame.image):
-            self.watches.advance(frame.time)
+            self.watches.advance(pts)
             return
         sampled = self.intake.encode(frame, pts)
         try:

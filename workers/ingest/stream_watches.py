@@ -8,7 +8,7 @@ from streamer.frames.selection import select_frames
 from workers.ingest.windows import Window, WindowGatherer
 
 _JITTER = 0.25
-"""Share of a sampling interval by which the wall clock of a live frame may be off."""
+"""Share of a sampling interval by which the time of a live frame may be off."""
 
 _ROUNDING = 1e-6
 """Seconds by which the stream time of a recorded frame may be off."""
@@ -57,12 +57,11 @@ class StreamWatches:
             for window in gatherer.add(frame, quiet):
                 self._submit(self._spec, watch, window)
 
-    def advance(self, at: float) -> None:
-        """Ask about the windows that have ended: no frame of a live stream will follow before `at`
-        (seconds since the Unix epoch), however long it takes until the next one is worth keeping.
-        """
+    def advance(self, pts: float) -> None:
+        """Ask about the windows that have ended: no frame of a live stream will follow before
+        stream time `pts`, however long it takes until the next one is worth keeping."""
         for watch, gatherer in list(self._gatherers.values()):
-            if (window := gatherer.advance(at)) is not None:
+            if (window := gatherer.advance(pts)) is not None:
                 self._submit(self._spec, watch, window)
 
     def finish(self, end: float) -> None:
@@ -90,7 +89,7 @@ class StreamWatches:
         return WindowGatherer(
             watch.window,
             watch.max_frames,
-            by="time" if live else "pts",
+            live=live,
             pick=select_frames,
             tolerance=_JITTER / self._spec.sampling.max_fps if live else _ROUNDING,
         )

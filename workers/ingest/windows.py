@@ -1,29 +1,50 @@
-"""Sampled frames gathered into the windows of a watch."""
+"""Gather the sampled frames of a stream into the windows of a watch."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from streamer.domain import FrameRef, thinned
 
 
 @dataclass(frozen=True)
 class Window:
-    """`[start, end)` in seconds, on the clock that was gathered by, and frames spread over it."""
+    """The frames of `[start, end)`, thinned.
+
+    Attributes:
+        start, end: stream time, seconds.
+        frames: at least one, oldest first.
+    """
 
     start: float
     end: float
     frames: list[FrameRef]
 
+    @property
+    def captured(self) -> tuple[float, float]:
+        """Start and end on the wall clock, seconds since the Unix epoch."""
+        newest = self.frames[-1]  # dated best: the first frame of a connection is a guess
+        return (
+            newest.time - (newest.pts - self.start),
+            newest.time - (newest.pts - self.end),
+        )
+
 
 class WindowGatherer:
-    """Cuts one stream's frames into windows of `length` seconds, back to back.
+    """Cuts one stream's frames into windows of `length` seconds of stream time, back to back.
 
-    `by` is the clock: `time`, from the first frame on, for live streams; `pts`, from 0, for
-    recordings. A window without frames does not exist. `pick` thins a window's frames to
-    `max_frames`; however many come, about twice that many are held. A frame that is less than
-    `tolerance` seconds early for the next window belongs to it: clocks jitter, sums round.
+    Stream time never goes back, whatever the clocks of camera and machine do. The windows of a
+    live stream start at its first frame, and start over when a clock was stepped (the frame's
+    `epoch` changes): no window spans two datings. Those of a recording start at 0. A window
+    without frames does not exist.
+
+    Args:
+        length: seconds of a window.
+        max_frames: frames of a window; about twice as many are held, however many come.
+        live: whether the stream is live.
+        pick: thins the frames of a window to `max_frames`.
+        tolerance: a frame that is less than so many seconds early for the next window belongs to
+            it: timestamps jitter, sums round.
     """
 
     def __init__(
@@ -31,16 +52,16 @@ class WindowGatherer:
         length: float,
         max_frames: int,
         *,
-        by: Literal["time", "pts"],
+        live: bool,
         pick: Callable[[Sequence[FrameRef], int], list[FrameRef]],
         tolerance: float = 1e-6,
     ) -> None:
         self._length = length
         self._max_frames = max_frames
-        self._by = by
+        self._live = live
         self._tolerance = tolerance
         self._pick = pick
-        self._origin: float | None = None if by == "time" else 0.0
+        self._origin: float | None = None if live else 0.0
         self._frames: list[FrameRef] = []
         self._newest: FrameRef | None = None
         self._passed: FrameRef | None = None  # the newest, while it is not among `_frames`
@@ -49,33 +70,37 @@ class WindowGatherer:
         self._stride = 1
 
     def add(self, frame: FrameRef, quiet: float = 0.0) -> list[Window]:
-        """Take the next frame; returns the windows that it closes: none, one or two.
+        """Take the next frame. Return the windows that it closes.
 
         No frame will follow within `quiet` seconds: a window that would end meanwhile is complete
-        now, and nobody has to wait for its end.
+        now, so that nothing waits for its end.
         """
-        at = self._at(frame)
+        closed = []
+        if self._live and self._newest is not None and frame.epoch != self._newest.epoch:
+            closed.append(self.flush(self._newest.pts))
+            self.restart()
         if self._origin is None:
-            self._origin = at
-        index = math.floor((at - self._origin + self._tolerance) / self._length)
+            self._origin = frame.pts
+        index = math.floor((frame.pts - self._origin + self._tolerance) / self._length)
         index = max(index, self._open_from)
-        closed = [self.flush()] if index > self._index else []
+        if index > self._index:
+            closed.append(self.flush())
         if self._newest is None:
             self._index = index
         self._gather(frame)
-        if at + quiet + self._tolerance >= self._origin + (self._index + 1) * self._length:
+        if frame.pts + quiet + self._tolerance >= self._origin + (self._index + 1) * self._length:
             closed.append(self.flush())
         return [window for window in closed if window is not None]
 
-    def advance(self, at: float) -> Window | None:
-        """No frame will follow before `at`: the open window, if it has ended by then."""
+    def advance(self, pts: float) -> Window | None:
+        """Return the open window if it has ended: no frame will follow before `pts`."""
         if self._newest is None or self._origin is None:
             return None
-        over = at >= self._origin + (self._index + 1) * self._length
+        over = pts >= self._origin + (self._index + 1) * self._length
         return self.flush() if over else None
 
     def flush(self, end: float | None = None) -> Window | None:
-        """What has been gathered, as a window, and start a new one.
+        """Return what has been gathered, as a window, and start a new one.
 
         With `end` no frame will follow those gathered: the window ends there, or where it would
         have ended anyway, whichever comes first.
@@ -88,20 +113,17 @@ class WindowGatherer:
         start = self._origin + self._index * self._length
         stop = start + self._length
         if end is not None:
-            stop = min(stop, max(end, self._at(self._newest)))
+            stop = min(stop, max(end, self._newest.pts))
         window = Window(start, stop, self._pick(frames, self._max_frames))
         self._open_from = self._index + 1
         self._clear()
         return window
 
     def restart(self) -> None:
-        """Begin anew at the next frame: forget what was gathered, and where live windows began."""
+        """Forget what was gathered, and where live windows began."""
         self._clear()
-        if self._by == "time":
+        if self._live:
             self._origin, self._open_from = None, 0
-
-    def _at(self, frame: FrameRef) -> float:
-        return frame.time if self._by == "time" else frame.pts
 
     def _gather(self, frame: FrameRef) -> None:
         if self._passed is not None:

@@ -142,7 +142,12 @@ def test_a_frame_before_the_containers_start_is_the_start() -> None:
 
 def test_stream_time_never_goes_back() -> None:
     times = StreamTime(live=True)
-    assert seconds(times, (1.0, 1.0), (1.08, 1.1), (1.04, 1.1), (1.12, 1.2)) == [0, 0.08, 0.08, 0.12]
+    assert seconds(times, (1.0, 1.0), (1.08, 1.1), (1.04, 1.1), (1.12, 1.2)) == [
+        0,
+        0.08,
+        0.08,
+        0.12,
+    ]
 
 
 def test_a_camera_that_was_still_for_a_minute_has_a_gap_and_no_jump() -> None:

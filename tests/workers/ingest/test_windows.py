@@ -1,6 +1,5 @@
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -16,10 +15,8 @@ def ref(pts: float, time: float | None = None) -> FrameRef:
     return FrameRef(stream_id="str_1", id=f"{at}", time=at, pts=pts, width=8, height=8, change=0.0)
 
 
-def gatherer(
-    by: Literal["time", "pts"], length: float = 10, max_frames: int = 100
-) -> WindowGatherer:
-    return WindowGatherer(length, max_frames, by=by, pick=select_frames)
+def gatherer(live: bool, length: float = 10, max_frames: int = 100) -> WindowGatherer:
+    return WindowGatherer(length, max_frames, live=live, pick=select_frames)
 
 
 def closed(windows: WindowGatherer, frames: Sequence[FrameRef]) -> list[Window]:
@@ -27,25 +24,25 @@ def closed(windows: WindowGatherer, frames: Sequence[FrameRef]) -> list[Window]:
 
 
 def test_live_windows_are_back_to_back_from_the_first_frame_on() -> None:
-    windows = closed(gatherer("time"), [ref(n, 1003.5 + n) for n in range(25)])
-    assert [(w.start, w.end) for w in windows] == [(1003.5, 1013.5), (1013.5, 1023.5)]
+    windows = closed(gatherer(True), [ref(n, 1003.5 + n) for n in range(25)])
+    assert [w.captured for w in windows] == [(1003.5, 1013.5), (1013.5, 1023.5)]
     assert [frame.pts for frame in windows[0].frames] == list(range(10))
     assert [frame.pts for frame in windows[1].frames] == list(range(10, 20))
 
 
 def test_windows_of_a_recording_follow_its_own_clock() -> None:
-    windows = closed(gatherer("pts"), [ref(3.5 + n) for n in range(25)])
+    windows = closed(gatherer(False), [ref(3.5 + n) for n in range(25)])
     assert [(w.start, w.end) for w in windows] == [(0, 10), (10, 20)]
     assert [frame.pts for frame in windows[0].frames] == [3.5 + n for n in range(7)]
 
 
 def test_a_window_without_frames_does_not_exist() -> None:
-    windows = closed(gatherer("pts"), [ref(1), ref(2), ref(47), ref(62)])
+    windows = closed(gatherer(False), [ref(1), ref(2), ref(47), ref(62)])
     assert [(w.start, w.end, len(w.frames)) for w in windows] == [(0, 10, 2), (40, 50, 1)]
 
 
 def test_the_last_window_ends_with_the_recording() -> None:
-    windows = gatherer("pts")
+    windows = gatherer(False)
     closed(windows, [ref(8), ref(11), ref(12)])
     last = windows.flush(12.4)
     assert last is not None
@@ -55,7 +52,7 @@ def test_the_last_window_ends_with_the_recording() -> None:
 
 
 def test_a_window_never_ends_after_its_length_nor_before_its_last_frame() -> None:
-    windows = gatherer("pts")
+    windows = gatherer(False)
     windows.add(ref(4))
     window = windows.flush(99.0)
     assert window is not None
@@ -67,57 +64,57 @@ def test_a_window_never_ends_after_its_length_nor_before_its_last_frame() -> Non
 
 
 def test_after_a_loss_live_windows_begin_anew() -> None:
-    windows = gatherer("time")
+    windows = gatherer(True)
     windows.add(ref(0, 1000.0))
     windows.add(ref(4, 1004.0))
-    assert windows.flush(1004.0) is not None
+    assert windows.flush(4.0) is not None
     windows.restart()
     assert closed(windows, [ref(60, 1061.0), ref(70, 1071.0)]) == [
-        Window(1061.0, 1071.0, [ref(60, 1061.0)])
+        Window(60, 70, [ref(60, 1061.0)])
     ]
 
 
 def test_rounding_does_not_move_a_frame_into_the_window_before() -> None:
-    windows = closed(gatherer("pts", 0.3), [ref(n * 0.1) for n in range(10)])
+    windows = closed(gatherer(False, 0.3), [ref(n * 0.1) for n in range(10)])
     assert [len(w.frames) for w in windows] == [3, 3, 3]
 
 
 def test_a_frame_that_is_a_little_early_belongs_to_the_next_window() -> None:
-    windows = WindowGatherer(3, 100, by="time", pick=select_frames, tolerance=0.25)
-    early = [ref(n, 1000 + n - (0.1 if n % 3 == 0 and n else 0.0)) for n in range(10)]
+    windows = WindowGatherer(3, 100, live=True, pick=select_frames, tolerance=0.25)
+    early = [ref(n - (0.1 if n % 3 == 0 and n else 0.0)) for n in range(10)]
     assert [len(w.frames) for w in closed(windows, early)] == [3, 3, 3]
 
 
 def test_a_window_is_closed_as_soon_as_no_further_frame_can_be_in_it() -> None:
     # given a frame a second, and the sampler's word that none comes in between
-    windows = WindowGatherer(3, 100, by="time", pick=select_frames, tolerance=0.25)
+    windows = WindowGatherer(3, 100, live=True, pick=select_frames, tolerance=0.25)
     # when frames come
     closed = [windows.add(ref(n, 1000.0 + n), quiet=0.999) for n in range(6)]
     # then a window does not wait for the first frame of the next one
     assert [[(w.start, w.end) for w in some] for some in closed] == [
-        [], [], [(1000.0, 1003.0)], [], [], [(1003.0, 1006.0)],
+        [], [], [(0, 3)], [], [], [(3, 6)],
     ]  # fmt: skip
     assert windows.flush() is None
 
 
 def test_a_frame_that_comes_after_all_opens_no_second_window_for_the_same_time() -> None:
-    windows = WindowGatherer(3, 100, by="time", pick=select_frames, tolerance=0.25)
-    times = [1000.0, 1001.0, 1001.9, 1002.5, 1003.0]
-    closed = [w for t in times for w in windows.add(ref(t - 1000, t), quiet=0.999)]
-    assert [(w.start, len(w.frames)) for w in closed] == [(1000.0, 3)]
+    windows = WindowGatherer(3, 100, live=True, pick=select_frames, tolerance=0.25)
+    times = [0.0, 1.0, 1.9, 2.5, 3.0]
+    closed = [w for t in times for w in windows.add(ref(t), quiet=0.999)]
+    assert [(w.start, len(w.frames)) for w in closed] == [(0.0, 3)]
     last = windows.flush()
     assert last is not None
-    assert (last.start, len(last.frames)) == (1003.0, 2)
+    assert (last.start, len(last.frames)) == (3.0, 2)
 
 
 def test_windows_of_one_frame_close_at_once() -> None:
-    windows = gatherer("time", 1)
+    windows = gatherer(True, 1)
     assert [len(windows.add(ref(n, 1000.0 + n), quiet=1.0)) for n in range(4)] == [1, 1, 1, 1]
 
 
 @given(st.integers(1, 400), st.integers(1, 16))
 def test_frames_are_thinned_evenly_and_bounded(count: int, max_frames: int) -> None:
-    windows = gatherer("pts", 1000, max_frames)
+    windows = gatherer(False, 1000, max_frames)
     for n in range(count):
         assert windows.add(ref(n)) == []
         assert len(windows._frames) <= 2 * max_frames
@@ -135,7 +132,7 @@ def test_frames_are_thinned_evenly_and_bounded(count: int, max_frames: int) -> N
 
 def test_what_changed_in_frames_that_are_thinned_out_counts_for_the_next() -> None:
     # given a window of a hundred frames, in each of which a hundredth changes and one shows a sign
-    windows = gatherer("pts", length=100, max_frames=4)
+    windows = gatherer(False, length=100, max_frames=4)
     for i in range(100):
         fresh = (30.0 if i == 51 else 1.0,)
         assert windows.add(ref(i).model_copy(update={"change": 0.004, "fresh": fresh})) == []
@@ -150,17 +147,33 @@ def test_what_changed_in_frames_that_are_thinned_out_counts_for_the_next() -> No
 
 
 def test_a_window_ends_though_nothing_is_worth_keeping_any_more() -> None:
-    windows = gatherer("time")
+    windows = gatherer(True)
     assert windows.advance(5000.0) is None
-    windows.add(ref(0, 1000.0))
-    windows.add(ref(4, 1004.0))
-    assert windows.advance(1009.9) is None
-    window = windows.advance(1010.0)
+    windows.add(ref(0))
+    windows.add(ref(4))
+    assert windows.advance(9.9) is None
+    window = windows.advance(10.0)
     assert window is not None
-    assert (window.start, window.end, len(window.frames)) == (1000, 1010, 2)
-    assert windows.advance(1030.0) is None
+    assert (window.start, window.end, len(window.frames)) == (0, 10, 2)
+    assert windows.advance(30.0) is None
     # then the next one stays on the grid
-    windows.add(ref(37, 1037.0))
-    window = windows.advance(1041.0)
+    windows.add(ref(37))
+    window = windows.advance(41.0)
     assert window is not None
-    assert (window.start, window.end, len(window.frames)) == (1030, 1040, 1)
+    assert (window.start, window.end, len(window.frames)) == (30, 40, 1)
+
+
+@pytest.mark.parametrize("step", [-3600.0, 3600.0])
+def test_a_clock_that_is_set_cuts_a_live_window_and_silences_nothing(step: float) -> None:
+    # given frames a second, whose dates step by an hour after the sixth
+    frames = [ref(n, 5000 + n + (step if n > 5 else 0.0)) for n in range(25)]
+    frames = [frame.model_copy(update={"epoch": int(frame.pts > 5)}) for frame in frames]
+
+    windows = closed(gatherer(True), frames)
+
+    # then no window spans both datings, and every frame up to the open window is in one
+    assert [w.captured for w in windows] == [
+        (5000, 5005),
+        (5006 + step, 5016 + step),
+    ]
+    assert [len(w.frames) for w in windows] == [6, 10]
