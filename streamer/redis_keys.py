@@ -31,6 +31,12 @@ def frame_state(stream_id: str) -> str:
     return f"{PREFIX}frame-state:{stream_id}"
 
 
+def frame_dates(stream_id: str) -> str:
+    """List: `<id> <shift>` for each time the capture clock was set: from that frame id on, ids are
+    capture times plus so many milliseconds. Bounded, under a TTL."""
+    return f"{frame_state(stream_id)}:dates"
+
+
 FRAME_BYTES = PREFIX + "frame-bytes"
 """Hash: stream id -> bytes of its frames; `total`: of all. Under a TTL."""
 

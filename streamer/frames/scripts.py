@@ -57,7 +57,7 @@ local function settle(stream)
     redis.call('HINCRBY', BYTES, 'total', 0 - sum(stream))  -- not -0
     redis.call('HDEL', BYTES, stream)
     redis.call('ZREM', AGES, stream)
-    redis.call('UNLINK', STATE .. stream, INDEX .. stream)
+    redis.call('UNLINK', STATE .. stream, STATE .. stream .. ':dates', INDEX .. stream)
   end
 end
 
@@ -93,19 +93,35 @@ local ttl, size = tonumber(ARGV[8]), tonumber(ARGV[15])
 local most_frames, most_bytes = tonumber(ARGV[10]), tonumber(ARGV[11])
 local fewest, budget = tonumber(ARGV[12]), tonumber(ARGV[13])
 
--- 1. An id that grows even when the capture clock steps back or stands still.
-local seq = 0
-local info = redis.pcall('XINFO', 'STREAM', index)
+-- 1. An id that grows, also when the capture clock stands still or is set back. Then ids run
+-- ahead of capture times by a shift, which is noted with the first id that has it.
+local dates, seq, shift = STATE .. stream .. ':dates', 0, 0
+local noted = redis.call('LINDEX', dates, -1)
+if noted then shift = tonumber(string.match(noted, ' (%-?%d+)$')) end
+local info, first = redis.pcall('XINFO', 'STREAM', index), false
 if not info.err then
   for i = 1, #info, 2 do
     if info[i] == 'last-generated-id' then
       local last_ms, last_seq = string.match(info[i + 1], '(%d+)-(%d+)')
       last_ms, last_seq = tonumber(last_ms), tonumber(last_seq)
+      if ms > last_ms then
+        first, shift = shift ~= 0, 0
+      elseif ms + shift <= last_ms - 1000 then
+        first, shift = true, last_ms + 1 - ms
+      end
+      ms = ms + shift
       if ms <= last_ms then ms, seq = last_ms, last_seq + 1 end
     end
   end
 end
 local id = string.format('%.0f-%.0f', ms, seq)
+if first then
+  redis.call('RPUSH', dates, id .. string.format(' %.0f', shift))
+  redis.call('LTRIM', dates, -32, -1)
+end
+if redis.call('EXISTS', dates) == 1 then
+  redis.call('PEXPIRE', dates, string.format('%.0f', tonumber(ARGV[8])))
+end
 
 -- 2. The oldest of this stream, while they are too old, too many or too large.
 local length, held, touched = redis.call('XLEN', index), sum(stream), false

@@ -186,15 +186,24 @@ class FrameStore:
         return self._living(stream_id, reversed(cast(list[Any], entries)))
 
     def between(self, stream_id: str, since: float, until: float) -> list[FrameRef]:
-        """The frames captured in `[since, until)`, to the millisecond, oldest first."""
+        """Return the frames captured in `[since, until)`, to the millisecond, as they came.
+
+        Where the capture clock was set back, frames of both datings are found.
+        """
         if until <= since:
             return []
-        entries = self._redis.xrange(
-            redis_keys.frame_index(stream_id),
-            min=str(max(0, math.floor(since * 1000))),
-            max=f"({max(0, math.ceil(until * 1000))}-0",
-        )
-        return self._living(stream_id, cast(list[Any], entries))
+        index = redis_keys.frame_index(stream_id)
+        low, high = math.floor(since * 1000), math.ceil(until * 1000)
+        with self._redis.pipeline(transaction=False) as pipeline:
+            pipeline.lrange(redis_keys.frame_dates(stream_id), 0, -1)
+            pipeline.xrange(index, min=str(max(0, low)), max=f"({max(0, high)}-0")
+            dates, entries = pipeline.execute()
+        if dates:
+            with self._redis.pipeline(transaction=False) as pipeline:
+                for start, end in _id_ranges(dates, low, high):
+                    pipeline.xrange(index, min=start, max=f"({end}")
+                entries = [entry for page in pipeline.execute() for entry in page]
+        return self._living(stream_id, entries)
 
     def span(self, stream_id: str) -> tuple[float, float] | None:
         """Capture times of the oldest and the newest frame that can still be had."""
@@ -267,3 +276,20 @@ class FrameStore:
             for frame_id, fields in entries
             if float(fields[b"expires"]) > now
         ]
+
+
+def _id_ranges(dates: Sequence[bytes], low: int, high: int) -> list[tuple[str, str]]:
+    """Return the ranges of ids, `[start, end)`, of frames captured in `[low, high)` milliseconds;
+    `dates` is what `redis_keys.frame_dates` holds."""
+    sections: list[tuple[tuple[int, int], int]] = [((0, 0), 0)]
+    for noted in dates:
+        first, shift = noted.decode().split()
+        ms, _, sequence = first.partition("-")
+        sections.append(((int(ms), int(sequence)), int(shift)))
+    ends = [first for first, _ in sections[1:]] + [(2**63, 0)]
+    ranges = []
+    for (first, shift), end in zip(sections, ends, strict=True):
+        start, stop = max(first, (low + shift, 0)), min(end, (high + shift, 0))
+        if start < stop:
+            ranges.append((f"{start[0]}-{start[1]}", f"{stop[0]}-{stop[1]}"))
+    return ranges

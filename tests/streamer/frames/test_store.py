@@ -1,6 +1,8 @@
 import time
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
@@ -122,3 +124,44 @@ def test_span_and_discard(store, redis_client):
 
 def test_loading_nothing_is_nothing(store):
     assert store.load([]) == []
+
+
+def test_a_clock_that_is_set_back_hides_no_frame(store):
+    # given frames, the clock set back by an hour, and as many again
+    before = [add(store, NOW + i) for i in range(40)]
+    after = [add(store, NOW - 3600 + i) for i in range(40)]
+
+    # then a range finds what was captured in it by either dating
+    assert store.between("str_1", NOW - 3570, NOW) == after[30:]
+    assert store.between("str_1", NOW + 30, NOW + 60) == before[30:]
+    assert store.newest("str_1") == after[-1:]
+    # when the clock is right again
+    later = [add(store, NOW + 120 + i) for i in range(10)]
+    assert store.between("str_1", NOW + 125, NOW + 200) == later[5:]
+    assert store.between("str_1", NOW - 3600, NOW + 200) == before + after + later
+
+
+@hypothesis.settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+@hypothesis.given(
+    st.lists(st.tuples(st.integers(-90_000, 90_000), st.integers(1, 5)), min_size=1, max_size=12),
+    st.integers(-200, 200),
+    st.integers(1, 200),
+)
+def test_a_range_finds_what_was_captured_in_it_however_the_clock_was_set(
+    store, redis_client, steps, low, length
+):
+    redis_client.flushall()
+    now, frames = NOW, []
+    for step, count in steps:
+        now += step / 1000
+        for _ in range(count):
+            now += 0.5
+            frames.append(add(store, now))
+
+    found = store.between("str_1", NOW + low, NOW + low + length)
+
+    assert found == [f for f in frames if NOW + low <= f.time < NOW + low + length]
