@@ -237,6 +237,11 @@ class StreamStatus(Record):
     state: StreamState = StreamState.CONNECTING
     since: Timestamp = Field(default_factory=utc_now)
     error: ErrorInfo | None = None
+    warnings: list[ErrorInfo] = Field(
+        default_factory=list,
+        max_length=16,
+        description="what is wrong with the stream although it can be read",
+    )
     last_frame_at: Timestamp | None = None
     reported_at: Timestamp | None = Field(
         default=None, description="when an ingest worker last told of the stream"

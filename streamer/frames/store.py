@@ -283,9 +283,9 @@ def _id_ranges(dates: Sequence[bytes], low: int, high: int) -> list[tuple[str, s
     `dates` is what `redis_keys.frame_dates` holds."""
     sections: list[tuple[tuple[int, int], int]] = [((0, 0), 0)]
     for noted in dates:
-        first, shift = noted.decode().split()
-        ms, _, sequence = first.partition("-")
-        sections.append(((int(ms), int(sequence)), int(shift)))
+        name, milliseconds = noted.decode().split()
+        ms, _, sequence = name.partition("-")
+        sections.append(((int(ms), int(sequence)), int(milliseconds)))
     ends = [first for first, _ in sections[1:]] + [(2**63, 0)]
     ranges = []
     for (first, shift), end in zip(sections, ends, strict=True):

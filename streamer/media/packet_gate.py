@@ -81,7 +81,9 @@ class PacketGate(Generic[T]):
         if keyframes:
             wanted = item.key and (unknown or item.time >= due)  # type: ignore[operator]
             self._broken = True  # for those after it, too: the decoder takes each by itself
-            return self._only(item) if wanted else GateDecision(dropped=[*self.forget(), item.packet])
+            return (
+                self._only(item) if wanted else GateDecision(dropped=[*self.forget(), item.packet])
+            )
         if self._broken:
             if not item.key:
                 return GateDecision(dropped=[item.packet])

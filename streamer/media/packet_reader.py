@@ -22,8 +22,7 @@ from av.video.stream import VideoStream
 from streamer.clock import Clock, SystemClock
 from streamer.domain import Transport
 from streamer.errors import StreamerError
-from streamer.media import source_errors
-from streamer.media import hardware
+from streamer.media import hardware, source_errors
 from streamer.media.access_policy import AccessPolicy
 from streamer.media.open import Opening, prepare
 from streamer.media.source_clock import SourceClock

@@ -47,6 +47,15 @@ def changed(url: str) -> StreamerError:
     )
 
 
+def clock_wrong(url: str) -> StreamerError:
+    """A live source's timestamps do not follow real time."""
+    return StreamerError(
+        ErrorCode.STREAM_CLOCK_WRONG,
+        f"The timestamps of {redact(url)} do not follow real time, so its frames are dated by "
+        "their arrival: check the camera's clock and firmware.",
+    )
+
+
 def broke_off(url: str) -> StreamerError:
     """A recording stopped coming before its end."""
     return StreamerError(

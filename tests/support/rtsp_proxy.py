@@ -21,6 +21,8 @@ class Faults:
     """Part of the RTP packets of which some bits are turned over."""
     shift: float = 0.0
     """Seconds that the camera's timestamps are off."""
+    rate: float = 1.0
+    """Speed of the camera's clock: 0 freezes it, 10 lets it run ten times too fast."""
     mute: bool = False
     """Connections stay open, nothing passes."""
     refuse: bool = False
@@ -36,6 +38,7 @@ class RtspProxy(Relay):
         super().__init__(port)
         self.faults = Faults()
         self._random = random.Random(seed)
+        self._first_stamps: dict[int, int] = {}  # by the offset of the timestamp in its packet
 
     def through(self, url: str) -> str:
         """Return the address `url`, by way of this proxy."""
@@ -68,12 +71,15 @@ class RtspProxy(Relay):
                 faults.flipped += 1
                 for _ in range(3):
                     packet[self._random.randrange(24, length)] ^= 1 << self._random.randrange(8)
-            _add(packet, 4, faults.shift)
+            self._spoil_clock(packet, 4)
         elif len(packet) >= 20 and packet[1] == 200:  # the sender report has the time too
-            _add(packet, 16, faults.shift)
+            self._spoil_clock(packet, 16)
         return b"$" + struct.pack(">BH", channel, length) + bytes(packet)
 
-
-def _add(packet: bytearray, at: int, seconds: float) -> None:
-    (stamp,) = struct.unpack_from(">I", packet, at)
-    struct.pack_into(">I", packet, at, (stamp + round(seconds * _CLOCK_RATE)) % 2**32)
+    def _spoil_clock(self, packet: bytearray, at: int) -> None:
+        """Change the RTP timestamp at offset `at` of `packet`."""
+        (stamp,) = struct.unpack_from(">I", packet, at)
+        first = self._first_stamps.setdefault(at, stamp)
+        stamp = first + round((stamp - first) * self.faults.rate)
+        stamp += round(self.faults.shift * _CLOCK_RATE)
+        struct.pack_into(">I", packet, at, stamp % 2**32)

@@ -10,7 +10,7 @@ from streamer.domain import StreamSpec, StreamState, to_datetime
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media.packet_reader import PacketReader
 from streamer.media.source import DecodedFrame, Source
-from streamer.media.source_errors import closed
+from streamer.media.source_errors import clock_wrong, closed
 from workers.context import GiveBack, WorkerContext
 from workers.ingest.backoff import Backoff
 from workers.ingest.clips import LiveClips
@@ -170,12 +170,15 @@ class LiveRun(StreamRun):
                 self._timeline.align(frame)
                 self._connected()
                 first = False
+            if source.by_arrival and not self._reporter.status.warnings:
+                self._reporter.warn(clock_wrong(self.spec.url))
             self._take(frame)
 
     def _connected(self) -> None:
         if self._has_run:
             self.counters.reconnects += 1
         self._has_run = True
+        self._reporter.warn()
         self._good_since = self._clock.monotonic()
         self._reporter.enter(StreamState.RUNNING)
 

@@ -52,6 +52,18 @@ class StatusReporter:
             )
         self.save()
 
+    def warn(self, *warnings: StreamerError) -> None:
+        """Replace the warnings about the stream; log those that are new."""
+        infos = [ErrorInfo(code=warning.code, message=warning.message) for warning in warnings]
+        for info in infos:
+            if info not in self.status.warnings:
+                _log.warning(
+                    "stream_warning", stream=self.name, code=info.code.value, reason=info.message
+                )
+        if infos != self.status.warnings:
+            self.status.warnings = infos
+            self.save()
+
     def tick(self) -> None:
         """Called often: writes when a second has passed."""
         if self._clock.monotonic() - self._saved_at >= _INTERVAL:
