@@ -12,10 +12,7 @@ MAX_DIVERGENCE = 3.0
 """Seconds by which the clock of a live source may part from the arrival of its packets."""
 
 _STEP_BACK = 1.0
-"""Seconds that timestamps may go back between key frames: by reordering, never by more."""
-
-_REORDERED = 16
-"""Pictures that a codec may reorder (H.264 and HEVC: the size of the decoded picture buffer)."""
+"""Seconds that decoding times may go back between key frames: muxers err a little."""
 
 _WRAPS = (2**33 / 90_000, 2**32 / 90_000)
 """Seconds after which the counters of MPEG-TS and of RTP start again."""
@@ -79,6 +76,7 @@ class SourceClock:
         self._top: float | None = None  # newest raw presentation time of this epoch
         self._previous_pts: float | None = None
         self._previous_dts: float | None = None
+        self._keys = (-math.inf, -math.inf)  # raw presentation times of the last two key frames
         self._newest = -math.inf  # newest unrolled presentation time
         self._arrival = -math.inf
         self._lag = _LagMeter()
@@ -119,6 +117,8 @@ class SourceClock:
             since, place = self._anchor
             placed = max(place + (arrival - since), self._newest + 0.001)
             self._offset = placed - shown
+        if key:
+            self._keys = (self._keys[1], shown)
         self._newest = max(self._newest, placed)
         self._top = shown if self._top is None else max(self._top, shown)
         self._previous_pts, self._previous_dts = pts, dts
@@ -136,11 +136,13 @@ class SourceClock:
         if self._top is None:
             return
         step = self._step(pts, dts)
-        if self._went_back(step, shown, key):
+        decoded = dts is not None and self._previous_dts is not None
+        if self._went_back(step, shown, key, decoded):
             wrap = self._wrap(step)
             if wrap is not None:
                 self._offset += wrap
                 self._top -= wrap
+                self._keys = (self._keys[0] - wrap, self._keys[1] - wrap)
                 return
         elif not (self._live and step > MAX_JUMP + max(0.0, arrival - self._arrival)):
             if 0 < step < 1:
@@ -150,6 +152,7 @@ class SourceClock:
         self._offset = self._newest + max(self._gap, passed) - shown
         self._epoch += 1
         self._top = None
+        self._keys = (-math.inf, -math.inf)
         self._lag.restart()
 
     def _step(self, pts: float | None, dts: float | None) -> float:
@@ -164,11 +167,15 @@ class SourceClock:
         assert now is not None
         return now - before
 
-    def _went_back(self, step: float, shown: float, key: bool) -> bool:
+    def _went_back(self, step: float, shown: float, key: bool, decoded: bool) -> bool:
+        """Return whether the clock stepped back; `decoded`: `step` is one of decoding times."""
         assert self._top is not None
-        if key and shown < self._top - self._gap / 2:
-            return True
-        return step < -max(_STEP_BACK, _REORDERED * self._gap if self._previous_dts is None else 0)
+        if key:
+            return shown < self._top - self._gap / 2
+        if decoded:
+            return step < -_STEP_BACK
+        # Pictures may be reordered across one key frame, not across two.
+        return shown < self._keys[0] or step < -MAX_JUMP
 
     def _wrap(self, step: float) -> float | None:
         """The period of the counter that wrapped; None when the step is no wrap."""

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from streamer.domain import FrameRef, thinned
 
+_MAX_DRIFT = 0.5
+"""Seconds by which stream time and wall clock may drift apart before windows are dated again."""
+
 
 @dataclass(frozen=True)
 class Window:
@@ -14,20 +17,18 @@ class Window:
     Attributes:
         start, end: stream time, seconds.
         frames: at least one, oldest first.
+        epoch: wall clock of stream time 0, seconds since the Unix epoch.
     """
 
     start: float
     end: float
     frames: list[FrameRef]
+    epoch: float
 
     @property
     def captured(self) -> tuple[float, float]:
         """Start and end on the wall clock, seconds since the Unix epoch."""
-        newest = self.frames[-1]  # dated best: the first frame of a connection is a guess
-        return (
-            newest.time - (newest.pts - self.start),
-            newest.time - (newest.pts - self.end),
-        )
+        return self.epoch + self.start, self.epoch + self.end
 
 
 class WindowGatherer:
@@ -62,6 +63,7 @@ class WindowGatherer:
         self._tolerance = tolerance
         self._pick = pick
         self._origin: float | None = None if live else 0.0
+        self._wall_epoch: float | None = None  # wall clock of stream time 0
         self._frames: list[FrameRef] = []
         self._newest: FrameRef | None = None
         self._passed: FrameRef | None = None  # the newest, while it is not among `_frames`
@@ -114,16 +116,26 @@ class WindowGatherer:
         stop = start + self._length
         if end is not None:
             stop = min(stop, max(end, self._newest.pts))
-        window = Window(start, stop, self._pick(frames, self._max_frames))
+        window = Window(
+            start, stop, self._pick(frames, self._max_frames), self._date(self._newest)
+        )
         self._open_from = self._index + 1
         self._clear()
         return window
+
+    def _date(self, frame: FrameRef) -> float:
+        """Return the wall clock of stream time 0. It follows the frames when they drift away, so
+        that windows stay back to back on the wall clock, too."""
+        epoch = frame.time - frame.pts
+        if self._wall_epoch is None or abs(epoch - self._wall_epoch) > _MAX_DRIFT:
+            self._wall_epoch = epoch
+        return self._wall_epoch
 
     def restart(self) -> None:
         """Forget what was gathered, and where live windows began."""
         self._clear()
         if self._live:
-            self._origin, self._open_from = None, 0
+            self._origin, self._open_from, self._wall_epoch = None, 0, None
 
     def _gather(self, frame: FrameRef) -> None:
         if self._passed is not None:

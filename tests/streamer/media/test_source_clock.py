@@ -177,6 +177,24 @@ def test_jitter_between_key_frames_is_left_alone() -> None:
     assert times[-1].epoch == 0
 
 
+def test_rare_pictures_may_be_reordered_by_seconds() -> None:
+    # given a picture every few seconds, shown in another order than decoded, without dts
+    packets = [(0.0, None, True), (9.0, None, False), (3.0, None, False), (6.0, None, False)]
+
+    times = feed(SourceClock(live=False, gap=GAP), packets)
+
+    assert [t.pts for t in times] == [0.0, 9.0, 3.0, 6.0]
+
+
+def test_a_step_back_without_decoding_times_shows_at_pictures_of_another_group() -> None:
+    # given two groups of pictures, and then one that lost its key frame
+    packets = [(10.0 + n, None, n % 5 == 0) for n in range(10)] + [(2.0, None, False)]
+
+    times = feed(SourceClock(live=False, gap=1.0), packets)
+
+    assert times[-1].pts == pytest.approx(20.0)
+
+
 def test_packets_without_timestamps_are_passed_through() -> None:
     assert SourceClock(live=True).unroll(None, None, key=True, arrival=1.0) == UnrolledTime(
         None, None, 0

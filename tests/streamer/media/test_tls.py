@@ -95,7 +95,7 @@ def numbers(url: str, count: int | None = None, **arguments: Any) -> list[int]:
 
 def failure(url: str, access: AccessPolicy = HERE, timeout: float = 5.0) -> StreamerError:
     with pytest.raises(StreamerError) as caught:
-        source.probe(url, timeout, access)
+        source.inspect_source(url, timeout, access)
     for secret in ("hunter2", PASSWORD, quote(PASSWORD, safe="")):
         assert secret not in str(caught.value)
     return caught.value

@@ -70,7 +70,7 @@ def test_after_a_loss_live_windows_begin_anew() -> None:
     assert windows.flush(4.0) is not None
     windows.restart()
     assert closed(windows, [ref(60, 1061.0), ref(70, 1071.0)]) == [
-        Window(60, 70, [ref(60, 1061.0)])
+        Window(60, 70, [ref(60, 1061.0)], 1001.0)
     ]
 
 
