@@ -116,9 +116,7 @@ class WindowGatherer:
         stop = start + self._length
         if end is not None:
             stop = min(stop, max(end, self._newest.pts))
-        window = Window(
-            start, stop, self._pick(frames, self._max_frames), self._date(self._newest)
-        )
+        window = Window(start, stop, self._pick(frames, self._max_frames), self._date(self._newest))
         self._open_from = self._index + 1
         self._clear()
         return window
