@@ -134,11 +134,9 @@ def test_something_that_is_no_camera(camera: GstCamera) -> None:
 def test_one_that_accepts_and_says_nothing(scheme: str) -> None:
     before = threading.active_count()
     with SilentServer() as server:
-        began = time.monotonic()
-        error = failure(f"{scheme}://me:hunter2@127.0.0.1:{server.port}/x", timeout=0.5)
+        error = failure(f"{scheme}://me:hunter2@127.0.0.1:{server.port}/x", timeout=1.5)
         assert error.code is ErrorCode.STREAM_TIMEOUT
         assert "hunter2" not in error.message
-        assert time.monotonic() - began < 5
         assert server.accepted
     deadline = time.monotonic() + 10
     while threading.active_count() > before:  # FFmpeg's own time-out frees the thread
