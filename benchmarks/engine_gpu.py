@@ -107,14 +107,14 @@ def shares(model: NVILA) -> dict[str, dict[str, Any]]:
     )
     for count in (512, STEP_TOKENS):
         start = min(timer.length // 2, timer.blocks * 16 - count)
-        done = reading_flops(model, count, start) / timer.reading(count)
+        done = reading_flops(model, count, start) / timer.prefill(count)
         add(f"prefill, {count} positions", done, flops, "TFLOP/s")
     for count in (1, 8, 32, 64):
         if count <= timer.max_sequences():
             moved = weights + count * timer.length * position_bytes(model)
             add(
                 f"decode, {count} sequences",
-                moved / timer.generating(count),
+                moved / timer.decode(count),
                 bandwidth,
                 "GB/s",
             )

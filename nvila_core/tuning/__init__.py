@@ -1,1 +1,1 @@
-"""Measure a machine with a model and write the settings that suit it."""
+"""Measure a model on this machine and write the engine settings that suit them."""

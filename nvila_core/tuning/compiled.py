@@ -1,10 +1,10 @@
-"""The model's layers through torch.compile: its small operations between matrix products in one.
+"""Compile the model's layers with torch.compile, which fuses operations between matrix products.
 
     python -m nvila_core.tuning.compiled PATH [--device cpu] [--dtype auto] [--quantize int8]
         [--threads N]
 
-prints what a small request takes without and with it, seconds, as one JSON object: a process of its
-own, because compilers take as long as they like and cannot be interrupted.
+prints the seconds that a small request takes without and with compilation, as one JSON object. The
+tuner runs it in a separate process, because compilation can take long and cannot be interrupted.
 """
 
 import argparse
@@ -26,10 +26,11 @@ from nvila_core.models.packed_linear import PackedLinear, pack_linears
 
 
 def compile_layers(model: NVILA) -> None:
-    """Compile what the layers of tower and language model do to rows, for any number of rows.
+    """Compile the row-wise parts of the layers of both models, for any number of rows.
 
-    Attention stays as it is: it reads the cache by tables that differ at every step. It takes
-    minutes on a slow machine and is done before this returns, so that no request pays for it.
+    Attention is not compiled: it reads the cache through tables that differ at every step.
+    Compilation takes minutes on a slow machine. It is complete when this function returns, so no
+    request has to wait for it.
 
     Raises:
         NVILAError: there is no compiler, or it cannot compile this model.
@@ -37,11 +38,10 @@ def compile_layers(model: NVILA) -> None:
     cuda = model.device.type == "cuda"
     if not cuda and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise NVILAError(
-            "torch.compile needs a C++ compiler (g++ or clang++): install one, or set compile to "
-            "false."
+            "torch.compile needs a C++ compiler: install g++ or clang++, or set compile to false."
         )
     layers = model.language.model.layers
-    pack_linears(layers)  # the engine does so too, when it would be too late
+    pack_linears(layers)  # before compiling; the engine would only do it afterwards
     parts = [
         *chain.from_iterable((x.input_layernorm, x.post_attention_layernorm) for x in layers),
         *(layer.mlp for layer in layers if not packed(layer.mlp)),
@@ -51,24 +51,23 @@ def compile_layers(model: NVILA) -> None:
         for part in parts:
             part.compile(dynamic=True)
         run_once(model)
-    except Exception as error:  # compilers fail in every way there is
+    except Exception as error:  # the compilers raise many kinds of errors
         for part in parts:
             part._compiled_call_impl = None
         raise NVILAError(
-            f"torch.compile cannot compile this model here ({first_line(error)}): set compile to "
-            "false."
+            f"torch.compile cannot compile this model ({first_line(error)}): set compile to false."
         ) from error
 
 
 def packed(module: nn.Module) -> bool:
-    """Whether weights inside lie in oneDNN's order: the compiler cannot look into those."""
+    """Return whether a module has weights in oneDNN's layout, which the compiler cannot handle."""
     return any(isinstance(part, PackedLinear) for part in module.modules())
 
 
 def run_once(model: NVILA) -> None:
-    """Answer one question, then two at once: one and several rows, read and generated, and tiles.
+    """Answer one question, then two at once, to run prefill and decode with one and several rows.
 
-    By an engine, because whatever it does later must have been compiled by then.
+    An engine runs them, so that everything it will do later is compiled.
     """
     size = model.config.vision.image_size
     pictures = [np.full((size, size, 3), shade, np.uint8) for shade in (0, 90, 180)]
@@ -88,7 +87,7 @@ def run_once(model: NVILA) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print `{"plain", "compiled"}`, or `{"error"}`; the exit code."""
+    """Print `{"plain", "compiled"}` in seconds, or `{"error"}`, and return the exit code."""
     from nvila_core.tuning.step_timer import Load, StepTimer
 
     parser = argparse.ArgumentParser(prog="python -m nvila_core.tuning.compiled")
@@ -100,7 +99,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if given.threads:
         torch.set_num_threads(given.threads)
-    told: dict[str, float | str]
+    report: dict[str, float | str]
     try:
         model = NVILA.from_pretrained(
             given.model, given.device, given.dtype, quantize=given.quantize
@@ -109,11 +108,11 @@ def main(arguments: list[str] | None = None) -> int:
         sizes = (2, 64, min(4, timer.max_sequences()))
         plain = timer.request(Load(), *sizes)
         compile_layers(model)
-        told = {"plain": plain, "compiled": timer.request(Load(), *sizes)}
+        report = {"plain": plain, "compiled": timer.request(Load(), *sizes)}
     except NVILAError as error:
-        told = {"error": str(error)}
-    print(json.dumps(told))
-    return 1 if "error" in told else 0
+        report = {"error": str(error)}
+    print(json.dumps(report))
+    return 1 if "error" in report else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What `tune` finds, and the settings file that it writes."""
+"""The result of tuning, and the settings file for it."""
 
 import json
 import os
@@ -14,14 +14,15 @@ from nvila_core.errors import NVILAError
 from nvila_core.model import NVILA
 from nvila_core.models.device import step_limits
 
-MARK = "# Written by tune"
-"""How such a file begins: nothing else is ever replaced."""
+FILE_HEADER = "# Written by tune"
+"""First words of every file that tune writes; only such a file is ever overwritten."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineSettings:
-    """What can be tuned, and `quantize`, for which it was; names and defaults are those of the
-    service's settings.
+    """The settings that are tuned, and `quantize`, for which they were tuned.
+
+    Names and defaults are those of the service's settings.
     """
 
     quantize: str | None = None
@@ -35,7 +36,7 @@ class EngineSettings:
 
     @classmethod
     def default(cls, device: torch.device, quantize: str | None = None) -> "EngineSettings":
-        """What a worker on a device uses when nothing else is said."""
+        """Return the settings that a worker on a device uses by default."""
         limits = step_limits(device)
         return cls(
             quantize=quantize,
@@ -44,7 +45,10 @@ class EngineSettings:
         )
 
     def engine(self, model: NVILA) -> Engine:
-        """An engine with these settings; `quantize`, `dtype` and `compile` are the model's."""
+        """Return an engine with these settings, except those that `model` was loaded with.
+
+        These are `quantize`, `dtype` and `compile`.
+        """
         return Engine(
             model,
             self.max_num_seqs,
@@ -56,13 +60,13 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class Tuning:
-    """What was found.
+    """The result of tuning.
 
     Attributes:
-        settings: to use.
-        gain: how many times the requests a second of the defaults; 1 where they stay.
-        pairs: that ratio, each time it was measured.
-        notes: what was measured, a line each.
+        settings: the settings to use.
+        gain: their requests per second, relative to the defaults; 1 if the defaults stay.
+        pairs: that ratio, once for each comparison.
+        notes: the measurements, one line each.
     """
 
     settings: EngineSettings
@@ -72,19 +76,21 @@ class Tuning:
 
     @property
     def summary(self) -> str:
-        """One sentence."""
+        """The result in one sentence."""
         if self.gain == 1:
-            return "The defaults are as good as anything that was found, so they stay."
+            return "No settings were measurably better, so the defaults stay."
         return (
-            f"{self.gain:.2f} times the requests a second of the defaults "
+            f"{self.gain:.2f} times the requests per second of the defaults "
             f"(median of {len(self.pairs)} comparisons, {min(self.pairs):.2f} to "
             f"{max(self.pairs):.2f})."
         )
 
 
-def lines(tuning: Tuning, model: str, device: str, base: Mapping[str, Any]) -> Iterator[str]:
-    """The settings file, line by line."""
-    yield f"{MARK} for {model} on {device}; PyTorch {torch.__version__}."
+def settings_lines(
+    tuning: Tuning, model: str, device: str, base: Mapping[str, Any]
+) -> Iterator[str]:
+    """Yield the lines of the settings file."""
+    yield f"{FILE_HEADER} for {model} on {device}; PyTorch {torch.__version__}."
     yield f"# {tuning.summary}"
     yield "#"
     for note in tuning.notes:
@@ -96,28 +102,35 @@ def lines(tuning: Tuning, model: str, device: str, base: Mapping[str, Any]) -> I
 
 
 def check_writable(path: Path) -> None:
-    """See that the settings file can be written, before a minute is spent on it.
+    """Check that the settings file can be written, before spending a minute on tuning.
 
     Raises:
-        NVILAError: it cannot, or it would replace a file of the user's own.
+        NVILAError: the file cannot be written, or would overwrite a file that tune did not write.
     """
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise NVILAError(f"{path} cannot be written: give --out a file in a folder that exists.")
-    if path.exists() and not path.read_text(errors="replace").startswith(MARK):
-        raise NVILAError(f"{path} is a file that tune did not write: give --out another name.")
+        raise NVILAError(f"{path} cannot be written: give --out a file in an existing folder.")
+    if path.exists() and not path.read_text(errors="replace").startswith(FILE_HEADER):
+        raise NVILAError(
+            f"{path} exists and was not written by tune: give --out the name of another file."
+        )
 
 
 def write_settings(
     path: Path, tuning: Tuning, model: str, device: str, base: Mapping[str, Any] | None = None
 ) -> None:
-    """Write a file that `streamer --config` takes.
+    """Write a file for `streamer --config`, readable by its owner only.
 
     Args:
-        model: path or hub id.
-        base: other settings, which the file is to keep; it may hold passwords, so only the user
-            may read the file.
+        path: file to write.
+        tuning: the settings to write, and their measurements as comments.
+        model: path or hub id of the model.
+        device: device that the model was tuned on.
+        base: other settings to keep in the file; they may contain passwords.
+
+    Raises:
+        NVILAError: see `check_writable`.
     """
     check_writable(path)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.writelines(line + "\n" for line in lines(tuning, model, device, base or {}))
+        file.writelines(line + "\n" for line in settings_lines(tuning, model, device, base or {}))

@@ -51,14 +51,14 @@ class StepTimer:
         pixels = torch.zeros(count, 3, size, size)
         return self._fastest(lambda: self.model.encode_tiles(pixels))
 
-    def reading(self, count: int) -> float:
+    def prefill(self, count: int) -> float:
         """Return the seconds that `count` positions of one prompt take, in the middle of a clip."""
         start = min(self.length // 2, max(0, self.blocks * BLOCK_SIZE - count))
         return self._step(
             [SequenceSlice(start, count, list(range(-(-(start + count) // BLOCK_SIZE))))]
         )
 
-    def generating(self, count: int) -> float:
+    def decode(self, count: int) -> float:
         """Return the seconds for one token of each of `count` sequences that have read a clip."""
         own = -(-(self.length + 1) // BLOCK_SIZE)
         rows = [
@@ -67,7 +67,7 @@ class StepTimer:
         return self._step(rows)
 
     def max_sequences(self) -> int:
-        """Return how many sequences `generating` has room for."""
+        """Return how many sequences `decode` has room for."""
         return max(1, self.blocks // -(-(self.length + 1) // BLOCK_SIZE))
 
     def request(self, load: Load, tiles: int, positions: int, sequences: int) -> float:
@@ -77,12 +77,12 @@ class StepTimer:
             load: the request.
             tiles: tiles in a step.
             positions: prompt positions in a step.
-            sequences: sequences that generate in a step.
+            sequences: sequences that decode in a step.
         """
         return (
             load.frames * self.tiles(tiles) / tiles
-            + load.positions(self.model) * self.reading(positions) / positions
-            + load.answer * self.generating(sequences) / sequences
+            + load.positions(self.model) * self.prefill(positions) / positions
+            + load.answer * self.decode(sequences) / sequences
         )
 
     def _step(self, rows: Sequence[SequenceSlice]) -> float:

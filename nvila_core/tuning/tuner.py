@@ -1,9 +1,9 @@
-"""What suits this machine and this model, measured in about a minute.
+"""Tune the engine settings for a model on this machine, in about a minute.
 
-First every choice alone: dtype and threads by a small request's parts, then how many tiles,
-positions and sequences a step should have, by what one of each costs. Then all choices together
-against the defaults, in turns, with real requests on two engines. Only that decides: where the
-defaults are as good, they stay.
+The tuner first makes each choice separately: dtype and threads by the parts of a small request,
+then the tiles, positions and sequences of a step by the cost of one of each. It then compares all
+choices together with the defaults, alternating between two engines that answer real requests. Only
+this comparison decides: the defaults stay unless the new settings are faster.
 """
 
 import json
@@ -31,30 +31,33 @@ from nvila_core.tuning.settings_file import EngineSettings, Tuning, check_writab
 from nvila_core.tuning.step_timer import Load, StepTimer, cheapest, sweep
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-STEPS = (64, 128, 192, 256, 384, 512, 1024, 2048, 4096)
+"""Tiles and sequences of a step to measure."""
+TOKEN_BATCHES = (64, 128, 192, 256, 384, 512, 1024, 2048, 4096)
+"""Prompt positions of a step to measure."""
 LOADS = (Load(8, 32), Load(8, 8), Load(2, 8), Load(1, 4))
-"""What both sides are compared with: the first that is small enough for the time there is."""
-
-BETTER = 1.03
-"""How much faster the settings must be to be taken, and not for luck."""
-
-ANOTHER_DTYPE = 1.2
-"""How much faster another dtype must be: it changes answers a little."""
-
-MOST_POSITIONS = 2**20
-SHARE_OF_MEMORY = {"cpu": 0.25, "cuda": 0.85}
-"""Of what is free with the model loaded, for keys and values."""
+"""Requests of the final comparison: it uses the first one that fits into the time."""
+MIN_GAIN = 1.03
+"""Median gain that new settings need to be taken."""
+MIN_DTYPE_GAIN = 1.2
+"""Gain that another dtype needs to be taken: it changes answers slightly."""
+MIN_POSITIONS, MAX_POSITIONS = 256, 2**20
+"""Limits of the key-value cache, in positions."""
+CACHE_MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.85}
+"""Share of the memory that is free with the model loaded, for the key-value cache."""
 
 
 class Tuner:
-    """Searches for one model on one device.
+    """Searches the settings for one model on one device.
 
     Args:
         load: loads the model in a dtype.
-        seconds: to take, about, loading not counted.
-        say: is told what is found as it is found.
-        path: of the checkpoint, for trying torch.compile in a process of its own; None: not tried.
-        quantize: as what `load` loads is quantized.
+        seconds: approximate duration of tuning, without loading.
+        say: receives each line of progress.
+        path: path of the checkpoint, to try torch.compile in a separate process; None: do not try.
+        quantize: quantization of the model that `load` returns.
+
+    Raises:
+        NVILAError: `seconds` is not more than 0.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class Tuner:
         quantize: str | None = None,
     ) -> None:
         if not seconds > 0:
-            raise NVILAError(f"seconds must be more than 0, not {seconds:g}.")
+            raise NVILAError(f"The seconds of tuning must be more than 0, not {seconds:g}.")
         self.load, self.seconds, self.path = load, seconds, path
         self.notes: list[str] = []
         self._say = say
@@ -75,7 +78,7 @@ class Tuner:
         self.cuda = self.model.device.type == "cuda"
 
     def run(self) -> Tuning:
-        """Measure and decide."""
+        """Measure, compare and return the settings to use."""
         threads = torch.get_num_threads()
         try:
             return self._run()
@@ -86,7 +89,7 @@ class Tuner:
         budget = self._positions(self.model)
         if budget < self.defaults.kv_cache_tokens:
             self.defaults = replace(self.defaults, kv_cache_tokens=budget)
-            self._note(f"the default kv_cache_tokens does not fit: {budget} instead")
+            self._note(f"the default kv_cache_tokens does not fit into memory: using {budget}")
         found = replace(self.defaults, kv_cache_tokens=budget)
         model, timer = self.model, self._timer(self.model)
         if not self.cuda:
@@ -103,37 +106,36 @@ class Tuner:
         pairs = self._compare(found, model, load)
         if decided(pairs):
             return Tuning(found, median(pairs), pairs, self.notes)
-        self._note(f"together they are {median(pairs):.2f} times as fast: not better for sure")
+        self._note(f"all settings together: {median(pairs):.2f} times as fast, not clearly better")
         return Tuning(replace(self.defaults, kv_cache_tokens=budget), 1.0, pairs, self.notes)
 
     def _timer(self, model: NVILA) -> StepTimer:
         return StepTimer(model, max(4096, self._positions(model) // 8))
 
     def _positions(self, model: NVILA) -> int:
-        """Positions of keys and values that there is room for."""
+        """Return the positions of the key-value cache that memory has room for."""
         free = torch.cuda.mem_get_info(model.device)[0] if self.cuda else main_memory()[0]
         room = (
-            SHARE_OF_MEMORY[model.device.type]
+            CACHE_MEMORY_SHARE[model.device.type]
             * free
             / (model.config.kv_size * model.dtype.itemsize)
         )
-        return max(256, min(MOST_POSITIONS, int(room) // 1024 * 1024))
+        return max(MIN_POSITIONS, min(MAX_POSITIONS, int(room) // 1024 * 1024))
 
     def _threads(self, found: EngineSettings, timer: StepTimer) -> EngineSettings:
-        most = torch.get_num_threads()
+        default = torch.get_num_threads()
         costs: dict[int, float] = {}
-        for threads in sorted({most, max(1, most // 2)}, reverse=True):
+        for threads in sorted({default, max(1, default // 2)}, reverse=True):
             torch.set_num_threads(threads)
-            costs[threads] = self._small(timer)
-        torch.set_num_threads(most)
+            costs[threads] = self._small_request(timer)
+        torch.set_num_threads(default)
         best = min(costs, key=lambda threads: costs[threads])
-        self._note(f"threads {best}: {compared(costs, 's')}")
-        # As many as there are is the default.
-        return found if best == most else replace(found, threads=best)
+        self._note(f"threads {best}: {format_costs(costs, 's')}")
+        return found if best == default else replace(found, threads=best)
 
     def _dtype(self, found: EngineSettings, timer: StepTimer) -> tuple[EngineSettings, NVILA]:
         if main_memory()[0] < 2 * weight_bytes(self.model.language):
-            self._note("no room for the model in another dtype: not tried")
+            self._note("dtype bfloat16: not tried, no memory for a second model")
             return found, self.model
         use_threads(found)
         try:
@@ -141,51 +143,56 @@ class Tuner:
         except NVILAError as error:  # quantized layers have kernels for some dtypes only
             self._note(f"dtype bfloat16: {error}")
             return found, self.model
-        costs = {"float32": self._small(timer), "bfloat16": self._small(self._timer(other))}
-        faster = costs["float32"] / costs["bfloat16"]
-        taken = faster >= ANOTHER_DTYPE
-        self._note(f"dtype {'bfloat16' if taken else 'float32'}: {compared(costs, 's')}")
+        costs = {
+            "float32": self._small_request(timer),
+            "bfloat16": self._small_request(self._timer(other)),
+        }
+        taken = costs["float32"] / costs["bfloat16"] >= MIN_DTYPE_GAIN
+        self._note(f"dtype {'bfloat16' if taken else 'float32'}: {format_costs(costs, 's')}")
         return (replace(found, dtype="bfloat16"), other) if taken else (found, self.model)
 
-    def _small(self, timer: StepTimer) -> float:
-        """Seconds for a request by its parts, of little things that are quick to time."""
+    def _small_request(self, timer: StepTimer) -> float:
+        """Return the seconds for a small request, by parts that are quick to time."""
         return timer.request(Load(1, 8), 1, 32, min(4, timer.max_sequences()))
 
     def _sizes(self, found: EngineSettings, timer: StepTimer) -> EngineSettings:
-        each = self.seconds / 10
-        tiles = sweep(timer.tiles, SIZES, each)
-        # No more than twice the usual: cheaper or not, everybody waits for the end of a step.
-        most = min(2 * self.defaults.max_num_batched_tokens, timer.blocks * BLOCK_SIZE)
-        steps = [s for s in STEPS if s <= most]
-        reading = sweep(timer.reading, steps, each)
-        sequences = sweep(timer.generating, [s for s in SIZES if s <= timer.max_sequences()], each)
+        seconds = self.seconds / 10
+        tiles = sweep(timer.tiles, SIZES, seconds)
+        # At most twice the default, even if more is cheaper: all requests wait for a step to end.
+        limit = min(2 * self.defaults.max_num_batched_tokens, timer.blocks * BLOCK_SIZE)
+        positions = sweep(timer.prefill, [n for n in TOKEN_BATCHES if n <= limit], seconds)
+        fitting = [n for n in SIZES if n <= timer.max_sequences()]
+        sequences = sweep(timer.decode, fitting, seconds)
         for name, costs in (
-            ("a tile, by tiles a step", tiles),
-            ("a position, by positions a step", reading),
-            ("a token, by sequences a step", sequences),
+            ("one tile, by tiles a step", tiles),
+            ("one position, by positions a step", positions),
+            ("one token, by sequences a step", sequences),
         ):
-            self._note(f"{name}: {compared({k: 1000 * c for k, c in costs.items()}, 'ms')}")
+            self._note(f"{name}: {format_costs({k: 1000 * c for k, c in costs.items()}, 'ms')}")
         return replace(
             found,
             step_tiles=cheapest(tiles, 0.05, found.step_tiles),
-            max_num_batched_tokens=cheapest(reading, 0.03, found.max_num_batched_tokens),
+            max_num_batched_tokens=cheapest(positions, 0.03, found.max_num_batched_tokens),
             max_num_seqs=max(8, cheapest(sequences, 0.05, found.max_num_seqs)),
         )
 
     def _compile(self, found: EngineSettings, model: NVILA) -> tuple[EngineSettings, NVILA]:
         ratio = self._compile_gain(found)
-        if ratio is None or ratio < BETTER:
+        if ratio is None or ratio < MIN_GAIN:
             return found, model
         try:
             compiled = self.load(found.dtype)
             compile_layers(compiled)
         except (NVILAError, MemoryError, torch.OutOfMemoryError):
-            self._note("compile: there was no room for it")
+            self._note("compile: not used, no memory for a second model")
             return found, model
         return replace(found, compile=True), compiled
 
     def _compile_gain(self, found: EngineSettings) -> float | None:
-        """How much faster compiled layers are, tried in another process, which can be stopped."""
+        """Return how many times as fast compiled layers are; None if they do not work in time.
+
+        They are tried in a separate process, which can be stopped.
+        """
         assert self.path is not None
         command = [sys.executable, "-m", "nvila_core.tuning.compiled", self.path]
         command += ["--device", str(self.model.device), "--dtype", found.dtype]
@@ -196,38 +203,37 @@ class Tuner:
                 command, capture_output=True, text=True, timeout=self.seconds / 3, check=False
             )
         except subprocess.TimeoutExpired:
-            self._note(f"compile: not done within {self.seconds / 3:.0f} s, so not used")
+            self._note(f"compile: not used, takes longer than {self.seconds / 3:.0f} s")
             return None
         lines = done.stdout.splitlines()
-        told: dict[str, Any] = json.loads(lines[-1]) if lines else {}
-        if "plain" not in told:
-            self._note(f"compile: {told.get('error', 'it does not work here')}")
+        report: dict[str, Any] = json.loads(lines[-1]) if lines else {}
+        if "plain" not in report:
+            self._note(f"compile: {report.get('error', 'not used, it failed')}")
             return None
-        self._note(f"compile: {compared(told, 's')}")
-        return float(told["plain"] / told["compiled"])
+        self._note(f"compile: {format_costs(report, 's')}")
+        return float(report["plain"] / report["compiled"])
 
     def _affordable(self, timer: StepTimer, found: EngineSettings) -> tuple[Load, int]:
-        """A load, and how many requests, that takes a twelfth of the time."""
-        slice_ = self.seconds / 12
+        """Return a request, and how many of it take a twelfth of the time."""
         for load in LOADS:
-            each = timer.request(
+            seconds = timer.request(
                 load,
                 found.step_tiles,
                 found.max_num_batched_tokens,
                 min(8, timer.max_sequences()),
             )
-            count = min(2 * found.max_num_seqs, int(slice_ / each))
+            count = min(2 * found.max_num_seqs, int(self.seconds / 12 / seconds))
             if count >= 4:
                 return load, count
         return LOADS[-1], 2
 
     def _compare(self, found: EngineSettings, model: NVILA, load: tuple[Load, int]) -> list[float]:
-        """Ratios of the defaults' time to that of `found`; the sides take turns in who is first."""
+        """Return ratios of the defaults' time to that of `found`, alternating which goes first."""
         random = np.random.default_rng(0)
         kind, count = load
         self._note(f"compared on {count} requests of {kind.frames} frames and {kind.answer} tokens")
         prompts = [noise_clip(self.model, kind.frames, random) for _ in range(count)]
-        # The size of the cache is not compared: more of it is better, and both must fit in turn.
+        # Both sides get a cache of the same size: a larger one is better, and both must fit.
         tuned = replace(found, kv_cache_tokens=self.defaults.kv_cache_tokens)
         sides = ((self.defaults, self.model), (tuned, model))
         for settings, own in sides:
@@ -239,7 +245,7 @@ class Tuner:
             spent = [seconds_for(s, m, prompts, kind.answer) for s, m in order]
             plain, other = spent if len(pairs) % 2 else spent[::-1]
             pairs.append(plain / other)
-            self._say(f"  {pairs[-1]:.2f} times the requests a second of the defaults")
+            self._say(f"  {pairs[-1]:.2f} times the requests per second of the defaults")
         return pairs
 
     def _note(self, line: str) -> None:
@@ -261,13 +267,17 @@ def tune_to_file(
     """Tune a checkpoint and write the settings file.
 
     Args:
-        model: folder or hub id.
+        model: folder or hub id of the checkpoint.
+        device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one.
+        seconds: approximate duration of tuning, without loading.
+        out: settings file to write.
         quantize: "int8" or "int4", as the model will be used; None: full precision.
-        name: what the file calls the model; default: `model`.
-        base: other settings that the file is to keep.
+        name: name of the model in the file; default: `model`.
+        base: other settings to keep in the file.
+        say: receives each line of progress.
 
     Raises:
-        NVILAError: the model cannot be used here, or `out` cannot be written.
+        NVILAError: the model cannot be used on this machine, or `out` cannot be written.
     """
     check_writable(out)
 
@@ -280,18 +290,18 @@ def tune_to_file(
 
 
 def decided(pairs: list[float]) -> bool:
-    """Whether the ratios say that it is better, beyond luck."""
-    return median(pairs) >= BETTER and sum(ratio > 1 for ratio in pairs) > 0.7 * len(pairs)
+    """Return whether the ratios show a gain that is more than chance."""
+    return median(pairs) >= MIN_GAIN and sum(ratio > 1 for ratio in pairs) > 0.7 * len(pairs)
 
 
-def use_threads(settings: EngineSettings, every: int = 0) -> None:
-    """Have PyTorch use as many threads as the settings say, or `every`."""
-    if settings.threads or every:
-        torch.set_num_threads(settings.threads or every)
+def use_threads(settings: EngineSettings) -> None:
+    """Set PyTorch's number of threads to that of the settings, if they have one."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
 
 
 def noise_clip(model: NVILA, frames: int, random: np.random.Generator) -> Any:
-    """A prepared prompt about frames of noise."""
+    """Return a prepared prompt about frames of noise."""
     size = model.config.vision.image_size
     shape = (size, size, 3)
     pictures = [random.integers(0, 256, shape, dtype=np.uint8) for _ in range(frames)]
@@ -299,8 +309,8 @@ def noise_clip(model: NVILA, frames: int, random: np.random.Generator) -> Any:
 
 
 def seconds_for(settings: EngineSettings, model: NVILA, prompts: list[Any], answer: int) -> float:
-    """How long a new engine takes for all prompts at once."""
-    every = torch.get_num_threads()
+    """Return the seconds that a new engine takes to answer all prompts at once."""
+    threads = torch.get_num_threads()
     use_threads(settings)
     try:
         engine = settings.engine(model)
@@ -313,9 +323,9 @@ def seconds_for(settings: EngineSettings, model: NVILA, prompts: list[Any], answ
             handle.result()
         return time.perf_counter() - began
     finally:
-        torch.set_num_threads(every)
+        torch.set_num_threads(threads)
 
 
-def compared(costs: Mapping[Any, float], unit: str) -> str:
-    """`32 1.25 ms, 64 1.2 ms`."""
+def format_costs(costs: Mapping[Any, float], unit: str) -> str:
+    """Format costs by size, e.g. "32 1.25 ms, 64 1.2 ms"."""
     return ", ".join(f"{key} {cost:.3g} {unit}" for key, cost in costs.items())

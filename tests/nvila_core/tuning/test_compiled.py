@@ -85,7 +85,7 @@ def test_a_compiler_that_fails_leaves_the_model_as_it_was(
 
     assert done.returncode == 0, done.stderr
     (line,) = done.stdout.splitlines()
-    assert line.startswith("torch.compile cannot compile this model here (")
+    assert line.startswith("torch.compile cannot compile this model (")
     assert line.endswith("set compile to false.")
 
 

@@ -41,7 +41,7 @@ def test_bad_input_is_one_sentence(runner: CliRunner, tmp_path: Path) -> None:
     mine.write_text("fps: 2.5\n")
 
     for arguments, words in (
-        (["--out", str(mine)], "give --out another name"),
+        (["--out", str(mine)], "give --out the name of another"),
         (["--model", str(tmp_path / "nowhere"), "--out", str(tmp_path / "x.yaml")], "nowhere"),
     ):
         said = runner.invoke(app, ["tune", "--seconds", "1", *arguments])
