@@ -39,7 +39,7 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def clock(moment: datetime | None) -> str:
+def time_of_day(moment: datetime | None) -> str:
     """Format the local time of day, `14:03:21`, with the date if it is not today."""
     if moment is None:
         return "-"
@@ -80,7 +80,7 @@ def clips(counters: StreamCounters) -> str:
     return f"{counters.clips}{dropped}"
 
 
-def said(result: Result) -> str:
+def answer_text(result: Result) -> str:
     """Return the text of a result, or the code and message of its error."""
     if result.error is not None:
         return f"{result.error.code}: {plain(result.error.message)}"
@@ -92,7 +92,7 @@ def span(result: Result) -> str:
     data = result.data or {}
     if "media_start" in data and "media_end" in data:
         return f"{offset(data['media_start'])}-{offset(data['media_end'])}"
-    return clock(result.end or result.created_at)
+    return time_of_day(result.end or result.created_at)
 
 
 def result_line(result: Result, name_width: int = 12) -> "Text":
@@ -106,7 +106,7 @@ def result_line(result: Result, name_width: int = 12) -> "Text":
     )
     if result.kind == "answer":
         line.append(f"{plain(result.prompt)} ", "dim")
-    line.append(said(result), style)
+    line.append(answer_text(result), style)
     if result.error is None:
         line.append(f"  {cost(result)}", "dim")
     return line

@@ -9,12 +9,12 @@ from pydantic import BaseModel, ValidationError
 
 from streamer.errors import ErrorCode, StreamerError
 
-Record = TypeVar("Record", bound=BaseModel)
+_Record = TypeVar("_Record", bound=BaseModel)
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def validated(model: type[Record], **fields: Any) -> Record:
+def validated(model: type[_Record], **fields: Any) -> _Record:
     """Make `model(**fields)`. Raises StreamerError(INVALID_REQUEST) that names field and rule."""
     try:
         return model(**fields)

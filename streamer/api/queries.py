@@ -20,7 +20,7 @@ _LOOK_EVERY = 0.1
 
 
 @router.post("", status_code=202)
-def ask(question: Question, client: ClientDependency) -> Query:
+def ask_question(question: Question, client: ClientDependency) -> Query:
     """Ask a question. Fetch the answer with the returned id."""
     return client.submit(question)
 
@@ -53,6 +53,6 @@ async def get_query(
 
 
 @router.delete("/{query_id}")
-def cancel(query_id: str, client: ClientDependency) -> Query:
+def cancel_query(query_id: str, client: ClientDependency) -> Query:
     """Cancel a query. One that has a result is returned unchanged."""
     return client.cancel(query_id)

@@ -11,7 +11,7 @@ router = APIRouter(prefix="/v1/results", tags=["results"])
 
 
 @router.get("")
-def results(
+def list_results(
     client: ClientDependency,
     stream: Annotated[
         str | None, Query(description="id or name of an attached or detached stream")

@@ -34,7 +34,7 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
 
-def run(settings: Settings) -> None:
+def run_server(settings: Settings) -> None:
     """Serve the API until a signal stops it.
 
     Raises StreamerError: SETTINGS_INVALID if the address is in use or not allowed without keys,

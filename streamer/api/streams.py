@@ -12,7 +12,7 @@ router = APIRouter(prefix="/v1/streams", tags=["streams"])
 
 
 @router.post("", status_code=201)
-def attach(body: StreamBody, client: ClientDependency) -> Stream:
+def attach_stream(body: StreamBody, client: ClientDependency) -> Stream:
     """Attach a stream. The source is opened first, unless `probe` is false."""
     return client.attach(
         body.url,
@@ -38,7 +38,7 @@ def get_stream(ref: str, client: ClientDependency) -> Stream:
 
 
 @router.patch("/{ref}")
-def edit(ref: str, body: StreamPatch, client: ClientDependency) -> Stream:
+def edit_stream(ref: str, body: StreamPatch, client: ClientDependency) -> Stream:
     """Change a stream while it runs. A new URL is opened first, unless `probe` is false."""
     return client.edit(
         ref,
@@ -54,7 +54,7 @@ def edit(ref: str, body: StreamPatch, client: ClientDependency) -> Stream:
 
 
 @router.delete("/{ref}")
-def detach(ref: str, client: ClientDependency) -> Stream:
+def detach_stream(ref: str, client: ClientDependency) -> Stream:
     """Detach a stream and return its last state."""
     return client.detach(ref)
 

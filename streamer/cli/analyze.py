@@ -47,9 +47,7 @@ def analyze(
         client.admission.require_recording(file)
         client.require_worker()
         client.require_ingest()
-        stop.call(
-            lambda: client.probe(file)
-        )  # may take seconds; interrupting it leaves nothing behind
+        stop.call(lambda: client.probe(file))  # may block; safe to abandon
         last_id = client.queue.last_id()
         stream = client.analyze(
             file, prompt, window, fps, response_format=response_format, probe=False
@@ -97,13 +95,13 @@ def _show(analysis: "Analysis", stop: "StopSignals", as_json: bool) -> None:
 def _judge(analysis: "Analysis", as_json: bool) -> None:
     from rich.text import Text
 
-    from streamer.terminal import console, said, span, table
+    from streamer.terminal import answer_text, console, span, table
 
     trouble = analysis.trouble()
     if not as_json and analysis.results:
         shown = table("time", "what")
         for result in analysis.timeline:
-            shown.add_row(span(result), Text(said(result), "red" if result.error else ""))
+            shown.add_row(span(result), Text(answer_text(result), "red" if result.error else ""))
         console().print(shown)
     if trouble is not None:
         raise trouble

@@ -122,13 +122,13 @@ def _answered(client: "Client", query: "Query", timeout: float) -> "Query":
 def _print_answer(query: "Query") -> None:
     from rich.text import Text
 
-    from streamer.terminal import clock, console, cost, said
+    from streamer.terminal import answer_text, console, cost, time_of_day
 
     assert query.result is not None
     result = query.result
-    when = clock(query.end)
+    when = time_of_day(query.end)
     if query.start != query.end:
-        when = f"{clock(query.start)} to {when}, {result.frames} frames"
+        when = f"{time_of_day(query.start)} to {when}, {result.frames} frames"
     out = console()
-    out.print(Text(said(result)), soft_wrap=True)
+    out.print(Text(answer_text(result)), soft_wrap=True)
     out.print(Text(f"{query.stream_name} at {when} · {cost(result)}", "dim"), soft_wrap=True)

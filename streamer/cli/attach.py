@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from streamer.cli.context import Json, open_client, typed
-from streamer.cli.stream_options import StreamOptions, Transport, with_stream_options
+from streamer.cli.stream_options import StreamOptions, with_stream_options
 
 
 @with_stream_options
@@ -62,7 +62,7 @@ def attach(
                 name,
                 sampling=sampling,
                 watches=watches,
-                transport=(options.transport or Transport.AUTO).value,
+                transport=options.transport or "auto",
                 history=history,
                 probe=probe,
             )

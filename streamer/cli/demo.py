@@ -30,6 +30,6 @@ def demo(
     ] = False,
 ) -> None:
     """Show the whole service: a camera and a file in, captions and answers out."""
-    from streamer.demo.show import run
+    from streamer.demo.show import run_demo
 
-    raise typer.Exit(run(open_settings(), seconds, source or [], model, keep))
+    raise typer.Exit(run_demo(open_settings(), seconds, source or [], model, keep))

@@ -54,7 +54,7 @@ def edit(
             source=None if url is None else typed(url),
             name=name,
             sampling=sampling,
-            transport=transport.value if transport is not None else None,
+            transport=transport,
             watches=options.watches(client, prompt) if prompt else None,
             history=history,
             paused=paused,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from streamer.media.probe.report import ProbeReport, ProbeStep
 
 
-def probe(
+def probe_source(
     source: Annotated[
         str,
         typer.Argument(
@@ -38,7 +38,7 @@ def probe(
     with console(stderr=True).status("Opening the source ..."):
         found = probe(
             typed(source),
-            transport=transport.value if transport else "auto",
+            transport=transport or "auto",
             hwaccel=settings.hwaccel,
             access=AccessPolicy.of(settings),
             limit=MAX_PROBE_SECONDS - running_for(),
@@ -100,7 +100,7 @@ def facts(found: "ProbeReport") -> list[tuple[str, str]]:
     if found.server is not None:
         rows.append(("server", found.server))
     if found.clock_drift is not None:
-        rows.append(("clock", clock(found.clock_drift)))
+        rows.append(("clock", describe_drift(found.clock_drift)))
     if found.first_frame_ms is not None:
         rows.append(("first picture", f"after {found.first_frame_ms:.0f} ms"))
     if found.decode_ms is not None:
@@ -108,7 +108,7 @@ def facts(found: "ProbeReport") -> list[tuple[str, str]]:
     return rows
 
 
-def clock(drift: float) -> str:
+def describe_drift(drift: float) -> str:
     """Describe the drift of a stream's clock, given in seconds per second."""
     milliseconds = round(1000 * drift, 1)
     if not milliseconds:

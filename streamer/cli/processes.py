@@ -19,9 +19,9 @@ def serve(
     ] = None,
 ) -> None:
     """Run the HTTP API."""
-    from streamer.api.server import run
+    from streamer.api.server import run_server
 
-    run(open_settings(api_host=host, api_port=port))
+    run_server(open_settings(api_host=host, api_port=port))
 
 
 def ingest() -> None:

@@ -3,9 +3,8 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from functools import wraps
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -14,22 +13,6 @@ from streamer.cli.response_format import ChoiceOption, SchemaOption, response_fo
 if TYPE_CHECKING:
     from streamer.client import Client
     from streamer.domain import Sampling, Watch
-
-
-class Mode(StrEnum):
-    """How frames are sampled."""
-
-    FPS = "fps"
-    KEYFRAMES = "keyframes"
-    CHANGE = "change"
-
-
-class Transport(StrEnum):
-    """Transport protocol of RTSP."""
-
-    AUTO = "auto"
-    TCP = "tcp"
-    UDP = "udp"
 
 
 FpsOption = Annotated[
@@ -41,7 +24,7 @@ FpsOption = Annotated[
     ),
 ]
 TransportOption = Annotated[
-    Transport | None,
+    Literal["auto", "tcp", "udp"] | None,
     typer.Option(
         help="Set the RTSP transport. auto: TCP, or UDP if the camera refuses TCP. Default: auto."
     ),
@@ -72,7 +55,7 @@ class StreamOptions:
     json_schema: SchemaOption = None
     fps: FpsOption = None
     mode: Annotated[
-        Mode | None,
+        Literal["fps", "keyframes", "change"] | None,
         typer.Option(
             "--sampling",
             help="Choose frames by rate (fps), take key frames only, which needs the least "
@@ -124,7 +107,7 @@ class StreamOptions:
         from streamer.validation import validated
 
         given = {
-            "mode": self.mode.value if self.mode is not None else None,
+            "mode": self.mode,
             "fps": self.fps,
             "threshold": self.threshold,
             "min_interval": self.min_interval,

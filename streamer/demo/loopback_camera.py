@@ -1,4 +1,4 @@
-"""A camera made of a file: serves it over RTSP on loopback, in a loop, in real time."""
+"""Serve a video file as an RTSP camera on loopback, in a loop and in real time."""
 
 import asyncio
 import contextlib
@@ -15,11 +15,11 @@ _SUFFIXES = frozenset({".mp4", ".mkv"})
 
 
 class LoopbackCamera:
-    """Serves `video` (.mp4 or .mkv; H.264 or HEVC without B-frames) until stopped.
+    """An RTSP camera that serves `video` (.mp4 or .mkv; H.264 or HEVC without B-frames).
 
-    Every client gets the file from its beginning, at its own pace, its timestamps rising through
-    the loops. The server, aio-rtsp-toolkit, lives in a thread: it cannot outlast this process.
-    It serves the folder that `video` is in, to this machine only, without a password.
+    Every client gets the file from its start in real time, with timestamps that keep rising over
+    the loops. The server, aio-rtsp-toolkit, runs in a thread, so it cannot outlive this process.
+    It serves the folder of `video` to this machine only, without a password.
 
     Raises StreamerError from `start`: STREAM_NOT_FOUND, STREAM_CODEC_UNSUPPORTED.
     """
@@ -35,11 +35,11 @@ class LoopbackCamera:
 
     @property
     def url(self) -> str:
-        """Where the camera is, once started."""
+        """URL of the camera, once started."""
         return f"rtsp://127.0.0.1:{self._port}/{quote(self._video.name)}?play_count=0"
 
     def start(self) -> None:
-        """Serve, and return once clients can connect. Starting twice is harmless."""
+        """Start the server and return when clients can connect. Starting twice is harmless."""
         if self._thread is not None:
             return
         self._check()
@@ -57,9 +57,9 @@ class LoopbackCamera:
             ) from self._failure
 
     def stop(self) -> None:
-        """Hang up on all clients and end the thread. Stopping twice is harmless."""
+        """Disconnect all clients and end the thread. Stopping twice is harmless."""
         if self._loop is not None and self._stop is not None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+            with contextlib.suppress(RuntimeError):  # the loop has already ended
                 self._loop.call_soon_threadsafe(self._stop.set)
         if self._thread is not None:
             self._thread.join(_START_TIMEOUT)
@@ -75,7 +75,7 @@ class LoopbackCamera:
     def _check(self) -> None:
         if not self._video.is_file():
             raise StreamerError(
-                ErrorCode.STREAM_NOT_FOUND, f"There is no file {self._video}: check the path."
+                ErrorCode.STREAM_NOT_FOUND, f"{self._video} does not exist: check the path."
             )
         if self._video.suffix.lower() not in _SUFFIXES:
             raise StreamerError(
@@ -94,18 +94,19 @@ class LoopbackCamera:
         from aio_rtsp_toolkit.server import RtspServer
 
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        self._loop.set_exception_handler(lambda *_: None)  # clients cut off when stopping
+        # Clients that `stop` cuts off raise errors of no interest.
+        self._loop.set_exception_handler(lambda *_: None)
         server = RtspServer(str(self._video.parent), host="127.0.0.1", port=self._port)
-        server.logger = _Silent()  # it would print every request, whole URL and all
+        server.logger = _Silent()  # it would print every request with its full URL
         await server.start()
         self._started.set()
         await self._stop.wait()
-        with contextlib.suppress(TimeoutError):  # it waits for clients to hang up: they need not
+        with contextlib.suppress(TimeoutError):  # it waits for clients to disconnect
             await asyncio.wait_for(server.close(), 0.1)
 
 
 class _Silent:
-    """A logger that the server may talk to."""
+    """A logger that drops every message."""
 
     def __getattr__(self, _name: str) -> Any:
         return lambda *_args, **_kwargs: None

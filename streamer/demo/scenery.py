@@ -1,4 +1,4 @@
-"""What the demo looks at: rendered street videos, one of them behind a real RTSP camera."""
+"""Render the street videos that the demo looks at."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ FILE_SEED, FILE_SECONDS = 2_000_000_023, 28.0
 
 
 class Rendering:
-    """A street video that a child process draws and encodes; stop it, or use it in a `with`."""
+    """A street video that a child process renders; a context manager that stops it."""
 
     def __init__(self, path: Path, *, seed: int, seconds: float) -> None:
         self.path = path
@@ -32,17 +32,17 @@ class Rendering:
         stop(self._process, 1.0)
 
     def done(self) -> bool:
-        """Whether the file is finished. Raises StreamerError(INTERNAL) when it cannot be made."""
+        """Whether the file is complete. Raises StreamerError(INTERNAL) if rendering failed."""
         code = self._process.poll()
         if code:
-            said = self._log.read_text(errors="replace").strip().splitlines()
-            reason = said[-1] if said else f"exit code {code}"
-            raise StreamerError(ErrorCode.INTERNAL, f"The street could not be drawn: {reason}.")
+            lines = self._log.read_text(errors="replace").strip().splitlines()
+            reason = lines[-1] if lines else f"exit code {code}"
+            raise StreamerError(ErrorCode.INTERNAL, f"The street could not be rendered: {reason}.")
         return code == 0
 
 
 def sign_number(seed: int) -> str:
-    """The number on the street's sign, which the model has to read."""
+    """Return the number on the street's sign, which the model has to read."""
     from nvila_core.demo.video import StreetVideo
 
     return str(StreetVideo(seed, 1.0).sign_number)

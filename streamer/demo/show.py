@@ -1,4 +1,4 @@
-"""The demo itself: start, attach, show captions, ask twice, sum up, leave nothing behind."""
+"""Run the demo: start the service, attach, show captions, ask twice, sum up, clean up."""
 
 import shutil
 import tempfile
@@ -30,20 +30,20 @@ from streamer.settings import Settings
 from streamer.terminal import console, result_line
 
 WINDOW, FPS, FRAMES = 4.0, 1.0, 4
-"""What the demo model was trained on: four frames, a second apart."""
+"""Window in seconds, rate and frames of the demo model's training: four frames, 1 s apart."""
 
 EXTRA_SECONDS = 60.0
-"""How much longer the show may take when captions or answers are late."""
+"""Maximum seconds to wait longer for late captions or answers."""
 
 INTERRUPTED = 130
 
 REAL_MODEL = "streamer up --model Efficient-Large-Model/NVILA-Lite-2B"
 
 
-def run(
+def run_demo(
     settings: Settings, seconds: float, sources: list[str], model: str | None, keep: bool
 ) -> int:
-    """Show everything; the exit code is 0 when captions of all streams and both answers came."""
+    """Run the demo and return its exit code: 0 if all captions and both answers arrived."""
     out = console()
     with StopSignals() as stop, _temporary_directory() as directory:
         show = Show(settings, directory, out, stop, sources, model)
@@ -53,7 +53,7 @@ def run(
                 show.keep_running()
             return code
         except Interrupted:
-            out.print("Interrupted: stopping everything ...")
+            out.print("Interrupted. Stopping everything ...")
             return INTERRUPTED
         finally:
             show.close()
@@ -103,21 +103,21 @@ class Show:
                     **({"model": model} if model is not None else {}),
                 }
             ),
-            environment={"TMPDIR": str(temporary)},  # torch caches there, and we remove it
+            environment={"TMPDIR": str(temporary)},  # of PyTorch's caches, removed at the end
             say=lambda news: out.print(Text(news, "yellow")),
         )
 
     def close(self) -> None:
-        """Stop all that runs."""
+        """Stop everything that runs."""
         try:
             self._cleanup.close()
         finally:
             self._installation.stop()
 
     def play(self, until: float) -> int:
-        """The whole show; returns the exit code."""
+        """Run the whole demo and return the exit code."""
         self._introduce()
-        with self._out.status("Drawing a street, starting servers, loading the model ..."):
+        with self._out.status("Rendering a street, starting servers, loading the model ..."):
             sources = self._prepare()
         self._attach(sources)
         questions = self._questions()
@@ -130,14 +130,14 @@ class Show:
             self._out.print(
                 "The model is a tiny NVILA-Lite that knows only a rendered street: people, cars, "
                 "bikes, boxes, a sign.\n"
-                f"The real one: {REAL_MODEL} (or -8B; its weights are CC-BY-NC-4.0).",
+                f"For the real model: {REAL_MODEL} (or -8B; its weights are CC-BY-NC-4.0).",
                 soft_wrap=True,
             )
 
     def _prepare(self) -> list[tuple[str, str | None]]:
-        """Make the scenery while the installation starts; what to attach, with names."""
+        """Render the videos while the service starts; return the sources to attach and names."""
         enter = self._cleanup.enter_context
-        videos = self._directory / "videos"  # a folder of its own: the camera serves all of it
+        videos = self._directory / "videos"  # a separate folder: the camera serves all of it
         videos.mkdir()
         film = Rendering(videos / "recording.mp4", seed=FILE_SEED, seconds=FILE_SECONDS)
         renderings = [enter(film)]
@@ -159,7 +159,7 @@ class Show:
         client = self._client
         self._last_id = client.queue.last_id()
         for source, name in sources:
-            self._stop.call(partial(client.probe, source))  # may block, and owns nothing
+            self._stop.call(partial(client.probe, source))  # may block; safe to abandon
             watch = client.watch(CAPTION_PROMPT, window=WINDOW, max_frames=FRAMES)
             stream = client.attach(
                 source, name, sampling=Sampling(fps=FPS), watches=[watch], probe=False
@@ -170,16 +170,16 @@ class Show:
             )
 
     def _questions(self) -> "list[TimedQuestion]":
-        asked = self._streams[0]
+        stream = self._streams[0]
         if self._sources:
             return [
-                TimedQuestion("What is in the picture?", asked, not_before=WINDOW),
-                TimedQuestion("What changed?", asked, since="-10s", until="-2s", not_before=11.0),
+                TimedQuestion("What is in the picture?", stream, not_before=WINDOW),
+                TimedQuestion("What changed?", stream, since="-10s", until="-2s", not_before=11.0),
             ]
         sign = sign_number(CAMERA_SEED)
         return [
-            TimedQuestion("What number is on the sign?", asked, not_before=WINDOW + 1, truth=sign),
-            TimedQuestion("How many cars are there?", asked, "-10s", "-6s", not_before=11.0),
+            TimedQuestion("What number is on the sign?", stream, not_before=WINDOW + 1, truth=sign),
+            TimedQuestion("How many cars are there?", stream, "-10s", "-6s", not_before=11.0),
         ]
 
     def _watch_and_ask(self, questions: "list[TimedQuestion]", until: float) -> None:
@@ -197,7 +197,7 @@ class Show:
                     if now - began >= question.not_before:
                         question.ask(self._client)
                 left = until - now
-                status.update(f"Watching, {left:.0f} s left" if left > 0 else "Awaiting answers")
+                status.update(f"Watching, {left:.0f} s left" if left > 0 else "Waiting for answers")
 
     def _over(self, questions: "list[TimedQuestion]", until: float) -> bool:
         now = time.monotonic()
@@ -230,16 +230,16 @@ class Show:
         ]
         missing += [f"no answer to '{q.prompt}'" for q in questions if not q.answered]
         if missing:
-            self._out.print(Text(f"Not everything came: {', '.join(missing)}.", "red"))
+            self._out.print(Text(f"Incomplete: {', '.join(missing)}.", "red"))
         return 1 if missing else 0
 
     def keep_running(self) -> None:
-        """Stay until a signal comes."""
+        """Keep running until a signal arrives."""
         self._out.print(
-            f"Still running, with its API at {self._installation.api_url}/docs. Elsewhere:\n"
+            f"Still running. API: {self._installation.api_url}/docs. In another terminal:\n"
             f"  export STREAMER_DATA_DIR={self._installation.settings.data_dir}\n"
             f'  streamer ask {self._streams[0].name} "{CAPTION_PROMPT}"\n'
-            "Ctrl-C ends it and removes everything.",
+            "Press Ctrl-C to stop it and remove everything.",
             soft_wrap=True,
         )
         while not self._stop.wait(0.25):

@@ -1,4 +1,4 @@
-"""What went through the demo, counted; the table at its end."""
+"""Count the results of the demo and show them as a table."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Count:
-    """Of one stream."""
+    """Results of one stream."""
 
     captions: int = 0
     failures: int = 0
@@ -23,7 +23,7 @@ class Count:
 
 
 class Tally:
-    """Counts results by stream."""
+    """Counts of results by stream."""
 
     def __init__(self) -> None:
         self.counts: dict[str, Count] = defaultdict(Count)
@@ -39,11 +39,11 @@ class Tally:
         count.total_ms.append(result.total_ms)
 
     def captions(self, stream_id: str) -> int:
-        """Captions of a stream so far."""
+        """Return the number of captions of a stream so far."""
         return self.counts[stream_id].captions
 
     def table(self, streams: Sequence[Stream]) -> "Table":
-        """One row a stream: frames, clips, vision tokens, milliseconds from frame to result."""
+        """Make a table with a row per stream: frames, clips, tokens, ms from frame to result."""
         from streamer.terminal import clips, table
 
         numbers = ("decoded", "sampled", "dropped", "clips", "tokens", "p50 ms", "p95 ms")
@@ -63,7 +63,7 @@ class Tally:
 
 
 def percentiles(values: Sequence[float], *wanted: int) -> list[float]:
-    """The percentiles `wanted` (1 to 99) of `values`; zeros when there are none."""
+    """Return the percentiles `wanted` (1 to 99) of `values`; zeros for no values."""
     if len(values) < 2:
         return [values[0] if values else 0.0] * len(wanted)
     cuts = quantiles(values, n=100, method="inclusive")

@@ -57,15 +57,15 @@ class TimedQuestion:
         """Format question and answer as one line."""
         from rich.text import Text
 
-        from streamer.terminal import clock, cost, said
+        from streamer.terminal import answer_text, cost, time_of_day
 
         if self.result is None:
             return Text(f"{self.prompt}  (no answer)", "red")
         when = "now" if self.since is None else f"{self.since} to {self.until}"
         line = Text.assemble(
-            (f"{self.stream.name}, {when} ({clock(self.result.end)}): ", "dim"),
+            (f"{self.stream.name}, {when} ({time_of_day(self.result.end)}): ", "dim"),
             f"{self.prompt} ",
-            (said(self.result), "bold red" if self.result.error is not None else "bold green"),
+            (answer_text(self.result), "bold green" if self.answered else "bold red"),
         )
         if self.truth is not None:
             line.append(f"  (the rendered sign says {self.truth})", "dim")

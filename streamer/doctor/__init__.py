@@ -1,1 +1,1 @@
-"""Is this machine fit for the service? One line a check: ok, warn or fail, and what to do."""
+"""Check whether this machine can run the service: ok, warn or fail, with advice, per check."""

@@ -1,4 +1,4 @@
-"""One finding of the doctor, and words for it."""
+"""The finding of one check, and the formatting of its message."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ State = Literal["ok", "warn", "fail"]
 
 
 class Check(Record):
-    """One finding: what was looked at, how it is, and what to do in one sentence."""
+    """The finding of one check: its subject, its state and one sentence with advice."""
 
     name: str
     state: State
@@ -16,19 +16,19 @@ class Check(Record):
 
 
 def check(name: str, state: State, message: str) -> Check:
-    """A finding."""
+    """Make a finding."""
     return Check(name=name, state=state, message=message)
 
 
-def told(error: BaseException) -> str:
-    """An exception in one line, without passwords."""
+def describe_error(error: BaseException) -> str:
+    """Format an exception as one line without passwords."""
     from streamer.media.urls import redact
 
     return redact(f"{type(error).__name__}: {error}".strip().rstrip(":.")).replace("\n", " ")
 
 
-def size(count: int) -> str:
-    """Bytes for people."""
+def format_size(count: int) -> str:
+    """Format a number of bytes: `1.5 GB`, `20.0 MB`, `3 kB`."""
     for unit, bytes_each in (("GB", 1e9), ("MB", 1e6)):
         if count >= bytes_each:
             return f"{count / bytes_each:.1f} {unit}"

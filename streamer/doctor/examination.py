@@ -1,21 +1,21 @@
-"""All checks, side by side."""
+"""Run all checks in parallel."""
 
 import threading
 import time
 from collections.abc import Callable, Iterable
 
 from streamer.doctor import machine, model, redis_server
-from streamer.doctor.check import Check, check, told
+from streamer.doctor.check import Check, check, describe_error
 from streamer.settings import Settings
 
 LIMIT = 9.0
-"""Seconds that all checks together may take; those that need longer are told as unfinished."""
+"""Maximum seconds for all checks together; slower ones are reported as unfinished."""
 
 Examination = Callable[[Settings], Iterable[Check]]
 
 
 def examine(settings: Settings, limit: float = LIMIT) -> list[Check]:
-    """All checks of this machine under `settings`, side by side, within `limit` seconds."""
+    """Run all checks of this machine in parallel, within `limit` seconds."""
     deadline = time.monotonic() + limit
     names: dict[str, Examination] = {
         "python": machine.python,
@@ -28,14 +28,16 @@ def examine(settings: Settings, limit: float = LIMIT) -> list[Check]:
     }
     found: dict[str, list[Check]] = {}
 
-    def look(name: str, examination: Examination) -> None:
+    def run(name: str, examination: Examination) -> None:
         try:
             found[name] = list(examination(settings))
-        except Exception as error:  # a check that breaks must not hide the others
-            found[name] = [check(name, "fail", f"The check broke: {told(error)}.")]
+        except Exception as error:  # a check that fails to run must not hide the others
+            found[name] = [
+                check(name, "fail", f"The check could not run: {describe_error(error)}.")
+            ]
 
     threads = {
-        name: threading.Thread(target=look, args=(name, examination), daemon=True)
+        name: threading.Thread(target=run, args=(name, examination), daemon=True)
         for name, examination in names.items()
     }
     for thread in threads.values():
@@ -43,6 +45,6 @@ def examine(settings: Settings, limit: float = LIMIT) -> list[Check]:
     for name, thread in threads.items():
         thread.join(max(0.0, deadline - time.monotonic()))
         if name not in found:
-            message = f"The check did not end within {limit:g} s: the machine is very busy."
+            message = f"No result within {limit:g} s: try again when the machine is less busy."
             found[name] = [check(name, "warn", message)]
     return [check for name in names for check in found[name]]

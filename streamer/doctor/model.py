@@ -1,4 +1,4 @@
-"""The model: found, readable, and small enough for where it would run."""
+"""Check that the model is there, readable, and fits into the memory of its device."""
 
 import json
 import os
@@ -8,12 +8,15 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from streamer.doctor.check import Check, check, size
+from streamer.doctor.check import Check, check, format_size
 from streamer.settings import Settings
 
 
 def model(settings: Settings, deadline: float) -> Iterable[Check]:
-    """Let a program look at it until `deadline` (monotonic): PyTorch takes seconds to start."""
+    """Check the model in a child process until `deadline` (monotonic seconds).
+
+    PyTorch takes seconds to start, and may hang or crash.
+    """
     from nvila_core.demo import CHECKPOINT
 
     path = str(CHECKPOINT) if settings.model == "demo" else settings.model
@@ -34,26 +37,26 @@ def model(settings: Settings, deadline: float) -> Iterable[Check]:
             "model",
             "warn",
             "PyTorch did not start and read the checkpoint in time: try again when the machine is "
-            "less busy, and look at the GPU's driver if it stays so.",
+            "less busy; if it happens again, check the GPU's driver.",
         )
         return
     try:
         found: dict[str, Any] = json.loads(run.stdout)
     except ValueError:
-        last = (run.stderr.strip().splitlines() or ["it said nothing"])[-1]
-        message = f"PyTorch cannot be used ({last}): install the project again."
+        last = (run.stderr.strip().splitlines() or ["no output"])[-1]
+        message = f"PyTorch does not work ({last}): install the project again."
         yield check("model", "fail", message)
         return
     yield judge(settings.model, found)
 
 
 def judge(name: str, found: dict[str, Any]) -> Check:
-    """What `nvila_core.checkpoint.footprint` told of the model `name`."""
+    """Judge the report of `nvila_core.checkpoint.footprint` on the model `name`."""
     if "error" in found:
         return check("model", "fail", str(found["error"]))
     if "missing" in found:
         if os.environ.get("HF_HUB_OFFLINE", "").lower() in {"1", "true", "yes", "on"}:
-            message = f"{name} is not on this machine, and HF_HUB_OFFLINE forbids to fetch it."
+            message = f"{name} is not on this machine: unset HF_HUB_OFFLINE to allow the download."
             return check("model", "fail", message)
         return check(
             "model",
@@ -63,15 +66,15 @@ def judge(name: str, found: dict[str, Any]) -> Check:
     needed, free = int(found["needed"]), int(found["free"])
     place = found["gpu"] or ("main memory" if found["device"] == "cpu" else found["device"])
     numbers = " and ".join(filter(None, (found["quantize"], found["dtype"])))
-    said = (
-        f"{name} in {numbers} on {place}: {size(found['weights'])} of weights and "
-        f"{size(found['kv_cache'])} of key-value cache, {size(free)} of "
-        f"{size(found['total'])} free"
+    report = (
+        f"{name} in {numbers} on {place}: {format_size(found['weights'])} of weights and "
+        f"{format_size(found['kv_cache'])} of key-value cache, {format_size(free)} of "
+        f"{format_size(found['total'])} free"
     )
     if needed > int(found["total"]):
         fewer = "" if found["quantize"] == "int4" else ", set quantize to int4"
         what = f"choose a smaller model{fewer}, or lower kv_cache_tokens"
-        return check("model", "fail", f"{said}: it does not fit, so {what}.")
+        return check("model", "fail", f"{report}: it does not fit, so {what}.")
     if needed > free:
-        return check("model", "warn", f"{said}: it fits only when others make room.")
-    return check("model", "ok", f"{said}.")
+        return check("model", "warn", f"{report}: it fits only if other programs free memory.")
+    return check("model", "ok", f"{report}.")

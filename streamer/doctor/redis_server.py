@@ -1,4 +1,4 @@
-"""The Redis servers: there, new enough, near, set up rightly, and on time."""
+"""Check the Redis servers: reachable, version, latency, memory policy, clock and workers."""
 
 import time
 from collections.abc import Iterable
@@ -6,19 +6,22 @@ from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from streamer.clock import Clock, SystemClock
-from streamer.doctor.check import Check, State, check, size, told
+from streamer.doctor.check import Check, State, check, describe_error, format_size
 from streamer.errors import StreamerError
 from streamer.settings import Settings
 
 if TYPE_CHECKING:
     import redis
 
-_SLOW_REDIS = 0.005
-_SKEW_WARN, _SKEW_FAIL = 0.5, 5.0
+_MAX_LATENCY = 0.005
+"""Seconds that a command may take without a warning."""
+
+_MAX_SKEW_OK, _MAX_SKEW = 0.5, 5.0
+"""Seconds that the clocks may differ without a warning, and without a failure."""
 
 
 def servers(settings: Settings, clock: Clock | None = None) -> Iterable[Check]:
-    """Every server that the settings name, or the local installation has."""
+    """Check every server that the settings or the local installation name."""
     urls = _redis_urls(settings)
     if not urls:
         yield _no_redis()
@@ -50,7 +53,7 @@ def _no_redis() -> Check:
         binary = server_binary()
     except StreamerError as error:
         return check("redis", "fail", error.message)
-    return check("redis", "ok", f"None runs here yet; `streamer up` starts {binary.name}.")
+    return check("redis", "ok", f"No server is running yet: `streamer up` starts {binary.name}.")
 
 
 def _server(name: str, url: str, clock: Clock) -> Iterable[Check]:
@@ -71,7 +74,7 @@ def _server(name: str, url: str, clock: Clock) -> Iterable[Check]:
             retry=Retry(NoBackoff(), 0),
         )
     except ValueError:
-        message = f"'{shown}' is not a Redis address: write redis://host:6379/0."
+        message = f"'{shown}' is not a Redis address: use the form redis://host:6379/0."
         yield check(name, "fail", message)
         return
     with client:
@@ -81,8 +84,8 @@ def _server(name: str, url: str, clock: Clock) -> Iterable[Check]:
             yield check(
                 name,
                 "fail",
-                f"{shown} does not answer ({told(error)}): check that it runs, its address and "
-                "its password.",
+                f"{shown} does not answer ({describe_error(error)}): check that it runs, and its "
+                "address and password.",
             )
 
 
@@ -91,15 +94,15 @@ def _reachable(name: str, shown: str, client: "redis.Redis", clock: Clock) -> It
     release = str(info.get("redis_version", "0"))
     product = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {release}"
     if tuple(int(part) for part in release.split(".")[:2]) < (6, 2):
-        yield check(name, "fail", f"{shown} is {product}: 6.2 or newer is needed.")
+        yield check(name, "fail", f"{shown} is {product}: install Redis 6.2 or newer, or Valkey.")
         return
     took, skew = _latency_and_skew(client, clock)
-    slow = took > _SLOW_REDIS
+    slow = took > _MAX_LATENCY
     yield check(
         name,
         "warn" if slow else "ok",
         f"{shown}, {product}, answers in {1000 * took:.2f} ms"
-        + (": every frame and job passes through it, so move it nearer." if slow else "."),
+        + (": move it closer, because every frame and job passes through it." if slow else "."),
     )
     yield _memory(name, info)
     if name == "redis":
@@ -108,7 +111,7 @@ def _reachable(name: str, shown: str, client: "redis.Redis", clock: Clock) -> It
 
 
 def _latency_and_skew(client: "redis.Redis", clock: Clock) -> tuple[float, float]:
-    """Seconds that a command takes, and how far the server's clock is ahead of ours."""
+    """Measure the seconds that a command takes and that the server's clock is ahead."""
     samples = []
     for _ in range(15):
         began, at = time.perf_counter(), clock.time()
@@ -119,32 +122,35 @@ def _latency_and_skew(client: "redis.Redis", clock: Clock) -> tuple[float, float
 
 
 def _memory(name: str, info: dict[str, Any]) -> Check:
-    policy, most = str(info.get("maxmemory_policy", "")), int(info.get("maxmemory", 0))
+    policy, limit = str(info.get("maxmemory_policy", "")), int(info.get("maxmemory", 0))
     used = int(info.get("used_memory", 0))
     label = name.replace("redis", "redis memory", 1)
     frames_only = name != "redis"
-    said = f"{size(used)} used of {size(most) if most else 'unlimited'}, policy {policy}"
-    if not frames_only and most and policy != "noeviction":
+    total = f"of {format_size(limit)}" if limit else "without a limit"
+    usage = f"{format_size(used)} used {total}, policy {policy}"
+    if not frames_only and limit and policy != "noeviction":
         return check(
             label,
             "warn",
-            f"{said}: when it is full it may throw away jobs and results, so set its "
-            "maxmemory-policy to noeviction; frames are bounded by us.",
+            f"{usage}: set maxmemory-policy to noeviction, or a full server evicts jobs and "
+            "results; the service bounds the frames itself.",
         )
-    if frames_only and not most:
-        return check(label, "warn", f"{said}: set maxmemory, so that frames cannot fill it all.")
-    return check(label, "ok", f"{said}.")
+    if frames_only and not limit:
+        return check(label, "warn", f"{usage}: set maxmemory, or frames may fill the memory.")
+    return check(label, "ok", f"{usage}.")
 
 
 def _clock(skew: float) -> Check:
-    apart = abs(skew)
-    if apart < _SKEW_WARN:
-        return check("clock", "ok", f"Ours and that of Redis agree to {1000 * apart:.0f} ms.")
+    skew = abs(skew)
+    if skew < _MAX_SKEW_OK:
+        return check(
+            "clock", "ok", f"The clocks of this machine and Redis differ by {1000 * skew:.0f} ms."
+        )
     return check(
         "clock",
-        "fail" if apart > _SKEW_FAIL else "warn",
-        f"Ours and that of Redis are {apart:.1f} s apart: switch on time synchronisation (NTP) on "
-        "both machines, or frames expire early and questions about the past miss them.",
+        "fail" if skew > _MAX_SKEW else "warn",
+        f"The clocks of this machine and Redis differ by {skew:.1f} s: enable time "
+        "synchronization (NTP) on both, or frames expire early and past questions miss them.",
     )
 
 
@@ -153,12 +159,12 @@ def _workers(client: "redis.Redis") -> Iterable[Check]:
 
     from streamer.jobs import INGEST, QUERIES
 
-    for what, queue, command in (
+    for name, queue, command in (
         ("ingest workers", INGEST, "streamer ingest"),
         ("model workers", QUERIES, "streamer worker"),
     ):
         keys = worker_registration.get_keys(Queue(queue, connection=client))
         count = int(client.exists(*keys)) if keys else 0
         state: State = "ok" if count else "warn"
-        missing = f": `{command}` starts one" if not count else ""
-        yield check(what, state, f"{count} running{missing}.")
+        advice = f": start one with `{command}`" if not count else ""
+        yield check(name, state, f"{count} running{advice}.")

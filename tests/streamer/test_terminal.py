@@ -4,7 +4,7 @@ import pytest
 
 from streamer.domain import ErrorInfo, Result, utc_now
 from streamer.errors import ErrorCode
-from streamer.terminal import age, clock, offset, plain, result_line, said
+from streamer.terminal import age, answer_text, offset, plain, result_line, time_of_day
 
 
 @pytest.mark.parametrize(
@@ -24,12 +24,12 @@ def test_age(ago: float, text: str) -> None:
 
 
 def test_no_moment() -> None:
-    assert age(None) == clock(None) == "-"
+    assert age(None) == time_of_day(None) == "-"
 
 
 def test_clock_tells_the_date_of_other_days() -> None:
-    assert len(clock(utc_now())) == 8
-    assert len(clock(utc_now() - timedelta(days=3))) == 19
+    assert len(time_of_day(utc_now())) == 8
+    assert len(time_of_day(utc_now() - timedelta(days=3))) == 19
 
 
 def make(**fields: object) -> Result:
@@ -52,7 +52,7 @@ def test_lines() -> None:
     assert result_line(recorded).plain.startswith("00:04-00:08 ")
     answer = make(kind="answer", prompt="How many?", text="Two.")
     assert "How many? Two." in result_line(answer).plain
-    assert said(make(text=" ")) == "(empty answer)"
+    assert answer_text(make(text=" ")) == "(empty answer)"
     error = ErrorInfo(code=ErrorCode.MODEL_FAILED, message="It broke.")
     failed = make(kind="error", error=error)
     assert "MODEL_FAILED: It broke." in result_line(failed).plain

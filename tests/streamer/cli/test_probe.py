@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from streamer.cli.app import app
-from streamer.cli.probe import clock, facts
+from streamer.cli.probe import describe_drift, facts
 from streamer.media.probe.report import ProbeReport
 from tests.support.videos import write_video
 
@@ -71,4 +71,7 @@ def test_words_for_what_is_known() -> None:
         ("server", "Cam"),
         ("clock", "1.2 ms per second slow"),
     ]
-    assert (clock(-0.00001), clock(-0.02)) == ("no drift", "20 ms per second fast")
+    assert (describe_drift(-0.00001), describe_drift(-0.02)) == (
+        "no drift",
+        "20 ms per second fast",
+    )
