@@ -46,7 +46,7 @@ def ratios(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list
         folder,
         shape_of(args, "small"),
         args.dtype or "float32",
-        args.step_tokens,
+        args.max_num_batched_tokens,
         args.answer,
         args.sample,
         clock(args),
@@ -93,7 +93,9 @@ def main() -> None:
     parser.add_argument("--shape", choices=SIZES, help="default: small; 2b on a GPU")
     parser.add_argument("--tile", type=int, help="pixels of a tile's side; default: the shape's")
     parser.add_argument(
-        "--step-tokens", type=int, help="positions in a step of the engine; default: its own"
+        "--max-num-batched-tokens",
+        type=int,
+        help="positions in a step of the engine; default: its own",
     )
     parser.add_argument("--dtype", help="default: float32; bfloat16 on a GPU")
     parser.add_argument(

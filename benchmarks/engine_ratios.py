@@ -36,7 +36,7 @@ class Bench:
     Args:
         folder: where the checkpoint is written.
         shape: sizes of the model, see `loads`.
-        step_tokens: positions in a step of the engine; default: the engine's.
+        max_num_batched_tokens: positions in a step; default: the engine's own.
         answer: tokens in a caption.
         sample: requests at most that the rival is timed on; its time is scaled up.
         clock: returns seconds; `time.process_time` leaves out other programs' share of the machine.
@@ -47,7 +47,7 @@ class Bench:
         folder: Path,
         shape: Shape,
         dtype: str,
-        step_tokens: int | None = None,
+        max_num_batched_tokens: int | None = None,
         answer: int = 100,
         sample: int = 8,
         clock: Callable[[], float] = time.perf_counter,
@@ -56,7 +56,8 @@ class Bench:
         self.rival = Rival(make_model(folder, shape, dtype=dtype))
         self.model = make_model(folder, shape, dtype=dtype)
         self.camera = Camera(shape)
-        self.answer, self.sample, self.step_tokens = answer, sample, step_tokens
+        self.answer, self.sample = answer, sample
+        self.max_num_batched_tokens = max_num_batched_tokens
         self.equal = self.compared = 0
         self.idle: list[float] = []
         self.busy: list[float] = []
@@ -64,7 +65,7 @@ class Bench:
 
     def engine(self) -> Engine:
         """Return a new engine with empty caches."""
-        return Engine(self.model, 64, 32768, max_num_batched_tokens=self.step_tokens)
+        return Engine(self.model, 64, 32768, max_num_batched_tokens=self.max_num_batched_tokens)
 
     def together(self, requests: Sequence[list[Any]], tokens: int, **options: Any) -> Outcome:
         """Time the rival on one request after another, and an engine on all at once."""
