@@ -1,7 +1,8 @@
-"""Health of one container: `healthcheck.py api|ingest|worker|recorder`; exit code 0 is healthy.
+"""Check the health of one container: `healthcheck.py api|ingest|worker|recorder`.
 
-The API answers `/healthz`. A worker has sent a heartbeat from this host lately, and the recorder
-has asked for results lately: both are seen in Redis, so that a process that hangs is found out.
+The exit code is 0 if it is healthy. The API must answer `/healthz`. A worker must have sent a
+heartbeat from this host recently, and the recorder must have asked for results recently; both are
+checked in Redis, so that a process that hangs is detected.
 """
 
 import os
@@ -17,14 +18,14 @@ QUEUES = {"ingest": "ingest", "worker": "queries"}
 
 
 def api() -> bool:
-    """Whether the API of this container answers."""
+    """Return whether the API of this container answers."""
     port = os.environ.get("STREAMER_API_PORT", "8080")
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz", timeout=5) as answer:
         return bool(answer.status == 200)
 
 
 def worker(queue: str) -> bool:
-    """Whether a worker of `queue` on this host has sent a heartbeat lately."""
+    """Return whether a worker of `queue` on this host has sent a heartbeat recently."""
     from rq import Worker
 
     from streamer.connections import connect
@@ -40,7 +41,7 @@ def worker(queue: str) -> bool:
 
 
 def recorder() -> bool:
-    """Whether a recorder on this host has read from the results queue lately."""
+    """Return whether a recorder on this host has read the results queue recently."""
     from streamer.connections import connect
     from streamer.redis_keys import RESULTS
 
@@ -62,10 +63,10 @@ def main() -> int:
         healthy = (
             api() if what == "api" else recorder() if what == "recorder" else worker(QUEUES[what])
         )
-    except Exception as error:  # whatever it is, the container is not healthy
+    except Exception as error:  # after any error the container is not healthy
         print(f"{what}: {type(error).__name__}", file=sys.stderr)
         return 1
-    print(f"{what}: {'healthy' if healthy else 'no sign of life'}")
+    print(f"{what}: {'healthy' if healthy else 'no recent sign of life'}")
     return 0 if healthy else 1
 
 

@@ -1,4 +1,4 @@
-"""docker/ names what exists and runs without privileges; its health check tells the truth."""
+"""docker/ refers to existing files and settings, runs without privileges, and checks health."""
 
 import fnmatch
 import os
@@ -29,20 +29,20 @@ def compose(name: str = "compose.yaml") -> dict[str, Any]:
     return loaded
 
 
-def ours() -> dict[str, dict[str, Any]]:
+def own_services() -> dict[str, dict[str, Any]]:
     return {n: s for n, s in compose()["services"].items() if "nvila" in s["image"]}
 
 
 @cache
 def instructions() -> list[tuple[str, str]]:
-    """The Dockerfile as (instruction, arguments), comments dropped and lines joined."""
+    """Return the Dockerfile as (instruction, arguments), without comments, lines joined."""
     lines = [x for x in (DOCKER / "Dockerfile").read_text().splitlines() if not x.startswith("#")]
     joined = re.sub(r"\\\n", " ", "\n".join(lines))
     return [(p[0], p[2]) for line in joined.splitlines() if (p := line.partition(" "))[0]]
 
 
 def stages() -> dict[str, str]:
-    """Stage -> what it starts from."""
+    """Return the base of each stage."""
     found = (
         re.fullmatch(r"(\S+) AS (\S+)", rest) for name, rest in instructions() if name == "FROM"
     )
@@ -57,19 +57,19 @@ def test_every_command_is_one_of_the_command_line() -> None:
     from streamer.cli.app import app
 
     known = {command.name for command in app.registered_commands}
-    for name, service in ours().items():
+    for name, service in own_services().items():
         assert service["command"][0] in known, name
     default = dict(instructions())["CMD"]
     assert re.findall(r'"(\w+)"', default)[0] in known
 
 
 def test_every_variable_is_a_setting() -> None:
-    for name, service in ours().items():
+    for name, service in own_services().items():
         given = {variable for variable in service["environment"] if variable.startswith(PREFIX)}
         assert given <= VARIABLES, name
     text = "".join(f"{rest}\n" for instruction, rest in instructions() if instruction == "ENV")
     assert set(re.findall(rf"\b({PREFIX}\w+)=", text)) <= VARIABLES
-    # a variable that only compose reads must not look like a setting: `streamer` would refuse it
+    # A variable for compose alone must not look like a setting: `streamer` would refuse it.
     asked = set(re.findall(rf"\$\{{({PREFIX}\w+)", (DOCKER / "compose.yaml").read_text()))
     assert asked <= VARIABLES
 
@@ -106,7 +106,7 @@ def test_redis_keeps_jobs_and_not_frames() -> None:
     assert "noeviction" in jobs
     assert "--appendonly no" in frames
     assert all("--maxmemory " in command for command in (jobs, frames))
-    assert "noeviction" in frames  # we decide ourselves which frames go: the oldest
+    assert "noeviction" in frames  # the service deletes the oldest frames itself
 
 
 def test_named_volumes_are_declared() -> None:
@@ -119,7 +119,7 @@ def test_named_volumes_are_declared() -> None:
 def test_targets_exist_and_build_on_the_unprivileged_stage() -> None:
     assert {"cpu", "cuda"} <= set(stages())
     assert stages()["cpu"] == stages()["cuda"] == "runtime"
-    for service in ours().values():
+    for service in own_services().values():
         assert service["build"]["target"] in stages()
         assert (DOCKER / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
     cuda = compose("compose.cuda.yaml")["services"]
@@ -127,7 +127,7 @@ def test_targets_exist_and_build_on_the_unprivileged_stage() -> None:
     assert cuda["worker"]["build"]["target"] in stages()
 
 
-def test_the_image_runs_as_nobody_special() -> None:
+def test_the_image_runs_without_privileges() -> None:
     users = [rest for instruction, rest in instructions() if instruction == "USER"]
     assert users == ["streamer"]
     runtime = next(i for i, (_, rest) in enumerate(instructions()) if rest.endswith(" AS runtime"))
@@ -163,10 +163,10 @@ def check(what: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_the_health_check_is_asked_for_what_it_knows() -> None:
+def test_compose_uses_only_checks_that_exist() -> None:
     program = runpy.run_path(str(HEALTHCHECK))
     known = {"api", "recorder", *program["QUEUES"]}
-    for service in ours().values():
+    for service in own_services().values():
         *_, script, what = service["healthcheck"]["test"]
         assert Path(script).name == HEALTHCHECK.name
         assert what in known
@@ -174,7 +174,7 @@ def test_the_health_check_is_asked_for_what_it_knows() -> None:
 
 
 def test_a_dead_api_is_not_healthy() -> None:
-    with socket.socket() as probe:  # bound, so that nobody else takes the port, and not listening
+    with socket.socket() as probe:  # reserves the port without listening
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
 

@@ -5,6 +5,7 @@ import re
 import shlex
 import xml.etree.ElementTree as ElementTree
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")),
     *sorted((ROOT / "docs").glob("*.md")),
-    ROOT / "examples" / "README.md",
+    *(ROOT / name / "README.md" for name in ("examples", "nvila_core", "nvila_core/demo")),
 ]
 
 ids = [page.relative_to(ROOT).as_posix() for page in PAGES]
@@ -98,6 +99,13 @@ def test_programs_and_folders_exist(page: Path) -> None:
     for line in shell_lines(page):
         for path in re.findall(rf"(?<![\w./:])((?:{roots})/[\w/]*(?:\.py)?)(?![\w./*])", line):
             assert (ROOT / path).exists(), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_modules_exist(page: Path) -> None:
+    for line in shell_lines(page):
+        for module in re.findall(r"\bpython -m ((?:nvila_core|streamer|workers)[\w.]*)", line):
+            assert find_spec(module.rstrip(".")), line
 
 
 def test_the_picture_is_a_picture() -> None:
