@@ -330,8 +330,8 @@ def test_no_exception_shows_a_password(
 
 CRASH = """
 import sys, threading
-from workers.log import configure
-configure("debug")
+from streamer.logging_setup import configure_logging
+configure_logging("debug")
 url = sys.stdin.read()
 def fail():
     try:
