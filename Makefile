@@ -1,4 +1,4 @@
-# `make demo` shows the main job, `make test` passes the tests; both install what they need first.
+# `make demo` shows the service at work, `make test` runs the tests; both install first.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 SHELL := /bin/bash
@@ -16,12 +16,12 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 
 .PHONY: help install demo test test-all lint types check lock clean
 
-help: ## this list
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: $(STAMP) ## create .venv and fill it with pinned packages
+install: $(STAMP) ## create .venv with pinned packages
 
-demo: install ## two cameras, live captions, two questions, a table: under three minutes
+demo: install ## run the demo: two cameras, live captions, two questions; under three minutes
 	@$(BIN)/streamer demo
 
 test: install ## the tests
