@@ -48,7 +48,7 @@ class PromptTooLong(PromptError):  # noqa: N818
 
     Attributes:
         prompt_tokens: positions that the prompt needs.
-        max_model_len: positions of prompt and answer together at most.
+        max_model_len: maximum number of positions of prompt and answer together.
     """
 
     def __init__(self, prompt_tokens: int, max_model_len: int) -> None:

@@ -106,7 +106,7 @@ class NVILA:
 
     @property
     def max_model_len(self) -> int:
-        """Positions of prompt and answer together at most."""
+        """Maximum number of positions of prompt and answer together."""
         return self.config.max_model_len
 
     @property
@@ -137,8 +137,8 @@ class NVILA:
                 conversation, a list of {"role": "system" | "user" | "assistant", "content": parts}.
             num_video_frames: frames sampled from each video; default: all those of `plan`, else the
                 checkpoint's (8).
-            video_max_tiles: tiles of a frame at most, with `video_as="video"`; default: the
-                checkpoint's (1).
+            video_max_tiles: maximum number of tiles of a frame, with `video_as="video"`; default:
+                the checkpoint's (1).
             video_as: "image" writes an `<image>` token for each frame, "video" one `<vila/video>`.
                 Default: "image" for a Basic video encoder, "video" for one that pools (TSP).
             policy: resolution policy, which chooses the tiles of each frame: "adaptive", "fixed:4",
@@ -260,7 +260,7 @@ class NVILA:
 
         Args:
             parts_or_prompt: a prepared `Prompt`, or what `prepare` takes.
-            params: default: greedy, at most 512 tokens.
+            params: how to sample; default: greedy, up to 512 tokens.
             on_text: called with each new piece of the text as it is generated.
 
         Raises:

@@ -57,13 +57,14 @@ class Engine:
 
     Args:
         model: from now on used by this engine only, except for `prepare`.
-        max_num_seqs: requests that run at once at most.
+        max_num_seqs: maximum number of running requests.
         kv_cache_tokens: positions whose keys and values are kept, for running requests and for
-            reuse; also the length of a prompt with its answer at most.
-        max_num_batched_tokens: positions in a step at most: more is faster, fewer makes other
-            requests wait less. Default: chosen for the model's device, see
+            reuse; also limits the length of a prompt with its answer.
+        max_num_batched_tokens: maximum number of positions in a step: more is faster, fewer makes
+            other requests wait less. Default: by the model's device, see
             `models.device.STEP_LIMITS`.
-        step_tiles: tiles that go through the vision tower in a step at most; same default.
+        step_tiles: maximum number of tiles that go through the vision tower in a step. Default: by
+            the model's device.
         tile_cache_bytes: size of the cache of encoded tiles.
         tile_tolerance: how much a tile may differ from a cached one and still use its features; see
             `TileCache`.
@@ -162,7 +163,7 @@ class Engine:
 
         Args:
             parts_or_prompt: a prepared `Prompt`, or what `NVILA.prepare` takes.
-            params: default: greedy, at most 512 tokens.
+            params: how to sample; default: greedy, up to 512 tokens.
             policy: resolution policy, see `NVILA.prepare`.
             priority: requests of higher priority are served first, and may preempt lower ones;
                 equal ones are served by deadline, then in order of arrival.

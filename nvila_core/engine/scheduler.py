@@ -30,8 +30,9 @@ class Scheduler:
     Args:
         pool: the blocks of the cache.
         block_size: positions in a block.
-        max_num_seqs: running requests at most.
-        max_num_batched_tokens: positions in a step at most, unless more requests than that decode.
+        max_num_seqs: maximum number of running requests.
+        max_num_batched_tokens: maximum number of positions in a step; exceeded only where more
+            requests than that decode.
     """
 
     def __init__(
@@ -141,7 +142,7 @@ class Scheduler:
     def _make_room(
         self, shortage: Callable[[], int], preemptible: Callable[[Request], bool]
     ) -> bool:
-        """Preempt requests, the last in serving order first, until `shortage` is at most 0.
+        """Preempt requests, the last in serving order first, until there is no shortage.
 
         Preempts none where all of them together would not be enough.
         """

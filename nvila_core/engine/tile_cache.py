@@ -21,7 +21,7 @@ class TileCache:
     encoded, never with one that was itself replaced, so slow changes do not add up unseen.
 
     Args:
-        max_bytes: size of the features at most; 0 keeps nothing.
+        max_bytes: maximum size of the features; 0 disables the cache.
         tolerance: share of the full range from black to white; 0 accepts equal pixels only.
     """
 

@@ -17,7 +17,7 @@ class TileEncoder:
     Args:
         model: its vision tower and projector are used.
         cache: features by content, shared by all requests.
-        step_tiles: tiles in a step at most.
+        step_tiles: maximum number of tiles in a step.
     """
 
     def __init__(self, model: NVILA, cache: TileCache, step_tiles: int) -> None:

@@ -16,7 +16,7 @@ class SamplingParams:
     """How to sample an answer, when to stop, and which form it must have.
 
     Attributes:
-        max_tokens: tokens to generate at most; fewer where the context ends first.
+        max_tokens: maximum number of generated tokens; fewer where the context ends first.
         temperature: 0 is greedy; higher is more random.
         top_p: sample from the fewest tokens whose probabilities add up to this.
         top_k: sample from this many of the most likely tokens; 0 means all.

@@ -14,7 +14,7 @@ UNFINISHED = "\ufffd"
 """Text of a token that ends in the middle of a character."""
 
 MIN_SETTLED_TOKENS = 16
-"""Tokens that are decoded together at least before their text is settled."""
+"""Minimum number of tokens to decode together before their text is settled."""
 
 
 class Sequence:
@@ -26,7 +26,7 @@ class Sequence:
         prompt: the prepared prompt.
         params: how to sample.
         tokenizer: the model's.
-        max_model_len: positions of prompt and answer together at most.
+        max_model_len: maximum number of positions of prompt and answer together.
 
     Attributes:
         token_ids: the generated tokens.

@@ -102,13 +102,17 @@ class TokenTable:
 
 
 class GrammarCompiler:
-    """Compiles grammars for one tokenizer, and caches the most recently used. Thread-safe."""
+    """Compiles grammars for one tokenizer, and caches the most recently used. Thread-safe.
+
+    Attributes:
+        compiled: the cached grammars by choice and schema, the most recently used last.
+    """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         table = TokenTable(tokenizer)
         self._tokenizer = LLTokenizer(TokenizerWrapper(table), eos_token=table.stop_ids)
         self._lock = threading.Lock()
-        self._compiled: OrderedDict[tuple[tuple[str, ...], str | None], LLMatcher] = OrderedDict()
+        self.compiled: OrderedDict[tuple[tuple[str, ...], str | None], LLMatcher] = OrderedDict()
 
     def constraint(self, choice: tuple[str, ...], schema: str | None) -> Constraint:
         """Return a new constraint for a form.
@@ -118,17 +122,17 @@ class GrammarCompiler:
         """
         key = (choice, schema)
         with self._lock:
-            matcher = self._compiled.get(key)
+            matcher = self.compiled.get(key)
             if matcher is not None:
-                self._compiled.move_to_end(key)
+                self.compiled.move_to_end(key)
                 return Constraint(matcher.deep_copy())
         matcher = LLMatcher(self._tokenizer, grammar_of(choice, schema), log_level=0, limits=LIMITS)
         if matcher.is_error():
             raise schema_error(matcher.get_error())
         with self._lock:
-            self._compiled[key] = matcher
-            while len(self._compiled) > MAX_CACHED_GRAMMARS:
-                self._compiled.popitem(last=False)
+            self.compiled[key] = matcher
+            while len(self.compiled) > MAX_CACHED_GRAMMARS:
+                self.compiled.popitem(last=False)
             return Constraint(matcher.deep_copy())
 
 

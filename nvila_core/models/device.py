@@ -15,7 +15,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class StepLimits:
-    """LLM positions, and tiles through the vision tower, in a step of the engine at most."""
+    """Maximum numbers of LLM positions and of tiles to encode in a step of the engine."""
 
     max_num_batched_tokens: int
     step_tiles: int

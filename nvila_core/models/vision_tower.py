@@ -6,7 +6,7 @@ from transformers import SiglipVisionConfig, SiglipVisionModel
 
 from nvila_core.config import VisionConfig
 
-MAX_TILES = 16
+MAX_TILES_PER_PASS = 16
 """Tiles in one pass through the tower, which bounds its memory."""
 
 
@@ -47,7 +47,7 @@ class VisionTower(nn.Module):
         if not len(pixels):
             return self.positions.new_empty((0, *self.positions.shape))
         features = []
-        for part in pixels.split(MAX_TILES):
+        for part in pixels.split(MAX_TILES_PER_PASS):
             hidden = self.embeddings(part.to(self.positions.device, self.positions.dtype))
             features.append(self.encoder(inputs_embeds=hidden).last_hidden_state)
         return torch.cat(features)

@@ -1,4 +1,4 @@
-"""`python -m nvila_core ask`."""
+"""The command `python -m nvila_core ask`."""
 
 import json
 import subprocess
@@ -138,7 +138,7 @@ def test_importing_the_package_does_not_import_torch() -> None:
     assert done.returncode == 0
 
 
-def test_an_answer_in_a_form_from_a_smaller_model(
+def test_an_answer_in_a_form_also_from_a_quantized_model(
     tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     schema = tmp_path / "schema.json"
@@ -153,7 +153,7 @@ def test_an_answer_in_a_form_from_a_smaller_model(
 
 
 @pytest.mark.parametrize("schema", ["nowhere.json", "{", '{"not": {}}'])
-def test_a_schema_that_is_none_is_one_sentence(
+def test_an_invalid_schema_is_one_sentence(
     tiny_folder: Path, schema: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert ask(tiny_folder, "--json-schema", schema, "Which?") == 1

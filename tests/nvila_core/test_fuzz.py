@@ -1,5 +1,5 @@
-"""Hostile checkpoints: any config and any safetensors header loads or raises CheckpointError, no
-more.
+"""Hostile checkpoints: any config and any safetensors header either loads or raises
+CheckpointError.
 """
 
 import json
@@ -45,11 +45,11 @@ VALUES = st.recursive(
     ),
     max_leaves=6,
 )
-MEMORY = 400 * 2**20
+MAX_MEMORY = 400 * 2**20
 
 
 def peak() -> int:
-    """The most memory that this process has used so far, in bytes."""
+    """Return the peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -69,7 +69,7 @@ def test_any_value_in_any_field(victim: Path, data: st.DataObject) -> None:
     field = data.draw(st.sampled_from(sorted(values)))
     values[field] = data.draw(VALUES)
     path.write_text(json.dumps(values))
-    # when it is loaded and used, then it works or says what is wrong, in little memory
+    # when it is loaded, then it works or raises CheckpointError, in little memory
     try:
         checkpoint = Checkpoint.open(victim)
         checkpoint.load(torch.float32, torch.device("cpu"))
@@ -79,7 +79,7 @@ def test_any_value_in_any_field(victim: Path, data: st.DataObject) -> None:
         pytest.fail("an error about prompts came out of loading")
     finally:
         path.write_text(good)
-    assert peak() - before < MEMORY
+    assert peak() - before < MAX_MEMORY
 
 
 @FUZZ
@@ -104,7 +104,7 @@ def test_deeply_nested_json(victim: Path, tmp_path: Path) -> None:
 
 
 def load_projector(path: Path) -> None:
-    """Load the file as a projector would be."""
+    """Load the file as a projector's weights."""
     with torch.device("meta"):
         projector = build_projector("mlp_downsample", 4, 6)
     Weights(read_header(path), path).fill(projector, torch.float32, torch.device("cpu"))
@@ -126,7 +126,7 @@ def try_bytes(path: Path, content: bytes) -> None:
         load_projector(path)
     except CheckpointError as error:
         assert str(path) in str(error)  # noqa: PT017
-    assert peak() - before < MEMORY
+    assert peak() - before < MAX_MEMORY
 
 
 @FUZZ
@@ -165,7 +165,7 @@ def test_any_header(intact: bytes, tmp_path: Path, data: st.DataObject) -> None:
 
 @FUZZ
 @given(size=st.integers(0, 600), claimed=st.one_of(st.none(), st.integers(0, 2**64 - 1)))
-def test_truncated_or_lying_about_its_length(
+def test_truncated_or_with_a_wrong_length(
     intact: bytes, tmp_path: Path, size: int, claimed: int | None
 ) -> None:
     content = intact[:size] if claimed is None else struct.pack("<Q", claimed) + intact[8:]

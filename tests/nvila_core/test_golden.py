@@ -1,6 +1,4 @@
-"""Parity with the recorded behaviour of the original implementation, within its manifest's
-tolerances.
-"""
+"""Parity with recordings of the original implementation, within the manifest's tolerances."""
 
 import hashlib
 import json
@@ -44,7 +42,7 @@ WITH_FEATURES = [
 
 
 def read_parts(golden: Path, prompts: dict[str, list[str]], case: str) -> list[Any]:
-    """The parts of a case: pictures, the clip, and text."""
+    """Return the parts of a case: pictures, the clip, and text."""
     pixels = load_file(golden / "inputs/pixels.safetensors")
     recipe = next(
         parts
@@ -64,7 +62,7 @@ def read_parts(golden: Path, prompts: dict[str, list[str]], case: str) -> list[A
 
 
 def to_float(pixels: torch.Tensor) -> np.ndarray:
-    """The manifest's formula for pixels."""
+    """Scale pixels by the manifest's formula."""
     scaled = (pixels.numpy().astype(np.float64) * 0.00392156862745098).astype(np.float32)
     return (scaled - np.float32(0.5)) / np.float32(0.5)
 
@@ -106,14 +104,14 @@ def test_case(
     model = golden_models[record["checkpoint"]]
     parts = read_parts(golden, manifest["prompts"], name.split("__")[1])
 
-    # when it is prepared the way it was recorded
+    # when it is prepared with the recorded settings
     prompt = model.prepare(
         parts,
         video_as="video" if record["path"] == "release" else "image",
         **record["config_overrides"],
     )
 
-    # then text, ids and pixels are the same, and the numbers within the tolerances
+    # then text, ids and pixels are equal, and embeddings and logits within the tolerances
     assert prompt.text == record["chat_text"]
     assert prompt.token_ids == recorded["input_ids"].tolist()
     assert_pixels(prompt, recorded, record["truncated"])
@@ -239,7 +237,7 @@ def test_tokenization(golden: Path, golden_models: dict[str, NVILA]) -> None:
         if "parts" in row:
             tiles = row["dynamic_tiles"]
             images = sum(isinstance(part, dict) for part in row["parts"])
-            # user text never becomes a control token here, unlike in the original
+            # here, unlike in the original, user text never becomes a control token
             injected = any(isinstance(p, str) and "<|" in p for p in row["parts"])
             if injected or (images == 1 and tiles is None):
                 continue

@@ -1,4 +1,4 @@
-"""Batches of rows over the cache: attention of each row is that over its own sequence."""
+"""Batches over the cache: each row attends to exactly its own sequence."""
 
 import random
 
@@ -33,7 +33,7 @@ def cache() -> KVCache:
 def attended(
     cache: KVCache, rows: list[SequenceSlice]
 ) -> tuple[PagedBatch, torch.Tensor, torch.Tensor]:
-    """A batch, what it attends to, and what every row alone would."""
+    """Return a batch, its attention, and the attention of every row computed alone."""
     batch = PagedBatch(cache, rows, HEADS)
     total = sum(r.count for r in rows)
     query = torch.randn(HEADS, total, SIZE)
@@ -55,8 +55,8 @@ def attended(
     return batch, got, expected
 
 
-def test_rows_with_a_long_common_beginning_read_it_once(cache: KVCache) -> None:
-    # Given five sequences on one clip of 40 blocks, whose ends are their own, and two others
+def test_rows_with_a_long_shared_prefix_read_it_once(cache: KVCache) -> None:
+    # Given five sequences on one clip of 40 blocks, which end differently, and two others
     prefix = list(range(40))
     rows = [
         SequenceSlice(640 + 7 * n, 1, [*prefix, *range(50 + 5 * n, 55 + 5 * n)]) for n in range(5)
@@ -74,8 +74,8 @@ def test_rows_with_a_long_common_beginning_read_it_once(cache: KVCache) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_sequences_with_little_in_common_are_grouped_by_length(cache: KVCache) -> None:
-    # Given a common beginning that is too short to matter, and lengths of all sorts
+def test_sequences_with_a_short_shared_prefix_are_grouped_by_length(cache: KVCache) -> None:
+    # Given a shared prefix that is too short to be worth it, and different lengths
     rows = [
         SequenceSlice(BLOCK * blocks - 3, 1, [0, 1, *range(10 * n + 10, 10 * n + 8 + blocks)])
         for n, blocks in enumerate((3, 9, 4, 8, 3))
@@ -97,13 +97,13 @@ def test_any_mixture_attends_as_every_row_alone(cache: KVCache, seed: int) -> No
     torch.manual_seed(seed)
     free = list(range(400))
     draw.shuffle(free)
-    known: list[list[int]] = [[]]
+    tables: list[list[int]] = [[]]
     rows = []
     for _ in range(8):
-        parent = draw.choice(known)
+        parent = draw.choice(tables)
         kept = parent[: draw.randint(0, len(parent))]
         blocks = kept + [free.pop() for _ in range(draw.randint(1, 40))]
-        known.append(blocks)
+        tables.append(blocks)
         new = draw.choice((1, 1, 1, draw.randint(2, BLOCK)))
         end = draw.randint(len(kept) * BLOCK + new, len(blocks) * BLOCK)
         rows.append(SequenceSlice(end - new, new, blocks))
@@ -111,7 +111,7 @@ def test_any_mixture_attends_as_every_row_alone(cache: KVCache, seed: int) -> No
     # When they are one step
     batch, got, expected = attended(cache, rows)
 
-    # Then every row sees exactly its own sequence, up to itself
+    # Then every row attends to exactly its own sequence, up to itself
     assert sum(isinstance(part, PrefillChunk) for part in batch.parts) == sum(
         r.count > 1 for r in rows
     )

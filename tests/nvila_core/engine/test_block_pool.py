@@ -1,4 +1,4 @@
-"""The pool: owners, reuse by content, and what goes first when room is needed."""
+"""The block pool: reference counts, reuse by content, and the order of eviction."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,15 +8,15 @@ from nvila_core.engine.block_pool import BlockPool
 A, B, C = b"a", b"b", b"c"
 
 
-def filled(pool: BlockPool, *keys: bytes) -> list[int]:
-    """Own a block for each key and publish it."""
-    blocks = pool.allocate(len(keys))
-    for block, key in zip(blocks, keys, strict=True):
-        pool.cache(block, key)
+def filled(pool: BlockPool, *hashes: bytes) -> list[int]:
+    """Allocate a block for each hash, and cache it."""
+    blocks = pool.allocate(len(hashes))
+    for block, block_hash in zip(blocks, hashes, strict=True):
+        pool.cache(block, block_hash)
     return blocks
 
 
-def test_released_content_is_found_and_can_be_owned_again() -> None:
+def test_freed_blocks_stay_cached_and_can_be_acquired_again() -> None:
     pool = BlockPool(4)
     blocks = filled(pool, A, B)
     pool.free(blocks)
@@ -28,7 +28,7 @@ def test_released_content_is_found_and_can_be_owned_again() -> None:
     assert pool.count_evictable(blocks) == 1
 
 
-def test_the_tail_of_what_was_used_least_recently_goes_first() -> None:
+def test_the_tail_of_the_least_recently_used_prefix_is_evicted_first() -> None:
     # given two prefixes, the older one of two blocks
     pool = BlockPool(3)
     old, new = filled(pool, A, B), filled(pool, C)
@@ -41,7 +41,7 @@ def test_the_tail_of_what_was_used_least_recently_goes_first() -> None:
     assert pool.find_cached([C]) == new
 
 
-def test_a_block_is_kept_while_anybody_owns_it() -> None:
+def test_a_block_is_not_evicted_while_it_has_an_owner() -> None:
     pool = BlockPool(2)
     blocks = filled(pool, A)
     pool.acquire(blocks)
@@ -52,7 +52,7 @@ def test_a_block_is_kept_while_anybody_owns_it() -> None:
     assert pool.find_cached([A]) == blocks
 
 
-def test_equal_content_is_published_once() -> None:
+def test_equal_content_is_cached_once() -> None:
     pool = BlockPool(2)
     first = filled(pool, A)
     second = filled(pool, A)
@@ -61,7 +61,7 @@ def test_equal_content_is_published_once() -> None:
     assert (pool.num_evictable_blocks, pool.num_free_blocks) == (0, 1)
 
 
-def test_disowned_content_is_not_found_again() -> None:
+def test_invalidated_content_is_not_found_again() -> None:
     pool = BlockPool(3)
     blocks = filled(pool, A, B)
     pool.acquire(blocks[:1])
@@ -73,17 +73,17 @@ def test_disowned_content_is_not_found_again() -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 5)), max_size=60))
-def test_every_block_is_free_owned_or_kept(moves: list[tuple[int, int]]) -> None:
+def test_every_block_is_either_free_or_used(moves: list[tuple[int, int]]) -> None:
     pool, owned = BlockPool(5), []
     for move, number in moves:
-        key = bytes([number])
+        block_hash = bytes([number])
         if move == 0 and pool.num_free_blocks:
             owned.append(pool.allocate(1))
         elif move == 1 and owned:
-            pool.cache(owned[number % len(owned)][0], key)
+            pool.cache(owned[number % len(owned)][0], block_hash)
         elif move == 2 and owned:
             pool.free(owned.pop(number % len(owned)))
-        elif move == 3 and (found := pool.find_cached([key])):
+        elif move == 3 and (found := pool.find_cached([block_hash])):
             pool.acquire(found)
             owned.append(found)
         assert pool.num_used_blocks == len({block for blocks in owned for block in blocks})

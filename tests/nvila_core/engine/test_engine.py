@@ -1,5 +1,5 @@
-"""The engine: the same answers as alone, fair admission, nothing computed twice, failures that stay
-alone.
+"""The engine: the same answers as without it, fair admission, no repeated computation, and failures
+that affect one request only.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ FOREVER = SamplingParams(max_tokens=100_000, ignore_eos=True)
 
 @pytest.fixture
 def model(tiny_folder: Path) -> NVILA:
-    """A model of the test's own, for an engine to use alone."""
+    """A model that only this test's engine uses."""
     return NVILA.from_pretrained(tiny_folder)
 
 
@@ -46,18 +46,18 @@ def engine(model: NVILA) -> Iterator[Engine]:
 
 
 def exactly(tokens: int) -> SamplingParams:
-    """Greedy, to a fixed length."""
+    """Return parameters of a greedy answer of fixed length."""
     return SamplingParams(max_tokens=tokens, ignore_eos=True)
 
 
 def run(engine: Engine) -> None:
-    """Step by hand until nothing is left."""
+    """Step until no request is left."""
     while engine.step():
         pass
 
 
 def mix(pictures: Any, count: int) -> list[tuple[list[Any], SamplingParams]]:
-    """Requests of every kind: text, tiled image, several images, video; greedy and seeded."""
+    """Return requests of every kind: text, tiled image, images, video; greedy and seeded."""
     kinds = (
         lambda i: [f"Question {i}"],
         lambda i: [pictures.image(200, 100 + i), "What?"],
@@ -75,13 +75,11 @@ def mix(pictures: Any, count: int) -> list[tuple[list[Any], SamplingParams]]:
     ]
 
 
-def test_answers_equal_those_alone_whatever_else_runs(
-    model: NVILA, tiny: NVILA, pictures: Any
-) -> None:
-    # given what every request answers alone
+def test_answers_equal_those_without_an_engine(model: NVILA, tiny: NVILA, pictures: Any) -> None:
+    # given the answer to every request without an engine
     requests = mix(pictures, 16)
     alone = [tiny.generate(parts, params) for parts, params in requests]
-    # when they are submitted from many threads at once, more than fit
+    # when all are submitted from many threads, more than fit
     with Engine(model, max_num_seqs=5, kv_cache_tokens=700) as engine:
         handles: list[Any] = [None] * len(requests)
 
@@ -139,11 +137,11 @@ def test_stepping_by_hand_admits_by_priority_then_deadline_then_arrival(model: N
     # when it is stepped by hand
     while engine.step():
         ended += [name for name, h in handles.items() if h.done and name not in ended]
-    # then the urgent ones came first
+    # then those of higher priority ended first
     assert [*ended, "low"] == ["soon", "high", "high again", "middle", "low"]
 
 
-def test_an_urgent_request_takes_the_place_of_a_running_one_which_goes_on_later(
+def test_higher_priority_preempts_a_running_request_which_resumes_later(
     model: NVILA, tiny: NVILA
 ) -> None:
     # given a full engine
@@ -151,18 +149,18 @@ def test_an_urgent_request_takes_the_place_of_a_running_one_which_goes_on_later(
     slow = engine.submit(["a long story"], exactly(40))
     for _ in range(20):
         engine.step()
-    # when somebody waits for an answer
+    # when a request of higher priority arrives
     quick = engine.submit(["a question"], exactly(3), priority=1)
     while not quick.done:
         assert engine.step()
-    # then it came first, and nothing of the other is lost
+    # then it ended first, and the other continued where it was
     assert not slow.done
     run(engine)
     assert slow.result(0).token_ids == tiny.generate(["a long story"], exactly(40)).token_ids
     assert engine.stats()["preemptions"] == 1
 
 
-def test_generating_more_than_fits_puts_the_last_one_back(model: NVILA, tiny: NVILA) -> None:
+def test_decoding_more_than_fits_preempts_the_last_request(model: NVILA, tiny: NVILA) -> None:
     # given prompts that fit together and answers that do not
     engine = Engine(model, max_num_seqs=8, kv_cache_tokens=320)
     handles = [engine.submit([f"hello {i}"], exactly(90)) for i in range(4)]
@@ -172,34 +170,36 @@ def test_generating_more_than_fits_puts_the_last_one_back(model: NVILA, tiny: NV
         stats = engine.stats()
         assert stats["kv_tokens"] + stats["kv_reusable"] <= 320
         most = max(most, stats["running"])
-    # then all answers are whole, and memory was enough by letting some wait
+    # then all answers are complete, because some requests waited
     assert most >= 2
     assert engine.stats()["preemptions"] > 0
     for i, handle in enumerate(handles):
         assert handle.result(0).token_ids == tiny.generate([f"hello {i}"], exactly(90)).token_ids
 
 
-def test_questions_on_one_clip_pay_for_its_frames_once(model: NVILA, pictures: Any) -> None:
-    # given several questions on one clip, asked at once
+def test_questions_on_one_clip_encode_and_prefill_it_once(model: NVILA, pictures: Any) -> None:
+    # given several questions on one clip, submitted together
     engine = Engine(model)
     video = Video([pictures.image() for _ in range(4)], sampled=True)
     handles = [engine.submit([video, f"question {i}"], exactly(3)) for i in range(5)]
     # when
     run(engine)
-    # then one read the clip, and the others found it read
+    # then one computed the clip, and the others found it in the cache
     usages = [handle.result(0).usage for handle in handles]
     assert engine.stats()["encoded_tiles"] == 4
     assert [usage.cached_tiles for usage in usages] == [0, 4, 4, 4, 4]
     assert usages[0].cached_tokens == 0
     assert all(u.cached_tokens >= u.vision_tokens for u in usages[1:])
-    # and so does one that comes later, after all of them have ended
+    # and so does one that arrives after all of them have ended
     later = engine.submit([video, "one more"], exactly(1))
     run(engine)
     assert later.result(0).usage.cached_tokens >= usages[0].vision_tokens
 
 
-def test_a_still_camera_encodes_what_changed(model: NVILA, tiny: NVILA, pictures: Any) -> None:
-    # given two windows that have one of two frames in common, in another place
+def test_a_still_camera_encodes_changed_tiles_only(
+    model: NVILA, tiny: NVILA, pictures: Any
+) -> None:
+    # given two windows that share one of two frames, at another place
     engine = Engine(model)
     a, b, c = (pictures.image() for _ in range(3))
     windows = [[a, b, "What?"], [b, c, "What?"]]
@@ -227,24 +227,24 @@ def test_with_a_tolerance_sensor_noise_is_not_encoded_again(model: NVILA, pictur
     assert [usage.cached_tiles for usage in usages] == [0, 1, 0]
 
 
-def test_a_long_prompt_does_not_stall_those_who_generate(model: NVILA, pictures: Any) -> None:
-    # given a request that generates, and then one whose prompt takes many steps
+def test_a_long_prompt_does_not_stall_decoding(model: NVILA, pictures: Any) -> None:
+    # given a decoding request, and then one whose prompt takes many steps
     engine = Engine(model, max_num_batched_tokens=16, step_tiles=2)
-    talking = engine.submit(["talk"], FOREVER)
+    decoding = engine.submit(["talk"], FOREVER)
     for _ in range(5):
         engine.step()
     [request] = engine.scheduler.running
     before = len(request.sequence.token_ids)
-    reading = engine.submit([Video([pictures.image() for _ in range(8)]), "x"], exactly(1))
+    prefilling = engine.submit([Video([pictures.image() for _ in range(8)]), "x"], exactly(1))
     # when
     steps = 0
-    while not reading.done:
+    while not prefilling.done:
         engine.step()
         steps += 1
-    # then the first one got a token at every step of it
+    # then the first one got a token at every step
     assert steps > 5
     assert len(request.sequence.token_ids) - before == steps
-    talking.cancel()
+    decoding.cancel()
     run(engine)
 
 
@@ -286,7 +286,7 @@ def test_a_failing_picture_fails_alone(model: NVILA, pictures: Any) -> None:
 def test_a_failure_while_generating_fails_alone(
     model: NVILA, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    # given two requests that generate, one of which the language model cannot take any more
+    # given two decoding requests, one of which the language model fails on
     engine = Engine(model)
     good, bad = (engine.submit([name], exactly(8)) for name in ("good", "bad"))
     for _ in range(2):
@@ -294,10 +294,10 @@ def test_a_failure_while_generating_fails_alone(
     own = engine.scheduler.running[1].blocks[-1]
     forward_step = model.language.forward_step
 
-    def forward_or_fail(embeds: Any, positions: Any, batch: Any, wanted: Any) -> Any:
+    def forward_or_fail(embeds: Any, positions: Any, batch: Any, rows: Any) -> Any:
         if not bad.done and own in batch.slots // BLOCK_SIZE:
             raise error
-        return forward_step(embeds, positions, batch, wanted)
+        return forward_step(embeds, positions, batch, rows)
 
     monkeypatch.setattr(model.language, "forward_step", forward_or_fail)
     # when
@@ -309,10 +309,10 @@ def test_a_failure_while_generating_fails_alone(
     assert engine.stats()["kv_tokens"] == 0
 
 
-def test_scores_that_are_no_numbers_fail_alone_and_leave_nothing_behind(
+def test_logits_that_are_not_numbers_fail_alone_and_do_not_leak(
     model: NVILA, tiny: NVILA, pictures: Any
 ) -> None:
-    # given a picture of which the tower makes no numbers
+    # given a picture that the tower turns into NaN
     engine = Engine(model, kv_cache_tokens=256)
     broken = model.prepare([pictures.image(), "broken"])
     nothing = replace(broken.processor, mean=(float("nan"),) * 3)
@@ -325,7 +325,7 @@ def test_scores_that_are_no_numbers_fail_alone_and_leave_nothing_behind(
     with pytest.raises(NVILAError, match="not numbers"):
         bad.result(0)
     assert good.result(0).token_ids == tiny.generate(["good"], exactly(8)).token_ids
-    # and whoever gets its memory next is none the worse for it
+    # and the next requests to use its blocks are not affected
     later = [engine.submit([f"later {i}"], exactly(12)) for i in range(4)]
     run(engine)
     for i, handle in enumerate(later):
@@ -341,9 +341,9 @@ def test_a_lost_device_ends_the_engine_and_every_request(
     engine = Engine(model)
     handles = [engine.submit([f"{i}"], exactly(4)) for i in range(3)]
     monkeypatch.setattr(model.language, "forward_step", lose)
-    # when the device breaks down under a step
+    # when the device fails during a step
     engine.start()
-    # then everybody is told so, and nobody is let in again
+    # then every request fails with the reason, and new ones are refused
     for handle in handles:
         with pytest.raises(DeviceLost, match="illegal memory access"):
             handle.result(WAIT)
@@ -387,7 +387,7 @@ def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(model: NVILA) ->
         engine.submit(["d"], deadline=0.0)
 
 
-def test_stop_fails_what_is_left_and_start_begins_anew(model: NVILA) -> None:
+def test_stop_fails_unfinished_requests_and_start_runs_again(model: NVILA) -> None:
     engine = Engine(model, max_num_seqs=1)
     engine.start()
     handles = [engine.submit(["a"], FOREVER) for _ in range(3)]
@@ -402,7 +402,7 @@ def test_stop_fails_what_is_left_and_start_begins_anew(model: NVILA) -> None:
     engine.stop()
 
 
-def test_result_times_out_and_the_request_goes_on(model: NVILA) -> None:
+def test_result_times_out_and_the_request_continues(model: NVILA) -> None:
     engine = Engine(model)
     handle = engine.submit(["a"], SamplingParams(max_tokens=2))
     with pytest.raises(TimeoutError):

@@ -1,5 +1,5 @@
-"""Whatever is batched, chunked, shared, pushed out or cancelled: every answer is the one that the
-model gives alone.
+"""Every answer of the engine is the one that the model gives alone, for any mix of batching,
+chunking, sharing, preemption and cancellation.
 """
 
 from pathlib import Path
@@ -14,12 +14,12 @@ from PIL import Image
 from nvila_core import NVILA, Engine, SamplingParams, Video
 
 TEXTS = ("", "What is this?", "What is this thing doing there?", "Count the cars. " * 4, "é漢字🙂")
-LONGEST = 290
+MAX_POSITIONS = 290
 """Positions that the longest of these prompts with its answer needs, rounded up."""
 
 
 class Stock:
-    """A few pictures and texts, from which prompts share beginnings; answers alone, kept."""
+    """A few pictures and texts, from which prompts share prefixes; caches the model's answers."""
 
     def __init__(self, folder: Path) -> None:
         noise = np.random.default_rng(7)
@@ -36,12 +36,12 @@ class Stock:
         self.answers: dict[Any, Any] = {}
 
     def parts(self, choice: tuple[int, ...], text: int) -> list[Any]:
-        """Media by number and a text."""
+        """Return media by index, and a text."""
         media: list[Image.Image | Video] = [*self.images, *self.videos]
         return [*(media[i] for i in choice), TEXTS[text] or "?"]
 
     def alone(self, choice: tuple[int, ...], text: int, tokens: int) -> list[int]:
-        """The ids that the model gives alone."""
+        """Return the token ids that the model generates without an engine."""
         key = (choice, text)
         if len(self.answers.get(key, ())) < tokens:
             params = SamplingParams(max_tokens=max(tokens, 24), ignore_eos=True)
@@ -72,8 +72,8 @@ requests = st.tuples(
 )
 @given(
     mix=st.lists(requests, min_size=1, max_size=8),
-    seats=st.integers(1, 6),
-    positions=st.integers(LONGEST, 3 * LONGEST),
+    max_num_seqs=st.integers(1, 6),
+    positions=st.integers(MAX_POSITIONS, 3 * MAX_POSITIONS),
     max_num_batched_tokens=st.sampled_from([9, 40, 512]),
     step_tiles=st.sampled_from([1, 3, 16]),
     cache=st.sampled_from([0, 20_000, 2**24]),
@@ -81,30 +81,30 @@ requests = st.tuples(
 def test_every_answer_is_the_one_given_alone(
     stock: Stock,
     mix: list[Any],
-    seats: int,
+    max_num_seqs: int,
     positions: int,
     max_num_batched_tokens: int,
     step_tiles: int,
     cache: int,
 ) -> None:
-    # given an engine that is short of something
+    # given an engine with small limits
     engine = Engine(
         stock.model,
-        seats,
+        max_num_seqs,
         positions,
         max_num_batched_tokens=max_num_batched_tokens,
         step_tiles=step_tiles,
         tile_cache_bytes=cache,
     )
     # when requests come and some are cancelled
-    handles, doomed = [], []
+    handles, cancelling = [], []
     for choice, text, tokens, priority, steps, cancelled in mix:
         params = SamplingParams(max_tokens=tokens, ignore_eos=True)
         handles.append(engine.submit(stock.parts(choice, text), params, priority=priority))
-        doomed = [(handle, left - 1) for handle, left in doomed]
+        cancelling = [(handle, left - 1) for handle, left in cancelling]
         if cancelled is not None:
-            doomed.append((handles[-1], cancelled))
-        for handle, left in doomed:
+            cancelling.append((handles[-1], cancelled))
+        for handle, left in cancelling:
             if left <= 0:
                 handle.cancel()
         for _ in range(steps):
@@ -121,16 +121,15 @@ def test_every_answer_is_the_one_given_alone(
             assert answer.token_ids == expected
         assert answer.usage.cached_tokens < answer.usage.prompt_tokens
         assert answer.usage.cached_tiles <= answer.usage.tiles
-    # and nothing is left behind
+    # and nothing is left in the engine
     stats = engine.stats()
     assert (stats["kv_tokens"], stats["running"], stats["waiting"]) == (0, 0, 0)
     assert stats["tile_cache_bytes"] <= cache
     assert not engine.scheduler.blocks_in_flight
 
 
-def test_the_mixes_reach_what_they_are_meant_to_test(stock: Stock) -> None:
-    """Sharing, chunks, preemption and tile reuse all happen in one run like those above."""
-    engine = Engine(stock.model, 6, LONGEST, max_num_batched_tokens=40, step_tiles=1)
+def test_a_mix_like_these_shares_chunks_preempts_and_reuses_tiles(stock: Stock) -> None:
+    engine = Engine(stock.model, 6, MAX_POSITIONS, max_num_batched_tokens=40, step_tiles=1)
     handles = [
         engine.submit(
             stock.parts((i % 2 + 3, 0), i % 3), SamplingParams(max_tokens=24, ignore_eos=True)

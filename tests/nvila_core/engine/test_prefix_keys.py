@@ -1,4 +1,4 @@
-"""Hashes of blocks: equal for equal beginnings, different as soon as anything differs."""
+"""Block hashes: equal for equal prefixes, different from the first difference on."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ SIZE = 8
 
 
 def hashes_of(model: NVILA, parts: list[Any], generated: list[int] = []) -> list[bytes]:  # noqa: B006
-    """Hashes of all full blocks of a prompt and what was generated."""
+    """Return the hashes of all full blocks of a prompt and of generated tokens."""
     prompt = model.prepare(parts)
     layout = PromptLayout(prompt, (model.tokenizer.image_id, model.tokenizer.video_id))
     hashes = BlockHashes(layout, hash_media(prompt, hash_tiles(prompt)), generated, SIZE)
@@ -17,7 +17,7 @@ def hashes_of(model: NVILA, parts: list[Any], generated: list[int] = []) -> list
 
 
 def common(a: list[bytes], b: list[bytes]) -> int:
-    """How many blocks two prompts share."""
+    """Return the number of blocks that two prompts share."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), len(a))
 
 
@@ -33,7 +33,7 @@ def test_the_layout_has_the_positions_of_the_spliced_prompt(tiny: NVILA, picture
     assert layout.overlapping(first.end - 1, first.end) == [first]
 
 
-def test_questions_on_one_picture_share_it_and_no_more(tiny: NVILA, pictures: Any) -> None:
+def test_questions_on_one_picture_share_its_blocks_only(tiny: NVILA, pictures: Any) -> None:
     picture = pictures.image(300, 200)
     a, b = hashes_of(tiny, [picture, "How many?"]), hashes_of(tiny, [picture, "What colour is it?"])
     prompt = tiny.prepare([picture, "How many?"])
@@ -53,7 +53,7 @@ def test_one_pixel_makes_another_picture(tiny: NVILA, pictures: Any) -> None:
     assert common(a, b) == layout.spans[0].start // SIZE
 
 
-def test_the_same_tiles_in_another_place_or_order_are_something_else(
+def test_the_same_tiles_in_another_place_or_order_have_other_hashes(
     tiny: NVILA, pictures: Any
 ) -> None:
     a, b = pictures.image(), pictures.image()
@@ -61,7 +61,7 @@ def test_the_same_tiles_in_another_place_or_order_are_something_else(
     assert hashes_of(tiny, ["x", a])[-1] != hashes_of(tiny, ["y", a])[-1]
 
 
-def test_what_was_generated_belongs_to_the_content(tiny: NVILA) -> None:
+def test_generated_tokens_are_part_of_the_hash(tiny: NVILA) -> None:
     a, b = hashes_of(tiny, ["x"], [5] * 20), hashes_of(tiny, ["x"], [5] * 19 + [6])
     assert len(a) == len(b) == (tiny.prepare(["x"]).num_tokens + 20) // SIZE
     assert a[:-2] == b[:-2]

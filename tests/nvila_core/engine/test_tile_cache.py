@@ -1,4 +1,4 @@
-"""The tile cache: equal pixels always, like pixels when asked, and never more than its room."""
+"""The tile cache: equal pixels always, similar pixels with a tolerance, never above its limit."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def picture(level: float = 0.0, noise: float = 0.0) -> NDArray[np.uint8]:
     return ((levels + 1) * 127.5).round().astype(np.uint8)
 
 
-def test_it_finds_what_it_was_given() -> None:
+def test_cached_features_are_found() -> None:
     cache = TileCache(10 * SIZE)
     assert cache.get(b"a") is None
     cache.put(b"a", FEATURES, picture())
@@ -25,7 +25,7 @@ def test_it_finds_what_it_was_given() -> None:
     assert (cache.bytes, len(cache)) == (SIZE, 1)
 
 
-def test_what_was_not_used_for_longest_goes_first() -> None:
+def test_the_least_recently_used_tile_is_evicted_first() -> None:
     cache = TileCache(2 * SIZE)
     for key in (b"a", b"b"):
         cache.put(key, FEATURES, picture())
@@ -36,9 +36,9 @@ def test_what_was_not_used_for_longest_goes_first() -> None:
     assert cache.bytes == 2 * SIZE
 
 
-@pytest.mark.parametrize("room", [0, SIZE - 1])
-def test_what_does_not_fit_is_not_kept(room: int) -> None:
-    cache = TileCache(room, tolerance=0.1)
+@pytest.mark.parametrize("max_bytes", [0, SIZE - 1])
+def test_features_that_do_not_fit_are_not_cached(max_bytes: int) -> None:
+    cache = TileCache(max_bytes, tolerance=0.1)
     cache.put(b"a", FEATURES, picture())
     assert (len(cache), cache.bytes) == (0, 0)
     assert cache.resolve([b"b"], picture()[None]) == [b"b"]
@@ -50,17 +50,17 @@ def test_without_a_tolerance_only_equal_pixels_count() -> None:
     assert cache.resolve([b"b"], picture()[None]) == [b"b"]
 
 
-def test_with_a_tolerance_noise_is_overlooked_and_a_small_thing_is_not() -> None:
+def test_a_tolerance_ignores_noise_but_not_a_small_object() -> None:
     # given a tile in the cache
     cache = TileCache(10 * SIZE, tolerance=0.02)
     cache.put(b"a", FEATURES, picture())
-    # when it comes again with noise, with a thing of 3x3 pixels, and a little brighter
-    thing = picture()
-    thing[30:33, 30:33] = 230
-    pixels = np.stack([picture(noise=0.02), thing, picture(0.03), picture(0.05)])
+    # when it returns with noise, with an object of 3x3 pixels, and slightly brighter
+    changed = picture()
+    changed[30:33, 30:33] = 230
+    pixels = np.stack([picture(noise=0.02), changed, picture(0.03), picture(0.05)])
     # then
-    keys = [b"noise", b"thing", b"within", b"beyond"]
-    assert cache.resolve(keys, pixels) == [b"a", b"thing", b"a", b"beyond"]
+    hashes = [b"noise", b"object", b"within", b"beyond"]
+    assert cache.resolve(hashes, pixels) == [b"a", b"object", b"a", b"beyond"]
 
 
 def test_slow_changes_do_not_add_up_unseen() -> None:
@@ -70,7 +70,7 @@ def test_slow_changes_do_not_add_up_unseen() -> None:
     assert resolved == [b"0"] * 5 + [b"new"] * 5
 
 
-def test_the_nearest_of_several_is_taken_and_its_own_key_first() -> None:
+def test_a_tile_uses_its_own_features_else_those_of_the_nearest() -> None:
     cache = TileCache(10 * SIZE, tolerance=0.1)
     for key, level in ((b"a", 0.0), (b"b", 0.1)):
         cache.put(key, FEATURES, picture(level))

@@ -1,4 +1,4 @@
-"""Drawing tokens, and the text that comes of them."""
+"""Sampling of tokens, and the text of a sequence."""
 
 from typing import Any
 
@@ -77,7 +77,7 @@ def test_wrong_parameters_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def feed(model: NVILA, text: bytes, params: SamplingParams) -> tuple[Sequence, list[str]]:
-    """Generate the bytes of `text` one by one, by logits that leave no choice."""
+    """Generate the bytes of `text` one by one, with logits that allow no other token."""
     sequence = Sequence(model.prepare(["x"]), params, model.tokenizer, model.max_model_len)
     deltas = []
     for byte in text:
@@ -110,7 +110,7 @@ def test_stop_strings_end_the_text_and_are_never_streamed(
     assert sequence.finish_reason == ("stop" if b"END" in text else "length")
 
 
-def test_half_a_character_waits_for_its_rest(tiny: NVILA) -> None:
+def test_an_incomplete_character_is_not_streamed(tiny: NVILA) -> None:
     # given the tokens of a character that takes four bytes
     ids = tiny.tokenizer.encode("🙂")
     assert len(ids) == 4

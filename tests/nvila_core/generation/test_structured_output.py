@@ -1,4 +1,4 @@
-"""Answers of a given form: exactly one of the choices, JSON of the schema, whatever the model."""
+"""Answers of a given form: exactly one of the choices, or JSON of the schema, for any model."""
 
 import gc
 import json
@@ -41,14 +41,14 @@ def model(request: pytest.FixtureRequest, tiny: NVILA, demo: NVILA) -> NVILA:
 
 
 def constraint(tokenizer: Tokenizer, **form: Any) -> Constraint:
-    """The constraint of a form."""
-    made = make_constraint(SamplingParams(**form), tokenizer)
-    assert made is not None
-    return made
+    """Return the constraint of a form."""
+    constraint = make_constraint(SamplingParams(**form), tokenizer)
+    assert constraint is not None
+    return constraint
 
 
 def fits(value: Any, schema: dict[str, Any]) -> bool:
-    """Whether `value` is what `schema` (of the kinds that `schemas` draws) asks for."""
+    """Return whether `value` fits `schema`, which is of a kind that `SCHEMAS` draws."""
     if "enum" in schema:
         return value in schema["enum"]
     if "anyOf" in schema:
@@ -66,11 +66,11 @@ def fits(value: Any, schema: dict[str, Any]) -> bool:
         case "array":
             few = isinstance(value, list) and len(value) <= schema["maxItems"]
             return few and all(fits(item, schema["items"]) for item in value)
-    known = schema["properties"]
+    properties = schema["properties"]
     return (
         isinstance(value, dict)
-        and set(schema["required"]) <= set(value) <= set(known)
-        and all(fits(value[name], known[name]) for name in value)
+        and set(schema["required"]) <= set(value) <= set(properties)
+        and all(fits(value[name], properties[name]) for name in value)
     )
 
 
@@ -86,7 +86,7 @@ LEAVES: Any = st.one_of(
 
 
 def objects(inner: Any) -> Any:
-    """Objects and arrays of what `inner` draws."""
+    """Draw objects and arrays of what `inner` draws."""
 
     def make(properties: dict[str, Any]) -> Any:
         return st.sets(st.sampled_from(sorted(properties))).map(
@@ -107,7 +107,7 @@ def objects(inner: Any) -> Any:
 
 
 SCHEMAS: Any = st.recursive(LEAVES, objects, max_leaves=5)
-# what one line of text may hold, as the API's users write it
+# One line of text, as users of the API write it.
 CHOICES = st.lists(
     st.text(min_size=1, max_size=12).map(str.strip).filter(lambda s: s and s.isprintable()),
     min_size=1,
@@ -144,7 +144,7 @@ def test_the_answer_is_json_of_the_schema(model: NVILA, schema: Any, draw: Any) 
     assert fits(json.loads(answer.text), schema)
 
 
-def test_every_choice_can_come_out(tiny: NVILA) -> None:
+def test_every_choice_is_possible(tiny: NVILA) -> None:
     seen = {
         tiny.generate(["?"], SamplingParams(choice=COLOURS, temperature=50.0, seed=seed)).text
         for seed in range(40)
@@ -154,7 +154,7 @@ def test_every_choice_can_come_out(tiny: NVILA) -> None:
 
 
 def test_forms_and_free_text_share_a_batch(tiny_folder: Path, tiny: NVILA) -> None:
-    # given requests of every form, and what each answers alone
+    # given requests of every form, and the answer to each without an engine
     schema = {"type": "array", "items": {"enum": COLOURS}, "minItems": 1, "maxItems": 3}
     forms: list[dict[str, Any]] = [{}, {"choice": COLOURS}, {"json_schema": schema}]
     requests = [
@@ -172,7 +172,7 @@ def test_forms_and_free_text_share_a_batch(tiny_folder: Path, tiny: NVILA) -> No
     assert all(set(json.loads(answer.text)) <= set(COLOURS) for answer in together[2::3])
 
 
-def test_the_tokens_may_run_out_first(tiny: NVILA) -> None:
+def test_max_tokens_may_cut_the_form(tiny: NVILA) -> None:
     params = SamplingParams(max_tokens=3, json_schema={"enum": ["a long word"]})
 
     answer = tiny.generate(["?"], params)
@@ -198,14 +198,14 @@ def test_the_table_holds_the_exact_bytes_of_every_token(model: NVILA) -> None:
         ids = tokenizer.plain.encode(text, add_special_tokens=False).ids
         quoted = json.dumps(text)
         rules = GrammarCompiler(tokenizer).constraint((text,), None)
-        for token in ids:  # every token of the text is allowed where it stands
+        for token in ids:  # every token of the text is allowed at its place
             assert rules.mask(torch.zeros(len(tokenizer)))[token] == 0, quoted
             rules.advance(token)
         assert rules.finished
 
 
-def test_tokens_without_an_embedding_are_never_asked_for(tmp_path: Path) -> None:
-    # given a checkpoint whose tokenizer knows words that its table has no rows for
+def test_tokens_without_an_embedding_are_never_drawn(tmp_path: Path) -> None:
+    # given a checkpoint whose tokenizer has words without an embedding
     folder = write_checkpoint(tmp_path / "model")
     words = {"red": 264, "blue": 265}
     files = [f for f in (folder / "llm").iterdir() if f.name in ("tokenizer.json", "vocab.json")]
@@ -261,7 +261,7 @@ def test_a_model_without_the_tokens_says_so(tiny: NVILA) -> None:
         ({"json_schema": {"not": {}, "x-guidance": {"lenient": True}}}, "cannot be followed"),
     ],
 )
-def test_a_form_that_cannot_be_kept_is_refused_in_one_sentence(
+def test_a_form_that_cannot_be_guaranteed_is_refused_in_one_sentence(
     tiny: NVILA, form: Any, message: str
 ) -> None:
     with pytest.raises(PromptError, match=message) as caught:
@@ -286,22 +286,22 @@ def test_a_nested_schema_too_deep_is_refused(tiny: NVILA) -> None:
         make_constraint(SamplingParams(json_schema=schema), tiny.tokenizer)
 
 
-def test_equal_schemas_are_compiled_once_and_few_are_kept(tiny: NVILA) -> None:
+def test_equal_schemas_are_compiled_once_and_a_bounded_number_is_cached(tiny: NVILA) -> None:
     compiler = GrammarCompiler(tiny.tokenizer)
     for i in range(MAX_CACHED_GRAMMARS + 20):
         compiler.constraint((f"choice {i}",), None)
     compiler.constraint((f"choice {MAX_CACHED_GRAMMARS}",), None)
 
-    kept = list(compiler._compiled)
+    cached = list(compiler.compiled)
 
-    assert len(kept) == MAX_CACHED_GRAMMARS
-    assert kept[-1] == ((f"choice {MAX_CACHED_GRAMMARS}",), None)  # the last one used
+    assert len(cached) == MAX_CACHED_GRAMMARS
+    assert cached[-1] == ((f"choice {MAX_CACHED_GRAMMARS}",), None)  # the last one used
     spaced = SamplingParams(json_schema='{ "type" : "null" }')
     assert spaced == SamplingParams(json_schema={"type": "null"})
     assert hash(spaced) == hash(SamplingParams(json_schema={"type": "null"}))
 
 
-def test_many_threads_may_ask_for_forms_at_once(tiny: NVILA) -> None:
+def test_many_threads_may_make_constraints_at_once(tiny: NVILA) -> None:
     schema = {"type": "string", "maxLength": 20}
     expected = tiny.generate(["?"], SamplingParams(json_schema=schema)).token_ids
     followed, errors = [], []
@@ -329,7 +329,7 @@ def test_many_threads_may_ask_for_forms_at_once(tiny: NVILA) -> None:
     assert followed == [True] * 120
 
 
-def test_a_tokenizer_that_is_gone_leaves_nothing_behind(tiny_folder: Path) -> None:
+def test_the_cache_of_compilers_does_not_keep_a_tokenizer_alive(tiny_folder: Path) -> None:
     tokenizer = Tokenizer(tiny_folder / "llm")
     constraint(tokenizer, choice=["a"])
     gone = weakref.ref(tokenizer)

@@ -1,4 +1,4 @@
-"""Linear layers packed for a CPU give what they gave before."""
+"""Linear layers packed for a CPU compute the same products."""
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ def test_the_product_is_the_same(shape: tuple[int, ...], bias: bool) -> None:
         torch.testing.assert_close(model(x), expected.detach())
 
 
-def test_only_what_it_is_for_is_replaced() -> None:
+def test_only_float32_linear_layers_on_a_cpu_are_replaced() -> None:
     class Own(nn.Linear):
         pass
 
@@ -46,7 +46,7 @@ def test_only_what_it_is_for_is_replaced() -> None:
     assert (kinds["sixteen"], kinds["own"], kinds["elsewhere"]) == (nn.Linear, Own, nn.Linear)
 
 
-def test_the_first_weights_are_let_go() -> None:
+def test_the_original_weights_are_freed() -> None:
     model = nn.Sequential(nn.Linear(4, 4))
 
     pack_linears(model)
@@ -63,7 +63,7 @@ def test_without_the_operations_nothing_changes(monkeypatch: pytest.MonkeyPatch)
     assert type(model[0]) is nn.Linear
 
 
-def test_trying_draws_no_random_numbers() -> None:
+def test_the_check_draws_no_random_numbers() -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)
 

@@ -41,7 +41,7 @@ def test_neighbours_are_merged_row_by_row_and_padded_at_the_end() -> None:
     assert merged[0, 3].tolist() == [15, 0, 0, 0, 0, 0, 0, 0, 0]
 
 
-def test_what_cannot_be_built() -> None:
+def test_unknown_projectors_and_odd_grids_are_refused() -> None:
     with pytest.raises(ValueError, match="unknown projector 'mlp_downsample_3x3_s2'"):
         build_projector("mlp_downsample_3x3_s2", 4, 4)
     assert not is_known_projector("mlp_downsample_3x3_s2")

@@ -1,4 +1,4 @@
-"""Weights in 8 and 4 bits: what is kept, how far off it is, and that all else stays as it was."""
+"""Weights in 8 and 4 bits: their size, their error, and that other layers stay unchanged."""
 
 import json
 import subprocess
@@ -31,19 +31,19 @@ from nvila_core.models.quantize import (
 WAIT = 60
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-OFF = {8: 0.015, 4: 0.15}
-"""Relative error of a product with random weights that is still right: steps of 1/127 and 1/7.5 of
-the largest of hundreds, or of 32."""
+MAX_ERROR = {8: 0.015, 4: 0.15}
+"""Largest relative error of a product with random weights: steps are 1/127 of the largest of
+hundreds of weights, or 1/7.5 of the largest of 32."""
 
 
 def error(found: Tensor, expected: Tensor) -> float:
-    """The distance, as a part of what is expected."""
+    """Return the relative error."""
     return float((found.float() - expected.float()).norm() / expected.float().norm())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("bits", "inputs"), [(8, 80), (8, 128), (4, 96), (4, 128), (4, 256)])
-def test_a_product_is_nearly_that_of_the_full_weights(
+def test_a_product_is_close_to_that_of_the_full_weights(
     bits: int, inputs: int, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(1)
@@ -57,22 +57,22 @@ def test_a_product_is_nearly_that_of_the_full_weights(
 
     assert isinstance(layer, Linear4 if bits == 4 else Linear8)
     assert (found.shape, found.dtype) == (expected.shape, dtype)
-    assert error(found, expected) < OFF[bits]
+    assert error(found, expected) < MAX_ERROR[bits]
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_rows_are_quantized_some_at_a_time_and_all_of_them(bits: int) -> None:
+def test_all_rows_are_quantized_in_parts(bits: int) -> None:
     weight, x = torch.randn(208, 8192), torch.randn(3, 8192)
     assert [len(part) for part in split_rows(weight)] == [64, 64, 64, 16]
 
     with torch.inference_mode():
         found = quantized(weight.bfloat16(), bits, torch.float32)(x)
 
-    assert error(found, x @ weight.T) < OFF[bits]
+    assert error(found, x @ weight.T) < MAX_ERROR[bits]
 
 
 @pytest.mark.parametrize("bits", [8, 4])
-def test_every_weight_is_kept_to_half_a_step(bits: int) -> None:
+def test_every_weight_is_within_half_a_step(bits: int) -> None:
     torch.manual_seed(2)
     weight = torch.randn(32, 128)
     weight[3], weight[4], weight[5, :64] = 0.0, 2.5, 1e4  # rows that have no spread, and outliers
@@ -89,7 +89,7 @@ def test_every_weight_is_kept_to_half_a_step(bits: int) -> None:
     assert (kept - weight).unflatten(1, (-1, group)).abs().le(limit).all()
 
 
-def test_rows_are_dequantized_some_at_a_time_and_all_of_them(monkeypatch: Any) -> None:
+def test_all_rows_are_dequantized_in_parts(monkeypatch: Any) -> None:
     layer, x = quantized(torch.randn(50, 64), 8, torch.float32), torch.randn(3, 64)
     with torch.inference_mode():
         whole = layer(x)
@@ -100,7 +100,7 @@ def test_rows_are_dequantized_some_at_a_time_and_all_of_them(monkeypatch: Any) -
 
 
 @pytest.mark.parametrize("shape", [(48, 80), (20, 64), (8, 64)])
-def test_widths_that_the_kernel_does_not_take_get_8_bits(shape: tuple[int, int]) -> None:
+def test_layers_that_the_4_bit_kernel_does_not_support_get_8_bits(shape: tuple[int, int]) -> None:
     assert isinstance(quantized(torch.randn(shape), 4, torch.float32), Linear8)
 
 
@@ -112,7 +112,9 @@ def demo() -> NVILA:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("quantize", MODES)
-def test_only_the_linear_layers_inside_change(demo: NVILA, quantize: str, dtype: str) -> None:
+def test_only_linear_layers_inside_the_blocks_are_quantized(
+    demo: NVILA, quantize: str, dtype: str
+) -> None:
     model = NVILA.from_pretrained(CHECKPOINT, dtype=dtype, quantize=quantize)
     layers = len(demo.language.model.layers)
 
@@ -141,14 +143,14 @@ def test_an_untied_head_keeps_its_precision(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("quantize", "least"), [("int8", 0.97), ("int4", 0.85)])
 def test_the_next_token_is_nearly_always_the_same(demo: NVILA, quantize: str, least: float) -> None:
-    # given questions on scenes that the model answers well in full precision
+    # given questions that the model answers well in full precision
     model = NVILA.from_pretrained(CHECKPOINT, quantize=quantize)
     size, same, total = demo.config.tile_side, 0, 0
     for kind, count in (("caption", 5), ("colour", 3)):
         for parts, _ in held_out("clip", kind, count, FIRST_EVALUATION_SEED, size):
             prompt = demo.prepare(parts)
             answer = demo.generate(prompt, SamplingParams(max_tokens=40)).token_ids
-            # when each model is shown the answer and asked for every next token
+            # when each model predicts every token of the answer from those before it
             embeds = torch.cat([model.embed(prompt), model.language.embed(answer[:-1])])
             scores = model.language.logits(
                 model.language.hidden_states(embeds), len(model.tokenizer)
@@ -156,7 +158,7 @@ def test_the_next_token_is_nearly_always_the_same(demo: NVILA, quantize: str, le
             guesses = scores[-len(answer) :].argmax(-1).tolist()
             same += sum(a == b for a, b in zip(guesses, answer, strict=True))
             total += len(answer)
-    # then it is the same one
+    # then the predictions are mostly the same
     assert total > 70
     assert same / total >= least
 
@@ -177,7 +179,7 @@ def test_the_engine_answers_as_generate_does(quantize: str, pictures: Any) -> No
     assert together == alone
 
 
-def test_what_is_unknown_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+def test_an_unknown_quantization_is_refused_before_reading(tmp_path: Path) -> None:
     with pytest.raises(NVILAError, match="Unknown quantization 'int2': use 'int8' or 'int4'"):
         NVILA.from_pretrained(tmp_path / "not there", quantize="int2")
     with pytest.raises(CheckpointError):
@@ -221,7 +223,7 @@ from nvila_core import NVILA
 import nvila_core.checkpoint.loader
 import nvila_core.models.language_model, nvila_core.models.vision_tower
 from nvila_core.models.quantize import weight_bytes
-def own():  # without what is only mapped from files
+def own():  # without memory that is only mapped from files
     lines = open("/proc/self/status").read().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith("RssAnon")).split()[1])
 base, peak, done = own(), [0], threading.Event()
@@ -249,7 +251,7 @@ def test_loading_never_holds_the_full_weights(tmp_path: Path) -> None:
     program = [sys.executable, "-c", PROGRAM, str(folder), "int4"]
     done = subprocess.run(program, capture_output=True, text=True, timeout=300, check=True)
     numbers = json.loads(done.stdout)
-    # then what was needed is what is kept, and a little to work with
+    # then the peak is the size of the quantized weights and some working memory
     assert full > 100 * 2**20
     assert numbers["weights"] < 0.25 * full
     assert numbers["peak"] < numbers["weights"] + 40 * 2**20
