@@ -1,18 +1,22 @@
-"""Time as an object, so that a test can wait an hour at once."""
+"""Provide time as an object, so that tests need not wait.
+
+Code that compares or stores wall-clock times, or sleeps, takes a `Clock`. Code that waits for a
+socket or a process, or measures how long something takes, calls `time.monotonic` directly.
+"""
 
 import time
 from typing import Protocol
 
 
 class Clock(Protocol):
-    """What the service asks of time."""
+    """Source of time."""
 
     def time(self) -> float:
-        """Wall clock, seconds since the Unix epoch."""
+        """Return the wall clock, seconds since the Unix epoch."""
         ...
 
     def monotonic(self) -> float:
-        """Seconds that never run backwards; only differences mean anything."""
+        """Return seconds that never run backwards; only differences have a meaning."""
         ...
 
     def sleep(self, seconds: float) -> None:
@@ -21,16 +25,16 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's own clock."""
+    """The clock of this machine."""
 
     def time(self) -> float:
-        """Wall clock, seconds since the Unix epoch."""
+        """Return the wall clock, seconds since the Unix epoch."""
         return time.time()
 
     def monotonic(self) -> float:
-        """Seconds since some moment; never runs backwards."""
+        """Return seconds that never run backwards; only differences have a meaning."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
-        """Wait `seconds` of real time."""
+        """Wait `seconds`."""
         time.sleep(seconds)

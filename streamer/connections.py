@@ -1,4 +1,4 @@
-"""Connections to Redis: how they are made, found and closed."""
+"""Find, open and close connections to Redis."""
 
 import contextlib
 import json
@@ -15,27 +15,27 @@ from streamer.settings import Settings
 
 CONNECT_TIMEOUT = 5.0
 SOCKET_TIMEOUT = 30.0
-"""Longer than any blocking command we send, short enough to notice a server that went silent."""
+"""Seconds: longer than any blocking command, short enough to notice a server that went silent."""
 
 MIN_FRAME_MEMORY = 4 << 20
 
 REDIS_FULL_MESSAGE = (
-    "Redis is full: wait until jobs are done and answers expire, or raise its maxmemory."
+    "Redis is full: wait until jobs finish and answers expire, or raise its maxmemory."
 )
 
 ASSUMED_MEMORY = 4 << 30
-"""What a server is taken to have that tells nothing of its memory."""
+"""Bytes of memory assumed for a server that reports none."""
 
 NOTHING_RUNNING = "Nothing is running here: start `streamer up`, or set STREAMER_REDIS_URL."
 
 
 def connect(url: str) -> redis.Redis:
-    """A thread-safe client of the server at `url` that answers bytes; it has been pinged.
+    """Connect to the server at `url`, ping it, and return a thread-safe client that gives bytes.
 
-    A broken connection is made anew and the command sent again, a few times with growing pauses:
-    so commands must bear being executed twice.
+    The client restores a broken connection and sends the command again, a few times with growing
+    pauses: commands must tolerate being executed twice.
 
-    Raises StreamerError(REDIS_UNAVAILABLE) when there is no such server, or it refuses us.
+    Raises StreamerError(REDIS_UNAVAILABLE) if the server does not answer or refuses the login.
     """
     from streamer.media.urls import redact
 
@@ -53,7 +53,7 @@ def connect(url: str) -> redis.Redis:
     except ValueError:
         raise StreamerError(
             ErrorCode.REDIS_UNAVAILABLE,
-            f"'{redact(url)}' is not a Redis address: it should look like redis://host:6379/0.",
+            f"'{redact(url)}' is not a Redis address: write redis://host:6379/0.",
         ) from None
     try:
         client.ping()
@@ -61,7 +61,7 @@ def connect(url: str) -> redis.Redis:
         client.close()
         raise StreamerError(
             ErrorCode.REDIS_UNAVAILABLE,
-            f"Redis at {redact(url)} refuses our password: check STREAMER_REDIS_URL.",
+            f"Redis at {redact(url)} refused the password: check STREAMER_REDIS_URL.",
         ) from None
     except (redis.exceptions.RedisError, OSError) as error:
         client.close()
@@ -69,26 +69,26 @@ def connect(url: str) -> redis.Redis:
         raise StreamerError(
             ErrorCode.REDIS_UNAVAILABLE,
             f"Redis at {redact(url)} does not answer ({reason}): "
-            "check that it runs and that STREAMER_REDIS_URL is right.",
+            "check that it is running and that STREAMER_REDIS_URL is correct.",
         ) from None
     return client
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a command was refused because the server's `maxmemory` is reached."""
-    # Before Redis 7 a script says so in the middle of another error.
+    """Return whether a command failed because the server has reached its `maxmemory`."""
+    # Before Redis 7, a script reports it inside another error.
     return isinstance(error, redis.exceptions.OutOfMemoryError) or (
         isinstance(error, redis.exceptions.ResponseError) and "OOM command" in str(error)
     )
 
 
 def run_file_path(settings: Settings) -> Path:
-    """Where `streamer up` writes the addresses of the installation on this machine (mode 0600)."""
+    """Return the file in which `streamer up` stores the addresses of its servers (mode 0600)."""
     return settings.data_dir / "run.json"
 
 
 def read_run_file(settings: Settings) -> dict[str, Any]:
-    """The addresses of the installation on this machine; raises StreamerError when none runs."""
+    """Read the addresses of this machine's installation. Raises StreamerError if none runs."""
     with contextlib.suppress(OSError, ValueError):
         run = json.loads(run_file_path(settings).read_text())
         if isinstance(run, dict) and isinstance(run.get("redis_url"), str):
@@ -97,7 +97,7 @@ def read_run_file(settings: Settings) -> dict[str, Any]:
 
 
 def from_run_file(settings: Settings, key: str) -> str | None:
-    """What the local installation that `settings` lead to was started with; None without one."""
+    """Return an entry of the run file; None if `settings` name their own Redis, or it is empty."""
     if settings.redis_url is not None:
         return None
     value = read_run_file(settings).get(key)
@@ -105,11 +105,11 @@ def from_run_file(settings: Settings, key: str) -> str | None:
 
 
 class Connections:
-    """The clients that a process shares among its threads.
+    """The Redis clients that a process shares among its threads.
 
-    `main` holds jobs, results and streams; `frames` the pictures, on the same server unless the
-    settings name another. Without `settings.redis_url` both come from the run file of a local
-    installation.
+    `main` holds jobs, results and streams. `frames` holds the frames: the same server, unless the
+    settings name another. Without `settings.redis_url`, both addresses come from the run file of a
+    local installation.
 
     Raises StreamerError(REDIS_UNAVAILABLE).
     """
@@ -124,7 +124,7 @@ class Connections:
         try:
             self.main = connect(url)
         except StreamerError:
-            if from_run_file:  # the file outlived what it tells of
+            if from_run_file:  # the file is older than a crash
                 raise StreamerError(ErrorCode.REDIS_UNAVAILABLE, NOTHING_RUNNING) from None
             raise
         try:
@@ -135,11 +135,11 @@ class Connections:
 
     @cached_property
     def frame_memory(self) -> int:
-        """Bytes that all frames together may take, so that the rest of the server keeps its share.
+        """Bytes that all frames together may take.
 
-        The setting `frames_memory`; without it three quarters of the frame server's `maxmemory`,
-        or half when it holds jobs and results too. A server without `maxmemory` is taken to have a
-        quarter of its machine. Asked once: raises redis.exceptions.RedisError.
+        The setting `frames_memory`. Without it, three quarters of the frame server's `maxmemory`,
+        or half if the server also holds jobs and results. A server without `maxmemory` counts as
+        a quarter of its machine's memory. Read once; raises redis.exceptions.RedisError.
         """
         if self._frames_memory is not None:
             return self._frames_memory
@@ -152,14 +152,14 @@ class Connections:
 
     @property
     def shared(self) -> bool:
-        """Whether frames are on the server that holds jobs and results."""
+        """Whether one server holds frames, jobs and results."""
         if self.frames is self.main:
             return True
         runs = [c.info("server").get("run_id") for c in (self.main, self.frames)]
         return runs[0] == runs[1]
 
     def memory_advice(self) -> str | None:
-        """One sentence when a server is set up so that it may lose jobs, or grow without end.
+        """Return advice if a server may evict jobs, or grow without bound; None if not.
 
         Raises redis.exceptions.RedisError.
         """
@@ -167,18 +167,18 @@ class Connections:
         policy = str(memory.get("maxmemory_policy", "noeviction"))
         if int(memory.get("maxmemory") or 0) and policy != "noeviction":
             return (
-                f"When Redis is full it may throw away jobs and results ({policy}): "
-                "set its maxmemory-policy to noeviction; frames are bounded by us."
+                f"When Redis is full, it may evict jobs and results (policy {policy}): set its "
+                "maxmemory-policy to noeviction. The service itself bounds the frames."
             )
         if not int(self.frames.info("memory").get("maxmemory") or 0):
             return (
-                "Redis has no maxmemory, so frames are bounded by a quarter of its machine: "
-                "set its maxmemory, or our frames_memory."
+                "Redis has no maxmemory, so frames may take a quarter of its machine's memory: "
+                "set its maxmemory, or the setting frames_memory."
             )
         return None
 
     def close(self) -> None:
-        """Give all sockets back; the object is of no use afterwards."""
+        """Close all connections. The object cannot be used afterwards."""
         self.main.close()
         self.frames.close()
 

@@ -1,7 +1,7 @@
-"""The words of the service as types: stream, watch, frame, clip, query, result.
+"""Define the records of the service: stream, watch, frame, clip, query, result.
 
 Times inside records are timezone-aware UTC datetimes (RFC 3339 in JSON). Frame times are float
-seconds since the Unix epoch, because they are sorted, compared and subtracted a lot.
+seconds since the Unix epoch, because they are often sorted, compared and subtracted.
 """
 
 import secrets
@@ -29,17 +29,17 @@ from streamer.response_format import ResponseFormat, TextFormat, with_response_f
 
 
 def new_id(prefix: str) -> str:
-    """A fresh identifier such as `str_9f2c4e1ab07d`: sortable by kind, unguessable, URL-safe."""
+    """Return a new id such as `str_9f2c4e1ab07d8a36`: its kind, then 64 random bits; URL-safe."""
     return f"{prefix}_{secrets.token_hex(8)}"
 
 
 def utc_now() -> datetime:
-    """The present moment, timezone-aware."""
+    """Return the current time as an aware UTC datetime."""
     return datetime.now(UTC)
 
 
 def to_datetime(epoch: float) -> datetime:
-    """Seconds since the Unix epoch as an aware UTC datetime."""
+    """Convert seconds since the Unix epoch to an aware UTC datetime."""
     return datetime.fromtimestamp(epoch, UTC)
 
 
@@ -48,7 +48,7 @@ def _as_utc(value: datetime) -> datetime:
 
 
 def rfc3339(value: datetime) -> str:
-    """RFC 3339 with milliseconds and `Z`: one fixed width, so that text order is time order."""
+    """Format in RFC 3339 with milliseconds and `Z`: of fixed width, so that text sorts by time."""
     return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -58,13 +58,13 @@ Timestamp = Annotated[
 
 
 class Record(BaseModel):
-    """Base of all records. Unknown fields are errors, so that a misspelt field never passes."""
+    """Base of all records. Unknown fields are errors, so that no misspelt field goes unnoticed."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class StreamState(StrEnum):
-    """Where a stream is in its life."""
+    """State of a stream."""
 
     CONNECTING = "connecting"
     RUNNING = "running"
@@ -75,11 +75,11 @@ class StreamState(StrEnum):
 
 
 class Sampling(Record):
-    """How frames are taken from a stream. Each mode has fields of its own; the others are None.
+    """How frames are sampled from a stream. Each mode has its own fields; the others are None.
 
-    `fps`: so many frames a second. `keyframes`: key frames, at most one every `min_interval`
-    seconds; nothing else is decoded. `change`: a frame that differs by `threshold` from the last
-    one taken, at most one every `min_interval` seconds and at least one every `max_interval`.
+    `fps`: that many frames per second. `keyframes`: key frames, at most one every `min_interval`
+    seconds; nothing else is decoded. `change`: frames that differ by `threshold` from the last
+    sampled one, at most one every `min_interval` seconds and at least one every `max_interval`.
     """
 
     mode: Literal["fps", "keyframes", "change"] = "fps"
@@ -87,24 +87,27 @@ class Sampling(Record):
         default=None, gt=0, le=60, description="sampled frames per stream second; default 1"
     )
     threshold: float | None = Field(
-        default=None, gt=0, le=1, description="difference that counts as a change; default 0.1"
+        default=None,
+        gt=0,
+        le=1,
+        description="difference that counts as a change, 0 to 1; default 0.1",
     )
     min_interval: float | None = Field(
-        default=None, ge=0.01, le=3600, description="seconds between frames at least; default 0.2"
+        default=None, ge=0.01, le=3600, description="minimum seconds between frames; default 0.2"
     )
     max_interval: float | None = Field(
-        default=None, gt=0, le=3600, description="seconds between frames at most; default 10"
+        default=None, gt=0, le=3600, description="maximum seconds between frames; default 10"
     )
 
     @model_validator(mode="after")
     def _complete(self) -> Self:
-        """Fill in the mode's defaults, and refuse what belongs to another mode."""
+        """Fill in the defaults of the mode, and reject fields of other modes."""
         own = _SAMPLING[self.mode]
         for name in type(self).model_fields:
             if name == "mode" or getattr(self, name) is not None:
                 continue
             if name in own:
-                # past the validation of assignments, which would begin all this anew
+                # bypasses the validation of assignments, which would call this validator again
                 self.__dict__[name] = own[name]
         for name in sorted(type(self).model_fields.keys() - own.keys() - {"mode"}):
             if getattr(self, name) is not None:
@@ -114,12 +117,12 @@ class Sampling(Record):
                     "'{name}' does not go with the sampling mode '{mode}', which takes {takes}",
                     {"name": name, "mode": self.mode, "takes": takes},
                 )
-        least, most = self.min_interval, self.max_interval
-        if least is not None and most is not None and most < least:
+        shortest, longest = self.min_interval, self.max_interval
+        if shortest is not None and longest is not None and longest < shortest:
             raise PydanticCustomError(
                 "sampling",
-                "'max_interval' ({most} s) is shorter than 'min_interval' ({least} s)",
-                {"most": f"{most:g}", "least": f"{least:g}"},
+                "'max_interval' ({longest} s) is shorter than 'min_interval' ({shortest} s)",
+                {"longest": f"{longest:g}", "shortest": f"{shortest:g}"},
             )
         return self
 
@@ -129,7 +132,7 @@ class Sampling(Record):
 
     @property
     def max_fps(self) -> float:
-        """Frames a second at most."""
+        """Upper bound of the sampled frames per second."""
         return self.fps if self.fps is not None else 1.0 / (self.min_interval or 1.0)
 
 
@@ -141,36 +144,40 @@ _SAMPLING: dict[str, dict[str, float]] = {
 
 
 Transport = Literal["auto", "tcp", "udp"]
-"""How RTSP brings the video: over TCP, over UDP, or over TCP and, where that is refused, UDP."""
+"""Transport of RTSP video: TCP, UDP, or `auto`: TCP, and UDP if the server refuses TCP."""
 
 
 MAX_WATCHES = 64
-"""Watches of one stream at most: each is another request for every window."""
+"""Watches that one stream may have; each adds one request per window."""
 
 
 class Watch(Record):
-    """A standing question on a stream: one result for every window."""
+    """A standing question about a stream: one result per window."""
 
     id: str = Field(default_factory=lambda: new_id("wch"))
-    prompt: str = Field(min_length=1)
+    prompt: str = Field(min_length=1, description="the question or instruction")
     window: float = Field(default=10.0, gt=0, le=3600, description="seconds that a clip spans")
-    max_frames: int = Field(default=16, ge=1, le=256, description="frames of a clip at most")
-    max_tokens: int = Field(default=128, ge=1, le=4096, description="tokens of an answer at most")
-    response_format: ResponseFormat = Field(default_factory=TextFormat)
+    max_frames: int = Field(default=16, ge=1, le=256, description="maximum frames of a clip")
+    max_tokens: int = Field(default=128, ge=1, le=4096, description="maximum tokens of an answer")
+    response_format: ResponseFormat = Field(
+        default_factory=TextFormat, description="format of the answer: text, choice or json_schema"
+    )
 
     _read_old = model_validator(mode="before")(with_response_format)
 
 
 class StreamSpec(Record):
-    """What a user attached. `url` is fit to be shown: the password is kept apart from it."""
+    """A stream as a user attached it."""
 
     id: str = Field(default_factory=lambda: new_id("str"))
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    url: str
-    url_version: int = Field(default=0, description="grows when the URL or password is changed")
-    live: bool = Field(description="false for a recording: nothing of it is ever dropped")
+    url: str = Field(description="the URL, with its password masked")
+    url_version: int = Field(
+        default=0, description="increases with each change of the URL or its password"
+    )
+    live: bool = Field(description="false for a recording, of which no frame is ever dropped")
     transport: Transport = Field(
-        default="auto", description="how RTSP brings the video; auto: TCP, UDP if that is refused"
+        default="auto", description="transport of RTSP; auto: TCP, and UDP if TCP is refused"
     )
     sampling: Sampling = Field(default_factory=Sampling)
     watches: list[Watch] = Field(default_factory=list, max_length=MAX_WATCHES)
@@ -178,80 +185,86 @@ class StreamSpec(Record):
         default=None,
         ge=0,
         le=90 * 86400,
-        description="seconds that frames, thinned with age, are kept; default: the setting",
+        description="seconds that frames, thinned with age, are kept; default: the setting history",
     )
-    paused: bool = Field(default=False, description="attached, but neither read nor asked about")
+    paused: bool = Field(default=False, description="the stream stays attached, but is not read")
     created_at: Timestamp = Field(default_factory=utc_now)
 
 
 class ErrorInfo(Record):
-    """A stable code and one plain sentence."""
+    """An error: a stable code, and one sentence that says what to do."""
 
     code: ErrorCode
     message: str
 
 
 class Drops(Record):
-    """Frames of a stream that were given up, by cause."""
+    """Frames of a stream that were dropped, by cause."""
 
-    late: int = Field(default=0, description="came faster than this machine could decode")
-    decode_error: int = Field(default=0, description="damaged, or half lost on the way")
-    redis_away: int = Field(default=0, description="Redis did not answer")
-    redis_full: int = Field(default=0, description="Redis had no memory left")
-    archive: int = Field(default=0, description="not archived: the archive was too slow or away")
+    late: int = Field(default=0, description="arrived faster than this machine decodes")
+    decode_error: int = Field(default=0, description="damaged, or lost in part by the network")
+    redis_away: int = Field(default=0, description="Redis did not respond")
+    redis_full: int = Field(default=0, description="Redis was out of memory")
+    archive: int = Field(
+        default=0, description="not archived: the archive was too slow or unavailable"
+    )
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Total over all causes."""
         return sum(getattr(self, name) for name in type(self).model_fields)
 
 
 class StreamCounters(Record):
-    """What a stream did since it was attached. Counts, unless a unit is named."""
+    """Activity of a stream since it was attached. Fields without a unit are counts."""
 
-    packets: int = 0
+    packets: int = Field(default=0, description="video packets received")
     bytes: int = Field(default=0, description="bytes of video received")
-    decoded: int = 0
-    sampled: int = 0
-    dropped: Drops = Field(default_factory=Drops)
-    clips: int = 0
-    clips_dropped: int = Field(default=0, description="clips of a live watch that came too late")
-    reconnects: int = 0
+    decoded: int = Field(default=0, description="frames decoded")
+    sampled: int = Field(default=0, description="frames sampled and stored")
+    dropped: Drops = Field(default_factory=Drops, description="frames dropped, by cause")
+    clips: int = Field(default=0, description="clips submitted by the watches")
+    clips_dropped: int = Field(
+        default=0, description="clips of live watches dropped because earlier ones still waited"
+    )
+    reconnects: int = Field(default=0, description="times that the connection was re-established")
     position: float = Field(default=0.0, description="stream time reached, seconds")
     duration: float | None = Field(default=None, description="length of a recording, seconds")
-    fps: float | None = Field(default=None, description="frames per second that the source claims")
+    fps: float | None = Field(default=None, description="frames per second according to the source")
     measured_fps: float | None = Field(
-        default=None, description="frames per second that come, of the last seconds"
+        default=None, description="frames per second received during the last seconds"
     )
     bit_rate: float | None = Field(
-        default=None, description="bits of video per second that come, of the last seconds"
+        default=None, description="bits of video per second received during the last seconds"
     )
-    width: int | None = None
-    height: int | None = None
-    codec: str | None = None
+    width: int | None = Field(default=None, description="width of the video, pixels")
+    height: int | None = Field(default=None, description="height of the video, pixels")
+    codec: str | None = Field(default=None, description="codec of the video, such as h264")
 
 
 class StreamStatus(Record):
-    """The state that a stream is in, since when and why."""
+    """The state of a stream, since when it holds, and why."""
 
     state: StreamState = StreamState.CONNECTING
-    since: Timestamp = Field(default_factory=utc_now)
-    error: ErrorInfo | None = None
+    since: Timestamp = Field(default_factory=utc_now, description="when this state began")
+    error: ErrorInfo | None = Field(default=None, description="why the stream is in this state")
     warnings: list[ErrorInfo] = Field(
         default_factory=list,
         max_length=16,
-        description="what is wrong with the stream although it can be read",
+        description="problems of the stream that do not stop it",
     )
-    last_frame_at: Timestamp | None = None
+    last_frame_at: Timestamp | None = Field(
+        default=None, description="when the newest frame was captured"
+    )
     reported_at: Timestamp | None = Field(
-        default=None, description="when an ingest worker last told of the stream"
+        default=None, description="when an ingest worker last reported this status"
     )
-    worker: str | None = Field(default=None, description="the ingest worker that told")
+    worker: str | None = Field(default=None, description="the ingest worker that reported it")
     counters: StreamCounters = Field(default_factory=StreamCounters)
 
 
 class Stream(StreamSpec, StreamStatus):
-    """A stream as users see it: what was attached and how it is."""
+    """An attached stream and its status."""
 
     @computed_field(description="seconds since the newest frame was captured")  # type: ignore[prop-decorator]
     @property
@@ -263,7 +276,7 @@ class Stream(StreamSpec, StreamStatus):
 
 
 class FrameRef(Record):
-    """One sampled picture, by reference; its JPEG bytes stay in Redis under a TTL."""
+    """Reference to one sampled frame; its JPEG is in Redis, under a TTL."""
 
     stream_id: str
     id: str = Field(description="id in the stream's frame index: '<milliseconds>-<sequence>'")
@@ -273,26 +286,31 @@ class FrameRef(Record):
         default=0,
         description="how often the clocks that date the stream have stepped since it was opened",
     )
-    width: int
-    height: int
-    change: float = Field(description="mean absolute luma difference to the frame before, 0 to 1")
-    decode_ms: float = Field(default=0.0, description="decoding, sampling and JPEG, milliseconds")
+    width: int = Field(description="width of the JPEG, pixels")
+    height: int = Field(description="height of the JPEG, pixels")
+    change: float = Field(description="mean absolute luma difference to the previous frame, 0 to 1")
+    decode_ms: float = Field(
+        default=0.0, description="milliseconds to decode, sample and encode the frame"
+    )
     detail: tuple[float, ...] = Field(
         default=(),
-        description="edge strength of ever coarser detail, 0 to 255: see docs/resolution.md",
+        description="edge strength per octave, finest first, 0 to 255; see docs/resolution.md",
     )
     fresh: tuple[float, ...] = Field(
-        default=(), description="the same, of what is new since the frame before"
+        default=(), description="the same, of the parts that differ from the previous frame"
     )
 
     @property
     def measures(self) -> Measures:
-        """What a resolution policy plans from."""
+        """The measures that a resolution policy plans from."""
         return Measures(self.width, self.height, self.detail, self.fresh, self.change)
 
 
 def thinned(refs: Sequence[FrameRef], indices: Sequence[int]) -> list[FrameRef]:
-    """The frames at `indices` (ascending); what changed in those left out counts for the next."""
+    """Return the frames at `indices` (ascending).
+
+    The change of a frame that is left out is added to the next one that is kept.
+    """
     measures = subsample([ref.measures for ref in refs], indices)
     return [
         refs[index].model_copy(update={"change": now.change, "fresh": now.fresh})
@@ -301,7 +319,7 @@ def thinned(refs: Sequence[FrameRef], indices: Sequence[int]) -> list[FrameRef]:
 
 
 class RequestKind(StrEnum):
-    """Which of the three queues a request waits in."""
+    """Kind of a request, which decides its queue."""
 
     QUERY = "query"
     WATCH = "watch"
@@ -309,7 +327,7 @@ class RequestKind(StrEnum):
 
 
 class ClipRequest(Record):
-    """One question about the frames of one window: what travels in a job."""
+    """A question about the frames of one clip, as a job carries it."""
 
     id: str = Field(default_factory=lambda: new_id("req"))
     kind: RequestKind
@@ -323,7 +341,7 @@ class ClipRequest(Record):
     max_tokens: int = 128
     response_format: ResponseFormat = Field(default_factory=TextFormat)
     created_at: Timestamp = Field(default_factory=utc_now)
-    data: dict[str, Any] | None = Field(default=None, description="copied into the result")
+    data: dict[str, Any] | None = Field(default=None, description="copied to the result's data")
 
     _read_old = model_validator(mode="before")(with_response_format)
 
@@ -358,7 +376,7 @@ class ClipRequest(Record):
 
 
 class QueryStatus(StrEnum):
-    """How far a query is; the last three are final."""
+    """Progress of a query; the last three values are final."""
 
     QUEUED = "queued"
     RUNNING = "running"
@@ -367,44 +385,56 @@ class QueryStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-class PlannedFrame(Record):
-    """How closely one frame was looked at, and why."""
+class FramePlan(Record):
+    """The resolution at which one frame was processed, and why."""
 
-    grid: tuple[int, int] = Field(description="columns and rows of tiles, beside a thumbnail")
-    reason: str
+    grid: tuple[int, int] = Field(
+        description="columns and rows of tiles, in addition to a thumbnail"
+    )
+    reason: str = Field(description="why the policy chose this grid")
 
 
 class Result(Record):
-    """What came out of one request: exactly one for each that was accepted."""
+    """The outcome of a request: exactly one per accepted request."""
 
     id: str = Field(default_factory=lambda: new_id("res"))
-    request_id: str
-    kind: Literal["caption", "answer", "alert", "error"]
+    request_id: str = Field(description="the query, or the request that a watch made")
+    kind: Literal["caption", "answer", "alert", "error"] = Field(
+        description="caption: of a watch; answer: to a query; error: no answer, see error"
+    )
     stream_id: str | None
     stream_name: str | None
-    watch_id: str | None = None
-    start: Timestamp | None = None
-    end: Timestamp | None = None
+    watch_id: str | None = Field(default=None, description="the watch that asked; null: a query")
+    start: Timestamp | None = Field(default=None, description="start of the clip")
+    end: Timestamp | None = Field(default=None, description="end of the clip")
     created_at: Timestamp = Field(default_factory=utc_now)
     prompt: str
-    text: str | None = None
-    data: dict[str, Any] | None = None
-    finish_reason: str | None = None
+    text: str | None = Field(default=None, description="the answer; null with an error")
+    data: dict[str, Any] | None = Field(
+        default=None,
+        description="choice or json: the answer in the requested form; "
+        "media_start and media_end: position in a recording, seconds",
+    )
+    finish_reason: str | None = Field(default=None, description="why generation ended")
     error: ErrorInfo | None = None
-    model: str | None = None
-    frames: int = 0
-    tiles: int = 0
-    plan: list[PlannedFrame] | None = Field(default=None, description="of each frame, in order")
-    vision_tokens: int = 0
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    completion_tokens: int = 0
-    decode_ms: float = 0.0
-    queue_ms: float = 0.0
-    encode_ms: float = 0.0
-    generate_ms: float = 0.0
+    model: str | None = Field(default=None, description="name of the model that answered")
+    frames: int = Field(default=0, description="frames of the clip")
+    tiles: int = Field(default=0, description="tiles that the frames were split into")
+    plan: list[FramePlan] | None = Field(
+        default=None, description="resolution of each frame, in the order of the frames"
+    )
+    vision_tokens: int = Field(default=0, description="tokens of the prompt that show frames")
+    prompt_tokens: int = Field(default=0, description="tokens of the whole prompt")
+    cached_tokens: int = Field(default=0, description="tokens of the prompt found in the KV cache")
+    completion_tokens: int = Field(default=0, description="tokens generated")
+    decode_ms: float = Field(default=0.0, description="ms to decode, sample and encode the frames")
+    queue_ms: float = Field(default=0.0, description="ms of waiting for a worker and in the engine")
+    encode_ms: float = Field(default=0.0, description="ms of encoding tiles")
+    generate_ms: float = Field(default=0.0, description="ms of reading the prompt and generating")
     total_ms: float = Field(
-        default=0.0, description="newest frame's capture to result; of a file: job to result"
+        default=0.0,
+        description="ms to the result: from the capture of the newest frame for a live watch, "
+        "from the request otherwise",
     )
 
     @classmethod
@@ -433,7 +463,7 @@ class Result(Record):
 
 
 class Query(Record):
-    """A one-off question and, once there is one, its result."""
+    """A one-off question and, when it is answered, its result."""
 
     id: str
     status: QueryStatus

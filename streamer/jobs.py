@@ -1,4 +1,4 @@
-"""The job queues: what is asked of the workers, through RQ, always as JSON."""
+"""Submit jobs to the workers, through RQ, always as JSON."""
 
 import contextlib
 from typing import cast
@@ -24,7 +24,7 @@ from streamer.settings import Settings
 
 QUERIES, WATCHES, FILES = "queries", "watches", "files"
 CLIP_QUEUES = (QUERIES, WATCHES, FILES)
-"""In order of priority: a person waits, a camera goes on, bulk."""
+"""By priority: queries (a person waits), watches of cameras, then recordings."""
 
 INGEST = "ingest"
 
@@ -37,18 +37,18 @@ _QUEUE_OF = {
     RequestKind.FILE: FILES,
 }
 
-# How often the job of a dead worker is tried again. A clip that kills its worker must not take
-# down the whole rack; a stream is wanted for as long as it is attached.
-_CLIP_RETRIES = 2
-_INGEST_RETRIES = 1_000_000
+# How often the job of a dead worker is retried. A clip that kills its worker must not take down
+# all of them; a stream runs for as long as it is attached.
+_MAX_CLIP_RETRIES = 2
+_MAX_INGEST_RETRIES = 1_000_000
 
-_DONE_TTL = 600  # seconds that RQ remembers a finished clip job
+_DONE_TTL = 600  # seconds that RQ keeps a finished clip job
 _FAILED_TTL = 86_400
 _IN_FLIGHT_TTL = 86_400
-_WAKE_TOKENS = 256
+_MAX_WAKE_TOKENS = 256
 _WAKE_TTL = 3600
 
-# Members whose job is gone (lost with a server's memory, say) would count for ever.
+# Members whose job is gone, for example with a server's memory, would count forever.
 # KEYS: in-flight. ARGV: job key prefix
 _PRUNE = """
 local living = {}
@@ -63,7 +63,7 @@ end
 
 _IN_FLIGHT = _PRUNE + "return #living"
 
-# KEYS: in-flight, queues... ARGV: job key prefix, how many may stay
+# KEYS: in-flight, queues... ARGV: job key prefix, number of jobs to keep
 _DROP_OLDEST = (
     _PRUNE
     + """
@@ -85,27 +85,27 @@ return dropped
 
 
 def owner_of(request: ClipRequest) -> str | None:
-    """Whose in-flight set a request is in: its watch, or its recording; a query is nobody's."""
+    """Return whose in-flight set holds a request: its watch or recording; None for a query."""
     if request.kind is RequestKind.QUERY:
         return None
     return request.watch_id if request.kind is RequestKind.WATCH else request.stream_id
 
 
 def error_result(request: ClipRequest, code: ErrorCode, message: str) -> Result:
-    """The terminal result of a request that got no answer."""
+    """Build the result of a request that failed."""
     return Result.answering(request, error=ErrorInfo(code=code, message=message))
 
 
 def read_request(job: Job) -> ClipRequest | None:
-    """The request that a clip job carries; None when the job is none of ours or unreadable."""
-    with contextlib.suppress(Exception):  # whatever is in there, it must not hurt the reader
+    """Return the request of a clip job; None if it is another job, or unreadable."""
+    with contextlib.suppress(Exception):  # no content of a job may break its reader
         if job.func_name == CLIP_JOB:
             return ClipRequest.model_validate(job.args[0])
     return None
 
 
 class Jobs:
-    """Submit, count, drop and cancel jobs."""
+    """Submits, counts, drops and cancels jobs."""
 
     def __init__(self, redis: redis.Redis, settings: Settings) -> None:
         self._redis = redis
@@ -119,8 +119,7 @@ class Jobs:
         self._drop = redis.register_script(_DROP_OLDEST)
 
     def submit(self, request: ClipRequest) -> None:
-        """Accept a request: from here on it will have exactly one terminal result, unless it is
-        live work that :meth:`drop_oldest` drops."""
+        """Submit a request. It gets exactly one result, unless :meth:`drop_oldest` drops it."""
         name = _QUEUE_OF[request.kind]
         owner = owner_of(request)
         with self._redis.pipeline() as pipeline:
@@ -132,10 +131,10 @@ class Jobs:
                 failure_ttl=_FAILED_TTL,
                 description=f"clip {request.id}",
                 job_id=request.id,
-                retry=Retry(max=_CLIP_RETRIES, enqueue_at_front=True),
+                retry=Retry(max=_MAX_CLIP_RETRIES, enqueue_at_front=True),
                 pipeline=pipeline,
             )
-            # After RQ's own commands: it calls multi(), which wants an empty pipeline.
+            # After RQ's own commands: RQ calls multi(), which requires an empty pipeline.
             if owner is not None:
                 key = redis_keys.in_flight(owner)
                 pipeline.zadd(key, {request.id: request.created_at.timestamp()})
@@ -144,10 +143,10 @@ class Jobs:
             pipeline.execute()
 
     def drop_oldest(self, owner_id: str, keep: int) -> int:
-        """Drop queued clips of a watch (or a recording), oldest first, until `keep` are in flight.
+        """Drop queued clips of a watch or recording, oldest first, until `keep` are in flight.
 
-        Clips that a worker has begun are let be. Returns how many were dropped; they get no
-        result, so the caller counts them.
+        Clips that a worker has started are not dropped. Returns the number of dropped clips: they
+        get no result, so the caller counts them.
         """
         dropped = self._drop(
             keys=[
@@ -160,7 +159,7 @@ class Jobs:
         return cast(int, dropped)
 
     def in_flight(self, owner_id: str) -> int:
-        """How many clips of a watch or a recording have been submitted and not answered."""
+        """Return the number of unanswered clips of a watch or recording."""
         return cast(
             int,
             self._count(
@@ -169,37 +168,38 @@ class Jobs:
         )
 
     def status(self, request_id: str) -> QueryStatus:
-        """How far a request is. Raises StreamerError(UNKNOWN_QUERY)."""
+        """Return the status of a request. Raises StreamerError(UNKNOWN_QUERY)."""
         result = self._results.get(request_id)
         if result is not None:
             return _final_status(result)
         job = self._fetch(request_id)
         if job is None:
             raise StreamerError(
-                ErrorCode.UNKNOWN_QUERY, f"There is no query '{request_id}', or it has expired."
+                ErrorCode.UNKNOWN_QUERY,
+                f"The query '{request_id}' does not exist or has expired: ask again.",
             )
         started = job.get_status(refresh=False) == JobStatus.STARTED
         return QueryStatus.RUNNING if started else QueryStatus.QUEUED
 
     def cancel(self, request_id: str) -> QueryStatus:
-        """Give up a request: its result is an error CANCELLED, unless it has one already.
+        """Cancel a request: its result is the error CANCELLED, unless it already has a result.
 
-        Raises StreamerError(UNKNOWN_QUERY).
+        Returns its status. Raises StreamerError(UNKNOWN_QUERY).
         """
         job = self._fetch(request_id)
         request = read_request(job) if job is not None else None
         if job is not None and request is not None:
             self._results.publish(
-                error_result(request, ErrorCode.CANCELLED, "This request was cancelled."),
+                error_result(request, ErrorCode.CANCELLED, "The request was cancelled."),
                 owner_id=owner_of(request),
             )
             self._stop(job)
         return self.status(request_id)
 
     def start_ingest(self, stream_id: str) -> None:
-        """Have a worker run the stream; it does so until detached, whatever dies meanwhile.
+        """Let a worker run the stream until it is detached, through crashes of workers.
 
-        Does nothing when the stream is queued or running already.
+        Does nothing if the stream is queued or running.
         """
         job_id = f"ingest-{stream_id}"
         for _ in range(2):
@@ -212,7 +212,7 @@ class Jobs:
                     failure_ttl=_FAILED_TTL,
                     description=f"stream {stream_id}",
                     job_id=job_id,
-                    retry=Retry(max=_INGEST_RETRIES, enqueue_at_front=True),
+                    retry=Retry(max=_MAX_INGEST_RETRIES, enqueue_at_front=True),
                     unique=True,
                 )
                 break
@@ -221,19 +221,19 @@ class Jobs:
                 if job is not None:
                     if job.get_status(refresh=False) in (JobStatus.QUEUED, JobStatus.STARTED):
                         return
-                    job.delete()  # what is left of a run that ended
+                    job.delete()  # left over from a run that ended
         with self._redis.pipeline() as pipeline:
             _push_wake(pipeline, INGEST)
             pipeline.execute()
 
     def stop_ingest(self, stream_id: str) -> None:
-        """Take the stream from the queue, or tell the worker that runs it to stop."""
+        """Remove the stream from the queue, or ask the worker that runs it to stop."""
         job = self._fetch(f"ingest-{stream_id}")
         if job is not None:
             self._stop(job)
 
     def workers(self) -> dict[str, int]:
-        """Living workers: `ingest`, and `clips` (gpu workers)."""
+        """Return the number of running workers: `ingest`, and `clips` (gpu workers)."""
         counts = {}
         for label, name in (("ingest", INGEST), ("clips", QUERIES)):
             keys = worker_registration.get_keys(self._queues[name])
@@ -241,7 +241,7 @@ class Jobs:
         return counts
 
     def worker_stats(self) -> dict[str, dict[str, float]]:
-        """What each living worker says of itself: numbers by their names, by the worker's name."""
+        """Return the statistics that each running worker reports, by the name of the worker."""
         names = sorted(
             key.rpartition(":")[2]
             for name in (INGEST, QUERIES)
@@ -250,15 +250,15 @@ class Jobs:
         with self._redis.pipeline(transaction=False) as pipeline:
             for name in names:
                 pipeline.hgetall(redis_keys.worker(name))
-            told = cast("list[dict[bytes, bytes]]", pipeline.execute())
+            reported = cast("list[dict[bytes, bytes]]", pipeline.execute())
         return {
             name: {key.decode(): float(value) for key, value in numbers.items()}
-            for name, numbers in zip(names, told, strict=True)
+            for name, numbers in zip(names, reported, strict=True)
             if numbers
         }
 
     def depths(self) -> dict[str, int]:
-        """How many jobs wait in each queue."""
+        """Return the number of waiting jobs of each queue."""
         with self._redis.pipeline(transaction=False) as pipeline:
             for queue in self._queues.values():
                 pipeline.llen(queue.key)
@@ -267,16 +267,16 @@ class Jobs:
     def _fetch(self, job_id: str) -> Job | None:
         try:
             return Job.fetch(job_id, connection=self._redis, serializer=JSONSerializer)
-        except (NoSuchJobError, ValueError, TypeError):  # ValueError: not even fit for a job id
+        except (NoSuchJobError, ValueError, TypeError):  # ValueError: not a valid job id
             return None
 
     def _stop(self, job: Job) -> None:
-        """Remove a job that waits; tell its worker when it runs."""
+        """Remove a waiting job, or ask the worker of a running one to stop it."""
         queue = self._queues.get(job.origin)
         if queue is not None and self._redis.lrem(queue.key, 1, job.id):
             job.delete(remove_from_queue=False)
             return
-        with contextlib.suppress(ValueError, InvalidJobOperation):  # it ended meanwhile
+        with contextlib.suppress(ValueError, InvalidJobOperation):  # it has ended
             for execution in job.get_executions():
                 send_stop_execution_command(self._redis, job.id, execution.id)
 
@@ -284,7 +284,7 @@ class Jobs:
 def _push_wake(pipeline: redis.client.Pipeline, queue: str) -> None:
     key = redis_keys.wake(queue)
     pipeline.lpush(key, 1)
-    pipeline.ltrim(key, 0, _WAKE_TOKENS - 1)
+    pipeline.ltrim(key, 0, _MAX_WAKE_TOKENS - 1)
     pipeline.expire(key, _WAKE_TTL)
 
 

@@ -87,7 +87,7 @@ class Queries:
                 raise StreamerError(ErrorCode.NO_FRAMES, _why_no_frames(stream))
         else:
             max_frames = self._settings.max_frames if max_frames is None else max_frames
-            frames = self._past.choose(stream, since.timestamp(), until.timestamp(), max_frames)
+            frames = self._past.select(stream, since.timestamp(), until.timestamp(), max_frames)
             if not frames:
                 raise StreamerError(ErrorCode.NO_FRAMES, self._what_is_kept(stream, since, until))
         return frames

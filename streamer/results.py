@@ -1,4 +1,4 @@
-"""The results queue: every answer exactly once, to whoever listens and whoever asks later."""
+"""Publish each result exactly once, to listeners of the results queue and for later lookup."""
 
 import time
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from streamer.domain import Result
 from streamer.settings import Settings
 
 FIELD = b"json"
-"""The field of a results queue entry that holds the record."""
+"""Field of a results queue entry that holds the record."""
 
 _log = structlog.get_logger(__name__)
 
-# A server that is full lets a script write once it has deleted: what is answered is never refused.
-# The existence of the answer is what makes publication happen once, whoever tries, however often.
+# It deletes first: then a full server allows the script to write, and no answer is refused.
+# The existence of the answer key makes publication happen once, however many workers try.
 # KEYS: answer, results queue, in-flight set (or the answer again)
 # ARGV: result, TTL s, length, request id, channel, whether there is an in-flight set
 _PUBLISH = """
@@ -32,7 +32,7 @@ return 1
 
 
 class Results:
-    """Publish, look up, await and follow results."""
+    """Publishes, looks up, awaits and follows results."""
 
     def __init__(self, redis: redis.Redis, settings: Settings) -> None:
         self._redis = redis
@@ -40,13 +40,13 @@ class Results:
         self._publish = redis.register_script(_PUBLISH)
 
     def publish(self, result: Result, *, owner_id: str | None) -> bool:
-        """Publish once per request; False when an answer was there already, which then stands.
+        """Publish a result; return False, without publishing, if its request has one already.
 
-        `owner_id` is whose in-flight set the request leaves: its watch, or its recording.
+        `owner_id` is the watch or the recording whose in-flight set the request leaves.
         """
         answer = redis_keys.answer(result.request_id)
-        # A query's answer can be fetched for long; of others only "already published" matters,
-        # and that only for as long as a second run of the same job may still come.
+        # A query's answer can be fetched later. Of other requests only "already published"
+        # matters, for as long as a second run of the same job may still happen.
         lifetime = (
             self._settings.query_ttl
             if owner_id is None
@@ -70,16 +70,16 @@ class Results:
         return bool(published)
 
     def answered(self, request_id: str) -> bool:
-        """Whether the request has its result already."""
+        """Return whether the request has a result."""
         return bool(self._redis.exists(redis_keys.answer(request_id)))
 
     def get(self, request_id: str) -> Result | None:
-        """The result of a request, if it is there."""
+        """Return the result of a request; None if there is none yet."""
         raw = cast(bytes | None, self._redis.get(redis_keys.answer(request_id)))
         return Result.model_validate_json(raw) if raw is not None else None
 
     def wait(self, request_id: str, timeout: float) -> Result | None:
-        """The result of a request as soon as it is there; None after `timeout` seconds."""
+        """Wait for the result of a request; return None after `timeout` seconds."""
         found = self.get(request_id)
         if found is not None or timeout <= 0:
             return found
@@ -90,19 +90,19 @@ class Results:
                 remaining = deadline - time.monotonic()
                 if remaining <= 0:
                     return None
-                # A message may be lost with its connection, so look again once a second.
+                # A broken connection loses messages: check again once per second.
                 channel.get_message(timeout=min(1.0, remaining))
         return found
 
     def last_id(self) -> str:
-        """Id of the newest entry of the results queue: where following starts."""
+        """Return the id of the newest entry of the results queue."""
         newest = cast(list[Any], self._redis.xrevrange(redis_keys.RESULTS, count=1))
         return newest[0][0].decode() if newest else "0-0"
 
     def read(
         self, last_id: str, block: float | None = None, count: int = 256
     ) -> list[tuple[str, Result]]:
-        """Entries after `last_id`, oldest first; waits up to `block` seconds for the first."""
+        """Return entries after `last_id`, oldest first; wait up to `block` seconds for one."""
         while entries := self._read_raw(last_id, block, count):
             if readable := list(parse_entries(entries)):
                 return readable
@@ -118,7 +118,7 @@ class Results:
         return cast(list[Any], answer)[0][1] if answer else []
 
     def follow(self, last_id: str = "$", block: float = 1.0) -> Iterator[tuple[str, Result]]:
-        """Entries after `last_id` (`$`: from now on) as they come, for ever."""
+        """Yield entries after `last_id` (`$`: the newest) as they arrive, without end."""
         position = self.last_id() if last_id == "$" else last_id
         while True:
             for entry_id, result in self.read(position, block):
@@ -127,7 +127,7 @@ class Results:
 
 
 def parse_entries(entries: list[Any]) -> Iterator[tuple[str, Result]]:
-    """Entries of the results queue as records; one that is none is logged and left out."""
+    """Yield entries of the results queue as records; log and skip entries that are unreadable."""
     for entry_id, fields in entries:
         try:
             yield entry_id.decode(), Result.model_validate_json(fields[FIELD])

@@ -1,4 +1,4 @@
-"""Secrets at rest: how a stream's full URL is kept in Redis when `secret_key` is set."""
+"""Encrypt the URLs of streams, which hold passwords, for storage in Redis."""
 
 import base64
 import binascii
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
     from cryptography.fernet import MultiFernet
 
 _MARK = "sealed:1:"
-"""What a sealed text begins with, and no URL or path does."""
+"""Prefix of an encrypted text; no URL or path begins with it."""
 
 _SALT_BYTES = 16
 _KEY_BYTES = 32
-_SCRYPT = {"n": 2**15, "r": 8, "p": 1}  # 32 MiB and about 0.1 s for a guess
+_SCRYPT = {"n": 2**15, "r": 8, "p": 1}  # 32 MiB and about 0.1 s per guess
 
 
 class SecretBox:
-    """Seals texts with the first of `keys` and opens those that any of them sealed.
+    """Encrypts texts with the first of `keys`, and decrypts texts encrypted with any of them.
 
-    A key is 32 random bytes in base64, or a passphrase of any length. Without keys texts are
-    stored as they are. To change the key put the new one in front of the old one, let every
-    secret be sealed anew (:meth:`is_current`), then drop the old one. Thread-safe.
+    A key is 32 random bytes in base64, or a passphrase of any length. Without keys, texts are
+    stored as they are. To change the key, put the new key in front of the old one, encrypt every
+    secret again (:meth:`is_current`), then remove the old key. Thread-safe.
     """
 
     def __init__(self, keys: Sequence[str] = ()) -> None:
@@ -34,40 +34,40 @@ class SecretBox:
 
     @property
     def has_key(self) -> bool:
-        """Whether texts are encrypted at all."""
+        """Whether texts are encrypted."""
         return bool(self._keys)
 
     def seal(self, text: str) -> str:
-        """`text` as it may be stored: encrypted and authenticated (Fernet) if there is a key."""
+        """Return `text` for storage: encrypted and authenticated (Fernet) if there is a key."""
         if not self._keys:
             return text
         token = _fernet(self._keys, self._salt).encrypt(text.encode()).decode()
         return f"{_MARK}{self._salt}:{token}"
 
     def unseal(self, stored: str, owner: str) -> str:
-        """The text that `stored` is; `owner` says in the error whose it is.
+        """Return the text of `stored`. `owner` names its stream in the error message.
 
-        Raises StreamerError(SECRET_UNREADABLE) when it was sealed with none of our keys.
+        Raises StreamerError(SECRET_UNREADABLE) if it was encrypted with a key that is not here.
         """
         if not stored.startswith(_MARK):
             return stored
         if not self._keys:
             raise StreamerError(
                 ErrorCode.SECRET_UNREADABLE,
-                f"The URL of {owner} is encrypted: set STREAMER_SECRET_KEY to the key of the "
-                "ingest workers, here too.",
+                f"The URL of {owner} is encrypted: set STREAMER_SECRET_KEY here to the key of the "
+                "ingest workers.",
             )
         text = _decrypt(self._keys, stored)
         if text is None:
             raise StreamerError(
                 ErrorCode.SECRET_UNREADABLE,
-                f"The URL of {owner} was encrypted with another STREAMER_SECRET_KEY: add that key "
-                "behind a comma, or give the URL again where the right key is set.",
+                f"The URL of {owner} was encrypted with another STREAMER_SECRET_KEY: append that "
+                "key after a comma, or set the URL again where the right key is set.",
             )
         return text
 
     def is_current(self, stored: str) -> bool:
-        """Whether `stored` is as :meth:`seal` would make it today, with the first key."""
+        """Return whether `stored` is encrypted with the first key; True without keys."""
         if not self._keys:
             return True
         return stored.startswith(_MARK) and _decrypt(self._keys[:1], stored) is not None
@@ -91,7 +91,7 @@ def _fernet(keys: tuple[str, ...], salt: str) -> "MultiFernet":
 
 
 def _raw_key(key: str) -> bytes | None:
-    """The Fernet key that `key` is, if it is 32 bytes in base64 of either alphabet."""
+    """Return the Fernet key, if `key` is 32 bytes in base64 of either alphabet."""
     try:
         raw = base64.b64decode(key.replace("-", "+").replace("_", "/"), validate=True)
     except (binascii.Error, ValueError):

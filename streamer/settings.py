@@ -1,4 +1,4 @@
-"""Settings: defaults here, overridden by a YAML file, overridden by `STREAMER_*` variables."""
+"""Load the settings: defaults, overridden by a YAML file, then by `STREAMER_*` variables."""
 
 import os
 import warnings
@@ -26,7 +26,7 @@ PREFIX = "STREAMER_"
 CONFIG_VARIABLE = PREFIX + "CONFIG"
 
 MIN_KEY_LENGTH = 12
-"""Characters that a secret key needs."""
+"""Minimum characters of a secret key."""
 
 RENAMED = {"step_tokens": "max_num_batched_tokens"}
 """Renamed settings, old name -> new name. An old name works, with a warning, for one release."""
@@ -38,8 +38,8 @@ def _new_names(values: Mapping[str, Any]) -> dict[str, Any]:
     for old, new in RENAMED.items():
         if old in renamed:
             warnings.warn(
-                f"The setting '{old}' is now '{new}': rename it, because the next release will "
-                "not know the old name.",
+                f"The setting '{old}' is now '{new}': use the new name, because the next release "
+                "will reject the old one.",
                 FutureWarning,
                 stacklevel=1,  # in one place: Python shows the same warning once
             )
@@ -65,7 +65,7 @@ class _YamlFile(YamlConfigSettingsSource):
 
 
 class Settings(BaseSettings):
-    """Every knob of the service. `configs/streamer.yaml` explains each key."""
+    """All settings of the service. `configs/streamer.yaml` explains each."""
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", env_ignore_empty=True)
 
@@ -82,43 +82,60 @@ class Settings(BaseSettings):
     max_num_seqs: int = Field(default=32, ge=1)
     kv_cache_tokens: int = Field(default=65536, ge=256)
     max_num_batched_tokens: int | None = Field(
-        default=None, ge=1, description="most LLM positions in a step; None: what suits the device"
+        default=None,
+        ge=1,
+        description="maximum LLM positions of an engine step; None: chosen for the device",
     )
     step_tiles: int | None = Field(
-        default=None, ge=1, description="most tiles encoded in a step; None: what suits the device"
+        default=None,
+        ge=1,
+        description="maximum tiles encoded in an engine step; None: chosen for the device",
     )
     tile_cache_bytes: int = Field(default=2**28, ge=0)
     tile_tolerance: float = Field(default=0.0, ge=0, lt=1)
-    threads: int | None = Field(default=None, ge=1, description="of PyTorch, per gpu worker")
+    threads: int | None = Field(default=None, ge=1, description="PyTorch threads of a gpu worker")
     compile: bool = False
     policy: str = "adaptive"
-    clip_tokens: int = Field(default=4096, ge=1, description="vision tokens of a clip")
+    clip_tokens: int = Field(default=4096, ge=1, description="maximum vision tokens of a clip")
 
-    worker_slots: int = Field(default=16, ge=1, description="clip jobs in flight per gpu worker")
-    ingest_slots: int = Field(default=32, ge=1, description="streams per ingest worker")
+    worker_slots: int = Field(default=16, ge=1, description="concurrent clip jobs of a gpu worker")
+    ingest_slots: int = Field(default=32, ge=1, description="streams of an ingest worker")
     job_timeout: float = Field(default=600.0, gt=0)
-    step_timeout: float = Field(default=120.0, gt=0, description="then the engine is stuck")
-    max_restarts: int = Field(default=5, ge=0, description="of a gpu worker, in ten minutes")
+    step_timeout: float = Field(
+        default=120.0,
+        gt=0,
+        description="seconds of an engine step before the engine counts as stuck",
+    )
+    max_restarts: int = Field(
+        default=5, ge=0, description="restarts of a gpu worker in ten minutes"
+    )
     lease: float = Field(
-        default=12.0, ge=2, le=600, description="silence after which a worker's jobs are taken over"
+        default=12.0,
+        ge=2,
+        le=600,
+        description="seconds of silence before a worker's jobs are taken over",
     )
 
     fps: float = Field(default=1.0, gt=0, le=60)
     window: float = Field(default=10.0, gt=0, le=3600)
     max_frames: int = Field(default=16, ge=1, le=256)
     max_tokens: int = Field(default=128, ge=1, le=4096)
-    max_pending_clips: int = Field(default=2, ge=1, description="per live watch, before dropping")
-    max_file_clips: int = Field(default=16, ge=1, description="per recording, before waiting")
+    max_pending_clips: int = Field(
+        default=2, ge=1, description="unanswered clips of a live watch before one is dropped"
+    )
+    max_file_clips: int = Field(
+        default=16, ge=1, description="unanswered clips of a recording before reading pauses"
+    )
 
     frame_ttl: float = Field(default=900.0, gt=0)
     recorded_frame_ttl: float = Field(default=86400.0, gt=0)
     frames_per_stream: int = Field(default=5000, ge=8)
     frame_bytes_per_stream: int = Field(default=256 << 20, ge=1 << 20)
     frames_memory: int | None = Field(
-        default=None, ge=8 << 20, description="bytes of all frames together in Redis"
+        default=None, ge=8 << 20, description="maximum bytes of all frames in Redis"
     )
     history: float = Field(
-        default=0.0, ge=0, le=90 * 86400, description="seconds that thinned-out frames are kept"
+        default=0.0, ge=0, le=90 * 86400, description="seconds that thinned frames are kept"
     )
     archive_url: str | None = Field(default=None, repr=False)
     archive_days: float = Field(default=7.0, gt=0)
@@ -162,14 +179,14 @@ class Settings(BaseSettings):
     def _refuse_short_keys(cls, keys: list[str]) -> list[str]:
         if any(len(key) < MIN_KEY_LENGTH for key in keys):
             raise ValueError(
-                f"a key needs at least {MIN_KEY_LENGTH} characters, such as what "
-                "`openssl rand -base64 32` prints"
+                f"a key needs at least {MIN_KEY_LENGTH} characters: create one with "
+                "`openssl rand -base64 32`"
             )
         return keys
 
     @property
     def timeline_url(self) -> str:
-        """SQLAlchemy URL of the timeline: `database_url`, or a SQLite file in `data_dir`."""
+        """SQLAlchemy URL of the timeline: `database_url`, or an SQLite file in `data_dir`."""
         return self.database_url or f"sqlite:///{self.data_dir / 'timeline.db'}"
 
     @classmethod
@@ -188,17 +205,16 @@ class Settings(BaseSettings):
 
 
 def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
-    """Read the settings; `overrides` that are None are ignored.
+    """Load the settings from `config`, the environment and `overrides` that are not None.
 
-    Raises StreamerError(SETTINGS_INVALID) that names the key for an unknown key or a bad value,
-    and for a file that is not there.
+    Raises StreamerError(SETTINGS_INVALID): an unknown key, an invalid value, or a missing file.
     """
     if config is not None:
         os.environ[CONFIG_VARIABLE] = str(config)  # child processes read the same file
     path = os.environ.get(CONFIG_VARIABLE)
     if path and not Path(path).is_file():
         raise StreamerError(
-            ErrorCode.SETTINGS_INVALID, f"There is no settings file {path}: check --config."
+            ErrorCode.SETTINGS_INVALID, f"The settings file {path} does not exist: check --config."
         )
     names = [*Settings.model_fields, *RENAMED]
     known = {PREFIX + name.upper() for name in names} | {CONFIG_VARIABLE}

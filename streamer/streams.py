@@ -1,4 +1,4 @@
-"""The streams that users attached: what they are, their secret URLs and how they do."""
+"""Store the attached streams: their specs, secret URLs and status."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -27,7 +27,7 @@ redis.call('HSET', KEYS[3], ARGV[2], ARGV[4])
 return 1
 """
 
-# Nothing is written unless the stream still is what the change was made from.
+# Writes nothing if the stream has changed since it was read.
 # KEYS: names, streams, secrets. ARGV: id, spec before, old name, new name, new spec, URL or ''
 _CHANGE = """
 local current = redis.call('HGET', KEYS[2], ARGV[1])
@@ -42,7 +42,7 @@ if ARGV[6] ~= '' then redis.call('HSET', KEYS[3], ARGV[1], ARGV[6]) end
 return 1
 """
 
-# The name is freed only if it still is this stream's.
+# Frees the name only if it still belongs to this stream.
 # KEYS: names, streams, secrets, status. ARGV: name, id
 _DELETE = """
 redis.call('DEL', KEYS[4])
@@ -51,7 +51,7 @@ if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[
 return redis.call('HDEL', KEYS[2], ARGV[2])
 """
 
-# A secret is sealed anew only if nobody changed it meanwhile.
+# Replaces the secret only if it has not changed in the meantime.
 # KEYS: secrets. ARGV: id, what was stored, what to store
 _RESEAL = """
 if redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
@@ -66,25 +66,24 @@ redis.call('SET', KEYS[2], ARGV[2])
 return 1
 """
 
-_SILENCE = 30.0
-"""Seconds without a word from its worker after which a stream is not what it was said to be."""
+_MAX_SILENCE = 30.0
+"""Seconds without a report from its worker after which the status of a stream is out of date."""
 
 _ATTENDED = frozenset({StreamState.CONNECTING, StreamState.RUNNING, StreamState.RECONNECTING})
 
 _NO_WORKER = ErrorInfo(
     code=ErrorCode.NO_WORKER,
-    message="No ingest worker reads it, none is there or all are full: start one with "
-    "`streamer ingest`.",
+    message="No ingest worker is free for this stream: start one with `streamer ingest`.",
 )
 
 _KEY_CHECK = "key-check"
-"""Field of the secrets that holds this word as the ingest workers seal it."""
+"""Field of the secrets that holds this word, encrypted with the ingest workers' key."""
 
 
 class StreamRegistry:
-    """All attached streams. Names are unique; the URL with its password is kept apart.
+    """All attached streams. Names are unique; the URL with its password is stored separately.
 
-    `box` seals those URLs where they are stored; by default they are stored as they are.
+    `box` encrypts these URLs. By default they are stored as they are.
     """
 
     def __init__(self, redis: redis.Redis, box: SecretBox | None = None) -> None:
@@ -97,10 +96,10 @@ class StreamRegistry:
         self._save_status = redis.register_script(_SAVE_STATUS)
 
     def create(self, spec: StreamSpec, url: str) -> Stream:
-        """Attach `spec`; `url` is the full one, password and all.
+        """Attach `spec`; `url` is the full URL with its password.
 
-        Raises StreamerError: NAME_TAKEN; SECRET_UNREADABLE when the ingest workers, which have
-        another key, could not read what we would store.
+        Raises StreamerError: NAME_TAKEN; SECRET_UNREADABLE if the ingest workers have another key
+        and could not read the URL.
         """
         self._require_key()
         record = spec.model_dump_json()
@@ -113,7 +112,7 @@ class StreamRegistry:
         return _stream(StreamSpec.model_validate_json(record), None)  # times to the millisecond
 
     def get(self, ref: str) -> Stream:
-        """The stream with id or name `ref`. Raises StreamerError(UNKNOWN_STREAM)."""
+        """Return the stream with id or name `ref`. Raises StreamerError(UNKNOWN_STREAM)."""
         spec = self.find(ref)
         if spec is None:
             by_name = cast(bytes | None, self._redis.hget(redis_keys.NAMES, ref))
@@ -123,12 +122,12 @@ class StreamRegistry:
         return _stream(spec, cast(bytes | None, self._redis.get(redis_keys.status(spec.id))))
 
     def find(self, stream_id: str) -> StreamSpec | None:
-        """What was attached under this id, if it still is."""
+        """Return the spec of the stream with this id; None if it is not attached."""
         raw = cast(bytes | None, self._redis.hget(redis_keys.STREAMS, stream_id))
         return StreamSpec.model_validate_json(raw) if raw is not None else None
 
     def list(self) -> list[Stream]:
-        """All streams, in the order of their attachment."""
+        """Return all streams, oldest first."""
         raw = cast("list[bytes]", self._redis.hvals(redis_keys.STREAMS))
         specs = sorted(
             (StreamSpec.model_validate_json(item) for item in raw), key=lambda s: s.created_at
@@ -142,10 +141,10 @@ class StreamRegistry:
         ]
 
     def update(self, ref: str, *, secret_url: str | None = None, **changes: Any) -> Stream:
-        """Change fields of the :class:`StreamSpec` of the stream with id or name `ref`, at once.
+        """Change fields of the :class:`StreamSpec` of the stream with id or name `ref`, atomically.
 
-        A change of `url` (the one to show) comes with its `secret_url` (the full one); its worker
-        learns by `url_version` that either is another.
+        A change of `url` (masked) comes with its `secret_url` (the full URL). The new `url_version`
+        tells the ingest worker that one of them has changed.
 
         Raises StreamerError(UNKNOWN_STREAM | NAME_TAKEN | INVALID_REQUEST).
         """
@@ -158,10 +157,11 @@ class StreamRegistry:
         *,
         secret_url: str | None = None,
     ) -> Stream:
-        """Like :meth:`update`, with fields that `change` makes from those of the moment.
+        """Like :meth:`update`, with the fields that `change` derives from the current spec.
 
-        It is called again when somebody else changed the stream meanwhile, so that of two who each
-        add a watch neither undoes the other. Errors as in :meth:`update`, and what `change` raises.
+        If the stream changes concurrently, `change` is called again with the new spec: two callers
+        that each add a watch do not undo each other. Raises the errors of :meth:`update`, and
+        those of `change`.
         """
         stream_id = self.get(ref).id
         if secret_url is not None:
@@ -192,7 +192,7 @@ class StreamRegistry:
                 return self.get(old.id)
 
     def delete(self, ref: str) -> Stream:
-        """Detach by id or name: returns what it was. Raises StreamerError(UNKNOWN_STREAM)."""
+        """Detach stream `ref` (id or name) and return it. Raises StreamerError(UNKNOWN_STREAM)."""
         stream = self.get(ref)
         self._delete(
             keys=[
@@ -206,26 +206,28 @@ class StreamRegistry:
         return stream
 
     def exists(self, stream_id: str) -> bool:
-        """Whether it is still attached: what an ingest slot asks, often."""
+        """Return whether the stream is still attached. Cheap: ingest slots ask often."""
         return bool(self._redis.hexists(redis_keys.STREAMS, stream_id))
 
     def secret_url(self, stream_id: str) -> str:
-        """The URL with its password, for opening only.
+        """Return the URL with its password, for opening only.
 
-        One that was stored before there was a key, or under an older one, is sealed anew.
+        A URL that is stored without encryption or with an older key is encrypted again.
 
         Raises StreamerError(UNKNOWN_STREAM | SECRET_UNREADABLE).
         """
         raw = cast(bytes | None, self._redis.hget(redis_keys.SECRETS, stream_id))
         if raw is None:
-            raise StreamerError(ErrorCode.UNKNOWN_STREAM, f"Stream '{stream_id}' was detached.")
+            raise StreamerError(
+                ErrorCode.UNKNOWN_STREAM, f"The stream '{stream_id}' was detached: attach it again."
+            )
         return self._unseal(stream_id, raw.decode())
 
     def seal_all(self) -> int:
-        """Seal every secret with the first key that is not yet; how many there are that cannot be.
+        """Encrypt every secret with the first key; return how many could not be decrypted.
 
-        What an ingest worker does when it starts, so that a new key holds for idle streams too.
-        From then on those who attach must have that key.
+        Ingest workers call this when they start, so that a new key applies to idle streams too.
+        From then on, attaching a stream requires that key.
         """
         unreadable = 0
         secrets = cast("dict[bytes, bytes]", self._redis.hgetall(redis_keys.SECRETS))
@@ -244,7 +246,7 @@ class StreamRegistry:
     def _require_key(self) -> None:
         check = cast(bytes | None, self._redis.hget(redis_keys.SECRETS, _KEY_CHECK))
         if check is not None:
-            self._box.unseal(check.decode(), "every stream here")
+            self._box.unseal(check.decode(), "every stream")
 
     def _unseal(self, stream_id: str, stored: str) -> str:
         url = self._box.unseal(stored, f"stream '{stream_id}'")
@@ -253,12 +255,12 @@ class StreamRegistry:
         return url
 
     def status(self, stream_id: str) -> StreamStatus:
-        """How the stream does; `connecting` until its worker first tells."""
+        """Return the status of a stream: `connecting` before the first report of a worker."""
         raw = cast(bytes | None, self._redis.get(redis_keys.status(stream_id)))
         return StreamStatus.model_validate_json(raw) if raw is not None else StreamStatus()
 
     def save_status(self, stream_id: str, status: StreamStatus) -> bool:
-        """Write the status, unless the stream was detached meanwhile: then False."""
+        """Store the status; return False, without storing it, if the stream was detached."""
         saved = self._save_status(
             keys=[redis_keys.STREAMS, redis_keys.status(stream_id)],
             args=[stream_id, status.model_dump_json()],
@@ -269,14 +271,14 @@ class StreamRegistry:
     def _unknown(ref: str) -> StreamerError:
         return StreamerError(
             ErrorCode.UNKNOWN_STREAM,
-            f"There is no stream '{ref}': `streamer streams` lists those there are.",
+            f"There is no stream '{ref}': list the streams with `streamer streams`.",
         )
 
     @staticmethod
     def _name_taken(name: str) -> StreamerError:
         return StreamerError(
             ErrorCode.NAME_TAKEN,
-            f"There already is a stream '{name}': choose another name, or detach that one first.",
+            f"A stream '{name}' already exists: choose another name, or detach that stream first.",
         )
 
 
@@ -287,13 +289,13 @@ def _stream(spec: StreamSpec, raw_status: bytes | None) -> Stream:
         else StreamStatus(since=spec.created_at)
     )
     heard = status.reported_at or spec.created_at
-    if status.state in _ATTENDED and (utc_now() - heard).total_seconds() > _SILENCE:
+    if status.state in _ATTENDED and (utc_now() - heard).total_seconds() > _MAX_SILENCE:
         status.state, status.since, status.error = StreamState.CONNECTING, heard, _NO_WORKER
     return Stream(**spec.model_dump(), **status.model_dump())
 
 
 def keep_ids(before: list[Watch], after: list[Watch]) -> list[Watch]:
-    """`after`, where each watch that asks the same as one of `before` is that one."""
+    """Return `after`, with each watch replaced by the watch of `before` that asks the same."""
     known = list(before)
     kept = []
     for watch in after:

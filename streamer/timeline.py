@@ -1,4 +1,4 @@
-"""The record of all results: a table that outlives Redis, searchable."""
+"""Record all results in a searchable SQL table that outlives Redis."""
 
 import base64
 import contextlib
@@ -43,11 +43,12 @@ from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_ra
 from streamer.domain import Result
 from streamer.errors import ErrorCode, StreamerError
 
-_MOST = 1000
+_MAX_PAGE = 1000
+"""Results of one page."""
 
 
 class _UtcDateTime(TypeDecorator[datetime]):
-    """Aware UTC datetimes in Python, whatever the database keeps."""
+    """Aware UTC datetimes in Python, with or without time zones in the database."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -77,7 +78,7 @@ _metadata = MetaData()
 _results = Table(
     "results",
     _metadata,
-    # Breaks ties of time in the order of arrival, and makes the cursor exact.
+    # Orders results of the same time by arrival, and makes the cursor exact.
     Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
     *(
         Column(
@@ -95,16 +96,16 @@ _results = Table(
 
 @dataclass(frozen=True)
 class Page:
-    """Some results, newest first, and where the next page starts (None: there is none)."""
+    """Results, newest first, and the cursor of the next page (None on the last page)."""
 
     results: list[Result]
     next_cursor: str | None
 
 
 class Timeline:
-    """Results in a SQL database: SQLite (the folder is made) or PostgreSQL, by URL.
+    """Results in an SQL database: SQLite (its folder is created) or PostgreSQL, by URL.
 
-    Raises StreamerError(DATABASE_UNAVAILABLE), from every method, when the database is not there.
+    Every method raises StreamerError(DATABASE_UNAVAILABLE) if the database does not respond.
     """
 
     def __init__(self, url: str) -> None:
@@ -112,7 +113,7 @@ class Timeline:
         with _translated():
             self._make_schema()
 
-    # The recorder and the API may both find a new database empty, and both set to work.
+    # The recorder and the API may create the schema of a new database at the same time.
     @retry(
         retry=retry_if_exception_type(DBAPIError),
         stop=stop_after_attempt(4),
@@ -122,23 +123,20 @@ class Timeline:
     def _make_schema(self) -> None:
         with self._engine.begin() as connection:
             _metadata.create_all(connection)
-            there = {column["name"] for column in inspect(connection).get_columns(_results.name)}
+            existing = {column["name"] for column in inspect(connection).get_columns(_results.name)}
             for column in _results.columns:
-                if column.name not in there:  # the database is that of an older version
+                if column.name not in existing:  # created by an older version
                     kind = column.type.compile(self._engine.dialect)
                     connection.execute(
                         text(f'ALTER TABLE {_results.name} ADD COLUMN "{column.name}" {kind}')
                     )
 
     def close(self) -> None:
-        """Close the database's connections."""
+        """Close the connections to the database."""
         self._engine.dispose()
 
     def record(self, results: Sequence[Result]) -> int:
-        """Write results down, all or none; those that are there already are left as they are.
-
-        Returns how many were new.
-        """
+        """Store results, all or none, and return how many are new; known ones are not changed."""
         if not results:
             return 0
         rows = [_row(result) for result in results]
@@ -157,14 +155,20 @@ class Timeline:
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page:
-        """Results, newest first.
+        """Return one page of results, newest first.
 
-        `stream` is an id or a name. `since` and `until` select by what was looked at: results
-        whose clip touches `[since, until)`. `q` must occur in text or prompt, in any case.
-        `cursor` is a page's `next_cursor`. Raises StreamerError(INVALID_REQUEST) for a bad cursor.
+        Args:
+            stream: id or name of a stream.
+            kind: kind of result.
+            since, until: select results whose clip overlaps `[since, until)`.
+            q: text that the answer or the prompt contains, ignoring case.
+            limit: number of results, 1 to 1000.
+            cursor: `next_cursor` of the previous page.
+
+        Raises StreamerError(INVALID_REQUEST) for an invalid cursor.
         """
         columns = _results.c
-        limit = max(1, min(limit, _MOST))
+        limit = max(1, min(limit, _MAX_PAGE))
         statement = (
             select(_results)
             .order_by(columns.created_at.desc(), columns.number.desc())
@@ -196,7 +200,7 @@ class Timeline:
         return Page([_result(row) for row in rows], _cursor(rows[-1]) if more else None)
 
     def get(self, request_id: str) -> Result | None:
-        """The result of a request."""
+        """Return the result of a request; None if there is none."""
         statement = select(_results).where(_results.c.request_id == request_id)
         with _translated(), self._engine.connect() as connection:
             row = connection.execute(statement).first()
@@ -212,8 +216,8 @@ def _engine(url: str) -> Engine:
     except (ArgumentError, NoSuchModuleError):
         raise StreamerError(
             ErrorCode.DATABASE_UNAVAILABLE,
-            "STREAMER_DATABASE_URL is not a database address: it should look like "
-            "sqlite:///results.db or postgresql+psycopg://user@host/database.",
+            "STREAMER_DATABASE_URL is not a database URL: write sqlite:///results.db or "
+            "postgresql+psycopg://user@host/database.",
         ) from None
     except ModuleNotFoundError as error:
         raise StreamerError(
@@ -223,12 +227,13 @@ def _engine(url: str) -> Engine:
     except OSError as error:
         raise StreamerError(
             ErrorCode.DATABASE_UNAVAILABLE,
-            f"The timeline's folder cannot be made ({error.strerror}): check STREAMER_DATA_DIR.",
+            f"The folder of the timeline cannot be created ({error.strerror}): "
+            "check STREAMER_DATA_DIR.",
         ) from None
     if engine.dialect.name not in ("sqlite", "postgresql"):
         raise StreamerError(
             ErrorCode.DATABASE_UNAVAILABLE,
-            f"A {engine.dialect.name} database cannot hold the timeline: use SQLite or PostgreSQL.",
+            f"The timeline does not support {engine.dialect.name}: use SQLite or PostgreSQL.",
         )
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _tune_sqlite)
@@ -236,7 +241,7 @@ def _engine(url: str) -> Engine:
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:
-    # With a write-ahead log readers never wait for the recorder.
+    # With a write-ahead log, readers never wait for the recorder.
     for pragma in ("busy_timeout=10000", "journal_mode=WAL", "synchronous=NORMAL"):
         connection.execute(f"PRAGMA {pragma}").close()
 
@@ -253,14 +258,14 @@ def _translated() -> Iterator[None]:
         raise StreamerError(
             ErrorCode.DATABASE_UNAVAILABLE,
             f"The timeline's database failed ({first_line}): check STREAMER_DATABASE_URL, "
-            "its server and the free space.",
+            "the database server and its free disk space.",
         ) from error
 
 
 def _row(result: Result) -> dict[str, Any]:
     row = result.model_dump()
     row["error"] = result.error.model_dump(mode="json") if result.error is not None else None
-    # PostgreSQL refuses texts that hold a NUL, and one such would hold up all that follow it.
+    # PostgreSQL rejects text with a NUL, and one such result would block all later ones.
     return {k: v.replace("\0", "") if isinstance(v, str) else v for k, v in row.items()}
 
 
@@ -282,7 +287,8 @@ def _after(statement: Select[Any], cursor: str) -> Select[Any]:
         created_at, number = datetime.fromisoformat(moment), int(number)
     except (ValueError, TypeError):
         raise StreamerError(
-            ErrorCode.INVALID_REQUEST, "This cursor is none of ours: leave it out to start anew."
+            ErrorCode.INVALID_REQUEST,
+            "Invalid cursor: omit it to start from the newest result.",
         ) from None
     columns = _results.c
     return statement.where(

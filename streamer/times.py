@@ -1,4 +1,4 @@
-"""A moment as people write it: RFC 3339, `now`, or so long ago (`-90s`, `-10m`, `-2h`, `-1d`)."""
+"""Parse times and durations: RFC 3339, `now`, relative times (`-90s`, `-2h`) and `12h`."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -6,19 +6,19 @@ from datetime import UTC, datetime, timedelta
 from streamer.errors import ErrorCode, StreamerError
 
 When = datetime | str | None
-"""A moment as callers may give it: aware, or in words for :func:`parse_time`, or not at all."""
+"""A time as callers give it: an aware datetime, a text for :func:`parse_time`, or None."""
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _RELATIVE = re.compile(r"-(\d{1,9}(?:\.\d{1,9})?)([smhd])")
 _DURATION = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)([smhd]?)")
-# A `+` that nobody percent-encoded arrives from a query string as a space.
+# A query string turns a `+` that is not percent-encoded into a space.
 _LOST_PLUS = re.compile(r" (?=\d\d:\d\d$)")
 
 
 def parse_time(text: str, now: datetime) -> datetime:
-    """The UTC moment that `text` names; `now` (aware) is what relative times count from.
+    """Parse `text` as a UTC time; relative times count from `now` (aware).
 
-    Raises StreamerError(INVALID_REQUEST) with examples when it is neither form.
+    Raises StreamerError(INVALID_REQUEST), with examples, for any other text.
     """
     text = text.strip()
     if text.lower() == "now":
@@ -34,23 +34,23 @@ def parse_time(text: str, now: datetime) -> datetime:
         raise StreamerError(
             ErrorCode.INVALID_REQUEST,
             f"'{text[:60]}' is not a time: write -90s, -10m, -2h, now, "
-            "or RFC 3339 with its zone such as 2026-01-31T09:30:00Z.",
+            "or RFC 3339 with a time zone such as 2026-01-31T09:30:00Z.",
         ) from None
 
 
 def parse_duration(text: str) -> float:
-    """Seconds that `text` says: `90s`, `10m`, `12h`, `7d`, or a number of seconds.
+    """Parse a duration such as `90s`, `10m`, `12h`, `7d` or a number of seconds; return seconds.
 
-    Raises StreamerError(INVALID_REQUEST) with examples when it is none of these.
+    Raises StreamerError(INVALID_REQUEST), with examples, for any other text.
     """
     match = _DURATION.fullmatch(text.strip())
     if match is None:
         raise StreamerError(
-            ErrorCode.INVALID_REQUEST, f"'{text[:60]}' is no length of time: write 12h, 7d or 0."
+            ErrorCode.INVALID_REQUEST, f"'{text[:60]}' is not a duration: write 12h, 7d or 0."
         )
     return timedelta(**{_UNITS[match[2] or "s"]: float(match[1])}).total_seconds()
 
 
 def moment(when: When, now: datetime) -> datetime | None:
-    """`when` as an aware datetime."""
+    """Convert `when` to an aware datetime; see :func:`parse_time`."""
     return parse_time(when, now) if isinstance(when, str) else when

@@ -1,1 +1,1 @@
-"""Sampled frames: the Redis store, the archive, and the choice of frames for a question."""
+"""Store sampled frames in Redis and the archive, and select frames for a question."""

@@ -1,8 +1,8 @@
-"""Frames on a disk or in a bucket, for questions about times that Redis no longer holds.
+"""Archive frames on a disk or in a bucket, for questions about times older than those in Redis.
 
-`<root>/<stream id>/<UTC day>/<first ms>-<last ms>-<greatest change>-<random>.zip`: one zip file for
-about a minute of a stream, with `frames.json` (a list of frame references) and `0.jpg`, `1.jpg` ...
-The names say enough to choose among thousands of files without opening any.
+`<root>/<stream id>/<UTC day>/<first ms>-<last ms>-<greatest change>-<random>.zip`: one zip file
+holds about a minute of a stream: `frames.json` (a list of frame references), `0.jpg`, `1.jpg` ...
+The file names suffice to select among thousands of files without opening any.
 """
 
 import io
@@ -22,10 +22,10 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.selection import select_frames
 
 BUNDLE_SECONDS = 60.0
-"""Time that one file spans, about; what a crash may cost the archive."""
+"""Time that one file spans, approximately; a crash loses at most this much."""
 
 _BUNDLES_PER_FRAME = 4
-"""Files looked into for each frame that is wanted."""
+"""Files read per selected frame."""
 
 _STREAM = re.compile(r"str_[0-9a-f]{8,64}")
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
@@ -37,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class ArchivedFrame:
-    """A frame of the archive, and where its picture is."""
+    """An archived frame and the place of its JPEG."""
 
     ref: FrameRef
     bundle: str
@@ -45,9 +45,9 @@ class ArchivedFrame:
 
 
 class Archive:
-    """All archived frames under a folder, or under a URL that fsspec understands.
+    """All archived frames in a folder, or at a URL that fsspec supports.
 
-    Raises StreamerError(ARCHIVE_UNAVAILABLE) for an address that it does not understand.
+    Raises StreamerError(ARCHIVE_UNAVAILABLE) for an address that fsspec does not support.
     """
 
     def __init__(self, url: str) -> None:
@@ -63,17 +63,17 @@ class Archive:
         self._url = url
 
     def require_writable(self) -> None:
-        """Raise StreamerError(ARCHIVE_UNAVAILABLE) unless files can be written there."""
+        """Raise StreamerError(ARCHIVE_UNAVAILABLE) if the archive cannot be written."""
         probe = f"{self._root}/.writable-{secrets.token_hex(4)}"
         try:
             self._fs.makedirs(self._root, exist_ok=True)
             self._fs.pipe_file(probe, b"")
             self._fs.rm_file(probe)
-        except Exception as error:  # fsspec's file systems raise errors of their own
+        except Exception as error:  # fsspec backends raise errors of many types
             raise self._unavailable(self._url, type(error).__name__) from error
 
     def write(self, stream_id: str, frames: Sequence[tuple[FrameRef, bytes]]) -> None:
-        """Store `frames` (oldest first) of a stream; all of them or, on an error, none."""
+        """Store `frames` (oldest first) of a stream: all of them or, on an error, none."""
         times = [ref.time for ref, _ in frames]
         peak = max(ref.change for ref, _ in frames)
         name = (
@@ -81,13 +81,13 @@ class Archive:
         )
         folder = f"{self._root}/{stream_id}/{_day(min(times))}"
         content = io.BytesIO()
-        with zipfile.ZipFile(content, "w") as bundle:  # stored: a JPEG does not shrink
+        with zipfile.ZipFile(content, "w") as bundle:  # uncompressed: a JPEG does not shrink
             records = [ref.model_dump(mode="json", exclude={"stream_id"}) for ref, _ in frames]
             bundle.writestr(_INDEX, json.dumps(records))
             for position, (_, jpeg) in enumerate(frames):
                 bundle.writestr(f"{position}.jpg", jpeg)
         self._fs.makedirs(folder, exist_ok=True)
-        # A bucket shows no half of an object; a folder would show half of a file.
+        # A bucket never shows half an object; a folder would show half a file.
         draft = f"{folder}/.{name}" if self._is_folder else f"{folder}/{name}"
         self._fs.pipe_file(draft, content.getvalue())
         if self._is_folder:
@@ -96,10 +96,10 @@ class Archive:
     def between(
         self, stream_id: str, since: float, until: float, count: int
     ) -> list[ArchivedFrame]:
-        """Frames captured in `[since, until)`, oldest first, from which `count` may be picked.
+        """Return frames captured in `[since, until)`, oldest first, to select `count` of.
 
-        Of a long range not every file is read: as many as show its whole length and the moments
-        of greatest change. Raises StreamerError(ARCHIVE_UNAVAILABLE).
+        In a long range, only some files are read: those that cover its length and its moments of
+        greatest change. Raises StreamerError(ARCHIVE_UNAVAILABLE).
         """
         try:
             bundles = self._bundles(stream_id, since, until)
@@ -114,7 +114,7 @@ class Archive:
         )
 
     def load(self, frames: Sequence[ArchivedFrame]) -> list[bytes]:
-        """The JPEGs of `frames`, in their order. Raises StreamerError(ARCHIVE_UNAVAILABLE)."""
+        """Return the JPEGs of `frames`, in order. Raises StreamerError(ARCHIVE_UNAVAILABLE)."""
         jpegs: dict[tuple[str, int], bytes] = {}
         try:
             for path in dict.fromkeys(frame.bundle for frame in frames):
@@ -127,11 +127,11 @@ class Archive:
         return [jpegs[frame.bundle, frame.position] for frame in frames]
 
     def expire(self, before: float) -> int:
-        """Delete the days that ended before `before` (epoch seconds); how many there were.
+        """Delete the days that ended before `before` (epoch seconds); return their number.
 
-        Touches nothing that is not named as this class names it.
+        Deletes only folders named as this class names them.
         """
-        gone = 0
+        deleted = 0
         for stream in self._folders(self._root, _STREAM):
             days = self._folders(stream, _DAY)
             old = [day for day in days if _end_of_day(day.rsplit("/", 1)[1]) <= before]
@@ -139,11 +139,11 @@ class Archive:
                 self._fs.rm(day, recursive=True)
             if old and len(old) == len(days) and not self._list(stream):
                 self._fs.rmdir(stream)
-            gone += len(old)
-        return gone
+            deleted += len(old)
+        return deleted
 
     def _bundles(self, stream_id: str, since: float, until: float) -> list[FrameRef]:
-        """The files that overlap a range, as if each were one frame."""
+        """Return the files that overlap a range, each as if it were one frame."""
         found = []
         day = _midnight(since - 2 * BUNDLE_SECONDS)
         while day.timestamp() < until:
@@ -163,7 +163,7 @@ class Archive:
                 records = json.loads(bundle.read(_INDEX))
             refs = [FrameRef(**record, stream_id=stream_id) for record in records]
         except (FileNotFoundError, zipfile.BadZipFile, KeyError, ValueError) as error:
-            _log.warning("archive: %s is left out (%s)", path, type(error).__name__)
+            _log.warning("The archive file %s is skipped (%s).", path, type(error).__name__)
             return
         for position, ref in enumerate(refs):
             yield ArchivedFrame(ref, path, position)
@@ -186,12 +186,12 @@ class Archive:
         return StreamerError(
             ErrorCode.ARCHIVE_UNAVAILABLE,
             f"The archive of frames at {redact(url)} cannot be used ({redact(reason)}): "
-            "check archive_url.",
+            "check the setting archive_url.",
         )
 
 
 def local_folder(url: str) -> Path | None:
-    """The folder that an archive's address means on this machine's disks; None for other places."""
+    """Return the local folder of an archive's address; None if it is not on this machine."""
     from fsspec.core import split_protocol
 
     protocol, path = split_protocol(url)

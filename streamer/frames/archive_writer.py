@@ -1,4 +1,4 @@
-"""Writes frames into the archive beside the hot path: a camera never waits for a disk."""
+"""Write frames to the archive in a thread, so that a camera never waits for a disk."""
 
 import threading
 from collections import Counter, deque
@@ -10,11 +10,11 @@ from streamer.clock import Clock, SystemClock
 from streamer.domain import FrameRef
 from streamer.frames.archive import BUNDLE_SECONDS, Archive
 
-MEMORY = 64 << 20
-"""Bytes of JPEGs that wait to be written at most; what comes beyond is lost, and counted."""
+MAX_BUFFERED = 64 << 20
+"""Bytes of JPEGs that wait to be written; frames beyond that are dropped and counted."""
 
-_BUNDLE_BYTES = 16 << 20
-_TIDY_EVERY = 3600.0
+_MAX_BUNDLE_BYTES = 16 << 20
+_CLEANUP_INTERVAL = 3600.0
 _DAY = 86400.0
 
 _log = structlog.get_logger(__name__)
@@ -22,7 +22,7 @@ _log = structlog.get_logger(__name__)
 
 @dataclass
 class _Bundle:
-    """Frames of one stream that are to become one file."""
+    """Frames of one stream that will become one file."""
 
     since: float
     size: int = 0
@@ -30,10 +30,10 @@ class _Bundle:
 
 
 class ArchiveWriter:
-    """Gathers the frames of all streams of a process and writes them, a minute at a time.
+    """Collects the frames of all streams of a process, and writes them a minute at a time.
 
-    Frames older than `days` are deleted, once an hour. Thread-safe. Close it to have the last
-    minute written.
+    Deletes frames older than `days`, once per hour. Thread-safe. Close it to write the last
+    minute.
     """
 
     def __init__(
@@ -41,7 +41,7 @@ class ArchiveWriter:
         archive: Archive,
         days: float,
         *,
-        memory: int = MEMORY,
+        memory: int = MAX_BUFFERED,
         clock: Clock | None = None,
     ) -> None:
         self._archive = archive
@@ -54,13 +54,13 @@ class ArchiveWriter:
         self._held = 0  # bytes, of open and ready bundles and the one being written
         self._lost: Counter[str] = Counter()
         self._closing = False
-        self._next_tidy = float("-inf")
+        self._next_cleanup = float("-inf")
         self._failing = False
         self._thread = threading.Thread(target=self._work, name="archive", daemon=True)
         self._thread.start()
 
     def put(self, ref: FrameRef, jpeg: bytes) -> int:
-        """Take one frame, never waiting; how many of its stream were lost since the last call."""
+        """Add a frame without waiting; return the stream's dropped frames since the last call."""
         with self._lock:
             if self._closing or self._held + len(jpeg) > self._memory:
                 self._lost[ref.stream_id] += 1
@@ -69,14 +69,14 @@ class ArchiveWriter:
                 bundle.frames.append((ref, jpeg))
                 bundle.size += len(jpeg)
                 self._held += len(jpeg)
-                if bundle.size >= _BUNDLE_BYTES:
+                if bundle.size >= _MAX_BUNDLE_BYTES:
                     self._finish(ref.stream_id)
-                elif self._held > self._memory // 2:  # many streams: the largest does not wait
+                elif self._held > self._memory // 2:  # with many streams, the largest does not wait
                     self._finish(max(self._open, key=lambda name: self._open[name].size))
             return self._lost.pop(ref.stream_id, 0)
 
     def close(self, timeout: float = 3.0) -> None:
-        """Write what is held and end; gives up after `timeout` seconds."""
+        """Write the collected frames and end; give up after `timeout` seconds."""
         with self._lock:
             self._closing = True
             for stream_id in list(self._open):
@@ -108,7 +108,7 @@ class ArchiveWriter:
                     return
             if item is not None:
                 self._write(*item)
-            self._tidy()
+            self._clean_up()
 
     def _finish_old(self) -> None:
         now = self._clock.monotonic()
@@ -119,28 +119,28 @@ class ArchiveWriter:
     def _write(self, stream_id: str, bundle: _Bundle) -> None:
         try:
             self._archive.write(stream_id, bundle.frames)
-        except Exception as error:  # a file system of whatever kind: the camera goes on
+        except Exception as error:  # any error of any file system: the camera continues
             if not self._failing:
-                _log.error("archive_fails", reason=f"{type(error).__name__}: {error}")
+                _log.error("archive_failed", reason=f"{type(error).__name__}: {error}")
             self._failing = True
             with self._lock:
                 self._lost[stream_id] += len(bundle.frames)
         else:
             if self._failing:
-                _log.info("archive_works_again")
+                _log.info("archive_recovered")
             self._failing = False
         finally:
             with self._lock:
                 self._held -= bundle.size
 
-    def _tidy(self) -> None:
-        if self._clock.monotonic() < self._next_tidy:
+    def _clean_up(self) -> None:
+        if self._clock.monotonic() < self._next_cleanup:
             return
-        self._next_tidy = self._clock.monotonic() + _TIDY_EVERY
+        self._next_cleanup = self._clock.monotonic() + _CLEANUP_INTERVAL
         try:
-            gone = self._archive.expire(self._clock.time() - self._days * _DAY)
+            deleted = self._archive.expire(self._clock.time() - self._days * _DAY)
         except Exception as error:
-            _log.warning("archive_not_tidied", reason=type(error).__name__)
+            _log.warning("archive_cleanup_failed", reason=type(error).__name__)
         else:
-            if gone:
-                _log.info("archive_tidied", days=gone)
+            if deleted:
+                _log.info("archive_cleaned_up", days=deleted)

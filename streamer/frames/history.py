@@ -1,4 +1,4 @@
-"""The frames of a past range, wherever they are by now: in Redis or in the archive."""
+"""Select frames of a past range from Redis or the archive."""
 
 from functools import cached_property
 
@@ -13,18 +13,19 @@ from streamer.frames.selection import select_frames
 from streamer.frames.store import FrameStore, Retention
 from streamer.settings import Settings
 
-SHELF_SECONDS = 3600.0
-"""How long frames that were taken from the archive stay in Redis for the model workers."""
+RESTORED_SECONDS = 3600.0
+"""How long frames restored from the archive stay in Redis for the model workers."""
 
-_SHELF_FRAMES = 4096
+_MAX_RESTORED = 4096
+"""Restored frames of one stream."""
 
 
 class FrameHistory:
-    """Chooses the frames that a question about a range looks at.
+    """Selects the frames for a question about a past range.
 
-    The archive, if there is one, is only asked when Redis does not reach back far enough. What is
-    taken from it is put back into Redis for a while, bounded as a stream of its own, so that model
-    workers need not know of the archive.
+    The archive, if there is one, is read only if Redis does not reach back far enough. Frames from
+    it are restored to Redis for a while, as a stream of their own with its own bounds, so that
+    model workers need no access to the archive.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class FrameHistory:
         self._clock = clock or SystemClock()
         self._archive_url = settings.archive_url or from_run_file(settings, "archive_url")
 
-    def choose(self, stream: Stream, since: float, until: float, count: int) -> list[FrameRef]:
-        """At most `count` frames captured in `[since, until)` (epoch seconds) that tell most of
-        it, oldest first; see :func:`streamer.frames.selection.select_frames`.
+    def select(self, stream: Stream, since: float, until: float, count: int) -> list[FrameRef]:
+        """Select at most `count` frames captured in `[since, until)` (epoch seconds), oldest first.
+
+        See :func:`streamer.frames.selection.select_frames`.
 
         Raises StreamerError(ARCHIVE_UNAVAILABLE | REDIS_FULL).
         """
@@ -52,14 +54,14 @@ class FrameHistory:
         older = [frame.ref for frame in archived.values()]
         found = select_frames([*older, *kept], count)
         if not self._all_there([ref for ref in found if ref.id not in archived]):
-            kept = self.frames.present(kept)  # some gave way to others a moment ago
+            kept = self.frames.present(kept)  # some have just been evicted
             found = select_frames([*older, *kept], count)
-        found = [self._as_new(stream, ref, ref.id in archived) for ref in found]
-        return self._put_back(stream.id, found, archived)
+        found = [self._without_predecessor(stream, ref, ref.id in archived) for ref in found]
+        return self._restore(stream.id, found, archived)
 
     def forget(self, stream_id: str) -> None:
-        """The stream is gone: nothing that was put back stays."""
-        self.frames.discard(_shelf_of(stream_id))
+        """Delete the restored frames of a stream that was detached."""
+        self.frames.discard(_restored_id(stream_id))
 
     def _all_there(self, refs: list[FrameRef]) -> bool:
         return len(self.frames.present(refs)) == len(refs)
@@ -67,7 +69,7 @@ class FrameHistory:
     def _archived(
         self, stream_id: str, since: float, until: float, count: int
     ) -> dict[str, ArchivedFrame]:
-        """Archived frames from before those in Redis, by their id."""
+        """Return archived frames older than those in Redis, by id."""
         if self._archive_url is None:
             return {}
         span = self.frames.span(stream_id)
@@ -77,16 +79,16 @@ class FrameHistory:
         found = self._archive.between(stream_id, since, end, count)
         return {frame.ref.id: frame for frame in found}
 
-    def _put_back(
+    def _restore(
         self, stream_id: str, chosen: list[FrameRef], archived: dict[str, ArchivedFrame]
     ) -> list[FrameRef]:
         old = [ref for ref in chosen if ref.id in archived]
         jpegs = self._archive.load([archived[ref.id] for ref in old]) if old else []
-        back: dict[str, FrameRef] = {}
+        restored: dict[str, FrameRef] = {}
         for ref, jpeg in zip(old, jpegs, strict=True):
             try:
-                back[ref.id] = self._shelf.put(
-                    _shelf_of(stream_id),
+                restored[ref.id] = self._restored.put(
+                    _restored_id(stream_id),
                     jpeg,
                     ref.measures,
                     time=ref.time,
@@ -97,10 +99,10 @@ class FrameHistory:
                 if not is_full(error):
                     raise
                 raise StreamerError(ErrorCode.REDIS_FULL, REDIS_FULL_MESSAGE) from None
-        return [back.get(ref.id, ref) for ref in chosen]
+        return [restored.get(ref.id, ref) for ref in chosen]
 
-    def _as_new(self, stream: Stream, ref: FrameRef, archived: bool) -> FrameRef:
-        """Of an old live frame the one before it may be gone: nothing is known to be unchanged."""
+    def _without_predecessor(self, stream: Stream, ref: FrameRef, archived: bool) -> FrameRef:
+        """Mark a frame as entirely changed if the frame that it was compared with may be gone."""
         dense_since = self._clock.time() - self._settings.frame_ttl
         if not archived and not (stream.live and ref.time < dense_since):
             return ref
@@ -112,10 +114,10 @@ class FrameHistory:
         return Archive(self._archive_url)
 
     @cached_property
-    def _shelf(self) -> FrameStore:
+    def _restored(self) -> FrameStore:
         retention = Retention(
-            age=SHELF_SECONDS,
-            max_frames=_SHELF_FRAMES,
+            age=RESTORED_SECONDS,
+            max_frames=_MAX_RESTORED,
             max_bytes=self._settings.frame_bytes_per_stream,
         )
         connections = self._connections
@@ -124,5 +126,5 @@ class FrameHistory:
         )
 
 
-def _shelf_of(stream_id: str) -> str:
+def _restored_id(stream_id: str) -> str:
     return f"{stream_id}-past"

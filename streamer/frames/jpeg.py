@@ -1,4 +1,4 @@
-"""From a decoded frame to what is kept of it, a bounded JPEG, and back."""
+"""Convert decoded frames to JPEGs of bounded size, and back."""
 
 import cv2
 import numpy as np
@@ -6,7 +6,7 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
 MAX_SIDE = 1920
-"""Pixels that the longer side of a stored picture has at most."""
+"""Pixels of the longer side of a stored frame."""
 
 _REDUCED = (
     (8, cv2.IMREAD_REDUCED_COLOR_8),
@@ -22,10 +22,10 @@ _TURNS = {
 
 
 def to_bgr(image: VideoFrame) -> NDArray[np.uint8]:
-    """The picture as BGR uint8 [height, width, 3], upright, at most MAX_SIDE on its longer side."""
+    """Convert a frame to upright BGR uint8 [height, width, 3], no side longer than MAX_SIDE."""
     scale = min(1.0, MAX_SIDE / max(image.width, image.height))
     width, height = (max(1, round(side * scale)) for side in (image.width, image.height))
-    # By default a converter has a thread for each core, and lives as long as its picture.
+    # By default a converter has a thread per core, and lives as long as its frame.
     converted = image.reformat(width, height, "bgr24", interpolation="AREA", threads=1)
     pixels = converted.to_ndarray()
     turn = _TURNS.get(round(image.rotation / 90) * 90 % 360)
@@ -33,7 +33,7 @@ def to_bgr(image: VideoFrame) -> NDArray[np.uint8]:
 
 
 def to_jpeg(bgr: NDArray[np.uint8], quality: int) -> bytes:
-    """`bgr` as a JPEG file."""
+    """Encode BGR uint8 [height, width, 3] as a JPEG; `quality` is 0 to 100."""
     _, data = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
     return data.tobytes()
 
@@ -41,12 +41,12 @@ def to_jpeg(bgr: NDArray[np.uint8], quality: int) -> bytes:
 def from_jpeg(
     jpeg: bytes, width: int, height: int, enough: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
-    """A stored frame of `width` x `height` as RGB uint8 [height, width, 3].
+    """Decode a stored frame of `width` x `height` to RGB uint8 [height, width, 3].
 
-    With `enough`, no more is decoded than keeps the picture that wide and high, if it is: the
-    JPEG's own scaling by 2, 4 or 8 costs a fraction of decoding all of it and shrinking it.
+    With `enough`, the frame is decoded at a half, quarter or eighth of its size as long as it
+    stays that wide and high: scaling inside the JPEG decoder costs a fraction of full decoding.
 
-    Raises ValueError when the JPEG is damaged.
+    Raises ValueError if the JPEG is damaged.
     """
     flags = cv2.IMREAD_COLOR_RGB
     for factor, reduced in _REDUCED:

@@ -1,7 +1,7 @@
-"""The scripts that keep a stream's frames inside their bounds, inside the Redis server.
+"""Lua scripts that keep the frames of a stream within their bounds, inside the Redis server.
 
-Each is one atomic step, so that pictures, index and sums never disagree, whatever dies meanwhile.
-Adding costs the same however many frames there are: it looks at a few of the oldest, never at all.
+Each script is atomic, so that JPEGs, index and sums always agree, even after a crash. Storing a
+frame takes the same time however many frames there are: it examines a few of the oldest ones.
 """
 
 # An entry of an index holds, in this order: ref, expires (ms), at (ms of arrival), bytes, change.
@@ -37,7 +37,7 @@ local function forget(stream, id, bytes)
   return bytes
 end
 
--- The oldest frame: it may be one that no tier has looked at yet.
+-- Deletes the oldest frame, which no tier may have examined yet.
 local function pop(stream, entry)
   local freed = forget(stream, entry.id, entry.bytes)
   local cursor = redis.call('HGET', STATE .. stream, 'cursor1')
@@ -48,7 +48,7 @@ local function pop(stream, entry)
   return freed
 end
 
--- After frames of a stream went: whose is the oldest of all? Without any, nothing of it stays.
+-- After frames were deleted: update the age of the oldest frame, or delete all keys of the stream.
 local function settle(stream)
   local first = entries(stream, '-', 1)[1]
   if first then
@@ -61,40 +61,40 @@ local function settle(stream)
   end
 end
 
--- Takes the oldest frames of all streams until `wanted` bytes are free, `most` frames at most.
-local function make_room(wanted, most)
+-- Deletes the oldest frames of all streams until `wanted` bytes are free, at most `limit` frames.
+local function make_room(wanted, limit)
   local freed = 0
-  while freed < wanted and most > 0 do
+  while freed < wanted and limit > 0 do
     local stream = redis.call('ZRANGE', AGES, 0, 0)[1]
     if not stream then break end
     local nextage = redis.call('ZRANGE', AGES, 1, 1, 'WITHSCORES')[2]
     for _, entry in ipairs(entries(stream, '-', 16)) do
-      if freed >= wanted or most < 1 then break end
+      if freed >= wanted or limit < 1 then break end
       if nextage and entry.at > tonumber(nextage) then break end
       freed = freed + pop(stream, entry)
-      most = most - 1
+      limit = limit - 1
     end
     settle(stream)
-    most = most - 1
+    limit = limit - 1
   end
   return freed
 end
 """
 
-# ARGV from 4: stream, capture ms, reference, JPEG, TTL ms, now ms, most frames, most bytes, fewest
-# frames, most bytes of all streams or 0, change, bytes of this frame, then pairs of tiers: age ms,
-# slot ms
+# ARGV from 4: stream, capture ms, reference, JPEG, TTL ms, now ms, maximum frames, maximum bytes,
+# minimum frames, maximum bytes of all streams or 0, change, bytes of this frame, then a pair per
+# tier: age ms, slot ms
 PUT = (
     _COMMON
     + """
 local stream, ms, now = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[9])
 local index, state = INDEX .. stream, STATE .. stream
 local ttl, size = tonumber(ARGV[8]), tonumber(ARGV[15])
-local most_frames, most_bytes = tonumber(ARGV[10]), tonumber(ARGV[11])
-local fewest, budget = tonumber(ARGV[12]), tonumber(ARGV[13])
+local max_frames, max_bytes = tonumber(ARGV[10]), tonumber(ARGV[11])
+local min_frames, budget = tonumber(ARGV[12]), tonumber(ARGV[13])
 
--- 1. An id that grows, also when the capture clock stands still or is set back. Then ids run
--- ahead of capture times by a shift, which is noted with the first id that has it.
+-- 1. Choose an id that grows, even if the capture clock stands still or is set back. Then ids are
+-- ahead of capture times by a shift, which is stored with the first id that has it.
 local dates, seq, shift = STATE .. stream .. ':dates', 0, 0
 local noted = redis.call('LINDEX', dates, -1)
 if noted then shift = tonumber(string.match(noted, ' (%-?%d+)$')) end
@@ -123,7 +123,7 @@ if redis.call('EXISTS', dates) == 1 then
   redis.call('PEXPIRE', dates, string.format('%.0f', tonumber(ARGV[8])))
 end
 
--- 2. The oldest of this stream, while they are too old, too many or too large.
+-- 2. Delete the oldest frames of this stream while they are too old, too many or too large.
 local length, held, touched = redis.call('XLEN', index), sum(stream), false
 local looks = 32
 while looks > 0 do
@@ -131,7 +131,7 @@ while looks > 0 do
   local page = entries(stream, '-', 2)
   if #page == 0 then break end
   for _, entry in ipairs(page) do
-    local over = length + 1 > most_frames or (held + size > most_bytes and length + 1 > fewest)
+    local over = length + 1 > max_frames or (held + size > max_bytes and length + 1 > min_frames)
     if not over and entry.expires > now and entry.at + ttl > now then
       looks = 0
       break
@@ -141,7 +141,7 @@ while looks > 0 do
   end
 end
 
--- 3. Thin with age: of each slot of time the frame that changed most stays.
+-- 3. Thin with age: keep the frame of greatest change in each slot of time.
 if #ARGV > 15 then
   local dense = redis.call('HMGET', state, 'dense_bytes', 'dense_count')
   local dense_bytes, dense_count = tonumber(dense[1] or held), tonumber(dense[2] or length)
@@ -153,8 +153,8 @@ if #ARGV > 15 then
     local cursor, slot, best = c[1] or '0-0', c[2], c[3]
     local best_bytes, best_change = tonumber(c[4] or '0'), tonumber(c[5] or '0')
     for _, entry in ipairs(entries(stream, '(' .. cursor, 2)) do
-      local crowded = n == 1 and dense_count > fewest
-                      and (dense_bytes > most_bytes / 2 or dense_count > most_frames / 2)
+      local crowded = n == 1 and dense_count > min_frames
+                      and (dense_bytes > max_bytes / 2 or dense_count > max_frames / 2)
       if (now - entry.at < age and not crowded) or (reached and after(entry.id, reached)) then
         break
       end
@@ -186,7 +186,7 @@ elseif redis.call('EXISTS', state) == 1 then
 end
 if touched then settle(stream) end
 
--- 4. What another stream, which may add no more, has let expire.
+-- 4. Delete expired frames of another stream, which may store no more frames itself.
 local other = redis.call('ZRANDMEMBER', AGES)
 if other and other ~= stream then
   for _, entry in ipairs(entries(other, '-', 2)) do
@@ -196,13 +196,13 @@ if other and other ~= stream then
   settle(other)
 end
 
--- 5. The oldest of all streams, while all together are too large.
+-- 5. Delete the oldest frames of all streams while all together are too large.
 if budget > 0 then
   local excess = sum('total') + size - budget
   if excess > 0 then make_room(excess, 64) end
 end
 
--- 6. The frame itself.
+-- 6. Store the frame.
 redis.call('SET', JPEG .. stream .. ':' .. id, ARGV[7], 'PX', string.format('%.0f', ttl))
 redis.call('XADD', index, id, 'ref', ARGV[6], 'expires', string.format('%.0f', now + ttl),
            'at', string.format('%.0f', now), 'bytes', ARGV[15], 'change', ARGV[14])
@@ -216,7 +216,7 @@ return id
 """
 )
 
-# ARGV from 4: bytes to free. A server that is full lets a script write once it has deleted.
+# ARGV from 4: bytes to free. A full server allows a script to write after it has deleted.
 MAKE_ROOM = _COMMON + "return make_room(tonumber(ARGV[4]), 4096)"
 
 # ARGV from 4: stream

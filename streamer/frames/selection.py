@@ -1,4 +1,4 @@
-"""Which frames of a range to look at, when there are more than may be looked at."""
+"""Select the frames of a range that show most of it."""
 
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -6,24 +6,24 @@ from itertools import accumulate
 
 from streamer.domain import FrameRef, thinned
 
-_OFF = 0.01
-"""What being half a slot off its place costs a frame, in units of change: a little more than the
-noise of a camera, a little less than somebody who comes in."""
+_OFF_CENTRE_COST = 0.01
+"""Change that a frame loses when it lies half a slot off its place: a little more than the noise
+of a camera, a little less than a person who enters."""
 
-_FINEST = 1 << 24
+_MAX_SLOTS = 1 << 24
 
 
 def select_frames(refs: Sequence[FrameRef], count: int) -> list[FrameRef]:
-    """At most `count` of `refs` (oldest first): those that tell most, spread over their time.
+    """Select at most `count` of `refs` (oldest first): those of greatest change, spread over time.
 
-    The first and the last are always among them; one alone is the last. The time between is cut
-    into equal slots, one for each frame that is still wanted, and of each slot the frame that
-    changed most is taken, or, if none stands out, the one that makes the spacing even. Places that
-    are left because slots were empty go to half-slots that have none yet, those with the greatest
-    change first; then to quarters, and so on: a burst gets more only when nothing else is left.
+    The first and the last frame are always selected; a single frame is the last. The time between
+    them is divided into equal slots, one per remaining frame. Each slot contributes the frame of
+    greatest change or, if no frame stands out, the one that makes the spacing even. Frames that
+    empty slots leave over go to half-slots without a frame, greatest change first, then to
+    quarter-slots, and so on: a burst gets more frames only when nothing else is left.
 
-    The same `refs` always give the same frames, in their order. What changed in a frame that is
-    left out counts as a change of the next one that is taken.
+    The selection is deterministic and keeps the order. The change of a frame that is left out is
+    added to the next selected one.
     """
     if count < 1:
         return []
@@ -31,15 +31,15 @@ def select_frames(refs: Sequence[FrameRef], count: int) -> list[FrameRef]:
         return list(refs)
     if count == 1:
         return [refs[-1]]
-    times = list(accumulate((ref.time for ref in refs), max))  # a clock may have stepped back
+    times = list(accumulate((ref.time for ref in refs), max))  # the clock may have stepped back
     taken = {0, len(refs) - 1}
     slots = count - 2
-    while len(taken) < count and slots <= _FINEST and times[-1] > times[0]:
+    while len(taken) < count and slots <= _MAX_SLOTS and times[-1] > times[0]:
         even = slots == count - 2
         best = _best_of_each_slot(refs, times, slots, even, taken)
         taken.update(best[: count - len(taken)])
         slots *= 2
-    for index in range(len(refs)):  # what is left shares a moment with others
+    for index in range(len(refs)):  # the rest have the same time as others
         if len(taken) == count:
             break
         taken.add(index)
@@ -49,10 +49,10 @@ def select_frames(refs: Sequence[FrameRef], count: int) -> list[FrameRef]:
 def _best_of_each_slot(
     refs: Sequence[FrameRef], times: list[float], slots: int, even: bool, taken: set[int]
 ) -> list[int]:
-    """The best frame of each of `slots` equal parts of the time: the greatest change first.
+    """Return the best frame of each of `slots` equal parts of the time, greatest change first.
 
-    A slot that has one of `taken` is left out, unless `even`: then every slot gives one, if it
-    can, and its place is where evenly spread frames would be; otherwise it is the middle.
+    Slots that hold one of `taken` are skipped, unless `even`: then every slot contributes, and
+    the place of its frame is that of an even distribution instead of the middle of the slot.
     """
     start, length = times[0], times[-1] - times[0]
     slot_of = [min(slots - 1, int((when - start) / length * slots)) for when in times]
@@ -66,7 +66,7 @@ def _best_of_each_slot(
         best: tuple[float, int] | None = None
         for index in range(first, end) if slot not in full else ():
             off = abs((times[index] - start) / length - place) * 2 * slots
-            worth = refs[index].change - _OFF * off
+            worth = refs[index].change - _OFF_CENTRE_COST * off
             if index not in taken and (best is None or worth > best[0]):
                 best = worth, index
         if best is not None:

@@ -1,4 +1,4 @@
-"""The sampled frames of every stream: JPEGs in Redis, bounded by age, number and bytes."""
+"""Store sampled frames as JPEGs in Redis, bounded by age, number and bytes."""
 
 import json
 import math
@@ -24,13 +24,13 @@ one that changed most stays in each slot of time."""
 
 _PAGE = 256
 
-_ROOM = 4 << 20
-"""Bytes of old frames that give way at a time when the server is full."""
+_MIN_ROOM = 4 << 20
+"""Bytes of old frames to delete at once when the server is full."""
 
-_FULL = "Redis is full, and not of frames: raise its maxmemory"
+_FULL = "Redis is full of data other than frames: raise its maxmemory"
 
 _OVERHEAD = 500
-"""Bytes that Redis needs for a frame beside its JPEG and its reference, about."""
+"""Bytes, approximate, that Redis needs for a frame besides its JPEG and its reference."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Retention:
 
     @classmethod
     def of(cls, settings: Settings) -> "Retention":
-        """What `settings` say of a live stream that says nothing itself."""
+        """Return the retention of a live stream without its own history."""
         return cls(
             age=settings.frame_ttl,
             max_frames=settings.frames_per_stream,
@@ -62,7 +62,7 @@ class Retention:
 
     @classmethod
     def of_stream(cls, spec: StreamSpec, settings: Settings, needed: int) -> "Retention":
-        """What is kept of the stream `spec`, whose newest `needed` frames clips still refer to."""
+        """Return the retention of `spec`; clips refer to its newest `needed` frames."""
         ttl = settings.frame_ttl if spec.live else settings.recorded_frame_ttl
         longest = max((watch.window for watch in spec.watches), default=0.0)
         history = settings.history if spec.history is None else spec.history
@@ -76,7 +76,7 @@ class Retention:
 
     @property
     def lifetime(self) -> float:
-        """Seconds after which nothing is left of a frame."""
+        """Seconds after which every frame is deleted."""
         return max(self.age, self.history)
 
     def tier_milliseconds(self) -> list[int]:
@@ -92,9 +92,9 @@ class Retention:
 
 
 class FrameStore:
-    """Frames by stream and capture time.
+    """Stored frames, by stream and capture time.
 
-    The frames of all streams together take `memory` bytes at most: then the oldest of all go.
+    The frames of all streams together take at most `memory` bytes; the oldest are deleted first.
     """
 
     def __init__(
@@ -170,8 +170,8 @@ class FrameStore:
         except redis.exceptions.ResponseError as error:
             if not is_full(error):
                 raise
-            # The server is full, though we are inside our own bounds: older frames give way.
-            self._run(self._make_room, max(_ROOM, 2 * size))
+            # The server is full although the frames are within bounds: delete older ones.
+            self._run(self._make_room, max(_MIN_ROOM, 2 * size))
             try:
                 frame_id = self._run(self._put, *arguments)
             except redis.exceptions.ResponseError as again:
@@ -181,9 +181,9 @@ class FrameStore:
         return ref.model_copy(update={"id": cast(bytes, frame_id).decode()})
 
     def newest(self, stream_id: str, count: int = 1) -> list[FrameRef]:
-        """The last `count` frames, oldest first."""
+        """Return the newest `count` frames, oldest first."""
         entries = self._redis.xrevrange(redis_keys.frame_index(stream_id), count=count)
-        return self._living(stream_id, reversed(cast(list[Any], entries)))
+        return self._unexpired(stream_id, reversed(cast(list[Any], entries)))
 
     def between(self, stream_id: str, since: float, until: float) -> list[FrameRef]:
         """Return the frames captured in `[since, until)`, to the millisecond, as they came.
@@ -203,10 +203,10 @@ class FrameStore:
                 for start, end in _id_ranges(dates, low, high):
                     pipeline.xrange(index, min=start, max=f"({end}")
                 entries = [entry for page in pipeline.execute() for entry in page]
-        return self._living(stream_id, entries)
+        return self._unexpired(stream_id, entries)
 
     def span(self, stream_id: str) -> tuple[float, float] | None:
-        """Capture times of the oldest and the newest frame that can still be had."""
+        """Return the capture times of the oldest and the newest frame; None without frames."""
         newest = self.newest(stream_id)
         if not newest:
             return None
@@ -214,13 +214,13 @@ class FrameStore:
         return oldest.time, newest[0].time
 
     def count(self, stream_id: str) -> int:
-        """How many frames the index lists."""
+        """Return the number of frames in the index."""
         return self._redis.xlen(redis_keys.frame_index(stream_id))
 
     def load(self, refs: Sequence[FrameRef]) -> list[bytes]:
-        """The JPEG bytes of `refs`, in their order.
+        """Return the JPEGs of `refs`, in their order.
 
-        Raises StreamerError(FRAMES_EXPIRED) when any is gone: a clip with holes would mislead.
+        Raises StreamerError(FRAMES_EXPIRED) if any is gone: a clip with gaps would mislead.
         """
         if not refs:
             return []
@@ -230,20 +230,20 @@ class FrameStore:
         if len(found) < len(refs):
             raise StreamerError(
                 ErrorCode.FRAMES_EXPIRED,
-                f"{len(refs) - len(found)} of the {len(refs)} frames asked about have expired: "
+                f"{len(refs) - len(found)} of the {len(refs)} frames of the clip have expired: "
                 "ask sooner, or raise frame_ttl, frame_bytes_per_stream or frames_memory.",
             )
         return found
 
     def present(self, refs: Sequence[FrameRef]) -> list[FrameRef]:
-        """Those of `refs` whose picture is still there: a full server may have taken some."""
+        """Return the `refs` whose JPEG still exists: a full server may have deleted some."""
         with self._redis.pipeline(transaction=False) as pipeline:
             for ref in refs:
                 pipeline.exists(redis_keys.jpeg(ref.stream_id, ref.id))
             return [ref for ref, there in zip(refs, pipeline.execute(), strict=True) if there]
 
     def discard(self, stream_id: str) -> None:
-        """Forget all frames of a stream."""
+        """Delete all frames of a stream."""
         self._run(self._discard, stream_id)
 
     def _run(self, script: Script, *arguments: str | bytes | float) -> Any:
@@ -266,10 +266,10 @@ class FrameStore:
             )
             if not page:
                 return
-            yield from self._living(stream_id, page)
+            yield from self._unexpired(stream_id, page)
             start = f"({page[-1][0].decode()}"
 
-    def _living(self, stream_id: str, entries: Any) -> list[FrameRef]:
+    def _unexpired(self, stream_id: str, entries: Any) -> list[FrameRef]:
         now = self._clock.time() * 1000
         return [
             FrameRef(**json.loads(fields[b"ref"]), stream_id=stream_id, id=frame_id.decode())

@@ -1,1 +1,1 @@
-"""Run the service on one machine: programs, supervision, the embedded Redis server."""
+"""Run the service on one machine: its programs, their supervision, embedded Redis servers."""

@@ -1,4 +1,4 @@
-"""A whole installation on this machine: servers, workers, recorder and API, supervised."""
+"""Run a whole installation on this machine: servers, workers, recorder and API, supervised."""
 
 import fcntl
 import json
@@ -18,22 +18,22 @@ from streamer.local.supervised_process import SupervisedProcess
 from streamer.settings import PREFIX, Settings
 
 STOP_SECONDS = 5.0
-"""What workers have to finish what they hold; then they are killed."""
+"""Seconds that workers have to finish their work before they are killed."""
 
 MIN_SERVER_MEMORY = 256 << 20
-"""Bytes that each of our own servers may take at least."""
+"""Minimum memory, in bytes, of each embedded server."""
 
 MIN_SERVER_UPTIME = 10.0
-"""A server that dies again within so many seconds is not started a third time."""
+"""Seconds: a server that ends again sooner than this is not restarted a second time."""
 
 
 class Installation:
-    """Starts what is needed, restarts what dies, and leaves nothing behind.
+    """Starts the programs of the service, restarts those that end, and cleans up.
 
-    Without `settings.redis_url` it brings its own two servers: one for jobs, results and streams
-    (kept in `data_dir`), one for frames (in memory, bounded). Use it from the main thread, as a
-    context manager, and call `poll` a few times a second. `say` is given news in sentences;
-    `environment` is added to that of the programs.
+    Without `settings.redis_url`, it starts two servers: one for jobs, results and streams (stored
+    in `data_dir`), one for frames (in memory, bounded). Use it from the main thread, as a context
+    manager, and call `poll` a few times per second. `say` receives news as sentences;
+    `environment` is added to the environment of the programs.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Installation:
         self._complete = False
         self._restarted = float("-inf")
         self.settings = settings
-        """With the addresses of this installation filled in."""
+        """The settings, with the addresses of this installation."""
 
     def __enter__(self) -> "Installation":
         return self
@@ -65,14 +65,14 @@ class Installation:
 
     @property
     def api_url(self) -> str:
-        """Where the API listens; known when the installation is ready."""
+        """URL of the API; known when the installation is ready."""
         api = next(child for child in self._children if child.name == "API")
         return str((api.ready or {}).get("url", ""))
 
     def start(self) -> None:
-        """Start everything; it is ready when `ready()` says so.
+        """Start all programs; `ready()` tells when they are ready.
 
-        Raises StreamerError: another installation uses `data_dir`, or a server does not start.
+        Raises StreamerError if another installation uses `data_dir`, or a server does not start.
         """
         directory = self._wanted.data_dir
         try:
@@ -83,7 +83,9 @@ class Installation:
                 ErrorCode.SETTINGS_INVALID,
                 f"Cannot write to {directory} ({error.strerror}): choose another --data-dir.",
             ) from None
-        run_file_path(self._wanted).unlink(missing_ok=True)  # of one that was killed
+        run_file_path(self._wanted).unlink(
+            missing_ok=True
+        )  # left over from an installation that was killed
         if self._wanted.redis_url is None:
             memory = max(MIN_SERVER_MEMORY, _physical_memory() // 4)
             self._servers = {
@@ -133,16 +135,16 @@ class Installation:
         ]
 
     def ready(self) -> bool:
-        """Whether everything runs; the first time it does, the run file is written.
+        """Return whether all programs are ready. The first time, write the run file.
 
-        Raises StreamerError when a program ended instead of getting ready the first time.
+        Raises StreamerError if a program ends before it is ready for the first time.
         """
         if self._complete:
             return True
         waiting = [child for child in self._children if not child.check_ready()]
         for child in waiting:
             if not child.running and not child.check_ready():
-                raise StreamerError(ErrorCode.INTERNAL, child.last_words())
+                raise StreamerError(ErrorCode.INTERNAL, child.last_message())
         if waiting:
             return False
         self._keep_api_port()
@@ -157,7 +159,7 @@ class Installation:
 
     def _keep_api_port(self) -> None:
         port = self.api_url.rpartition(":")[2]
-        for child in self._children:  # an API started again answers where the first one did
+        for child in self._children:  # a restarted API keeps its port
             child.environment[f"{PREFIX}API_PORT"] = port
 
     def _write_run_file(self) -> None:
@@ -177,19 +179,19 @@ class Installation:
         draft.replace(path)
 
     def _resume_streams(self) -> None:
-        # Streams outlive `up`; a job that a crash lost is put back (it is unique by stream).
+        # Streams outlive `up`. A job that a crash lost is submitted again; it is unique per stream.
         with Client(self.settings) as client:
             for stream in client.streams():
                 if stream.live or stream.state not in (StreamState.ENDED, StreamState.FAILED):
                     client.jobs.start_ingest(stream.id)
 
     def poll(self) -> None:
-        """Start again what has died."""
+        """Restart programs and servers that have ended."""
         dead = [name for name, server in self._servers.items() if not server.running]
         if dead:
             self._restart_servers(dead)
         for child in self._children:
-            news = child.revive()
+            news = child.restart_if_ended()
             if news is not None:
                 self._say(news)
             child.check_ready()
@@ -198,12 +200,13 @@ class Installation:
         if time.monotonic() - self._restarted < MIN_SERVER_UPTIME:
             raise StreamerError(
                 ErrorCode.REDIS_UNAVAILABLE,
-                f"The {dead[0]} server keeps ending: see {self._servers[dead[0]].directory}.",
+                f"The {dead[0]} Redis server ended again soon after its restart: see its log in "
+                f"{self._servers[dead[0]].directory}.",
             )
         self._restarted = time.monotonic()
         for name in dead:
-            self._say(f"The {name} server ended by itself; starting everything again.")
-        self._stop_children()  # they know the old addresses only
+            self._say(f"The {name} Redis server ended unexpectedly; restarting all programs.")
+        self._stop_children()  # they only know the old addresses
         for name in dead:
             self._servers[name].stop()
             self._servers[name].start()
@@ -224,7 +227,7 @@ class Installation:
             child.stop(deadline - time.monotonic())
 
     def stop(self) -> None:
-        """Stop everything, within about six seconds. Stopping twice is harmless."""
+        """Stop everything within about six seconds. A second call does nothing."""
         if self._lock is None:
             return
         run_file_path(self._wanted).unlink(missing_ok=True)
@@ -236,7 +239,7 @@ class Installation:
 
 
 def child_environment(settings: Settings) -> dict[str, str]:
-    """Our environment with every setting written out, so that children see exactly `settings`."""
+    """Return the environment with every setting, so that child processes see exactly `settings`."""
     environment = dict(os.environ)
     for key, value in settings.model_dump(mode="json", exclude_none=True).items():
         text = ",".join(value) if isinstance(value, list) else str(value)

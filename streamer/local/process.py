@@ -1,4 +1,4 @@
-"""SupervisedProcess processes that end when they should: with their parent, or when told."""
+"""Start and stop child processes, which end with their parent."""
 
 import contextlib
 import ctypes
@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
-# Loaded here: between fork and exec nothing may be imported.
+# Loaded here, because nothing may be imported between fork and exec.
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 def _die_with(parent: int) -> None:
-    """Runs in the child, before exec: ask the kernel for SIGTERM when the parent is gone."""
+    """Ask the kernel, in the child before exec, to send SIGTERM when the parent ends."""
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:  # it died before prctl took hold
+        if os.getppid() != parent:  # the parent ended before prctl took effect
             os._exit(1)
 
 
@@ -29,13 +29,13 @@ def spawn(
     log: Path | None = None,
     pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start `argv` in a session of its own, so that a Ctrl-C in the terminal reaches only us.
+    """Start `argv` in its own session, so that Ctrl-C in the terminal reaches only this process.
 
-    On Linux the child gets SIGTERM when the *thread* that called this ends, however it ends: call
-    it from the main thread, or from one that lives as long. `env` replaces the environment; `log`
-    is appended to with the child's stdout and stderr (mode 0600), which it else shares with us.
+    On Linux, the child gets SIGTERM when the *thread* that called this ends for any reason: call
+    it from the main thread, or from one that lives as long. `env` replaces the environment. The
+    child's stdout and stderr are appended to `log` (mode 0600), or go where this process's go.
 
-    Raises OSError when the program cannot be started.
+    Raises OSError if the program cannot be started.
     """
     parent = os.getpid()
     with contextlib.ExitStack() as stack:
@@ -57,9 +57,9 @@ def spawn(
 
 
 def stop(process: subprocess.Popen[bytes], timeout: float = 5.0) -> int:
-    """Ask `process` to end, wait `timeout` seconds, then kill it and all of its session.
+    """Send SIGTERM to `process`; after `timeout` seconds, kill it and its whole session.
 
-    Returns its exit code (negative: the signal that ended it). Stopping twice is harmless.
+    Returns its exit code (negative: the signal that ended it). A second call does nothing.
     """
     if process.poll() is None:
         process.terminate()

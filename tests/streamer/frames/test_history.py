@@ -219,7 +219,7 @@ def test_a_full_redis_is_said_so(client, stream, archived, now, monkeypatch):
 
 def test_the_past_of_nothing_is_nothing(client, stream, archived, now):
     past = FrameHistory(client.connections, archived, client.frames)
-    assert past.choose(stream, now - 10, now, 5) == []
+    assert past.select(stream, now - 10, now, 5) == []
 
 
 def test_how_far_a_stream_remembers_is_said_when_attaching_and_changed_later(client):

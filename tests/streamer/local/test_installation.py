@@ -54,7 +54,7 @@ def test_what_dies_is_started_again_and_nothing_is_forgotten(
     (recorder,) = up.find("workers.recorder")
     recorder.kill()
     eventually(lambda: up.find("workers.recorder") not in ([], [recorder]), timeout=60)
-    assert "The recorder ended by itself (exit code -9" in up.output
+    assert "The recorder ended unexpectedly (exit code -9" in up.output
 
     # the server that holds everything
     port = first["redis_url"].rpartition(":")[2].partition("/")[0]

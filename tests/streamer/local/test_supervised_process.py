@@ -27,7 +27,7 @@ def test_it_is_ready_when_its_log_says_so(tmp_path: Path, eventually: Callable[.
         eventually(child.check_ready)
         assert child.ready == {"event": "ready", "url": "here"}
         assert child.running
-        assert child.revive() is None
+        assert child.restart_if_ended() is None
     finally:
         child.stop(5.0)
     assert not child.running
@@ -54,13 +54,13 @@ def test_one_that_dies_is_started_again_after_growing_delays(
     child.start()
     news: list[str] = []
 
-    def revived_three_times() -> bool:
-        said = child.revive()
+    def restarted_three_times() -> bool:
+        said = child.restart_if_ended()
         news.extend([said] if said else [])
         return len(news) == 3
 
-    eventually(revived_three_times)
-    assert [sentence.split("again in ")[1] for sentence in news] == ["0.05 s.", "0.1 s.", "0.2 s."]
+    eventually(restarted_three_times)
+    assert [sentence.split("it in ")[1] for sentence in news] == ["0.05 s.", "0.1 s.", "0.2 s."]
     assert all("exit code 1: There is no model here." in sentence for sentence in news)
 
 
@@ -75,9 +75,9 @@ def test_after_a_calm_time_the_delay_is_short_again(
         assert child.pid is not None
         os.kill(child.pid, signal.SIGKILL)
         eventually(lambda: not child.running)
-        news = child.revive()
+        news = child.restart_if_ended()
         assert news is not None
-        assert f"again in {child_module.MIN_DELAY:g} s" in news
+        assert f"it in {child_module.MIN_DELAY:g} s" in news
         assert "-9" in news
 
 
@@ -95,4 +95,4 @@ def test_a_large_log_of_an_earlier_run_is_set_aside(
         time.sleep(0.02)
     assert not child.check_ready(), "what an earlier run said does not count"
     assert log.read_text() == "new\n"
-    assert child.last_words() == "new"
+    assert child.last_message() == "new"
