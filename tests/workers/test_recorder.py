@@ -163,7 +163,10 @@ def test_the_process_records_is_killed_and_goes_on(
 @pytest.mark.parametrize(
     ("env", "say"),
     [
-        ({"STREAMER_DATABASE_URL": "sqlite:////proc/no/where.db"}, "folder of the timeline cannot be created"),
+        (
+            {"STREAMER_DATABASE_URL": "sqlite:////proc/no/where.db"},
+            "folder of the timeline cannot be created",
+        ),
         ({"STREAMER_REDIS_URL": "redis://:s3cret@127.0.0.1:1/0"}, "does not answer"),
     ],
 )
