@@ -24,7 +24,7 @@ from nvila_core.models.media_encoders import from_tiles, project, tile_features,
 from nvila_core.models.projector import Projector
 from nvila_core.models.quantize import choose_precision
 from nvila_core.models.vision_tower import VisionTower
-from nvila_core.prompt.builder import Options, Prompt, PromptBuilder
+from nvila_core.prompt.builder import Prompt, PromptBuilder, VideoOptions
 from nvila_core.prompt.planned_builder import PlannedBuilder
 from nvila_core.prompt.tokenizer import Tokenizer
 from nvila_core.resolution.policy import Budget, Measures, Native, Plan, Policy, parse_policy
@@ -60,7 +60,7 @@ class NVILA:
     ) -> None:
         self.config, self.tokenizer, self.name = config, tokenizer, name
         self.vision, self.projector, self.language = vision, projector, language
-        tokenizer.rows = language.num_embeddings
+        tokenizer.num_embeddings = language.num_embeddings
 
     @classmethod
     def from_pretrained(
@@ -160,7 +160,7 @@ class NVILA:
         if num_video_frames is None:
             planned = len(plan.frames) if plan is not None else 0
             num_video_frames = planned or config.num_video_frames
-        options = Options(
+        options = VideoOptions(
             num_video_frames,
             config.video_max_tiles if video_max_tiles is None else video_max_tiles,
             video_as or ("video" if config.video_encoder.pool_sizes else "image"),

@@ -27,12 +27,12 @@ from nvila_core.checkpoint.writer import (
     write_folders,
 )
 from nvila_core.models.projector import build_projector
-from nvila_core.prompt.tokenizer import IMAGE, QWEN2_TEMPLATE, SENTINEL, VIDEO
+from nvila_core.prompt.tokenizer import IMAGE_TOKEN, QWEN2_TEMPLATE, SENTINEL_TOKEN, VIDEO_TOKEN
 
 CheckpointLayout = Literal["folders", "vila", "nvila_lite", "nvila"]
 NameAndShape = tuple[str, tuple[int, ...]]
 CONTROL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "[BOS]", "[PAD]"]
-MEDIA_TOKENS = [SENTINEL, IMAGE, VIDEO]
+MEDIA_TOKENS = [SENTINEL_TOKEN, IMAGE_TOKEN, VIDEO_TOKEN]
 
 
 @dataclass(frozen=True)

@@ -71,15 +71,17 @@ class TokenTable:
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._plain = tokenizer.plain  # not `tokenizer`: `_compilers` must not keep it alive
-        self._num_known = known = min(tokenizer.rows, len(tokenizer))
+        self._plain = (
+            tokenizer.plain_backend
+        )  # not `tokenizer`: `_compilers` must not keep it alive
+        self._num_known = known = min(tokenizer.num_embeddings, len(tokenizer))
         byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
         self.tokens = [b""] * len(tokenizer)
         self.special_token_ids = [i for i in tokenizer.control_ids.values() if i < known]
         self.stop_ids = sorted(i for i in tokenizer.stop_ids if i < known)
         added = {*tokenizer.control_ids.values(), *tokenizer.stop_ids}
         try:
-            for text, i in tokenizer.raw.get_vocab(with_added_tokens=True).items():
+            for text, i in tokenizer.backend.get_vocab(with_added_tokens=True).items():
                 if i < known:
                     self.tokens[i] = (
                         text.encode() if i in added else bytes(byte_of[letter] for letter in text)

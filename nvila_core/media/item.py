@@ -1,4 +1,4 @@
-"""What a media token of a prompt stands for."""
+"""The media tokens of a prompt, and the tiles and positions that they stand for."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,15 +10,15 @@ VideoAs = Literal["image", "video"]
 
 @dataclass(frozen=True)
 class Media:
-    """What one media token stands for.
+    """The tiles and positions that one media token stands for.
 
     Attributes:
         kind: which token it is, "image" or "video".
         first: index of its first tile in `Prompt.pixels`.
-        tiles: how many tiles it has.
+        tiles: number of its tiles.
         block: (rows, columns) of the last scale for dynamic S2, else None.
         vision_tokens: positions that hold features.
-        positions: all of its positions, line ends included.
+        positions: all of its positions, including start, end and separator tokens.
     """
 
     kind: VideoAs
@@ -30,5 +30,5 @@ class Media:
 
     @property
     def tile_range(self) -> range:
-        """The indices of its tiles."""
+        """Indices of its tiles in `Prompt.pixels`."""
         return range(self.first, self.first + self.tiles)

@@ -1,7 +1,6 @@
-"""From parts (texts, pictures, videos) to token ids, pixels and the plan that splices them
-together.
+"""Turn the parts of a prompt (texts, images, videos) into token ids, pixels and media positions.
 
-The rules are the original's, one by one; source: nvila specification, sections 3.1 and 5. Where it
+The rules are the original's; source: nvila specification, sections 3.1 and 5. Where the original
 would crash or let user text become a control token, docs/model.md says what happens instead.
 """
 
@@ -27,24 +26,24 @@ from nvila_core.media.preprocess import (
 )
 from nvila_core.media.video import Video
 from nvila_core.prompt.conversation import as_conversation, without_media_tokens
-from nvila_core.prompt.tokenizer import IMAGE, VIDEO, Shield, Tokenizer
+from nvila_core.prompt.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, ControlTokenEscaper, Tokenizer
 from nvila_core.resolution.grids import SINGLE_TILE, Grid, choose_grid, tile_count
 from nvila_core.resolution.policy import BY_ASPECT, MAX_TILES, ONE_OF_SEVERAL, FramePlan, Plan
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prepared prompt: everything that the model needs, and no model compute done yet.
+    """A prepared prompt: the model's whole input, before any computation on the model.
 
     Attributes:
-        text: the rendered conversation, media tokens in place.
-        token_ids: its ids, media tokens in place.
-        pixels: uint8 [tiles, S, S, 3] in order of the media tokens: a quarter of what the tower
-            is given, which most tiles of a waiting prompt never become.
-        processor: what makes the one of the other.
+        text: the rendered conversation, with media tokens.
+        token_ids: ids of `text`, with media tokens.
+        pixels: uint8 [tiles, S, S, 3] in order of the media tokens. They take a quarter of the
+            memory of `pixel_values`, which most tiles of a waiting prompt never need.
+        processor: converts `pixels` to `pixel_values`.
         media: one entry for each media token, in order.
         num_tokens: LLM positions after splicing.
-        plan: the grid of every picture and frame, in order, and why.
+        plan: the grid of every image and video frame, in order, and the reason for it.
     """
 
     text: str
@@ -57,28 +56,28 @@ class Prompt:
 
     @property
     def tiles(self) -> int:
-        """Pictures for the vision tower."""
+        """Number of tiles for the vision tower."""
         return len(self.pixels)
 
     @property
     def pixel_values(self) -> Tensor:
-        """float32 [tiles, 3, S, S] in order of the media tokens; made anew at every call."""
+        """float32 [tiles, 3, S, S] in order of the media tokens; computed at every access."""
         return self.processor.normalise(self.pixels)
 
     @property
     def vision_tokens(self) -> int:
-        """LLM positions that hold picture features."""
+        """Number of LLM positions that hold image features."""
         return sum(media.vision_tokens for media in self.media)
 
     def must_fit(self, context: int) -> None:
-        """Raise PromptTooLong where the prompt needs more than `context` positions."""
+        """Raise PromptTooLong if the prompt needs more than `context` positions."""
         if self.num_tokens > context:
             raise PromptTooLong(self.num_tokens, context)
 
 
 @dataclass(frozen=True)
-class Options:
-    """How videos are looked at; see `NVILA.prepare`."""
+class VideoOptions:
+    """How videos are sampled and written into the prompt; see `NVILA.prepare`."""
 
     num_video_frames: int
     video_max_tiles: int
@@ -99,59 +98,68 @@ class Options:
 
 
 @dataclass
-class Piece:
-    """A part after its media rule was chosen: text, or media whose tiles are made once all is known
-    to fit.
-    """
+class TextPiece:
+    """A piece of a message's text. `trusted` text was not written by the user: media tokens."""
 
     text: str
     trusted: bool = False
 
 
 class PromptBuilder:
-    """Prepares one prompt as the published model does; holds the tiles to make and the media found
-    so far.
+    """Builds one prompt as the published model does.
+
+    Tiles are cut only after the whole prompt is known to fit; until then, `tile_makers` hold the
+    functions that cut them.
     """
 
-    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, options: Options) -> None:
+    def __init__(self, config: ModelConfig, tokenizer: Tokenizer, options: VideoOptions) -> None:
         self.config, self.tokenizer, self.options = config, tokenizer, options
         self.media: list[Media] = []
-        self.makers: list[Callable[[], list[Image.Image]]] = []
+        self.tile_makers: list[Callable[[], list[Image.Image]]] = []
         self.frames: list[FramePlan] = []
-        self.count = 0
-        self.single = False
+        self.num_tiles = 0
+        self.only_image = False
 
     def build(self, parts: Any) -> Prompt:
         """See `NVILA.prepare`."""
-        conversation = [(role, self.resolve(content)) for role, content in as_conversation(parts)]
-        self.survey(
+        conversation = [
+            (role, self.resolve_parts(content)) for role, content in as_conversation(parts)
+        ]
+        self.plan_media(
             [part for _, content in conversation for part in content if not isinstance(part, str)]
         )
-        turns = [(role, self.pieces(content)) for role, content in conversation]
-        shield = Shield(self.tokenizer, (piece.text for _, pieces in turns for piece in pieces))
+        turns = [(role, self.to_pieces(content)) for role, content in conversation]
+        escaper = ControlTokenEscaper(
+            self.tokenizer, (piece.text for _, pieces in turns for piece in pieces)
+        )
         messages = [
             {
                 "role": role,
-                "content": "".join(p.text if p.trusted else shield(p.text) for p in pieces).strip(),
+                "content": "".join(
+                    p.text if p.trusted else escaper.escape(p.text) for p in pieces
+                ).strip(),
             }
             for role, pieces in turns
         ]
         if not any(m["content"] for m in messages if m["role"] == "user"):
-            raise EmptyPrompt("The prompt is empty, so give a question, a picture or both.")
+            raise EmptyPrompt("The prompt is empty: give a question, an image, or both.")
         rendered = self.tokenizer.render(messages)
-        ids = self.tokenizer.encode_shielded(rendered, shield)
-        self.check(ids)
+        ids = self.tokenizer.encode_escaped(rendered, escaper)
+        self.check_media_tokens(ids)
         positions = len(ids) - len(self.media) + sum(media.positions for media in self.media)
         if positions > self.config.max_model_len:
             raise PromptTooLong(positions, self.config.max_model_len)
         tokens = sum(media.vision_tokens for media in self.media)
-        plan = Plan(tuple(self.frames), self.count, tokens)
-        text = shield.restore(rendered)
-        return Prompt(text, ids, self.pixels(), self.config.processor, self.media, positions, plan)
+        plan = Plan(tuple(self.frames), self.num_tiles, tokens)
+        text = escaper.unescape(rendered)
+        return Prompt(
+            text, ids, self.make_pixels(), self.config.processor, self.media, positions, plan
+        )
 
-    def resolve(self, content: Sequence[Any]) -> list[str | Image.Image | Video]:
-        """Parts as text, RGB images and videos to keep as one token; frames that count as images
-        become images.
+    def resolve_parts(self, content: Sequence[Any]) -> list[str | Image.Image | Video]:
+        """Convert parts to texts, RGB images, and videos that become one token.
+
+        The frames of other videos become images.
         """
         resolved: list[str | Image.Image | Video] = []
         for part in content:
@@ -164,113 +172,120 @@ class PromptBuilder:
                 resolved.append(to_rgb(part))
         return resolved
 
-    def survey(self, media: Sequence[Image.Image | Video]) -> None:
-        """Look at all pictures and videos of the prompt before the first becomes text."""
-        self.single = sum(isinstance(part, Image.Image) for part in media) == 1
+    def plan_media(self, media: Sequence[Image.Image | Video]) -> None:
+        """Inspect all images and videos of the prompt, before the first one is added."""
+        self.only_image = sum(isinstance(part, Image.Image) for part in media) == 1
 
-    def pieces(self, content: Sequence[str | Image.Image | Video]) -> list[Piece]:
-        """The message as text; neighbouring user texts are joined, so that no token can form
-        between them.
+    def to_pieces(self, content: Sequence[str | Image.Image | Video]) -> list[TextPiece]:
+        """Convert a message to text, adding its media.
+
+        Neighbouring user texts are joined first, so that they cannot form a control token together.
         """
-        pieces: list[Piece] = []
+        pieces: list[TextPiece] = []
         for part in content:
             if isinstance(part, str):
                 text = without_media_tokens(part)
                 if pieces and not pieces[-1].trusted:
                     pieces[-1].text += text
                 else:
-                    pieces.append(Piece(text))
+                    pieces.append(TextPiece(text))
             elif isinstance(part, Video):
-                pieces.append(Piece(self.add_video(part), trusted=True))
+                pieces.append(TextPiece(self.add_video(part), trusted=True))
             else:
-                pieces.append(Piece(self.add_image(part, self.single), trusted=True))
+                pieces.append(TextPiece(self.add_image(part, self.only_image), trusted=True))
         return pieces
 
     def add_image(self, image: Image.Image, single: bool) -> str:
-        """Plan one image; only a prompt's single image is tiled. Returns the text that stands for
-        it.
-        """
+        """Add one image and return its text; only the single image of a prompt is tiled."""
         config, size = self.config, self.config.processor.size
         if single and config.image_aspect_ratio == "dynamic":
             grid = choose_grid(*image.size, size, config.min_tiles, config.max_tiles)
             return self.add_tiles(image, FramePlan(grid, BY_ASPECT))
         if single and config.image_aspect_ratio == "dynamic_s2":
             scales = config.s2_scales
-            fewest = (scales[-1] // scales[0]) ** 2
-            columns, rows = choose_grid(*image.size, size, fewest, max(config.max_tiles, fewest))
+            min_tiles = (scales[-1] // scales[0]) ** 2
+            max_tiles = max(config.max_tiles, min_tiles)
+            columns, rows = choose_grid(*image.size, size, min_tiles, max_tiles)
             count = sum((s // scales[0]) ** 2 for s in scales[:-1]) + rows * columns
-            self.makers.append(lambda: s2_tiles(image, size, scales, config.max_tiles)[0])
+            self.tile_makers.append(lambda: s2_tiles(image, size, scales, config.max_tiles)[0])
             block_rows, block_columns = output_block(config, (rows, columns))
-            self.add(
+            self.add_media_token(
                 "image", count, config.tile_tokens * block_rows * block_columns, (rows, columns)
             )
             self.frames.append(FramePlan((columns, rows), BY_ASPECT))
-            return IMAGE
-        return self.add_whole(image, FramePlan(SINGLE_TILE, ONE_OF_SEVERAL))
+            return IMAGE_TOKEN
+        return self.add_untiled(image, FramePlan(SINGLE_TILE, ONE_OF_SEVERAL))
 
-    def add_whole(self, image: Image.Image, frame: FramePlan) -> str:
-        """Plan one image that is not tiled; returns the text that stands for it."""
+    def add_untiled(self, image: Image.Image, frame: FramePlan) -> str:
+        """Add one image as a single tile and return its text."""
         self.frames.append(frame)
-        self.makers.append(lambda: [self.whole(image)])
-        self.add("image", 1, self.config.tile_tokens)
-        return IMAGE
+        self.tile_makers.append(lambda: [self.untiled(image)])
+        self.add_media_token("image", 1, self.config.tile_tokens)
+        return IMAGE_TOKEN
 
     def add_tiles(self, image: Image.Image, frame: FramePlan) -> str:
-        """Plan one image in the tiles of a grid; returns the text that stands for it."""
+        """Add one image in the tiles of a grid and return its text."""
         size, count = self.config.processor.size, tile_count(frame.grid)
         self.frames.append(frame)
-        self.makers.append(lambda: grid_tiles(image, frame.grid, size))
+        self.tile_makers.append(lambda: grid_tiles(image, frame.grid, size))
         for _ in range(count):
-            self.add("image", 1, self.config.tile_tokens)
-        return f"{IMAGE}\n" * count
+            self.add_media_token("image", 1, self.config.tile_tokens)
+        return f"{IMAGE_TOKEN}\n" * count
 
     def add_video(self, video: Video) -> str:
-        """Plan one video that becomes one token; returns the text that stands for it."""
+        """Add one video that becomes one token and return its text."""
         config, size = self.config, self.config.processor.size
         frames: list[Image.Image] = video.frames
-        most = self.options.video_max_tiles
-        if config.image_aspect_ratio == "dynamic" and most > 1:
-            fewest = min(config.min_tiles, most)
-            grids = [choose_grid(*frame.size, size, fewest, most) for frame in frames]
+        max_tiles = self.options.video_max_tiles
+        if config.image_aspect_ratio == "dynamic" and max_tiles > 1:
+            min_tiles = min(config.min_tiles, max_tiles)
+            grids = [choose_grid(*frame.size, size, min_tiles, max_tiles) for frame in frames]
             counts = {tile_count(grid) for grid in grids}
             if len(counts) > 1:
                 raise PromptError(
-                    "The frames of a tiled video must have one size, so resize them first."
+                    "The frames of a tiled video must all have the same size: resize them first."
                 )
-            self.makers.append(
-                lambda: [t for f in frames for t in dynamic_tiles(f, size, fewest, most)]
+            self.tile_makers.append(
+                lambda: [t for f in frames for t in dynamic_tiles(f, size, min_tiles, max_tiles)]
             )
             self.frames += [FramePlan(grid, BY_ASPECT) for grid in grids]
-            self.add("video", counts.pop() * len(frames))
+            self.add_media_token("video", counts.pop() * len(frames))
         else:
             self.frames += [FramePlan(SINGLE_TILE, ONE_OF_SEVERAL) for _ in frames]
-            self.makers.append(lambda: [self.whole(frame) for frame in frames])
-            self.add("video", len(frames))
-        return VIDEO
+            self.tile_makers.append(lambda: [self.untiled(frame) for frame in frames])
+            self.add_media_token("video", len(frames))
+        return VIDEO_TOKEN
 
-    def add(
+    def add_media_token(
         self, kind: VideoAs, tiles: int, tokens: int | None = None, block: Grid | None = None
     ) -> None:
-        """Note one media token."""
+        """Record one media token.
+
+        Args:
+            kind: which token it is.
+            tiles: number of its tiles.
+            tokens: positions that hold features; required for an image.
+            block: (rows, columns) of the last scale for dynamic S2.
+        """
         if kind == "image":
             assert tokens is not None
-            extra = self.extra(self.config.image_encoder)
-            self.media.append(Media(kind, self.count, tiles, block, tokens, tokens + extra))
+            extra = self.boundary_positions(self.config.image_encoder)
+            self.media.append(Media(kind, self.num_tiles, tiles, block, tokens, tokens + extra))
         else:
             vision, positions = self.video_positions(tiles)
-            self.media.append(Media(kind, self.count, tiles, block, vision, positions))
-        self.count += tiles
+            self.media.append(Media(kind, self.num_tiles, tiles, block, vision, positions))
+        self.num_tiles += tiles
 
-    def extra(self, encoder: EncoderConfig) -> int:
-        """Positions of the start and end tokens of one image or frame."""
+    def boundary_positions(self, encoder: EncoderConfig) -> int:
+        """Return the positions of the start and end tokens of one image or frame."""
         return sum(
             len(self.tokenizer.encode(t)) for t in (encoder.start_tokens, encoder.end_tokens) if t
         )
 
     def video_positions(self, tiles: int) -> tuple[int, int]:
-        """Feature positions and all positions of a video of `tiles` tiles."""
+        """Return the feature positions and the total positions of a video of `tiles` tiles."""
         encoder, side = self.config.video_encoder, self.config.tile_side
-        extra = self.extra(encoder)
+        extra = self.boundary_positions(encoder)
         if not encoder.pool_sizes:
             vision = tiles * self.config.tile_tokens
             return vision, vision + tiles * extra
@@ -283,27 +298,27 @@ class PromptBuilder:
             positions += tokens + steps * extra + separator
         return vision, positions
 
-    def whole(self, image: Image.Image) -> Image.Image:
-        """An image that is not tiled, before the processor."""
+    def untiled(self, image: Image.Image) -> Image.Image:
+        """Return the image to resize to a single tile."""
         if self.config.image_aspect_ratio == "pad":
             return pad_to_square(image, self.config.processor.mean)
         if self.config.image_aspect_ratio == "resize":
             return image.resize((self.config.processor.size,) * 2)
         return image
 
-    def pixels(self) -> NDArray[np.uint8]:
-        """The tiles of all media."""
+    def make_pixels(self) -> NDArray[np.uint8]:
+        """Cut the tiles of all media: uint8 [tiles, S, S, 3]."""
         processor = self.config.processor
-        pixels = np.empty((self.count, processor.size, processor.size, 3), np.uint8)
-        images = (image for make in self.makers for image in make())
+        pixels = np.empty((self.num_tiles, processor.size, processor.size, 3), np.uint8)
+        images = (image for make in self.tile_makers for image in make())
         for tile, image in zip(pixels, images, strict=True):
             tile[:] = processor.resize(image)
         return pixels
 
-    def check(self, ids: Sequence[int]) -> None:
-        """The template must have kept every media token in its place."""
+    def check_media_tokens(self, ids: Sequence[int]) -> None:
+        """Check that the chat template kept every media token in its place."""
         kinds = {self.tokenizer.image_id: "image", self.tokenizer.video_id: "video"}
         if [kinds[i] for i in ids if i in kinds] != [media.kind for media in self.media]:
             raise PromptError(
-                "The checkpoint's chat template dropped or moved a picture; use another template."
+                "The checkpoint's chat template dropped or moved an image: use another template."
             )

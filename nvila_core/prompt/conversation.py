@@ -1,4 +1,4 @@
-"""What a prompt may be given as: parts, or turns of a conversation."""
+"""Read a prompt that is given as parts or as the turns of a conversation."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ from PIL import Image
 
 from nvila_core.errors import EmptyPrompt, PromptError
 from nvila_core.media.video import Video
-from nvila_core.prompt.tokenizer import IMAGE, VIDEO
+from nvila_core.prompt.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN
 
 ROLES = {
     "user": "user",
@@ -20,29 +20,29 @@ ROLES = {
 
 
 def without_media_tokens(text: str) -> str:
-    """User text without media tokens; it is stripped only if it had one, as the original does."""
-    for token in (IMAGE, VIDEO):
+    """Remove media tokens from user text; like the original, strip the text only if it had one."""
+    for token in (IMAGE_TOKEN, VIDEO_TOKEN):
         if token in text:
             text = text.replace(token, "").strip()
     return text
 
 
 def as_conversation(parts: Any) -> list[tuple[str, list[Any]]]:
-    """(role, parts) of every turn; plain parts are one user turn.
+    """Return (role, parts) of every turn; parts without roles are one user turn.
 
     Raises:
-        PromptError: unknown role, content of another type, or nothing at all.
+        PromptError: the prompt is empty, or a role or the type of a part is not supported.
     """
     parts = as_list(parts)
     if not parts:
-        raise EmptyPrompt("The prompt is empty, so give a question, a picture or both.")
+        raise EmptyPrompt("The prompt is empty: give a question, an image, or both.")
     if not any(isinstance(part, Mapping) for part in parts):
         return [("user", parts)]
     turns = []
     for message in parts:
         if not isinstance(message, Mapping) or "content" not in message:
             raise PromptError(
-                "A conversation must be a list of {'role': ..., 'content': ...} only."
+                "Every turn of a conversation must be of the form {'role': ..., 'content': ...}."
             )
         role = ROLES.get(str(message.get("role")))
         if role is None:
@@ -51,13 +51,17 @@ def as_conversation(parts: Any) -> list[tuple[str, list[Any]]]:
             )
         content = as_list(message["content"])
         if role != "user" and any(not isinstance(part, str) for part in content):
-            raise PromptError(f"A picture can only be in a user's turn, not in the {role}'s.")
+            raise PromptError(f"Only user turns can have images, but a turn of the {role} has one.")
         turns.append((role, content))
     return turns
 
 
 def as_list(value: Any) -> list[Any]:
-    """One part alone as a list of it."""
+    """Return the parts as a list; a single part becomes a list of one.
+
+    Raises:
+        PromptError: the value is neither a part nor a list of parts.
+    """
     if isinstance(value, str | Image.Image | Video | Mapping | np.ndarray):
         return [value]
     if isinstance(value, Sequence):

@@ -1,7 +1,8 @@
-"""Text to token ids and back: the chat template, the media tokens, and user text that stays text.
+"""Convert text to token ids and back, with the chat template and the media tokens.
 
-Tokenizer files may lack the media tokens; they are then added in the original's order, so ids are
-never hard-coded. Source: nvila specification, sections 1.3 and 5.
+Control tokens in user text stay text. Some published tokenizers lack the media tokens; they are
+added in the original's order, so no id is hard-coded. Source: nvila specification, sections 1.3
+and 5.
 """
 
 import json
@@ -16,9 +17,8 @@ from tokenizers import Tokenizer as RawTokenizer
 from nvila_core.errors import CheckpointError, PromptError, as_checkpoint_error, first_line
 from nvila_core.json_fields import Fields, read_json
 
-SENTINEL, IMAGE, VIDEO = "<vila/sentinel>", "<image>", "<vila/video>"
+SENTINEL_TOKEN, IMAGE_TOKEN, VIDEO_TOKEN = "<vila/sentinel>", "<image>", "<vila/video>"
 PRIVATE_USE = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE))
-# The turn format that NVILA was trained with, for checkpoints that bring no template of their own.
 QWEN2_TEMPLATE = (
     "{%- macro turn(role, text) -%}<|im_start|>{{ role }}\n{{ text }}<|im_end|>\n{%- endmacro -%}"
     "{%- if not messages or messages[0].role != 'system' -%}"
@@ -27,6 +27,7 @@ QWEN2_TEMPLATE = (
     "{{ turn(m.role, m.content) + '\n' }}{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
 )
+"""The turn format that NVILA was trained with, for checkpoints without a template."""
 BUILT_IN_TEMPLATES = {"qwen2": QWEN2_TEMPLATE}
 Message = dict[str, str]
 
@@ -35,9 +36,12 @@ class Tokenizer:
     """A checkpoint's tokenizer with its media tokens and stop tokens.
 
     Args:
-        folder: holds tokenizer.json, or vocab.json and merges.txt, and tokenizer_config.json.
-        template_name: `chat_template` of the top-level config.json; null means the tokenizer's own.
-        template_folders: where `{template_name}.jinja` may lie.
+        folder: folder with tokenizer_config.json, and tokenizer.json or vocab.json and merges.txt.
+        template_name: `chat_template` of the top-level config.json; None: the tokenizer's own.
+        template_folders: further folders that may have `{template_name}.jinja`.
+
+    Raises:
+        CheckpointError: a file is missing or malformed.
     """
 
     def __init__(
@@ -46,48 +50,55 @@ class Tokenizer:
         self.folder = folder
         self.hf = load_tokenizer(folder)
         with as_checkpoint_error(folder, "the tokenizer cannot be used"):
-            self.set_up(template_name, (folder, *template_folders))
+            self._set_up(template_name, (folder, *template_folders))
 
-    def set_up(self, template_name: str | None, folders: Iterable[Path]) -> None:
+    def _set_up(self, template_name: str | None, folders: Iterable[Path]) -> None:
         """Add the media tokens and find the template and the stop tokens."""
-        for token in (SENTINEL, IMAGE, VIDEO):
+        for token in (SENTINEL_TOKEN, IMAGE_TOKEN, VIDEO_TOKEN):
             if token not in self.hf.get_added_vocab():
                 self.hf.add_tokens([token], special_tokens=True)
         added = self.hf.get_added_vocab()
-        self.image_id, self.video_id = added[IMAGE], added[VIDEO]
+        self.image_id, self.video_id = added[IMAGE_TOKEN], added[VIDEO_TOKEN]
         self.template = find_template(template_name, folders)
         if self.template is None and not self.hf.chat_template:
             self.template = QWEN2_TEMPLATE
         by_length = sorted(added, key=len, reverse=True)
-        self.controls = re.compile("|".join(re.escape(token) for token in by_length))
+        self.control_pattern = re.compile("|".join(re.escape(token) for token in by_length))
         self.control_ids = added
-        # encoding through `hf` sets its truncation each time, which two threads must not do at once
-        self.raw: RawTokenizer = self.hf.backend_tokenizer
-        self.raw.no_truncation()
-        self.raw.no_padding()
-        self.plain = without_added_tokens(self.raw)
+        # Used instead of `hf`, which sets its truncation at each call: not safe with two threads.
+        self.backend: RawTokenizer = self.hf.backend_tokenizer
+        self.backend.no_truncation()
+        self.backend.no_padding()
+        self.plain_backend = without_added_tokens(self.backend)
         self.max_length = self.find_max_length()
         self.stop_ids = frozenset(self.find_stop_ids())
-        self.rows = len(self.hf)  # ids from here on have no embedding, as the model may say
+        self.num_embeddings = len(self.hf)
+        """Ids from here on have no embedding; the model sets this to the size of its table."""
         if not self.encode("\n"):
-            raise CheckpointError(self.folder, "the tokenizer knows no line end, so it is damaged")
+            raise CheckpointError(
+                self.folder, "the tokenizer is damaged: it cannot encode a newline"
+            )
 
     def __len__(self) -> int:
         return len(self.hf)
 
     def find_max_length(self) -> int | None:
-        """`model_max_length` in positions, or None where the files do not say."""
+        """Return `model_max_length` in positions, or None if the files have none."""
         fields = Fields({"model_max_length": self.hf.model_max_length}, self.config_file)
         length = fields.number("model_max_length", low=1)
         return int(length) if length < 2**31 else None
 
     @property
     def config_file(self) -> str:
-        """The tokenizer_config.json, for errors."""
+        """Path of tokenizer_config.json, for error messages."""
         return str(self.folder / "tokenizer_config.json")
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
-        """The conversation as the one string that the model was trained on."""
+        """Render a conversation with the chat template.
+
+        Raises:
+            PromptError: the template fails on this conversation.
+        """
         try:
             text = self.hf.apply_chat_template(
                 [dict(m) for m in messages],
@@ -95,38 +106,40 @@ class Tokenizer:
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,
             )
-        except Exception as error:  # the template is a program that came with the checkpoint
+        except Exception as error:  # the template is a program of the checkpoint
             raise PromptError(
-                f"The checkpoint's chat template refuses this conversation: {first_line(error)}."
+                f"The checkpoint's chat template rejects this conversation: {first_line(error)}."
             ) from error
         return str(text)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`; special tokens written in it become the special tokens."""
-        return self.raw.encode(text, add_special_tokens=False).ids
+        """Return the ids of `text`; special tokens written in it become special tokens."""
+        return self.backend.encode(text, add_special_tokens=False).ids
 
-    def encode_shielded(self, text: str, shield: "Shield") -> list[int]:
-        """Ids of rendered text in which `shield` marks what must stay ordinary text."""
-        if not shield.used:
+    def encode_escaped(self, text: str, escaper: "ControlTokenEscaper") -> list[int]:
+        """Return the ids of rendered text, in which escaped control tokens become plain text."""
+        if not escaper.used:
             return self.encode(text)
         ids: list[int] = []
-        for piece in re.split(f"({self.controls.pattern})", text):
+        for piece in re.split(f"({self.control_pattern.pattern})", text):
             if piece in self.control_ids:
                 ids.append(self.control_ids[piece])
             elif piece:
-                ids += self.plain.encode(shield.restore(piece), add_special_tokens=False).ids
+                ids += self.plain_backend.encode(
+                    escaper.unescape(piece), add_special_tokens=False
+                ).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids without special tokens, not stripped."""
+        """Return the text of generated ids, without special tokens and not stripped."""
         return str(self.hf.decode(list(ids), skip_special_tokens=True))
 
     def find_stop_ids(self) -> set[int]:
-        """The end-of-sequence token and what follows an assistant's answer in the template."""
+        """Return the end-of-sequence token, and the token after an answer in the template."""
         stops = {self.hf.eos_token_id} if self.hf.eos_token_id is not None else set()
         turns = [
             {"role": "user", "content": "question"},
-            {"role": "assistant", "content": SENTINEL},
+            {"role": "assistant", "content": SENTINEL_TOKEN},
         ]
         try:
             ids = self.encode(self.render(turns, add_generation_prompt=False))
@@ -134,35 +147,36 @@ class Tokenizer:
             raise CheckpointError(
                 self.folder, f"the chat template does not work: {error}"
             ) from error
-        sentinel = self.control_ids[SENTINEL]
+        sentinel = self.control_ids[SENTINEL_TOKEN]
         stops |= {after for token, after in pairwise(ids) if token == sentinel}
         if not stops:
             raise CheckpointError(
                 self.config_file,
-                "no token ends an answer",
+                "the tokenizer has no token that ends an answer",
                 field="eos_token",
                 expected="e.g. '<|im_end|>'",
             )
         return stops
 
 
-class Shield:
-    """Hides control tokens written by a user behind a private character, and puts them back as
-    text.
+class ControlTokenEscaper:
+    """Replaces control tokens in user texts by placeholders, and restores them as plain text.
+
+    A placeholder is a number between two private-use characters that occur in none of the texts.
     """
 
     def __init__(self, tokenizer: Tokenizer, texts: Iterable[str]) -> None:
         taken = set().union(*map(set, texts))
         self.mark = next(chr(code) for code in PRIVATE_USE if chr(code) not in taken)
-        self.pattern, self.hidden = tokenizer.controls, list[str]()
+        self.pattern, self.hidden = tokenizer.control_pattern, list[str]()
 
     @property
     def used(self) -> bool:
-        """Whether anything had to be hidden."""
+        """Whether any control token was replaced."""
         return bool(self.hidden)
 
-    def __call__(self, text: str) -> str:
-        """`text` with its control tokens hidden."""
+    def escape(self, text: str) -> str:
+        """Replace the control tokens of `text` by placeholders."""
 
         def hide(match: re.Match[str]) -> str:
             self.hidden.append(match[0])
@@ -170,15 +184,19 @@ class Shield:
 
         return self.pattern.sub(hide, text)
 
-    def restore(self, text: str) -> str:
-        """`text` with the hidden tokens written out again."""
+    def unescape(self, text: str) -> str:
+        """Replace the placeholders in `text` by the control tokens as text."""
         return re.sub(
             f"{self.mark}(\\d+){self.mark}", lambda match: self.hidden[int(match[1])], text
         )
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """transformers' tokenizer of `folder`, without running any code that comes with it."""
+    """Load transformers' tokenizer from `folder`, without running code from the checkpoint.
+
+    Raises:
+        CheckpointError: a file is missing or malformed.
+    """
     for name in (
         "tokenizer_config.json",
         "added_tokens.json",
@@ -200,14 +218,18 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def without_added_tokens(raw: RawTokenizer) -> RawTokenizer:
-    """The same byte-level BPE, for which special tokens are ordinary text."""
+    """Return the same byte-level BPE tokenizer, but one that encodes special tokens as text."""
     state = json.loads(raw.to_str())
     state["added_tokens"] = []
     return RawTokenizer.from_str(json.dumps(state))
 
 
 def find_template(name: str | None, folders: Iterable[Path]) -> str | None:
-    """The text of template `name`, with the original's clean-up of indents and line ends."""
+    """Return the text of template `name`, without indents and line ends as in the original.
+
+    Raises:
+        CheckpointError: the template is unknown or its name is malformed.
+    """
     if name is None:
         return None
     if not re.fullmatch(r"[\w.-]+", name):
@@ -222,7 +244,7 @@ def find_template(name: str | None, folders: Iterable[Path]) -> str | None:
         return BUILT_IN_TEMPLATES[name]
     raise CheckpointError(
         "config.json",
-        f"put {name}.jinja beside it",
+        f"the template is unknown, so put {name}.jinja beside config.json",
         field="chat_template",
         expected=f"null or one of {sorted(BUILT_IN_TEMPLATES)}",
         found=name,

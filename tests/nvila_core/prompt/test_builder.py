@@ -132,7 +132,7 @@ def test_tiled_video(tiny: NVILA, pictures: Any) -> None:
     mixed = Video(
         [pictures.image(320, 180), pictures.image(180, 320), pictures.image()], sampled=True
     )
-    with pytest.raises(PromptError, match="one size"):
+    with pytest.raises(PromptError, match="same size"):
         tiny.prepare([mixed, "x"], video_max_tiles=4, video_as="video")
 
 
