@@ -56,8 +56,8 @@ class Client:
         self.queue = Results(self._redis, settings)
         self.watches = Watches(self.registry, self.jobs)
         """Add, change and remove watches of attached streams."""
-        past = self._past = FrameHistory(self.connections, settings, self.frames)
-        self._queries = Queries(self._redis, settings, past, self.jobs, self.queue)
+        history = self._history = FrameHistory(self.connections, settings, self.frames)
+        self._queries = Queries(self._redis, settings, history, self.jobs, self.queue)
 
     def __enter__(self) -> Self:
         return self
@@ -202,8 +202,9 @@ class Client:
             changes["name"] = check_name(name)
         if source is not None:
             stream = self.registry.get(ref)
-            carried = transport or stream.transport
-            changes["url"], full_url = self.admission.replacement(stream, source, carried, probe)
+            changes["url"], full_url = self.admission.replacement(
+                stream, source, transport or stream.transport, probe
+            )
         if watches is not None:
             require_open(self.registry.get(ref))
         for watch in watches or []:
@@ -226,7 +227,7 @@ class Client:
         for owner in [watch.id for watch in stream.watches] if stream.live else [stream.id]:
             self.jobs.drop_oldest(owner, 0)
         self.frames.discard(stream.id)
-        self._past.forget(stream.id)
+        self._history.forget(stream.id)
         return stream
 
     def streams(self) -> list[Stream]:

@@ -28,8 +28,8 @@ from streamer.results import Results
 from streamer.settings import Settings
 from streamer.validation import validated
 
-LISTED = 1000
-"""Number of queries kept for listing; each is kept by its id for `query_ttl`."""
+MAX_LISTED = 1000
+"""Maximum number of queries kept for listing; each is kept by its id for `query_ttl`."""
 
 _FINAL = {QueryStatus.DONE, QueryStatus.FAILED, QueryStatus.CANCELLED}
 
@@ -41,13 +41,13 @@ class Queries:
         self,
         redis: redis.Redis,
         settings: Settings,
-        past: FrameHistory,
+        history: FrameHistory,
         jobs: Jobs,
         results: Results,
     ) -> None:
         self._redis = redis
         self._settings = settings
-        self._past = past
+        self._history = history
         self._jobs = jobs
         self._results = results
 
@@ -82,14 +82,16 @@ class Queries:
         """Choose the frames to look at. Raises StreamerError(NO_FRAMES) if there are none."""
         since, until, max_frames = question.since, question.until, question.max_frames
         if since is None or until is None:
-            frames = self._past.frames.newest(stream.id, 1 if max_frames is None else max_frames)
+            frames = self._history.frames.newest(stream.id, 1 if max_frames is None else max_frames)
             if not frames:
-                raise StreamerError(ErrorCode.NO_FRAMES, _why_no_frames(stream))
+                raise StreamerError(ErrorCode.NO_FRAMES, _no_frames_now(stream))
         else:
             max_frames = self._settings.max_frames if max_frames is None else max_frames
-            frames = self._past.select(stream, since.timestamp(), until.timestamp(), max_frames)
+            frames = self._history.select(stream, since.timestamp(), until.timestamp(), max_frames)
             if not frames:
-                raise StreamerError(ErrorCode.NO_FRAMES, self._what_is_kept(stream, since, until))
+                raise StreamerError(
+                    ErrorCode.NO_FRAMES, self._no_frames_between(stream, since, until)
+                )
         return frames
 
     def _submit(self, request: ClipRequest) -> Query:
@@ -98,7 +100,7 @@ class Queries:
         with self._redis.pipeline() as pipe:
             pipe.set(redis_keys.query(query.id), query.model_dump_json(), ex=ttl)
             pipe.zadd(redis_keys.QUERIES, {query.id: query.created_at.timestamp()})
-            pipe.zremrangebyrank(redis_keys.QUERIES, 0, -LISTED - 1)
+            pipe.zremrangebyrank(redis_keys.QUERIES, 0, -MAX_LISTED - 1)
             pipe.expire(redis_keys.QUERIES, ttl)
             pipe.execute()
         self._jobs.submit(request)
@@ -121,7 +123,7 @@ class Queries:
     def _with_result(self, query: Query, result: Result | None) -> Query:
         status = self._status(query.id)
         if status in _FINAL and result is None:
-            result = self._results.get(query.id)  # it came while we looked
+            result = self._results.get(query.id)  # it arrived meanwhile
         return query.model_copy(update={"status": status, "result": result})
 
     def _status(self, query_id: str) -> QueryStatus:
@@ -130,10 +132,10 @@ class Queries:
         except StreamerError as error:
             if error.code is not ErrorCode.UNKNOWN_QUERY:
                 raise
-            return QueryStatus.FAILED  # its job was lost with a server's memory
+            return QueryStatus.FAILED  # Redis lost its job
 
     def newest(self, limit: int) -> list[Query]:
-        """The newest queries first."""
+        """Return up to `limit` queries, newest first."""
         ids = cast(list[bytes], self._redis.zrevrange(redis_keys.QUERIES, 0, limit - 1))
         if not ids:
             return []
@@ -156,16 +158,16 @@ class Queries:
         self._jobs.cancel(query_id)
         return self.get(query_id)
 
-    def _what_is_kept(self, stream: Stream, start: datetime, end: datetime) -> str:
+    def _no_frames_between(self, stream: Stream, start: datetime, end: datetime) -> str:
         problem = f"'{stream.name}' has no frame between {rfc3339(start)} and {rfc3339(end)}"
-        kept = self._past.frames.span(stream.id)
+        kept = self._history.frames.span(stream.id)
         if kept is None:
             return f"{problem}: no frames are kept."
         first, last = (rfc3339(to_datetime(when)) for when in kept)
         return f"{problem}: frames are kept from {first} to {last}."
 
 
-def _why_no_frames(stream: Stream) -> str:
+def _no_frames_now(stream: Stream) -> str:
     problem = f"'{stream.name}' has no frames: it is {stream.state}"
     if stream.error is not None:
         return f"{problem} ({stream.error.message})"

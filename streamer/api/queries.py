@@ -15,7 +15,7 @@ from streamer.question import Question
 
 router = APIRouter(prefix="/v1/queries", tags=["queries"])
 
-_LOOK_EVERY = 0.1
+_POLL_INTERVAL = 0.1
 """Seconds between two checks of a waiting request; it holds no thread in between."""
 
 
@@ -28,7 +28,9 @@ def ask_question(question: Question, client: ClientDependency) -> Query:
 @router.get("")
 def list_queries(
     client: ClientDependency,
-    limit: Annotated[int, fastapi.Query(ge=1, le=1000)] = 100,
+    limit: Annotated[
+        int, fastapi.Query(ge=1, le=1000, description="maximum number of queries")
+    ] = 100,
 ) -> QueryList:
     """List queries, newest first."""
     return QueryList(queries=client.queries(limit))
@@ -49,7 +51,7 @@ async def get_query(
         left = deadline - time.monotonic()
         if query.result is not None or left <= 0:
             return query
-        await asyncio.sleep(min(_LOOK_EVERY, left))
+        await asyncio.sleep(min(_POLL_INTERVAL, left))
 
 
 @router.delete("/{query_id}")

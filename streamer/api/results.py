@@ -26,7 +26,7 @@ def list_results(
         str | None, Query(description="end of the range: RFC 3339 or relative such as -10m")
     ] = None,
     q: Annotated[str | None, Query(description="text that the result contains")] = None,
-    limit: Annotated[int, Query(ge=1, le=1000)] = 100,
+    limit: Annotated[int, Query(ge=1, le=1000, description="maximum number of results")] = 100,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the previous page")] = None,
 ) -> ResultPage:
     """List recorded results, newest first."""

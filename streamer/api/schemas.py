@@ -19,21 +19,35 @@ from streamer.response_format import ResponseFormat
 class WatchBody(Record):
     """A standing question. Omitted fields take their values from the settings."""
 
-    prompt: str
-    window: float | None = Field(default=None, gt=0, le=3600, description="seconds")
-    max_frames: int | None = Field(default=None, ge=1, le=256)
-    max_tokens: int | None = Field(default=None, ge=1, le=4096)
-    response_format: ResponseFormat | None = None
+    prompt: str = Field(description="question about every window")
+    window: float | None = Field(
+        default=None, gt=0, le=3600, description="seconds that one answer is about"
+    )
+    max_frames: int | None = Field(
+        default=None, ge=1, le=256, description="maximum number of frames per window"
+    )
+    max_tokens: int | None = Field(
+        default=None, ge=1, le=4096, description="maximum number of tokens per answer"
+    )
+    response_format: ResponseFormat | None = Field(
+        default=None, description="format of the answer; default: text"
+    )
 
 
 class WatchPatch(Record):
     """Changes to a watch. Omitted fields keep their values."""
 
-    prompt: str | None = None
-    window: float | None = Field(default=None, gt=0, le=3600, description="seconds")
-    max_frames: int | None = Field(default=None, ge=1, le=256)
-    max_tokens: int | None = Field(default=None, ge=1, le=4096)
-    response_format: ResponseFormat | None = None
+    prompt: str | None = Field(default=None, description="question about every window")
+    window: float | None = Field(
+        default=None, gt=0, le=3600, description="seconds that one answer is about"
+    )
+    max_frames: int | None = Field(
+        default=None, ge=1, le=256, description="maximum number of frames per window"
+    )
+    max_tokens: int | None = Field(
+        default=None, ge=1, le=4096, description="maximum number of tokens per answer"
+    )
+    response_format: ResponseFormat | None = Field(default=None, description="format of the answer")
 
 
 class StreamBody(Record):
@@ -43,7 +57,9 @@ class StreamBody(Record):
         min_length=1, max_length=4096, description="URL, or path of a file on the server"
     )
     name: str | None = Field(default=None, description="unique name; default: made from the URL")
-    sampling: Sampling | None = None
+    sampling: Sampling | None = Field(
+        default=None, description="how frames are sampled; default: the setting `fps`"
+    )
     transport: Transport = Field(default="auto", description="transport of RTSP")
     watches: list[WatchBody] | None = Field(
         default=None,
@@ -69,7 +85,7 @@ class StreamPatch(Record):
         description="new URL of a live stream, including the password",
     )
     name: str | None = Field(default=None, description="new unique name")
-    sampling: Sampling | None = None
+    sampling: Sampling | None = Field(default=None, description="how frames are sampled")
     transport: Transport | None = Field(default=None, description="transport of RTSP")
     watches: list[WatchBody] | None = Field(
         default=None,

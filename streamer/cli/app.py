@@ -109,10 +109,10 @@ app.command("results")(results.results)
 app.command("probe")(probe.probe_source)
 app.command("doctor")(doctor.doctor)
 app.command("tune")(tune.tune)
-app.command("serve")(processes.serve)
-app.command("ingest")(processes.ingest)
-app.command("worker")(processes.worker)
-app.command("record")(processes.record)
+app.command("serve")(processes.run_api)
+app.command("ingest")(processes.run_ingest_worker)
+app.command("worker")(processes.run_model_worker)
+app.command("record")(processes.run_recorder)
 
 
 def _hide_passwords() -> None:

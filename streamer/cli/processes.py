@@ -9,7 +9,7 @@ import typer
 from streamer.cli.context import QuantizeOption, open_settings, options
 
 
-def serve(
+def run_api(
     host: Annotated[
         str | None, typer.Option(help="Listen on this address. Default: 127.0.0.1.")
     ] = None,
@@ -24,12 +24,12 @@ def serve(
     run_server(open_settings(api_host=host, api_port=port))
 
 
-def ingest() -> None:
+def run_ingest_worker() -> None:
     """Run an ingest worker, which reads and samples streams."""
     _become("workers.ingest")
 
 
-def worker(
+def run_model_worker(
     burst: Annotated[bool, typer.Option("--burst", help="Exit when the queues are empty.")] = False,
     model: Annotated[
         str | None,
@@ -41,7 +41,7 @@ def worker(
     _become("workers.gpu", *(["--burst"] if burst else []), model=model, quantize=quantize)
 
 
-def record() -> None:
+def run_recorder() -> None:
     """Run the recorder, which writes results to the timeline database."""
     _become("workers.recorder")
 

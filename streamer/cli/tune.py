@@ -23,7 +23,7 @@ def tune(
         ),
     ] = None,
 ) -> None:
-    """Measure this machine and the model, and write a settings file with the gain it brings.
+    """Measure this machine and the model, write a settings file and report the gain.
 
     The new file keeps the other settings of the --config file. Run this while the machine is
     otherwise idle. Settings whose defaults perform as well keep their defaults.

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 from streamer.doctor import machine, model, redis_server
 from streamer.doctor.check import Check, check, describe_error
@@ -14,18 +14,26 @@ LIMIT = 9.0
 Examination = Callable[[Settings], Iterable[Check]]
 
 
-def examine(settings: Settings, limit: float = LIMIT) -> list[Check]:
-    """Run all checks of this machine in parallel, within `limit` seconds."""
+def examine(
+    settings: Settings,
+    limit: float = LIMIT,
+    examinations: Mapping[str, Examination] | None = None,
+) -> list[Check]:
+    """Run `examinations`, by default all, in parallel within `limit` seconds.
+
+    An examination that raises gives a failed check, and one that does not end in time a warning.
+    """
     deadline = time.monotonic() + limit
-    names: dict[str, Examination] = {
-        "python": machine.python,
-        "redis": redis_server.servers,
-        "model": lambda given: model.model(given, deadline - 0.5),
-        "codecs": machine.codecs,
-        "hardware": machine.hardware,
-        "disk": machine.disk,
-        "limits": machine.limits,
-    }
+    if examinations is None:
+        examinations = {
+            "python": machine.python,
+            "redis": redis_server.servers,
+            "model": lambda given: model.model(given, deadline - 0.5),
+            "codecs": machine.codecs,
+            "hardware": machine.hardware,
+            "disk": machine.disk,
+            "limits": machine.limits,
+        }
     found: dict[str, list[Check]] = {}
 
     def run(name: str, examination: Examination) -> None:
@@ -38,7 +46,7 @@ def examine(settings: Settings, limit: float = LIMIT) -> list[Check]:
 
     threads = {
         name: threading.Thread(target=run, args=(name, examination), daemon=True)
-        for name, examination in names.items()
+        for name, examination in examinations.items()
     }
     for thread in threads.values():
         thread.start()
@@ -47,4 +55,4 @@ def examine(settings: Settings, limit: float = LIMIT) -> list[Check]:
         if name not in found:
             message = f"No result within {limit:g} s: try again when the machine is less busy."
             found[name] = [check(name, "warn", message)]
-    return [check for name in names for check in found[name]]
+    return [check for name in examinations for check in found[name]]

@@ -12,15 +12,15 @@ from streamer.doctor.check import Check, check, format_size
 from streamer.settings import Settings
 
 
-def model(settings: Settings, deadline: float) -> Iterable[Check]:
-    """Check the model in a child process until `deadline` (monotonic seconds).
+def model(settings: Settings, deadline: float, python: str = sys.executable) -> Iterable[Check]:
+    """Check the model in a child process of `python` until `deadline` (monotonic seconds).
 
     PyTorch takes seconds to start, and may hang or crash.
     """
     from nvila_core.demo import CHECKPOINT
 
     path = str(CHECKPOINT) if settings.model == "demo" else settings.model
-    command = [sys.executable, "-m", "nvila_core.checkpoint.footprint", path]
+    command = [python, "-m", "nvila_core.checkpoint.footprint", path]
     command += ["--device", settings.device, "--dtype", settings.dtype]
     command += ["--kv-cache-tokens", str(settings.kv_cache_tokens)]
     command += ["--quantize", settings.quantize] if settings.quantize else []

@@ -119,7 +119,7 @@ def test_the_api_passes_the_format_on(api: TestClient, client: Client) -> None:
     # when it is asked for JSON
     wanted = {"type": "json_schema", "json_schema": SCHEMA}
     asked = api.post("/v1/queries", json={"prompt": "How many?", "response_format": wanted})
-    # then the worker is told so
+    # then the worker gets that format
     assert asked.status_code == 202
     request = queued(client, asked.json()["id"])
     assert request.response_format == JsonFormat(json_schema=SCHEMA)

@@ -27,7 +27,7 @@ def test_no_moment() -> None:
     assert age(None) == time_of_day(None) == "-"
 
 
-def test_clock_tells_the_date_of_other_days() -> None:
+def test_time_of_day_shows_the_date_of_other_days() -> None:
     assert len(time_of_day(utc_now())) == 8
     assert len(time_of_day(utc_now() - timedelta(days=3))) == 19
 

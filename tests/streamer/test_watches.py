@@ -91,7 +91,7 @@ def test_there_is_a_most(client: Client, yard: Stream) -> None:
     error = refused(lambda: client.watches.add("yard", client.watch("One more?")))
     assert error.code is ErrorCode.INVALID_REQUEST
     assert "remove one" in error.message
-    # and whoever hands in a whole list is held to it too
+    # and a whole list is held to the same limit
     many = [client.watch("?") for _ in range(MAX_WATCHES + 1)]
     assert refused(lambda: client.edit("yard", watches=many)).code is ErrorCode.INVALID_REQUEST
     client.watches.remove("yard", yard.watches[0].id)

@@ -28,8 +28,8 @@ def test_a_source_that_works(runner: CliRunner, tmp_path: Path) -> None:
     for words in ("ok      open", "320x240", "h264", "25 fps", "every 0.48 s (12 frames)"):
         assert words in done.stdout
 
-    told = runner.invoke(app, ["probe", str(tmp_path / "v.mp4"), "--json"])
-    found = ProbeReport.model_validate(json.loads(told.stdout))
+    as_json = runner.invoke(app, ["probe", str(tmp_path / "v.mp4"), "--json"])
+    found = ProbeReport.model_validate(json.loads(as_json.stdout))
     assert (found.ok, found.codec, found.frames) == (True, "h264", 25)
 
 

@@ -66,18 +66,18 @@ def test_state_reason_and_counters_are_shown(client: Client) -> None:
         "STREAM_TIMEOUT  It sent nothing for 8 s.",
     ):
         assert shown in table.stdout
-    told = json.loads(record.stdout)
-    assert told["state"] == "reconnecting"
-    assert told["error"]["code"] == "STREAM_TIMEOUT"
-    assert told["counters"]["dropped"] == {
+    shown_record = json.loads(record.stdout)
+    assert shown_record["state"] == "reconnecting"
+    assert shown_record["error"]["code"] == "STREAM_TIMEOUT"
+    assert shown_record["counters"]["dropped"] == {
         "late": 7,
         "decode_error": 0,
         "redis_away": 2,
         "redis_full": 0,
         "archive": 0,
     }
-    assert told["counters"]["measured_fps"] == 24.96
-    assert 0 <= told["last_frame_age"] < 60
+    assert shown_record["counters"]["measured_fps"] == 24.96
+    assert 0 <= shown_record["last_frame_age"] < 60
     assert "hunter2" not in table.stdout + record.stdout
 
 

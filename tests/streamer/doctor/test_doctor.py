@@ -5,7 +5,6 @@ import io
 import json
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -169,17 +168,16 @@ def test_a_model_in_fewer_bits_is_judged_by_those(
     assert "demo in int8 and float32 on main memory" in taken.message
 
 
-def test_a_pytorch_that_hangs_or_breaks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pytorch_that_hangs_or_breaks(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
     python = tmp_path / "python"
-    monkeypatch.setattr(sys, "executable", str(python))
     for script, state, said in [
         ("exec sleep 60", "warn", "did not start"),
         ("echo libcudart.so: cannot open >&2; exit 1", "fail", "libcudart.so"),
     ]:
         python.write_text(f"#!/bin/sh\n{script}\n")
         python.chmod(0o755)
-        (check,) = model.model(settings, time.monotonic() + 1.0)
+        (check,) = model.model(settings, time.monotonic() + 1.0, str(python))
         assert (check.state, said in check.message) == (state, True), check
 
 
@@ -194,14 +192,14 @@ def test_disks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("prefix", "looked_at"), [("", True), ("file://", True), ("s3:/", False)])
 def test_the_disk_of_a_local_archive(tmp_path: Path, prefix: str, looked_at: bool) -> None:
-    # Given an archive below something that is no folder
+    # Given an archive inside of a file instead of a folder
     (tmp_path / "file").touch()
     settings = Settings(data_dir=tmp_path, archive_url=f"{prefix}{tmp_path}/file/frames")
 
-    # When the disks are looked at
+    # When the disks are checked
     found = only(machine.disk, settings)
 
-    # Then that is told, and of other places nothing
+    # Then a problem with it is reported, and other places are not checked
     assert found["disk"].state != "fail"
     assert ("archive" in found) == looked_at
     if looked_at:
@@ -219,9 +217,7 @@ def test_hardware_decoding(wanted: str, state: str) -> None:
     assert ("software" in check.message) == (wanted != "none")
 
 
-def test_a_check_that_breaks_or_hangs_hides_no_other(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_check_that_breaks_or_hangs_hides_no_other(settings: Settings) -> None:
     def breaks(_: Settings) -> list[Check]:
         raise RuntimeError(f"redis://:{PASSWORD}@host is odd")
 
@@ -229,10 +225,8 @@ def test_a_check_that_breaks_or_hangs_hides_no_other(
         time.sleep(60)
         return []
 
-    monkeypatch.setattr(machine, "codecs", breaks)
-    monkeypatch.setattr(machine, "disk", hangs)
-    monkeypatch.setattr(model, "model", lambda *_: [])
-    found = by_name(examine(settings, limit=3.0))
+    checks = {"codecs": breaks, "disk": hangs, "python": machine.python}
+    found = by_name(examine(settings, limit=3.0, examinations=checks))
     assert found["codecs"].state == "fail"
     assert "RuntimeError" in found["codecs"].message
     assert found["disk"].state == "warn"
