@@ -150,7 +150,7 @@ def peak_memory(call: Callable[[], None], device: torch.device) -> float:
         call()
     events = profiler.profiler.kineto_results.events()
     changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
-    return max(accumulate(change for _, change in changes)) / 1e6
+    return float(max(accumulate(change for _, change in changes))) / 1e6
 
 
 def milliseconds(call: Callable[[], None], device: torch.device) -> float:

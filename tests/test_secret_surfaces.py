@@ -130,25 +130,34 @@ class Surfaces:
         ]
 
 
-def redis_content(client: redis.Redis) -> Iterator[tuple[str, bytes]]:
-    """Every key with its value; what RQ has compressed is opened."""
+def redis_content(client: Any) -> Iterator[tuple[str, bytes]]:
+    """Yield every key with each of its values; what RQ has compressed is opened."""
     for key in client.keys("*"):
-        kind = client.type(key).decode()
-        read: dict[str, Callable[[], Any]] = {
-            "string": lambda key=key: [client.get(key)],
-            "hash": lambda key=key: [x for pair in client.hgetall(key).items() for x in pair],
-            "list": lambda key=key: client.lrange(key, 0, -1),
-            "set": lambda key=key: list(client.smembers(key)),
-            "zset": lambda key=key: client.zrange(key, 0, -1),
-            "stream": lambda key=key: [
-                x for _, f in client.xrange(key) for pair in f.items() for x in pair
-            ],
-        }
-        for value in read.get(kind, list)():  # one that expired meanwhile has none
-            plain = value or b""
+        for value in values(client, key):  # one that expired meanwhile has none
+            plain = value
             with contextlib.suppress(zlib.error):
                 plain = zlib.decompress(plain)
             yield key.decode(), key + b" " + plain
+
+
+def values(client: Any, key: bytes) -> list[bytes]:
+    """Return all that stands in `key`, names of fields included."""
+    match client.type(key).decode():
+        case "string":
+            return [client.get(key) or b""]
+        case "hash":
+            return [part for pair in client.hgetall(key).items() for part in pair]
+        case "list":
+            return list(client.lrange(key, 0, -1))
+        case "set":
+            return list(client.smembers(key))
+        case "zset":
+            return list(client.zrange(key, 0, -1))
+        case "stream":
+            entries = client.xrange(key)
+            return [part for _, entry in entries for pair in entry.items() for part in pair]
+        case _:
+            return []
 
 
 def test_the_words_that_are_looked_for_are_found() -> None:
@@ -264,8 +273,8 @@ def test_no_surface_shows_a_password(
             stream = client.registry.get("gone")
             client.frames.put(stream.id, b"x", Measures(8, 8), time=time.time(), pts=0)
             query = client.ask("Anyone?", "gone")
-            for where, value in redis_content(redis_client):
-                surfaces.add(f"redis {where}", value)
+            for where, found in redis_content(redis_client):
+                surfaces.add(f"redis {where}", found)
             client.cancel(query.id)
         eventually(lambda: http.get("/v1/results").json()["results"], timeout=60.0)
         call("GET", "/v1/results")
@@ -294,8 +303,8 @@ def test_no_surface_shows_a_password(
     # then the password got to where it belongs
     assert f"Basic {LOGIN}" in refusing.logins
     # and is nowhere else
-    for where, value in redis_content(redis_client):
-        surfaces.add(f"redis {where}", value)
+    for where, found in redis_content(redis_client):
+        surfaces.add(f"redis {where}", found)
     for name, program in programs.items():
         program.terminate()
         program.wait()

@@ -79,7 +79,7 @@ _context: WorkerContext | None = None
 _thread = threading.local()
 
 
-def install(context: WorkerContext) -> None:
+def install(context: WorkerContext | None) -> None:
     """Make `context` this process's own; called once, by its main."""
     global _context
     _context = context

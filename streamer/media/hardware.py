@@ -51,17 +51,22 @@ def open_input(wanted: Hardware, **arguments: Any) -> InputContainer:
     warning for `cuda`. Decoded pictures lie in main memory either way.
     """
     if wanted == "none":
-        return av.open(mode="r", **arguments)
+        return _open(**arguments)
     reason = cuda_unavailable_reason()
     if reason is None:
         try:
-            return av.open(mode="r", hwaccel=_accelerator(), **arguments)
+            return _open(hwaccel=_accelerator(), **arguments)
         except (av.FFmpegError, OSError):
             reason = _try_device()  # did the source fail, or is the card full by now?
             if reason is None:
                 raise
     _log_software_decoding(wanted, reason)
-    return av.open(mode="r", **arguments)
+    return _open(**arguments)
+
+
+def _open(**arguments: Any) -> InputContainer:
+    container: InputContainer = av.open(mode="r", **arguments)
+    return container
 
 
 def _accelerator() -> HWAccel:

@@ -112,19 +112,20 @@ def test_the_api_takes_patches(client: Client, yard: Stream) -> None:
         assert changed.json()["paused"] is True
         assert changed.json()["sampling"]["fps"] == 2.0
         assert len(changed.json()["watches"]) == 2
-        body = {"watches": [{"prompt": "Is it raining?"}], "paused": False}
+        body: dict[str, object] = {"watches": [{"prompt": "Is it raining?"}], "paused": False}
         (watch,) = api.patch(f"/v1/streams/{yard.id}", json=body).json()["watches"]
         assert watch["id"] == yard.watches[1].id
         body = {"url": f"rtsp://me:{OTHER}@cam.invalid/2", "probe": False}
         changed = api.patch("/v1/streams/yard", json=body)
         assert changed.json()["url"] == "rtsp://me:***@cam.invalid/2"
         assert OTHER not in changed.text
-        for body, status in (
+        wrong: tuple[tuple[dict[str, object], int], ...] = (
             ({"colour": "red"}, 422),
             ({"sampling": {"fps": 0}}, 422),
             ({"url": "gopher://x"}, 403),
             ({"url": f"rtsp://me:{OTHER}@127.0.0.1:1/x"}, 422),
-        ):
+        )
+        for body, status in wrong:
             refusal = api.patch("/v1/streams/yard", json=body)
             assert refusal.status_code == status, refusal.text
             assert set(refusal.json()["error"]) == {"code", "message"}

@@ -173,7 +173,7 @@ def test_cancelling_a_waiting_query_gives_its_one_result(jobs, redis_client, set
     assert jobs.status(asked.id) is QueryStatus.CANCELLED
     assert jobs.depths()[QUERIES] == 0
     entries = Results(redis_client, settings).read("0-0")
-    assert [r.error.code for _, r in entries] == [ErrorCode.CANCELLED]
+    assert [r.error and r.error.code for _, r in entries] == [ErrorCode.CANCELLED]
 
 
 @pytest.mark.parametrize(

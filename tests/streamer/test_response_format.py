@@ -196,12 +196,12 @@ def test_the_reference_requires_the_type_of_a_format(api: TestClient) -> None:
 def test_watches_stored_by_the_first_version_keep_their_format(client: Client) -> None:
     # given a stream in Redis whose watches were stored before `response_format`
     stream = client.attach(CAMERA, "door", watches=[], probe=False)
-    old = [
+    old: list[dict[str, object]] = [
         {"output": "text", "choices": [], "json_schema": None},
         {"output": "choice", "choices": ["open", "closed"], "json_schema": None},
         {"output": "json", "choices": [], "json_schema": SCHEMA},
     ]
-    common = {"prompt": "?", "window": 10.0, "max_frames": 16, "max_tokens": 128}
+    common: dict[str, object] = {"prompt": "?", "window": 10.0, "max_frames": 16, "max_tokens": 128}
     raw = client.connections.main.hget(redis_keys.STREAMS, stream.id)
     assert isinstance(raw, bytes)
     spec = json.loads(raw)

@@ -2,6 +2,7 @@
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ def test_an_old_name_in_the_file_works_and_names_the_new_one(config: Path) -> No
 
 def test_an_old_name_as_a_keyword_works() -> None:
     with pytest.warns(FutureWarning, match=NEW):
-        assert load_settings(**{OLD: 96}).max_num_batched_tokens == 96
+        assert load_settings(**dict[str, Any]({OLD: 96})).max_num_batched_tokens == 96
 
 
 def test_an_old_variable_wins_over_the_new_name_in_the_file(

@@ -103,7 +103,9 @@ def test_a_database_of_an_older_version_gets_the_columns_it_lacks(settings, time
         opened.record([planned])
         # then old results are there as they were, and new ones whole
         assert opened.get("req_0") == timeline.get("req_0")
-        assert opened.get("req_0").plan is None
+        first = opened.get("req_0")
+        assert first is not None
+        assert first.plan is None
         assert opened.get(f"req_{number}") == planned
         opened.close()
 

@@ -7,6 +7,7 @@ its timestamps always rising. Writes the port to the descriptor --tell once it l
 """
 
 import argparse
+import itertools
 import json
 import os
 import struct
@@ -43,17 +44,18 @@ class Camera(GstRtspServer.RTSPMediaFactory):
         self.connect("media-configure", self._configure)
 
     def _configure(self, _factory: object, media: GstRtspServer.RTSPMedia) -> None:
-        state = {"next": 0, "seconds": 0.0}
+        units = itertools.cycle(self._units)
+        now = 0.0
 
         def need_data(source: Gst.Element, _length: int) -> None:
-            unit, key, seconds = self._units[state["next"] % len(self._units)]
+            nonlocal now
+            unit, key, seconds = next(units)
             buffer = Gst.Buffer.new_wrapped(unit)
-            buffer.pts = buffer.dts = int(state["seconds"] * Gst.SECOND)
+            buffer.pts = buffer.dts = int(now * Gst.SECOND)
             buffer.duration = int(seconds * Gst.SECOND)
             if not key:
                 buffer.set_flags(Gst.BufferFlags.DELTA_UNIT)
-            state["next"] += 1
-            state["seconds"] += seconds
+            now += seconds
             source.emit("push-buffer", buffer)
 
         media.get_element().get_by_name_recurse_up("src").connect("need-data", need_data)

@@ -54,11 +54,11 @@ class FakeClock:
 class Slot:
     """What an ingest worker does with one stream, in a thread that the test can stop."""
 
-    def __init__(self, context: WorkerContext, spec: StreamSpec, **arguments: object) -> None:
+    def __init__(self, context: WorkerContext, spec: StreamSpec, **arguments: Any) -> None:
         self._stop = threading.Event()
         self.outcome: BaseException | str | None = None
-        kind: type[LiveRun | RecordingRun] = LiveRun if spec.live else RecordingRun
-        self.run = kind(context, spec, stop=self._stop.is_set, **arguments)  # type: ignore[arg-type]
+        kind: Any = LiveRun if spec.live else RecordingRun
+        self.run = kind(context, spec, stop=self._stop.is_set, **arguments)
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     def _work(self) -> None:
@@ -76,7 +76,7 @@ class Slot:
 
     def stop(self) -> None:
         self._stop.set()
-        self.join(2.0)
+        self.join()
 
     @property
     def given_back(self) -> bool:
@@ -158,8 +158,8 @@ class Bench:
         return [number_of(picture) for picture in pictures if picture is not None]
 
 
-def watch(window: float = 2.0, **fields: object) -> Watch:
-    return Watch(prompt="What is there?", window=window, **fields)  # type: ignore[arg-type]
+def watch(window: float = 2.0, **fields: Any) -> Watch:
+    return Watch(prompt="What is there?", window=window, **fields)
 
 
 class Flaky:

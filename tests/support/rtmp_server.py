@@ -90,7 +90,7 @@ class RtmpServer:
                 with av.open(str(self._folder / "v.mp4")) as source:
                     stream = stream or output.add_stream_from_template(source.streams.video[0])
                     for packet in source.demux(video=0):
-                        if packet.dts is None or ended.is_set():
+                        if packet.pts is None or packet.dts is None or ended.is_set():
                             continue
                         due = float(packet.dts * packet.time_base)
                         ended.wait(max(0.0, began + due - time.monotonic()))

@@ -62,6 +62,7 @@ def write_video(
     settings = {**defaults.get(codec, {}), **(options or {})}
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=fps, options=settings)
+        assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt
         stream.gop_size, stream.max_b_frames = gop, b_frames
         stream.time_base = stream.codec_context.time_base = time_base

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from nvila_core import NVILA, CheckpointError, NVILAError, SamplingParams
 from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
 
-Change = Callable[[Path], None]
+Change = Callable[[Path], object]
 PROJECTOR = "mm_projector/model.safetensors"
 LLM = "llm/model.safetensors"
 TOWER = "vision_tower/model.safetensors"
@@ -110,7 +110,7 @@ def test_auto_device_and_dtype(tiny_folder: Path) -> None:
     assert NVILA.from_pretrained(tiny_folder, dtype="bfloat16").dtype == torch.bfloat16
     for wrong in ({"device": "abacus"}, {"dtype": "int8"}, {"dtype": torch.int64}):
         with pytest.raises(NVILAError, match="use"):
-            NVILA.from_pretrained(tiny_folder, **wrong)  # type: ignore[arg-type]
+            NVILA.from_pretrained(tiny_folder, **wrong)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

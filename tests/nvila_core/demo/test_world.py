@@ -108,9 +108,10 @@ def test_evaluation_seeds_are_out_of_reach_of_training(monkeypatch: pytest.Monke
     from nvila_core.demo.training import visuals
 
     trained: list[int] = []
-    original = visuals.sample_scene
     monkeypatch.setattr(
-        visuals, "sample_scene", lambda seed, *rest: trained.append(seed) or original(seed, *rest)
+        visuals,
+        "sample_scene",
+        lambda seed, *rest: trained.append(seed) or sample_scene(seed, *rest),
     )
 
     # when

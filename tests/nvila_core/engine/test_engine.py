@@ -416,7 +416,8 @@ def test_wrong_requests_are_refused_in_the_callers_thread(engine: Engine) -> Non
         engine.submit(["x"], policy="clairvoyant")
     with pytest.raises(NVILAError, match="empty"):
         engine.submit([""])
-    for sizes in ({"max_num_seqs": 0}, {"step_tiles": 0}):
+    wrong: list[dict[str, Any]] = [{"max_num_seqs": 0}, {"step_tiles": 0}]
+    for sizes in wrong:
         with pytest.raises(NVILAError, match="at least 1"):
             Engine(engine.model, **sizes)
     with pytest.raises(NVILAError, match="tile_tolerance"):

@@ -97,7 +97,8 @@ def test_every_answer_is_the_one_given_alone(
         tile_cache_bytes=cache,
     )
     # when requests come and some are cancelled
-    handles, cancelling = [], []
+    handles: list[Any] = []
+    cancelling: list[Any] = []
     for choice, text, tokens, priority, steps, cancelled in mix:
         params = SamplingParams(max_tokens=tokens, ignore_eos=True)
         handles.append(engine.submit(stock.parts(choice, text), params, priority=priority))

@@ -24,7 +24,7 @@ from nvila_core import (
 from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
 from nvila_core.media.preprocess import cut_tiles, grid_tiles
 from nvila_core.resolution.grids import SINGLE_TILE, tile_count
-from nvila_core.resolution.policy import FramePlan, TilingConfig
+from nvila_core.resolution.policy import UNLIMITED, FramePlan, TilingConfig
 
 SIZE, TILE = 112, 9  # of the tiny model: pixels along a tile, its LLM tokens
 TILING = TilingConfig(SIZE, TILE)
@@ -34,10 +34,13 @@ class Given:
     """A policy that plans these grids, and remembers what it was asked."""
 
     def __init__(self, *grids: tuple[int, int]) -> None:
-        self.grids, self.asked = grids, None
+        self.grids = grids
+        self.asked: list[tuple[list[Measures], TilingConfig, Budget]] = []
 
-    def plan(self, clip: Sequence[Measures], tiling: TilingConfig, budget: Budget) -> Plan:
-        self.asked = (list(clip), tiling, budget)
+    def plan(
+        self, clip: Sequence[Measures], tiling: TilingConfig, budget: Budget = UNLIMITED
+    ) -> Plan:
+        self.asked.append((list(clip), tiling, budget))
         assert len(clip) == len(self.grids)
         return Plan.of([FramePlan(grid, "because") for grid in self.grids], tiling)
 
@@ -115,7 +118,7 @@ def test_pictures_and_videos_of_a_conversation_share_one_plan(tiny: NVILA, pictu
     ]
     prompt = tiny.prepare(conversation, policy=policy, budget=Budget(999, 0.25))
 
-    clip, tiling, budget = policy.asked
+    ((clip, tiling, budget),) = policy.asked
     assert [(m.width, m.height) for m in clip] == [(90, 90), (240, 240), (240, 240), (448, 224)]
     assert (tiling.size, tiling.tokens, budget) == (SIZE, TILE, Budget(999, 0.25))
     assert "First <image> then " + "<image>\n" * 4 + "<image>" * 2 + "?" in prompt.text
@@ -184,14 +187,14 @@ def test_measures_follow_the_frames_that_are_sampled(tiny: NVILA, pictures: Any)
     video = Video([pictures.image() for _ in range(9)], measures=measures)
     policy = Given(*[SINGLE_TILE] * 3)
     tiny.prepare([video, "x"], num_video_frames=3, policy=policy)
-    clip = policy.asked[0]
+    clip = policy.asked[0][0]
     assert [m.detail for m in clip] == [(0,), (4,), (8,)]
     assert [m.fresh for m in clip] == [(0,), (4,), (8,)]
     assert [m.change for m in clip[1:]] == pytest.approx([0.1, 0.26])
     # repeated frames are not new
     policy = Given(*[SINGLE_TILE] * 8)
     tiny.prepare([Video([pictures.image()], measures=measures[8:]), "x"], policy=policy)
-    assert [m.change for m in policy.asked[0]] == pytest.approx([0.08] + [0] * 7)
+    assert [m.change for m in policy.asked[0][0]] == pytest.approx([0.08] + [0] * 7)
 
 
 def test_frames_that_were_not_measured_are_measured(tiny: NVILA, pictures: Any) -> None:
@@ -201,7 +204,7 @@ def test_frames_that_were_not_measured_are_measured(tiny: NVILA, pictures: Any) 
     flat, busy = Image.fromarray(plain), Image.fromarray(checked)
     policy = Given(*[SINGLE_TILE] * 3)
     tiny.prepare([Video([flat, flat, busy], sampled=True), "x"], policy=policy)
-    first, second, third = policy.asked[0]
+    first, second, third = policy.asked[0][0]
     assert (first.change, second.change) == (1, 0)
     assert max(first.detail) == max(second.fresh) == 0
     assert third.detail[0] > 50

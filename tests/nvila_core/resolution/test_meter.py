@@ -107,7 +107,7 @@ def test_a_large_thing_that_moves_is_a_change_without_detail() -> None:
 
 def test_more_light_is_not_news() -> None:
     before = with_text(scene())
-    brighter = cv2.add(before, (14, 14, 14, 0))
+    brighter = cv2.add(before, np.array((14, 14, 14, 0), float)).astype(np.uint8)
     assert max(measure(brighter, before).fresh) == 0
     assert measure(brighter, before).change > 0.04
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,7 @@ from nvila_core.resolution.grids import SINGLE_TILE, choose_grid, tile_count
 from nvila_core.resolution.policy import Plan, TilingConfig, parse_policy, subsample
 
 LITE = TilingConfig(size=448, tokens=121)
-FULL_HD = {"width": 1920, "height": 1080}
+FULL_HD: dict[str, Any] = {"width": 1920, "height": 1080}
 
 strengths = st.lists(st.floats(0, 60), max_size=6).map(tuple)
 measures = st.builds(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -99,7 +100,7 @@ def test_the_timer_times_real_steps(tiny: NVILA) -> None:
 
 
 def test_requests_are_really_answered(tiny: NVILA, threads: int) -> None:
-    prompts = [tune.noise_clip(tiny, 2, tune.np.random.default_rng(0)) for _ in range(3)]
+    prompts = [tune.noise_clip(tiny, 2, np.random.default_rng(0)) for _ in range(3)]
     before = torch.get_num_threads()
 
     assert seconds_for(replace(DEFAULTS, threads=1, kv_cache_tokens=2048), tiny, prompts, 4) > 0

@@ -85,12 +85,11 @@ def test_bodies_that_are_refused(api: TestClient, body: Any, expected: str) -> N
 def test_what_is_not_there(api: TestClient) -> None:
     (caption,) = listed(api)
     for method, body in (("get", None), ("patch", {"prompt": "?"}), ("delete", None)):
-        call = {} if body is None else {"json": body}
         for place, code in (
             (f"{WATCHES}/wch_0", "UNKNOWN_WATCH"),
             (f"/v1/streams/nobody/watches/{caption['id']}", "UNKNOWN_STREAM"),
         ):
-            refusal = api.request(method, place, **call)
+            refusal = api.request(method, place, json=body)
             assert refusal.status_code == 404
             assert refusal.json()["error"]["code"] == code
     for refusal in (

@@ -22,7 +22,7 @@ def test_programs_started_by_hand_do_the_same_job(
         "STREAMER_REDIS_URL": settings.redis_url or "",
         "STREAMER_DATABASE_URL": f"sqlite:///{tmp_path / 'timeline.db'}",
     }
-    programs = {
+    programs: dict[str, list[str]] = {
         "ingest": [],
         "worker": ["--model", model_path],
         "record": [],
@@ -47,7 +47,7 @@ def test_programs_started_by_hand_do_the_same_job(
 
         video = tmp_path / "clip.mp4"
         write_video(video, seconds=4.0)
-        done = run_cli("analyze", str(video), "--window", "2", "--json", **variables)
+        done = run_cli("analyze", str(video), "--window", "2", "--json", timeout=100.0, **variables)
         assert done.returncode == 0, done.stderr
         results = [json.loads(line) for line in done.stdout.splitlines()]
         assert [result["data"]["media_start"] for result in results] == [0.0, 2.0]

@@ -212,7 +212,7 @@ def test_hardware_decoding(wanted: str, state: str) -> None:
 
     if hardware.cuda_unavailable_reason() is None:
         pytest.skip("this machine has a card")
-    check = only(machine.hardware, Settings(hwaccel=wanted))["hardware decoding"]  # type: ignore[arg-type]
+    check = only(machine.hardware, Settings(hwaccel=wanted))["hardware decoding"]
     assert check.state == state
     assert ("software" in check.message) == (wanted != "none")
 

@@ -38,6 +38,7 @@ def test_a_persistent_server_keeps_its_data_when_it_is_killed(tmp_path, eventual
         client.set("kept", "yes")
         client.execute_command("WAITAOF", 1, 0, 3000)
     # when it is killed and started again
+    assert server.pid is not None
     os.kill(server.pid, signal.SIGKILL)
     server.stop()
     server.start()
@@ -83,6 +84,7 @@ def test_stopping_twice_and_starting_twice_are_harmless(tmp_path):
     server = EmbeddedServer(tmp_path, persistent=False, max_memory=None)
     server.start()
     pid = server.pid
+    assert pid is not None
     server.start()
     assert server.pid == pid
     server.stop()

@@ -14,7 +14,7 @@ from tests.support.videos import number_of, write_video
 
 Kept = list[tuple[float, int, str]]
 
-CODECS = {
+CODECS: dict[str, dict[str, Any]] = {
     "h264": {"codec": "libx264"},
     "h264-b": {"codec": "libx264", "b_frames": 3, "gop": 40},
     "h264-open": {
@@ -36,7 +36,7 @@ def encode(folder: Path, name: str) -> Path:
     arguments = dict(CODECS[name])
     path = folder / f"{name}.{arguments.pop('suffix', 'mp4')}"
     settings = {"seconds": 6, "gop": 25, "width": 160, "height": 120, **arguments}
-    write_video(path, **settings)  # type: ignore[arg-type]
+    write_video(path, **settings)
     return path
 
 

@@ -56,7 +56,11 @@ def install(fault: str, mark: Path) -> None:
             raise torch.AcceleratorError("CUDA error: device-side assert triggered")
         return forward(self, *arguments)
 
-    Scheduler.schedule, LanguageModel.forward_step = looked_at, broken
+    for owner, name, replacement in (
+        (Scheduler, "schedule", looked_at),
+        (LanguageModel, "forward_step", broken),
+    ):
+        setattr(owner, name, replacement)
 
 
 if __name__ == "__main__":

@@ -183,7 +183,7 @@ def test_a_worker_that_is_stuck_lets_its_requests_go(own):
 
 def test_the_last_attempt_has_the_engine_for_itself(own, monkeypatch):
     # given how many requests are in each batch
-    sizes = {}
+    sizes: dict[int, int] = {}
     forward = own.engine.runner.forward
 
     def counted(work):

@@ -41,12 +41,11 @@ def test_a_clip_is_answered_with_what_it_cost(own, model):
 def test_the_model_is_shown_the_frames_as_they_are_in_rgb(own, model):
     """The answer is the one that the model alone gives to the same pictures."""
     refs = frames(own, 3)
-    shown = [
-        cv2.cvtColor(
-            cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB
-        )
-        for jpeg in own.frames.load(refs)
-    ]
+    shown = []
+    for jpeg in own.frames.load(refs):
+        decoded = cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+        assert decoded is not None
+        shown.append(cv2.cvtColor(decoded, cv2.COLOR_BGR2RGB))
     assert np.abs(shown[0].astype(int) - picture(0)).mean() < 8  # not BGR
     alone = model.generate(
         model.prepare([Video(shown, sampled=True), "What is there?"], num_video_frames=3),
@@ -129,10 +128,10 @@ def test_a_lost_job_gets_its_error_result(own, redis_client):
 def test_an_answer_in_a_form_is_read_into_the_result(own):
     schema = {"type": "array", "items": {"enum": ["car", "person"]}, "minItems": 1, "maxItems": 2}
     window = {"media_start": 0.0}
-    wanted = JsonFormat(json_schema=schema)
-    as_json = run(own, request(own, response_format=wanted, data=window, max_tokens=200))
-    wanted = ChoiceFormat(choices=["yes", "no"])
-    choice = run(own, request(own, response_format=wanted, max_tokens=20))
+    json_format = JsonFormat(json_schema=schema)
+    as_json = run(own, request(own, response_format=json_format, data=window, max_tokens=200))
+    choice_format = ChoiceFormat(choices=["yes", "no"])
+    choice = run(own, request(own, response_format=choice_format, max_tokens=20))
     assert as_json.error is None
     assert as_json.data == {"media_start": 0.0, "json": json.loads(as_json.text)}
     assert set(as_json.data["json"]) <= {"car", "person"}

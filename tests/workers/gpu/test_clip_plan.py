@@ -3,6 +3,7 @@
 import time
 from collections import Counter
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,8 @@ def test_a_clip_is_planned_once_and_its_prompt_is_that_of_the_policy(
     own, model, monkeypatch, policy, details
 ):
     # given a spy on every policy, and one on what the engine is asked
-    calls, asked = Counter(), []
+    calls: Counter[str] = Counter()
+    asked: list[Any] = []
     for kind in (Adaptive, Fixed, Native):
         compute = kind.plan
 

@@ -120,7 +120,7 @@ def test_watches_and_queries_share_one_decoder(
     assert len(bench.requests("queries")) == 2
 
 
-def _ids(watches: list) -> list[str]:  # type: ignore[type-arg]
+def _ids(watches: list) -> list[str]:
     return [each.id for each in watches]
 
 
@@ -133,7 +133,7 @@ def test_a_slot_that_cannot_reach_redis_for_a_lease_lets_go(
     slot = bench.run(spec)
     with slot:
         eventually(lambda: bench.status(spec).state is StreamState.RUNNING)
-        slot.run.follower.registry = _Away()  # type: ignore[assignment]
+        slot.run.follower.registry = _Away()
         eventually(lambda: isinstance(slot.outcome, Abandon))
         slot.outcome = None
     eventually(lambda: not line._writers)
@@ -168,7 +168,7 @@ def test_a_full_redis_costs_frames_and_says_so(
     slot = bench.run(spec)
     with slot:
         eventually(lambda: bench.frames.count(spec.id))
-        slot.run.intake.store = _Full()  # type: ignore[assignment]
+        slot.run.intake.store = _Full()
         eventually(lambda: slot.run.counters.dropped.redis_full >= 3)
         slot.stop()
     assert bench.status(spec).state is StreamState.RUNNING

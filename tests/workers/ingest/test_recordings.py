@@ -137,7 +137,7 @@ def test_a_recording_that_a_worker_left_half_way_goes_on(
         assert bench.status(spec).state is StreamState.RUNNING
     # when
     with bench.run(spec) as slot:
-        eventually(lambda: work_off() or slot.outcome)  # type: ignore[func-returns-value]
+        eventually(lambda: work_off() or slot.outcome)
     work_off()
     # then every window was asked about once, with all of its frames
     windows: dict[str | None, list[tuple[float, int]]] = {}
@@ -189,8 +189,8 @@ def test_redis_away_loses_nothing_of_a_recording(bench: Bench, tmp_path: Path) -
     write_video(tmp_path / "v.mp4", seconds=4)
     spec = bench.attach(tmp_path / "v.mp4", watch(1.0), fps=5)
     slot = bench.run(spec, clock=FakeClock())
-    slot.run.intake.store = Flaky(slot.run.intake.store, "put")  # type: ignore[assignment]
-    slot.run.clips.jobs = Flaky(bench.context.jobs, "submit")  # type: ignore[assignment]
+    slot.run.intake.store = Flaky(slot.run.intake.store, "put")
+    slot.run.clips.jobs = Flaky(bench.context.jobs, "submit")
     with slot:
         slot.join()
     assert [len(request.frames) for request in bench.requests(FILES)] == [5, 5, 5, 5]

@@ -28,7 +28,7 @@ from nvila_core.demo.training.visuals import (
     render_visual,
 )
 from nvila_core.resolution.grids import SINGLE_TILE
-from nvila_core.resolution.policy import FramePlan, TilingConfig
+from nvila_core.resolution.policy import UNLIMITED, FramePlan, TilingConfig
 
 
 class Planned:
@@ -37,7 +37,9 @@ class Planned:
     def __init__(self, form: Form) -> None:
         self.form = form
 
-    def plan(self, clip: Sequence[Measures], tiling: TilingConfig, budget: Budget) -> Plan:
+    def plan(
+        self, clip: Sequence[Measures], tiling: TilingConfig, budget: Budget = UNLIMITED
+    ) -> Plan:
         grids = [TILE_GRID if i in self.form.tiled else SINGLE_TILE for i in range(len(clip))]
         return Plan.of([FramePlan(grid, "tiled in training") for grid in grids], tiling)
 
@@ -110,7 +112,7 @@ def test_tiles_of_training_are_those_of_inference(checkpoint: Path) -> None:
     planned = model.prepare([Video(frames), "What changed?"], policy=Planned(MIXED_FORMS[2]))
 
     # then
-    def pixels(tiles: list[object]) -> torch.Tensor:
+    def pixels(tiles: Sequence[object]) -> torch.Tensor:
         stacked = torch.stack([torch.tensor(tile) for tile in tiles]).permute(0, 3, 1, 2)
         return (stacked.float() / 255 - 0.5) / 0.5
 

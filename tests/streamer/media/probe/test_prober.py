@@ -299,13 +299,14 @@ def test_advice_for_what_could_be_better() -> None:
         url="u", live=True, ok=True, gop_seconds=1.0, fps=25.0, claimed_fps=25.0, frames=9
     )
     assert advice.after_success(good) == []
-    for change, words in [
+    changes: list[tuple[dict[str, object], str]] = [
         ({"gop_seconds": 10.0}, "every 10 s"),
         ({"gop_seconds": None}, "No second key frame"),
         ({"clock_drift": 0.02}, "2.0% slow"),
         ({"clock_drift": -0.02}, "2.0% fast"),
         ({"damaged": 3, "transport": "udp"}, "--transport tcp"),
         ({"fps": 10.0}, "claims 25"),
-    ]:
+    ]
+    for change, words in changes:
         (said,) = advice.after_success(good.model_copy(update=change))
         assert words in said
