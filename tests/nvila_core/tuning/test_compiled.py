@@ -53,7 +53,7 @@ def test_without_a_compiler_it_says_so(
 FAILING = """
 import sys
 from nvila_core import NVILA, NVILAError, SamplingParams
-from nvila_core.compiled import compile_layers
+from nvila_core.tuning.compiled import compile_layers
 
 model = NVILA.from_pretrained(sys.argv[1])
 params = SamplingParams(max_tokens=6, ignore_eos=True)
