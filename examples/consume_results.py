@@ -26,7 +26,7 @@ try:
     # "0": also what was published before this group existed; "$": only what comes from now on
     client.xgroup_create(QUEUE, GROUP, id="0", mkstream=True)
 except redis.ResponseError as error:
-    if "BUSYGROUP" not in str(error):  # the group exists: go on where it stopped
+    if "BUSYGROUP" not in str(error):  # the group exists: continue where it stopped
         raise
 
 handled = 0
