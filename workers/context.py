@@ -1,4 +1,4 @@
-"""What a worker process owns and its jobs need, found by them through this module."""
+"""Hold what a worker process owns, so that its jobs find it."""
 
 import threading
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from streamer.clock import Clock, SystemClock
 from streamer.connections import Connections
 from streamer.frames.store import FrameStore, Retention
 from streamer.jobs import Jobs
@@ -21,23 +22,35 @@ if TYPE_CHECKING:
 
 
 class GiveBack(Exception):  # noqa: N818 - a request, not an error
-    """Raised by a job to be put back at the front of its queue; no retry is used up."""
+    """Raised by a job to return to the front of its queue, without using up a retry."""
 
 
 class Abandon(Exception):  # noqa: N818
-    """Raised by a job to be left as if its worker had died: it uses up a retry, elsewhere."""
+    """Raised by a job to be left as if its worker had died: another worker retries it."""
 
 
 class BrokeDown(Exception):  # noqa: N818
-    """Raised by a job whose worker broke down while it worked on it, perhaps because of it.
+    """Raised by a job whose worker broke down while it ran, perhaps because of it.
 
-    It is put back at the front of its queue with a retry fewer; without one left it has failed.
+    The job returns to the front of its queue with one retry fewer; without retries it has failed.
     """
 
 
 @dataclass
 class WorkerContext:
-    """The resources of this process. All are safe to use from every slot."""
+    """The resources of this process. All are safe to use from every slot.
+
+    Attributes:
+        settings, connections: what the process was started with.
+        engine: the engine of a model worker.
+        archive: where an ingest worker archives frames.
+        model_name: what results name as their model.
+        worker_name: the name of the worker in RQ.
+        stopping: set when the process is to end.
+        isolation: shares the engine among requests.
+        clock: the time; a test moves it by hand.
+        failure: why the process can do no more work; None while it can.
+    """
 
     settings: Settings
     connections: Connections
@@ -47,10 +60,11 @@ class WorkerContext:
     worker_name: str | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
     isolation: Isolation = field(default_factory=Isolation)
+    clock: Clock = field(default_factory=SystemClock)
     failure: str | None = None
 
     def fail(self, reason: str) -> None:
-        """This process can do no more good: stop it, with `reason` as its last word."""
+        """Stop this process, which can do no more work, and remember the first reason."""
         self.failure = self.failure or reason
         self.stopping.set()
 
@@ -80,36 +94,36 @@ _thread = threading.local()
 
 
 def install(context: WorkerContext | None) -> None:
-    """Make `context` this process's own; called once, by its main."""
+    """Set the context of this process; its program calls this once."""
     global _context
     _context = context
 
 
 def current() -> WorkerContext:
-    """The context of this process."""
+    """Return the context of this process."""
     if _context is None:
-        raise RuntimeError("no worker context: jobs run inside a worker process only")
+        raise RuntimeError("no worker context: jobs run inside worker processes only")
     return _context
 
 
 def enter_slot(cancelled: threading.Event, last_attempt: bool = False) -> None:
-    """Tell the calling thread which event says that its job is no longer wanted.
+    """Attach to the calling thread the event that says that its job is no longer wanted.
 
-    `last_attempt`: workers died or broke down over this job, and it will not be tried again.
+    `last_attempt`: workers died or broke down over this job, and it will not be retried.
     """
     _thread.cancelled = cancelled
     _thread.last_attempt = last_attempt
 
 
 def last_attempt() -> bool:
-    """Whether the job of the calling thread has used up its retries."""
+    """Return whether the job of the calling thread has used up its retries."""
     return getattr(_thread, "last_attempt", False)
 
 
 def stop_check() -> Callable[[], bool]:
-    """A question for any thread: should the job of the *calling* thread stop?
+    """Return a check, for any thread, whether the job of the *calling* thread should stop.
 
-    True once the worker is stopping, the job was stopped, or another worker took it over.
+    It is true once the worker is stopping, the job was stopped, or another worker took it over.
     """
     cancelled: threading.Event = getattr(_thread, "cancelled", None) or threading.Event()
     stopping = current().stopping
@@ -117,6 +131,7 @@ def stop_check() -> Callable[[], bool]:
 
 
 def cancel_check() -> Callable[[], bool]:
-    """Like :func:`stop_check`, but a warm shutdown alone does not count: the job may finish."""
+    """Return a check like that of `stop_check`, except that the job may finish when the worker is
+    only stopping."""
     cancelled: threading.Event = getattr(_thread, "cancelled", None) or threading.Event()
     return cancelled.is_set

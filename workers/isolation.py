@@ -1,17 +1,17 @@
-"""Who may use the engine at once: everybody together, or one suspect alone."""
+"""Decide who may use the engine at once: many requests together, or one suspect alone."""
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-_LOOK_UP = 0.25  # seconds between two calls of `check`
+_CHECK_INTERVAL = 0.25  # seconds between two calls of `check`
 
 
 class Isolation:
-    """Lets requests share the engine, except those that must have it for themselves.
+    """Lets requests share the engine, except suspects, which use it alone.
 
-    A request that was in the engine when its worker broke down may be the one that broke it. On its
-    last attempt it runs alone: then either it is answered, or nobody else suffers from it.
+    A request that was in the engine when its worker broke down may have caused it. On its last
+    attempt it runs alone: either it is answered, or no other request suffers from it.
     """
 
     def __init__(self) -> None:
@@ -28,7 +28,7 @@ class Isolation:
             try:
                 while not self._has_place(alone):
                     check()
-                    self._changed.wait(_LOOK_UP)
+                    self._changed.wait(_CHECK_INTERVAL)
                 self._inside += 1
                 self._alone = alone
             finally:
@@ -45,4 +45,4 @@ class Isolation:
     def _has_place(self, alone: bool) -> bool:
         if alone:
             return self._inside == 0
-        return not self._alone and not self._suspects  # else a suspect would wait for ever
+        return not self._alone and not self._suspects  # otherwise a suspect would wait for ever

@@ -1,16 +1,16 @@
-"""The recorder: `python -m workers.recorder`. Writes the results queue into the timeline."""
+"""The recorder: write the results queue into the timeline (`python -m workers.recorder`)."""
 
 import os
 import socket
 import sys
 import threading
-import time
 from typing import Any, cast
 
 import redis
 import structlog
 
 from streamer import redis_keys
+from streamer.clock import Clock, SystemClock
 from streamer.connections import Connections
 from streamer.domain import Result
 from streamer.errors import StreamerError
@@ -22,7 +22,7 @@ from workers.process import startup
 _log = structlog.get_logger(__name__)
 
 GROUP = "recorder"
-"""The consumer group: any number of recorders share the work."""
+"""The consumer group, in which any number of recorders share the work."""
 
 _BATCH = 256
 _BLOCK_MS = 1000
@@ -30,7 +30,16 @@ _PAUSE = 2.0  # seconds before a database or a Redis that failed is tried again
 
 
 class Recorder:
-    """Moves results from the queue to the timeline; each is acknowledged once it is committed."""
+    """Moves results from the queue to the timeline, and acknowledges each once it is committed.
+
+    Args:
+        client: the Redis server of the results queue.
+        timeline: the database.
+        stopping: set when the recorder is to end.
+        claim_after: seconds after which results are taken over that another recorder has not
+            acknowledged.
+        clock: the time; a test moves it by hand.
+    """
 
     def __init__(
         self,
@@ -39,16 +48,18 @@ class Recorder:
         *,
         stopping: threading.Event,
         claim_after: float = 30.0,
+        clock: Clock | None = None,
     ) -> None:
         self._redis = client
         self._timeline = timeline
         self._stopping = stopping
         self._claim_after = claim_after
-        self._claimed = float("-inf")
+        self._clock = clock or SystemClock()
+        self._claimed_at = float("-inf")
         self._name = f"{socket.gethostname()}-{os.getpid()}"
 
     def run(self) -> None:
-        """Record until told to stop."""
+        """Record until `stopping` is set."""
         self.join()
         while not self._stopping.is_set():
             try:
@@ -56,14 +67,14 @@ class Recorder:
             except redis.exceptions.ResponseError as error:
                 if not str(error).startswith("NOGROUP"):
                     raise
-                self.join()  # the server lost its memory
+                self.join()  # the server has lost its data
             except (redis.exceptions.RedisError, StreamerError) as error:
                 _log.warning("recording_delayed", reason=str(error))
                 self._stopping.wait(_PAUSE)
-                self._claimed = float("-inf")  # what we hold unrecorded is claimed anew
+                self._claimed_at = float("-inf")  # claim again what is held unrecorded
 
     def join(self) -> None:
-        """Make the group; from the oldest result on, so that none is missed."""
+        """Create the group, from the oldest result on, so that none is missed."""
         try:
             self._redis.xgroup_create(redis_keys.RESULTS, GROUP, id="0", mkstream=True)
         except redis.exceptions.ResponseError as error:
@@ -71,7 +82,7 @@ class Recorder:
                 raise
 
     def step(self) -> int:
-        """Record one batch, waiting about a second for it; returns how many were new."""
+        """Record one batch, waiting about a second for it. Return how many results were new."""
         entries = self._claim() or self._read()
         if not entries:
             return 0
@@ -82,7 +93,7 @@ class Recorder:
         return recorded
 
     def leave(self) -> None:
-        """Leave the group, unless there is something that we could not record."""
+        """Leave the group, unless this recorder holds results that it could not record."""
         consumers = cast(list[Any], self._redis.xinfo_consumers(redis_keys.RESULTS, GROUP))
         for consumer in consumers:
             if consumer["name"] == self._name.encode() and consumer["pending"] == 0:
@@ -95,8 +106,8 @@ class Recorder:
         return cast(list[Any], answer)[0][1] if answer else []
 
     def _claim(self) -> list[Any]:
-        """Entries that a recorder took and never acknowledged, ourselves included."""
-        if time.monotonic() - self._claimed < self._claim_after:
+        """Take over entries that any recorder took and never acknowledged."""
+        if self._clock.monotonic() - self._claimed_at < self._claim_after:
             return []
         answer = self._redis.xautoclaim(
             redis_keys.RESULTS,
@@ -107,12 +118,12 @@ class Recorder:
         )
         entries = answer[1]
         if len(entries) < _BATCH:
-            self._claimed = time.monotonic()
+            self._claimed_at = self._clock.monotonic()
         return [(entry_id, fields) for entry_id, fields in entries if fields]
 
 
 def record_results(settings: Settings, stopping: threading.Event) -> None:
-    """Record until told to stop. Raises StreamerError: Redis or the database is not there."""
+    """Record until `stopping` is set. Raises StreamerError if Redis or the database is away."""
     timeline = Timeline(settings.timeline_url)
     try:
         with Connections(settings) as connections:

@@ -23,6 +23,29 @@ class ManualClock:
         self.now += seconds
 
 
+class SkippingClock(SystemClock):
+    """The machine's own clock, except that sleeping skips ahead at once.
+
+    `slept` is how many seconds were skipped.
+    """
+
+    def __init__(self) -> None:
+        self.slept = 0.0
+
+    def time(self) -> float:
+        """Return the wall clock plus what was slept, seconds since the Unix epoch."""
+        return super().time() + self.slept
+
+    def monotonic(self) -> float:
+        """Return the monotonic clock plus what was slept, seconds."""
+        return super().monotonic() + self.slept
+
+    def sleep(self, seconds: float) -> None:
+        """Skip `seconds`; other threads may run first."""
+        super().sleep(0)
+        self.slept += seconds
+
+
 class ShiftedClock(SystemClock):
     """The machine's own clock, set `ahead` seconds forward."""
 

@@ -1,7 +1,6 @@
 """An installation without workers, for tests that run streams in it and look at what comes out."""
 
 import threading
-import time
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,25 +29,6 @@ from workers.ingest.live_run import LiveRun
 from workers.ingest.recording_run import RecordingRun
 
 PASSWORD = "p@ss/w#rd% x"
-
-
-class FakeClock:
-    """Real time, except that sleeping takes none; remembers how long was slept."""
-
-    def __init__(self) -> None:
-        self._ahead = 0.0
-        self.slept = 0.0
-
-    def time(self) -> float:
-        return time.time() + self._ahead
-
-    def monotonic(self) -> float:
-        return time.monotonic() + self._ahead
-
-    def sleep(self, seconds: float) -> None:
-        time.sleep(0)
-        self._ahead += seconds
-        self.slept += seconds
 
 
 class Slot:

@@ -1,1 +1,1 @@
-"""The GPU worker: answer clips with one model and one engine."""
+"""The model worker: answers clips with one model and one engine."""

@@ -1,4 +1,4 @@
-"""The GPU worker: `python -m workers.gpu [--burst]`."""
+"""The model worker: answer the questions in the queues with NVILA-Lite."""
 
 import argparse
 import sys

@@ -1,6 +1,5 @@
-"""The clip job: look at the frames of one window and answer one question about them."""
+"""Answer one question about the frames of one window: the clip job."""
 
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -8,7 +7,7 @@ import redis
 import structlog
 from rq.job import Job
 
-from streamer.domain import ClipRequest, FrameRef, RequestKind, Result, utc_now
+from streamer.domain import ClipRequest, FrameRef, RequestKind, Result, to_datetime
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import error_result, owner_of, read_request
 from workers.context import BrokeDown, GiveBack, WorkerContext, current
@@ -24,16 +23,16 @@ _log = structlog.get_logger(__name__)
 
 
 def answer_clip(request: dict[str, Any]) -> None:
-    """Answer one ClipRequest (as JSON) and publish its one terminal result.
+    """Answer one ClipRequest, given as JSON, and publish its one terminal result.
 
-    Whatever is wrong with the request becomes an error result; only a worker that cannot go on
-    leaves it unanswered, for another worker.
+    Every failure of the request becomes an error result; only a worker that cannot continue leaves
+    it unanswered, for another worker.
     """
     context = current()
     clip = ClipRequest.model_validate(request)
-    if context.results.answered(clip.id):  # by a worker that died before it could say so
+    if context.results.answered(clip.id):  # by a worker that died before it could finish the job
         return
-    started = time.time()
+    started = context.clock.time()
     try:
         result = _answer(context, clip, started)
     except (GiveBack, BrokeDown):
@@ -53,7 +52,7 @@ def answer_clip(request: dict[str, Any]) -> None:
 
 
 def publish_failure(job: Job, code: ErrorCode, message: str) -> None:
-    """Give the request of a clip job that failed for good its error result."""
+    """Publish an error as the result of a clip job that failed for good."""
     clip = read_request(job)
     if clip is None:
         _log.error("job_without_request", job=job.id)
@@ -63,7 +62,7 @@ def publish_failure(job: Job, code: ErrorCode, message: str) -> None:
 
 def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result:
     if not clip.prompt.strip():
-        raise StreamerError(ErrorCode.PROMPT_EMPTY, "The prompt is empty: ask something.")
+        raise StreamerError(ErrorCode.PROMPT_EMPTY, "The prompt is empty: ask a question.")
     if not clip.frames:
         raise StreamerError(
             ErrorCode.NO_FRAMES,
@@ -99,15 +98,16 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
 
 
 def _data(clip: ClipRequest, completion: "Completion") -> dict[str, Any] | None:
-    """What the request brought along, and what a whole answer in a form says."""
-    said = clip.response_format.parse(completion.text) if completion.finish_reason == "stop" else {}
-    return {**(clip.data or {}), **said} or None
+    """Return the request's own data and, of a complete answer, its value in the response format."""
+    complete = completion.finish_reason == "stop"
+    value = clip.response_format.parse(completion.text) if complete else {}
+    return {**(clip.data or {}), **value} or None
 
 
 def _decode(
     frames: Sequence[FrameRef], jpegs: Sequence[bytes], sizes: Sequence[tuple[int, int] | None]
 ) -> "list[np.ndarray[Any, Any]]":
-    """Pictures of a clip, RGB uint8 [height, width, 3], only as large as they are looked at."""
+    """Decode the pictures of a clip, RGB uint8 [height, width, 3], no larger than planned."""
     from streamer.frames.jpeg import from_jpeg
 
     try:
@@ -126,10 +126,10 @@ def _queue_ms(clip: ClipRequest, started: float) -> float:
 
 
 def _publish(context: WorkerContext, clip: ClipRequest, result: Result) -> None:
-    """Add what all results have, and publish."""
+    """Complete a result with what all results have, and publish it."""
     result.model = context.model_name
     result.decode_ms = sum(frame.decode_ms for frame in clip.frames)
-    result.created_at = utc_now()
+    result.created_at = to_datetime(context.clock.time())
     live = clip.kind is RequestKind.WATCH and clip.frames
     since = clip.frames[-1].time if live else clip.created_at.timestamp()
     result.total_ms = max(0.0, 1000 * (result.created_at.timestamp() - since))

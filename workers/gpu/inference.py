@@ -1,6 +1,5 @@
-"""Asking the engine: one request, its deadline, and whatever can go wrong with it."""
+"""Ask the engine: one request, its deadline, and every way in which it can fail."""
 
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -20,25 +19,25 @@ if TYPE_CHECKING:
     from nvila_core import Completion, Handle
 
 _PRIORITY = {RequestKind.QUERY: 2, RequestKind.WATCH: 1, RequestKind.FILE: 0}
-_LOOK_UP = 0.25  # seconds between two looks at whether the answer is still wanted
+_CHECK_INTERVAL = 0.25  # seconds between two checks whether the answer is still wanted
 
 
 def infer(context: WorkerContext, clip: ClipRequest, parts: list[Any], plan: Plan) -> "Completion":
-    """The engine's answer to `parts`, whose frames are tiled as planned.
+    """Return the engine's answer to `parts`, whose frames are tiled as planned.
 
     Raises:
-        StreamerError: this request failed, alone.
-        GiveBack: somebody else is to answer it, or nobody.
-        BrokeDown: the engine did, while it worked on this request among others.
+        StreamerError: this request failed, without harm to others.
+        GiveBack: another worker should answer it, or no answer is wanted.
+        BrokeDown: the engine broke down while it worked on this request among others.
     """
     from nvila_core import DeadlineExceeded, NotFinite, PromptError, PromptTooLong
 
     timeout = context.settings.job_timeout
-    deadline = time.monotonic() + timeout - _late(clip)
+    deadline = context.clock.monotonic() + timeout - _waited(context, clip)
     stop = stop_check()
 
     def check() -> None:
-        if time.monotonic() >= deadline:
+        if context.clock.monotonic() >= deadline:
             raise _timed_out(clip, timeout)
         if stop():
             raise GiveBack
@@ -67,10 +66,10 @@ def infer(context: WorkerContext, clip: ClipRequest, parts: list[Any], plan: Pla
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of a device or of the machine."""
+    """Return whether an error means that the device or the machine ran out of memory."""
     import torch
 
-    # on a CPU torch has no exception of its own for it
+    # On a CPU torch has no exception of its own for it.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
@@ -91,10 +90,10 @@ def _submit(
             parts,
             SamplingParams(max_tokens=clip.max_tokens, **clip.response_format.constraint),
             priority=_PRIORITY[clip.kind],
-            deadline=max(0.001, deadline - time.monotonic()),
+            deadline=max(0.001, deadline - context.clock.monotonic()),
             plan=plan,
         )
-    except EngineStopped as error:  # before, over others
+    except EngineStopped as error:  # it broke down over other requests, before this one
         context.fail(error.reason)
         raise GiveBack from None
 
@@ -106,28 +105,29 @@ def _wait(
 
     while True:
         try:
-            return handle.result(timeout=_LOOK_UP)
+            return handle.result(timeout=_CHECK_INTERVAL)
         except TimeoutError:
             if handle.done:
                 raise
         except EngineStopped as error:
             context.fail(error.reason)
             raise BrokeDown from error
-        if context.failure is not None:  # it hangs: nothing more will come of it
+        if context.failure is not None:  # the engine hangs and will not answer
             raise BrokeDown
         if cancelled():
             handle.cancel()
             raise GiveBack
-        if time.monotonic() > deadline:  # the engine says so itself, between two steps
+        if context.clock.monotonic() > deadline:  # the engine checks it between two steps only
             handle.cancel()
             raise DeadlineExceeded(context.settings.job_timeout)
 
 
-def _late(clip: ClipRequest) -> float:
-    """Seconds for which a live clip waited already; others may wait as long as it takes."""
+def _waited(context: WorkerContext, clip: ClipRequest) -> float:
+    """Return the seconds of its time-out that a live clip has waited already; 0 for others, which
+    may wait in the queue without limit."""
     if clip.kind is not RequestKind.WATCH:
         return 0.0
-    return max(0.0, time.time() - clip.created_at.timestamp())
+    return max(0.0, context.clock.time() - clip.created_at.timestamp())
 
 
 def _timed_out(clip: ClipRequest, seconds: float) -> StreamerError:

@@ -1,4 +1,4 @@
-"""Serve clip jobs with one model and one engine that batches all of them."""
+"""Answer clip jobs with one model and one engine that batches all of them."""
 
 import faulthandler
 import threading
@@ -26,19 +26,19 @@ if TYPE_CHECKING:
 _log = structlog.get_logger(__name__)
 
 DEMO = "demo"
-"""The setting that names the checkpoint which the package ships."""
+"""Value of the setting `model` that names the checkpoint in the package."""
 
-_STOP = 1.0  # seconds for the engine's last step
+_MAX_STOP = 1.0  # seconds for the engine's last step
 
 
 def serve_clips(settings: Settings, stopping: threading.Event, burst: bool = False) -> None:
-    """Load the model and answer clips until told to stop, or with `burst` until none is left.
+    """Load the model and answer clips until `stopping` is set or, with `burst`, until none is left.
 
     Raises:
-        StreamerError: Redis is not there, or the checkpoint cannot be used.
+        StreamerError: Redis does not answer, or the checkpoint cannot be used.
         NeedsRestart: the device or the engine broke down. All jobs have been put back.
     """
-    with Connections(settings) as connections:  # before the model: it fails in no time
+    with Connections(settings) as connections:  # before the model, because it fails fast
         engine = load_engine(settings)
         model = engine.model
         own = context.WorkerContext(
@@ -80,11 +80,11 @@ def serve_clips(settings: Settings, stopping: threading.Event, burst: bool = Fal
 
 @contextmanager
 def _running(engine: "Engine", own: context.WorkerContext) -> Iterator[None]:
-    """The engine in its thread, watched. In the end it is given a moment, but not waited for: what
-    it holds ends with the process."""
+    """Run the engine in its thread, with a watchdog. At the end it has a moment to stop, but is not
+    waited for: the process ends, and with it what the engine holds."""
 
     def stuck(seconds: float) -> None:
-        faulthandler.dump_traceback(all_threads=True)  # to the log: this is what it hangs in
+        faulthandler.dump_traceback(all_threads=True)  # shows in the log where it hangs
         own.fail(
             f"a step of the engine has not ended within {seconds:g} s: the device hangs, or this "
             "machine is so slow that step_timeout must be raised"
@@ -99,11 +99,11 @@ def _running(engine: "Engine", own: context.WorkerContext) -> Iterator[None]:
         watchdog.stop()
         stopper = threading.Thread(target=engine.stop, name="stop-engine", daemon=True)
         stopper.start()
-        stopper.join(_STOP)
+        stopper.join(_MAX_STOP)
 
 
 def engine_stats(engine: "Engine") -> dict[str, float]:
-    """`Engine.stats()`, the shares of it that came from a cache, and how often we began again."""
+    """Return `Engine.stats()`, the shares that came from a cache, and the recent restarts."""
     stats = engine.stats()
     return {
         **stats,
@@ -114,14 +114,18 @@ def engine_stats(engine: "Engine") -> dict[str, float]:
 
 
 def load_engine(settings: Settings) -> "Engine":
-    """The model that `settings` name, loaded, and its engine."""
+    """Load the model that the settings name and return its engine.
+
+    Raises StreamerError(MODEL_FAILED | OUT_OF_MEMORY).
+    """
     from nvila_core.checkpoint.hub import find_checkpoint
     from nvila_core.demo import CHECKPOINT
     from nvila_core.json_fields import Fields
 
     path = str(CHECKPOINT) if settings.model == DEMO else settings.model
     try:
-        Fields.read(find_checkpoint(path) / "config.json")  # a bad path is told in no time
+        # Report a bad path before PyTorch is imported, which takes seconds.
+        Fields.read(find_checkpoint(path) / "config.json")
 
         import torch
 
@@ -139,7 +143,7 @@ def load_engine(settings: Settings) -> "Engine":
         if settings.compile:
             try:
                 compile_layers(model)
-            except NVILAError as error:  # the model is as it was
+            except NVILAError as error:  # the model is unchanged
                 _log.warning("not_compiled", reason=str(error))
         return Engine(
             model,
@@ -161,7 +165,7 @@ def _cannot_load(settings: Settings, error: Exception) -> StreamerError:
         return StreamerError(
             ErrorCode.OUT_OF_MEMORY,
             f"The model {settings.model} does not fit into the memory of the device "
-            f"'{settings.device}': choose a smaller one, another dtype or another device.",
+            f"'{settings.device}': choose a smaller model, another dtype or another device.",
         )
     return StreamerError(
         ErrorCode.MODEL_FAILED,

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from streamer.clock import Clock, SystemClock
+from streamer.clock import Clock
 from streamer.domain import StreamSpec, StreamState
 from streamer.media.access_policy import AccessPolicy
 from streamer.media.source import Source
@@ -28,7 +28,7 @@ class StreamRun(ABC):
         context: the resources of the worker process.
         spec: the stream as it was attached.
         stop: returns whether the worker wants its slot back.
-        clock: the time; a test moves it by hand.
+        clock: the time; that of the process by default.
 
     Attributes:
         follower: the stream's spec as it is attached now.
@@ -52,7 +52,7 @@ class StreamRun(ABC):
         self._context = context
         self._settings = context.settings
         self._stop = stop
-        self._clock = clock or SystemClock()
+        self._clock = clock or context.clock
         self.follower = SpecFollower(
             context.streams, spec, lease=context.settings.lease, clock=self._clock
         )

@@ -2,7 +2,6 @@
 
 import contextlib
 import math
-import time
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -15,6 +14,7 @@ from rq.job import Job
 from rq.queue import Queue
 from rq.registry import clean_registries
 
+from streamer.clock import Clock, SystemClock
 from streamer.errors import ErrorCode
 
 _log = structlog.get_logger(__name__)
@@ -42,6 +42,7 @@ class Maintenance:
         lease: seconds after which a silent worker is given up.
         on_failed: called with each job that was given up after its retries.
         job_class: the class of the jobs.
+        clock: the time; a test moves it by hand.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Maintenance:
         lease: float,
         on_failed: OnFailed,
         job_class: type[Job],
+        clock: Clock | None = None,
     ) -> None:
         self._redis = connection
         self._queues = queues
@@ -59,15 +61,16 @@ class Maintenance:
         self._on_failed = on_failed
         self._job_class = job_class
         self._put_back = connection.register_script(_PUT_BACK)
+        self._clock = clock or SystemClock()
         self._done_at = -math.inf
         self._in_between: dict[str, dict[str, float]] = {}
         self._reported: dict[str, set[str]] = {}
 
     def tick(self) -> None:
         """Do what is due, unless another worker is doing it."""
-        if time.monotonic() - self._done_at < self._lease / 3:
+        if self._clock.monotonic() - self._done_at < self._lease / 3:
             return
-        self._done_at = time.monotonic()
+        self._done_at = self._clock.monotonic()
         for queue in self._queues:
             lock = queue.registry_cleaning_key
             # The lock of a holder that dies expires as soon as its jobs may be taken over.
@@ -84,7 +87,7 @@ class Maintenance:
     def _recover_intermediate(self, queue: Queue) -> None:
         """Put back jobs of the intermediate list, in which they stay for milliseconds unless their
         worker dies."""
-        now = time.monotonic()
+        now = self._clock.monotonic()
         before = self._in_between.get(queue.name, {})
         ids = IntermediateQueue(queue.key, self._redis).get_job_ids()
         seen = {job_id: before.get(job_id, now) for job_id in ids}
@@ -109,7 +112,7 @@ class Maintenance:
                 result = job.latest_result()
                 if result is None or AbandonedJobError.__name__ not in (result.exc_string or ""):
                     continue
-                if time.time() - result.created_at.timestamp() < _REPORT_WITHIN:
+                if self._clock.time() - result.created_at.timestamp() < _REPORT_WITHIN:
                     _log.error("job_lost", job=job.id)
                     self._on_failed(job, ErrorCode.WORKER_LOST, _LOST)
         self._reported[queue.name] = ids

@@ -42,7 +42,6 @@ from workers.rq.maintenance import Maintenance, OnFailed
 
 _log = structlog.get_logger(__name__)
 
-_POLL = 1.0  # seconds until a stop is noticed, or a job whose wake-up was lost
 _CONNECTION_ERRORS = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
 _BROKE_DOWN = (
     "The model worker broke down each time it worked on this request, the last time on it alone: "
@@ -78,6 +77,7 @@ class ThreadWorker(BaseWorker):
         on_failed: called with each job that has failed for good.
         grace: seconds that jobs have to finish, once `stopping` is set, before they are cancelled
             and return to the queue.
+        poll: seconds until a stop is noticed, or a job whose wake-up was lost.
         measure: returns numbers to report with each heartbeat, beside those of the process.
 
     Attributes:
@@ -100,8 +100,10 @@ class ThreadWorker(BaseWorker):
         lease: float,
         on_failed: OnFailed,
         grace: float = 3.0,
+        poll: float = 1.0,
         measure: Callable[[], Mapping[str, float]] = dict,
     ) -> None:
+        self._poll = poll  # first, because RQ derives a time-out from it
         super().__init__(
             list(queues),
             name=f"{queues[0]}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
@@ -152,7 +154,7 @@ class ThreadWorker(BaseWorker):
                     outcome = self._step()
                 except _CONNECTION_ERRORS as error:
                     _log.warning("redis_unreachable", reason=str(error))
-                    self.stopping.wait(_POLL)
+                    self.stopping.wait(self._poll)
                     continue
                 worked = worked or bool(outcome)
                 if burst and outcome is False and not self._slots:
@@ -207,7 +209,7 @@ class ThreadWorker(BaseWorker):
         """Take one job, or wait for one. Return False if there is none, None if no slot is free."""
         self._maintenance.tick()
         if is_suspended(self.connection):
-            self.stopping.wait(_POLL)
+            self.stopping.wait(self._poll)
             return None
         queues = self._open_queues()
         if not queues:
@@ -224,14 +226,14 @@ class ThreadWorker(BaseWorker):
             self._begin(self._queue_of_key[queue_key], job_id)
             return True
         wakes = [redis_keys.wake(queue.name) for queue in queues]
-        self.connection.blpop([self._nudge_key, *wakes], timeout=_POLL)
+        self.connection.blpop([self._nudge_key, *wakes], timeout=self._poll)
         return False if len(queues) == len(self.queues) else None
 
     def _open_queues(self) -> list[Queue]:
         """Return the queues to take jobs from; wait a while when all slots are busy."""
         with self._changed:
             if len(self._slots) >= self._slot_count:
-                self._changed.wait(_POLL)
+                self._changed.wait(self._poll)
             if self.stopping.is_set():
                 return []
             free = self._slot_count - len(self._slots)
@@ -370,7 +372,7 @@ class ThreadWorker(BaseWorker):
     @property
     def dequeue_timeout(self) -> int:
         """Seconds that the worker blocks at most; RQ derives the socket time-out from them."""
-        return math.ceil(_POLL)
+        return math.ceil(self._poll)
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         """Return the seconds after which a job without a heartbeat is taken over."""

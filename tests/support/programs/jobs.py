@@ -19,7 +19,6 @@ from streamer.settings import Settings
 from workers import context
 from workers.context import Abandon, BrokeDown, GiveBack, current, last_attempt, stop_check
 from workers.process import startup
-from workers.rq import thread_worker
 from workers.rq.thread_worker import ThreadWorker
 
 
@@ -88,7 +87,6 @@ FUNCTIONS = {
 
 def serve(settings: Settings, stopping: threading.Event) -> None:
     arguments = sys.argv[1:]
-    thread_worker._POLL = float(os.environ.get("POLL", thread_worker._POLL))
     with Connections(settings) as connections:
         context.install(
             context.WorkerContext(settings=settings, connections=connections, stopping=stopping)
@@ -102,6 +100,7 @@ def serve(settings: Settings, stopping: threading.Event) -> None:
             lease=settings.lease,
             on_failed=on_failed,
             grace=float(os.environ.get("GRACE", "3")),
+            poll=float(os.environ.get("POLL", "1")),
         )
         worker.work(
             burst="--burst" in arguments,

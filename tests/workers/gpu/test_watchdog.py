@@ -4,23 +4,24 @@ import threading
 
 import pytest
 
+from tests.support.clocks import ManualClock
 from workers.gpu.watchdog import Watchdog
 
 LIMIT = 120.0
 
 
 class Scene:
-    """An engine's counts, a clock, and the watchdog that looks at both."""
+    """An engine's counts, a clock, and the watchdog that checks both."""
 
     def __init__(self):
-        self.now = 1000.0
+        self.clock = ManualClock(1000.0)
         self.stats = dict.fromkeys(("submitted", "finished", "failed", "cancelled", "steps"), 0)
-        self.dog = Watchdog(lambda: self.stats, LIMIT, lambda _: None, clock=lambda: self.now)
+        self.dog = Watchdog(lambda: self.stats, LIMIT, lambda _: None, self.clock)
 
     def stuck_after(self, seconds, **stats):
         self.stats.update(stats)
-        self.now += seconds
-        return self.dog.look()
+        self.clock.sleep(seconds)
+        return self.dog.check()
 
 
 @pytest.fixture
@@ -59,16 +60,16 @@ def test_every_end_of_a_request_counts(scene, end):
     assert not scene.stuck_after(2 * LIMIT, **{end: 3})
 
 
-def test_it_tells_once_from_its_own_thread():
-    told, stats = [], {"submitted": 1, "finished": 0, "failed": 0, "cancelled": 0, "steps": 0}
+def test_it_reports_once_from_its_own_thread():
+    reported, stats = [], {"submitted": 1, "finished": 0, "failed": 0, "cancelled": 0, "steps": 0}
     happened = threading.Event()
 
     def stuck(seconds):
-        told.append(seconds)
+        reported.append(seconds)
         happened.set()
 
     dog = Watchdog(lambda: stats, 0.2, stuck)
     dog.start()
     assert happened.wait(20)
     dog.stop()
-    assert told == [0.2]
+    assert reported == [0.2]

@@ -12,7 +12,8 @@ from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import StreamSpec, StreamState
 from streamer.errors import ErrorCode
 from tests.support.cameras import GstCamera, SilentServer, require_gst, write_units
-from tests.support.ingest_bench import PASSWORD, Bench, FakeClock
+from tests.support.clocks import SkippingClock
+from tests.support.ingest_bench import PASSWORD, Bench
 from tests.support.lossy_network import LossyNetwork
 from tests.support.rtsp_proxy import RtspProxy
 from tests.support.videos import write_video
@@ -44,7 +45,7 @@ def readers() -> list[threading.Thread]:
 def test_a_missing_path_is_told_at_once_and_tried_again_at_the_cap(
     bench: Bench, units: Path, eventually: Eventually
 ) -> None:
-    clock = FakeClock()
+    clock = SkippingClock()
     with GstCamera(units) as camera:
         spec = bench.attach(f"rtsp://{camera.host}:{camera.port}/none", live=True)
         with bench.run(spec, clock=clock) as slot:

@@ -18,7 +18,8 @@ from streamer.domain import (
 from streamer.errors import ErrorCode
 from streamer.jobs import WATCHES
 from tests.support.cameras import GstCamera, SilentServer
-from tests.support.ingest_bench import PASSWORD, Bench, FakeClock, Flaky, watch
+from tests.support.clocks import SkippingClock
+from tests.support.ingest_bench import PASSWORD, Bench, Flaky, watch
 from workers.ingest.backoff import Backoff
 
 
@@ -155,7 +156,7 @@ def test_a_wrong_password_is_reported_at_once_and_never_shown(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     # given
-    clock = FakeClock()
+    clock = SkippingClock()
     with GstCamera(units, user="admin", password=PASSWORD, digest=True) as camera:
         spec = bench.attach(f"rtsp://admin:hunter2@{camera.address}", live=True)
         with bench.run(spec, clock=clock) as slot:
@@ -180,7 +181,7 @@ def test_a_wrong_password_is_reported_at_once_and_never_shown(
 def test_a_camera_that_is_away_is_tried_again_for_ever_and_ever_more_rarely(
     bench: Bench, eventually: Callable[..., None]
 ) -> None:
-    clock = FakeClock()
+    clock = SkippingClock()
     began = clock.monotonic()
     delays: list[float] = []
 

@@ -13,7 +13,8 @@ from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import StreamSpec, StreamState
 from streamer.jobs import INGEST
 from tests.support.cameras import SilentServer
-from tests.support.ingest_bench import Bench, FakeClock
+from tests.support.clocks import SkippingClock
+from tests.support.ingest_bench import Bench
 from tests.support.rtsp_proxy import RtspProxy
 from workers.ingest.backoff import Backoff
 from workers.rq.maintenance import Maintenance
@@ -27,7 +28,7 @@ def test_a_minute_of_frames_sets_the_pause_back_and_less_does_not(
     bench = bench.with_settings(
         lease=3600.0
     )  # it is the clock that is turned, not Redis that hangs
-    clock, bounds = FakeClock(), []
+    clock, bounds = SkippingClock(), []
 
     def draw(_low: float, high: float) -> float:
         bounds.append(high)

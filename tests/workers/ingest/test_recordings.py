@@ -16,7 +16,8 @@ from streamer.domain import (
 from streamer.errors import ErrorCode
 from streamer.jobs import FILES
 from streamer.streams import StreamRegistry
-from tests.support.ingest_bench import Bench, FakeClock, Flaky, watch
+from tests.support.clocks import SkippingClock
+from tests.support.ingest_bench import Bench, Flaky, watch
 from tests.support.videos import write_audio, write_video
 
 
@@ -97,7 +98,7 @@ def test_a_recording_waits_for_its_answers_and_loses_nothing(
     write_video(tmp_path / "v.mp4", seconds=10)
     spec = bench.attach(tmp_path / "v.mp4", watch(1.0), fps=2)
     answered: dict[str, dict[str, object]] = {}
-    with bench.run(spec, clock=FakeClock()) as slot:
+    with bench.run(spec, clock=SkippingClock()) as slot:
         while len(answered) < 10:
             eventually(lambda: bench.requests(FILES))
             waiting = bench.requests(FILES)
@@ -188,7 +189,7 @@ def test_detaching_a_recording_stops_it(
 def test_redis_away_loses_nothing_of_a_recording(bench: Bench, tmp_path: Path) -> None:
     write_video(tmp_path / "v.mp4", seconds=4)
     spec = bench.attach(tmp_path / "v.mp4", watch(1.0), fps=5)
-    slot = bench.run(spec, clock=FakeClock())
+    slot = bench.run(spec, clock=SkippingClock())
     slot.run.intake.store = Flaky(slot.run.intake.store, "put")
     slot.run.clips.jobs = Flaky(bench.context.jobs, "submit")
     with slot:
