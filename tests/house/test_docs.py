@@ -18,6 +18,9 @@ PAGES = [
     *(ROOT / name / "README.md" for name in ("examples", "nvila_core", "nvila_core/demo")),
 ]
 
+FOREIGN = {"NVIDIA_DRIVER_CAPABILITIES", "PIP_EXTRA_INDEX_URL"}
+"""Names that belong to other programs."""
+
 ids = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 
@@ -106,6 +109,28 @@ def test_modules_exist(page: Path) -> None:
     for line in shell_lines(page):
         for module in re.findall(r"\bpython -m ((?:nvila_core|streamer|workers)[\w.]*)", line):
             assert find_spec(module.rstrip(".")), line
+
+
+@cache
+def names_in_code() -> set[str]:
+    """Every word of the code, the settings and the recordings' manifest."""
+    found: set[str] = set()
+    for folder in ("nvila_core", "streamer", "workers", "tests", "benchmarks", "configs", "docker"):
+        for suffix in (".py", ".yaml", ".json"):
+            for path in (ROOT / folder).rglob(f"*{suffix}"):
+                if path.stat().st_size < 1 << 18:
+                    found |= set(re.findall(r"\w+", path.read_text()))
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=ids)
+def test_names_exist_in_the_code(page: Path) -> None:
+    """A name with an underscore in a `code span` is one of the code, not an old one."""
+    prose = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    for span in re.findall(r"`([^`]+)`", prose):
+        for name in re.findall(r"(?<![\w./])[A-Za-z]+_\w*[a-zA-Z0-9](?![\w*])", span):
+            known = name.removeprefix("streamer_worker_") in names_in_code()
+            assert known or (ROOT / name).exists() or name in FOREIGN, f"{name} in `{span}`"
 
 
 def test_the_picture_is_a_picture() -> None:
