@@ -1,1 +1,1 @@
-"""The long-lived processes: ingest worker, gpu worker, recorder, and the RQ worker they share."""
+"""The long-lived processes: ingest worker, model worker, recorder, and the RQ worker they share."""

@@ -1,1 +1,1 @@
-"""The ingest worker: decode streams, store sampled frames, submit clips."""
+"""The ingest worker: decodes streams, stores sampled frames, submits clips."""

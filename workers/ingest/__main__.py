@@ -1,4 +1,4 @@
-"""The ingest worker: `python -m workers.ingest`."""
+"""The ingest worker: read streams, sample them and ask their watches."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What ends a stream's connection and is not the source's fault, in a sentence each."""
+"""Failures that end a stream's connection and are not the source's fault, a sentence each."""
 
 import redis
 import structlog
@@ -9,7 +9,7 @@ _log = structlog.get_logger(__name__)
 
 
 def redis_away(error: redis.exceptions.RedisError) -> StreamerError:
-    """Redis failed while the stream was opened."""
+    """Return the error of a stream during whose opening Redis failed."""
     return StreamerError(
         ErrorCode.REDIS_UNAVAILABLE,
         f"Redis does not answer ({type(error).__name__}): check that it runs.",
@@ -17,9 +17,9 @@ def redis_away(error: redis.exceptions.RedisError) -> StreamerError:
 
 
 def unexpected(error: Exception, stream: str) -> StreamerError:
-    """Something that should not happen; the log has its traceback. Call it while handling it."""
+    """Log the exception that is being handled, and return the error of its stream."""
     _log.exception("stream_crashed", stream=stream)
     return StreamerError(
         ErrorCode.INTERNAL,
-        f"Unexpected {type(error).__name__}: see the ingest worker's log, and report it.",
+        f"Unexpected {type(error).__name__}: see the log of the ingest worker, and report it.",
     )

@@ -1,4 +1,4 @@
-"""The job of an ingest slot."""
+"""Run one stream: the job of an ingest slot."""
 
 import redis
 import structlog
@@ -12,7 +12,7 @@ _log = structlog.get_logger(__name__)
 
 
 def run_stream(stream_id: str) -> None:
-    """The job of an ingest slot: run one stream until it is detached or ends.
+    """Run one stream until it is detached or ends.
 
     Raises GiveBack when the worker stops first.
     """

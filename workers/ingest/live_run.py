@@ -40,7 +40,7 @@ class StreamTimeline:
     """The stream time of a live stream across its connections: time without one passes too.
 
     Args:
-        clock: tells how much time passed between two connections, should the wall clock be set.
+        clock: measures the time between two connections, in case the wall clock was set.
         position, last_time: of the newest frame of an earlier worker.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Counts what comes from a source, and how fast."""
+"""Count what a stream's sources deliver, and measure how fast."""
 
 from collections import deque
 
@@ -10,25 +10,26 @@ from streamer.domain import StreamCounters
 from streamer.media.source import Source
 
 _RATE_WINDOW = 10.0
-"""Seconds that measured rates are an average of."""
+"""Seconds over which rates are averaged."""
 
 _MIN_RATE_WINDOW = 2.0
-"""Seconds below which a rate would say more about when it was asked for than about the stream."""
+"""Seconds that a rate is averaged over at least: below, it says little about the stream."""
 
 
 class RateMeter:
-    """Frames and bits per second of a live stream, over the last ten seconds."""
+    """Measures the frames and bits per second of a live stream over the last ten seconds."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._seen: deque[tuple[float, int, int]] = deque()
 
     def restart(self) -> None:
-        """A new connection: what came before says nothing about it."""
+        """Start over, for a new connection."""
         self._seen.clear()
 
     def measure(self, packets: int, received: int) -> tuple[float, float] | None:
-        """Frames and bits per second, from totals of packets and bytes; None: too early to say."""
+        """Return frames and bits per second, given the packets and bytes so far; None while the
+        time since `restart` is too short to average."""
         now = self._clock.monotonic()
         self._seen.append((now, packets, received))
         while len(self._seen) > 1 and now - self._seen[1][0] >= _RATE_WINDOW:
@@ -41,10 +42,12 @@ class RateMeter:
 
 
 class SourceCounter:
-    """Adds what one :class:`Source` after the other tells of itself to a stream's counters.
+    """Adds the counts of one :class:`Source` after the other to a stream's counters.
 
-    Without a `meter`, as for a recording, which comes as fast as it is read, the rates are those of
-    the recording itself, told when it has been read.
+    Args:
+        counters: the stream's counters, updated in place.
+        meter: measures the rates of a live stream. Without one, as for a recording, which is read
+            as fast as possible, the rates are those of the recording itself, set at its end.
     """
 
     def __init__(self, counters: StreamCounters, meter: RateMeter | None = None) -> None:
@@ -54,14 +57,14 @@ class SourceCounter:
         self._before = counters.model_copy(deep=True)
 
     def follow(self, source: Source) -> None:
-        """Count `source` from here on, on top of those before it."""
+        """Count `source` from now on, in addition to the sources before it."""
         self._source = source
         self._before = self._counters.model_copy(deep=True)
         if self._meter is not None:
             self._meter.restart()
 
     def update(self) -> None:
-        """Bring the counters up to date."""
+        """Update the counters."""
         source, counters, before = self._source, self._counters, self._before
         if source is None:
             return
@@ -76,7 +79,7 @@ class SourceCounter:
             counters.measured_fps, counters.bit_rate = measured or (None, None)
 
     def lost(self, error: redis.exceptions.RedisError) -> None:
-        """A frame could not be stored, because of `error`."""
+        """Count a frame that could not be stored because of `error`."""
         dropped = self._counters.dropped
         if is_full(error):
             dropped.redis_full += 1
@@ -84,7 +87,7 @@ class SourceCounter:
             dropped.redis_away += 1
 
     def close(self) -> None:
-        """The source has ended."""
+        """Count the source for the last time: it has ended."""
         self.update()
         self._source = None
         counters = self._counters

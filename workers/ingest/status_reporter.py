@@ -1,4 +1,4 @@
-"""Tells the registry how a stream does: at once when its state changes, else once a second."""
+"""Report the status of a stream: at once when its state changes, otherwise once a second."""
 
 import redis
 import structlog
@@ -9,12 +9,20 @@ from streamer.errors import StreamerError
 from streamer.streams import StreamRegistry
 
 _INTERVAL = 1.0
+"""Seconds between two saves of an unchanged state."""
 
 _log = structlog.get_logger(__name__)
 
 
 class StatusReporter:
-    """Holds one stream's status and writes it down. Redis away: it is written when it is back."""
+    """Keeps the status of one stream, and saves it in the registry.
+
+    While Redis is away the status is kept, and saved when Redis is back.
+
+    Attributes:
+        name: the stream's name, for the log.
+        status: the status, continued from the stream's last worker.
+    """
 
     def __init__(
         self, registry: StreamRegistry, stream_id: str, name: str, worker: str | None, clock: Clock
@@ -29,11 +37,11 @@ class StatusReporter:
 
     @property
     def counters(self) -> StreamCounters:
-        """The stream's counters, to be counted up in place; they go on from its last worker's."""
+        """The stream's counters, to be updated in place."""
         return self.status.counters
 
     def enter(self, state: StreamState, error: StreamerError | None = None) -> None:
-        """The stream is now in `state`, because of `error`; `since` moves when the state does."""
+        """Set the stream's state and error; `since` changes when the state does."""
         info = ErrorInfo(code=error.code, message=error.message) if error is not None else None
         if (state, info) == (self.status.state, self.status.error):
             return
@@ -65,12 +73,12 @@ class StatusReporter:
             self.save()
 
     def tick(self) -> None:
-        """Called often: writes when a second has passed."""
+        """Save the status if a second has passed; call it often."""
         if self._clock.monotonic() - self._saved_at >= _INTERVAL:
             self.save()
 
     def save(self) -> None:
-        """Write now."""
+        """Save the status now."""
         self._saved_at = self._clock.monotonic()
         self.status.reported_at = to_datetime(self._clock.time())
         try:

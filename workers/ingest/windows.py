@@ -34,18 +34,18 @@ class Window:
 class WindowGatherer:
     """Cuts one stream's frames into windows of `length` seconds of stream time, back to back.
 
-    Stream time never goes back, whatever the clocks of camera and machine do. The windows of a
-    live stream start at its first frame, and start over when a clock was stepped (the frame's
-    `epoch` changes): no window spans two datings. Those of a recording start at 0. A window
-    without frames does not exist.
+    Stream time never goes back, even where the clock of the camera or the machine does. The
+    windows of a live stream start at its first frame, and start over when a clock was stepped (the
+    frame's `epoch` changes): no window spans two datings. Those of a recording start at 0. A
+    window without frames does not exist.
 
     Args:
         length: seconds of a window.
-        max_frames: frames of a window; about twice as many are held, however many come.
+        max_frames: frames of a window, at most; about twice as many are held in memory.
         live: whether the stream is live.
         pick: thins the frames of a window to `max_frames`.
-        tolerance: a frame that is less than so many seconds early for the next window belongs to
-            it: timestamps jitter, sums round.
+        tolerance: seconds. A frame that is less early for the next window belongs to it, because
+            timestamps jitter and sums are rounded.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class WindowGatherer:
         self._stride = 1
 
     def add(self, frame: FrameRef, quiet: float = 0.0) -> list[Window]:
-        """Take the next frame. Return the windows that it closes.
+        """Add the next frame. Return the windows that it closes.
 
         No frame will follow within `quiet` seconds: a window that would end meanwhile is complete
         now, so that nothing waits for its end.
@@ -104,8 +104,8 @@ class WindowGatherer:
     def flush(self, end: float | None = None) -> Window | None:
         """Return what has been gathered, as a window, and start a new one.
 
-        With `end` no frame will follow those gathered: the window ends there, or where it would
-        have ended anyway, whichever comes first.
+        With `end` no frame will follow before that time: the window ends there, or at its regular
+        end, whichever comes first.
         """
         if self._newest is None or self._origin is None:
             return None

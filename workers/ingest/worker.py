@@ -1,4 +1,4 @@
-"""Serve stream jobs: each slot decodes one stream."""
+"""Run stream jobs: each slot decodes one stream."""
 
 import threading
 from contextlib import ExitStack
@@ -21,9 +21,9 @@ _log = structlog.get_logger(__name__)
 
 
 def serve_streams(settings: Settings, stopping: threading.Event) -> None:
-    """Run streams until told to stop. Raises StreamerError when Redis is not there."""
+    """Run streams until `stopping` is set. Raises StreamerError if Redis does not answer."""
     malloc.limit_arenas()
-    cv2.setNumThreads(1)  # the slots are the threads; a pool of OpenCV's own only gets in the way
+    cv2.setNumThreads(1)  # the slots are the threads: more of them, from OpenCV, only compete
     with Connections(settings) as connections, ExitStack() as stack:
         own = context.WorkerContext(settings=settings, connections=connections, stopping=stopping)
         context.install(own)
@@ -31,7 +31,7 @@ def serve_streams(settings: Settings, stopping: threading.Event) -> None:
             archive = Archive(settings.archive_url)
             archive.require_writable()
             own.archive = stack.enter_context(ArchiveWriter(archive, settings.archive_days))
-        _check(own)
+        _prepare(own)
         worker = ThreadWorker(
             [INGEST],
             connections.main,
@@ -49,8 +49,8 @@ def serve_streams(settings: Settings, stopping: threading.Event) -> None:
         )
 
 
-def _check(own: context.WorkerContext) -> None:
-    """Say in the log what a person should put right; have all secrets under the first key."""
+def _prepare(own: context.WorkerContext) -> None:
+    """Log what a person should correct, and seal all secrets with the first key."""
     try:
         advice = own.connections.memory_advice()
         unreadable = own.streams.seal_all()
@@ -63,5 +63,5 @@ def _check(own: context.WorkerContext) -> None:
         _log.error(
             "secrets_unreadable",
             streams=unreadable,
-            advice="Set STREAMER_SECRET_KEY to the key that they were attached with.",
+            advice="Set STREAMER_SECRET_KEY to the key with which they were attached.",
         )

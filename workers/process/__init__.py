@@ -1,1 +1,1 @@
-"""What every worker process does: start, log, restart, report its resources."""
+"""What every worker process does: start, restart, report its resources."""
