@@ -9,6 +9,10 @@ TORCH  ?= torch==2.13.0
 # /dev/null for the newest versions that pyproject.toml allows
 CONSTRAINTS ?= constraints.txt
 
+# tests wait more than they compute: two processes a core, at most eight
+WORKERS  ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? 2 * cores : 8)))
+PARALLEL := -n $(WORKERS) --dist worksteal
+
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
@@ -25,10 +29,10 @@ demo: install ## run the demo: two cameras, live captions, two questions; under 
 	@$(BIN)/streamer demo
 
 test: install ## the tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(PARALLEL)
 
 test-all: install ## the tests and the slow ones
-	@$(BIN)/python -m pytest -m "not gpu and not soak"
+	@$(BIN)/python -m pytest $(PARALLEL) -m "not gpu and not soak"
 
 lint: install ## ruff and the import rules
 	@$(BIN)/ruff check .

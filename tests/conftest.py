@@ -13,6 +13,9 @@ from streamer.connections import Connections, connect
 from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import PREFIX, Settings
 
+# PyTorch's threads wait for each other on tiny models, all the more beside other test processes
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 pytest_plugins = [
     "tests.support.ingest_fixtures",
     "tests.support.installation",

@@ -93,11 +93,11 @@ def refusing() -> Iterator[Refusing]:
 
 
 @pytest.fixture
-def closed() -> int:
-    """A port at which nobody listens."""
+def closed() -> Iterator[int]:
+    """A port that refuses connections: bound, so that no other process takes it."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        yield int(probe.getsockname()[1])
 
 
 def raw(port: int) -> str:

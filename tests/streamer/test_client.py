@@ -1,9 +1,11 @@
 """The client against a real server and real files; where a worker is needed, its side is played
 through the same public classes that workers use."""
 
+import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 
 import cv2
@@ -303,13 +305,13 @@ def test_follow_yields_what_comes_from_now_on(client: Client) -> None:
     answer(client, "before", text="old")
     following = client.follow()
     seen: list[str | None] = []
-    import threading
-
     thread = threading.Thread(target=lambda: seen.append(next(following).text))
     thread.start()
-    time.sleep(0.2)
-    answer(client, "after", text="new")
-    thread.join(10)
+    for number in count():
+        answer(client, f"after-{number}", text="new")  # until the follower has begun
+        thread.join(0.02)
+        if not thread.is_alive():
+            break
     assert seen == ["new"]
 
 

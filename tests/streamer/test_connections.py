@@ -1,5 +1,4 @@
 import json
-import socket
 
 import pytest
 import redis
@@ -7,12 +6,6 @@ import redis
 from streamer.connections import Connections, connect, run_file_path
 from streamer.errors import ErrorCode, StreamerError
 from streamer.settings import Settings
-
-
-def closed_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def write_run_file(settings, **values):
@@ -28,7 +21,7 @@ def test_connect_answers_bytes(valkey):
 
 def test_a_server_that_is_not_there_is_one_sentence_without_the_password():
     with pytest.raises(StreamerError) as caught:
-        connect(f"redis://:s3cret@127.0.0.1:{closed_port()}/0")
+        connect("redis://:s3cret@127.0.0.1:1/0")
     assert caught.value.code is ErrorCode.REDIS_UNAVAILABLE
     assert "does not answer" in caught.value.message
     assert "s3cret" not in caught.value.message
@@ -66,7 +59,7 @@ def test_without_a_readable_run_file_nothing_is_running(tmp_path, content):
 
 def test_a_run_file_that_outlived_its_server_means_nothing_is_running(tmp_path):
     settings = Settings(data_dir=tmp_path)
-    write_run_file(settings, redis_url=f"redis://127.0.0.1:{closed_port()}/0")
+    write_run_file(settings, redis_url="redis://127.0.0.1:1/0")
     with pytest.raises(StreamerError, match=r"start `streamer up`"):
         Connections(settings)
 

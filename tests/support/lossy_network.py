@@ -1,5 +1,6 @@
 """A network that loses packets, for real: a namespace of the kernel behind a veth pair."""
 
+import ipaddress
 import itertools
 import os
 import shutil
@@ -9,6 +10,7 @@ from typing import Self
 import pytest
 
 _numbers = itertools.count()
+_NETWORK = ipaddress.ip_network("198.18.0.0/15")  # set aside for measurements
 
 _RULES = """
 table inet loss {{
@@ -32,9 +34,9 @@ class LossyNetwork:
         number = next(_numbers)
         self.namespace = f"lossy-{os.getpid()}-{number}"
         self._outside = f"ls{os.getpid() % 100_000}x{number}"
-        subnet = f"198.18.{os.getpid() % 250}.{(4 * number) % 252}"
-        head, _, last = subnet.rpartition(".")
-        self._here, self.host = f"{head}.{int(last) + 1}", f"{head}.{int(last) + 2}"
+        # four addresses of 198.18.0.0/15 each; processes of one run have numbers close together
+        subnet = _NETWORK[4 * ((8 * os.getpid() + number % 8) % (_NETWORK.num_addresses // 4))]
+        self._here, self.host = str(subnet + 1), str(subnet + 2)
 
     def __enter__(self) -> Self:
         if os.geteuid() != 0 or shutil.which("ip") is None:

@@ -26,6 +26,11 @@ class Relay:
         self._thread = threading.Thread(target=self._run, name=type(self).__name__, daemon=True)
         self._ready = threading.Event()
 
+    @property
+    def open(self) -> int:
+        """Number of connections that are being relayed."""
+        return len(self._writers) // 2  # each has two ends
+
     def hang_up(self) -> None:
         """End all connections."""
         self._loop.call_soon_threadsafe(self._abort_all)

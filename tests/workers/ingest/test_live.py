@@ -39,7 +39,7 @@ def test_a_camera_is_sampled_and_asked_about(
     assert (first.end - first.start).total_seconds() == pytest.approx(1.0)
     assert second.start == first.end
     assert first.data is None
-    assert abs(second.end.timestamp() - time.time()) < 3
+    assert abs(second.end.timestamp() - time.time()) < 30
     steps = np.diff([frame.pts for frame in (*first.frames, *second.frames)])
     assert steps == pytest.approx(0.2, abs=0.05)
     assert status.state is StreamState.RUNNING
