@@ -101,9 +101,7 @@ def read_json(path: Path) -> dict[str, Any]:
             raise CheckpointError(path, f"the file is larger than {MAX_JSON_BYTES >> 20} MiB")
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise CheckpointError(
-            path, "the file is missing, so download the checkpoint again"
-        ) from None
+        raise CheckpointError(path, "the file is missing; download the checkpoint again") from None
     except (OSError, ValueError, RecursionError) as error:
         problem = f"the file cannot be read as JSON: {first_line(error)}"
         raise CheckpointError(path, problem) from error

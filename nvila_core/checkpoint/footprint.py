@@ -1,11 +1,11 @@
-"""What a checkpoint needs of memory, told without reading its tensors or loading it.
+"""Report how much memory a checkpoint needs, without reading its tensors.
 
     python -m nvila_core.checkpoint.footprint PATH_OR_HUB_ID [--device auto] [--dtype auto]
         [--quantize int8] [--kv-cache-tokens N]
 
-prints one JSON object. Nothing is downloaded: a repository of the hub counts as found when it is in
-the cache. A process of its own, because importing PyTorch takes seconds and may hang on a broken
-driver.
+prints one JSON object. It downloads nothing: a repository of the hub is found if it is in the
+cache. Run it in a separate process, because importing PyTorch takes seconds and may hang with a
+broken driver.
 """
 
 import argparse
@@ -20,17 +20,26 @@ from typing import Any
 
 import torch
 
-from nvila_core.checkpoint.hub import WANTED
+from nvila_core.checkpoint.hub import find_downloaded
 from nvila_core.checkpoint.loader import Checkpoint
 from nvila_core.checkpoint.weights import Weights
-from nvila_core.errors import CheckpointError, NVILAError
+from nvila_core.errors import NVILAError
 from nvila_core.models.device import choose_device, choose_dtype
 from nvila_core.models.quantize import choose_precision, quantized_bytes
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that a model takes where it would run, and what is free there."""
+    """Memory that a model needs on its device, and memory of that device, in bytes.
+
+    Attributes:
+        torch: version of PyTorch.
+        device, dtype, quantize: how the model would be loaded.
+        gpu: name of the GPU; None on a CPU.
+        weights: bytes of the weights.
+        kv_cache: bytes of the key-value cache.
+        free, total: bytes of the device's memory.
+    """
 
     torch: str
     device: str
@@ -44,18 +53,25 @@ class Footprint:
 
     @property
     def needed(self) -> int:
-        """Bytes of weights and key-value cache together."""
+        """Bytes of the weights and the key-value cache together."""
         return self.weights + self.kv_cache
 
 
 def measure_footprint(
     root: Path, device: str, dtype: str, kv_cache_tokens: int, quantize: str | None = None
 ) -> Footprint:
-    """The footprint of the checkpoint in the folder `root`.
+    """Return the footprint of the checkpoint in the folder `root`.
+
+    Args:
+        root: folder of the checkpoint.
+        device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one.
+        dtype: "float32", "float16", "bfloat16" or "auto".
+        kv_cache_tokens: positions of the key-value cache.
+        quantize: "int8" or "int4"; None: full precision.
 
     Raises:
         CheckpointError: a file is missing or malformed.
-        NVILAError: the device, dtype or quantization is not to be had here.
+        NVILAError: the device, dtype or quantization is not available on this machine.
     """
     place = choose_device(device)
     kind = choose_dtype(dtype, place)
@@ -82,10 +98,10 @@ def measure_footprint(
 
 
 def stored_bytes(weights: Weights, dtype: torch.dtype, bits: int | None = None) -> int:
-    """Bytes of a part's tensors once they are loaded; `bits` is what `Weights.fill` is given."""
+    """Return the bytes of tensors once `Weights.fill` has loaded them as `dtype` and `bits`."""
     total = 0
     for name, tensor in weights.tensors.items():
-        # Inside layers, all that has two dimensions is the weight of a linear layer.
+        # Inside the layers, every tensor of two dimensions is the weight of a linear layer.
         if bits and ".layers." in name and len(tensor.shape) == 2:
             total += quantized_bytes(*tensor.shape, bits, dtype)
         else:
@@ -93,60 +109,45 @@ def stored_bytes(weights: Weights, dtype: torch.dtype, bits: int | None = None) 
     return total
 
 
-def find_local(path_or_id: str) -> Path | None:
-    """The folder of a checkpoint that is on this machine; None for one of the hub that is not.
-
-    Raises:
-        CheckpointError: it is neither a folder nor the name of a repository.
-    """
-    path = Path(path_or_id).expanduser()
-    if path.is_dir():
-        return path
-    if path.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", path_or_id):
-        raise CheckpointError(path_or_id, "there is no such folder, so check the path of the model")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(path_or_id, allow_patterns=WANTED, local_files_only=True))
-    except LocalEntryNotFoundError:
-        return None
-
-
 def main_memory() -> tuple[int, int]:
-    """Bytes that can be had and all bytes of this machine's memory."""
+    """Return the available and the total bytes of this machine's main memory."""
     page = os.sysconf("SC_PAGE_SIZE")
     free = os.sysconf("SC_AVPHYS_PAGES") * page
     meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():  # what can be had counts, caches included
+    if meminfo.is_file():  # unlike free memory, available memory includes caches
         found = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(), re.MULTILINE)
         free = int(found[1]) * 1024 if found else free
     return free, os.sysconf("SC_PHYS_PAGES") * page
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print the footprint, or `{"error": ...}`, as JSON; the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m nvila_core.checkpoint.footprint")
-    parser.add_argument("model")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto")
-    parser.add_argument("--quantize")
-    parser.add_argument("--kv-cache-tokens", type=int, default=65536)
-    given = parser.parse_args(arguments)
-    told: dict[str, Any]
+    """Print the footprint or `{"error": ...}` as JSON, and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m nvila_core.checkpoint.footprint",
+        description="Report how much memory a checkpoint needs, as JSON.",
+    )
+    parser.add_argument("model", help="folder of the checkpoint, or repository on the hub")
+    parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:1")
+    parser.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16")
+    parser.add_argument("--quantize", help="int8 or int4")
+    parser.add_argument(
+        "--kv-cache-tokens", type=int, default=65536, help="positions of the key-value cache"
+    )
+    args = parser.parse_args(arguments)
+    report: dict[str, Any]
     try:
-        root = find_local(given.model)
+        root = find_downloaded(args.model)
         if root is None:
-            told = {"torch": torch.__version__, "missing": given.model}
+            report = {"torch": torch.__version__, "missing": args.model}
         else:
-            found = measure_footprint(
-                root, given.device, given.dtype, given.kv_cache_tokens, given.quantize
+            footprint = measure_footprint(
+                root, args.device, args.dtype, args.kv_cache_tokens, args.quantize
             )
-            told = {**asdict(found), "needed": found.needed}
+            report = {**asdict(footprint), "needed": footprint.needed}
     except NVILAError as error:
-        told = {"torch": torch.__version__, "error": str(error)}
-    print(json.dumps(told))
-    return 1 if "error" in told else 0
+        report = {"torch": torch.__version__, "error": str(error)}
+    print(json.dumps(report))
+    return 1 if "error" in report else 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The published checkpoint layouts, told apart by what config.json holds.
+"""Load checkpoints in the published layouts, which config.json distinguishes.
 
 * three folders: `llm/`, `vision_tower/` and `mm_projector/`, each with its own config.json and
   weights;
@@ -30,7 +30,7 @@ FLAT_TYPES = ("vila", "nvila_lite", "nvila")
 
 @dataclass
 class Checkpoint:
-    """An opened checkpoint: configuration, tokenizer, and weights not read yet."""
+    """An open checkpoint: configuration, tokenizer, and an index of the weights."""
 
     root: Path
     config: ModelConfig
@@ -41,7 +41,7 @@ class Checkpoint:
 
     @classmethod
     def open(cls, root: Path) -> "Checkpoint":
-        """Read every file but the tensors.
+        """Read every file except the tensors.
 
         Raises:
             CheckpointError: a file is missing, malformed, or describes another kind of model.
@@ -54,7 +54,12 @@ class Checkpoint:
     def load(
         self, dtype: torch.dtype, device: torch.device, precision: "Precision | None" = None
     ) -> "tuple[VisionTower, Projector, LanguageModel]":
-        """Read the tensors.
+        """Read the tensors and return the modules.
+
+        Args:
+            dtype: dtype to compute in.
+            device: device of the modules.
+            precision: bits of quantized weights; None: full precision.
 
         Raises:
             CheckpointError: the weights contradict the config.
@@ -70,13 +75,13 @@ class Checkpoint:
 
 
 def open_folders(root: Path, top: Fields) -> Checkpoint:
-    """The three-folder layout."""
+    """Open the three-folder layout."""
     architectures = top.raw("architectures", [])
     if architectures and not any(
         "llava" in str(a).lower() or "vila" in str(a).lower() for a in architectures
     ):
         raise top.error(
-            "architectures", "this is not a NVILA checkpoint", "a name with 'llava' or 'vila'"
+            "architectures", "this is not an NVILA checkpoint", "a name with 'llava' or 'vila'"
         )
     folders = {name: folder_of(root, top, name) for name in ("llm", "vision_tower", "mm_projector")}
     llm, vision, projector = (Fields.read(folder / "config.json") for folder in folders.values())
@@ -102,21 +107,21 @@ def open_folders(root: Path, top: Fields) -> Checkpoint:
 
 
 def folder_of(root: Path, top: Fields, name: str) -> Path:
-    """The folder of one component: its fixed name, or the path that config.json gives instead."""
+    """Return the folder of one component: its default name, or the path given in config.json."""
     given = top.raw(f"{name}_cfg", None)
     folder = root / (
         given if isinstance(given, str) and not given.lstrip().startswith("{") else name
     )
     if not folder.is_dir():
-        raise CheckpointError(folder, "the folder is missing, so download the checkpoint again")
+        raise CheckpointError(folder, "the folder is missing; download the checkpoint again")
     return folder
 
 
 def open_flat(root: Path, top: Fields) -> Checkpoint:
-    """The flat layout."""
+    """Open the flat layout."""
     kind = top.string("model_type")
     if kind not in FLAT_TYPES:
-        raise top.error("model_type", "this is not a NVILA checkpoint", f"one of {FLAT_TYPES}")
+        raise top.error("model_type", "this is not an NVILA checkpoint", f"one of {FLAT_TYPES}")
     llm, vision = top.child("text_config"), top.child("vision_config")
     path = root / "preprocessor_config.json"
     preprocessor = Fields.read(path) if path.exists() else Fields({}, str(path))
@@ -129,7 +134,7 @@ def open_flat(root: Path, top: Fields) -> Checkpoint:
     projector = weights.part("mm_projector.")
     name = top.string("chat_template") if "chat_template" in top else None
     tokenizer = Tokenizer(root, name)
-    if "tie_word_embeddings" not in llm:  # some files have it at the top, some nowhere
+    if "tie_word_embeddings" not in llm:  # some published files have it at the top, some nowhere
         tied = top.boolean("tie_word_embeddings", "llm.lm_head.weight" not in weights)
         llm = Fields({**llm.values, "tie_word_embeddings": tied}, llm.file)
     projector_type = flat_projector(top, projector)
@@ -142,7 +147,7 @@ def open_flat(root: Path, top: Fields) -> Checkpoint:
 
 
 def is_s2(vision: Fields, projector_type: str, weights: Weights) -> bool:
-    """Whether the projector takes the channels of several scales, as dynamic S2 gives them."""
+    """Return whether the projector's input is several scales wide, as with dynamic S2."""
     factor = DOWNSAMPLING.get(projector_type)
     if factor is None or "layers.1.weight" not in weights:
         return False
@@ -150,9 +155,7 @@ def is_s2(vision: Fields, projector_type: str, weights: Weights) -> bool:
 
 
 def flat_projector(top: Fields, weights: Weights) -> str:
-    """`mm_projector_type`, or what the number of the projector's layers says where the field is
-    absent.
-    """
+    """Return `mm_projector_type`, or infer it from the number of layers if the field is absent."""
     for name in ("mm_projector_type", "projector_type"):
         if name in top:
             return top.string(name)
@@ -166,12 +169,20 @@ def load_language(
     device: torch.device,
     bits: int | None = None,
 ) -> "LanguageModel":
-    """Build the model without allocating it twice and load its weights, in `bits` where given.
+    """Build the language model on the meta device and load its weights, so that memory holds them
+    once.
+
+    Args:
+        fields: fields of transformers' Qwen2Config.
+        weights: the tensors.
+        dtype: dtype to compute in.
+        device: device of the model.
+        bits: 8 or 4: quantize the linear layers; None: full precision.
 
     Raises:
         CheckpointError: the weights contradict the config.
     """
-    # Importing transformers takes seconds, which opening a checkpoint need not cost.
+    # Importing transformers takes seconds, and opening a checkpoint does not need it.
     from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
     from nvila_core.models.language_model import LanguageModel
@@ -197,8 +208,14 @@ def load_vision(
     device: torch.device,
     bits: int | None = None,
 ) -> "VisionTower":
-    """Build the tower without allocating it twice and load what is needed of it, in `bits` where
-    given.
+    """Build the vision tower on the meta device and load the weights of the layers in use.
+
+    Args:
+        config: configuration of the tower.
+        weights: the tensors.
+        dtype: dtype to compute in.
+        device: device of the tower.
+        bits: 8 or 4: quantize the linear layers; None: full precision.
 
     Raises:
         CheckpointError: the weights contradict the config.

@@ -1,5 +1,6 @@
-"""Safetensors on disk as an index of tensors, loaded lean: memory-mapped where the dtype fits, and
-converted one tensor at a time where it does not, so that no second copy of the weights ever exists.
+"""Index the tensors of safetensors files, and load them without a second copy in memory.
+
+A tensor that already has the wanted dtype is memory-mapped; others are converted one at a time.
 """
 
 from collections.abc import Iterable
@@ -19,7 +20,7 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies and what its header says; `key` is its name in the file."""
+    """The file of a tensor and its entry in the file's header; `key` is its name there."""
 
     path: Path
     key: str
@@ -28,7 +29,7 @@ class StoredTensor:
 
 
 class Weights:
-    """Tensors by name, none of them read yet. `source` names them in errors."""
+    """Tensors by name, not read yet. `source` is the path for error messages."""
 
     def __init__(self, tensors: dict[str, StoredTensor], source: Path) -> None:
         self.tensors, self.source = tensors, source
@@ -38,10 +39,10 @@ class Weights:
 
     @classmethod
     def open(cls, folder: Path) -> "Weights":
-        """Index `folder`: model.safetensors, or the shards that model.safetensors.index.json lists.
+        """Index model.safetensors, or the shards that model.safetensors.index.json lists.
 
         Raises:
-            CheckpointError: files missing or truncated, or a header that is not safetensors.
+            CheckpointError: a file is missing, truncated, or not safetensors.
         """
         index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
         if index.exists():
@@ -50,33 +51,39 @@ class Weights:
             return cls(read_header(single), single)
         if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):
             raise CheckpointError(
-                single, "only pickled weights are here, which are never loaded; convert them"
+                single,
+                "the folder has pickled weights only, which are unsafe to load; convert them to "
+                "safetensors",
             )
-        raise CheckpointError(single, "the file is missing, so download the checkpoint again")
+        raise CheckpointError(single, "the file is missing; download the checkpoint again")
 
     def part(self, prefix: str) -> "Weights":
-        """The tensors whose names start with `prefix`, without it."""
+        """Return the tensors whose names start with `prefix`, named without it."""
         inside = {
             n.removeprefix(prefix): t for n, t in self.tensors.items() if n.startswith(prefix)
         }
         return Weights(inside, self.source)
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of tensor `name`.
+        """Return the shape of tensor `name`.
 
         Raises:
-            CheckpointError: there is no such tensor.
+            CheckpointError: the tensor is missing.
         """
         if name not in self.tensors:
             raise CheckpointError(self.source, "the tensor is missing", field=name)
         return self.tensors[name].shape
 
     def expect(self, name: str, shape: tuple[int, ...], because: str) -> None:
-        """Check one shape before anything is built from the config.
+        """Check the shape of a tensor before anything is built from the config.
+
+        Args:
+            name: name of the tensor.
+            shape: shape that the config asks for.
+            because: the fields of the config that determine the shape.
 
         Raises:
-            CheckpointError: missing or different; `because` names the config field that asks for
-                it.
+            CheckpointError: the tensor is missing or has another shape.
         """
         if self.shape(name) != shape:
             stored = self.tensors[name]
@@ -89,7 +96,16 @@ class Weights:
             )
 
     def expect_count(self, prefix: str, count: int, field: str) -> None:
-        """Check that the tensors named `{prefix}{i}.` have i = 0 .. count - 1."""
+        """Check that exactly `count` layers exist, named `{prefix}0.` to `{prefix}{count - 1}.`.
+
+        Args:
+            prefix: prefix of the layers' names.
+            count: number of layers that the config asks for.
+            field: the field of the config that has this number.
+
+        Raises:
+            CheckpointError: layers are missing, or there are more of them.
+        """
         numbers = {
             n.removeprefix(prefix).split(".")[0] for n in self.tensors if n.startswith(prefix)
         }
@@ -104,7 +120,11 @@ class Weights:
             )
 
     def read(self, name: str, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """One tensor as `dtype` on `device`; mapped rather than copied where it already is that."""
+        """Read one tensor as `dtype` to `device`, memory-mapped instead of copied if possible.
+
+        Raises:
+            CheckpointError: the tensor cannot be read.
+        """
         stored = self.tensors[name]
         with (
             as_checkpoint_error(stored.path, "the tensor cannot be read", stored.key),
@@ -121,15 +141,18 @@ class Weights:
         unused: Iterable[str] = (),
         bits: int | None = None,
     ) -> None:
-        """Give `module`, built on the meta device, its parameters.
+        """Load the parameters of a module that was built on the meta device.
 
         Args:
-            module: every parameter of it must be here with the same shape.
-            unused: prefixes of tensors that may be here and are not wanted.
-            bits: 8 or 4 quantizes the linear layers inside `layers`, one at a time.
+            module: the module; each of its parameters must have a tensor of the same shape.
+            dtype: dtype of the parameters.
+            device: device of the parameters.
+            unused: prefixes of the names of tensors to ignore.
+            bits: 8 or 4: quantize the linear layers inside `layers`, one at a time.
 
         Raises:
-            CheckpointError: a tensor is missing, has another shape or dtype, or belongs nowhere.
+            CheckpointError: a tensor is missing, has another shape, is not of a float dtype, or is
+                not a parameter of the module.
         """
         wanted = dict(module.named_parameters())
         unused = tuple(unused)
@@ -137,7 +160,7 @@ class Weights:
             if name not in wanted and not name.startswith(unused):
                 raise CheckpointError(
                     self.tensors[name].path,
-                    "the config asks for no such tensor",
+                    "the model of the config has no such tensor",
                     field=self.tensors[name].key,
                 )
         for name, parameter in wanted.items():
@@ -146,7 +169,7 @@ class Weights:
             if stored.dtype not in FLOATS:
                 raise CheckpointError(
                     stored.path,
-                    "the tensor's type is not supported",
+                    "the tensor's dtype is not supported",
                     field=stored.key,
                     expected=sorted(FLOATS),
                     found=stored.dtype,
@@ -163,9 +186,9 @@ class Weights:
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of one file; the library checks the header against the file's length."""
+    """Return the tensors of one file; safetensors checks the header against the file's length."""
     if not path.is_file():
-        raise CheckpointError(path, "the file is missing, so download the checkpoint again")
+        raise CheckpointError(path, "the file is missing; download the checkpoint again")
     tensors = {}
     with (
         as_checkpoint_error(path, "the file is truncated or not safetensors"),
@@ -178,7 +201,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
 
 def open_shards(index: Path) -> dict[str, StoredTensor]:
-    """The tensors that an index file lists, each looked up in its shard."""
+    """Return the tensors that an index file lists, each looked up in its shard."""
     entries = Fields(read_json(index), str(index)).child("weight_map").values
     headers: dict[str, dict[str, StoredTensor]] = {}
     tensors = {}
@@ -192,14 +215,14 @@ def open_shards(index: Path) -> dict[str, StoredTensor]:
                 index,
                 "the shard's name is malformed",
                 field=name,
-                expected="a .safetensors file beside it",
+                expected="the name of a .safetensors file in the same folder",
                 found=file,
             )
         if file not in headers:
             headers[file] = read_header(index.parent / file)
         if name not in headers[file]:
             raise CheckpointError(
-                index.parent / file, f"the tensor that {index.name} promises is missing", field=name
+                index.parent / file, f"the tensor is missing but listed in {index.name}", field=name
             )
         tensors[name] = headers[file][name]
     return tensors

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from nvila_core import NVILA, CheckpointError, NVILAError
-from nvila_core.checkpoint.footprint import find_local, main, measure_footprint, stored_bytes
+from nvila_core.checkpoint.footprint import main, measure_footprint, stored_bytes
+from nvila_core.checkpoint.hub import find_downloaded
 from nvila_core.checkpoint.loader import Checkpoint
 from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
 
@@ -74,11 +75,11 @@ def test_what_cannot_be_had(
     with pytest.raises(CheckpointError, match="mm_projector"):
         measure_footprint(broken, "cpu", "auto", 0)
     with pytest.raises(CheckpointError, match="no such folder"):
-        find_local(str(tmp_path / "absent"))
+        find_downloaded(str(tmp_path / "absent"))
     if not torch.cuda.is_available():
         with pytest.raises(NVILAError, match="No CUDA device"):
             measure_footprint(random_checkpoint, "cuda", "auto", 0)
-    with pytest.raises(NVILAError, match="'int3' is unknown"):
+    with pytest.raises(NVILAError, match="quantization 'int3'"):
         measure_footprint(random_checkpoint, "cpu", "auto", 0, "int3")
     assert main([str(broken)]) == 1
     assert "mm_projector" in json.loads(capsys.readouterr().out)["error"]
@@ -90,4 +91,4 @@ def test_a_repository_that_is_not_in_the_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert find_local("Efficient-Large-Model/NVILA-Lite-2B") is None
+    assert find_downloaded("Efficient-Large-Model/NVILA-Lite-2B") is None

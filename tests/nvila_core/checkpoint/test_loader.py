@@ -306,7 +306,7 @@ def test_pickles_are_never_loaded(tmp_path: Path, tiny_folder: Path) -> None:
 def test_where_there_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         NVILA.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match="not a file"):
+    with pytest.raises(CheckpointError, match="is a file"):
         NVILA.from_pretrained(__file__)
     with pytest.raises(CheckpointError, match="no such folder"):
         NVILA.from_pretrained("a/b/c")
