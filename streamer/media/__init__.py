@@ -1,1 +1,1 @@
-"""Video in: addresses, decoding, sampling, and a camera of our own to try it all with."""
+"""Read video: parse addresses, open sources, decode and sample frames, explain failures."""

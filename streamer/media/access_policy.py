@@ -1,8 +1,8 @@
-"""What may be opened: local files, and addresses on the network.
+"""Decide which files and network addresses may be opened.
 
-Whoever may attach a stream chooses a URL that this machine then fetches, from inside its network.
-Cameras of the local network are what the service is for; the services of this machine, and those
-that hand out a cloud machine's credentials, are not.
+A user who attaches a stream chooses a URL that this machine then fetches from inside its network.
+Cameras of the local network are the purpose of the service. Other services of this machine, and
+the metadata services that give out a cloud machine's credentials, must stay out of reach.
 """
 
 import ipaddress
@@ -31,17 +31,19 @@ _METADATA = frozenset(
         "192.0.0.192",  # Oracle Cloud
     )
 )
-_THIS_NETWORK = ipaddress.ip_network("0.0.0.0/8")  # Linux takes it for this machine
+_THIS_NETWORK = ipaddress.ip_network("0.0.0.0/8")  # Linux treats it as this machine
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 @dataclass(frozen=True)
 class AccessPolicy:
-    """What this process may open.
+    """Rules for the sources that this process may open.
 
-    `dirs` are the folders (or single files and devices) that local sources may be in, None: any.
-    `hosts` are host names, addresses and networks that http(s) may reach although they are on
-    this machine, link-local, or a cloud's metadata service.
+    Attributes:
+        dirs: folders (or single files and devices) that may hold local sources; None: any.
+        hosts: host names, addresses and networks that http(s) may reach although they are this
+            machine, link-local, or a cloud's metadata service.
+        verify: whether https requires a trusted certificate.
     """
 
     dirs: tuple[Path, ...] | None = None
@@ -50,7 +52,7 @@ class AccessPolicy:
 
     @classmethod
     def of(cls, settings: Settings, *, remote: bool = False) -> Self:
-        """By the settings; `remote` requests, over HTTP, may name `allowed_dirs` only."""
+        """Return the policy of `settings`; `remote`: API requests may only read `allowed_dirs`."""
         return cls(
             dirs=tuple(settings.allowed_dirs) if remote else None,
             hosts=tuple(settings.allowed_hosts),
@@ -58,10 +60,10 @@ class AccessPolicy:
         )
 
     def check(self, url: str) -> str:
-        """`url` (as `parse_source` makes it), if it may be opened; links in a path are resolved.
+        """Return `url` (from `parse_source`), with links resolved, if it may be opened.
 
-        Raises StreamerError(STREAM_URL_FORBIDDEN). The addresses of names are looked at when they
-        are connected to.
+        Raises StreamerError(STREAM_URL_FORBIDDEN). Host names are only checked when they are
+        resolved for a connection: see :meth:`addresses`.
         """
         if is_remote(url):
             parts = urlsplit(url)
@@ -73,20 +75,20 @@ class AccessPolicy:
         for allowed in self.dirs:
             try:
                 path, root = Path(url).resolve(), allowed.expanduser().resolve()
-            except (OSError, RuntimeError):  # links that lead in a circle
+            except (OSError, RuntimeError):  # circular links
                 break
             if path == root or root in path.parents:
                 return str(path)
         raise StreamerError(
             ErrorCode.STREAM_URL_FORBIDDEN,
-            f"{url} may not be read through the API: put its folder into the setting allowed_dirs, "
+            f"{url} may not be read through the API: add its folder to the setting allowed_dirs, "
             "or attach it with the command line.",
         )
 
     def addresses(self, host: str, port: int, url: str) -> list[str]:
-        """The addresses of `host`, all of which may be connected to; asks the name server once.
+        """Resolve `host` once, and return its addresses if all of them may be connected to.
 
-        Raises StreamerError: STREAM_URL_FORBIDDEN, STREAM_CONNECTION_FAILED for an unknown name.
+        Raises StreamerError: STREAM_URL_FORBIDDEN; STREAM_CONNECTION_FAILED for an unknown name.
         """
         try:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -98,13 +100,13 @@ class AccessPolicy:
         return addresses
 
     def _check_address(self, address: Address, host: str, url: str) -> None:
-        what = special(address)
+        what = special_use(address)
         if what is None or self._is_allowed(address, host):
             return
         raise StreamerError(
             ErrorCode.STREAM_URL_FORBIDDEN,
-            f"{redact(url)} leads to {what}, which http(s) may not reach: put {host} into the "
-            "setting allowed_hosts if it should.",
+            f"{redact(url)} leads to {what}, which http(s) may not reach: to allow it, add {host} "
+            "to the setting allowed_hosts.",
         )
 
     def _is_allowed(self, address: Address, host: str) -> bool:
@@ -118,8 +120,8 @@ class AccessPolicy:
         return False
 
 
-def special(address: Address) -> str | None:
-    """What is special about `address`; None for one that anybody may reach, of a camera too."""
+def special_use(address: Address) -> str | None:
+    """Describe the special use of `address`; None for an address that any host may have."""
     plain = _plain(address)
     if plain in _METADATA:
         return "a cloud's metadata service"
@@ -128,12 +130,12 @@ def special(address: Address) -> str | None:
     if plain.is_link_local:
         return "a link-local address"
     if plain.is_multicast or (plain.is_reserved and plain.version == 4):
-        return "an address of no single host"
+        return "an address that is not a single host"
     return None
 
 
 def _plain(address: Address) -> Address:
-    """The IPv4 address that an IPv6 one stands for, if it does."""
+    """Return the IPv4 address that an IPv6 address embeds, or the address itself."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
     if address.scope_id is not None:

@@ -1,8 +1,7 @@
-"""Hardware decoding where there is any, and software everywhere else.
+"""Decode with the GPU where possible, and in software elsewhere.
 
-PyAV's own software fall-back covers a picture format that the card cannot decode, not a machine
-without a driver: there, making the device raises PermissionError out of `av.open`. So a device is
-made first, once for the whole process.
+PyAV falls back to software for a format that the GPU cannot decode, but not on a machine without a
+driver: there, `av.open` raises PermissionError. So each process first tries to create a device.
 """
 
 import logging
@@ -17,7 +16,7 @@ from av.container import InputContainer
 
 Hardware = Literal["none", "auto", "cuda"]
 
-# Else FFmpeg makes a CUDA context, hundreds of megabytes of the card, for every single stream.
+# Otherwise FFmpeg creates a CUDA context, hundreds of megabytes of GPU memory, per stream.
 _OPTIONS: dict[str, object] = {"primary_ctx": "1"}
 
 _log = logging.getLogger(__name__)
@@ -25,9 +24,9 @@ _log = logging.getLogger(__name__)
 
 @cache
 def cuda_unavailable_reason() -> str | None:
-    """Why pictures cannot be decoded by CUDA here, in a few words; None where they can.
+    """Return why CUDA cannot decode here, in a few words; None if it can.
 
-    It is tried once: what a process found holds for all its life.
+    The result is cached for the life of the process.
     """
     return _try_device()
 
@@ -45,10 +44,10 @@ def _try_device() -> str | None:
 
 
 def open_input(wanted: Hardware, **arguments: Any) -> InputContainer:
-    """`av.open(**arguments)` for reading, its video decoded by hardware if `wanted` and possible.
+    """Call `av.open(**arguments)` for reading, with hardware decoding if `wanted` and possible.
 
-    Else it is decoded in software, and the log says why, once: at level info for `auto`, as a
-    warning for `cuda`. Decoded pictures lie in main memory either way.
+    Otherwise the video is decoded in software, and the log gives the reason once: at level info for
+    `auto`, as a warning for `cuda`. Decoded frames are in main memory in both cases.
     """
     if wanted == "none":
         return _open(**arguments)
@@ -57,7 +56,7 @@ def open_input(wanted: Hardware, **arguments: Any) -> InputContainer:
         try:
             return _open(hwaccel=_accelerator(), **arguments)
         except (av.FFmpegError, OSError):
-            reason = _try_device()  # did the source fail, or is the card full by now?
+            reason = _try_device()  # either the source failed, or the GPU is out of memory by now
             if reason is None:
                 raise
     _log_software_decoding(wanted, reason)
@@ -76,21 +75,21 @@ def _accelerator() -> HWAccel:
 @cache
 def _log_software_decoding(wanted: Hardware, reason: str) -> None:
     level = logging.WARNING if wanted == "cuda" else logging.INFO
-    _log.log(level, "Pictures are decoded in software: %s.", reason)
+    _log.log(level, "Video is decoded in software: %s.", reason)
 
 
 def decoder_missing_reason() -> str | None:
-    """Why the card does not decode although its driver is there; None where it does.
+    """Return why the GPU does not decode although its driver exists; None if it does.
 
-    A container may have the driver without its video library: FFmpeg then decodes in software
-    and does not say so. The pixel format does: a card gives nv12.
+    A Docker container may have the driver without its video library. FFmpeg then decodes in
+    software without a message, but the pixel format tells: a GPU returns nv12.
     """
-    with open_input("auto", file=_little_video()) as container:
+    with open_input("auto", file=_small_video()) as container:
         formats = {frame.format.name for frame in container.decode(video=0)}
     return None if formats == {"nv12"} else "the NVIDIA driver has no decoder here"
 
 
-def _little_video() -> BytesIO:
+def _small_video() -> BytesIO:
     file = BytesIO()
     with av.open(file, "w", format="matroska") as container:
         stream = container.add_stream("libx264", rate=10, options={"x264-params": "log-level=none"})

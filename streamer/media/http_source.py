@@ -1,8 +1,8 @@
-"""Video over http(s), fetched by us instead of FFmpeg, so that we know what is connected to.
+"""Fetch video over http(s) in place of FFmpeg, and check every address before connecting.
 
-FFmpeg asks the name server by itself and follows redirects wherever they lead. Here each address
-is looked at, once, and that very address is connected to: for the URL, for every redirect, and
-for all that a playlist names.
+FFmpeg resolves names by itself and follows any redirect. Here each name is resolved once, its
+addresses are checked, and the connection goes to a checked address: for the URL, for every
+redirect, and for everything that a playlist names.
 """
 
 import ssl
@@ -18,26 +18,28 @@ from streamer.media import source_errors, tls
 from streamer.media.access_policy import AccessPolicy
 from streamer.media.urls import redact
 
-_ATTEMPTS = 5
-"""Times that a recording which broke off is asked for again before it counts as broken off."""
+_MAX_ATTEMPTS = 5
+"""Requests to resume a recording whose download ended early."""
 
-_SKIP = 1 << 18
-"""Bytes that are read and thrown away rather than asked for anew."""
+_MAX_SKIP = 1 << 18
+"""Bytes to skip by reading them; a longer seek makes a new request."""
 
-_REDIRECTS = 8
+_MAX_REDIRECTS = 8
 _MAX_ENCRYPTED = 64 << 20
-"""Bytes of an encrypted segment at most: it is decrypted as a whole."""
+"""Bytes of an encrypted segment, which is decrypted as a whole."""
 
 _HEADERS = {"User-Agent": "nvila-streamer", "Accept": "*/*", "Accept-Encoding": "identity"}
 
 
 class _CheckedTransport(httpx.BaseTransport):
-    """Connects to addresses that were looked at, and to nothing else."""
+    """Connects only to addresses that the policy allows."""
 
     def __init__(self, access: AccessPolicy) -> None:
         self._access = access
         self._plain = httpx.HTTPTransport(verify=False)
-        self._encrypted: httpx.HTTPTransport | None = None  # reading certificates takes a while
+        self._encrypted: httpx.HTTPTransport | None = (
+            None  # created when needed: loading certificates is slow
+        )
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
         """Send `request` to the first address of its host that answers."""
@@ -50,23 +52,23 @@ class _CheckedTransport(httpx.BaseTransport):
             request.url = url.copy_with(host=address)
             request.extensions = {**request.extensions, "sni_hostname": host}
             try:
-                response = self._carrier(url.scheme).handle_request(request)
+                response = self._transport(url.scheme).handle_request(request)
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 failure = error
             else:
                 return response
             finally:
-                request.url = url  # redirects, logins and errors are about the name
+                request.url = url  # redirects, logins and errors refer to the name
         assert failure is not None
         raise failure
 
     def close(self) -> None:
-        """Hang up."""
+        """Close all connections."""
         self._plain.close()
         if self._encrypted is not None:
             self._encrypted.close()
 
-    def _carrier(self, scheme: str) -> httpx.HTTPTransport:
+    def _transport(self, scheme: str) -> httpx.HTTPTransport:
         if scheme == "http":
             return self._plain
         if self._encrypted is None:
@@ -75,14 +77,14 @@ class _CheckedTransport(httpx.BaseTransport):
 
 
 class _Login(httpx.Auth):
-    """Basic or digest, whichever the server asks for."""
+    """Basic or Digest authentication, as the server requires."""
 
     def __init__(self, user: str, password: str) -> None:
         self._user, self._password = user, password
         self._chosen: httpx.Auth | None = None
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
-        """Ask without the password first: what is sent depends on what the server wants."""
+        """Send the first request without a password, then authenticate as the server requires."""
         if self._chosen is None:
             response = yield request
             if response.status_code != 401:
@@ -94,10 +96,10 @@ class _Login(httpx.Auth):
 
 
 class HttpOpener:
-    """Opens `url` and, for FFmpeg, what a playlist there names.
+    """Opens `url`, and the files that a playlist there names, for FFmpeg.
 
-    The user and password of `url` go to its own host only. FFmpeg cannot be told why something
-    did not open: `error` keeps the reason, and it reads an empty file.
+    The user and password of `url` are only sent to its own host. If a file cannot be opened,
+    FFmpeg reads an empty file, and `error` keeps the reason.
     """
 
     def __init__(self, url: str, access: AccessPolicy, *, live: bool, timeout: float) -> None:
@@ -113,14 +115,14 @@ class HttpOpener:
             headers=_HEADERS,
             timeout=timeout,
             follow_redirects=True,
-            max_redirects=_REDIRECTS,
-            trust_env=False,  # a proxy would connect to whatever it likes
+            max_redirects=_MAX_REDIRECTS,
+            trust_env=False,  # a proxy could connect to any address
         )
         self._files: list[HttpFile] = []
         self.error: StreamerError | None = None
 
     def open_first(self) -> "HttpFile":
-        """The file at `url` itself. Raises StreamerError when it cannot be had."""
+        """Open the file at `url` itself. Raises StreamerError if that fails."""
         file = self._file(self._url)
         file.fill()
         if self.error is not None:
@@ -128,7 +130,7 @@ class HttpOpener:
         return file
 
     def open(self, url: str, flags: int = 1, options: dict[str, str] | None = None) -> "HttpFile":
-        """What FFmpeg calls `io_open`: a file named by a playlist."""
+        """Open a file that a playlist names: the `io_open` of FFmpeg."""
         options = options or {}
         encrypted = url.startswith(("crypto+", "crypto:"))
         target = url[len("crypto+") :] if encrypted else url
@@ -140,40 +142,40 @@ class HttpOpener:
         return self._file(target)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close all files and connections."""
         for file in self._files:
             file.close()
         self._client.close()
 
     def failed(self, error: StreamerError) -> None:
-        """Remember what went wrong: of a recording the first thing, of a live stream the last."""
+        """Keep an error: the first of a recording, the last of a live stream."""
         forbidden = self.error is not None and self.error.code is ErrorCode.STREAM_URL_FORBIDDEN
         if self.error is None or (self._live and not forbidden):
             self.error = error
 
     def succeeded(self) -> None:
-        """A live stream goes on: what went wrong before does not matter any more."""
+        """Clear the error of a live stream that continues."""
         if self._live and self.error and self.error.code is not ErrorCode.STREAM_URL_FORBIDDEN:
             self.error = None
 
     def request(self, url: str, start: int) -> httpx.Response:
-        """Ask for `url` from byte `start` on.
+        """Request `url` from byte `start` on.
 
-        Raises StreamerError, for a status that is none of success too.
+        Raises StreamerError, also for a status other than success.
         """
         parts, own = urlsplit(url), urlsplit(self._url)
-        mine = (parts.scheme, parts.netloc) == (own.scheme, own.netloc)
+        same_host = (parts.scheme, parts.netloc) == (own.scheme, own.netloc)
         headers = {"Range": f"bytes={start}-"}
         try:
             request = self._client.build_request("GET", url, headers=headers)
             response = self._client.send(
-                request, stream=True, auth=self._login if mine and self._login else None
+                request, stream=True, auth=self._login if same_host and self._login else None
             )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             if isinstance(error, httpx.RemoteProtocolError):
                 raise source_errors.not_http(self._named(url)) from None
             raise self.explain(error, url) from None
-        if response.status_code == 416:  # nothing there any more: the end
+        if response.status_code == 416:  # range not satisfiable: the end
             return response
         if not response.is_success:
             response.close()
@@ -181,7 +183,7 @@ class HttpOpener:
         return response
 
     def explain(self, error: Exception, url: str) -> StreamerError:
-        """What an exception of httpx means; its own text may hold the whole URL."""
+        """Translate an httpx exception; its own text may contain the URL with its password."""
         shown = self._named(url)
         if isinstance(error, httpx.InvalidURL):
             return source_errors.unreachable(shown)
@@ -204,7 +206,7 @@ class HttpOpener:
 
     @property
     def live(self) -> bool:
-        """Whether what breaks off is lost: a recording is asked for again from there on."""
+        """Whether the source is live: an interrupted recording is resumed, a live stream is not."""
         return self._live
 
     def _named(self, url: str) -> str:
@@ -217,12 +219,12 @@ class HttpOpener:
 
 
 class HttpFile:
-    """A file over http(s) as FFmpeg reads it; what goes wrong ends it, and the opener knows why."""
+    """A file over http(s) as FFmpeg reads it. An error ends it; the opener keeps the error."""
 
     def __init__(self, opener: HttpOpener, url: str) -> None:
         self._opener = opener
         self.name = url
-        """Where it is, after redirects: what a playlist names is relative to it."""
+        """URL after redirects, to which the entries of a playlist are relative."""
         self.closed = not url
         self._response: httpx.Response | None = None
         self._chunks: Iterator[bytes] = iter(())
@@ -234,7 +236,7 @@ class HttpFile:
         self._ranges = False
 
     def fill(self) -> bytes:
-        """Open it, if it is not; what has come and was not read yet."""
+        """Open the file if necessary, and return the data that has arrived but was not read."""
         attempts = 0
         while self._offset >= len(self._chunk) and not self.closed:
             try:
@@ -246,29 +248,29 @@ class HttpFile:
                 break
             except StreamerError as error:
                 attempts += 1
-                if not self._may_try_again(attempts):
+                if not self._may_retry(attempts):
                     self._fail(error)
             except httpx.HTTPError as error:
                 attempts += 1
-                self._hang_up()
-                if not self._may_try_again(attempts):
+                self._disconnect()
+                if not self._may_retry(attempts):
                     self._fail(self._opener.explain(error, self.name))
         return self._chunk[self._offset :]
 
     def read(self, size: int) -> bytes:
-        """Up to `size` bytes, as soon as there are any; none at the end."""
+        """Return up to `size` bytes as soon as any arrive; none at the end."""
         data = self.fill()[:size]
         self._offset += len(data)
         self._position += len(data)
         return data
 
     def seekable(self) -> bool:
-        """Whether the server gives parts of the file."""
+        """Return whether the server supports ranges."""
         self.fill()
         return self._ranges
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a place; it is asked for when it is read. -1 when it is not known where that is."""
+        """Set the position, which takes effect at the next read; return -1 if it is unknown."""
         base = {0: 0, 1: self._position, 2: self._size}.get(whence & 0xFF)
         if base is None or base + offset < 0:
             return -1
@@ -276,18 +278,18 @@ class HttpFile:
         ahead = target - self._position
         if 0 <= ahead <= len(self._chunk) - self._offset:
             self._offset += ahead
-        elif not (self._response is not None and 0 < ahead <= _SKIP and self._skip(ahead)):
-            self._hang_up()
+        elif not (self._response is not None and 0 < ahead <= _MAX_SKIP and self._skip(ahead)):
+            self._disconnect()
         self._position = target
         return target
 
     def tell(self) -> int:
-        """Where the next byte is read."""
+        """Return the position of the next byte."""
         return self._position
 
     def close(self) -> None:
-        """Hang up; nothing can be read afterwards."""
-        self._hang_up()
+        """Close the connection; nothing can be read afterwards."""
+        self._disconnect()
         self.closed = True
 
     def _skip(self, ahead: int) -> bool:
@@ -302,7 +304,9 @@ class HttpFile:
         partial = response.status_code == 206
         if self._position and not partial and response.status_code != 416:
             response.close()
-            raise source_errors.broke_off(redact(self.name))  # it would begin anew
+            raise source_errors.broke_off(
+                redact(self.name)
+            )  # the server would send it from the beginning
         self._ranges = partial or response.headers.get("accept-ranges") == "bytes"
         if self._size is None:
             self._size = _size_of(response)
@@ -311,14 +315,14 @@ class HttpFile:
         self._response, self._at = response, self._position
         self._chunks = response.iter_raw() if response.status_code != 416 else iter(())
 
-    def _may_try_again(self, attempts: int) -> bool:
-        return self._position > 0 and not self._opener.live and attempts < _ATTEMPTS
+    def _may_retry(self, attempts: int) -> bool:
+        return self._position > 0 and not self._opener.live and attempts < _MAX_ATTEMPTS
 
     def _fail(self, error: StreamerError) -> None:
         self._opener.failed(error)
         self.close()
 
-    def _hang_up(self) -> None:
+    def _disconnect(self) -> None:
         response, self._response = self._response, None
         self._chunk, self._offset, self._chunks = b"", 0, iter(())
         if response is not None:
@@ -326,7 +330,7 @@ class HttpFile:
 
 
 class _Decrypted(HttpFile):
-    """A segment in AES-128-CBC, with a key that FFmpeg has fetched by the same opener."""
+    """A segment in AES-128-CBC; FFmpeg has fetched the key with the same opener."""
 
     def __init__(self, opener: HttpOpener, url: str, key: str, iv: str) -> None:
         super().__init__(opener, url)
@@ -334,17 +338,17 @@ class _Decrypted(HttpFile):
         self._plain: bytes | None = None
 
     def fill(self) -> bytes:
-        """Fetch and decrypt it; what was not read yet."""
+        """Fetch and decrypt the segment; return the data that was not read."""
         if self._plain is None:
             self._plain = self._decrypt()
         return self._plain[self._position :]
 
     def seekable(self) -> bool:
-        """It lies in memory."""
+        """Return True: the segment is in memory."""
         return True
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a place."""
+        """Set the position and return it."""
         base = {0: 0, 1: self._position, 2: len(self._plain or b"")}.get(whence & 0xFF, 0)
         self._position = max(0, base + offset)
         return self._position
@@ -380,6 +384,6 @@ def _not_allowed(source: str, target: str) -> StreamerError:
     kind = target.partition(":")[0][:20] if "://" in target else "this"
     return StreamerError(
         ErrorCode.STREAM_URL_FORBIDDEN,
-        f"{source} refers to something that may not be opened ({kind}): a playlist or a redirect "
-        "on the network may lead to http:// and https:// only.",
+        f"{source} refers to a source that may not be opened ({kind}): a playlist or redirect on "
+        "the network may only lead to http:// and https://.",
     )

@@ -1,4 +1,4 @@
-"""How FFmpeg opens a source: its options, and whom it may talk to meanwhile."""
+"""Prepare how FFmpeg opens a source: its options, and what it may access."""
 
 import io
 import stat
@@ -10,10 +10,10 @@ from streamer.domain import Transport
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import source_errors
 from streamer.media.access_policy import AccessPolicy
-from streamer.media.urls import SCHEMES, forbidden, is_device, is_remote
+from streamer.media.urls import SCHEMES, forbidden_scheme, is_device, is_remote
 
 _TRANSPORTS = {
-    # what most cameras do best, and through every firewall; the other one if they refuse it
+    # TCP works with most cameras and through firewalls; UDP if the camera refuses TCP
     "auto": {"rtsp_transport": "tcp+udp", "rtsp_flags": "prefer_tcp"},
     "tcp": {"rtsp_transport": "tcp"},
     "udp": {"rtsp_transport": "udp"},
@@ -22,11 +22,11 @@ _PROTOCOLS = {
     "rtsp": "rtp,srtp,udp,tcp,tls,crypto",
     "rtmp": "rtmp,rtmps,ffrtmpcrypt,tcp,tls,crypto",
     "file": "file",
-    "http": "",  # nothing: we fetch it ourselves
+    "http": "",  # none: http_source fetches the data
 }
 
-# Containers of video. Not among them: what reads other files that it names (concat, dash, imf, sdp,
-# image sequences) and what makes pictures of anything (tty).
+# Containers of video, without formats that read other files (concat, dash, imf, sdp, image
+# sequences) and without tty, which renders any text as video.
 _CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2;matroska,webm;avi;mpegts;mpeg;mpegvideo;flv;live_flv;asf;ogg;gif;apng;"
     "h264;hevc;vvc;av1;obu;ivf;m4v;mjpeg;mpjpeg;rm;mxf;nut;yuv4mpegpipe;wtv;dv;dhav;aac;mp3;webvtt"
@@ -34,45 +34,45 @@ _CONTAINERS = (
 
 _PLAYLIST = b"#EXTM3U"
 _PICTURES = (b"--", b"\xff\xd8")
-"""How one JPEG after the other begins, with headers between them or without."""
+"""First bytes of a sequence of JPEGs, with headers between them or without."""
 
 _PLAYLIST_SUFFIXES = frozenset({".m3u8", ".m3u"})
 _HLS = {
-    # these two would ask FFmpeg's own network code, which is not what has opened the files
+    # these two would use FFmpeg's network code, which did not open the files
     "http_persistent": "0",
     "http_multiple": "0",
-    "extension_picky": "0",  # segments are looked at by their contents, and can be video only
+    "extension_picky": "0",  # the content is checked instead, and only video is accepted
 }
 _BUFFER = 1 << 18
-"""Bytes that FFmpeg reads from us at once."""
+"""Bytes that FFmpeg reads at once."""
 
 
 class Opener(Protocol):
-    """Opens files for FFmpeg, and knows what went wrong: FFmpeg cannot be told."""
+    """Opens files for FFmpeg, and keeps the error, which FFmpeg cannot pass on."""
 
     error: StreamerError | None
 
     def open(self, url: str, flags: int = 1, options: dict[str, str] | None = None) -> Any:
-        """The file at `url`, which a playlist names."""
+        """Open the file at `url`, which a playlist names."""
 
     def close(self) -> None:
-        """Let go of all that was opened."""
+        """Close all files."""
 
 
 @dataclass
 class Opening:
-    """Arguments of `av.open`, and who serves it; close it after the container."""
+    """Arguments of `av.open`, and the opener of its files. Close it after the container."""
 
     arguments: dict[str, Any]
     opener: Opener | None = field(default=None)
 
     @property
     def error(self) -> StreamerError | None:
-        """What went wrong so far with what we opened for FFmpeg."""
+        """Error of the opener, if any."""
         return self.opener.error if self.opener is not None else None
 
     def close(self) -> None:
-        """Let go of all that was opened."""
+        """Close all files."""
         if self.opener is not None:
             self.opener.close()
 
@@ -80,13 +80,13 @@ class Opening:
 def prepare(
     url: str, *, live: bool, timeout: float, transport: Transport = "auto", access: AccessPolicy
 ) -> Opening:
-    """How to open `url`; `timeout` bounds each call on the network, seconds.
+    """Return how to open `url`; `timeout` bounds each network call, in seconds.
 
-    Raises StreamerError: STREAM_URL_FORBIDDEN, and why a file over http(s) cannot be had.
+    Raises StreamerError: STREAM_URL_FORBIDDEN, or why a file over http(s) cannot be opened.
     """
     scheme = url.partition("://")[0].lower() if is_remote(url) else ""
     if scheme and scheme not in SCHEMES:
-        raise forbidden(url)
+        raise forbidden_scheme(url)
     url = access.check(url)
     if is_device(url):
         return Opening({"file": url, "format": "v4l2"})
@@ -97,15 +97,15 @@ def prepare(
         "correct_ts_overflow": "0",
     }
     if live:
-        # 0.5 s to the first picture instead of 2.8 s; three pictures tell the frame rate
+        # 0.5 s to the first frame instead of 2.8 s; three frames suffice for the frame rate
         options |= {"analyzeduration": "500000", "fpsprobesize": "3"}
     microseconds = str(round(timeout * 1_000_000))
     if scheme in {"rtsp", "rtsps"}:
         options |= {"timeout": microseconds, "allowed_media_types": "video"}
         return Opening({"file": url, "options": options | _TRANSPORTS[transport]})
     if scheme in {"rtmp", "rtmps"}:
-        # FFmpeg waits up to 20 s for sound that a camera may not have, whatever analyzeduration
-        # says, but not beyond so many bytes. And `timeout` means: listen.
+        # FFmpeg ignores analyzeduration here and waits up to 20 s for audio that a camera may not
+        # have; probesize ends that wait. RTMP has rw_timeout because its `timeout` means: listen.
         options |= {"rw_timeout": microseconds, "probesize": "32768"}
         return Opening({"file": url, "options": options})
     options["format_whitelist"] = _CONTAINERS
@@ -117,7 +117,7 @@ def prepare(
 def _over_http(
     url: str, options: dict[str, str], access: AccessPolicy, *, live: bool, timeout: float
 ) -> Opening:
-    from streamer.media.http_source import HttpOpener  # httpx takes a while
+    from streamer.media.http_source import HttpOpener  # slow to import
 
     opener = HttpOpener(url, access, live=live, timeout=timeout)
     try:
@@ -130,7 +130,7 @@ def _over_http(
     if head.lstrip(b"\xef\xbb\xbf").startswith(_PLAYLIST):
         arguments |= _playlist(options, opener)
     elif live and head.lstrip().startswith(_PICTURES):
-        options["use_wallclock_as_timestamps"] = "1"  # else FFmpeg takes it for 25 a second
+        options["use_wallclock_as_timestamps"] = "1"  # otherwise FFmpeg assumes 25 fps
         arguments["format"] = "mpjpeg" if head.lstrip().startswith(b"--") else "mjpeg"
     return Opening(arguments, opener)
 
@@ -140,7 +140,7 @@ def _local(url: str, options: dict[str, str]) -> Opening:
     try:
         mode = path.stat().st_mode
     except OSError:
-        mode = stat.S_IFREG  # FFmpeg says what is wrong
+        mode = stat.S_IFREG  # FFmpeg reports what is wrong
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise StreamerError(
             ErrorCode.STREAM_NO_VIDEO, f"{url} is not a regular file: give a video file."
@@ -151,7 +151,7 @@ def _local(url: str, options: dict[str, str]) -> Opening:
         return Opening(
             {"file": first, "buffer_size": _BUFFER, **_playlist(options, opener)}, opener
         )
-    # `file:` keeps FFmpeg from reading a name with a colon as a protocol.
+    # `file:` prevents FFmpeg from reading a name with a colon as a protocol.
     return Opening({"file": f"file:{url}", "options": options})
 
 
@@ -161,7 +161,7 @@ def _playlist(options: dict[str, str], opener: Opener) -> dict[str, Any]:
 
 
 class _FolderOpener:
-    """Opens what a local playlist names, as long as it lies beside or below it."""
+    """Opens the files that a local playlist names, if they are in its folder or below."""
 
     def __init__(self, playlist: Path) -> None:
         self._playlist = playlist
@@ -170,7 +170,7 @@ class _FolderOpener:
         self.error: StreamerError | None = None
 
     def open(self, url: str, flags: int = 1, options: dict[str, str] | None = None) -> BinaryIO:
-        """The file at `url`."""
+        """Open the file at `url`."""
         path = Path(url.removeprefix("file:")).resolve()
         inside = self._folder in path.parents and not flags & 2
         try:
@@ -193,6 +193,6 @@ class _FolderOpener:
             return FileNotFoundError()
         return StreamerError(
             ErrorCode.STREAM_URL_FORBIDDEN,
-            f"{self._playlist} refers to something outside of its own folder: "
-            "put the segments of a recording beside its playlist.",
+            f"{self._playlist} refers to a file outside its folder: "
+            "put the segments of a recording next to its playlist.",
         )

@@ -1,6 +1,6 @@
-"""What goes wrong with a source, as a stable code and a sentence that says what to do.
+"""Describe failures of a source by a stable code and a sentence that says what to do.
 
-FFmpeg's own messages contain the URL with its password, so none of their text is ever used.
+FFmpeg's messages contain the URL with its password, so their text is never used.
 """
 
 import socket
@@ -14,139 +14,140 @@ from streamer.media import tls
 from streamer.media.urls import TLS_SCHEMES, is_device, is_remote, port_of, redact
 
 _TLS_TIMEOUT = 2.0
-_CERTIFICATES = {  # by OpenSSL's numbers
+_CERTIFICATES = {  # by the error number of OpenSSL
     9: ("is not valid yet", "check the clocks of the server and of this machine"),
-    10: ("has expired", "renew it on the server, check this machine's clock"),
-    62: ("is for another host", "give the URL with the name that it is for"),
-    64: ("is for another address", "give the URL with the name that it is for"),
+    10: ("has expired", "renew it on the server, or check this machine's clock"),
+    62: ("is for another host", "use the host name of the certificate in the URL"),
+    64: ("is for another address", "use the host name of the certificate in the URL"),
 }
 
 
 def timed_out(url: str, seconds: float) -> StreamerError:
-    """The source said nothing for `seconds`."""
+    """Return the error for a source that sent nothing for `seconds`."""
     return StreamerError(
         ErrorCode.STREAM_TIMEOUT,
         f"{redact(url)} sent nothing for {round(seconds, 1):g} s: check that the camera is on "
-        "and that no firewall is between.",
+        "and that no firewall blocks it.",
     )
 
 
 def closed(url: str) -> StreamerError:
-    """A live source ended."""
+    """Return the error for a live source that ended."""
     return StreamerError(
         ErrorCode.STREAM_CONNECTION_FAILED,
-        f"{redact(url)} closed the connection: it will be tried again.",
+        f"{redact(url)} closed the connection: check the camera if reconnecting does not help.",
     )
 
 
 def changed(url: str) -> StreamerError:
-    """A live source sends what its decoder, which worked before, cannot read."""
+    """Return the error for a live source whose video no longer fits its decoder."""
     return StreamerError(
         ErrorCode.STREAM_CONNECTION_FAILED,
-        f"{redact(url)} sends something else than it began with: it will be opened anew.",
+        f"{redact(url)} changed its video format: the stream will be reconnected.",
     )
 
 
 def clock_wrong(url: str) -> StreamerError:
-    """A live source's timestamps do not follow real time."""
+    """Return the warning for a live source whose timestamps do not follow real time."""
     return StreamerError(
         ErrorCode.STREAM_CLOCK_WRONG,
         f"The timestamps of {redact(url)} do not follow real time, so its frames are dated by "
-        "their arrival: check the camera's clock and firmware.",
+        "arrival: check the camera's clock and firmware.",
     )
 
 
 def broke_off(url: str) -> StreamerError:
-    """A recording stopped coming before its end."""
+    """Return the error for a recording whose download ended early."""
     return StreamerError(
         ErrorCode.STREAM_CONNECTION_FAILED,
-        f"{redact(url)} broke off and could not be taken up again: attach it anew.",
+        f"The download of {redact(url)} ended early and cannot be resumed: attach it again.",
     )
 
 
 def no_video(url: str) -> StreamerError:
-    """There is no picture in the source."""
+    """Return the error for a source without video."""
     return StreamerError(
-        ErrorCode.STREAM_NO_VIDEO, f"{redact(url)} has no video: give a source with pictures in it."
+        ErrorCode.STREAM_NO_VIDEO,
+        f"{redact(url)} contains no video: give a source with a video track.",
     )
 
 
 def cannot_decode(url: str, codec: str | None) -> StreamerError:
-    """The pictures are there, but this FFmpeg cannot read them."""
+    """Return the error for video that this build of FFmpeg cannot decode."""
     return StreamerError(
         ErrorCode.STREAM_CODEC_UNSUPPORTED,
         f"The video of {redact(url)} ({codec or 'unknown codec'}) cannot be decoded: "
-        "set the camera to H.264 or convert the file.",
+        "set the camera to H.264, or convert the file.",
     )
 
 
 def no_key_frames(url: str) -> StreamerError:
-    """Only key frames were asked for, and none came."""
+    """Return the error for sampling by key frames of a source without any."""
     return StreamerError(
         ErrorCode.STREAM_CODEC_UNSUPPORTED,
-        f"{redact(url)} sends no key frame that can be shown by itself: choose the sampling mode "
+        f"{redact(url)} sends no key frame that can be decoded alone: choose the sampling mode "
         "'fps', or set a key frame interval in the camera.",
     )
 
 
 def damaged(url: str, seconds: float) -> StreamerError:
-    """A recording broke off in the middle."""
+    """Return the error for a recording that is damaged after `seconds`."""
     return StreamerError(
         ErrorCode.STREAM_CODEC_UNSUPPORTED,
-        f"{redact(url)} is damaged after {seconds:.1f} s: what came before was analysed.",
+        f"{redact(url)} is damaged after {seconds:.1f} s: only the part before was analysed.",
     )
 
 
 def no_key_frame(url: str, seconds: float) -> StreamerError:
-    """Packets came, but nothing that decoding can begin with."""
+    """Return the error for video without a key frame, with which decoding could start."""
     return StreamerError(
         ErrorCode.STREAM_TIMEOUT,
-        f"{redact(url)} sent video, but no key frame in {seconds:.0f} s: "
+        f"{redact(url)} sent video, but no key frame within {seconds:.0f} s: "
         "set the camera's key frame interval (I-frame interval, GOP) to 1 or 2 seconds.",
     )
 
 
 def nothing_listens(url: str) -> StreamerError:
-    """The port is closed."""
+    """Return the error for a closed port."""
     return _connection(f"Nothing listens at {redact(url)}: check the address and the port.")
 
 
 def unknown_host(host: str) -> StreamerError:
-    """The name does not resolve."""
+    """Return the error for a host name that does not resolve."""
     return _connection(f"The host name '{redact(host)}' is unknown: check the URL.")
 
 
 def no_tls(url: str) -> StreamerError:
-    """The port is open and speaks no TLS."""
+    """Return the error for a port that does not speak TLS."""
     scheme = urlsplit(url).scheme
     return StreamerError(
         ErrorCode.STREAM_TLS_FAILED,
-        f"No encrypted connection to {redact(url)}: check its certificate and port, "
+        f"{redact(url)} does not accept an encrypted connection: check the port and certificate, "
         f"or use {scheme[:-1]}://.",
     )
 
 
 def not_rtsp(url: str, speaks: str | None) -> StreamerError:
-    """The port answers, in another language."""
+    """Return the error for a port that speaks another protocol than RTSP."""
     if speaks == "TLS":
         return wants_tls(url)
-    what = f"speaks {speaks}, not RTSP" if speaks else "did not answer as a camera does"
+    what = f"speaks {speaks}, not RTSP" if speaks else "does not answer like a camera"
     return _connection(f"{redact(url)} {what}: check the port and the scheme.")
 
 
 def wants_tls(url: str) -> StreamerError:
-    """The port speaks TLS, which was not asked for."""
+    """Return the error for a port that requires TLS."""
     scheme = urlsplit(url).scheme
-    return _connection(f"The port of {redact(url)} is an encrypted one: use {scheme}s://.")
+    return _connection(f"The port of {redact(url)} requires encryption: use {scheme}s://.")
 
 
 def refused(url: str, status: int, *, asked: str | None = None) -> StreamerError:
-    """An RTSP server answered `status`, not 200; `asked` is the kind of login that it wants."""
+    """Return the error for RTSP status `status`; `asked` is the login method of the server."""
     shown = redact(url)
     if status == 401 and "@" not in urlsplit(url).netloc:
         return StreamerError(
             ErrorCode.STREAM_AUTH_FAILED,
-            f"The camera asks for a user name and a password ({asked or 'some'} login): "
+            f"The camera requires a user name and password ({asked or 'some'} login): "
             "put them into the URL, rtsp://user:password@host/path.",
         )
     if status in (401, 403):
@@ -157,16 +158,16 @@ def refused(url: str, status: int, *, asked: str | None = None) -> StreamerError
     if status == 404:
         return StreamerError(
             ErrorCode.STREAM_NOT_FOUND,
-            f"The camera has no such path: check what follows the host in {shown}.",
+            f"The camera has no such path: check the part after the host in {shown}.",
         )
     return _connection(
-        f"{shown} refused to serve (RTSP status {status}): "
-        "check the path, and how many viewers the camera allows at once."
+        f"{shown} refused the request (RTSP status {status}): "
+        "check the path, and how many viewers the camera allows."
     )
 
 
 def http_refused(url: str, status: int) -> StreamerError:
-    """A web server answered `status`."""
+    """Return the error for HTTP status `status`."""
     if status in (401, 403):
         return StreamerError(
             ErrorCode.STREAM_AUTH_FAILED,
@@ -178,29 +179,29 @@ def http_refused(url: str, status: int) -> StreamerError:
             ErrorCode.STREAM_NOT_FOUND,
             f"The server has nothing at {redact(url)} (status {status}): check the path.",
         )
-    return _connection(f"{redact(url)} answers with status {status}: check the URL and the server.")
+    return _connection(f"{redact(url)} returned status {status}: check the URL and the server.")
 
 
 def not_http(url: str) -> StreamerError:
-    """The port answers, in another language."""
+    """Return the error for a port that does not speak HTTP."""
     return _connection(
-        f"{redact(url)} did not answer as a web server does: check the port, and whether it is "
-        "http:// or https://."
+        f"{redact(url)} does not answer like a web server: check the port, and whether the scheme "
+        "is http:// or https://."
     )
 
 
 def unreachable(url: str) -> StreamerError:
-    """There is no way to it."""
+    """Return the error for an address that cannot be reached."""
     return _connection(f"{redact(url)} cannot be reached: check the address and the network.")
 
 
 def untrusted(url: str, error: ssl.SSLCertVerificationError) -> StreamerError:
-    """Its certificate is not one that this machine trusts."""
+    """Return the error for a certificate that this machine does not trust."""
     what, remedy = _CERTIFICATES.get(
         error.verify_code,
         (
-            "is signed by nobody whom this machine trusts",
-            "let SSL_CERT_FILE name the certificate of the authority that signed it",
+            "is not signed by an authority that this machine trusts",
+            "set SSL_CERT_FILE to the certificate of the authority that signed it",
         ),
     )
     return StreamerError(
@@ -210,10 +211,10 @@ def untrusted(url: str, error: ssl.SSLCertVerificationError) -> StreamerError:
 
 
 def unknown_login(url: str) -> StreamerError:
-    """The server wants a login that FFmpeg does not know."""
+    """Return the error for a login method that FFmpeg does not support."""
     return StreamerError(
         ErrorCode.STREAM_AUTH_FAILED,
-        f"{redact(url)} asks for a kind of login that is not supported: "
+        f"{redact(url)} requires a login method that is not supported: "
         "set the camera's RTSP authentication to Digest (MD5) or Basic.",
     )
 
@@ -221,7 +222,7 @@ def unknown_login(url: str) -> StreamerError:
 def from_exception(
     error: Exception, url: str, *, waited: float = 0.0, timeout: float = 0.0
 ) -> StreamerError:
-    """The StreamerError for what PyAV raised after `waited` seconds under `timeout`."""
+    """Translate what PyAV raised after `waited` seconds, with `timeout`, into a StreamerError."""
     if isinstance(error, StreamerError):
         return error
     shown = redact(url)
@@ -237,7 +238,7 @@ def from_exception(
     if isinstance(error, ConnectionRefusedError):
         return nothing_listens(url)
     if isinstance(error, av.HTTPError):
-        return _connection(f"{shown} refused to serve: check the URL and the camera's own log.")
+        return _connection(f"{shown} refused the request: check the URL and the camera's log.")
     if isinstance(error, av.InvalidDataError | av.ArgumentError):
         return _not_video(url)
     return _diagnose(url)
@@ -261,9 +262,11 @@ def _local(error: Exception, url: str) -> StreamerError:
     if isinstance(error, PermissionError):
         return StreamerError(
             ErrorCode.STREAM_CONNECTION_FAILED,
-            f"The {kind} {url} may not be read: give this user the permission.",
+            f"The {kind} {url} is not readable: give this user read permission.",
         )
-    if isinstance(error, av.InvalidDataError | av.ArgumentError):  # no, or no allowed, container
+    if isinstance(
+        error, av.InvalidDataError | av.ArgumentError
+    ):  # not a container, or not an allowed one
         return StreamerError(
             ErrorCode.STREAM_NO_VIDEO, f"{url} is not a video, or it is damaged: give a video file."
         )
@@ -283,8 +286,10 @@ def _not_video(url: str) -> StreamerError:
 
 
 def _diagnose(url: str) -> StreamerError:
-    """FFmpeg said 'input/output error': ask the network itself what that means."""
-    if url.startswith(("http:", "https:")):  # we have opened it: addresses are checked there
+    """Find the cause of FFmpeg's 'input/output error' by probing the network."""
+    if url.startswith(
+        ("http:", "https:")
+    ):  # http_source has connected already, with the checks of AccessPolicy
         return unreachable(url)
     host = urlsplit(url).hostname or ""
     try:
@@ -297,7 +302,7 @@ def _diagnose(url: str) -> StreamerError:
 
 
 def wants_encryption(url: str) -> bool:
-    """Whether the port of a camera's `url` speaks TLS, which its scheme does not."""
+    """Return whether the port of `url`, an unencrypted camera scheme, speaks TLS."""
     return urlsplit(url).scheme in {"rtsp", "rtmp"} and _speaks_tls(url)
 
 

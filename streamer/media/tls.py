@@ -1,4 +1,4 @@
-"""How encrypted connections are made: to servers that prove who they are, and to cameras."""
+"""Make TLS connections: to servers with a trusted certificate, and to cameras."""
 
 import contextlib
 import os
@@ -11,31 +11,33 @@ from streamer.errors import ErrorCode, StreamerError
 
 
 def trusting(verify: bool) -> ssl.SSLContext:
-    """For https. With `verify` the certificate has to be signed by an authority that this machine
-    trusts, or one that SSL_CERT_FILE or SSL_CERT_DIR name, and be for the host's name.
+    """Return the TLS context for https.
 
-    Raises StreamerError(STREAM_TLS_FAILED) when SSL_CERT_FILE cannot be read.
+    With `verify`, the certificate must be for the host's name, and signed by an authority that
+    this machine trusts or that SSL_CERT_FILE or SSL_CERT_DIR name.
+
+    Raises StreamerError(STREAM_TLS_FAILED) if SSL_CERT_FILE cannot be read.
     """
     if not verify:
         return unchecked()
-    import httpx  # takes a while, and cameras do without
+    import httpx  # slow to import, and not needed for cameras
 
     try:
         context = httpx.create_ssl_context()  # Mozilla's list, unless the environment names another
-        context.load_default_certs()  # this machine's, where administrators put their own
+        context.load_default_certs()  # this machine's list, to which administrators add their own
     except OSError:
         raise StreamerError(
             ErrorCode.STREAM_TLS_FAILED,
             f"SSL_CERT_FILE ({os.environ.get('SSL_CERT_FILE', '')}) cannot be read as a list of "
-            "certificates: let it name a PEM file, or unset it.",
+            "certificates: set it to a PEM file, or unset it.",
         ) from None
     return context
 
 
 def unchecked() -> ssl.SSLContext:
-    """For cameras, which sign their own certificates: anybody's will do, and old TLS too.
+    """Return the TLS context for cameras: any certificate, because they sign their own; old TLS.
 
-    That is what FFmpeg does for them; nobody would notice somebody in between.
+    FFmpeg does the same. It does not protect against a man in the middle.
     """
     context = ssl.create_default_context()
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
@@ -47,7 +49,7 @@ def unchecked() -> ssl.SSLContext:
 def shake_hands(
     plain: socket.socket, context: ssl.SSLContext, *, within: float, host: str | None = None
 ) -> ssl.SSLSocket:
-    """`plain`, encrypted; it is used up, and closed when that fails. Raises OSError."""
+    """Encrypt `plain`, which is taken over, and closed on errors. Raises OSError."""
     encrypted = context.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
     try:
         with bounded(encrypted, within):
@@ -60,16 +62,18 @@ def shake_hands(
 
 @contextlib.contextmanager
 def bounded(connection: socket.socket, seconds: float) -> Iterator[None]:
-    """Cut `connection` after `seconds`: a time-out of its own begins anew with every byte.
+    """Shut `connection` down after `seconds`; a socket timeout would restart with every byte.
 
-    Raises TimeoutError when it had to.
+    Raises TimeoutError if the time ran out.
     """
     late = threading.Event()
 
     def cut() -> None:
         late.set()
         with contextlib.suppress(OSError):
-            socket.socket.shutdown(connection, socket.SHUT_RDWR)  # an SSLSocket's own is not safe
+            socket.socket.shutdown(
+                connection, socket.SHUT_RDWR
+            )  # SSLSocket.shutdown is not thread-safe
 
     timer = threading.Timer(seconds, cut)
     timer.daemon = True

@@ -1,7 +1,7 @@
-"""Addresses of streams: which are allowed, how FFmpeg wants them, and how to show them.
+"""Parse, normalise and redact the addresses of streams.
 
-A password may hold any character, percent-encoded or raw. Where a text can be read in two ways,
-`redact` hides more rather than less.
+A password may contain any character, percent-encoded or raw. If a text is ambiguous, `redact`
+hides more rather than less.
 """
 
 import re
@@ -38,7 +38,7 @@ _ENCODED = re.compile(
 
 
 def redact(url_or_text: str) -> str:
-    """`url_or_text` with `***` for every password in it: in URLs, and as `password=` and the like.
+    """Replace every password by `***`: in URLs, and in parameters such as `password=`.
 
     >>> redact("cannot open rtsp://admin:p@ss/w rd@cam/live?token=abc")
     'cannot open rtsp://admin:***@cam/live?token=***'
@@ -49,7 +49,7 @@ def redact(url_or_text: str) -> str:
 
 
 def _redact_line(line: str) -> str:
-    # A scheme inside a word may be part of a password; one after a blank or a quote is a new URL.
+    # A scheme inside a word may be part of a password; after a blank or a quote, a URL begins.
     schemes = enumerate(_SCHEME.finditer(line))
     starts = [m for n, m in schemes if n == 0 or line[m.start() - 1] in " \t\"'`(<[{,;|"]
     if not starts:
@@ -64,7 +64,7 @@ def _redact_line(line: str) -> str:
 
 
 def _redact_authority(text: str, before: str, whole: bool) -> str:
-    """`text` follows `scheme://`; `before` is the character in front of the scheme."""
+    """Redact `text`, which follows `scheme://`; `before` is the character before the scheme."""
     colon = re.match(r"[^\s/?#:]*:", text)
     if colon is None:
         return text
@@ -83,16 +83,16 @@ def _redact_authority(text: str, before: str, whole: bool) -> str:
 
 
 def split_secret(url: str) -> tuple[str, str]:
-    """The URL to show and the URL to open, its user and password percent-encoded."""
+    """Return the URL to show, and the URL to open with user and password percent-encoded."""
     full = normalise(url)
     return redact(full), full
 
 
 def normalise(url: str) -> str:
-    """`url` as FFmpeg reads it: a raw `@`, `/`, `#` or blank in the password is percent-encoded.
+    """Rewrite `url` for FFmpeg: percent-encode a raw `@`, `/`, `#` or blank in the password.
 
-    A `%` followed by two hexadecimal digits counts as encoded already. A password that could also
-    be read as a port and a path (`12/34`) must come encoded.
+    A `%` followed by two hexadecimal digits counts as encoded. A password that could also be a
+    port and a path (`12/34`) must be given encoded.
     """
     if _SCHEME.match(url) is None:
         return url
@@ -107,7 +107,7 @@ def normalise(url: str) -> str:
 
 
 def _end_of_user(rest: str) -> int:
-    """Where the `@` between user and host stands in `rest` (what follows `://`), or -1."""
+    """Return the position of the `@` between user and host in `rest` (after `://`), or -1."""
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
     standard = authority.rfind("@")
     if standard < 0 and _HOST.fullmatch(authority):
@@ -119,7 +119,7 @@ def _end_of_user(rest: str) -> int:
     if "." in host or _CERTAIN_HOST.fullmatch(host):
         return standard
     certain = [at for at in found if _CERTAIN_HOST.match(rest, at + 1)]
-    # No path holds a raw blank or `#`: what looks like one is the rest of the password.
+    # No path contains a raw blank or `#`: such text is still the password.
     certain += [at for at in found if re.search(r"[\s#]", rest[standard:at])]
     return max(certain, default=standard)
 
@@ -131,7 +131,7 @@ def _encode(part: str) -> str:
 
 
 def is_live(url: str) -> bool:
-    """Whether end-of-file means a lost connection: cameras, webcams, HTTP that is not a file."""
+    """Return whether the end of the data is a lost connection: cameras, webcams, HTTP streams."""
     scheme = _scheme_of(url)
     if scheme in LIVE_SCHEMES:
         return True
@@ -153,20 +153,21 @@ def port_of(url: str) -> int:
 
 
 def is_device(url: str) -> bool:
-    """Whether `url` is a webcam such as /dev/video0."""
+    """Return whether `url` is a webcam such as /dev/video0."""
     return _DEVICE.fullmatch(url) is not None
 
 
 def parse_source(text: str) -> str:
-    """What a user wrote as a URL to open: a path becomes absolute, a password percent-encoded.
+    """Return the URL for a source that a user wrote: paths absolute, passwords percent-encoded.
 
     Raises StreamerError: STREAM_URL_FORBIDDEN for a scheme that is not allowed, INVALID_REQUEST
-    for an address that is empty or names no host.
+    for an empty address or one without a host.
     """
     text = text.strip()
     if not text or any(ord(character) < 32 for character in text):
         raise StreamerError(
-            ErrorCode.INVALID_REQUEST, "The source is empty: give a camera's URL or a file's path."
+            ErrorCode.INVALID_REQUEST,
+            "The source is empty: give the URL of a camera or the path of a file.",
         )
     scheme = _scheme_of(text)
     if scheme == "file":
@@ -175,31 +176,31 @@ def parse_source(text: str) -> str:
     if not scheme:
         return str(Path(text).expanduser().absolute())
     if scheme not in SCHEMES:
-        raise forbidden(text)
+        raise forbidden_scheme(text)
     url = normalise(text)
     rest = url.partition("://")[2]
     host = _HOST.match(rest, _end_of_user(rest) + 1)
     if host is None or int(host[1] or 0) > 65535:
         raise StreamerError(
             ErrorCode.INVALID_REQUEST,
-            f"{redact(text)} names no host that can be reached: write {scheme}://host:port/path.",
+            f"{redact(text)} names no valid host: write {scheme}://host:port/path.",
         )
     return url
 
 
-def forbidden(url: str) -> StreamerError:
-    """The scheme of `url` is not on the allow-list."""
+def forbidden_scheme(url: str) -> StreamerError:
+    """Return the error for a scheme that is not allowed."""
     return StreamerError(
         ErrorCode.STREAM_URL_FORBIDDEN,
-        f"Sources of the kind '{url.partition(':')[0]}:' are not allowed: give rtsp://, rtsps://, "
-        "rtmp://, rtmps://, http://, https://, the path of a file or /dev/video0.",
+        f"Sources with '{url.partition(':')[0]}:' are not allowed: give rtsp://, rtsps://, "
+        "rtmp://, rtmps://, http://, https://, the path of a file, or /dev/video0.",
     )
 
 
 def _scheme_of(text: str) -> str:
     if match := _SCHEME.match(text):
         return match[0][:-3].lower()
-    # FFmpeg also knows protocols without slashes (`concat:`, `pipe:`); a file may hold a colon.
+    # FFmpeg also has protocols without slashes (`concat:`, `pipe:`); a file name may have a colon.
     if match := re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", text):
         return "" if Path(text).exists() else match[1].lower()
     return ""

@@ -1,4 +1,4 @@
-"""What a source is, or exactly which step towards its first picture fails."""
+"""Probe a source: what it is, or which step towards its first frame fails."""
 
 import contextlib
 import socket
@@ -17,9 +17,9 @@ from streamer.media.hardware import Hardware
 from streamer.media.probe import advice
 from streamer.media.probe.report import ProbeReport, ProbeStep
 from streamer.media.probe.rtsp_session import (
-    Answer,
     Description,
     NotRtspError,
+    RtspResponse,
     RtspSession,
     read_description,
 )
@@ -36,26 +36,26 @@ from streamer.media.urls import (
 )
 
 MAX_PROBE_SECONDS = 13.5
-"""Seconds that a probe takes at most; with the program's start and end, 15 in all."""
+"""Seconds; with start and end of the program, 15 in total."""
 
-_STEP = 3.0
-"""Seconds that finding a name, connecting, or one answer may take."""
+MAX_STEP_SECONDS = 3.0
+"""Seconds to resolve a name, to connect, or to get one response."""
 
-_OPEN = 8.0
-"""Seconds within which a source that answers has to send something."""
+MAX_OPEN_SECONDS = 8.0
+"""Seconds within which a source that responds has to send data."""
 
 WATCH_SECONDS = 5.0
-"""Seconds that a live source is watched, if two key frames come in that time."""
+"""Seconds to watch a live source, if two key frames arrive in that time."""
 
-_READ = 2.0
-"""Seconds that reading a recording may take."""
+_MAX_READ_SECONDS = 2.0
+"""Seconds to read a recording."""
 
 _MARGIN = 0.75
 _RTSP = frozenset({"rtsp", "rtsps"})
 
 
 class _FailedError(Exception):
-    """A step failed: nothing after it can work."""
+    """A step failed, so that no later step can succeed."""
 
     def __init__(self, error: StreamerError, step: str) -> None:
         super().__init__(step)
@@ -72,12 +72,10 @@ def probe(
     watch: float = WATCH_SECONDS,
     limit: float = MAX_PROBE_SECONDS,
 ) -> ProbeReport:
-    """Try `source` step by step; when pictures come, watch it for `watch` seconds or until its
-    second key frame, whichever is later.
+    """Try `source` step by step. If frames arrive, watch it for `watch` seconds and two key frames.
 
-    Takes `limit` seconds at most, whatever the source does. What is wrong with the source is told
-    in the answer; raises StreamerError for an address that is none (INVALID_REQUEST,
-    STREAM_URL_FORBIDDEN).
+    Takes at most `limit` seconds. The report describes what is wrong with the source. Raises
+    StreamerError (INVALID_REQUEST, STREAM_URL_FORBIDDEN) for an invalid or forbidden address.
     """
     shown, url = split_secret(parse_source(source))
     report = ProbeReport(url=shown, live=is_live(url))
@@ -97,7 +95,7 @@ class _Prober:
     ) -> None:
         self._report = report
         self._url = url
-        # FFmpeg takes encrypted RTSP over TCP, whatever it is told
+        # FFmpeg uses TCP for encrypted RTSP in any case
         self._transport: Transport = "tcp" if url.startswith("rtsps:") else transport
         self._hwaccel = hwaccel
         self._access = access
@@ -105,14 +103,14 @@ class _Prober:
         self._began = time.monotonic()
         self._deadline = self._began + limit - _MARGIN
         self._parts = urlsplit(url)
-        self._packets = 0  # that came, though no picture did
+        self._packets = 0  # received, although no frame was decoded
 
     def run(self) -> ProbeReport:
         report = self._report
         try:
             if is_remote(self._url):
-                self._knock()
-            self._pictures()
+                self._check_network()
+            self._check_frames()
             report.ok = True
         except _FailedError as failed:
             error = failed.error
@@ -125,7 +123,7 @@ class _Prober:
         report.seconds = time.monotonic() - self._began
         return report
 
-    def _left(self, most: float = _STEP) -> float:
+    def _left(self, most: float = MAX_STEP_SECONDS) -> float:
         return max(0.05, min(most, self._deadline - time.monotonic()))
 
     @contextlib.contextmanager
@@ -142,9 +140,9 @@ class _Prober:
             step.ms = (time.monotonic() - began) * 1000
             self._report.steps.append(step)
 
-    # The network, and the server's own words
+    # The network and the RTSP session
 
-    def _knock(self) -> None:
+    def _check_network(self) -> None:
         host = self._parts.hostname or ""
         port = port_of(self._url)
         with self._step("name") as step:
@@ -166,7 +164,7 @@ class _Prober:
 
     def _connect(self, addresses: list[Any], port: int) -> socket.socket:
         problem: OSError = TimeoutError()
-        until = time.monotonic() + self._left(_STEP)
+        until = time.monotonic() + self._left(MAX_STEP_SECONDS)
         for family, kind, protocol, _, address in addresses:
             connection = socket.socket(family, kind, protocol)
             connection.settimeout(max(0.05, until - time.monotonic()))
@@ -184,8 +182,8 @@ class _Prober:
         if isinstance(problem, TimeoutError):
             raise StreamerError(
                 ErrorCode.STREAM_TIMEOUT,
-                f"Nothing answers at port {port} of {shown}: check that the camera is on, "
-                "that the address is right and that no firewall is between.",
+                f"Nothing responds at port {port} of {shown}: check that the camera is on, "
+                "that the address is correct and that no firewall blocks it.",
             )
         raise StreamerError(
             ErrorCode.STREAM_CONNECTION_FAILED,
@@ -208,10 +206,10 @@ class _Prober:
         if description.tracks and description.video is None:
             with self._step("description"):
                 raise source_errors.no_video(self._url)
-        with contextlib.suppress(OSError, NotRtspError):  # FFmpeg decides whether it can be had
+        with contextlib.suppress(OSError, NotRtspError):  # FFmpeg decides whether it works
             self._set_up(session, description)
 
-    def _describe(self, session: RtspSession) -> Answer:
+    def _describe(self, session: RtspSession) -> RtspResponse:
         with self._step("describe") as step:
             try:
                 with tls.bounded(session.connection, self._left()):
@@ -220,7 +218,7 @@ class _Prober:
                 speaks = "TLS" if source_errors.wants_encryption(self._url) else error.speaks
                 raise source_errors.not_rtsp(self._url, speaks) from None
             except TimeoutError:
-                raise source_errors.timed_out(self._url, _STEP) from None
+                raise source_errors.timed_out(self._url, MAX_STEP_SECONDS) from None
             except OSError:
                 encrypted = source_errors.wants_encryption(self._url)
                 hung_up = source_errors.wants_tls if encrypted else source_errors.closed
@@ -233,7 +231,7 @@ class _Prober:
                 raise source_errors.unknown_login(self._url)
             if not answer.ok:
                 raise source_errors.refused(self._url, answer.status, asked=session.auth)
-            login = f", {session.auth} login accepted" if session.auth else ", no login asked for"
+            login = f", {session.auth} login accepted" if session.auth else ", no login required"
             tracks = read_description(answer, session.url).tracks
             media = ", ".join(f"{t.kind} {t.codec or ''}".strip() for t in tracks)
             step.detail = f"{media or 'no media listed'}{login}"
@@ -259,14 +257,14 @@ class _Prober:
                 self._transport = "udp" if transport == "udp" else "tcp"
                 return
 
-    # Pictures
+    # Frames
 
-    def _pictures(self) -> None:
+    def _check_frames(self) -> None:
         source = Source(
             self._url,
             live=self._report.live,
-            open_timeout=round(self._left(_OPEN), 1),
-            read_timeout=round(self._left(_OPEN), 1),
+            open_timeout=round(self._left(MAX_OPEN_SECONDS), 1),
+            read_timeout=round(self._left(MAX_OPEN_SECONDS), 1),
             stopping=lambda: time.monotonic() >= self._deadline,
             hwaccel=self._hwaccel,
             access=self._access,
@@ -320,9 +318,9 @@ class _Prober:
         live = self._report.live
         began = time.monotonic()
         start = source.bytes
-        until = self._deadline if live else min(self._deadline, began + _READ)
+        until = self._deadline if live else min(self._deadline, began + _MAX_READ_SECONDS)
         frame: DecodedFrame | None = first
-        # What comes after the first picture may fail: the source has proved itself by then.
+        # An error after the first frame does not matter: the source has proved to work.
         with contextlib.suppress(StreamerError):
             while frame is not None:
                 now = time.monotonic()
@@ -349,7 +347,7 @@ class _Prober:
             report.bit_rate = source.info.bit_rate
 
     def _neighbour(self) -> int | None:
-        """Another port of the host where cameras usually listen, if it is open and ours is not."""
+        """Return an open port among the usual ports of cameras, if the port of the URL failed."""
         failed = self._report.steps[-1].name if self._report.steps else ""
         host = self._parts.hostname
         if failed not in {"connect", "describe"} or host is None:
@@ -363,7 +361,7 @@ class _Prober:
 
 
 def _resolve(host: str, port: int, timeout: float) -> list[Any]:
-    """`getaddrinfo`, which knows no time-out of its own."""
+    """Call `getaddrinfo`, which has no timeout, with a timeout."""
     found: list[Any] = []
 
     def ask() -> None:
@@ -378,6 +376,6 @@ def _resolve(host: str, port: int, timeout: float) -> list[Any]:
     if thread.is_alive():
         raise StreamerError(
             ErrorCode.STREAM_TIMEOUT,
-            f"The name server did not answer for '{redact(host)}': use the camera's IP address.",
+            f"The name server did not respond for '{redact(host)}': use the camera's IP address.",
         )
     raise source_errors.unknown_host(host)

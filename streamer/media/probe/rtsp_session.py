@@ -1,4 +1,4 @@
-"""The first words of an RTSP session, spoken by hand: FFmpeg does not say which of them failed.
+"""Start an RTSP session without FFmpeg, which does not report the request that failed.
 
 RFC 2326 (RTSP 1.0), RFC 7616 (Digest), RFC 4566 (SDP).
 """
@@ -14,15 +14,15 @@ from typing import Self
 from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import parse_http_list, parse_keqv_list
 
-_LONGEST_LINE = 8192
-_LONGEST_BODY = 1 << 20
+_MAX_LINE = 8192
+_MAX_BODY = 1 << 20
 _UNAUTHORIZED = 401
 _AGENT = "nvila-streamer"
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a server said to one request; header names do not mind case."""
+class RtspResponse:
+    """Response of a server to one request; header names are case-insensitive."""
 
     status: int
     reason: str
@@ -31,13 +31,13 @@ class Answer:
 
     @property
     def ok(self) -> bool:
-        """Whether the request was served."""
+        """Whether the status is a success."""
         return 200 <= self.status < 300
 
 
 @dataclass
 class Track:
-    """One medium of a session description."""
+    """One media track of a session description."""
 
     kind: str
     codec: str | None = None
@@ -46,30 +46,30 @@ class Track:
 
 @dataclass(frozen=True)
 class Description:
-    """What DESCRIBE told: the media, and the address that their controls are relative to."""
+    """Session description: its tracks, and the URL to which their controls are relative."""
 
     tracks: list[Track] = field(default_factory=list)
     base: str = ""
 
     @property
     def video(self) -> Track | None:
-        """The first track with pictures."""
+        """The first video track."""
         return next((track for track in self.tracks if track.kind == "video"), None)
 
 
 class NotRtspError(Exception):
-    """Whatever listens there, it does not speak RTSP. `speaks` names it if it is known."""
+    """The port does not speak RTSP. `speaks` names its protocol, if known."""
 
     def __init__(self, speaks: str | None = None) -> None:
-        super().__init__(speaks or "no RTSP")
+        super().__init__(speaks or "not RTSP")
         self.speaks = speaks
 
 
 class RtspSession:
-    """A dialogue over `connection`, which it closes; it logs in when the server asks for that.
+    """An RTSP session over `connection`, which it closes. It logs in if the server requires it.
 
-    `url` may hold user and password, percent-encoded; they are never sent in the request line.
-    Raises NotRtspError, and OSError (TimeoutError) from the socket.
+    `url` may contain user and password, percent-encoded; they are never sent in the request line.
+    Methods raise NotRtspError, and OSError (TimeoutError) from the socket.
     """
 
     def __init__(self, connection: socket.socket, url: str) -> None:
@@ -77,7 +77,7 @@ class RtspSession:
         authority = parts.netloc.rpartition("@")[2]
         self.url = urlunsplit((parts.scheme, authority, parts.path, parts.query, ""))
         self.auth: str | None = None
-        """`Basic` or `Digest`, once the server has asked for it."""
+        """`Basic` or `Digest`, after the server has required it."""
         self._user = unquote(parts.username or "")
         self._password = unquote(parts.password or "")
         self._has_user = parts.username is not None
@@ -96,22 +96,22 @@ class RtspSession:
         self._input.close()
         self.connection.close()
 
-    def options(self) -> Answer:
-        """Which methods there are. Some servers want a login for it, others forget to answer."""
+    def options(self) -> RtspResponse:
+        """Request the methods. Some servers require a login for this, others do not answer."""
         return self._ask("OPTIONS", self.url)
 
-    def describe(self) -> Answer:
-        """The description of the media, as SDP in `body`."""
+    def describe(self) -> RtspResponse:
+        """Request the session description: SDP in `body`."""
         return self._ask("DESCRIBE", self.url, Accept="application/sdp")
 
-    def setup(self, description: Description, track: Track, transport: str) -> Answer:
-        """Ask for `track` over `tcp` or `udp` and, if it is granted, give it back at once."""
+    def setup(self, description: Description, track: Track, transport: str) -> RtspResponse:
+        """Request `track` over `tcp` or `udp` and, on success, tear the session down at once."""
         wanted = {
             "tcp": "RTP/AVP/TCP;unicast;interleaved=0-1",
             "udp": "RTP/AVP;unicast;client_port=50000-50001",
         }
         control = track.control or ""
-        # not urljoin: a base with a query (`...?channel=1/`) is common, and joined like a folder
+        # not urljoin: a base with a query (`...?channel=1/`) is common, and treated as a folder
         address = control if "://" in control else f"{description.base}/{control}"
         answer = self._ask("SETUP", address, Transport=wanted[transport])
         if answer.ok and (session := answer.headers.get("Session")):
@@ -120,17 +120,17 @@ class RtspSession:
         return answer
 
     def can_log_in(self) -> bool:
-        """Whether FFmpeg knows the kind of login that the server asks for."""
+        """Return whether FFmpeg supports the login method that the server requires."""
         algorithm = self._challenge.get("algorithm", "MD5").upper()
         return self.auth == "Basic" or algorithm in {"MD5", "MD5-SESS"}
 
-    def _ask(self, method: str, address: str, **headers: str) -> Answer:
+    def _ask(self, method: str, address: str, **headers: str) -> RtspResponse:
         answer = self._send(method, address, headers)
         if answer.status == _UNAUTHORIZED and self._read_challenge(answer) and self._has_user:
             answer = self._send(method, address, headers)
         return answer
 
-    def _send(self, method: str, address: str, headers: dict[str, str]) -> Answer:
+    def _send(self, method: str, address: str, headers: dict[str, str]) -> RtspResponse:
         self._sequence += 1
         lines = [f"{method} {address} RTSP/1.0", f"CSeq: {self._sequence}", f"User-Agent: {_AGENT}"]
         lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -141,8 +141,8 @@ class RtspSession:
         self.connection.sendall("\r\n".join([*lines, "", ""]).encode())
         return self._receive()
 
-    def _receive(self) -> Answer:
-        line = self._input.readline(_LONGEST_LINE).decode("latin-1")
+    def _receive(self) -> RtspResponse:
+        line = self._input.readline(_MAX_LINE).decode("latin-1")
         protocol, _, rest = line.strip().partition(" ")
         code, _, reason = rest.partition(" ")
         if not protocol.startswith("RTSP/") or not code.isdecimal():
@@ -151,14 +151,14 @@ class RtspSession:
             raise NotRtspError("HTTP" if protocol.startswith("HTTP/") else None)
         try:
             headers = http.client.parse_headers(self._input)
-            length = min(int(headers.get("Content-Length", "0")), _LONGEST_BODY)
+            length = min(int(headers.get("Content-Length", "0")), _MAX_BODY)
         except (http.client.HTTPException, ValueError):
             raise NotRtspError from None
         body = self._input.read(max(0, length)).decode("utf-8", "replace")
-        return Answer(int(code), reason, headers, body)
+        return RtspResponse(int(code), reason, headers, body)
 
-    def _read_challenge(self, answer: Answer) -> bool:
-        """Choose a login; False when there is nothing new to try."""
+    def _read_challenge(self, answer: RtspResponse) -> bool:
+        """Choose a login method; return False if there is nothing new to try."""
         offers = answer.headers.get_all("WWW-Authenticate") or []
         kinds = {offer.partition(" ")[0].lower(): offer.partition(" ")[2] for offer in offers}
         before = self._challenge.get("nonce"), self.auth
@@ -206,8 +206,8 @@ class RtspSession:
         return "Digest " + ", ".join(quoted) + rest
 
 
-def read_description(answer: Answer, url: str) -> Description:
-    """The media that a DESCRIBE answer lists."""
+def read_description(answer: RtspResponse, url: str) -> Description:
+    """Parse the session description of a DESCRIBE response."""
     tracks: list[Track] = []
     base = answer.headers.get("Content-Base") or answer.headers.get("Content-Location") or url
     for line in answer.body.splitlines():

@@ -1,14 +1,14 @@
-"""What a stream's frames tell about it while one watches: rate, key frames, bits, and its clock."""
+"""Measure a stream from its frames: frame rate, key frames, decoding time and clock drift."""
 
 from itertools import pairwise
 from statistics import median
 
 _BURST = 0.5
-"""Seconds at the beginning in which a server may send faster than it records."""
+"""Seconds at the start in which a server may send faster than real time."""
 
 
 class StreamStats:
-    """Fed with frames in presentation order; every number is None until it can be known."""
+    """Statistics of frames in presentation order; a value is None until it is known."""
 
     def __init__(self) -> None:
         self._pts: list[float] = []
@@ -17,7 +17,7 @@ class StreamStats:
         self._decode_ms: list[float] = []
 
     def add(self, pts: float, arrival: float, *, key: bool, decode_ms: float) -> None:
-        """A frame at `pts` (stream seconds) came at `arrival` (any clock of ours, seconds)."""
+        """Add a frame at `pts` (stream seconds) that arrived at `arrival` (monotonic seconds)."""
         if key:
             self._keys.append(len(self._pts))
         self._pts.append(pts)
@@ -26,50 +26,52 @@ class StreamStats:
 
     @property
     def frames(self) -> int:
-        """Frames that came."""
+        """Number of frames."""
         return len(self._pts)
 
     @property
     def key_frames(self) -> int:
-        """How many of them were key frames."""
+        """Number of key frames."""
         return len(self._keys)
 
     @property
     def span(self) -> float:
-        """Seconds of stream between the first frame and the last."""
+        """Seconds of stream between the first and the last frame."""
         return self._pts[-1] - self._pts[0] if self._pts else 0.0
 
     @property
     def fps(self) -> float | None:
-        """Frames per second of stream."""
-        pts = self._pts[1:] if len(self._pts) > 5 else self._pts  # the first one's time is a guess
+        """Frames per second of stream time."""
+        pts = (
+            self._pts[1:] if len(self._pts) > 5 else self._pts
+        )  # the time of the first frame is a guess
         span = pts[-1] - pts[0] if pts else 0.0
         return (len(pts) - 1) / span if span > 0 else None
 
     @property
     def gop_frames(self) -> int | None:
-        """Frames from one key frame to the next."""
+        """Median frames from one key frame to the next."""
         steps = [after - before for before, after in pairwise(self._keys)]
         return round(median(steps)) if steps else None
 
     @property
     def gop_seconds(self) -> float | None:
-        """Seconds from one key frame to the next."""
+        """Median seconds from one key frame to the next."""
         times = [self._pts[index] for index in self._keys]
         steps = [after - before for before, after in pairwise(times)]
         return median(steps) if steps else None
 
     @property
     def decode_ms(self) -> float | None:
-        """CPU or card time of decoding one frame, milliseconds."""
+        """Mean time to decode one frame, milliseconds."""
         return sum(self._decode_ms) / self.frames if self._decode_ms else None
 
     @property
     def clock_drift(self) -> float | None:
-        """Seconds that the stream's clock loses (+) or gains (-) on ours in each second.
+        """Seconds per second that the stream's clock loses (+) or gains (-) on this machine's.
 
-        Networks only ever delay: the earliest arrivals of the first half of the time and of the
-        second tell the drift. It takes three seconds; the first half second does not count.
+        Networks only add delay, so the earliest arrivals of the first and of the second half of
+        the time give the drift. It needs three seconds, and ignores the first half second.
         """
         if not self._offsets:
             return None

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media.access_policy import AccessPolicy, special
+from streamer.media.access_policy import AccessPolicy, special_use
 from streamer.media.source import inspect_source
 from streamer.settings import Settings
 
@@ -37,8 +37,8 @@ def refused(access: AccessPolicy, url: str) -> str:
         ("169.254.3.4", "link-local"),
         ("fe80::1", "link-local"),
         ("fe80::1%eth0", "link-local"),
-        ("224.0.0.1", "no single host"),
-        ("255.255.255.255", "no single host"),
+        ("224.0.0.1", "not a single host"),
+        ("255.255.255.255", "not a single host"),
         ("192.168.1.20", None),
         ("10.0.0.1", None),
         ("172.20.1.1", None),
@@ -48,7 +48,7 @@ def refused(access: AccessPolicy, url: str) -> str:
     ],
 )
 def test_what_is_special_about_an_address(address: str, what: str | None) -> None:
-    found = special(ipaddress.ip_address(address))
+    found = special_use(ipaddress.ip_address(address))
     assert found is None if what is None else what in (found or "")
 
 

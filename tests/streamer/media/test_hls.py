@@ -156,7 +156,7 @@ def test_a_playlist_on_disk_stays_in_its_folder(folder: Path, tmp_path: Path) ->
         (inner / "list.m3u8").write_text(text.replace("list0.ts", target))
         error = failure(str(inner / "list.m3u8"))
         assert error.code is ErrorCode.STREAM_URL_FORBIDDEN, target
-        assert "beside its playlist" in error.message
+        assert "next to its playlist" in error.message
 
 
 def test_nothing_but_a_playlist_is_read_as_one(folder: Path) -> None:

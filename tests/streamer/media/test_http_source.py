@@ -126,7 +126,7 @@ def test_a_name_that_leads_to_this_machine_is_refused(
     resolve(monkeypatch, {"harmless.example": ["127.0.0.1"]})
     error = failure(f"http://me:hunter2@harmless.example:{site.port}/v.mp4", AccessPolicy())
     assert error.code is ErrorCode.STREAM_URL_FORBIDDEN
-    assert "put harmless.example into the setting allowed_hosts" in error.message
+    assert "add harmless.example to the setting allowed_hosts" in error.message
     assert "hunter2" not in error.message
     assert not site.requests
 

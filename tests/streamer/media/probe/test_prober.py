@@ -117,7 +117,7 @@ def test_a_recording(tmp_path: Path) -> None:
 
 def test_a_login_is_asked_for(camera: GstCamera) -> None:
     said = failed(probe(camera.url), "describe", "STREAM_AUTH_FAILED")
-    assert "asks for a user name and a password (Digest login)" in said
+    assert "requires a user name and password (Digest login)" in said
     assert "rtsp://user:password@host" in said
 
 
@@ -130,7 +130,7 @@ def test_a_wrong_password(camera: GstCamera) -> None:
 def test_a_wrong_path_gets_examples(camera: GstCamera) -> None:
     found = probe(f"rtsp://admin:{ENCODED}@127.0.0.1:{camera.port}/none")
     said = failed(found, "describe", "STREAM_NOT_FOUND")
-    assert "as examples" in said
+    assert "Examples of paths" in said
     assert all(path in said for path in advice.PATHS.values())
 
 
@@ -159,8 +159,8 @@ def test_a_closed_port_and_an_open_one_beside_it() -> None:
 
 
 def test_one_that_accepts_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamer.media.probe.prober._STEP", 0.3)
-    monkeypatch.setattr("streamer.media.probe.prober._OPEN", 0.5)
+    monkeypatch.setattr("streamer.media.probe.prober.MAX_STEP_SECONDS", 0.3)
+    monkeypatch.setattr("streamer.media.probe.prober.MAX_OPEN_SECONDS", 0.5)
     with SilentServer() as server:
         said = failed(
             probe(f"rtsp://u:hunter2@127.0.0.1:{server.port}/x"), "describe", "STREAM_TIMEOUT"
@@ -171,7 +171,7 @@ def test_one_that_accepts_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_one_that_never_ends_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     # given one whose bytes keep every time-out of a socket from coming
-    monkeypatch.setattr("streamer.media.probe.prober._STEP", 0.5)
+    monkeypatch.setattr("streamer.media.probe.prober.MAX_STEP_SECONDS", 0.5)
     with SilentServer(dribble=True) as server:
         url = f"rtsp://u:hunter2@127.0.0.1:{server.port}/x"
         assert "open and silent" in failed(probe(url), "describe", "STREAM_TIMEOUT")
@@ -234,7 +234,7 @@ def test_sound_alone() -> None:
 
 def test_granted_and_then_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A camera with as many viewers as it allows, or UDP behind a firewall."""
-    monkeypatch.setattr("streamer.media.probe.prober._OPEN", 1.0)
+    monkeypatch.setattr("streamer.media.probe.prober.MAX_OPEN_SECONDS", 1.0)
 
     def script(request: Request) -> tuple[int, dict[str, str], str]:
         if request.method == "DESCRIBE":
@@ -251,7 +251,7 @@ def test_granted_and_then_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_key_frames_that_never_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("streamer.media.probe.prober._OPEN", 1.0)
+    monkeypatch.setattr("streamer.media.probe.prober.MAX_OPEN_SECONDS", 1.0)
     write_video(tmp_path / "whole.mp4", seconds=4, gop=1000)
     with (
         av.open(str(tmp_path / "whole.mp4")) as whole,
@@ -310,7 +310,7 @@ def test_advice_for_what_could_be_better() -> None:
         ({"clock_drift": 0.02}, "2.0% slow"),
         ({"clock_drift": -0.02}, "2.0% fast"),
         ({"damaged": 3, "transport": "udp"}, "--transport tcp"),
-        ({"fps": 10.0}, "claims 25"),
+        ({"fps": 10.0}, "announces 25"),
     ]
     for change, words in changes:
         (said,) = advice.after_success(good.model_copy(update=change))
