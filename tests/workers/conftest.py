@@ -1,4 +1,4 @@
-"""Fixtures of the workers' tests: this process as a gpu worker, a cable to a camera."""
+"""Fixtures of the workers' tests: this process as a model worker, a cable to a camera."""
 
 import threading
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ def line(loopback: LoopbackCamera) -> Iterator[RtspProxy]:
 
 @pytest.fixture(scope="module")
 def model(random_checkpoint):
-    """A loaded model, clueless and quick."""
+    """A loaded model with random weights: small and fast."""
     from nvila_core import NVILA
 
     return NVILA.from_pretrained(random_checkpoint)
@@ -29,7 +29,7 @@ def model(random_checkpoint):
 
 @pytest.fixture
 def own(settings, connections, model):
-    """This process as a gpu worker."""
+    """This process as a model worker."""
     from nvila_core import Engine
     from workers import context
     from workers.context import WorkerContext

@@ -1,4 +1,4 @@
-"""Who may use the engine at once."""
+"""Isolation: which requests use the engine at once."""
 
 import threading
 from contextlib import ExitStack
@@ -11,7 +11,7 @@ LONG = 20.0
 
 
 class Visitor(threading.Thread):
-    """Enters in a thread of its own and stays until told to leave."""
+    """Enters in a thread and stays until `leave` is set."""
 
     def __init__(self, isolation, alone=False):
         super().__init__(daemon=True)
@@ -39,22 +39,22 @@ def visit():
         yield enter
 
 
-def test_everybody_shares(visit):
+def test_requests_share_the_engine(visit):
     visitors = [visit() for _ in range(4)]
     assert all(visitor.inside.wait(LONG) for visitor in visitors)
 
 
-def test_a_suspect_waits_for_the_others_and_they_for_it(visit):
-    # given somebody inside
+def test_a_suspect_waits_for_the_others_and_they_wait_for_it(visit):
+    # given a request inside
     first = visit()
     assert first.inside.wait(LONG)
-    # when a suspect comes, and then somebody else
+    # when a suspect arrives, and then another request
     suspect = visit(alone=True)
     assert suspect.waiting.wait(LONG)
     after = visit()
     assert after.waiting.wait(LONG)
     assert not suspect.inside.is_set()
-    # then the suspect is next, although the place could be shared, and then the other
+    # then the suspect is next, although the engine could be shared, and then the other
     first.leave.set()
     assert suspect.inside.wait(LONG)
     after.waiting.clear()
@@ -64,7 +64,7 @@ def test_a_suspect_waits_for_the_others_and_they_for_it(visit):
     assert after.inside.wait(LONG)
 
 
-def test_suspects_go_one_by_one(visit):
+def test_suspects_enter_one_by_one(visit):
     suspects = [visit(alone=True) for _ in range(3)]
     for _ in suspects:
         (inside,) = wait_for_one(suspects)
@@ -79,11 +79,11 @@ def wait_for_one(suspects):
         if inside := [suspect for suspect in suspects if suspect.inside.is_set()]:
             return inside
         pause.wait(0.02)
-    raise AssertionError("nobody entered")
+    raise AssertionError("no suspect entered")
 
 
-def test_whoever_stops_waiting_is_no_longer_waited_for(visit):
-    # given somebody inside and a suspect that gives up
+def test_a_suspect_that_stops_waiting_blocks_no_other(visit):
+    # given a request inside and a suspect that gives up
     first = visit()
     assert first.inside.wait(LONG)
 
@@ -92,7 +92,7 @@ def test_whoever_stops_waiting_is_no_longer_waited_for(visit):
 
     with pytest.raises(TimeoutError), first.isolation.enter(True, give_up):
         pass
-    # then others come in at once
+    # then others enter at once
     assert visit().inside.wait(LONG)
 
 

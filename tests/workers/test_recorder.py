@@ -51,7 +51,7 @@ def recorder(client, timeline, **kwargs):
     return made
 
 
-def test_results_of_before_and_after_its_start_are_recorded(results, redis_client, timeline):
+def test_results_published_before_and_after_its_start_are_recorded(results, redis_client, timeline):
     publish(results, "before")
     recording = recorder(redis_client, timeline)
     publish(results, "after")
@@ -60,8 +60,8 @@ def test_results_of_before_and_after_its_start_are_recorded(results, redis_clien
     assert pending(redis_client) == 0
 
 
-def test_what_a_dead_recorder_took_is_recorded_by_another(results, redis_client, timeline):
-    # given a recorder that died with entries in its hands
+def test_results_that_a_dead_recorder_took_are_recorded_by_another(results, redis_client, timeline):
+    # given a recorder that died with entries unrecorded
     publish(results, "a", "b")
     recording = recorder(redis_client, timeline, claim_after=0.0)
     redis_client.xreadgroup(GROUP, "dead", {redis_keys.RESULTS: ">"})
@@ -72,8 +72,8 @@ def test_what_a_dead_recorder_took_is_recorded_by_another(results, redis_client,
     assert timeline.get("b") is not None
 
 
-def test_nothing_is_acknowledged_that_is_not_in_the_database(results, redis_client, settings):
-    # given a database that is locked by somebody else
+def test_only_what_is_in_the_database_is_acknowledged(results, redis_client, settings):
+    # given a database without its table
     timeline = Timeline(settings.timeline_url)
     publish(results, "a")
     stopping = threading.Event()
@@ -102,14 +102,14 @@ def test_nothing_is_acknowledged_that_is_not_in_the_database(results, redis_clie
     assert pending(redis_client) == 0
 
 
-def test_an_unreadable_entry_does_not_hold_up_the_others(results, redis_client, timeline):
+def test_an_unreadable_entry_does_not_block_the_others(results, redis_client, timeline):
     redis_client.xadd(redis_keys.RESULTS, {"json": "nonsense"})
     publish(results, "a")
     assert recorder(redis_client, timeline).step() == 1
     assert pending(redis_client) == 0
 
 
-def test_it_bears_a_server_that_lost_its_memory(results, redis_client, timeline):
+def test_it_survives_a_server_that_lost_its_data(results, redis_client, timeline):
     stopping = threading.Event()
     recording = Recorder(redis_client, timeline, stopping=stopping)
     thread = threading.Thread(target=recording.run)
@@ -132,7 +132,9 @@ def test_it_bears_a_server_that_lost_its_memory(results, redis_client, timeline)
         thread.join()
 
 
-def test_leaving_takes_its_name_away_unless_it_holds_something(results, redis_client, timeline):
+def test_leaving_removes_its_name_unless_it_holds_unrecorded_results(
+    results, redis_client, timeline
+):
     recording = recorder(redis_client, timeline)
     name = f"{socket.gethostname()}-{os.getpid()}"
     publish(results, "a")
@@ -144,7 +146,7 @@ def test_leaving_takes_its_name_away_unless_it_holds_something(results, redis_cl
     assert redis_client.xinfo_consumers(redis_keys.RESULTS, GROUP) == []
 
 
-def test_the_process_records_is_killed_and_goes_on(
+def test_the_process_records_everything_although_it_is_killed_once(
     results, redis_client, settings, worker_process, eventually
 ):
     first = worker_process("recorder", STREAMER_LEASE="2")
@@ -161,7 +163,7 @@ def test_the_process_records_is_killed_and_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("env", "say"),
+    ("env", "expected"),
     [
         (
             {"STREAMER_DATABASE_URL": "sqlite:////proc/no/where.db"},
@@ -170,9 +172,9 @@ def test_the_process_records_is_killed_and_goes_on(
         ({"STREAMER_REDIS_URL": "redis://:s3cret@127.0.0.1:1/0"}, "does not answer"),
     ],
 )
-def test_what_is_wrong_at_the_start_is_one_sentence(worker_process, env, say):
+def test_a_failure_at_the_start_is_one_sentence(worker_process, env, expected):
     worker = worker_process("recorder", ready=False, STREAMER_LOG_LEVEL="info", **env)
     assert worker.wait(timeout=30) == 1
-    assert say in worker.output
+    assert expected in worker.output
     assert len(worker.output.strip().splitlines()) == 1
     assert "s3cret" not in worker.output

@@ -26,8 +26,8 @@ def is_bad(item):
 
 @pytest.fixture
 def harm(own, monkeypatch):
-    """`harm(effect)`: call `effect(scores)` whenever the bad request is in a batch, where scores
-    are what the language model gave for each sequence."""
+    """`harm(effect)`: call `effect(work, scores)` whenever the bad request is in a batch; scores
+    are the output of the language model for each sequence."""
     forward = own.engine.runner.forward
 
     def start(effect):
@@ -53,7 +53,7 @@ def no_numbers(work, scores):
 
 
 def ask_at_once(own, *asked):
-    """Run jobs in a thread each, as slots do: their outcomes, results or exceptions."""
+    """Run each job in a thread, as slots do. Return their results or exceptions."""
 
     def job(clip):
         context.enter_slot(threading.Event())
@@ -69,7 +69,7 @@ def ask_at_once(own, *asked):
 
 
 @pytest.mark.parametrize(
-    ("effect", "code", "say"),
+    ("effect", "code", "expected"),
     [
         (fail_with(torch.OutOfMemoryError("CUDA out of memory")), "OUT_OF_MEMORY", "fewer"),
         (fail_with(RuntimeError(OOM_ON_A_CPU)), "OUT_OF_MEMORY", "kv_cache_tokens"),
@@ -78,12 +78,12 @@ def ask_at_once(own, *asked):
     ],
     ids=["cuda-memory", "cpu-memory", "bug", "nan"],
 )
-def test_a_request_that_the_model_cannot_take_fails_alone(own, harm, effect, code, say):
+def test_a_request_that_the_model_cannot_take_fails_alone(own, harm, effect, code, expected):
     harm(effect)
     asked = [request(own, max_tokens=BAD if i == 1 else 6) for i in range(4)]
     first, bad, *others = ask_at_once(own, *asked)
     assert bad.error.code == code
-    assert say in bad.error.message
+    assert expected in bad.error.message
     assert "/secret/path" not in bad.error.message
     assert [result.error for result in (first, *others)] == [None] * 3
     assert own.failure is None
@@ -91,7 +91,7 @@ def test_a_request_that_the_model_cannot_take_fails_alone(own, harm, effect, cod
 
 
 @pytest.mark.parametrize("broken", [b"no jpeg", b"", jpeg_of(picture())[:30]])
-def test_a_damaged_frame_is_an_error_of_its_request_alone(own, redis_client, broken):
+def test_a_damaged_frame_fails_its_request_alone(own, redis_client, broken):
     bad, good = request(own), request(own)
     redis_client.set(redis_keys.jpeg("str_1", bad.frames[0].id), broken, ex=60)
     failed, answered = ask_at_once(own, bad, good)
@@ -100,7 +100,7 @@ def test_a_damaged_frame_is_an_error_of_its_request_alone(own, redis_client, bro
 
 
 def test_a_request_that_takes_too_long_times_out_alone(own):
-    # given one that takes far longer than it may, and one that comes after it
+    # given a request that takes far longer than it may, and one after it
     own.settings.job_timeout = 0.5
     slow = request(own, RequestKind.QUERY, max_tokens=3000)
     (late,) = ask_at_once(own, slow)
@@ -108,7 +108,7 @@ def test_a_request_that_takes_too_long_times_out_alone(own):
     assert late.error.code is ErrorCode.TIMEOUT
     assert "job_timeout" in late.error.message
     assert run(own, request(own)).error is None
-    # and the engine has let go of the first
+    # and the engine has released the first
     stats = own.engine.stats()
     assert (stats["running"], stats["waiting"], stats["kv_tokens"]) == (0, 0, 0)
 
@@ -120,7 +120,7 @@ def test_a_time_out_comes_even_from_an_engine_that_does_not_step(own):
 
 
 @pytest.mark.parametrize(("kind", "late"), [("watch", True), ("query", False), ("file", False)])
-def test_only_live_work_is_worthless_when_it_is_late(own, kind, late):
+def test_only_live_work_expires_when_it_is_late(own, kind, late):
     # given a request that was made before a worker was there
     long_ago = utc_now() - timedelta(seconds=own.settings.job_timeout + 1)
     result = run(own, request(own, RequestKind(kind), created_at=long_ago))
@@ -132,7 +132,7 @@ def test_only_live_work_is_worthless_when_it_is_late(own, kind, late):
         assert result.error is None
 
 
-def test_a_job_that_is_no_longer_wanted_gives_itself_back_unanswered(own):
+def test_a_job_that_is_no_longer_wanted_returns_unanswered(own):
     cancelled = threading.Event()
     cancelled.set()
     context.enter_slot(cancelled)
@@ -145,7 +145,7 @@ def test_a_job_that_is_no_longer_wanted_gives_itself_back_unanswered(own):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize(
-    ("error", "say"),
+    ("error", "expected"),
     [
         (torch.AcceleratorError("CUDA error: an illegal memory access"), "illegal memory access"),
         (None, "broke down"),
@@ -153,7 +153,7 @@ def test_a_job_that_is_no_longer_wanted_gives_itself_back_unanswered(own):
     ids=["device", "bug"],
 )
 def test_an_engine_that_breaks_down_leaves_its_requests_to_others(
-    own, harm, monkeypatch, error, say
+    own, harm, monkeypatch, error, expected
 ):
     # given a device that is lost, or a scheduler with a bug, while four requests are in the engine
     if error is not None:
@@ -162,27 +162,27 @@ def test_an_engine_that_breaks_down_leaves_its_requests_to_others(
         monkeypatch.setattr(own.engine.scheduler, "schedule", lambda: 1 // 0)
     asked = [request(own, max_tokens=BAD) for _ in range(4)]
     outcomes = ask_at_once(own, *asked)
-    # then none is answered, not even with an error, and the worker ends and says why
+    # then none is answered, not even with an error, and the worker ends with the reason
     assert {type(outcome) for outcome in outcomes} <= {BrokeDown, GiveBack}
     assert BrokeDown in {type(outcome) for outcome in outcomes}
     assert [own.results.get(clip.id) for clip in asked] == [None] * 4
     assert own.stopping.is_set()
-    assert say in own.failure
-    # and one that comes too late for the engine is not suspected
+    assert expected in own.failure
+    # and one that arrives after the engine ended is not suspected
     context.enter_slot(threading.Event())
     with pytest.raises(GiveBack):
         answer_clip(request(own).model_dump(mode="json"))
 
 
-def test_a_worker_that_is_stuck_lets_its_requests_go(own):
+def test_a_worker_that_is_stuck_releases_its_requests(own):
     own.engine.step = lambda: time.sleep(0.05) or True
     threading.Timer(0.3, own.fail, ["it hangs"]).start()
     (outcome,) = ask_at_once(own, request(own))
     assert isinstance(outcome, BrokeDown)
 
 
-def test_the_last_attempt_has_the_engine_for_itself(own, monkeypatch):
-    # given how many requests are in each batch
+def test_the_last_attempt_uses_the_engine_alone(own, monkeypatch):
+    # given the number of requests in each batch
     sizes: dict[int, int] = {}
     forward = own.engine.runner.forward
 
@@ -208,7 +208,7 @@ def test_the_last_attempt_has_the_engine_for_itself(own, monkeypatch):
     assert max(sizes.values()) > 1
 
 
-def test_a_suspect_that_waits_for_the_engine_still_listens(own):
+def test_a_suspect_that_waits_for_the_engine_can_be_stopped(own):
     # given a request that occupies the engine
     occupied, gone = threading.Event(), threading.Event()
 
@@ -219,7 +219,7 @@ def test_a_suspect_that_waits_for_the_engine_still_listens(own):
 
     threading.Thread(target=occupy).start()
     occupied.wait(20)
-    # when the worker is told to stop while a suspect waits
+    # when the worker is stopped while a suspect waits
     context.enter_slot(threading.Event(), last_attempt=True)
     threading.Timer(0.3, own.stopping.set).start()
     with pytest.raises(GiveBack):
@@ -227,7 +227,7 @@ def test_a_suspect_that_waits_for_the_engine_still_listens(own):
     gone.set()
 
 
-def test_an_idle_engine_has_nothing_of_a_failed_request_left(own, harm):
+def test_nothing_of_a_failed_request_stays_in_the_engine(own, harm):
     harm(fail_with(torch.OutOfMemoryError("CUDA out of memory")))
     run(own, request(own, max_tokens=BAD))
     assert own.engine.stats()["kv_tokens"] == 0

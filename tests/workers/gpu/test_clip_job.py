@@ -37,8 +37,8 @@ def test_a_clip_is_answered_with_what_it_cost(own, model):
     assert own.jobs.in_flight("wch_1") == 0
 
 
-def test_the_model_is_shown_the_frames_as_they_are_in_rgb(own, model):
-    """The answer is the one that the model alone gives to the same pictures."""
+def test_the_model_sees_the_frames_in_rgb(own, model):
+    """The answer is that of the model alone to the same pictures."""
     refs = frames(own, 3)
     shown = []
     for jpeg in own.frames.load(refs):
@@ -63,7 +63,7 @@ def test_one_frame_is_an_image_and_tiled_as_published_without_a_policy(own):
     assert result.tiles > 1
 
 
-def test_live_latency_counts_from_the_newest_frame_and_a_querys_from_its_submission(own):
+def test_live_latency_counts_from_the_newest_frame_and_that_of_a_query_from_its_submission(own):
     # given frames captured a while ago
     refs = [ref.model_copy(update={"time": ref.time - 60}) for ref in frames(own, 2)]
     newest = refs[-1].time
@@ -94,14 +94,14 @@ def test_frames_that_expired_are_an_error_result(own, redis_client):
         ({"prompt": "word " * 5000}, ErrorCode.PROMPT_TOO_LONG),
     ],
 )
-def test_a_request_that_cannot_be_answered_says_why(own, change, code):
+def test_a_request_that_cannot_be_answered_gets_the_reason(own, change, code):
     result = run(own, request(own, RequestKind.QUERY, **change))
     assert result.kind == "error"
     assert result.error.code is code
     assert own.jobs.status(result.request_id) is QueryStatus.FAILED
 
 
-def test_an_answer_that_is_there_already_is_not_computed_again(own):
+def test_an_existing_answer_is_not_computed_again(own):
     asked = request(own)
     run(own, asked)
     before = own.engine.stats()["submitted"]
@@ -123,7 +123,7 @@ def test_a_lost_job_gets_its_error_result(own, redis_client):
     assert own.jobs.in_flight("wch_1") == 0
 
 
-def test_an_answer_in_a_form_is_read_into_the_result(own):
+def test_an_answer_in_a_response_format_is_parsed_into_the_result(own):
     schema = {"type": "array", "items": {"enum": ["car", "person"]}, "minItems": 1, "maxItems": 2}
     window = {"media_start": 0.0}
     json_format = JsonFormat(json_schema=schema)
@@ -138,13 +138,13 @@ def test_an_answer_in_a_form_is_read_into_the_result(own):
     assert (as_json.finish_reason, choice.finish_reason) == ("stop", "stop")
 
 
-def test_an_answer_that_was_cut_short_is_not_read(own):
+def test_an_answer_that_was_cut_short_is_not_parsed(own):
     wanted = JsonFormat(json_schema={"enum": ["too long"]})
     result = run(own, request(own, response_format=wanted, max_tokens=2))
     assert (result.text, result.finish_reason, result.data) == ('"t', "length", None)
 
 
-def test_a_form_that_cannot_be_kept_is_an_error_result(own):
+def test_a_schema_that_cannot_be_followed_is_an_error_result(own):
     result = run(own, request(own, response_format=JsonFormat(json_schema={"not": {}})))
     assert result.error.code is ErrorCode.INVALID_REQUEST
     assert "cannot be followed" in result.error.message

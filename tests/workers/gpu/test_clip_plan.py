@@ -1,4 +1,4 @@
-"""How closely the frames of a clip are looked at, with a real engine and a real Redis."""
+"""How many tiles the frames of a clip get, with a real engine and a real Redis."""
 
 import time
 from collections import Counter
@@ -33,7 +33,7 @@ def seen_by_camera(own, details, width=640, height=320):
     ]
 
 
-def test_a_clip_is_looked_at_as_its_measures_say_and_the_result_tells(own, model, monkeypatch):
+def test_a_clip_is_tiled_by_its_measures_and_the_result_explains_it(own, model, monkeypatch):
     # given three frames of which the second shows small writing
     refs = seen_by_camera(own, [(), SIGN, ()])
     opened = []
@@ -50,7 +50,7 @@ def test_a_clip_is_looked_at_as_its_measures_say_and_the_result_tells(own, model
         "little detail (0)",
     ]
     assert (result.tiles, result.vision_tokens) == (15, 135)
-    # no JPEG was opened at a larger scale than that
+    # no JPEG was decoded at a larger scale than that
     assert [size for _, _, size in opened] == [(112, 112), (448, 336), (112, 112)]
     # and the model was shown exactly this
     jpegs = own.frames.load(refs)
@@ -145,13 +145,13 @@ def test_a_clip_keeps_to_its_token_budget(own):
     assert "over the budget" in result.plan[2].reason
 
 
-def test_a_worker_that_is_behind_looks_less_closely(own):
+def test_a_worker_that_is_behind_plans_fewer_tiles(own):
     refs = seen_by_camera(own, [SIGN] * 3)
     waited = {"created_at": utc_now() - timedelta(seconds=60)}
     # a live clip that waited for longer than its window
     late = run(own, request(own, refs=refs, **waited))
     assert [frame.grid for frame in late.plan] == [(1, 1)] * 3
-    # nothing is late in a recording, or about a question that somebody waited for
+    # recordings and queries are never late
     for kind in (RequestKind.FILE, RequestKind.QUERY):
         assert run(own, request(own, kind, refs=refs, **waited)).tiles > 3
 

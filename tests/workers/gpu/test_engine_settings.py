@@ -1,4 +1,4 @@
-"""What the settings say of the engine is what the gpu worker runs."""
+"""The model worker runs its engine with the settings."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ def threads() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def test_the_engine_is_as_the_settings_say(threads: None) -> None:
+def test_the_engine_follows_the_settings(threads: None) -> None:
     settings = Settings(
         model="demo",
         device="cpu",
@@ -39,7 +39,7 @@ def test_the_engine_is_as_the_settings_say(threads: None) -> None:
     assert (engine.tile_cache.max_bytes, engine.tile_cache.tolerance) == (4096, 0.01)
 
 
-def test_a_worker_that_cannot_compile_says_so_and_works(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_cannot_compile_warns_and_works(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")  # no compiler
 
     with capture_logs() as logs:
@@ -47,16 +47,16 @@ def test_a_worker_that_cannot_compile_says_so_and_works(monkeypatch: pytest.Monk
             Settings(model="demo", device="cpu", kv_cache_tokens=256, compile=True)
         )
 
-    (said,) = [line for line in logs if line["event"] == "not_compiled"]
-    assert said["log_level"] == "warning"
-    assert "C++ compiler" in said["reason"]
+    (warning,) = [line for line in logs if line["event"] == "not_compiled"]
+    assert warning["log_level"] == "warning"
+    assert "C++ compiler" in warning["reason"]
     with engine:
         done = engine.submit(["What?"], SamplingParams(max_tokens=2, ignore_eos=True)).result(60)
     assert done.usage.completion_tokens == 2
 
 
-def test_steps_that_the_settings_leave_open_suit_the_device() -> None:
+def test_step_sizes_default_to_those_of_the_device() -> None:
     engine = gpu.load_engine(Settings(model="demo", device="cpu", kv_cache_tokens=256))
 
-    told = gpu.engine_stats(engine)
-    assert (told["max_num_batched_tokens"], told["step_tiles"]) == (128, 16)
+    stats = gpu.engine_stats(engine)
+    assert (stats["max_num_batched_tokens"], stats["step_tiles"]) == (128, 16)

@@ -19,7 +19,7 @@ def service(redis_client, settings, worker_process, random_checkpoint):
     return Service(redis_client, settings, worker_process, random_checkpoint)
 
 
-def test_it_answers_from_all_queues_and_ends_when_told(service, eventually):
+def test_it_answers_from_all_queues_and_ends_on_sigterm(service, eventually):
     asked = [r for kind in RequestKind for r in service.submit(8, kind=kind)]
     worker = service.worker(STREAMER_LEASE="4")
     results = [service.results.wait(r.id, timeout=LONG) for r in asked]
@@ -28,15 +28,15 @@ def test_it_answers_from_all_queues_and_ends_when_told(service, eventually):
     assert service.jobs.workers() == {"ingest": 0, "clips": 1}
     assert service.jobs.status(asked[0].id) is QueryStatus.DONE
 
-    def told():
+    def stats():
         (numbers,) = service.jobs.worker_stats().values()
         return numbers
 
-    # and tells what it spared itself: all pictures are the same
-    eventually(lambda: told()["finished"] == 24)
-    assert told()["tile_hit_rate"] == pytest.approx(47 / 48)
-    assert 0 < told()["prefix_hit_rate"] < 1
-    assert (told()["restarts"], told()["waiting"], told()["running"]) == (0, 0, 0)
+    # and reports what the caches saved: all pictures are the same
+    eventually(lambda: stats()["finished"] == 24)
+    assert stats()["tile_hit_rate"] == pytest.approx(47 / 48)
+    assert 0 < stats()["prefix_hit_rate"] < 1
+    assert (stats()["restarts"], stats()["waiting"], stats()["running"]) == (0, 0, 0)
     worker.terminate()
     assert worker.wait(timeout=LONG) == 0
     assert service.jobs.workers() == {"ingest": 0, "clips": 0}
@@ -92,7 +92,7 @@ def test_a_worker_killed_under_load_loses_nothing_and_answers_nothing_twice(serv
     assert service.jobs.in_flight("str_1") == 0
 
 
-def test_work_that_a_stopping_worker_cannot_finish_goes_back_to_the_queue(service, eventually):
+def test_work_that_a_stopping_worker_cannot_finish_returns_to_the_queue(service, eventually):
     (asked,) = service.submit(max_tokens=4000)
     worker = service.worker()
     eventually(lambda: service.jobs.status(asked.id) is QueryStatus.RUNNING)
@@ -104,7 +104,7 @@ def test_work_that_a_stopping_worker_cannot_finish_goes_back_to_the_queue(servic
 
 
 @pytest.mark.parametrize(
-    ("env", "say"),
+    ("env", "expected"),
     [
         ({"STREAMER_MODEL": "no/such/checkpoint"}, "no/such/checkpoint"),
         ({"STREAMER_REDIS_URL": "redis://:s3cret@127.0.0.1:1/0"}, "does not answer"),
@@ -113,28 +113,30 @@ def test_work_that_a_stopping_worker_cannot_finish_goes_back_to_the_queue(servic
         ({"STREAMER_NO_SUCH_KEY": "1"}, "STREAMER_NO_SUCH_KEY"),
     ],
 )
-def test_what_is_wrong_at_the_start_is_one_sentence(service, env, say):
+def test_a_failure_at_the_start_is_one_sentence(service, env, expected):
     worker = service.worker(ready=False, **{"STREAMER_LOG_LEVEL": "info"} | env)
     assert worker.wait(timeout=LONG) == 1
-    assert say in worker.output
+    assert expected in worker.output
     assert "Traceback" not in worker.output
     assert "s3cret" not in worker.output
     assert len(worker.output.strip().splitlines()) == 1
 
 
-@pytest.mark.parametrize(("folder", "say"), [("nowhere", "no such folder"), ("", "config.json")])
+@pytest.mark.parametrize(
+    ("folder", "expected"), [("nowhere", "no such folder"), ("", "config.json")]
+)
 def test_a_bad_checkpoint_is_refused_before_anything_heavy_is_imported(
-    service, tmp_path, folder, say
+    service, tmp_path, folder, expected
 ):
     (tmp_path / "torch.py").write_text("raise SystemError('torch was imported')")
     model = str(tmp_path / folder) if folder else str(tmp_path)
     worker = service.worker(ready=False, STREAMER_MODEL=model, PYTHONPATH=str(tmp_path))
     assert worker.wait(timeout=LONG) == 1
-    assert say in worker.output
+    assert expected in worker.output
     assert "torch" not in worker.output
 
 
-def test_a_signal_while_the_model_loads_ends_it(service):
+def test_a_signal_while_the_model_loads_ends_the_worker(service):
     worker = service.worker(ready=False)
     time.sleep(1.0)
     worker.terminate()

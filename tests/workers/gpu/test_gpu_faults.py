@@ -1,4 +1,4 @@
-"""Gpu workers whose device or engine breaks down: real processes that really begin again."""
+"""Model workers whose device or engine breaks down: real processes that really restart."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from streamer.jobs import CLIP_QUEUES
 from tests.support.gpu_service import Service
 from workers.gpu import worker as gpu
 
-LONG = 150.0  # seconds: a worker imports for ten of them, and some begin four times
+LONG = 150.0  # seconds: a worker imports for ten of them, and some start four times
 POISON = 13
 
 ON_A_GPU = [
@@ -48,7 +48,7 @@ def answered_once(service, asked):
 
 
 @pytest.mark.parametrize(
-    ("fault", "say", "env"),
+    ("fault", "expected", "env"),
     [
         ("lost", "lost its device (CUDA error: device-side assert triggered)", {}),
         pytest.param(
@@ -61,8 +61,8 @@ def answered_once(service, asked):
         pytest.param("cuda", "lost its device", {"STREAMER_DEVICE": "cuda"}, marks=ON_A_GPU),
     ],
 )
-def test_a_worker_that_breaks_down_begins_again_and_answers_everything(
-    service, broken, fault, say, env
+def test_a_worker_that_breaks_down_restarts_and_answers_everything(
+    service, broken, fault, expected, env
 ):
     # given more jobs than slots, and a worker that breaks down over the first
     asked = service.submit(6, kind=RequestKind.WATCH)
@@ -70,28 +70,28 @@ def test_a_worker_that_breaks_down_begins_again_and_answers_everything(
     # then the same process answers all of them, each once
     assert worker.wait(timeout=LONG) == 0, worker.output
     assert set(answered_once(service, asked).values()) == {None}
-    # after one restart, and it says why
+    # after one restart, whose reason is logged
     assert worker.output.count('"restarting"') == 1
     assert worker.output.count('"ready"') == 2
-    assert say in worker.output
+    assert expected in worker.output
 
 
 @pytest.mark.parametrize(
-    ("error", "code", "say"),
+    ("error", "code", "expected"),
     [
         (torch.OutOfMemoryError("CUDA out of memory"), ErrorCode.OUT_OF_MEMORY, "does not fit"),
         (torch.AcceleratorError("CUDA error: unknown"), ErrorCode.MODEL_FAILED, "CUDA error"),
     ],
 )
-def test_a_device_that_cannot_take_the_model_is_told_at_the_start(
-    settings, random_checkpoint, monkeypatch, error, code, say
+def test_a_device_that_cannot_take_the_model_is_reported_at_the_start(
+    settings, random_checkpoint, monkeypatch, error, code, expected
 ):
     def fail(*_, **__):
         raise error
 
     monkeypatch.setattr(NVILA, "from_pretrained", fail)
     settings.model = str(random_checkpoint)
-    with pytest.raises(StreamerError, match=say) as caught:
+    with pytest.raises(StreamerError, match=expected) as caught:
         gpu.load_engine(settings)
     assert caught.value.code is code
 
@@ -104,14 +104,14 @@ def test_a_device_that_is_lost_for_good_ends_the_worker_with_a_sentence(service,
     assert worker.output.count('"restarting"') == 1
     last = worker.output.strip().splitlines()[-1]
     assert last.startswith("The worker broke down 2 times within 10 minutes and gives up")
-    # and another worker answers what it could not
+    # and another worker answers its requests
     assert service.results.read("0-0") == []
     assert service.worker("--burst", ready=False).wait(timeout=LONG) == 0
     assert set(answered_once(service, asked).values()) == {None}
 
 
 @pytest.mark.slow
-def test_one_request_that_kills_every_device_is_found_out_and_nobody_else_suffers(service, broken):
+def test_a_request_that_kills_every_device_is_isolated_and_no_other_suffers(service, broken):
     asked = service.submit(5, kind=RequestKind.WATCH)
     (poison,) = service.submit(kind=RequestKind.WATCH, max_tokens=POISON)
     worker = broken("poison", "--burst", ready=False)
@@ -122,15 +122,15 @@ def test_one_request_that_kills_every_device_is_found_out_and_nobody_else_suffer
     assert worker.output.count('"restarting"') == 3
 
 
-def test_a_worker_that_is_told_to_stop_does_not_begin_again(service, broken, eventually):
+def test_a_worker_that_is_stopped_does_not_restart(service, broken, eventually):
     # given a worker whose engine hangs
     service.submit()
     worker = broken("hang")
     worker.wait_for('"ready"')
     eventually(lambda: service.jobs.depths()["queries"] == 0)
-    # when it is told to stop
+    # when it is stopped
     worker.terminate()
-    # then it does, although the engine does not, and the job is there for the next
+    # then it ends, although the engine does not, and the job is queued for the next
     assert worker.wait(timeout=30) == 0
     assert '"restarting"' not in worker.output
     assert service.jobs.depths()["queries"] == 1

@@ -25,7 +25,7 @@ def test_the_jitter_is_full() -> None:
     assert max(late) > 50
 
 
-def test_a_minute_of_frames_starts_it_over() -> None:
+def test_a_minute_of_frames_resets_the_bound() -> None:
     backoff = Backoff(60, draw=highest)
     for _ in range(5):
         backoff.delay(LOST)
@@ -36,7 +36,7 @@ def test_a_minute_of_frames_starts_it_over() -> None:
 
 
 @pytest.mark.parametrize("code", [ErrorCode.STREAM_AUTH_FAILED, ErrorCode.STREAM_NOT_FOUND])
-def test_what_a_person_must_put_right_waits_the_cap_at_once(code: ErrorCode) -> None:
+def test_failures_that_need_a_person_wait_for_the_cap_at_once(code: ErrorCode) -> None:
     backoff = Backoff(60)
     assert [backoff.delay(code) for _ in range(3)] == [60, 60, 60]
 

@@ -1,4 +1,4 @@
-"""Many streams in one ingest worker, and many that come and go: nothing is left of those gone."""
+"""Many streams in one ingest worker, and many that come and go without leaving anything."""
 
 import os
 import signal
@@ -43,7 +43,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackCamera]:
 
 @pytest.fixture
 def line(small: LoopbackCamera) -> Iterator[RtspProxy]:
-    """What counts the connections to `small`."""
+    """A proxy that counts the connections to `small`."""
     port = urlsplit(small.url).port
     assert port is not None
     with RtspProxy(port) as proxy:
@@ -51,7 +51,7 @@ def line(small: LoopbackCamera) -> Iterator[RtspProxy]:
 
 
 def connections(line: RtspProxy) -> int:
-    """How many decoders there are."""
+    """Return how many decoders there are."""
     return line.open
 
 
@@ -65,7 +65,7 @@ def states(client: Client) -> list[StreamState]:
     return [stream.state for stream in client.streams()]
 
 
-def test_dozens_of_streams_run_side_by_side_whatever_some_of_them_do(
+def test_dozens_of_streams_run_side_by_side_and_faults_of_some_disturb_no_other(
     client: Client,
     small: LoopbackCamera,
     worker_process: Callable[..., Any],
@@ -79,7 +79,7 @@ def test_dozens_of_streams_run_side_by_side_whatever_some_of_them_do(
             for url in (f"rtsp://127.0.0.1:{mute.port}/x", "rtsp://127.0.0.1:1/x")
         ]
         eventually(lambda: states(client).count(StreamState.RUNNING) == 24, timeout=60)
-        # adding and removing in the middle touches no other
+        # adding and removing streams in the middle disturbs no other
         gone = good.pop(7)
         client.detach(gone.name)
         client.detach(bad[0].name)
@@ -114,7 +114,7 @@ def test_sigterm_hands_streams_over_at_once(
     assert client.jobs.depths()[INGEST] == 0
 
 
-def test_a_worker_that_comes_back_from_the_dead_lets_go(
+def test_a_worker_that_was_given_up_and_returns_abandons_its_streams(
     client: Client,
     small: LoopbackCamera,
     line: RtspProxy,
@@ -142,7 +142,7 @@ def test_a_worker_that_comes_back_from_the_dead_lets_go(
 
 
 class Footprint:
-    """What a worker process holds."""
+    """The resources that a worker process holds."""
 
     def __init__(self, pid: int, client: Client) -> None:
         self._process = psutil.Process(pid)
@@ -153,7 +153,7 @@ class Footprint:
         return self._process.num_threads()
 
     def redis_connections(self) -> int:
-        """They are kept in a pool, as many as were ever needed at once."""
+        """Return the connections in the pool: as many as were ever needed at once."""
         found = self._process.net_connections("tcp")
         return sum(bool(c.raddr) and c.raddr.port == self._redis_port for c in found)
 
@@ -161,14 +161,14 @@ class Footprint:
         return self._process.num_fds() - self.redis_connections()
 
     def in_use(self) -> tuple[float, float]:
-        """MiB of native code and thousands of blocks of Python: resident memory is their high-water
-        mark, with room between, and a leak of a few bytes a stream would drown in it."""
+        """Return MiB used by native code and thousands of blocks used by Python. Resident memory
+        is their high-water mark with free room between, which would hide a small leak."""
         (numbers,) = self._client.jobs.worker_stats().values()
         return numbers["heap_bytes"] / 2**20, numbers["python_blocks"] / 1000
 
 
 def come_and_go(client: Client, url: str, cycles: int, frames: int, abreast: int = 4) -> None:
-    """Attach and detach `cycles` times; each waits for `frames` frames, or for its failure."""
+    """Attach and detach `cycles` streams; each waits for `frames` frames, or for its failure."""
 
     def one(_: int) -> None:
         stream = attach(client, url)
@@ -210,10 +210,10 @@ def check_leaks(
 
 
 def rest(client: Client, eventually: Eventually) -> None:
-    """Wait until the worker has told twice that it has nothing to do."""
+    """Wait until the worker has reported twice that all slots are free."""
     for _ in range(2):
-        told = client.jobs.worker_stats()
-        eventually(lambda told=told: client.jobs.worker_stats() != told)
+        reported = client.jobs.worker_stats()
+        eventually(lambda reported=reported: client.jobs.worker_stats() != reported)
         eventually(lambda: not slots_busy(client))
 
 

@@ -33,7 +33,7 @@ def test_a_changed_url_is_opened_without_a_restart(
         count = bench.frames.count(spec.id)
         eventually(lambda: bench.frames.count(spec.id) >= count + 3)
         slot.stop()
-    # then what the old one showed was asked about, and it was no loss
+    # then the frames of the old one were asked about, and it does not count as a loss
     assert len(bench.requests(WATCHES)) == 1
     assert bench.status(spec).counters.reconnects == 0
     frames = bench.frames.newest(spec.id, 100)
@@ -41,7 +41,7 @@ def test_a_changed_url_is_opened_without_a_restart(
     assert min(steps) > 0, [(f.pts, f.time) for f in frames]
 
 
-def test_a_paused_camera_is_let_go_of_and_found_again(
+def test_a_paused_camera_is_disconnected_and_connected_again(
     bench: Bench, loopback: LoopbackCamera, line: RtspProxy, eventually: Eventually
 ) -> None:
     spec = bench.attach(line.through(loopback.url), watch(600.0), live=True, fps=10)
@@ -60,7 +60,7 @@ def test_a_paused_camera_is_let_go_of_and_found_again(
     assert bench.status(spec).counters.reconnects == 0
 
 
-def test_a_stream_that_is_paused_stays_so_when_another_worker_takes_it(
+def test_a_paused_stream_stays_paused_when_another_worker_takes_it(
     bench: Bench, loopback: LoopbackCamera, line: RtspProxy, eventually: Eventually
 ) -> None:
     spec = bench.attach(line.through(loopback.url), live=True, paused=True)
@@ -72,7 +72,7 @@ def test_a_stream_that_is_paused_stays_so_when_another_worker_takes_it(
     assert line.accepted == 0
 
 
-def test_a_paused_recording_stands_still_and_loses_nothing(
+def test_a_paused_recording_stops_and_loses_nothing(
     bench: Bench, tmp_path: Path, eventually: Eventually
 ) -> None:
     bench = bench.with_settings(max_file_clips=1)
@@ -124,7 +124,7 @@ def _ids(watches: list) -> list[str]:
     return [each.id for each in watches]
 
 
-def test_a_slot_that_cannot_reach_redis_for_a_lease_lets_go(
+def test_a_slot_that_cannot_reach_redis_for_a_lease_abandons_its_stream(
     bench: Bench, loopback: LoopbackCamera, line: RtspProxy, eventually: Eventually
 ) -> None:
     """Another worker may have taken the stream over by then: two would decode it."""
@@ -161,7 +161,7 @@ def test_measured_rates_are_those_of_the_camera(
     assert bench.status(spec).reported_at is not None
 
 
-def test_a_full_redis_costs_frames_and_says_so(
+def test_a_full_redis_costs_frames_which_are_counted(
     bench: Bench, loopback: LoopbackCamera, eventually: Eventually
 ) -> None:
     spec = bench.attach(loopback.url, live=True, fps=10)

@@ -1,4 +1,4 @@
-"""Faults of real cameras and networks, each in an ingest slot: what is told, and what goes on."""
+"""Faults of real cameras and networks in an ingest slot: what is reported, and what continues."""
 
 import threading
 from collections.abc import Callable
@@ -35,14 +35,14 @@ def trouble(bench: Bench, spec: StreamSpec) -> ErrorCode | None:
 
 
 def readers() -> list[threading.Thread]:
-    """Threads that hold a connection."""
+    """Return the threads that hold a connection."""
     return [thread for thread in threading.enumerate() if thread.name == "packet-reader"]
 
 
 # Refused
 
 
-def test_a_missing_path_is_told_at_once_and_tried_again_at_the_cap(
+def test_a_missing_path_is_reported_at_once_and_tried_again_at_the_cap(
     bench: Bench, units: Path, eventually: Eventually
 ) -> None:
     clock = SkippingClock()
@@ -50,7 +50,7 @@ def test_a_missing_path_is_told_at_once_and_tried_again_at_the_cap(
         spec = bench.attach(f"rtsp://{camera.host}:{camera.port}/none", live=True)
         with bench.run(spec, clock=clock) as slot:
             eventually(lambda: trouble(bench, spec) is ErrorCode.STREAM_NOT_FOUND)
-            # only a path that is right ends it, however often it is tried
+            # only a correct path ends it, after any number of attempts
             eventually(lambda: clock.slept >= 3 * bench.settings.reconnect_cap)
             assert trouble(bench, spec) is ErrorCode.STREAM_NOT_FOUND
             bench.registry.update(spec.id, secret_url=camera.url, url=camera.url)
@@ -73,7 +73,7 @@ def test_a_new_password_takes_effect_without_waiting_for_the_next_attempt(
             slot.stop()
 
 
-def test_a_closed_port_is_told_with_what_to_check(bench: Bench, eventually: Eventually) -> None:
+def test_a_closed_port_is_reported_with_what_to_check(bench: Bench, eventually: Eventually) -> None:
     spec = bench.attach("rtsp://me:hunter2@127.0.0.1:1/x", live=True)
     with bench.run(spec) as slot:
         eventually(lambda: trouble(bench, spec) is ErrorCode.STREAM_CONNECTION_FAILED)
@@ -87,10 +87,10 @@ def test_a_closed_port_is_told_with_what_to_check(bench: Bench, eventually: Even
 # Silent
 
 
-def test_one_that_never_ends_its_answer_never_piles_up_connections_or_holds_up_another(
+def test_a_camera_that_never_ends_its_answer_piles_up_no_connections_and_delays_no_other(
     bench: Bench, loopback: LoopbackCamera, eventually: Eventually
 ) -> None:
-    # given one whose bytes keep FFmpeg's own time-out from ever coming
+    # given a camera whose bytes keep FFmpeg's own time-out from firing
     quick = bench.with_settings(open_timeout=0.4)
     with SilentServer(dribble=True) as server:
         mute = bench.attach(f"rtsp://127.0.0.1:{server.port}/x", live=True, name="mute")
@@ -104,11 +104,11 @@ def test_one_that_never_ends_its_answer_never_piles_up_connections_or_holds_up_a
             assert bench.status(good).counters.reconnects == 0
             hanging.stop()
             running.stop()
-        # then FFmpeg let go of each, though the camera would not
+        # then FFmpeg closed each connection, although the camera did not
         eventually(lambda: not readers())
 
 
-# A bad line
+# A bad connection
 
 
 def test_lost_packets_cost_pictures_and_not_the_stream(
@@ -171,7 +171,7 @@ def test_timestamps_that_jump_stall_nothing(
     )
 
 
-def test_a_line_that_goes_dead_and_comes_back(
+def test_a_connection_that_goes_dead_and_comes_back(
     bench: Bench, loopback: LoopbackCamera, line: RtspProxy, eventually: Eventually
 ) -> None:
     bench = bench.with_settings(reconnect_cap=0.2, read_timeout=0.5, open_timeout=2.0)
@@ -205,7 +205,7 @@ def test_a_network_that_loses_every_twentieth_packet(
     assert status.counters.packets >= 50
 
 
-# Cameras that are not like others
+# Unusual cameras
 
 
 def test_udp(bench: Bench, units: Path, eventually: Eventually) -> None:

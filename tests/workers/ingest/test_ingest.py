@@ -1,4 +1,4 @@
-"""The ingest worker as a process: it hands over, takes over, and says what it lacks."""
+"""The ingest worker as a process: it hands streams over, takes them over, and reports faults."""
 
 import json
 from collections.abc import Callable
@@ -28,7 +28,7 @@ def test_streams_outlive_their_workers(
     eventually(lambda: bench.frames.count(spec.id))
     second = worker_process("ingest", STREAMER_LEASE="3")
     assert "stream_state" not in second.output
-    # when it is killed, the second takes over, and counts on
+    # when it is killed, the second takes over and continues its counters
     first.kill()
     count, decoded = bench.frames.count(spec.id), bench.status(spec).counters.decoded
     eventually(lambda: bench.frames.count(spec.id) > count + 1)
@@ -43,7 +43,7 @@ def test_streams_outlive_their_workers(
     bench.registry.delete(other.id)
     bench.context.jobs.stop_ingest(other.id)
     eventually(lambda: bench.frames.count(other.id) == 0)
-    # when the second is told to stop, it gives the stream back in time
+    # when the second is stopped, it gives the stream back
     second.terminate()
     assert second.wait() == 0
     assert bench.context.jobs.depths()[INGEST] == 1
@@ -65,7 +65,7 @@ def test_a_stream_in_a_queue_of_an_earlier_release_is_run(
     eventually(lambda: bench.frames.count(spec.id))
 
 
-def test_without_redis_it_says_so_and_ends(worker_process: Callable[..., Any]) -> None:
+def test_without_redis_it_reports_so_and_exits(worker_process: Callable[..., Any]) -> None:
     worker = worker_process(
         "ingest",
         ready=False,

@@ -34,7 +34,7 @@ def test_a_camera_is_sampled_and_asked_about(
     assert slot.given_back
     first, second = bench.requests(WATCHES)
     assert (first.kind, first.watch_id) == (RequestKind.WATCH, spec.watches[0].id)
-    # a busy machine may see a frame late, on the other side of a border; none gets lost
+    # on a busy machine a frame may fall into the next window; none is lost
     assert all(4 <= len(request.frames) <= 6 for request in (first, second))
     assert (first.end - first.start).total_seconds() == pytest.approx(1.0)
     assert second.start == first.end
@@ -111,12 +111,12 @@ def test_a_lost_camera_is_reconnected(
             error = bench.status(spec).error
             assert error is not None
             assert error.code is ErrorCode.STREAM_CONNECTION_FAILED
-            # then what was seen is not kept waiting for the rest of the minute
+            # then what was seen is asked about before the minute is over
             eventually(lambda: bench.requests(WATCHES))
             (request,) = bench.requests(WATCHES)
             assert len(request.frames) >= 5
             assert 0 <= request.end.timestamp() - request.frames[-1].time + 0.001 < 0.2
-            # when it is back
+            # when the camera is back
             before = bench.frames.newest(spec.id)[0]
             camera.start()
             eventually(lambda: bench.status(spec).state is StreamState.RUNNING)
@@ -125,7 +125,7 @@ def test_a_lost_camera_is_reconnected(
             assert status.counters.reconnects == 1
             eventually(lambda: bench.frames.newest(spec.id)[0].pts > before.pts)
             slot.stop()
-    # then stream time went on with the wall clock
+    # then stream time has advanced with the wall clock
     after = bench.frames.newest(spec.id)[0]
     assert after.pts - before.pts == pytest.approx(after.time - before.time, abs=0.2)
 
@@ -166,7 +166,7 @@ def test_a_wrong_password_is_reported_at_once_and_never_shown(
             assert status.error.code is ErrorCode.STREAM_AUTH_FAILED
             # then it is tried again at the cap only
             eventually(lambda: clock.slept >= bench.settings.reconnect_cap)
-            # when the password is put right, it takes effect without a restart
+            # when the password is corrected, it takes effect without a restart
             full = f"rtsp://admin:{quote(PASSWORD, safe='')}@{camera.address}"
             redis_client.hset("streamer:secrets", spec.id, full)
             eventually(lambda: bench.status(spec).state is StreamState.RUNNING)
@@ -178,7 +178,7 @@ def test_a_wrong_password_is_reported_at_once_and_never_shown(
         assert secret not in captured + stored
 
 
-def test_a_camera_that_is_away_is_tried_again_for_ever_and_ever_more_rarely(
+def test_a_camera_that_is_away_is_tried_again_for_ever_and_less_and_less_often(
     bench: Bench, eventually: Callable[..., None]
 ) -> None:
     clock = SkippingClock()

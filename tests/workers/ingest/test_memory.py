@@ -1,4 +1,4 @@
-"""What an ingest worker remembers of its streams, and for how long; what it does with secrets."""
+"""What an ingest worker keeps of its streams, and for how long; how it handles secrets."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_frames_go_into_the_archive_beside_redis(
     assert bench.status(spec).counters.dropped.archive == 0
 
 
-def test_the_bytes_and_the_history_of_a_stream_hold(
+def test_the_byte_limit_and_the_history_of_a_stream_apply(
     bench: Bench, loopback: LoopbackCamera, eventually: Eventually
 ) -> None:
     size = 1 << 20
@@ -55,7 +55,7 @@ def test_the_bytes_and_the_history_of_a_stream_hold(
     assert client.ttl(redis_keys.frame_index(spec.id)) > 590
 
 
-def test_a_redis_that_is_full_of_other_things_costs_counted_frames_and_nothing_else(
+def test_a_redis_full_of_other_data_costs_only_frames_which_are_counted(
     bench: Bench, loopback: LoopbackCamera, tmp_path: Path, eventually: Eventually
 ) -> None:
     with EmbeddedServer(tmp_path / "small", persistent=False, max_memory=4 << 20) as server:
@@ -74,12 +74,12 @@ def test_a_redis_that_is_full_of_other_things_costs_counted_frames_and_nothing_e
             assert bench.status(spec).counters.reconnects == 0
 
 
-def test_a_wrong_key_is_a_state_with_a_sentence_and_the_right_one_puts_it_right(
+def test_a_wrong_key_is_a_failed_state_and_the_right_key_corrects_it(
     bench: Bench, loopback: LoopbackCamera, eventually: Eventually
 ) -> None:
-    ours = bench.with_settings(secret_key=["the key that it was attached with"])
+    sealed = bench.with_settings(secret_key=["the key with which it was attached"])
     url = loopback.url.replace("rtsp://", f"rtsp://user:{PASSWORD}@")
-    spec = ours.attach(url, live=True, fps=10)
+    spec = sealed.attach(url, live=True, fps=10)
     other = bench.with_settings(secret_key=["another key altogether"])
     with other.run(spec) as slot:
         eventually(lambda: bench.status(spec).state is StreamState.FAILED)
@@ -89,13 +89,13 @@ def test_a_wrong_key_is_a_state_with_a_sentence_and_the_right_one_puts_it_right(
     assert error is not None
     assert error.code is ErrorCode.SECRET_UNREADABLE
     assert "STREAMER_SECRET_KEY" in error.message
-    with ours.run(spec) as slot:
+    with sealed.run(spec) as slot:
         eventually(lambda: bench.status(spec).state is StreamState.RUNNING)
         slot.stop()
 
 
 @pytest.mark.parametrize("url", ["nosuchscheme://x/y", "{tmp_path}/file/archive"])
-def test_an_archive_that_cannot_be_used_is_said_when_the_worker_starts(
+def test_an_unusable_archive_is_reported_when_the_worker_starts(
     worker_process: Callable[..., object], tmp_path: Path, url: str
 ) -> None:
     (tmp_path / "file").write_text("in the way")
@@ -103,5 +103,5 @@ def test_an_archive_that_cannot_be_used_is_said_when_the_worker_starts(
         "ingest", ready=False, STREAMER_ARCHIVE_URL=url.format(tmp_path=tmp_path)
     )
     assert worker.wait(60.0) == 1  # type: ignore[attr-defined]
-    said = worker.output  # type: ignore[attr-defined]
-    assert "archive_url" in said.splitlines()[-1]
+    output = worker.output  # type: ignore[attr-defined]
+    assert "archive_url" in output.splitlines()[-1]

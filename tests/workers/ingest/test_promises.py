@@ -1,5 +1,4 @@
-"""What is promised of the time that things take: back-off, take-over, and an end that nothing
-holds up."""
+"""Promised times: of back-off, of take-over, and of an end that nothing delays."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +21,7 @@ from workers.rq.maintenance import Maintenance
 Eventually = Callable[..., None]
 
 
-def test_a_minute_of_frames_sets_the_pause_back_and_less_does_not(
+def test_a_minute_of_frames_resets_the_back_off_and_less_does_not(
     bench: Bench, loopback: LoopbackCamera, line: RtspProxy, eventually: Eventually
 ) -> None:
     bench = bench.with_settings(
@@ -35,7 +34,7 @@ def test_a_minute_of_frames_sets_the_pause_back_and_less_does_not(
         return 0.0
 
     def lost() -> float:
-        """The bound of the pause after the next loss."""
+        """Return the bound of the wait after the next loss."""
         before, again = len(bounds), bench.status(spec).counters.reconnects + 1
         line.hang_up()
         eventually(lambda: bench.status(spec).counters.reconnects >= again)
@@ -55,13 +54,13 @@ def test_a_minute_of_frames_sets_the_pause_back_and_less_does_not(
         slot.stop()
 
 
-def test_a_camera_that_hangs_in_open_does_not_hold_up_the_end_of_the_worker(
+def test_a_camera_that_hangs_in_open_does_not_delay_the_end_of_the_worker(
     bench: Bench,
     loopback: LoopbackCamera,
     worker_process: Callable[..., Any],
     eventually: Eventually,
 ) -> None:
-    # given one whose bytes keep FFmpeg's own time-out from ever coming, and one that is well
+    # given a camera whose bytes keep FFmpeg's own time-out from firing, and a healthy one
     with SilentServer(dribble=True) as server:
         mute = bench.attach(f"rtsp://127.0.0.1:{server.port}/x", live=True, name="mute")
         good = bench.attach(loopback.url, live=True, name="good")
@@ -71,7 +70,7 @@ def test_a_camera_that_hangs_in_open_does_not_hold_up_the_end_of_the_worker(
         eventually(lambda: server.accepted and bench.frames.count(good.id))
         worker.terminate()
         assert worker.wait(20.0) == 0
-    # then both are there for the next one
+    # then both are queued for the next worker
     assert bench.context.jobs.depths()[INGEST] == 2
 
 
@@ -95,7 +94,7 @@ def test_streams_of_a_killed_worker_are_taken_over_within_twenty_seconds(
     eventually(lambda: all(bench.status(s).state is StreamState.RUNNING for s in specs))
 
 
-def test_the_lock_of_one_who_dies_while_taking_over_delays_nobody(
+def test_the_lock_of_a_worker_that_dies_while_taking_over_expires_in_time(
     redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queue = Queue(INGEST, connection=redis_client)

@@ -62,7 +62,7 @@ def test_every_window_of_a_recording_is_asked_about(bench: Bench, tmp_path: Path
     assert status.last_frame_at is not None
 
 
-def test_frames_of_a_recording_tell_what_they_are(bench: Bench, tmp_path: Path) -> None:
+def test_frames_of_a_recording_carry_their_times_and_measures(bench: Bench, tmp_path: Path) -> None:
     write_video(tmp_path / "v.mp4", seconds=2)
     spec = bench.attach(tmp_path / "v.mp4", fps=5)
     with bench.run(spec) as slot:
@@ -113,7 +113,7 @@ def test_a_recording_waits_for_its_answers_and_loses_nothing(
     assert bench.status(spec).counters.clips_dropped == 0
 
 
-def test_a_recording_that_a_worker_left_half_way_goes_on(
+def test_a_recording_that_a_worker_left_half_way_is_continued(
     bench: Bench, tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
     # given a worker that stopped in the middle, and one that stopped right after it
@@ -218,8 +218,8 @@ def test_the_status_is_not_written_for_every_frame(
     assert saved[-1][1] is StreamState.ENDED
 
 
-def test_a_codec_that_changes_in_mid_stream_is_told(bench: Bench, tmp_path: Path) -> None:
-    # given a broadcast that goes on in another size and codec
+def test_a_codec_that_changes_in_mid_stream_is_reported(bench: Bench, tmp_path: Path) -> None:
+    # given a broadcast that continues in another size and codec
     write_video(tmp_path / "a.ts", seconds=1, width=160, height=120)
     later = [1 + n / 25 for n in range(50)]
     write_video(tmp_path / "b.ts", times=later, width=240, height=136, codec="libx265")

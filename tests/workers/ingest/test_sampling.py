@@ -45,7 +45,7 @@ def test_changes_of_a_recording(bench: Bench, tmp_path: Path) -> None:
     assert times(bench, spec) == pytest.approx([0, 3, 5], abs=0.2)
 
 
-def test_seldom_frames_of_a_recording_are_exact(bench: Bench, tmp_path: Path) -> None:
+def test_rare_frames_of_a_recording_are_exact(bench: Bench, tmp_path: Path) -> None:
     write_video(tmp_path / "v.mp4", seconds=12, gop=37, b_frames=2)
     spec = attach(bench, tmp_path / "v.mp4", Sampling(fps=0.5), watches=[watch(6.0)])
     with bench.run(spec) as slot:
@@ -74,7 +74,7 @@ def test_a_camera_changes_its_mode_while_it_runs(
         assert min(steps) < 0.1
 
 
-def test_a_window_in_which_nothing_changes_any_more_is_asked_about_in_time(
+def test_a_window_in_which_nothing_changes_is_asked_about_in_time(
     bench: Bench, tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
     # given a camera that shows the same picture for ever

@@ -25,7 +25,7 @@ def frame(spec: StreamSpec, at: float) -> FrameRef:
 
 @pytest.fixture
 def gather(bench: Bench) -> Callable[[StreamSpec], StreamWatches]:
-    """What the ingest worker gathers a stream's frames with."""
+    """Make what the ingest worker gathers a stream's frames with."""
 
     def make(spec: StreamSpec) -> StreamWatches:
         jobs, counters = bench.context.jobs, StreamCounters()
@@ -58,7 +58,7 @@ def test_a_new_question_is_asked_about_all_of_the_open_window(
     watches.follow(edited)
     for second in (2, 3, 4):
         watches.add(frame(spec, second), 0.0)
-    # then it has seen all of its window, like the other
+    # then it is asked about its whole window, like the other
     requests = bench.requests(WATCHES if live else FILES)
     assert [(r.prompt, r.max_tokens) for r in requests] == [("Anyone?", 5), ("What is there?", 128)]
     assert [r.watch_id for r in requests] == [each.id for each in spec.watches]
@@ -68,7 +68,7 @@ def test_a_new_question_is_asked_about_all_of_the_open_window(
 @pytest.mark.parametrize(
     "change", [{"window": 2.0}, {"max_frames": 3}], ids=["another window", "fewer frames"]
 )
-def test_a_window_that_is_cut_differently_begins_anew(
+def test_a_window_that_is_cut_differently_starts_over(
     bench: Bench, gather: Callable[[StreamSpec], StreamWatches], change: dict[str, float]
 ) -> None:
     spec = bench.attach("rtsp://cam.invalid/x", watch(4.0), live=True, fps=1)
@@ -83,7 +83,7 @@ def test_a_window_that_is_cut_differently_begins_anew(
 def test_a_recording_is_asked_about_in_full_after_its_window_was_made_longer(
     bench: Bench, gather: Callable[[StreamSpec], StreamWatches]
 ) -> None:
-    """The longer window may begin where a short one did, and needs a request of its own."""
+    """The longer window may begin where a short one did, and needs its own request."""
     spec = bench.attach("v.mp4", watch(1.0), fps=1)
     watches = gather(spec)
     watches.add(frame(spec, 0), 0.0)
@@ -100,7 +100,7 @@ def test_a_recording_is_asked_about_in_full_after_its_window_was_made_longer(
     assert [f.pts for f in long.frames] == [2, 3]
 
 
-def test_the_others_go_on_undisturbed_while_a_camera_runs(
+def test_editing_one_watch_leaves_the_others_undisturbed(
     bench: Bench, loopback: LoopbackCamera, eventually: Eventually
 ) -> None:
     bench = bench.with_settings(max_pending_clips=1000)
@@ -124,7 +124,7 @@ def test_the_others_go_on_undisturbed_while_a_camera_runs(
         slot.stop()
     windows = asked(steady.id)[:-1]
     assert {r.prompt for r in windows} == {steady.prompt}
-    # its windows stand where they would have stood: whole numbers of 0.4 s apart
+    # its windows are where they would have been: whole multiples of 0.4 s apart
     for before, after in pairwise(windows):
         steps = (after.start - before.start).total_seconds() / 0.4
         assert steps == pytest.approx(round(steps), abs=0.01)

@@ -63,7 +63,7 @@ def test_a_window_never_ends_after_its_length_nor_before_its_last_frame() -> Non
     assert window.end == 14
 
 
-def test_after_a_loss_live_windows_begin_anew() -> None:
+def test_after_a_loss_live_windows_start_over() -> None:
     windows = gatherer(True)
     windows.add(ref(0, 1000.0))
     windows.add(ref(4, 1004.0))
@@ -86,7 +86,7 @@ def test_a_frame_that_is_a_little_early_belongs_to_the_next_window() -> None:
 
 
 def test_a_window_is_closed_as_soon_as_no_further_frame_can_be_in_it() -> None:
-    # given a frame a second, and the sampler's word that none comes in between
+    # given a frame a second, and the sampler's promise that none comes in between
     windows = WindowGatherer(3, 100, live=True, pick=select_frames, tolerance=0.25)
     # when frames come
     closed = [windows.add(ref(n, 1000.0 + n), quiet=0.999) for n in range(6)]
@@ -97,7 +97,7 @@ def test_a_window_is_closed_as_soon_as_no_further_frame_can_be_in_it() -> None:
     assert windows.flush() is None
 
 
-def test_a_frame_that_comes_after_all_opens_no_second_window_for_the_same_time() -> None:
+def test_a_late_frame_opens_no_second_window_for_the_same_time() -> None:
     windows = WindowGatherer(3, 100, live=True, pick=select_frames, tolerance=0.25)
     times = [0.0, 1.0, 1.9, 2.5, 3.0]
     closed = [w for t in times for w in windows.add(ref(t), quiet=0.999)]
@@ -146,7 +146,7 @@ def test_what_changed_in_frames_that_are_thinned_out_counts_for_the_next() -> No
     assert after == [30.0 if i == shown else 1.0 for i in range(len(after))]
 
 
-def test_a_window_ends_though_nothing_is_worth_keeping_any_more() -> None:
+def test_a_window_ends_although_no_further_frame_is_kept() -> None:
     windows = gatherer(True)
     assert windows.advance(5000.0) is None
     windows.add(ref(0))

@@ -20,7 +20,7 @@ LEASE = 2
 
 
 class Bench:
-    """Queues to put jobs into, and what the jobs have told."""
+    """Queues to put jobs into, and what the jobs have reported."""
 
     def __init__(self, client, start, eventually):
         self.redis = client
@@ -47,11 +47,11 @@ class Bench:
     def job(self, name):
         return Job.fetch(name, self.redis, JSONSerializer)
 
-    def told(self, key):
+    def reported(self, key):
         return [value.decode() for value in self.redis.lrange(key, 0, -1)]
 
     def failures(self):
-        return [json.loads(value) for value in self.told("failed")]
+        return [json.loads(value) for value in self.reported("failed")]
 
     def release(self, *names):
         for name in names:
@@ -67,12 +67,12 @@ def test_as_many_jobs_run_at_once_as_there_are_slots(bench):
     for i in range(5):
         bench.put("hold", f"h{i}")
     bench.worker("queries", slots=4)
-    bench.eventually(lambda: len(bench.told("started")) == 4)
+    bench.eventually(lambda: len(bench.reported("started")) == 4)
     assert len(bench.queue()) == 1
     bench.release("h2")
-    bench.eventually(lambda: len(bench.told("started")) == 5)
+    bench.eventually(lambda: len(bench.reported("started")) == 5)
     bench.release("h0", "h1", "h3", "h4")
-    bench.eventually(lambda: len(bench.told("ran")) == 5)
+    bench.eventually(lambda: len(bench.reported("ran")) == 5)
 
 
 def test_queries_go_before_watches_before_files(bench):
@@ -80,8 +80,10 @@ def test_queries_go_before_watches_before_files(bench):
         for i in range(3):
             bench.put("note", f"{queue}{i}", queue)
     bench.worker("queries", "watches", "files", "--burst", slots=1)
-    bench.eventually(lambda: len(bench.told("ran")) == 9)
-    assert bench.told("ran") == [f"{q}{i}" for q in ("queries", "watches", "files") for i in "012"]
+    bench.eventually(lambda: len(bench.reported("ran")) == 9)
+    assert bench.reported("ran") == [
+        f"{q}{i}" for q in ("queries", "watches", "files") for i in "012"
+    ]
 
 
 def test_one_slot_is_kept_for_queries_and_the_others_are_refilled_at_once(bench):
@@ -89,19 +91,19 @@ def test_one_slot_is_kept_for_queries_and_the_others_are_refilled_at_once(bench)
     for i in range(4):
         bench.put("hold", f"f{i}", "files")
     bench.worker(slots=3)
-    bench.eventually(lambda: len(bench.told("started")) == 2)
+    bench.eventually(lambda: len(bench.reported("started")) == 2)
     # then a query need not wait for it
     bench.put("hold", "q")
-    bench.eventually(lambda: "q" in bench.told("started"))
-    assert sorted(bench.told("started")) == ["f0", "f1", "q"]
+    bench.eventually(lambda: "q" in bench.reported("started"))
+    assert sorted(bench.reported("started")) == ["f0", "f1", "q"]
     # and a free slot is filled again from the bulk
     bench.release("q", "f0")
-    bench.eventually(lambda: "f2" in bench.told("started"))
+    bench.eventually(lambda: "f2" in bench.reported("started"))
     bench.release("f1", "f2", "f3")
-    bench.eventually(lambda: len(bench.told("ran")) == 5)
+    bench.eventually(lambda: len(bench.reported("ran")) == 5)
 
 
-def test_a_finished_job_is_written_down_as_rq_does(bench):
+def test_a_finished_job_is_recorded_as_rq_does(bench):
     bench.put("note", "n")
     bench.worker("queries", "--burst").wait()
     job = bench.job("n")
@@ -116,7 +118,7 @@ def test_a_finished_job_is_written_down_as_rq_does(bench):
 def test_rqs_own_tools_see_the_worker_and_its_jobs(bench, settings):
     bench.put("hold", "h")
     worker = bench.worker("queries")
-    bench.eventually(lambda: bench.told("started"))
+    bench.eventually(lambda: bench.reported("started"))
     (seen,) = Worker.all(connection=bench.redis, serializer=JSONSerializer)
     assert seen.pid == worker.process.pid
     assert [e.job_id for e in seen.get_current_executions()] == ["h"]
@@ -145,17 +147,17 @@ def test_a_job_that_raises_fails_once_and_its_password_stays_secret(bench):
     assert job.get_status() is JobStatus.FAILED
     assert "RuntimeError" in job.latest_result().exc_string
     assert "s3cret" not in job.latest_result().exc_string + worker.output + message
-    assert bench.told("ran") == ["after"]
+    assert bench.reported("ran") == ["after"]
 
 
 @pytest.mark.parametrize("function", ["os.system", "subprocess.call", f"{PROGRAM}.say"])
-def test_a_function_that_is_not_on_the_list_is_never_called(bench, tmp_path, function):
+def test_a_function_that_is_not_in_the_table_is_never_called(bench, tmp_path, function):
     victim = tmp_path / "victim"
     bench.queue().enqueue_call(function, args=(f"touch {victim}",), job_id="evil")
     bench.put("note", "after")
     assert bench.worker("queries", "--burst").wait() == 0
     assert not victim.exists()
-    assert bench.told("ran") == ["after"]
+    assert bench.reported("ran") == ["after"]
     assert bench.job("evil").get_status() is JobStatus.FAILED
     assert "does not run" in bench.failures()[0][2]
 
@@ -183,7 +185,7 @@ class Bomb:
 
 
 def test_a_pickled_job_is_refused_and_never_unpickled(bench, tmp_path):
-    # given a job as a stranger would pickle it, which does work when unpickled
+    # given a pickled job of an attacker, which works when unpickled
     victim = tmp_path / "victim"
     pickle.loads(pickle.dumps(Bomb(victim)))
     assert victim.exists()
@@ -196,22 +198,22 @@ def test_a_pickled_job_is_refused_and_never_unpickled(bench, tmp_path):
     assert bench.worker("queries", "--burst").wait() == 0
     # then it fails, unread
     assert not victim.exists()
-    assert bench.told("ran") == ["after"]
+    assert bench.reported("ran") == ["after"]
     assert [(f[0], f[1]) for f in bench.failures()] == [("pickled", "INTERNAL")]
 
 
-def test_a_job_record_that_makes_no_sense_does_not_stop_the_worker(bench):
+def test_an_unreadable_job_record_does_not_stop_the_worker(bench):
     bench.redis.hset("rq:job:odd", mapping={"data": b"\x00", "status": "no such status"})
     bench.redis.rpush(bench.queue().key, "odd", "gone")
     bench.put("note", "after")
     worker = bench.worker("queries", "--burst")
     assert worker.wait() == 0
-    assert bench.told("ran") == ["after"]
+    assert bench.reported("ran") == ["after"]
     assert "job_unreadable" in worker.output
     assert bench.redis.llen(bench.queue().intermediate_queue_key) == 0
 
 
-def test_an_idle_worker_ends_at_once_when_told(bench):
+def test_an_idle_worker_ends_at_once_on_sigterm(bench):
     worker = bench.worker()
     worker.terminate()
     assert worker.wait() == 0
@@ -222,13 +224,13 @@ def test_a_worker_that_stops_puts_its_jobs_back_first_in_line(bench):
     # given a job that runs and one that waits
     bench.put("hold", "h", retry=Retry(max=2))
     worker = bench.worker("queries", slots=1)
-    bench.eventually(lambda: bench.told("started"))
+    bench.eventually(lambda: bench.reported("started"))
     bench.put("note", "n")
-    # when the worker is told to stop
+    # when the worker is stopped
     worker.terminate()
     assert worker.wait() == 0
-    # then the job was told so, and waits before the other, with all its retries
-    assert bench.told("stopped") == ["h"]
+    # then the job has stopped, and waits before the other, with all its retries
+    assert bench.reported("stopped") == ["h"]
     assert bench.queue().job_ids == ["h", "n"]
     assert bench.job("h").retries_left == 2
     assert bench.job("h").get_status() is JobStatus.QUEUED
@@ -236,24 +238,24 @@ def test_a_worker_that_stops_puts_its_jobs_back_first_in_line(bench):
     # and the next worker does both
     bench.release("h")
     bench.worker("queries", "--burst", slots=1).wait()
-    assert bench.told("ran") == ["h", "n"]
+    assert bench.reported("ran") == ["h", "n"]
 
 
-def test_a_job_that_does_not_listen_is_put_back_and_left_behind(bench):
+def test_a_job_that_ignores_the_stop_is_put_back_and_left_behind(bench):
     bench.put("stubborn", "s")
     worker = bench.worker("queries")
-    bench.eventually(lambda: bench.told("started"))
+    bench.eventually(lambda: bench.reported("started"))
     worker.terminate()
     assert worker.wait() == 0
     assert bench.queue().job_ids == ["s"]
 
 
-def test_a_second_signal_does_not_wait(bench):
-    # given a job that does not listen, and an hour for it to finish
+def test_a_second_signal_ends_the_wait_for_jobs(bench):
+    # given a job that ignores the stop, and an hour for it to finish
     bench.put("stubborn", "s")
     worker = bench.worker("queries", GRACE="3600")
-    bench.eventually(lambda: bench.told("started"))
-    # when it is told again, more than a moment after the first time
+    bench.eventually(lambda: bench.reported("started"))
+    # when a second signal comes, a moment after the first
     for _ in range(30):
         worker.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -268,10 +270,10 @@ def test_one_running_job_can_be_stopped_and_does_not_come_back(bench):
     for name in ("a", "b"):
         bench.put("hold", name)
     bench.worker("queries")
-    bench.eventually(lambda: len(bench.told("started")) == 2)
+    bench.eventually(lambda: len(bench.reported("started")) == 2)
     (execution,) = bench.job("b").get_executions()
     send_stop_execution_command(bench.redis, "b", execution.id)
-    bench.eventually(lambda: bench.told("stopped") == ["b"])
+    bench.eventually(lambda: bench.reported("stopped") == ["b"])
     bench.eventually(lambda: bench.job("b").get_status() is JobStatus.FINISHED)
     assert bench.job("a").get_status() is JobStatus.STARTED
     assert len(bench.queue()) == 0
@@ -281,24 +283,24 @@ def test_a_killed_workers_jobs_are_taken_over(bench):
     # given two workers, one of which is killed while it runs a job
     bench.put("hold", "h", retry=Retry(max=2, enqueue_at_front=True))
     first = bench.worker("queries")
-    bench.eventually(lambda: bench.told("started") == ["h"])
+    bench.eventually(lambda: bench.reported("started") == ["h"])
     second = bench.worker("queries")
     first.kill()
     # then the other runs it
-    bench.eventually(lambda: bench.told("started") == ["h", "h"])
+    bench.eventually(lambda: bench.reported("started") == ["h", "h"])
     bench.release("h")
-    bench.eventually(lambda: bench.told("ran") == ["h"])
+    bench.eventually(lambda: bench.reported("ran") == ["h"])
     assert "job_abandoned" in second.output
     bench.eventually(lambda: bench.job("h").get_status() is JobStatus.FINISHED)
     bench.eventually(lambda: Worker.count(connection=bench.redis) == 1)
 
 
 @pytest.mark.parametrize("function", ["die", "abandon"])
-def test_a_job_that_costs_its_worker_is_given_up_after_its_retries(bench, function):
+def test_a_job_that_kills_its_workers_fails_after_its_retries(bench, function):
     bench.put(function, "d", retry=Retry(max=1, enqueue_at_front=True))
     for attempt in (1, 2):
         worker = bench.worker("queries")
-        bench.eventually(lambda attempt=attempt: len(bench.told("started")) == attempt)
+        bench.eventually(lambda attempt=attempt: len(bench.reported("started")) == attempt)
         if function == "abandon":
             worker.kill()
         worker.wait()
@@ -307,42 +309,42 @@ def test_a_job_that_costs_its_worker_is_given_up_after_its_retries(bench, functi
     ((job_id, code, message),) = bench.failures()
     assert (job_id, code) == ("d", "WORKER_LOST")
     assert "ask again" in message
-    assert bench.told("started") == ["d", "d"]
+    assert bench.reported("started") == ["d", "d"]
     bench.eventually(lambda: bench.job("d").get_status() is JobStatus.FAILED)
 
 
-def test_a_job_that_breaks_its_worker_down_is_tried_again_at_once_and_in_the_end_alone(bench):
+def test_a_job_that_breaks_its_worker_is_retried_at_once_and_at_last_alone(bench):
     bench.put("break_down", "d", retry=Retry(max=2, enqueue_at_front=True))
     bench.put("note", "n")
     bench.worker("queries", "--burst", slots=1, lease=60).wait(60)
-    # no waiting for a lease, first in line, and not for ever
-    assert bench.told("started") == ["d", "d", "d, alone"]
+    # without waiting for a lease, first in line, and not for ever
+    assert bench.reported("started") == ["d", "d", "d, alone"]
     ((job_id, code, message),) = bench.failures()
     assert (job_id, code) == ("d", "WORKER_LOST")
     assert "broke down each time" in message
-    assert bench.told("ran") == ["n"]
+    assert bench.reported("ran") == ["n"]
     assert bench.job("d").get_status() is JobStatus.FAILED
     assert bench.queue().started_job_registry.get_job_ids(cleanup=False) == []
 
 
-def test_a_job_without_retries_that_breaks_its_worker_down_fails(bench):
+def test_a_job_without_retries_that_breaks_its_worker_fails(bench):
     bench.put("break_down", "d")
     bench.worker("queries", "--burst").wait(60)
-    assert bench.told("started") == ["d"]
+    assert bench.reported("started") == ["d"]
     assert [failure[1] for failure in bench.failures()] == ["WORKER_LOST"]
 
 
-def test_a_job_that_somebody_else_gave_up_gets_its_result_too(bench):
-    # given a job of a dead worker, without retries, that `rq info` and its like have cleaned away
+def test_a_job_that_another_program_gave_up_gets_its_result_too(bench):
+    # given a job of a dead worker, without retries, that a program such as `rq info` cleaned away
     bench.put("hold", "h")
     worker = bench.worker("queries")
-    bench.eventually(lambda: bench.told("started"))
+    bench.eventually(lambda: bench.reported("started"))
     worker.kill()
     registry = bench.queue().started_job_registry
     registry.cleanup(timestamp=time.time() + 100)
     assert bench.job("h").get_status() is JobStatus.FAILED
     assert bench.failures() == []
-    # then the next worker tells of it, once
+    # then the next worker reports it, once
     bench.worker("queries")
     bench.eventually(bench.failures)
     assert [f[:2] for f in bench.failures()] == [["h", "WORKER_LOST"]]
@@ -355,17 +357,17 @@ def test_a_live_job_is_not_taken_over_however_long_it_runs(bench):
     bench.worker("queries", lease=3)  # not so short that a busy machine misses a heartbeat
     bench.worker("queries", lease=3)
     time.sleep(6.5)
-    assert bench.told("started") == ["h"]
+    assert bench.reported("started") == ["h"]
 
 
-def test_a_worker_that_lost_its_lease_lets_go_of_the_job(bench):
-    # given a job whose worker was thought dead: it is registered as started no more
+def test_a_worker_that_lost_its_lease_abandons_the_job(bench):
+    # given a job whose worker was thought dead, so that it is no longer registered as started
     bench.put("hold", "h")
     worker = bench.worker("queries")
-    bench.eventually(lambda: bench.told("started"))
+    bench.eventually(lambda: bench.reported("started"))
     bench.redis.delete(bench.queue().started_job_registry.key)
-    # then the worker notices, stops the job and writes nothing down
-    bench.eventually(lambda: bench.told("stopped") == ["h"])
+    # then the worker notices, stops the job and records nothing
+    bench.eventually(lambda: bench.reported("stopped") == ["h"])
     worker.wait_for("job_taken_over")
     time.sleep(0.2)
     assert bench.job("h").get_status() is JobStatus.STARTED
@@ -373,13 +375,13 @@ def test_a_worker_that_lost_its_lease_lets_go_of_the_job(bench):
 
 
 def test_a_job_caught_between_queue_and_registry_is_not_lost(bench):
-    # given what a worker leaves that is killed right after it took a job
+    # given the state that a worker leaves when it is killed right after it took a job
     bench.put("note", "n")
     queue = bench.queue()
     bench.redis.lmove(queue.key, queue.intermediate_queue_key)
     # then another finds it
     bench.worker("queries")
-    bench.eventually(lambda: bench.told("ran") == ["n"])
+    bench.eventually(lambda: bench.reported("ran") == ["n"])
     assert bench.redis.llen(queue.intermediate_queue_key) == 0
 
 
@@ -389,24 +391,24 @@ def test_no_job_is_lost_when_workers_are_killed_at_random_moments(bench):
         bench.put("nap", name, retry=Retry(max=50, enqueue_at_front=True))
     for done in (20, 60, 100):
         worker = bench.worker("queries")
-        bench.eventually(lambda done=done: len(bench.told("ran")) >= done)
+        bench.eventually(lambda done=done: len(bench.reported("ran")) >= done)
         worker.kill()
     bench.worker("queries")
-    bench.eventually(lambda: set(bench.told("ran")) == set(names))
+    bench.eventually(lambda: set(bench.reported("ran")) == set(names))
 
 
-def test_broken_connections_are_made_anew(bench):
+def test_broken_connections_are_opened_again(bench):
     bench.put("hold", "h")
     worker = bench.worker("queries")
-    bench.eventually(lambda: bench.told("started"))
+    bench.eventually(lambda: bench.reported("started"))
     for _ in range(3):
         bench.redis.client_kill_filter(_type="normal", skipme=True)
         bench.redis.client_kill_filter(_type="pubsub")
         time.sleep(0.3)
     bench.put("note", "n")
-    bench.eventually(lambda: bench.told("ran") == ["n"])
+    bench.eventually(lambda: bench.reported("ran") == ["n"])
     bench.release("h")
-    bench.eventually(lambda: bench.told("ran") == ["n", "h"])
+    bench.eventually(lambda: bench.reported("ran") == ["n", "h"])
     assert worker.process.poll() is None
 
 
@@ -417,12 +419,12 @@ def test_a_suspended_worker_waits(bench):
     bench.worker("queries")
     bench.put("note", "n")
     time.sleep(1.5)
-    assert bench.told("ran") == []
+    assert bench.reported("ran") == []
     resume(bench.redis)
-    bench.eventually(lambda: bench.told("ran") == ["n"])
+    bench.eventually(lambda: bench.reported("ran") == ["n"])
 
 
-def test_an_idle_worker_is_quiet(bench):
+def test_an_idle_worker_sends_few_commands(bench):
     bench.worker(lease=15)
     time.sleep(1.0)
     before = bench.redis.info("stats")["total_commands_processed"]
@@ -430,16 +432,16 @@ def test_an_idle_worker_is_quiet(bench):
     assert bench.redis.info("stats")["total_commands_processed"] - before < 40
 
 
-def test_a_job_from_our_own_queue_wakes_an_idle_worker(bench, settings, monkeypatch):
+def test_a_submitted_job_wakes_an_idle_worker(bench, settings, monkeypatch):
     """Without the wake-up a job would wait for the next poll."""
     from streamer import jobs as jobs_module
     from streamer.jobs import Jobs
 
-    # given a worker that looks for itself once an hour
+    # given a worker that polls once an hour
     monkeypatch.setattr(jobs_module, "INGEST_JOB", f"{PROGRAM}.note")
     worker = bench.worker("ingest", POLL="3600")
     for i in range(3):
         time.sleep(0.1)  # it is idle again
         Jobs(bench.redis, settings).start_ingest(f"str_{i}")
-        bench.eventually(lambda i=i: f"str_{i}" in bench.told("ran"))
+        bench.eventually(lambda i=i: f"str_{i}" in bench.reported("ran"))
     worker.kill()
