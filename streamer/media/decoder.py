@@ -1,4 +1,4 @@
-"""From packets to pictures, without decoding more than sampling needs."""
+"""Decode packets to frames, and no more of them than sampling needs."""
 
 import heapq
 from collections.abc import Callable
@@ -16,15 +16,15 @@ from streamer.media.sampler import Sampler
 from streamer.media.timing import StreamTime
 
 _MAX_REORDERED = 17
-"""Pictures that a decoder may hold: the 16 of a full buffer, and the one that it was just given."""
+"""Frames that a decoder may hold: 16 in a full buffer, and the one that it was just given."""
 
 
 class SparseDecoder:
-    """Decodes the packets of one connection, which it takes in decoding order.
+    """Decodes the packets of one connection, in decoding order.
 
-    Without `sampler` all of them. With one, what it may keep is sure to come out, whole; what is
-    not needed for that is skipped: packets in front of a key frame that comes in time, pictures
-    that no other one refers to, and, if it wants key frames only, everything else.
+    Without `sampler`, it decodes all packets. With one, every frame that the sampler may keep is
+    decoded completely, and the rest is skipped: packets before a key frame that arrives in time,
+    frames that no other frame refers to and, if the sampler wants key frames only, all others.
     """
 
     def __init__(
@@ -46,74 +46,74 @@ class SparseDecoder:
         self._gate: PacketGate[Arrival] = PacketGate(live=live)
         self._first_codec = context.codec.canonical_name
         self.codec = ""
-        """What it decodes by now, "" while that is what the source began with."""
+        """Current codec; "" for the one that the source began with."""
         self._undated: list[int] = []  # heap: dts of packets without pts in the decoder
-        self._due: float | None = None  # timestamp before which no picture is wanted
-        self._cut = False
-        self._cut_at: float | None = None  # timestamp of the key frame after a cut
-        self.alone = False
-        """Whether only key frames are decoded, each by itself."""
+        self._due: float | None = None  # timestamp before which no frame is wanted
+        self._flushed = False
+        self._restarted_at: float | None = None  # timestamp of the key frame after a flush
+        self.key_frames_only = False
+        """Whether only key frames are decoded, each alone."""
         self.fed = 0
-        """Packets that were given to the decoder."""
+        """Number of packets given to the decoder."""
         self.corrupt = 0
-        """Packets that were damaged: each costs its own picture, not the stream."""
+        """Number of damaged packets; each costs its own frame, not the stream."""
 
     def decode(self, arrival: Arrival) -> list[VideoFrame]:
-        """The pictures that come out now that `arrival` has come, in the order to show them."""
+        """Decode `arrival`; return the frames that are complete now, in presentation order."""
         images: list[VideoFrame] = []
         if arrival.codec != self.codec:
             images = self._change_codec(arrival.codec)
         for packet in self._admit(arrival):
             images += self._decode(packet)
         self.corrupt += sum(image.is_corrupt for image in images)
-        if images and self._cut_at is not None:
+        if images and self._restarted_at is not None:
             first = images[0].pts
-            if first is not None and first * self._time_base > self._cut_at + MIN_FRAME_GAP:
-                self._gate.distrust()  # what was called a key frame could not be decoded by itself
-            self._cut_at = None
+            if first is not None and first * self._time_base > self._restarted_at + MIN_FRAME_GAP:
+                self._gate.distrust_key_frames()  # the frame could not be decoded alone
+            self._restarted_at = None
         return images
 
     def _change_codec(self, codec: str) -> list[VideoFrame]:
-        """Go on with another decoder; the last pictures of the one before."""
-        self._gate.forget()
+        """Continue with another decoder; return the last frames of the previous one."""
+        self._gate.drop_held()
         last = self._feed(None)
         context = av.CodecContext.create(codec or self._first_codec, "r")
         assert isinstance(context, VideoCodecContext)
         context.thread_count = self._context.thread_count
         context.thread_type = self._context.thread_type
         self._context, self.codec = context, codec
-        self._cut_at = None
+        self._restarted_at = None
         return last
 
-    def forget(self) -> None:
-        """Let go of the packets that are held."""
-        self._gate.forget()
+    def drop_held(self) -> None:
+        """Drop the packets that are held back."""
+        self._gate.drop_held()
 
     def _admit(self, arrival: Arrival) -> "list[Packet[Any]]":
         packet = arrival.packet
-        if not packet.size:  # the end: what is held may tell how long the recording is
-            return [*(held.packet for held in self._gate.forget()), packet]
+        if not packet.size:  # the end: held packets extend the recording
+            return [*(held.packet for held in self._gate.drop_held()), packet]
         if self._sampler is None:
             return [packet]
         sampler = self._sampler()
         self._due = self._stream_time.timestamp(sampler.due - self._shift())
-        self.alone = sampler.keyframes
+        self.key_frames_only = sampler.keyframes
         decision = self._gate.admit(
             TimestampedPacket(arrival, self._stamp(packet), packet.is_keyframe, packet.size),
             self._due,
             sampler.slack if self._live else 0.0,
-            keyframes=self.alone,
+            keyframes=self.key_frames_only,
         )
-        if decision.cut:
+        if decision.flush:
             self._context.flush_buffers()
             self._undated.clear()
-            self._cut = True
-        if self._cut and decision.packets:
-            self._cut, self._cut_at = False, self._stamp(decision.packets[0].packet)
+            self._flushed = True
+        if self._flushed and decision.packets:
+            self._flushed, self._restarted_at = False, self._stamp(decision.packets[0].packet)
         return [admitted.packet for admitted in decision.packets]
 
     def _stamp(self, packet: "Packet[Any]") -> float | None:
-        """When the picture of `packet` is to be shown, seconds of the source's own clock."""
+        """Return the presentation time of `packet`, seconds of the source's clock."""
         stamp = packet.pts
         if stamp is None and not self._context.has_b_frames:
             stamp = packet.dts
@@ -121,17 +121,17 @@ class SparseDecoder:
 
     def _decode(self, packet: "Packet[Any]") -> list[VideoFrame]:
         self.fed += 1
-        if self.alone:
+        if self.key_frames_only:
             return self._decode_alone(packet)
         if self._due is not None and not self._context.is_hwaccel:
             stamp = self._stamp(packet)
             early = stamp is not None and stamp < self._due
-            # pictures that no other one refers to, and that nobody will keep
+            # skips frames that no other frame refers to, and that are not wanted
             self._context.skip_frame = "NONREF" if early else "DEFAULT"
         return self._feed(packet)
 
     def _decode_alone(self, packet: "Packet[Any]") -> list[VideoFrame]:
-        """A key frame at once: a decoder would keep it back until it has seen those after it."""
+        """Decode a key frame at once: a decoder would wait for the frames after it."""
         if not packet.size:
             return []
         self._context.skip_frame = "DEFAULT"
@@ -154,10 +154,10 @@ class SparseDecoder:
         return images
 
     def _note_undated(self, packet: "Packet[Any] | None") -> None:
-        """Remember the decoding time of a packet that has no presentation time.
+        """Store the decoding time of a packet without a presentation time.
 
-        Pictures come out in the order in which they are shown, at the same times at which they
-        were decoded: the n-th picture gets the n-th smallest decoding time.
+        Frames leave the decoder in presentation order, at the same times at which they were
+        decoded: the n-th frame gets the n-th smallest decoding time.
         """
         if packet is None or packet.pts is not None or packet.dts is None:
             return
@@ -165,5 +165,5 @@ class SparseDecoder:
             packet.pts = packet.dts
             return
         heapq.heappush(self._undated, packet.dts)
-        if len(self._undated) > _MAX_REORDERED:  # some pictures did not come out
+        if len(self._undated) > _MAX_REORDERED:  # some frames were not decoded
             heapq.heappop(self._undated)

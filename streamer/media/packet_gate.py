@@ -1,8 +1,8 @@
-"""Which packets the decoder needs, so that the frames that are wanted come out whole.
+"""Choose the packets to decode so that every wanted frame decodes completely.
 
-Decoding is nearly all that a stream costs, and sparse sampling wants one frame of dozens. A
-picture needs what came since its key frame, and nothing else: when a key frame comes before the
-next wanted frame does, everything in front of it need never be decoded.
+Decoding is nearly the whole cost of a stream, and sparse sampling wants one frame in dozens. A
+frame depends only on packets since its key frame: if another key frame arrives before the next
+wanted frame, no packet before that key frame has to be decoded.
 """
 
 from collections import deque
@@ -12,29 +12,35 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 MAX_HELD = 512
-"""Packets held back at most."""
+"""Packets that are held back."""
 
 MAX_HELD_BYTES = 16 * 2**20
 
 MIN_FRAME_GAP = 0.002
-"""Seconds that no two pictures are closer than."""
+"""Seconds between any two frames."""
 
-_OVERDUE = 0.25
-"""Part of its distance by which a key frame may be late before it is waited for no more."""
+_MAX_DELAY = 0.25
+"""Share of the key frame interval by which a key frame may be late before the wait ends."""
 
 
 @dataclass
 class GateDecision(Generic[T]):
-    """What to decode now, in order; `cut`: the decoder is to forget what it had before."""
+    """What to do with packets.
+
+    Attributes:
+        packets: packets to decode now, in order.
+        dropped: packets that need not be decoded.
+        flush: whether the decoder must discard its state first.
+    """
 
     packets: list[T] = field(default_factory=list)
     dropped: list[T] = field(default_factory=list)
-    cut: bool = False
+    flush: bool = False
 
 
 @dataclass(frozen=True)
 class TimestampedPacket(Generic[T]):
-    """A packet with its presentation time, if known, in seconds of the source's own clock."""
+    """A packet with its presentation time, if known: seconds of the source's clock."""
 
     packet: T
     time: float | None
@@ -43,12 +49,11 @@ class TimestampedPacket(Generic[T]):
 
 
 class PacketGate(Generic[T]):
-    """Takes packets in decoding order and lets through what a decoder needs for all frames at or
-    after the due time; others may be among them.
+    """Takes packets in decoding order, and passes those that frames at or after the due time need.
 
-    A recording is in no hurry: packets before the due time are held until it is known whether
-    they are needed. A live stream's are held only when a key frame can be expected in time, by the
-    distance of the last two; when it does not come, they are let through after all.
+    It may pass more. Packets of a recording before the due time are held until it is known whether
+    they are needed. Those of a live stream are held only if the interval of the last two key
+    frames predicts a key frame in time; if that frame does not arrive, they are passed.
     """
 
     def __init__(self, *, live: bool) -> None:
@@ -56,12 +61,12 @@ class PacketGate(Generic[T]):
         self._held: deque[TimestampedPacket[T]] = deque()
         self._held_bytes = 0
         self._key: float | None = None
-        self._distance: float | None = None  # between the last two key frames
-        self._sent: float | None = None  # newest time that the decoder was given since the cut
-        self._leading: float | None = None  # time of the key frame of the last cut
+        self._interval: float | None = None  # interval of the last two key frames
+        self._sent: float | None = None  # newest time passed to the decoder since its flush
+        self._leading: float | None = None  # time of the key frame after the last flush
         self._distrusted = False
-        self._broken = False  # what came since the last key frame was not decoded
-        self._waiting = True  # for the key frame; not, once it was overdue
+        self._broken = False  # packets since the last key frame were not decoded
+        self._waiting = True  # for the next key frame, until it is overdue
 
     def admit(
         self,
@@ -71,59 +76,63 @@ class PacketGate(Generic[T]):
         *,
         keyframes: bool = False,
     ) -> GateDecision[T]:
-        """Take the next packet. `due` is None while it is unknown where the stream is.
+        """Decide about the next packet.
 
-        Up to `slack` seconds after the due time a key frame will do as well. With `keyframes`
-        nothing but key frames passes.
+        Args:
+            due: presentation time before which no frame is wanted; None while it is unknown.
+            slack: seconds after `due` within which a key frame may replace the due frame.
+            keyframes: whether to pass key frames only.
         """
-        self._learn_distance(item)
+        self._learn_interval(item)
         unknown = due is None or item.time is None
         if keyframes:
             wanted = item.key and (unknown or item.time >= due)  # type: ignore[operator]
-            self._broken = True  # for those after it, too: the decoder takes each by itself
+            self._broken = True  # each key frame is decoded alone
             return (
-                self._only(item) if wanted else GateDecision(dropped=[*self.forget(), item.packet])
+                self._pass_only(item)
+                if wanted
+                else GateDecision(dropped=[*self.drop_held(), item.packet])
             )
         if self._broken:
             if not item.key:
                 return GateDecision(dropped=[item.packet])
             self._broken = False
         if due is None or item.time is None or unknown:
-            return self._all_and(item)
+            return self._pass_all(item)
         if self._leading is not None:
-            if item.time < self._leading:  # it shows what was before the cut: half of it is gone
+            if item.time < self._leading:  # it depends on packets before the flush
                 return GateDecision(dropped=[item.packet])
             self._leading = None
         if self._distrusted:
-            return self._all_and(item)
+            return self._pass_all(item)
         slack = max(slack, MIN_FRAME_GAP)
         if item.key and item.time <= due + slack and not self._is_pending(due):
-            return self._cut(item, due, slack)
+            return self._restart_at(item, due, slack)
         if item.time >= due or self._is_pending(due) or not self._may_hold(item, due + slack):
-            return self._all_and(item)
+            return self._pass_all(item)
         self._hold(item)
         return GateDecision()
 
-    def distrust(self) -> None:
-        """What is marked as a key frame is none: from now on, everything is let through."""
+    def distrust_key_frames(self) -> None:
+        """Pass all packets from now on: the key frame flags of this stream are wrong."""
         self._distrusted = True
 
-    def forget(self) -> list[T]:
-        """Drop what is held: no frame of it is wanted any more."""
+    def drop_held(self) -> list[T]:
+        """Drop and return the held packets."""
         held = [item.packet for item in self._held]
         self._held.clear()
         self._held_bytes = 0
         return held
 
-    def _learn_distance(self, item: TimestampedPacket[T]) -> None:
-        """Remember how far apart the last two key frames are."""
+    def _learn_interval(self, item: TimestampedPacket[T]) -> None:
+        """Update the interval of key frames."""
         if item.time is not None and item.key:
             if self._key is not None:
-                self._distance = item.time - self._key
+                self._interval = item.time - self._key
             self._key, self._waiting = item.time, True
 
     def _is_pending(self, due: float) -> bool:
-        """Whether a wanted frame is in the decoder, and has not come out yet."""
+        """Return whether the decoder still holds a wanted frame."""
         return self._sent is not None and self._sent >= due
 
     def _may_hold(self, item: TimestampedPacket[T], until: float) -> bool:
@@ -131,10 +140,10 @@ class PacketGate(Generic[T]):
             self._waiting = False
         if not self._live or not self._waiting:
             return self._waiting
-        if self._key is None or self._distance is None or item.time is None:
+        if self._key is None or self._interval is None or item.time is None:
             return False
-        expected = self._key + self._distance
-        if item.time > expected + _OVERDUE * self._distance:
+        expected = self._key + self._interval
+        if item.time > expected + _MAX_DELAY * self._interval:
             self._waiting = False
         return self._waiting and expected <= until
 
@@ -142,11 +151,11 @@ class PacketGate(Generic[T]):
         self._held.append(item)
         self._held_bytes += item.size
 
-    def _cut(self, item: TimestampedPacket[T], due: float, slack: float) -> GateDecision[T]:
-        """The key frame `item` makes what is held superfluous; it may become so itself."""
+    def _restart_at(self, item: TimestampedPacket[T], due: float, slack: float) -> GateDecision[T]:
+        """Drop the held packets in favour of the key frame `item`, which may be held itself."""
         assert item.time is not None
-        dropped = self.forget()
-        decision = GateDecision(dropped=dropped, cut=bool(dropped))
+        dropped = self.drop_held()
+        decision = GateDecision(dropped=dropped, flush=bool(dropped))
         if dropped:
             self._sent, self._leading = None, item.time
         if item.time < due and self._may_hold(item, due + slack):
@@ -156,11 +165,11 @@ class PacketGate(Generic[T]):
             self._sent = item.time
         return decision
 
-    def _only(self, item: TimestampedPacket[T]) -> GateDecision[T]:
-        return GateDecision([item.packet], dropped=self.forget())
+    def _pass_only(self, item: TimestampedPacket[T]) -> GateDecision[T]:
+        return GateDecision([item.packet], dropped=self.drop_held())
 
-    def _all_and(self, item: TimestampedPacket[T]) -> GateDecision[T]:
-        decision = GateDecision([*self.forget(), item.packet])
+    def _pass_all(self, item: TimestampedPacket[T]) -> GateDecision[T]:
+        decision = GateDecision([*self.drop_held(), item.packet])
         if item.time is not None:
             self._sent = item.time if self._sent is None else max(self._sent, item.time)
         return decision

@@ -1,8 +1,8 @@
-"""Reads packets in a thread of its own, so that a source that hangs stops nobody else.
+"""Read packets in a separate thread, so that a source that hangs blocks nothing else.
 
-FFmpeg blocks inside `open` and `read`, and cannot be interrupted from outside without PyAV's
-callback, which takes the GIL at every socket poll. So the thread owns the container: whoever waits
-gives up when it likes, and the thread closes what it opened once FFmpeg's own time-out frees it.
+FFmpeg blocks in `open` and `read`. Only PyAV's callback could interrupt it, and that takes the GIL
+at every socket poll. So the thread owns the container: readers can stop waiting at any time, and
+the thread closes the container when FFmpeg's own timeout releases it.
 """
 
 import threading
@@ -38,19 +38,19 @@ _FILTERS = {
     "av1": "av1_metadata",
     "vp9": "vp9_metadata",
 }
-"""A filter that takes a stream of this codec and no other."""
+"""By codec: a filter that accepts only streams of this codec."""
 
 _WITHOUT_PTS = frozenset({"avi"})
-"""Containers that store decoding times only: FFmpeg's presentation times are guesses, and wrong
-where pictures are reordered."""
+"""Containers that store decoding times only: FFmpeg guesses presentation times, wrongly where
+frames are reordered."""
 
 MAX_LAG = 4.0
-"""Seconds that a packet of a live source may wait for its turn, if there is a newer key frame."""
+"""Seconds that a packet of a live source may wait in the queue if there is a newer key frame."""
 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A packet whose timestamps are on the unrolled clock; the last one of a source is empty.
+    """A packet with timestamps on the unrolled clock; the last packet of a source is empty.
 
     Attributes:
         time: when it arrived, seconds since the Unix epoch.
@@ -69,8 +69,8 @@ class Arrival:
 class PacketReader:
     """Opens `url` and queues its video packets.
 
-    A recording waits when the queue is full. A live source that is not read fast enough loses
-    the oldest packets, up to a key frame; `dropped` counts them.
+    With a full queue, a recording waits. A live source loses its oldest packets, up to a key frame;
+    `dropped` counts them.
     """
 
     def __init__(
@@ -111,16 +111,16 @@ class PacketReader:
         self.bytes = 0
         self.dropped = 0
         self.segmented = False
-        """Whether a live source comes segment by segment, at our asking: nothing of it is dropped,
-        and long pauses are nothing special."""
+        """Whether a live source is requested segment by segment: then nothing is dropped, and long
+        pauses are normal."""
         self._thread = threading.Thread(target=self._run, name="packet-reader", daemon=True)
 
     def start(self) -> None:
-        """Begin to open, in the background."""
+        """Start to open the source, in the background."""
         self._thread.start()
 
     def wait_open(self, timeout: float) -> bool:
-        """Wait up to `timeout` seconds until it is open. Raises StreamerError when it cannot be."""
+        """Wait up to `timeout` seconds for the source to open. Raises StreamerError if it fails."""
         with self._change:
             self._change.wait_for(lambda: self.stream or self._error, timeout)
             if self.stream is None and self._error is not None:
@@ -128,9 +128,9 @@ class PacketReader:
             return self.stream is not None
 
     def get(self, timeout: float) -> Arrival | None:
-        """The next packet; None when none came within `timeout` seconds, or at the end.
+        """Return the next packet; None after `timeout` seconds, or at the end.
 
-        Raises StreamerError when the source failed, after the packets that came before.
+        Raises StreamerError if the source failed, after the packets before the failure.
         """
         with self._change:
             if not self._queue and not self._ended:
@@ -147,13 +147,13 @@ class PacketReader:
 
     @property
     def ended(self) -> bool:
-        """Whether the end was reached and every packet was taken."""
+        """Whether the source has ended and every packet was taken."""
         with self._change:
             return self._ended and not self._queue
 
     @property
     def reason(self) -> StreamerError | None:
-        """What went wrong with what we open for FFmpeg, which only sees that it ends."""
+        """Error of the opener, of which FFmpeg only sees the end of a file."""
         return self._opening.error if self._opening is not None else None
 
     @property
@@ -163,12 +163,14 @@ class PacketReader:
 
     @property
     def released(self) -> bool:
-        """Whether the thread has ended, or never began."""
+        """Whether the thread has ended, or was never started."""
         return not self._thread.is_alive()
 
     def close(self, wait: float = 0.0) -> None:
-        """Let go of the source; its thread ends as soon as FFmpeg returns. Never blocks longer
-        than `wait` seconds. No packet may be decoded afterwards."""
+        """Close the source: its thread ends as soon as FFmpeg returns.
+
+        Blocks for at most `wait` seconds. No packet may be decoded afterwards.
+        """
         with self._change:
             self._closed = True
             self._queue.clear()
@@ -190,16 +192,16 @@ class PacketReader:
                     timeout=self._open_timeout,
                 )
             )
-            self._let_go()
+            self._close_opening()
             return
         try:
             with container:
                 self._read(container)
         finally:
             self.container = self.stream = None
-            self._let_go()
+            self._close_opening()
 
-    def _let_go(self) -> None:
+    def _close_opening(self) -> None:
         if self._opening is not None:
             self._opening.close()
 
@@ -211,9 +213,9 @@ class PacketReader:
             transport=self._transport,
             access=self._access,
         )
-        # A camera that dribbles never times out by itself. PyAV's own time-out takes the GIL at
-        # every poll: for opening only, so that it costs nothing later. It comes a little before
-        # we give up: a camera whose key frame is long in coming counts as open then.
+        # A camera that sends byte by byte never times out by itself. PyAV's timeout takes the GIL
+        # at every poll: it is set for opening only. It is a little shorter than the wait of
+        # `wait_open`, so that a camera whose key frame takes long still counts as open.
         return hardware.open_input(
             self._hwaccel, timeout=(0.9 * self._open_timeout, None), **self._opening.arguments
         )
@@ -238,14 +240,14 @@ class PacketReader:
                     packet.pts = None
                 if not self._put(self._arrived(packet, codec.after(packet))):
                     return
-        except Exception as failure:  # whatever it is, somebody waits to be told
+        except Exception as failure:  # any error must reach the waiting reader
             error = source_errors.from_exception(failure, self._url, timeout=self._read_timeout)
         self._end(self.reason or error)
-        with self._change:  # queued packets borrow from the container: it must outlive them
+        with self._change:  # the container must outlive the queued packets
             self._change.wait_for(lambda: self._closed)
 
     def _arrived(self, packet: "Packet[Any]", codec: str) -> Arrival:
-        """Put the timestamps of `packet` on the unrolled clock."""
+        """Convert the timestamps of `packet` to the unrolled clock."""
         now, monotonic = self._clock.time(), self._clock.monotonic()
         base = packet.time_base
         if not packet.size or base is None:
@@ -266,9 +268,9 @@ class PacketReader:
         videos = [
             stream
             for stream in container.streams.video
-            if not stream.disposition & 0x400  # the cover of a sound file (attached_pic)
+            if not stream.disposition & 0x400  # the cover of an audio file (attached_pic)
         ]
-        if not videos or container.format.name == "tty":  # FFmpeg draws text files as terminals
+        if not videos or container.format.name == "tty":  # FFmpeg renders text files as terminals
             raise source_errors.no_video(self._url)
         chosen = max(videos, key=lambda s: (s.codec_context is not None, s is videos[0]))
         if chosen.codec_context is None:
@@ -283,7 +285,7 @@ class PacketReader:
         try:
             container.seek(origin + round(self._start * av.time_base))
         except (av.FFmpegError, OSError):
-            return  # not seekable: it is read from the beginning
+            return  # not seekable: read from the beginning
 
     def _put(self, arrival: Arrival) -> bool:
         packet = arrival.packet
@@ -314,14 +316,14 @@ class PacketReader:
             self._waiting = False
 
     def _catch_up(self, now: float) -> None:
-        """Drop the oldest packets, up to the newest key frame, when nobody keeps up with them."""
+        """Drop the oldest packets, up to the newest key frame, if decoding does not keep up."""
         late = bool(self._queue) and now - self._queue[0].time > MAX_LAG
         if not (late or self._full()):
             return
         places = range(len(self._queue) - 1, 0, -1)
         key = next((n for n in places if self._queue[n].packet.is_keyframe), None)
         if key is None and not self._full():
-            return  # the next key frame is the first that the decoder could go on with
+            return  # the decoder can only continue at the next key frame
         self._need_key = key is None
         for _ in range(len(self._queue) if key is None else key):
             self._bytes -= self._queue.popleft().packet.size
@@ -341,15 +343,15 @@ class PacketReader:
 
 
 def _frame_distance(stream: VideoStream) -> float:
-    """Seconds between two pictures, as far as the source says; 0.04 where it does not."""
+    """Return the seconds between two frames according to the source; 0.04 if it is unknown."""
     rate: Fraction | None = stream.average_rate or stream.guessed_rate
     return float(1 / rate) if rate and 0.05 <= rate <= 300 else 0.04
 
 
 class _CodecWatch:
-    """Notices when a stream goes on in another codec, as broadcasts and playlists do.
+    """Detects that a stream continues in another codec, as in broadcasts and playlists.
 
-    PyAV shows the codec that a stream began with; a bitstream filter refuses all but its own.
+    PyAV reports the first codec of a stream, but a bitstream filter rejects all codecs but its own.
     """
 
     def __init__(self, container: InputContainer, stream: VideoStream) -> None:
@@ -358,7 +360,7 @@ class _CodecWatch:
         self._watches = container.format.name in _CHANGEABLE and self._codec in _FILTERS
 
     def after(self, packet: "Packet[Any]") -> str:
-        """The codec of `packet`, "" while it is the first one."""
+        """Return the codec of `packet`; "" for the first codec of the stream."""
         if self._watches and packet.is_keyframe and not self._is(self._codec):
             self._codec = next((name for name in _FILTERS if self._is(name)), self._codec)
         return self._codec if self._codec != self._first else ""

@@ -1,4 +1,4 @@
-"""Which frames of a stream are kept."""
+"""Choose the frames of a stream to keep."""
 
 import math
 from typing import Protocol
@@ -11,48 +11,48 @@ from numpy.typing import NDArray
 from streamer.domain import Sampling
 
 _TOLERANCE = 0.001
-"""Seconds that a timestamp may fall short of its due time: containers round to milliseconds."""
+"""Seconds by which a timestamp may precede its due time: containers round to milliseconds."""
 
-_BEHIND = 0.5
-"""Part of an interval that sampling may be late before it skips to the next due time."""
+_MAX_BEHIND = 0.5
+"""Share of an interval by which sampling may be late before it skips to the next due time."""
 
-_LATE = 0.25
-"""Part of an interval that a live frame may come late where that spares the decoder a lot."""
+_MAX_LATE = 0.25
+"""Share of an interval by which a live frame may be late if that saves much decoding."""
 
 _STEP_BACK = 0.5
 
-_LOOK = 0.2
-"""Seconds between two looks at whether the picture has changed."""
+_CHECK_INTERVAL = 0.2
+"""Seconds between two comparisons of frames."""
 
 _CELLS = (64, 36)
 _TOP = 46
-"""Cells, 2 % of them, that the change is averaged over: a person far away covers as many."""
+"""Cells over which a change is averaged: 2 %, as many as a distant person covers."""
 
 
 class Sampler(Protocol):
-    """Decides about frames in the order in which they are shown; times are stream seconds."""
+    """Decides about frames in presentation order; times are seconds of stream time."""
 
     @property
     def due(self) -> float:
-        """Time before which no further frame will be kept."""
+        """Stream time before which no frame will be kept, seconds."""
 
     @property
     def slack(self) -> float:
-        """Seconds after `due` by which a frame of a live stream is still in time."""
+        """Seconds after `due` within which a frame of a live stream is still in time."""
 
     @property
     def keyframes(self) -> bool:
-        """Whether it wants key frames only."""
+        """Whether only key frames are kept."""
 
     def keep(self, pts: float, image: VideoFrame | None = None) -> bool:
-        """Whether to keep the frame at `pts`, which shows `image`."""
+        """Return whether to keep the frame `image` at `pts` seconds."""
 
     def resume(self, pts: float) -> None:
-        """Go on as if the frame at `pts` had been kept."""
+        """Continue as if the frame at `pts` had been kept."""
 
 
 def make_sampler(sampling: Sampling) -> Sampler:
-    """The sampler that `sampling` describes."""
+    """Return the sampler for `sampling`."""
     if sampling.mode == "keyframes":
         return KeyframeSampler(sampling.min_interval or 0.0)
     if sampling.mode == "change":
@@ -65,11 +65,11 @@ def make_sampler(sampling: Sampling) -> Sampler:
 
 
 class FpsSampler:
-    """Keeps `fps` frames a second of stream time: the first one at or after every due time.
+    """Keeps `fps` frames per second of stream time: the first frame at or after each due time.
 
-    Due times are a grid, so that the rate does not drift, however irregular the frames are. A
-    frame that comes early by jitter costs nothing: the next one takes its place, and the grid
-    stays. After a gap the grid goes on from where the stream is; a step back starts it anew.
+    Due times are a grid, so the rate does not drift even if frames are irregular. If jitter makes a
+    frame early, the next one takes its place, and the grid stays. After a gap, the grid continues
+    at the current stream time. A step back restarts it.
     """
 
     keyframes = False
@@ -82,16 +82,16 @@ class FpsSampler:
 
     @property
     def due(self) -> float:
-        """Stream time before which no further frame will be kept, seconds."""
+        """Stream time before which no frame will be kept, seconds."""
         return self._due - _TOLERANCE
 
     @property
     def slack(self) -> float:
-        """Seconds after `due` by which a frame of a live stream is still in time."""
-        return _LATE * self._interval
+        """Seconds after `due` within which a frame of a live stream is still in time."""
+        return _MAX_LATE * self._interval
 
     def keep(self, pts: float, image: VideoFrame | None = None) -> bool:
-        """Whether to keep the frame at `pts` seconds; frames are asked about in order."""
+        """Return whether to keep the frame at `pts` seconds."""
         if self._origin is None or pts < self._last - _STEP_BACK:
             self._origin, self._last = pts, pts
             self._due = pts + self._interval
@@ -100,19 +100,19 @@ class FpsSampler:
         if pts < self._due - _TOLERANCE:
             return False
         self._due += self._interval
-        if self._due < pts - _BEHIND * self._interval:
+        if self._due < pts - _MAX_BEHIND * self._interval:
             steps = math.floor((pts - self._origin + _TOLERANCE) / self._interval) + 1
             self._due = self._origin + steps * self._interval
         return True
 
     def resume(self, pts: float) -> None:
-        """Go on as if the frame at `pts` had been kept."""
+        """Continue as if the frame at `pts` had been kept."""
         self._origin = None
         self.keep(pts)
 
 
 class KeyframeSampler:
-    """Keeps key frames, which are all that it is shown, `min_interval` seconds apart at least."""
+    """Keeps key frames that are at least `min_interval` seconds apart. It sees no other frames."""
 
     slack = 0.0
     keyframes = True
@@ -123,27 +123,27 @@ class KeyframeSampler:
 
     @property
     def due(self) -> float:
-        """Stream time before which no further frame will be kept, seconds."""
+        """Stream time before which no frame will be kept, seconds."""
         return self._kept + self._min_interval - _TOLERANCE
 
     def keep(self, pts: float, image: VideoFrame | None = None) -> bool:
-        """Whether to keep the key frame at `pts` seconds."""
+        """Return whether to keep the key frame at `pts` seconds."""
         if self._kept - _STEP_BACK <= pts < self.due:
             return False
         self._kept = pts
         return True
 
     def resume(self, pts: float) -> None:
-        """Go on as if the frame at `pts` had been kept."""
+        """Continue as if the frame at `pts` had been kept."""
         self._kept = pts
 
 
 class ChangeSampler:
-    """Keeps a frame when it differs by `threshold` from the last one kept: after `min_interval`
-    seconds at the earliest, and after `max_interval` whatever it shows.
+    """Keeps a frame that differs by `threshold` from the last kept one.
 
-    The difference is that of the luma (0 to 1), averaged over the 2 % of the picture that differ
-    most: large for a small thing that moves, next to nothing for the noise of a camera.
+    Kept frames are at least `min_interval` seconds apart. After `max_interval` seconds, the next
+    frame is kept in any case. The difference is that of the luma (0 to 1), averaged over the 2 % of
+    the frame that differ most: large for a small moving object, near zero for camera noise.
     """
 
     slack = 0.0
@@ -153,19 +153,19 @@ class ChangeSampler:
         self._threshold = threshold
         self._min_interval = min_interval
         self._max_interval = max_interval
-        self._kept = self._looked = -math.inf
+        self._kept = self._compared = -math.inf
         self._picture: NDArray[np.float32] | None = None
 
     @property
     def due(self) -> float:
-        """Stream time before which no further frame will be kept, seconds."""
-        return max(self._kept + self._min_interval, self._looked + _LOOK) - _TOLERANCE
+        """Stream time before which no frame will be kept, seconds."""
+        return max(self._kept + self._min_interval, self._compared + _CHECK_INTERVAL) - _TOLERANCE
 
     def keep(self, pts: float, image: VideoFrame | None = None) -> bool:
-        """Whether to keep the frame at `pts` seconds, which shows `image`."""
+        """Return whether to keep the frame `image` at `pts` seconds."""
         if self._kept - _STEP_BACK <= pts < self.due:
             return False
-        self._looked = pts
+        self._compared = pts
         picture = _cells(image) if image is not None else None
         known = self._picture is not None and picture is not None
         waited = pts - self._kept
@@ -179,20 +179,20 @@ class ChangeSampler:
         return True
 
     def resume(self, pts: float) -> None:
-        """Go on as if the frame at `pts` had been kept; nobody knows any more what it showed."""
+        """Continue as if the frame at `pts` had been kept; its content is unknown."""
         self._kept, self._picture = pts, None
 
 
 def difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:
-    """Mean absolute difference, 0 to 1, of the 2 % of cells that differ most."""
+    """Return the mean absolute difference, 0 to 1, of the 2 % of cells that differ most."""
     cells = np.abs(one - other).ravel()
     return float(np.partition(cells, -_TOP)[-_TOP:].mean())
 
 
 def _cells(image: VideoFrame) -> NDArray[np.float32]:
-    """Mean luma, 0 to 1, of the picture cut into 64 x 36 cells."""
+    """Return the mean luma, 0 to 1, of 64 x 36 cells of the frame."""
     if image.format.name in {"yuv420p", "yuvj420p", "yuv422p", "yuvj422p", "nv12", "gray"}:
-        plane = image.planes[0]  # the luma itself: no conversion of the rest
+        plane = image.planes[0]  # the luma plane needs no conversion
         rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
         luma = rows[: image.height, : image.width]
     else:

@@ -1,4 +1,4 @@
-"""A stream or a recording as decoded frames, with times that can be trusted."""
+"""Read a stream or recording as decoded frames with reliable times."""
 
 import math
 import time
@@ -25,32 +25,32 @@ from streamer.media.sampler import Sampler
 from streamer.media.timing import StreamTime, WallClock
 
 _POLL = 0.25
-"""Seconds between two looks at whether to stop, while nothing comes."""
+"""Seconds between two checks whether to stop, while no packet arrives."""
 
-_BLIND = 30.0
-"""Seconds that packets may come without one picture: long enough for the rarest key frames."""
+_MAX_BLIND = 30.0
+"""Seconds in which packets may arrive without any frame: enough for the rarest key frames."""
 
-_RARE = 120.0
-"""The same when only key frames are decoded."""
+_MAX_BLIND_KEY_FRAMES = 120.0
+"""The same if only key frames are decoded."""
 
-_FIRST = 1.0
-"""Seconds for the first packet at least, however long opening took."""
+_MIN_FIRST_WAIT = 1.0
+"""Seconds to wait for the first packet, even if opening took long."""
 
-_FRESH = 0.01
-"""Seconds after which a packet was waited for, rather than lying ready."""
+_MIN_FRESH_WAIT = 0.01
+"""Seconds: a packet that took longer than this to get was not buffered, but has just arrived."""
 
-_HELD = 1.0
-"""Seconds that the first fresh packet is waited for before the first picture is shown."""
+_MAX_FRESH_WAIT = 1.0
+"""Seconds to wait for the first packet that was not buffered, before the first frame."""
 
-_SEGMENT = 30.0
-"""Seconds between two segments of a live playlist at most."""
+_MAX_SEGMENT_GAP = 30.0
+"""Seconds between two segments of a live playlist."""
 
 _RECORDING_THREADS = 4
 
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """What a source says it is; None where it does not say."""
+    """Description of a source; unknown values are None."""
 
     codec: str
     width: int
@@ -64,11 +64,13 @@ class SourceInfo:
 
 @dataclass(frozen=True, slots=True)
 class DecodedFrame:
-    """One picture in presentation order.
+    """One frame, in presentation order.
 
-    `pts` is stream time in seconds since the first frame, `time` the wall clock (seconds since
-    the Unix epoch) of its capture, `epoch` counts the jumps of the source's clock and the steps
-    of this machine's.
+    Attributes:
+        pts: stream time, seconds since the first frame.
+        time: wall clock of its capture, seconds since the Unix epoch.
+        epoch: number of jumps of the source's clock and of steps of this machine's clock.
+        decode_ms: milliseconds to decode the frame.
     """
 
     image: VideoFrame
@@ -81,17 +83,21 @@ class DecodedFrame:
 class Source:
     """Opens `url` and yields its frames: ``with Source(url, live=True) as source: ...``.
 
-    With `sampler` only the frames that it may keep are sure to come, though others do too: what
-    is not needed for them is not decoded. It is asked for anew each time, and may be exchanged;
-    `shift` is what its time is ahead of stream time.
+    Args:
+        live: whether the source is a live stream: its end is a lost connection.
+        open_timeout: seconds to open the source.
+        read_timeout: seconds to wait for the next packet.
+        stopping: tells whether to stop; noticed within a quarter of a second. FFmpeg may still be
+            blocked then, in a thread that is left behind.
+        origin: wall clock of the start of a recording, seconds since the Unix epoch.
+        start: seconds of a recording to skip; it starts at the key frame before.
+        sampler: returns the sampler whose frames are needed. It is called for each packet, so the
+            sampler may change. Only what its frames need is decoded; other frames may be among
+            them. Without one, all frames are decoded.
+        shift: returns the seconds by which the sampler's time is ahead of stream time.
 
-    Nothing in here waits longer than `open_timeout` or `read_timeout` for the source, or a
-    quarter of a second for `stopping` to be seen; what FFmpeg does meanwhile, it does in a thread
-    that is left behind. A recording's wall clock is `origin` (epoch seconds) plus stream time;
-    `start` seconds of it are skipped, to the key frame before.
-
-    Raises StreamerError with a stream code from `__enter__` and while iterating; CANCELLED from
-    `__enter__` when `stopping` said so. Iteration just ends when `stopping`, or a recording, does.
+    `__enter__` and iteration raise StreamerError with a stream code; `__enter__` raises CANCELLED
+    if `stopping` becomes true. Iteration ends at the end of a recording, and when stopping.
     """
 
     def __init__(
@@ -139,43 +145,43 @@ class Source:
 
     @property
     def info(self) -> SourceInfo:
-        """What the source says it is, once open."""
+        """Description of the source, once it is open."""
         assert self._info is not None, "the source is not open"
         return self._info
 
     @property
     def codec(self) -> str:
-        """What its pictures are coded in by now: broadcasts change it."""
+        """Current codec of the video: broadcasts change it."""
         return self._decoder.codec or self.info.codec
 
     @property
     def packets(self) -> int:
-        """Video packets that came."""
+        """Number of video packets received."""
         return self._reader.packets
 
     @property
     def bytes(self) -> int:
-        """Bytes of video that came."""
+        """Bytes of video received."""
         return self._reader.bytes
 
     @property
     def corrupt(self) -> int:
-        """Packets that were damaged: each costs its own picture, not the stream."""
+        """Number of damaged packets; each costs its own frame, not the stream."""
         return self._decoder.corrupt if self._info is not None else 0
 
     @property
     def by_arrival(self) -> bool:
-        """Whether the source's clock is wrong, so that frames are dated by their arrival."""
+        """Whether the source's clock is wrong, so that frames are dated by arrival."""
         return self._reader.by_arrival
 
     @property
     def reader(self) -> PacketReader:
-        """What may outlive this object, when FFmpeg hangs in it; it tells when it is `released`."""
+        """The packet reader, which outlives this object while FFmpeg blocks; see its `released`."""
         return self._reader
 
     @property
     def dropped(self) -> int:
-        """Packets of a live source given up, undecoded, because this machine was late."""
+        """Number of packets of a live source dropped because decoding did not keep up."""
         return self._reader.dropped
 
     def __enter__(self) -> Self:
@@ -189,11 +195,11 @@ class Source:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._decoder.forget()
+        self._decoder.drop_held()
         self._reader.close(wait=_POLL)
 
     def __iter__(self) -> Iterator[DecodedFrame]:
-        blind: float | None = None  # since when the decoder has been fed for nothing
+        blind: float | None = None  # since when the decoder has returned no frame
         held = self._held_back() if self._live else deque()
         while (arrival := held.popleft() if held else self._next()) is not None:
             fed = self._decoder.fed
@@ -205,7 +211,7 @@ class Source:
                 yield self._frame(image, arrival, cost)
             if images:
                 blind = None
-            elif self._decoder.fed > fed or self._decoder.alone:
+            elif self._decoder.fed > fed or self._decoder.key_frames_only:
                 blind = blind or time.monotonic()
             if blind is not None and time.monotonic() - blind > self._patience:
                 raise self._blind()
@@ -218,12 +224,15 @@ class Source:
 
     @property
     def _patience(self) -> float:
-        return max(_RARE if self._decoder.alone else _BLIND, self._read_timeout)
+        return max(
+            _MAX_BLIND_KEY_FRAMES if self._decoder.key_frames_only else _MAX_BLIND,
+            self._read_timeout,
+        )
 
     def _blind(self) -> StreamerError:
         if self._live and self.decoded:
             return source_errors.changed(self._url)
-        if self._decoder.alone:
+        if self._decoder.key_frames_only:
             return source_errors.no_key_frames(self._url)
         return source_errors.cannot_decode(self._url, self.info.codec)
 
@@ -241,13 +250,13 @@ class Source:
             raise source_errors.closed(self._url)
         context: VideoCodecContext = stream.codec_context
         if self._live or context.is_hwaccel:
-            # Frame threads would hold pictures back, and dozens of streams share the cores.
+            # Frame threads would delay frames, and dozens of streams share the cores.
             context.thread_count, context.thread_type = 1, "NONE"
         else:
             context.thread_count, context.thread_type = _RECORDING_THREADS, "AUTO"
         self._time_base = stream.time_base or Fraction(1, 90_000)
         fps = _rate(stream.guessed_rate) or _rate(stream.average_rate)
-        # a playlist over HTTP that has an end says so; a camera's length means nothing
+        # a finite playlist over HTTP has a duration; that of a camera is meaningless
         finite = not self._live or container.format.name == "hls"
         length = container.duration if finite else None
         self._info = SourceInfo(
@@ -274,15 +283,15 @@ class Source:
         )
 
     def _held_back(self) -> deque[Arrival]:
-        """The packets that FFmpeg kept while it looked at the stream, up to the first fresh one.
+        """Return the packets that FFmpeg buffered while it opened the stream, and the next one.
 
-        They came earlier than they seem to: only the fresh one tells when, so it is observed
-        before any picture gets its wall clock.
+        Buffered packets arrived earlier than they seem to. Only the next one has a true arrival
+        time, so it is observed before any frame gets its capture time.
         """
         held: deque[Arrival] = deque()
         waited = 0.0
-        until = time.monotonic() + _HELD
-        while waited < _FRESH and len(held) < MAX_PACKETS // 2:
+        until = time.monotonic() + _MAX_FRESH_WAIT
+        while waited < _MIN_FRESH_WAIT and len(held) < MAX_PACKETS // 2:
             began = time.monotonic()
             arrival = self._next(until)
             waited = time.monotonic() - began
@@ -300,7 +309,7 @@ class Source:
             )
 
     def _origin_of(self, container: InputContainer) -> float | None:
-        """Timestamp of stream time 0; None: that of the first frame."""
+        """Return the timestamp of stream time 0; None: that of the first frame."""
         if self._live:
             return None
         start = cast("int | None", container.start_time)
@@ -309,12 +318,12 @@ class Source:
         return start / av.time_base
 
     def _next(self, until: float = math.inf) -> Arrival | None:
-        """The next packet; None at the end, when stopping, and when it is `until` (monotonic)."""
+        """Return the next packet; None at the end, when stopping, or at `until` (monotonic)."""
         waited = 0.0
-        patience = max(self._read_timeout, _SEGMENT if self._reader.segmented else 0.0)
+        patience = max(self._read_timeout, _MAX_SEGMENT_GAP if self._reader.segmented else 0.0)
         if self._live and not self._reader.segmented and not self._reader.packets:
-            # a source that opens and never sends anything is not open
-            patience = min(patience, max(_FIRST, self._open_until - time.monotonic()))
+            # a source that never sends anything is not open
+            patience = min(patience, max(_MIN_FIRST_WAIT, self._open_until - time.monotonic()))
         while not self._stopping() and time.monotonic() < until:
             began = time.monotonic()
             arrival = self._get()
@@ -325,7 +334,7 @@ class Source:
                 return None
             waited += time.monotonic() - began
             if waited > patience:
-                if not self._reader.packets:  # it has been silent since opening began
+                if not self._reader.packets:  # silent since opening began
                     patience = time.monotonic() - self._open_until + self._open_timeout
                 raise self._reader.reason or source_errors.timed_out(self._url, patience)
         return None
@@ -349,7 +358,7 @@ class Source:
 
 
 def _rate(value: Fraction | None) -> float | None:
-    """Frames per second, unless the number is a time base in disguise."""
+    """Return the frames per second; None if the number is a time base instead."""
     return float(value) if value and 0.05 <= value <= 300 else None
 
 
@@ -359,9 +368,9 @@ def inspect_source(
     access: AccessPolicy | None = None,
     transport: Transport = "auto",
 ) -> SourceInfo:
-    """Open `url`, decode one picture and close it again: what it is, within two `timeout`.
+    """Open `url`, decode one frame, close it, and describe it, within two `timeout`.
 
-    Raises StreamerError with the stream code that says why it cannot be used.
+    Raises StreamerError with a stream code if the source cannot be used.
     """
     from streamer.media.urls import is_live
 

@@ -1,4 +1,4 @@
-"""Unroll a source's timestamps into one clock that never steps back."""
+"""Convert the timestamps of a source to one clock that never steps back."""
 
 import itertools
 import math
@@ -6,28 +6,28 @@ from collections import deque
 from dataclasses import dataclass
 
 MAX_JUMP = 10.0
-"""Seconds that a live source's timestamps may run ahead of their arrival before it is a jump."""
+"""Seconds by which timestamps of a live source may run ahead of arrival; more is a jump."""
 
 MAX_DIVERGENCE = 3.0
-"""Seconds by which the clock of a live source may part from the arrival of its packets."""
+"""Seconds by which the clock of a live source may diverge from the arrival of its packets."""
 
-_STEP_BACK = 1.0
-"""Seconds that decoding times may go back between key frames: muxers err a little."""
+_MAX_STEP_BACK = 1.0
+"""Seconds by which decoding times may go back between key frames: muxers err a little."""
 
 _WRAPS = (2**33 / 90_000, 2**32 / 90_000)
-"""Seconds after which the counters of MPEG-TS and of RTP start again."""
+"""Seconds after which the counters of MPEG-TS and of RTP wrap around."""
 
-_WRAPPED = 10.0
-"""Seconds between the last timestamp before a wrap and the first one after it, at most."""
+_MAX_WRAP_GAP = 10.0
+"""Seconds between the last timestamp before a wrap and the first one after it."""
 
 _BUCKET = 1.0
 """Seconds of arrival over which one measurement of the lag is taken."""
 
-_AGREEING = 5
-"""Successive measurements that must move the same way before a clock is called wrong."""
+_MIN_AGREEING = 5
+"""Successive measurements that must change in the same direction before a clock counts as wrong."""
 
-_REMEMBERED = 60
-"""Measurements that are kept: a clock that is off by less than 5 % is corrected by `WallClock`."""
+_MAX_MEASUREMENTS = 60
+"""Measurements to keep: `WallClock` corrects a clock that is off by less than 5 %."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,27 +46,26 @@ class UnrolledTime:
 
 
 class SourceClock:
-    """Turns the timestamps of packets, in the order of their arrival, into one rising clock.
+    """Converts the timestamps of packets, in the order of arrival, to one rising clock.
 
     A source's clock may step back (joined files, a restarted encoder, a camera that sets its
-    clock), jump ahead, wrap around, stand still or run at the wrong speed. Every later stage would
-    have to guess what happened, so the guess is made once, here, before anyone reads a timestamp:
+    clock), jump ahead, wrap around, stand still or run at the wrong speed. This class decides what
+    happened, once, before any other stage reads a timestamp:
 
-    * A key frame that is shown before a picture that came earlier, or a decoding time that goes
-      back, starts a new epoch right after the newest picture. A wrap of a 32-bit or 33-bit counter
-      continues the same epoch.
-    * A live source that jumps ahead by more than the time that passed starts a new epoch, too. In
-      a recording a jump ahead is a gap, and stays one.
-    * A live source whose clock parts from the arrival of its packets by more than
-      `MAX_DIVERGENCE` is dated by arrival for the rest of the connection.
+    * If a key frame is presented before an earlier frame, or a decoding time goes back, a new epoch
+      starts right after the newest frame. A wrap of a 32-bit or 33-bit counter continues the epoch.
+    * If a live source jumps ahead by more than the elapsed time, a new epoch starts too. In a
+      recording, a jump ahead remains a gap.
+    * If the clock of a live source diverges from the arrival of its packets by more than
+      `MAX_DIVERGENCE`, its packets are dated by arrival for the rest of the connection.
     """
 
     def __init__(self, *, live: bool, gap: float = 0.04, bursts: bool = False) -> None:
         """
         Args:
             live: whether packets arrive while they are recorded.
-            gap: seconds between two pictures, where the source has not shown them yet.
-            bursts: whether packets arrive segment by segment, so that arrival says little.
+            gap: seconds between two frames, until the source shows them.
+            bursts: whether packets arrive segment by segment, so that arrival times mean little.
         """
         self._live = live
         self._bursts = bursts
@@ -91,13 +90,13 @@ class SourceClock:
 
     @property
     def by_arrival(self) -> bool:
-        """Whether the source's own clock is wrong, so that packets are dated by their arrival."""
+        """Whether the source's clock is wrong, so that packets are dated by arrival."""
         return self._anchor is not None
 
     def unroll(
         self, pts: float | None, dts: float | None, *, key: bool, arrival: float
     ) -> UnrolledTime:
-        """Place the next packet.
+        """Convert the timestamps of the next packet.
 
         Args:
             pts, dts: presentation and decoding time by the source's clock, seconds.
@@ -156,16 +155,16 @@ class SourceClock:
         self._lag.restart()
 
     def _step(self, pts: float | None, dts: float | None) -> float:
-        """Seconds from the packet before to this one, comparing like with like."""
+        """Return the seconds from the previous packet, by the same kind of timestamp if it can."""
         if dts is not None and self._previous_dts is not None:
             return dts - self._previous_dts
         if pts is not None and self._previous_pts is not None:
             return pts - self._previous_pts
-        before = self._previous_pts if self._previous_pts is not None else self._previous_dts
+        previous = self._previous_pts if self._previous_pts is not None else self._previous_dts
         now = pts if pts is not None else dts
-        assert before is not None
+        assert previous is not None
         assert now is not None
-        return now - before
+        return now - previous
 
     def _went_back(self, step: float, shown: float, key: bool, decoded: bool) -> bool:
         """Return whether the clock stepped back; `decoded`: `step` is one of decoding times."""
@@ -173,13 +172,13 @@ class SourceClock:
         if key:
             return shown < self._top - self._gap / 2
         if decoded:
-            return step < -_STEP_BACK
-        # Pictures may be reordered across one key frame, not across two.
+            return step < -_MAX_STEP_BACK
+        # Frames may be reordered across one key frame, not across two.
         return shown < self._keys[0] or step < -MAX_JUMP
 
     def _wrap(self, step: float) -> float | None:
-        """The period of the counter that wrapped; None when the step is no wrap."""
-        return next((wrap for wrap in _WRAPS if 0 <= step + wrap < _WRAPPED), None)
+        """Return the period of the counter that wrapped; None if none did."""
+        return next((wrap for wrap in _WRAPS if 0 <= step + wrap < _MAX_WRAP_GAP), None)
 
     def _diverges(self, placed: float, arrival: float) -> bool:
         if not self._live or self._bursts:
@@ -189,26 +188,26 @@ class SourceClock:
 
 
 class _LagMeter:
-    """Tells a clock that runs wrong from a network that stalls.
+    """Distinguishes a wrong clock from a network that stalls.
 
-    The lag is arrival minus timestamp. Its minimum over a second leaves out what the network
-    delays; a stall followed by a burst ends where it began. Only a minimum that moved the same way
-    through several seconds with packets is the clock's fault.
+    The lag is arrival minus timestamp. Its minimum over a second excludes network delays, and a
+    stall followed by a burst leaves it unchanged. Only a minimum that changes in the same direction
+    over several seconds is caused by the clock.
     """
 
     def __init__(self) -> None:
-        self._minima: deque[float] = deque(maxlen=_REMEMBERED)
+        self._minima: deque[float] = deque(maxlen=_MAX_MEASUREMENTS)
         self._bucket = -math.inf
         self.divergence = 0.0
 
     def restart(self) -> None:
-        """Forget everything: the clock jumped."""
+        """Discard all measurements, because the clock jumped."""
         self._minima.clear()
         self._bucket = -math.inf
         self.divergence = 0.0
 
     def add(self, lag: float, arrival: float) -> None:
-        """Take the lag of the packet that arrived at `arrival`; update `divergence`, seconds."""
+        """Add the lag of the packet that came at `arrival`, and update `divergence` (seconds)."""
         if arrival - self._bucket < _BUCKET:
             self._minima[-1] = min(self._minima[-1], lag)
             return
@@ -217,10 +216,10 @@ class _LagMeter:
         self._minima.append(lag)
 
     def _measure(self) -> None:
-        recent = list(self._minima)[-_AGREEING - 1 :]
+        recent = list(self._minima)[-_MIN_AGREEING - 1 :]
         steps = [after - before for before, after in itertools.pairwise(recent)]
         self.divergence = 0.0
-        if len(steps) == _AGREEING and all(step > 0 for step in steps):
+        if len(steps) == _MIN_AGREEING and all(step > 0 for step in steps):
             self.divergence = recent[-1] - min(self._minima)
-        elif len(steps) == _AGREEING and all(step < 0 for step in steps):
+        elif len(steps) == _MIN_AGREEING and all(step < 0 for step in steps):
             self.divergence = recent[-1] - max(self._minima)

@@ -6,7 +6,7 @@ MAX_DRIFT = 0.5
 """Seconds by which capture times may drift from arrival before they are anchored again."""
 
 MAX_BURST = 30.0
-"""The same for a source that sends whole segments, of at most so many seconds."""
+"""The same for a source that sends segments, which are at most this long."""
 
 MAX_CLOCK_STEP = 1.0
 """Seconds by which this machine's clock may be slewed between two packets; more is a step."""
@@ -15,18 +15,18 @@ _SLEW = 0.01
 
 
 class WallClock:
-    """Tells when a live frame was captured: when its packet came, without the network's jitter.
+    """Estimates when a live frame was captured: the arrival of its packet, without network jitter.
 
-    No packet comes before its picture was taken, so the smallest distance between arrival and
-    timestamp is the best one known. It follows slow drift. It is anchored again after a jump of
+    No packet arrives before its frame is captured, so the smallest difference between arrival and
+    timestamp is the best estimate. It follows slow drift. It is anchored again after a jump of
     the source's clock, and after a step of this machine's clock, which starts a new epoch.
     """
 
     def __init__(self, *, bursts: bool = False) -> None:
         """
         Args:
-            bursts: whether packets come segment by segment, so that only the last of each segment
-                comes in time.
+            bursts: whether packets arrive segment by segment, so that only the last packet of each
+                segment is in time.
         """
         self._max_drift = MAX_BURST if bursts else MAX_DRIFT
         self._slew = 0.0 if bursts else _SLEW
@@ -36,16 +36,16 @@ class WallClock:
         self._skew: float | None = None
         self._source_epoch = 0
         self.steps = 0
-        """How often this machine's clock was stepped."""
+        """Number of steps of this machine's clock."""
 
     def observe(self, timestamp: float, arrival: float, monotonic: float, epoch: int = 0) -> None:
-        """Take a packet.
+        """Add a packet.
 
         Args:
-            timestamp: its time on the unrolled clock of the source, seconds.
+            timestamp: its time on the unrolled clock, seconds.
             arrival: wall clock of its arrival, seconds since the Unix epoch.
-            monotonic: the same moment on the monotonic clock, seconds.
-            epoch: how often the source's clock has jumped.
+            monotonic: the same time on the monotonic clock, seconds.
+            epoch: number of jumps of the source's clock.
         """
         skew = arrival - monotonic
         if self._skew is not None and abs(skew - self._skew) > MAX_CLOCK_STEP:
@@ -65,11 +65,11 @@ class WallClock:
     def at(self, timestamp: float | None, arrival: float) -> float:
         """Return when the frame with `timestamp` was captured, seconds since the Unix epoch.
 
-        It is never after `arrival`, when the packet came that completed the frame, and never
-        before the frame before, unless this machine's clock was set back.
+        The time is not after `arrival` of the packet that completed the frame, and not before that
+        of the previous frame, unless this machine's clock was set back.
         """
         if timestamp is None and self._last == -math.inf:
-            timestamp = self._first  # RTSP: the very first picture has none
+            timestamp = self._first  # RTSP: the very first frame has none
         time = arrival
         if timestamp is not None and self._offset is not None:
             time = min(arrival, timestamp + self._offset)
@@ -78,17 +78,17 @@ class WallClock:
 
 
 class StreamTime:
-    """Turns unrolled timestamps into seconds that start at 0 and never go back.
+    """Converts unrolled timestamps to seconds that start at 0 and never go back.
 
-    Frames without a timestamp are placed one `gap` after the frame before or, in a live source,
-    by their arrival.
+    A frame without a timestamp is placed one `gap` after the previous frame or, in a live source,
+    by its arrival.
     """
 
     def __init__(self, *, live: bool, origin: float | None = None, gap: float = 0.04) -> None:
         """
         Args:
             live: whether frames arrive while they are captured.
-            origin: timestamp of stream time 0; None for that of the first frame.
+            origin: timestamp of stream time 0; None: that of the first frame.
             gap: seconds between two frames without timestamps.
         """
         self._live = live
@@ -102,11 +102,11 @@ class StreamTime:
 
         Args:
             timestamp: its presentation time on the unrolled clock; None when unknown.
-            arrival: when it arrived, seconds of a monotonic clock; matters for live sources only.
+            arrival: when it arrived, seconds of a monotonic clock; used for live sources only.
         """
         if timestamp is None:
             return self._guess(arrival)
-        if self._origin is None and self._last is not None:  # only the frames before had none
+        if self._origin is None and self._last is not None:  # only earlier frames had none
             self._origin = timestamp - self._last - self._gap
         elif self._origin is None or (self._last is None and timestamp < self._origin):
             self._origin = timestamp

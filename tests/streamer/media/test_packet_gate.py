@@ -146,7 +146,7 @@ def test_pictures_from_before_the_cut_are_left_out() -> None:
     gate.admit(TimestampedPacket("P1", 0.12, False), 0.9)
     # given a group that begins with pictures which refer to the one before
     decision = gate.admit(TimestampedPacket("I1", 1.0, True), 0.999)
-    assert (decision.packets, decision.dropped, decision.cut) == (["I1"], ["P1"], True)
+    assert (decision.packets, decision.dropped, decision.flush) == (["I1"], ["P1"], True)
     assert gate.admit(TimestampedPacket("B", 0.96, False), 0.999).dropped == ["B"]
     assert gate.admit(TimestampedPacket("P2", 1.12, False), 0.999).packets == ["P2"]
 
