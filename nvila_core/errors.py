@@ -101,11 +101,11 @@ class DeadlineExceeded(NVILAError):  # noqa: N818
 
 
 class NotFinite(NVILAError):  # noqa: N818
-    """The model's logits for a request are not finite."""
+    """What the model computed for a request is NaN or infinite."""
 
-    def __init__(self) -> None:
+    def __init__(self, what: str = "logits") -> None:
         super().__init__(
-            "The model's logits are not numbers for this request: its picture or the weights are "
+            f"The model's {what} are not numbers for this request: its picture or the weights are "
             "damaged, or the dtype's range is too small (try bfloat16 or float32)."
         )
 

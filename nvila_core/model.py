@@ -13,7 +13,7 @@ from torch import Tensor
 from nvila_core.checkpoint.hub import find_checkpoint
 from nvila_core.checkpoint.loader import Checkpoint
 from nvila_core.config import ModelConfig
-from nvila_core.errors import PromptError
+from nvila_core.errors import NotFinite, PromptError
 from nvila_core.generation.completion import Completion
 from nvila_core.generation.sampling import SamplingParams
 from nvila_core.generation.sequence import Sequence
@@ -265,6 +265,7 @@ class NVILA:
 
         Raises:
             PromptError: the prompt cannot be used, e.g. PromptTooLong.
+            NotFinite: what the model computes for it is NaN or infinite.
         """
         prompt = (
             parts_or_prompt
@@ -274,6 +275,8 @@ class NVILA:
         sequence = Sequence(prompt, params or SamplingParams(), self.tokenizer, self.max_model_len)
         began = time.perf_counter()
         media = self.encode(prompt)
+        if not all(bool(rows.isfinite().all()) for rows in media):
+            raise NotFinite("features of a picture")
         sequence.encode_ms = 1000 * (time.perf_counter() - began)
         self.prefill(sequence, media)
         while True:

@@ -153,7 +153,8 @@ class PagedBatch(AttentionBackend):
 
     def _decode(self, slices: Sequence[SequenceSlice], rows: slice, shared: int) -> AttentionPart:
         size = self.cache.block_size
-        tables = np.zeros((len(slices), max(map(self._num_blocks, slices)) - shared), np.int64)
+        width = max(map(self._num_blocks, slices)) - shared
+        tables = np.full((len(slices), width), self.cache.padding_block, np.int64)
         for table, s in zip(tables, slices, strict=True):
             own = s.blocks[shared : self._num_blocks(s)]
             table[: len(own)] = own

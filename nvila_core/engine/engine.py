@@ -369,7 +369,10 @@ class Engine:
             if isinstance(error, torch.OutOfMemoryError):
                 torch.cuda.empty_cache()
             if len(scheduled) == 1:
-                self._fail(scheduled[0].request, error)
+                request = scheduled[0].request
+                # Nobody has checked what the step has written so far.
+                self.cache.zero(request.blocks[request.num_computed_tokens // BLOCK_SIZE :])
+                self._fail(request, error)
                 return
             for item in scheduled:
                 self._compute([item])
@@ -377,11 +380,11 @@ class Engine:
         for item, token in zip(scheduled, drawn, strict=True):
             self._deliver(item, token)
 
-    def _deliver(self, item: ScheduledRequest, drawn: Tensor | int | None) -> None:
+    def _deliver(self, item: ScheduledRequest, drawn: Tensor | int | NotFinite | None) -> None:
         request, sequence = item.request, item.request.sequence
-        if isinstance(drawn, Tensor) and not bool(drawn.max().isfinite()):
+        if isinstance(drawn, NotFinite):
             self.cache.zero(self.scheduler.pool.invalidate(request.blocks))
-            self._fail(request, NotFinite())
+            self._fail(request, drawn)
             return
         self.scheduler.mark_computed(request, item.num_scheduled_tokens)
         if drawn is None:

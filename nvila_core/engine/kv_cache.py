@@ -1,5 +1,7 @@
 """The keys and values of all sequences, in blocks that any sequence may use."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -7,9 +9,15 @@ from nvila_core.errors import NVILAError
 
 
 class KVCache:
-    """Keys and values [num_blocks, block_size, num_kv_heads, head_dim] for every layer.
+    """Keys and values [num_blocks + 1, block_size, num_kv_heads, head_dim] for every layer.
 
-    They begin as zeros: attention multiplies masked positions by 0, and 0 times NaN is NaN.
+    Attention multiplies masked positions by 0, and 0 times NaN is NaN. So everything in the cache
+    must be finite, also what nobody reads on purpose: it begins as zeros, and the engine zeroes
+    what a step wrote unless all of it is finite.
+
+    Attributes:
+        padding_block: a block beyond the `num_blocks` of the pool, always zero, with which shorter
+            block tables are padded.
 
     Raises:
         NVILAError: the device has no room for the cache.
@@ -27,21 +35,19 @@ class KVCache:
         device: torch.device,
     ) -> None:
         self.num_blocks, self.block_size = num_blocks, block_size
+        self.padding_block = num_blocks
         self.num_kv_heads, self.dtype, self.device = num_kv_heads, dtype, device
-        shape = (num_blocks, block_size, num_kv_heads, head_dim)
-
-        def zeros() -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
+        shape = (num_layers, 2, num_blocks + 1, block_size, num_kv_heads, head_dim)
         try:
-            self.keys = [zeros() for _ in range(num_layers)]
-            self.values = [zeros() for _ in range(num_layers)]
+            self._storage = torch.zeros(shape, dtype=dtype, device=device)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             raise NVILAError(
                 f"There is no room for a key-value cache of {num_blocks * block_size} positions "
                 f"({num_layers} layers, {num_kv_heads} heads of {head_dim}, {dtype}) on {device}, "
                 "so lower kv_cache_tokens."
             ) from error
+        self.keys = list(self._storage[:, 0])
+        self.values = list(self._storage[:, 1])
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store [N, kv heads, head size] at `slots` int64 [N] (block * block_size + offset)."""
@@ -57,8 +63,16 @@ class KVCache:
             self.values[layer].index_select(0, index).view(shape),
         )
 
-    def zero(self, blocks: list[int]) -> None:
-        """Zero blocks that hold NaN, before another sequence pads with them."""
+    def are_finite(self, slots: Tensor) -> Tensor:
+        """Return bool [N]: whether keys and values at `slots` int64 [N] are finite in all layers.
+
+        Finite logits do not prove it: an infinite key can have weight 0 for one query, and make the
+        scores of another NaN.
+        """
+        rows = self._storage.flatten(2, 3).index_select(2, slots)
+        return rows.isfinite().all(dim=-1).all(dim=-1).all(dim=1).all(dim=0)
+
+    def zero(self, blocks: Sequence[int]) -> None:
+        """Zero blocks that may hold NaN, before another sequence owns them."""
         index = torch.tensor(blocks, dtype=torch.long, device=self.device)
-        for part in (*self.keys, *self.values):
-            part.index_fill_(0, index, 0)
+        self._storage.index_fill_(2, index, 0)

@@ -1,6 +1,8 @@
 """Run a step's scheduled positions through the language model."""
 
 from collections.abc import Sequence
+from itertools import islice
+from math import isfinite
 
 from torch import Tensor
 
@@ -8,6 +10,7 @@ from nvila_core.engine.batch import PagedBatch, SequenceSlice
 from nvila_core.engine.kv_cache import KVCache
 from nvila_core.engine.scheduler import ScheduledRequest
 from nvila_core.engine.tile_encoder import TileEncoder
+from nvila_core.errors import NotFinite
 from nvila_core.model import NVILA
 
 
@@ -17,12 +20,13 @@ class ModelRunner:
     def __init__(self, model: NVILA, cache: KVCache, encoder: TileEncoder) -> None:
         self.model, self.cache, self.encoder = model, cache, encoder
 
-    def forward(self, scheduled: list[ScheduledRequest]) -> list[Tensor | int | None]:
+    def forward(self, scheduled: list[ScheduledRequest]) -> list[Tensor | int | NotFinite | None]:
         """Run one batch through the language model.
 
         Returns:
             For each request its next token, or logits float32 [vocab] to draw it from, or None
-            where positions of the prompt remain to be computed.
+            where positions of the prompt remain to be computed; NotFinite where what was computed
+            for it is NaN or infinite.
         """
         language, vocab = self.model.language, len(self.model.tokenizer)
         slices = [
@@ -40,15 +44,21 @@ class ModelRunner:
                 complete.append(index)
                 last_rows.append(rows - 1)
         hidden = language.forward_step(self.embed(ordered), batch.positions, batch, last_rows)
-        drawn: list[Tensor | int | None] = [None] * len(scheduled)
-        if not complete:
-            return drawn
-        logits = language.logits(hidden, vocab)
-        maxima, tokens = (part.tolist() for part in logits.max(-1))
-        for row, index in enumerate(complete):
-            finite = abs(maxima[row]) < float("inf")  # also false for NaN
-            greedy = scheduled[index].request.sequence.is_greedy and finite
-            drawn[index] = tokens[row] if greedy else logits[row]
+        drawn: list[Tensor | int | NotFinite | None] = [None] * len(scheduled)
+        if complete:
+            logits = language.logits(hidden, vocab)
+            maxima, tokens = (part.tolist() for part in logits.max(-1))
+            for row, index in enumerate(complete):
+                if not isfinite(maxima[row]):
+                    drawn[index] = NotFinite()
+                elif scheduled[index].request.sequence.is_greedy:
+                    drawn[index] = tokens[row]
+                else:
+                    drawn[index] = logits[row]
+        finite = iter(self.cache.are_finite(batch.slots).tolist())
+        for index, item in zip(batch.order, ordered, strict=True):
+            if not all(list(islice(finite, item.num_scheduled_tokens))):
+                drawn[index] = NotFinite()
         return drawn
 
     def embed(self, scheduled: Sequence[ScheduledRequest]) -> Tensor:

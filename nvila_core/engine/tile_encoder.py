@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nvila_core.engine.request import Request
 from nvila_core.engine.tile_cache import TileCache
+from nvila_core.errors import NotFinite
 from nvila_core.model import NVILA
 
 
@@ -33,7 +34,8 @@ class TileEncoder:
 
         Args:
             needed: each request with the position up to which it must be encoded.
-            on_failure: called for a request whose tiles the tower cannot take; others continue.
+            on_failure: called for a request whose tiles the tower cannot take, or of whose tiles it
+                computes NaN or infinities, which are not kept; others continue.
         """
         began = time.perf_counter()
         new: dict[bytes, tuple[Request, int]] = {}
@@ -51,11 +53,14 @@ class TileEncoder:
         if not new:
             return
         features = self._encode_or_fail(new, on_failure)
+        self.num_encoded += len(features)
+        damaged = self._pop_damaged(features)
+        for request in dict.fromkeys(r for r, tile in users if r.tile_hashes[tile] in damaged):
+            on_failure(request, NotFinite("features of a picture"))
         for tile_hash, (request, tile) in new.items():
             if tile_hash in features:
                 request.num_encoded_tiles += 1
                 self.cache.put(tile_hash, features[tile_hash], request.sequence.prompt.pixels[tile])
-        self.num_encoded += len(features)
         elapsed = 1000 * (time.perf_counter() - began)
         for request, tile in users:
             if (encoded := features.get(request.tile_hashes[tile])) is not None:
@@ -70,6 +75,16 @@ class TileEncoder:
             tiles = torch.stack([request.tile_features[tile] for tile in item.tile_range])
             request.media_embeddings[index] = self.model.media_from_tiles(tiles, item)
         return request.media_embeddings[index]
+
+    def _pop_damaged(self, features: dict[bytes, Tensor]) -> set[bytes]:
+        """Remove the features that are not finite, and return the hashes of their tiles."""
+        if not features:
+            return set()
+        finite = torch.stack([one.isfinite().all() for one in features.values()]).tolist()
+        damaged = {tile_hash for tile_hash, ok in zip(features, finite, strict=True) if not ok}
+        for tile_hash in damaged:
+            del features[tile_hash]
+        return damaged
 
     def _encode_or_fail(
         self,

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
+from nvila_core.errors import NotFinite
 from nvila_core.generation.completion import Completion, FinishReason, Timings, Usage
 from nvila_core.generation.sampling import SamplingParams, TokenSampler
 from nvila_core.generation.structured_output import make_constraint
@@ -57,7 +58,13 @@ class Sequence:
         return self.sampler.is_greedy and self.constraint is None
 
     def accept(self, logits: Tensor) -> int:
-        """Draw the next token from float32 logits [vocab] and append it."""
+        """Draw the next token from float32 logits [vocab] and append it.
+
+        Raises:
+            NotFinite: no logit is finite, or one is NaN or infinitely high.
+        """
+        if not bool(logits.max().isfinite()):
+            raise NotFinite
         if self.constraint is None:
             token = self.sampler.draw(logits)
         else:
