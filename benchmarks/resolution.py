@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 from report import publish
 
-from nvila_core import NVILA, Budget, Measures, Meter, Video
+from nvila_core import NVILA, Budget, Measures, Meter, Plan, Video
 from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
 from nvila_core.engine.prefix_keys import hash_tiles
 from nvila_core.engine.tile_cache import TileCache
@@ -105,13 +105,10 @@ class Camera:
                 jpegs, measures, (frame.grid for frame in plan.frames), strict=True
             )
         ]
-        self._show([Video(pictures, sampled=True, measures=measures)], len(pictures))
+        self._show([Video(pictures, sampled=True)], plan)
 
-    def _show(self, parts: list[object], frames: int = 1) -> None:
-        policy = None if self.policy == PICTURES else self.policy
-        prompt = self.model.prepare(
-            [*parts, "Describe."], num_video_frames=frames, policy=policy, budget=self.budget
-        )
+    def _show(self, parts: list[object], plan: Plan | None = None) -> None:
+        prompt = self.model.prepare([*parts, "Describe."], plan=plan)
         self.tiles += prompt.tiles
         keys = hash_tiles(prompt)
         nothing = torch.zeros(121, 1)
