@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image
 
 from nvila_core.errors import MediaError
+from nvila_core.media.orientation import display_matrix, upright
 from nvila_core.media.preprocess import to_rgb
 
 
@@ -199,11 +199,9 @@ def video_stream(container: InputContainer) -> VideoStream:
 
 
 def to_image(frame: av.VideoFrame) -> Image.Image:
-    """Convert a frame to an RGB image, turned upright by its rotation metadata.
+    """Convert a frame to an RGB image, turned and mirrored as its display matrix says.
 
     The original's loader does the same.
     """
     pixels: NDArray[Any] = frame.to_ndarray(format="rgb24")
-    if quarter_turns := round(frame.rotation / 90) % 4:
-        pixels = np.ascontiguousarray(np.rot90(pixels, quarter_turns))
-    return to_rgb(pixels)
+    return to_rgb(upright(pixels, display_matrix(frame)))

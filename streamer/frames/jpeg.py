@@ -5,6 +5,8 @@ import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
+from nvila_core.media.orientation import display_matrix, upright
+
 MAX_SIDE = 1920
 """Pixels of the longer side of a stored frame."""
 
@@ -14,22 +16,38 @@ _REDUCED = (
     (2, cv2.IMREAD_REDUCED_COLOR_2),
 )
 
-_TURNS = {
-    90: cv2.ROTATE_90_COUNTERCLOCKWISE,
-    180: cv2.ROTATE_180,
-    270: cv2.ROTATE_90_CLOCKWISE,
-}
-
 
 def to_bgr(image: VideoFrame) -> NDArray[np.uint8]:
-    """Convert a frame to upright BGR uint8 [height, width, 3], no side longer than MAX_SIDE."""
+    """Convert a frame to upright BGR uint8 [height, width, 3], no side longer than MAX_SIDE.
+
+    It is turned and mirrored as its display matrix says. Of an interlaced frame one field is kept.
+    """
     scale = min(1.0, MAX_SIDE / max(image.width, image.height))
     width, height = (max(1, round(side * scale)) for side in (image.width, image.height))
+    if image.interlaced_frame:
+        pixels = cv2.resize(_deinterlaced(image), (width, height), interpolation=cv2.INTER_AREA)
+    else:
+        pixels = _to_array(image, width, height)
+    return upright(pixels, display_matrix(image))
+
+
+def _to_array(image: VideoFrame, width: int, height: int) -> NDArray[np.uint8]:
     # By default a converter has a thread per core, and lives as long as its frame.
     converted = image.reformat(width, height, "bgr24", interpolation="AREA", threads=1)
-    pixels = converted.to_ndarray()
-    turn = _TURNS.get(round(image.rotation / 90) * 90 % 360)
-    return cv2.rotate(pixels, turn) if turn is not None else pixels  # type: ignore[return-value]
+    return converted.to_ndarray()  # type: ignore[return-value]
+
+
+def _deinterlaced(image: VideoFrame) -> NDArray[np.uint8]:
+    """Return the frame with the rows of its second field interpolated from those of the first.
+
+    The two fields were captured at different moments: whatever moves would show as a comb.
+    """
+    pixels = _to_array(image, image.width, image.height)
+    first = pixels[0::2]
+    below = np.concatenate((first[1:], first[-1:]))
+    between = cv2.addWeighted(first, 0.5, below, 0.5, 0.0)
+    pixels[1::2] = between[: pixels[1::2].shape[0]]
+    return pixels
 
 
 def to_jpeg(bgr: NDArray[np.uint8], quality: int) -> bytes:

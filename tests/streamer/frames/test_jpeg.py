@@ -1,10 +1,12 @@
+from pathlib import Path
+
 import av
 import cv2
 import numpy as np
 import pytest
 
 from streamer.frames.jpeg import MAX_SIDE, from_jpeg, to_bgr, to_jpeg
-from tests.support.videos import number_of, numbered_picture
+from tests.support.videos import number_of, numbered_picture, write_video
 
 
 def frame(picture: np.ndarray, pix_fmt: str = "yuv420p") -> av.VideoFrame:
@@ -74,3 +76,23 @@ def test_no_more_of_a_jpeg_is_decoded_than_is_enough(
 def test_a_damaged_jpeg_is_said_to_be_one() -> None:
     with pytest.raises(ValueError, match="not a picture"):
         from_jpeg(b"\xff\xd8 nothing", 640, 480)
+
+
+def test_an_interlaced_frame_shows_no_comb(tmp_path: Path) -> None:
+    # given a frame of two fields, between which a black bar moved to the right
+    picture = np.full((240, 320, 3), 255, np.uint8)
+    picture[0::2, 100:140] = 0
+    picture[1::2, 160:200] = 0
+    options = {"flags": "+ilme+ildct", "x264-params": "tff=1:log-level=none", "crf": "5"}
+    write_video(tmp_path / "v.mp4", times=[0.0, 0.04], pictures=[picture] * 2, options=options)
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        frame = next(container.decode(video=0))
+    assert frame.interlaced_frame
+
+    bgr = to_bgr(frame)
+
+    # then one of the two moments is shown, on all rows
+    rows = bgr[:, :, 0].astype(int)
+    assert np.abs(rows[10:-10:2] - rows[11:-9:2]).max() < 60
+    assert rows[:, 110:130].max() < 60
+    assert rows[:, 170:190].min() > 200
