@@ -8,6 +8,7 @@ the thread closes the container when FFmpeg's own timeout releases it.
 import threading
 import time
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -26,6 +27,7 @@ from streamer.media import hardware, source_errors
 from streamer.media.access_policy import AccessPolicy
 from streamer.media.open import Opening, prepare
 from streamer.media.source_clock import SourceClock
+from streamer.media.video_follower import VideoFollower
 
 MAX_PACKETS = 1024
 MAX_BYTES = 32 * 2**20
@@ -39,6 +41,9 @@ _FILTERS = {
     "vp9": "vp9_metadata",
 }
 """By codec: a filter that accepts only streams of this codec."""
+
+_MULTIPLEX = "mpegts"
+"""The container in which a video may continue under another stream."""
 
 _WITHOUT_PTS = frozenset({"avi"})
 """Containers that store decoding times only: FFmpeg guesses presentation times, wrongly where
@@ -233,18 +238,35 @@ class PacketReader:
             self._source_clock = SourceClock(
                 live=self._live, gap=_frame_distance(stream), bursts=self.segmented
             )
-            codec = _CodecWatch(container, stream)
-            guessed = container.format.name in _WITHOUT_PTS
-            for packet in container.demux(stream):
-                if guessed:
-                    packet.pts = None
-                if not self._put(self._arrived(packet, codec.after(packet))):
+            for packet, codec in self._packets(container, stream):
+                if not self._put(self._arrived(packet, codec)):
                     return
         except Exception as failure:  # any error must reach the waiting reader
             error = source_errors.from_exception(failure, self._url, timeout=self._read_timeout)
         self._end(self.reason or error)
         with self._change:  # the container must outlive the queued packets
             self._change.wait_for(lambda: self._closed)
+
+    def _packets(
+        self, container: InputContainer, stream: VideoStream
+    ) -> "Iterator[tuple[Packet[Any], str]]":
+        """Yield the packets of the video, wherever it continues, and the codec of each; see
+        `Arrival`. The last one is empty."""
+        watch = _CodecWatch(container, stream)
+        guessed = container.format.name in _WITHOUT_PTS
+        if container.format.name != _MULTIPLEX:
+            for packet in container.demux(stream):
+                if guessed:
+                    packet.pts = None
+                yield packet, watch.after(packet)
+            return
+        follower = VideoFollower(stream)
+        for one in container.demux(tuple(_videos(container))):
+            for followed in follower.follow(one) if one.size else follower.finish():
+                yield followed, follower.codec or watch.after(followed)
+            if not one.size:
+                yield one, follower.codec
+                return
 
     def _arrived(self, packet: "Packet[Any]", codec: str) -> Arrival:
         """Convert the timestamps of `packet` to the unrolled clock."""
@@ -265,18 +287,16 @@ class PacketReader:
         return Arrival(packet, now, monotonic, unrolled.epoch, codec)
 
     def _choose(self, container: InputContainer) -> VideoStream:
-        videos = [
-            stream
-            for stream in container.streams.video
-            if not stream.disposition & 0x400  # the cover of an audio file (attached_pic)
-        ]
+        videos = _videos(container)
         if not videos or container.format.name == "tty":  # FFmpeg renders text files as terminals
             raise source_errors.no_video(self._url)
         chosen = max(videos, key=lambda s: (s.codec_context is not None, s is videos[0]))
         if chosen.codec_context is None:
             raise source_errors.cannot_decode(self._url, None)
         for stream in container.streams:
-            if stream is not chosen:
+            if stream is not chosen and not (
+                container.format.name == _MULTIPLEX and stream in videos
+            ):
                 stream.discard = Discard.all
         return chosen
 
@@ -293,7 +313,7 @@ class PacketReader:
             if not self._live or self.segmented:
                 self._wait_for_room()
             else:
-                self._catch_up(arrival.time)
+                self._catch_up(arrival.monotonic)
             if self._closed:
                 return False
             if packet.size:
@@ -316,8 +336,8 @@ class PacketReader:
             self._waiting = False
 
     def _catch_up(self, now: float) -> None:
-        """Drop the oldest packets, up to the newest key frame, if decoding does not keep up."""
-        late = bool(self._queue) and now - self._queue[0].time > MAX_LAG
+        """Drop the oldest packets, up to the newest key frame, when nobody keeps up with them."""
+        late = bool(self._queue) and now - self._queue[0].monotonic > MAX_LAG
         if not (late or self._full()):
             return
         places = range(len(self._queue) - 1, 0, -1)
@@ -340,6 +360,11 @@ class PacketReader:
             self._error = error
             self._ended = True
             self._change.notify_all()
+
+
+def _videos(container: InputContainer) -> list[VideoStream]:
+    """Return the video streams, without the cover of an audio file (attached_pic)."""
+    return [stream for stream in container.streams.video if not stream.disposition & 0x400]
 
 
 def _frame_distance(stream: VideoStream) -> float:

@@ -56,6 +56,15 @@ def clock_wrong(url: str) -> StreamerError:
     )
 
 
+def streams_changed(url: str) -> StreamerError:
+    """A recording that cannot be searched brings a video that was not there when it was opened."""
+    return StreamerError(
+        ErrorCode.STREAM_CODEC_UNSUPPORTED,
+        f"The video of {redact(url)} continues in another stream of the file: download the file "
+        "and give its path, or convert it.",
+    )
+
+
 def broke_off(url: str) -> StreamerError:
     """Return the error for a recording whose download ended early."""
     return StreamerError(

@@ -46,6 +46,7 @@ def write_video(
     pictures: Sequence[np.ndarray] | None = None,
     options: Mapping[str, str] | None = None,
     time_base: Fraction = _TIME_BASE,
+    container_options: Mapping[str, str] | None = None,
 ) -> list[float]:
     """Encode numbered pictures (or `pictures`) at `times`, seconds; returns those times.
 
@@ -60,7 +61,7 @@ def write_video(
         "libsvtav1": {"preset": "12", "svtav1-params": "lp=1"},
     }
     settings = {**defaults.get(codec, {}), **(options or {})}
-    with av.open(str(path), "w") as container:
+    with av.open(str(path), "w", options=dict(container_options or {})) as container:
         stream = container.add_stream(codec, rate=fps, options=settings)
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, pix_fmt

@@ -134,3 +134,31 @@ def test_reordered_pictures_in_avi_come_in_order(
     every = round(10 / sampled_fps)
     assert numbers(frames) == list(range(0, 60, every))
     assert [f.pts for f in frames] == pytest.approx([n / 10 for n in range(0, 60, every)], abs=0.01)
+
+
+@pytest.mark.parametrize("pids", [[0x100, 0x200], [0x100, 0x200, 0x300], [0x100, 0x200, 0x100]])
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_a_video_is_followed_to_another_pid(tmp_path: Path, pids: list[int], goes_on: bool) -> None:
+    # given parts under other PIDs, whose clocks go on or begin again
+    parts = []
+    for place, pid in enumerate(pids):
+        path, start = tmp_path / f"{place}.ts", 6.2 * place if goes_on else 0.0
+        write_video(
+            path,
+            times=[start + n / 10 for n in range(62)],
+            fps=10,
+            gop=20,
+            pictures=[numbered_picture(62 * place + n) for n in range(62)],
+            container_options={"mpegts_start_pid": str(pid)},
+        )
+        parts.append(path)
+
+    frames = kept(join(tmp_path, parts), Sampling(fps=10.0))
+
+    # then all pictures are there, but for those that FFmpeg holds when a PID ends
+    found = numbers(frames)
+    assert found == sorted(set(found))
+    assert set(range(62 * len(pids))) - set(found) <= {
+        62 * place - back for place in range(1, len(pids)) for back in (1, 2)
+    }
+    assert frames[-1].pts == pytest.approx(6.2 * len(pids) - 0.1, abs=0.5)

@@ -71,7 +71,7 @@ def test_ffmpeg_reads_what_it_is_given() -> None:
 
     stream = JpegStream(io.BytesIO(b"HTTP noise".join(PICTURES)), chunk=700)
 
-    with av.open(stream, format="mpjpeg") as container:
+    with av.open(stream, "r", format="mpjpeg") as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
 
     assert len(frames) == len(PICTURES)

@@ -1,0 +1,74 @@
+"""Follow a video that continues under another stream of its container."""
+
+from typing import Any
+
+from av.packet import Packet
+from av.video.stream import VideoStream
+
+MAX_SILENCE = 2.0
+"""Seconds of another video, without any packet of the current one, after which it is followed."""
+
+_MIN_TAIL = 1.0
+"""Seconds of another video, at the end, that are more than the interleaving of a multiplex."""
+
+MAX_HELD = 1024
+"""Packets of another video that are held."""
+
+
+class VideoFollower:
+    """Chooses the packets of one video, in MPEG-TS that may hold several.
+
+    A recorder that restarts, or a broadcast that changes its programme, continues under another
+    PID. The packets of other videos are held until the current one has been silent for a while.
+
+    Args:
+        current: the video that is read first.
+    """
+
+    def __init__(self, current: VideoStream) -> None:
+        self._current = current.index
+        self._held: list[Packet[Any]] = []
+        self._reached = -1  # byte position of the newest packet that was passed on
+        self.codec = ""
+        """Codec of a video that was changed to; "" before the first change."""
+
+    def follow(self, packet: "Packet[Any]") -> "list[Packet[Any]]":
+        """Take the next packet of any video. Return the packets to decode now, in order."""
+        # FFmpeg gives the last pictures of a PID when more of it comes, or at the end: too late
+        if packet.pos is not None and packet.pos < self._reached:
+            return []
+        if packet.stream.index == self._current:
+            self._held.clear()
+            self._reached = packet.pos or self._reached
+            return [packet]
+        if self._held and self._held[0].stream.index != packet.stream.index:
+            # several videos beside the current one: the first of them is as good as any
+            return []
+        self._held.append(packet)
+        if len(self._held) > MAX_HELD or self._span() > MAX_SILENCE:
+            return self._change()
+        return []
+
+    def finish(self) -> "list[Packet[Any]]":
+        """Return the packets still to decode: nothing more comes."""
+        return self._change() if self._span() > _MIN_TAIL else []
+
+    def _span(self) -> float:
+        """Seconds of video that are held."""
+        stamps = (
+            [p.dts for p in (self._held[0], self._held[-1]) if p.dts is not None]
+            if self._held
+            else []
+        )
+        base = self._held[0].time_base if self._held else None
+        if len(stamps) < 2 or base is None:
+            return 0.0
+        return abs(float((stamps[1] - stamps[0]) * base))
+
+    def _change(self) -> "list[Packet[Any]]":
+        held, self._held = self._held, []
+        self._reached = held[-1].pos or self._reached
+        self._current = held[0].stream.index
+        stream: Any = held[0].stream
+        self.codec = stream.codec_context.codec.canonical_name if stream.codec_context else ""
+        return held
