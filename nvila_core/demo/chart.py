@@ -1,4 +1,4 @@
-"""A chart of accuracy against vision tokens, as an SVG picture."""
+"""Draw a chart of accuracy against vision tokens, as SVG."""
 
 from collections.abc import Sequence
 from xml.sax.saxutils import escape
@@ -11,20 +11,21 @@ SERIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "all questions": ("#1d4ed8", ()),
     "those about the sign": ("#c2410c", (DETAIL_KIND,)),
 }
-"""Name, colour and kinds of question (none: all) of each line."""
+"""Lines of the chart by name: colour, and kinds of question (none: all)."""
 
 
 def draw_policies(scores: Sequence[PolicyScore]) -> str:
-    """The text of an SVG file: a line for all questions and one for those that need detail, on
-    each a point for every policy, filled where it is adaptive.
+    """Return an SVG file with a line for all questions and one for those that need detail.
+
+    Each line has a point for every policy, which is filled if the policy is adaptive.
     """
     ordered = sorted(scores, key=lambda score: score.tokens_per_frame)
     step = max(1.0, round(ordered[-1].tokens_per_frame / 5))
-    most = step * -(-ordered[-1].tokens_per_frame // step)
+    max_tokens = step * -(-ordered[-1].tokens_per_frame // step)
 
     def place(tokens: float, share: float) -> tuple[float, float]:
         across, down = WIDTH - LEFT - RIGHT, HEIGHT - TOP - BOTTOM
-        return LEFT + across * tokens / most, TOP + down * (1 - share)
+        return LEFT + across * tokens / max_tokens, TOP + down * (1 - share)
 
     parts = []
     for percent in range(0, 101, 25):
@@ -33,12 +34,12 @@ def draw_policies(scores: Sequence[PolicyScore]) -> str:
             f'<path d="M{x:.1f} {y:.1f} H{WIDTH - RIGHT}" stroke="#e2e8f0"/>',
             text(x - 8, y + 4, f"{percent} %", "end"),
         ]
-    for number in range(round(most / step) + 1):
+    for number in range(round(max_tokens / step) + 1):
         x, y = place(number * step, 0)
         parts.append(text(x, y + 20, f"{number * step:g}", "middle"))
     parts += [
-        text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, "vision tokens a frame", "middle"),
-        text(LEFT - 8, TOP - 16, "right answers", "middle"),
+        text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 14, "vision tokens per frame", "middle"),
+        text(LEFT - 8, TOP - 16, "correct answers", "middle"),
     ]
     for name, (colour, kinds) in SERIES.items():
         points = [place(score.tokens_per_frame, score.accuracy(*kinds)) for score in ordered]
@@ -46,10 +47,10 @@ def draw_policies(scores: Sequence[PolicyScore]) -> str:
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}"/>')
         for score, (x, y) in zip(ordered, points, strict=True):
             filled = colour if score.policy == "adaptive" else "#ffffff"
-            told = escape(f"{score.name}: {score.accuracy(*kinds):.1%} of {name}")
+            title = escape(f"{score.name}: {score.accuracy(*kinds):.1%} of {name}")
             parts.append(
                 f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" stroke="{colour}" fill="{filled}">'
-                f"<title>{told}</title></circle>"
+                f"<title>{title}</title></circle>"
             )
     for number, (name, (colour, _)) in enumerate(SERIES.items()):
         x, y = WIDTH - RIGHT + 16, TOP + 12 + 20 * number
@@ -65,7 +66,7 @@ def draw_policies(scores: Sequence[PolicyScore]) -> str:
         [
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" '
             'font-family="Helvetica, Arial, sans-serif" stroke-width="1.6">',
-            "<title>Right answers against vision tokens a frame</title>",
+            "<title>Correct answers against vision tokens per frame</title>",
             f'<rect width="{WIDTH}" height="{HEIGHT}" fill="#ffffff"/>',
             *parts,
             "</svg>\n",
@@ -74,7 +75,7 @@ def draw_policies(scores: Sequence[PolicyScore]) -> str:
 
 
 def text(x: float, y: float, words: str, anchor: str = "start", size: int = 12) -> str:
-    """Words at a place."""
+    """Return an SVG text element at a position in pixels."""
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" font-size="{size}" '
         f'fill="#334155" stroke="none">{escape(words)}</text>'

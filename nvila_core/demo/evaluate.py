@@ -1,7 +1,7 @@
-"""Exact-match accuracy of a checkpoint on held-out scenes, through the public API.
+"""Measure the exact-match accuracy of a checkpoint on held-out scenes, through the public API.
 
-Frames are rendered at full size and go the way of any user's frames. The sign is asked twice, of
-the tiled picture and of the picture squashed into one tile, where it is too small to be read.
+Frames are rendered at full size and processed like those of a user. The sign is asked about twice:
+with the tiled image, and with the image resized to one tile, where it is too small to be read.
 """
 
 import random
@@ -26,23 +26,23 @@ TESTS = (
     *(("tiled still", kind) for kind in STILL_KINDS),
     ("still in one tile", "sign"),
 )
-"""What is looked at, and the kind of question."""
+"""Form of the input, and kind of question."""
 
-_SCENES_A_TEST = 10**6
+_SEEDS_PER_TEST = 10**6
 
 
 @dataclass(frozen=True)
 class Score:
-    """How many of one kind of questions were answered exactly right."""
+    """Number of questions of one test that were answered exactly right."""
 
-    look: str
+    form: str
     kind: str
     right: int
     asked: int
 
     @property
     def accuracy(self) -> float:
-        """Share of right answers, 0 to 1."""
+        """Share of correct answers, 0 to 1."""
         return self.right / self.asked
 
 
@@ -53,28 +53,44 @@ def evaluate(
     device: str = "cpu",
     show: Callable[[str], None] | None = None,
 ) -> list[Score]:
-    """Ask `questions` questions of each of `TESTS`; `show` gets a line for each wrong answer."""
+    """Run all `TESTS` on a checkpoint.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+        questions: number of questions of each test.
+        seed: seed of the held-out scenes.
+        device: "cpu", "cuda", or "auto".
+        show: receives one line for each wrong answer.
+    """
     model = NVILA.from_pretrained(checkpoint, device=device, dtype="float32")
-    size = model.config.tile_side
+    size = model.config.processor.size
     scores = []
-    for number, (look, kind) in enumerate(TESTS):
-        first = FIRST_EVALUATION_SEED + (seed * len(TESTS) + number) * _SCENES_A_TEST
+    for number, (form, kind) in enumerate(TESTS):
+        first = FIRST_EVALUATION_SEED + (seed * len(TESTS) + number) * _SEEDS_PER_TEST
         right = 0
-        for parts, question in held_out(look, kind, questions, first, size):
+        for parts, question in held_out(form, kind, questions, first, size):
             answer = model.generate(parts, SamplingParams(max_tokens=64, temperature=0.0)).text
             right += answer == question.answer
             if show and answer != question.answer:
-                show(f"{look} {kind}: {question.text} -> {answer!r}, not {question.answer!r}")
-        scores.append(Score(look, kind, right, questions))
+                show(f"{form} {kind}: {question.text} -> {answer!r}, not {question.answer!r}")
+        scores.append(Score(form, kind, right, questions))
     return scores
 
 
 def held_out(
-    look: str, kind: str, count: int, first_seed: int, tile: int
+    form: str, kind: str, count: int, first_seed: int, tile: int
 ) -> Iterator[tuple[list[Any], QuestionAnswer]]:
-    """`count` prompts with their questions, of scenes from `first_seed` on."""
+    """Yield `count` prompts and their questions, about scenes from `first_seed` on.
+
+    Args:
+        form: form of the input, see `TESTS`.
+        kind: kind of question.
+        count: number of prompts.
+        first_seed: at least `FIRST_EVALUATION_SEED`.
+        tile: side in pixels of the image for "still in one tile".
+    """
     assert first_seed >= FIRST_EVALUATION_SEED
-    times = [float(t) for t in range(CLIP_FRAMES if look == "clip" else 1)]
+    times = [float(t) for t in range(CLIP_FRAMES if form == "clip" else 1)]
     seed = first_seed
     while count:
         scene = sample_scene(seed, times)
@@ -84,18 +100,18 @@ def held_out(
             continue
         frames = render_clip(scene, times)
         media: Any = Video(frames)
-        if look != "clip":
+        if form != "clip":
             media = Image.fromarray(frames[0])
-        if look == "still in one tile":
+        if form == "still in one tile":
             media = media.resize((tile, tile), Image.Resampling.BICUBIC)
         yield [media, question.text], question
         count -= 1
 
 
 def format_table(scores: Sequence[Score]) -> str:
-    """The scores as a text table."""
-    lines = [f"{'look':<18} {'question':<10} {'right':>5} {'of':>5} {'accuracy':>9}"]
+    """Format the scores as a text table."""
+    lines = [f"{'form':<18} {'question':<10} {'right':>5} {'of':>5} {'accuracy':>9}"]
     for score in scores:
         counts = f"{score.right:>5} {score.asked:>5} {score.accuracy:>9.1%}"
-        lines.append(f"{score.look:<18} {score.kind:<10} {counts}")
+        lines.append(f"{score.form:<18} {score.kind:<10} {counts}")
     return "\n".join(lines)

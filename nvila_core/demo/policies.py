@@ -1,7 +1,7 @@
-"""What tiles are worth: answers about held-out clips under several resolution policies.
+"""Compare resolution policies by the answers about held-out clips.
 
-Every policy is asked the same questions about the same clips of four frames. Only the sign needs
-more than one tile a frame; it is the small writing that an adaptive policy has to find.
+Every policy answers the same questions about the same clips of four frames. Only the sign needs
+more than one tile per frame: it is the small writing that an adaptive policy has to find.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,17 +17,22 @@ from nvila_core.demo.sampling import FIRST_EVALUATION_SEED, TILE_GRID
 DETAIL_KIND = "sign"
 ONE_TILE, ALL_TILES = "fixed:1", "fixed:12"
 TILED_FRAMES = (1, 2, 3, None)
-"""Budgets of the adaptive policy: how many tiled frames they have room for; None: no limit."""
+"""Budgets of the adaptive policy, in tiled frames; None: no limit."""
 
-_FIRST_SEED = FIRST_EVALUATION_SEED + 5 * 10**8  # scenes of their own
-_SCENES_A_KIND = 10**6
+_FIRST_SEED = FIRST_EVALUATION_SEED + 5 * 10**8  # other scenes than those of `evaluate`
+_SEEDS_PER_KIND = 10**6
 
 
 @dataclass
 class PolicyScore:
-    """One policy's answers: how many were right by kind of question, and what they cost.
+    """The accuracy and the cost of one policy.
 
-    `budget` is in vision tokens of a clip, None where there is no limit.
+    Attributes:
+        policy: the policy's name.
+        budget: vision tokens of a clip; None: no limit.
+        right: number of correct answers, by kind of question.
+        asked: number of questions of each kind.
+        vision_tokens: vision tokens of all prompts together.
     """
 
     policy: str
@@ -38,21 +43,21 @@ class PolicyScore:
 
     @property
     def name(self) -> str:
-        """Policy and budget."""
+        """Name of the policy, with its budget."""
         return self.policy + (f", {self.budget} tokens" if self.budget else "")
 
     def accuracy(self, *kinds: str) -> float:
-        """Share of right answers over all questions, or over those of some kinds, 0 to 1."""
+        """Return the share of correct answers, 0 to 1, over some kinds of questions or over all."""
         chosen = kinds or QUESTION_KINDS
         return sum(self.right[kind] for kind in chosen) / (self.asked * len(chosen))
 
     @property
     def tokens_per_frame(self) -> float:
-        """Vision tokens of one frame on average."""
+        """Average number of vision tokens of a frame."""
         return self.vision_tokens / (self.asked * len(QUESTION_KINDS) * CLIP_FRAMES)
 
     def record(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the score as a JSON object."""
         return asdict(self) | {
             "name": self.name,
             "accuracy": {kind: self.accuracy(kind) for kind in QUESTION_KINDS}
@@ -68,15 +73,25 @@ def evaluate_policies(
     device: str = "cpu",
     progress: Callable[[str], None] | None = None,
 ) -> list[PolicyScore]:
-    """Ask `questions` questions of each kind under each policy; `asked` counts those of a kind."""
+    """Ask the same questions under each policy.
+
+    Args:
+        checkpoint: folder of the checkpoint.
+        questions: number of questions of each kind.
+        seed: seed of the held-out scenes.
+        device: "cpu", "cuda", or "auto".
+        progress: receives one line after each kind of question.
+    """
     model = NVILA.from_pretrained(checkpoint, device=device, dtype="float32")
-    if not model.config.tile_grids:  # exported before checkpoints said it themselves
+    if not model.config.tile_grids:  # exported before checkpoints had this field
         model.config = replace(model.config, tile_grids=(TILE_GRID,))
     scores = policies(model.config.tile_tokens)
     for number, kind in enumerate(QUESTION_KINDS):
-        first = _FIRST_SEED + (seed * len(QUESTION_KINDS) + number) * _SCENES_A_KIND
-        for parts, question in held_out("clip", kind, questions, first, model.config.tile_side):
-            answers: dict[Any, str] = {}  # of plans that are alike
+        first = _FIRST_SEED + (seed * len(QUESTION_KINDS) + number) * _SEEDS_PER_KIND
+        for parts, question in held_out(
+            "clip", kind, questions, first, model.config.processor.size
+        ):
+            answers: dict[Any, str] = {}  # by the grids of the frames
             for score in scores:
                 prompt = model.prepare(parts, policy=score.policy, budget=Budget(score.budget))
                 grids = tuple(frame.grid for frame in prompt.plan.frames)
@@ -92,7 +107,7 @@ def evaluate_policies(
 
 
 def policies(tile_tokens: int) -> list[PolicyScore]:
-    """What is compared, for tiles of so many tokens."""
+    """Return the policies and budgets to compare, for tiles of `tile_tokens` tokens."""
     tiled = TILE_GRID[0] * TILE_GRID[1]
     budgets = [n if n is None else (CLIP_FRAMES + n * tiled) * tile_tokens for n in TILED_FRAMES]
     adaptive = [PolicyScore("adaptive", budget) for budget in budgets]
@@ -100,7 +115,7 @@ def policies(tile_tokens: int) -> list[PolicyScore]:
 
 
 def format_policies(scores: Sequence[PolicyScore]) -> str:
-    """The scores as a table in Markdown."""
+    """Format the scores as a Markdown table."""
     header = ("policy", "tokens a frame", *QUESTION_KINDS, "all")
     lines = [" | ".join(header), "|".join(["---", *["---:"] * (len(header) - 1)])]
     for score in scores:

@@ -1,4 +1,4 @@
-"""Questions about a scene and their right answers."""
+"""Make questions about a scene, and their correct answers."""
 
 import random
 from dataclasses import dataclass
@@ -49,12 +49,12 @@ CHANGE = (
 
 QUESTION_KINDS = ("exists", "count", "colour", "direction", "caption", "change", "sign")
 MOTION_KINDS = ("direction", "change")
-"""Kinds that a single picture cannot answer."""
+"""Kinds that a single image cannot answer."""
 
 
 @dataclass(frozen=True)
 class QuestionAnswer:
-    """A question and the one answer that counts as right."""
+    """A question and the only answer that counts as correct."""
 
     kind: str
     text: str
@@ -62,7 +62,7 @@ class QuestionAnswer:
 
 
 def caption(observation: Observation) -> str:
-    """The caption: what stands in the last frame and, for a clip, how it moves."""
+    """Return the caption: the objects in the last frame and, for a clip, their motion."""
     if not observation.seen:
         return f"An empty {observation.style}."
     return f"A {observation.style} with {', '.join(_described(seen) for seen in observation.seen)}."
@@ -76,7 +76,7 @@ def _described(sighting: Sighting) -> str:
 
 
 def changes(observation: Observation) -> str:
-    """What differs between the first and the last frame of a clip."""
+    """Return what differs between the first and the last frame of a clip, as a sentence."""
     if not observation.changes:
         return "Nothing changed."
     text = ", ".join(f"a {sighting.name} {sighting.change}" for sighting in observation.changes)
@@ -84,7 +84,11 @@ def changes(observation: Observation) -> str:
 
 
 def make_question(observation: Observation, kind: str, rng: random.Random) -> QuestionAnswer | None:
-    """A random question of a kind, or None where the observation does not allow one."""
+    """Return a random question of a kind, or None if the observation does not allow one.
+
+    Raises:
+        ValueError: the kind is unknown.
+    """
     if kind in MOTION_KINDS and observation.frames == 1:
         return None
     match kind:
@@ -102,7 +106,7 @@ def make_question(observation: Observation, kind: str, rng: random.Random) -> Qu
             return QuestionAnswer(kind, rng.choice(CHANGE), changes(observation))
         case "sign":
             return QuestionAnswer(kind, rng.choice(SIGN), str(observation.sign_number))
-    raise ValueError(f"no such kind of question: {kind}")
+    raise ValueError(f"Unknown kind of question {kind!r}: use one of {QUESTION_KINDS}.")
 
 
 def _ask_count(observation: Observation, rng: random.Random) -> QuestionAnswer:
@@ -133,7 +137,7 @@ def _ask_exists(observation: Observation, rng: random.Random) -> QuestionAnswer:
 
 def _absent_names(observation: Observation, names: set[str], rng: random.Random) -> list[str]:
     every = [f"{colour} {kind}" for kind in KINDS for colour in COLOURS]
-    # Half of the time a near miss: a colour or a kind that is there, but not together.
+    # Half of the time a near miss: its colour or its kind is visible, but not both on one object.
     near = [
         name
         for name in every
@@ -175,7 +179,7 @@ def _ask_direction(observation: Observation, rng: random.Random) -> QuestionAnsw
 
 
 def _named(observation: Observation, rng: random.Random) -> tuple[str, Sighting] | None:
-    """Something seen and a name that only it has: its kind alone where there is one of it."""
+    """Choose a visible object and a unique name for it, which is its kind if that is unique."""
     if not observation.seen:
         return None
     seen = rng.choice(observation.seen)
@@ -184,7 +188,7 @@ def _named(observation: Observation, rng: random.Random) -> tuple[str, Sighting]
 
 
 def all_sentences() -> list[str]:
-    """Every wording once, so that a tokenizer can learn each word as one token."""
+    """Return every wording once, so that a tokenizer can learn each word as one token."""
     things = [*KINDS, *(f"{colour} {kind}" for colour in COLOURS for kind in KINDS)]
     sentences = [
         *CAPTION,

@@ -1,6 +1,6 @@
-"""Drawing: a scene and a time to a uint8 RGB frame of any size, the same picture at every size.
+"""Render frames of a scene: uint8 RGB of any size, with the same content at every size.
 
-Shapes have no front or back, so that only a series of frames tells which way a thing moves.
+Shapes have no front or back, so that only several frames show in which direction an object moves.
 """
 
 from collections.abc import Sequence
@@ -33,7 +33,7 @@ _TYRE: Colour = (38, 38, 40)
 _NOISE_BANK = 1 << 21
 _NOISE_SCALE = 30.0
 
-# Each digit as strokes through points of a 2-wide, 4-high grid.
+# The strokes of each digit, through points of a grid of width 2 and height 4.
 _STROKES: dict[str, tuple[Points, ...]] = {
     "0": (((0, 0), (2, 0), (2, 4), (0, 4), (0, 0)),),
     "1": (((0.3, 1), (1.2, 0), (1.2, 4)), ((0.2, 4), (2, 4))),
@@ -49,7 +49,7 @@ _STROKES: dict[str, tuple[Points, ...]] = {
 
 
 class _Canvas:
-    """Shapes in frame fractions, lit by the scene's light, on a picture."""
+    """Draws shapes given in fractions of the frame, with the light of the scene, on an image."""
 
     def __init__(self, picture: Frame, light: Light) -> None:
         self.picture = picture
@@ -81,13 +81,16 @@ class _Canvas:
         cv2.ellipse(self.picture, place, axes, 0, 0, 360, self.lit(colour), -1, cv2.LINE_AA, _SHIFT)
 
     def line(self, points: Points, colour: Colour, thickness: float) -> None:
-        """A stroke, `thickness` in fractions of the width; quads, to be finer than whole pixels."""
+        """Draw a stroke; `thickness` is a fraction of the width.
+
+        Made of quadrilaterals, because OpenCV's lines are whole pixels thick.
+        """
         aspect = self.height / self.width
         for (x0, y0), (x1, y1) in pairwise(points):
             dx, dy = x1 - x0, (y1 - y0) * aspect
             length = max((dx * dx + dy * dy) ** 0.5, 1e-9)
             ux, uy = dx / length * thickness / 2, dy / length * thickness / 2
-            # Square caps close the corners between strokes.
+            # Square caps fill the corners between strokes.
             ax, ay, bx, by = x0 - ux, y0 - uy / aspect, x1 + ux, y1 + uy / aspect
             side = (-uy, ux / aspect)
             self.polygon(
@@ -102,20 +105,20 @@ class _Canvas:
 
 
 def render_frame(scene: Scene, t: float, size: tuple[int, int] = FRAME_SIZE) -> Frame:
-    """One frame, uint8 RGB of shape (height, width, 3), with the noise that belongs to its time."""
+    """Render one frame, uint8 RGB [height, width, 3]; its noise is determined by scene and time."""
     return render_clip(scene, (t,), size)[0]
 
 
 def render_clip(
     scene: Scene, times: Sequence[float], size: tuple[int, int] = FRAME_SIZE
 ) -> list[Frame]:
-    """One frame per time, each uint8 RGB of shape (height, width, 3); `size` is (width, height)."""
+    """Render one frame for each time, uint8 RGB [height, width, 3]; `size` is (width, height)."""
     background = _background(scene.seed, scene.style, scene.sign, scene.light, size)
     sign = _sign_area(scene.sign, size)
     frames = []
     for t in times:
         canvas = _Canvas(background.copy(), scene.light)
-        # Farther things first, so that nearer ones cover them.
+        # Farther objects first, so that nearer ones cover them.
         for actor in sorted(scene.actors, key=lambda actor: actor.box(t)[3]):
             if actor.visible_share(t) > 0:
                 _draw_actor(canvas, actor, t)
@@ -235,7 +238,7 @@ def _draw_actor(canvas: _Canvas, actor: Actor, t: float) -> None:
 
 
 def _sign_area(sign: Sign, size: tuple[int, int]) -> tuple[slice, slice]:
-    """The pixels of the plate: it stands in front, so they are copied over what moves behind."""
+    """Return the pixels of the sign: it is in front, so they are copied over moving objects."""
     (width, height), (across, down) = SIGN_SIZE, size
     rows = slice(round((sign.y - height / 2) * down), round((sign.y + height / 2) * down))
     return rows, slice(round((sign.x - width / 2) * across), round((sign.x + width / 2) * across))

@@ -1,4 +1,4 @@
-"""Random scenes from a seed; training and evaluation draw from ranges that cannot meet."""
+"""Draw random scenes from a seed; training and evaluation use disjoint ranges of seeds."""
 
 import random
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from nvila_core.demo.world import (
 )
 
 FIRST_EVALUATION_SEED = 10**9
-"""Training seeds lie below, evaluation seeds at or above."""
+"""Training seeds are below this number, evaluation seeds are not."""
 
 MAX_ACTORS = 4
 STEP = (0.07, 0.14)
-"""How far a moving thing goes from one frame of a clip to the next, as a fraction of the frame."""
+"""Displacement of a moving object from one frame of a clip to the next, in fractions of a frame."""
 
 SIGN_SIZE = (0.085, 0.076)
 
@@ -29,11 +29,12 @@ TILE_GRID = (4, 3)
 _SIGN_COLUMNS, _SIGN_ROWS = (2 * tiles for tiles in TILE_GRID)
 """A tile has two tokens along each side; the sign lies within one of them."""
 _CLEAR = (0.12, 0.6)
-"""At the ends of a clip a thing is clearly in view or clearly out of it: no share in between."""
+"""In the first and last frame of a clip, the visible share of an object is outside this range, so
+that the object is clearly visible or clearly not."""
 
 
 def sample_sign(rng: random.Random) -> Sign:
-    """A sign inside one cell of the top row of the 8x6 grid that a tiled frame's tokens make."""
+    """Draw a sign that lies inside one token of a tiled frame, in the top row of 8x6 tokens."""
     width, height = SIGN_SIZE
     column = rng.randrange(_SIGN_COLUMNS)
     spare_x, spare_y = 1 / _SIGN_COLUMNS - width, 1 / _SIGN_ROWS - height
@@ -43,7 +44,7 @@ def sample_sign(rng: random.Random) -> Sign:
 
 
 def sample_light(rng: random.Random) -> Light:
-    """Brightness, tint, fall-off and noise."""
+    """Draw the brightness, tint, slope and noise of a scene."""
     level = rng.uniform(0.82, 1.12)
     gain = (
         level * rng.uniform(0.95, 1.05),
@@ -54,7 +55,7 @@ def sample_light(rng: random.Random) -> Light:
 
 
 def overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, float]) -> float:
-    """The area two boxes share, as a part of the smaller one."""
+    """Return the area of the intersection of two boxes, as a share of the smaller box."""
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:
@@ -66,16 +67,16 @@ def overlap(a: tuple[float, float, float, float], b: tuple[float, float, float, 
 def collides(
     actor: Actor, others: Sequence[Actor], times: Sequence[float], limit: float = 0.1
 ) -> bool:
-    """Whether `actor` hides, or is hidden by, one of the others at one of the times."""
+    """Return whether `actor` and one of `others` overlap by more than `limit` at any of `times`."""
     return any(overlap(actor.box(t), other.box(t)) > limit for other in others for t in times)
 
 
 def sample_scene(
     seed: int, times: Sequence[float], max_actors: int = MAX_ACTORS, min_actors: int = 0
 ) -> Scene:
-    """The scene of `seed` for frames taken at `times`, evenly spaced.
+    """Draw the scene of `seed` for frames at evenly spaced `times`.
 
-    No two things share both kind and colour, so that "the red car" is one thing.
+    No two objects share both kind and colour, so that "the red car" is unambiguous.
     """
     rng = random.Random(seed)
     wanted = rng.choices(range(5), weights=(4, 20, 26, 26, 24))[0]
@@ -111,13 +112,13 @@ def _sample_actor(rng: random.Random, times: Sequence[float]) -> Actor:
     dx, dy = DIRECTIONS[rng.choice(tuple(DIRECTIONS))]
     speed = rng.uniform(*STEP) / (times[1] - times[0])
     start, end = times[0], times[-1]
-    # Things that stop or set off in between make the model look at the last step, not at the first.
+    # Objects that stop or start midway teach the model to use the last step, not the first.
     part = rng.random()
     if len(times) >= 4 and part < 0.05:
         end = times[len(times) // 2]
     elif len(times) >= 4 and part < 0.1:
         start = times[len(times) // 2]
-    # The sampled place is that of a random moment: things may enter before it or leave after.
+    # The sampled position belongs to a random time, so that objects can enter or leave the frame.
     anchor = rng.choice((start, end, end, rng.uniform(start, end)))
     knots = tuple(
         (t, x + dx * speed * (t - anchor), y + dy * speed * (t - anchor)) for t in (start, end)

@@ -1,4 +1,4 @@
-"""A street that goes on as long as one likes, for live demos: things come, wait and leave."""
+"""Render a street video of any length for live demos: objects enter, stop and leave."""
 
 import random
 from collections.abc import Iterator
@@ -21,18 +21,26 @@ from nvila_core.demo.world import (
 )
 
 SPEED = (0.08, 0.13)
-"""In frame sides a second: frames taken a second apart look like the clips of training."""
+"""In fractions of a frame per second: frames a second apart look like the clips of training."""
 
-_REST = (6.0, 14.0)
-_PAUSE = (1.5, 5.0)
-_TRIES = 12
-_MOST = 3
+_REST_SECONDS = (6.0, 14.0)
+"""How long an object stops on its way."""
+_PAUSE_SECONDS = (1.5, 5.0)
+"""Time between two attempts to let an object enter."""
+_MAX_TRIES = 12
+_MAX_ACTORS = 3
 
 
 class StreetVideo:
-    """Frames of one camera, uint8 RGB of shape (height, width, 3), the same for the same seed.
+    """Frames of one camera, uint8 RGB [height, width, 3], determined by the seed.
 
-    The sign keeps its number all the time. No two things in view share kind and colour.
+    The number on the sign never changes. No two visible objects share both kind and colour.
+
+    Args:
+        seed: seed of the scene.
+        seconds: duration.
+        fps: frames per second.
+        size: (width, height) in pixels.
     """
 
     def __init__(
@@ -56,11 +64,11 @@ class StreetVideo:
             yield self.frame_at(index / self.fps)
 
     def frame_at(self, t: float) -> Frame:
-        """The frame at `t` seconds."""
+        """Render the frame at `t` seconds."""
         return render_frame(self.scene_around(t, t), t, self.size)
 
     def scene_around(self, start: float, end: float) -> Scene:
-        """The scene with those things only that are on their way between `start` and `end`."""
+        """Return the scene with only the objects that are present between `start` and `end`."""
         near = tuple(
             actor
             for actor in self.scene.actors
@@ -69,9 +77,8 @@ class StreetVideo:
         return Scene(self.seed, self.scene.style, self.scene.sign, near, self.scene.light)
 
     def truth_at(self, t: float, window: float = 3.0, frames: int = 4) -> Observation:
-        """What a clip of `frames` frames over the `window` seconds up to `t` shows.
-
-        With one frame: what the picture at `t` shows.
+        """Return the ground truth about a clip of `frames` frames from the `window` seconds up to
+        `t`; with one frame, about the image at `t`.
         """
         start = max(0.0, t - window)
         times = (
@@ -81,22 +88,22 @@ class StreetVideo:
 
 
 def _play(rng: random.Random, seconds: float) -> tuple[Actor, ...]:
-    """Things for the whole time: a new one is let in when there is room for it on all its way."""
+    """Draw the objects of the whole video. An object enters if it collides with no other one."""
     actors: list[Actor] = []
     t = -12.0
     while t < seconds:
         present = [actor for actor in actors if actor.path[-1][0] > t]
-        if len(present) < _MOST:
+        if len(present) < _MAX_ACTORS:
             entering = _find_room(rng, t, present)
             if entering:
                 actors.append(entering)
-        t += rng.uniform(*_PAUSE)
+        t += rng.uniform(*_PAUSE_SECONDS)
     return tuple(actors)
 
 
 def _find_room(rng: random.Random, t: float, present: list[Actor]) -> Actor | None:
     taken = {(actor.kind, actor.colour) for actor in present}
-    for _ in range(_TRIES):
+    for _ in range(_MAX_TRIES):
         actor = _journey(rng, t)
         steps = int((actor.path[-1][0] - t) * 2) + 1
         times = [t + i / 2 for i in range(steps)]
@@ -106,7 +113,7 @@ def _find_room(rng: random.Random, t: float, present: list[Actor]) -> Actor | No
 
 
 def _journey(rng: random.Random, t: float) -> Actor:
-    """Straight through the view from edge to edge, for about half of all things with a rest."""
+    """Draw a straight path from edge to edge; about half of all objects stop on their way."""
     kind, colour, scale = rng.choice(KINDS), rng.choice(COLOURS), rng.uniform(0.93, 1.08)
     width, height = (side * scale * 1.15 / 2 for side in BASE_SIZE[kind])
     dx, dy = DIRECTIONS[rng.choice(tuple(DIRECTIONS))]
@@ -126,7 +133,7 @@ def _journey(rng: random.Random, t: float) -> Actor:
         halt = (start[0] + share * (end[0] - start[0]), start[1] + share * (end[1] - start[1]))
         t += share * length / speed
         knots.append((t, *halt))
-        t += rng.uniform(*_REST)
+        t += rng.uniform(*_REST_SECONDS)
         knots.append((t, *halt))
         length *= 1 - share
     knots.append((t + length / speed, *end))
@@ -134,7 +141,7 @@ def _journey(rng: random.Random, t: float) -> Actor:
 
 
 def write_video(path: Path, video: StreetVideo) -> None:
-    """Encode as H.264 in MP4, ready to be streamed: no B-frames, a key frame a second."""
+    """Encode a video as H.264 in MP4 for streaming: no B-frames, one key frame per second."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=video.fps)
         stream.width, stream.height = video.size

@@ -1,6 +1,6 @@
-"""What a demo scene holds: coloured things on straight paths, and a sign with a number.
+"""Model a demo scene: coloured objects on straight paths, and a sign with a number.
 
-Positions and sizes are fractions of the frame (x to the right, y down), times are seconds.
+Positions and sizes are fractions of the frame (x to the right, y down). Times are in seconds.
 """
 
 from collections.abc import Sequence
@@ -17,16 +17,16 @@ STILL = "still"
 BASE_SIZE = {"person": (0.14, 0.34), "car": (0.31, 0.22), "bike": (0.28, 0.26), "box": (0.19, 0.23)}
 """Width and height of each kind at scale 1 in the middle of the frame."""
 
-VISIBLE_FROM = 0.5
-"""A thing counts as seen when at least this much of its box is inside the frame."""
+MIN_VISIBLE_SHARE = 0.5
+"""Share of an object's box that must be inside the frame for the object to count as visible."""
 
-MOVING_FROM = 0.02
-"""Displacement between two frames above which a thing is said to move."""
+MIN_DISPLACEMENT = 0.02
+"""Displacement between two frames from which on an object counts as moving."""
 
 
 @dataclass(frozen=True)
 class Actor:
-    """One thing and its path: knots `(t, x, y)` with straight lines between, at rest outside."""
+    """An object and its path: knots `(t, x, y)` joined by straight lines, at rest outside."""
 
     kind: str
     colour: str
@@ -34,7 +34,7 @@ class Actor:
     path: tuple[tuple[float, float, float], ...]
 
     def position(self, t: float) -> tuple[float, float]:
-        """The centre at time `t`."""
+        """Return the centre `(x, y)` at time `t`."""
         before = self.path[0]
         if t <= before[0]:
             return before[1], before[2]
@@ -48,7 +48,10 @@ class Actor:
         return before[1], before[2]
 
     def box(self, t: float) -> tuple[float, float, float, float]:
-        """`(left, top, right, bottom)` at time `t`; lower in the frame is nearer and so larger."""
+        """Return `(left, top, right, bottom)` at time `t`.
+
+        An object lower in the frame is nearer and therefore larger.
+        """
         x, y = self.position(t)
         width, height = BASE_SIZE[self.kind]
         scale = self.scale * (0.85 + 0.3 * min(max(y, 0.0), 1.0))
@@ -60,21 +63,21 @@ class Actor:
         )
 
     def visible_share(self, t: float) -> float:
-        """The part of the box that is inside the frame, 0 to 1."""
+        """Return the share of the box that is inside the frame, 0 to 1."""
         left, top, right, bottom = self.box(t)
         width = max(0.0, min(right, 1.0) - max(left, 0.0))
         height = max(0.0, min(bottom, 1.0) - max(top, 0.0))
         return width * height / ((right - left) * (bottom - top))
 
     def visible(self, t: float) -> bool:
-        """Whether the thing counts as seen at time `t`."""
-        return self.visible_share(t) >= VISIBLE_FROM
+        """Return whether the object counts as visible at time `t`."""
+        return self.visible_share(t) >= MIN_VISIBLE_SHARE
 
     def motion(self, start: float, end: float) -> str:
-        """A key of `DIRECTIONS`, or `STILL`, from the displacement between two times."""
+        """Return the direction of the displacement: a key of `DIRECTIONS`, or `STILL`."""
         (x0, y0), (x1, y1) = self.position(start), self.position(end)
         dx, dy = x1 - x0, y1 - y0
-        if max(abs(dx), abs(dy)) < MOVING_FROM:
+        if max(abs(dx), abs(dy)) < MIN_DISPLACEMENT:
             return STILL
         if abs(dx) >= abs(dy):
             return "right" if dx > 0 else "left"
@@ -93,7 +96,13 @@ class Sign:
 
 @dataclass(frozen=True)
 class Light:
-    """Gain of each channel, fall-off across the frame, the sensor's noise (deviation, of 255)."""
+    """Light and sensor of a scene.
+
+    Attributes:
+        gain: gain of the channels R, G and B.
+        slope: change of brightness from the middle of the frame to its right edge.
+        noise: standard deviation of the sensor noise, of 255.
+    """
 
     gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
     slope: float = 0.0
@@ -102,7 +111,7 @@ class Light:
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything that a fixed camera sees; `seed` decides background and noise."""
+    """Everything that a fixed camera sees; `seed` determines background and noise."""
 
     seed: int
     style: str
@@ -111,13 +120,19 @@ class Scene:
     light: Light = Light()
 
     def visible(self, t: float) -> list[Actor]:
-        """The things seen at time `t`, in the order in which captions name them."""
+        """Return the objects that are visible at time `t`, in the order of captions."""
         return sorted((actor for actor in self.actors if actor.visible(t)), key=caption_order)
 
 
 @dataclass(frozen=True)
 class Sighting:
-    """What a clip shows of one thing; `motion` is that of the last step, None in a still."""
+    """One object as a clip shows it.
+
+    Attributes:
+        kind, colour: which object it is.
+        motion: motion between the last two frames; None for a single image.
+        change: change since the first frame, e.g. "moved left" or "appeared"; None: no change.
+    """
 
     kind: str
     colour: str
@@ -126,15 +141,20 @@ class Sighting:
 
     @property
     def name(self) -> str:
-        """Colour and kind, such as "red car"."""
+        """Colour and kind, e.g. "red car"."""
         return f"{self.colour} {self.kind}"
 
 
 @dataclass(frozen=True)
 class Observation:
-    """What can be said of a scene from frames taken at some times.
+    """The ground truth about a scene, as far as some frames show it.
 
-    `seen` is what the last frame shows; `changes` is what moved, came or went since the first.
+    Attributes:
+        style: the background.
+        sign_number: the number on the sign.
+        seen: objects that the last frame shows.
+        changes: objects that moved, appeared or disappeared since the first frame.
+        frames: number of frames.
     """
 
     style: str
@@ -145,19 +165,19 @@ class Observation:
 
     @cached_property
     def kinds(self) -> dict[str, list[Sighting]]:
-        """What is seen, by kind."""
+        """The visible objects by kind."""
         return {
             kind: [sighting for sighting in self.seen if sighting.kind == kind] for kind in KINDS
         }
 
 
 def caption_order(thing: Actor | Sighting) -> tuple[int, int]:
-    """Sort key: kinds, then colours, in the order of their constants: one right wording."""
+    """Return the sort key of captions: kind, then colour. It makes one wording the correct one."""
     return KINDS.index(thing.kind), COLOURS.index(thing.colour)
 
 
 def observe(scene: Scene, times: Sequence[float]) -> Observation:
-    """The truth about frames taken of `scene` at `times` (one time: a still picture)."""
+    """Return the ground truth about frames of `scene` at `times`; one time: a single image."""
     first, last = times[0], times[-1]
     still = len(times) == 1
     seen, changes = [], []

@@ -1,1 +1,1 @@
-"""Train the demo checkpoint. Not part of the wheel."""
+"""Train the demo checkpoint; not part of the wheel."""

@@ -1,7 +1,7 @@
-"""Visuals and questions to tensors.
+"""Convert visuals and questions to tensors.
 
-All questions about one visual share its tokens: they lie one after another behind it, each at the
-positions it would have alone, and an attention mask keeps them from seeing each other.
+All questions about one visual share its tokens. They follow it one after another, each at the
+positions that it would have alone, and an attention mask keeps them from attending to each other.
 """
 
 import random
@@ -18,11 +18,11 @@ from transformers import PreTrainedTokenizerBase
 from nvila_core.demo.questions import QuestionAnswer, make_question
 from nvila_core.demo.training.visuals import Form, Visual
 
-MEDIA = -1
-"""Stands for a visual token among token ids."""
+MEDIA_ID = -1
+"""Placeholder for a visual token among token ids."""
 
 _MARK = "@"
-_WANTED = {
+_QUESTIONS_BY_FORM = {
     "clip": ("caption", "direction", "direction change", "exists count colour"),
     "still": ("sign", "sign", "caption", "exists count colour"),
     "mixed": ("sign", "caption", "direction change", "exists count colour"),
@@ -31,7 +31,7 @@ _WANTED = {
 
 
 class ChatEncoder:
-    """Token ids of prompts in the checkpoint's chat format."""
+    """Encodes prompts in the checkpoint's chat format."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens_per_tile: int) -> None:
         self._tokenizer, self._per_tile = tokenizer, tokens_per_tile
@@ -45,50 +45,66 @@ class ChatEncoder:
         self.ids = cache(self.ids)  # type: ignore[method-assign]
 
     def ids(self, text: str) -> list[int]:
-        """Plain tokens of a text."""
+        """Return the token ids of a text."""
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def prefix(self, form: Form) -> list[int]:
-        """Everything before the question, `MEDIA` for each visual token.
+        """Return the ids of everything before the question, with `MEDIA_ID` for visual tokens.
 
-        Every tile ends with a newline's embedding.
+        A newline follows every tile.
         """
         expanded: list[int] = []
         for token in self.ids(self._before + form.media):
             expanded += (
-                [MEDIA] * self._per_tile + self._newline if token == self._image else [token]
+                [MEDIA_ID] * self._per_tile + self._newline if token == self._image else [token]
             )
         return expanded
 
     def question(self, text: str) -> list[int]:
-        """A question and the opening of the answer."""
+        """Return the ids of a question and of the start of the assistant's turn."""
         return self.ids(text + self._after)
 
     def answer(self, text: str) -> list[int]:
-        """An answer and the end of the turn."""
+        """Return the ids of an answer and of the end of the turn."""
         return self.ids(text) + self._end
 
 
 @dataclass
 class Group:
-    """Visuals of one form with their questions, padded to one length L."""
+    """Visuals of one form with their questions, padded to the same length L.
 
-    name: str  # of the form
-    ids: Tensor  # [B, L], MEDIA for visual tokens
-    positions: Tensor  # [B, L]
-    segments: Tensor  # [B, L]: 0 shared, 1.. a question each, -1 padding
-    where: Tensor  # [N] flat positions whose next token is learned
-    targets: Tensor  # [N]
-    weights: Tensor  # [N]
-    owners: Tensor  # [N]: which of `kinds`
-    kinds: list[str]  # of each question
-    tiles: Tensor  # uint8 [B * tiles, S, S, 3]
-    learn: Tensor  # bool [B * tiles]
-    keys: list[int]  # of the visuals
+    Attributes:
+        name: name of the form.
+        ids: [B, L]: token ids, `MEDIA_ID` for visual tokens.
+        positions: [B, L]: positions in the LLM.
+        segments: [B, L]: 0 for the shared part, from 1 on for each question, -1 for padding.
+        where: [N]: indices into the flattened [B * L] of the tokens before the learned ones.
+        targets: [N]: ids of the learned tokens.
+        weights: [N]: weights of their losses.
+        owners: [N]: index of their question in `kinds`.
+        kinds: kind of each question.
+        tiles: uint8 [B * tiles, S, S, 3].
+        learn: bool [B * tiles]: tiles whose features get gradients.
+        keys: keys of the visuals.
+        labels: labels of all tiles, see `stack_labels`.
+    """
+
+    name: str
+    ids: Tensor
+    positions: Tensor
+    segments: Tensor
+    where: Tensor
+    targets: Tensor
+    weights: Tensor
+    owners: Tensor
+    kinds: list[str]
+    tiles: Tensor
+    learn: Tensor
+    keys: list[int]
     labels: dict[str, Tensor]
 
     def to(self, device: torch.device) -> "Group":
-        """The same on a device."""
+        """Return a copy on a device."""
 
         def moved(value: Any) -> Any:
             return value.to(device) if isinstance(value, Tensor) else value
@@ -100,13 +116,14 @@ class Group:
 
 
 def choose_questions(visual: Visual, count: int, rng: random.Random) -> list[QuestionAnswer]:
-    """Up to `count` different questions that suit the visual's form."""
+    """Choose up to `count` different questions that suit the visual's form."""
     name = visual.form.name
     chosen: list[QuestionAnswer] = []
-    for kinds in _WANTED[name][:count]:
+    for kinds in _QUESTIONS_BY_FORM[name][:count]:
         question = make_question(visual.observation, rng.choice(kinds.split()), rng)
         question = question or make_question(visual.observation, "exists", rng)
-        # The sign is too small here: a little practice gives an honest guess instead of nonsense.
+        # The sign is too small to read in these forms: a few examples teach to answer with a
+        # number, a guess, instead of other words.
         if name in ("clip", "flat") and rng.random() < 0.01:
             question = make_question(visual.observation, "sign", rng)
         if question and question.text not in {other.text for other in chosen}:
@@ -117,7 +134,7 @@ def choose_questions(visual: Visual, count: int, rng: random.Random) -> list[Que
 def collate(
     visuals: Sequence[Visual], encoder: ChatEncoder, questions: int, rng: random.Random
 ) -> Group:
-    """One group of visuals of the same form."""
+    """Make one group of visuals that have the same form, with up to `questions` questions each."""
     prefix = encoder.prefix(visuals[0].form)
     rows: list[tuple[list[int], list[int], list[int]]] = []
     learned: list[tuple[int, int, int, float, int]] = []
@@ -126,7 +143,7 @@ def collate(
         ids, positions, segments = list(prefix), list(range(len(prefix))), [0] * len(prefix)
         for segment, question in enumerate(choose_questions(visual, questions, rng), start=1):
             asked, answer = encoder.question(question.text), encoder.answer(question.answer)
-            # The last token of the answer predicts nothing, so it need not be there.
+            # The last token of the answer predicts nothing, so it is left out.
             text = asked + answer[:-1]
             first = len(ids) + len(asked) - 1
             weight = len(answer) ** -0.5
@@ -161,12 +178,12 @@ def collate(
 
 
 def stack_tiles(visuals: Sequence[Visual]) -> Tensor:
-    """All tiles, uint8 [n, S, S, 3]."""
+    """Return all tiles, uint8 [n, S, S, 3]."""
     return torch.from_numpy(np.concatenate([visual.tiles for visual in visuals]))
 
 
 def stack_labels(visuals: Sequence[Visual]) -> dict[str, Tensor]:
-    """The labels of all tiles, by their names in `TileLabels`."""
+    """Return the labels of all tiles by their names in `TileLabels`."""
     return {
         name: torch.from_numpy(np.concatenate([getattr(visual.labels, name) for visual in visuals]))
         for name in ("whole", "things", "offsets", "sign", "motion")
@@ -174,7 +191,10 @@ def stack_labels(visuals: Sequence[Visual]) -> dict[str, Tensor]:
 
 
 def attention_mask(segments: Tensor) -> Tensor:
-    """Mask to add, [B, 1, L, L]: earlier tokens of the shared part and of the own question."""
+    """Return the additive attention mask [B, 1, L, L] for segments [B, L].
+
+    A token attends to earlier tokens of the shared part and of its own question.
+    """
     length = segments.shape[1]
     causal = torch.ones(length, length, dtype=torch.bool, device=segments.device).tril()
     keys, queries = segments[:, None, :], segments[:, :, None]

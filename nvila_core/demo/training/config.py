@@ -1,11 +1,14 @@
-"""Configuration of the demo checkpoint: the shape of the model, the training, and the seed."""
+"""Configuration of the demo checkpoint: sizes of the model, and hyperparameters of the training."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of the three parts. `mm_vision_select_layer` is -2: the last layer is never used."""
+    """Sizes of the three parts of the model.
+
+    `mm_vision_select_layer` is -2, so the last vision layer is never used.
+    """
 
     tile: int = 84
     patch: int = 14
@@ -23,14 +26,14 @@ class ModelShape:
 
     @property
     def tokens_per_tile(self) -> int:
-        """LLM tokens of one tile, without its newline."""
+        """LLM tokens of one tile, without the newline after it."""
         side = -(-(self.tile // self.patch) // 3)
         return side * side
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How the shipped checkpoint was trained."""
+    """Hyperparameters of the training; the defaults are those of the shipped checkpoint."""
 
     seed: int = 20261122
     muon_lr: float = 0.006
@@ -38,31 +41,33 @@ class TrainingConfig:
     weight_decay: float = 0.01
     ema: float = 0.99
     see_tiles: int = 96
-    """Scenes in a step of the first stage (tower and projector alone)."""
+    """Scenes per step of the first stage, which trains the tower and the projector."""
     watch_clips: int = 48
-    """Clips in a step of the stage between, in which the lower half of the LLM learns motion."""
+    """Clips per step of the second stage, which teaches motion to the lower half of the LLM."""
     clips: int = 24
-    """Clips in a step of the last stage."""
+    """Clips per step of the last stage."""
     stills: int = 4
-    """Tiled stills in a step of the last stage."""
+    """Tiled stills per step of the last stage."""
     questions: int = 5
-    """Questions asked of each clip or still; they do not see each other."""
+    """Questions about each clip or still; they do not attend to each other."""
     auxiliary: float = 0.4
-    """Weight of the tower's auxiliary loss when the last stage begins; it fades to nothing."""
+    """Weight of the tower's auxiliary loss at the start of the last stage; it decays to zero."""
     motion: float = 1.5
-    """Weight of the LLM's auxiliary loss when the last stage begins; it fades likewise."""
+    """Weight of the LLM's auxiliary loss at the start of the last stage; it decays to zero."""
     fade: float = 0.9
-    """Share of the last stage after which the auxiliary losses are gone."""
+    """Share of the last stage after which the auxiliary losses are zero."""
     frozen: float = 0.8
-    """Share of the last stage in which the tower rests, and its features are kept for reuse."""
+    """Share of the last stage in which the tower is frozen, so that its features can be cached."""
     fresh: float = 0.6
     """Share of newly rendered visuals in a batch of the last stage."""
     token_noise: float = 0.3
-    """Noise on a resting tower's visual tokens (of size 2.5), against learning by heart."""
+    """Noise on the visual tokens of the frozen tower (whose size is 2.5), against overfitting."""
     tower_share: float = 0.4
-    """Learning rate of the tower and the projector in the last stage, as a part of the LLM's."""
+    """Learning rate of the tower and the projector in the last stage, relative to the LLM's."""
     workers: int = 1
+    """Processes that render batches."""
     save_minutes: float = 8.0
+    """Time between two saves of the training state."""
 
 
 SHAPE = ModelShape()

@@ -1,4 +1,4 @@
-"""Endless training batches from worker processes."""
+"""Feed endless training batches, rendered by worker processes."""
 
 import os
 import random
@@ -38,7 +38,7 @@ _CLIP_FRAMES, _CLIP_WEIGHTS = (2, 3, 4, 5, 6), (5, 6, 78, 6, 5)
 
 
 class TileFeed(IterableDataset[dict[str, Tensor]]):
-    """Batches of single tiles with labels: squashed frames, and tiles cut from half of them."""
+    """Batches of labelled tiles: half of the scenes as whole frames, half as pairs of tiles."""
 
     def __init__(self, config: TrainingConfig, progress: "Synchronized[float]") -> None:
         self.config, self.progress = config, progress
@@ -48,9 +48,9 @@ class TileFeed(IterableDataset[dict[str, Tensor]]):
         pools = [Pool(partial(render_visual, FLAT_FORM), 15000, 0.3), Pool(render_pair, 15000, 0.3)]
         whole, pairs = self.config.see_tiles // 2, self.config.see_tiles // 2
         while True:
-            most = min(4, 1 + int(self.progress.value * 16))
-            visuals = [pools[0].draw(rng, most) for _ in range(whole)]
-            visuals += [pools[1].draw(rng, most) for _ in range(pairs)]
+            max_actors = min(4, 1 + int(self.progress.value * 16))
+            visuals = [pools[0].draw(rng, max_actors) for _ in range(whole)]
+            visuals += [pools[1].draw(rng, max_actors) for _ in range(pairs)]
             yield {"tiles": stack_tiles(visuals), **stack_labels(visuals)}
 
 
@@ -71,7 +71,7 @@ class ClipFeed(IterableDataset[Group]):
 
 
 class AnswerFeed(IterableDataset[list[Group]]):
-    """Batches of a few groups each; scenes hold more things as `progress` goes from 0 to 1."""
+    """Batches of a few groups each; scenes get more objects as `progress` goes from 0 to 1."""
 
     def __init__(
         self,
@@ -88,9 +88,9 @@ class AnswerFeed(IterableDataset[list[Group]]):
         encoder = ChatEncoder(tokenizer, self.shape.tokens_per_tile)
         pools: dict[Form, Pool] = {}
         while True:
-            most = min(4, 2 + int(self.progress.value * 20))
+            max_actors = min(4, 2 + int(self.progress.value * 20))
             yield [
-                self._group(form, count, pools, encoder, most, rng)
+                self._group(form, count, pools, encoder, max_actors, rng)
                 for form, count in self._recipe(rng)
             ]
 
@@ -98,7 +98,7 @@ class AnswerFeed(IterableDataset[list[Group]]):
         config = self.config
         frames = rng.choices(_CLIP_FRAMES, _CLIP_WEIGHTS)[0]
         recipe = [(clip_form(frames), config.clips * 4 // frames), (STILL_FORM, config.stills)]
-        # Plans give the tiles to a clip's newest frame most often: the others show the same.
+        # Plans mostly tile the newest frame of a clip, because the others show the same sign.
         form = rng.choices((FLAT_FORM, FULL_FORM, *MIXED_FORMS), (6, 8, 6, 4, 4, 40))[0]
         if rng.random() < 0.9:
             recipe.append((form, {FLAT_FORM: 6, FULL_FORM: 2}.get(form, 4)))
@@ -110,13 +110,13 @@ class AnswerFeed(IterableDataset[list[Group]]):
         count: int,
         pools: dict[Form, Pool],
         encoder: ChatEncoder,
-        most: int,
+        max_actors: int,
         rng: random.Random,
     ) -> Group:
         if form not in pools:
             size = 8000 if form == clip_form(4) else 40000 // form.tiles
             pools[form] = Pool(partial(render_visual, form), size, self.config.fresh)
-        visuals = [pools[form].draw(rng, most) for _ in range(count)]
+        visuals = [pools[form].draw(rng, max_actors) for _ in range(count)]
         return collate(visuals, encoder, self.config.questions, rng)
 
 
@@ -124,5 +124,5 @@ def _start_worker(seed: int, stage: str) -> random.Random:
     cv2.setNumThreads(1)
     os.nice(3)
     info = get_worker_info()
-    # The loader's seed differs from run to run, so that a resumed run sees new scenes.
+    # The loader's seed differs between runs, so that a resumed run gets new scenes.
     return random.Random(f"{seed}-{stage}-{info.id if info else 0}-{torch.initial_seed()}")

@@ -1,4 +1,4 @@
-"""What each visual token of a tile should know: the targets of the auxiliary loss."""
+"""Labels for every visual token of a tile, and the auxiliary losses that use them."""
 
 from dataclasses import dataclass
 
@@ -16,21 +16,29 @@ DIGITS = 10
 MOTIONS = (*DIRECTIONS, STILL)
 _OPPOSITE = {"left": "right", "right": "left", "away": "closer", "closer": "away", STILL: STILL}
 CELLS = 2
-"""Tokens along each side of a tile."""
+"""Visual tokens along each side of a tile."""
 
 
 @dataclass
 class TileLabels:
-    """Targets of some tiles; `whole` marks squashed frames, other tiles are cut from frames."""
+    """Labels of a number of tiles.
 
-    whole: NDArray[np.bool_]  # [tiles]
-    things: NDArray[np.float32]  # [tiles, cells, THINGS]
-    offsets: NDArray[np.float32]  # [.., THINGS, 2], in cell widths
-    sign: NDArray[np.int64]  # [tiles, cells]: the number, or -1
-    motion: NDArray[np.int64]  # [tiles, cells, THINGS]: in MOTIONS, since the last frame, or -1
+    Attributes:
+        whole: bool [tiles]: whether the tile is a whole frame; other tiles are cut from a frame.
+        things: float32 [tiles, cells, THINGS]: 1 where the cell has the centre of the object.
+        offsets: float32 [tiles, cells, THINGS, 2]: the centre relative to the cell's, in cells.
+        sign: int64 [tiles, cells]: the number on the sign, or -1.
+        motion: int64 [tiles, cells, THINGS]: index in MOTIONS since the previous frame, or -1.
+    """
+
+    whole: NDArray[np.bool_]
+    things: NDArray[np.float32]
+    offsets: NDArray[np.float32]
+    sign: NDArray[np.int64]
+    motion: NDArray[np.int64]
 
     def take(self, tiles: list[int]) -> "TileLabels":
-        """The labels of some of the tiles."""
+        """Return the labels of some of the tiles."""
         return TileLabels(
             self.whole[tiles],
             self.things[tiles],
@@ -41,7 +49,7 @@ class TileLabels:
 
 
 def empty_labels(tiles: int) -> TileLabels:
-    """Labels of `tiles` tiles that hold nothing."""
+    """Return labels of `tiles` tiles without any object."""
     cells = CELLS * CELLS
     return TileLabels(
         np.zeros(tiles, np.bool_),
@@ -55,7 +63,7 @@ def empty_labels(tiles: int) -> TileLabels:
 def label_whole(
     labels: TileLabels, index: int, scene: Scene, t: float, before: float | None = None
 ) -> None:
-    """Fill in tile `index`, the frame at time `t` in one tile; `before` is the frame before it."""
+    """Label tile `index`, the whole frame at time `t`; the previous frame is at time `before`."""
     labels.whole[index] = True
     for actor in scene.visible(t):
         x, y = (min(max(place, 0.0), 0.999) * CELLS for place in actor.position(t))
@@ -68,14 +76,14 @@ def label_whole(
 
 
 def sign_place(scene: Scene) -> tuple[int, int]:
-    """Which tile of the grid holds the sign, row-major, and which of its cells."""
+    """Return the tile of the grid that has the sign, and the cell of that tile, row by row."""
     columns, rows = TILE_GRID
     column, row = int(scene.sign.x * columns * CELLS), int(scene.sign.y * rows * CELLS)
     return row // CELLS * columns + column // CELLS, row % CELLS * CELLS + column % CELLS
 
 
 def label_cut(labels: TileLabels, index: int, scene: Scene, tile: int) -> None:
-    """Fill in tile `index`, number `tile` of the frame's grid."""
+    """Label tile `index`, which is number `tile` of the frame's grid."""
     sign_tile, cell = sign_place(scene)
     if tile == sign_tile:
         labels.sign[index, cell] = scene.sign.number
@@ -84,7 +92,7 @@ def label_cut(labels: TileLabels, index: int, scene: Scene, tile: int) -> None:
 def auxiliary_loss(
     predicted: tuple[Tensor, Tensor, Tensor], labels: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, float]]:
-    """The loss of `AuxiliaryHead`'s output against labels, and its parts for the log."""
+    """Return the loss of `AuxiliaryHead`'s output, and its parts for the log."""
     things, offsets, sign = predicted
     whole = labels["whole"]
     zero = things.sum() * 0
@@ -97,7 +105,7 @@ def auxiliary_loss(
         )
         kinds = logits.unflatten(-1, (len(KINDS), len(COLOURS)))
         truth = target.unflatten(-1, (len(KINDS), len(COLOURS)))
-        # The kind alone and the colour alone are learned before the pair is.
+        # Kind and colour are easier to learn separately, before their combination.
         for dim in (-1, -2):
             pooled = torch.logsumexp(kinds, dim)
             presence = (
@@ -124,11 +132,11 @@ def auxiliary_loss(
 
 
 def reversed_in_time(things: Tensor, motion: Tensor) -> Tensor:
-    """Labels of motion [clips, frames, cells, THINGS] of the same clips played backwards."""
+    """Return the motion labels [clips, frames, cells, THINGS] of the clips played backwards."""
     opposite = torch.tensor(
         [MOTIONS.index(_OPPOSITE[name]) for name in MOTIONS], device=motion.device
     )
-    # A step's label lies on the frame after it: seen backwards, that is the other frame.
+    # The label of a step belongs to the frame after it: played backwards, to the other frame.
     steps = motion.amax(2).flip(1)[:, :-1]
     back = torch.full_like(motion.amax(2), -1)
     back[:, 1:] = torch.where(steps >= 0, opposite[steps.clamp(min=0)], -1)
@@ -136,7 +144,7 @@ def reversed_in_time(things: Tensor, motion: Tensor) -> Tensor:
 
 
 def motion_loss(predicted: Tensor, motion: Tensor) -> Tensor:
-    """The loss of `MotionHead`'s output [tiles, cells, THINGS, motions] where there is a label."""
+    """Return the loss of `MotionHead`'s output [tiles, cells, THINGS, motions] where labelled."""
     there = motion >= 0
     if not there.any():
         return predicted.sum() * 0

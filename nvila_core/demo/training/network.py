@@ -1,17 +1,17 @@
-"""The network in training: tower without its unused last layer, projector, LLM, auxiliary head."""
+"""The network in training: tower without its unused last layer, projector, LLM, auxiliary heads."""
 
 import torch
 from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM, SiglipVisionConfig, SiglipVisionModel
 
-from nvila_core.demo.training.batches import MEDIA, Group, attention_mask
+from nvila_core.demo.training.batches import MEDIA_ID, Group, attention_mask
 from nvila_core.demo.training.config import ModelShape
 from nvila_core.demo.training.labels import DIGITS, MOTIONS, THINGS
 from nvila_core.models.projector import build_projector
 
 
 def siglip_config(shape: ModelShape, layers: int) -> SiglipVisionConfig:
-    """The tower's configuration with a number of layers."""
+    """Return the configuration of a tower with `layers` layers."""
     return SiglipVisionConfig(
         hidden_size=shape.vision_hidden,
         intermediate_size=shape.vision_intermediate,
@@ -26,7 +26,7 @@ def siglip_config(shape: ModelShape, layers: int) -> SiglipVisionConfig:
 
 
 def qwen2_config(shape: ModelShape, vocab_size: int) -> Qwen2Config:
-    """The LLM's configuration."""
+    """Return the configuration of the LLM."""
     return Qwen2Config(
         vocab_size=vocab_size,
         hidden_size=shape.llm_hidden,
@@ -44,11 +44,11 @@ def qwen2_config(shape: ModelShape, vocab_size: int) -> Qwen2Config:
 
 
 _TOKEN_SCALE = 2.5
-"""Root mean square of visual tokens after whitening, about that of what the LLM's layers add."""
+"""Root mean square of the visual tokens after whitening, similar to what the LLM's layers add."""
 
 
 class AuxiliaryHead(nn.Module):
-    """Reads from every visual token what lies there; used in training only."""
+    """Predicts from every visual token which objects are there; used in training only."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -58,14 +58,17 @@ class AuxiliaryHead(nn.Module):
         self.sign = nn.Linear(hidden, 1 + 2 * DIGITS)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features [tiles, cells, hidden] to logits [.., THINGS], offsets [.., THINGS, 2] and
-        logits of the sign [.., 21]."""
+        """Return logits [.., THINGS], offsets [.., THINGS, 2] and logits of the sign [.., 21].
+
+        Args:
+            features: visual tokens [tiles, cells, hidden].
+        """
         x = self.norm(features)
         return self.things(x), self.offsets(x).unflatten(-1, (THINGS, 2)), self.sign(x)
 
 
 class MotionHead(nn.Module):
-    """Reads from the LLM's middle, at every visual token, how what lies there has moved."""
+    """Predicts from the LLM's middle layer, at every visual token, how objects there have moved."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -73,13 +76,13 @@ class MotionHead(nn.Module):
         self.motion = nn.Linear(hidden, THINGS * len(MOTIONS))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[tiles, cells, hidden] to logits [tiles, cells, THINGS, motions]."""
+        """Return logits [tiles, cells, THINGS, motions] of hidden states [tiles, cells, hidden]."""
         logits = self.motion(self.norm(hidden))
         return torch.unflatten(logits, -1, (THINGS, len(MOTIONS)))
 
 
 class DemoNetwork(nn.Module):
-    """All that is trained."""
+    """All parts that are trained."""
 
     def __init__(self, shape: ModelShape, vocab_size: int) -> None:
         super().__init__()
@@ -92,7 +95,7 @@ class DemoNetwork(nn.Module):
         self.auxiliary_motion = MotionHead(shape.llm_hidden)
 
     def see(self, tiles: Tensor) -> Tensor:
-        """Tiles uint8 [n, S, S, 3] to visual tokens float [n, cells, llm hidden]."""
+        """Return visual tokens [n, cells, LLM width] of tiles uint8 [n, S, S, 3]."""
         pixels = (tiles.permute(0, 3, 1, 2).float() * (1 / 255) - 0.5) / 0.5
         hidden = self.tower.encoder(inputs_embeds=self.tower.embeddings(pixels)).last_hidden_state
         tokens: Tensor = self.projector(hidden)
@@ -100,16 +103,19 @@ class DemoNetwork(nn.Module):
 
     @torch.no_grad()
     def whiten(self, tiles: Tensor) -> None:
-        """Make all directions of the visual tokens that these tiles give equally strong.
+        """Whiten the visual tokens: give all their directions about the same variance.
 
-        The first stage hides places in directions with a hundredth of the strongest one's variance,
-        where the LLM would take thousands of steps to find them. The change is affine, so it goes
-        into the projector's last layer.
+        After the first stage, positions are encoded in directions with a hundredth of the largest
+        variance, and the LLM would need thousands of steps to use them. Whitening is affine, so the
+        projector's last layer takes it in.
+
+        Args:
+            tiles: uint8 [n, S, S, 3], from which the variances are estimated.
         """
         tokens = torch.cat([self.see(part) for part in tiles.split(100)]).flatten(0, 1).double()
         mean = tokens.mean(0)
         variances, directions = torch.linalg.eigh((tokens - mean).T.cov(correction=0))
-        # Directions below the noise stay small.
+        # The constant keeps directions that are weaker than the noise small.
         change = directions @ torch.diag((variances + 0.1).rsqrt()) @ directions.T
         change *= _TOKEN_SCALE / ((tokens - mean) @ change.T).square().mean().sqrt()
         last = self.projector.layers[-1]
@@ -118,7 +124,10 @@ class DemoNetwork(nn.Module):
         last.weight.copy_(change @ last.weight.double())
 
     def features(self, tiles: Tensor, learn: Tensor) -> tuple[Tensor, Tensor]:
-        """Visual tokens of all tiles [n, cells, hidden], and of the `learn` ones with gradients."""
+        """Return visual tokens of all tiles [n, cells, hidden], and those of the `learn` tiles.
+
+        Only the tokens of the `learn` tiles have gradients.
+        """
         if not learn.any():
             with torch.no_grad():
                 seen = self.see(tiles)
@@ -133,22 +142,27 @@ class DemoNetwork(nn.Module):
         return everything, learned
 
     def watch(self, group: Group, features: Tensor) -> Tensor:
-        """Logits of `MotionHead` from the lower half of the LLM alone; no questions, no padding."""
+        """Return the logits of `MotionHead`, computing only the lower half of the LLM.
+
+        Args:
+            group: visuals without questions or padding.
+            features: visual tokens [tiles, cells, hidden].
+        """
         embeds = self._spliced(group, features)
         model = self.llm.model
         rotary = model.rotary_emb(embeds, group.positions)
         mask = attention_mask(group.segments)
         for layer in model.layers[: len(model.layers) // 2]:
             embeds = layer(embeds, attention_mask=mask, position_embeddings=rotary)
-        moved: Tensor = self.auxiliary_motion(embeds[group.ids == MEDIA].view_as(features))
+        moved: Tensor = self.auxiliary_motion(embeds[group.ids == MEDIA_ID].view_as(features))
         return moved
 
     def _spliced(self, group: Group, features: Tensor) -> Tensor:
         embeds: Tensor = self.llm.get_input_embeddings()(group.ids.clamp(min=0))
-        return embeds.index_put((group.ids == MEDIA,), features.flatten(0, 1).to(embeds.dtype))
+        return embeds.index_put((group.ids == MEDIA_ID,), features.flatten(0, 1).to(embeds.dtype))
 
     def answer(self, group: Group, features: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [N, vocab] at the positions of `group.where`, and those of `MotionHead`."""
+        """Return logits [N, vocab] at the positions `group.where`, and those of `MotionHead`."""
         output = self.llm.model(
             inputs_embeds=self._spliced(group, features),
             attention_mask=attention_mask(group.segments),
@@ -158,4 +172,4 @@ class DemoNetwork(nn.Module):
         )
         logits: Tensor = self.llm.lm_head(output.last_hidden_state.flatten(0, 1)[group.where])
         middle = output.hidden_states[len(output.hidden_states) // 2]
-        return logits, self.auxiliary_motion(middle[group.ids == MEDIA].view_as(features))
+        return logits, self.auxiliary_motion(middle[group.ids == MEDIA_ID].view_as(features))

@@ -1,4 +1,4 @@
-"""Muon in float32: PyTorch's own computes in bfloat16, which many CPUs are slow at."""
+"""The Muon optimizer in float32: PyTorch's computes in bfloat16, which is slow on many CPUs."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum made orthogonal by Newton-Schulz steps, and scaled to AdamW's usual size."""
+    """Orthogonalises the momentum by Newton-Schulz steps, and scales it to AdamW's usual size."""
 
     def __init__(
         self,
@@ -21,7 +21,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:  # type: ignore[override]
-        """One update from the gradients."""
+        """Update the parameters from their gradients."""
         for group in self.param_groups:
             for param in group["params"]:
                 if param.grad is None:
@@ -38,7 +38,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """About the nearest matrix [rows, columns] with all singular values one."""
+    """Return approximately the nearest matrix whose singular values are all one."""
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
     x = x / (x.norm() + 1e-7)

@@ -1,4 +1,4 @@
-"""From frames to the tiles that the tower sees, as inference makes them."""
+"""Cut frames into tiles as inference does."""
 
 import random
 
@@ -10,18 +10,18 @@ from nvila_core.demo.render import Frame
 from nvila_core.demo.sampling import TILE_GRID
 
 TILED_SIZE = (336, 252)
-"""A frame of this size is cut into the grid's tiles without resizing."""
+"""Frame size that is cut into the tiles of the grid without resizing."""
 SMALL_SIZE = (168, 126)
-"""Enough for frames that become one tile; rendering larger ones would take most of the time."""
+"""Frame size for frames that become one tile: rendering larger ones would take most of the time."""
 
 
 def squash(frame: Frame, tile: int = 84) -> Frame:
-    """The whole frame as one tile, uint8 [tile, tile, 3]."""
+    """Resize a whole frame to one tile, uint8 [tile, tile, 3]."""
     return np.asarray(Image.fromarray(frame).resize((tile, tile), Image.Resampling.BICUBIC))
 
 
 def cut_frame(frame: Frame, tile: int = 84) -> list[Frame]:
-    """A frame as tiles of the grid, row-major, uint8 [tile, tile, 3] each."""
+    """Cut a frame into the tiles of the grid, row by row, uint8 [tile, tile, 3] each."""
     columns, rows = TILE_GRID
     if frame.shape[:2] != (tile * rows, tile * columns):
         size = (tile * columns, tile * rows)
@@ -34,7 +34,7 @@ def cut_frame(frame: Frame, tile: int = 84) -> list[Frame]:
 
 
 def degrade(frame: Frame, rng: random.Random) -> Frame:
-    """What cameras and codecs do to a picture: compression, and at times a slight blur."""
+    """Degrade a frame as cameras and codecs do: compress it, and sometimes blur it slightly."""
     if rng.random() < 0.3:
         frame = np.asarray(cv2.GaussianBlur(frame, (3, 3), rng.uniform(0.3, 0.7)), np.uint8)
     quality = rng.randint(55, 95)

@@ -36,7 +36,7 @@ CHAT_TEMPLATE = (
 
 
 def train_tokenizer(max_length: int = 4096) -> TokenizerFiles:
-    """Train the tokenizer; `max_length` is its `model_max_length` in positions."""
+    """Train the tokenizer; its `model_max_length` is `max_length` positions."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [

@@ -1,9 +1,10 @@
-"""The training program: `python -m nvila_core.demo train`.
+"""Train the demo checkpoint: `python -m nvila_core.demo train`.
 
-Three stages, each as long as the clock says. "See" teaches the tower and the projector, by an
-auxiliary loss on single tiles. "Watch" teaches the lower half of the LLM how things move, by
-another on clips without text: motion takes far more clips than words do, and without this stage the
-LLM learns the motion of the clips it has seen by heart. "Answer" teaches the LLM to talk.
+Training has three stages, whose durations are set in minutes. "See" trains the tower and the
+projector by an auxiliary loss on single tiles. "Watch" trains the lower half of the LLM on motion,
+by an auxiliary loss on clips without text: motion needs far more clips than words do, and without
+this stage the LLM overfits to the motion in the clips that it has seen. "Answer" trains the whole
+model on questions.
 """
 
 import copy
@@ -36,7 +37,7 @@ Report = dict[str, float]
 
 
 def make_optimizers(network: DemoNetwork, config: TrainingConfig) -> list[torch.optim.Optimizer]:
-    """Muon for hidden matrices, AdamW for embeddings, biases, norms and heads."""
+    """Return Muon for the hidden matrices, and AdamW for embeddings, biases, norms and heads."""
     parts: dict[tuple[bool, bool], list[torch.nn.Parameter]] = defaultdict(list)
     for name, param in network.named_parameters():
         matrix = param.ndim == 2 and "embed" not in name and "auxiliary" not in name
@@ -54,13 +55,26 @@ def make_optimizers(network: DemoNetwork, config: TrainingConfig) -> list[torch.
 
 
 def schedule(progress: float, step: int, floor: float) -> float:
-    """Factor of the learning rate: a short warm-up by steps, then a cosine by the clock."""
+    """Return the factor of the learning rate: a warm-up by steps, then a cosine by progress.
+
+    Args:
+        progress: progress of the stage, 0 to 1.
+        step: steps so far.
+        floor: factor at the end of the stage.
+    """
     warm = min(1.0, (step + 1) / 100)
     return warm * (floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
 
 
 class Trainer:
-    """The network, its moving average, and the state of its optimizers."""
+    """The network, its moving average, and the state of the optimizers.
+
+    Args:
+        shape: sizes of the model.
+        config: hyperparameters.
+        run: folder for the training state.
+        checkpoint: folder to export to.
+    """
 
     def __init__(
         self, shape: ModelShape, config: TrainingConfig, run: Path, checkpoint: Path
@@ -75,12 +89,12 @@ class Trainer:
         self.average = copy.deepcopy(self.network)
         self.optimizers = make_optimizers(self.network, config)
         self.done: dict[str, float] = {"see": 0.0, "watch": 0.0, "answer": 0.0}
-        """How far each stage has come, 0 to 1."""
+        """Progress of each stage, 0 to 1."""
         self.kept = FeatureCache(12000)
         self._progress = get_context("spawn").Value("d", 0.0)
 
     def save(self) -> None:
-        """Keep all that continuing needs, and export the averaged network."""
+        """Save the training state, and export the averaged network."""
         state = {
             "network": self.network.state_dict(),
             "average": self.average.state_dict(),
@@ -92,7 +106,7 @@ class Trainer:
         export(self.average, self.shape, self.checkpoint)
 
     def resume(self) -> None:
-        """Take up the state of an earlier run."""
+        """Continue from the saved state of an earlier run."""
         state = torch.load(self.run / "state.pt", map_location=self.device)
         self.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])
@@ -101,19 +115,19 @@ class Trainer:
         self.done = state["done"]
 
     def see(self, minutes: float) -> None:
-        """The first stage."""
+        """Run the first stage for this many minutes."""
         feed = TileFeed(self.config, self._progress)
         self._stage("see", minutes, feed, self._see_loss, floor=0.1)
 
     def watch(self, minutes: float) -> None:
-        """The second stage."""
+        """Run the second stage for this many minutes."""
         if self.done["watch"] == 0:
             self._whiten()
         feed = ClipFeed(self.tokenizer, self.shape, self.config)
         self._stage("watch", minutes, feed, self._watch_loss, floor=0.1)
 
     def answer(self, minutes: float) -> None:
-        """The third stage."""
+        """Run the third stage for this many minutes."""
         feed = AnswerFeed(self.tokenizer, self.shape, self.config, self._progress)
         self._stage("answer", minutes, feed, self._answer_loss, floor=0.0)
 
@@ -122,7 +136,7 @@ class Trainer:
         visuals = [render_visual(clip_form(3), rng, 4) for _ in range(100)]
         visuals += [render_pair(rng, 4) for _ in range(200)]
         tiles = stack_tiles(visuals).to(self.device)
-        # The average of the first stage is better than where its last steps happened to end.
+        # The averaged network of the first stage is better than that of its last step.
         self.network.load_state_dict(self.average.state_dict())
         self.network.whiten(tiles)
         self.average.load_state_dict(self.network.state_dict())
@@ -141,7 +155,7 @@ class Trainer:
         self._progress.value = begun
         batches = self._load(feed)
         batch = next(batches)
-        start = saved = told = time.monotonic()
+        start = saved = reported = time.monotonic()
         reports: dict[str, list[float]] = defaultdict(list)
         step = 0
         while self.done[name] < 1:
@@ -155,9 +169,9 @@ class Trainer:
             self._progress.value = self.done[name]
             for key, value in report.items():
                 reports[key].append(value)
-            if now - told > 40:
-                _tell(name, step, self.done[name], reports)
-                told, reports = now, defaultdict(list)
+            if now - reported > 40:
+                _print_report(name, step, self.done[name], reports)
+                reported, reports = now, defaultdict(list)
             if now - saved > 60 * self.config.save_minutes:
                 self.save()
                 saved = now
@@ -198,7 +212,7 @@ class Trainer:
         clips = (len(group.keys), -1)
         features = self.kept.features(self.network, group).unflatten(0, clips)
         things, motion = (group.labels[name].unflatten(0, clips) for name in ("things", "motion"))
-        # Half of the clips are played backwards: more motion out of what has been rendered.
+        # Half of the clips are played backwards: this doubles the motion of the rendered clips.
         back = torch.rand(len(features), device=self.device) < 0.5
         features = torch.where(back[:, None, None, None], features.flip(1), features)
         motion_back = reversed_in_time(things, motion)
@@ -241,7 +255,11 @@ class Trainer:
 
 
 class FeatureCache:
-    """Visual tokens that a resting tower gave before, by visual; the oldest go first."""
+    """Visual tokens of the frozen tower by the key of the visual; evicts the oldest ones.
+
+    Args:
+        size: number of visuals to keep.
+    """
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -249,7 +267,7 @@ class FeatureCache:
 
     @torch.no_grad()
     def features(self, network: DemoNetwork, group: Group) -> Tensor:
-        """Visual tokens [tiles, cells, hidden] of a whole group."""
+        """Return the visual tokens [tiles, cells, hidden] of a whole group."""
         tiles = group.tiles.unflatten(0, (len(group.keys), -1))
         new = [i for i, key in enumerate(group.keys) if key not in self._kept]
         if new:
@@ -262,9 +280,10 @@ class FeatureCache:
 
 
 def exact_matches(logits: Tensor, group: Group) -> Report:
-    """Share of whole answers that greedy decoding would give, by form and kind of question.
+    """Return the share of correct answers, by form and kind of question.
 
-    An answer is right if and only if each of its tokens is the likeliest after those before.
+    Greedy decoding gives an answer if and only if each of its tokens is the most likely one after
+    the tokens before it.
     """
     wrong = torch.zeros(len(group.kinds), device=logits.device)
     wrong.index_add_(0, group.owners, (logits.argmax(-1) != group.targets).float())
@@ -274,7 +293,7 @@ def exact_matches(logits: Tensor, group: Group) -> Report:
     return {key: sum(values) / len(values) for key, values in right.items()}
 
 
-def _tell(name: str, step: int, done: float, reports: dict[str, list[float]]) -> None:
+def _print_report(name: str, step: int, done: float, reports: dict[str, list[float]]) -> None:
     means = {key: sum(values) / len(values) for key, values in sorted(reports.items())}
     text = " ".join(f"{key} {value:.3f}" for key, value in means.items())
     print(f"{time.strftime('%H:%M:%S')} {name} {done:.0%} step {step}: {text}", flush=True)

@@ -1,4 +1,4 @@
-"""What the model looks at in training: a clip, a tiled still or a mixture."""
+"""Render the visual inputs of training: clips, tiled stills, and clips with tiled frames."""
 
 import random
 from collections.abc import Callable
@@ -22,9 +22,15 @@ from nvila_core.demo.world import Observation, observe
 
 @dataclass(frozen=True)
 class Form:
-    """How frames become tiles: which ones are tiled, and whether a newline follows every tile.
+    """How frames become tiles.
 
-    Tiled frames come first, a newline after each of their tiles, then all frames whole.
+    The tiles of the tiled frames come first, each followed by a newline. Then come all frames as
+    one tile each, which is followed by a newline if `lines` is set.
+
+    Attributes:
+        frames: number of frames.
+        tiled: indices of the tiled frames.
+        lines: a newline follows every whole frame.
     """
 
     frames: int
@@ -33,19 +39,19 @@ class Form:
 
     @property
     def tiles(self) -> int:
-        """The number of tiles."""
+        """Number of tiles."""
         return self.frames + 12 * len(self.tiled)
 
     @property
     def name(self) -> str:
-        """One of "clip", "still", "mixed" (a clip with tiled frames), "flat" (one tile)."""
+        """ "clip", "still" (tiled), "mixed" (a clip with tiled frames) or "flat" (one tile)."""
         if self.tiled:
             return "still" if self.frames == 1 else "mixed"
         return "clip" if self.frames > 1 else "flat"
 
     @property
     def media(self) -> str:
-        """The media part of the prompt's text."""
+        """Media part of the prompt's text."""
         whole = "<image>\n" if self.lines else "<image>"
         return "<image>\n" * 12 * len(self.tiled) + whole * self.frames
 
@@ -53,21 +59,27 @@ class Form:
 STILL_FORM = Form(1, tiled=frozenset({0}), lines=True)
 FLAT_FORM = Form(1, lines=True)
 MIXED_FORMS = tuple(Form(4, tiled=frozenset({frame})) for frame in range(4))
-"""What an adaptive plan gives: one frame of a clip with all of its tiles."""
+"""The forms that an adaptive plan makes: one frame of a clip with all of its tiles."""
 FULL_FORM = Form(4, tiled=frozenset(range(4)))
-"""Every frame with all of its tiles."""
+"""Every frame of a clip with all of its tiles."""
 
 
 def clip_form(frames: int) -> Form:
-    """A video whose frames are one tile each."""
+    """Return the form of a video whose frames are one tile each."""
     return Form(frames)
 
 
 @dataclass(frozen=True)
 class Visual:
-    """Rendered tiles uint8 [n, S, S, 3] in prompt order, their labels and the truth about all.
+    """Rendered tiles with their labels.
 
-    `learn` marks the tiles worth a gradient: whole frames and the tile with the sign.
+    Attributes:
+        form: how the tiles were cut.
+        tiles: uint8 [n, S, S, 3] in the order of the prompt.
+        labels: labels of the tiles.
+        learn: bool [n]: tiles that get gradients: whole frames, and the tile with the sign.
+        observation: ground truth about the frames.
+        key: random number that identifies the visual.
     """
 
     form: Form
@@ -78,11 +90,11 @@ class Visual:
     key: int
 
 
-def render_visual(form: Form, rng: random.Random, most: int) -> Visual:
-    """A random visual with at most `most` things, from a training seed."""
+def render_visual(form: Form, rng: random.Random, max_actors: int) -> Visual:
+    """Render a random visual with at most `max_actors` objects, from a training seed."""
     scene_frames = max(form.frames, rng.choice((1, 4)))
     scene_times = tuple(float(t) for t in range(scene_frames))
-    scene = sample_scene(rng.randrange(FIRST_EVALUATION_SEED), scene_times, most)
+    scene = sample_scene(rng.randrange(FIRST_EVALUATION_SEED), scene_times, max_actors)
     times = scene_times[-form.frames :]
     small, large = (SMALL_SIZE, TILED_SIZE) if not form.tiled else (TILED_SIZE, FRAME_SIZE)
     frames = render_clip(scene, times, large if rng.random() < 0.2 else small)
@@ -103,9 +115,9 @@ def render_visual(form: Form, rng: random.Random, most: int) -> Visual:
     return Visual(form, np.stack(tiles), labels, learn, observe(scene, times), key)
 
 
-def render_pair(rng: random.Random, most: int) -> Visual:
-    """A tiled still without most of its tiles: one, often that with the sign, and the thumbnail."""
-    visual = render_visual(STILL_FORM, rng, most)
+def render_pair(rng: random.Random, max_actors: int) -> Visual:
+    """Render two tiles of a tiled still: the thumbnail and one other, often that with the sign."""
+    visual = render_visual(STILL_FORM, rng, max_actors)
     with_sign = int(np.argmax(visual.learn))
     kept = [with_sign if rng.random() < 0.8 else rng.randrange(12), STILL_FORM.tiles - 1]
     return replace(
@@ -118,7 +130,13 @@ def render_pair(rng: random.Random, most: int) -> Visual:
 
 
 class Pool:
-    """Visuals of one sort, shown again and again with other questions: rendering costs more."""
+    """Visuals of one form that are reused with other questions, because rendering is slow.
+
+    Args:
+        render: renders a visual with at most a number of objects.
+        size: number of visuals to keep.
+        fresh: share of draws that render a new visual.
+    """
 
     def __init__(
         self, render: Callable[[random.Random, int], Visual], size: int, fresh: float
@@ -126,11 +144,11 @@ class Pool:
         self.render, self.size, self.fresh = render, size, fresh
         self._kept: list[Visual] = []
 
-    def draw(self, rng: random.Random, most: int) -> Visual:
-        """A new visual, or an old one."""
+    def draw(self, rng: random.Random, max_actors: int) -> Visual:
+        """Return a new or a kept visual."""
         if len(self._kept) >= 100 and rng.random() >= self.fresh:
             return rng.choice(self._kept)
-        visual = self.render(rng, most)
+        visual = self.render(rng, max_actors)
         if len(self._kept) < self.size:
             self._kept.append(visual)
         else:

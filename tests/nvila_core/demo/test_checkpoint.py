@@ -31,7 +31,7 @@ def test_held_out_accuracy_has_not_dropped() -> None:
     }
 
     # when
-    scores = {(s.look, s.kind): s.accuracy for s in evaluate(CHECKPOINT, questions=100)}
+    scores = {(s.form, s.kind): s.accuracy for s in evaluate(CHECKPOINT, questions=100)}
 
     # then
     assert all(scores[test] >= floor for test, floor in floors.items()), scores

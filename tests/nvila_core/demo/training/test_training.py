@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from nvila_core import NVILA, Budget, Measures, Plan, Video
 from nvila_core.demo.render import render_clip
 from nvila_core.demo.sampling import TILE_GRID, sample_scene
-from nvila_core.demo.training.batches import MEDIA, ChatEncoder, attention_mask, collate
+from nvila_core.demo.training.batches import MEDIA_ID, ChatEncoder, attention_mask, collate
 from nvila_core.demo.training.config import SHAPE
 from nvila_core.demo.training.export import export
 from nvila_core.demo.training.network import DemoNetwork
@@ -72,7 +72,7 @@ def test_questions_of_a_batch_do_not_see_each_other(form: Form, encoder: ChatEnc
     mask = attention_mask(group.segments)[:, 0] == 0
 
     # then
-    assert (group.ids == MEDIA).sum() == len(group.tiles) * SHAPE.tokens_per_tile
+    assert (group.ids == MEDIA_ID).sum() == len(group.tiles) * SHAPE.tokens_per_tile
     segments = group.segments
     different = (segments[:, :, None] != segments[:, None, :]) & (segments[:, None, :] != 0)
     assert not (mask & different).any()
@@ -148,6 +148,6 @@ def test_training_prompts_are_those_of_inference(
     asked = [token for token in prompt.token_ids if token != image]
     # Each tile's newline is an embedding in inference and a token in training.
     newlines = len(prompt.pixel_values)
-    assert len([token for token in trained if token != MEDIA]) == len(asked) + newlines
+    assert len([token for token in trained if token != MEDIA_ID]) == len(asked) + newlines
     assert form.media in prompt.text
     assert prompt.tiles == form.tiles
