@@ -71,6 +71,10 @@ class WindowGatherer:
         self._open_from = 0  # windows before this one have been closed
         self._stride = 1
 
+    def __len__(self) -> int:
+        """Return the number of frames that are held."""
+        return len(self._frames)
+
     def add(self, frame: FrameRef, quiet: float = 0.0) -> list[Window]:
         """Add the next frame. Return the windows that it closes.
 

@@ -117,7 +117,7 @@ def test_frames_are_thinned_evenly_and_bounded(count: int, max_frames: int) -> N
     windows = gatherer(False, 1000, max_frames)
     for n in range(count):
         assert windows.add(ref(n)) == []
-        assert len(windows._frames) <= 2 * max_frames
+        assert len(windows) <= 2 * max_frames
     window = windows.flush()
     assert window is not None
     points = [frame.pts for frame in window.frames]
