@@ -385,7 +385,7 @@ class QueryStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
-class FramePlan(Record):
+class FrameResolution(Record):
     """The resolution at which one frame was processed, and why."""
 
     grid: tuple[int, int] = Field(
@@ -420,7 +420,7 @@ class Result(Record):
     model: str | None = Field(default=None, description="name of the model that answered")
     frames: int = Field(default=0, description="frames of the clip")
     tiles: int = Field(default=0, description="tiles that the frames were split into")
-    plan: list[FramePlan] | None = Field(
+    plan: list[FrameResolution] | None = Field(
         default=None, description="resolution of each frame, in the order of the frames"
     )
     vision_tokens: int = Field(default=0, description="tokens of the prompt that show frames")

@@ -1,71 +1,73 @@
 """Define every Redis key of the service. Each is bounded by length, TTL or both."""
 
-PREFIX = "streamer:"
+KEY_PREFIX = "streamer:"
 
-RESULTS = PREFIX + "results"
+RESULTS = KEY_PREFIX + "results"
 """Redis Stream, field `json`: every result once. Bounded by `results_maxlen`."""
 
-STREAMS = PREFIX + "streams"
+STREAMS = KEY_PREFIX + "streams"
 """Hash: stream id -> StreamSpec as JSON, without the password."""
 
-NAMES = PREFIX + "names"
+NAMES = KEY_PREFIX + "names"
 """Hash: stream name -> stream id; makes names unique."""
 
-SECRETS = PREFIX + "secrets"
+SECRETS = KEY_PREFIX + "secrets"
 """Hash: stream id -> the full URL with its password, encrypted if there is a key; `key-check`: a
 known word encrypted with that key. Only ingest workers read it."""
 
 
 def status(stream_id: str) -> str:
     """Return the key of a string: StreamStatus as JSON, written by the stream's ingest slot."""
-    return f"{PREFIX}status:{stream_id}"
+    return f"{KEY_PREFIX}status:{stream_id}"
 
 
 def frame_index(stream_id: str) -> str:
     """Return the key of a Redis Stream of frame references; ids are capture times in ms."""
-    return f"{PREFIX}frames:{stream_id}"
+    return f"{KEY_PREFIX}frames:{stream_id}"
 
 
 def frame_state(stream_id: str) -> str:
     """Return the key of a hash: how far frames have been thinned with age. Under a TTL."""
-    return f"{PREFIX}frame-state:{stream_id}"
+    return f"{KEY_PREFIX}frame-state:{stream_id}"
 
 
 def frame_dates(stream_id: str) -> str:
-    """List: `<id> <shift>` for each time the capture clock was set: from that frame id on, ids are
-    capture times plus so many milliseconds. Bounded, under a TTL."""
+    """Return the key of a list: `<id> <shift>` per step of the capture clock.
+
+    From that frame id on, ids are capture times plus `shift` milliseconds. Bounded, under a TTL.
+    """
     return f"{frame_state(stream_id)}:dates"
 
 
-FRAME_BYTES = PREFIX + "frame-bytes"
+FRAME_BYTES = KEY_PREFIX + "frame-bytes"
 """Hash: stream id -> bytes of its frames; `total`: of all streams. Under a TTL."""
 
-FRAME_AGES = PREFIX + "frame-ages"
+FRAME_AGES = KEY_PREFIX + "frame-ages"
 """Sorted set: stream ids by the arrival of their oldest frame, in ms. Under a TTL."""
 
 
 def jpeg(stream_id: str, frame_id: str) -> str:
     """Return the key of a string: the JPEG of one frame, under a TTL."""
-    return f"{PREFIX}jpeg:{stream_id}:{frame_id}"
+    return f"{KEY_PREFIX}jpeg:{stream_id}:{frame_id}"
 
 
 def in_flight(owner_id: str) -> str:
     """Return the key of a sorted set: unanswered requests of a watch or recording, by time."""
-    return f"{PREFIX}in-flight:{owner_id}"
+    return f"{KEY_PREFIX}in-flight:{owner_id}"
 
 
 def query(request_id: str) -> str:
     """Return the key of a string: a Query as JSON, under `query_ttl`."""
-    return f"{PREFIX}query:{request_id}"
+    return f"{KEY_PREFIX}query:{request_id}"
 
 
-QUERIES = PREFIX + "query-ids"
+QUERIES = KEY_PREFIX + "query-ids"
 """Sorted set: ids of the newest 1000 queries, by time; under `query_ttl`."""
 
 
 def answer(request_id: str) -> str:
     """Return the key of a string: the Result of a request as JSON. It exists once published."""
-    return f"{PREFIX}answer:{request_id}"
+    return f"{KEY_PREFIX}answer:{request_id}"
 
 
 def wake(queue: str) -> str:
@@ -73,14 +75,14 @@ def wake(queue: str) -> str:
 
     Bounded in length, under a TTL.
     """
-    return f"{PREFIX}wake:{queue}"
+    return f"{KEY_PREFIX}wake:{queue}"
 
 
 def worker(name: str) -> str:
     """Return the key of a hash: statistics of a worker process. Its TTL is the lease."""
-    return f"{PREFIX}worker:{name}"
+    return f"{KEY_PREFIX}worker:{name}"
 
 
 def answered(request_id: str) -> str:
     """Return the name of a pub/sub channel that announces the answer to a request."""
-    return f"{PREFIX}answered:{request_id}"
+    return f"{KEY_PREFIX}answered:{request_id}"

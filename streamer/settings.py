@@ -22,8 +22,8 @@ from nvila_core.errors import PromptError
 from nvila_core.resolution.policy import parse_policy
 from streamer.errors import ErrorCode, StreamerError
 
-PREFIX = "STREAMER_"
-CONFIG_VARIABLE = PREFIX + "CONFIG"
+ENV_PREFIX = "STREAMER_"
+CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
 
 MIN_KEY_LENGTH = 12
 """Minimum characters of a secret key."""
@@ -52,7 +52,7 @@ class _Environment(EnvSettingsSource):
     """Variables of the environment."""
 
     def __call__(self) -> dict[str, Any]:
-        old = {name: os.environ.get(PREFIX + name.upper()) for name in RENAMED}
+        old = {name: os.environ.get(ENV_PREFIX + name.upper()) for name in RENAMED}
         given = {name: value for name, value in old.items() if value}
         return _new_names({**super().__call__(), **given})
 
@@ -67,7 +67,7 @@ class _YamlFile(YamlConfigSettingsSource):
 class Settings(BaseSettings):
     """All settings of the service. `configs/streamer.yaml` explains each."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", env_ignore_empty=True)
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, extra="forbid", env_ignore_empty=True)
 
     redis_url: str | None = Field(default=None, repr=False)
     frames_redis_url: str | None = Field(default=None, repr=False)
@@ -217,8 +217,8 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
             ErrorCode.SETTINGS_INVALID, f"The settings file {path} does not exist: check --config."
         )
     names = [*Settings.model_fields, *RENAMED]
-    known = {PREFIX + name.upper() for name in names} | {CONFIG_VARIABLE}
-    unknown = sorted(v for v in os.environ if v.startswith(PREFIX) and v not in known)
+    known = {ENV_PREFIX + name.upper() for name in names} | {CONFIG_VARIABLE}
+    unknown = sorted(v for v in os.environ if v.startswith(ENV_PREFIX) and v not in known)
     if unknown:
         raise StreamerError(
             ErrorCode.SETTINGS_INVALID,

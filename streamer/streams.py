@@ -144,7 +144,7 @@ class StreamRegistry:
         """Change fields of the :class:`StreamSpec` of the stream with id or name `ref`, atomically.
 
         A change of `url` (masked) comes with its `secret_url` (the full URL). The new `url_version`
-        tells the ingest worker that one of them has changed.
+        shows the ingest worker that one of them has changed.
 
         Raises StreamerError(UNKNOWN_STREAM | NAME_TAKEN | INVALID_REQUEST).
         """

@@ -11,7 +11,7 @@ import redis
 
 from streamer.connections import Connections, connect
 from streamer.local.redis_server import EmbeddedServer
-from streamer.settings import PREFIX, Settings
+from streamer.settings import ENV_PREFIX, Settings
 
 # PyTorch's threads wait for each other on tiny models, all the more beside other test processes
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -29,7 +29,7 @@ hypothesis.settings.load_profile("any machine")
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The developer's own STREAMER_* variables must not change a test."""
-    for name in [name for name in os.environ if name.startswith(PREFIX)]:
+    for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
         monkeypatch.delenv(name)
 
 

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from streamer.doctor.check import Check, check, format_size
-from streamer.frames.archive import local_folder
+from streamer.frames.archive import archive_folder
 from streamer.settings import Settings
 
 DECODERS = ("h264", "hevc", "mjpeg", "vp9", "libdav1d", "mpeg4")
@@ -90,7 +90,7 @@ def hardware(settings: Settings) -> Iterable[Check]:
 def disk(settings: Settings) -> Iterable[Check]:
     """Check free space and write permission of `data_dir`, and of the archive if it is a folder."""
     yield _folder("disk", settings.data_dir, "data_dir")
-    if settings.archive_url is not None and (folder := local_folder(settings.archive_url)):
+    if settings.archive_url is not None and (folder := archive_folder(settings.archive_url)):
         yield _folder("archive", folder, "archive_url")
 
 

@@ -190,7 +190,7 @@ class Archive:
         )
 
 
-def local_folder(url: str) -> Path | None:
+def archive_folder(url: str) -> Path | None:
     """Return the local folder of an archive's address; None if it is not on this machine."""
     from fsspec.core import split_protocol
 

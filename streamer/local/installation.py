@@ -15,7 +15,7 @@ from streamer.domain import StreamState
 from streamer.errors import ErrorCode, StreamerError
 from streamer.local.redis_server import EmbeddedServer
 from streamer.local.supervised_process import SupervisedProcess
-from streamer.settings import PREFIX, Settings
+from streamer.settings import ENV_PREFIX, Settings
 
 STOP_SECONDS = 5.0
 """Seconds that workers have to finish their work before they are killed."""
@@ -70,7 +70,7 @@ class Installation:
         return str((api.ready or {}).get("url", ""))
 
     def start(self) -> None:
-        """Start all programs; `ready()` tells when they are ready.
+        """Start all programs; `ready()` returns whether they are ready.
 
         Raises StreamerError if another installation uses `data_dir`, or a server does not start.
         """
@@ -160,7 +160,7 @@ class Installation:
     def _keep_api_port(self) -> None:
         port = self.api_url.rpartition(":")[2]
         for child in self._children:  # a restarted API keeps its port
-            child.environment[f"{PREFIX}API_PORT"] = port
+            child.environment[f"{ENV_PREFIX}API_PORT"] = port
 
     def _write_run_file(self) -> None:
         run = {
@@ -212,7 +212,7 @@ class Installation:
             self._servers[name].start()
         self._fill_in_addresses()
         environment = child_environment(self.settings) | self._environment
-        port = {f"{PREFIX}API_PORT": self.api_url.rpartition(":")[2]} if self._complete else {}
+        port = {f"{ENV_PREFIX}API_PORT": self.api_url.rpartition(":")[2]} if self._complete else {}
         for child in self._children:
             child.environment = environment | port
             child.start()
@@ -243,7 +243,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
     environment = dict(os.environ)
     for key, value in settings.model_dump(mode="json", exclude_none=True).items():
         text = ",".join(value) if isinstance(value, list) else str(value)
-        environment[PREFIX + key.upper()] = text
+        environment[ENV_PREFIX + key.upper()] = text
     return environment
 
 

@@ -82,7 +82,7 @@ def decoder_missing_reason() -> str | None:
     """Return why the GPU does not decode although its driver exists; None if it does.
 
     A Docker container may have the driver without its video library. FFmpeg then decodes in
-    software without a message, but the pixel format tells: a GPU returns nv12.
+    software without a message, but the pixel format shows it: a GPU returns nv12.
     """
     with open_input("auto", file=_small_video()) as container:
         formats = {frame.format.name for frame in container.decode(video=0)}

@@ -33,7 +33,7 @@ _CONTAINERS = (
 ).replace(";", ",")
 
 _PLAYLIST = b"#EXTM3U"
-_PICTURES = (b"--", b"\xff\xd8")
+_JPEG_STARTS = (b"--", b"\xff\xd8")
 """First bytes of a sequence of JPEGs, with headers between them or without."""
 
 _PLAYLIST_SUFFIXES = frozenset({".m3u8", ".m3u"})
@@ -93,7 +93,7 @@ def prepare(
     options = {
         "protocol_whitelist": _PROTOCOLS[(scheme or "file").removesuffix("s")],
         # FFmpeg takes a restart far below the first timestamp for a wrapped counter; SourceClock
-        # tells them apart
+        # distinguishes them
         "correct_ts_overflow": "0",
     }
     if live:
@@ -129,7 +129,7 @@ def _over_http(
     head = file.fill()
     if head.lstrip(b"\xef\xbb\xbf").startswith(_PLAYLIST):
         arguments |= _playlist(options, opener)
-    elif live and head.lstrip().startswith(_PICTURES):
+    elif live and head.lstrip().startswith(_JPEG_STARTS):
         options["use_wallclock_as_timestamps"] = "1"  # otherwise FFmpeg assumes 25 fps
         arguments["format"] = "mpjpeg" if head.lstrip().startswith(b"--") else "mjpeg"
     return Opening(arguments, opener)

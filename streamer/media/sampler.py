@@ -154,7 +154,7 @@ class ChangeSampler:
         self._min_interval = min_interval
         self._max_interval = max_interval
         self._kept = self._compared = -math.inf
-        self._picture: NDArray[np.float32] | None = None
+        self._kept_cells: NDArray[np.float32] | None = None
 
     @property
     def due(self) -> float:
@@ -166,21 +166,21 @@ class ChangeSampler:
         if self._kept - _STEP_BACK <= pts < self.due:
             return False
         self._compared = pts
-        picture = _cells(image) if image is not None else None
-        known = self._picture is not None and picture is not None
+        cells = _cells(image) if image is not None else None
+        known = self._kept_cells is not None and cells is not None
         waited = pts - self._kept
         if (
             known
             and 0 <= waited < self._max_interval - _TOLERANCE
-            and difference(self._picture, picture) < self._threshold  # type: ignore[arg-type]
+            and difference(self._kept_cells, cells) < self._threshold  # type: ignore[arg-type]
         ):
             return False
-        self._kept, self._picture = pts, picture
+        self._kept, self._kept_cells = pts, cells
         return True
 
     def resume(self, pts: float) -> None:
         """Continue as if the frame at `pts` had been kept; its content is unknown."""
-        self._kept, self._picture = pts, None
+        self._kept, self._kept_cells = pts, None
 
 
 def difference(one: NDArray[np.float32], other: NDArray[np.float32]) -> float:

@@ -87,7 +87,7 @@ class Source:
         live: whether the source is a live stream: its end is a lost connection.
         open_timeout: seconds to open the source.
         read_timeout: seconds to wait for the next packet.
-        stopping: tells whether to stop; noticed within a quarter of a second. FFmpeg may still be
+        stopping: returns whether to stop; noticed within a quarter of a second. FFmpeg may still be
             blocked then, in a thread that is left behind.
         origin: wall clock of the start of a recording, seconds since the Unix epoch.
         start: seconds of a recording to skip; it starts at the key frame before.

@@ -1,4 +1,4 @@
-"""Date frames: place them in stream time, and tell when they were captured."""
+"""Date frames: place them in stream time, and estimate when they were captured."""
 
 import math
 

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import yaml
 
-from streamer.settings import PREFIX, Settings
+from streamer.settings import ENV_PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 HEALTHCHECK = DOCKER / "healthcheck.py"
-VARIABLES = {PREFIX + name.upper() for name in Settings.model_fields}
+VARIABLES = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
 
 
 @cache
@@ -65,12 +65,12 @@ def test_every_command_is_one_of_the_command_line() -> None:
 
 def test_every_variable_is_a_setting() -> None:
     for name, service in own_services().items():
-        given = {variable for variable in service["environment"] if variable.startswith(PREFIX)}
+        given = {variable for variable in service["environment"] if variable.startswith(ENV_PREFIX)}
         assert given <= VARIABLES, name
     text = "".join(f"{rest}\n" for instruction, rest in instructions() if instruction == "ENV")
-    assert set(re.findall(rf"\b({PREFIX}\w+)=", text)) <= VARIABLES
+    assert set(re.findall(rf"\b({ENV_PREFIX}\w+)=", text)) <= VARIABLES
     # A variable for compose alone must not look like a setting: `streamer` would refuse it.
-    asked = set(re.findall(rf"\$\{{({PREFIX}\w+)", (DOCKER / "compose.yaml").read_text()))
+    asked = set(re.findall(rf"\$\{{({ENV_PREFIX}\w+)", (DOCKER / "compose.yaml").read_text()))
     assert asked <= VARIABLES
 
 

@@ -144,7 +144,7 @@ def test_the_architecture_names_every_redis_key() -> None:
     from streamer import redis_keys
 
     text = (ROOT / "docs" / "architecture.md").read_text()
-    fixed = [v for k, v in vars(redis_keys).items() if k.isupper() and k != "PREFIX"]
+    fixed = [v for k, v in vars(redis_keys).items() if k.isupper() and k != "KEY_PREFIX"]
     made = [
         function(*"xx"[: function.__code__.co_argcount])
         for function in vars(redis_keys).values()

@@ -36,7 +36,7 @@ def request(kind=RequestKind.WATCH, **kwargs):
 
 
 def queue(redis_client, name):
-    """As RQ's own tools open it."""
+    """Open the queue as RQ's own tools do."""
     return Queue(name, connection=redis_client, serializer=JSONSerializer)
 
 

@@ -27,7 +27,7 @@ def test_each_mode_has_its_own_fields(
     sampling = Sampling(**given)
     assert sampling.model_dump() == complete
     assert sampling.max_fps == pytest.approx(max_fps)
-    # then it survives being written down
+    # then it survives serialisation
     spec = StreamSpec(name="cam", url="rtsp://h/x", live=True, sampling=sampling)
     assert StreamSpec.model_validate_json(spec.model_dump_json()).sampling == sampling
 

@@ -52,7 +52,7 @@ def test_a_damaged_secret_is_refused(damage):
 
 @pytest.fixture
 def stored(redis_client):
-    """What Redis holds of a stream's secret."""
+    """Return the secret of a stream as Redis holds it."""
     return lambda stream_id: redis_client.hget(redis_keys.SECRETS, stream_id)
 
 
@@ -72,13 +72,13 @@ def test_the_registry_keeps_sealed_urls(redis_client, stored):
 
 
 def test_a_key_is_changed_without_attaching_anything_again(redis_client, stored):
-    # given a stream from before there was a key, and one under the old key
+    # given a stream stored without a key, and one with the old key
     plain = attach(StreamRegistry(redis_client), "plain")
     sealed = attach(StreamRegistry(redis_client, SecretBox([PHRASE])), "sealed")
     # when a worker starts with the new key in front of the old one
     new = KEYS["fernet"]
     assert StreamRegistry(redis_client, SecretBox([new, PHRASE])).seal_all() == 0
-    # then the new one is enough for both
+    # then the new key suffices for both
     registry = StreamRegistry(redis_client, SecretBox([new]))
     assert registry.secret_url(plain) == registry.secret_url(sealed) == URL
     assert stored(plain).startswith(b"sealed:")
@@ -107,7 +107,7 @@ def test_nothing_is_stored_that_the_ingest_workers_could_not_read(redis_client, 
     worker = StreamRegistry(redis_client, SecretBox([PHRASE]))
     attached = attach(worker, "before")
     assert worker.seal_all() == 0
-    # when somebody attaches, or gives another URL, without it
+    # when a client without the key attaches a stream, or changes a URL
     registry = StreamRegistry(redis_client, SecretBox(keys))
     for attempt in (
         lambda: attach(registry),
@@ -116,7 +116,7 @@ def test_nothing_is_stored_that_the_ingest_workers_could_not_read(redis_client, 
         with pytest.raises(StreamerError, match="STREAMER_SECRET_KEY") as caught:
             attempt()
         assert caught.value.code is ErrorCode.SECRET_UNREADABLE
-    # then it is refused, and all else goes on
+    # then that is refused, and everything else continues
     assert [stream.name for stream in worker.list()] == ["before"]
     registry.update(attached, name="after")
     registry.delete("after")
@@ -127,7 +127,7 @@ def test_ingest_workers_that_are_given_another_key_decide(redis_client):
     new = StreamRegistry(redis_client, SecretBox([KEYS["hex"]]))
     assert new.seal_all() == 0
     attach(new)
-    # without any key, while nothing is encrypted any more, plain URLs are taken again
+    # without any key, and nothing left encrypted, plain URLs are accepted again
     new.delete("yard")
     plain = StreamRegistry(redis_client)
     assert plain.seal_all() == 0

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from streamer.domain import ErrorInfo, FramePlan, Result
+from streamer.domain import ErrorInfo, FrameResolution, Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.timeline import Timeline
 
@@ -46,7 +46,7 @@ def test_a_result_comes_back_with_every_field(timeline):
         model="demo",
         frames=8,
         tiles=9,
-        plan=[FramePlan(grid=(4, 2), reason="most detail (22)")],
+        plan=[FrameResolution(grid=(4, 2), reason="most detail (22)")],
         vision_tokens=1089,
         prompt_tokens=1120,
         cached_tokens=3,
@@ -90,7 +90,7 @@ def test_it_survives_being_closed(settings, timeline):
 
 
 def test_a_database_of_an_older_version_gets_the_columns_it_lacks(settings, timeline):
-    # given a database with a result, made before results told how frames were looked at
+    # given a database with a result from a version without frame resolutions
     timeline.record([result(0)])
     timeline.close()
     with sqlite3.connect(settings.timeline_url.removeprefix("sqlite:///")) as database:
@@ -99,9 +99,9 @@ def test_a_database_of_an_older_version_gets_the_columns_it_lacks(settings, time
     # when it is opened, twice
     for number in (1, 2):
         opened = Timeline(settings.timeline_url)
-        planned = result(number, plan=[FramePlan(grid=(2, 1), reason="new detail (9)")])
+        planned = result(number, plan=[FrameResolution(grid=(2, 1), reason="new detail (9)")])
         opened.record([planned])
-        # then old results are there as they were, and new ones whole
+        # then old results are unchanged, and new ones complete
         assert opened.get("req_0") == timeline.get("req_0")
         first = opened.get("req_0")
         assert first is not None

@@ -16,7 +16,7 @@ import pytest
 
 import nvila_core.demo
 from streamer.local.process import spawn, stop
-from streamer.settings import PREFIX, Settings
+from streamer.settings import ENV_PREFIX, Settings
 
 PROGRAM = [sys.executable, "-m", "streamer.cli"]
 
@@ -28,7 +28,7 @@ def has_demo_model() -> bool:
 
 def clean_environment(**variables: str) -> dict[str, str]:
     """Ours without any STREAMER_* of the developer's, plus `variables`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     return {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "160", **variables}
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from streamer.local.process import spawn, stop
-from streamer.settings import PREFIX, Settings
+from streamer.settings import ENV_PREFIX, Settings
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -64,7 +64,7 @@ def worker_process(settings: Settings, tmp_path: Path) -> Iterator[Callable[...,
 
     def start(name: str, *arguments: str, ready: bool = True, **env: str) -> WorkerProcess:
         environment = {
-            **{k: v for k, v in os.environ.items() if not k.startswith(PREFIX)},
+            **{k: v for k, v in os.environ.items() if not k.startswith(ENV_PREFIX)},
             "STREAMER_REDIS_URL": settings.redis_url or "",
             "STREAMER_DATA_DIR": str(settings.data_dir),
             "STREAMER_LOG_LEVEL": settings.log_level,

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from nvila_core.resolution.policy import Budget, Native, Plan, parse_policy
-from streamer.domain import ClipRequest, FramePlan, RequestKind
+from streamer.domain import ClipRequest, FrameResolution, RequestKind
 from workers.context import WorkerContext
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ class ClipPlan:
     sizes: list[tuple[int, int] | None]
 
     @property
-    def record(self) -> list[FramePlan]:
+    def record(self) -> list[FrameResolution]:
         """The plan as results carry it."""
-        return [FramePlan(grid=f.grid, reason=f.reason) for f in self.tiles.frames]
+        return [FrameResolution(grid=f.grid, reason=f.reason) for f in self.tiles.frames]
 
 
 def plan_clip(context: WorkerContext, clip: ClipRequest, started: float) -> ClipPlan:

@@ -1,4 +1,4 @@
-"""Frames on disk and in a bucket: written beside the hot path, found again by time."""
+"""The archive on a disk and in a bucket: written in a thread, found by time."""
 
 import random
 import threading
@@ -19,7 +19,7 @@ DAY = 86400.0
 
 
 def frame(at, change=0.0, stream_id=STREAM):
-    """A reference and its picture, whose bytes say when it was taken."""
+    """Return a reference and its JPEG, whose bytes name the time of capture."""
     time = START + at
     ref = FrameRef(
         stream_id=stream_id,
@@ -35,7 +35,7 @@ def frame(at, change=0.0, stream_id=STREAM):
 
 @pytest.fixture(params=["folder", "bucket"])
 def url(request, tmp_path):
-    """A plain folder, and a file system that only fsspec knows."""
+    """A folder, and an in-memory file system of fsspec."""
     if request.param == "folder":
         return str(tmp_path / "archive with blanks")
     return f"memory://{uuid.uuid4().hex}/frames"
@@ -47,7 +47,7 @@ def archive(url):
 
 
 def minutes(archive, first, last, change=None):
-    """Write a frame a second for some minutes, a file a minute."""
+    """Write one frame per second for some minutes, one file per minute."""
     for minute in range(first, last):
         archive.write(
             STREAM,
@@ -82,7 +82,7 @@ def test_midnight_is_no_border(archive):
 
 
 def test_of_a_long_range_few_files_are_read_among_them_where_something_happened(archive):
-    # given five hours, in which one thing happened
+    # given five hours with one event
     minutes(archive, 0, 300, change={10_017: 0.4})
     read = []
     opened = archive._fs.open
@@ -208,11 +208,11 @@ def test_a_disk_that_hangs_costs_frames_of_the_archive_and_nothing_else(tmp_path
     writer = ArchiveWriter(slow, days=7, memory=100_000)
     picture = random.Random(1).randbytes(1000)
     lost = [writer.put(frame(s)[0], picture) for s in range(250)]
-    # then nobody waits, and each frame that finds no room is counted
+    # then put does not wait, and counts each frame that does not fit
     assert slow.entered.wait(20)
     assert sum(lost) == 150
     assert lost[:100] == [0] * 100
-    # and closing gives up on it, but what was taken is written when the disk comes back
+    # and close gives up, but accepted frames are written when the disk recovers
     writer.close(timeout=0.05)
     slow.released.set()
     writer._thread.join(20)

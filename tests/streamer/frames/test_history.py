@@ -1,4 +1,4 @@
-"""Questions about the past: from Redis while it is there, from the archive when it is not."""
+"""Questions about past ranges: answered from Redis, or from the archive for older times."""
 
 import time
 
@@ -70,7 +70,7 @@ def shelve(archived, stream, *times):
 
 
 def asked(client, query):
-    """The clip request that a model worker would be given."""
+    """Return the clip request that a model worker would get."""
     from rq.job import Job
     from rq.serializers import JSONSerializer
 
@@ -104,7 +104,7 @@ def test_what_redis_no_longer_has_comes_from_the_archive(client, stream, archive
     assert times == sorted(times)
     assert now - times[0] > 3500
     assert sum(now - t < 300 for t in times) in (1, 2, 3)
-    # and of a range that is all gone from Redis everything does
+    # and for a range that Redis no longer holds, all frames do
     older = looked_at(client, stream, since="-50m", until="-40m", max_frames=4)
     assert len(older) == 4
     assert all(2400 <= now - t <= 3000 for t in older)
@@ -122,7 +122,7 @@ def test_frames_from_the_archive_are_bounded_in_redis_and_go_with_the_stream(
 ):
     shelve(archived, stream, *(now - 7200 + s for s in range(10)))
     looked_at(client, stream, since="-3h")
-    keys = client.connections.frames.keys(f"{redis_keys.PREFIX}*-past*")
+    keys = client.connections.frames.keys(f"{redis_keys.KEY_PREFIX}*-past*")
     assert len(keys) == 11
     assert all(0 < client.connections.frames.ttl(key) <= 3600 for key in keys)
     client.detach("yard")
@@ -130,7 +130,7 @@ def test_frames_from_the_archive_are_bounded_in_redis_and_go_with_the_stream(
 
 
 def test_an_old_frame_counts_as_new_all_over(client, stream, archived, now):
-    """The frames between have been thinned out, so its measures against them say nothing."""
+    """The frames in between were thinned, so measures against them mean nothing."""
     shelve(archived, stream, *(now - 7200 + s for s in range(3)))
     store(client, stream, now - 1000, now - 20, now - 10, detail=(5.0, 1.0))
     request = asked(client, client.ask("What?", "yard", since="-3h"))
@@ -160,7 +160,7 @@ def test_an_archive_that_is_away_is_said_so(client, stream, archived, tmp_path, 
 def test_frames_that_gave_way_meanwhile_are_not_chosen(client, stream, now):
     store(client, stream, *(now - s for s in range(100, 0, -1)))
     index = client.frames.newest(stream.id, 100)
-    for ref in index[:60]:  # as a server does that evicts by itself
+    for ref in index[:60]:  # like a server that evicts keys by itself
         client.connections.frames.delete(redis_keys.jpeg(stream.id, ref.id))
     times = looked_at(client, stream, since="-2m", max_frames=10)
     assert len(times) == 10
@@ -168,7 +168,7 @@ def test_frames_that_gave_way_meanwhile_are_not_chosen(client, stream, now):
 
 
 def test_a_day_of_history_is_asked_about_within_the_byte_bound(client, stream, settings, now):
-    """A frame every three seconds, an hour long, as they come: then a question about all of it."""
+    """Store a frame every three seconds for an hour, then ask about the whole hour."""
     clock = ManualClock()
     retention = Retention(
         age=120.0,

@@ -1,4 +1,4 @@
-"""What stays of a stream's frames: by age, number and bytes, thinned with age, together bounded."""
+"""Retention of frames: bounds of age, number and bytes, thinning with age, a common bound."""
 
 import random
 
@@ -26,7 +26,7 @@ UNCHANGED = Measures(8, 8, change=0.0)
 
 
 class Camera:
-    """A stream whose frames arrive at the times that a test says."""
+    """A stream whose frames arrive at times that the test sets."""
 
     def __init__(self, store, clock, stream_id="str_1"):
         self.store, self.stream_id = store, stream_id
@@ -40,7 +40,7 @@ class Camera:
         return self.store.put(self.stream_id, b"j" * size, measures, time=START + at, pts=at)
 
     def times(self):
-        """Seconds since START of all frames kept."""
+        """Return the times of all stored frames, seconds since START."""
         return [round(ref.time - START, 3) for ref in self.store.newest(self.stream_id, 100_000)]
 
 
@@ -56,7 +56,7 @@ def camera(redis_client):
 
 
 def consistent(client, *stream_ids):
-    """Pictures, index and sums agree."""
+    """Check that JPEGs, index and sums agree; return the total bytes."""
     total = 0
     for stream_id in stream_ids:
         entries = client.xrange(redis_keys.frame_index(stream_id))
@@ -116,7 +116,7 @@ def test_with_a_history_frames_are_thinned_with_age_not_cut_off(camera, redis_cl
     kept = eye.times()
     now = 1199
     ages = [now - t for t in kept]
-    # then all of the youngest, and one of each slot of the older ones
+    # then all of the newest frames, and one per slot of the older ones
     assert [a for a in ages if a < 30] == list(range(29, -1, -1))
     for oldest, youngest, slot in ((100, 40, 10), (500, 160, 50), (1199, 650, 100)):
         slots = [int((START + t) // slot) for t in kept if youngest <= now - t < oldest]
@@ -138,14 +138,14 @@ def test_of_each_slot_the_frame_that_changed_most_stays(camera):
 
 
 def test_frames_that_are_too_large_for_their_time_are_thinned_early_and_history_stays(camera):
-    # given frames of which the bound holds forty, less than a minute
+    # given a bound that holds forty frames, less than a minute
     eye = camera(
         age=60.0, max_frames=5000, max_bytes=60_000, history=400.0, tiers=QUICK_TIERS, min_frames=5
     )
     for second in range(300):
         eye.frame(second)
     kept = eye.times()
-    # then the present is dense, and there still is a past
+    # then recent frames are dense, and old ones remain
     assert kept[-5:] == [295.0, 296.0, 297.0, 298.0, 299.0]
     assert kept[0] < 100
     assert len(kept) < 40
@@ -168,7 +168,7 @@ def test_a_history_can_be_switched_on_and_off(camera, redis_client):
 
 
 def test_a_week_at_the_default_bounds_fits():
-    """The tiers as they are: what a week of history comes to, by their own arithmetic."""
+    """Compute what a week of history needs with the default tiers."""
     kept = Retention.of(Settings(history=7 * DAY))
     ages = kept.tier_milliseconds()
     assert ages == [900_000, 10_000, 3_600_000, 60_000, 86_400_000, 600_000]
@@ -222,7 +222,7 @@ def test_discarding_one_stream_leaves_the_others_and_the_sums_right(camera, redi
 
 @pytest.fixture
 def small_server(tmp_path):
-    """A real server of 8 MB that refuses what does not fit, as the embedded ones do."""
+    """A real server of 8 MB that refuses writes when it is full, like the embedded servers."""
     with EmbeddedServer(tmp_path / "small", persistent=False, max_memory=8 << 20) as server:
         yield server
 
@@ -245,7 +245,7 @@ def test_when_redis_is_full_the_oldest_frames_go_and_jobs_results_and_streams_ne
         for number in range(200):
             client.xadd(redis_keys.RESULTS, {"json": f"result {number}"})
             client.set(f"rq:job:{number}", "job " * 20, ex=30)  # expires before any frame
-        # when many times more frames come than there is memory
+        # when many times more frames are stored than fit into memory
         store = FrameStore(
             connections.frames,
             Retention(age=900.0, max_frames=10_000),
@@ -255,12 +255,12 @@ def test_when_redis_is_full_the_oldest_frames_go_and_jobs_results_and_streams_ne
             store.put("str_1", noise(50_000, n), UNCHANGED, time=START + n, pts=n)
             for n in range(600)
         ]
-        # then the newest of them are there
+        # then the newest frames remain
         kept = store.newest("str_1", 1000)
         assert kept == refs[-len(kept) :]
         assert len(kept) > 20
         assert store.present(kept) == kept
-        # and of the rest everything
+        # and all other data
         assert client.xlen(redis_keys.RESULTS) == 200
         assert all(client.exists(f"rq:job:{n}") for n in range(200))
         assert registry.get("yard").id == attached.id
@@ -300,7 +300,7 @@ def test_a_full_server_refuses_new_questions_in_one_sentence_and_takes_every_ans
 ):
     settings = Settings(redis_url=small_server.url, data_dir=tmp_path)
     with Client(settings) as client:
-        # given a stream, a question about it that waits, and then a server that is full
+        # given a stream, a waiting question about it, and a full server
         spec = StreamSpec(name="yard", url="rtsp://cam/", live=True)
         client.registry.create(spec, "rtsp://cam/")
         client.frames.put(spec.id, b"j", UNCHANGED, time=START, pts=0)
@@ -313,7 +313,7 @@ def test_a_full_server_refuses_new_questions_in_one_sentence_and_takes_every_ans
         # when another is asked
         with pytest.raises(redis.exceptions.RedisError) as caught:
             [client.ask("Anyone now?", "yard") for _ in range(1000)]
-        # then it is refused, in words, and the answer of the first comes through
+        # then it is refused in one sentence, and the first one can still be answered
         assert sentence(caught.value).startswith("Redis is full")
         result = Result(
             request_id=asked.id, kind="answer", stream_id=spec.id, stream_name="yard", prompt="?"

@@ -25,7 +25,7 @@ def positions(refs, count):
 def test_without_change_it_is_even_in_time_not_in_number():
     # given a burst of frames, then one a second
     refs = refs_at([0.0, 0.1, 0.2, 0.3, 0.4, 1.0, 2.0, 3.0, 4.0])
-    # then the burst counts for one
+    # then the burst counts as one
     assert [r.time for r in select_frames(refs, 5)] == [0.0, 1.0, 2.0, 3.0, 4.0]
 
 
@@ -37,12 +37,12 @@ def test_one_is_the_newest_and_none_is_none():
 
 
 def test_the_frame_that_changed_most_stands_for_its_part_of_the_range():
-    # given ten minutes at a frame a second, in which somebody came in at 3:07 and left at 6:41
+    # given ten minutes at one frame per second; a person enters at 3:07 and leaves at 6:41
     changes = [0.002] * 600
     changes[187], changes[401] = 0.06, 0.05
     refs = refs_at([float(i) for i in range(600)], changes)
     found = positions(refs, 16)
-    # then both moments are looked at, and the rest of the time too
+    # then both moments are selected, and the rest of the time too
     assert {187, 401} <= set(found)
     gaps = [b - a for a, b in itertools.pairwise(found)]
     assert max(gaps) < 2 * 600 / 15

@@ -19,7 +19,7 @@ def store(redis_client):
 
 @pytest.fixture
 def brief(redis_client):
-    """Its frames are gone in no time."""
+    """A store whose frames expire after 50 ms."""
     return FrameStore(redis_client, Retention(age=0.05, max_frames=100))
 
 
@@ -127,11 +127,11 @@ def test_loading_nothing_is_nothing(store):
 
 
 def test_a_clock_that_is_set_back_hides_no_frame(store):
-    # given frames, the clock set back by an hour, and as many again
+    # given frames, a clock set back by an hour, and the same number of frames again
     before = [add(store, NOW + i) for i in range(40)]
     after = [add(store, NOW - 3600 + i) for i in range(40)]
 
-    # then a range finds what was captured in it by either dating
+    # then a range finds the frames captured in it by the time before and after the step
     assert store.between("str_1", NOW - 3570, NOW) == after[30:]
     assert store.between("str_1", NOW + 30, NOW + 60) == before[30:]
     assert store.newest("str_1") == after[-1:]

@@ -1,4 +1,4 @@
-"""`streamer up` as a real program: what it does when things die, and what it leaves behind."""
+"""`streamer up` as a real program: restarts, and what it leaves behind."""
 
 import os
 import re
@@ -44,7 +44,7 @@ def test_what_dies_is_started_again_and_nothing_is_forgotten(
     write_video(video, seconds=1.0)
     up.cli("attach", str(video), "--name", "clip", "--no-watch")
 
-    # a second one is refused, and the first one does not mind
+    # a second installation is refused, and the first one is not affected
     second = run_cli("up", "--data-dir", str(up.data_dir), "--port", "0")
     assert second.returncode == 1
     assert f"already runs in {up.data_dir} (process {up.process.pid})" in second.stderr
@@ -56,7 +56,7 @@ def test_what_dies_is_started_again_and_nothing_is_forgotten(
     eventually(lambda: up.find("workers.recorder") not in ([], [recorder]), timeout=60)
     assert "The recorder ended unexpectedly (exit code -9" in up.output
 
-    # the server that holds everything
+    # the server that holds all data
     port = first["redis_url"].rpartition(":")[2].partition("/")[0]
     (server,) = up.find(f":{port}")
     server.kill()
@@ -74,7 +74,7 @@ def test_what_dies_is_started_again_and_nothing_is_forgotten(
     with pytest.raises(StreamerError, match="Nothing is running here"):
         Client(up.settings)
 
-    # once more in the same place: the stream is still attached. Then the hard way out.
+    # a second start in the same directory: the stream is still attached. Then kill it.
     again = start()
     again.wait_ready()
     assert [stream["name"] for stream in again.records("streams")] == ["clip"]
@@ -125,7 +125,7 @@ def test_ctrl_c_while_starting(tmp_path: Path, model_path: str) -> None:
 
 
 def _users_of(directory: Path) -> list[list[str]]:
-    """Command lines of the processes that were given something in `directory`."""
+    """Return the command lines of processes whose arguments name `directory`."""
     found = []
     for process in psutil.process_iter():
         try:

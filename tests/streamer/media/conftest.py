@@ -1,4 +1,4 @@
-"""What all tests of sources share."""
+"""Fixtures of the tests of sources."""
 
 from collections.abc import Iterator
 from pathlib import Path

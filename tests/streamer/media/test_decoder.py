@@ -1,4 +1,4 @@
-"""Sparse decoding of real streams: what is kept is, bit by bit, what full decoding would keep."""
+"""Sparse decoding keeps exactly the frames, bit by bit, that full decoding keeps."""
 
 import hashlib
 from pathlib import Path
@@ -112,7 +112,7 @@ def test_key_frames_come_out_at_once(tmp_path: Path) -> None:
     path = encode(tmp_path, "h264-b")
     with Source(str(path), live=True, sampler=lambda: KeyframeSampler(0.1)) as source:
         first = next(iter(source))
-        # then the decoder did not keep the picture back until it had seen more
+        # then the decoder did not wait for more packets
         assert first.pts == 0
         assert source.decoded == 1
 
@@ -127,12 +127,12 @@ def test_a_recording_may_change_its_mode_in_the_middle(tmp_path: Path) -> None:
                 numbers.append(number_of(frame.image.to_ndarray(format="rgb24")))
             if frame.pts > 1.5 and sampler.keyframes:
                 sampler = FpsSampler(25)
-    # then what follows begins with a key frame: no picture is half a picture
+    # then the rest begins with a key frame: every frame is complete
     assert numbers == [0, 40, *range(80, 150)]
 
 
 def test_key_frames_that_are_none_are_found_out(tmp_path: Path) -> None:
-    # given intra refresh: what is called a key frame is only where a sweep begins
+    # given intra refresh: packets flagged as key frames only begin a sweep
     write_video(
         tmp_path / "v.mp4",
         seconds=8,
@@ -143,7 +143,7 @@ def test_key_frames_that_are_none_are_found_out(tmp_path: Path) -> None:
     )
     whole, _ = sample(tmp_path / "v.mp4", FpsSampler(1), sparse=False)
     kept, _ = sample(tmp_path / "v.mp4", FpsSampler(1))
-    # then one picture comes late, and everything is decoded from there on
+    # then one frame is late, and everything is decoded from there on
     assert len(kept) == len(whole) == 8
     assert sum(a != b for a, b in zip(kept, whole, strict=True)) <= 1
     assert kept[2:] == whole[2:]
@@ -152,7 +152,7 @@ def test_key_frames_that_are_none_are_found_out(tmp_path: Path) -> None:
 def test_a_change_is_found_and_silence_is_not_stored(tmp_path: Path) -> None:
     from tests.support.videos import numbered_picture
 
-    # given the same picture for 2 s, another for 2 s, and the first again
+    # given one image for 2 s, another for 2 s, and the first again
     pictures = [numbered_picture(0 if n < 50 or n >= 100 else 1, 160, 120) for n in range(150)]
     write_video(tmp_path / "v.mp4", seconds=6, width=160, height=120, pictures=pictures)
     kept, _ = sample(tmp_path / "v.mp4", ChangeSampler(0.1, 0.2, 60))

@@ -1,4 +1,4 @@
-"""Hardware decoding: on a machine with a card it works, on any other it falls back and says so."""
+"""Hardware decoding: works on a machine with a GPU, falls back with a log line elsewhere."""
 
 import logging
 from collections.abc import Iterator
@@ -60,7 +60,7 @@ def test_none_never_looks(video: str, caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_the_trap_that_this_is_for(no_card: None, video: str) -> None:
-    """When PyAV falls back by itself one day, the module can go."""
+    """If PyAV ever falls back by itself, the module can be removed."""
     with pytest.raises((av.FFmpegError, OSError)):
         av.open(video, hwaccel=av.codec.hwaccel.HWAccel("cuda", allow_software_fallback=True))
 
@@ -68,7 +68,7 @@ def test_the_trap_that_this_is_for(no_card: None, video: str) -> None:
 def test_a_card_that_fails_later_is_left_alone(
     no_card: None, video: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a process that has found a card, which is gone or full now
+    # given a process that has found a GPU, which is lost or full now
     tried = hardware._try_device
     monkeypatch.setattr(hardware, "cuda_unavailable_reason", lambda: None)
 

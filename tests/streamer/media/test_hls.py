@@ -1,4 +1,4 @@
-"""Playlists, over HTTP and on disk: what they name, and what they may not name."""
+"""Playlists over HTTP and on disk: what they may name, and what they may not."""
 
 import contextlib
 import threading
@@ -56,7 +56,7 @@ def test_only_opening_tells_a_recording_from_a_camera(site: Site, folder: Path) 
 
 
 def test_a_live_playlist_grows(site: Site, folder: Path) -> None:
-    # given a playlist that has only its first segment yet
+    # given a live playlist with only its first segment
     text = (folder / "list.m3u8").read_text()
     first = text[: text.index("list1.ts")].rpartition("#EXTINF")[0]
     first = first.replace("TARGETDURATION:2", "TARGETDURATION:1")
@@ -95,7 +95,7 @@ def test_segments_may_be_elsewhere_but_not_anywhere(site: Site, folder: Path) ->
         error = failure(f"{site.url}/{name}.m3u8", narrow)
         assert error.code is ErrorCode.STREAM_URL_FORBIDDEN, name
         assert "allowed_hosts" in error.message
-    # then no file of this machine is opened, however the playlist spells it
+    # then no file of this machine is opened, in any spelling
     for name in ("file", "path", "concat", "pipe"):
         found = []
         with (

@@ -1,4 +1,4 @@
-"""http(s) sources from a real server: what they may reach, what they survive, what is said."""
+"""http(s) sources from a real server: allowed addresses, recovery, and messages."""
 
 import socket
 import threading
@@ -52,7 +52,7 @@ def test_a_line_that_breaks_is_mended(site: Site) -> None:
 
 
 def test_one_that_breaks_for_good_is_an_error_and_not_an_end(folder: Path, tmp_path: Path) -> None:
-    # given a server that cannot give parts
+    # given a server without ranges
     write_video(tmp_path / "v.ts", seconds=4)
     with Site(tmp_path, ranges=False) as site:
         site.cut["/v.ts"] = (tmp_path / "v.ts").stat().st_size // 2
@@ -66,7 +66,7 @@ def test_one_that_breaks_for_good_is_an_error_and_not_an_end(folder: Path, tmp_p
 
 @pytest.mark.parametrize("headers", [True, False])
 def test_a_camera_that_sends_one_jpeg_after_the_other(site: Site, headers: bool) -> None:
-    # given a camera of 10 pictures a second, which puts no times into what it sends
+    # given a camera that sends 10 frames per second without timestamps
     pieces = []
     for number in range(60):
         jpeg = cv2.imencode(".jpg", numbered_picture(number))[1].tobytes()
@@ -81,7 +81,7 @@ def test_a_camera_that_sends_one_jpeg_after_the_other(site: Site, headers: bool)
                 break
     numbers, times = zip(*frames, strict=True)
     assert numbers == tuple(range(15))
-    # then their times are those at which they came
+    # then frames are dated by arrival
     assert 0.5 < times[-1] - times[3] < 10
 
 
@@ -104,7 +104,7 @@ def test_a_redirect_to_another_scheme_is_refused(site: Site, target: str) -> Non
 
 
 def resolve(monkeypatch: pytest.MonkeyPatch, names: dict[str, list[str]]) -> list[str]:
-    """Names that lead where the test says: one address a question, the last for ever."""
+    """Resolve names to the given addresses, one per lookup; the last one repeats."""
     asked: list[str] = []
     ask = socket.getaddrinfo
 
@@ -132,7 +132,7 @@ def test_a_name_that_leads_to_this_machine_is_refused(
 
 
 def test_a_redirect_to_this_machine_is_refused(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    # given a server that may be reached, and that sends us to one that may not
+    # given an allowed server that redirects to a forbidden one
     resolve(monkeypatch, {"good.example": ["127.0.0.1"], "bad.example": ["127.0.0.1"]})
     site.redirects = {"/a.mp4": f"http://bad.example:{site.port}/v.mp4"}
     error = failure(f"http://good.example:{site.port}/a.mp4", AccessPolicy(hosts=("good.example",)))
@@ -143,13 +143,13 @@ def test_a_redirect_to_this_machine_is_refused(site: Site, monkeypatch: pytest.M
 def test_the_address_that_was_looked_at_is_the_one_connected_to(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # given a name that leads elsewhere when it is asked for again
+    # given a name that resolves to another address at the second lookup
     asked = resolve(monkeypatch, {"rebind.example": ["127.0.0.1", "127.0.0.2"]})
     opener = HttpOpener(f"http://rebind.example:{site.port}/v.mp4", HERE, live=False, timeout=5)
     try:
         assert len(opener.open_first().read(100)) == 100
         assert asked == ["rebind.example"]
-        # then the next connection is looked at anew, and refused
+        # then the next connection is checked again, and refused
         narrow = AccessPolicy(hosts=("127.0.0.1/32",))
         other = HttpOpener(f"http://rebind.example:{site.port}/x", narrow, live=False, timeout=5)
         with pytest.raises(StreamerError) as caught:

@@ -1,4 +1,4 @@
-"""The gate against a model of a decoder: a picture needs all packets since its key frame."""
+"""PacketGate with a model of a decoder: a frame needs all packets since its key frame."""
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +11,7 @@ Packet = TimestampedPacket[int]
 
 
 def stream(gops: list[int], step: float = 0.04, start: float = 0.0) -> list[Packet]:
-    """Key frames at the beginning of groups of so many packets; packets are their numbers."""
+    """Return numbered packets in groups of the given sizes, which begin with key frames."""
     keys = {sum(gops[:n]) for n in range(len(gops))}
     return [
         TimestampedPacket(number, start + number * step, number in keys, 1000)
@@ -20,7 +20,7 @@ def stream(gops: list[int], step: float = 0.04, start: float = 0.0) -> list[Pack
 
 
 class Decoder:
-    """Shows a picture when nothing since its key frame is missing. Takes one interval's due."""
+    """A decoder that outputs a frame if no packet since its key frame is missing."""
 
     def __init__(self, packets: list[Packet], interval: float, *, live: bool) -> None:
         self.sampler = FpsSampler(1 / interval)
@@ -92,7 +92,7 @@ def test_key_frames_in_time_are_all_that_is_decoded() -> None:
     packets = stream([25] * 20)
     decoder = Decoder(packets, 1.0, live=True).run()
     assert decoder.kept == pytest.approx(list(range(20)))
-    # then the distance of key frames was learned from the first two
+    # then the interval of key frames was learned from the first two
     assert len(decoder.decoded) == 25 + 19
 
 
@@ -112,7 +112,7 @@ def test_a_key_frame_that_does_not_come_is_not_waited_for() -> None:
     # given key frames every second, as long as nothing moves
     packets = stream([25, 25, 25, 200])
     decoder = Decoder(packets, 4.0, live=True).run()
-    # then what was held is decoded in time for the frame that is due
+    # then the held packets are decoded in time for the due frame
     assert decoder.kept == pytest.approx([0, 4, 8])
     assert max(decoder.delays) == 0
 
@@ -144,7 +144,7 @@ def test_pictures_from_before_the_cut_are_left_out() -> None:
     gate: PacketGate[str] = PacketGate(live=False)
     gate.admit(TimestampedPacket("I0", 0.0, True), None)
     gate.admit(TimestampedPacket("P1", 0.12, False), 0.9)
-    # given a group that begins with pictures which refer to the one before
+    # given a group that begins with frames that refer to the previous group
     decision = gate.admit(TimestampedPacket("I1", 1.0, True), 0.999)
     assert (decision.packets, decision.dropped, decision.flush) == (["I1"], ["P1"], True)
     assert gate.admit(TimestampedPacket("B", 0.96, False), 0.999).dropped == ["B"]

@@ -1,4 +1,4 @@
-"""The queue between FFmpeg and the decoder: what waits in it, and for how long."""
+"""The queue between FFmpeg and the decoder: its bounds, and how long packets wait."""
 
 import itertools
 import time
@@ -32,7 +32,7 @@ class PacketClock(SystemClock):
 
 
 def opened(path: Path, *, live: bool, step: float) -> PacketReader:
-    """A reader of `path` to which a packet comes every `step` seconds, and nobody takes any."""
+    """Open a reader of `path` whose packets arrive every `step` seconds and are not taken."""
     reader = PacketReader(
         str(path), live=live, open_timeout=10, read_timeout=10, clock=PacketClock(step)
     )
@@ -55,7 +55,7 @@ def test_packets_that_wait_for_long_give_way_to_a_newer_key_frame(tmp_path: Path
     ended(reader, 250)
     left = read_all(reader)
     reader.close(wait=10)
-    # then what is left is fresh, begins with a key frame, and the rest is counted
+    # then the remaining packets are recent, begin with a key frame, and the others are counted
     assert left[0].packet.is_keyframe
     assert left[-1].time - left[0].time <= MAX_LAG + 0.1
     assert len(left) >= 25

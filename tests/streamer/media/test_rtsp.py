@@ -1,4 +1,4 @@
-"""Real cameras with real faults: gst-rtsp-server in a child process, frozen, killed, locked."""
+"""Faults of real RTSP cameras: gst-rtsp-server in a child process, frozen, killed or locked."""
 
 import threading
 import time
@@ -56,7 +56,7 @@ def test_a_camera_is_decoded_in_real_time(camera: GstCamera) -> None:
         assert source.info.duration is None
     numbers = [number_of(frame.image.to_ndarray(format="rgb24")) for frame in frames]
     assert all(b == (a + 1) % 50 for a, b in pairwise(numbers))
-    # then the wall clock is right for the pictures too that FFmpeg held back while it looked
+    # then frames that FFmpeg buffered while opening have the right wall clock too
     assert abs(frames[-1].time - time.time()) < 30
     offsets = [frame.time - frame.pts for frame in frames[2:]]
     assert max(offsets) - min(offsets) < 0.15
@@ -175,7 +175,7 @@ def test_one_that_hangs_holds_up_nobody_else(camera: GstCamera) -> None:
         with Source(camera.url, live=True, read_timeout=2) as source:
             frames = iter(source)
             while any(thread.is_alive() for thread in hanging):
-                next(frames)  # raises STREAM_TIMEOUT when it is held up
+                next(frames)  # raises STREAM_TIMEOUT if it is delayed
 
 
 def test_a_frozen_camera_is_noticed(camera: GstCamera) -> None:
@@ -213,6 +213,6 @@ def test_late_pictures_of_a_camera_are_dropped_up_to_a_key_frame(
                 break
         assert source.dropped > 5
     jumps = [(a, b) for a, b in pairwise(numbers) if b != (a + 1) % 50]
-    # then it goes on with a key frame (there is one every 12), so no picture is ever half a picture
+    # then it continues with a key frame (every 12th), so every frame is complete
     assert jumps
     assert all(b % 12 == 0 or b == 0 for _, b in jumps)

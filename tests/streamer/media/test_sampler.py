@@ -73,7 +73,7 @@ def test_never_more_than_asked_for(fps: float, steps: list[float]) -> None:
 
 
 def picture(width: int = 320, height: int = 180, noise: float = 0.0, seed: int = 1) -> np.ndarray:
-    """Grey with a camera's noise, uint8 [height, width, 3]."""
+    """Return grey with camera noise, uint8 [height, width, 3]."""
     pixels = np.random.default_rng(seed).normal(96, noise, (height, width, 3))
     return pixels.clip(0, 255).astype(np.uint8)
 
@@ -130,7 +130,7 @@ def test_changes_are_taken_now_and_then() -> None:
     # given a light that flickers: at most one every two seconds
     kept = [n / 10 for n in range(100) if sampler.keep(n / 10, white if n // 3 % 2 else black)]
     assert all(1.99 <= b - a <= 2.5 for a, b in pairwise(kept)), kept
-    # when nothing changes any more: at least one every five
+    # when nothing changes: at least one every five
     kept = [n / 10 for n in range(100, 250) if sampler.keep(n / 10, black)]
     assert [round(b - a, 1) for a, b in pairwise(kept)] == [5.0] * (len(kept) - 1)
     assert len(kept) >= 3

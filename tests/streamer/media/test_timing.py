@@ -37,12 +37,12 @@ def test_the_wall_clock_never_runs_back() -> None:
 
 
 def test_packets_that_were_held_back_do_not_set_the_clock_late() -> None:
-    # given: a second of pictures that FFmpeg kept while it looked at the stream
+    # given: a second of frames that FFmpeg buffered while it opened the stream
     clock = WallClock()
     for n in range(25):
         observe(clock, n / 25, 1001.0)
         clock.at(n / 25, 1001.0)
-    # when: the pictures come as they are taken again
+    # when: frames arrive as they are captured again
     for n in range(25, 60):
         observe(clock, n / 25, 1000 + n / 25)
     # then
@@ -50,7 +50,7 @@ def test_packets_that_were_held_back_do_not_set_the_clock_late() -> None:
 
 
 def test_pictures_that_come_in_segments_keep_their_distance() -> None:
-    # given two seconds of pictures at a time, each segment as soon as it is complete
+    # given segments of two seconds, each of which arrives when it is complete
     clock = WallClock(bursts=True)
     times = []
     for segment in range(30):
@@ -59,7 +59,7 @@ def test_pictures_that_come_in_segments_keep_their_distance() -> None:
         for stamp in stamps:
             observe(clock, stamp, arrival)
         times += [clock.at(stamp, arrival) for stamp in stamps]
-    # then each was taken when its segment had got that far
+    # then each frame is dated by its position in its segment
     expected = [1000.04 + n / 25 for n in range(len(times))]
     assert times == pytest.approx(expected, abs=0.01)
 

@@ -1,4 +1,4 @@
-"""rtsps, rtmps and https from servers that speak TLS: pictures, refusals, and what is said."""
+"""rtsps, rtmps and https from servers that speak TLS: frames, refusals and messages."""
 
 import socket
 import ssl
@@ -102,7 +102,7 @@ def failure(url: str, access: AccessPolicy = HERE, timeout: float = 5.0) -> Stre
 
 
 def failed_step(found: ProbeReport) -> str:
-    """The step that failed, of a report that has no password in it."""
+    """Return the failed step; check that the report contains no password."""
     assert not found.ok
     for secret in ("hunter2", PASSWORD, quote(PASSWORD, safe="")):
         assert secret not in found.model_dump_json()
@@ -115,7 +115,7 @@ def failed_step(found: ProbeReport) -> str:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 def test_a_camera_over_tls_with_a_certificate_of_its_own(front: TlsFront, host: str) -> None:
-    # given a certificate that nobody on this machine has heard of, which is what cameras have
+    # given a self-signed certificate, as cameras have
     found = numbers(f"rtsps://{USER}@{host}:{front.port}/cam", 20, live=True)
     assert len(found) == 20
     assert all(b == (a + 1) % 50 for a, b in pairwise(found))
@@ -159,7 +159,7 @@ def test_a_probe_of_a_camera_over_tls(camera: GstCamera, certificate: Path, old:
     steps = {step.name: step for step in found.steps}
     assert list(steps) == ["name", "connect", "encrypt", "describe", "set up", *list(steps)[-2:]]
     assert (steps["encrypt"].detail == "TLSv1") == old
-    # then it tells how pictures came: encrypted ones never come over UDP
+    # then the report names the transport: encrypted video never uses UDP
     assert (found.transport, steps["set up"].detail) == ("tcp", "tcp")
     assert (found.codec, found.auth) == ("h264", "Digest")
     assert PASSWORD not in found.model_dump_json()
@@ -225,9 +225,9 @@ def test_https_with_an_authority_that_is_not(secure: str, site: Site) -> None:
         assert "SSL_CERT_FILE" in error.message
         assert "https_verify" in error.message
     assert failed_step(probe(url, access=HERE)) == "encrypt"
-    # then nothing was asked for, with a password or without
+    # then no request was sent, with or without the password
     assert not site.requests
-    # and whoever does not mind can have it
+    # and https_verify: false allows it
     assert numbers(url, access=UNCHECKED) == list(range(50))
     assert probe(url, access=UNCHECKED).ok
 
@@ -291,7 +291,7 @@ def test_a_password_does_not_follow_a_redirect_out_of_tls(
     site.redirects = {"/a.mp4": f"{site.url}/v.mp4"}
     site.basic = ("me", "hunter2")
     assert failure(f"https://me:hunter2@{secure}/a.mp4").code is ErrorCode.STREAM_AUTH_FAILED
-    # then the server itself has got it, and the place that it named has not
+    # then the server itself got the password, and the target of its redirect did not
     assert {host for host, _ in site.logins} == {secure}
     assert site.requests["/v.mp4"] > 0
 

@@ -1,4 +1,4 @@
-"""How video comes: RTSP over TCP and UDP, and RTMP, each from a real server."""
+"""RTSP over TCP and UDP, and RTMP, each from a real server."""
 
 from collections.abc import Iterator
 from itertools import pairwise
@@ -19,7 +19,7 @@ def udp_sockets() -> int:
 
 
 def first_numbers(url: str, count: int, **arguments: object) -> tuple[list[int], int]:
-    """The numbers that the first pictures show, and how many UDP sockets brought them."""
+    """Return the numbers in the first frames, and the number of UDP sockets in use."""
     options: dict = {"live": True, "read_timeout": 10, **arguments}
     before, numbers = udp_sockets(), []
     with Source(url, **options) as source:

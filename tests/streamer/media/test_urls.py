@@ -98,7 +98,7 @@ def test_an_encoded_password_never_shows(
 @example("admin", "a://b c@d", "cam")
 @example("admin", "5542", "cam")
 def test_a_raw_password_never_shows(user: str, password: str, host: str) -> None:
-    # " x://" inside a password looks like the next URL: such a one has to be encoded
+    # " x://" in a password looks like another URL: such a password has to be encoded
     if " " in password and "://" in password:
         return
     for url in (f"rtsp://{user}:{password}@{host}/live", f"rtsp://{user}:{password}@{host}"):

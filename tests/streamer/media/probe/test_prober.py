@@ -1,4 +1,4 @@
-"""What a probe tells of real cameras, good and bad: which step fails, and what to try."""
+"""Probes of real sources, good and bad: which step fails, and what to try."""
 
 import socket
 import threading
@@ -31,7 +31,7 @@ def camera(units: Path) -> Iterator[GstCamera]:
 
 
 def failed(found: ProbeReport, step: str, code: str) -> str:
-    """Check that `step` and nothing before it failed; what was said."""
+    """Check that `step` failed and no step before it; return the message and the advice."""
     assert not found.ok
     assert [s.name for s in found.steps if not s.ok] == [step], found.steps
     assert found.steps[-1].name == step
@@ -92,7 +92,7 @@ def test_a_camera_whose_clock_drifts(loopback: LoopbackCamera, rate: float, word
         ended.set()
         clock.join()
     assert found.ok
-    # a busy machine may see pictures late, but not all of them
+    # a busy machine may receive some frames late, but not all
     assert found.clock_drift == pytest.approx(-rate, abs=0.02)
     assert any(word in said for said in found.advice)
 
@@ -170,7 +170,7 @@ def test_one_that_accepts_and_says_nothing(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_one_that_never_ends_its_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    # given one whose bytes keep every time-out of a socket from coming
+    # given a server that sends byte by byte, so that no socket timeout expires
     monkeypatch.setattr("streamer.media.probe.prober.MAX_STEP_SECONDS", 0.5)
     with SilentServer(dribble=True) as server:
         url = f"rtsp://u:hunter2@127.0.0.1:{server.port}/x"
@@ -195,7 +195,7 @@ def test_a_web_server_is_no_camera() -> None:
 
 
 def answer(status: int, **headers: str) -> ScriptedServer:
-    """A server that gives every request the same answer."""
+    """A server that gives every request the same response."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return ScriptedServer(lambda _: (status, named, ""))
 
@@ -233,7 +233,7 @@ def test_sound_alone() -> None:
 
 
 def test_granted_and_then_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A camera with as many viewers as it allows, or UDP behind a firewall."""
+    """A camera with its maximum number of viewers, or UDP behind a firewall."""
     monkeypatch.setattr("streamer.media.probe.prober.MAX_OPEN_SECONDS", 1.0)
 
     def script(request: Request) -> tuple[int, dict[str, str], str]:
@@ -243,7 +243,7 @@ def test_granted_and_then_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with ScriptedServer(script) as server:
         found = probe(f"rtsp://127.0.0.1:{server.port}/x")
-    # FFmpeg may count what it heard of the session as open
+    # FFmpeg may count the session as open
     said = failed(found, found.steps[-1].name, "STREAM_TIMEOUT")
     assert found.steps[-1].name in {"open", "first picture"}
     assert "sent nothing" in said
@@ -281,7 +281,7 @@ def test_addresses_that_are_none() -> None:
 
 
 def test_it_ends_in_time_whatever_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step may take its time, and all together no more than the limit."""
+    """All steps together take no longer than the limit."""
 
     released, resolved = threading.Event(), threading.Event()
 

@@ -1,4 +1,4 @@
-"""The hand-spoken part of RTSP: with a real server for logins, a scripted one for odd answers."""
+"""RtspSession against a real server for logins, and a scripted one for unusual responses."""
 
 import socket
 import threading
@@ -57,7 +57,7 @@ def test_sha256_is_answered_and_known_to_be_beyond_ffmpeg() -> None:
 
 
 def test_a_digest_is_what_md5sum_makes_it() -> None:
-    """The form without qop, as older cameras have it."""
+    """The form without qop, as in older cameras."""
 
     def script(request: Request) -> tuple[int, dict[str, str], str]:
         if "authorization" not in request.headers:

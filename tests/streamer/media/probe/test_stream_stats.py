@@ -1,4 +1,4 @@
-"""Rates, key frames and clocks of streams whose truth is known."""
+"""Rates, key frames and clock drift of streams with known values."""
 
 import random
 
