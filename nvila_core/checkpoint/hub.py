@@ -27,7 +27,7 @@ def find_checkpoint(path_or_id: str | Path, revision: str | None = None) -> Path
     Raises:
         CheckpointError: there is no such folder, and no such repository that can be downloaded.
     """
-    folder = local_folder(path_or_id)
+    folder = local_checkpoint(path_or_id)
     if folder is not None:
         return folder
     from huggingface_hub import snapshot_download
@@ -57,7 +57,7 @@ def find_downloaded(path_or_id: str | Path) -> Path | None:
     Raises:
         CheckpointError: `path_or_id` is neither a folder nor the name of a repository.
     """
-    folder = local_folder(path_or_id)
+    folder = local_checkpoint(path_or_id)
     if folder is not None:
         return folder
     from huggingface_hub import snapshot_download
@@ -73,7 +73,7 @@ def find_downloaded(path_or_id: str | Path) -> Path | None:
         raise CheckpointError(path_or_id, first_line(error)) from error
 
 
-def local_folder(path_or_id: str | Path) -> Path | None:
+def local_checkpoint(path_or_id: str | Path) -> Path | None:
     """Return the folder, or None if there is none and `path_or_id` can be a repository's name.
 
     Raises:

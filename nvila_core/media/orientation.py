@@ -1,4 +1,4 @@
-"""Turn and mirror the pictures of a video as its display matrix says."""
+"""Turn and mirror the frames of a video as its display matrix says."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 
 def display_matrix(frame: av.VideoFrame) -> NDArray[np.int32] | None:
-    """Return the 3x3 display matrix of `frame`; None when it has none."""
+    """Return the 3x3 display matrix of `frame`; None: it has none."""
     side_data: Any = frame.side_data  # PyAV's stubs know one kind of it only
     for data in side_data:
         if data.type == Type.DISPLAYMATRIX:
@@ -18,11 +18,11 @@ def display_matrix(frame: av.VideoFrame) -> NDArray[np.int32] | None:
 
 
 def upright(pixels: NDArray[Any], matrix: NDArray[np.int32] | None) -> NDArray[Any]:
-    """Return `pixels` [height, width, ...] as they are to be shown.
+    """Return `pixels` [height, width, ...] in the orientation to show them in.
 
     A display matrix maps a stored point (p, q) to the shown point (p a + q c, p b + q d), in the
-    notation of FFmpeg's libavutil/display.h. Eight of them turn by right angles and mirror; any
-    other one counts as the nearest of these.
+    notation of FFmpeg's libavutil/display.h. Eight matrices turn by right angles and mirror;
+    any other one counts as the nearest of these.
     """
     if matrix is None:
         return pixels

@@ -28,7 +28,7 @@ from nvila_core.media.video import Video
 from nvila_core.prompt.conversation import as_conversation, without_media_tokens
 from nvila_core.prompt.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, ControlTokenEscaper, Tokenizer
 from nvila_core.resolution.grids import SINGLE_TILE, Grid, choose_grid, tile_count
-from nvila_core.resolution.policy import BY_ASPECT, MAX_TILES, ONE_OF_SEVERAL, FramePlan, Plan
+from nvila_core.resolution.policy import BY_ASPECT, MAX_TILES, ONE_OF_SEVERAL, GridChoice, Plan
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class PromptBuilder:
         self.config, self.tokenizer, self.options = config, tokenizer, options
         self.media: list[Media] = []
         self.tile_makers: list[Callable[[], list[Image.Image]]] = []
-        self.frames: list[FramePlan] = []
+        self.frames: list[GridChoice] = []
         self.num_tiles = 0
         self.only_image = False
 
@@ -200,7 +200,7 @@ class PromptBuilder:
         config, size = self.config, self.config.processor.size
         if single and config.image_aspect_ratio == "dynamic":
             grid = choose_grid(*image.size, size, config.min_tiles, config.max_tiles)
-            return self.add_tiles(image, FramePlan(grid, BY_ASPECT))
+            return self.add_tiles(image, GridChoice(grid, BY_ASPECT))
         if single and config.image_aspect_ratio == "dynamic_s2":
             scales = config.s2_scales
             min_tiles = (scales[-1] // scales[0]) ** 2
@@ -212,18 +212,18 @@ class PromptBuilder:
             self.add_media_token(
                 "image", count, config.tile_tokens * block_rows * block_columns, (rows, columns)
             )
-            self.frames.append(FramePlan((columns, rows), BY_ASPECT))
+            self.frames.append(GridChoice((columns, rows), BY_ASPECT))
             return IMAGE_TOKEN
-        return self.add_untiled(image, FramePlan(SINGLE_TILE, ONE_OF_SEVERAL))
+        return self.add_untiled(image, GridChoice(SINGLE_TILE, ONE_OF_SEVERAL))
 
-    def add_untiled(self, image: Image.Image, frame: FramePlan) -> str:
+    def add_untiled(self, image: Image.Image, frame: GridChoice) -> str:
         """Add one image as a single tile and return its text."""
         self.frames.append(frame)
         self.tile_makers.append(lambda: [self.untiled(image)])
         self.add_media_token("image", 1, self.config.tile_tokens)
         return IMAGE_TOKEN
 
-    def add_tiles(self, image: Image.Image, frame: FramePlan) -> str:
+    def add_tiles(self, image: Image.Image, frame: GridChoice) -> str:
         """Add one image in the tiles of a grid and return its text."""
         size, count = self.config.processor.size, tile_count(frame.grid)
         self.frames.append(frame)
@@ -248,10 +248,10 @@ class PromptBuilder:
             self.tile_makers.append(
                 lambda: [t for f in frames for t in dynamic_tiles(f, size, min_tiles, max_tiles)]
             )
-            self.frames += [FramePlan(grid, BY_ASPECT) for grid in grids]
+            self.frames += [GridChoice(grid, BY_ASPECT) for grid in grids]
             self.add_media_token("video", counts.pop() * len(frames))
         else:
-            self.frames += [FramePlan(SINGLE_TILE, ONE_OF_SEVERAL) for _ in frames]
+            self.frames += [GridChoice(SINGLE_TILE, ONE_OF_SEVERAL) for _ in frames]
             self.tile_makers.append(lambda: [self.untiled(frame) for frame in frames])
             self.add_media_token("video", len(frames))
         return VIDEO_TOKEN

@@ -14,7 +14,7 @@ from nvila_core.prompt.builder import PromptBuilder, VideoOptions
 from nvila_core.prompt.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, Tokenizer
 from nvila_core.resolution.grids import SINGLE_TILE
 from nvila_core.resolution.meter import Meter
-from nvila_core.resolution.policy import FramePlan, Measures, Plan
+from nvila_core.resolution.policy import GridChoice, Measures, Plan
 
 Planner = Callable[[list[Measures]], Plan]
 """Plans the frames of a prompt from their measures."""
@@ -39,7 +39,7 @@ class PlannedBuilder(PromptBuilder):
     ) -> None:
         super().__init__(config, tokenizer, options)
         self.plan = plan
-        self.planned: Iterator[FramePlan] = iter(())
+        self.planned: Iterator[GridChoice] = iter(())
 
     def resolve_parts(self, content: Sequence[Any]) -> list[str | Image.Image | Video]:
         """Convert parts to texts, RGB images, and videos of the sampled frames."""
@@ -95,7 +95,7 @@ class PlannedBuilder(PromptBuilder):
             self.add_media_token("image", 1, self.config.tile_tokens)
         return text + IMAGE_TOKEN * len(planned)
 
-    def add_frame_tiles(self, image: Image.Image, frame: FramePlan) -> str:
+    def add_frame_tiles(self, image: Image.Image, frame: GridChoice) -> str:
         """Add the tiles of a frame, ahead of its video, and return their text."""
         size, (columns, rows) = self.config.processor.size, frame.grid
         self.tile_makers.append(lambda: cut_tiles(image, frame.grid, size))

@@ -118,7 +118,7 @@ UNLIMITED = Budget()
 
 
 @dataclass(frozen=True)
-class FramePlan:
+class GridChoice:
     """The grid (columns, rows) of one frame, and the reason for it."""
 
     grid: Grid
@@ -135,12 +135,12 @@ class Plan:
         tokens: vision tokens.
     """
 
-    frames: tuple[FramePlan, ...] = ()
+    frames: tuple[GridChoice, ...] = ()
     tiles: int = 0
     tokens: int = 0
 
     @staticmethod
-    def of(frames: Sequence[FramePlan], tiling: TilingConfig) -> "Plan":
+    def of(frames: Sequence[GridChoice], tiling: TilingConfig) -> "Plan":
         """Return the plan of these frames with its cost."""
         tiles = sum(tile_count(frame.grid) for frame in frames)
         return Plan(tuple(frames), tiles, tiles * tiling.tokens)
@@ -171,12 +171,12 @@ class Native:
     ) -> Plan:
         """See `Policy.plan`."""
         if len(clip) != 1:
-            return Plan.of([FramePlan(SINGLE_TILE, ONE_OF_SEVERAL) for _ in clip], tiling)
+            return Plan.of([GridChoice(SINGLE_TILE, ONE_OF_SEVERAL) for _ in clip], tiling)
         (frame,) = clip
         grid = choose_grid(
             frame.width, frame.height, tiling.size, tiling.min_tiles, tiling.max_tiles
         )
-        return Plan.of([FramePlan(grid, BY_ASPECT)], tiling)
+        return Plan.of([GridChoice(grid, BY_ASPECT)], tiling)
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ class Fixed:
         for grid in reversed(grids):
             left -= (tile_count(grid) - 1) * tiling.tokens
             reason = "over the budget" if left < 0 else f"fixed: at most {self.tiles}"
-            frames.append(FramePlan(SINGLE_TILE if left < 0 else grid, reason))
+            frames.append(GridChoice(SINGLE_TILE if left < 0 else grid, reason))
         return Plan.of(frames[::-1], tiling)
 
     def _grid(self, frame: Measures, tiling: TilingConfig) -> Grid:
@@ -261,7 +261,7 @@ class Adaptive:
         for i, other in shown_in.items():
             if grids[other] == SINGLE_TILE:
                 reasons[i] = f"over the budget, as frame {other + 1} is"
-        frames = [FramePlan(*pair) for pair in zip(grids, reasons, strict=True)]
+        frames = [GridChoice(*pair) for pair in zip(grids, reasons, strict=True)]
         return Plan.of(frames, tiling)
 
     def _grid_steps(self, frame: Measures, tiling: TilingConfig) -> list[Grid]:

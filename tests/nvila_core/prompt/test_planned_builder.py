@@ -24,7 +24,7 @@ from nvila_core import (
 from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
 from nvila_core.media.preprocess import cut_tiles, grid_tiles
 from nvila_core.resolution.grids import SINGLE_TILE, tile_count
-from nvila_core.resolution.policy import UNLIMITED, FramePlan, TilingConfig
+from nvila_core.resolution.policy import UNLIMITED, GridChoice, TilingConfig
 
 SIZE, TILE = 112, 9  # of the tiny model: pixels along a tile, its LLM tokens
 TILING = TilingConfig(SIZE, TILE)
@@ -42,7 +42,7 @@ class Given:
     ) -> Plan:
         self.asked.append((list(clip), tiling, budget))
         assert len(clip) == len(self.grids)
-        return Plan.of([FramePlan(grid, "because") for grid in self.grids], tiling)
+        return Plan.of([GridChoice(grid, "because") for grid in self.grids], tiling)
 
 
 def user_text(prompt: Any) -> str:
@@ -217,9 +217,9 @@ def test_without_a_policy_all_is_as_published_and_the_plan_says_so(
 ) -> None:
     video = Video([pictures.image(640, 480) for _ in range(3)], sampled=True)
     prompt = tiny.prepare([video, "x"], policy=policy, budget=Budget(0))
-    assert prompt.plan.frames == (FramePlan(SINGLE_TILE, "published: one of several"),) * 3
+    assert prompt.plan.frames == (GridChoice(SINGLE_TILE, "published: one of several"),) * 3
     image = tiny.prepare([pictures.image(640, 360), "x"], policy=policy)
-    assert image.plan.frames == (FramePlan((4, 2), "published: by aspect ratio"),)
+    assert image.plan.frames == (GridChoice((4, 2), "published: by aspect ratio"),)
     assert (image.plan.tiles, image.plan.tokens) == (image.tiles, image.vision_tokens)
     tiled = tiny.prepare([video, "x"], policy=policy, video_as="video", video_max_tiles=12)
     assert [frame.grid for frame in tiled.plan.frames] == [(4, 3)] * 3
@@ -244,7 +244,7 @@ def test_checkpoints_that_cannot_tile_frames_keep_their_rule(
         assert torch.equal(planned.pixel_values, published.pixel_values)
         assert "published" in planned.plan.frames[0].reason
         count = len(published.plan.frames)
-        kept = model.prepare(parts, plan=Plan.of([FramePlan((2, 1), "")] * count, TILING))
+        kept = model.prepare(parts, plan=Plan.of([GridChoice((2, 1), "")] * count, TILING))
         assert kept.token_ids == published.token_ids
     assert model.plan([Measures(640, 360)] * 2, Fixed(12)).tiles == 2
 

@@ -28,7 +28,7 @@ from nvila_core.demo.training.visuals import (
     render_visual,
 )
 from nvila_core.resolution.grids import SINGLE_TILE
-from nvila_core.resolution.policy import UNLIMITED, FramePlan, TilingConfig
+from nvila_core.resolution.policy import UNLIMITED, GridChoice, TilingConfig
 
 
 class Planned:
@@ -41,7 +41,7 @@ class Planned:
         self, clip: Sequence[Measures], tiling: TilingConfig, budget: Budget = UNLIMITED
     ) -> Plan:
         grids = [TILE_GRID if i in self.form.tiled else SINGLE_TILE for i in range(len(clip))]
-        return Plan.of([FramePlan(grid, "tiled in training") for grid in grids], tiling)
+        return Plan.of([GridChoice(grid, "tiled in training") for grid in grids], tiling)
 
 
 @pytest.fixture(scope="module")
