@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nvila_core.errors import NVILAError, PromptError, first_line
+from nvila_core.errors import NVILAError, PromptError, first_line, shorten
 
 if TYPE_CHECKING:
     from nvila_core.generation.completion import Completion
@@ -181,6 +181,7 @@ def run_ask(args: argparse.Namespace) -> None:
     """Answer one question and print the answer."""
     files, question = read_question(args.inputs)
     parts = [*(open_media(file) for file in files), question]
+    from nvila_core.generation.grammar import is_complete
     from nvila_core.generation.sampling import SamplingParams
     from nvila_core.model import NVILA
     from nvila_core.resolution.policy import Native, parse_policy
@@ -223,10 +224,23 @@ def run_ask(args: argparse.Namespace) -> None:
         )
 
     completion = model.generate(prompt, params, on_text=show if args.stream else None)
+    constrained = bool(params.choice) or params.json_schema is not None
+    whole = not constrained or is_complete(
+        completion.text,
+        completion.finish_reason,
+        choice=tuple(params.choice),
+        schema=params.json_schema is not None,
+    )
     if args.json:
         print(json.dumps(as_record(completion, model.name, prompt)))
-    else:
+    elif whole or args.stream:
         print("" if args.stream else completion.text)
+    if not whole:
+        raise NVILAError(
+            f"The answer was cut after {completion.usage.completion_tokens} tokens, before its "
+            f"form was complete ({shorten(completion.text)}): raise --max-tokens, or request a "
+            "smaller form."
+        )
 
 
 def run_tune(args: argparse.Namespace) -> None:

@@ -409,7 +409,10 @@ class Result(Record):
     end: Timestamp | None = Field(default=None, description="end of the clip")
     created_at: Timestamp = Field(default_factory=utc_now)
     prompt: str
-    text: str | None = Field(default=None, description="the answer; null with an error")
+    text: str | None = Field(
+        default=None,
+        description="the answer; with FORM_UNFINISHED the beginning of it, with other errors null",
+    )
     data: dict[str, Any] | None = Field(
         default=None,
         description="choice or json: the answer in the requested form; "

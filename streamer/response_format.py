@@ -36,6 +36,10 @@ class _Format(BaseModel):
     def check(self) -> None:
         """Raise StreamerError(INVALID_REQUEST) if no answer could have this format."""
 
+    def complete(self, text: str, finish_reason: str) -> bool:
+        """Return whether an answer, which ended for this reason, has the whole format."""
+        return True
+
     def parse(self, text: str) -> dict[str, Any]:
         """Return what a complete answer means, as entries of a result's `data`."""
         return {}
@@ -66,6 +70,11 @@ class ChoiceFormat(_Format):
         except PromptError as error:
             raise StreamerError(ErrorCode.INVALID_REQUEST, str(error)) from None
 
+    def complete(self, text: str, finish_reason: str) -> bool:
+        from nvila_core.generation.grammar import is_complete
+
+        return is_complete(text, finish_reason, choice=self.choices, schema=False)
+
     def parse(self, text: str) -> dict[str, Any]:
         return {"choice": text}
 
@@ -75,7 +84,8 @@ class JsonFormat(_Format):
 
     type: Literal["json_schema"] = "json_schema"
     json_schema: Annotated[dict[str, Any], AfterValidator(_bounded)] = Field(
-        description="JSON schema of the answer; {} allows any JSON"
+        description="JSON schema of the answer; {} allows any JSON. Objects that name properties "
+        "admit no others, unless `additionalProperties` says so"
     )
 
     @property
@@ -90,6 +100,11 @@ class JsonFormat(_Format):
             grammar_of(schema=schema_text(self.json_schema))
         except PromptError as error:
             raise StreamerError(ErrorCode.INVALID_REQUEST, str(error)) from None
+
+    def complete(self, text: str, finish_reason: str) -> bool:
+        from nvila_core.generation.grammar import is_complete
+
+        return is_complete(text, finish_reason, choice=(), schema=True)
 
     def parse(self, text: str) -> dict[str, Any]:
         return {"json": json.loads(text)}

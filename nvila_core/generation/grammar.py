@@ -10,6 +10,7 @@ from typing import Any
 from llguidance import LLMatcher, LLParserLimits
 
 from nvila_core.errors import PromptError, first_line, shorten
+from nvila_core.generation.schema_bounds import bounded
 
 LIMITS = LLParserLimits(verbose_errors=False)  # verbose errors repeat the whole schema
 JSON_STYLE: Any = {
@@ -67,7 +68,7 @@ def schema_text(schema: object) -> str:
 
 
 def grammar_of(choice: Sequence[str] = (), schema: str | None = None) -> str:
-    """Return llguidance's grammar of a checked choice or schema.
+    """Return llguidance's grammar of a checked choice or of a checked schema, which it bounds.
 
     Raises:
         PromptError: the schema uses a feature that the grammar cannot guarantee, or no answer can
@@ -76,14 +77,34 @@ def grammar_of(choice: Sequence[str] = (), schema: str | None = None) -> str:
     if schema is None:
         return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, choice)))
     try:
-        grammar = LLMatcher.grammar_from_json_schema(schema, overrides=JSON_STYLE)
-    except ValueError as error:
-        raise schema_error(str(error)) from None
+        text = json.dumps(bounded(json.loads(schema)), ensure_ascii=False)
+        grammar = LLMatcher.grammar_from_json_schema(text, overrides=JSON_STYLE)
+    except (AttributeError, TypeError):  # a keyword has a value that no schema may have there
+        raise schema_error("A keyword has a value of the wrong type") from None
+    except (ValueError, RecursionError) as error:
+        raise schema_error(first_line(error)) from None
     failed, messages = LLMatcher.validate_grammar_with_warnings(grammar, limits=LIMITS)
     if messages:  # a warning means that an answer may not fit the schema
         raise schema_error(messages[0])
     assert not failed
     return grammar
+
+
+def is_complete(text: str, finish_reason: str, *, choice: Sequence[str], schema: bool) -> bool:
+    """Return whether `text` is a whole answer of a form, and not the beginning of one.
+
+    An answer is cut by `max_tokens`, by a cancellation and, in JSON, by a stop string.
+    """
+    if finish_reason != "stop":
+        return False
+    if choice:
+        return text in choice
+    if schema:
+        try:
+            json.loads(text)
+        except ValueError:
+            return False
+    return True
 
 
 def schema_error(reason: str) -> PromptError:

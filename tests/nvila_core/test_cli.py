@@ -161,3 +161,18 @@ def test_an_invalid_schema_is_one_sentence(
     error = capsys.readouterr().err
     assert "The JSON schema" in error
     assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("mode", [[], ["--json"], ["--stream"]])
+@pytest.mark.parametrize(
+    "form", [["--json-schema", '{"const": "a long word"}'], ["--choice", "a long word"]]
+)
+def test_a_form_that_was_not_finished_is_an_error(
+    tiny_folder: Path, capsys: pytest.CaptureFixture[str], form: list[str], mode: list[str]
+) -> None:
+    assert ask(tiny_folder, *form, *mode, "--max-tokens", "4", "Which?") == 1
+
+    out, err = capsys.readouterr()
+    assert "cut after 4 tokens" in err
+    if not mode:
+        assert out == ""

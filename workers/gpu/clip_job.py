@@ -7,7 +7,7 @@ import redis
 import structlog
 from rq.job import Job
 
-from streamer.domain import ClipRequest, FrameRef, RequestKind, Result, to_datetime
+from streamer.domain import ClipRequest, ErrorInfo, FrameRef, RequestKind, Result, to_datetime
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import error_result, owner_of, read_request
 from workers.context import BrokeDown, GiveBack, WorkerContext, current
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     import numpy as np
 
     from nvila_core import Completion
+
+_MAX_SHOWN = 120
+"""Characters of an unfinished answer in its error message; its result has all of them."""
+
+_FORMS = {"choice": "choice", "json_schema": "JSON"}
 
 _log = structlog.get_logger(__name__)
 
@@ -80,10 +85,12 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
     images = _decode(clip.frames, jpegs, plan.sizes)
     completion = infer(context, clip, parts_of(images, clip.prompt), plan.tiles)
     usage, timings = completion.usage, completion.timings
+    complete = clip.response_format.complete(completion.text, completion.finish_reason)
     return Result.answering(
         clip,
         text=completion.text,
-        data=_data(clip, completion),
+        data=_data(clip, completion) if complete else clip.data,
+        error=None if complete else _unfinished(clip, completion),
         finish_reason=completion.finish_reason,
         tiles=usage.tiles,
         plan=plan.record,
@@ -98,10 +105,19 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
 
 
 def _data(clip: ClipRequest, completion: "Completion") -> dict[str, Any] | None:
-    """Return the request's own data and, of a complete answer, its value in the response format."""
-    complete = completion.finish_reason == "stop"
-    value = clip.response_format.parse(completion.text) if complete else {}
-    return {**(clip.data or {}), **value} or None
+    """Return the request's own data and the answer's value in the response format."""
+    return {**(clip.data or {}), **clip.response_format.parse(completion.text)} or None
+
+
+def _unfinished(clip: ClipRequest, completion: "Completion") -> ErrorInfo:
+    started = " ".join(completion.text.split())
+    begun = f" It began: {started[:_MAX_SHOWN]}" if started else ""
+    return ErrorInfo(
+        code=ErrorCode.FORM_UNFINISHED,
+        message=f"The answer was cut after {completion.usage.completion_tokens} tokens, before "
+        f"its {_FORMS[clip.response_format.type]} was complete: raise max_tokens, or request a "
+        f"shorter form.{begun}",
+    )
 
 
 def _decode(

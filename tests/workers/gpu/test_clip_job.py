@@ -138,10 +138,23 @@ def test_an_answer_in_a_response_format_is_parsed_into_the_result(own):
     assert (as_json.finish_reason, choice.finish_reason) == ("stop", "stop")
 
 
-def test_an_answer_that_was_cut_short_is_not_parsed(own):
-    wanted = JsonFormat(json_schema={"enum": ["too long"]})
-    result = run(own, request(own, response_format=wanted, max_tokens=2))
-    assert (result.text, result.finish_reason, result.data) == ('"t', "length", None)
+@pytest.mark.parametrize(
+    ("wanted", "began"),
+    [
+        (JsonFormat(json_schema={"enum": ["too long"]}), '"t'),
+        (ChoiceFormat(choices=["too long"]), "to"),
+    ],
+    ids=["json", "choice"],
+)
+def test_an_answer_that_was_cut_short_is_an_error_with_what_there_was(own, wanted, began):
+    window = {"media_start": 0.0}
+    result = run(own, request(own, response_format=wanted, data=window, max_tokens=2))
+    assert result.error.code is ErrorCode.FORM_UNFINISHED
+    assert result.kind == "error"
+    assert "cut after 2 tokens" in result.error.message
+    assert (result.text, result.finish_reason, result.data) == (began, "length", window)
+    assert result.completion_tokens == 2
+    assert own.jobs.status(result.request_id) is QueryStatus.FAILED
 
 
 def test_a_schema_that_cannot_be_followed_is_an_error_result(own):
