@@ -28,7 +28,8 @@ def bounded(schema: dict[str, Any]) -> dict[str, Any]:
     `additionalProperties` says so. Strings get `maxLength` and arrays `maxItems`. An object without
     `properties`, and a schema without a type, stay open.
     """
-    return _Bounds(schema).value(schema, "#")
+    made: dict[str, Any] = _Bounds(schema).value(schema, "#")
+    return made
 
 
 class _Bounds:
