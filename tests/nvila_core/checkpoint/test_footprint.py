@@ -1,4 +1,4 @@
-"""What a checkpoint needs, told without loading it; the doctor's tests run it as a program."""
+"""The reported memory footprint is what loading takes; the doctor's tests run it as a program."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from nvila_core.checkpoint.loader import Checkpoint
 from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
 
 
-def test_it_is_what_loading_takes(random_checkpoint: Path) -> None:
+def test_the_footprint_is_what_loading_takes(random_checkpoint: Path) -> None:
     found = measure_footprint(random_checkpoint, "cpu", "bfloat16", kv_cache_tokens=1000)
 
     model = NVILA.from_pretrained(random_checkpoint, dtype="bfloat16")
@@ -53,7 +53,7 @@ def test_fewer_bits_take_what_loading_takes(tmp_path: Path, quantize: str, dtype
 
 
 def weights_of(module: torch.nn.Module) -> int:
-    """Bytes of what was loaded; buffers of float32 or int64 are computed, not loaded."""
+    """Return the bytes of loaded tensors; buffers of float32 or int64 are computed, not loaded."""
     computed = ("position_ids", "inv_freq", "original_inv_freq")
     state = [*module.named_parameters(), *module.named_buffers()]
     return sum(tensor.nbytes for name, tensor in state if not name.endswith(computed))
@@ -66,7 +66,7 @@ def test_wider_numbers_take_more(random_checkpoint: Path) -> None:
     assert large.weights == 2 * small.weights
 
 
-def test_what_cannot_be_had(
+def test_what_is_not_available(
     random_checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     broken = tmp_path / "broken"

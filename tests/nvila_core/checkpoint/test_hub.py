@@ -1,4 +1,4 @@
-"""Downloads, against a small server that speaks the hub's protocol, by the real huggingface_hub."""
+"""Downloads by huggingface_hub from a small server that speaks the hub's protocol."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ NAME = "Some-Lab/NVILA-Test"
 
 
 class Hub(ThreadingHTTPServer):
-    """Serves the files of a folder as every revision of one repository, and notes what was
+    """Serves the files of a folder as every revision of one repository, and records what was
     fetched."""
 
     def __init__(self, folder: Path) -> None:
@@ -78,7 +78,7 @@ class HubHandler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(tiny_folder: Path, tmp_path: Path) -> Iterator[Hub]:
-    """A repository with a checkpoint and much that nobody needs."""
+    """A repository with a checkpoint and other files."""
     import shutil
 
     folder = tmp_path / "repository"
@@ -104,7 +104,7 @@ def hub(tiny_folder: Path, tmp_path: Path) -> Iterator[Hub]:
 def find(
     hub_url: str, home: Path, *args: str, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run find_checkpoint in a process of its own, whose hub is `hub_url`."""
+    """Run find_checkpoint in a separate process, whose hub is `hub_url`."""
     program = (
         "import sys\nfrom nvila_core.checkpoint.hub import find_checkpoint\n"
         "from nvila_core import NVILAError\n"
@@ -123,20 +123,20 @@ def find(
     )
 
 
-def test_download_takes_what_is_needed_and_keeps_it(
+def test_only_the_checkpoint_is_downloaded_and_only_once(
     hub: Hub, tmp_path: Path, tiny_folder: Path
 ) -> None:
     # when a repository is asked for
     home = tmp_path / "home"
     first = find(hub.url, home, NAME)
     assert first.returncode == 0, first.stderr
-    # then its checkpoint is here, under HF_HOME, and nothing else was fetched
+    # then its checkpoint is under HF_HOME, and nothing else was downloaded
     folder = Path(first.stdout.strip())
     wanted = {f.relative_to(tiny_folder).as_posix() for f in tiny_folder.rglob("*") if f.is_file()}
     assert home in folder.parents
     assert set(hub.fetched) == wanted
     assert {f.relative_to(folder).as_posix() for f in folder.rglob("*") if f.is_file()} == wanted
-    # and the second time nothing is fetched again, nor does it need the hub
+    # and the second time nothing is downloaded, and the hub is not needed
     hub.fetched.clear()
     again = find(hub.url, home, NAME)
     offline = find("http://127.0.0.1:9", home, NAME, HF_HUB_OFFLINE="1")
@@ -153,7 +153,7 @@ def test_revision(hub: Hub, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("offline", ["0", "1"])
-def test_what_is_not_to_be_had_says_so_in_one_line(hub: Hub, tmp_path: Path, offline: str) -> None:
+def test_a_failed_download_is_an_error_of_one_line(hub: Hub, tmp_path: Path, offline: str) -> None:
     wrong = find(hub.url, tmp_path / "home", "Some-Lab/Nothing", HF_HUB_OFFLINE=offline)
     assert wrong.returncode == 1
     assert wrong.stderr.startswith("CheckpointError: Some-Lab/Nothing: there is no such folder")

@@ -1,4 +1,4 @@
-"""Layouts that must load alike, and damaged checkpoints that must say what is wrong."""
+"""All layouts load the same model; errors about damaged checkpoints name the damage."""
 
 import json
 import os
@@ -30,23 +30,23 @@ def answer(folder: Path, image: Image.Image) -> list[int]:
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("shard_bytes", [None, 50_000])
 @pytest.mark.parametrize("layout", ["folders", "vila", "nvila_lite", "nvila"])
-def test_layouts_load_alike(
+def test_all_layouts_load_the_same_model(
     tmp_path: Path, pictures: Any, layout: Any, shard_bytes: int | None, tied: bool
 ) -> None:
-    # given the same weights in the plainest layout and in another
+    # given the same weights in the default layout and in another one
     plain = write_checkpoint(tmp_path / "plain", Shape(tied=tied))
     other = write_checkpoint(
         tmp_path / "other", Shape(tied=tied), layout=layout, shard_bytes=shard_bytes
     )
     assert shard_bytes is None or len(list(other.rglob("*.safetensors"))) > 3
-    # then they answer alike
+    # then they give the same answer
     first, second = NVILA.from_pretrained(plain), NVILA.from_pretrained(other)
     image = pictures.image(200, 100)
     prompts = [model.prepare([image, "What?"]) for model in (first, second)]
     assert torch.equal(first.logits(prompts[0]), second.logits(prompts[1]))
 
 
-def test_flat_dynamic_s2_is_told_by_the_projectors_width(tmp_path: Path) -> None:
+def test_flat_dynamic_s2_is_detected_by_the_projectors_width(tmp_path: Path) -> None:
     # given a flat checkpoint whose config names neither the projector nor the mode
     shape = Shape(scales=3, projector="mlp_downsample")
     root = write_checkpoint(tmp_path / "flat", shape, layout="nvila")
@@ -94,10 +94,10 @@ def test_last_tower_layer_is_neither_needed_nor_loaded(tmp_path: Path, pictures:
         if ".layers.2." in name or "post_layernorm" in name:
             tensors[name] = torch.full_like(tensors[name], float("nan"))
     save_file(tensors, root / TOWER)
-    # then nobody notices
+    # then the answer is the same
     assert answer(root, image) == expected
     assert len(NVILA.from_pretrained(root).vision.encoder.layers) == 2
-    # and a layer may be chosen by its number, too
+    # and the layer can also be selected by its number
     edit(root, "config.json", mm_vision_select_layer=2)
     assert answer(root, image) == expected
 
@@ -123,7 +123,7 @@ def test_half_precision_answers(tiny_folder: Path, pictures: Any, dtype: str) ->
 
 
 def edit(root: Path, file: str, **fields: Any) -> None:
-    """Replace fields of a JSON file; None removes one."""
+    """Replace fields of a JSON file; None removes a field."""
     path = root / file
     values = {**json.loads(path.read_text()), **fields}
     path.write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
@@ -267,7 +267,7 @@ DAMAGE: dict[str, tuple[Change, list[str]]] = {
 
 @pytest.mark.parametrize("name", DAMAGE)
 def test_damage_is_named(name: str, tmp_path: Path, tiny_folder: Path) -> None:
-    # given a good checkpoint with one thing wrong
+    # given a checkpoint with one defect
     root = tmp_path / "damaged"
     shutil.copytree(tiny_folder, root)
     change, words = DAMAGE[name]

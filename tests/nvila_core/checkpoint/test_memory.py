@@ -1,4 +1,4 @@
-"""Loading is lean: at most 1.2 times the weights, whatever the dtypes on disk and in memory."""
+"""Loading takes at most 1.2 times the memory of the weights, with any dtypes."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""The shipped checkpoint: small, and as good as its table says."""
+"""The shipped checkpoint is small, and as accurate as its README says."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def test_the_table_shows_every_score() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_held_out_accuracy_has_not_dropped() -> None:
-    # given: floors below the measured accuracies, by what chance does to a hundred questions
+    # given: floors below the measured accuracies, by the sampling error of a hundred questions
     floors = {
         ("clip", "exists"): 0.75,
         ("clip", "count"): 0.6,

@@ -1,4 +1,4 @@
-"""The comparison of resolution policies on the demo world, and what the planner makes of it."""
+"""The comparison of resolution policies on the demo world, and the plans for its clips."""
 
 from xml.etree import ElementTree
 
@@ -28,7 +28,7 @@ TIMES = tuple(float(t) for t in range(CLIP_FRAMES))
 
 
 def test_the_small_sign_is_found_and_shown_once() -> None:
-    """The sign stands there all the time; the things that move need no more than one tile."""
+    """The sign never changes; the moving objects need no more than one tile."""
     costs = []
     for seed in range(FIRST_EVALUATION_SEED, FIRST_EVALUATION_SEED + 25):
         meter = Meter()
@@ -45,19 +45,19 @@ def test_the_small_sign_is_found_and_shown_once() -> None:
     assert np.mean(costs) < 0.4 * CLIP_FRAMES * 13 * 4
 
 
-def test_every_policy_answers_the_same_questions_at_its_price() -> None:
-    told: list[str] = []
-    scores = evaluate_policies(CHECKPOINT, questions=1, progress=told.append)
+def test_every_policy_answers_the_same_questions_at_its_cost() -> None:
+    lines: list[str] = []
+    scores = evaluate_policies(CHECKPOINT, questions=1, progress=lines.append)
 
-    assert [line.rpartition(" ")[2] for line in told] == list(QUESTION_KINDS)
+    assert [line.rpartition(" ")[2] for line in lines] == list(QUESTION_KINDS)
     assert [score.asked for score in scores] == [1] * len(scores)
     one, *adaptive, every = scores
     assert (one.policy, one.tokens_per_frame) == (ONE_TILE, 4)
     assert (every.policy, every.tokens_per_frame) == (ALL_TILES, 52)
-    prices = [score.tokens_per_frame for score in adaptive]
-    assert prices[0] == 16  # one tiled frame of four
-    assert prices == sorted(prices)
-    assert prices[-1] < 0.5 * 52
+    costs = [score.tokens_per_frame for score in adaptive]
+    assert costs[0] == 16  # one tiled frame of four
+    assert costs == sorted(costs)
+    assert costs[-1] < 0.5 * 52
     assert all(set(score.right) == set(QUESTION_KINDS) for score in scores)
     assert all(right in (0, 1) for score in scores for right in score.right.values())
 
@@ -95,7 +95,7 @@ def test_the_chart_shows_every_policy_on_both_lines(scores: list[PolicyScore]) -
     titles = [circle.findtext("{*}title") for circle in circles]
     assert "adaptive, 64 tokens: 31.4% of all questions" in titles
     assert "fixed:12: 100.0% of those about the sign" in titles
-    # more tokens are further to the right, more right answers higher up
+    # x grows with the tokens, and y with the correct answers
     across = [float(circle.get("cx", "")) for circle in circles[: len(scores)]]
     down = [float(circle.get("cy", "")) for circle in circles[: len(scores)]]
     assert across == sorted(across)

@@ -1,4 +1,4 @@
-"""Questions and answers, and the tokens that they become."""
+"""Questions, answers, and their tokens."""
 
 import random
 
@@ -27,7 +27,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBa
     return AutoTokenizer.from_pretrained(folder)
 
 
-def test_a_caption_names_things_by_kind_and_colour_with_their_motion() -> None:
+def test_a_caption_names_objects_by_kind_and_colour_with_their_motion() -> None:
     # given
     seen = (Sighting("person", "blue", "still", None), Sighting("car", "red", "left", "appeared"))
 
@@ -84,7 +84,7 @@ def test_a_still_is_not_asked_about_motion() -> None:
         assert "mov" not in question.text
 
 
-def test_every_word_is_one_token_and_comes_back(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_every_word_is_one_token_and_decodes_to_itself(tokenizer: PreTrainedTokenizerBase) -> None:
     for sentence in all_sentences():
         # when
         ids = tokenizer(sentence)["input_ids"]

@@ -1,4 +1,4 @@
-"""The endless street and its recording."""
+"""The street video and its recording."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def test_something_happens_most_of_the_time() -> None:
     assert len({thing.name for s in seen for thing in s}) >= 6
 
 
-def test_truth_of_one_frame_and_of_a_window() -> None:
+def test_ground_truth_of_one_frame_and_of_a_window() -> None:
     video = StreetVideo(1, seconds=30)
     assert video.truth_at(10.0).frames == 4
     assert video.truth_at(10.0, frames=1).frames == 1

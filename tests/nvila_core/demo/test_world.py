@@ -1,4 +1,4 @@
-"""Scenes, what can be said of them, and how they are drawn."""
+"""Scenes, their ground truth, and their rendering."""
 
 import numpy as np
 import pytest
@@ -32,7 +32,7 @@ def test_sampled_scenes_keep_the_rules_of_the_world() -> None:
         # given
         scene = sample_scene(seed, TIMES)
 
-        # then: names are unique, nothing hides anything, the sign stays inside one cell of the grid
+        # then: names are unique, no object hides another, the sign is inside one cell of the grid
         names = [(actor.kind, actor.colour) for actor in scene.actors]
         assert len(names) == len(set(names)) <= 4
         for t in TIMES:
@@ -76,7 +76,7 @@ def test_motion_is_that_of_the_last_step_and_change_that_of_the_whole_clip(
     assert [(s.name, s.motion, s.change) for s in seen] == [("red car", motion, change)]
 
 
-def test_what_has_left_is_a_change_but_is_not_seen() -> None:
+def test_an_object_that_left_is_a_change_but_is_not_seen() -> None:
     # given
     scene = scene_of(Actor("box", "blue", 1.0, ((0, 0.8, 0.5), (3, 1.3, 0.5))))
 
@@ -100,7 +100,7 @@ def test_a_still_says_nothing_of_motion() -> None:
     assert observation.changes == ()
 
 
-def test_evaluation_seeds_are_out_of_reach_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_never_uses_evaluation_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     # given
     import random
 
@@ -124,9 +124,9 @@ def test_evaluation_seeds_are_out_of_reach_of_training(monkeypatch: pytest.Monke
         next(held_out("clip", "count", 1, FIRST_EVALUATION_SEED - 1, 84))
 
 
-def test_frames_can_be_larger_than_the_bank_of_noise() -> None:
-    # given a scene / when it is drawn at the size of a 1080p camera
+def test_frames_can_be_larger_than_the_noise_bank() -> None:
+    # given a scene / when it is rendered in 1080p
     frame = render_clip(sample_scene(5, TIMES), TIMES[:1], (1920, 1080))[0]
-    # then it is a picture of that size
+    # then the frame has that size
     assert frame.shape == (1080, 1920, 3)
     assert frame.std() > 5

@@ -34,20 +34,20 @@ def test_published_grids(size: tuple[int, int], grid: tuple[int, int]) -> None:
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 12))
-def test_grid_is_the_nearest_one(width: int, height: int, most: int) -> None:
-    columns, rows = choose_grid(width, height, 448, 1, most)
-    nearest = min(abs(width / height - i / j) for i, j in candidate_grids(1, most))
-    assert columns * rows <= most
+def test_grid_is_the_nearest_one(width: int, height: int, max_tiles: int) -> None:
+    columns, rows = choose_grid(width, height, 448, 1, max_tiles)
+    nearest = min(abs(width / height - i / j) for i, j in candidate_grids(1, max_tiles))
+    assert columns * rows <= max_tiles
     assert abs(width / height - columns / rows) == nearest
 
 
 def test_tiles_come_row_by_row_with_the_thumbnail_last() -> None:
-    # given a picture of 4 x 2 flat squares
+    # given an image of 4 x 2 flat squares
     levels = np.arange(8, dtype=np.uint8).reshape(2, 4) * 30
     image = Image.fromarray(np.kron(levels, np.ones((112, 112), np.uint8))).convert("RGB")
     # when it is tiled
     tiles = dynamic_tiles(image, 112, 1, 12)
-    # then the middle of each tile tells its place
+    # then the middle of each tile shows which tile it is
     assert [np.asarray(tile)[56, 56, 0] for tile in tiles[:8]] == [
         0,
         30,
@@ -110,6 +110,6 @@ def test_alpha_is_dropped_and_not_composited() -> None:
         None,
     ],
 )
-def test_what_is_not_a_picture(bad: object) -> None:
+def test_what_is_not_an_image(bad: object) -> None:
     with pytest.raises(MediaError):
         to_rgb(bad)

@@ -1,4 +1,4 @@
-"""Reading videos: real files made here, damaged ones, directories, and what is no video."""
+"""Reading of videos: encoded here, damaged, directories of images, and files without video."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -13,14 +13,14 @@ from nvila_core import MediaError, Video
 
 
 def write_video(path: Path, levels: list[int], codec: str = "libx264", **options: str) -> Path:
-    """A video of 64x48 pixels, ten frames a second, flat greys of the given levels."""
+    """Write a video of 64x48 pixels, ten frames a second, in flat greys of the given levels."""
     return write_frames(
         path, [np.full((48, 64, 3), level, np.uint8) for level in levels], codec, **options
     )
 
 
 def write_frames(path: Path, frames: list[Any], codec: str = "libx264", **options: str) -> Path:
-    """A video of uint8 frames [48, 64, 3]."""
+    """Write a video of uint8 frames [48, 64, 3]."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10)
         assert isinstance(stream, av.VideoStream)
@@ -63,7 +63,7 @@ def test_fps_takes_the_beginning(tmp_path: Path) -> None:
     assert all(
         abs(a - b) <= 2 for a, b in zip(levels_of(video.sample(3, fps=2.0)), expected, strict=True)
     )
-    # a clip that is too short for the asked frames gives fewer
+    # a video that is too short for this number of frames gives fewer
     assert len(video.sample(100, fps=2.0)) == 8
 
 
@@ -76,7 +76,7 @@ def test_truncated_file_gives_what_can_be_read(tmp_path: Path) -> None:
 
 
 def test_upright_by_rotation_metadata(tmp_path: Path) -> None:
-    # given a picture that is white on its left, and a file that says "turn clockwise by 90 degrees"
+    # given an image that is white on the left, in a file with a clockwise rotation of 90 degrees
     path = tmp_path / "turned.mp4"
     picture = np.zeros((48, 64, 3), np.uint8)
     picture[:, :32] = 255
@@ -90,7 +90,7 @@ def test_upright_by_rotation_metadata(tmp_path: Path) -> None:
     set_rotation(path)
     assert Video.from_path(plain).sample(1)[0].size == (64, 48)
     (upright,) = Video.from_path(path).sample(1)
-    # then it is shown standing, white on top
+    # then it is turned upright, with white on top
     assert upright.size == (48, 64)
     red = np.asarray(upright)[:, 24, 0]
     assert red[5] > 200 > 50 > red[60]
@@ -131,13 +131,13 @@ def make_bad(path: Path, kind: str) -> Path:
 
 
 @pytest.mark.parametrize("kind", ["missing", "text", "empty", "empty directory", "audio only"])
-def test_what_is_no_video_says_so(tmp_path: Path, kind: str) -> None:
+def test_an_error_names_the_file_that_is_no_video(tmp_path: Path, kind: str) -> None:
     path = make_bad(tmp_path / "bad", kind)
     with pytest.raises(MediaError, match="bad"):
         Video.from_path(path).sample(8)
 
 
-def test_frames_given_by_hand() -> None:
+def test_frames_in_memory() -> None:
     with pytest.raises(MediaError, match="no frames"):
         Video([])
     with pytest.raises(MediaError, match="2 frames but 1 timestamps"):

@@ -1,4 +1,4 @@
-"""What `prepare` writes for every mix of media, and where `embed` puts the features."""
+"""`prepare` writes the published prompt for every mix of media; `embed` places the features."""
 
 from pathlib import Path
 from typing import Any
@@ -14,13 +14,13 @@ TILE = 9  # LLM tokens of a 112-pixel tile of the tiny model
 
 
 def user_text(model: NVILA, parts: Any, **options: Any) -> str:
-    """The user's turn as the template was given it."""
+    """Return the text of the user's turn."""
     text = model.prepare(parts, **options).text
     return text.split("<|im_start|>user\n")[1].split("<|im_end|>")[0]
 
 
 def with_config(folder: Path, **config: Any) -> NVILA:
-    """A tiny model with some fields of config.json replaced."""
+    """Return a tiny model with some fields of config.json replaced."""
     return NVILA.from_pretrained(write_checkpoint(folder, config=config))
 
 
@@ -84,7 +84,7 @@ def test_video_of_one_frame_is_a_single_image(tiny: NVILA, pictures: Any) -> Non
 
 def test_image_and_video_together(tiny: NVILA, pictures: Any) -> None:
     image, video = pictures.image(300, 200), Video([pictures.image(160, 90) for _ in range(4)])
-    # as images: five pictures, none tiled
+    # as images: five images, none tiled
     assert (
         user_text(tiny, [image, video, "Compare."], num_video_frames=4)
         == "<image>" * 5 + "Compare."
@@ -101,7 +101,7 @@ def test_image_and_video_together(tiny: NVILA, pictures: Any) -> None:
     assert torch.equal(swapped.pixel_values[:4], prompt.pixel_values[7:])
 
 
-def test_embed_puts_features_and_line_ends_in_their_places(tiny: NVILA, pictures: Any) -> None:
+def test_embed_places_features_and_line_ends(tiny: NVILA, pictures: Any) -> None:
     # given an image of one tile and a video of two frames, as one token
     video = Video([pictures.image(), pictures.image()])
     prompt = tiny.prepare(
@@ -196,14 +196,14 @@ def test_dynamic_s2(tmp_path: Path, pictures: Any) -> None:
 
 
 def test_dynamic_s2_of_one_scale_equals_a_plain_tile(tmp_path: Path, pictures: Any) -> None:
-    # given three scales of a flat picture, whose maps are all alike when there are no positions
+    # given three scales of a flat image, whose maps are all the same without position embeddings
     shape = Shape(scales=3, projector="mlp_downsample")
     model = NVILA.from_pretrained(write_checkpoint(tmp_path / "s2", shape))
     model.vision.positions.data.zero_()
     prompt = model.prepare([Image.new("RGB", (112, 112), (40, 90, 200)), "x"])
     # when it is encoded through scales, blocks and merging
     (media,) = model.encode(prompt)
-    # then every position holds what one tile alone gives, line end apart
+    # then every position has the features of a single tile, except the line end
     tile = model.vision(prompt.pixel_values[:1]).repeat(1, 1, 3)
     expected = model.projector(tile)[0, 0].expand(media.shape[0] - 1, -1)
     torch.testing.assert_close(media[:-1], expected, atol=1e-5, rtol=0)
@@ -248,7 +248,7 @@ def test_single_image_of_a_conversation_is_tiled_in_its_turn(tiny: NVILA, pictur
     ],
 )
 def test_user_text_never_becomes_a_control_token(tiny: NVILA, text: str) -> None:
-    # given the ids of an innocent prompt
+    # given the ids of a prompt without control tokens
     plain = tiny.prepare(["a"]).token_ids
     controls = set(tiny.tokenizer.control_ids.values())
     frame = [i for i in plain if i in controls]
@@ -259,7 +259,7 @@ def test_user_text_never_becomes_a_control_token(tiny: NVILA, text: str) -> None
         [{"role": "system", "content": text}, {"role": "user", "content": text}],
     ):
         prompt = tiny.prepare(parts)
-        # then the control tokens of the prompt are the template's own, and the text is all there
+        # then the prompt has only the control tokens of the template, and the whole text
         assert [i for i in prompt.token_ids if i in controls] == frame
         assert prompt.media == []
     if "<image>" not in text and "<vila/video>" not in text:

@@ -1,4 +1,4 @@
-"""`prepare` with a resolution policy: which tiles come out, where they go, what is kept as is."""
+"""`prepare` with a resolution policy or a plan: the tiles and their order in the prompt."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -31,7 +31,7 @@ TILING = TilingConfig(SIZE, TILE)
 
 
 class Given:
-    """A policy that plans these grids, and remembers what it was asked."""
+    """A policy that plans these grids, and records its arguments."""
 
     def __init__(self, *grids: tuple[int, int]) -> None:
         self.grids = grids
@@ -50,7 +50,7 @@ def user_text(prompt: Any) -> str:
 
 
 def test_a_frames_tiles_come_before_its_video(tiny: NVILA, pictures: Any) -> None:
-    # given a video of three frames, the second of which deserves two by three tiles
+    # given a video of three frames, the second of which is planned with two by three tiles
     frames = [pictures.image(320, 480) for _ in range(3)]
     policy = Given(SINGLE_TILE, (2, 3), SINGLE_TILE)
     prompt = tiny.prepare(["See ", Video(frames, sampled=True), "What?"], policy=policy)
@@ -69,7 +69,7 @@ def test_a_frames_tiles_come_before_its_video(tiny: NVILA, pictures: Any) -> Non
     assert prompt.num_tokens == len(prompt.token_ids) + 9 * TILE
 
 
-def test_one_frame_alone_is_the_published_tiled_picture(tiny: NVILA, pictures: Any) -> None:
+def test_a_single_frame_is_the_published_tiled_image(tiny: NVILA, pictures: Any) -> None:
     image = pictures.image(640, 360)
     published = tiny.prepare([image, "x"])
     (grid,) = (frame.grid for frame in published.plan.frames)
@@ -107,7 +107,7 @@ def test_tiles_come_before_a_video_that_is_one_token_too(tiny: NVILA, pictures: 
     assert torch.equal(tiny.embed(prompt), tiny.embed(images))
 
 
-def test_pictures_and_videos_of_a_conversation_share_one_plan(tiny: NVILA, pictures: Any) -> None:
+def test_images_and_videos_of_a_conversation_share_one_plan(tiny: NVILA, pictures: Any) -> None:
     a, b = pictures.image(448, 224), pictures.image(90, 90)
     video = Video([pictures.image(240, 240) for _ in range(2)], sampled=True)
     policy = Given(SINGLE_TILE, (2, 2), SINGLE_TILE, (2, 1))
@@ -143,7 +143,7 @@ def test_frames_may_be_smaller_than_what_was_measured(tiny: NVILA, pictures: Any
 
 @pytest.mark.parametrize("count", [1, 3])
 def test_a_plan_replaces_policy_and_measures(tiny: NVILA, pictures: Any, count: int) -> None:
-    # given a clip of more frames than the checkpoint looks at by itself, planned in advance
+    # given a clip of more frames than the checkpoint samples by default, planned in advance
     measures = [Measures(640, 480, (30.0,) * 4, (30.0,) * 4)] * count
     plan = tiny.plan(measures, "adaptive", Budget(200))
     frames = [pictures.image(640, 480) for _ in range(count)]
@@ -290,7 +290,7 @@ def test_any_plan_becomes_a_prompt_of_exactly_its_tiles(
     assert len(tiny.embed(prompt)) == prompt.num_tokens
 
 
-def test_what_cannot_be_is_said_in_one_sentence(tiny: NVILA, pictures: Any) -> None:
+def test_invalid_options_are_an_error_of_one_sentence(tiny: NVILA, pictures: Any) -> None:
     image = pictures.image(640, 480)
     with pytest.raises(PromptError, match="policy 'best' is unknown"):
         tiny.prepare([image, "x"], policy="best")

@@ -14,7 +14,7 @@ def test_missing_media_tokens_are_added_in_the_published_order(tmp_path: Path) -
     # given a tokenizer that ends at [PAD], and an embedding table without rows for more
     shape = Shape(vocab=256 + 5)
     model = NVILA.from_pretrained(write_checkpoint(tmp_path / "notok", shape, media_tokens=False))
-    # then the three tokens follow, and are never chosen
+    # then the three tokens follow, and are never generated
     added = model.tokenizer.control_ids
     assert [added[t] for t in ("<vila/sentinel>", "<image>", "<vila/video>")] == [261, 262, 263]
     prompt = model.prepare(["hello"])
@@ -42,7 +42,7 @@ def test_named_template_beside_the_config(tmp_path: Path) -> None:
     root = write_checkpoint(tmp_path / "jinja", config={"chat_template": "mine"})
     with pytest.raises(CheckpointError, match=r"chat_template.*mine\.jinja"):
         NVILA.from_pretrained(root)
-    # indents and line ends of the file do not count
+    # indents and line ends of the file are ignored
     (root / "mine.jinja").write_text(
         "{% for m in messages %}\n    {{ '[' + m['content'] + ']' + '<|im_end|>' }}\n{% endfor %}\n"
     )

@@ -1,4 +1,4 @@
-"""What `Meter` sees in pictures whose detail, noise and changes are known."""
+"""`Meter` measures images with known detail, noise and changes."""
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ TILE = 448
 
 
 def scene(width: int = 1280, height: int = 720) -> np.ndarray:
-    """A plain picture with large things in it, uint8 [height, width, 3]."""
+    """Return an image of large plain shapes, uint8 [height, width, 3]."""
     picture = np.full((height, width, 3), 110, np.uint8)
     cv2.rectangle(picture, (width // 5, height // 3), (width // 2, height - 40), (200, 60, 50), -1)
     cv2.circle(picture, (3 * width // 4, height // 2), height // 5, (40, 90, 190), -1)
@@ -24,19 +24,19 @@ def scene(width: int = 1280, height: int = 720) -> np.ndarray:
 
 
 def with_text(picture: np.ndarray, text: str = "Ward 14-27 exit B, no entry", size: float = 0.7):
-    """The same with a line of small writing."""
+    """Return a copy with a line of small writing."""
     written = picture.copy()
     cv2.putText(written, text, (60, 80), cv2.FONT_HERSHEY_SIMPLEX, size, (245, 245, 245), 1)
     return written
 
 
 def noisy(picture: np.ndarray, deviation: float, seed: int = 0) -> np.ndarray:
-    """The same through a sensor."""
+    """Return a copy with sensor noise."""
     noise = np.random.default_rng(seed).normal(0, deviation, picture.shape)
     return np.clip(picture + noise, 0, 255).astype(np.uint8)
 
 
-def test_small_writing_is_detail_and_large_things_are_none() -> None:
+def test_small_writing_is_detail_and_large_shapes_are_not() -> None:
     plain, written = measure(scene()), measure(with_text(scene()))
 
     assert max(plain.detail) < 1
@@ -44,7 +44,7 @@ def test_small_writing_is_detail_and_large_things_are_none() -> None:
 
 
 def test_detail_is_found_at_its_octave() -> None:
-    # given stripes of one pixel in the middle of a plain picture, and the same twice as large
+    # given stripes of one pixel in the middle of a plain image, and the same image twice as large
     fine = np.full((480, 640), 100, np.uint8)
     fine[200:280, 300:380:2] = 220
     coarse = np.full((960, 1280), 100, np.uint8)
@@ -75,15 +75,15 @@ def test_noise_does_not_hide_writing() -> None:
     assert rough.loss(SINGLE_TILE, TILE) == pytest.approx(clean.loss(SINGLE_TILE, TILE), rel=0.3)
 
 
-def test_noise_is_measured_where_it_is_not_cut_off() -> None:
-    # given the sky of a night, black through and through, over a street with noise
+def test_noise_is_measured_where_it_is_not_clipped() -> None:
+    # given a night sky, entirely black, above a street with noise
     night = noisy(np.full((720, 1280), 90, np.uint8), 6)
     night[:300] = 0
     assert max(measure(night).detail) < 3
 
 
 def test_only_what_changed_is_fresh() -> None:
-    # given writing that stays, and a second line that comes
+    # given writing that stays, and a second line that appears
     before = with_text(scene())
     now = before.copy()
     cv2.putText(now, "Lorry 4711", (900, 600), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (250, 250, 250), 1)
@@ -94,10 +94,10 @@ def test_only_what_changed_is_fresh() -> None:
     assert 0 < more.change < 0.01
     assert more.fresh_loss(SINGLE_TILE, TILE) > 3
     assert more.fresh_loss(SINGLE_TILE, TILE) < more.loss(SINGLE_TILE, TILE)
-    assert gone.fresh_loss(SINGLE_TILE, TILE) < 1  # where it was, nothing is left to be read
+    assert gone.fresh_loss(SINGLE_TILE, TILE) < 1  # nothing is left to read there
 
 
-def test_a_large_thing_that_moves_is_a_change_without_detail() -> None:
+def test_a_large_moving_shape_is_a_change_without_detail() -> None:
     now = scene()
     now[100:300, 50:200] = (250, 250, 0)
     seen = measure(now, scene())
@@ -105,7 +105,7 @@ def test_a_large_thing_that_moves_is_a_change_without_detail() -> None:
     assert max(seen.fresh) < 1
 
 
-def test_more_light_is_not_news() -> None:
+def test_a_change_of_brightness_is_not_fresh_detail() -> None:
     before = with_text(scene())
     brighter = cv2.add(before, np.array((14, 14, 14, 0), float)).astype(np.uint8)
     assert max(measure(brighter, before).fresh) == 0
@@ -123,7 +123,7 @@ def test_change_is_the_mean_difference_of_the_luma() -> None:
     assert meter.measure(half).change == pytest.approx(0.5, abs=0.03)
 
 
-def test_a_new_size_is_all_new_and_no_change() -> None:
+def test_after_a_change_of_size_all_detail_is_fresh() -> None:
     meter = Meter()
     meter.measure(with_text(scene()))
     seen = meter.measure(with_text(scene(640, 360)))
@@ -131,7 +131,7 @@ def test_a_new_size_is_all_new_and_no_change() -> None:
     assert seen.fresh == seen.detail
 
 
-def test_pictures_of_opencv_have_their_colours_the_other_way_round() -> None:
+def test_bgr_images_give_the_same_measures() -> None:
     rgb = with_text(scene())
     assert Meter(bgr=True).measure(rgb[..., ::-1].copy()) == Meter().measure(rgb)
     assert measure(cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY)) == measure(rgb)
@@ -151,10 +151,10 @@ def test_any_size_can_be_measured(width: int, height: int, colour: bool) -> None
     assert not any(seen.fresh)
 
 
-def test_the_same_frames_give_the_same_measures_whatever_came_before() -> None:
+def test_measures_do_not_depend_on_earlier_frames() -> None:
     frames = render_clip(sample_scene(FIRST_EVALUATION_SEED, (0.0, 1.0)), (0.0, 1.0))
     used, fresh = Meter(), Meter()
-    for picture in (noisy(scene(1920, 1080), 9), frames[1]):  # leave other things in its memory
+    for picture in (noisy(scene(1920, 1080), 9), frames[1]):  # fill its buffers with other images
         used.measure(picture)
     again = [used.measure(frame) for frame in frames]
     assert [fresh.measure(frame).detail for frame in frames] == [seen.detail for seen in again]

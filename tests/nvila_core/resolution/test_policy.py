@@ -1,4 +1,4 @@
-"""The planners: what they promise for any measures, and what they choose for some."""
+"""Resolution policies: properties that hold for any measures, and plans for some."""
 
 import subprocess
 import sys
@@ -41,7 +41,7 @@ loads = st.floats(0, 1)
 
 
 def frame(detail: float = 0.0, fresh: float = 0.0, **size: int) -> Measures:
-    """A full HD frame whose finest two octaves have these strengths."""
+    """Return the measures of a full HD frame with these strengths in its finest two octaves."""
     return Measures(**{**FULL_HD, **size}, detail=(detail,) * 2, fresh=(fresh,) * 2)
 
 
@@ -50,22 +50,22 @@ def grids(plan: Plan) -> list[tuple[int, int]]:
 
 
 @given(policies, clips, tilings, budgets, loads)
-def test_a_plan_keeps_its_promises(policy, clip, tiling, tokens, load) -> None:
+def test_every_plan_is_valid(policy, clip, tiling, tokens, load) -> None:
     plan = policy.plan(clip, tiling, Budget(tokens, load))
 
-    # it says what it costs
+    # its cost is right
     assert len(plan.frames) == len(clip)
     assert plan.tiles == sum(tile_count(f.grid) for f in plan.frames)
     assert plan.tokens == plan.tiles * tiling.tokens
-    # it keeps to the budget, but for one tile a frame
-    least = len(clip) * tiling.tokens
+    # it stays within the budget, except that every frame gets one tile
+    minimum = len(clip) * tiling.tokens
     if tokens is not None:
-        assert plan.tokens <= max(least, tokens)
+        assert plan.tokens <= max(minimum, tokens)
     if load == 1:
-        assert plan.tokens == least
+        assert plan.tokens == minimum
     for seen, planned in zip(clip, plan.frames, strict=True):
         columns, rows = planned.grid
-        # the frame's own pixels fill the tiles, and the checkpoint knows the grid
+        # the frame's own pixels fill the tiles, and the checkpoint was trained on the grid
         assert columns * rows == 1 or columns * rows * tiling.size**2 <= seen.width * seen.height
         assert planned.grid == SINGLE_TILE or not tiling.grids or planned.grid in tiling.grids
         if isinstance(policy, Adaptive):
@@ -73,7 +73,7 @@ def test_a_plan_keeps_its_promises(policy, clip, tiling, tokens, load) -> None:
             assert rows <= max(1, round(seen.height / tiling.size))
         assert planned.reason
         assert len(planned.reason) < 80
-    # and it is the same again
+    # and planning again gives the same plan
     assert policy.plan(list(clip), tiling, Budget(tokens, load)) == plan
 
 
@@ -88,7 +88,7 @@ def test_more_budget_never_takes_a_tile_away(policy, clip, tiling, tokens, more,
 
 @given(clips, tilings)
 def test_a_higher_tolerance_never_costs_more(clip, tiling) -> None:
-    # of a frame alone; in a clip another frame may show what this one does
+    # true of a single frame; in a clip another frame may show the same detail
     for seen in clip:
         costs = [Adaptive(t).plan([seen], tiling).tokens for t in (0, 4, 8, 16, 64, 255)]
         assert costs == sorted(costs, reverse=True)
@@ -96,7 +96,7 @@ def test_a_higher_tolerance_never_costs_more(clip, tiling) -> None:
 
 
 def test_adaptive_shows_static_detail_once_in_the_newest_frame() -> None:
-    # given small writing that stands there all the time, in front of which something large moves
+    # given small writing that is always visible, and a large object that moves in front of it
     clip = [frame(20, 20), *[frame(20, 2)] * 7]
     plan = Adaptive().plan(clip, LITE)
     assert grids(plan) == [SINGLE_TILE] * 7 + [(4, 2)]
@@ -104,32 +104,32 @@ def test_adaptive_shows_static_detail_once_in_the_newest_frame() -> None:
     assert plan.frames[0].reason == "shown in frame 8 (new: 3)"
 
 
-def test_adaptive_shows_what_comes_later_too() -> None:
-    # given writing that passes through the third frame
+def test_adaptive_also_shows_detail_that_appears_later() -> None:
+    # given writing that is in the third frame only
     clip = [frame(14), frame(14), frame(25, 25), frame(14, 0), frame(14, 0)]
     plan = Adaptive().plan(clip, LITE)
     assert grids(plan)[2] == (4, 2)
     assert grids(plan)[3:] == [SINGLE_TILE, SINGLE_TILE]
     assert "most detail" in plan.frames[2].reason
-    # before it came there may have been other things: they are shown in the newest of those frames
+    # other detail may have been visible before: it is shown in the newest of those frames
     assert grids(plan)[:2] == [SINGLE_TILE, (4, 2)]
     assert "new detail" in plan.frames[1].reason
 
 
-def test_adaptive_prefers_what_matters_most_when_the_budget_is_short() -> None:
+def test_adaptive_prefers_the_most_detailed_frames_when_the_budget_is_short() -> None:
     clip = [frame(30, 30), frame(12, 12), frame(20, 20)]
     one_view = 3 * 121 + 8 * 121
     plan = Adaptive().plan(clip, LITE, Budget(one_view))
     assert grids(plan) == [(4, 2), SINGLE_TILE, SINGLE_TILE]
     assert "over the budget: 4x2" in plan.frames[2].reason
-    # what is left over goes to a smaller grid of the next
+    # what is left goes to a smaller grid of the next frame
     more = Adaptive().plan(clip, LITE, Budget(one_view + 4 * 121))
     assert grids(more)[0] == (4, 2)
     assert 1 < tile_count(grids(more)[2]) <= 5
-    # a frame is not said to be shown in one that there was no budget for
+    # the reason of a frame does not refer to another one that got no tiles
     still = Adaptive().plan([frame(20, 0)] * 2, LITE, Budget(0))
     assert still.frames[0].reason == "over the budget, as frame 2 is"
-    # and the load takes its share of what lies above one tile a frame
+    # and the load takes its share of the tokens beyond one tile for each frame
     assert grids(Adaptive().plan(clip, LITE, Budget(one_view, 1.0))) == [SINGLE_TILE] * 3
 
 
@@ -140,7 +140,7 @@ def test_adaptive_leaves_plain_and_small_frames_alone() -> None:
 
 
 def test_adaptive_takes_no_more_tiles_than_the_detail_needs() -> None:
-    # given detail of about one tile's resolution more, and the finest that the frame can hold
+    # given detail just beyond the resolution of one tile, and the finest possible detail
     coarse = Measures(**FULL_HD, detail=(0, 0, 30), fresh=())
     fine = Measures(**FULL_HD, detail=(30, 0, 0), fresh=())
     few, many = (Adaptive().plan([f], LITE).tiles for f in (coarse, fine))
@@ -165,14 +165,14 @@ def test_fixed_gives_the_newest_frames_what_the_budget_has() -> None:
 
 
 @given(clips.filter(len), tilings, budgets)
-def test_native_is_the_published_rule_whatever_the_budget(clip, tiling, tokens) -> None:
+def test_native_is_the_published_rule_with_any_budget(clip, tiling, tokens) -> None:
     plan = Native().plan(clip, tiling, Budget(tokens))
     if len(clip) > 1:
         assert grids(plan) == [SINGLE_TILE] * len(clip)
     else:
         (only,) = clip
-        most = tiling.max_tiles
-        assert grids(plan) == [choose_grid(only.width, only.height, tiling.size, 1, most)]
+        grid = choose_grid(only.width, only.height, tiling.size, 1, tiling.max_tiles)
+        assert grids(plan) == [grid]
 
 
 @given(measures, st.integers(1, 6), st.integers(1, 6), st.integers(28, 512))
@@ -185,7 +185,7 @@ def test_larger_grids_lose_less(seen, columns, rows, size) -> None:
 
 
 @given(clips.filter(len), st.data())
-def test_thinning_keeps_what_happened_in_between(clip, data) -> None:
+def test_subsampling_keeps_the_changes_in_between(clip, data) -> None:
     kept = sorted(data.draw(st.lists(st.sampled_from(range(len(clip))), min_size=1)))
     short = subsample(clip, kept)
     assert [replace(m, fresh=(), change=0) for m in short] == [
@@ -201,7 +201,7 @@ def test_thinning_keeps_what_happened_in_between(clip, data) -> None:
             assert all(new <= kept for new, kept in pairs)
 
 
-def test_thinning_to_all_of_it_changes_nothing() -> None:
+def test_subsampling_to_all_frames_changes_nothing() -> None:
     clip = [frame(9, i) for i in range(4)]
     assert subsample(clip, range(4)) == clip
 
@@ -216,7 +216,7 @@ def test_thinning_to_all_of_it_changes_nothing() -> None:
         (Fixed(3), Fixed(3)),
     ],
 )
-def test_policies_have_names(text, policy) -> None:
+def test_policies_are_parsed_by_name(text, policy) -> None:
     assert parse_policy(text) == policy
 
 
@@ -246,12 +246,12 @@ def test_an_unknown_policy_is_refused_in_one_sentence(text) -> None:
 
 
 @pytest.mark.parametrize("budget", [{"tokens": -1}, {"load": -0.1}, {"load": 1.1}])
-def test_a_budget_makes_sense(budget) -> None:
+def test_an_invalid_budget_is_refused(budget) -> None:
     with pytest.raises(PromptError):
         Budget(**budget)
 
 
-def test_planning_needs_neither_the_model_nor_pictures() -> None:
+def test_planning_imports_neither_torch_nor_opencv() -> None:
     code = (
         "import sys, nvila_core.resolution.policy;"
         "print({'torch', 'cv2', 'numpy'} & set(sys.modules))"

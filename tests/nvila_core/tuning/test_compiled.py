@@ -1,4 +1,4 @@
-"""torch.compile: where it works no answer changes, and where it does not the model still runs."""
+"""torch.compile changes no answer; if it fails, the model still runs."""
 
 import json
 import os
@@ -26,7 +26,7 @@ PARAMS = SamplingParams(max_tokens=6, ignore_eos=True)
 
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Nothing is known from earlier runs."""
+    """Use an empty cache of compiled code."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     torch.compiler.reset()
     yield
@@ -34,7 +34,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def clip(model: NVILA, frames: int, question: str = "What happens?", seed: int = 1) -> Any:
-    """A prompt about frames of noise."""
+    """Return a prompt about frames of noise."""
     size = model.config.vision.image_size
     noise = np.random.default_rng(seed).integers(0, 256, (frames, size, size, 3), np.uint8)
     return model.prepare([Video(list(noise)), question], num_video_frames=frames)
@@ -72,7 +72,7 @@ assert model.generate(["What happens?"], params).token_ids == before
 def test_a_compiler_that_fails_leaves_the_model_as_it_was(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
-    # given a compiler that does nothing but fail, in a process of its own, which remembers it
+    # given a compiler that always fails, in a separate process, because PyTorch caches failures
     environment = os.environ | {"CXX": "false", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
 
     done = subprocess.run(
@@ -93,14 +93,14 @@ def test_a_compiler_that_fails_leaves_the_model_as_it_was(
 @pytest.mark.timeout(600)
 @needs_compiler
 @pytest.mark.parametrize("quantize", [None, "int8"])
-def test_requests_get_the_same_answers_and_wait_for_no_compiler(
+def test_requests_get_the_same_answers_without_waiting_for_the_compiler(
     tiny_folder: Path, cache: None, quantize: str | None
 ) -> None:
     plain, compiled = (NVILA.from_pretrained(tiny_folder, quantize=quantize) for _ in range(2))
     compile_layers(compiled)
     prompts = [clip(plain, frames, seed=frames) for frames in (1, 2, 3, 5)]
 
-    # when other numbers of rows and tiles come than it was compiled for
+    # when requests have other numbers of rows and tiles than those it was compiled with
     with torch.compiler.set_stance("fail_on_recompile"), Engine(compiled, 3, 4096) as engine:
         handles = [engine.submit(prompt, PARAMS) for prompt in prompts]
         answers = [handle.result(120).token_ids for handle in handles]

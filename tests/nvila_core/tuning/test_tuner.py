@@ -1,4 +1,4 @@
-"""`tune`: what it measures is measured, what it writes can be used, and it never makes it worse."""
+"""`tune` measures real work, writes a usable settings file, and never makes the engine slower."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, replace
@@ -21,7 +21,7 @@ DEFAULTS = EngineSettings.default(torch.device("cpu"))
 
 
 class Clock:
-    """Time that passes only when somebody works."""
+    """A clock that only advances by the cost of simulated work."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -37,7 +37,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def threads() -> Iterator[int]:
-    """PyTorch's threads, put back afterwards."""
+    """PyTorch's number of threads, restored afterwards."""
     before = torch.get_num_threads()
     yield before
     torch.set_num_threads(before)
@@ -51,7 +51,7 @@ def costing(clock: Clock, cost: Callable[[int], float]) -> Callable[[int], float
     return time_size
 
 
-def test_a_sweep_measures_what_there_is_time_for(clock: Clock) -> None:
+def test_a_sweep_measures_while_time_lasts(clock: Clock) -> None:
     costs = sweep(costing(clock, lambda size: 2 + size), [1, 2, 4, 8, 16, 32], 30, clock)
 
     assert costs == {1: 3, 2: 2, 4: 1.5, 8: 1.25}  # 16 would have taken 20 of the 13 s left
@@ -86,7 +86,7 @@ def test_the_smallest_size_that_is_cheap_enough_is_taken() -> None:
         ([0.5, 0.6, 0.7], False),
     ],
 )
-def test_only_what_is_better_for_sure_counts(pairs: list[float], better: bool) -> None:
+def test_only_a_clear_gain_counts(pairs: list[float], better: bool) -> None:
     assert decided(pairs) is better
 
 
@@ -112,7 +112,7 @@ def test_defaults_are_those_of_the_service(tiny: NVILA) -> None:
     service = {f.name: getattr(Settings(), f.name) for f in fields(DEFAULTS)}
     assert asdict(DEFAULTS) | {"max_num_batched_tokens": None, "step_tiles": None} == service
 
-    # and where the service leaves the steps to the engine, it takes the same
+    # and where the service leaves the step sizes to the engine, the engine uses the same
     engine = Engine(tiny, kv_cache_tokens=2048)
     taken = (engine.stats()["max_num_batched_tokens"], engine.stats()["step_tiles"])
     assert taken == (DEFAULTS.max_num_batched_tokens, DEFAULTS.step_tiles)
@@ -146,14 +146,14 @@ def test_a_minute_of_tuning_in_a_second(tiny_folder: Path, threads: int) -> None
 def test_settings_that_are_slower_are_not_written(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, threads: int
 ) -> None:
-    # given a search that is misled
+    # given a search that finds slow settings
     worst = replace(DEFAULTS, max_num_batched_tokens=8, max_num_seqs=1)
     monkeypatch.setattr(Tuner, "_sizes", lambda self, found, timer: worst)
     torch.set_num_threads(1)
 
     tuning = Tuner(lambda dtype: NVILA.from_pretrained(tiny_folder, "cpu", dtype), 1).run()
 
-    # then the comparison with real requests finds out
+    # then the comparison with real requests rejects them
     assert tuning.gain == 1
     assert tuning.settings.max_num_batched_tokens == DEFAULTS.max_num_batched_tokens
     assert "the defaults stay" in tuning.summary
@@ -209,9 +209,9 @@ def test_the_command_measures_the_model_as_it_will_be_used_and_writes_a_file(
     code = cli.main(["tune", "--seconds", "0.5", "--quantize", "int8", *arguments])
 
     assert code == 0
-    told = capsys.readouterr().out
-    assert "defaults" in told
-    assert str(out) in told
+    printed = capsys.readouterr().out
+    assert "defaults" in printed
+    assert str(out) in printed
     written = yaml.safe_load(out.read_text())
     assert (written["model"], written["quantize"]) == (str(tiny_folder), "int8")
     assert measured

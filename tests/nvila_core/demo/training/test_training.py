@@ -1,4 +1,4 @@
-"""Batches, the exported layout, and that training and the public API give the same answers."""
+"""Batches, the exported layout, and prompts of training that match those of inference."""
 
 import random
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 from nvila_core import NVILA, Budget, Measures, Plan, Video
+from nvila_core.demo import __main__ as program
 from nvila_core.demo.render import render_clip
 from nvila_core.demo.sampling import TILE_GRID, sample_scene
 from nvila_core.demo.training.batches import MEDIA_ID, ChatEncoder, attention_mask, collate
@@ -46,7 +47,7 @@ class Planned:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained network, exported."""
+    """Export an untrained network and return the folder."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("demo") / "checkpoint"
     network = DemoNetwork(SHAPE, len(train_tokenizer()))
@@ -62,7 +63,7 @@ def encoder(checkpoint: Path) -> ChatEncoder:
 @pytest.mark.parametrize(
     "form", [clip_form(4), clip_form(2), STILL_FORM, FLAT_FORM, *MIXED_FORMS, FULL_FORM]
 )
-def test_questions_of_a_batch_do_not_see_each_other(form: Form, encoder: ChatEncoder) -> None:
+def test_questions_of_a_batch_do_not_attend_to_each_other(form: Form, encoder: ChatEncoder) -> None:
     # given
     rng = random.Random(3)
     visuals = [render_visual(form, rng, 4) for _ in range(2)]
@@ -151,3 +152,14 @@ def test_training_prompts_are_those_of_inference(
     assert len([token for token in trained if token != MEDIA_ID]) == len(asked) + newlines
     assert form.media in prompt.text
     assert prompt.tiles == form.tiles
+
+
+def test_training_needs_a_source_checkout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # given an installation from the wheel, which has no training modules
+    monkeypatch.setattr(program, "find_spec", lambda name: None)
+
+    # then
+    assert program.main(["train"]) == 1
+    assert capsys.readouterr().err.count("\n") == 1
