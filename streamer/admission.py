@@ -28,7 +28,23 @@ class Admission:
 
         return split_secret(self._access().check(parse_source(source)))
 
-    def probe(self, source: str, transport: Transport) -> "SourceInfo":
+    def is_live(self, full_url: str, live: bool | None = None) -> bool:
+        """Return `live` if it is given, else whether the end of `full_url` is a lost connection.
+
+        Opens http(s) URLs; one that cannot be opened is judged by its form.
+        """
+        from streamer.media.urls import guess_live
+
+        if live is not None or not full_url.startswith(("http://", "https://")):
+            return guess_live(full_url) if live is None else live
+        from streamer.media.liveness import is_live_source
+
+        timeout = self._settings.open_timeout
+        return is_live_source(full_url, None, access=self._access(), timeout=timeout)
+
+    def probe(
+        self, source: str, transport: Transport, live: bool | None = None
+    ) -> "SourceInfo":
         """Open `source`, decode one frame and close it.
 
         Raises StreamerError with the stream code that says why it cannot be used.
@@ -36,7 +52,8 @@ class Admission:
         from streamer.media.source import inspect_source
 
         full_url = self.split(source)[1]
-        return inspect_source(full_url, self._settings.open_timeout, self._access(), transport)
+        timeout = self._settings.open_timeout
+        return inspect_source(full_url, timeout, self._access(), transport, live)
 
     def replacement(
         self, stream: Stream, source: str, transport: Transport, probe: bool
@@ -46,7 +63,7 @@ class Admission:
         Raises StreamerError: as :meth:`split`; INVALID_REQUEST if it cannot replace the old one;
         with `probe`, a stream code if it does not work.
         """
-        from streamer.media.urls import MASK, is_live
+        from streamer.media.urls import MASK
 
         if f":{MASK}@" in source:
             raise StreamerError(
@@ -54,24 +71,25 @@ class Admission:
                 f"The URL has {MASK} in place of its password: write the password.",
             )
         public_url, full_url = self.split(source)
-        if not (stream.live and is_live(full_url)):
+        if not (stream.live and self.is_live(full_url)):
             raise StreamerError(
                 ErrorCode.INVALID_REQUEST,
                 "Only a live stream can get a new URL, and only that of another live stream: "
                 f"detach '{stream.name}' and attach the new source.",
             )
         if probe:
-            self.probe(source, transport)
+            self.probe(source, transport, live=True)
         return public_url, full_url
 
-    def require_recording(self, source: str) -> None:
-        """Raise StreamerError(INVALID_REQUEST) for a live source."""
-        from streamer.media.urls import is_live, parse_source, redact
+    def require_recording(self, source: str, live: bool | None = None) -> None:
+        """Raise StreamerError(INVALID_REQUEST) for a live source; see `is_live` for `live`."""
+        from streamer.media.urls import redact
 
-        if is_live(parse_source(source)):
+        if self.is_live(self.split(source)[1], live):
             raise StreamerError(
                 ErrorCode.INVALID_REQUEST,
-                f"{redact(source)} is a live stream and does not end: use `streamer attach`.",
+                f"{redact(source)} is a live stream and does not end: use `streamer attach`, or "
+                "give --recording if it does end.",
             )
 
     def _access(self) -> "AccessPolicy":

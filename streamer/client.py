@@ -92,14 +92,15 @@ class Client:
         transport: Transport = "auto",
         history: float | None = None,
         probe: bool = True,
+        live: bool | None = None,
     ) -> Stream:
         """Attach a URL, file or device; without `watches` every window gets a caption.
+
+        `live` says whether the end of the source is a lost connection; None: opening it tells.
 
         Raises StreamerError: a stream code if the probe fails (nothing is attached then),
         NAME_TAKEN, INVALID_REQUEST for an invalid name, STREAM_URL_FORBIDDEN.
         """
-        from streamer.media.urls import is_live
-
         public_url, full_url = self.admission.split(source)
         if name is not None:
             check_name(name)
@@ -107,26 +108,29 @@ class Client:
             watches = [self.watch(CAPTION_PROMPT)]
         for watch in watches:
             check_prompt(watch.prompt)
-        found = self.probe(source, transport) if probe else None
+        live = self.admission.is_live(full_url, live)
+        if probe:
+            self.admission.probe(source, transport, live)
         return self._create(
             full_url,
             name,
             name or derive_name(public_url),
             url=public_url,
-            # an HTTP playlist may be a recording, which shows only after opening it
-            live=is_live(full_url) and not (found is not None and found.duration),
+            live=live,
             transport=transport,
             history=history,
             sampling=sampling or Sampling(fps=self.settings.fps),
             watches=watches,
         )
 
-    def probe(self, source: str, transport: Transport = "auto") -> "SourceInfo":
+    def probe(
+        self, source: str, transport: Transport = "auto", live: bool | None = None
+    ) -> "SourceInfo":
         """Open `source`, decode one frame and close it.
 
         Raises StreamerError with the stream code that says why it cannot be used.
         """
-        return self.admission.probe(source, transport)
+        return self.admission.probe(source, transport, live)
 
     def _create(self, full_url: str, name: str | None, base: str, **fields: Any) -> Stream:
         number = 1
@@ -346,12 +350,13 @@ class Client:
         *,
         response_format: ResponseFormat | None = None,
         probe: bool = True,
+        live: bool | None = None,
     ) -> Stream:
         """Attach a recording to caption it window by window; detach it after it has ended.
 
         Raises StreamerError(INVALID_REQUEST) for a live source.
         """
-        self.admission.require_recording(path)
+        self.admission.require_recording(path, live)
         sampling = validated(Sampling, fps=self.settings.fps if fps is None else fps)
         watches = [self.watch(prompt, window=window, response_format=response_format)]
-        return self.attach(path, sampling=sampling, watches=watches, probe=probe)
+        return self.attach(path, sampling=sampling, watches=watches, probe=probe, live=False)

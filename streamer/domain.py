@@ -342,6 +342,7 @@ class ClipRequest(Record):
     response_format: ResponseFormat = Field(default_factory=TextFormat)
     created_at: Timestamp = Field(default_factory=utc_now)
     data: dict[str, Any] | None = Field(default=None, description="copied to the result's data")
+    warning: str | None = Field(default=None, description="copied to the result")
 
     _read_old = model_validator(mode="before")(with_response_format)
 

@@ -73,6 +73,11 @@ class StreamBody(Record):
     probe: bool = Field(
         default=True, description="open the source and decode one frame before attaching it"
     )
+    live: bool | None = Field(
+        default=None,
+        description="true: the end of the source is a lost connection; false: it is a recording; "
+        "default: opening it tells",
+    )
 
 
 class StreamPatch(Record):

@@ -22,6 +22,7 @@ def attach_stream(body: StreamBody, client: ClientDependency) -> Stream:
         transport=body.transport,
         history=body.history,
         probe=body.probe,
+        live=body.live,
     )
 
 

@@ -32,6 +32,12 @@ def analyze(
     fps: FpsOption = None,
     choice: ChoiceOption = None,
     json_schema: SchemaOption = None,
+    recording: Annotated[
+        bool,
+        typer.Option(
+            "--recording", help="Take the source for a recording although it looks like a stream."
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Caption a recording window by window, then print its timeline."""
@@ -44,13 +50,15 @@ def analyze(
     check_prompt(prompt)
     response_format = response_format_of(choice, json_schema)
     with StopSignals() as stop, open_client() as client:
-        client.admission.require_recording(file)
+        live = False if recording else None
         client.require_worker()
         client.require_ingest()
-        stop.call(lambda: client.probe(file))  # may block; safe to abandon
+        # opening may block, and is safe to abandon
+        stop.call(lambda: client.admission.require_recording(file, live))
+        stop.call(lambda: client.probe(file, live=False))
         last_id = client.queue.last_id()
         stream = client.analyze(
-            file, prompt, window, fps, response_format=response_format, probe=False
+            file, prompt, window, fps, response_format=response_format, probe=False, live=False
         )
         analysis = Analysis(client, stream, last_id)
         try:

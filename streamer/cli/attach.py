@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from streamer.cli.context import Json, open_client, typed
-from streamer.cli.stream_options import StreamOptions, with_stream_options
+from streamer.cli.stream_options import LiveOption, StreamOptions, with_stream_options
 
 
 @with_stream_options
@@ -41,6 +41,7 @@ def attach(
             "--probe/--no-probe", help="Open the source and decode one frame before attaching it."
         ),
     ] = True,
+    live: LiveOption = None,
     as_json: Json = False,
 ) -> None:
     """Attach a camera stream or a video file."""
@@ -65,6 +66,7 @@ def attach(
                 transport=options.transport or "auto",
                 history=history,
                 probe=probe,
+                live=live,
             )
         workers = client.jobs.workers()
     if as_json:

@@ -6,7 +6,7 @@ import typer
 
 from streamer.cli import running_for
 from streamer.cli.context import Json, open_settings, typed
-from streamer.cli.stream_options import TransportOption
+from streamer.cli.stream_options import LiveOption, TransportOption
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,6 +24,7 @@ def probe_source(
         ),
     ],
     transport: TransportOption = None,
+    live: LiveOption = None,
     as_json: Json = False,
 ) -> None:
     """Describe a source, or report which step fails and what to try, within 15 seconds.
@@ -39,6 +40,7 @@ def probe_source(
         found = probe(
             typed(source),
             transport=transport or "auto",
+            live=live,
             hwaccel=settings.hwaccel,
             access=AccessPolicy.of(settings),
             limit=MAX_PROBE_SECONDS - running_for(),
@@ -85,7 +87,8 @@ def facts(found: "ProbeReport") -> list[tuple[str, str]]:
     video = " ".join(
         part for part in (found.codec, found.profile, found.pixel_format) if part is not None
     )
-    rows = [("video", video), ("size", f"{found.width}x{found.height}")]
+    size = f"{found.width}x{found.height}{', interlaced' if found.interlaced else ''}"
+    rows = [("video", video), ("size", size), ("kind", "live" if found.live else "recording")]
     if found.fps is not None:
         rows.append(("frame rate", f"{found.fps:.4g} fps"))
     if found.gop_seconds is not None:

@@ -87,6 +87,9 @@ class Analysis:
                 f"{len(failed)} of {len(self.results)} windows have no caption. First error: "
                 f"{failed[0].message}",
             )
+        if self.status.warnings:
+            warning = self.status.warnings[0]
+            return StreamerError(warning.code, warning.message)
         if not self.results:
             return StreamerError(
                 ErrorCode.NO_FRAMES, "No frame was sampled from the recording: raise --fps."

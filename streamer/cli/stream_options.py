@@ -29,6 +29,14 @@ TransportOption = Annotated[
         help="Set the RTSP transport. auto: TCP, or UDP if the camera refuses TCP. Default: auto."
     ),
 ]
+LiveOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--live/--recording",
+        help="Treat the source as a live stream, which is reconnected, or as a recording, which "
+        "ends. Default: opening it tells.",
+    ),
+]
 
 
 @dataclass(frozen=True, kw_only=True)

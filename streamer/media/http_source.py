@@ -6,6 +6,7 @@ redirect, and for everything that a playlist names.
 """
 
 import ssl
+import threading
 from collections.abc import Generator, Iterator
 from urllib.parse import unquote, urlsplit
 
@@ -119,6 +120,7 @@ class HttpOpener:
             trust_env=False,  # a proxy could connect to any address
         )
         self._files: list[HttpFile] = []
+        self._closed = threading.Event()
         self.error: StreamerError | None = None
 
     def open_first(self) -> "HttpFile":
@@ -128,6 +130,14 @@ class HttpOpener:
         if self.error is not None:
             raise self.error
         return file
+
+    def open_again(self) -> "HttpFile":
+        """Open the file at `url` again; if that fails, it is empty and `error` says why."""
+        return self._file(self._url)
+
+    def wait(self, seconds: float) -> bool:
+        """Sleep; return False as soon as the opener is interrupted or closed."""
+        return not self._closed.wait(seconds)
 
     def open(self, url: str, flags: int = 1, options: dict[str, str] | None = None) -> "HttpFile":
         """Open a file that a playlist names: the `io_open` of FFmpeg."""
@@ -141,8 +151,13 @@ class HttpOpener:
             return _Decrypted(self, target, options.get("key", ""), options.get("iv", ""))
         return self._file(target)
 
+    def interrupt(self) -> None:
+        """End all waits; may be called from another thread."""
+        self._closed.set()
+
     def close(self) -> None:
         """Close all files and connections."""
+        self._closed.set()
         for file in self._files:
             file.close()
         self._client.close()
@@ -232,7 +247,10 @@ class HttpFile:
         self._offset = 0  # in the chunk
         self._at = 0  # position of the chunk's end
         self._position = 0
-        self._size: int | None = None
+        self.size: int | None = None
+        """Length in bytes, once it is open, if the server says so."""
+        self.content_type = ""
+        """What the server calls it, in lower case, once it is open."""
         self._ranges = False
 
     def fill(self) -> bytes:
@@ -271,7 +289,7 @@ class HttpFile:
 
     def seek(self, offset: int, whence: int = 0) -> int:
         """Set the position, which takes effect at the next read; return -1 if it is unknown."""
-        base = {0: 0, 1: self._position, 2: self._size}.get(whence & 0xFF)
+        base = {0: 0, 1: self._position, 2: self.size}.get(whence & 0xFF)
         if base is None or base + offset < 0:
             return -1
         target = base + offset
@@ -308,8 +326,9 @@ class HttpFile:
                 redact(self.name)
             )  # the server would send it from the beginning
         self._ranges = partial or response.headers.get("accept-ranges") == "bytes"
-        if self._size is None:
-            self._size = _size_of(response)
+        if self.size is None:
+            self.size = _size_of(response)
+            self.content_type = response.headers.get("content-type", "").lower()
         self._opener.succeeded()
         self.name = str(response.url)
         self._response, self._at = response, self._position

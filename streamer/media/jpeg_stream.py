@@ -113,59 +113,50 @@ class JpegSplitter:
 
 
 class JpegStream:
-    """A file that FFmpeg reads as `mpjpeg`, made of the pictures that `source` gives.
+    """A file that FFmpeg reads as `mpjpeg`, made of the pictures that a server sends.
+
+    A server that sends one picture and ends is asked again, for as long as the stream is open: it
+    is a snapshot URL. One that ends after several pictures has ended.
 
     Args:
-        source: the body of an HTTP answer.
+        open: asks the server; called for the first picture and for each further snapshot.
+        wait: sleeps until the next snapshot is due; returns False when the stream is closed.
         chunk: bytes that are read at once.
     """
 
-    def __init__(self, source: ByteSource, chunk: int = 1 << 16) -> None:
-        self._source = source
+    def __init__(
+        self, open: Callable[[], ByteSource], wait: Callable[[], bool], chunk: int = 1 << 16
+    ) -> None:
+        self._open = open
+        self._wait = wait
         self._chunk = chunk
+        self._source = open()
         self._splitter = JpegSplitter()
+        self._pictures = 0  # of this answer
         self._ready = bytearray()
 
     def read(self, size: int) -> bytes:
         """Return up to `size` bytes as soon as a picture is complete; none at the end."""
         while not self._ready:
             data = self._source.read(self._chunk)
-            if not data:
+            if not data and not self._ask_again():
                 return b""
-            for picture in self._splitter.feed(data):
+            try:
+                pictures = self._splitter.feed(data)
+            except ValueError:
+                return b""
+            self._pictures += len(pictures)
+            for picture in pictures:
                 self._ready += as_part(picture)
         piece = bytes(self._ready[:size])
         del self._ready[:size]
         return piece
 
-
-class SnapshotStream:
-    """A file that FFmpeg reads as `mpjpeg`, made of one picture that is asked for repeatedly.
-
-    Args:
-        fetch: asks for the picture and returns its bytes; empty when it cannot be had.
-        wait: sleeps until the next picture is due; returns False when the stream is closed.
-    """
-
-    def __init__(self, fetch: Callable[[], bytes], wait: Callable[[], bool]) -> None:
-        self._fetch = fetch
-        self._wait = wait
-        self._first = True
-        self._ready = bytearray()
-
-    def read(self, size: int) -> bytes:
-        """Return up to `size` bytes, waiting for the next picture; none at the end."""
-        while not self._ready:
-            if not self._first and not self._wait():
-                return b""
-            self._first = False
-            picture = self._fetch()
-            if not picture:
-                return b""
-            self._ready += as_part(picture)
-        piece = bytes(self._ready[:size])
-        del self._ready[:size]
-        return piece
+    def _ask_again(self) -> bool:
+        if self._pictures != 1 or not self._wait():
+            return False
+        self._source, self._splitter, self._pictures = self._open(), JpegSplitter(), 0
+        return True
 
 
 def as_part(picture: bytes) -> bytes:

@@ -1,6 +1,7 @@
 """Prepare how FFmpeg opens a source: its options, and what it may access."""
 
 import io
+import itertools
 import stat
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from streamer.domain import Transport
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import source_errors
 from streamer.media.access_policy import AccessPolicy
+from streamer.media.jpeg_stream import JpegStream
 from streamer.media.urls import SCHEMES, forbidden_scheme, is_device, is_remote
 
 _TRANSPORTS = {
@@ -34,7 +36,10 @@ _CONTAINERS = (
 
 _PLAYLIST = b"#EXTM3U"
 _JPEG_STARTS = (b"--", b"\xff\xd8")
-"""First bytes of a sequence of JPEGs, with headers between them or without."""
+"""First bytes of JPEGs, with part headers or without."""
+
+MIN_POLL, MAX_POLL = 0.2, 60.0
+"""Seconds between two requests of a snapshot URL, at least and at most."""
 
 _PLAYLIST_SUFFIXES = frozenset({".m3u8", ".m3u"})
 _HLS = {
@@ -55,6 +60,9 @@ class Opener(Protocol):
     def open(self, url: str, flags: int = 1, options: dict[str, str] | None = None) -> Any:
         """Open the file at `url`, which a playlist names."""
 
+    def interrupt(self) -> None:
+        """End all waits; may be called from another thread."""
+
     def close(self) -> None:
         """Close all files."""
 
@@ -71,6 +79,11 @@ class Opening:
         """Error of the opener, if any."""
         return self.opener.error if self.opener is not None else None
 
+    def interrupt(self) -> None:
+        """End all waits of the opener; may be called from another thread."""
+        if self.opener is not None:
+            self.opener.interrupt()
+
     def close(self) -> None:
         """Close all files."""
         if self.opener is not None:
@@ -78,9 +91,19 @@ class Opening:
 
 
 def prepare(
-    url: str, *, live: bool, timeout: float, transport: Transport = "auto", access: AccessPolicy
+    url: str,
+    *,
+    live: bool,
+    timeout: float,
+    transport: Transport = "auto",
+    access: AccessPolicy,
+    poll: float = 1.0,
 ) -> Opening:
-    """Return how to open `url`; `timeout` bounds each network call, in seconds.
+    """Return how to open `url`.
+
+    Args:
+        timeout: seconds that each network call may take.
+        poll: seconds between two requests of a snapshot URL.
 
     Raises StreamerError: STREAM_URL_FORBIDDEN, or why a file over http(s) cannot be opened.
     """
@@ -110,12 +133,18 @@ def prepare(
         return Opening({"file": url, "options": options})
     options["format_whitelist"] = _CONTAINERS
     if scheme:
-        return _over_http(url, options, access, live=live, timeout=timeout)
+        return _over_http(url, options, access, live=live, timeout=timeout, poll=poll)
     return _local(url, options)
 
 
 def _over_http(
-    url: str, options: dict[str, str], access: AccessPolicy, *, live: bool, timeout: float
+    url: str,
+    options: dict[str, str],
+    access: AccessPolicy,
+    *,
+    live: bool,
+    timeout: float,
+    poll: float,
 ) -> Opening:
     from streamer.media.http_source import HttpOpener  # slow to import
 
@@ -129,10 +158,21 @@ def _over_http(
     head = file.fill()
     if head.lstrip(b"\xef\xbb\xbf").startswith(_PLAYLIST):
         arguments |= _playlist(options, opener)
-    elif live and head.lstrip().startswith(_JPEG_STARTS):
-        options["use_wallclock_as_timestamps"] = "1"  # otherwise FFmpeg assumes 25 fps
-        arguments["format"] = "mpjpeg" if head.lstrip().startswith(b"--") else "mjpeg"
+    elif live and _has_pictures(file.content_type, head):
+        # otherwise FFmpeg assumes 25 fps, and waits for several pictures to tell the rate
+        options |= {"use_wallclock_as_timestamps": "1", "fpsprobesize": "0"}
+        arguments["format"] = "mpjpeg"
+        poll = max(MIN_POLL, min(poll, MAX_POLL, timeout / 2))
+        answers = itertools.chain([file], iter(lambda: opener.open_again(), None))
+        arguments["file"] = JpegStream(lambda: next(answers), lambda: opener.wait(poll))
     return Opening(arguments, opener)
+
+
+def _has_pictures(content_type: str, head: bytes) -> bool:
+    """Return whether an HTTP answer holds JPEG pictures, whatever it is called."""
+    if content_type.startswith(("multipart/", "image/jp")) or b"image/jpeg" in head[:512].lower():
+        return True
+    return head.lstrip().startswith(_JPEG_STARTS)
 
 
 def _local(url: str, options: dict[str, str]) -> Opening:
@@ -182,6 +222,9 @@ class _FolderOpener:
             return io.BytesIO()
         self._files = [*(f for f in self._files if not f.closed), file]
         return file
+
+    def interrupt(self) -> None:
+        """Do nothing: files on disk are not waited for."""
 
     def close(self) -> None:
         """Close the files."""

@@ -90,6 +90,7 @@ class PacketReader:
         hwaccel: hardware.Hardware = "none",
         transport: Transport = "auto",
         access: AccessPolicy | None = None,
+        poll: float = 1.0,
     ) -> None:
         self._url = url
         self._live = live
@@ -101,6 +102,7 @@ class PacketReader:
         self._hwaccel = hwaccel
         self._transport = transport
         self._access = access or AccessPolicy()
+        self._poll = poll
         self._opening: Opening | None = None
         self._change = threading.Condition()
         self._queue: deque[Arrival] = deque()
@@ -180,6 +182,8 @@ class PacketReader:
             self._closed = True
             self._queue.clear()
             self._change.notify_all()
+        if self._opening is not None:
+            self._opening.interrupt()
         if wait and self._thread.ident is not None:
             self._thread.join(wait)
 
@@ -217,6 +221,7 @@ class PacketReader:
             timeout=min(self._open_timeout, self._read_timeout),
             transport=self._transport,
             access=self._access,
+            poll=self._poll,
         )
         # A camera that sends byte by byte never times out by itself. PyAV's timeout takes the GIL
         # at every poll: it is set for opening only. It is a little shorter than the wait of

@@ -115,6 +115,7 @@ class Source:
         transport: Transport = "auto",
         access: AccessPolicy | None = None,
         sampler: Callable[[], Sampler] | None = None,
+        poll: float = 1.0,
         shift: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self._url = url
@@ -137,6 +138,7 @@ class Source:
             hwaccel=hwaccel,
             transport=transport,
             access=access,
+            poll=poll,
         )
         self._info: SourceInfo | None = None
         self._reached = 0.0
@@ -367,17 +369,21 @@ def inspect_source(
     timeout: float = 10.0,
     access: AccessPolicy | None = None,
     transport: Transport = "auto",
+    live: bool | None = None,
 ) -> SourceInfo:
-    """Open `url`, decode one frame, close it, and describe it, within two `timeout`.
+    """Open `url`, decode one frame, close it, and describe it, within three `timeout`.
+
+    Args:
+        live: whether it is live; None decides by opening it.
 
     Raises StreamerError with a stream code if the source cannot be used.
     """
-    from streamer.media.urls import is_live
+    from streamer.media.liveness import is_live_source
 
-    live = is_live(url)
+    access = access or AccessPolicy()
     with Source(
         url,
-        live=live,
+        live=is_live_source(url, live, access=access, timeout=timeout),
         open_timeout=timeout,
         read_timeout=timeout,
         access=access,

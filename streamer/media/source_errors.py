@@ -56,6 +56,15 @@ def clock_wrong(url: str) -> StreamerError:
     )
 
 
+def ended_early(url: str, reached: float, announced: float) -> StreamerError:
+    """Return the error for a recording that is shorter than it says, in seconds."""
+    return StreamerError(
+        ErrorCode.STREAM_ENDED_EARLY,
+        f"{redact(url)} ended after {reached:.1f} of {announced:.1f} s: the rest is missing from "
+        "the file; copy it again.",
+    )
+
+
 def streams_changed(url: str) -> StreamerError:
     """A recording that cannot be searched brings a video that was not there when it was opened."""
     return StreamerError(

@@ -130,8 +130,11 @@ def _encode(part: str) -> str:
     return quote(unquote(part), safe="")
 
 
-def is_live(url: str) -> bool:
-    """Return whether the end of the data is a lost connection: cameras, webcams, HTTP streams."""
+def guess_live(url: str) -> bool:
+    """Return whether the form of `url` suggests a live source: a camera, a webcam, an HTTP stream.
+
+    `streamer.media.liveness` decides by opening it.
+    """
     scheme = _scheme_of(url)
     if scheme in LIVE_SCHEMES:
         return True

@@ -83,6 +83,7 @@ class RecordingClips:
 
     Attributes:
         resumed: whether an earlier worker may have submitted some of the clips.
+        warning: what is wrong with the recording, for the results of the clips to come.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class RecordingClips:
         self._wait = wait
         self._insist = insist
         self.resumed = False
+        self.warning: str | None = None
 
     def submit(self, spec: StreamSpec, watch: Watch, window: Window) -> None:
         """Ask a watch's question about one window, as soon as there is room for its clip."""
@@ -123,8 +125,7 @@ class RecordingClips:
             raise
         return True
 
-    @staticmethod
-    def _request(spec: StreamSpec, watch: Watch, window: Window) -> ClipRequest:
+    def _request(self, spec: StreamSpec, watch: Watch, window: Window) -> ClipRequest:
         start, end = round(window.start, 3), round(window.end, 3)
         # An edited watch keeps its id, and a longer window may begin where a short one did.
         place = f"{spec.id} {watch.id} {watch.window} {start}"
@@ -136,4 +137,5 @@ class RecordingClips:
             frames=window.frames,
             id="req_" + hashlib.sha256(place.encode()).hexdigest()[:16],
             data={"media_start": start, "media_end": end},
+            warning=self.warning,
         )

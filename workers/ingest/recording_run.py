@@ -9,6 +9,7 @@ import structlog
 from streamer.clock import Clock
 from streamer.domain import FrameRef, StreamSpec, StreamState, to_datetime
 from streamer.errors import StreamerError
+from streamer.media.source_errors import ended_early
 from streamer.media.source import DecodedFrame, Source
 from workers.context import GiveBack, WorkerContext
 from workers.ingest.clips import RecordingClips, max_clips_in_flight
@@ -21,6 +22,13 @@ _T = TypeVar("_T")
 
 _REDIS_PAUSE = 1.0
 """Seconds between two attempts to reach a Redis that is away."""
+
+_MIN_MISSING = 1.0
+"""Seconds, at least, that are missing at the end of a recording that ended early: containers round,
+and sound may outlast the picture."""
+
+_MISSING_SHARE = 0.02
+"""The same as a share of its length, which some containers only estimate."""
 
 _log = structlog.get_logger(__name__)
 
@@ -73,10 +81,22 @@ class RecordingRun(StreamRun):
             raise GiveBack
         if self._position is not None:
             length = self.counters.duration or 0.0
-            end = self._position if failure is not None else max(length, self._position)
-            self.watches.finish(end)
+            missing = None if failure is not None else self._missing(self._position, length)
+            if missing is not None:
+                self._reporter.warn(missing)
+                self.clips.warning = missing.message
+            whole = failure is None and missing is None
+            self.watches.finish(max(length, self._position) if whole else self._position)
         state = StreamState.ENDED if failure is None else StreamState.FAILED
         self._reporter.enter(state, failure)
+
+    def _missing(self, position: float, length: float) -> StreamerError | None:
+        """Return the warning that a recording ended long before its announced `length`; its last
+        frame is at `position`. Both in seconds."""
+        reached = position + 1 / (self.counters.fps or 25.0)
+        if length - reached <= max(_MIN_MISSING, _MISSING_SHARE * length):
+            return None
+        return ended_early(self.spec.url, reached, length)
 
     def _resume(self) -> float:
         """Continue where an earlier worker stopped. Return the stream time to read from."""

@@ -14,6 +14,7 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.media import source_errors, tls
 from streamer.media.access_policy import AccessPolicy
 from streamer.media.hardware import Hardware
+from streamer.media.liveness import is_live_source
 from streamer.media.probe import advice
 from streamer.media.probe.report import ProbeReport, ProbeStep
 from streamer.media.probe.rtsp_session import (
@@ -27,7 +28,7 @@ from streamer.media.probe.stream_stats import StreamStats
 from streamer.media.source import DecodedFrame, Source
 from streamer.media.urls import (
     TLS_SCHEMES,
-    is_live,
+    guess_live,
     is_remote,
     parse_source,
     port_of,
@@ -69,17 +70,19 @@ def probe(
     transport: Transport = "auto",
     hwaccel: Hardware = "none",
     access: AccessPolicy | None = None,
+    live: bool | None = None,
     watch: float = WATCH_SECONDS,
     limit: float = MAX_PROBE_SECONDS,
 ) -> ProbeReport:
     """Try `source` step by step. If frames arrive, watch it for `watch` seconds and two key frames.
 
-    Takes at most `limit` seconds. The report describes what is wrong with the source. Raises
+    Without `live`, opening it tells whether it is live. Takes at most `limit` seconds. The report describes what is wrong with the source. Raises
     StreamerError (INVALID_REQUEST, STREAM_URL_FORBIDDEN) for an invalid or forbidden address.
     """
     shown, url = split_secret(parse_source(source))
-    report = ProbeReport(url=shown, live=is_live(url))
-    return _Prober(report, url, transport, hwaccel, access or AccessPolicy(), watch, limit).run()
+    report = ProbeReport(url=shown, live=guess_live(url) if live is None else live)
+    prober = _Prober(report, url, transport, hwaccel, access or AccessPolicy(), watch, limit)
+    return prober.run(live)
 
 
 class _Prober:
@@ -105,11 +108,14 @@ class _Prober:
         self._parts = urlsplit(url)
         self._packets = 0  # received, although no frame was decoded
 
-    def run(self) -> ProbeReport:
+    def run(self, live: bool | None) -> ProbeReport:
         report = self._report
         try:
             if is_remote(self._url):
                 self._check_network()
+            report.live = is_live_source(
+                self._url, live, access=self._access, timeout=self._left()
+            )
             self._check_frames()
             report.ok = True
         except _FailedError as failed:
@@ -336,6 +342,7 @@ class _Prober:
     ) -> None:
         report = self._report
         report.pixel_format = first.image.format.name
+        report.interlaced = bool(first.image.interlaced_frame)
         report.width, report.height = first.image.width, first.image.height
         report.frames, report.damaged = stats.frames, source.corrupt
         report.fps, report.decode_ms = stats.fps, stats.decode_ms

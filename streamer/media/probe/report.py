@@ -31,6 +31,7 @@ class ProbeReport(Record):
     codec: str | None = None
     profile: str | None = None
     pixel_format: str | None = None
+    interlaced: bool = Field(default=False, description="fields of two moments in each frame")
     width: int | None = None
     height: int | None = None
     fps: float | None = Field(default=None, description="frames per second, measured")

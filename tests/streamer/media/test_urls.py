@@ -7,7 +7,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media.urls import is_live, normalise, parse_source, redact, split_secret
+from streamer.media.urls import guess_live, normalise, parse_source, redact, split_secret
 
 PLANTED = "p@ss/w#rd% x:y?z"
 
@@ -166,8 +166,8 @@ def test_a_path_is_not_touched() -> None:
         ("/dev/video0", True),
     ],
 )
-def test_what_is_live(url: str, live: bool) -> None:
-    assert is_live(url) is live
+def test_what_guess_live(url: str, live: bool) -> None:
+    assert guess_live(url) is live
 
 
 def test_a_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
