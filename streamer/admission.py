@@ -42,9 +42,7 @@ class Admission:
         timeout = self._settings.open_timeout
         return is_live_source(full_url, None, access=self._access(), timeout=timeout)
 
-    def probe(
-        self, source: str, transport: Transport, live: bool | None = None
-    ) -> "SourceInfo":
+    def probe(self, source: str, transport: Transport, live: bool | None = None) -> "SourceInfo":
         """Open `source`, decode one frame and close it.
 
         Raises StreamerError with the stream code that says why it cannot be used.

@@ -419,6 +419,9 @@ class Result(Record):
         description="choice or json: the answer in the requested form; "
         "media_start and media_end: position in a recording, seconds",
     )
+    warning: str | None = Field(
+        default=None, description="what was wrong with the source although it could be read"
+    )
     finish_reason: str | None = Field(default=None, description="why generation ended")
     error: ErrorInfo | None = None
     model: str | None = Field(default=None, description="name of the model that answered")
@@ -461,6 +464,7 @@ class Result(Record):
             "end": request.end,
             "prompt": request.prompt,
             "data": request.data,
+            "warning": request.warning,
             "frames": len(request.frames),
         }
         return cls(**asked | outcome)

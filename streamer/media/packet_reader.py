@@ -265,12 +265,13 @@ class PacketReader:
                     packet.pts = None
                 yield packet, watch.after(packet)
             return
-        follower = VideoFollower(stream)
+        follower, codec = VideoFollower(stream), ""
         for one in container.demux(tuple(_videos(container))):
             for followed in follower.follow(one) if one.size else follower.finish():
-                yield followed, follower.codec or watch.after(followed)
+                codec = follower.codec or watch.after(followed)
+                yield followed, codec
             if not one.size:
-                yield one, follower.codec
+                yield one, codec
                 return
 
     def _arrived(self, packet: "Packet[Any]", codec: str) -> Arrival:

@@ -94,6 +94,7 @@ class Source:
         sampler: returns the sampler whose frames are needed. It is called for each packet, so the
             sampler may change. Only what its frames need is decoded; other frames may be among
             them. Without one, all frames are decoded.
+        poll: seconds between two requests of a snapshot URL.
         shift: returns the seconds by which the sampler's time is ahead of stream time.
 
     `__enter__` and iteration raise StreamerError with a stream code; `__enter__` raises CANCELLED
@@ -260,13 +261,17 @@ class Source:
         fps = _rate(stream.guessed_rate) or _rate(stream.average_rate)
         # a finite playlist over HTTP has a duration; that of a camera is meaningless
         finite = not self._live or container.format.name == "hls"
-        length = container.duration if finite else None
+        length = None
+        if finite and stream.duration is not None:
+            length = float(stream.duration * self._time_base)
+        elif finite and container.duration is not None:
+            length = container.duration / av.time_base
         self._info = SourceInfo(
             codec=context.codec.canonical_name,  # not the decoder's, such as libdav1d
             width=context.width,
             height=context.height,
             fps=fps,
-            duration=length / av.time_base if length else None,
+            duration=length or None,
             format=container.format.name,
             profile=context.profile,
             bit_rate=context.bit_rate or container.bit_rate or None,

@@ -3,8 +3,10 @@
 FFmpeg's messages contain the URL with its password, so their text is never used.
 """
 
+import os
 import socket
 import ssl
+import struct
 from urllib.parse import urlsplit
 
 import av
@@ -20,6 +22,10 @@ _CERTIFICATES = {  # by the error number of OpenSSL
     62: ("is for another host", "use the host name of the certificate in the URL"),
     64: ("is for another address", "use the host name of the certificate in the URL"),
 }
+
+
+_MAX_BOXES = 1000
+"""Boxes of an MP4 file that are looked at."""
 
 
 def timed_out(url: str, seconds: float) -> StreamerError:
@@ -282,6 +288,12 @@ def _local(error: Exception, url: str) -> StreamerError:
             ErrorCode.STREAM_CONNECTION_FAILED,
             f"The {kind} {url} is not readable: give this user read permission.",
         )
+    if isinstance(error, av.InvalidDataError) and _lacks_index(url):
+        return StreamerError(
+            ErrorCode.STREAM_NO_VIDEO,
+            f"{url} is an MP4 file without its index, which is written last: the recording was "
+            "cut off. Copy it again, or repair it with a tool such as untrunc.",
+        )
     if isinstance(
         error, av.InvalidDataError | av.ArgumentError
     ):  # not a container, or not an allowed one
@@ -292,6 +304,26 @@ def _local(error: Exception, url: str) -> StreamerError:
         ErrorCode.STREAM_CONNECTION_FAILED,
         f"The {kind} {url} cannot be opened ({type(error).__name__}): check that it is readable.",
     )
+
+
+def _lacks_index(path: str) -> bool:
+    """Return whether an MP4 file has no `moov` box among those at its top (ISO/IEC 14496-12)."""
+    try:
+        with open(path, "rb") as file:
+            length = os.fstat(file.fileno()).st_size
+            at, kinds = 0, list[bytes]()
+            while at + 8 <= length and len(kinds) < _MAX_BOXES:
+                file.seek(at)
+                size, kind = struct.unpack(">I4s", file.read(8))
+                kinds.append(kind)
+                if size == 1:
+                    (size,) = struct.unpack(">Q", file.read(8).rjust(8, b"\0"))
+                if size < 8:
+                    break
+                at += size
+    except OSError:
+        return False
+    return bool(kinds) and kinds[0] == b"ftyp" and b"moov" not in kinds
 
 
 def _not_video(url: str) -> StreamerError:

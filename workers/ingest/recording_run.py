@@ -9,8 +9,8 @@ import structlog
 from streamer.clock import Clock
 from streamer.domain import FrameRef, StreamSpec, StreamState, to_datetime
 from streamer.errors import StreamerError
-from streamer.media.source_errors import ended_early
 from streamer.media.source import DecodedFrame, Source
+from streamer.media.source_errors import ended_early
 from workers.context import GiveBack, WorkerContext
 from workers.ingest.clips import RecordingClips, max_clips_in_flight
 from workers.ingest.failures import unexpected

@@ -105,6 +105,7 @@ class StreamRun(ABC):
             transport=self.spec.transport,
             access=AccessPolicy.of(self._settings),
             sampler=lambda: self.intake.sampler,
+            poll=1 / self.spec.sampling.max_fps,
             shift=shift,
         )
 

@@ -76,8 +76,9 @@ def probe(
 ) -> ProbeReport:
     """Try `source` step by step. If frames arrive, watch it for `watch` seconds and two key frames.
 
-    Without `live`, opening it tells whether it is live. Takes at most `limit` seconds. The report describes what is wrong with the source. Raises
-    StreamerError (INVALID_REQUEST, STREAM_URL_FORBIDDEN) for an invalid or forbidden address.
+    Without `live`, opening it tells whether it is live. Takes at most `limit` seconds. The report
+    describes what is wrong with the source. Raises StreamerError (INVALID_REQUEST,
+    STREAM_URL_FORBIDDEN) for an invalid or forbidden address.
     """
     shown, url = split_secret(parse_source(source))
     report = ProbeReport(url=shown, live=guess_live(url) if live is None else live)
@@ -113,9 +114,7 @@ class _Prober:
         try:
             if is_remote(self._url):
                 self._check_network()
-            report.live = is_live_source(
-                self._url, live, access=self._access, timeout=self._left()
-            )
+            report.live = is_live_source(self._url, live, access=self._access, timeout=self._left())
             self._check_frames()
             report.ok = True
         except _FailedError as failed:

@@ -1,6 +1,6 @@
 """Following a recording, with the workers' side played through the same public classes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -51,9 +51,10 @@ def enter(
     state: StreamState,
     clips: int,
     error: ErrorInfo | None = None,
+    warnings: Sequence[ErrorInfo] = (),
 ) -> None:
     counters = StreamCounters(clips=clips, duration=12.0)
-    status = StreamStatus(state=state, counters=counters, error=error)
+    status = StreamStatus(state=state, counters=counters, error=error, warnings=list(warnings))
     assert client.registry.save_status(analysis.stream.id, status)
 
 
@@ -117,6 +118,17 @@ def test_a_file_that_breaks_off_is_trouble(client: Client, analysis: Analysis) -
     trouble = analysis.trouble()
     assert trouble is not None
     assert (trouble.code, trouble.message) == (error.code, error.message)
+
+
+def test_a_file_that_ended_early_is_trouble(client: Client, analysis: Analysis) -> None:
+    publish(client, analysis, 0.0)
+    warning = ErrorInfo(code=ErrorCode.STREAM_ENDED_EARLY, message="It ended early.")
+    enter(client, analysis, StreamState.ENDED, 1, warnings=[warning])
+    analysis.advance(0.1)
+    assert analysis.finished
+    trouble = analysis.trouble()
+    assert trouble is not None
+    assert (trouble.code, trouble.message) == (warning.code, warning.message)
 
 
 def test_no_frame_at_all_is_trouble(client: Client, analysis: Analysis) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from streamer.media.jpeg_stream import JpegSplitter, JpegStream, SnapshotStream
+from streamer.media.jpeg_stream import JpegSplitter, JpegStream
 
 
 def jpeg(seed: int, **options: object) -> bytes:
@@ -69,7 +69,8 @@ def test_a_picture_without_an_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -
 def test_ffmpeg_reads_what_it_is_given() -> None:
     import av
 
-    stream = JpegStream(io.BytesIO(b"HTTP noise".join(PICTURES)), chunk=700)
+    body = io.BytesIO(b"HTTP noise".join(PICTURES))
+    stream = JpegStream(lambda: body, lambda: False, chunk=700)
 
     with av.open(stream, "r", format="mpjpeg") as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
@@ -80,13 +81,29 @@ def test_ffmpeg_reads_what_it_is_given() -> None:
         assert np.abs(frame.astype(int) - picture).mean() < 25
 
 
-def test_a_snapshot_is_asked_for_until_the_stream_is_closed() -> None:
-    pictures = iter(PICTURES)
-    waits = iter([True, True, False])
-    stream = SnapshotStream(lambda: next(pictures), lambda: next(waits))
-
+def read_all(stream: JpegStream) -> list[bytes]:
     data = b""
     while piece := stream.read(1000):
         data += piece
+    return JpegSplitter().feed(data)
 
-    assert JpegSplitter().feed(data) == PICTURES[:3]
+
+def test_a_snapshot_is_asked_for_until_the_stream_is_closed() -> None:
+    answers = iter([io.BytesIO(picture) for picture in PICTURES])
+    waits = iter([True, True, False])
+
+    pictures = read_all(JpegStream(lambda: next(answers), lambda: next(waits)))
+
+    assert pictures == PICTURES[:3]
+
+
+def test_the_end_of_several_pictures_is_the_end() -> None:
+    answers = iter([io.BytesIO(b"".join(PICTURES[:2]))])
+
+    assert read_all(JpegStream(lambda: next(answers), lambda: True)) == PICTURES[:2]
+
+
+def test_a_snapshot_that_fails_ends_the_stream() -> None:
+    answers = iter([io.BytesIO(PICTURES[0]), io.BytesIO(b"")])
+
+    assert read_all(JpegStream(lambda: next(answers), lambda: True)) == PICTURES[:1]

@@ -29,6 +29,15 @@ def refused(path: Path | str) -> StreamerError:
     return caught.value
 
 
+def test_a_recording_that_was_cut_off_before_its_index_says_so(tmp_path: Path) -> None:
+    path = tmp_path / "v.mp4"
+    write_video(path, seconds=2)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    error = refused(path)
+    assert error.code is ErrorCode.STREAM_NO_VIDEO
+    assert "without its index" in error.message
+
+
 @pytest.mark.parametrize("b_frames", [0, 3])
 def test_every_frame_comes_in_presentation_order(tmp_path: Path, b_frames: int) -> None:
     times = write_video(tmp_path / "v.mp4", seconds=2, b_frames=b_frames)

@@ -173,6 +173,38 @@ def test_a_recording_that_cannot_be_read_has_failed(bench: Bench, tmp_path: Path
         assert name in status.error.message
 
 
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+def test_a_recording_that_ends_early_says_so(bench: Bench, tmp_path: Path, share: float) -> None:
+    # given the beginning of a file, whose index announces all of it
+    path = tmp_path / "v.mp4"
+    write_video(path, seconds=10, fps=10, container_options={"movflags": "faststart"})
+    path.write_bytes(path.read_bytes()[: round(share * path.stat().st_size)])
+    spec = bench.attach(path, watch(4.0))
+
+    with bench.run(spec) as slot:
+        slot.join()
+
+    # then its state and its last clip say what is missing, and the clip ends where the video does
+    status = bench.status(spec)
+    (warning,) = status.warnings
+    assert status.state is StreamState.ENDED
+    assert warning.code is ErrorCode.STREAM_ENDED_EARLY
+    assert f"ended after {status.counters.position + 0.1:.1f} of 10.0 s" in warning.message
+    last = bench.requests(FILES)[-1]
+    assert last.warning == warning.message
+    assert last.data is not None
+    assert last.data["media_end"] <= status.counters.position + 0.11
+
+
+def test_a_whole_recording_has_no_warning(bench: Bench, tmp_path: Path) -> None:
+    for name, b_frames in (("a.mp4", 0), ("b.mp4", 3), ("c.ts", 0), ("d.mkv", 3), ("e.avi", 2)):
+        write_video(tmp_path / name, seconds=3, fps=10, b_frames=b_frames)
+        spec = bench.attach(tmp_path / name, watch(4.0), name=name)
+        with bench.run(spec) as slot:
+            slot.join()
+        assert bench.status(spec).warnings == []
+
+
 def test_detaching_a_recording_stops_it(
     bench: Bench, tmp_path: Path, eventually: Callable[..., None]
 ) -> None:

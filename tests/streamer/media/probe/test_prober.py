@@ -113,6 +113,13 @@ def test_a_recording(tmp_path: Path) -> None:
     assert (found.gop_frames, found.fps) == (25, pytest.approx(25))
     assert (found.clock_drift, found.transport, found.auth) == (None, None, None)
     assert found.bit_rate
+    assert not found.interlaced
+
+
+def test_an_interlaced_recording(tmp_path: Path) -> None:
+    options = {"flags": "+ilme+ildct", "x264-params": "tff=1:log-level=none"}
+    write_video(tmp_path / "v.mp4", seconds=1, options=options)
+    assert probe(str(tmp_path / "v.mp4")).interlaced
 
 
 def test_a_login_is_asked_for(camera: GstCamera) -> None:
