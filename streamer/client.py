@@ -108,9 +108,10 @@ class Client:
             watches = [self.watch(CAPTION_PROMPT)]
         for watch in watches:
             check_prompt(watch.prompt)
-        live = self.admission.is_live(full_url, live)
         if probe:
-            self.admission.probe(source, transport, live)
+            live = self.admission.probe(source, transport, live).live
+        else:
+            live = self.admission.is_live(full_url, live)
         return self._create(
             full_url,
             name,

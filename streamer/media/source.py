@@ -58,6 +58,7 @@ class SourceInfo:
     fps: float | None
     duration: float | None
     format: str
+    live: bool
     profile: str | None = None
     bit_rate: int | None = None
 
@@ -273,6 +274,7 @@ class Source:
             fps=fps,
             duration=length or None,
             format=container.format.name,
+            live=self._live,
             profile=context.profile,
             bit_rate=context.bit_rate or container.bit_rate or None,
         )
@@ -383,12 +385,14 @@ def inspect_source(
 
     Raises StreamerError with a stream code if the source cannot be used.
     """
-    from streamer.media.liveness import is_live_source
+    from streamer.media.liveness import detect_live
 
     access = access or AccessPolicy()
+    if live is None:
+        live = detect_live(url, access=access, timeout=timeout)
     with Source(
         url,
-        live=is_live_source(url, live, access=access, timeout=timeout),
+        live=live,
         open_timeout=timeout,
         read_timeout=timeout,
         access=access,
@@ -397,6 +401,6 @@ def inspect_source(
         for frame in source:
             image, info = frame.image, source.info
             return SourceInfo(
-                info.codec, image.width, image.height, info.fps, info.duration, info.format
+                info.codec, image.width, image.height, info.fps, info.duration, info.format, live
             )
     raise source_errors.cannot_decode(url, None)

@@ -61,11 +61,11 @@ def test_what_is_no_address(runner: CliRunner) -> None:
 
 def test_words_for_what_is_known() -> None:
     bare = ProbeReport(url="u", live=True, codec="h264", width=640, height=480)
-    assert facts(bare) == [("video", "h264"), ("size", "640x480")]
+    assert facts(bare) == [("video", "h264"), ("size", "640x480"), ("kind", "live")]
     whole = bare.model_copy(
         update={"transport": "udp", "auth": "Digest", "server": "Cam", "clock_drift": 0.0012}
     )
-    assert facts(whole)[2:] == [
+    assert facts(whole)[3:] == [
         ("transport", "udp"),
         ("login", "Digest"),
         ("server", "Cam"),
