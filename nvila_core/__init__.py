@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nvila_core.errors import EmptyPrompt as EmptyPrompt
     from nvila_core.errors import EngineStopped as EngineStopped
     from nvila_core.errors import MediaError as MediaError
+    from nvila_core.errors import MediaWarning as MediaWarning
     from nvila_core.errors import NotFinite as NotFinite
     from nvila_core.errors import NVILAError as NVILAError
     from nvila_core.errors import PromptError as PromptError
@@ -52,6 +53,7 @@ HOMES = {
     "Handle": "engine.handle",
     "Measures": "resolution.policy",
     "MediaError": "errors",
+    "MediaWarning": "errors",
     "Meter": "resolution.meter",
     "NVILA": "model",
     "NVILAError": "errors",

@@ -4,11 +4,14 @@ import argparse
 import json
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nvila_core.errors import NVILAError, PromptError, first_line, shorten
+from nvila_core.errors import MediaWarning, NVILAError, PromptError, first_line, shorten
 
 if TYPE_CHECKING:
     from nvila_core.generation.completion import Completion
@@ -130,22 +133,35 @@ def open_media(name: str) -> Any:
     Raises:
         MediaError: the path does not exist, or is neither an image nor a video.
     """
-    from PIL import Image, UnidentifiedImageError
-
+    from nvila_core.file_kind import file_kind, read_head
+    from nvila_core.media.picture import is_animated, open_image
     from nvila_core.media.video import Video
-    from nvila_core.media.video_file import open_image, open_video
+    from nvila_core.media.video_file import VideoFile, open_video
 
     path = Path(name)
     if path.is_file():
-        try:
-            with Image.open(path) as image:
-                animated = getattr(image, "n_frames", 1) > 1
-            if not animated:
-                return open_image(path)
-        except (UnidentifiedImageError, OSError):
-            pass
-        open_video(path).close()
-    return Video.from_path(path)
+        kind = file_kind(read_head(path))
+        if kind is not None and not is_animated(path):
+            return open_image(path)  # or the error that says what else it is
+        if kind is None and _is_rare_picture(path):
+            return open_image(path)
+    video = Video.from_path(path)
+    if isinstance(video.source, VideoFile) and path.is_file():
+        open_video(path).close()  # raises for what is not a video, before the model is loaded
+    return video
+
+
+def _is_rare_picture(path: Path) -> bool:
+    """Return whether Pillow knows a file that has none of the common signatures."""
+    from PIL import Image
+
+    from nvila_core.media.picture import UNREADABLE
+
+    try:
+        with Image.open(path) as image:
+            return getattr(image, "n_frames", 1) == 1
+    except UNREADABLE:
+        return False
 
 
 def read_question(inputs: list[str]) -> tuple[list[str], str]:
@@ -178,7 +194,32 @@ def read_schema(schema: str | None) -> str | None:
 
 
 def run_ask(args: argparse.Namespace) -> None:
-    """Answer one question and print the answer."""
+    """Answer one question and print the answer, and notes about how the media were used."""
+    with notes_on_stderr() as notes:
+        answer_question(args, notes)
+
+
+@contextmanager
+def notes_on_stderr() -> Iterator[list[str]]:
+    """Print each MediaWarning once, as a note, and yield the list of them."""
+    notes: list[str] = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", MediaWarning)
+        show_others = warnings.showwarning
+
+        def show(message: Any, category: Any, *place: Any, **more: Any) -> None:
+            if not issubclass(category, MediaWarning):
+                show_others(message, category, *place, **more)
+            elif str(message) not in notes:
+                notes.append(str(message))
+                print(f"note: {message}", file=sys.stderr)
+
+        warnings.showwarning = show
+        yield notes
+
+
+def answer_question(args: argparse.Namespace, notes: list[str]) -> None:
+    """Answer one question and print the answer; `notes` become part of the JSON."""
     files, question = read_question(args.inputs)
     parts = [*(open_media(file) for file in files), question]
     from nvila_core.generation.grammar import is_complete
@@ -232,7 +273,7 @@ def run_ask(args: argparse.Namespace) -> None:
         schema=params.json_schema is not None,
     )
     if args.json:
-        print(json.dumps(as_record(completion, model.name, prompt)))
+        print(json.dumps(as_record(completion, model.name, prompt) | {"notes": notes}))
     elif whole or args.stream:
         print("" if args.stream else completion.text)
     if not whole:

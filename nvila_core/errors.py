@@ -74,6 +74,10 @@ class MediaError(PromptError):
     """An image or a video cannot be read."""
 
 
+class MediaWarning(UserWarning):
+    """A picture is used in another way than its file stores it; the message says how and why."""
+
+
 class EngineStopped(NVILAError):  # noqa: N818
     """The engine was stopped, or failed, before the request was finished."""
 

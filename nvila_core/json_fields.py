@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from nvila_core.errors import CheckpointError, first_line
+from nvila_core.file_kind import GIT_LFS, HTML, file_kind, read_head
 
 MISSING: Any = object()
 MAX_JSON_BYTES = 64 * 2**20
@@ -104,6 +105,8 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(path, "the file is missing; download the checkpoint again") from None
     except (OSError, ValueError, RecursionError) as error:
         problem = f"the file cannot be read as JSON: {first_line(error)}"
+        if (kind := file_kind(read_head(path))) in (GIT_LFS, HTML):
+            problem = f"the file is {kind.name}; {kind.remedy}"
         raise CheckpointError(path, problem) from error
     if not isinstance(value, dict):
         raise CheckpointError(

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from nvila_core.errors import CheckpointError, as_checkpoint_error
+from nvila_core.file_kind import GIT_LFS, HTML, file_kind, read_head
 from nvila_core.json_fields import Fields, read_json
 from nvila_core.models.quantize import quantized
 
@@ -190,6 +191,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     if not path.is_file():
         raise CheckpointError(path, "the file is missing; download the checkpoint again")
     tensors = {}
+    refuse_other_kinds(path)
     with (
         as_checkpoint_error(path, "the file is truncated or not safetensors"),
         safe_open(path, framework="pt") as file,
@@ -198,6 +200,13 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             view = file.get_slice(key)
             tensors[key] = StoredTensor(path, key, tuple(view.get_shape()), view.get_dtype())
     return tensors
+
+
+def refuse_other_kinds(path: Path) -> None:
+    """Raise CheckpointError for a file that holds something else in place of its content."""
+    kind = file_kind(read_head(path))
+    if kind in (GIT_LFS, HTML):
+        raise CheckpointError(path, f"the file is {kind.name}; {kind.remedy}")
 
 
 def open_shards(index: Path) -> dict[str, StoredTensor]:

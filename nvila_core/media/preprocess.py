@@ -1,7 +1,7 @@
 """Convert images to pixel tensors as the published model does: resize, cut into tiles, normalise.
 
-All resizing is Pillow's bicubic on uint8 (fixed-point, deterministic). EXIF rotation is ignored,
-and alpha is dropped, not composited. Source: nvila specification, section 3.
+All resizing is Pillow's bicubic on uint8 (fixed-point, deterministic). Source: nvila
+specification, section 3.
 """
 
 from collections.abc import Sequence
@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from nvila_core.errors import MediaError
+from nvila_core.media.picture import as_rgb
 from nvila_core.resolution.grids import Grid, choose_grid
 
 
@@ -63,6 +64,8 @@ class Processor:
 def to_rgb(image: object) -> Image.Image:
     """Convert a PIL image of any mode or a uint8 array [height, width, 3] to an RGB image.
 
+    A PIL image is turned upright by its EXIF data and laid on white; see `picture.as_rgb`.
+
     Raises:
         MediaError: the object is of another type or has no pixels.
     """
@@ -70,7 +73,7 @@ def to_rgb(image: object) -> Image.Image:
         if 0 in image.size:
             raise MediaError("The image has no pixels; give one of at least 1x1 pixels.")
         try:
-            return image if image.mode == "RGB" else image.convert("RGB")
+            return as_rgb(image)
         except (OSError, ValueError) as error:
             raise MediaError(
                 f"The image cannot be decoded ({error}); give an intact image."

@@ -14,7 +14,7 @@ from PIL import Image
 
 from nvila_core.errors import MediaError
 from nvila_core.media.preprocess import to_rgb
-from nvila_core.media.video_file import VideoFile
+from nvila_core.media.video_file import frame_source
 from nvila_core.resolution.policy import Measures, subsample
 
 ChooseIndices = Callable[[int, float], Sequence[int]]
@@ -94,15 +94,15 @@ class Video:
 
     @staticmethod
     def from_path(path: str | Path) -> "Video":
-        """Open a video file that FFmpeg can decode, or a directory of images in order of their
-        names.
+        """Open a video file that FFmpeg can decode, an animated picture, or a directory of images
+        in order of their names.
 
         Frames are decoded when a prompt is prepared, and only those that the prompt uses.
 
         Raises:
             MediaError: the path does not exist.
         """
-        return Video(VideoFile(path))
+        return Video(frame_source(path))
 
     def __len__(self) -> int:
         return len(self.source)

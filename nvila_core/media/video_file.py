@@ -9,14 +9,86 @@ from pathlib import Path
 from typing import Any
 
 import av
+import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 from PIL import Image
 
 from nvila_core.errors import MediaError
+from nvila_core.file_kind import HEIC, describe, file_kind, read_head
+from nvila_core.media.levels import deep_gray, to_levels
 from nvila_core.media.orientation import display_matrix, upright
+from nvila_core.media.picture import (
+    MAX_PIXELS,
+    UNREADABLE,
+    as_rgb,
+    check_pixels,
+    is_animated,
+    open_image,
+    open_lazily,
+    unreadable,
+    warn_scaled,
+)
 from nvila_core.media.preprocess import to_rgb
+
+MAX_CLIP_PIXELS = 600_000_000
+"""Pixels of all frames together that a prompt uses; larger frames are reduced to fit.
+
+More than 256 frames of 1920x1080 have.
+"""
+
+MAX_THREADED_PIXELS = 16_000_000
+"""Pixels of a frame up to which FFmpeg may hold several at once, one for each thread."""
+
+
+class AnimatedPicture:
+    """A frame source for an animated picture that FFmpeg cannot read, such as WebP.
+
+    Raises:
+        MediaError: it has too many pixels.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        with self.path.open("rb") as file:
+            image = open_lazily(file, self.path)
+            check_pixels(f"The picture {path}", *image.size, MAX_PIXELS)
+            self._length = int(getattr(image, "n_frames", 1))
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, choose: Callable[[int, float], Sequence[int]]) -> list[Image.Image]:
+        """See `FrameSource.read`; each frame of an animation has its own duration."""
+        indices = choose(self._length, 0.0)
+        frames: dict[int, Image.Image] = {}
+        try:
+            with self.path.open("rb") as file:
+                image = open_lazily(file, self.path)
+                for index in sorted(set(indices)):
+                    image.seek(index)
+                    frames[index] = as_rgb(image.copy(), f"The picture {self.path}")
+        except UNREADABLE as error:
+            raise unreadable(self.path, error) from error
+        return [frames[index] for index in indices]
+
+    def read_all(self) -> list[Image.Image]:
+        """Decode every frame."""
+        return self.read(lambda total, _: range(total))
+
+
+def frame_source(path: str | Path) -> "AnimatedPicture | VideoFile":
+    """Return the frame source for what the file at `path` is, whatever its name says.
+
+    Raises:
+        MediaError: the path does not exist.
+    """
+    kind = file_kind(read_head(path))
+    ffmpeg = kind is None or kind.name in ("a GIF picture", "a PNG picture")
+    if not ffmpeg and is_animated(path):
+        return AnimatedPicture(path)
+    return VideoFile(path)
 
 
 class VideoFile:
@@ -66,39 +138,37 @@ def image_files(folder: Path) -> list[Path]:
     return files
 
 
-def open_image(path: str | Path) -> Image.Image:
-    """Read an image file as RGB, ignoring EXIF rotation.
-
-    Raises:
-        MediaError: the file does not exist or is not an image.
-    """
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except FileNotFoundError:
-        raise MediaError(f"There is no image at {path}; check the path.") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise MediaError(
-            f"The image {path} cannot be read ({error}); give a JPEG, PNG or WebP."
-        ) from error
-
-
 def open_video(path: Path) -> InputContainer:
     """Open a file that has a video stream.
 
     Raises:
         MediaError: FFmpeg cannot read the file, or it has no video stream.
     """
+    what = describe(path)
+    if what is not None and file_kind(read_head(path)) is HEIC:
+        raise MediaError(f"The file {path} {what}.")  # FFmpeg would show one of its tiles
     try:
         container = av.open(str(path), mode="r")
     except (av.error.FFmpegError, OSError) as error:
+        if what is not None:
+            raise MediaError(f"The file {path} {what}.") from error
         raise MediaError(
             f"The video {path} cannot be opened ({error.strerror}); give an intact video file."
         ) from error
     if not container.streams.video:
         container.close()
-        raise MediaError(f"The file {path} has no video stream; give a video file.")
-    container.streams.video[0].thread_type = "AUTO"
+        raise MediaError(f"The file {path} {what or 'has no video stream; give a video file'}.")
+    context = container.streams.video[0].codec_context
+    try:
+        check_pixels(f"The video {path}", context.width, context.height, MAX_PIXELS)
+    except MediaError:
+        container.close()
+        raise
+    context.options = {"max_pixels": str(MAX_PIXELS)}  # its pictures may be larger than it says
+    small = context.width * context.height <= MAX_THREADED_PIXELS
+    context.thread_type = "AUTO" if small else "NONE"
+    if not small:
+        context.thread_count = 1
     return container
 
 
@@ -130,12 +200,13 @@ def read_frames(
     """
     seekable = times[0] is not None
     found: dict[int, Image.Image] = {}
+    most = MAX_CLIP_PIXELS // max(1, len(set(indices)))
     if seekable:
         for index in sorted(set(indices)):
-            if (image := frame_at(container, times[index] or 0)) is not None:
+            if (image := frame_at(container, times[index] or 0, most)) is not None:
                 found[index] = image
     if not found:
-        found = frames_in_order(container, set(indices), seekable)
+        found = frames_in_order(container, set(indices), seekable, most)
     if not found:
         raise MediaError(
             f"No frame of the video {container.name} can be decoded; give an intact file."
@@ -143,32 +214,32 @@ def read_frames(
     return [found[min(found, key=lambda at: (abs(at - index), at))] for index in indices]
 
 
-def frame_at(container: InputContainer, time: int) -> Image.Image | None:
+def frame_at(container: InputContainer, time: int, most: int) -> Image.Image | None:
     """Return the first frame shown at `time` or later, or None if it cannot be decoded."""
     stream = video_stream(container)
     try:
         container.seek(time, stream=stream, backward=True)
         for frame in container.decode(stream):
             if frame.pts is not None and frame.pts >= time:
-                return to_image(frame)
+                return to_image(frame, most)
     except (av.error.FFmpegError, OSError):
         return None
     return None
 
 
 def frames_in_order(
-    container: InputContainer, wanted: set[int], seekable: bool
+    container: InputContainer, wanted: set[int], seekable: bool, most: int
 ) -> dict[int, Image.Image]:
     """Return the wanted frames that can be decoded, counting from the beginning."""
     if seekable:
         container.seek(0)
-        return dict(wanted_images(decode(container), wanted))
+        return dict(wanted_images(decode(container), wanted, most))
     with open_video(Path(container.name)) as fresh:
-        return dict(wanted_images(decode(fresh), wanted))
+        return dict(wanted_images(decode(fresh), wanted, most))
 
 
 def wanted_images(
-    frames: Iterator[av.VideoFrame], wanted: set[int]
+    frames: Iterator[av.VideoFrame], wanted: set[int], most: int
 ) -> Iterator[tuple[int, Image.Image]]:
     """Yield (index, image) of the wanted frames.
 
@@ -178,11 +249,11 @@ def wanted_images(
     for index, frame in enumerate(frames):
         last = frame
         if index in wanted:
-            yield index, to_image(frame)
+            yield index, to_image(frame, most)
         if index >= max(wanted):
             return
     if last is not None:
-        yield index, to_image(last)
+        yield index, to_image(last, most)
 
 
 def decode(container: InputContainer) -> Iterator[av.VideoFrame]:
@@ -198,10 +269,27 @@ def video_stream(container: InputContainer) -> VideoStream:
     return container.streams.video[0]
 
 
-def to_image(frame: av.VideoFrame) -> Image.Image:
-    """Convert a frame to an RGB image, turned and mirrored as its display matrix says.
+def to_image(frame: av.VideoFrame, most: int = MAX_PIXELS) -> Image.Image:
+    """Convert a frame to an RGB image of at most about `most` pixels.
 
-    The original's loader does the same.
+    It is turned and mirrored as its display matrix says. Grey values of more
+    than 8 bits are scaled by their range, and a MediaWarning says so.
     """
-    pixels: NDArray[Any] = frame.to_ndarray(format="rgb24")
+    values = deep_gray(frame)
+    pixels: NDArray[Any]
+    if values is None:
+        pixels = _fitting(frame, most).to_ndarray(format="rgb24")
+    else:
+        levels, scaled = to_levels(values)
+        warn_scaled("The video", scaled)
+        pixels = np.repeat(levels[..., None], 3, axis=2)
     return to_rgb(upright(pixels, display_matrix(frame)))
+
+
+def _fitting(frame: av.VideoFrame, most: int) -> av.VideoFrame:
+    """Return the frame, reduced if it has more than `most` pixels."""
+    scale = (most / max(1, frame.width * frame.height)) ** 0.5
+    if scale >= 1:
+        return frame
+    width, height = (max(1, int(side * scale)) for side in (frame.width, frame.height))
+    return frame.reformat(width, height, "rgb24", interpolation="AREA")

@@ -22,8 +22,9 @@ from nvila_core import (
 
 NAMES = """
     Adaptive Budget CheckpointError Completion DeadlineExceeded DeviceLost EmptyPrompt Engine
-    EngineStopped Fixed Handle Measures MediaError Meter NVILA NVILAError Native NotFinite Plan
-    Policy Prompt PromptError PromptTooLong SamplingParams Timings Usage Video measure
+    EngineStopped Fixed Handle Measures MediaError MediaWarning Meter NVILA NVILAError
+    Native NotFinite Plan Policy Prompt PromptError PromptTooLong SamplingParams Timings Usage
+    Video measure
 """
 SAMPLING = """
     max_tokens temperature top_p top_k seed repetition_penalty stop ignore_eos choice json_schema

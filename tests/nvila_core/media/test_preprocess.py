@@ -93,8 +93,9 @@ def test_pad_centres_on_the_mean_colour() -> None:
     ]
 
 
-def test_alpha_is_dropped_and_not_composited() -> None:
-    assert to_rgb(Image.new("RGBA", (1, 1), (10, 20, 30, 0))).getpixel((0, 0)) == (10, 20, 30)
+def test_transparent_pictures_are_laid_on_white() -> None:
+    assert to_rgb(Image.new("RGBA", (1, 1), (10, 20, 30, 0))).getpixel((0, 0)) == (255, 255, 255)
+    assert to_rgb(Image.new("RGBA", (1, 1), (10, 20, 30, 255))).getpixel((0, 0)) == (10, 20, 30)
     assert to_rgb(Image.new("L", (1, 1), 9)).getpixel((0, 0)) == (9, 9, 9)
 
 
