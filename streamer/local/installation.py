@@ -154,7 +154,7 @@ class Installation:
         return True
 
     def waiting_for(self) -> list[str]:
-        """Names of the programs that are not ready yet."""
+        """Return the names of the programs that are not ready yet."""
         return [child.name for child in self._children if child.ready is None]
 
     def _keep_api_port(self) -> None:

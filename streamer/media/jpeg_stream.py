@@ -1,4 +1,4 @@
-"""Read JPEG pictures that come one after another over HTTP, however the server separates them.
+"""Read JPEG pictures that a server sends one after another, with any kind of separator.
 
 FFmpeg's reader of multipart streams wants a boundary first, part headers with a content type, and
 trusts their lengths. Many cameras send less: no first boundary, no part types, or bare pictures.
@@ -12,7 +12,7 @@ from typing import Protocol
 JPEG_START = b"\xff\xd8\xff"
 
 MAX_PICTURE_BYTES = 32 << 20
-"""Bytes of one picture; more is not a picture."""
+"""Bytes of one picture; longer data is not a picture."""
 
 _BOUNDARY = b"frame"
 _MARKER_SIZE = 2
@@ -32,7 +32,7 @@ class JpegSplitter:
 
     def __init__(self) -> None:
         self._data = bytearray()
-        self._at = 0  # what comes before has been looked at
+        self._at = 0  # everything before has been examined
         self._in_scan = False
 
     def feed(self, data: bytes) -> list[bytes]:

@@ -72,7 +72,7 @@ def ended_early(url: str, reached: float, announced: float) -> StreamerError:
 
 
 def streams_changed(url: str) -> StreamerError:
-    """A recording that cannot be searched brings a video that was not there when it was opened."""
+    """Return the error for a recording, not seekable, whose video continues in a new stream."""
     return StreamerError(
         ErrorCode.STREAM_CODEC_UNSUPPORTED,
         f"The video of {redact(url)} continues in another stream of the file: download the file "

@@ -1,4 +1,4 @@
-"""Follow a video that continues under another stream of its container."""
+"""Follow a video that continues as another stream of its container."""
 
 from typing import Any
 
@@ -6,13 +6,13 @@ from av.packet import Packet
 from av.video.stream import VideoStream
 
 MAX_SILENCE = 2.0
-"""Seconds of another video, without any packet of the current one, after which it is followed."""
+"""Seconds of another video, without a packet of the current one, before it is followed."""
 
 _MIN_TAIL = 1.0
-"""Seconds of another video, at the end, that are more than the interleaving of a multiplex."""
+"""Seconds of another video at the end; less is only the interleaving of the multiplex."""
 
 MAX_HELD = 1024
-"""Packets of another video that are held."""
+"""Packets of another video to hold."""
 
 
 class VideoFollower:
@@ -28,13 +28,13 @@ class VideoFollower:
     def __init__(self, current: VideoStream) -> None:
         self._current = current.index
         self._held: list[Packet[Any]] = []
-        self._reached = -1  # byte position of the newest packet that was passed on
+        self._reached = -1  # byte position of the newest packet passed on
         self.codec = ""
-        """Codec of a video that was changed to; "" before the first change."""
+        """Codec of the current video; "" for the first one."""
 
     def follow(self, packet: "Packet[Any]") -> "list[Packet[Any]]":
         """Take the next packet of any video. Return the packets to decode now, in order."""
-        # FFmpeg gives the last pictures of a PID when more of it comes, or at the end: too late
+        # FFmpeg returns the last frames of a PID only with its next data or at the end: too late
         if packet.pos is not None and packet.pos < self._reached:
             return []
         if packet.stream.index == self._current:
@@ -42,7 +42,7 @@ class VideoFollower:
             self._reached = packet.pos or self._reached
             return [packet]
         if self._held and self._held[0].stream.index != packet.stream.index:
-            # several videos beside the current one: the first of them is as good as any
+            # several videos besides the current one: follow the first of them
             return []
         self._held.append(packet)
         if len(self._held) > MAX_HELD or self._span() > MAX_SILENCE:
@@ -50,11 +50,11 @@ class VideoFollower:
         return []
 
     def finish(self) -> "list[Packet[Any]]":
-        """Return the packets still to decode: nothing more comes."""
+        """Return the packets left to decode at the end of the source."""
         return self._change() if self._span() > _MIN_TAIL else []
 
     def _span(self) -> float:
-        """Seconds of video that are held."""
+        """Return the seconds of video that are held."""
         stamps = (
             [p.dts for p in (self._held[0], self._held[-1]) if p.dts is not None]
             if self._held
