@@ -1,5 +1,6 @@
 """Python client of the service. The CLI and the HTTP API are thin layers over it."""
 
+import time
 from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -20,7 +21,7 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.history import FrameHistory
 from streamer.frames.store import FrameStore, Retention
 from streamer.jobs import Jobs
-from streamer.queries import Queries
+from streamer.queries import NotYet, Queries
 from streamer.question import Question
 from streamer.response_format import ResponseFormat, TextFormat
 from streamer.results import Results
@@ -39,6 +40,13 @@ CAPTION_PROMPT = "Describe the scene."
 """Question about every window of a stream that is attached without watches."""
 
 
+FIRST_FRAME_WAIT = 10.0
+"""Default of `Client.first_frame_wait`, in seconds."""
+
+FRAME_POLL_INTERVAL = 0.2
+"""Seconds between two looks whether a frame has come."""
+
+
 class Client:
     """A connection to a running installation; close it, or use it as a context manager.
 
@@ -47,6 +55,8 @@ class Client:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.first_frame_wait = FIRST_FRAME_WAIT
+        """Seconds that a question about now waits for a stream that is being opened."""
         self.admission = Admission(settings)
         self.connections = Connections(settings)
         self._redis = self.connections.main
@@ -260,24 +270,35 @@ class Client:
     # Queries
 
     def ask(self, prompt: str, stream: str | None = None, **options: Any) -> Query:
-        """Ask about a stream now or, with `since`, about a past range; return at once.
+        """Ask about a stream now or, with `since`, about a past range; do not wait for the answer.
 
         `stream` is an id or name; it may be None if only one stream is attached. `options` are
         the other fields of :class:`streamer.question.Question`: `since` and `until` (aware
-        datetimes, RFC 3339, or relative such as `-10m`), `max_frames`, `max_tokens` and
-        `response_format`.
+        datetimes, RFC 3339, or relative such as `-10m`), `max_frames`, `max_tokens`,
+        `response_format` and `stale_ok`. A stream that is still being opened is waited for.
 
-        Raises StreamerError: PROMPT_EMPTY, UNKNOWN_STREAM, NO_FRAMES, INVALID_REQUEST.
+        Raises StreamerError: PROMPT_EMPTY, UNKNOWN_STREAM, NO_FRAMES, STREAM_STALE,
+        INVALID_REQUEST.
         """
         return self.submit(validated(Question, prompt=prompt, stream=stream, **options))
 
-    def submit(self, question: Question) -> Query:
-        """Submit a question, as :meth:`ask` does, and return at once.
+    def submit(self, question: Question, wait: float | None = None) -> Query:
+        """Submit a question, as :meth:`ask` does, and return without its answer.
 
-        Raises StreamerError: UNKNOWN_STREAM, NO_FRAMES, INVALID_REQUEST, ARCHIVE_UNAVAILABLE,
-        REDIS_FULL.
+        If the stream is still being opened, wait up to `wait` seconds for its first frame, by
+        default `first_frame_wait`.
+
+        Raises StreamerError: UNKNOWN_STREAM, NO_FRAMES, STREAM_STALE, INVALID_REQUEST,
+        ARCHIVE_UNAVAILABLE, REDIS_FULL.
         """
-        return self._queries.ask(question, self.stream(question.stream))
+        deadline = time.monotonic() + (self.first_frame_wait if wait is None else wait)
+        while True:
+            try:
+                return self._queries.ask(question, self.stream(question.stream))
+            except NotYet:
+                if time.monotonic() >= deadline:
+                    raise
+            time.sleep(FRAME_POLL_INTERVAL)
 
     def query(self, query_id: str, wait: float = 0.0) -> Query:
         """Return a query after waiting up to `wait` seconds for its result.

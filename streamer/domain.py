@@ -318,6 +318,17 @@ def thinned(refs: Sequence[FrameRef], indices: Sequence[int]) -> list[FrameRef]:
     ]
 
 
+class Gap(Record):
+    """A part of a range of which no frame is kept: longer than the sampling explains."""
+
+    start: Timestamp
+    end: Timestamp
+
+
+MAX_GAPS = 32
+"""Gaps that a result names: the longest ones."""
+
+
 class RequestKind(StrEnum):
     """Kind of a request, which decides its queue."""
 
@@ -343,6 +354,8 @@ class ClipRequest(Record):
     created_at: Timestamp = Field(default_factory=utc_now)
     data: dict[str, Any] | None = Field(default=None, description="copied to the result's data")
     warning: str | None = Field(default=None, description="copied to the result")
+    gaps: list[Gap] = Field(default_factory=list, max_length=MAX_GAPS)
+    stale: bool = Field(default=False, description="about now, but without a recent frame")
 
     _read_old = model_validator(mode="before")(with_response_format)
 
@@ -359,7 +372,7 @@ class ClipRequest(Record):
     ) -> Self:
         """Build the request that asks a watch's question about one window of its stream.
 
-        `fields` are those that neither the stream nor the watch determines: `id` and `data`.
+        `fields` are those that neither the stream nor the watch determines: `id`, `data`, `gaps`.
         """
         return cls(
             kind=RequestKind.WATCH if stream.live else RequestKind.FILE,
@@ -426,6 +439,29 @@ class Result(Record):
     error: ErrorInfo | None = None
     model: str | None = Field(default=None, description="name of the model that answered")
     frames: int = Field(default=0, description="frames of the clip")
+    frames_from: Timestamp | None = Field(
+        default=None, description="when the oldest frame of the clip was captured"
+    )
+    frames_to: Timestamp | None = Field(
+        default=None, description="when the newest frame of the clip was captured"
+    )
+    frame_times: list[Timestamp] = Field(
+        default_factory=list, description="when each frame of the clip was captured, in order"
+    )
+    newest_frame_age: float | None = Field(
+        default=None,
+        description="age of the newest frame when the question was asked, seconds; null for a "
+        "recording",
+    )
+    gaps: list[Gap] = Field(
+        default_factory=list,
+        description="parts of the range of which no frame is kept, the longest ones; the answer "
+        "says nothing about them",
+    )
+    stale: bool = Field(
+        default=False,
+        description="the question was about now, but its newest frame is too old for that",
+    )
     tiles: int = Field(default=0, description="tiles that the frames were split into")
     plan: list[FrameResolution] | None = Field(
         default=None, description="resolution of each frame, in the order of the frames"
@@ -466,8 +502,28 @@ class Result(Record):
             "data": request.data,
             "warning": request.warning,
             "frames": len(request.frames),
+            "gaps": request.gaps,
+            "stale": request.stale,
+            **_seen(request),
         }
         return cls(**asked | outcome)
+
+
+def _seen(request: ClipRequest) -> dict[str, Any]:
+    """Return the fields of a result that say when its frames were captured."""
+    times = [to_datetime(frame.time) for frame in request.frames]
+    if not times:
+        return {}
+    newest = max(times)
+    # The frames of a recording are dated by their place in it, so they have no age.
+    recorded = request.kind is RequestKind.FILE or "media_start" in (request.data or {})
+    age = round(max(0.0, (request.created_at - newest).total_seconds()), 3)
+    return {
+        "frames_from": min(times),
+        "frames_to": newest,
+        "frame_times": times,
+        "newest_frame_age": None if recorded else age,
+    }
 
 
 class Query(Record):

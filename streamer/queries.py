@@ -1,14 +1,18 @@
 """Submit, find, list and cancel one-off questions about a stream."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import cast
 
 import redis
 
 from streamer import redis_keys
+from streamer.clock import Clock, SystemClock
 from streamer.domain import (
     ClipRequest,
     FrameRef,
+    Gap,
     Query,
     QueryStatus,
     RequestKind,
@@ -20,6 +24,7 @@ from streamer.domain import (
     to_datetime,
 )
 from streamer.errors import ErrorCode, StreamerError
+from streamer.frames.coverage import NEWEST, find_gaps, max_silence, sampling_interval
 from streamer.frames.history import FrameHistory
 from streamer.jobs import Jobs
 from streamer.question import Question
@@ -31,7 +36,22 @@ from streamer.validation import validated
 MAX_LISTED = 1000
 """Maximum number of queries kept for listing; each is kept by its id for `query_ttl`."""
 
+_STATE_WORDS = {StreamState.RUNNING: "running, but sends no pictures"}
+
 _FINAL = {QueryStatus.DONE, QueryStatus.FAILED, QueryStatus.CANCELLED}
+
+
+class NotYet(StreamerError):  # noqa: N818 - a frame is late, nothing has failed yet
+    """A frame of the present is missing, but may come within seconds: the stream is opening."""
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """The frames that a question is about, and what is to be known about them."""
+
+    frames: list[FrameRef]
+    gaps: list[Gap] = field(default_factory=list)
+    stale: bool = False
 
 
 class Queries:
@@ -44,24 +64,32 @@ class Queries:
         history: FrameHistory,
         jobs: Jobs,
         results: Results,
+        clock: Clock | None = None,
     ) -> None:
         self._redis = redis
         self._settings = settings
         self._history = history
         self._jobs = jobs
         self._results = results
+        self._clock = clock or SystemClock()
 
     def ask(self, question: Question, stream: Stream) -> Query:
         """Submit a question about `stream`.
 
-        Without `since` it is about the newest frame, or the newest `max_frames`. With `since` it
-        is about at most `max_frames` frames of the range: those that show most of what happened.
+        Without `since` it is about the newest frame, or the newest `max_frames`, which must be
+        recent. With `since` it is about at most `max_frames` frames of the range: those that show
+        most of what happened.
 
-        Raises StreamerError: NO_FRAMES, INVALID_REQUEST, ARCHIVE_UNAVAILABLE, REDIS_FULL.
+        Raises StreamerError: NO_FRAMES and STREAM_STALE, as the subclass NotYet if a frame may come
+        soon; INVALID_REQUEST, ARCHIVE_UNAVAILABLE, REDIS_FULL.
         """
         response_format = question.response_format or TextFormat()
         response_format.check()
-        frames = self._frames(question, stream)
+        if question.since is None or question.until is None:
+            seen = self._newest(question, stream)
+        else:
+            seen = self._between(question, stream, question.since, question.until)
+        frames = seen.frames
         max_tokens = question.max_tokens
         request = validated(
             ClipRequest,
@@ -75,24 +103,43 @@ class Queries:
             frames=frames,
             max_tokens=self._settings.max_tokens if max_tokens is None else max_tokens,
             response_format=response_format,
+            data=None if stream.live else _place(frames),
+            gaps=seen.gaps,
+            stale=seen.stale,
         )
         return self._submit(request)
 
-    def _frames(self, question: Question, stream: Stream) -> list[FrameRef]:
-        """Choose the frames to look at. Raises StreamerError(NO_FRAMES) if there are none."""
-        since, until, max_frames = question.since, question.until, question.max_frames
-        if since is None or until is None:
-            frames = self._history.frames.newest(stream.id, 1 if max_frames is None else max_frames)
-            if not frames:
-                raise StreamerError(ErrorCode.NO_FRAMES, _no_frames_now(stream))
-        else:
-            max_frames = self._settings.max_frames if max_frames is None else max_frames
-            frames = self._history.select(stream, since.timestamp(), until.timestamp(), max_frames)
-            if not frames:
-                raise StreamerError(
-                    ErrorCode.NO_FRAMES, self._no_frames_between(stream, since, until)
-                )
-        return frames
+    def _newest(self, question: Question, stream: Stream) -> "_Seen":
+        """Choose the frames of the present. Raises StreamerError(NO_FRAMES | STREAM_STALE)."""
+        newest = self._history.frames.newest(stream.id, max(question.max_frames or 1, NEWEST))
+        frames = newest[-(question.max_frames or 1) :]
+        if not frames:
+            raise _missing(stream, ErrorCode.NO_FRAMES, _no_frames_now(stream))
+        if not stream.live:  # what a recording shows does not become old
+            return _Seen(frames)
+        silence = max_silence(sampling_interval(stream.sampling, newest))
+        limit = self._settings.stale_after or silence
+        now = self._clock.time()
+        stale = now - frames[-1].time > limit
+        if stale and not question.stale_ok:
+            raise _missing(
+                stream,
+                ErrorCode.STREAM_STALE,
+                _too_old(stream, to_datetime(frames[-1].time), now - frames[-1].time, limit),
+            )
+        first, last = frames[0].time, frames[-1].time
+        gaps = find_gaps(((f.time, f.time) for f in frames), first, last, lambda _: silence)
+        return _Seen(frames, gaps, stale)
+
+    def _between(
+        self, question: Question, stream: Stream, since: datetime, until: datetime
+    ) -> "_Seen":
+        """Choose the frames of a range. Raises StreamerError(NO_FRAMES) if there are none."""
+        count = self._settings.max_frames if question.max_frames is None else question.max_frames
+        found = self._history.select(stream, since.timestamp(), until.timestamp(), count)
+        if not found.frames:
+            raise StreamerError(ErrorCode.NO_FRAMES, self._no_frames_between(stream, since, until))
+        return _Seen(found.frames, found.gaps)
 
     def _submit(self, request: ClipRequest) -> Query:
         query = Query.of(request)
@@ -165,6 +212,30 @@ class Queries:
             return f"{problem}: no frames are kept."
         first, last = (rfc3339(to_datetime(when)) for when in kept)
         return f"{problem}: frames are kept from {first} to {last}."
+
+
+def _missing(stream: Stream, code: ErrorCode, message: str) -> StreamerError:
+    opening = stream.state in (StreamState.CONNECTING, StreamState.RUNNING) and stream.error is None
+    return (NotYet if opening else StreamerError)(code, message)
+
+
+def _place(frames: Sequence[FrameRef]) -> dict[str, float]:
+    """Return where in a recording its frames are, as entries of a result's `data`."""
+    return {"media_start": round(frames[0].pts, 3), "media_end": round(frames[-1].pts, 3)}
+
+
+def _state(stream: Stream) -> str:
+    """Describe the state of a stream without recent frames, with the reason if there is one."""
+    words = f"{_STATE_WORDS.get(stream.state, stream.state.value)} since {rfc3339(stream.since)}"
+    return f"{words} ({stream.error.message.rstrip('.')})" if stream.error is not None else words
+
+
+def _too_old(stream: Stream, seen: datetime, age: float, limit: float) -> str:
+    return (
+        f"The newest picture of '{stream.name}' is {age:.0f} s old ({rfc3339(seen)}), and only one "
+        f"of the last {limit:g} s shows what is there now: the stream is {_state(stream)}. Ask "
+        "about the past (since, --since), or accept the old picture (stale_ok, --stale-ok)."
+    )
 
 
 def _no_frames_now(stream: Stream) -> str:

@@ -43,6 +43,11 @@ class Question(Record):
     response_format: ResponseFormat | None = Field(
         default=None, description="format of the answer; default: text"
     )
+    stale_ok: bool = Field(
+        default=False,
+        description="about now: answer from an old frame, and mark the answer, if there is no "
+        "recent one",
+    )
 
     @model_validator(mode="before")
     @classmethod

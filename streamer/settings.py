@@ -137,6 +137,12 @@ class Settings(BaseSettings):
     history: float = Field(
         default=0.0, ge=0, le=90 * 86400, description="seconds that thinned frames are kept"
     )
+    stale_after: float | None = Field(
+        default=None,
+        gt=0,
+        description="seconds after which a frame is too old for a question about now; None: three "
+        "sampling intervals, at least 5 s",
+    )
     archive_url: str | None = Field(default=None, repr=False)
     archive_days: float = Field(default=7.0, gt=0)
     jpeg_quality: int = Field(default=90, ge=30, le=100)

@@ -87,6 +87,32 @@ def answer_text(result: Result) -> str:
     return plain(result.text or "").strip() or "(empty answer)"
 
 
+def seen(result: Result) -> str:
+    """Format what was looked at: `at 16:04:00`, or `from 16:03:21 to 16:04:00, 16 frames`."""
+    data = result.data or {}
+    frames = f"{result.frames} frame{'' if result.frames == 1 else 's'}"
+    if "media_start" in data and "media_end" in data:
+        first, last = offset(data["media_start"]), offset(data["media_end"])
+    else:
+        first = time_of_day(result.frames_from or result.start)
+        last = time_of_day(result.frames_to or result.end or result.created_at)
+    return f"at {last}" if result.frames <= 1 else f"from {first} to {last}, {frames}"
+
+
+def caveats(result: Result) -> list[str]:
+    """Return, as sentences, what an answer does not rest on: old pictures, and gaps."""
+    found = []
+    if result.stale and result.newest_frame_age is not None:
+        found.append(
+            f"Old picture: it was taken {result.newest_frame_age:.0f} s before the question, and "
+            "nothing newer has come."
+        )
+    if result.gaps:
+        parts = ", ".join(f"{time_of_day(g.start)} to {time_of_day(g.end)}" for g in result.gaps)
+        found.append(f"No pictures: {parts}. The answer says nothing about that time.")
+    return found
+
+
 def span(result: Result) -> str:
     """Format the end of a result's window as clock time, or its range in a recording."""
     data = result.data or {}
@@ -109,6 +135,8 @@ def result_line(result: Result, name_width: int = 12) -> "Text":
     line.append(answer_text(result), style)
     if result.error is None:
         line.append(f"  {cost(result)}", "dim")
+    for caveat in caveats(result):
+        line.append(f"  {caveat}", "yellow")
     return line
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    Boolean,
     Column,
     DateTime,
     Dialect,
@@ -67,12 +68,14 @@ class _UtcDateTime(TypeDecorator[datetime]):
 
 _COUNTS = ("frames", "tiles")
 _TOKENS = ("vision_tokens", "prompt_tokens", "cached_tokens", "completion_tokens")
-_TIMES = ("decode_ms", "queue_ms", "encode_ms", "generate_ms", "total_ms")
+_TIMES = ("decode_ms", "queue_ms", "encode_ms", "generate_ms", "total_ms", "newest_frame_age")
+_LISTS = ("frame_times", "gaps")
 _TYPES: dict[str, TypeEngine[Any]] = {
-    **dict.fromkeys(("start", "end", "created_at"), _UtcDateTime()),
-    **dict.fromkeys(("data", "error", "plan"), JSON(none_as_null=True)),
+    **dict.fromkeys(("start", "end", "created_at", "frames_from", "frames_to"), _UtcDateTime()),
+    **dict.fromkeys(("data", "error", "plan", *_LISTS), JSON(none_as_null=True)),
     **dict.fromkeys((*_COUNTS, *_TOKENS), Integer()),
     **dict.fromkeys(_TIMES, Float()),
+    "stale": Boolean(),
 }
 _metadata = MetaData()
 _results = Table(
@@ -264,14 +267,19 @@ def _translated() -> Iterator[None]:
 
 def _row(result: Result) -> dict[str, Any]:
     row = result.model_dump()
-    row["error"] = result.error.model_dump(mode="json") if result.error is not None else None
+    as_json = result.model_dump(mode="json", include={"error", *_LISTS})
+    row |= {"error": as_json["error"], **{name: as_json[name] or None for name in _LISTS}}
     # PostgreSQL rejects text with a NUL, and one such result would block all later ones.
     return {k: v.replace("\0", "") if isinstance(v, str) else v for k, v in row.items()}
 
 
 def _result(row: Row[Any]) -> Result:
-    values = dict(row._mapping)
-    del values["number"]
+    # A field that an older version did not store has its default.
+    values = {
+        name: row._mapping[name]
+        for name, field in Result.model_fields.items()
+        if field.is_required() or row._mapping[name] is not None
+    }
     return Result.model_validate(values)
 
 

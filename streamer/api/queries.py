@@ -10,7 +10,9 @@ from starlette.concurrency import run_in_threadpool
 
 from streamer.api.dependencies import ClientDependency
 from streamer.api.schemas import QueryList
+from streamer.client import FRAME_POLL_INTERVAL
 from streamer.domain import Query
+from streamer.queries import NotYet
 from streamer.question import Question
 
 router = APIRouter(prefix="/v1/queries", tags=["queries"])
@@ -20,9 +22,19 @@ _POLL_INTERVAL = 0.1
 
 
 @router.post("", status_code=202)
-def ask_question(question: Question, client: ClientDependency) -> Query:
-    """Ask a question. Fetch the answer with the returned id."""
-    return client.submit(question)
+async def ask_question(question: Question, client: ClientDependency) -> Query:
+    """Ask a question. Fetch the answer with the returned id.
+
+    A stream that is still being opened is waited for, for up to ten seconds.
+    """
+    deadline = time.monotonic() + client.first_frame_wait
+    while True:
+        try:
+            return await run_in_threadpool(client.submit, question, 0.0)
+        except NotYet:
+            if time.monotonic() >= deadline:
+                raise
+        await asyncio.sleep(FRAME_POLL_INTERVAL)
 
 
 @router.get("")

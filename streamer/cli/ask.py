@@ -12,6 +12,7 @@ from streamer.errors import ErrorCode, StreamerError
 if TYPE_CHECKING:
     from streamer.client import Client
     from streamer.domain import Query
+    from streamer.question import Question
 
 
 def ask(
@@ -52,6 +53,13 @@ def ask(
     ] = None,
     choice: ChoiceOption = None,
     json_schema: SchemaOption = None,
+    stale_ok: Annotated[
+        bool,
+        typer.Option(
+            "--stale-ok",
+            help="Answer from the newest picture even if it is old, and say how old it is.",
+        ),
+    ] = False,
     wait: Annotated[
         bool,
         typer.Option(
@@ -80,11 +88,12 @@ def ask(
         max_frames=frames,
         max_tokens=max_tokens,
         response_format=response_format_of(choice, json_schema),
+        stale_ok=stale_ok,
     )
     with open_client() as client:
         if wait:
             client.require_worker()
-        query = client.submit(asked)
+        query = _submit(client, asked)
         if wait:
             query = _answered(client, query, timeout)
     if as_json:
@@ -97,6 +106,17 @@ def ask(
         _print_answer(query)
     if query.result is not None and query.result.error is not None:
         raise StreamerError(query.result.error.code, query.result.error.message)
+
+
+def _submit(client: "Client", asked: "Question") -> "Query":
+    from streamer.queries import NotYet
+    from streamer.terminal import console
+
+    try:
+        return client.submit(asked, wait=0.0)
+    except NotYet:
+        with console(stderr=True).status("Waiting for the first picture ..."):
+            return client.submit(asked)
 
 
 def _answered(client: "Client", query: "Query", timeout: float) -> "Query":
@@ -122,13 +142,12 @@ def _answered(client: "Client", query: "Query", timeout: float) -> "Query":
 def _print_answer(query: "Query") -> None:
     from rich.text import Text
 
-    from streamer.terminal import answer_text, console, cost, time_of_day
+    from streamer.terminal import answer_text, caveats, console, cost, seen
 
     assert query.result is not None
     result = query.result
-    when = time_of_day(query.end)
-    if query.start != query.end:
-        when = f"{time_of_day(query.start)} to {when}, {result.frames} frames"
     out = console()
     out.print(Text(answer_text(result)), soft_wrap=True)
-    out.print(Text(f"{query.stream_name} at {when} · {cost(result)}", "dim"), soft_wrap=True)
+    out.print(Text(f"{query.stream_name} {seen(result)} · {cost(result)}", "dim"), soft_wrap=True)
+    for caveat in caveats(result):
+        out.print(Text(caveat, "yellow"), soft_wrap=True)

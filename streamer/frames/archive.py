@@ -113,6 +113,16 @@ class Archive:
             key=lambda frame: frame.ref.time,
         )
 
+    def covered(self, stream_id: str, since: float, until: float) -> list[tuple[float, float]]:
+        """Return the parts of `[since, until)` that were archived: first and last frame of each
+        file, epoch seconds. Raises StreamerError(ARCHIVE_UNAVAILABLE)."""
+        try:
+            bundles = self._bundles(stream_id, since, until)
+        except Exception as error:
+            raise self._unavailable(self._url, type(error).__name__) from error
+        names = (_BUNDLE.fullmatch(bundle.id.rsplit("/", 1)[1]) for bundle in bundles)
+        return [(float(name[1]) / 1000, float(name[2]) / 1000) for name in names if name]
+
     def load(self, frames: Sequence[ArchivedFrame]) -> list[bytes]:
         """Return the JPEGs of `frames`, in order. Raises StreamerError(ARCHIVE_UNAVAILABLE)."""
         jpegs: dict[tuple[str, int], bytes] = {}

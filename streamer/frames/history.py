@@ -1,14 +1,22 @@
 """Select frames of a past range from Redis or the archive."""
 
+from dataclasses import dataclass
 from functools import cached_property
 
 import redis
 
 from streamer.clock import Clock, SystemClock
 from streamer.connections import REDIS_FULL_MESSAGE, Connections, from_run_file, is_full
-from streamer.domain import FrameRef, Stream
+from streamer.domain import FrameRef, Gap, Stream
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.archive import Archive, ArchivedFrame
+from streamer.frames.coverage import (
+    NEWEST,
+    find_gaps,
+    max_silence,
+    sampling_interval,
+    tier_slot,
+)
 from streamer.frames.selection import select_frames
 from streamer.frames.store import FrameStore, Retention
 from streamer.settings import Settings
@@ -18,6 +26,14 @@ RESTORED_SECONDS = 3600.0
 
 _MAX_RESTORED = 4096
 """Restored frames of one stream."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The frames for a question about a range, oldest first, and the parts without a frame."""
+
+    frames: list[FrameRef]
+    gaps: list[Gap]
 
 
 class FrameHistory:
@@ -40,10 +56,11 @@ class FrameHistory:
         self._settings = settings
         self.frames = frames
         self._clock = clock or SystemClock()
+        self._retention = Retention.of(settings)
         self._archive_url = settings.archive_url or from_run_file(settings, "archive_url")
 
-    def select(self, stream: Stream, since: float, until: float, count: int) -> list[FrameRef]:
-        """Select at most `count` frames captured in `[since, until)` (epoch seconds), oldest first.
+    def select(self, stream: Stream, since: float, until: float, count: int) -> Selection:
+        """Select at most `count` frames captured in `[since, until)` (epoch seconds).
 
         See :func:`streamer.frames.selection.select_frames`.
 
@@ -57,7 +74,27 @@ class FrameHistory:
             kept = self.frames.present(kept)  # some have just been evicted
             found = select_frames([*older, *kept], count)
         found = [self._without_predecessor(stream, ref, ref.id in archived) for ref in found]
-        return self._restore(stream.id, found, archived)
+        gaps = self._gaps(stream, kept, since, until, bool(archived))
+        return Selection(self._restore(stream.id, found, archived), gaps)
+
+    def _gaps(
+        self, stream: Stream, kept: list[FrameRef], since: float, until: float, archived: bool
+    ) -> list[Gap]:
+        """Return the parts of a range of which neither Redis nor the archive has frames."""
+        if not stream.live:
+            return []  # frames of a recording are dated by their place in it
+        covered = [(ref.time, ref.time) for ref in kept]
+        if archived:
+            covered += self._archive.covered(stream.id, since, until)
+        interval = sampling_interval(stream.sampling, kept[-NEWEST:])
+        history = self._settings.history if stream.history is None else stream.history
+        tiers = self._retention.tiers if history else ()
+        now = self._clock.time()
+
+        def limit(moment: float) -> float:
+            return max_silence(max(interval, tier_slot(tiers, now - moment)))
+
+        return find_gaps(covered, since, min(until, now), limit)
 
     def forget(self, stream_id: str) -> None:
         """Delete the restored frames of a stream that was detached."""

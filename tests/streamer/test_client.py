@@ -206,6 +206,7 @@ def test_a_past_range_is_spread_over(client: Client) -> None:
 
 def test_without_frames_the_sentence_says_why(client: Client) -> None:
     stream = live(client)
+    client.first_frame_wait = 0.0
     with pytest.raises(StreamerError, match="connecting") as caught:
         client.ask("?", "door")
     assert code_of(caught) is ErrorCode.NO_FRAMES

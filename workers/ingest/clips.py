@@ -10,6 +10,7 @@ import structlog
 
 from streamer.domain import ClipRequest, StreamCounters, StreamSpec, Watch, to_datetime
 from streamer.errors import ErrorCode, StreamerError
+from streamer.frames.coverage import window_gaps
 from streamer.jobs import Jobs
 from streamer.settings import Settings
 from workers.ingest.windows import Window
@@ -59,7 +60,10 @@ class LiveClips:
     def submit(self, spec: StreamSpec, watch: Watch, window: Window) -> None:
         """Ask a watch's question about one window."""
         start, end = (to_datetime(moment) for moment in window.captured)
-        request = ClipRequest.for_watch(spec, watch, start=start, end=end, frames=window.frames)
+        gaps = window_gaps(spec.sampling, window.frames, *window.captured, watch.max_frames)
+        request = ClipRequest.for_watch(
+            spec, watch, start=start, end=end, frames=window.frames, gaps=gaps
+        )
         self._counters.clips += 1
         try:
             keep = self._settings.max_pending_clips - 1
