@@ -346,9 +346,13 @@ class Client:
         limit: int = 100,
         cursor: str | None = None,
     ) -> "Page":
-        """Return a page of the timeline, newest first; `stream` may have been detached."""
+        """Return a page of the timeline, newest first; `stream` may have been detached.
+
+        Raises StreamerError: INVALID_REQUEST; UNKNOWN_STREAM for a stream that is not attached and
+        has no results.
+        """
         now = utc_now()
-        return self.timeline.query(
+        page = self.timeline.query(
             stream=stream,
             kind=kind,
             since=moment(since, now),
@@ -357,6 +361,18 @@ class Client:
             limit=limit,
             cursor=cursor,
         )
+        if stream is not None and not page.results:
+            self.require_results_of(stream)
+        return page
+
+    def require_results_of(self, stream: str) -> None:
+        """Raise StreamerError(UNKNOWN_STREAM) unless `stream`, an id or a name, is attached or has
+        results in the timeline."""
+        try:
+            self.registry.get(stream)
+        except StreamerError:
+            if not self.timeline.query(stream=stream, limit=1).results:
+                raise
 
     def follow(self) -> Iterator[Result]:
         """Yield results as they are published from now on, without end."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from streamer.domain import Result, StreamCounters, utc_now
+from streamer.domain import Result, Stream, StreamCounters, utc_now
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -16,6 +16,10 @@ if TYPE_CHECKING:
 
 PIPE_WIDTH = 200
 """Columns if the output is not a terminal; wide enough that lines do not wrap."""
+
+
+MAX_LABEL = 48
+"""Characters of a question that tell a watch from others."""
 
 
 def json_lines(records: Iterable[BaseModel]) -> None:
@@ -121,8 +125,46 @@ def span(result: Result) -> str:
     return time_of_day(result.end or result.created_at)
 
 
-def result_line(result: Result, name_width: int = 12) -> "Text":
-    """Format a result as one line: time, stream, text, cost."""
+class WatchLabels:
+    """Tells the watches of a stream apart: by their question and, if two ask the same, by id."""
+
+    def __init__(self) -> None:
+        self._prompts: dict[str, dict[str, str]] = {}
+
+    def learn(self, records: Iterable[Result | Stream]) -> None:
+        """Note the watches that streams have, and those that results came from."""
+        for record in records:
+            if isinstance(record, Result):
+                if record.stream_id is not None and record.watch_id is not None:
+                    watches = self._prompts.setdefault(record.stream_id, {})
+                    watches[record.watch_id] = record.prompt
+            else:
+                watches = self._prompts.setdefault(record.id, {})
+                watches |= {watch.id: watch.prompt for watch in record.watches}
+
+    def of(self, result: Result) -> str:
+        """Return the label of a result's watch; empty if its stream is known to have no other."""
+        watches = self._prompts.get(result.stream_id or "", {})
+        if result.watch_id is None or len({*watches, result.watch_id}) < 2:
+            return ""
+        same = sum(prompt == result.prompt for prompt in watches.values())
+        return _short(result.prompt) + (f" ({result.watch_id})" if same > 1 else "")
+
+
+def _short(text: str) -> str:
+    line = " ".join(plain(text).split())
+    return line if len(line) <= MAX_LABEL else line[: MAX_LABEL - 3] + "..."
+
+
+def by_time(results: Iterable[Result]) -> list[Result]:
+    """Sort results by the time that they are about, as `span` shows it."""
+    return sorted(
+        results, key=lambda r: (r.end or r.created_at, r.start or r.created_at, r.created_at)
+    )
+
+
+def result_line(result: Result, name_width: int = 12, label: str = "") -> "Text":
+    """Format a result as one line: time, stream, label of its watch, text, cost."""
     from rich.text import Text
 
     style = "red" if result.error is not None else "bold" if result.kind == "answer" else ""
@@ -132,6 +174,8 @@ def result_line(result: Result, name_width: int = 12) -> "Text":
     )
     if result.kind == "answer":
         line.append(f"{plain(result.prompt)} ", "dim")
+    elif label:
+        line.append(f"{label}: ", "dim")
     line.append(answer_text(result), style)
     if result.error is None:
         line.append(f"  {cost(result)}", "dim")

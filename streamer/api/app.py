@@ -4,13 +4,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Response
+from fastapi import Depends, FastAPI, Response
 from fastapi.responses import PlainTextResponse
 
 from streamer import __version__
 from streamer.api import metrics, queries, results, streams, watches
 from streamer.api.auth import Authentication
-from streamer.api.dependencies import ClientDependency
+from streamer.api.dependencies import ClientDependency, refuse_unknown_parameters
 from streamer.api.errors import install_error_handlers
 from streamer.api.schemas import ErrorBody, Health
 from streamer.client import Client
@@ -40,7 +40,7 @@ def create_app(client: Client) -> FastAPI:
     app.state.client = client
     install_error_handlers(app)
     for part in (streams, watches, queries, results):
-        app.include_router(part.router)
+        app.include_router(part.router, dependencies=[Depends(refuse_unknown_parameters)])
 
     @app.get("/healthz", tags=["service"])
     async def healthz() -> Health:

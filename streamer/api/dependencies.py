@@ -3,8 +3,11 @@
 from typing import Annotated, cast
 
 from fastapi import Depends, Request
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute
 
 from streamer.client import Client
+from streamer.errors import ErrorCode, StreamerError
 
 
 def _client(request: Request) -> Client:
@@ -12,3 +15,26 @@ def _client(request: Request) -> Client:
 
 
 ClientDependency = Annotated[Client, Depends(_client)]
+
+
+def refuse_unknown_parameters(request: Request) -> None:
+    """Raise StreamerError(INVALID_REQUEST) for a query parameter that the call does not have.
+
+    A misspelt filter would otherwise return everything.
+    """
+    route = request.scope.get("route")
+    if not isinstance(route, APIRoute):
+        return
+    known = _query_parameters(route.dependant)
+    unknown = [name for name in request.query_params if name not in known]
+    if unknown:
+        takes = f"takes {', '.join(known)}" if known else "takes none"
+        raise StreamerError(
+            ErrorCode.INVALID_REQUEST,
+            f"'{unknown[0][:80]}' is not a query parameter of this call, which {takes}: remove it.",
+        )
+
+
+def _query_parameters(dependant: Dependant) -> list[str]:
+    inner = (name for part in dependant.dependencies for name in _query_parameters(part))
+    return [*(field.alias for field in dependant.query_params), *inner]

@@ -43,20 +43,23 @@ def results(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print captions, answers and errors, oldest first."""
-    from streamer.terminal import console, json_lines, result_line
+    """Print captions, answers and errors in order of time, oldest first."""
+    from streamer.terminal import WatchLabels, console, json_lines, result_line
 
     out = console()
+    labels = WatchLabels()
 
     def show(found: "list[Result]") -> None:
         if as_json:
             json_lines(found)
             return
+        labels.learn(found)
         width = max((len(result.stream_name or "") for result in found), default=0)
         for result in found:
-            out.print(result_line(result, max(width, 12)), soft_wrap=True)
+            out.print(result_line(result, max(width, 12), labels.of(result)), soft_wrap=True)
 
     with open_client() as client:
+        labels.learn(client.streams())
         if not follow:
             show(_recorded(client, stream, kind, since, until, q, limit or 100))
             return
@@ -75,6 +78,8 @@ def _recorded(
     q: str | None,
     limit: int,
 ) -> "list[Result]":
+    from streamer.terminal import by_time
+
     found: list[Result] = []
     cursor = None
     while len(found) < limit:
@@ -91,7 +96,7 @@ def _recorded(
         cursor = page.next_cursor
         if cursor is None:
             break
-    return found[::-1]
+    return by_time(found)
 
 
 def _follow(
@@ -106,6 +111,8 @@ def _follow(
     from streamer.domain import utc_now
     from streamer.times import parse_time
 
+    if stream is not None:
+        client.require_results_of(stream)
     last_id = "$"
     if since is not None:  # ids of the results queue start with milliseconds
         last_id = f"{int(parse_time(since, utc_now()).timestamp() * 1000)}-0"

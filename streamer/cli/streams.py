@@ -7,7 +7,7 @@ from streamer.cli.context import Json, open_client
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from streamer.domain import Drops, Stream
+    from streamer.domain import Drops, Stream, Watch
 
 _STYLES = {
     "running": "green",
@@ -52,6 +52,9 @@ def streams(as_json: Json = False) -> None:
         )
     out.print(shown)
     for stream in found:
+        for watch in stream.watches if len(stream.watches) > 1 else ():
+            out.print(_watch(stream, watch), soft_wrap=True)
+    for stream in found:
         if stream.error is not None:
             out.print(_trouble(stream), soft_wrap=True)
 
@@ -73,6 +76,15 @@ def drops(dropped: "Drops") -> str:
     """Return the number of dropped frames by cause, `12 late`, one cause per line."""
     causes = dropped.model_dump().items()
     return "\n".join(f"{n} {cause.replace('_', ' ')}" for cause, n in causes if n) or "0"
+
+
+def _watch(stream: "Stream", watch: "Watch") -> "Text":
+    from rich.text import Text
+
+    from streamer.terminal import plain
+
+    facts = f"  {watch.id}  every {watch.window:g} s  "
+    return Text.assemble((stream.name, "bold cyan"), (facts, "dim"), plain(watch.prompt))
 
 
 def _trouble(stream: "Stream") -> "Text":
