@@ -128,6 +128,20 @@ def as_checkpoint_error(file: object, problem: str, field: str | None = None) ->
         raise CheckpointError(file, f"{problem}: {first_line(error)}", field=field) from error
 
 
+LONE_SURROGATE = (
+    "The text holds half of a character (a lone surrogate): remove it, or send the text as UTF-8."
+)
+
+
+def is_unicode(text: str) -> bool:
+    """Return whether a text can be written as UTF-8: it has no lone surrogate."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, or its type's name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
+from math import isfinite
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -23,6 +24,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from nvila_core.errors import is_unicode
 from nvila_core.resolution.policy import Measures, subsample
 from streamer.errors import ErrorCode
 from streamer.response_format import ResponseFormat, TextFormat, with_response_format
@@ -57,10 +59,42 @@ Timestamp = Annotated[
 ]
 
 
+def unstorable(value: Any) -> str | None:
+    """Return why JSON, Redis or a database cannot store `value`, None where they can."""
+    found: list[Any] = [value]
+    while found:
+        item = found.pop()
+        if isinstance(item, str):
+            if "\0" in item:
+                return "the text has a NUL character: remove it"
+            if not is_unicode(item):
+                return "the text has half of a character (a lone surrogate): send it as UTF-8"
+        elif isinstance(item, float):
+            if not isfinite(item):
+                return "the number is not finite: give a number"
+        elif isinstance(item, int) and not isinstance(item, bool):
+            if abs(item) >= 2**63:
+                return "the number is too large: give one below 2**63"
+        elif isinstance(item, dict):
+            found += [*item.keys(), *item.values()]
+        elif isinstance(item, list | tuple):
+            found += item
+    return None
+
+
 class Record(BaseModel):
     """Base of all records. Unknown fields are errors, so that no misspelt field goes unnoticed."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _storable(cls, fields: Any) -> Any:
+        """Refuse what JSON, Redis or a database cannot store, wherever in the fields it is."""
+        reason = unstorable(fields)
+        if reason is not None:
+            raise PydanticCustomError("unstorable", "{reason}", {"reason": reason})
+        return fields
 
 
 class StreamState(StrEnum):

@@ -20,7 +20,7 @@ def parse_time(text: str, now: datetime) -> datetime:
 
     Raises StreamerError(INVALID_REQUEST), with examples, for any other text.
     """
-    text = text.strip()
+    text = text.strip().encode(errors="replace").decode()
     if text.lower() == "now":
         return now.astimezone(UTC)
     try:

@@ -2,13 +2,34 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nvila_core.errors import PromptError
+from nvila_core.errors import PromptError, is_unicode
 from nvila_core.generation.grammar import check_choice, schema_text
+
+MIN_TEMPERATURE = 1e-5
+"""Below, logits divided by it overflow; 0 is greedy."""
+
+MAX_TEMPERATURE = 100
+MAX_PENALTY = 100
+
+
+def is_integer(value: object) -> bool:
+    """Return whether a value is a whole number, of Python or NumPy, and not a bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value is a finite real number that a float can hold, and not a bool."""
+    try:
+        return not isinstance(value, bool) and isinstance(value, Real) and isfinite(value)
+    except OverflowError:
+        return False
 
 
 @dataclass(frozen=True)
@@ -55,13 +76,37 @@ class SamplingParams:
         object.__setattr__(
             self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         )
+        for name in ("max_tokens", "top_k", "seed"):
+            value = getattr(self, name)
+            if not (name == "seed" and value is None) and not is_integer(value):
+                raise PromptError(f"Invalid sampling parameters: {name} must be a whole number.")
+        for name in ("temperature", "top_p", "repetition_penalty"):
+            if not is_number(getattr(self, name)):
+                raise PromptError(f"Invalid sampling parameters: {name} must be a number.")
+        temperature, penalty = self.temperature, self.repetition_penalty
         rules = (
             (self.max_tokens >= 1, "max_tokens must be at least 1"),
-            (0 <= self.temperature < float("inf"), "temperature must be 0 or more"),
+            (temperature >= 0, "temperature must be 0 or more"),
+            (
+                temperature == 0 or MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE,
+                f"temperature must be 0 (greedy) or from {MIN_TEMPERATURE:g} to {MAX_TEMPERATURE}",
+            ),
             (0 < self.top_p <= 1, "top_p must be above 0 and at most 1"),
             (self.top_k >= 0, "top_k must be 0 (all) or more"),
-            (0 < self.repetition_penalty < float("inf"), "repetition_penalty must be above 0"),
+            (penalty > 0, "repetition_penalty must be above 0"),
+            (
+                1 / MAX_PENALTY <= penalty <= MAX_PENALTY,
+                f"repetition_penalty must be from {1 / MAX_PENALTY:g} to {MAX_PENALTY}",
+            ),
+            (
+                self.seed is None or -(2**63) <= self.seed < 2**64,
+                "seed must be at least -2**63 and below 2**64",
+            ),
             (all(isinstance(s, str) and s for s in self.stop), "stop must hold non-empty strings"),
+            (
+                all(not isinstance(s, str) or is_unicode(s) for s in self.stop),
+                "stop holds half of a character (a lone surrogate)",
+            ),
         )
         for holds, rule in rules:
             if not holds:
@@ -140,9 +185,11 @@ class TokenSampler:
         params = self.params
         values, order = (logits / params.temperature).sort(descending=True, stable=True)
         if params.top_k:
-            values, order = values[: params.top_k], order[: params.top_k]
+            top_k = min(params.top_k, len(values))
+            values, order = values[:top_k], order[:top_k]
         probabilities = values.softmax(-1)
         if params.top_p < 1:
             preceding = probabilities.cumsum(-1) - probabilities
+            preceding[0] = -1  # the likeliest stays, however small top_p is
             probabilities = torch.where(preceding < params.top_p, probabilities, 0.0)
         return int(order[torch.multinomial(probabilities, 1, generator=self.generator)])

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nvila_core.errors import EmptyPrompt, PromptError
+from nvila_core.errors import LONE_SURROGATE, EmptyPrompt, PromptError, is_unicode
 from nvila_core.media.video import Video
 from nvila_core.prompt.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN
 
@@ -37,6 +37,7 @@ def as_conversation(parts: Any) -> list[tuple[str, list[Any]]]:
     if not parts:
         raise EmptyPrompt("The prompt is empty: give a question, an image, or both.")
     if not any(isinstance(part, Mapping) for part in parts):
+        check_texts(parts)
         return [("user", parts)]
     turns = []
     for message in parts:
@@ -50,10 +51,18 @@ def as_conversation(parts: Any) -> list[tuple[str, list[Any]]]:
                 f"The role {message.get('role')!r} is unknown; use system, user or assistant."
             )
         content = as_list(message["content"])
+        check_texts(content)
         if role != "user" and any(not isinstance(part, str) for part in content):
             raise PromptError(f"Only user turns can have images, but a turn of the {role} has one.")
         turns.append((role, content))
     return turns
+
+
+def check_texts(parts: list[Any]) -> None:
+    """Raise PromptError where a text has half of a character, which no tokenizer takes."""
+    for part in parts:
+        if isinstance(part, str) and not is_unicode(part):
+            raise PromptError(LONE_SURROGATE)
 
 
 def as_list(value: Any) -> list[Any]:

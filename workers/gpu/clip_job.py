@@ -88,7 +88,7 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
     complete = clip.response_format.complete(completion.text, completion.finish_reason)
     return Result.answering(
         clip,
-        text=completion.text,
+        text=completion.text.replace("\0", "\ufffd"),  # no database stores NUL
         data=_data(clip, completion) if complete else clip.data,
         error=None if complete else _unfinished(clip, completion),
         finish_reason=completion.finish_reason,
