@@ -25,7 +25,7 @@ class FileKind:
     picture: bool = False
 
 
-EMPTY = FileKind("empty", "copy or download it again")
+EMPTY = FileKind("empty", "give the complete file")
 GIT_LFS = FileKind("a Git LFS pointer, not the file itself", "run `git lfs pull` where it is from")
 HTML = FileKind(
     "an HTML page, perhaps an error or a login page saved by a download",

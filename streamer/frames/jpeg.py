@@ -5,6 +5,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
+from nvila_core.media.levels import deep_gray, to_levels
 from nvila_core.media.orientation import display_matrix, upright
 
 MAX_SIDE = 1920
@@ -32,6 +33,11 @@ def to_bgr(image: VideoFrame) -> NDArray[np.uint8]:
 
 
 def _to_array(image: VideoFrame, width: int, height: int) -> NDArray[np.uint8]:
+    values = deep_gray(image)
+    if values is not None:  # thermal cameras: scaled by their range, else all of one grey
+        levels, _ = to_levels(values)
+        small = cv2.resize(levels, (width, height), interpolation=cv2.INTER_AREA)
+        return cv2.cvtColor(small, cv2.COLOR_GRAY2BGR)  # type: ignore[return-value]
     # By default a converter has a thread per core, and lives as long as its frame.
     converted = image.reformat(width, height, "bgr24", interpolation="AREA", threads=1)
     return converted.to_ndarray()  # type: ignore[return-value]

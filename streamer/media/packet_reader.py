@@ -20,6 +20,7 @@ from av.packet import Packet
 from av.stream import Discard
 from av.video.stream import VideoStream
 
+from nvila_core.media.levels import MAX_PIXELS
 from streamer.clock import Clock, SystemClock
 from streamer.domain import Transport
 from streamer.errors import StreamerError
@@ -48,6 +49,9 @@ _MULTIPLEX = "mpegts"
 _WITHOUT_PTS = frozenset({"avi"})
 """Containers that store decoding times only: FFmpeg guesses presentation times, wrongly where
 frames are reordered."""
+
+MAX_LIVE_PIXELS = 36_000_000
+"""Pixels of a frame of a live stream at most: 8K has 33 million. Recordings: MAX_PIXELS."""
 
 MAX_LAG = 4.0
 """Seconds that a packet of a live source may wait in the queue if there is a newer key frame."""
@@ -299,12 +303,21 @@ class PacketReader:
         chosen = max(videos, key=lambda s: (s.codec_context is not None, s is videos[0]))
         if chosen.codec_context is None:
             raise source_errors.cannot_decode(self._url, None)
+        self._limit_pixels(chosen)
         for stream in container.streams:
             if stream is not chosen and not (
                 container.format.name == _MULTIPLEX and stream in videos
             ):
                 stream.discard = Discard.all
         return chosen
+
+    def _limit_pixels(self, stream: VideoStream) -> None:
+        """Refuse frames that are too large, also those that are larger than the header says."""
+        context = stream.codec_context
+        most = MAX_LIVE_PIXELS if self._live else MAX_PIXELS
+        if context.width * context.height > most:
+            raise source_errors.too_large(self._url, context.width, context.height, most)
+        context.options = {**context.options, "max_pixels": str(most)}
 
     def _seek(self, container: InputContainer) -> None:
         origin = container.start_time or 0

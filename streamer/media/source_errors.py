@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 import av
 
+from nvila_core.file_kind import describe
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import tls
 from streamer.media.urls import TLS_SCHEMES, is_device, is_remote, port_of, redact
@@ -93,6 +94,15 @@ def no_video(url: str) -> StreamerError:
     return StreamerError(
         ErrorCode.STREAM_NO_VIDEO,
         f"{redact(url)} contains no video: give a source with a video track.",
+    )
+
+
+def too_large(url: str, width: int, height: int, most: int) -> StreamerError:
+    """Return the error for a source whose frames have more than `most` pixels."""
+    return StreamerError(
+        ErrorCode.STREAM_CODEC_UNSUPPORTED,
+        f"The frames of {redact(url)} have {width} x {height} pixels, more than the "
+        f"{most // 1_000_000} million that are allowed: choose a smaller resolution.",
     )
 
 
@@ -297,9 +307,8 @@ def _local(error: Exception, url: str) -> StreamerError:
     if isinstance(
         error, av.InvalidDataError | av.ArgumentError
     ):  # not a container, or not an allowed one
-        return StreamerError(
-            ErrorCode.STREAM_NO_VIDEO, f"{url} is not a video, or it is damaged: give a video file."
-        )
+        what = describe(url) or "is not a video, or it is damaged: give a video file"
+        return StreamerError(ErrorCode.STREAM_NO_VIDEO, f"{url} {what}.")
     return StreamerError(
         ErrorCode.STREAM_CONNECTION_FAILED,
         f"The {kind} {url} cannot be opened ({type(error).__name__}): check that it is readable.",

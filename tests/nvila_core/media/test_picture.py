@@ -18,7 +18,8 @@ from nvila_core.checkpoint.random_checkpoint import write_checkpoint
 from nvila_core.checkpoint.weights import Weights
 from nvila_core.cli import main, open_media
 from nvila_core.json_fields import read_json
-from nvila_core.media import picture, video_file
+from nvila_core.media import video_file
+from nvila_core.media.levels import MAX_PIXELS
 from nvila_core.media.picture import open_image
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
@@ -318,6 +319,6 @@ def test_ask_notes_what_was_done_to_a_picture(
 
 def test_the_limit_is_a_parameter(tmp_path: Path) -> None:
     Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
-    assert open_image(tmp_path / "a.png", picture.MAX_PIXELS).size == (100, 100)
+    assert open_image(tmp_path / "a.png", MAX_PIXELS).size == (100, 100)
     with pytest.raises(MediaError, match="100 x 100 pixels, more than"):
         open_image(tmp_path / "a.png", 5000)
