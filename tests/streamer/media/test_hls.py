@@ -2,6 +2,7 @@
 
 import contextlib
 import threading
+import time
 from pathlib import Path
 
 import av
@@ -11,8 +12,9 @@ from cryptography.hazmat.primitives.padding import PKCS7
 
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media.access_policy import AccessPolicy
+from streamer.media.sampler import FpsSampler
 from streamer.media.source import Source, inspect_source
-from tests.support.videos import number_of, write_video
+from tests.support.videos import number_of, numbered_picture, write_video
 from tests.support.web import HERE, Site, numbers
 
 
@@ -192,3 +194,46 @@ def test_stopping_while_a_playlist_stalls(site: Site, folder: Path) -> None:
             if len(seen) > 40:
                 stopping.set()
     assert len(seen) < 60
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_live_encoder_that_restarts_silences_nothing(
+    site: Site, folder: Path, marked: bool
+) -> None:
+    # given a live playlist whose encoder restarts, so that its clock starts over
+    for place in range(4):
+        pictures = [numbered_picture(50 * place + n, 160, 120) for n in range(50)]
+        start = 7000.0 + 2 * place if place < 2 else 2.0 * (place - 2)
+        times = [start + n / 25 for n in range(50)]
+        write_video(
+            folder / f"{place}.ts", times=times, gop=25, width=160, height=120, pictures=pictures
+        )
+
+    def playlist(count: int) -> str:
+        lines = ["#EXTM3U", "#EXT-X-VERSION:3", "#EXT-X-TARGETDURATION:2"]
+        for place in range(count):
+            lines += ["#EXT-X-DISCONTINUITY"] if marked and place == 2 else []
+            lines += ["#EXTINF:2.0,", f"{place}.ts"]
+        return "\n".join([*lines, ""])
+
+    (folder / "live.m3u8").write_text(playlist(2))
+    frames = []
+
+    # when it is read, with a frame a second wanted
+    sampler = FpsSampler(1.0)
+    url = f"{site.url}/live.m3u8"
+    with Source(url, live=True, access=HERE, read_timeout=20, sampler=lambda: sampler) as source:
+        for frame in source:
+            if not sampler.keep(frame.pts, frame.image):
+                continue
+            frames.append(frame)
+            if len(frames) == 3:
+                (folder / "live.m3u8").write_text(playlist(4))
+            if len(frames) == 8:
+                break
+
+    # then a frame a second comes, and none is dated in the future
+    found = [number_of(frame.image.to_ndarray(format="rgb24")) for frame in frames]
+    assert found == [25 * n for n in range(8)]
+    assert [frame.pts for frame in frames] == pytest.approx(range(8), abs=0.1)
+    assert all(frame.time <= time.time() for frame in frames)
