@@ -50,15 +50,17 @@ FRAME_POLL_INTERVAL = 0.2
 class Client:
     """A connection to a running installation; close it, or use it as a context manager.
 
+    With `patient`, it waits at first for a Redis that refuses work for now.
+
     Raises StreamerError(REDIS_UNAVAILABLE) if no installation runs where `settings` says.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, patient: bool = False) -> None:
         self.settings = settings
         self.first_frame_wait = FIRST_FRAME_WAIT
         """Seconds that a question about now waits for a stream that is being opened."""
         self.admission = Admission(settings)
-        self.connections = Connections(settings)
+        self.connections = Connections(settings, patient=patient)
         self._redis = self.connections.main
         self.registry = StreamRegistry(self._redis, SecretBox(settings.secret_key))
         self.frames = FrameStore(self.connections.frames, Retention.of(settings))

@@ -2,84 +2,111 @@
 
 import contextlib
 import json
+import time
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis
-from redis.backoff import ExponentialWithJitterBackoff
-from redis.retry import Retry
+import structlog
 
 from streamer.errors import ErrorCode, StreamerError
+from streamer.outage import Outage
+from streamer.redis_access import examine_server, read_info, require_usable
+from streamer.redis_address import FORMS, SENTINEL_SCHEMES, open_client
+from streamer.redis_errors import RedisTrouble, trouble_of
 from streamer.settings import Settings
 
 CONNECT_TIMEOUT = 5.0
 SOCKET_TIMEOUT = 30.0
 """Seconds: longer than any blocking command, short enough to notice a server that went silent."""
 
+_FAILOVER_TIMEOUT = 10.0
+"""Seconds instead of SOCKET_TIMEOUT behind Sentinel, where another server takes over."""
+
 MIN_FRAME_MEMORY = 4 << 20
 
-REDIS_FULL_MESSAGE = (
-    "Redis is full: wait until jobs finish and answers expire, or raise its maxmemory."
-)
-
-ASSUMED_MEMORY = 4 << 30
-"""Bytes of memory assumed for a server that reports none."""
+ASSUMED_MEMORY = 1 << 30
+"""Bytes that are assumed for a server that reports no memory."""
 
 NOTHING_RUNNING = "Nothing is running here: start `streamer up`, or set STREAMER_REDIS_URL."
 
 
-def connect(url: str) -> redis.Redis:
-    """Connect to the server at `url`, ping it, and return a thread-safe client that gives bytes.
+def connect(url: str, outage: Outage | None = None) -> redis.Redis:
+    """Connect to the server at `url`, check that the service can run on it, and return a
+    thread-safe client that gives bytes.
 
     The client restores a broken connection and sends the command again, a few times with growing
     pauses: commands must tolerate being executed twice.
 
-    Raises StreamerError(REDIS_UNAVAILABLE) if the server does not answer or refuses the login.
+    With an `outage`, wait while the server answers but refuses work, because it loads its data or
+    has no connection left. A server that does not answer at all may be a wrong address.
+
+    Raises StreamerError(REDIS_UNAVAILABLE) if the server does not answer, refuses the login, is too
+    old or runs in cluster mode.
     """
+    reach(url, outage)
+    sentinel = urlsplit(url).scheme in SENTINEL_SCHEMES
+    return open_client(
+        url,
+        connect_timeout=CONNECT_TIMEOUT,
+        timeout=_FAILOVER_TIMEOUT if sentinel else SOCKET_TIMEOUT,
+        retries=3,
+    )
+
+
+def reach(url: str, outage: Outage | None = None, timeout: float = CONNECT_TIMEOUT) -> None:
+    """Ask the server at `url` once what it is: see :func:`connect`. Waits `timeout` seconds at
+    most, unless an `outage` lets it wait for a server that refuses work."""
     from streamer.media.urls import redact
 
     try:
-        client: redis.Redis = redis.Redis.from_url(
-            url,
-            decode_responses=False,
-            protocol=2,
-            socket_connect_timeout=CONNECT_TIMEOUT,
-            socket_timeout=SOCKET_TIMEOUT,
-            socket_keepalive=True,
-            health_check_interval=15,
-            retry=Retry(ExponentialWithJitterBackoff(base=0.02, cap=1.0), retries=3),
+        client = open_client(url, connect_timeout=timeout, timeout=timeout)
+    except (ValueError, TypeError):
+        raise StreamerError(
+            ErrorCode.REDIS_UNAVAILABLE,
+            f"'{redact(url)}' is not a Redis address: write {FORMS}.",
+        ) from None
+    pauses = (outage or Outage()).pauses()
+    with client:
+        while True:
+            try:
+                client.ping()
+                require_usable(client)
+            except (redis.exceptions.RedisError, OSError) as error:
+                trouble = trouble_of(error)
+                if outage is not None and trouble.answered and trouble.passes:
+                    outage.failed("connect", error)
+                    time.sleep(next(pauses))
+                    continue
+                raise StreamerError(
+                    ErrorCode.REDIS_UNAVAILABLE, _unreachable(redact(url), error, trouble)
+                ) from None
+            if outage is not None:
+                outage.worked("connect")
+            return
+
+
+def _unreachable(shown: str, error: BaseException, trouble: RedisTrouble) -> str:
+    from streamer.media.urls import redact
+
+    if trouble.kind == "LOGIN":
+        return f"Redis at {shown} refused the password: check STREAMER_REDIS_URL."
+    if trouble.kind == "NOPRIMARY":
+        return (
+            f"The Sentinels at {shown} know no primary of that name, or do not answer: check the "
+            "address and the state of the failover."
         )
-    except ValueError:
-        raise StreamerError(
-            ErrorCode.REDIS_UNAVAILABLE,
-            f"'{redact(url)}' is not a Redis address: write redis://host:6379/0.",
-        ) from None
-    try:
-        client.ping()
-    except redis.exceptions.AuthenticationError:
-        client.close()
-        raise StreamerError(
-            ErrorCode.REDIS_UNAVAILABLE,
-            f"Redis at {redact(url)} refused the password: check STREAMER_REDIS_URL.",
-        ) from None
-    except (redis.exceptions.RedisError, OSError) as error:
-        client.close()
-        reason = redact(str(error)).rstrip(".") or type(error).__name__
-        raise StreamerError(
-            ErrorCode.REDIS_UNAVAILABLE,
-            f"Redis at {redact(url)} does not answer ({reason}): "
-            "check that it is running and that STREAMER_REDIS_URL is correct.",
-        ) from None
-    return client
-
-
-def is_full(error: BaseException) -> bool:
-    """Return whether a command failed because the server has reached its `maxmemory`."""
-    # Before Redis 7, a script reports it inside another error.
-    return isinstance(error, redis.exceptions.OutOfMemoryError) or (
-        isinstance(error, redis.exceptions.ResponseError) and "OOM command" in str(error)
-    )
+    if trouble.answered:
+        return f"Redis at {shown} refuses work. {trouble.message}"
+    reason = redact(str(error)).rstrip(".") or type(error).__name__
+    advice = "check that it is running and that STREAMER_REDIS_URL is correct"
+    if shown.startswith("rediss") and "refused" not in reason:
+        advice += ". If the server does not use TLS, write redis:// instead of rediss://"
+    elif "closed by server" in reason or "reset by peer" in reason:
+        advice += ". If the server uses TLS, write rediss:// instead of redis://"
+    return f"Redis at {shown} does not answer ({reason}): {advice}."
 
 
 def run_file_path(settings: Settings) -> Path:
@@ -104,6 +131,9 @@ def from_run_file(settings: Settings, key: str) -> str | None:
     return value if isinstance(value, str) else None
 
 
+_log = structlog.get_logger(__name__)
+
+
 class Connections:
     """The Redis clients that a process shares among its threads.
 
@@ -111,27 +141,41 @@ class Connections:
     settings name another. Without `settings.redis_url`, both addresses come from the run file of a
     local installation.
 
+    With `patient`, a long-lived program waits for a server that refuses work for now.
+
+    Attributes:
+        outage, frames_outage: what `main` and `frames` refuse at the moment; the same object if
+            they are the same server.
+
     Raises StreamerError(REDIS_UNAVAILABLE).
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, patient: bool = False) -> None:
         self._frames_memory = settings.frames_memory
         url, frames_url = settings.redis_url, settings.frames_redis_url
         from_run_file = url is None
         if url is None:
             run = read_run_file(settings)
             url, frames_url = run["redis_url"], frames_url or run.get("frames_redis_url")
+        self.outage = self.frames_outage = Outage()
         try:
-            self.main = connect(url)
+            self.main = connect(url, self.outage if patient else None)
         except StreamerError:
             if from_run_file:  # the file is older than a crash
                 raise StreamerError(ErrorCode.REDIS_UNAVAILABLE, NOTHING_RUNNING) from None
             raise
+        self.outage.client = self.frames = self.main
+        if not frames_url:
+            return
+        if frames_url != url:
+            self.frames_outage = Outage("redis (frames)")
         try:
-            self.frames = connect(frames_url) if frames_url else self.main
+            self.frames = connect(frames_url, self.frames_outage if patient else None)
         except StreamerError:
             self.main.close()
             raise
+        if self.frames_outage is not self.outage:
+            self.frames_outage.client = self.frames
 
     @cached_property
     def frame_memory(self) -> int:
@@ -139,11 +183,12 @@ class Connections:
 
         The setting `frames_memory`. Without it, three quarters of the frame server's `maxmemory`,
         or half if the server also holds jobs and results. A server without `maxmemory` counts as
-        a quarter of its machine's memory. Read once; raises redis.exceptions.RedisError.
+        a quarter of its machine's memory, and one that may not be asked as 1 GiB.
+        Read once; raises redis.exceptions.RedisError.
         """
         if self._frames_memory is not None:
             return self._frames_memory
-        memory = self.frames.info("memory")
+        memory = read_info(self.frames) or {}
         bound = (
             int(memory.get("maxmemory") or 0) or int(memory.get("total_system_memory") or 0) // 4
         )
@@ -152,30 +197,26 @@ class Connections:
 
     @property
     def shared(self) -> bool:
-        """Whether one server holds frames, jobs and results."""
+        """Whether one server holds frames, jobs and results; True if it may not be asked."""
         if self.frames is self.main:
             return True
-        runs = [c.info("server").get("run_id") for c in (self.main, self.frames)]
+        runs = [(read_info(client) or {}).get("run_id") for client in (self.main, self.frames)]
         return runs[0] == runs[1]
 
-    def memory_advice(self) -> str | None:
-        """Return advice if a server may evict jobs, or grow without bound; None if not.
+    def lacks(self) -> list[str]:
+        """Return what the servers do not do as the service needs it, a sentence each.
 
         Raises redis.exceptions.RedisError.
         """
-        memory = self.main.info("memory")
-        policy = str(memory.get("maxmemory_policy", "noeviction"))
-        if int(memory.get("maxmemory") or 0) and policy != "noeviction":
-            return (
-                f"When Redis is full, it may evict jobs and results (policy {policy}): set its "
-                "maxmemory-policy to noeviction. The service itself bounds the frames."
-            )
-        if not int(self.frames.info("memory").get("maxmemory") or 0):
-            return (
-                "Redis has no maxmemory, so frames may take a quarter of its machine's memory: "
-                "set its maxmemory, or the setting frames_memory."
-            )
-        return None
+        if self.shared:
+            return [lack.message for lack in examine_server(self.main, ("jobs", "frames"))]
+        return [
+            *(lack.message for lack in examine_server(self.main, ("jobs",))),
+            *(
+                f"The server of the frames: {lack.message}"
+                for lack in examine_server(self.frames, ("frames",))
+            ),
+        ]
 
     def close(self) -> None:
         """Close all connections. The object cannot be used afterwards."""
@@ -187,3 +228,13 @@ class Connections:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def log_lacks(connections: Connections) -> None:
+    """Log once, when a program starts, what the servers do not do as the service needs it."""
+    try:
+        lacks = connections.lacks()
+    except redis.exceptions.RedisError:
+        return  # an outage, which the program waits out and logs itself
+    for lack in lacks:
+        _log.warning("redis_lacks", advice=lack)

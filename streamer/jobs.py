@@ -1,7 +1,8 @@
 """Submit jobs to the workers, through RQ, always as JSON."""
 
 import contextlib
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import redis
 from rq import Queue, Retry, worker_registration
@@ -19,6 +20,8 @@ from streamer.domain import (
     Result,
 )
 from streamer.errors import ErrorCode, StreamerError
+from streamer.lost_requests import LostRequests
+from streamer.redis_address import await_replica
 from streamer.results import Results
 from streamer.settings import Settings
 
@@ -50,22 +53,19 @@ _WAKE_TTL = 3600
 
 # Members whose job is gone, for example with a server's memory, would count forever.
 # KEYS: in-flight. ARGV: job key prefix
-_PRUNE = """
-local living = {}
+_SPLIT = """
+local living, lost = {}, {}
 for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-  if redis.call('EXISTS', ARGV[1] .. id) == 1 then
-    living[#living + 1] = id
-  else
-    redis.call('ZREM', KEYS[1], id)
-  end
+  local there = redis.call('EXISTS', ARGV[1] .. id) == 1
+  table.insert(there and living or lost, id)
 end
 """
 
-_IN_FLIGHT = _PRUNE + "return #living"
+_IN_FLIGHT = _SPLIT + "return {#living, lost}"
 
 # KEYS: in-flight, queues... ARGV: job key prefix, number of jobs to keep
 _DROP_OLDEST = (
-    _PRUNE
+    _SPLIT
     + """
 local excess, dropped = #living - tonumber(ARGV[2]), 0
 for _, id in ipairs(living) do
@@ -79,7 +79,7 @@ for _, id in ipairs(living) do
     end
   end
 end
-return dropped
+return {dropped, lost}
 """
 )
 
@@ -111,6 +111,7 @@ class Jobs:
         self._redis = redis
         self._settings = settings
         self._results = Results(redis, settings)
+        self._lost = LostRequests(redis, self._results)
         self._queues = {
             name: Queue(name, connection=redis, serializer=JSONSerializer)
             for name in (*CLIP_QUEUES, INGEST)
@@ -118,8 +119,16 @@ class Jobs:
         self._count = redis.register_script(_IN_FLIGHT)
         self._drop = redis.register_script(_DROP_OLDEST)
 
-    def submit(self, request: ClipRequest) -> None:
-        """Submit a request. It gets exactly one result, unless :meth:`drop_oldest` drops it."""
+    def submit(
+        self,
+        request: ClipRequest,
+        record: Callable[[redis.client.Pipeline], None] = lambda _: None,
+    ) -> None:
+        """Submit a request. It gets exactly one result, unless :meth:`drop_oldest` drops it.
+
+        `record` adds commands to the transaction that stores the job. Behind Sentinel the call
+        returns once a replica has the job too.
+        """
         name = _QUEUE_OF[request.kind]
         owner = owner_of(request)
         with self._redis.pipeline() as pipeline:
@@ -139,8 +148,10 @@ class Jobs:
                 key = redis_keys.in_flight(owner)
                 pipeline.zadd(key, {request.id: request.created_at.timestamp()})
                 pipeline.expire(key, _IN_FLIGHT_TTL)
+            record(pipeline)
             _push_wake(pipeline, name)
             pipeline.execute()
+        await_replica(self._redis)
 
     def drop_oldest(self, owner_id: str, keep: int) -> int:
         """Drop queued clips of a watch or recording, oldest first, until `keep` are in flight.
@@ -148,7 +159,7 @@ class Jobs:
         Clips that a worker has started are not dropped. Returns the number of dropped clips: they
         get no result, so the caller counts them.
         """
-        dropped = self._drop(
+        answer = self._drop(
             keys=[
                 redis_keys.in_flight(owner_id),
                 self._queues[WATCHES].key,
@@ -156,22 +167,29 @@ class Jobs:
             ],
             args=[Job.redis_job_namespace_prefix, keep],
         )
-        return cast(int, dropped)
+        return self._end_lost(owner_id, answer)
 
     def in_flight(self, owner_id: str) -> int:
         """Return the number of unanswered clips of a watch or recording."""
-        return cast(
-            int,
-            self._count(
-                keys=[redis_keys.in_flight(owner_id)], args=[Job.redis_job_namespace_prefix]
-            ),
+        answer = self._count(
+            keys=[redis_keys.in_flight(owner_id)], args=[Job.redis_job_namespace_prefix]
         )
+        return self._end_lost(owner_id, answer)
+
+    def _end_lost(self, owner_id: str, answer: Any) -> int:
+        """Give the requests whose jobs Redis lost their error results; return the number before
+        them in the answer of a script."""
+        number, lost = cast("tuple[int, list[bytes]]", answer)
+        for request_id in lost:
+            if not self._lost.publish(request_id.decode()):  # its stream is detached
+                self._redis.zrem(redis_keys.in_flight(owner_id), request_id)
+        return number
 
     def status(self, request_id: str) -> QueryStatus:
         """Return the status of a request. Raises StreamerError(UNKNOWN_QUERY)."""
         result = self._results.get(request_id)
         if result is not None:
-            return _final_status(result)
+            return final_status(result)
         job = self._fetch(request_id)
         if job is None:
             raise StreamerError(
@@ -288,7 +306,8 @@ def _push_wake(pipeline: redis.client.Pipeline, queue: str) -> None:
     pipeline.expire(key, _WAKE_TTL)
 
 
-def _final_status(result: Result) -> QueryStatus:
+def final_status(result: Result) -> QueryStatus:
+    """Return the status of a query that has this result."""
     if result.error is None:
         return QueryStatus.DONE
     cancelled = result.error.code is ErrorCode.CANCELLED

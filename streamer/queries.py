@@ -26,7 +26,8 @@ from streamer.domain import (
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.coverage import NEWEST, find_gaps, max_silence, sampling_interval
 from streamer.frames.history import FrameHistory
-from streamer.jobs import Jobs
+from streamer.jobs import Jobs, final_status
+from streamer.lost_requests import LostRequests
 from streamer.question import Question
 from streamer.response_format import TextFormat
 from streamer.results import Results
@@ -72,6 +73,7 @@ class Queries:
         self._jobs = jobs
         self._results = results
         self._clock = clock or SystemClock()
+        self._lost = LostRequests(redis, results)
 
     def ask(self, question: Question, stream: Stream) -> Query:
         """Submit a question about `stream`.
@@ -144,13 +146,14 @@ class Queries:
     def _submit(self, request: ClipRequest) -> Query:
         query = Query.of(request)
         ttl = int(self._settings.query_ttl)
-        with self._redis.pipeline() as pipe:
+
+        def record(pipe: "redis.client.Pipeline") -> None:
             pipe.set(redis_keys.query(query.id), query.model_dump_json(), ex=ttl)
             pipe.zadd(redis_keys.QUERIES, {query.id: query.created_at.timestamp()})
             pipe.zremrangebyrank(redis_keys.QUERIES, 0, -MAX_LISTED - 1)
             pipe.expire(redis_keys.QUERIES, ttl)
-            pipe.execute()
-        self._jobs.submit(request)
+
+        self._jobs.submit(request, record=record)
         return query
 
     def get(self, query_id: str, wait: float = 0.0) -> Query:
@@ -165,21 +168,24 @@ class Queries:
                 f"There is no query '{query_id[:80]}': check its id "
                 f"(queries are kept for {self._settings.query_ttl / 3600:g} h).",
             )
-        return self._with_result(Query.model_validate_json(raw), self._results.wait(query_id, wait))
+        query = Query.model_validate_json(raw)
+        result = self._results.wait(query_id, wait, check=lambda: self._lost.settle(query))
+        return self._with_result(query, result)
 
     def _with_result(self, query: Query, result: Result | None) -> Query:
         status = self._status(query.id)
-        if status in _FINAL and result is None:
-            result = self._results.get(query.id)  # it arrived meanwhile
+        if status is None or (status in _FINAL and result is None):
+            result = self._lost.settle(query)  # it arrived meanwhile, or Redis lost its job
+            status = final_status(result) if result is not None else QueryStatus.FAILED
         return query.model_copy(update={"status": status, "result": result})
 
-    def _status(self, query_id: str) -> QueryStatus:
+    def _status(self, query_id: str) -> QueryStatus | None:
         try:
             return self._jobs.status(query_id)
         except StreamerError as error:
             if error.code is not ErrorCode.UNKNOWN_QUERY:
                 raise
-            return QueryStatus.FAILED  # Redis lost its job
+            return None  # Redis lost its job
 
     def newest(self, limit: int) -> list[Query]:
         """Return up to `limit` queries, newest first."""

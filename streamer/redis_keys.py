@@ -86,3 +86,7 @@ def worker(name: str) -> str:
 def answered(request_id: str) -> str:
     """Return the name of a pub/sub channel that announces the answer to a request."""
     return f"{KEY_PREFIX}answered:{request_id}"
+
+
+REPLICATED = KEY_PREFIX + "replicated"
+"""String: written after what a failover must not lose, to wait for a replica. Under a TTL."""

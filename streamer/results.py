@@ -1,7 +1,7 @@
 """Publish each result exactly once, to listeners of the results queue and for later lookup."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import redis
@@ -78,8 +78,17 @@ class Results:
         raw = cast(bytes | None, self._redis.get(redis_keys.answer(request_id)))
         return Result.model_validate_json(raw) if raw is not None else None
 
-    def wait(self, request_id: str, timeout: float) -> Result | None:
-        """Wait for the result of a request; return None after `timeout` seconds."""
+    def wait(
+        self,
+        request_id: str,
+        timeout: float,
+        *,
+        check: Callable[[], Result | None] = lambda: None,
+    ) -> Result | None:
+        """Wait for the result of a request; return None after `timeout` seconds.
+
+        `check` is called once a second, and may find that no result will come.
+        """
         found = self.get(request_id)
         if found is not None or timeout <= 0:
             return found
@@ -92,6 +101,8 @@ class Results:
                     return None
                 # A broken connection loses messages: check again once per second.
                 channel.get_message(timeout=min(1.0, remaining))
+                if (found := check()) is not None:
+                    break
         return found
 
     def last_id(self) -> str:

@@ -10,6 +10,7 @@ from streamer.clock import Clock, SystemClock
 from streamer.connections import Connections
 from streamer.frames.store import FrameStore, Retention
 from streamer.jobs import Jobs
+from streamer.lost_requests import LostRequests
 from streamer.results import Results
 from streamer.secret_box import SecretBox
 from streamer.settings import Settings
@@ -87,6 +88,11 @@ class WorkerContext:
     def results(self) -> Results:
         """The results queue."""
         return Results(self.connections.main, self.settings)
+
+    @cached_property
+    def lost_requests(self) -> LostRequests:
+        """The requests whose jobs Redis has lost."""
+        return LostRequests(self.connections.main, self.results)
 
 
 _context: WorkerContext | None = None

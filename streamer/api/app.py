@@ -12,6 +12,7 @@ from streamer.api import metrics, queries, results, streams, watches
 from streamer.api.auth import Authentication
 from streamer.api.dependencies import ClientDependency, refuse_unknown_parameters
 from streamer.api.errors import install_error_handlers
+from streamer.api.redis_watch import RedisWatch
 from streamer.api.schemas import ErrorBody, Health
 from streamer.client import Client
 
@@ -24,9 +25,12 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 def create_app(client: Client) -> FastAPI:
     """Create the API over `client`, and close the client when the application ends."""
 
+    redis_watch = RedisWatch(client.connections)
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
+        redis_watch.close()
         client.close()
 
     app = FastAPI(
@@ -38,6 +42,7 @@ def create_app(client: Client) -> FastAPI:
     )
     client.admission.remote = True
     app.state.client = client
+    app.state.redis_watch = redis_watch
     install_error_handlers(app)
     for part in (streams, watches, queries, results):
         app.include_router(part.router, dependencies=[Depends(refuse_unknown_parameters)])

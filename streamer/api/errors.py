@@ -10,14 +10,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
-from streamer.connections import REDIS_FULL_MESSAGE, is_full
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media.urls import redact
+from streamer.redis_errors import trouble_of
 
 _log = logging.getLogger("streamer.api")
 
 _UNEXPECTED = "Unexpected error: see the log of `streamer serve`."
-_REDIS_LOST = "The connection to Redis was lost: try again later."
 _DATABASE_LOST = "The timeline database does not answer: try again later."
 
 
@@ -72,11 +71,12 @@ def install_error_handlers(app: FastAPI) -> None:
         return error_response(error.status_code, code, message, headers)
 
     @app.exception_handler(redis.RedisError)
-    async def redis_lost(_: Request, error: redis.RedisError) -> JSONResponse:
-        _log.error("Redis: %s", error)
-        if is_full(error):
-            return error_response(503, ErrorCode.REDIS_FULL, REDIS_FULL_MESSAGE)
-        return error_response(503, ErrorCode.REDIS_UNAVAILABLE, _REDIS_LOST)
+    async def redis_refuses(request: Request, error: redis.RedisError) -> JSONResponse:
+        trouble = trouble_of(error)
+        if not trouble.passes:
+            _log.error("Redis: %s", error)
+        request.app.state.redis_watch.failed(error)
+        return error_response(trouble.error.http_status, trouble.code, trouble.message)
 
     @app.exception_handler(SQLAlchemyError)
     async def database_lost(_: Request, error: SQLAlchemyError) -> JSONResponse:

@@ -11,6 +11,7 @@ import uvicorn
 from streamer.api.app import create_app
 from streamer.api.listen import listen
 from streamer.client import Client
+from streamer.connections import log_lacks
 from streamer.errors import StreamerError
 from streamer.logging_setup import configure_logging
 from streamer.settings import Settings
@@ -43,10 +44,11 @@ def run_server(settings: Settings) -> None:
     configure_logging(settings.log_level)
     listener = listen(settings)
     try:
-        client = Client(settings)
+        client = Client(settings, patient=True)
     except StreamerError:
         listener.close()
         raise
+    log_lacks(client.connections)
     config = uvicorn.Config(
         create_app(client),
         log_config=None,

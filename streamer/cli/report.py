@@ -20,14 +20,12 @@ def report(error: BaseException) -> int:
 
 def sentence(error: BaseException) -> str:
     """Return the sentence that describes `error` to a user."""
-    from streamer.connections import REDIS_FULL_MESSAGE, is_full
-
     if isinstance(error, StreamerError):
         return error.message
-    if is_full(error):
-        return REDIS_FULL_MESSAGE
     if type(error).__module__.startswith("redis."):
-        return "The connection to Redis was lost: check that the Redis server is running."
+        from streamer.redis_errors import trouble_of
+
+        return trouble_of(error).message
     cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     hint = "" if options.debug else " (run `streamer --debug ...` for the traceback)."
     return f"Unexpected error: {cause}{hint}"

@@ -1,7 +1,7 @@
 """Check the Redis servers: reachable, version, latency, memory policy, clock and workers."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,11 @@ from streamer.settings import Settings
 
 if TYPE_CHECKING:
     import redis
+
+    from streamer.redis_access import Part
+
+_TIMEOUT = 2.0
+"""Seconds that a server has to answer."""
 
 _MAX_LATENCY = 0.005
 """Seconds that a command may take without a warning."""
@@ -27,7 +32,10 @@ def servers(settings: Settings, clock: Clock | None = None) -> Iterable[Check]:
         yield _no_redis()
         return
     for name, url in urls.items():
-        yield from _server(name, url, clock or SystemClock())
+        parts: list[Part] = ["frames"] if name != "redis" else ["jobs"]
+        if len(urls) == 1:
+            parts.append("frames")
+        yield from _server(name, url, clock or SystemClock(), parts)
 
 
 def _redis_urls(settings: Settings) -> dict[str, str]:
@@ -56,46 +64,37 @@ def _no_redis() -> Check:
     return check("redis", "ok", f"No server is running yet: `streamer up` starts {binary.name}.")
 
 
-def _server(name: str, url: str, clock: Clock) -> Iterable[Check]:
-    from redis import Redis
-    from redis.backoff import NoBackoff
+def _server(name: str, url: str, clock: Clock, parts: "Sequence[Part]") -> Iterable[Check]:
     from redis.exceptions import RedisError
-    from redis.retry import Retry
 
+    from streamer.connections import reach
     from streamer.media.urls import redact
+    from streamer.redis_address import open_client
 
-    shown = redact(url)
     try:
-        client = Redis.from_url(
-            url,
-            socket_connect_timeout=2.0,
-            socket_timeout=2.0,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-        )
-    except ValueError:
-        message = f"'{shown}' is not a Redis address: use the form redis://host:6379/0."
-        yield check(name, "fail", message)
+        reach(url, timeout=_TIMEOUT)
+    except StreamerError as error:
+        yield check(name, "fail", error.message)
         return
-    with client:
+    shown = redact(url)
+    with open_client(url, connect_timeout=_TIMEOUT, timeout=_TIMEOUT) as client:
         try:
-            yield from _reachable(name, shown, client, clock)
+            yield from _examined(name, shown, client, clock, parts)
         except (RedisError, OSError) as error:
-            yield check(
-                name,
-                "fail",
-                f"{shown} does not answer ({describe_error(error)}): check that it runs, and its "
-                "address and password.",
-            )
+            yield check(name, "fail", f"{shown} failed ({describe_error(error)}): try again.")
 
 
-def _reachable(name: str, shown: str, client: "redis.Redis", clock: Clock) -> Iterable[Check]:
-    info: dict[str, Any] = client.info()
-    release = str(info.get("redis_version", "0"))
+def _examined(
+    name: str, shown: str, client: "redis.Redis", clock: Clock, parts: "Sequence[Part]"
+) -> Iterable[Check]:
+    from redis.exceptions import RedisError
+
+    from streamer.redis_access import examine_server, read_info, require_writable
+    from streamer.redis_errors import trouble_of
+
+    info = read_info(client) or {}
+    release = str(info.get("redis_version", "of an unknown version"))
     product = f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {release}"
-    if tuple(int(part) for part in release.split(".")[:2]) < (6, 2):
-        yield check(name, "fail", f"{shown} is {product}: install Redis 6.2 or newer, or Valkey.")
-        return
     took, skew = _latency_and_skew(client, clock)
     slow = took > _MAX_LATENCY
     yield check(
@@ -104,8 +103,17 @@ def _reachable(name: str, shown: str, client: "redis.Redis", clock: Clock) -> It
         f"{shown}, {product}, answers in {1000 * took:.2f} ms"
         + (": move it closer, because every frame and job passes through it." if slow else "."),
     )
-    yield _memory(name, info)
-    if name == "redis":
+    try:
+        require_writable(client, ())
+    except RedisError as error:
+        yield check(f"{name} writes", "fail", trouble_of(error).message)
+    lacks = examine_server(client, parts)
+    if info:
+        yield _memory(name, info)
+    for lack in lacks:
+        if lack.kind in ("rights", "info"):
+            yield check(f"{name} user", "fail" if lack.kind == "rights" else "warn", lack.message)
+    if "jobs" in parts:
         yield _clock(skew)
         yield from _workers(client)
 

@@ -12,7 +12,7 @@ from redis.commands.core import Script
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.clock import Clock, SystemClock
-from streamer.connections import is_full
+from streamer.redis_errors import is_full
 from streamer.domain import FrameRef, StreamSpec
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames import scripts

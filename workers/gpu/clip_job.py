@@ -1,7 +1,8 @@
 """Answer one question about the frames of one window: the clip job."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
 import structlog
@@ -10,7 +11,8 @@ from rq.job import Job
 from streamer.domain import ClipRequest, ErrorInfo, FrameRef, RequestKind, Result, to_datetime
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import error_result, owner_of, read_request
-from workers.context import BrokeDown, GiveBack, WorkerContext, current
+from streamer.redis_errors import trouble_of, will_pass
+from workers.context import BrokeDown, GiveBack, WorkerContext, current, stop_check
 from workers.gpu.clip_plan import parts_of, plan_clip
 from workers.gpu.inference import infer
 
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
     import numpy as np
 
     from nvila_core import Completion
+
+_T = TypeVar("_T")
+
+MAX_FRAMES_WAIT = 30.0
+"""Seconds for which a job waits for a server of frames that does not answer."""
 
 _MAX_SHOWN = 120
 """Characters of an unfinished answer in its error message; its result has all of them."""
@@ -35,7 +42,8 @@ def answer_clip(request: dict[str, Any]) -> None:
     """
     context = current()
     clip = ClipRequest.model_validate(request)
-    if context.results.answered(clip.id):  # by a worker that died before it could finish the job
+    # By a worker that died before it could finish the job.
+    if _insist(lambda: context.results.answered(clip.id)):
         return
     started = context.clock.time()
     try:
@@ -62,7 +70,15 @@ def publish_failure(job: Job, code: ErrorCode, message: str) -> None:
     if clip is None:
         _log.error("job_without_request", job=job.id)
         return
-    _publish(current(), clip, error_result(clip, code, message))
+    context, result = current(), error_result(clip, code, message)
+    _complete(context, clip, result)
+    _note(clip, result, context.results.publish(result, owner_id=owner_of(clip)))
+
+
+def publish_lost(request_id: str) -> None:
+    """Give a request whose job has no record any more its error result."""
+    if current().lost_requests.publish(request_id):
+        _log.error("request_lost", request=request_id)
 
 
 def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result:
@@ -73,14 +89,7 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
             ErrorCode.NO_FRAMES,
             "There are no frames in this range: ask about a time when the stream was running.",
         )
-    try:
-        jpegs = context.frames.load(clip.frames)
-    except redis.exceptions.RedisError:
-        raise StreamerError(
-            ErrorCode.REDIS_UNAVAILABLE,
-            "The Redis server that holds the frames does not answer: check STREAMER_REDIS_URL "
-            "and STREAMER_FRAMES_REDIS_URL of the worker.",
-        ) from None
+    jpegs = _load(context, clip)
     plan = plan_clip(context, clip, started)
     images = _decode(clip.frames, jpegs, plan.sizes)
     completion = infer(context, clip, parts_of(images, clip.prompt), plan.tiles)
@@ -102,6 +111,49 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
         encode_ms=timings.encode_ms,
         generate_ms=timings.generate_ms,
     )
+
+
+def _load(context: WorkerContext, clip: ClipRequest) -> list[bytes]:
+    """Load the frames of a clip; wait a while for a server that refuses or does not answer."""
+    deadline = time.monotonic() + min(MAX_FRAMES_WAIT, context.settings.job_timeout)
+    stop = stop_check()
+
+    def wait(seconds: float) -> bool:
+        if stop():
+            raise GiveBack
+        left = deadline - time.monotonic()
+        time.sleep(max(0.0, min(seconds, left)))
+        return left <= 0
+
+    try:
+        return context.connections.frames_outage.insist(
+            "frames", lambda: context.frames.load(clip.frames), wait
+        )
+    except redis.exceptions.RedisError as error:
+        raise StreamerError(
+            ErrorCode.REDIS_UNAVAILABLE,
+            f"The frames could not be read. {trouble_of(error).message} Check also "
+            "STREAMER_FRAMES_REDIS_URL of the worker.",
+        ) from None
+
+
+def _insist(call: Callable[[], _T]) -> _T:
+    """Return `call()`, repeated while Redis refuses it. Raises GiveBack when the worker stops or
+    the job is no longer wanted: it is run again, elsewhere."""
+    stop = stop_check()
+
+    def wait(seconds: float) -> bool:
+        if stop():
+            return True
+        time.sleep(min(seconds, 1.0))
+        return False
+
+    try:
+        return current().connections.outage.insist("answers", call, wait)
+    except redis.exceptions.RedisError as error:
+        if will_pass(error):
+            raise GiveBack from None
+        raise
 
 
 def _data(clip: ClipRequest, completion: "Completion") -> dict[str, Any] | None:
@@ -142,14 +194,24 @@ def _queue_ms(clip: ClipRequest, started: float) -> float:
 
 
 def _publish(context: WorkerContext, clip: ClipRequest, result: Result) -> None:
-    """Complete a result with what all results have, and publish it."""
+    """Publish a result, as soon as Redis accepts it. Raises GiveBack when the worker stops
+    before."""
+    _complete(context, clip, result)
+    _note(clip, result, _insist(lambda: context.results.publish(result, owner_id=owner_of(clip))))
+
+
+def _complete(context: WorkerContext, clip: ClipRequest, result: Result) -> None:
+    """Complete a result with what all results have."""
     result.model = context.model_name
     result.decode_ms = sum(frame.decode_ms for frame in clip.frames)
     result.created_at = to_datetime(context.clock.time())
     live = clip.kind is RequestKind.WATCH and clip.frames
     since = clip.frames[-1].time if live else clip.created_at.timestamp()
     result.total_ms = max(0.0, 1000 * (result.created_at.timestamp() - since))
-    if context.results.publish(result, owner_id=owner_of(clip)):
+
+
+def _note(clip: ClipRequest, result: Result, published: bool) -> None:
+    if published:
         _log.info(
             "answered",
             request=clip.id,

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import structlog
 
 from nvila_core.errors import NVILAError, first_line
-from streamer.connections import Connections
+from streamer.connections import Connections, log_lacks
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import CLIP_JOB, CLIP_QUEUES
 from streamer.settings import Settings
 from workers import context
-from workers.gpu.clip_job import answer_clip, publish_failure
+from workers.gpu.clip_job import answer_clip, publish_failure, publish_lost
 from workers.gpu.inference import out_of_memory
 from workers.gpu.watchdog import Watchdog
 from workers.process import restart
@@ -38,7 +38,9 @@ def serve_clips(settings: Settings, stopping: threading.Event, burst: bool = Fal
         StreamerError: Redis does not answer, or the checkpoint cannot be used.
         NeedsRestart: the device or the engine broke down. All jobs have been put back.
     """
-    with Connections(settings) as connections:  # before the model, because it fails fast
+    # before the model, because it fails fast
+    with Connections(settings, patient=True) as connections:
+        log_lacks(connections)
         engine = load_engine(settings)
         model = engine.model
         own = context.WorkerContext(
@@ -57,6 +59,9 @@ def serve_clips(settings: Settings, stopping: threading.Event, burst: bool = Fal
             stopping=stopping,
             lease=settings.lease,
             on_failed=publish_failure,
+            on_missing=publish_lost,
+            sweep=own.lost_requests.sweep,
+            outage=connections.outage,
             measure=lambda: engine_stats(engine),
         )
         own.worker_name = worker.name

@@ -5,7 +5,7 @@ from collections import deque
 import redis
 
 from streamer.clock import Clock
-from streamer.connections import is_full
+from streamer.redis_errors import is_full
 from streamer.domain import StreamCounters
 from streamer.media.source import Source
 

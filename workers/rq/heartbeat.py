@@ -11,6 +11,7 @@ from rq import worker_registration
 from rq.worker import BaseWorker, WorkerStatus
 
 from streamer import redis_keys
+from streamer.outage import Outage
 from workers.process.process_stats import read_process_stats
 from workers.rq.job import Slot
 
@@ -29,6 +30,7 @@ class Heartbeat:
         slot_count: how many jobs may run at once.
         lease: seconds after which a silent worker is given up.
         measure: returns numbers to report beside those of the process.
+        outage: what Redis refuses at the moment.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class Heartbeat:
         slot_count: int,
         lease: float,
         measure: Callable[[], Mapping[str, float]],
+        outage: Outage,
     ) -> None:
         self._worker = worker
         self._redis = worker.connection
@@ -46,6 +49,7 @@ class Heartbeat:
         self._slot_count = slot_count
         self._lease = lease
         self._measure = measure
+        self._outage = outage
         self._stats_key = redis_keys.worker(worker.name)
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self.ended = threading.Event()
@@ -74,7 +78,9 @@ class Heartbeat:
             try:
                 self._beat()
             except redis.exceptions.RedisError as error:
-                _log.warning("heartbeat_failed", reason=str(error))
+                self._outage.failed("heartbeat", error)
+            else:
+                self._outage.worked("heartbeat")
 
     def _beat(self) -> None:
         slots = list(self._slots())

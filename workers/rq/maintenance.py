@@ -42,6 +42,7 @@ class Maintenance:
         lease: seconds after which a silent worker is given up.
         on_failed: called with each job that was given up after its retries.
         job_class: the class of the jobs.
+        sweep: further maintenance of the program.
         clock: the time; a test moves it by hand.
     """
 
@@ -53,6 +54,7 @@ class Maintenance:
         lease: float,
         on_failed: OnFailed,
         job_class: type[Job],
+        sweep: Callable[[], object] = lambda: None,
         clock: Clock | None = None,
     ) -> None:
         self._redis = connection
@@ -60,17 +62,24 @@ class Maintenance:
         self._lease = lease
         self._on_failed = on_failed
         self._job_class = job_class
+        self._sweep = sweep
         self._put_back = connection.register_script(_PUT_BACK)
         self._clock = clock or SystemClock()
         self._done_at = -math.inf
         self._in_between: dict[str, dict[str, float]] = {}
         self._reported: dict[str, set[str]] = {}
 
+    def postpone(self) -> None:
+        """Take nothing over within a lease from now: after an outage, workers that live report
+        first."""
+        self._done_at = self._clock.monotonic() + self._lease * 2 / 3
+
     def tick(self) -> None:
         """Do what is due, unless another worker is doing it."""
         if self._clock.monotonic() - self._done_at < self._lease / 3:
             return
         self._done_at = self._clock.monotonic()
+        self._sweep()
         for queue in self._queues:
             lock = queue.registry_cleaning_key
             # The lock of a holder that dies expires as soon as its jobs may be taken over.

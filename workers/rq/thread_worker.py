@@ -20,7 +20,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import redis
 import structlog
@@ -35,14 +35,17 @@ from rq.worker import BaseWorker, WorkerStatus
 from streamer import redis_keys
 from streamer.errors import ErrorCode
 from streamer.media.urls import redact
+from streamer.outage import Outage
+from streamer.redis_errors import will_pass
 from workers.context import Abandon, BrokeDown, GiveBack, enter_slot
 from workers.rq.heartbeat import Heartbeat
 from workers.rq.job import NoDeathPenalty, PlainJob, Slot
 from workers.rq.maintenance import Maintenance, OnFailed
 
+_T = TypeVar("_T")
+
 _log = structlog.get_logger(__name__)
 
-_CONNECTION_ERRORS = (redis.exceptions.ConnectionError, redis.exceptions.TimeoutError)
 _BROKE_DOWN = (
     "The model worker broke down each time it worked on this request, the last time on it alone: "
     "see the worker's log, and ask about other frames."
@@ -75,10 +78,13 @@ class ThreadWorker(BaseWorker):
         stopping: set on SIGTERM or SIGINT, or by the program; no job is taken from then on.
         lease: seconds after which the jobs of a silent worker are taken over.
         on_failed: called with each job that has failed for good.
+        on_missing: called with the id of a job that is queued, but has no record any more.
+        sweep: called about three times in each lease.
         grace: seconds that jobs have to finish, once `stopping` is set, before they are cancelled
             and return to the queue.
         poll: seconds until a stop is noticed, or a job whose wake-up was lost.
         measure: returns numbers to report with each heartbeat, beside those of the process.
+        outage: what Redis refuses at the moment.
 
     Attributes:
         signalled: whether a signal stopped the worker.
@@ -99,9 +105,12 @@ class ThreadWorker(BaseWorker):
         stopping: threading.Event,
         lease: float,
         on_failed: OnFailed,
+        on_missing: Callable[[str], None] = lambda _: None,
+        sweep: Callable[[], object] = lambda: None,
         grace: float = 3.0,
         poll: float = 1.0,
         measure: Callable[[], Mapping[str, float]] = dict,
+        outage: Outage | None = None,
     ) -> None:
         self._poll = poll  # first, because RQ derives a time-out from it
         super().__init__(
@@ -114,24 +123,37 @@ class ThreadWorker(BaseWorker):
         )
         self.stopping = stopping
         self.signalled = False
+        self._outage = outage or Outage(client=connection)
         self._slot_count = slots
         self._reserved = 1 if slots > 1 and len(queues) > 1 else 0
         self._functions = dict(functions)
         self._grace = grace
         self._on_failed = on_failed
+        self._on_missing = on_missing
         self._take_script = connection.register_script(_TAKE)
         self._queue_of_key = {queue.key: queue for queue in self.queues}
         self._slots: dict[str, Slot] = {}
         self._changed = threading.Condition()
         self._wants_nudge = False
+        self._registered = False
         self._nudge_key = redis_keys.wake(self.name)
         self._maintenance = Maintenance(
-            connection, self.queues, lease=lease, on_failed=on_failed, job_class=self.job_class
+            connection,
+            self.queues,
+            lease=lease,
+            on_failed=on_failed,
+            job_class=self.job_class,
+            sweep=sweep,
         )
         self._asked_at = 0.0
         self._forced = threading.Event()
         self._heartbeat = Heartbeat(
-            self, self._slots.values, slot_count=slots, lease=lease, measure=measure
+            self,
+            self._slots.values,
+            slot_count=slots,
+            lease=lease,
+            measure=measure,
+            outage=self._outage,
         )
 
     def work(  # type: ignore[override]
@@ -140,25 +162,27 @@ class ThreadWorker(BaseWorker):
         """Run jobs until asked to stop; with `burst`, until the queues are empty.
 
         `on_ready` is called once the worker is registered and handles signals. Returns whether
-        any job was run.
+        any job was run. While Redis refuses work, the worker waits.
         """
-        self.bootstrap(logging_level=None)
-        self._heartbeat.start()
+        try:
+            self._insist(self._register)
+        except redis.exceptions.RedisError as error:
+            if not will_pass(error):
+                raise
+            return False
         if threading.current_thread() is threading.main_thread():
             self._install_signal_handlers()
         on_ready()
         worked = False
         try:
             while not self.stopping.is_set():
-                try:
-                    outcome = self._step()
-                except _CONNECTION_ERRORS as error:
-                    _log.warning("redis_unreachable", reason=str(error))
-                    self.stopping.wait(self._poll)
-                    continue
+                outcome = self._insist(self._step_or_rest)
                 worked = worked or bool(outcome)
                 if burst and outcome is False and not self._slots:
                     break
+        except redis.exceptions.RedisError as error:
+            if not will_pass(error):
+                raise
         finally:
             self._drain()
             self._heartbeat.stop()
@@ -166,6 +190,24 @@ class ThreadWorker(BaseWorker):
                 self._heartbeat.forget()
                 self.teardown()
         return worked
+
+    def _insist(self, call: Callable[[], _T]) -> _T:
+        """Return `call()`, repeated while Redis refuses it. Raises its error when the worker is to
+        stop meanwhile."""
+        return self._outage.insist("jobs", call, self.stopping.wait)
+
+    def _register(self) -> None:
+        if not self._registered:
+            self.connection.delete(self.key)  # of an attempt that failed half-way
+            try:
+                self.bootstrap(logging_level=None)
+            except redis.exceptions.RedisError:
+                if self.pubsub_thread is not None:
+                    self.unsubscribe()
+                    self.pubsub_thread = None
+                raise
+            self._registered = True
+        self._heartbeat.start()
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """Handle a signal: at the first take no more jobs and let those that run finish, at the
@@ -204,6 +246,13 @@ class ThreadWorker(BaseWorker):
                 if remaining <= 0:
                     return
                 self._changed.wait(min(0.2, remaining))
+
+    def _step_or_rest(self) -> bool | None:
+        try:
+            return self._step()
+        except redis.exceptions.RedisError:
+            self._maintenance.postpone()
+            raise
 
     def _step(self) -> bool | None:
         """Take one job, or wait for one. Return False if there is none, None if no slot is free."""
@@ -245,10 +294,12 @@ class ThreadWorker(BaseWorker):
     def _begin(self, queue: Queue, job_id: str) -> None:
         try:
             job = self.job_class.fetch(job_id, self.connection, self.serializer)
-        except _CONNECTION_ERRORS:
+        except redis.exceptions.RedisError:
             raise
-        except Exception as error:  # cancelled meanwhile, or unreadable for any worker
-            if not isinstance(error, NoSuchJobError):
+        except Exception as error:  # cancelled or lost meanwhile, or unreadable for any worker
+            if isinstance(error, NoSuchJobError):
+                self._on_missing(job_id)
+            else:
                 _log.error("job_unreadable", job=job_id, reason=type(error).__name__)
             queue.intermediate_queue.remove(job_id)
             return
@@ -272,7 +323,10 @@ class ThreadWorker(BaseWorker):
             self.perform_job(slot.job, slot.queue, slot.execution)
         except Exception as error:
             # Its end could not be recorded: the job is run again after its lease.
-            _log.warning("job_not_recorded", job=slot.job.id, reason=str(error))
+            if not isinstance(error, redis.exceptions.RedisError) or not will_pass(error):
+                _log.warning("job_not_recorded", job=slot.job.id, reason=str(error))
+            else:
+                self._outage.failed("jobs", error)
         finally:
             with self._changed:
                 self._slots.pop(slot.execution.id, None)
@@ -386,7 +440,8 @@ class ThreadWorker(BaseWorker):
 
     def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
         # RQ's own handler lets the thread die on a time-out, and the worker then gets no command.
-        if self._heartbeat.ended.is_set() or not isinstance(exc, _CONNECTION_ERRORS):
+        passes = isinstance(exc, redis.exceptions.RedisError | OSError) and will_pass(exc)
+        if self._heartbeat.ended.is_set() or not passes:
             pubsub_thread.stop()
         else:
             self._heartbeat.ended.wait(2.0)

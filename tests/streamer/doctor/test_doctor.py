@@ -60,7 +60,7 @@ def test_before_anything_runs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        (f"redis://:{PASSWORD}@127.0.0.1:1/0", "check that it runs"),
+        (f"redis://:{PASSWORD}@127.0.0.1:1/0", "check that it is running"),
         (f"http://:{PASSWORD}@127.0.0.1/", "is not a Redis address"),
     ],
 )

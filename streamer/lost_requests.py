@@ -1,0 +1,115 @@
+"""End requests that Redis has lost, because it evicted or deleted their jobs, with an error."""
+
+from typing import cast
+
+import redis
+from rq.job import Job
+
+from streamer import redis_keys
+from streamer.domain import ErrorInfo, Query, Result, Stream, to_datetime
+from streamer.errors import ErrorCode
+from streamer.results import Results
+from streamer.streams import StreamRegistry
+
+_LOST = ErrorInfo(
+    code=ErrorCode.JOB_LOST,
+    message="Redis lost this request before it was answered, because its memory was full or its "
+    "data was deleted: ask again, and set its maxmemory-policy to noeviction.",
+)
+
+
+class LostRequests:
+    """Publishes the error result of each request that has neither a job nor a result.
+
+    A request and its job are stored in one transaction, and a job outlives the publication of its
+    result: so a request without both is lost.
+    """
+
+    def __init__(self, redis: redis.Redis, results: Results) -> None:
+        self._redis = redis
+        self._results = results
+        self._settled: set[str] = set()
+
+    def is_lost(self, request_id: str) -> bool:
+        """Return whether the request, which was once accepted, has neither a job nor a result."""
+        with self._redis.pipeline() as pipeline:
+            pipeline.exists(Job.key_for(request_id))
+            pipeline.exists(redis_keys.answer(request_id))
+            return not any(pipeline.execute())
+
+    def settle(self, query: Query) -> Result | None:
+        """Return the result of a query; publish the error before, if the query is lost."""
+        if self.is_lost(query.id):
+            self._results.publish(
+                Result(
+                    request_id=query.id,
+                    kind="error",
+                    stream_id=query.stream_id,
+                    stream_name=query.stream_name,
+                    prompt=query.prompt,
+                    start=query.start,
+                    end=query.end,
+                    error=_LOST,
+                ),
+                owner_id=None,
+            )
+        return self._results.get(query.id)
+
+    def publish(self, request_id: str) -> bool:
+        """Publish the error of a request of which only the id is known.
+
+        Return False if it has a job or a result, or if nothing is known of it any more.
+        """
+        if not self.is_lost(request_id):
+            return False
+        raw = cast(bytes | None, self._redis.get(redis_keys.query(request_id)))
+        if raw is not None:
+            self.settle(Query.model_validate_json(raw))
+            return True
+        for stream in StreamRegistry(self._redis).list():
+            for owner_id in [watch.id for watch in stream.watches] if stream.live else [stream.id]:
+                asked = self._redis.zscore(redis_keys.in_flight(owner_id), request_id)
+                if asked is not None:
+                    return self.publish_clip(request_id, stream, owner_id, cast(float, asked))
+        return False
+
+    def publish_clip(self, request_id: str, stream: Stream, owner_id: str, asked: float) -> bool:
+        """Publish the error of a clip that `owner_id`, a watch or a recording, asked about at
+        `asked` (seconds since the Unix epoch)."""
+        watches = [watch for watch in stream.watches if watch.id == owner_id] or stream.watches
+        return self._results.publish(
+            Result(
+                request_id=request_id,
+                kind="error",
+                stream_id=stream.id,
+                stream_name=stream.name,
+                watch_id=watches[0].id if len(watches) == 1 else None,
+                prompt=watches[0].prompt if watches else "",
+                start=to_datetime(asked),
+                end=to_datetime(asked),
+                error=_LOST,
+            ),
+            owner_id=owner_id,
+        )
+
+    def sweep(self) -> int:
+        """Settle the newest queries, whether or not somebody waits; return how many were lost."""
+        newest = cast(list[bytes], self._redis.zrange(redis_keys.QUERIES, 0, -1))
+        ids = {query_id.decode() for query_id in newest}
+        self._settled &= ids
+        open_ids = sorted(ids - self._settled)
+        if not open_ids:
+            return 0
+        with self._redis.pipeline() as pipeline:
+            for query_id in open_ids:
+                pipeline.exists(Job.key_for(query_id))
+                pipeline.exists(redis_keys.answer(query_id))
+            found = pipeline.execute()
+        lost = 0
+        for query_id, has_job, has_answer in zip(open_ids, found[::2], found[1::2], strict=True):
+            if has_answer:
+                self._settled.add(query_id)
+            elif not has_job:
+                lost += self.publish(query_id)
+                self._settled.add(query_id)
+        return lost

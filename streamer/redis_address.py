@@ -1,0 +1,140 @@
+"""Open a client for the address of a Redis: TCP, TLS, a Unix socket, or a name known to Sentinel."""
+
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelConnectionPool
+
+from streamer import redis_keys
+
+SENTINEL_SCHEMES = ("redis+sentinel", "rediss+sentinel")
+
+FORMS = (
+    "redis://host:6379/0, rediss://host:6379/0 (TLS), unix:///path/redis.sock or "
+    "redis+sentinel://host:26379,host2:26379/mymaster/0"
+)
+"""What an address may look like."""
+
+_SENTINEL_PORT = 26379
+
+
+@dataclass(frozen=True)
+class SentinelAddress:
+    """A Redis whose current primary the Sentinels at `hosts` know as `service`.
+
+    It is written `redis+sentinel://[user:password@]host[:port][,host[:port]...]/service[/db]`.
+    User and password are those of the Redis servers; `?sentinel_username=` and
+    `?sentinel_password=` are those of the Sentinels. With `rediss+sentinel://` all connections use
+    TLS.
+    """
+
+    hosts: tuple[tuple[str, int], ...]
+    service: str
+    db: int
+    login: dict[str, str]
+    sentinel_login: dict[str, str]
+    tls: bool
+
+    @classmethod
+    def parse(cls, url: str) -> "SentinelAddress":
+        """Parse a URL. Raises ValueError if it is none."""
+        parts = urlsplit(url)
+        user, _, hosts = parts.netloc.rpartition("@")
+        service, _, db = parts.path.strip("/").partition("/")
+        options = dict(parse_qsl(parts.query))
+        unknown = sorted(set(options) - {"sentinel_username", "sentinel_password"})
+        if parts.scheme not in SENTINEL_SCHEMES or not hosts or not service or unknown:
+            raise ValueError("not the address of a service behind Sentinel")
+        name, _, password = user.partition(":")
+        login = {"username": unquote(name), "password": unquote(password)}
+        sentinel_login = {
+            key.removeprefix("sentinel_"): value for key, value in options.items() if value
+        }
+        return cls(
+            hosts=tuple(_host_and_port(host) for host in hosts.split(",")),
+            service=unquote(service),
+            db=int(db or 0),
+            login={key: value for key, value in login.items() if value},
+            sentinel_login=sentinel_login,
+            tls=parts.scheme.startswith("rediss"),
+        )
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname:
+        raise ValueError("a host is missing")
+    return parts.hostname, parts.port or _SENTINEL_PORT
+
+
+def open_client(
+    url: str, *, connect_timeout: float, timeout: float, retries: int = 0
+) -> redis.Redis:
+    """Return a client of the Redis at `url`, which connects on first use and gives bytes.
+
+    `connect_timeout` and `timeout` are seconds. A command whose connection breaks is sent again up
+    to `retries` times. Raises ValueError if `url` is no address.
+    """
+    options: dict[str, Any] = {
+        "socket_connect_timeout": connect_timeout,
+        "socket_timeout": timeout,
+        "health_check_interval": 15,
+        "decode_responses": False,
+        "protocol": 2,
+    }
+    scheme = urlsplit(url).scheme
+    if scheme in SENTINEL_SCHEMES:
+        return _open_sentinel(SentinelAddress.parse(url), options, retries)
+    if scheme != "unix":
+        options["socket_keepalive"] = True
+    client: redis.Redis = redis.Redis.from_url(url, retry=_retry(retries), **options)
+    return client
+
+
+def _open_sentinel(
+    address: SentinelAddress, options: dict[str, Any], retries: int
+) -> redis.Redis:
+    common = {**options, "socket_keepalive": True}
+    if address.tls:
+        common["ssl"] = True
+    sentinels = Sentinel(
+        address.hosts,
+        sentinel_kwargs={
+            **common,
+            **address.sentinel_login,
+            "socket_timeout": options["socket_connect_timeout"],
+            "retry": _retry(0),
+        },
+    )
+    # The pool asks Sentinel at each new connection, and tries that as often as a command.
+    client: redis.Redis = sentinels.master_for(
+        address.service,
+        **common,
+        **address.login,
+        db=address.db,
+        retry=_retry(min(retries, 1)),
+    )
+    return client
+
+
+def _retry(retries: int) -> Retry:
+    return Retry(ExponentialWithJitterBackoff(base=0.02, cap=1.0), retries=retries)
+
+
+def await_replica(client: redis.Redis, milliseconds: int = 500) -> None:
+    """Wait until a replica has everything that was written so far, if `client` is behind Sentinel.
+
+    A failover then loses nothing that was accepted before. Without a replica that keeps up,
+    the call returns after `milliseconds`: refusing work then is up to `min-replicas-to-write`.
+    """
+    if not isinstance(client.connection_pool, SentinelConnectionPool):
+        return
+    with client.pipeline(transaction=False) as pipeline:
+        # WAIT counts the writes of its own connection, so it needs one that comes last.
+        pipeline.set(redis_keys.REPLICATED, 1, ex=60)
+        pipeline.execute_command("WAIT", 1, milliseconds)
+        pipeline.execute()
