@@ -70,7 +70,7 @@ class LostRequests:
             for owner_id in [watch.id for watch in stream.watches] if stream.live else [stream.id]:
                 asked = self._redis.zscore(redis_keys.in_flight(owner_id), request_id)
                 if asked is not None:
-                    return self.publish_clip(request_id, stream, owner_id, cast(float, asked))
+                    return self.publish_clip(request_id, stream, owner_id, asked)
         return False
 
     def publish_clip(self, request_id: str, stream: Stream, owner_id: str, asked: float) -> bool:

@@ -88,7 +88,7 @@ class Outage:
                 self._quiet = False
                 self._told, self._told_at = message, now
         if tell:
-            _log.warning("redis_refuses_work", server=self._server, reason=message)
+            _log.warning("outage_began", server=self._server, reason=message)
         return trouble
 
     def worked(self, activity: str) -> None:
@@ -107,7 +107,7 @@ class Outage:
                 return
             self._told_at = now
             lasted = now - self._began
-        _log.warning("redis_works_again", server=self._server, after_s=round(lasted, 1))
+        _log.warning("outage_ended", server=self._server, after_s=round(lasted, 1))
 
     def pauses(self) -> Iterator[float]:
         """Yield the seconds to wait before the next attempt, and the next."""

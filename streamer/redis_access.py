@@ -15,12 +15,12 @@ MIN_VERSION = (6, 2)
 Part = Literal["jobs", "frames"]
 """What a server holds: jobs, results and streams, or frames."""
 
-ADVISED_ACL = (
-    f"~rq:* ~{redis_keys.KEY_PREFIX}* &rq:* &{redis_keys.KEY_PREFIX}* +@all -@admin -@dangerous +info"
-)
+_OURS = redis_keys.KEY_PREFIX
+
+ADVISED_ACL = f"~rq:* ~{_OURS}* &rq:* &{_OURS}* +@all -@admin -@dangerous +info"
 """Rules of a user that may do what the service needs, and little else."""
 
-_S, _RQ = redis_keys.KEY_PREFIX + "probe", "rq:probe"
+_S, _RQ = _OURS + "probe", "rq:probe"
 
 # One command of each sort that the service or RQ sends. None is executed.
 _FRAME_COMMANDS = tuple(

@@ -1,4 +1,4 @@
-"""Open a client for the address of a Redis: TCP, TLS, a Unix socket, or a name known to Sentinel."""
+"""Open a client for the address of a Redis: TCP, TLS, Unix socket, or a name behind Sentinel."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -95,9 +95,7 @@ def open_client(
     return client
 
 
-def _open_sentinel(
-    address: SentinelAddress, options: dict[str, Any], retries: int
-) -> redis.Redis:
+def _open_sentinel(address: SentinelAddress, options: dict[str, Any], retries: int) -> redis.Redis:
     common = {**options, "socket_keepalive": True}
     if address.tls:
         common["ssl"] = True

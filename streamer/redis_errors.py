@@ -96,7 +96,8 @@ _REFUSALS = tuple(
             r"\bNOPERM\b|ACL failure|can't run this command|no permissions",
             _refusal(
                 "NOPERM",
-                "The Redis user lacks a right ({detail}): extend its ACL as `streamer doctor` says.",
+                "The Redis user lacks a right ({detail}): extend its ACL as `streamer doctor` "
+                "says.",
             ),
         ),
         (

@@ -11,9 +11,11 @@ import structlog
 
 from streamer import redis_keys
 from streamer.clock import Clock, SystemClock
-from streamer.connections import Connections
+from streamer.connections import Connections, log_lacks
 from streamer.domain import Result
 from streamer.errors import StreamerError
+from streamer.outage import Outage
+from streamer.redis_errors import will_pass
 from streamer.results import parse_entries
 from streamer.settings import Settings
 from streamer.timeline import Timeline
@@ -26,7 +28,6 @@ GROUP = "recorder"
 
 _BATCH = 256
 _BLOCK_MS = 1000
-_PAUSE = 2.0  # seconds before a database or a Redis that failed is tried again
 
 
 class Recorder:
@@ -38,6 +39,7 @@ class Recorder:
         stopping: set when the recorder is to end.
         claim_after: seconds after which results are taken over that another recorder has not
             acknowledged.
+        outage: what Redis refuses at the moment.
         clock: the time; a test moves it by hand.
     """
 
@@ -48,30 +50,45 @@ class Recorder:
         *,
         stopping: threading.Event,
         claim_after: float = 30.0,
+        outage: Outage | None = None,
         clock: Clock | None = None,
     ) -> None:
         self._redis = client
         self._timeline = timeline
         self._stopping = stopping
         self._claim_after = claim_after
+        self._outage = outage or Outage(client=client)
+        self._database = Outage("timeline")
         self._clock = clock or SystemClock()
         self._claimed_at = float("-inf")
         self._name = f"{socket.gethostname()}-{os.getpid()}"
 
     def run(self) -> None:
-        """Record until `stopping` is set."""
-        self.join()
+        """Record until `stopping` is set; wait while Redis or the database refuses work."""
+        joined = False
+        pauses = self._outage.pauses()
         while not self._stopping.is_set():
             try:
+                if not joined:
+                    self.join()
+                    joined = True
                 self.step()
-            except redis.exceptions.ResponseError as error:
-                if not str(error).startswith("NOGROUP"):
+            except StreamerError as error:
+                self._database.failed("record", error)
+            except redis.exceptions.RedisError as error:
+                if str(error).startswith("NOGROUP"):
+                    joined = False  # the server has lost its data
+                    continue
+                if not will_pass(error):
                     raise
-                self.join()  # the server has lost its data
-            except (redis.exceptions.RedisError, StreamerError) as error:
-                _log.warning("recording_delayed", reason=str(error))
-                self._stopping.wait(_PAUSE)
-                self._claimed_at = float("-inf")  # claim again what is held unrecorded
+                self._outage.failed("record", error)
+            else:
+                self._outage.worked("record")
+                self._database.worked("record")
+                pauses = self._outage.pauses()
+                continue
+            self._stopping.wait(next(pauses))
+            self._claimed_at = float("-inf")  # claim again what is held unrecorded
 
     def join(self) -> None:
         """Create the group, from the oldest result on, so that none is missed."""
@@ -126,15 +143,23 @@ def record_results(settings: Settings, stopping: threading.Event) -> None:
     """Record until `stopping` is set. Raises StreamerError if Redis or the database is away."""
     timeline = Timeline(settings.timeline_url)
     try:
-        with Connections(settings) as connections:
+        with Connections(settings, patient=True) as connections:
+            log_lacks(connections)
             recorder = Recorder(
-                connections.main, timeline, stopping=stopping, claim_after=2 * settings.lease
+                connections.main,
+                timeline,
+                stopping=stopping,
+                claim_after=2 * settings.lease,
+                outage=connections.outage,
             )
-            recorder.join()
             startup.stop_on_signals(stopping)
+            connections.outage.insist("record", recorder.join, stopping.wait)
             _log.info("ready")
             recorder.run()
             recorder.leave()
+    except redis.exceptions.RedisError as error:
+        if not (stopping.is_set() and will_pass(error)):
+            raise
     finally:
         timeline.close()
 

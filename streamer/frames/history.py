@@ -20,6 +20,7 @@ from streamer.frames.coverage import (
 )
 from streamer.frames.selection import select_frames
 from streamer.frames.store import FrameStore, Retention
+from streamer.redis_errors import REDIS_FULL_MESSAGE, is_full
 from streamer.settings import Settings
 
 RESTORED_SECONDS = 3600.0

@@ -12,10 +12,10 @@ from redis.commands.core import Script
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.clock import Clock, SystemClock
-from streamer.redis_errors import is_full
 from streamer.domain import FrameRef, StreamSpec
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames import scripts
+from streamer.redis_errors import is_full
 from streamer.settings import Settings
 
 TIERS = ((0.0, 10.0), (3600.0, 60.0), (86400.0, 600.0))

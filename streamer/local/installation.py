@@ -9,12 +9,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import redis
+
 from streamer.client import Client
 from streamer.connections import run_file_path
 from streamer.domain import StreamState
 from streamer.errors import ErrorCode, StreamerError
 from streamer.local.redis_server import EmbeddedServer
 from streamer.local.supervised_process import SupervisedProcess
+from streamer.redis_errors import trouble_of
 from streamer.settings import ENV_PREFIX, Settings
 
 STOP_SECONDS = 5.0
@@ -53,6 +56,7 @@ class Installation:
         self._children: list[SupervisedProcess] = []
         self._lock: int | None = None
         self._complete = False
+        self._waits_for = ""
         self._restarted = float("-inf")
         self.settings = settings
         """The settings, with the addresses of this installation."""
@@ -149,7 +153,8 @@ class Installation:
             return False
         self._keep_api_port()
         self._write_run_file()
-        self._resume_streams()
+        if not self._resume_streams():
+            return False
         self._complete = True
         return True
 
@@ -178,12 +183,27 @@ class Installation:
             json.dump(run, file)
         draft.replace(path)
 
-    def _resume_streams(self) -> None:
-        # Streams outlive `up`. A job that a crash lost is submitted again; it is unique per stream.
-        with Client(self.settings) as client:
-            for stream in client.streams():
-                if stream.live or stream.state not in (StreamState.ENDED, StreamState.FAILED):
-                    client.jobs.start_ingest(stream.id)
+    def _resume_streams(self) -> bool:
+        """Start the streams of earlier runs, which outlive `up`; return whether Redis let it.
+
+        A job that a crash lost is submitted again; it is unique per stream.
+        """
+        try:
+            with Client(self.settings) as client:
+                for stream in client.streams():
+                    if stream.live or stream.state not in (StreamState.ENDED, StreamState.FAILED):
+                        client.jobs.start_ingest(stream.id)
+        except (redis.exceptions.RedisError, StreamerError) as error:
+            trouble = None if isinstance(error, StreamerError) else trouble_of(error)
+            if trouble is not None and not trouble.passes:
+                raise
+            message = str(error) if trouble is None else trouble.message
+            if message != self._waits_for:
+                self._say(f"{message} Waiting.")
+            self._waits_for = message
+            return False
+        self._waits_for = ""
+        return True
 
     def poll(self) -> None:
         """Restart programs and servers that have ended."""

@@ -6,20 +6,18 @@ from collections.abc import Callable
 from datetime import timedelta
 
 import redis
-import structlog
 
 from streamer.domain import ClipRequest, StreamCounters, StreamSpec, Watch, to_datetime
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.coverage import window_gaps
 from streamer.jobs import Jobs
+from streamer.outage import Outage
 from streamer.settings import Settings
 from workers.ingest.windows import Window
 
 _SPARE_WINDOWS = 2
 """Windows of a recording that the frame store has room for beside those in flight: the one being
 gathered, and the one that has just been closed."""
-
-_log = structlog.get_logger(__name__)
 
 
 def frames_per_window(spec: StreamSpec) -> int:
@@ -52,8 +50,11 @@ class LiveClips:
     comes while Redis is away is dropped. Both are counted.
     """
 
-    def __init__(self, jobs: Jobs, settings: Settings, counters: StreamCounters) -> None:
+    def __init__(
+        self, jobs: Jobs, settings: Settings, counters: StreamCounters, outage: Outage
+    ) -> None:
         self.jobs = jobs
+        self._outage = outage
         self._settings = settings
         self._counters = counters
 
@@ -71,7 +72,9 @@ class LiveClips:
             self.jobs.submit(request)
         except redis.exceptions.RedisError as error:
             self._counters.clips_dropped += 1
-            _log.warning("clip_lost", stream=spec.name, reason=type(error).__name__)
+            self._outage.failed("clips", error)
+        else:
+            self._outage.worked("clips")
 
 
 class RecordingClips:

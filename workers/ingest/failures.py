@@ -1,19 +1,10 @@
 """Failures that end a stream's connection and are not the source's fault, a sentence each."""
 
-import redis
 import structlog
 
 from streamer.errors import ErrorCode, StreamerError
 
 _log = structlog.get_logger(__name__)
-
-
-def redis_away(error: redis.exceptions.RedisError) -> StreamerError:
-    """Return the error of a stream during whose opening Redis failed."""
-    return StreamerError(
-        ErrorCode.REDIS_UNAVAILABLE,
-        f"Redis does not answer ({type(error).__name__}): check that it runs.",
-    )
 
 
 def unexpected(error: Exception, stream: str) -> StreamerError:

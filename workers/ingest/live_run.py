@@ -11,10 +11,11 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.media.packet_reader import PacketReader
 from streamer.media.source import DecodedFrame, Source
 from streamer.media.source_errors import clock_wrong, closed
+from streamer.redis_errors import trouble_of
 from workers.context import GiveBack, WorkerContext
 from workers.ingest.backoff import Backoff
 from workers.ingest.clips import LiveClips
-from workers.ingest.failures import redis_away, unexpected
+from workers.ingest.failures import unexpected
 from workers.ingest.source_counter import RateMeter, SourceCounter
 from workers.ingest.stream_run import NAP, StreamRun
 from workers.ingest.stream_watches import StreamWatches
@@ -93,7 +94,9 @@ class LiveRun(StreamRun):
     ) -> None:
         super().__init__(context, spec, stop=stop, clock=clock)
         self.source_counter = SourceCounter(self.counters, RateMeter(self._clock))
-        self.clips = LiveClips(context.jobs, context.settings, self.counters)
+        self.clips = LiveClips(
+            context.jobs, context.settings, self.counters, context.connections.outage
+        )
         self.watches = StreamWatches(spec, self.clips.submit)
         self._backoff = backoff or Backoff(context.settings.reconnect_cap)
         seen = self._reporter.status.last_frame_at  # by an earlier worker
@@ -144,7 +147,8 @@ class LiveRun(StreamRun):
         except StreamerError as error:
             failure = error
         except redis.exceptions.RedisError as error:
-            failure = redis_away(error)
+            self._context.connections.outage.failed("streams", error)
+            failure = trouble_of(error).error
         except Exception as error:
             failure = unexpected(error, self.spec.name)
         self.source_counter.close()
@@ -180,6 +184,7 @@ class LiveRun(StreamRun):
         self._has_run = True
         self._reporter.warn()
         self._good_since = self._clock.monotonic()
+        self._context.connections.outage.worked("streams")
         self._reporter.enter(StreamState.RUNNING)
 
     def _take(self, frame: DecodedFrame) -> None:
@@ -193,12 +198,14 @@ class LiveRun(StreamRun):
             self.watches.advance(pts)
             return
         sampled = self.intake.encode(frame, pts)
+        outage = self._context.connections.frames_outage
         try:
             ref = self.intake.put(sampled)
         except redis.exceptions.RedisError as error:
-            _log.warning("frame_lost", stream=self.spec.name, reason=type(error).__name__)
+            outage.failed("frames", error)
             self.source_counter.lost(error)
             return
+        outage.worked("frames")
         if self._context.archive is not None:
             self.counters.dropped.archive += self._context.archive.put(ref, sampled.jpeg)
         self.watches.add(ref, quiet=self.intake.sampler.due - pts)

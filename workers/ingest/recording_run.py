@@ -4,13 +4,14 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import redis
-import structlog
 
 from streamer.clock import Clock
 from streamer.domain import FrameRef, StreamSpec, StreamState, to_datetime
 from streamer.errors import StreamerError
 from streamer.media.source import DecodedFrame, Source
 from streamer.media.source_errors import ended_early
+from streamer.outage import Outage
+from streamer.redis_errors import will_pass
 from workers.context import GiveBack, WorkerContext
 from workers.ingest.clips import RecordingClips, max_clips_in_flight
 from workers.ingest.failures import unexpected
@@ -20,17 +21,12 @@ from workers.ingest.stream_watches import StreamWatches, resume_from
 
 _T = TypeVar("_T")
 
-_REDIS_PAUSE = 1.0
-"""Seconds between two attempts to reach a Redis that is away."""
-
 _MIN_MISSING = 1.0
 """Seconds, at least, that are missing at the end of a recording that ended early: containers round,
 and sound may outlast the picture."""
 
 _MISSING_SHARE = 0.02
 """The same as a share of its length, which some containers only estimate."""
-
-_log = structlog.get_logger(__name__)
 
 
 class RecordingRun(StreamRun):
@@ -68,9 +64,10 @@ class RecordingRun(StreamRun):
         self._reporter.enter(StreamState.CONNECTING)
         failure: StreamerError | None = None
         try:
-            with self._open(self._resume()) as source:
+            reached = self._resume()
+            with self._insist(lambda: self._open(reached)) as source:
                 self._consume(source)
-        except GiveBack:
+        except (GiveBack, redis.exceptions.RedisError):
             raise
         except StreamerError as error:
             failure = error
@@ -137,7 +134,9 @@ class RecordingRun(StreamRun):
         if not self.intake.keeps(frame.pts, frame.image):
             return
         sampled = self.intake.encode(frame, frame.pts)
-        ref = self._insist(lambda: self.intake.put(sampled))
+        ref = self._insist(
+            lambda: self.intake.put(sampled), self._context.connections.frames_outage
+        )
         self.watches.add(ref, quiet=0.0)  # its last window ends where the recording does
         self.counters.sampled += 1
 
@@ -150,14 +149,17 @@ class RecordingRun(StreamRun):
         if self._stopping():
             raise GiveBack
 
-    def _insist(self, call: Callable[[], _T]) -> _T:
-        """Return `call()`, repeated while Redis is away. Raises GiveBack when the run ends
+    def _insist(self, call: Callable[[], _T], outage: Outage | None = None) -> _T:
+        """Return `call()`, repeated while Redis refuses it. Raises GiveBack when the run ends
         meanwhile."""
-        while True:
-            try:
-                return call()
-            except redis.exceptions.RedisError as error:
-                _log.warning("redis_away", stream=self.spec.name, reason=type(error).__name__)
-                self._wait(_REDIS_PAUSE)
-                if self._stopping():
-                    raise GiveBack from None
+
+        def wait(seconds: float) -> bool:
+            self._wait(seconds)
+            return self._stopping()
+
+        try:
+            return (outage or self._context.connections.outage).insist("recordings", call, wait)
+        except redis.exceptions.RedisError as error:
+            if will_pass(error):
+                raise GiveBack from None
+            raise

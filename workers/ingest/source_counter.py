@@ -5,9 +5,9 @@ from collections import deque
 import redis
 
 from streamer.clock import Clock
-from streamer.redis_errors import is_full
 from streamer.domain import StreamCounters
 from streamer.media.source import Source
+from streamer.redis_errors import is_full
 
 _RATE_WINDOW = 10.0
 """Seconds over which rates are averaged."""

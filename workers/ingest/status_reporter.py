@@ -6,6 +6,7 @@ import structlog
 from streamer.clock import Clock
 from streamer.domain import ErrorInfo, StreamCounters, StreamState, to_datetime
 from streamer.errors import StreamerError
+from streamer.outage import Outage
 from streamer.streams import StreamRegistry
 
 _INTERVAL = 1.0
@@ -25,12 +26,19 @@ class StatusReporter:
     """
 
     def __init__(
-        self, registry: StreamRegistry, stream_id: str, name: str, worker: str | None, clock: Clock
+        self,
+        registry: StreamRegistry,
+        stream_id: str,
+        name: str,
+        worker: str | None,
+        clock: Clock,
+        outage: Outage,
     ) -> None:
         self._registry = registry
         self._stream_id = stream_id
         self.name = name
         self._clock = clock
+        self._outage = outage
         self._saved_at = float("-inf")
         self.status = registry.status(stream_id)
         self.status.worker = worker
@@ -84,4 +92,6 @@ class StatusReporter:
         try:
             self._registry.save_status(self._stream_id, self.status)
         except redis.exceptions.RedisError as error:
-            _log.warning("status_not_saved", stream=self.name, reason=type(error).__name__)
+            self._outage.failed("status", error)
+        else:
+            self._outage.worked("status")

@@ -57,7 +57,12 @@ class StreamRun(ABC):
             context.streams, spec, lease=context.settings.lease, clock=self._clock
         )
         self._reporter = StatusReporter(
-            context.streams, spec.id, spec.name, context.worker_name, self._clock
+            context.streams,
+            spec.id,
+            spec.name,
+            context.worker_name,
+            self._clock,
+            context.connections.outage,
         )
         self.counters = self._reporter.counters
         self.intake = FrameIntake(context, spec, self.counters)

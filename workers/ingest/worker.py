@@ -4,10 +4,9 @@ import threading
 from contextlib import ExitStack
 
 import cv2
-import redis
 import structlog
 
-from streamer.connections import Connections
+from streamer.connections import Connections, log_lacks
 from streamer.frames.archive import Archive
 from streamer.frames.archive_writer import ArchiveWriter
 from streamer.jobs import INGEST, INGEST_JOB
@@ -24,14 +23,15 @@ def serve_streams(settings: Settings, stopping: threading.Event) -> None:
     """Run streams until `stopping` is set. Raises StreamerError if Redis does not answer."""
     malloc.limit_arenas()
     cv2.setNumThreads(1)  # the slots are the threads: more of them, from OpenCV, only compete
-    with Connections(settings) as connections, ExitStack() as stack:
+    with Connections(settings, patient=True) as connections, ExitStack() as stack:
+        log_lacks(connections)
         own = context.WorkerContext(settings=settings, connections=connections, stopping=stopping)
         context.install(own)
         if settings.archive_url is not None:
             archive = Archive(settings.archive_url)
             archive.require_writable()
             own.archive = stack.enter_context(ArchiveWriter(archive, settings.archive_days))
-        _prepare(own)
+        _seal_secrets(own)
         worker = ThreadWorker(
             [INGEST],
             connections.main,
@@ -42,6 +42,7 @@ def serve_streams(settings: Settings, stopping: threading.Event) -> None:
             on_failed=lambda job, _code, message: _log.error(
                 "stream_given_up", job=job.id, reason=message
             ),
+            outage=connections.outage,
         )
         own.worker_name = worker.name
         worker.work(
@@ -49,16 +50,9 @@ def serve_streams(settings: Settings, stopping: threading.Event) -> None:
         )
 
 
-def _prepare(own: context.WorkerContext) -> None:
-    """Log what a person should correct, and seal all secrets with the first key."""
-    try:
-        advice = own.connections.memory_advice()
-        unreadable = own.streams.seal_all()
-    except redis.exceptions.RedisError as error:
-        _log.warning("redis_away", reason=type(error).__name__)
-        return
-    if advice is not None:
-        _log.warning("redis_memory", advice=advice)
+def _seal_secrets(own: context.WorkerContext) -> None:
+    """Encrypt all secrets with the first key, once Redis lets us write."""
+    unreadable = own.connections.outage.insist("secrets", own.streams.seal_all, own.stopping.wait)
     if unreadable:
         _log.error(
             "secrets_unreadable",

@@ -202,9 +202,8 @@ class ThreadWorker(BaseWorker):
             try:
                 self.bootstrap(logging_level=None)
             except redis.exceptions.RedisError:
-                if self.pubsub_thread is not None:
-                    self.unsubscribe()
-                    self.pubsub_thread = None
+                self.unsubscribe()
+                self.pubsub_thread = None
                 raise
             self._registered = True
         self._heartbeat.start()

@@ -9,6 +9,7 @@ from streamer.client import Client
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import ClipRequest, FrameRef, StreamCounters, StreamSpec
 from streamer.jobs import FILES, WATCHES
+from streamer.outage import Outage
 from tests.support.ingest_bench import Bench, watch
 from workers.ingest.clips import LiveClips, RecordingClips, max_clips_in_flight
 from workers.ingest.stream_watches import StreamWatches
@@ -30,7 +31,7 @@ def gather(bench: Bench) -> Callable[[StreamSpec], StreamWatches]:
     def make(spec: StreamSpec) -> StreamWatches:
         jobs, counters = bench.context.jobs, StreamCounters()
         if spec.live:
-            return StreamWatches(spec, LiveClips(jobs, bench.settings, counters).submit)
+            return StreamWatches(spec, LiveClips(jobs, bench.settings, counters, Outage()).submit)
         clips = RecordingClips(
             jobs,
             counters,
