@@ -3,6 +3,7 @@
 import contextlib
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
@@ -18,9 +19,12 @@ _T = TypeVar("_T")
 _FORGOTTEN = 30.0
 """Seconds after which something that failed and was not tried again no longer counts."""
 
-_SAME = 30.0
-"""Seconds for which the same trouble is not told again: a server at the limit of its memory would
-otherwise begin and end it with every frame."""
+_STAGE = 30.0
+"""Seconds within which another reason is a stage of the same outage, as in a failover."""
+
+_MAX_TOLD, _TOLD_WITHIN = 3, 60.0
+"""How many outages of one kind are told within so many seconds: a server at the limit of its memory
+would otherwise begin and end one with every frame."""
 
 _log = structlog.get_logger(__name__)
 
@@ -57,9 +61,10 @@ class Outage:
         self._failing: dict[str, float] = {}
         self._began = 0.0
         self._message = ""
-        self._told = ""
+        self._told: dict[str, deque[float]] = {}  # by kind
+        self._told_message = ""
         self._told_at = -math.inf
-        self._quiet = False  # begun too soon after the last one to be told
+        self._quiet = False  # begun too soon after others to be told
 
     @property
     def reason(self) -> str | None:
@@ -70,23 +75,26 @@ class Outage:
         """Note that `activity` failed; return what is wrong with Redis, if it is Redis."""
         trouble = None if isinstance(error, StreamerError) else trouble_of(error)
         message = trouble.message if trouble is not None else str(error)
+        kind = trouble.kind if trouble is not None else ""
         if trouble is not None and trouble.reconnect and self.client is not None:
             with contextlib.suppress(redis.exceptions.RedisError, OSError):
                 self.client.connection_pool.disconnect(inuse_connections=False)
         with self._lock:
             now = self._clock.monotonic()
-            recent = now - self._told_at < _SAME
             if not self._failing:
                 self._began = now
-                self._quiet = recent and message == self._told
+                told = self._told.setdefault(kind, deque(maxlen=_MAX_TOLD))
+                self._quiet = len(told) == _MAX_TOLD and now - told[0] < _TOLD_WITHIN
                 tell = not self._quiet
-            else:  # a failover has stages, which need no line each
-                tell = not recent and (self._quiet or message != self._told)
+            else:
+                stage = now - max(self._began, self._told_at) < _STAGE
+                tell = not stage and (self._quiet or message != self._told_message)
             self._failing[activity] = now
             self._message = message
             if tell:
                 self._quiet = False
-                self._told, self._told_at = message, now
+                self._told_message, self._told_at = message, now
+                self._told.setdefault(kind, deque(maxlen=_MAX_TOLD)).append(now)
         if tell:
             _log.warning("outage_began", server=self._server, reason=message)
         return trouble
@@ -105,7 +113,6 @@ class Outage:
                     del self._failing[name]
             if self._failing or self._quiet:
                 return
-            self._told_at = now
             lasted = now - self._began
         _log.warning("outage_ended", server=self._server, after_s=round(lasted, 1))
 

@@ -183,7 +183,7 @@ def trouble_of(error: BaseException) -> RedisTrouble:
     if isinstance(error, kinds.TimeoutError | TimeoutError):
         return _SILENT
     code = getattr(error, "status_code", None)
-    text = f"{code} {error}" if code else str(error)
+    text = f"{code} {_said(error)}" if code else _said(error)
     if isinstance(error, kinds.ResponseError | kinds.ConnectionError):
         for pattern, trouble in _REFUSALS:
             if pattern.search(text):
@@ -208,8 +208,13 @@ def _is_for_now(text: str) -> bool:
     return (word is not None and word[0] not in _BUGS) or bool(_FOR_NOW.search(text))
 
 
+def _said(error: BaseException) -> str:
+    """Return the server's own words: redis-py puts the command before them in a pipeline."""
+    return str(error).rpartition(" of pipeline caused error: ")[2]
+
+
 def _detail(error: BaseException) -> str:
-    return str(error).partition(" script: ")[0].strip().rstrip(".")[:_MAX_DETAIL]
+    return _said(error).partition(" script: ")[0].strip().rstrip(".")[:_MAX_DETAIL]
 
 
 def will_pass(error: BaseException) -> bool:

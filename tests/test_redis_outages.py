@@ -1,0 +1,160 @@
+"""`streamer up` on a Redis that refuses work: every program waits, says so once and goes on."""
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from streamer.demo.loopback_camera import LoopbackCamera
+from tests.support.installation import Up
+from tests.support.moody_redis import KINDS, PASSWORD, MoodyRedis
+
+Eventually = Callable[..., None]
+
+PROGRAMS = ("api", "recorder", "model-worker", "ingest-worker")
+
+SAYS = {
+    "READONLY": "read-only replica",
+    "MASTERDOWN": "read-only replica|lost its primary",
+    "OOM": "Redis is full",
+    "NOREPLICAS": "min-replicas-to-write",
+    "NOPERM": "lacks a right",
+    "MISCONF": "cannot save its data",
+    "BUSY": "busy with a script",
+    "MAXCLIENTS": "maxclients",
+    "LOADING": "loading its data",
+    "CLUSTERDOWN": "cluster is down",
+    "TRYAGAIN": "moving keys",
+    "INPROG": "Failover already in progress",
+}
+"""What the API says of each refusal: one of these."""
+
+
+class Service:
+    """A running installation on a moody Redis, with a stream, and what its programs log."""
+
+    def __init__(self, up: Up, redis: MoodyRedis) -> None:
+        self.up = up
+        self.redis = redis
+        self.api = httpx.Client(base_url=up.api_url, timeout=60)
+        self._read = dict.fromkeys(PROGRAMS, 0)
+
+    def log(self, program: str) -> list[dict[str, Any]]:
+        """Return the events that a program has logged since `forget`."""
+        lines = self.log_text(program).splitlines()[self._read[program] :]
+        return [json.loads(line) for line in lines if line.startswith("{")]
+
+    def log_text(self, program: str) -> str:
+        path = self.up.data_dir / "logs" / f"{program}.log"
+        return path.read_text()
+
+    def forget(self) -> None:
+        """Forget what was logged so far."""
+        self._read = {program: len(self.log_text(program).splitlines()) for program in PROGRAMS}
+
+    def count(self, program: str, event: str) -> int:
+        return [entry["event"] for entry in self.log(program)].count(event)
+
+    def ask(self) -> httpx.Response:
+        question = {"stream": "yard", "prompt": "Anyone?", "max_tokens": 2}
+        return self.api.post("/v1/queries", json=question)
+
+    def answer(self, query_id: str) -> dict[str, Any]:
+        body: dict[str, Any] = self.api.get(f"/v1/queries/{query_id}", params={"wait": 30}).json()
+        return body
+
+    def recorded(self) -> set[str]:
+        page = self.api.get("/v1/results", params={"limit": 1000}).json()
+        return {result["request_id"] for result in page["results"]}
+
+    def sampled(self) -> int:
+        return int(self.api.get("/v1/streams").json()["streams"][0]["counters"]["sampled"])
+
+
+@pytest.fixture(scope="module")
+def service(
+    tmp_path_factory: pytest.TempPathFactory, random_checkpoint: Path, loopback: LoopbackCamera
+) -> Iterator[Service]:
+    folder = tmp_path_factory.mktemp("outages")
+    with MoodyRedis(folder) as redis:
+        up = Up(
+            folder / "data",
+            "--model",
+            str(random_checkpoint),
+            STREAMER_REDIS_URL=redis.url,
+            STREAMER_LEASE="3",
+            STREAMER_ALLOWED_HOSTS="127.0.0.1",
+        )
+        try:
+            up.wait_ready()
+            running = Service(up, redis)
+            made = running.api.post(
+                "/v1/streams",
+                json={
+                    "url": loopback.url,
+                    "name": "yard",
+                    "sampling": {"fps": 5},
+                    "watches": [{"prompt": "What?", "window": 3600}],
+                },
+            )
+            assert made.status_code == 201, made.text
+            deadline = time.monotonic() + 60
+            while running.ask().status_code != 202 and time.monotonic() < deadline:
+                time.sleep(0.1)
+            yield running
+        finally:
+            up.stop()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_program_waits_says_so_once_and_goes_on(
+    service: Service, eventually: Eventually, kind: str
+) -> None:
+    # given questions that are being answered
+    accepted = [response.json()["id"] for response in (service.ask() for _ in range(3))]
+    pids = {process.pid for process in service.up.descendants()}
+    # a full server still lets results be read and acknowledged
+    affected = [p for p in PROGRAMS if (kind, p) != ("OOM", "recorder")]
+    service.forget()
+    # when Redis refuses work
+    with service.redis.refusing(kind):
+        refused = service.ask()
+        for program in affected:
+            eventually(
+                lambda program=program: service.count(program, "outage_began"),
+                message=f"{program} does not say that Redis refuses work",
+            )
+    # then the API says why
+    error = refused.json()["error"]
+    assert refused.status_code == 503
+    assert error["code"] == ("REDIS_FULL" if kind == "OOM" else "REDIS_UNAVAILABLE")
+    assert any(words in error["message"] for words in SAYS[kind].split("|")), error
+    # and when it works again, so does everything
+    eventually(lambda: service.ask().status_code == 202)
+    before = service.sampled()
+    eventually(lambda: service.sampled() > before, message="no frame is stored")
+    asked = service.ask().json()["id"]
+    assert service.answer(asked)["status"] == "done"
+    for query in accepted:  # a full server makes room by deleting frames
+        result = service.answer(query)["result"]
+        assert result["error"] is None or result["error"]["code"] == "FRAMES_EXPIRED", result
+    eventually(lambda: {asked, *accepted} <= service.recorded(), message="not recorded")
+    for program in affected:
+        eventually(
+            lambda program=program: service.count(program, "outage_ended"),
+            message=f"{program} does not say that Redis works again",
+        )
+    # and each program, which is still the same process, has said so once
+    for program in PROGRAMS:
+        counts = [service.count(program, event) for event in ("outage_began", "outage_ended")]
+        assert counts == ([1, 1] if program in affected else [0, 0]), (
+            program,
+            service.log(program),
+        )
+        assert "Traceback" not in service.log_text(program)
+        assert PASSWORD not in service.log_text(program)
+    assert {process.pid for process in service.up.descendants()} == pids
