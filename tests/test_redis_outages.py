@@ -117,8 +117,9 @@ def test_every_program_waits_says_so_once_and_goes_on(
     # given questions that are being answered
     accepted = [response.json()["id"] for response in (service.ask() for _ in range(3))]
     pids = {process.pid for process in service.up.descendants()}
-    # a full server still lets results be read and acknowledged
-    affected = [p for p in PROGRAMS if (kind, p) != ("OOM", "recorder")]
+    # A full server still lets results be read; a busy one answers no reader that waits already.
+    spared = ["recorder"] if kind in ("OOM", "BUSY") else []
+    affected = [program for program in PROGRAMS if program not in spared]
     service.forget()
     # when Redis refuses work
     with service.redis.refusing(kind):
@@ -151,10 +152,7 @@ def test_every_program_waits_says_so_once_and_goes_on(
     # and each program, which is still the same process, has said so once
     for program in PROGRAMS:
         counts = [service.count(program, event) for event in ("outage_began", "outage_ended")]
-        assert counts == ([1, 1] if program in affected else [0, 0]), (
-            program,
-            service.log(program),
-        )
+        assert counts == [1, 1] or (program in spared and counts == [0, 0]), service.log(program)
         assert "Traceback" not in service.log_text(program)
         assert PASSWORD not in service.log_text(program)
     assert {process.pid for process in service.up.descendants()} == pids

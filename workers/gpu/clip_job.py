@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-MAX_FRAMES_WAIT = 30.0
-"""Seconds for which a job waits for a server of frames that does not answer."""
+MAX_SILENCE = 30.0
+"""Seconds for which a job waits for a server of frames that does not answer at all."""
 
 _MAX_SHOWN = 120
 """Characters of an unfinished answer in its error message; its result has all of them."""
@@ -114,27 +114,30 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
 
 
 def _load(context: WorkerContext, clip: ClipRequest) -> list[bytes]:
-    """Load the frames of a clip; wait a while for a server that refuses or does not answer."""
-    deadline = time.monotonic() + min(MAX_FRAMES_WAIT, context.settings.job_timeout)
-    stop = stop_check()
-
-    def wait(seconds: float) -> bool:
+    """Load the frames of a clip. Wait for a server that refuses work for as long as the job may
+    take, and MAX_SILENCE for one that does not answer."""
+    outage, stop, began = context.connections.frames_outage, stop_check(), time.monotonic()
+    for pause in outage.pauses():
+        try:
+            frames = context.frames.load(clip.frames)
+        except redis.exceptions.RedisError as error:
+            trouble = trouble_of(error)
+            outage.failed("frames", error)
+            timeout = context.settings.job_timeout
+            patience = timeout if trouble.answered else min(timeout, MAX_SILENCE)
+            if not trouble.passes or time.monotonic() - began + pause > patience:
+                raise StreamerError(
+                    ErrorCode.REDIS_UNAVAILABLE,
+                    f"The frames could not be read. {trouble.message} Check also "
+                    "STREAMER_FRAMES_REDIS_URL of the worker.",
+                ) from None
+        else:
+            outage.worked("frames")
+            return frames
         if stop():
             raise GiveBack
-        left = deadline - time.monotonic()
-        time.sleep(max(0.0, min(seconds, left)))
-        return left <= 0
-
-    try:
-        return context.connections.frames_outage.insist(
-            "frames", lambda: context.frames.load(clip.frames), wait
-        )
-    except redis.exceptions.RedisError as error:
-        raise StreamerError(
-            ErrorCode.REDIS_UNAVAILABLE,
-            f"The frames could not be read. {trouble_of(error).message} Check also "
-            "STREAMER_FRAMES_REDIS_URL of the worker.",
-        ) from None
+        time.sleep(min(pause, 1.0))
+    raise AssertionError("pauses never end")
 
 
 def _insist(call: Callable[[], _T]) -> _T:
