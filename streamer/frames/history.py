@@ -8,7 +8,6 @@ import redis
 from streamer.clock import Clock, SystemClock
 from streamer.connections import Connections, from_run_file
 from streamer.domain import FrameRef, Gap, Stream
-from streamer.redis_errors import REDIS_FULL_MESSAGE, is_full
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.archive import Archive, ArchivedFrame
 from streamer.frames.coverage import (

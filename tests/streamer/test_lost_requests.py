@@ -102,8 +102,11 @@ def test_waiting_ends_when_the_job_is_lost(
     # then the wait ends long before its time, with a result
     waiter.join(60)
     assert not waiter.is_alive()
-    assert found[0].status is QueryStatus.FAILED
-    assert found[0].result.error.code is ErrorCode.JOB_LOST
+    (query,) = found
+    assert query.status is QueryStatus.FAILED
+    assert query.result is not None
+    assert query.result.error is not None
+    assert query.result.error.code is ErrorCode.JOB_LOST
 
 
 @pytest.mark.parametrize("name", ["yard", "film"])
