@@ -46,9 +46,9 @@ check: lint types test ## all three
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { \
-	  echo "There is no '$(PYTHON)' here: install Python 3.11 or 3.12, or name yours: make install PYTHON=/path/to/python3.12" >&2; exit 1; }
+	  echo "There is no '$(PYTHON)' here: install Python 3.11, 3.12 or 3.13, or name yours: make install PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "$(PYTHON) is $$($(PYTHON) -V 2>&1), and 3.11 or 3.12 is needed: make install PYTHON=/path/to/python3.12" >&2; exit 1; }
+	  echo "$(PYTHON) is $$($(PYTHON) -V 2>&1), and 3.11, 3.12 or 3.13 is needed: make install PYTHON=/path/to/python3.12" >&2; exit 1; }
 	@echo "Creating $(VENV) with $$($(PYTHON) -V)"
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || $(PYTHON) -m virtualenv --quiet $(VENV) 2>/dev/null || { \
 	  rm -rf $(VENV); echo "$(PYTHON) cannot create a virtual environment: install its venv module (Debian and Ubuntu: python3-venv), then run make again." >&2; exit 1; }

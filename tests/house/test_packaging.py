@@ -120,7 +120,7 @@ def test_make_says_what_to_do_about_an_old_python(tmp_path: Path) -> None:
     )
 
     assert run.returncode != 0
-    assert "Python 3.9.2, and 3.11 or 3.12 is needed" in run.stderr
+    assert "Python 3.9.2, and 3.11, 3.12 or 3.13 is needed" in run.stderr
     assert not (tmp_path / ".venv").exists()
 
 
