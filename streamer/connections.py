@@ -61,12 +61,13 @@ def reach(url: str, outage: Outage | None = None, timeout: float = CONNECT_TIMEO
     most, unless an `outage` lets it wait for a server that refuses work."""
     from streamer.media.urls import redact
 
+    shown = redact(url.partition("?")[0])  # a parameter with a typing error may be a password
     try:
         client = open_client(url, connect_timeout=timeout, timeout=timeout)
     except (ValueError, TypeError):
         raise StreamerError(
             ErrorCode.REDIS_UNAVAILABLE,
-            f"'{redact(url)}' is not a Redis address: write {FORMS}.",
+            f"'{shown}' is not a Redis address: write {FORMS}.",
         ) from None
     pauses = (outage or Outage()).pauses()
     with client:
@@ -81,7 +82,7 @@ def reach(url: str, outage: Outage | None = None, timeout: float = CONNECT_TIMEO
                     time.sleep(next(pauses))
                     continue
                 raise StreamerError(
-                    ErrorCode.REDIS_UNAVAILABLE, _unreachable(redact(url), error, trouble)
+                    ErrorCode.REDIS_UNAVAILABLE, _unreachable(shown, error, trouble)
                 ) from None
             if outage is not None:
                 outage.worked("connect")

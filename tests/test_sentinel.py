@@ -1,0 +1,116 @@
+"""A real failover by Sentinel: nothing that was accepted is lost."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import redis
+
+from nvila_core.resolution.policy import Measures
+from streamer.client import Client
+from streamer.connections import connect
+from streamer.domain import QueryStatus, StreamSpec
+from streamer.errors import StreamerError
+from streamer.media.urls import redact
+from streamer.redis_address import SentinelAddress
+from streamer.settings import Settings
+from tests.support.sentinel import ENCODED, PASSWORD, SentinelSite
+
+Eventually = Callable[..., None]
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[SentinelSite]:
+    with SentinelSite(tmp_path) as started:
+        yield started
+
+
+@pytest.fixture
+def client(site: SentinelSite, tmp_path: Path) -> Iterator[Client]:
+    with Client(Settings(redis_url=site.url, data_dir=tmp_path / "data")) as opened:
+        yield opened
+
+
+def test_a_failover_loses_nothing_that_was_accepted(
+    site: SentinelSite,
+    client: Client,
+    random_checkpoint: Path,
+    worker_process,
+    eventually: Eventually,
+) -> None:
+    # given workers, and somebody who asks without a pause
+    spec = StreamSpec(name="yard", url="rtsp://yard/", live=True)
+    client.registry.create(spec, spec.url)
+    environment = {"STREAMER_REDIS_URL": site.url, "STREAMER_LEASE": "4"}
+    worker = worker_process("gpu", STREAMER_MODEL=str(random_checkpoint), **environment)
+    recorder = worker_process("recorder", **environment)
+    jpeg = cv2.imencode(".jpg", np.zeros((24, 32, 3), np.uint8))[1].tobytes()
+    accepted: list[str] = []
+    stopping = threading.Event()
+
+    def ask() -> None:
+        while not stopping.is_set():
+            try:
+                client.frames.put(
+                    spec.id, jpeg, Measures(32, 24, change=0.0), time=time.time(), pts=0.0
+                )
+                accepted.append(client.ask("Anyone?", "yard", max_tokens=2).id)
+            except (redis.exceptions.RedisError, StreamerError):
+                stopping.wait(0.1)
+            stopping.wait(0.05)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    eventually(lambda: len(accepted) > 20)
+    # when the primary dies
+    old = site.primary()
+    site.kill_primary()
+    before = len(accepted)
+    eventually(lambda: site.primary() != old, message="no failover")
+    eventually(lambda: len(accepted) > before + 20, message="nothing is accepted any more")
+    stopping.set()
+    asking.join(60)
+    # then every question that was accepted is answered and recorded, by the same processes
+    for query_id in accepted:
+        query = client.query(query_id, wait=60)
+        assert query.status is QueryStatus.DONE, query
+    eventually(lambda: all(client.timeline.get(query_id) for query_id in accepted))
+    for process in (worker, recorder):
+        assert process.process.poll() is None
+        assert "Traceback" not in process.output
+        assert PASSWORD not in process.output
+        assert ENCODED not in process.output
+
+
+def test_an_address_behind_sentinel_names_hosts_service_database_and_logins() -> None:
+    address = SentinelAddress.parse(
+        "rediss+sentinel://me:p%40ss@a,b:26380,[::1]:7/main/3?sentinel_password=x"
+    )
+    assert address.hosts == (("a", 26379), ("b", 26380), ("::1", 7))
+    assert (address.service, address.db, address.tls) == ("main", 3, True)
+    assert address.login == {"username": "me", "password": "p@ss"}
+    assert address.sentinel_login == {"password": "x"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis+sentinel://:s3cret@/mymaster",
+        "redis+sentinel://:s3cret@a:1",
+        "redis+sentinel://:s3cret@a/m/x",
+        "redis+sentinel://:s3cret@a/m?sentinel_passwort=s3cret",
+    ],
+)
+def test_an_address_that_lacks_something_is_one_sentence_without_the_password(url: str) -> None:
+    with pytest.raises(StreamerError, match="is not a Redis address") as caught:
+        connect(url)
+    assert "s3cret" not in caught.value.message
+
+
+def test_the_passwords_of_an_address_are_masked() -> None:
+    url = f"redis+sentinel://me:{ENCODED}@a:26379,b:26379/m/0?sentinel_password=s3cret"
+    assert redact(url) == "redis+sentinel://me:***@a:26379,b:26379/m/0?sentinel_password=***"
