@@ -148,7 +148,7 @@ def write_video(path: Path, video: StreetVideo) -> None:
         stream.pix_fmt = "yuv420p"
         stream.time_base = Fraction(1, video.fps)
         stream.gop_size = video.fps
-        stream.options = {"crf": "18", "preset": "fast", "bf": "0"}
+        stream.options = {"crf": "18", "preset": "veryfast", "bf": "0"}
         for index, picture in enumerate(video):
             frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
             frame.pts = index
