@@ -9,9 +9,11 @@ TORCH  ?= torch==2.13.0
 # /dev/null for the newest versions that pyproject.toml allows
 CONSTRAINTS ?= constraints.txt
 
-# tests wait more than they compute: two processes a core, at most eight
-WORKERS  ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? 2 * cores : 8)))
-PARALLEL := -n $(WORKERS) --dist worksteal
+# three test processes for two cores, as tests wait as well as compute; at most eight
+WORKERS  ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > 5 ? 8 : cores + (cores + 1) / 2)))
+# CI=1 (or COVERAGE=1) prints how much of the code the tests run, programs that they start included
+COVERAGE ?= $(CI)
+PYTEST   = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(if $(COVERAGE),--cov --cov-report=term)
 
 VENV   := .venv
 BIN    := $(VENV)/bin
@@ -29,10 +31,10 @@ demo: install ## run the demo: two cameras, live captions, two questions; under 
 	@$(BIN)/streamer demo
 
 test: install ## the tests
-	@$(BIN)/python -m pytest $(PARALLEL)
+	@$(PYTEST)
 
 test-all: install ## the tests and the slow ones
-	@$(BIN)/python -m pytest $(PARALLEL) -m "not gpu and not soak"
+	@$(PYTEST) -m "not gpu and not soak"
 
 lint: install ## ruff and the import rules
 	@$(BIN)/ruff check .

@@ -14,7 +14,7 @@ import structlog
 from streamer.errors import ErrorCode, StreamerError
 from streamer.outage import Outage
 from streamer.redis_access import examine_server, read_info, require_usable
-from streamer.redis_address import FORMS, SENTINEL_SCHEMES, open_client
+from streamer.redis_address import FORMS, SENTINEL_SCHEMES, open_redis
 from streamer.redis_errors import RedisTrouble, trouble_of
 from streamer.settings import Settings
 
@@ -48,7 +48,7 @@ def connect(url: str, outage: Outage | None = None) -> redis.Redis:
     """
     reach(url, outage)
     sentinel = urlsplit(url).scheme in SENTINEL_SCHEMES
-    return open_client(
+    return open_redis(
         url,
         connect_timeout=CONNECT_TIMEOUT,
         timeout=_FAILOVER_TIMEOUT if sentinel else SOCKET_TIMEOUT,
@@ -63,7 +63,7 @@ def reach(url: str, outage: Outage | None = None, timeout: float = CONNECT_TIMEO
 
     shown = redact(url.partition("?")[0])  # a parameter with a typing error may be a password
     try:
-        client = open_client(url, connect_timeout=timeout, timeout=timeout)
+        client = open_redis(url, connect_timeout=timeout, timeout=timeout)
     except (ValueError, TypeError):
         raise StreamerError(
             ErrorCode.REDIS_UNAVAILABLE,

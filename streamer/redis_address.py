@@ -71,7 +71,7 @@ def _host_and_port(text: str) -> tuple[str, int]:
     return parts.hostname, parts.port or _SENTINEL_PORT
 
 
-def open_client(
+def open_redis(
     url: str, *, connect_timeout: float, timeout: float, retries: int = 0
 ) -> redis.Redis:
     """Return a client of the Redis at `url`, which connects on first use and gives bytes.

@@ -26,6 +26,11 @@ hypothesis.settings.register_profile("any machine", deadline=None)  # a slow exa
 hypothesis.settings.load_profile("any machine")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the shared installation side by side, so that one test process starts it."""
+    items.sort(key=lambda item: "installation" not in getattr(item, "fixturenames", ()))
+
+
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """The developer's own STREAMER_* variables must not change a test."""

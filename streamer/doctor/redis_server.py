@@ -69,7 +69,7 @@ def _server(name: str, url: str, clock: Clock, parts: "Sequence[Part]") -> Itera
 
     from streamer.connections import reach
     from streamer.media.urls import redact
-    from streamer.redis_address import open_client
+    from streamer.redis_address import open_redis
 
     try:
         reach(url, timeout=_TIMEOUT)
@@ -77,7 +77,7 @@ def _server(name: str, url: str, clock: Clock, parts: "Sequence[Part]") -> Itera
         yield check(name, "fail", error.message)
         return
     shown = redact(url)
-    with open_client(url, connect_timeout=_TIMEOUT, timeout=_TIMEOUT) as client:
+    with open_redis(url, connect_timeout=_TIMEOUT, timeout=_TIMEOUT) as client:
         try:
             yield from _examined(name, shown, client, clock, parts)
         except (RedisError, OSError) as error:

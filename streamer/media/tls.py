@@ -52,7 +52,7 @@ def shake_hands(
     """Encrypt `plain`, which is taken over, and closed on errors. Raises OSError."""
     encrypted = context.wrap_socket(plain, server_hostname=host, do_handshake_on_connect=False)
     try:
-        with bounded(encrypted, within):
+        with time_limit(encrypted, within):
             encrypted.do_handshake()
     except BaseException:
         encrypted.close()
@@ -61,7 +61,7 @@ def shake_hands(
 
 
 @contextlib.contextmanager
-def bounded(connection: socket.socket, seconds: float) -> Iterator[None]:
+def time_limit(connection: socket.socket, seconds: float) -> Iterator[None]:
     """Shut `connection` down after `seconds`; a socket timeout would restart with every byte.
 
     Raises TimeoutError if the time ran out.

@@ -1,8 +1,10 @@
 """Rules of the house that no linter knows: who imports whom, start-up time, words."""
 
+import ast
 import re
 import subprocess
 import sys
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -54,6 +56,32 @@ def test_imports_keep_the_layers() -> None:
     )
 
     assert run.returncode == 0, run.stdout
+
+
+def test_the_import_rules_have_no_exemptions() -> None:
+    rules = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+
+    assert "exclude_type_checking_imports" not in rules
+    assert all("ignore_imports" not in contract for contract in rules["contracts"])
+
+
+# a program's own start, which nobody imports by name
+PROGRAM_NAMES = {"main"}
+
+
+def test_a_public_name_has_one_home() -> None:
+    homes: dict[str, set[str]] = {}
+    for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                homes.setdefault(node.name, set()).add(path.relative_to(ROOT).as_posix())
+
+    several = {
+        name: sorted(found)
+        for name, found in homes.items()
+        if len(found) > 1 and not name.startswith("_") and name not in PROGRAM_NAMES
+    }
+    assert several == {}
 
 
 @pytest.mark.parametrize("module", ["streamer", "streamer.cli.app", "streamer.client"])

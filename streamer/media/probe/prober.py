@@ -217,7 +217,7 @@ class _Prober:
     def _describe(self, session: RtspSession) -> RtspResponse:
         with self._step("describe") as step:
             try:
-                with tls.bounded(session.connection, self._left()):
+                with tls.time_limit(session.connection, self._left()):
                     answer = session.describe()
             except NotRtspError as error:
                 speaks = "TLS" if source_errors.wants_encryption(self._url) else error.speaks
@@ -249,7 +249,7 @@ class _Prober:
         wanted = ["tcp", "udp"] if self._transport == "auto" else [self._transport]
         for transport in wanted:
             began = time.monotonic()
-            with tls.bounded(session.connection, self._left()):
+            with tls.time_limit(session.connection, self._left()):
                 answer = session.setup(description, track, transport)
             step = ProbeStep(
                 name="set up",

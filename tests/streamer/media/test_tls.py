@@ -185,7 +185,7 @@ def test_one_that_shakes_hands_and_says_nothing(certificate: Path, scheme: str) 
 
 def test_what_is_said_over_a_line_ends_in_time() -> None:
     def listen(port: int) -> None:
-        with socket.create_connection(("127.0.0.1", port)) as line, tls.bounded(line, 0.3):
+        with socket.create_connection(("127.0.0.1", port)) as line, tls.time_limit(line, 0.3):
             while line.recv(1):
                 pass
 
