@@ -307,8 +307,9 @@ def _local(error: Exception, url: str) -> StreamerError:
     if isinstance(
         error, av.InvalidDataError | av.ArgumentError
     ):  # not a container, or not an allowed one
-        what = describe(url) or "is not a video, or it is damaged: give a video file"
-        return StreamerError(ErrorCode.STREAM_NO_VIDEO, f"{url} {what}.")
+        what = describe(url)
+        why = f"it {what}" if what else "or it is damaged: give a video file"
+        return StreamerError(ErrorCode.STREAM_NO_VIDEO, f"{url} is not a video, {why}.")
     return StreamerError(
         ErrorCode.STREAM_CONNECTION_FAILED,
         f"The {kind} {url} cannot be opened ({type(error).__name__}): check that it is readable.",
