@@ -20,6 +20,7 @@ from streamer.domain import (
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.history import FrameHistory
 from streamer.frames.store import FrameStore, Retention
+from streamer.health import Health
 from streamer.jobs import Jobs
 from streamer.queries import NotYet, Queries
 from streamer.question import Question
@@ -69,6 +70,8 @@ class Client:
         self.watches = Watches(self.registry, self.jobs)
         """Add, change and remove watches of attached streams."""
         history = self._history = FrameHistory(self.connections, settings, self.frames)
+        self.health = Health(self.connections, self.jobs, lambda: self.timeline)
+        """Which parts of the installation work."""
         self._queries = Queries(self._redis, settings, history, self.jobs, self.queue)
 
     def __enter__(self) -> Self:

@@ -83,6 +83,14 @@ def worker(name: str) -> str:
     return f"{KEY_PREFIX}worker:{name}"
 
 
+RECORDER = KEY_PREFIX + "recorder"
+"""String: JSON `{"trouble"}`, what keeps a recorder from recording, or null. Its TTL is the lease
+of the recorders."""
+
+LAST_SEEN = KEY_PREFIX + "last-seen"
+"""Hash: when each part of the installation last worked, epoch seconds; one field per kind."""
+
+
 def answered(request_id: str) -> str:
     """Return the name of a pub/sub channel that announces the answer to a request."""
     return f"{KEY_PREFIX}answered:{request_id}"

@@ -138,6 +138,11 @@ class Timeline:
         """Close the connections to the database."""
         self._engine.dispose()
 
+    def ping(self) -> None:
+        """Read from the database: see the errors of the class."""
+        with _translated(), self._engine.connect() as connection:
+            connection.execute(select(_results.c.number).limit(1))
+
     def record(self, results: Sequence[Result]) -> int:
         """Store results, all or none, and return how many are new; known ones are not changed."""
         if not results:

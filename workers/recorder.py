@@ -1,5 +1,7 @@
 """The recorder: write the results queue into the timeline (`python -m workers.recorder`)."""
 
+import json
+import math
 import os
 import socket
 import sys
@@ -14,6 +16,7 @@ from streamer.clock import Clock, SystemClock
 from streamer.connections import Connections, log_lacks
 from streamer.domain import Result
 from streamer.errors import StreamerError
+from streamer.health import PartName, note_seen
 from streamer.outage import Outage
 from streamer.redis_errors import will_pass
 from streamer.results import parse_entries
@@ -40,6 +43,7 @@ class Recorder:
         claim_after: seconds after which results are taken over that another recorder has not
             acknowledged.
         outage: what Redis refuses at the moment.
+        lease: seconds of silence after which recorders count as missing.
         clock: the time; a test moves it by hand.
     """
 
@@ -51,6 +55,7 @@ class Recorder:
         stopping: threading.Event,
         claim_after: float = 30.0,
         outage: Outage | None = None,
+        lease: float = 12.0,
         clock: Clock | None = None,
     ) -> None:
         self._redis = client
@@ -61,6 +66,9 @@ class Recorder:
         self._database = Outage("timeline")
         self._clock = clock or SystemClock()
         self._claimed_at = float("-inf")
+        self._lease = lease
+        self._beat_at = float("-inf")
+        self._trouble: str | None = None
         self._name = f"{socket.gethostname()}-{os.getpid()}"
 
     def run(self) -> None:
@@ -72,9 +80,11 @@ class Recorder:
                 if not joined:
                     self.join()
                     joined = True
+                self.beat()
                 self.step()
             except StreamerError as error:
                 self._database.failed("record", error)
+                self._trouble, self._beat_at = str(error), float("-inf")
             except redis.exceptions.RedisError as error:
                 if str(error).startswith("NOGROUP"):
                     joined = False  # the server has lost its data
@@ -85,6 +95,7 @@ class Recorder:
             else:
                 self._outage.worked("record")
                 self._database.worked("record")
+                self._trouble = None
                 pauses = self._outage.pauses()
                 continue
             self._stopping.wait(next(pauses))
@@ -97,6 +108,22 @@ class Recorder:
         except redis.exceptions.ResponseError as error:
             if not str(error).startswith("BUSYGROUP"):
                 raise
+
+    def beat(self) -> None:
+        """Report, three times in each lease, that a recorder runs, and whether it can record."""
+        now = self._clock.monotonic()
+        if now - self._beat_at < self._lease / 3:
+            return
+        self._beat_at = now
+        trouble = self._trouble  # of the last attempt to record
+        try:
+            self._timeline.ping()
+        except StreamerError as error:
+            trouble = str(error)
+        beat = json.dumps({"trouble": trouble})
+        self._redis.set(redis_keys.RECORDER, beat, ex=max(1, math.ceil(2 * self._lease)))
+        working: list[PartName] = ["recorder"] if trouble else ["recorder", "database"]
+        note_seen(self._redis, working, self._clock.time())
 
     def step(self) -> int:
         """Record one batch, waiting about a second for it. Return how many results were new."""
@@ -151,6 +178,7 @@ def record_results(settings: Settings, stopping: threading.Event) -> None:
                 stopping=stopping,
                 claim_after=2 * settings.lease,
                 outage=connections.outage,
+                lease=settings.lease,
             )
             startup.stop_on_signals(stopping)
             connections.outage.insist("record", recorder.join, stopping.wait)

@@ -13,8 +13,9 @@ from streamer.api.auth import Authentication
 from streamer.api.dependencies import ClientDependency, refuse_unknown_parameters
 from streamer.api.errors import install_error_handlers
 from streamer.api.redis_watch import RedisWatch
-from streamer.api.schemas import ErrorBody, Health
+from streamer.api.schemas import ErrorBody, Health, Readiness
 from streamer.client import Client
+from streamer.health import CachedHealth
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request is invalid or cannot be fulfilled."},
@@ -51,6 +52,16 @@ def create_app(client: Client) -> FastAPI:
     async def healthz() -> Health:
         """Report that this process is alive. Other processes are not checked."""
         return Health()
+
+    health = CachedHealth(client.health)
+
+    @app.get("/readyz", tags=["service"], responses={503: {"model": Readiness}})
+    def readyz(response: Response) -> Readiness:
+        """Report every program and server that the installation needs; 503 if one is missing."""
+        parts = health.parts()
+        ready = all(part.up for part in parts)
+        response.status_code = 200 if ready else 503
+        return Readiness(status="ready" if ready else "not ready", parts=parts)
 
     @app.get("/metrics", tags=["service"], response_class=PlainTextResponse)
     def prometheus(client: ClientDependency) -> Response:

@@ -16,11 +16,14 @@ from streamer.api.errors import error_response
 from streamer.api.listen import is_loopback
 from streamer.errors import ErrorCode
 
-_OPEN_PATHS = {"/healthz"}
+_OPEN_PATHS = {"/healthz", "/readyz"}
 
 
 class Authentication:
-    """ASGI middleware that rejects unauthenticated requests; `/healthz` is open to everyone."""
+    """ASGI middleware that rejects unauthenticated requests.
+
+    `/healthz` and `/readyz` are open to everyone.
+    """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self._app = app

@@ -77,7 +77,7 @@ class _Installation(Collector):
         info.add_metric((), {"version": __version__})
         yield info
         try:
-            found = [*self._streams(), *self._queues(), *self._workers()]
+            found = [*self._streams(), *self._queues(), *self._workers(), *self._parts()]
         except redis.exceptions.RedisError:
             yield GaugeMetricFamily("streamer_redis_up", "Whether Redis answers.", 0)
             return
@@ -125,6 +125,19 @@ class _Installation(Collector):
         for queue, depth in self._client.jobs.depths().items():
             waiting.add_metric((queue,), depth)
         yield waiting
+
+    def _parts(self) -> Iterator[Metric]:
+        up = GaugeMetricFamily(
+            "streamer_part_up", "Whether a part of the installation works.", labels=("part",)
+        )
+        seen = GaugeMetricFamily(
+            "streamer_part_last_seen_seconds", "Unix time at which it last did.", labels=("part",)
+        )
+        for part in self._client.health.parts():
+            up.add_metric((part.name,), part.up)
+            if part.last_seen_at is not None:
+                seen.add_metric((part.name,), part.last_seen_at.timestamp())
+        yield from (up, seen)
 
     def _workers(self) -> Iterator[Metric]:
         running = GaugeMetricFamily("streamer_workers", "Running workers.", labels=("kind",))

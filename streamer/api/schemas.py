@@ -1,5 +1,7 @@
 """Request and response bodies of the API, in addition to the records of `streamer.domain`."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from streamer.domain import (
@@ -13,6 +15,7 @@ from streamer.domain import (
     Transport,
     Watch,
 )
+from streamer.health import Part
 from streamer.response_format import ResponseFormat
 
 
@@ -141,3 +144,10 @@ class Health(Record):
     """State of the API process."""
 
     status: str = "ok"
+
+
+class Readiness(Record):
+    """State of the installation: of each program and server that it needs."""
+
+    status: Literal["ready", "not ready"]
+    parts: list[Part]

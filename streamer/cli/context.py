@@ -57,3 +57,11 @@ def open_client(settings: "Settings | None" = None) -> "Client":
     from streamer.client import Client
 
     return Client(settings or open_settings())
+
+
+def warn_of_missing(client: "Client") -> None:
+    """Say on stderr which parts of the installation are missing: what is listed may be old."""
+    from streamer.terminal import console
+
+    for part in client.health.missing():
+        console(stderr=True).print(f"Warning: {part.message}", style="yellow", soft_wrap=True)

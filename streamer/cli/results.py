@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from streamer.cli.context import Json, open_client
+from streamer.cli.context import Json, open_client, warn_of_missing
 
 if TYPE_CHECKING:
     from streamer.client import Client
@@ -59,6 +59,7 @@ def results(
             out.print(result_line(result, max(width, 12), labels.of(result)), soft_wrap=True)
 
     with open_client() as client:
+        warn_of_missing(client)
         labels.learn(client.streams())
         if not follow:
             show(_recorded(client, stream, kind, since, until, q, limit or 100))

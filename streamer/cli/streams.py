@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from streamer.cli.context import Json, open_client
+from streamer.cli.context import Json, open_client, warn_of_missing
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -27,6 +27,7 @@ def streams(as_json: Json = False) -> None:
 
     with open_client() as client:
         found = client.streams()
+        warn_of_missing(client)
     if as_json:
         json_lines(found)
         return

@@ -3,10 +3,12 @@
 import time
 from collections.abc import Iterable, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+from streamer import redis_keys
 from streamer.clock import Clock, SystemClock
 from streamer.doctor.check import Check, State, check, describe_error, format_size
+from streamer.domain import rfc3339, to_datetime
 from streamer.errors import StreamerError
 from streamer.settings import Settings
 
@@ -174,5 +176,16 @@ def _workers(client: "redis.Redis") -> Iterable[Check]:
         keys = worker_registration.get_keys(Queue(queue, connection=client))
         count = int(client.exists(*keys)) if keys else 0
         state: State = "ok" if count else "warn"
-        advice = f": start one with `{command}`" if not count else ""
+        advice = f"{_last_seen(client, name[:-1])}: start one with `{command}`" if not count else ""
         yield check(name, state, f"{count} running{advice}.")
+    if client.exists(redis_keys.RECORDER):
+        yield check("recorder", "ok", "A recorder is running.")
+    else:
+        seen = _last_seen(client, "recorder")
+        message = f"None is running{seen}, so new results are missing from the timeline"
+        yield check("recorder", "warn", f"{message}: start one with `streamer record`.")
+
+
+def _last_seen(client: "redis.Redis", name: str) -> str:
+    raw = cast(bytes | None, client.hget(redis_keys.LAST_SEEN, name))
+    return f" (last seen {rfc3339(to_datetime(float(raw)))})" if raw is not None else ""

@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from rq import worker_registration
 from rq.worker import BaseWorker, WorkerStatus
 
 from streamer import redis_keys
+from streamer.jobs import INGEST
 from streamer.outage import Outage
 from workers.process.process_stats import read_process_stats
 from workers.rq.job import Slot
@@ -95,6 +97,8 @@ class Heartbeat:
                 held_at[slot] = len(pipeline)
                 pipeline.zscore(registry.key, slot.execution.composite_key)
             self._report_stats(pipeline, busy=len(slots))
+            kind = "ingest worker" if INGEST in worker.queue_names() else "model worker"
+            pipeline.hset(redis_keys.LAST_SEEN, kind, time.time())
             answers = pipeline.execute()
             if answers[0]:  # this command created the hash anew: the worker had been given up
                 pipeline.hset(worker.key, mapping=worker.serialize())

@@ -1,0 +1,160 @@
+"""Tell which parts of an installation are missing, and since when."""
+
+import json
+import time
+from collections.abc import Callable
+from datetime import datetime
+from typing import Literal, cast
+
+import redis
+from pydantic import Field
+
+from streamer import redis_keys
+from streamer.clock import Clock, SystemClock
+from streamer.connections import Connections
+from streamer.domain import Record, Timestamp, rfc3339, to_datetime
+from streamer.errors import StreamerError
+from streamer.jobs import Jobs
+from streamer.timeline import Timeline
+
+PartName = Literal["redis", "frames redis", "database", "ingest worker", "model worker", "recorder"]
+
+_LACKS: dict[str, str] = {
+    "redis": "Redis does not answer, so nothing works: check that it runs",
+    "frames redis": "The Redis server of the frames does not answer, so no pictures are stored and "
+    "no question is answered: check that it runs",
+    "database": "The timeline's database does not answer, so results are not recorded: check it",
+    "ingest worker": "No ingest worker is running, so no stream is read: start `streamer ingest`",
+    "model worker": "No model worker is running, so no question is answered: start "
+    "`streamer worker`",
+    "recorder": "No recorder is running, so new results are missing from the timeline: start "
+    "`streamer record`",
+}
+
+
+class Part(Record):
+    """A program or a server that the installation needs."""
+
+    name: PartName
+    up: bool
+    last_seen_at: Timestamp | None = Field(
+        default=None, description="when it last worked; null if nobody has noticed it yet"
+    )
+    message: str | None = Field(default=None, description="what is missing, and what to do")
+
+
+class Health:
+    """The parts of an installation, looked up on each call.
+
+    Args:
+        open_timeline: returns the timeline, or raises StreamerError(DATABASE_UNAVAILABLE).
+    """
+
+    def __init__(
+        self,
+        connections: Connections,
+        jobs: Jobs,
+        open_timeline: Callable[[], Timeline],
+        clock: Clock | None = None,
+    ) -> None:
+        self._connections = connections
+        self._jobs = jobs
+        self._open_timeline = open_timeline
+        self._clock = clock or SystemClock()
+        self._redis_seen: datetime | None = None
+
+    def parts(self, *, ask_database: bool = True) -> list[Part]:
+        """Return all parts. If Redis does not answer, only that: it knows of the others.
+
+        Without `ask_database`, what the recorder said about the database counts: this program may
+        have no access to it.
+        """
+        try:
+            return self._parts(ask_database)
+        except redis.exceptions.RedisError:
+            return [_part("redis", False, self._redis_seen)]
+
+    def missing(self) -> list[Part]:
+        """Return the parts that do not work; see :meth:`parts` without `ask_database`."""
+        return [part for part in self.parts(ask_database=False) if not part.up]
+
+    def _parts(self, ask_database: bool) -> list[Part]:
+        main = self._connections.main
+        workers = self._jobs.workers()
+        beat = cast(bytes | None, main.get(redis_keys.RECORDER))
+        trouble = json.loads(beat).get("trouble") if beat is not None else None
+        found: dict[PartName, bool] = {
+            "redis": True,
+            "frames redis": self._frames_answer(),
+            "database": trouble is None and (not ask_database or self._database_answers()),
+            "ingest worker": workers["ingest"] > 0,
+            "model worker": workers["clips"] > 0,
+            "recorder": beat is not None,
+        }
+        now = self._clock.time()
+        self._redis_seen = to_datetime(now)
+        unknown = () if ask_database or beat is not None else ("database",)
+        working: list[PartName] = [n for n, up in found.items() if up and n not in unknown]
+        seen = note_seen(main, working, now)
+        return [
+            _part(name, up, to_datetime(seen[name]) if name in seen else None)
+            for name, up in found.items()
+        ]
+
+    def _frames_answer(self) -> bool:
+        if self._connections.frames is self._connections.main:
+            return True
+        return answers(self._connections.frames)
+
+    def _database_answers(self) -> bool:
+        try:
+            self._open_timeline().ping()
+        except StreamerError:
+            return False
+        return True
+
+
+def answers(client: redis.Redis) -> bool:
+    """Return whether the server answers a ping."""
+    try:
+        return bool(client.ping())
+    except redis.exceptions.RedisError:
+        return False
+
+
+def note_seen(client: redis.Redis, names: list[PartName], now: float) -> dict[str, float]:
+    """Note that parts work at `now`; return when each part last did, epoch seconds."""
+    key = redis_keys.LAST_SEEN
+    noted = cast("dict[bytes, bytes]", client.hgetall(key))
+    seen = {name.decode(): float(value) for name, value in noted.items()}
+    seen |= dict.fromkeys(names, now)
+    try:
+        if names:
+            client.hset(key, mapping=dict.fromkeys(names, now))
+    except redis.exceptions.ResponseError:
+        pass  # a server that may not be written to can still be read
+    return seen
+
+
+def _part(name: PartName, up: bool, seen: datetime | None) -> Part:
+    if up:
+        return Part(name=name, up=True, last_seen_at=seen)
+    since = f" (last seen {rfc3339(seen)})" if seen is not None else " (never seen)"
+    sentence, _, advice = _LACKS[name].partition(": ")
+    return Part(name=name, up=False, last_seen_at=seen, message=f"{sentence}{since}: {advice}.")
+
+
+class CachedHealth:
+    """The health of an installation, looked up at most once a second: its callers are many."""
+
+    def __init__(self, health: Health) -> None:
+        self._health = health
+        self._parts: list[Part] = []
+        self._read_at = float("-inf")
+
+    def parts(self) -> list[Part]:
+        """Return all parts."""
+        if time.monotonic() - self._read_at > 1.0:
+            self._parts = self._health.parts()
+            self._read_at = time.monotonic()
+        return self._parts
