@@ -156,3 +156,30 @@ def test_every_program_waits_says_so_once_and_goes_on(
         assert "Traceback" not in service.log_text(program)
         assert PASSWORD not in service.log_text(program)
     assert {process.pid for process in service.up.descendants()} == pids
+
+
+def test_up_that_starts_while_redis_refuses_to_write_waits_and_says_so_once(
+    tmp_path: Path, random_checkpoint: Path, eventually: Eventually
+) -> None:
+    with MoodyRedis(tmp_path) as redis:
+        up = Up(tmp_path / "data", "--model", str(random_checkpoint), STREAMER_REDIS_URL=redis.url)
+        try:
+            # given a Redis that is a replica when everything starts
+            with redis.refusing("READONLY"):
+                for log in ("recorder", "model-worker", "ingest-worker"):
+                    path = up.data_dir / "logs" / f"{log}.log"
+                    eventually(
+                        lambda path=path: path.is_file() and "outage_began" in path.read_text(),
+                        message=f"{log} does not wait",
+                    )
+                assert up.process.poll() is None, up.output
+            # when it is a primary again
+            up.wait_ready()
+            # then all programs go on, and none has ended meanwhile
+            output = up.output
+            assert "ended unexpectedly" not in output
+            assert "Traceback" not in output
+            assert output.count("outage_began") == output.count("outage_ended")
+            assert PASSWORD not in output
+        finally:
+            up.stop()
