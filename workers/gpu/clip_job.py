@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-MAX_SILENCE = 30.0
+_MAX_SILENCE = 30.0
 """Seconds for which a job waits for a server of frames that does not answer at all."""
 
 _MAX_SHOWN = 120
@@ -115,7 +115,7 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
 
 def _load(context: WorkerContext, clip: ClipRequest) -> list[bytes]:
     """Load the frames of a clip. Wait for a server that refuses work for as long as the job may
-    take, and MAX_SILENCE for one that does not answer."""
+    take, and _MAX_SILENCE for one that does not answer."""
     outage, stop, began = context.connections.frames_outage, stop_check(), time.monotonic()
     for pause in outage.pauses():
         try:
@@ -124,7 +124,7 @@ def _load(context: WorkerContext, clip: ClipRequest) -> list[bytes]:
             trouble = trouble_of(error)
             outage.failed("frames", error)
             timeout = context.settings.job_timeout
-            patience = timeout if trouble.answered else min(timeout, MAX_SILENCE)
+            patience = timeout if trouble.answered else min(timeout, _MAX_SILENCE)
             if not trouble.passes or time.monotonic() - began + pause > patience:
                 raise StreamerError(
                     ErrorCode.REDIS_UNAVAILABLE,
