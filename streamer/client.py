@@ -20,7 +20,7 @@ from streamer.domain import (
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.history import FrameHistory
 from streamer.frames.store import FrameStore, Retention
-from streamer.health import Health
+from streamer.health import InstallationHealth
 from streamer.jobs import Jobs
 from streamer.queries import NotYet, Queries
 from streamer.question import Question
@@ -70,7 +70,7 @@ class Client:
         self.watches = Watches(self.registry, self.jobs)
         """Add, change and remove watches of attached streams."""
         history = self._history = FrameHistory(self.connections, settings, self.frames)
-        self.health = Health(self.connections, self.jobs, lambda: self.timeline)
+        self.health = InstallationHealth(self.connections, self.jobs, lambda: self.timeline)
         """Which parts of the installation work."""
         self._queries = Queries(self._redis, settings, history, self.jobs, self.queue)
 

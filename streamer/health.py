@@ -43,7 +43,7 @@ class Part(Record):
     message: str | None = Field(default=None, description="what is missing, and what to do")
 
 
-class Health:
+class InstallationHealth:
     """The parts of an installation, looked up on each call.
 
     Args:
@@ -147,7 +147,7 @@ def _part(name: PartName, up: bool, seen: datetime | None) -> Part:
 class CachedHealth:
     """The health of an installation, looked up at most once a second: its callers are many."""
 
-    def __init__(self, health: Health) -> None:
+    def __init__(self, health: InstallationHealth) -> None:
         self._health = health
         self._parts: list[Part] = []
         self._read_at = float("-inf")
