@@ -86,6 +86,11 @@ class ArchiveWriter:
         if self._thread.is_alive():
             _log.warning("archive_not_finished", bytes=self._held)
 
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of accepted frames that are not written yet."""
+        return self._held
+
     def __enter__(self) -> "ArchiveWriter":
         return self
 

@@ -5,6 +5,7 @@ import threading
 import uuid
 import zipfile
 
+import fsspec
 import pytest
 
 from streamer.domain import FrameRef
@@ -46,6 +47,12 @@ def archive(url):
     return Archive(url)
 
 
+@pytest.fixture
+def files(url):
+    """The file system of `archive`, which fsspec shares, and the folder in it."""
+    return fsspec.url_to_fs(url)
+
+
 def minutes(archive, first, last, change=None):
     """Write one frame per second for some minutes, one file per minute."""
     for minute in range(first, last):
@@ -81,18 +88,18 @@ def test_midnight_is_no_border(archive):
     assert [f.ref.time - START - midnight for f in found] == list(range(10, 40))
 
 
-def test_of_a_long_range_few_files_are_read_among_them_where_something_happened(archive):
+def test_of_a_long_range_few_files_are_read_among_them_where_something_happened(
+    archive, files, monkeypatch
+):
     # given five hours with one event
     minutes(archive, 0, 300, change={10_017: 0.4})
     read = []
-    opened = archive._fs.open
-    archive._fs.open = lambda path, *args, **kwargs: (
-        read.append(path) or opened(path, *args, **kwargs)
+    system, _ = files
+    opened = system.open
+    monkeypatch.setattr(
+        system, "open", lambda path, *args, **kw: read.append(path) or opened(path, *args, **kw)
     )
-    try:
-        found = archive.between(STREAM, START, START + 18_000, count=8)
-    finally:
-        archive._fs.open = opened
+    found = archive.between(STREAM, START, START + 18_000, count=8)
     assert len(read) == 32
     times = [f.ref.time - START for f in found]
     assert 10_017 in times
@@ -100,27 +107,29 @@ def test_of_a_long_range_few_files_are_read_among_them_where_something_happened(
     assert times[-1] > 17_900
 
 
-def test_a_damaged_file_is_left_out(archive, caplog):
-    minutes(archive, 0, 2)
-    path = archive._bundles(STREAM, START, START + 30)[0].id
-    archive._fs.pipe_file(path, b"PK\x03\x04 half of it")
+def test_a_damaged_file_is_left_out(archive, files):
+    minutes(archive, 0, 1)
+    system, root = files
+    (path,) = system.glob(f"{root}/{STREAM}/*/*.zip")
+    minutes(archive, 1, 2)
+    system.pipe_file(path, b"PK\x03\x04 half of it")
     found = archive.between(STREAM, START, START + 200, count=200)
     assert [f.ref.time - START for f in found] == list(range(60, 120))
 
 
-def test_old_days_go_and_nothing_that_is_not_ours(archive):
+def test_old_days_go_and_nothing_that_is_not_ours(archive, files):
     for day in range(4):
         archive.write(STREAM, [frame(day * DAY)])
-    root = archive._root
+    system, root = files
     for foreign in (f"{root}/holiday/2001-01-01/me.jpg", f"{root}/{STREAM}/notes.txt"):
-        archive._fs.makedirs(foreign.rsplit("/", 1)[0], exist_ok=True)
-        archive._fs.pipe_file(foreign, b"mine")
+        system.makedirs(foreign.rsplit("/", 1)[0], exist_ok=True)
+        system.pipe_file(foreign, b"mine")
     assert archive.expire(START + 2 * DAY) == 2
     found = archive.between(STREAM, START - DAY, START + 9 * DAY, count=99)
     assert [f.ref.time - START for f in found] == [2 * DAY, 3 * DAY]
     assert archive.expire(START + 99 * DAY) == 2
-    assert archive._fs.exists(f"{root}/holiday/2001-01-01/me.jpg")
-    assert archive._fs.exists(f"{root}/{STREAM}/notes.txt")
+    assert system.exists(f"{root}/holiday/2001-01-01/me.jpg")
+    assert system.exists(f"{root}/{STREAM}/notes.txt")
     assert archive.expire(START + 99 * DAY) == 0
 
 
@@ -202,7 +211,7 @@ class Slow(Archive):
         super().write(stream_id, frames)
 
 
-def test_a_disk_that_hangs_costs_frames_of_the_archive_and_nothing_else(tmp_path):
+def test_a_disk_that_hangs_costs_frames_of_the_archive_and_nothing_else(tmp_path, eventually):
     # given a disk that hangs, and room for a hundred frames
     slow = Slow(str(tmp_path))
     writer = ArchiveWriter(slow, days=7, memory=100_000)
@@ -215,8 +224,7 @@ def test_a_disk_that_hangs_costs_frames_of_the_archive_and_nothing_else(tmp_path
     # and close gives up, but accepted frames are written when the disk recovers
     writer.close(timeout=0.05)
     slow.released.set()
-    writer._thread.join(20)
-    assert len(slow.between(STREAM, START, START + 999, count=999)) == 100
+    eventually(lambda: len(slow.between(STREAM, START, START + 999, count=999)) == 100)
 
 
 class Full(Archive):
@@ -236,7 +244,7 @@ def test_frames_that_could_not_be_written_are_told_with_the_next(tmp_path, event
         for second in range(10):
             assert writer.put(*frame(second)) == 0
         clock.now = START + 61
-        eventually(lambda: writer._held == 0)
+        eventually(lambda: writer.pending_bytes == 0)
         assert writer.put(*frame(61)) == 10
         archive.full = False
     assert len(archive.between(STREAM, START, START + 99, count=99)) == 1

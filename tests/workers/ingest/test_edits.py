@@ -51,7 +51,7 @@ def test_a_paused_camera_is_disconnected_and_connected_again(
         eventually(lambda: bench.status(spec).state is StreamState.PAUSED)
         assert bench.status(spec).error is None
         assert len(bench.requests(WATCHES)) == 1  # what was seen is asked about
-        eventually(lambda: not line._writers)  # the camera is not kept busy
+        eventually(lambda: not line.open)  # the camera is not kept busy
         count = bench.frames.count(spec.id)
         bench.registry.update(spec.id, paused=False)
         eventually(lambda: bench.frames.count(spec.id) > count)
@@ -136,7 +136,7 @@ def test_a_slot_that_cannot_reach_redis_for_a_lease_abandons_its_stream(
         slot.run.follower.registry = _Away()
         eventually(lambda: isinstance(slot.outcome, Abandon))
         slot.outcome = None
-    eventually(lambda: not line._writers)
+    eventually(lambda: not line.open)
 
 
 class _Away:
