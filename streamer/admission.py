@@ -61,12 +61,12 @@ class Admission:
         Raises StreamerError: as :meth:`split`; INVALID_REQUEST if it cannot replace the old one;
         with `probe`, a stream code if it does not work.
         """
-        from streamer.media.urls import MASK
+        from streamer.media.urls import MASK, is_remote
 
-        if f":{MASK}@" in source:
+        if is_remote(source) and MASK in source:
             raise StreamerError(
                 ErrorCode.INVALID_REQUEST,
-                f"The URL has {MASK} in place of its password: write the password.",
+                f"The URL has {MASK} in place of its password or token: write the whole URL.",
             )
         public_url, full_url = self.split(source)
         if not (stream.live and self.is_live(full_url)):

@@ -1,4 +1,4 @@
-"""A password goes in through every door, and out through none.
+"""A password or token goes in through every door, and out through none.
 
 One scenario with real programs, then a look at all that anybody could read: what the commands
 print, what the processes log at debug level, what the API answers, the list of processes, every
@@ -39,8 +39,14 @@ PARTS = ("Kq7wTz", "Zr3vLn", "Xp9mBd", "Ty5nQh", "Gb2kVs")  # too long to come u
 PASSWORD = "{}@{}/{}#{}% {}".format(*PARTS)
 KEY = "a passphrase of this installation"
 
+QUERY = {"jwt": "Hw4xCs", "pw": "Jd8yRf", "_sid": "Lf2zGt", "hmac": "Mv6aKw", "st": "Qn3bPx"}
+"""Secrets of a URL's query, by names that no list of secret names has."""
+PATH_TOKEN = "Wb7cNq4Ue1Yr9Zs5"
+
 LOGIN = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
 FORBIDDEN = [
+    *QUERY.values(),
+    PATH_TOKEN,
     *PARTS,  # of it raw, percent-encoded, quoted or cut in pieces, one of them is left
     LOGIN.rstrip("=")[:-2],
     base64.b64encode(PASSWORD.encode()).decode().rstrip("=")[:-2],
@@ -100,14 +106,17 @@ def closed() -> Iterator[int]:
         yield int(probe.getsockname()[1])
 
 
+TAIL = f"live/{PATH_TOKEN}?channel=1&" + "&".join(f"{k}={v}" for k, v in QUERY.items())
+
+
 def raw(port: int) -> str:
     """As people type it."""
-    return f"rtsp://{USER}:{PASSWORD}@127.0.0.1:{port}/live"
+    return f"rtsp://{USER}:{PASSWORD}@127.0.0.1:{port}/{TAIL}"
 
 
 def encoded(port: int) -> str:
     """As the standard wants it."""
-    return f"rtsp://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/live"
+    return f"rtsp://{USER}:{quote(PASSWORD, safe='')}@127.0.0.1:{port}/{TAIL}"
 
 
 class Surfaces:
@@ -170,6 +179,8 @@ def test_the_words_that_are_looked_for_are_found() -> None:
         json.dumps({"url": encoded(1)}).lower(),
         f"Authorization: Basic {LOGIN}",
         PASSWORD[11:],
+        TAIL,
+        quote(TAIL, safe=""),
     ):
         surfaces = Surfaces()
         surfaces.add("here", text)

@@ -117,9 +117,9 @@ app.command("record")(processes.run_recorder)
 
 def _hide_passwords() -> None:
     """Mask passwords in the process title: every user of the machine can read it."""
-    from streamer.media.urls import redact
+    from streamer.media.urls import normalise, redact
 
-    shown = [redact(argument) for argument in sys.argv[1:]]
+    shown = [redact(normalise(argument)) for argument in sys.argv[1:]]
     if shown != sys.argv[1:]:
         from setproctitle import setproctitle
 

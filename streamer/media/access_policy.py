@@ -9,7 +9,7 @@ import ipaddress
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 from streamer.errors import ErrorCode, StreamerError
@@ -94,7 +94,7 @@ class AccessPolicy:
             found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError):
             raise source_errors.unknown_host(host) from None
-        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        addresses = list(dict.fromkeys(_with_zone(entry[4]) for entry in found))
         for address in addresses:
             self._check_address(ipaddress.ip_address(address), host, url)
         return addresses
@@ -143,6 +143,13 @@ def _plain(address: Address) -> Address:
     if address in _NAT64:
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return address.ipv4_mapped or address.sixtofour or address
+
+
+def _with_zone(address: tuple[Any, ...]) -> str:
+    """Return the address of a socket; that of a link includes the zone, which Python sets apart."""
+    host = str(address[0])
+    scope = address[3] if len(address) > 3 else 0
+    return f"{host}%{scope}" if scope and "%" not in host else host
 
 
 def _literal(host: str) -> Address | None:

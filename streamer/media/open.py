@@ -12,7 +12,13 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.media import source_errors
 from streamer.media.access_policy import AccessPolicy
 from streamer.media.jpeg_stream import JpegStream
-from streamer.media.urls import SCHEMES, forbidden_scheme, is_device, is_remote
+from streamer.media.urls import (
+    SCHEMES,
+    forbidden_scheme,
+    is_device,
+    is_remote,
+    with_password,
+)
 
 _TRANSPORTS = {
     # TCP works with most cameras and through firewalls; UDP if the camera refuses TCP
@@ -125,12 +131,13 @@ def prepare(
     microseconds = str(round(timeout * 1_000_000))
     if scheme in {"rtsp", "rtsps"}:
         options |= {"timeout": microseconds, "allowed_media_types": "video"}
-        return Opening({"file": url, "options": options | _TRANSPORTS[transport]})
+        file = with_password(url)
+        return Opening({"file": file, "options": options | _TRANSPORTS[transport]})
     if scheme in {"rtmp", "rtmps"}:
         # FFmpeg ignores analyzeduration here and waits up to 20 s for audio that a camera may not
         # have; probesize ends that wait. RTMP has rw_timeout because its `timeout` means: listen.
         options |= {"rw_timeout": microseconds, "probesize": "32768"}
-        return Opening({"file": url, "options": options})
+        return Opening({"file": with_password(url), "options": options})
     options["format_whitelist"] = _CONTAINERS
     if scheme:
         return _over_http(url, options, access, live=live, timeout=timeout, poll=poll)

@@ -24,7 +24,7 @@ from nvila_core.media.levels import MAX_PIXELS
 from streamer.clock import Clock, SystemClock
 from streamer.domain import Transport
 from streamer.errors import StreamerError
-from streamer.media import hardware, source_errors
+from streamer.media import hardware, parameter_sets, rtsp_diagnosis, source_errors
 from streamer.media.access_policy import AccessPolicy
 from streamer.media.open import Opening, prepare
 from streamer.media.source_clock import SourceClock
@@ -121,6 +121,8 @@ class PacketReader:
         self.packets = 0
         self.bytes = 0
         self.dropped = 0
+        self.lacks_parameter_sets = False
+        """Whether no SPS has come yet, without which H.264 and H.265 cannot be decoded."""
         self.segmented = False
         """Whether a live source is requested segment by segment: then nothing is dropped, and long
         pauses are normal."""
@@ -219,8 +221,17 @@ class PacketReader:
             self._opening.close()
 
     def _open(self) -> InputContainer:
-        self._opening = prepare(
+        return rtsp_diagnosis.explained(
+            self._open_url,
             self._url,
+            transport=self._transport,
+            access=self._access,
+            timeout=self._open_timeout,
+        )
+
+    def _open_url(self, url: str) -> InputContainer:
+        self._opening = prepare(
+            url,
             live=self._live,
             timeout=min(self._open_timeout, self._read_timeout),
             transport=self._transport,
@@ -241,6 +252,7 @@ class PacketReader:
             self.segmented = self._live and container.format.name == "hls"
             if self._start > 0:
                 self._seek(container)
+            self.lacks_parameter_sets = parameter_sets.are_missing(stream)
             with self._change:
                 self.container, self.stream = container, stream
                 self._change.notify_all()
@@ -336,6 +348,8 @@ class PacketReader:
             if self._closed:
                 return False
             if packet.size:
+                if self.lacks_parameter_sets:
+                    self.lacks_parameter_sets = not parameter_sets.contained(packet)
                 self.packets += 1
                 self.bytes += packet.size
                 if self._need_key and not packet.is_keyframe:

@@ -174,6 +174,11 @@ class Source:
         return self._decoder.corrupt if self._info is not None else 0
 
     @property
+    def lacks_parameter_sets(self) -> bool:
+        """Whether packets arrived, but nothing that says how they are encoded: no SPS."""
+        return bool(self._reader.packets) and self._reader.lacks_parameter_sets
+
+    @property
     def by_arrival(self) -> bool:
         """Whether the source's clock is wrong, so that frames are dated by arrival."""
         return self._reader.by_arrival
@@ -228,6 +233,8 @@ class Source:
 
     @property
     def _patience(self) -> float:
+        if self._live and not self.decoded and self.lacks_parameter_sets:
+            return self._read_timeout
         return max(
             _MAX_BLIND_KEY_FRAMES if self._decoder.key_frames_only else _MAX_BLIND,
             self._read_timeout,
@@ -236,6 +243,8 @@ class Source:
     def _blind(self) -> StreamerError:
         if self._live and self.decoded:
             return source_errors.changed(self._url)
+        if not self.decoded and self.lacks_parameter_sets:
+            return source_errors.no_parameter_sets(self._url, self.info.codec)
         if self._decoder.key_frames_only:
             return source_errors.no_key_frames(self._url)
         return source_errors.cannot_decode(self._url, self.info.codec)

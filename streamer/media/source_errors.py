@@ -7,6 +7,7 @@ import os
 import socket
 import ssl
 import struct
+from collections.abc import Sequence
 from urllib.parse import urlsplit
 
 import av
@@ -17,6 +18,29 @@ from streamer.media import tls
 from streamer.media.urls import TLS_SCHEMES, is_device, is_remote, port_of, redact
 
 _TLS_TIMEOUT = 2.0
+_RTSP_STATUS = {
+    400: ("did not understand the request", "check the path of the URL"),
+    451: ("does not know a parameter of the request", "check the path and the query of the URL"),
+    453: (
+        "has no bandwidth for another viewer",
+        "close other players, or lower the camera's bit rate or its number of streams",
+    ),
+    454: ("ended the session while it began", "restart the camera if this happens again"),
+    455: (
+        "does not start the stream in its present state",
+        "close other players, and restart the camera if this happens again",
+    ),
+    459: ("does not let its tracks be played one by one", "give the URL of a single track"),
+    460: ("does not let its tracks be played together", "give the URL of a single track"),
+    461: ("does not support the transport", "set the transport to tcp or udp"),
+    500: ("has an internal error", "restart the camera, and update its firmware"),
+    501: ("does not support the request", "update the camera's firmware"),
+    503: ("is too busy", "check how many viewers the camera allows, and close other players"),
+    505: ("does not speak RTSP 1.0", "update the camera's firmware"),
+    551: ("does not support an option of the request", "update the camera's firmware"),
+}
+"""By RTSP status: what it means, and what to do."""
+
 _CERTIFICATES = {  # by the error number of OpenSSL
     9: ("is not valid yet", "check the clocks of the server and of this machine"),
     10: ("has expired", "renew it on the server, or check this machine's clock"),
@@ -184,19 +208,49 @@ def refused(url: str, status: int, *, asked: str | None = None) -> StreamerError
             f"The camera requires a user name and password ({asked or 'some'} login): "
             "put them into the URL, rtsp://user:password@host/path.",
         )
-    if status in (401, 403):
+    if status == 401:
         return StreamerError(
             ErrorCode.STREAM_AUTH_FAILED,
             f"The camera refused the user name or password: check them in the URL ({shown}).",
+        )
+    if status == 403:
+        return StreamerError(
+            ErrorCode.STREAM_AUTH_FAILED,
+            f"The camera refused the user name or password, or does not let this user watch: "
+            f"check them in the URL ({shown}).",
         )
     if status == 404:
         return StreamerError(
             ErrorCode.STREAM_NOT_FOUND,
             f"The camera has no such path: check the part after the host in {shown}.",
         )
+    reason, remedy = _RTSP_STATUS.get(
+        status,
+        ("refused the request", "check the path, and how many viewers the camera allows"),
+    )
+    return _connection(f"{shown} {reason} (RTSP status {status}): {remedy}.")
+
+
+def no_transport(url: str, transport: str) -> StreamerError:
+    """Return the error for a server that refuses `transport`, or with `auto`, every transport."""
+    shown = redact(url)
+    if transport == "auto" or url.startswith("rtsps:"):
+        return _connection(
+            f"{shown} supports neither TCP nor UDP (RTSP status 461): check the camera's streaming "
+            "settings; multicast is not supported."
+        )
+    other = "udp" if transport == "tcp" else "tcp"
     return _connection(
-        f"{shown} refused the request (RTSP status {status}): "
-        "check the path, and how many viewers the camera allows."
+        f"{shown} does not support the transport {transport} (RTSP status 461): set the transport "
+        f"to {other} or auto."
+    )
+
+
+def too_many_redirects(url: str) -> StreamerError:
+    """Return the error for a server whose redirects do not end."""
+    return StreamerError(
+        ErrorCode.STREAM_URL_FORBIDDEN,
+        f"{redact(url)} redirects in a circle, or too often: give the URL of the camera itself.",
     )
 
 
@@ -244,12 +298,23 @@ def untrusted(url: str, error: ssl.SSLCertVerificationError) -> StreamerError:
     )
 
 
-def unknown_login(url: str) -> StreamerError:
-    """Return the error for a login method that FFmpeg does not support."""
+def unknown_login(url: str, offers: Sequence[str] = ()) -> StreamerError:
+    """Return the error for login methods that FFmpeg does not support; `offers` names them."""
+    which = f" ({', '.join(redact(offer) for offer in offers)})" if offers else ""
     return StreamerError(
         ErrorCode.STREAM_AUTH_FAILED,
-        f"{redact(url)} requires a login method that is not supported: "
-        "set the camera's RTSP authentication to Digest (MD5) or Basic.",
+        f"{redact(url)} requires a login method that is not supported{which}: "
+        "set the camera's RTSP authentication to Digest (MD5) or Basic alone.",
+    )
+
+
+def no_parameter_sets(url: str, codec: str) -> StreamerError:
+    """Return the error for video that never says how it is encoded."""
+    name = {"h264": "H.264", "hevc": "H.265"}.get(codec, codec)
+    return StreamerError(
+        ErrorCode.STREAM_CODEC_UNSUPPORTED,
+        f"{redact(url)} sends {name} without its parameter sets (SPS and PPS), so it cannot be "
+        "decoded: set the camera or encoder to send them before every key frame, or restart it.",
     )
 
 
@@ -260,7 +325,9 @@ def from_exception(
     if isinstance(error, StreamerError):
         return error
     shown = redact(url)
-    if isinstance(error, av.HTTPUnauthorizedError | av.HTTPForbiddenError):
+    if isinstance(error, av.HTTPUnauthorizedError):
+        return refused(url, 401)
+    if isinstance(error, av.HTTPForbiddenError):
         return refused(url, 403)
     if isinstance(error, av.HTTPNotFoundError):
         return refused(url, 404)

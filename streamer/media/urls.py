@@ -9,6 +9,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
 
 from streamer.errors import ErrorCode, StreamerError
+from streamer.media.harmless_parameters import HARMLESS
 
 LIVE_SCHEMES = frozenset({"rtsp", "rtsps", "rtmp", "rtmps"})
 SCHEMES = LIVE_SCHEMES | {"http", "https"}
@@ -21,31 +22,116 @@ _RECORDINGS = re.compile(
 )
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _DEVICE = re.compile(r"/dev/video\d+")
-_HOST = re.compile(r"(?:\[[0-9A-Fa-f:.%]+\]|[A-Za-z0-9_][A-Za-z0-9._-]*)(?::(\d{1,5}))?(?=[/?#]|$)")
+_IPV6 = r"\[[0-9A-Fa-f:.]+(?:%[A-Za-z0-9._~%-]+)?\]"
+_ZONE = re.compile(r"^(\[[0-9A-Fa-f:.]+)%25(?=[^\]])")
+"""The start of an IPv6 address with a zone as RFC 6874 wants it written."""
+_HOST = re.compile(rf"(?:{_IPV6}|[A-Za-z0-9_][A-Za-z0-9._-]*)(?::(\d{{1,5}}))?(?=[/?#]|$)")
 _CERTAIN_HOST = re.compile(
-    r"(?:\[[0-9A-Fa-f:.%]+\]|\d{1,3}(?:\.\d{1,3}){3}|localhost|[A-Za-z0-9._-]+(?=:\d))"
+    rf"(?:{_IPV6}|\d{{1,3}}(?:\.\d{{1,3}}){{3}}|localhost|[A-Za-z0-9._-]+(?=:\d))"
     r"(?::\d{1,5})?(?=[/?#]|$)"
 )
 _PORT = re.compile(r"\d{1,5}(?=[/?#]|$)")
-_PARAMETER = re.compile(
-    r"""([\w.-]*(?:passw(?:or)?d|pwd|pass|pas|token|secret|api_?key|key|auth|sig(?:nature)?)=)"""
-    r"""[^&\s"']+""",
+_SECRET_PARAMETER = re.compile(
+    r"""([\w.-]*(?:passw(?:or)?d|pwd|pass|pas|pw|token|jwt|secret|session|sid|hmac|api_?key|key"""
+    r"""|auth|credential|sig(?:nature)?)=)[^&\s"']+""",
     re.IGNORECASE,
 )
+"""Parameters that are masked in any text, also outside URLs."""
+
+_VALUE = r"""[^&;#\s"'<>`]*"""
+_PARAMETER = re.compile(rf"(?<=[?#&;])([^=?#&;\s\"'<>`/]+)=({_VALUE})")
+_ENCODED_PARAMETER = re.compile(
+    r"((?:%3F|%26|%23|%3B)[\w.-]+%3D)((?:(?!%26|%23|%3B)[^\s\"'&])*)", re.IGNORECASE
+)
+_QUERY = re.compile(r"""(://[^\s"'<>`?#]*\?)([^\s"'<>`]+)""")
+_PLAIN_VALUE = re.compile(rf"[\w.,:+-]{{0,32}}(?:=?{re.escape(MASK)})?")
+_TRAILING = re.compile(r"[)\]}>.,:!]+$")
+"""Punctuation of the sentence in which a URL stands."""
+
+_PATH = re.compile(
+    r"""([A-Za-z][A-Za-z0-9+.-]*://(?:[^\s"'<>`/?#@]*@)?[^\s"'<>`/?#]*)(/[^\s"'<>`?#]*)"""
+)
+_LONE_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)([^\s\"'<>`/?#@:]+)(?=@)")
+_PIECE = re.compile(r"[A-Za-z0-9_.~-]+")
+_UUID = re.compile(r"[0-9a-f]{8}(?:-?[0-9a-f]{4}){3}-?[0-9a-f]{12}", re.IGNORECASE)
+_STREAM_KEY = re.compile(r"(?:[a-z0-9]{4}-){3,}[a-z0-9]{4}", re.IGNORECASE)
+_MIN_TOKEN = 16
+"""Characters of the shortest piece of a path that may be a token."""
 _ENCODED = re.compile(
     r"(%3A%2F%2F(?:(?!%3A|%2F|%40)[^\s&@:/])*(?:%3A|:))[^\s&\"']*(?=%40|@)", re.IGNORECASE
 )
 
 
 def redact(url_or_text: str) -> str:
-    """Replace every password by `***`: in URLs, and in parameters such as `password=`.
+    """Replace every secret by `***`.
 
-    >>> redact("cannot open rtsp://admin:p@ss/w rd@cam/live?token=abc")
-    'cannot open rtsp://admin:***@cam/live?token=***'
+    Secrets are passwords in URLs, values of parameters that are not known to be harmless, pieces
+    of a URL's path that look like a token, and parameters such as `password=` in any text.
+
+    >>> redact("cannot open rtsp://admin:p@ss/w rd@cam/live?channel=1&st=abc")
+    'cannot open rtsp://admin:***@cam/live?channel=1&st=***'
     """
     lines = [_redact_line(line) for line in url_or_text.splitlines(keepends=True)]
     text = _ENCODED.sub(rf"\1{MASK}", "".join(lines))
-    return _PARAMETER.sub(rf"\1{MASK}", text)
+    text = _SECRET_PARAMETER.sub(rf"\1{MASK}", text)
+    if "=" in text or "?" in text:
+        text = _PARAMETER.sub(_redact_parameter, text)
+        text = _QUERY.sub(_redact_bare_parameters, text)
+    if "%3" in text or "%2" in text:
+        text = _ENCODED_PARAMETER.sub(_redact_encoded_parameter, text)
+    if "://" in text:
+        text = _PATH.sub(lambda m: m[1] + _PIECE.sub(_redact_piece, m[2]), text)
+        text = _LONE_USER.sub(lambda m: m[1] + _PIECE.sub(_redact_piece, m[2]), text)
+    return text
+
+
+def _redact_parameter(match: re.Match[str]) -> str:
+    name, value = match[1], match[2]
+    trailing = _TRAILING.search(value)
+    plain = value[: trailing.start()] if trailing else value
+    if not plain or (name.lower() in HARMLESS and _PLAIN_VALUE.fullmatch(plain)):
+        return match[0]
+    return f"{name}={MASK}"
+
+
+def _redact_encoded_parameter(match: re.Match[str]) -> str:
+    name = unquote(match[1])[1:-1]
+    harmless = name.lower() in HARMLESS and _PLAIN_VALUE.fullmatch(unquote(match[2]))
+    return match[0] if harmless or not match[2] else match[1] + MASK
+
+
+def _redact_bare_parameters(match: re.Match[str]) -> str:
+    """Mask the parameters of a query that have no name, such as `?abcdef`."""
+    trailing = _TRAILING.search(match[2])
+    end = trailing.start() if trailing else len(match[2])
+    parts = re.split(r"([&;#])", match[2][:end])
+    shown = [
+        part if "=" in part or part in "&;#" or part.lower() in HARMLESS else MASK for part in parts
+    ]
+    return match[1] + "".join(shown) + match[2][end:]
+
+
+def _redact_piece(match: re.Match[str]) -> str:
+    return MASK if looks_random(match[0]) else match[0]
+
+
+def looks_random(piece: str) -> bool:
+    """Return whether a piece of a URL looks like a token and not like a name that people chose.
+
+    Tokens are UUIDs, stream keys such as `abcd-1234-efgh-5678`, JSON Web Tokens, and runs of at
+    least 16 letters and digits: mixed case, or at least a quarter digits.
+    """
+    if piece.startswith("eyJ") or _UUID.fullmatch(piece) or _STREAM_KEY.fullmatch(piece):
+        return len(piece) >= _MIN_TOKEN
+    return any(_is_random_run(run) for run in re.findall(r"[A-Za-z0-9]{16,}", piece))
+
+
+def _is_random_run(run: str) -> bool:
+    digits = sum(character.isdigit() for character in run)
+    if not digits or digits == len(run):
+        return False
+    mixed = run != run.lower() and run != run.upper() and digits >= 2
+    return mixed or 4 * digits >= len(run)
 
 
 def _redact_line(line: str) -> str:
@@ -99,11 +185,18 @@ def normalise(url: str) -> str:
     scheme, _, rest = url.partition("://")
     at = _end_of_user(rest)
     user, host = (rest[:at], rest[at + 1 :]) if at >= 0 else (None, rest)
-    host = host.replace(" ", "%20")
+    host = _encode_query(_ZONE.sub(r"\1%", host.replace(" ", "%20")))
     if user is None:
         return f"{scheme.lower()}://{host}"
     name, colon, password = user.partition(":")
     return f"{scheme.lower()}://{_encode(name)}{colon}{_encode(password)}@{host}"
+
+
+def with_password(url: str) -> str:
+    """Return `url` with an empty password if it has only a user: FFmpeg ignores a lone user."""
+    scheme, _, rest = url.partition("://")
+    user, at, _ = re.split(r"[/?#]", rest, maxsplit=1)[0].rpartition("@")
+    return f"{scheme}://{user}:{rest[len(user) :]}" if at and ":" not in user else url
 
 
 def _end_of_user(rest: str) -> int:
@@ -122,6 +215,12 @@ def _end_of_user(rest: str) -> int:
     # No path contains a raw blank or `#`: such text is still the password.
     certain += [at for at in found if re.search(r"[\s#]", rest[standard:at])]
     return max(certain, default=standard)
+
+
+def _encode_query(host: str) -> str:
+    """Percent-encode what would end a URL in a sentence, where `redact` stops to mask."""
+    before, question, query = host.partition("?")
+    return before + question + re.sub(r"""["'<>`]""", lambda m: quote(m[0]), query)
 
 
 def _encode(part: str) -> str:

@@ -52,7 +52,7 @@ class ScriptedServer:
                 return
             with client, client.makefile("rb") as lines:
                 try:
-                    self._talk(client, (line.decode().strip() for line in lines))
+                    self._talk(client, (line.decode("latin-1").strip() for line in lines))
                 except OSError:
                     continue
 

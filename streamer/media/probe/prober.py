@@ -11,20 +11,20 @@ from urllib.parse import urlsplit
 
 from streamer.domain import ErrorInfo, Transport
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media import source_errors, tls
+from streamer.media import rtsp_diagnosis, source_errors, tls
 from streamer.media.access_policy import AccessPolicy
 from streamer.media.hardware import Hardware
 from streamer.media.liveness import is_live_source
 from streamer.media.probe import advice
 from streamer.media.probe.report import ProbeReport, ProbeStep
-from streamer.media.probe.rtsp_session import (
+from streamer.media.probe.stream_stats import StreamStats
+from streamer.media.rtsp_session import (
     Description,
     NotRtspError,
     RtspResponse,
     RtspSession,
     read_description,
 )
-from streamer.media.probe.stream_stats import StreamStats
 from streamer.media.source import DecodedFrame, Source
 from streamer.media.urls import (
     TLS_SCHEMES,
@@ -52,7 +52,7 @@ _MAX_READ_SECONDS = 2.0
 """Seconds to read a recording."""
 
 _MARGIN = 0.75
-_RTSP = frozenset({"rtsp", "rtsps"})
+_RTSP = rtsp_diagnosis.SCHEMES
 
 
 class _FailedError(Exception):
@@ -148,6 +148,18 @@ class _Prober:
     # The network and the RTSP session
 
     def _check_network(self) -> None:
+        for _ in range(rtsp_diagnosis.MAX_REDIRECTS + 1):
+            target = self._check_server()
+            if target is None:
+                return
+            self._url, self._parts = target, urlsplit(target)
+            if self._parts.scheme == "rtsps":
+                self._transport = "tcp"
+        with self._step("redirect"):
+            raise source_errors.too_many_redirects(self._report.url)
+
+    def _check_server(self) -> str | None:
+        """Take the steps to the server's answer. Return where it redirects; None if it does not."""
         host = self._parts.hostname or ""
         port = port_of(self._url)
         with self._step("name") as step:
@@ -165,7 +177,8 @@ class _Prober:
                     step.detail = encrypted.version() or ""
             if self._parts.scheme in _RTSP:
                 with RtspSession(connection, self._url) as session:
-                    self._talk(session)
+                    return self._talk(session)
+        return None
 
     def _connect(self, addresses: list[Any], port: int) -> socket.socket:
         problem: OSError = TimeoutError()
@@ -205,37 +218,30 @@ class _Prober:
         except OSError:
             raise source_errors.no_tls(self._url) from None
 
-    def _talk(self, session: RtspSession) -> None:
+    def _talk(self, session: RtspSession) -> str | None:
         answer = self._describe(session)
+        if not answer.ok:
+            with self._step("redirect") as step:
+                target = rtsp_diagnosis.redirect(session, answer, self._access)
+                step.detail = f"to {redact(target or '')}"
+            return target
         description = read_description(answer, session.url)
         if description.tracks and description.video is None:
             with self._step("description"):
                 raise source_errors.no_video(self._url)
         with contextlib.suppress(OSError, NotRtspError):  # FFmpeg decides whether it works
             self._set_up(session, description)
+        return None
 
     def _describe(self, session: RtspSession) -> RtspResponse:
         with self._step("describe") as step:
             try:
-                with tls.time_limit(session.connection, self._left()):
-                    answer = session.describe()
-            except NotRtspError as error:
-                speaks = "TLS" if source_errors.wants_encryption(self._url) else error.speaks
-                raise source_errors.not_rtsp(self._url, speaks) from None
-            except TimeoutError:
-                raise source_errors.timed_out(self._url, MAX_STEP_SECONDS) from None
-            except OSError:
-                encrypted = source_errors.wants_encryption(self._url)
-                hung_up = source_errors.wants_tls if encrypted else source_errors.closed
-                raise hung_up(self._url) from None
-            self._report.server = answer.headers.get("Server")
-            self._report.auth = session.auth
-            if answer.status in (401, 403, 404):
-                raise source_errors.refused(self._url, answer.status, asked=session.auth)
-            if session.auth and not session.can_log_in():
-                raise source_errors.unknown_login(self._url)
+                answer = rtsp_diagnosis.describe(session, self._url, self._left())
+            finally:
+                self._report.server, self._report.auth = session.server, session.auth
             if not answer.ok:
-                raise source_errors.refused(self._url, answer.status, asked=session.auth)
+                step.detail = f"status {answer.status} {answer.reason}"
+                return answer
             login = f", {session.auth} login accepted" if session.auth else ", no login required"
             tracks = read_description(answer, session.url).tracks
             media = ", ".join(f"{t.kind} {t.codec or ''}".strip() for t in tracks)
@@ -297,8 +303,11 @@ class _Prober:
     def _transport_option(self) -> dict[str, Any]:
         if self._parts.scheme not in _RTSP:
             return {}
-        self._report.transport = "tcp" if self._transport == "auto" else self._transport
-        return {"transport": self._report.transport}
+        transport = self._transport
+        if transport == "auto" and all(step.ok for step in self._report.steps):
+            transport = "tcp"
+        self._report.transport = transport
+        return {"transport": transport}
 
     def _note_info(self, source: Source) -> None:
         report, info = self._report, source.info
@@ -314,6 +323,8 @@ class _Prober:
         self._packets = source.packets
         if not self._packets:
             raise source_errors.timed_out(self._url, round(waited))
+        if source.lacks_parameter_sets:
+            raise source_errors.no_parameter_sets(self._url, source.info.codec)
         if source.corrupt:
             raise source_errors.cannot_decode(self._url, source.info.codec)
         raise source_errors.no_key_frame(self._url, waited)

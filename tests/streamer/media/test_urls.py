@@ -58,6 +58,65 @@ def test_what_holds_no_password_stays_as_it_is(text: str) -> None:
     assert redact(text) == text
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["jwt", "pw", "session", "_sid", "hmac", "st", "e", "sign", "X-Amz-Credential", "code", "x"],
+)
+@pytest.mark.parametrize("value", ["Kq7wTz", "Kq7 wTz", "Kq7'wTz", "Kq7%20wTz", "Kq7,wTz", "-"])
+@pytest.mark.parametrize("scheme", ["rtsp", "http", "rtmp"])
+def test_a_parameter_that_may_be_a_secret_is_masked(name: str, value: str, scheme: str) -> None:
+    """Whatever it is called: only the parameters that cameras are known to have are shown."""
+    shown, full = split_secret(f"{scheme}://cam/x?channel=1&{name}={value}&subtype=0")
+    assert shown == f"{scheme}://cam/x?channel=1&{name}=***&subtype=0"
+    assert unquote(full).endswith(f"&{name}={unquote(value)}&subtype=0")
+    for text in (f"cannot open '{full}'", f'{{"url": "{full}"}}', f"({full}).", quote(full)):
+        assert "Kq7" not in redact(text)
+        assert "wTz" not in redact(text)
+        assert "subtype" in redact(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("http://cam/x?Kq7wTz", "http://cam/x?***"),
+        ("http://cam/x?tcp&Kq7wTz", "http://cam/x?tcp&***"),
+        ("http://cam/x?a=1;b=2", "http://cam/x?a=***;b=***"),
+        ("http://cam/x#access_token=1&video=h264", "http://cam/x#access_token=***&video=h264"),
+        ("http://cam/x?src=http://h/y?k=1", "http://cam/x?src=***"),
+        ("http://cam/x?channel=rtsp%3A%2F%2Fu%3Ap%40h", "http://cam/x?channel=***"),
+        ("http://cam/x?channel=" + "a" * 40, "http://cam/x?channel=***"),
+        (
+            "rtsps://10.0.0.1:7441/Fuf8aTQsWbOYKR4i?enableSrtp",
+            "rtsps://10.0.0.1:7441/***?enableSrtp",
+        ),
+        ("rtmp://live/app/abcd-1234-efgh-5678-ijkl", "rtmp://live/app/***"),
+        ("http://h/3f2504e0-4f89-11d3-9a0c-0305e82c3301/live", "http://h/***/live"),
+        ("http://h/eyJhbGciOiJIUzI1NiJ9.e30.abc/live", "http://h/***/live"),
+        ("https://ghp16C7e42F292c6912E7@h/x", "https://***@h/x"),
+    ],
+)
+def test_what_looks_like_a_token_is_masked(text: str, shown: str) -> None:
+    assert redact(text) == shown
+    assert redact(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "rtsp://cam/cam/realmonitor?channel=1&subtype=0",
+        "rtsp://cam/axis-media/media.amp?resolution=640x480&fps=10&videocodec=h264",
+        "http://cam/cgi-bin/mjpg/video.cgi?channel=1&subtype=1: check the address.",
+        "(http://cam/x?profile=main&width=640).",
+        "rtsp://cam/h264Preview_01_main",
+        "rtsp://cam/Streaming/Channels/101",
+        "http://site/20261125T160000/holiday-in-november.mp4",
+        "Is it red? x=3",
+    ],
+)
+def test_the_usual_parameters_and_paths_of_cameras_stay(text: str) -> None:
+    assert redact(text) == text
+
+
 def test_every_url_of_a_longer_text_is_masked() -> None:
     text = (
         "lost 'rtsp://a:one@cam1/x' and\n"

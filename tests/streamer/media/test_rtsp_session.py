@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 import pytest
 
-from streamer.media.probe.rtsp_session import NotRtspError, RtspSession, read_description
+from streamer.media.rtsp_session import NotRtspError, RtspSession, read_description
 from tests.support.cameras import GstCamera
 from tests.support.scripted_rtsp import SDP, Request, ScriptedServer
 

@@ -6,6 +6,7 @@ RFC 2326 (RTSP 1.0), RFC 7616 (Digest), RFC 4566 (SDP).
 import base64
 import hashlib
 import http.client
+import re
 import secrets
 import socket
 from dataclasses import dataclass, field
@@ -74,14 +75,19 @@ class RtspSession:
 
     def __init__(self, connection: socket.socket, url: str) -> None:
         parts = urlsplit(url)
-        authority = parts.netloc.rpartition("@")[2]
+        authority = without_zone(parts.netloc.rpartition("@")[2])
         self.url = urlunsplit((parts.scheme, authority, parts.path, parts.query, ""))
         self.auth: str | None = None
         """`Basic` or `Digest`, after the server has required it."""
+        self.login = parts.netloc.rpartition("@")[0]
+        """User and password as they stand in the URL; empty without."""
+        self.server: str | None = None
+        """Name of the server software, after its first response."""
         self._user = unquote(parts.username or "")
         self._password = unquote(parts.password or "")
         self._has_user = parts.username is not None
         self._challenge: dict[str, str] = {}
+        self._offers: list[tuple[str, dict[str, str]]] = []
         self._sequence = self._nonce_count = 0
         self._session: str | None = None
         self.connection = connection
@@ -104,8 +110,11 @@ class RtspSession:
         """Request the session description: SDP in `body`."""
         return self._ask("DESCRIBE", self.url, Accept="application/sdp")
 
-    def setup(self, description: Description, track: Track, transport: str) -> RtspResponse:
-        """Request `track` over `tcp` or `udp` and, on success, tear the session down at once."""
+    def setup(
+        self, description: Description, track: Track, transport: str, *, play: bool = False
+    ) -> RtspResponse:
+        """Request `track` over `tcp` or `udp`; with `play`, its data as well. On success, tear the
+        session down at once. Returns the response to the last request before."""
         wanted = {
             "tcp": "RTP/AVP/TCP;unicast;interleaved=0-1",
             "udp": "RTP/AVP;unicast;client_port=50000-50001",
@@ -116,13 +125,33 @@ class RtspSession:
         answer = self._ask("SETUP", address, Transport=wanted[transport])
         if answer.ok and (session := answer.headers.get("Session")):
             self._session = session.partition(";")[0].strip()
+            if play:
+                answer = self._ask("PLAY", description.base or self.url, Range="npt=0.000-")
             self._ask("TEARDOWN", self.url)
         return answer
 
     def can_log_in(self) -> bool:
-        """Return whether FFmpeg supports the login method that the server requires."""
-        algorithm = self._challenge.get("algorithm", "MD5").upper()
-        return self.auth == "Basic" or algorithm in {"MD5", "MD5-SESS"}
+        """Return whether FFmpeg supports the login method that the server requires.
+
+        FFmpeg prefers Digest, takes the last of several Digest offers, and only knows MD5.
+        """
+        digests = [offer for kind, offer in self._offers if kind == "digest"]
+        if not digests:
+            return self.auth in {None, "Basic"}
+        return digests[-1].get("algorithm", "MD5").upper() in {"MD5", "MD5-SESS"}
+
+    @property
+    def can_try(self) -> bool:
+        """Whether one of the login methods that the server offers is known here."""
+        return not self._offers or any(_preference(*offer) is not None for offer in self._offers)
+
+    @property
+    def logins(self) -> list[str]:
+        """The login methods that the server offers, such as `Digest SHA-256`, in its order."""
+        return [
+            f"Digest {offer.get('algorithm', 'MD5')}" if kind == "digest" else kind.capitalize()
+            for kind, offer in self._offers
+        ]
 
     def _ask(self, method: str, address: str, **headers: str) -> RtspResponse:
         answer = self._send(method, address, headers)
@@ -142,7 +171,10 @@ class RtspSession:
         return self._receive()
 
     def _receive(self) -> RtspResponse:
-        line = self._input.readline(_MAX_LINE).decode("latin-1")
+        while (first := self._input.read(1)) == b"$":  # a packet of the stream, between responses
+            header = self._input.read(3)
+            self._input.read(int.from_bytes(header[1:], "big"))
+        line = (first + self._input.readline(_MAX_LINE)).decode("latin-1")
         protocol, _, rest = line.strip().partition(" ")
         code, _, reason = rest.partition(" ")
         if not protocol.startswith("RTSP/") or not code.isdecimal():
@@ -155,21 +187,26 @@ class RtspSession:
         except (http.client.HTTPException, ValueError):
             raise NotRtspError from None
         body = self._input.read(max(0, length)).decode("utf-8", "replace")
+        self.server = headers.get("Server") or self.server
         return RtspResponse(int(code), reason, headers, body)
 
     def _read_challenge(self, answer: RtspResponse) -> bool:
         """Choose a login method; return False if there is nothing new to try."""
-        offers = answer.headers.get_all("WWW-Authenticate") or []
-        kinds = {offer.partition(" ")[0].lower(): offer.partition(" ")[2] for offer in offers}
-        before = self._challenge.get("nonce"), self.auth
-        for kind in ("Digest", "Basic"):
-            if kind.lower() in kinds:
-                self.auth = kind
-                self._challenge = parse_keqv_list(parse_http_list(kinds[kind.lower()]))
-                self._nonce_count = 0
-                stale = self._challenge.get("stale", "").lower() == "true"
-                return stale or before[1] is None
-        return False
+        offers = [_parse_offer(o) for o in answer.headers.get_all("WWW-Authenticate") or []]
+        before = self.auth
+        chosen = min(
+            (offer for offer in offers if _preference(*offer) is not None),
+            key=lambda offer: _preference(*offer) or 0,
+            default=None,
+        )
+        if chosen is None:
+            self._offers = offers
+            self.auth = self.auth or (offers[0][0].capitalize() if offers else None)
+            return False
+        self._offers = offers
+        self.auth, self._challenge = chosen[0].capitalize(), chosen[1]
+        self._nonce_count = 0
+        return before is None or self._challenge.get("stale", "").lower() == "true"
 
     def _authorization(self, method: str, address: str) -> str:
         if self.auth == "Basic":
@@ -221,6 +258,27 @@ def read_description(answer: RtspResponse, url: str) -> Description:
             elif key == "rtpmap" and tracks[-1].codec is None:
                 tracks[-1].codec = rest.partition(" ")[2].partition("/")[0] or None
     return Description(tracks, base.strip().rstrip("/"))
+
+
+def without_zone(authority: str) -> str:
+    """Return `authority` without the zone of an IPv6 address, which is of no use to the server."""
+    return re.sub(r"%[^]]*(?=\])", "", authority)
+
+
+def _parse_offer(text: str) -> tuple[str, dict[str, str]]:
+    kind, _, parameters = text.strip().partition(" ")
+    pairs = [pair for pair in parse_http_list(parameters) if "=" in pair]
+    return kind.lower(), parse_keqv_list(pairs)
+
+
+def _preference(kind: str, offer: dict[str, str]) -> int | None:
+    """Return the rank of an offered login, best first; None if it is unknown here."""
+    if kind == "basic":
+        return 2
+    if kind != "digest":
+        return None
+    algorithm = offer.get("algorithm", "MD5").upper().removesuffix("-SESS")
+    return {"MD5": 0, "SHA-256": 1}.get(algorithm)
 
 
 def _quote(text: str) -> str:
