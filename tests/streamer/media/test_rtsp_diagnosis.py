@@ -8,6 +8,7 @@ import pytest
 
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import rtsp_diagnosis
+from streamer.media.access_policy import AccessPolicy
 from streamer.media.probe.prober import probe
 from streamer.media.source import inspect_source
 from tests.support.cameras import GstCamera
@@ -182,7 +183,7 @@ def test_a_redirect_leads_nowhere_else(location: str | None) -> None:
 
 
 def test_redirects_in_a_circle_end() -> None:
-    ports = []
+    ports: list[int] = []
 
     def script(request: Request) -> tuple[int, dict[str, str], str]:
         return redirecting(302, f"rtsp://127.0.0.1:{ports[0]}/again")(request)
@@ -193,7 +194,7 @@ def test_redirects_in_a_circle_end() -> None:
         finding = rtsp_diagnosis.diagnose(
             f"rtsp://127.0.0.1:{server.port}/old",
             transport="auto",
-            access=rtsp_diagnosis.AccessPolicy(),
+            access=AccessPolicy(),
             limit=10.0,
         )
     assert found.error is not None
