@@ -1,7 +1,7 @@
 """Find, open and close connections to Redis."""
 
-import contextlib
 import json
+import socket
 import time
 from functools import cached_property
 from pathlib import Path
@@ -116,12 +116,38 @@ def run_file_path(settings: Settings) -> Path:
 
 
 def read_run_file(settings: Settings) -> dict[str, Any]:
-    """Read the addresses of this machine's installation. Raises StreamerError if none runs."""
-    with contextlib.suppress(OSError, ValueError):
-        run = json.loads(run_file_path(settings).read_text())
+    """Read the addresses of this machine's installation.
+
+    Raises StreamerError if none runs, or why the file cannot be read.
+    """
+    path = run_file_path(settings)
+    try:
+        run = json.loads(path.read_bytes())
         if isinstance(run, dict) and isinstance(run.get("redis_url"), str):
             return run
-    raise StreamerError(ErrorCode.REDIS_UNAVAILABLE, NOTHING_RUNNING)
+        reason = "is damaged: free disk space if it is full, and restart `streamer up`"
+    except (FileNotFoundError, NotADirectoryError):
+        raise StreamerError(ErrorCode.REDIS_UNAVAILABLE, NOTHING_RUNNING) from None
+    except PermissionError:
+        reason = "is not readable for this user: use the account that started `streamer up`"
+    except OSError as error:
+        reason = f"cannot be read ({error.strerror}): check its disk"
+    except ValueError:
+        reason = "is damaged: free disk space if it is full, and restart `streamer up`"
+    raise StreamerError(
+        ErrorCode.REDIS_UNAVAILABLE, f"The file of the running installation, {path}, {reason}."
+    )
+
+
+def _listens(url: str) -> bool:
+    """Return whether anything accepts connections at the address of a server on this machine."""
+    parts = urlsplit(url)
+    address = parts.hostname or "", parts.port or 6379
+    try:
+        socket.create_connection(address, CONNECT_TIMEOUT).close()
+    except OSError:
+        return False
+    return True
 
 
 def from_run_file(settings: Settings, key: str) -> str | None:
@@ -162,7 +188,7 @@ class Connections:
         try:
             self.main = connect(url, self.outage if patient else None)
         except StreamerError:
-            if from_run_file:  # the file is older than a crash
+            if from_run_file and not _listens(url):  # the file is older than a crash
                 raise StreamerError(ErrorCode.REDIS_UNAVAILABLE, NOTHING_RUNNING) from None
             raise
         self.outage.client = self.frames = self.main

@@ -250,6 +250,20 @@ class Jobs:
         if job is not None:
             self._stop(job)
 
+    def waits_for_slot(self, stream_id: str) -> bool:
+        """Return whether no ingest worker has begun to run the stream."""
+        job = self._fetch(f"ingest-{stream_id}")
+        return job is not None and job.get_status(refresh=False) == JobStatus.QUEUED
+
+    def ingest_slots(self) -> int:
+        """Return the number of slots of all running ingest workers."""
+        keys = worker_registration.get_keys(self._queues[INGEST])
+        names = [key.rpartition(":")[2] for key in keys]
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for name in names:
+                pipeline.hget(redis_keys.worker(name), "slots")
+            return sum(round(float(slots)) for slots in pipeline.execute() if slots)
+
     def workers(self) -> dict[str, int]:
         """Return the number of running workers: `ingest`, and `clips` (gpu workers)."""
         counts = {}

@@ -44,6 +44,7 @@ def analyze(
     from streamer.cli.recording_analysis import Analysis
     from streamer.client import CAPTION_PROMPT
     from streamer.local.signals import Interrupted, StopSignals
+    from streamer.terminal import console
     from streamer.validation import check_prompt
 
     prompt = CAPTION_PROMPT if prompt is None else prompt
@@ -60,7 +61,10 @@ def analyze(
         stream = client.analyze(
             file, prompt, window, fps, response_format=response_format, probe=False, live=False
         )
-        analysis = Analysis(client, stream, last_id)
+        notes = console(stderr=True)
+        analysis = Analysis(
+            client, stream, last_id, say=lambda note: notes.print(note, soft_wrap=True)
+        )
         try:
             _show(analysis, stop, as_json)
         except Interrupted:

@@ -1,15 +1,42 @@
 """Follow a recording through the service until every window has a result."""
 
+from collections.abc import Callable
+
 from streamer.client import Client
+from streamer.clock import Clock, SystemClock
 from streamer.domain import Result, Stream, StreamState, StreamStatus
 from streamer.errors import ErrorCode, StreamerError
+
+PATIENCE = 60.0
+"""Seconds to wait for an ingest slot that nothing will free by itself."""
+
+_BETWEEN_LOOKS = 1.0
+"""Seconds between two looks at what the recording waits for."""
+
+_RUNNING = (StreamState.CONNECTING, StreamState.RUNNING, StreamState.RECONNECTING)
 
 
 class Analysis:
     """Results of one recording as they arrive; call `advance` until `finished`."""
 
-    def __init__(self, client: Client, stream: Stream, last_id: str) -> None:
-        """Start after `last_id`, the end of the results queue before the recording was attached."""
+    def __init__(
+        self,
+        client: Client,
+        stream: Stream,
+        last_id: str,
+        *,
+        say: Callable[[str], None] = lambda _: None,
+        clock: Clock | None = None,
+    ) -> None:
+        """Start after `last_id`, the end of the results queue before the recording was attached.
+
+        `say` receives what the recording waits for, as a sentence, whenever that changes.
+        """
+        self._say = say
+        self._clock = clock or SystemClock()
+        self._looked_at = float("-inf")
+        self._stuck_since: float | None = None
+        self._said: str | None = None
         self.stream = stream
         self.status: StreamStatus = stream
         self.results: list[Result] = []
@@ -20,8 +47,10 @@ class Analysis:
     def advance(self, block: float) -> list[Result]:
         """Wait up to `block` seconds and return the new results in order of arrival.
 
-        Raises StreamerError(UNKNOWN_STREAM) if the recording was detached meanwhile.
+        Raises StreamerError: UNKNOWN_STREAM if the recording was detached meanwhile; NO_WORKER if
+        no worker can read it, and none will without help.
         """
+        self._look()
         # Read the status first: `finished` compares its count of clips with results read after it.
         self.status = self._client.registry.status(self.stream.id)
         fresh = []
@@ -36,6 +65,55 @@ class Analysis:
                 f"'{self.stream.name}' was detached during the analysis: run it again.",
             )
         return fresh
+
+    def _look(self) -> None:
+        """Say what the recording waits for. Raises StreamerError(NO_WORKER) after PATIENCE."""
+        now = self._clock.monotonic()
+        if now - self._looked_at < _BETWEEN_LOOKS:
+            return
+        self._looked_at = now
+        obstacle, passes = self._obstacle()
+        if obstacle is not None and obstacle != self._said:
+            self._say(obstacle)
+        self._said = obstacle
+        if obstacle is None or passes:
+            self._stuck_since = None
+            return
+        self._stuck_since = now if self._stuck_since is None else self._stuck_since
+        if now - self._stuck_since >= PATIENCE:
+            raise StreamerError(ErrorCode.NO_WORKER, f"{obstacle} Waited {PATIENCE:.0f} s.")
+
+    def _obstacle(self) -> tuple[str | None, bool]:
+        """Return what the recording waits for, and whether that passes without help."""
+        jobs = self._client.jobs
+        if not jobs.waits_for_slot(self.stream.id):
+            if jobs.workers()["clips"] or self.finished:
+                return None, True
+            return (
+                "No model worker is running to answer: start one with `streamer worker`; it "
+                "continues then.",
+                True,
+            )
+        slots = jobs.ingest_slots()
+        if not slots:
+            return "No ingest worker is running: start one with `streamer ingest`.", False
+        others = [
+            stream
+            for stream in self._client.streams()
+            if stream.id != self.stream.id
+            and stream.state in _RUNNING
+            and not jobs.waits_for_slot(stream.id)
+        ]
+        if len(others) < slots:  # a slot is free: a worker is about to take the recording
+            return None, True
+        live = sum(stream.live for stream in others)
+        return (
+            f"{_counted(len(others), 'stream')} ({live} live) "
+            f"{'takes' if len(others) == 1 else 'take'} all {_counted(slots, 'ingest slot')}, so "
+            "this recording waits: detach a stream, start another `streamer ingest`, or raise the "
+            "setting ingest_slots.",
+            live < len(others),
+        )
 
     @property
     def finished(self) -> bool:
@@ -95,6 +173,10 @@ class Analysis:
                 ErrorCode.NO_FRAMES, "No frame was sampled from the recording: raise --fps."
             )
         return None
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _start(result: Result) -> float:

@@ -178,10 +178,18 @@ class Installation:
         }
         path = run_file_path(self._wanted)
         draft = path.with_suffix(".new")
-        draft.unlink(missing_ok=True)
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(run, file)
-        draft.replace(path)
+        try:
+            draft.unlink(missing_ok=True)
+            opened = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(opened, "w") as file:
+                json.dump(run, file)
+            draft.replace(path)
+        except OSError as error:
+            raise StreamerError(
+                ErrorCode.SETTINGS_INVALID,
+                f"Cannot write {path} ({error.strerror}): free disk space, or choose another "
+                "--data-dir.",
+            ) from None
 
     def _resume_streams(self) -> bool:
         """Start the streams of earlier runs, which outlive `up`; return whether Redis let it.

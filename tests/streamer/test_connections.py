@@ -1,10 +1,14 @@
+import contextlib
 import json
+import shutil
+import subprocess
 
 import pytest
 import redis
 
 from streamer.connections import Connections, connect, run_file_path
 from streamer.errors import ErrorCode, StreamerError
+from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import Settings
 
 
@@ -55,6 +59,58 @@ def test_without_a_readable_run_file_nothing_is_running(tmp_path, content):
     with pytest.raises(StreamerError, match=r"start `streamer up`") as caught:
         Connections(settings)
     assert caught.value.code is ErrorCode.REDIS_UNAVAILABLE
+
+
+def test_a_run_file_that_may_not_be_read_says_so(tmp_path, monkeypatch):
+    settings = Settings(data_dir=tmp_path)
+    path = run_file_path(settings)
+    path.mkdir()  # also root, who may read everything, cannot read a directory as a file
+    with pytest.raises(StreamerError) as caught:
+        Connections(settings)
+    assert "Nothing is running" not in caught.value.message
+    assert str(path) in caught.value.message
+    assert "cannot be read" in caught.value.message
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a file system of 2 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("this user may not mount a small file system")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True, capture_output=True)
+
+
+def test_on_a_full_disk_the_reason_is_given(small_disk, eventually):
+    """Redis then refuses even PING, which was taken for a server that is not there."""
+    server = EmbeddedServer(small_disk / "main", persistent=True, max_memory=1 << 28)
+    settings = Settings(data_dir=small_disk)
+    server.start()
+    try:
+        write_run_file(settings, redis_url=server.url)
+        with contextlib.suppress(OSError), open(small_disk / "filler", "wb", 0) as filler:
+            while True:
+                filler.write(bytes(4096))
+        with redis.Redis.from_url(server.url, protocol=2) as client:
+
+            def refuses():
+                try:
+                    client.set("key", "x" * 1000)
+                except redis.exceptions.ResponseError:
+                    return True
+                return False
+
+            eventually(refuses)
+        with pytest.raises(StreamerError) as caught:
+            Connections(settings)
+    finally:
+        server.stop()
+    assert caught.value.code is ErrorCode.REDIS_UNAVAILABLE
+    assert "Nothing is running" not in caught.value.message
+    assert "No space left on device" in caught.value.message
 
 
 def test_a_run_file_that_outlived_its_server_means_nothing_is_running(tmp_path):

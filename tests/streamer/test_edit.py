@@ -102,7 +102,7 @@ def test_what_makes_no_sense_changes_nothing(client: Client, yard: Stream, tmp_p
         assert "detach" in error.message
     # the URL as it is shown, copied back, would have set the password to three stars
     error = refused(client, source=yard.url.replace("live", "other"), probe=False)
-    assert "write the password" in error.message
+    assert "write the whole URL" in error.message
 
 
 def test_the_api_takes_patches(client: Client, yard: Stream) -> None:

@@ -1,15 +1,21 @@
 """Following a recording, with the workers' side played through the same public classes."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rq import Worker
+from rq.job import Job, JobStatus
+from rq.serializers import JSONSerializer
 
-from streamer.cli.recording_analysis import Analysis
+from streamer import redis_keys
+from streamer.cli.recording_analysis import PATIENCE, Analysis
 from streamer.client import Client
 from streamer.domain import ErrorInfo, Result, StreamCounters, StreamState, StreamStatus
 from streamer.errors import ErrorCode, StreamerError
 from streamer.settings import Settings
+from tests.support.clocks import ManualClock
 from tests.support.videos import write_video
 
 
@@ -143,3 +149,62 @@ def test_somebody_detached_it(client: Client, analysis: Analysis) -> None:
     client.detach(analysis.stream.id)
     with pytest.raises(StreamerError, match="was detached"):
         analysis.advance(0.1)
+
+
+def test_a_recording_that_finds_all_slots_taken_says_so_and_ends(
+    client: Client,
+    tmp_path: Path,
+    worker_process: Callable[..., Any],
+    eventually: Callable[..., None],
+) -> None:
+    # given an ingest worker with one slot, which a camera that cannot be reached keeps
+    worker_process("ingest", STREAMER_INGEST_SLOTS="1")
+    camera = client.attach("rtsp://127.0.0.1:1/x", "camera", probe=False)
+    eventually(lambda: not client.jobs.waits_for_slot(camera.id), timeout=60.0)
+    # when a recording is analysed
+    write_video(tmp_path / "clip.mp4", seconds=0.5)
+    last_id = client.queue.last_id()
+    stream = client.analyze(str(tmp_path / "clip.mp4"), window=4.0, probe=False)
+    said: list[str] = []
+    clock = ManualClock()
+    waiting = Analysis(client, stream, last_id, say=said.append, clock=clock)
+    for _ in range(3):
+        waiting.advance(0.01)
+        clock.now += 2.0
+    # then it is told once why it waits, and after a while the analysis ends
+    assert len(said) == 1
+    assert "1 stream (1 live) takes all 1 ingest slot" in said[0]
+    assert "streamer ingest" in said[0]
+    clock.now += PATIENCE
+    with pytest.raises(StreamerError) as caught:
+        waiting.advance(0.01)
+    assert caught.value.code is ErrorCode.NO_WORKER
+    assert said[0] in caught.value.message
+    # and one that is patient is read when the slot is free
+    client.detach(camera.id)
+    patient = Analysis(client, stream, last_id, say=said.append)
+    eventually(lambda: patient.advance(0.1) == [] and patient.duration, timeout=60.0)
+
+
+def test_a_recording_behind_another_one_waits_without_end(
+    client: Client, analysis: Analysis, tmp_path: Path
+) -> None:
+    # given a slot that a recording has, which ends some day
+    other = client.analyze(str(tmp_path / "clip.mp4"), window=4.0, probe=False)
+    job = Job.fetch(
+        f"ingest-{other.id}", connection=client.connections.main, serializer=JSONSerializer
+    )
+    job.set_status(JobStatus.STARTED)
+    worker = Worker(["ingest"], connection=client.connections.main, name="other")
+    worker.register_birth()
+    client.connections.main.hset(redis_keys.worker("other"), mapping={"slots": 1, "slots_busy": 1})
+    said: list[str] = []
+    clock = ManualClock()
+    waiting = Analysis(client, analysis.stream, "0-0", say=said.append, clock=clock)
+    # when more time passes than it waits for a camera
+    for _ in range(4):
+        waiting.advance(0.01)
+        clock.now += PATIENCE
+    # then it goes on waiting, and has said why
+    assert len(said) == 1
+    assert "1 stream (0 live) takes all 1 ingest slot" in said[0]
