@@ -45,7 +45,7 @@ def failed(found: ProbeReport, step: str, code: str) -> str:
 @pytest.mark.parametrize("transport", ["tcp", "udp"])
 def test_a_camera_that_works(camera: GstCamera, transport: str) -> None:
     url = f"rtsp://admin:{ENCODED}@{camera.address}"
-    found = probe(url, transport=transport, watch=3.2)  # type: ignore[arg-type]
+    found = probe(url, transport=transport, watch=4.2)  # type: ignore[arg-type]
 
     assert found.ok, found
     assert found.error is None
