@@ -121,7 +121,7 @@ def diagnose(url: str, *, transport: Transport, access: AccessPolicy, limit: flo
     try:
         for _ in range(MAX_REDIRECTS + 1):
             with RtspSession(_connect(url, deadline - time.monotonic()), url) as session:
-                answer = describe(session, url, deadline - time.monotonic())
+                answer = request_description(session, url, deadline - time.monotonic())
                 target = redirect(session, answer, access)
                 if target is None:
                     with tls.time_limit(session.connection, deadline - time.monotonic()):
@@ -138,7 +138,7 @@ def diagnose(url: str, *, transport: Transport, access: AccessPolicy, limit: flo
         return Finding(url)  # FFmpeg's own failure says more
 
 
-def describe(session: RtspSession, url: str, limit: float) -> RtspResponse:
+def request_description(session: RtspSession, url: str, limit: float) -> RtspResponse:
     """Request the session description, within `limit` seconds.
 
     Returns a success or a redirect. Raises StreamerError with the reason otherwise.

@@ -236,7 +236,7 @@ class _Prober:
     def _describe(self, session: RtspSession) -> RtspResponse:
         with self._step("describe") as step:
             try:
-                answer = rtsp_diagnosis.describe(session, self._url, self._left())
+                answer = rtsp_diagnosis.request_description(session, self._url, self._left())
             finally:
                 self._report.server, self._report.auth = session.server, session.auth
             if not answer.ok:

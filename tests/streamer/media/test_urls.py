@@ -263,3 +263,16 @@ def test_a_refusal_shows_no_password() -> None:
         parse_source("rtsp://admin:hunter2@cam:99999/")
     assert "hunter2" not in caught.value.message
     assert "***" in caught.value.message
+
+
+@pytest.mark.parametrize("scheme", ["rtsp", "rtsps", "http"])
+@pytest.mark.parametrize("zone", ["%25eth0", "%eth0", "%25en-p1.5", "%2"])
+@pytest.mark.parametrize("user", ["", "admin:p@ss@", "admin@"])
+def test_an_ipv6_address_with_a_zone(scheme: str, zone: str, user: str) -> None:
+    """RFC 6874 writes the zone with `%25`; sockets and FFmpeg take it with `%` alone."""
+    url = parse_source(f"{scheme}://{user}[fe80::1{zone}]:8554/live")
+    assert urlsplit(url).hostname == f"fe80::1%{zone.removeprefix('%25').removeprefix('%')}"
+    assert urlsplit(url).port == 8554
+    assert parse_source(url) == url
+    assert "p@ss" not in redact(url)
+    assert redact(url).endswith(f"@[{urlsplit(url).hostname}]:8554/live" if user else "/live")
