@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import redis
@@ -49,12 +50,21 @@ class EmbeddedServer:
 
     A `persistent` server keeps its data in `directory` through restarts and crashes (an append-only
     file, synced every second); other servers write nothing. At `max_memory` bytes it refuses to
-    write instead of evicting keys, because the frame store itself deletes the oldest frames. Only
-    one server at a time may use a directory.
+    write instead of evicting keys, because the frame store itself deletes the oldest frames.
+    `extra_config` are further lines of its configuration. Only one server at a time may use a
+    directory.
     """
 
-    def __init__(self, directory: Path, *, persistent: bool, max_memory: int | None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        persistent: bool,
+        max_memory: int | None,
+        extra_config: Sequence[str] = (),
+    ) -> None:
         self.directory = directory
+        self._extra_config = extra_config
         self.persistent = persistent
         self.max_memory = max_memory
         self.port = 0
@@ -156,7 +166,7 @@ class EmbeddedServer:
             lines += ["appendonly no"]
         if self.max_memory is not None:
             lines += [f"maxmemory {self.max_memory}", "maxmemory-policy noeviction"]
-        return "\n".join(lines) + "\n"
+        return "\n".join([*lines, *self._extra_config]) + "\n"
 
     def _try_start(self, binary: Path) -> bool:
         config = self.directory / "server.conf"

@@ -23,20 +23,6 @@ from tests.support.moody_redis import MoodyRedis
 PASSWORD = "hunter2secret"
 
 
-class _Clustered(EmbeddedServer):
-    def _config(self) -> str:
-        return super()._config() + "cluster-enabled yes\n"
-
-
-class _OnSocket(EmbeddedServer):
-    @property
-    def path(self) -> Path:
-        return self.directory / "redis.sock"
-
-    def _config(self) -> str:
-        return super()._config() + f"unixsocket {self.path}\n"
-
-
 @pytest.fixture
 def login(valkey: EmbeddedServer, redis_client: redis.Redis) -> Iterator[object]:
     """Return the address of a new user with the given ACL rules."""
@@ -99,7 +85,12 @@ def test_without_info_the_service_works_and_assumes_little_memory(login, tmp_pat
 
 def test_a_cluster_is_refused_with_a_sentence(tmp_path: Path) -> None:
     with (
-        _Clustered(tmp_path / "cluster", persistent=False, max_memory=None) as server,
+        EmbeddedServer(
+            tmp_path / "cluster",
+            persistent=False,
+            max_memory=None,
+            extra_config=["cluster-enabled yes"],
+        ) as server,
         pytest.raises(StreamerError, match="cluster mode") as caught,
     ):
         connect(server.url)
@@ -108,9 +99,11 @@ def test_a_cluster_is_refused_with_a_sentence(tmp_path: Path) -> None:
 
 def test_a_unix_socket_works(tmp_path_factory) -> None:
     folder = tmp_path_factory.mktemp("s")  # the path of a socket must be short
-    server = _OnSocket(folder / "u", persistent=False, max_memory=None)
-    with server:
-        url = f"unix://:{server.url.split(':')[2].split('@')[0]}@{server.path}?db=0"
+    path = folder / "redis.sock"
+    with EmbeddedServer(
+        folder / "u", persistent=False, max_memory=None, extra_config=[f"unixsocket {path}"]
+    ) as server:
+        url = f"unix://:{server.url.split(':')[2].split('@')[0]}@{path}?db=0"
         with connect(url) as client:
             assert client.ping()
 

@@ -28,11 +28,6 @@ _LIMIT = 512 << 20
 _LOGIN = (b"AUTH", b"HELLO", b"CLIENT", b"SELECT")
 
 
-class _Server(EmbeddedServer):
-    def _config(self) -> str:
-        return super()._config() + "enable-protected-configs local\n"
-
-
 class _Refuser(Relay):
     """Passes commands on, or replaces each by one that the server answers with `error`."""
 
@@ -58,7 +53,12 @@ class MoodyRedis:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._server = _Server(directory / "moody", persistent=False, max_memory=_LIMIT)
+        self._server = EmbeddedServer(
+            directory / "moody",
+            persistent=False,
+            max_memory=_LIMIT,
+            extra_config=["enable-protected-configs local"],
+        )
         self._nowhere = directory / "nowhere"
 
     def __enter__(self) -> Self:
