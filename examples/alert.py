@@ -16,7 +16,7 @@ import httpx
 parser = argparse.ArgumentParser()
 parser.add_argument("stream", help="its name")
 parser.add_argument("question")
-parser.add_argument("--every", type=float, default=5.0, help="seconds that one answer is about")
+parser.add_argument("--window", type=float, default=5.0, help="seconds that one answer is about")
 parser.add_argument("--answers", type=int, default=0, help="stop after so many; 0: never")
 arguments = parser.parse_args()
 
@@ -27,7 +27,7 @@ headers = {"Authorization": f"Bearer {key}"} if key else {}
 with httpx.Client(base_url=f"{api}/v1", headers=headers, timeout=30) as http:
     body = {
         "prompt": arguments.question,
-        "window": arguments.every,
+        "window": arguments.window,
         "response_format": {"type": "choice", "choices": ["yes", "no"]},
     }
     added = http.post(f"/streams/{arguments.stream}/watches", json=body).raise_for_status()

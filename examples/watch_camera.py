@@ -14,11 +14,11 @@ from streamer.settings import load_settings
 parser = argparse.ArgumentParser()
 parser.add_argument("url")
 parser.add_argument("--captions", type=int, default=10, help="how many to wait for")
-parser.add_argument("--every", type=float, default=5.0, help="seconds that one caption is about")
+parser.add_argument("--window", type=float, default=5.0, help="seconds that one caption is about")
 arguments = parser.parse_args()
 
 with Client(load_settings()) as client:
-    watch = client.watch("Describe the scene.", window=arguments.every)
+    watch = client.watch("Describe the scene.", window=arguments.window)
     stream = client.attach(arguments.url, sampling=Sampling(fps=1.0), watches=[watch])
     try:
         seen = 0

@@ -1,7 +1,10 @@
-"""Parse times and durations: RFC 3339, `now`, relative times (`-90s`, `-2h`) and `12h`."""
+"""Parse times and durations: RFC 3339, `now`, relative times (`-90s`, `-2h`) and `12h`.
+
+People at a terminal may also write local times, as the terminal shows them: `16:00`.
+"""
 
 import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 
 from streamer.errors import ErrorCode, StreamerError
 
@@ -10,6 +13,8 @@ When = datetime | str | None
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _RELATIVE = re.compile(r"-(\d{1,9}(?:\.\d{1,9})?)([smhd])")
+_CLOCK = re.compile(r"\d{1,2}:\d\d(:\d\d)?")
+_DATE = re.compile(r"\d{4}-\d\d-\d\d")
 _DURATION = re.compile(r"(\d{1,6}(?:\.\d{1,6})?)([smhd]?)")
 # A query string turns a `+` that is not percent-encoded into a space.
 _LOST_PLUS = re.compile(r" (?=\d\d:\d\d$)")
@@ -36,6 +41,44 @@ def parse_time(text: str, now: datetime) -> datetime:
             f"'{text[:60]}' is not a time: write -90s, -10m, -2h, now, "
             "or RFC 3339 with a time zone such as 2026-01-31T09:30:00Z.",
         ) from None
+
+
+def parse_local_time(text: str, now: datetime, after: datetime | None = None) -> datetime:
+    """Parse `text` like :func:`parse_time`, or as local time: `16:00`, `2026-01-31 16:00`.
+
+    A time without a date is its latest occurrence before `now`; with `after`, its first one after
+    that. Seconds may follow. A date alone is its midnight.
+
+    Raises StreamerError(INVALID_REQUEST), with examples, for any other text.
+    """
+    text = text.strip()
+    try:
+        if _CLOCK.fullmatch(text):
+            clock = time.fromisoformat(text.zfill(8 if text.count(":") == 2 else 5))
+            return _occurrence(clock, now, after).astimezone(UTC)
+        if _DATE.match(text):
+            moment = datetime.fromisoformat(text)
+            if moment.tzinfo is None:
+                return moment.astimezone(UTC)
+        return parse_time(text, now)
+    except (ValueError, OverflowError, StreamerError):
+        raise StreamerError(
+            ErrorCode.INVALID_REQUEST,
+            f"'{text[:60]}' is not a time: write 16:00, '2026-01-31 16:00', -90s, -10m, -2h, now, "
+            "or RFC 3339 with a time zone such as 2026-01-31T09:30:00Z.",
+        ) from None
+
+
+def _occurrence(clock: time, now: datetime, after: datetime | None) -> datetime:
+    """Return a naive local time: of the day, that is nearest before `now` or after `after`."""
+    day = timedelta(days=1)
+    if after is not None:
+        start = after.astimezone().replace(tzinfo=None)
+        found = datetime.combine(start.date(), clock)
+        return found if found > start else found + day
+    here = now.astimezone().replace(tzinfo=None)
+    found = datetime.combine(here.date(), clock)
+    return found if found <= here else found - day
 
 
 def parse_duration(text: str) -> float:

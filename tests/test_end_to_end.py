@@ -34,7 +34,7 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def camera(installation: Up, street: Path) -> Iterator[str]:
     """The name of a stream: an RTSP camera attached through the command line."""
     with LoopbackCamera(street) as served:
-        (stream,) = installation.records("attach", served.url, "--name", "cam", "--every", "3")
+        (stream,) = installation.records("attach", served.url, "--name", "cam", "--window", "3")
         assert stream["name"] == "cam"
         assert stream["live"]
         yield "cam"
@@ -98,7 +98,7 @@ def test_now_and_the_past(installation: Up, camera: str, caption: dict[str, obje
     assert now["result"]["kind"] == "answer"
     assert now["result"]["frames"] == 1
     assert now["result"]["tiles"] > 1, "one frame is tiled"
-    arguments = ("--since", "-30s", "--frames", "2", "--max-tokens", "8")
+    arguments = ("--since", "-30s", "--max-frames", "2", "--max-tokens", "8")
     (past,) = installation.records("ask", camera, "What changed?", *arguments)
     assert past["result"]["frames"] == 2
     late = installation.cli("ask", camera, "What changed?", "--since", "-2h", "--until", "-1h")
@@ -164,7 +164,7 @@ def test_a_prompt_that_is_too_long(
     installation: Up, camera: str, caption: dict[str, object]
 ) -> None:
     asked = installation.cli("ask", camera, "word " * 20_000)
-    assert asked.returncode == 1
+    assert asked.returncode == 2
     assert "Traceback" not in asked.stderr
     (sentence,) = asked.stderr.strip().splitlines()
     assert len([word for word in sentence.split() if word.strip(".,").isdigit()]) >= 2, sentence

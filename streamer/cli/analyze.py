@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streamer.cli.context import Json, open_client
+from streamer.cli.report import INTERRUPTED
 from streamer.cli.response_format import ChoiceOption, SchemaOption, response_format_of
-from streamer.cli.stream_options import FpsOption
+from streamer.cli.stream_options import FpsOption, WindowOption
 
 if TYPE_CHECKING:
     from streamer.cli.recording_analysis import Analysis
@@ -20,15 +21,7 @@ def analyze(
     prompt: Annotated[
         str | None, typer.Option(help="Ask this about every window. Default: describe the scene.")
     ] = None,
-    window: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS",
-            min=0.1,
-            max=3600,
-            help="Ask once per window of this length. Default: setting `window` (10).",
-        ),
-    ] = None,
+    window: WindowOption = None,
     fps: FpsOption = None,
     choice: ChoiceOption = None,
     json_schema: SchemaOption = None,
@@ -68,7 +61,7 @@ def analyze(
         try:
             _show(analysis, stop, as_json)
         except Interrupted:
-            raise typer.Exit(130) from None
+            raise typer.Exit(INTERRUPTED) from None
         finally:
             client.detach(stream.id)
     _judge(analysis, as_json)

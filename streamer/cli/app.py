@@ -1,7 +1,6 @@
 """The command tree, the global options and the handling of errors."""
 
 import sys
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +21,13 @@ from streamer.cli import (
     tune,
     up,
 )
-from streamer.cli.context import options
+from streamer.cli.context import (
+    ConfigOption,
+    DebugOption,
+    RedisOption,
+    options,
+    with_global_options,
+)
 from streamer.cli.report import report
 from streamer.errors import StreamerError
 
@@ -67,19 +72,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def global_options(
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", metavar="FILE", help="Read settings from this YAML file."),
-    ] = None,
-    redis_url: Annotated[
-        str | None,
-        typer.Option(
-            "--redis-url",
-            metavar="URL",
-            help="Connect to this Redis instead of STREAMER_REDIS_URL.",
-        ),
-    ] = None,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+    config: ConfigOption = None,
+    redis_url: RedisOption = None,
+    debug: DebugOption = False,
     _: Annotated[
         bool,
         typer.Option(
@@ -87,32 +82,33 @@ def global_options(
         ),
     ] = False,
 ) -> None:
-    """Store the options that come before the command."""
+    """Store the options that come before the command; a command takes them as well."""
     options.config, options.redis_url, options.debug = config, redis_url, debug
 
 
 @app.command("version")
+@with_global_options
 def version() -> None:
     """Show the version and exit."""
     _version(True)
 
 
-app.command("up")(up.up)
-app.command("demo")(demo.demo)
-app.command("attach")(attach.attach)
-app.command("detach")(attach.detach)
-app.command("edit")(edit.edit)
-app.command("streams")(streams.streams)
-app.command("ask")(ask.ask)
-app.command("analyze")(analyze.analyze)
-app.command("results")(results.results)
-app.command("probe")(probe.probe_source)
-app.command("doctor")(doctor.doctor)
-app.command("tune")(tune.tune)
-app.command("serve")(processes.run_api)
-app.command("ingest")(processes.run_ingest_worker)
-app.command("worker")(processes.run_model_worker)
-app.command("record")(processes.run_recorder)
+app.command("up")(with_global_options(up.up))
+app.command("demo")(with_global_options(demo.demo))
+app.command("attach")(with_global_options(attach.attach))
+app.command("detach")(with_global_options(attach.detach))
+app.command("edit")(with_global_options(edit.edit))
+app.command("streams")(with_global_options(streams.streams))
+app.command("ask")(with_global_options(ask.ask))
+app.command("analyze")(with_global_options(analyze.analyze))
+app.command("results")(with_global_options(results.results))
+app.command("probe")(with_global_options(probe.probe_source))
+app.command("doctor")(with_global_options(doctor.doctor))
+app.command("tune")(with_global_options(tune.tune))
+app.command("serve")(with_global_options(processes.run_api))
+app.command("ingest")(with_global_options(processes.run_ingest_worker))
+app.command("worker")(with_global_options(processes.run_model_worker))
+app.command("record")(with_global_options(processes.run_recorder))
 
 
 def _hide_passwords() -> None:

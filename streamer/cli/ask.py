@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamer.cli.context import Json, open_client
+from streamer.cli.context import Json, open_client, renamed, typed_range
 from streamer.cli.response_format import ChoiceOption, SchemaOption, response_format_of
 from streamer.errors import ErrorCode, StreamerError
 
@@ -28,13 +28,18 @@ def ask(
     ] = None,
     since: Annotated[
         str | None,
-        typer.Option(help="Ask about the past, from this time on: -10m, -90s or RFC 3339."),
+        typer.Option(
+            metavar="TIME", help="Ask about the past, from this time on: -10m, 16:00 or RFC 3339."
+        ),
     ] = None,
     until: Annotated[
         str | None,
-        typer.Option(help="End the range of --since at this time: -5m or RFC 3339. Default: now."),
+        typer.Option(
+            metavar="TIME",
+            help="End the range of --since at this time: -5m, 16:30 or RFC 3339. Default: now.",
+        ),
     ] = None,
-    frames: Annotated[
+    max_frames: Annotated[
         int | None,
         typer.Option(
             min=1,
@@ -43,6 +48,7 @@ def ask(
             "`max_frames` (16).",
         ),
     ] = None,
+    frames: Annotated[int | None, typer.Option(min=1, max=256, hidden=True)] = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(
@@ -79,13 +85,14 @@ def ask(
 
     if question is None:  # a single argument is the question
         stream, question = None, stream or ""
+    start, end = typed_range(since, until)
     asked = validated(
         Question,
         prompt=question,
         stream=stream,
-        since=since,
-        until=until,
-        max_frames=frames,
+        since=start,
+        until=end,
+        max_frames=renamed(max_frames, frames, "--frames", "--max-frames"),
         max_tokens=max_tokens,
         response_format=response_format_of(choice, json_schema),
         stale_ok=stale_ok,

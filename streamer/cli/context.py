@@ -1,20 +1,25 @@
 """Global options, and the settings and client that commands open with them."""
 
+import inspect
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from streamer.client import Client
     from streamer.settings import Settings
 
 
 @dataclass
 class GlobalOptions:
-    """Values of the options before the command."""
+    """Values of the options that every command takes, before or after its name."""
 
     config: Path | None = None
     debug: bool = False
@@ -23,6 +28,34 @@ class GlobalOptions:
 
 options = GlobalOptions()
 
+_PANEL = "Options of every command"
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        metavar="FILE",
+        help="Read settings from this YAML file.",
+        rich_help_panel=_PANEL,
+    ),
+]
+RedisOption = Annotated[
+    str | None,
+    typer.Option(
+        "--redis-url",
+        metavar="URL",
+        help="Connect to this Redis instead of STREAMER_REDIS_URL.",
+        rich_help_panel=_PANEL,
+    ),
+]
+DebugOption = Annotated[
+    bool,
+    typer.Option("--debug", help="Show tracebacks of errors.", rich_help_panel=_PANEL),
+]
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", "-v", help="Show also tiles, vision tokens and milliseconds."),
+]
 Json = Annotated[
     bool, typer.Option("--json", help="Print JSON Lines: one object per line and nothing else.")
 ]
@@ -34,6 +67,56 @@ QuantizeOption = Annotated[
         help="Store the weights in 8 or 4 bits to save memory. Default: full precision.",
     ),
 ]
+
+
+def with_global_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Let `command` take the global options too; those given there win over those before it."""
+
+    def given(
+        *, config: ConfigOption = None, redis_url: RedisOption = None, debug: DebugOption = False
+    ) -> None:
+        options.config = config or options.config
+        options.redis_url = redis_url or options.redis_url
+        options.debug = debug or options.debug
+
+    shared = inspect.signature(given).parameters
+
+    @wraps(command)
+    def expanded(**values: Any) -> None:
+        given(**{name: values.pop(name) for name in shared})
+        command(**values)
+
+    own = inspect.signature(command).parameters.values()
+    hints = get_type_hints(command, include_extras=True) | get_type_hints(
+        given, include_extras=True
+    )
+    expanded.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [p.replace(kind=p.KEYWORD_ONLY) for p in (*own, *shared.values())]
+    )
+    expanded.__annotations__ = hints
+    return expanded
+
+
+def renamed(value: Any, old_value: Any, old: str, new: str) -> Any:
+    """Return the value of an option that was renamed, with a note if the old name was used."""
+    if old_value is None:
+        return value
+    typer.echo(f"Note: {old} is now called {new}; the next release removes {old}.", err=True)
+    return old_value if value is None else value
+
+
+def typed_range(since: str | None, until: str | None) -> "tuple[datetime | None, datetime | None]":
+    """Return the times that were typed, which may be local such as `16:00`.
+
+    Raises StreamerError(INVALID_REQUEST) for text that is not a time.
+    """
+    from streamer.domain import utc_now
+    from streamer.times import parse_local_time
+
+    now = utc_now()
+    start = None if since is None else parse_local_time(since, now)
+    end = None if until is None else parse_local_time(until, now, after=start)
+    return start, end
 
 
 def typed(source: str) -> str:

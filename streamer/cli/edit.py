@@ -44,7 +44,7 @@ def edit(
     from streamer.terminal import console, json_lines
 
     if not prompt:
-        options.require_prompt("every", "max_frames", "choice", "json_schema")
+        options.require_prompt("window", "max_frames", "choice", "json_schema")
     sampling, history, transport = options.sampling, options.history_seconds, options.transport
     if all(o is None for o in (url, name, sampling, transport, history, prompt, paused)):
         raise typer.BadParameter("Nothing to change: give --url, --name, --fps or another option.")

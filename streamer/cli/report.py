@@ -1,10 +1,17 @@
-"""Report errors to users: one sentence on stderr, a traceback only with --debug, no password."""
+"""Report errors to users: one sentence on stderr, a traceback only with --debug, no password.
+
+Exit codes: 0, the command did what it says; 1, it failed; 2, what was typed is not valid, so the
+same command fails again; 130, it was ended with Ctrl-C before it was done.
+"""
 
 import sys
 import traceback
 
 from streamer.cli.context import options
-from streamer.errors import StreamerError
+from streamer.errors import ErrorCode, StreamerError
+
+FAILED, NOT_VALID, INTERRUPTED = 1, 2, 130
+_USAGE = {ErrorCode.INVALID_REQUEST, ErrorCode.PROMPT_EMPTY, ErrorCode.PROMPT_TOO_LONG}
 
 
 def report(error: BaseException) -> int:
@@ -15,7 +22,8 @@ def report(error: BaseException) -> int:
         text = "".join(traceback.format_exception(error))
         print(redact(text), file=sys.stderr, end="")
     print(f"streamer: {redact(sentence(error))}", file=sys.stderr)
-    return 1
+    usage = isinstance(error, StreamerError) and error.code in _USAGE
+    return NOT_VALID if usage else FAILED
 
 
 def sentence(error: BaseException) -> str:

@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from streamer.cli.context import Json, open_client, warn_of_missing
+from streamer.cli.context import Json, open_client, typed_range, warn_of_missing
 
 if TYPE_CHECKING:
+    from datetime import datetime
+
     from streamer.client import Client
     from streamer.domain import Result
 
@@ -25,10 +27,16 @@ def results(
         typer.Option(help="Show only results of this kind."),
     ] = None,
     since: Annotated[
-        str | None, typer.Option(help="Show only results from this time on: -10m, -2h or RFC 3339.")
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Show only results from this time on: -10m, 16:00 or RFC 3339."
+        ),
     ] = None,
     until: Annotated[
-        str | None, typer.Option(help="Show only results up to this time: -5m or RFC 3339.")
+        str | None,
+        typer.Option(
+            metavar="TIME", help="Show only results up to this time: -5m, 16:30 or RFC 3339."
+        ),
     ] = None,
     q: Annotated[
         str | None, typer.Option("--q", help="Show only results whose text contains this.")
@@ -58,24 +66,25 @@ def results(
         for result in found:
             out.print(result_line(result, max(width, 12), labels.of(result)), soft_wrap=True)
 
+    start, end = typed_range(since, until)
     with open_client() as client:
         warn_of_missing(client)
         labels.learn(client.streams())
         if not follow:
-            show(_recorded(client, stream, kind, since, until, q, limit or 100))
+            show(_recorded(client, stream, kind, start, end, q, limit or 100))
             return
         if until is not None:
             raise typer.BadParameter("--follow and --until exclude each other: use one of them.")
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how users end it
-            _follow(client, show, stream, kind, since, q, limit)
+            _follow(client, show, stream, kind, start, q, limit)
 
 
 def _recorded(
     client: "Client",
     stream: str | None,
     kind: str | None,
-    since: str | None,
-    until: str | None,
+    since: "datetime | None",
+    until: "datetime | None",
     q: str | None,
     limit: int,
 ) -> "list[Result]":
@@ -105,18 +114,15 @@ def _follow(
     show: Callable[["list[Result]"], None],
     stream: str | None,
     kind: str | None,
-    since: str | None,
+    since: "datetime | None",
     q: str | None,
     limit: int | None,
 ) -> None:
-    from streamer.domain import utc_now
-    from streamer.times import parse_time
-
     if stream is not None:
         client.require_results_of(stream)
     last_id = "$"
     if since is not None:  # ids of the results queue start with milliseconds
-        last_id = f"{int(parse_time(since, utc_now()).timestamp() * 1000)}-0"
+        last_id = f"{int(since.timestamp() * 1000)}-0"
     shown = 0
     for _, result in client.queue.follow(last_id):
         if stream is not None and stream not in (result.stream_id, result.stream_name):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from streamer.cli.context import renamed
 from streamer.cli.response_format import ChoiceOption, SchemaOption, response_format_of
 
 if TYPE_CHECKING:
@@ -15,6 +16,24 @@ if TYPE_CHECKING:
     from streamer.domain import Sampling, Watch
 
 
+WindowOption = Annotated[
+    float | None,
+    typer.Option(
+        metavar="SECONDS",
+        min=0.1,
+        max=3600,
+        help="Ask once per window of this length. Default: setting `window` (10).",
+    ),
+]
+MaxFramesOption = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=256,
+        help="Look at no more than this number of frames per window. Default: setting "
+        "`max_frames` (16).",
+    ),
+]
 FpsOption = Annotated[
     float | None,
     typer.Option(
@@ -43,22 +62,9 @@ LiveOption = Annotated[
 class StreamOptions:
     """Options as typed; None for those that were not given."""
 
-    every: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS",
-            help="Ask once per window of this length. Default: setting `window` (10).",
-        ),
-    ] = None
-    max_frames: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            max=256,
-            help="Look at no more than this number of frames per window. Default: setting "
-            "`max_frames` (16).",
-        ),
-    ] = None
+    window: WindowOption = None
+    every: Annotated[float | None, typer.Option(metavar="SECONDS", hidden=True)] = None
+    max_frames: MaxFramesOption = None
     choice: ChoiceOption = None
     json_schema: SchemaOption = None
     fps: FpsOption = None
@@ -137,7 +143,7 @@ class StreamOptions:
         return [
             client.watch(
                 prompt,
-                window=self.every,
+                window=self.window,
                 max_frames=self.max_frames,
                 response_format=response_format,
             )
@@ -164,7 +170,9 @@ def with_stream_options(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def expanded(**given: Any) -> None:
-        options = StreamOptions(**{name: given.pop(name) for name in shared})
+        typed = {name: given.pop(name) for name in shared}
+        typed["window"] = renamed(typed["window"], typed.pop("every"), "--every", "--window")
+        options = StreamOptions(**typed)
         command(options=options, **given)
 
     hints = get_type_hints(StreamOptions, include_extras=True)

@@ -53,7 +53,7 @@ def camera(street: Path) -> Iterator[LoopbackCamera]:
 @pytest.fixture(scope="module")
 def gate(installation: Up, camera: LoopbackCamera) -> Iterator[str]:
     """The name of a stream that is attached and captioned every two seconds."""
-    installation.records("attach", camera.url, "--name", "gate", "--every", "2")
+    installation.records("attach", camera.url, "--name", "gate", "--window", "2")
     yield "gate"
     assert installation.cli("detach", "gate").returncode == 0
 
@@ -85,7 +85,7 @@ def test_watch_camera(installation: Up, camera: LoopbackCamera) -> None:
 
     lines = run(
         "watch_camera.py",
-        *(camera.url, "--captions", "2", "--every", "1"),
+        *(camera.url, "--captions", "2", "--window", "1"),
         STREAMER_DATA_DIR=str(installation.data_dir),
     )
 
@@ -116,7 +116,7 @@ def test_http_api(installation: Up, camera: LoopbackCamera) -> None:
 def test_alert(installation: Up, gate: str) -> None:
     lines = run(
         "alert.py",
-        *(gate, "Is there a car?", "--every", "1", "--answers", "3"),
+        *(gate, "Is there a car?", "--window", "1", "--answers", "3"),
         STREAMER_API=installation.api_url,
     )
 

@@ -1,9 +1,11 @@
+import time
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.times import parse_duration, parse_time
+from streamer.times import parse_duration, parse_local_time, parse_time
 
 NOW = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
 
@@ -61,3 +63,57 @@ def test_what_is_no_duration(text: str) -> None:
         parse_duration(text)
     assert caught.value.code is ErrorCode.INVALID_REQUEST
     assert "\n" not in caught.value.message
+
+
+@pytest.fixture
+def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Local time of Berlin, one hour ahead of UTC in winter and two in summer."""
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    yield
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize(
+    ("text", "utc"),
+    [
+        ("13:00", "2026-01-31T12:00"),  # now
+        ("09:30", "2026-01-31T08:30"),
+        ("9:30", "2026-01-31T08:30"),
+        (" 09:30:15 ", "2026-01-31T08:30:15"),
+        ("16:00", "2026-01-30T15:00"),  # today's is still to come
+        ("00:00", "2026-01-30T23:00"),
+        ("2026-01-31 09:30", "2026-01-31T08:30"),
+        ("2026-01-31T09:30:15", "2026-01-31T08:30:15"),
+        ("2025-07-01 16:00", "2025-07-01T14:00"),  # summer time
+        ("2026-01-31", "2026-01-30T23:00"),
+        ("2026-01-31T09:30Z", "2026-01-31T09:30"),
+        ("2026-01-31 09:30+00:00", "2026-01-31T09:30"),
+        ("-10m", "2026-01-31T11:50"),
+        ("now", "2026-01-31T12:00"),
+    ],
+)
+def test_local_times(berlin: None, text: str, utc: str) -> None:
+    assert parse_local_time(text, NOW) == datetime.fromisoformat(utc).replace(tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("since", "until", "seconds"),
+    [
+        ("09:30", "10:00", 1800),
+        ("23:00", "01:00", 7200),  # over midnight
+        ("12:30", "13:30", 3600),  # ends in half an hour
+        ("2026-01-20 22:00", "02:00", 4 * 3600),
+    ],
+)
+def test_a_range_ends_after_it_starts(berlin: None, since: str, until: str, seconds: int) -> None:
+    start = parse_local_time(since, NOW)
+    end = parse_local_time(until, NOW, after=start)
+    assert end - start == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("text", ["", "25:00", "16", "16:61", "4pm", "2026-13-01", "31.01. 16:00"])
+def test_what_is_no_local_time(text: str) -> None:
+    with pytest.raises(StreamerError, match="is not a time: write 16:00"):
+        parse_local_time(text, NOW)

@@ -64,13 +64,13 @@ def test_version(runner: CliRunner) -> None:
         ["ask", "a", "b", "c"],
         ["attach", "x", "--fps", "0"],
         ["attach", "x", "--no-watch", "--prompt", "?"],
-        ["ask", "?", "--frames", "0"],
+        ["ask", "?", "--max-frames", "0"],
         ["results", "--kind", "bogus"],
         ["demo", "--seconds", "soon"],
         ["up", "--workers", "0"],
         ["attach", "door", f"rtsp://u:{PASSWORD}@cam/x"],
         [f"rtsp://u:{PASSWORD}@cam/x"],
-        ["attach", "x", "--every", f"rtsp://u:{PASSWORD}@cam/x"],
+        ["attach", "x", "--window", f"rtsp://u:{PASSWORD}@cam/x"],
     ],
 )
 def test_usage_errors(runner: CliRunner, arguments: list[str]) -> None:
@@ -98,7 +98,7 @@ def test_usage_errors(runner: CliRunner, arguments: list[str]) -> None:
 )
 def test_one_sentence_on_stderr(runner: CliRunner, arguments: list[str], said: str) -> None:
     done = runner.invoke(app, arguments)
-    assert done.exit_code == 1
+    assert done.exit_code == (2 if "prompt" in said else 1)
     assert said in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert done.stdout == ""
@@ -111,6 +111,17 @@ def test_debug_shows_the_traceback_without_the_password(runner: CliRunner) -> No
     assert done.exit_code == 1
     assert "Traceback" in done.stderr
     assert PASSWORD not in done.output
+
+
+@pytest.mark.parametrize("command", ["streams", "ask", "results", "doctor", "tune"])
+def test_options_of_every_command_may_follow_its_name(runner: CliRunner, command: str) -> None:
+    words = ["?"] if command == "ask" else []
+    before = runner.invoke(app, ["--config", "no/such.yaml", command, *words])
+    after = runner.invoke(app, [command, *words, "--config", "no/such.yaml"])
+    assert before.exit_code == after.exit_code == 1
+    assert before.stderr == after.stderr
+    assert "no/such.yaml" in after.stderr
+    assert "Traceback" in runner.invoke(app, [command, *words, "--config", "no", "--debug"]).stderr
 
 
 def test_a_bad_setting_is_named(runner: CliRunner, tmp_path: Path) -> None:
@@ -130,7 +141,7 @@ def test_relative_times_are_values_and_not_options(
     done = runner.invoke(app, ["results", "--since", "-10m", "--until", "-5m", "--json"])
     assert (done.exit_code, done.stdout) == (0, "")
     wrong = runner.invoke(app, ["results", "--since", "10m"])
-    assert wrong.exit_code == 1
+    assert wrong.exit_code == 2
     assert "is not a time" in wrong.stderr
 
 

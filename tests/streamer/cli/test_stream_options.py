@@ -56,13 +56,13 @@ def test_attach_and_edit_take_them(run, options: list[str], sampling: dict[str, 
 def test_what_does_not_go_together(run, options: list[str], said: str) -> None:
     for arguments in (["attach", URL, "--no-probe"], ["edit", "gate"]):
         done = run(*arguments, *options)
-        assert done.exit_code == 1
+        assert done.exit_code == 2
         assert said in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
-    "option", [["--every", "0"], ["--max-frames", "2"], ["--choice", "a"], ["--json-schema", "{}"]]
+    "option", [["--window", "5"], ["--max-frames", "2"], ["--choice", "a"], ["--json-schema", "{}"]]
 )
 def test_what_belongs_to_a_question_is_not_taken_without_one(run, option: list[str]) -> None:
     done = run("edit", "gate", "--fps", "2", *option)
@@ -70,3 +70,17 @@ def test_what_belongs_to_a_question_is_not_taken_without_one(run, option: list[s
     assert f"{option[0]} needs a question" in done.stderr
     if option[0] in ("--choice", "--json-schema"):  # the others are those of the caption
         assert run("attach", URL, *option).exit_code == 2
+
+
+def test_an_option_that_was_renamed_works_with_a_note_and_is_not_in_the_help(run) -> None:
+    for arguments, told in (
+        (["attach", URL, "--no-probe", "--every", "4", "--json"], "--window"),
+        (["ask", "gate", " ", "--frames", "2"], "--max-frames"),
+    ):
+        done = run(*arguments)
+        assert f"is now called {told}" in done.stderr
+        assert f"{arguments[-2]} " not in run(arguments[0], "--help").output
+    (stream,) = [json.loads(line) for line in run("streams", "--json").stdout.splitlines()][-1:]
+    assert stream["watches"][0]["window"] == 4.0
+    both = run("attach", URL, "--no-probe", "--every", "4", "--window", "6", "--json")
+    assert json.loads(both.stdout)["watches"][0]["window"] == 6.0
