@@ -22,6 +22,12 @@ MAX_LABEL = 48
 """Characters of a question that tell a watch from others."""
 
 
+INDENT = 2
+"""Columns by which lines that continue are moved in."""
+MIN_BODY_WIDTH = 28
+"""Columns that a wrapped text needs beside its head; with less it goes below the head."""
+
+
 def json_lines(records: Iterable[BaseModel]) -> None:
     """Write one JSON object per line to stdout and flush."""
     for record in records:
@@ -36,6 +42,26 @@ def console(*, stderr: bool = False) -> "Console":
     stream = sys.stderr if stderr else sys.stdout
     width = None if stream.isatty() else PIPE_WIDTH
     return Console(stderr=stderr, highlight=False, markup=False, emoji=False, width=width)
+
+
+def print_hanging(out: "Console", head: "Text", body: "Text") -> None:
+    """Print `head` and `body`; on a terminal wrap `body` between words, below its own beginning.
+
+    If the output is not a terminal, it is one line, so that programs such as grep find it whole.
+    """
+    from rich.text import Text
+
+    width = out.width - head.cell_len
+    if not out.is_terminal or head.cell_len + body.cell_len <= out.width:
+        out.print(head + body, soft_wrap=True)
+        return
+    if width < MIN_BODY_WIDTH:  # the head leaves no room: continue below it
+        out.print(head, soft_wrap=True)
+        head, width = Text(" " * INDENT), out.width - INDENT
+    for number, line in enumerate(body.wrap(out, width)):
+        lead = head if number == 0 else Text(" " * head.cell_len)
+        line.rstrip()
+        out.print(lead + line, soft_wrap=True)
 
 
 def plain(text: str) -> str:
@@ -163,25 +189,35 @@ def by_time(results: Iterable[Result]) -> list[Result]:
     )
 
 
-def result_line(result: Result, name_width: int = 12, label: str = "") -> "Text":
-    """Format a result as one line: time, stream, label of its watch, text, cost."""
+def result_parts(
+    result: Result, name_width: int = 12, label: str = "", *, costs: bool = False
+) -> "tuple[Text, Text]":
+    """Format a result: its time and stream; and the label of its watch, its text, and its cost."""
     from rich.text import Text
 
     style = "red" if result.error is not None else "bold" if result.kind == "answer" else ""
-    line = Text.assemble(
+    head = Text.assemble(
         (f"{span(result):<12} ", "dim"),
         (f"{plain(result.stream_name or '-'):<{name_width}} ", "cyan"),
     )
+    body = Text()
     if result.kind == "answer":
-        line.append(f"{plain(result.prompt)} ", "dim")
+        body.append(f"{plain(result.prompt)} ", "dim")
     elif label:
-        line.append(f"{label}: ", "dim")
-    line.append(answer_text(result), style)
-    if result.error is None:
-        line.append(f"  {cost(result)}", "dim")
+        body.append(f"{label}: ", "dim")
+    body.append(answer_text(result), style)
+    if costs and result.error is None:
+        body.append(f"  {cost(result)}", "dim")
     for caveat in caveats(result):
-        line.append(f"  {caveat}", "yellow")
-    return line
+        body.append(f"  {caveat}", "yellow")
+    return head, body
+
+
+def print_result(
+    out: "Console", result: Result, name_width: int = 12, label: str = "", *, costs: bool = False
+) -> None:
+    """Print a result: time, stream, label of its watch, text and, with `costs`, its cost."""
+    print_hanging(out, *result_parts(result, name_width, label, costs=costs))
 
 
 def table(*headers: str, right: Iterable[str] = ()) -> "Table":

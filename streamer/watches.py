@@ -131,5 +131,5 @@ def _find(spec: StreamSpec, watch_id: str) -> Watch:
     raise StreamerError(
         ErrorCode.UNKNOWN_WATCH,
         f"The stream '{spec.name}' has no watch '{watch_id[:80]}': "
-        "`streamer streams --json` lists its watches.",
+        "`streamer watch list` shows its watches.",
     )

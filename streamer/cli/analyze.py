@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamer.cli.context import Json, open_client
+from streamer.cli.context import Json, Verbose, open_client
 from streamer.cli.report import INTERRUPTED
 from streamer.cli.response_format import ChoiceOption, SchemaOption, response_format_of
 from streamer.cli.stream_options import FpsOption, WindowOption
@@ -31,6 +31,7 @@ def analyze(
             "--recording", help="Take the source for a recording although it looks like a stream."
         ),
     ] = False,
+    verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
     """Caption a recording window by window, then print its timeline."""
@@ -59,7 +60,7 @@ def analyze(
             client, stream, last_id, say=lambda note: notes.print(note, soft_wrap=True)
         )
         try:
-            _show(analysis, stop, as_json)
+            _show(analysis, stop, as_json, verbose)
         except Interrupted:
             raise typer.Exit(INTERRUPTED) from None
         finally:
@@ -67,10 +68,10 @@ def analyze(
     _judge(analysis, as_json)
 
 
-def _show(analysis: "Analysis", stop: "StopSignals", as_json: bool) -> None:
+def _show(analysis: "Analysis", stop: "StopSignals", as_json: bool, verbose: bool) -> None:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    from streamer.terminal import console, json_lines, result_line
+    from streamer.terminal import console, json_lines, print_result
 
     bar = Progress(
         TextColumn("{task.description}"),
@@ -88,7 +89,7 @@ def _show(analysis: "Analysis", stop: "StopSignals", as_json: bool) -> None:
                 json_lines(analysis.in_order())
             else:
                 for result in fresh:
-                    bar.console.print(result_line(result), soft_wrap=True)
+                    print_result(bar.console, result, costs=verbose)
             bar.update(
                 task,
                 total=analysis.duration,

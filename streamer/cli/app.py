@@ -16,10 +16,12 @@ from streamer.cli import (
     edit,
     probe,
     processes,
+    query,
     results,
     streams,
     tune,
     up,
+    watch,
 )
 from streamer.cli.context import (
     ConfigOption,
@@ -93,13 +95,23 @@ def version() -> None:
     _version(True)
 
 
+watches = typer.Typer(
+    no_args_is_help=True, help="Add, list, change and remove the standing questions of a stream."
+)
+watches.command("add")(with_global_options(watch.watch_add))
+watches.command("list")(with_global_options(watch.watch_list))
+watches.command("edit")(with_global_options(watch.watch_edit))
+watches.command("remove")(with_global_options(watch.watch_remove))
+
 app.command("up")(with_global_options(up.up))
 app.command("demo")(with_global_options(demo.demo))
 app.command("attach")(with_global_options(attach.attach))
 app.command("detach")(with_global_options(attach.detach))
 app.command("edit")(with_global_options(edit.edit))
+app.add_typer(watches, name="watch")
 app.command("streams")(with_global_options(streams.streams))
 app.command("ask")(with_global_options(ask.ask))
+app.command("query")(with_global_options(query.show_or_cancel))
 app.command("analyze")(with_global_options(analyze.analyze))
 app.command("results")(with_global_options(results.results))
 app.command("probe")(with_global_options(probe.probe_source))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamer.cli.context import Json, open_client, renamed, typed_range
+from streamer.cli.context import Json, Verbose, open_client, renamed, typed_range
 from streamer.cli.response_format import ChoiceOption, SchemaOption, response_format_of
 from streamer.errors import ErrorCode, StreamerError
 
@@ -76,11 +76,11 @@ def ask(
         float,
         typer.Option(min=0.1, metavar="SECONDS", help="Wait no longer than this for the answer."),
     ] = 120.0,
+    verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
     """Ask a question about a stream and print the answer."""
     from streamer.question import Question
-    from streamer.terminal import console, json_lines
     from streamer.validation import validated
 
     if question is None:  # a single argument is the question
@@ -102,17 +102,28 @@ def ask(
             client.require_worker()
         query = _submit(client, asked)
         if wait:
-            query = _answered(client, query, timeout)
+            query = await_answer(client, query, timeout)
+    show_query(query, as_json=as_json, costs=verbose)
+
+
+def show_query(
+    query: "Query", *, as_json: bool, costs: bool, cancelled_is_success: bool = False
+) -> None:
+    """Print a query and its answer. Raises StreamerError if it failed."""
+    from streamer.terminal import console, json_lines
+
+    error = None if query.result is None else query.result.error
+    cancelled = error is not None and error.code is ErrorCode.CANCELLED
     if as_json:
         json_lines([query])
-    elif query.result is None:
+    elif query.result is None or (cancelled and cancelled_is_success):
         console().print(
             f"Asked {query.stream_name}: query {query.id} is {query.status}.", soft_wrap=True
         )
-    elif query.result.error is None:
-        _print_answer(query)
-    if query.result is not None and query.result.error is not None:
-        raise StreamerError(query.result.error.code, query.result.error.message)
+    elif error is None:
+        _print_answer(query, costs)
+    if error is not None and not (cancelled and cancelled_is_success):
+        raise StreamerError(error.code, error.message)
 
 
 def _submit(client: "Client", asked: "Question") -> "Query":
@@ -126,7 +137,13 @@ def _submit(client: "Client", asked: "Question") -> "Query":
             return client.submit(asked)
 
 
-def _answered(client: "Client", query: "Query", timeout: float) -> "Query":
+def await_answer(
+    client: "Client", query: "Query", timeout: float, *, interrupted_cancels: bool = True
+) -> "Query":
+    """Wait for the result of a query; Ctrl-C cancels it unless `interrupted_cancels` is false.
+
+    Raises StreamerError(TIMEOUT).
+    """
     from streamer.terminal import console
 
     deadline = time.monotonic() + timeout
@@ -135,26 +152,29 @@ def _answered(client: "Client", query: "Query", timeout: float) -> "Query":
             while query.result is None and (left := deadline - time.monotonic()) > 0:
                 query = client.query(query.id, wait=min(left, 1.0))
     except KeyboardInterrupt:
-        client.cancel(query.id)
+        if interrupted_cancels:
+            client.cancel(query.id)
         raise
     if query.result is None:
         raise StreamerError(
             ErrorCode.TIMEOUT,
             f"No answer within {timeout:g} s: query {query.id} is {query.status}. Wait longer with "
-            "--timeout, or find its answer in `streamer results` later.",
+            f"--timeout, or see it later with `streamer query {query.id}`.",
         )
     return query
 
 
-def _print_answer(query: "Query") -> None:
+def _print_answer(query: "Query", costs: bool) -> None:
     from rich.text import Text
 
-    from streamer.terminal import answer_text, caveats, console, cost, seen
+    from streamer.terminal import answer_text, caveats, console, cost, print_hanging, seen
 
     assert query.result is not None
     result = query.result
     out = console()
-    out.print(Text(answer_text(result)), soft_wrap=True)
-    out.print(Text(f"{query.stream_name} {seen(result)} · {cost(result)}", "dim"), soft_wrap=True)
+    none = Text()
+    print_hanging(out, none, Text(answer_text(result)))
+    spent = f" · {cost(result)}" if costs else ""
+    print_hanging(out, none, Text(f"{query.stream_name} {seen(result)}{spent}", "dim"))
     for caveat in caveats(result):
-        out.print(Text(caveat, "yellow"), soft_wrap=True)
+        print_hanging(out, none, Text(caveat, "yellow"))

@@ -48,7 +48,7 @@ def attach(
     from rich.text import Text
 
     from streamer.client import CAPTION_PROMPT
-    from streamer.terminal import console, json_lines, plain
+    from streamer.terminal import console, json_lines, plain, print_hanging
 
     if prompt and not watch:
         raise typer.BadParameter("--prompt and --no-watch exclude each other: use one of them.")
@@ -73,7 +73,7 @@ def attach(
         json_lines([stream])
     else:
         line = Text.assemble(("Attached ", ""), (stream.name, "bold cyan"), f"  {stream.id}  ")
-        console().print(line.append(f"{stream.state}  {plain(stream.url)}"), soft_wrap=True)
+        print_hanging(console(), line.append(f"{stream.state}  "), Text(plain(stream.url)))
     notes = console(stderr=True)
     if not workers["ingest"]:
         notes.print(

@@ -15,7 +15,7 @@ def doctor(as_json: Json = False) -> None:
     from rich.text import Text
 
     from streamer.doctor.examination import examine
-    from streamer.terminal import console, json_lines, plain
+    from streamer.terminal import console, json_lines, plain, print_hanging
 
     settings = open_settings()
     with console(stderr=True).status("Checking this machine ..."):
@@ -27,7 +27,7 @@ def doctor(as_json: Json = False) -> None:
         width = max(len(check.name) for check in found) + 2
         for check in found:
             mark = (f"{check.state:<6}", _STYLES[check.state])
-            line = Text.assemble(mark, f"{check.name:<{width}}", plain(check.message))
-            out.print(line, soft_wrap=True)
+            head = Text.assemble(mark, f"{check.name:<{width}}")
+            print_hanging(out, head, Text(plain(check.message)))
     if any(check.state == "fail" for check in found):
         raise typer.Exit(1)

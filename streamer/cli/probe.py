@@ -56,30 +56,30 @@ def probe_source(
 def _show(out: "Console", found: "ProbeReport") -> None:
     from rich.text import Text
 
-    from streamer.terminal import plain
+    from streamer.terminal import plain, print_hanging
 
     out.print(Text(plain(found.url), style="bold"), soft_wrap=True)
     for step in found.steps:
-        out.print(_step_line(step), soft_wrap=True)
+        print_hanging(out, *_step_line(step))
     if found.ok:
         out.print()
         for name, value in facts(found):
-            out.print(Text.assemble((f"  {name:<14}", "dim"), plain(value)), soft_wrap=True)
+            print_hanging(out, Text(f"  {name:<14}", "dim"), Text(plain(value)))
     lead = "  Note: " if found.ok else "  Try: "
     if found.advice:
         out.print()
     for line in found.advice:
-        out.print(Text.assemble((lead, "yellow"), line), soft_wrap=True)
+        print_hanging(out, Text(lead, "yellow"), Text(line))
 
 
-def _step_line(step: "ProbeStep") -> "Text":
+def _step_line(step: "ProbeStep") -> "tuple[Text, Text]":
     from rich.text import Text
 
     from streamer.terminal import plain
 
     mark = ("  ok      ", "green") if step.ok else ("  FAILED  ", "bold red")
     took = (f" {step.ms:.0f} ms", "dim")
-    return Text.assemble(mark, f"{step.name:<14}", plain(step.detail), took)
+    return Text.assemble(mark, f"{step.name:<14}"), Text.assemble(plain(step.detail), took)
 
 
 def facts(found: "ProbeReport") -> list[tuple[str, str]]:

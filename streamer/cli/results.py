@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from streamer.cli.context import Json, open_client, typed_range, warn_of_missing
+from streamer.cli.context import Json, Verbose, open_client, typed_range, warn_of_missing
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -49,10 +49,11 @@ def results(
             "limit with --follow.",
         ),
     ] = None,
+    verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
     """Print captions, answers and errors in order of time, oldest first."""
-    from streamer.terminal import WatchLabels, console, json_lines, result_line
+    from streamer.terminal import WatchLabels, console, json_lines, print_result
 
     out = console()
     labels = WatchLabels()
@@ -64,7 +65,7 @@ def results(
         labels.learn(found)
         width = max((len(result.stream_name or "") for result in found), default=0)
         for result in found:
-            out.print(result_line(result, max(width, 12), labels.of(result)), soft_wrap=True)
+            print_result(out, result, max(width, 12), labels.of(result), costs=verbose)
 
     start, end = typed_range(since, until)
     with open_client() as client:

@@ -27,7 +27,7 @@ from streamer.domain import Result, Sampling, Stream
 from streamer.local.installation import Installation
 from streamer.local.signals import Interrupted, StopSignals
 from streamer.settings import Settings
-from streamer.terminal import console, result_line
+from streamer.terminal import console, print_result
 
 WINDOW, FPS, FRAMES = 4.0, 1.0, 4
 """Window in seconds, rate and frames of the demo model's training: four frames, 1 s apart."""
@@ -205,7 +205,7 @@ class Show:
 
     def _show(self, result: Result, questions: "list[TimedQuestion]") -> None:
         width = max(len(stream.name) for stream in self._streams)
-        self._out.print(result_line(result, width), soft_wrap=True)
+        print_result(self._out, result, width, costs=True)
         if result.watch_id is not None:
             self._tally.add(result)
         for question in questions:

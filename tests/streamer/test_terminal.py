@@ -1,10 +1,23 @@
+import io
 from datetime import timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from rich.text import Text
 
 from streamer.domain import ErrorInfo, Result, utc_now
 from streamer.errors import ErrorCode
-from streamer.terminal import age, answer_text, offset, plain, result_line, time_of_day
+from streamer.terminal import (
+    age,
+    answer_text,
+    offset,
+    plain,
+    print_hanging,
+    result_parts,
+    time_of_day,
+)
 
 
 @pytest.mark.parametrize(
@@ -37,22 +50,55 @@ def make(**fields: object) -> Result:
     return Result(**{**common, "prompt": "?", "end": utc_now(), **fields})
 
 
+def line(result: Result, *, costs: bool = False) -> str:
+    return Text.assemble(*result_parts(result, costs=costs)).plain
+
+
 def test_what_a_model_says_cannot_drive_the_terminal() -> None:
     assert plain("\x1b[31mred\x1b[0m\nline\ttab\x07") == " [31mred [0m line tab "
     evil = make(text="\x1b]0;owned\x07[bold]x[/bold]", stream_name="\x1b[2J")
-    line = result_line(evil).plain
-    assert "\x1b" not in line
-    assert "[bold]x[/bold]" in line, "what looks like markup is text"
+    shown = line(evil)
+    assert "\x1b" not in shown
+    assert "[bold]x[/bold]" in shown, "what looks like markup is text"
 
 
 def test_lines() -> None:
     caption = make(text="A red car.", tiles=1, vision_tokens=121, total_ms=83.4)
-    assert result_line(caption).plain.endswith("A red car.  1 tile · 121 vision tokens · 83 ms")
+    assert line(caption).endswith(" A red car."), "costs are shown on demand"
+    spent = "A red car.  1 tile · 121 vision tokens · 83 ms"
+    assert line(caption, costs=True).endswith(spent)
     recorded = make(text="A box.", data={"media_start": 4.0, "media_end": 8.0})
-    assert result_line(recorded).plain.startswith("00:04-00:08 ")
+    assert line(recorded).startswith("00:04-00:08 ")
     answer = make(kind="answer", prompt="How many?", text="Two.")
-    assert "How many? Two." in result_line(answer).plain
+    assert "How many? Two." in line(answer)
     assert answer_text(make(text=" ")) == "(empty answer)"
     error = ErrorInfo(code=ErrorCode.MODEL_FAILED, message="It broke.")
     failed = make(kind="error", error=error)
-    assert "MODEL_FAILED: It broke." in result_line(failed).plain
+    assert "MODEL_FAILED: It broke." in line(failed)
+
+
+WORDS = st.lists(st.text("abcdefghijklmnop", min_size=1, max_size=12), min_size=1, max_size=40)
+
+
+def printed(width: int, head: str, body: str, *, terminal: bool = True) -> list[str]:
+    file = io.StringIO()
+    out = Console(file=file, width=width, force_terminal=terminal, color_system=None)
+    print_hanging(out, Text(head), Text(body))
+    return file.getvalue().splitlines()
+
+
+@given(WORDS, st.text("xyz", max_size=64), st.integers(40, 120))
+def test_long_lines_wrap_between_words_below_their_beginning(
+    words: list[str], name: str, width: int
+) -> None:
+    lines = printed(width, f"{name}  ", " ".join(words))
+    assert all(len(line) <= max(width, len(name) + 2) for line in lines)
+    assert " ".join(lines).split() == [*name.split(), *words]
+    assert lines[0].startswith(name), "the head is whole"
+    column = len(lines[-1]) - len(lines[-1].lstrip())
+    assert len(lines) == 1 or column in (2, len(name) + 2)
+
+
+@given(WORDS)
+def test_what_is_not_for_a_terminal_is_one_line(words: list[str]) -> None:
+    assert printed(80, "head ", " ".join(words), terminal=False) == [f"head {' '.join(words)}"]

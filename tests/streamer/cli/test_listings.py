@@ -13,7 +13,7 @@ from streamer.cli.app import app
 from streamer.client import Client
 from streamer.domain import Result, utc_now
 from streamer.settings import Settings
-from streamer.terminal import WatchLabels, result_line
+from streamer.terminal import WatchLabels, result_parts
 
 CAMERA = "rtsp://192.0.2.1/door"
 Run = Callable[..., Any]
@@ -94,7 +94,7 @@ def test_a_watch_that_came_later_is_told_apart_while_results_are_followed() -> N
     assert labels.of(first) == "What?"
     assert labels.of(second).endswith("...")
     assert len(labels.of(second)) < 60
-    assert "What?: Caption 0." in result_line(first, label=labels.of(first)).plain
+    assert "What?: Caption 0." in result_parts(first, label=labels.of(first))[1].plain
 
 
 def test_results_are_in_order_of_time(run: Run, client: Client) -> None:

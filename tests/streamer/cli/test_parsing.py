@@ -19,6 +19,8 @@ COMMANDS = [
     "detach",
     "streams",
     "ask",
+    "query",
+    "watch",
     "analyze",
     "results",
     "probe",
