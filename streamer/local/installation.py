@@ -1,5 +1,6 @@
 """Run a whole installation on this machine: servers, workers, recorder and API, supervised."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -30,13 +31,17 @@ MIN_SERVER_UPTIME = 10.0
 """Seconds: a server that ends again sooner than this is not restarted a second time."""
 
 
+_LOOK_SECONDS = 5.0  # between two looks whether a stream has a history
+_LONG_TTL = 3600.0  # seconds of `frame_ttl` beyond which frames survive a restart, like a history
+
+
 class Installation:
     """Starts the programs of the service, restarts those that end, and cleans up.
 
     Without `settings.redis_url`, it starts two servers: one for jobs, results and streams (stored
-    in `data_dir`), one for frames (in memory, bounded). Use it from the main thread, as a context
-    manager, and call `poll` a few times per second. `say` receives news as sentences;
-    `environment` is added to the environment of the programs.
+    in `data_dir`), one for frames (in memory, bounded; stored while a stream has a history). Use it
+    from the main thread, as a context manager, and call `poll` a few times per second. `say`
+    receives news as sentences; `environment` is added to the environment of the programs.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class Installation:
         self._complete = False
         self._waits_for = ""
         self._restarted = float("-inf")
+        self._looked_at = float("-inf")
         self.settings = settings
         """The settings, with the addresses of this installation."""
 
@@ -215,6 +221,8 @@ class Installation:
 
     def poll(self) -> None:
         """Restart programs and servers that have ended."""
+        if time.monotonic() - self._looked_at >= _LOOK_SECONDS:
+            self._keep_frames()
         dead = [name for name, server in self._servers.items() if not server.running]
         if dead:
             self._restart_servers(dead)
@@ -223,6 +231,23 @@ class Installation:
             if news is not None:
                 self._say(news)
             child.check_ready()
+
+    def _keep_frames(self) -> None:
+        """Let the server of frames write them to disk while a stream has a history."""
+        self._looked_at = time.monotonic()
+        frames = self._servers.get("frames")
+        if frames is None or not self._complete:
+            return
+        # A server that ended is restarted by `poll`.
+        with contextlib.suppress(redis.exceptions.RedisError, StreamerError):
+            frames.keep_snapshots(self._has_history())
+
+    def _has_history(self) -> bool:
+        settings = self.settings
+        if settings.history > 0 or settings.frame_ttl > _LONG_TTL:
+            return True
+        with Client(settings) as client:
+            return any(stream.history for stream in client.streams() if stream.live)
 
     def _restart_servers(self, dead: list[str]) -> None:
         if time.monotonic() - self._restarted < MIN_SERVER_UPTIME:
@@ -255,9 +280,11 @@ class Installation:
             child.stop(deadline - time.monotonic())
 
     def stop(self) -> None:
-        """Stop everything within about six seconds. A second call does nothing."""
+        """Stop everything within about six seconds, or as long as it takes to write the frames of a
+        history to disk. A second call does nothing."""
         if self._lock is None:
             return
+        self._keep_frames()
         run_file_path(self._wanted).unlink(missing_ok=True)
         self._stop_children()
         for server in self._servers.values():

@@ -18,6 +18,10 @@ from streamer.local.process import spawn, stop
 
 _START_TIMEOUT = 20.0
 _MAX_ATTEMPTS = 5
+_SAVE_TIMEOUT = 300.0  # seconds to write a snapshot when the server stops
+
+SNAPSHOT_SECONDS = 900
+"""Seconds between two snapshots of a server that keeps them."""
 
 
 def server_binary() -> Path:
@@ -49,10 +53,11 @@ class EmbeddedServer:
     """A Valkey on a free loopback port with a random password, which ends with this process.
 
     A `persistent` server keeps its data in `directory` through restarts and crashes (an append-only
-    file, synced every second); other servers write nothing. At `max_memory` bytes it refuses to
-    write instead of evicting keys, because the frame store itself deletes the oldest frames.
-    `extra_config` are further lines of its configuration. Only one server at a time may use a
-    directory.
+    file, synced every second). Other servers write nothing, unless `keep_snapshots` tells them to
+    write all data to a file now and then, and when they stop; they start with such a file. At
+    `max_memory` bytes a server refuses to write instead of evicting keys, because the frame store
+    itself deletes the oldest frames. `extra_config` are further lines of its configuration. Only
+    one server at a time may use a directory.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class EmbeddedServer:
         self._password = secrets.token_urlsafe(24)
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: int | None = None
+        self._snapshots: bool | None = None  # until it is said
 
     @property
     def url(self) -> str:
@@ -113,11 +119,28 @@ class EmbeddedServer:
             f"The embedded Redis server did not start: see its log {self._log}.",
         )
 
+    def keep_snapshots(self, wanted: bool) -> None:
+        """Write all data to a file every `SNAPSHOT_SECONDS` and when the server stops, or never.
+
+        A crash loses what came after the last file, never the file. Raises redis.RedisError.
+        """
+        if self._process is None or wanted == self._snapshots:
+            return
+        with redis.Redis.from_url(self.url, socket_timeout=10.0) as client:
+            client.config_set("save", f"{SNAPSHOT_SECONDS} 1" if wanted else "")
+        self._snapshots = wanted
+        if not wanted:
+            self._snapshot.unlink(missing_ok=True)
+
     def stop(self) -> None:
-        """Stop the server; a persistent one writes its data first. A second call does nothing."""
+        """Stop the server; a persistent one, and one with snapshots, writes its data first.
+
+        A second call does nothing.
+        """
         if self._process is not None:
-            stop(self._process, timeout=10.0)
+            stop(self._process, timeout=_SAVE_TIMEOUT if self._snapshots else 10.0)
             self._process = None
+            self._snapshots = None
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -128,6 +151,10 @@ class EmbeddedServer:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+    @property
+    def _snapshot(self) -> Path:
+        return self.directory / "dump.rdb"
 
     @property
     def _log(self) -> Path:
@@ -163,7 +190,9 @@ class EmbeddedServer:
         if self.persistent:
             lines += ["appendonly yes", "appendfsync everysec", "auto-aof-rewrite-min-size 16mb"]
         else:
-            lines += ["appendonly no"]
+            # JPEGs do not shrink, and a full disk must not stop frames from being stored in memory.
+            lines += ["appendonly no", "dbfilename dump.rdb"]
+            lines += ["rdbcompression no", "stop-writes-on-bgsave-error no"]
         if self.max_memory is not None:
             lines += [f"maxmemory {self.max_memory}", "maxmemory-policy noeviction"]
         return "\n".join([*lines, *self._extra_config]) + "\n"
@@ -175,17 +204,31 @@ class EmbeddedServer:
             file.write(self._config())
         assert self._lock is not None
         self._process = spawn([binary, config], log=self._log, pass_fds=(self._lock,))
+        log_start = self._log.stat().st_size if self._log.is_file() else 0
         client = redis.Redis.from_url(self.url, socket_timeout=2.0)
         deadline = time.monotonic() + _START_TIMEOUT
         try:
             while time.monotonic() < deadline and self._process.poll() is None:
-                # A server that loads a long append-only file answers with BusyLoadingError.
-                with contextlib.suppress(redis.exceptions.RedisError):
+                try:
                     if client.ping():
                         return True
+                except redis.exceptions.BusyLoadingError:  # it reads a large file
+                    deadline = time.monotonic() + _START_TIMEOUT
+                except redis.exceptions.RedisError:
+                    pass
                 time.sleep(0.02)
         finally:
             client.close()
         stop(self._process)
         self._process = None
+        self._set_aside_damaged(log_start)
         return False
+
+    def _set_aside_damaged(self, log_start: int) -> None:
+        """Rename a snapshot that the server could not read: it must not prevent every start."""
+        with self._log.open("rb") as file:
+            file.seek(log_start)
+            said = file.read()
+        unreadable = any(words in said for words in (b"loading DB", b"loading the DB"))
+        if not self.persistent and self._snapshot.is_file() and unreadable:
+            self._snapshot.replace(self._snapshot.with_suffix(".rdb.damaged"))

