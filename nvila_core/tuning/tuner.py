@@ -89,8 +89,11 @@ class Tuner:
         budget = self._positions(self.model)
         if budget < self.defaults.kv_cache_tokens:
             self.defaults = replace(self.defaults, kv_cache_tokens=budget)
-            self._note(f"the default kv_cache_tokens does not fit into memory: using {budget}")
-        found = replace(self.defaults, kv_cache_tokens=budget)
+            self._note(
+                "Cache of keys and values: the default does not fit into the free memory, so "
+                f"{budget} tokens are used."
+            )
+        found = self.defaults
         model, timer = self.model, self._timer(self.model)
         if not self.cuda:
             found = self._threads(found, timer)
@@ -100,14 +103,29 @@ class Tuner:
         found = self._sizes(found, timer)
         if self.path is not None and self.seconds >= 20:
             found, model = self._compile(found, model)
-        if found == replace(self.defaults, kv_cache_tokens=budget):
+        if found == self.defaults:
             return Tuning(found, 1.0, [], self.notes)
         load = self._affordable(timer, found)
         pairs = self._compare(found, model, load)
         if decided(pairs):
-            return Tuning(found, median(pairs), pairs, self.notes)
-        self._note(f"all settings together: {median(pairs):.2f} times as fast, not clearly better")
-        return Tuning(replace(self.defaults, kv_cache_tokens=budget), 1.0, pairs, self.notes)
+            room = self._useful_positions(found, budget)
+            size = room * model.config.kv_size * model.dtype.itemsize / 2**20
+            self._note(f"Cache of keys and values: {room} tokens, {size:.0f} MiB.")
+            return Tuning(replace(found, kv_cache_tokens=room), median(pairs), pairs, self.notes)
+        self._note(
+            f"All changes together: {median(pairs):.2f} times the requests per second of the "
+            "defaults, which is not clearly better."
+        )
+        return Tuning(self.defaults, 1.0, pairs, self.notes)
+
+    def _useful_positions(self, found: EngineSettings, budget: int) -> int:
+        """Return the positions of the cache: the default, or what all sequences together can use.
+
+        Requests that wait and earlier ones whose beginnings are reused get as much again.
+        """
+        longest = min(self.model.max_model_len, 2 * Load().positions(self.model))
+        wanted = 2 * found.max_num_seqs * longest
+        return min(budget, max(self.defaults.kv_cache_tokens, wanted))
 
     def _timer(self, model: NVILA) -> StepTimer:
         return StepTimer(model, max(4096, self._positions(model) // 8))
@@ -130,25 +148,26 @@ class Tuner:
             costs[threads] = self._small_request(timer)
         torch.set_num_threads(default)
         best = min(costs, key=lambda threads: costs[threads])
-        self._note(f"threads {best}: {format_costs(costs, 's')}")
+        self._note(f"Threads: {best}. A small request takes {format_costs(costs, 's')}.")
         return found if best == default else replace(found, threads=best)
 
     def _dtype(self, found: EngineSettings, timer: StepTimer) -> tuple[EngineSettings, NVILA]:
         if main_memory()[0] < 2 * weight_bytes(self.model.language):
-            self._note("dtype bfloat16: not tried, no memory for a second model")
+            self._note("Dtype: bfloat16 was not tried: a second model does not fit into memory.")
             return found, self.model
         use_threads(found)
         try:
             other = self.load("bfloat16")
         except NVILAError as error:  # quantized layers have kernels for some dtypes only
-            self._note(f"dtype bfloat16: {error}")
+            self._note(f"Dtype: bfloat16 cannot be used. {error}")
             return found, self.model
         costs = {
             "float32": self._small_request(timer),
             "bfloat16": self._small_request(self._timer(other)),
         }
         taken = costs["float32"] / costs["bfloat16"] >= MIN_DTYPE_GAIN
-        self._note(f"dtype {'bfloat16' if taken else 'float32'}: {format_costs(costs, 's')}")
+        chosen = "bfloat16" if taken else "float32"
+        self._note(f"Dtype: {chosen}. A small request takes {format_costs(costs, 's')}.")
         return (replace(found, dtype="bfloat16"), other) if taken else (found, self.model)
 
     def _small_request(self, timer: StepTimer) -> float:
@@ -163,18 +182,20 @@ class Tuner:
         positions = sweep(timer.prefill, [n for n in TOKEN_BATCHES if n <= limit], seconds)
         fitting = [n for n in SIZES if n <= timer.max_sequences()]
         sequences = sweep(timer.decode, fitting, seconds)
-        for name, costs in (
-            ("one tile, by tiles a step", tiles),
-            ("one position, by positions a step", positions),
-            ("one token, by sequences a step", sequences),
-        ):
-            self._note(f"{name}: {format_costs({k: 1000 * c for k, c in costs.items()}, 'ms')}")
-        return replace(
+        chosen = replace(
             found,
             step_tiles=cheapest(tiles, 0.05, found.step_tiles),
             max_num_batched_tokens=cheapest(positions, 0.03, found.max_num_batched_tokens),
             max_num_seqs=max(8, cheapest(sequences, 0.05, found.max_num_seqs)),
         )
+        for name, size, one, costs in (
+            ("Tiles in a step", chosen.step_tiles, "tile", tiles),
+            ("Prompt tokens in a step", chosen.max_num_batched_tokens, "token", positions),
+            ("Requests at once", chosen.max_num_seqs, "answer token", sequences),
+        ):
+            spent = format_costs({k: 1000 * c for k, c in costs.items()}, "ms")
+            self._note(f"{name}: {size}. One {one} takes {spent}.")
+        return chosen
 
     def _compile(self, found: EngineSettings, model: NVILA) -> tuple[EngineSettings, NVILA]:
         ratio = self._compile_gain(found)
@@ -184,7 +205,7 @@ class Tuner:
             compiled = self.load(found.dtype)
             compile_layers(compiled)
         except (NVILAError, MemoryError, torch.OutOfMemoryError):
-            self._note("compile: not used, no memory for a second model")
+            self._note("Compiling: not used, because a second model does not fit into memory.")
             return found, model
         return replace(found, compile=True), compiled
 
@@ -203,15 +224,21 @@ class Tuner:
                 command, capture_output=True, text=True, timeout=self.seconds / 3, check=False
             )
         except subprocess.TimeoutExpired:
-            self._note(f"compile: not used, takes longer than {self.seconds / 3:.0f} s")
+            self._note(f"Compiling: not used, it takes longer than {self.seconds / 3:.0f} s.")
             return None
         lines = done.stdout.splitlines()
         report: dict[str, Any] = json.loads(lines[-1]) if lines else {}
         if "plain" not in report:
-            self._note(f"compile: {report.get('error', 'not used, it failed')}")
+            self._note(f"Compiling: not used. {report.get('error', 'It failed.')}")
             return None
-        self._note(f"compile: {format_costs(report, 's')}")
-        return float(report["plain"] / report["compiled"])
+        ratio = float(report["plain"] / report["compiled"])
+        used = "used" if ratio >= MIN_GAIN else "not used, because it is not faster"
+        plain, compiled = report["plain"], report["compiled"]
+        self._note(
+            f"Compiling: {used}. A small request takes {plain:.3g} s without and {compiled:.3g} s "
+            "with it."
+        )
+        return ratio
 
     def _affordable(self, timer: StepTimer, found: EngineSettings) -> tuple[Load, int]:
         """Return a request, and how many of it take a twelfth of the time."""
@@ -231,7 +258,10 @@ class Tuner:
         """Return ratios of the defaults' time to that of `found`, alternating which goes first."""
         random = np.random.default_rng(0)
         kind, count = load
-        self._note(f"compared on {count} requests of {kind.frames} frames and {kind.answer} tokens")
+        self._note(
+            f"Comparison with the defaults: {count} requests of {kind.frames} frame"
+            f"{'' if kind.frames == 1 else 's'} and {kind.answer} answer tokens at once."
+        )
         prompts = [noise_clip(self.model, kind.frames, random) for _ in range(count)]
         # Both sides get a cache of the same size: a larger one is better, and both must fit.
         tuned = replace(found, kv_cache_tokens=self.defaults.kv_cache_tokens)
@@ -327,5 +357,5 @@ def seconds_for(settings: EngineSettings, model: NVILA, prompts: list[Any], answ
 
 
 def format_costs(costs: Mapping[Any, float], unit: str) -> str:
-    """Format costs by size, e.g. "32 1.25 ms, 64 1.2 ms"."""
-    return ", ".join(f"{key} {cost:.3g} {unit}" for key, cost in costs.items())
+    """Format costs by size: `1.25 ms with 32, 1.2 ms with 64`."""
+    return ", ".join(f"{cost:.3g} {unit} with {key}" for key, cost in costs.items())

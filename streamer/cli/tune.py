@@ -1,11 +1,13 @@
 """`streamer tune`: find the engine settings that suit this machine and the model."""
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from streamer.cli.context import open_settings, options
+from streamer.cli.context import Json, open_settings, options
 
 
 def tune(
@@ -22,6 +24,7 @@ def tune(
             metavar="PATH_OR_HUB_ID", help="Measure this model instead of the one in the settings."
         ),
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """Measure this machine and the model, write a settings file and report the gain.
 
@@ -29,12 +32,17 @@ def tune(
     otherwise idle. Settings whose defaults perform as well keep their defaults.
     """
     import yaml
+    from rich.text import Text
 
     settings = open_settings(model=model)
     from nvila_core.demo import CHECKPOINT
     from nvila_core.errors import NVILAError
     from streamer.errors import ErrorCode, StreamerError
-    from streamer.terminal import console
+    from streamer.terminal import console, print_hanging
+
+    def say(line: str) -> None:
+        if not as_json:
+            print_hanging(out_console, Text("  "), Text(line.strip(), "dim"))
 
     path = str(CHECKPOINT) if settings.model == "demo" else settings.model
     base = yaml.safe_load(options.config.read_text()) if options.config is not None else {}
@@ -50,9 +58,12 @@ def tune(
             quantize=settings.quantize,
             name=settings.model,
             base=base,
-            say=lambda line: out_console.print(line, style="dim", soft_wrap=True),
+            say=say,
         )
     except NVILAError as error:
         raise StreamerError(ErrorCode.MODEL_FAILED, str(error)) from error
-    out_console.print(tuning.summary, style="bold", soft_wrap=True)
+    if as_json:
+        print(json.dumps(asdict(tuning) | {"summary": tuning.summary, "file": str(out)}))
+        return
+    print_hanging(out_console, Text(), Text(tuning.summary, "bold"))
     out_console.print(f"Wrote {out}. Use it with: streamer --config {out} up", soft_wrap=True)

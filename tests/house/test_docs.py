@@ -43,8 +43,12 @@ def commands() -> dict[str, set[str]]:
     group = typer.main.get_command(app)
     found = {}
     for name, command in group.commands.items():  # type: ignore[attr-defined]
+        members = getattr(command, "commands", {}).values() or [command]
         found[name] = {
-            option for param in command.params for option in param.opts + param.secondary_opts
+            option
+            for member in members
+            for param in member.params
+            for option in param.opts + param.secondary_opts
         }
     return found
 

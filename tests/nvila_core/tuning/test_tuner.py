@@ -136,10 +136,11 @@ def test_a_minute_of_tuning_in_a_second(tiny_folder: Path, threads: int) -> None
 
     assert tuning.gain == 1 or tuning.gain >= tune.MIN_GAIN
     if tuning.gain == 1:
-        assert replace(tuning.settings, kv_cache_tokens=65536) == DEFAULTS
+        assert tuning.settings == DEFAULTS
     assert tuning.settings.kv_cache_tokens >= 256
     assert set(tuning.notes) <= set(said)
-    assert any("positions a step" in note for note in tuning.notes)
+    assert any("Prompt tokens in a step" in note for note in tuning.notes)
+    assert all(note[0].isupper() and note.endswith(".") for note in tuning.notes), "sentences"
     assert torch.get_num_threads() == 1
 
 
@@ -155,8 +156,26 @@ def test_settings_that_are_slower_are_not_written(
 
     # then the comparison with real requests rejects them
     assert tuning.gain == 1
-    assert tuning.settings.max_num_batched_tokens == DEFAULTS.max_num_batched_tokens
+    assert tuning.settings == DEFAULTS, "the size of the cache too"
     assert "the defaults stay" in tuning.summary
+
+
+@pytest.mark.parametrize("sequences", [1, 8, 256])
+def test_a_gain_takes_no_more_memory_than_the_requests_can_use(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, threads: int, sequences: int
+) -> None:
+    # given settings that win
+    better = replace(DEFAULTS, max_num_seqs=sequences)
+    monkeypatch.setattr(Tuner, "_sizes", lambda self, found, timer: better)
+    monkeypatch.setattr(Tuner, "_compare", lambda self, found, model, load: [1.5, 1.6, 1.7])
+
+    tuner = Tuner(lambda dtype: NVILA.from_pretrained(tiny_folder, "cpu", dtype), 1)
+    tuning = tuner.run()
+
+    assert tuning.gain == 1.6
+    longest = tuner.model.max_model_len
+    assert tuning.settings.kv_cache_tokens <= max(65536, 2 * sequences * longest)
+    assert any("MiB" in note for note in tuning.notes)
 
 
 def test_the_file_is_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
