@@ -1,6 +1,7 @@
 """Global options, and the settings and client that commands open with them."""
 
 import inspect
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -124,7 +125,8 @@ def typed(source: str) -> str:
 
     Standard input keeps a URL with a password out of the process list and the shell's history.
     """
-    return sys.stdin.readline().strip() if source == "-" else source
+    # bytes, because the name of a file need not be UTF-8
+    return os.fsdecode(sys.stdin.buffer.readline()).strip() if source == "-" else source
 
 
 def open_settings(**overrides: Any) -> "Settings":

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import source_errors
-from streamer.media.urls import is_remote, redact
+from streamer.media.urls import is_remote, local_source, path_of, redact
 from streamer.settings import Settings
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -74,11 +74,11 @@ class AccessPolicy:
             return url
         for allowed in self.dirs:
             try:
-                path, root = Path(url).resolve(), allowed.expanduser().resolve()
+                path, root = Path(path_of(url)).resolve(), allowed.expanduser().resolve()
             except (OSError, RuntimeError):  # circular links
                 break
             if path == root or root in path.parents:
-                return str(path)
+                return local_source(str(path))
         raise StreamerError(
             ErrorCode.STREAM_URL_FORBIDDEN,
             f"{url} may not be read through the API: add its folder to the setting allowed_dirs, "

@@ -17,6 +17,8 @@ from streamer.media.urls import (
     forbidden_scheme,
     is_device,
     is_remote,
+    local_source,
+    path_of,
     with_password,
 )
 
@@ -183,7 +185,7 @@ def _has_pictures(content_type: str, head: bytes) -> bool:
 
 
 def _local(url: str, options: dict[str, str]) -> Opening:
-    path = Path(url)
+    path = Path(path_of(url))
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -194,10 +196,13 @@ def _local(url: str, options: dict[str, str]) -> Opening:
         )
     if path.suffix.lower() in _PLAYLIST_SUFFIXES:
         opener = _FolderOpener(path)
-        first = opener.open(url)
+        first = opener.open(str(path))
         return Opening(
             {"file": first, "buffer_size": _BUFFER, **_playlist(options, opener)}, opener
         )
+    if str(path) != url:  # FFmpeg would take the name for UTF-8
+        file = path.open("rb")
+        return Opening({"file": file, "buffer_size": _BUFFER, "options": options}, _OneFile(file))
     # `file:` prevents FFmpeg from reading a name with a colon as a protocol.
     return Opening({"file": f"file:{url}", "options": options})
 
@@ -205,6 +210,26 @@ def _local(url: str, options: dict[str, str]) -> Opening:
 def _playlist(options: dict[str, str], opener: Opener) -> dict[str, Any]:
     allowed = {"format_whitelist": "hls,applehttp," + options["format_whitelist"]}
     return {"format": "hls", "options": options | allowed | _HLS, "io_open": opener.open}
+
+
+class _OneFile:
+    """Closes a file that names no other."""
+
+    error: StreamerError | None = None
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def open(self, url: str, flags: int = 1, options: dict[str, str] | None = None) -> BinaryIO:
+        """Open nothing: FFmpeg reads an empty file."""
+        return io.BytesIO()
+
+    def interrupt(self) -> None:
+        """Do nothing: reading a file does not wait."""
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
 
 
 class _FolderOpener:
@@ -225,7 +250,7 @@ class _FolderOpener:
                 raise self._refused(inside)
             file = path.open("rb")
         except (OSError, StreamerError) as error:
-            self.error = self.error or source_errors.from_exception(error, str(path))
+            self.error = self.error or source_errors.from_exception(error, local_source(str(path)))
             return io.BytesIO()
         self._files = [*(f for f in self._files if not f.closed), file]
         return file

@@ -15,7 +15,7 @@ import av
 from nvila_core.file_kind import describe
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import tls
-from streamer.media.urls import TLS_SCHEMES, is_device, is_remote, port_of, redact
+from streamer.media.urls import TLS_SCHEMES, is_device, is_remote, path_of, port_of, redact
 
 _TLS_TIMEOUT = 2.0
 _RTSP_STATUS = {
@@ -365,7 +365,7 @@ def _local(error: Exception, url: str) -> StreamerError:
             ErrorCode.STREAM_CONNECTION_FAILED,
             f"The {kind} {url} is not readable: give this user read permission.",
         )
-    if isinstance(error, av.InvalidDataError) and _lacks_index(url):
+    if isinstance(error, av.InvalidDataError) and _lacks_index(path_of(url)):
         return StreamerError(
             ErrorCode.STREAM_NO_VIDEO,
             f"{url} is an MP4 file without its index, which is written last: the recording was "
@@ -374,7 +374,7 @@ def _local(error: Exception, url: str) -> StreamerError:
     if isinstance(
         error, av.InvalidDataError | av.ArgumentError
     ):  # not a container, or not an allowed one
-        what = describe(url)
+        what = describe(path_of(url))
         why = f"it {what}" if what else "or it is damaged: give a video file"
         return StreamerError(ErrorCode.STREAM_NO_VIDEO, f"{url} is not a video, {why}.")
     return StreamerError(

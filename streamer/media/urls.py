@@ -4,9 +4,10 @@ A password may contain any character, percent-encoded or raw. If a text is ambig
 hides more rather than less.
 """
 
+import os
 import re
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote, unquote_to_bytes, urlsplit
 
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media.harmless_parameters import HARMLESS
@@ -243,6 +244,26 @@ def guess_live(url: str) -> bool:
     return _DEVICE.fullmatch(url) is not None
 
 
+def local_source(path: str) -> str:
+    """Return the source that names the file at `path`.
+
+    That is the path; if its name is not UTF-8, which neither JSON nor Redis can store, `file:` and
+    the path with its bytes percent-encoded.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "file:" + quote(os.fsencode(path))
+    return path
+
+
+def path_of(source: str) -> str:
+    """Return the path of a local source; see `local_source`."""
+    if not source.startswith("file:"):
+        return source
+    return os.fsdecode(unquote_to_bytes(os.fsencode(source.removeprefix("file:"))))
+
+
 def is_remote(url: str) -> bool:
     """Return whether `url` is reached over a network: it is neither a file nor a webcam."""
     return "://" in url
@@ -273,10 +294,10 @@ def parse_source(text: str) -> str:
         )
     scheme = _scheme_of(text)
     if scheme == "file":
-        text = unquote(re.sub(r"(?i)^file:(//(localhost)?(?=/))?", "", text))
+        text = path_of(re.sub(r"(?i)^file:(//(localhost)?(?=/))?", "file:", text))
         scheme = ""
     if not scheme:
-        return str(Path(text).expanduser().absolute())
+        return local_source(str(Path(text).expanduser().absolute()))
     if scheme not in SCHEMES:
         raise forbidden_scheme(text)
     url = normalise(text)

@@ -1,3 +1,4 @@
+import os
 import string
 from pathlib import Path
 from urllib.parse import quote, unquote, urlsplit
@@ -7,7 +8,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.media.urls import guess_live, normalise, parse_source, redact, split_secret
+from streamer.media.access_policy import AccessPolicy
+from streamer.media.source import inspect_source
+from streamer.media.urls import guess_live, normalise, parse_source, path_of, redact, split_secret
+from tests.support.videos import write_video
 
 PLANTED = "p@ss/w#rd% x:y?z"
 
@@ -276,3 +280,22 @@ def test_an_ipv6_address_with_a_zone(scheme: str, zone: str, user: str) -> None:
     assert parse_source(url) == url
     assert "p@ss" not in redact(url)
     assert redact(url).endswith(f"@[{urlsplit(url).hostname}]:8554/live" if user else "/live")
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9.mp4", b"\xff%41 b.mp4", b"\xc3\xa9.mp4", b"a%20b.mp4"])
+def test_a_file_whose_name_may_not_be_utf8(tmp_path: Path, name: bytes) -> None:
+    path = os.fsdecode(os.fsencode(tmp_path) + b"/" + name)
+    write_video(tmp_path / "v.mp4", seconds=0.5)
+    os.rename(tmp_path / "v.mp4", path)
+    source = parse_source(path)
+    assert source.encode().decode() == source  # JSON and Redis can store it
+    assert path_of(source) == path
+    assert parse_source(source) == source
+    allowed = AccessPolicy(dirs=(tmp_path,)).check(source)
+    assert path_of(allowed) == os.path.realpath(path)
+    assert inspect_source(allowed).width
+    os.unlink(path)
+    with pytest.raises(StreamerError) as caught:
+        inspect_source(source)
+    assert caught.value.code is ErrorCode.STREAM_NOT_FOUND
+    caught.value.message.encode()
