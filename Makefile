@@ -73,5 +73,5 @@ lock: install ## write constraints.txt from what .venv holds
 	@mv $(VENV)/constraints.new constraints.txt
 
 clean: ## remove .venv and every cache
-	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
-	@find nvila_core streamer workers tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+	@rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.* htmlcov
+	@find nvila_core streamer workers tests benchmarks examples -name __pycache__ -type d -prune -exec rm -rf {} +

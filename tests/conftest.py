@@ -1,4 +1,4 @@
-"""Fixtures that all tests share: a real Valkey and settings for it; more of them are plugins."""
+"""Fixtures of all tests: a real Valkey and settings for it. `pytest_plugins` lists more."""
 
 import os
 import time
@@ -33,14 +33,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The developer's own STREAMER_* variables must not change a test."""
+    """Remove the developer's own STREAMER_* variables, which would change the tests."""
     for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
         monkeypatch.delenv(name)
 
 
 @pytest.fixture(scope="session")
 def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    """One real server for the whole run; its `url` has the password in it."""
+    """A real server for the whole run of one test process; its `url` contains the password."""
     with EmbeddedServer(
         tmp_path_factory.mktemp("valkey"), persistent=False, max_memory=512 * 2**20
     ) as server:
@@ -49,7 +49,7 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
 
 @pytest.fixture
 def redis_client(valkey: EmbeddedServer) -> Iterator[redis.Redis]:
-    """A client of the session's server, emptied first."""
+    """A client of `valkey`, which is emptied first."""
     client = connect(valkey.url)
     client.flushall()
     yield client
@@ -58,20 +58,20 @@ def redis_client(valkey: EmbeddedServer) -> Iterator[redis.Redis]:
 
 @pytest.fixture
 def settings(valkey: EmbeddedServer, redis_client: redis.Redis, tmp_path: Path) -> Settings:
-    """Settings of an installation that is empty: no keys, no files."""
+    """Settings of an empty installation: no keys, no files."""
     return Settings(redis_url=valkey.url, data_dir=tmp_path / "data", log_level="debug")
 
 
 @pytest.fixture
 def connections(settings: Settings) -> Iterator[Connections]:
-    """Open connections to the server that `settings` names."""
+    """Open connections to the server in `settings`."""
     with Connections(settings) as opened:
         yield opened
 
 
 @pytest.fixture
 def eventually() -> Callable[..., None]:
-    """Wait for a condition that another process will make true: `eventually(lambda: ...)`."""
+    """Wait until another process makes a condition true: `eventually(lambda: ...)`."""
 
     def wait(condition: Callable[[], object], timeout: float = 60.0, message: str = "") -> None:
         deadline = time.monotonic() + timeout
@@ -85,7 +85,7 @@ def eventually() -> Callable[..., None]:
 
 @pytest.fixture(scope="session")
 def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny NVILA-Lite of the published layout with random weights: real, fast, and clueless."""
+    """A tiny NVILA-Lite checkpoint in the published layout, with random weights."""
     from nvila_core.checkpoint.random_checkpoint import write_checkpoint
 
     return write_checkpoint(tmp_path_factory.mktemp("model") / "tiny-random")

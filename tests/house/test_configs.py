@@ -1,4 +1,4 @@
-"""configs/ says what streamer/settings.py does, and every file in it can be used."""
+"""configs/ documents the settings of streamer/settings.py, and every file in it loads."""
 
 import re
 from pathlib import Path

@@ -25,7 +25,7 @@ ids = [page.relative_to(ROOT).as_posix() for page in PAGES]
 
 
 def shell_lines(page: Path) -> list[str]:
-    """Commands of the page: lines of `sh` blocks, joined, without comments; and `code spans`."""
+    """Return the commands of a page: lines of `sh` blocks without comments, and `code spans`."""
     text = page.read_text()
     lines = []
     for block in re.findall(r"```sh\n(.*?)```", text, re.DOTALL):
@@ -37,7 +37,7 @@ def shell_lines(page: Path) -> list[str]:
 
 @cache
 def commands() -> dict[str, set[str]]:
-    """Every command of `streamer` and its options."""
+    """Return every command of `streamer` and its options."""
     from streamer.cli.app import app
 
     group = typer.main.get_command(app)

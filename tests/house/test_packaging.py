@@ -1,4 +1,4 @@
-"""pyproject, pins and Makefile agree; what is imported is declared; the wheel is complete."""
+"""pyproject, pins and Makefile agree; every import is declared; the wheel is complete."""
 
 import ast
 import re

@@ -1,4 +1,4 @@
-"""Rules of the house that no linter knows: who imports whom, start-up time, words."""
+"""Rules that no linter knows: imports, one home for each name, nothing tied to one machine."""
 
 import ast
 import re
@@ -26,7 +26,7 @@ MACHINE_PATHS = [r"(?<![\w.])/" + name + "/" for name in ("work", "root", "tmp")
 
 @cache
 def texts() -> list[tuple[Path, str]]:
-    """Every text file of the repository, by its path."""
+    """Return the path and the content of every text file of the repository."""
     found = []
     for path in sorted(ROOT.rglob("*")):
         parts = path.relative_to(ROOT).parts
@@ -65,7 +65,7 @@ def test_the_import_rules_have_no_exemptions() -> None:
     assert all("ignore_imports" not in contract for contract in rules["contracts"])
 
 
-# a program's own start, which nobody imports by name
+# entry points of programs
 PROGRAM_NAMES = {"main"}
 
 

@@ -30,26 +30,26 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="session")
 def golden() -> Path:
-    """The recordings of the original implementation."""
+    """Folder of the recordings of the original implementation."""
     return find_recordings()
 
 
 @pytest.fixture(scope="session")
 def golden_models(golden: Path) -> dict[str, NVILA]:
-    """Every recorded checkpoint, loaded in float32."""
+    """Recorded checkpoints by name, loaded in float32."""
     folders = sorted((golden / "checkpoints").iterdir())
     return {folder.name: NVILA.from_pretrained(folder) for folder in folders}
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random NVILA-Lite: 112-pixel tiles, 9 tokens a tile."""
+    """Checkpoint of a random NVILA-Lite: tiles of 112 pixels, 9 tokens per tile."""
     return write_checkpoint(tmp_path_factory.mktemp("tiny") / "lite")
 
 
 @pytest.fixture(scope="session")
 def tiny(tiny_folder: Path) -> NVILA:
-    """The model of `tiny_folder`."""
+    """The model in `tiny_folder`."""
     return NVILA.from_pretrained(tiny_folder)
 
 
@@ -60,11 +60,11 @@ class Pictures:
         self.random = np.random.default_rng(7)
 
     def array(self, width: int = 112, height: int = 112) -> Any:
-        """uint8 [height, width, 3]."""
+        """Return uint8 [height, width, 3]."""
         return self.random.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
     def image(self, width: int = 112, height: int = 112) -> Image.Image:
-        """An RGB image."""
+        """Return an RGB image."""
         return Image.fromarray(self.array(width, height))
 
 

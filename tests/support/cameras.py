@@ -1,4 +1,4 @@
-"""Cameras that tests can hurt: a real RTSP server in a child process, and a mute socket."""
+"""Cameras that tests can break: a real RTSP server in a child process, and a silent socket."""
 
 import contextlib
 import json
@@ -41,13 +41,13 @@ def _why_not() -> str | None:
 
 
 def require_gst() -> None:
-    """Skip the test, saying why, where Debian's gst-rtsp-server is missing."""
+    """Skip the test if Debian's gst-rtsp-server is missing."""
     if reason := _why_not():
         pytest.skip(reason)
 
 
 def write_units(videos: Sequence[Path], path: Path) -> Path:
-    """Annex-B access units of `videos` (without B-frames), one after the other, in `path`."""
+    """Write the Annex-B access units of all `videos` (without B-frames) to `path`."""
     units: list[tuple[bytes, bool, float]] = []
     codec = ""
     for video in videos:
@@ -70,7 +70,7 @@ def write_units(videos: Sequence[Path], path: Path) -> Path:
 
 
 class GstCamera:
-    """gst-rtsp-server in a child process: can be frozen, killed and restarted on its port."""
+    """gst-rtsp-server in a child process that can be frozen, killed and restarted on its port."""
 
     def __init__(
         self,
@@ -105,11 +105,11 @@ class GstCamera:
 
     @property
     def url(self) -> str:
-        """The URL without any user."""
+        """The URL without a user."""
         return f"rtsp://{self.address}"
 
     def start(self) -> None:
-        """Start on the port it had before, if any, and wait until it listens."""
+        """Start on the previous port, if any, and wait until the camera listens."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "VIRT"))}
         ours, theirs = socket.socketpair()
         with ours, theirs:
@@ -135,23 +135,23 @@ class GstCamera:
         self.port = int(line)
 
     def freeze(self) -> None:
-        """SIGSTOP: connections stay open, nothing is sent any more."""
+        """Send SIGSTOP: connections stay open, but nothing is sent."""
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGSTOP)
 
     def thaw(self) -> None:
-        """SIGCONT."""
+        """Send SIGCONT: continue to send."""
         assert self._process is not None
         os.kill(self._process.pid, signal.SIGCONT)
 
     def kill(self) -> None:
-        """SIGKILL: the power plug."""
+        """Send SIGKILL, as if the power failed."""
         assert self._process is not None
         self._process.kill()
         self._process.wait()
 
     def stop(self) -> None:
-        """End the child, whatever state it is in."""
+        """End the child in any state."""
         if self._process is not None:
             if self._process.poll() is None:
                 self._process.kill()
@@ -167,7 +167,7 @@ class GstCamera:
 
 
 class SilentServer:
-    """Accepts TCP connections and never says a word; with `dribble` it never ends its first one."""
+    """Server that accepts connections and sends nothing, or with `dribble` a byte now and then."""
 
     def __init__(self, *, dribble: bool = False) -> None:
         self._dribble = dribble

@@ -1,4 +1,4 @@
-"""Clip requests about pictures that are really stored, run as a gpu worker runs them."""
+"""Clip requests about stored pictures, answered as a model worker answers them."""
 
 import time
 from datetime import timedelta
@@ -12,7 +12,7 @@ from workers.gpu.clip_job import answer_clip
 
 
 def picture(seed=0, width=320, height=240):
-    """RGB uint8 [height, width, 3] that survives JPEG almost unharmed."""
+    """Return RGB uint8 [height, width, 3] that JPEG hardly changes."""
     coarse = np.random.default_rng(seed).integers(0, 255, (6, 8, 3), np.uint8)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
 

@@ -1,4 +1,4 @@
-"""What the tests of the gpu worker ask it."""
+"""Requests for the tests of the model worker."""
 
 import time
 
@@ -13,7 +13,7 @@ from streamer.results import Results
 
 
 class Service:
-    """The service as its users' programs see it."""
+    """The service as a user's program sees it."""
 
     def __init__(self, client, settings, start, checkpoint):
         self.jobs = Jobs(client, settings)

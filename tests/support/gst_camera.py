@@ -1,4 +1,4 @@
-"""An RTSP camera with passwords, for the tests: runs under the system's Python, where `gi` lives.
+"""Serve an RTSP camera with passwords; runs in the system's Python, which has `gi`.
 
 usage: gst_camera.py --tell FD [--host ADDRESS] [--port N]
            [--user NAME --password WORD] [--digest] [--transport tcp|udp] PATH=UNITS ...
@@ -22,7 +22,7 @@ from gi.repository import GLib, Gst, GstRtsp, GstRtspServer  # noqa: E402
 
 
 class Camera(GstRtspServer.RTSPMediaFactory):
-    """One mount: H.264 or HEVC access units, paced by their durations."""
+    """One mount: H.264 or HEVC access units, sent in real time."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Camera(GstRtspServer.RTSPMediaFactory):
 
 
 def authorise(arguments: argparse.Namespace) -> GstRtspServer.RTSPAuth:
-    """Basic or Digest for the one user that may watch."""
+    """Return the authentication, Basic or Digest, of the one permitted user."""
     auth, token = GstRtspServer.RTSPAuth(), GstRtspServer.RTSPToken()
     token.set_string("media.factory.role", "viewer")
     if arguments.digest:
@@ -75,7 +75,7 @@ def authorise(arguments: argparse.Namespace) -> GstRtspServer.RTSPAuth:
 
 
 def main() -> None:
-    """Serve until killed."""
+    """Serve until the process is killed."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", default="0")

@@ -1,4 +1,4 @@
-"""An installation without workers, for tests that run streams in it and look at what comes out."""
+"""An installation without workers, for tests that run streams and look at what these produce."""
 
 import threading
 from pathlib import Path
@@ -32,7 +32,7 @@ PASSWORD = "p@ss/w#rd% x"
 
 
 class Slot:
-    """What an ingest worker does with one stream, in a thread that the test can stop."""
+    """The run of one stream as in an ingest worker, in a thread that the test can stop."""
 
     def __init__(self, context: WorkerContext, spec: StreamSpec, **arguments: Any) -> None:
         self._stop = threading.Event()
@@ -72,7 +72,7 @@ class Slot:
 
 
 class Bench:
-    """An installation without any worker: what streams put into it can be looked at."""
+    """An installation without workers, and access to what streams put into it."""
 
     def __init__(self, settings: Settings, connections: Connections) -> None:
         self.settings = settings
@@ -115,7 +115,7 @@ class Bench:
         return [request for request in found if request is not None]
 
     def answer(self, request: ClipRequest) -> None:
-        """As a gpu worker does: take it from the queue and publish its one result."""
+        """Take the request from its queue and publish a result, as a model worker does."""
         queue = {RequestKind.FILE: FILES, RequestKind.WATCH: WATCHES}[request.kind]
         Queue(queue, connection=self.context.connections.main).remove(request.id)
         self.context.results.publish(
@@ -130,7 +130,7 @@ class Bench:
         )
 
     def numbers(self, request: ClipRequest) -> list[int]:
-        """The frame numbers that the pictures of a clip show."""
+        """Return the numbers that the pictures of a clip show."""
         pictures = [
             cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
             for jpeg in self.frames.load(request.frames)
@@ -143,7 +143,7 @@ def watch(window: float = 2.0, **fields: Any) -> Watch:
 
 
 class Flaky:
-    """`target`, but Redis goes away at every third call of its `method`."""
+    """`target`, except that every third call of its `method` loses the connection to Redis."""
 
     def __init__(self, target: object, method: str) -> None:
         self._target = target

@@ -1,4 +1,4 @@
-"""Cameras to read from and an installation to read them into, for all tests that do."""
+"""Fixtures of tests that read cameras: the cameras, and an installation without workers."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ def bench(settings: Settings, connections: Connections) -> Bench:
 
 @pytest.fixture(scope="session")
 def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two seconds of numbered H.264 pictures for a `GstCamera`; skips where there is none."""
+    """Two seconds of numbered H.264 pictures for a `GstCamera`; skips if that cannot run."""
     require_gst()
     folder = tmp_path_factory.mktemp("units")
     write_video(folder / "v.mp4", seconds=2)
@@ -30,7 +30,7 @@ def units(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def loopback(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackCamera]:
-    """A camera that is always there: two seconds of numbered pictures in a loop."""
+    """A camera that repeats two seconds of numbered pictures."""
     video = tmp_path_factory.mktemp("loopback") / "v.mp4"
     write_video(video, seconds=2)
     with LoopbackCamera(video) as camera:

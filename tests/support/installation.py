@@ -1,4 +1,4 @@
-"""A real `streamer up`, started once for the whole run, and the real `streamer` program."""
+"""A real `streamer up`, shared by many tests, and the real `streamer` program."""
 
 import contextlib
 import json
@@ -22,12 +22,12 @@ PROGRAM = [sys.executable, "-m", "streamer.cli"]
 
 
 def has_demo_model() -> bool:
-    """Whether the trained demo checkpoint is there."""
+    """Return whether the trained demo checkpoint exists."""
     return (nvila_core.demo.CHECKPOINT / "config.json").is_file()
 
 
 def clean_environment(**variables: str) -> dict[str, str]:
-    """Ours without any STREAMER_* of the developer's, plus `variables`."""
+    """Return the environment without the developer's STREAMER_* variables, plus `variables`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ENV_PREFIX)}
     return {**kept, "OMP_NUM_THREADS": "1", "COLUMNS": "160", **variables}
 
@@ -35,7 +35,7 @@ def clean_environment(**variables: str) -> dict[str, str]:
 def run_cli(
     *arguments: str, timeout: float = 100.0, **variables: str
 ) -> "subprocess.CompletedProcess[str]":
-    """Run the real program to its end."""
+    """Run the real program until it ends."""
     return subprocess.run(
         [*PROGRAM, *arguments],
         env=clean_environment(**variables),
@@ -60,7 +60,7 @@ class Up:
         )
 
     def wait_ready(self, timeout: float = 100.0) -> dict[str, Any]:
-        """Wait for the run file; its content."""
+        """Wait for the run file and return its content."""
         deadline = time.monotonic() + timeout
         while not self.run_file.is_file():
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -71,13 +71,13 @@ class Up:
 
     @property
     def output(self) -> str:
-        """What it printed, and what its programs logged."""
+        """What it printed and what its programs logged."""
         logs = [self.log, *sorted((self.data_dir / "logs").glob("*.log"))]
         return "\n".join(log.read_text(errors="replace") for log in logs if log.is_file())
 
     @property
     def api_url(self) -> str:
-        """Where its API listens."""
+        """URL of its API."""
         return str(json.loads(self.run_file.read_text())["api_url"])
 
     @property
@@ -86,11 +86,11 @@ class Up:
         return Settings(data_dir=self.data_dir)
 
     def descendants(self) -> list[psutil.Process]:
-        """All processes below it."""
+        """Return all its descendants."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
     def find(self, word: str) -> list[psutil.Process]:
-        """The descendants that have `word` in their command line."""
+        """Return the descendants with `word` in their command line."""
         found = []
         for process in self.descendants():
             with contextlib.suppress(psutil.Error):
@@ -99,12 +99,12 @@ class Up:
         return found
 
     def interrupt(self, number: int = signal.SIGINT, timeout: float = 30.0) -> int:
-        """Send a signal and wait; the exit code."""
+        """Send a signal, wait for the end, and return the exit code."""
         self.process.send_signal(number)
         return self.process.wait(timeout)
 
     def stop(self) -> None:
-        """End it for sure."""
+        """End it and all of its session."""
         stop(self.process, 10.0)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
@@ -118,21 +118,21 @@ class Up:
         )
 
     def records(self, *arguments: str, timeout: float = 100.0) -> list[dict[str, Any]]:
-        """The records that a command prints with --json; it must succeed and print nothing else."""
+        """Return the records that a command prints with --json; fail if it prints anything else."""
         done = self.cli(*arguments, "--json", timeout=timeout)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def wait_gone(processes: Sequence[psutil.Process], timeout: float = 20.0) -> None:
-    """Fail unless all of `processes` end."""
+    """Fail if one of `processes` does not end."""
     _, alive = psutil.wait_procs(processes, timeout=timeout)
     assert not alive, [p.cmdline() for p in alive if p.is_running()]
 
 
 @pytest.fixture(scope="session")
 def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The demo model, or, until there is one, a random one that answers nonsense."""
+    """The demo model, or a random one if the demo checkpoint is missing."""
     if has_demo_model():
         return "demo"
     path = tmp_path_factory.mktemp("model") / "tiny"
@@ -147,7 +147,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def installation(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> Iterator[Up]:
-    """One `streamer up` that all tests may use: each attaches under names of its own."""
+    """A `streamer up` that tests share: each uses its own stream names."""
     up = Up(tmp_path_factory.mktemp("installation") / "data", "--model", model_path)
     try:
         up.wait_ready()

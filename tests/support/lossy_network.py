@@ -1,4 +1,4 @@
-"""A network that loses packets, for real: a namespace of the kernel behind a veth pair."""
+"""A network that really loses packets: a network namespace behind a veth pair."""
 
 import ipaddress
 import itertools
@@ -23,10 +23,9 @@ table inet loss {{
 
 
 class LossyNetwork:
-    """What a program sends from inside `namespace`, at address `host`, gets lost now and then.
+    """A network that loses `percent` of the packets sent from `namespace`, whose address is `host`.
 
-    Skips the test, saying why, where namespaces or losses cannot be made: that takes root, and
-    netem in the kernel or nftables.
+    Skips the test if it cannot be made: that takes root, and netem in the kernel or nftables.
     """
 
     def __init__(self, percent: int) -> None:
@@ -78,6 +77,6 @@ class LossyNetwork:
 
 
 def _run(command: str, given: str | None = None) -> str:
-    """What it complained about, nothing when it succeeded."""
+    """Return the error message of `command`, or "" if it succeeded."""
     done = subprocess.run(command.split(), input=given, capture_output=True, text=True, timeout=20)
     return done.stderr.strip() or "failed" if done.returncode else ""

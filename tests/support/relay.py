@@ -1,4 +1,4 @@
-"""Relay TCP connections to a server on loopback; tests subclass it to spoil what passes."""
+"""Relay TCP connections to a server on loopback; subclasses can damage what passes."""
 
 import asyncio
 import contextlib

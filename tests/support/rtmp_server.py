@@ -1,4 +1,4 @@
-"""A real RTMP server: nginx with its RTMP module, to which a numbered video is pushed in a loop."""
+"""A real RTMP server: nginx with its RTMP module, and a client that publishes a numbered video."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ _RTMP = Path("/usr/lib/nginx/modules/ngx_rtmp_module.so")
 
 
 class RtmpServer:
-    """Serves `url` on a free port of loopback; a test that wants one is skipped without nginx."""
+    """Server of `url` on a free loopback port; skips the test if nginx is not installed."""
 
     def __init__(self, folder: Path) -> None:
         if not (_RTMP.is_file() and os.access(_NGINX, os.X_OK)):
@@ -65,7 +65,7 @@ class RtmpServer:
         stop(self._process)
 
     def wait(self) -> None:
-        """Until somebody who asks for `url` gets pictures."""
+        """Wait until `url` delivers pictures."""
         deadline = time.monotonic() + 60
         while True:
             try:

@@ -1,4 +1,4 @@
-"""A bad cable: relays RTSP over TCP to a camera, and loses or damages what the camera sends."""
+"""A bad cable: a relay of RTSP over TCP that loses or damages what the camera sends."""
 
 import asyncio
 import random
@@ -13,26 +13,26 @@ _CLOCK_RATE = 90_000
 
 @dataclass
 class Faults:
-    """What is wrong now; may be changed from any thread at any time."""
+    """The current faults; any thread may change them at any time."""
 
     lose: float = 0.0
-    """Part of the RTP packets that never arrive."""
+    """Fraction of the RTP packets that are lost."""
     flip: float = 0.0
-    """Part of the RTP packets of which some bits are turned over."""
+    """Fraction of the RTP packets in which some bits are flipped."""
     shift: float = 0.0
     """Seconds that the camera's timestamps are off."""
     rate: float = 1.0
     """Speed of the camera's clock: 0 freezes it, 10 lets it run ten times too fast."""
     mute: bool = False
-    """Connections stay open, nothing passes."""
+    """Keep connections open, but pass nothing."""
     refuse: bool = False
-    """Whoever connects is hung up on at once."""
+    """Reset every new connection."""
     lost: int = field(default=0, init=False)
     flipped: int = field(default=0, init=False)
 
 
 class RtspProxy(Relay):
-    """Relay RTSP over TCP to the camera at `port`, with `faults`."""
+    """Relay of RTSP over TCP to the camera at `port`, with `faults`."""
 
     def __init__(self, port: int, seed: int = 1) -> None:
         super().__init__(port)
@@ -41,15 +41,15 @@ class RtspProxy(Relay):
         self._first_stamps: dict[int, int] = {}  # by the offset of the timestamp in its packet
 
     def through(self, url: str) -> str:
-        """Return the address `url`, by way of this proxy."""
+        """Return `url` with the address of this proxy."""
         return urlsplit(url)._replace(netloc=f"127.0.0.1:{self.port}").geturl()
 
     def admits(self) -> bool:
-        """Return False while connections are to be refused."""
+        """Return whether a new connection may pass."""
         return not self.faults.refuse
 
     async def pause(self) -> None:
-        """Wait while nothing is to pass."""
+        """Wait until data may pass."""
         while self.faults.mute:
             await asyncio.sleep(0.02)
 

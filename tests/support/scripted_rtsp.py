@@ -1,4 +1,4 @@
-"""An RTSP server that answers as a test tells it to, and remembers what it was asked."""
+"""An RTSP server that answers by a script and records the requests."""
 
 import socket
 import threading
@@ -11,7 +11,7 @@ SDP = "v=0\r\nm=audio 0 RTP/AVP 0\r\na=control:a\r\nm=video 0 RTP/AVP 96\r\n" + 
 
 
 class Request:
-    """One request as it came."""
+    """A request as received."""
 
     def __init__(self, line: str, headers: dict[str, str]) -> None:
         self.method, self.address, _ = line.split(" ")
@@ -22,7 +22,7 @@ Script = Callable[[Request], tuple[int, dict[str, str], str]]
 
 
 class ScriptedServer:
-    """Serves one client after the other; `script` gives status, headers and body of an answer."""
+    """Server of one client at a time; `script` returns status, headers and body of each answer."""
 
     def __init__(self, script: Script) -> None:
         self._script = script
@@ -41,7 +41,7 @@ class ScriptedServer:
         self._thread.join(5)
 
     def connect(self) -> socket.socket:
-        """A connection to it, with a time-out."""
+        """Open a connection to it, with a time-out."""
         return socket.create_connection(("127.0.0.1", self.port), 5)
 
     def _serve(self) -> None:

@@ -1,4 +1,4 @@
-"""TLS in front of servers that speak none, and certificates of every kind to try it with."""
+"""TLS in front of servers without it, and certificates for the tests."""
 
 import datetime
 import ipaddress
@@ -18,7 +18,7 @@ _DAY = datetime.timedelta(days=1)
 
 
 class Authority:
-    """Signs certificates, as an organisation does for its own servers; `file` is its own."""
+    """Certificate authority; `file` is its own certificate."""
 
     def __init__(self, folder: Path, name: str = "Test authority") -> None:
         self._folder = folder
@@ -30,7 +30,7 @@ class Authority:
         self.file.write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
 
     def issue(self, names: Sequence[str], *, days: int = 30) -> Path:
-        """Certificate and key, in one file, for the hosts `names`; expired with negative `days`."""
+        """Write certificate and key for the hosts `names` to one file; expired if `days` < 0."""
         key = ec.generate_private_key(ec.SECP256R1())
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
         certificate = self._sign(subject, key.public_key(), names=names, days=days)

@@ -1,4 +1,4 @@
-"""Encoded test videos: every frame carries its own number, readable after lossy coding."""
+"""Encoded test videos: every frame shows its number, readable after lossy coding."""
 
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
@@ -12,7 +12,7 @@ _TIME_BASE = Fraction(1, 90_000)
 
 
 def numbered_picture(number: int, width: int = 320, height: int = 240) -> np.ndarray:
-    """RGB uint8 [height, width, 3]: a bar code of `number` on top, a box that moves below."""
+    """Return RGB uint8 [height, width, 3]: a bar code of `number`, and a moving box below."""
     picture = np.full((height, width, 3), 96, dtype=np.uint8)
     bar = width // _BITS
     for bit in range(_BITS):
@@ -23,7 +23,7 @@ def numbered_picture(number: int, width: int = 320, height: int = 240) -> np.nda
 
 
 def number_of(picture: np.ndarray) -> int:
-    """The number that `numbered_picture` drew; `picture` is [height, width, channels]."""
+    """Return the number in a `numbered_picture`; `picture` is [height, width, channels]."""
     height, width = picture.shape[:2]
     bar = width // _BITS
     row = picture[height // 8].mean(axis=-1)
@@ -48,9 +48,9 @@ def write_video(
     time_base: Fraction = _TIME_BASE,
     container_options: Mapping[str, str] | None = None,
 ) -> list[float]:
-    """Encode numbered pictures (or `pictures`) at `times`, seconds; returns those times.
+    """Encode numbered pictures (or `pictures`) at `times` in seconds, and return these times.
 
-    Without `times` there is one picture every 1/fps for `seconds`. `options` are the encoder's.
+    Without `times`, encode `fps` pictures per second for `seconds`. `options` go to the encoder.
     """
     if times is None:
         times = [n / fps for n in range(round(seconds * fps))]
@@ -81,7 +81,7 @@ def write_video(
 
 
 def write_audio(path: Path, seconds: float = 1.0) -> None:
-    """A file with sound and no picture."""
+    """Write a file with sound and without pictures."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=16_000, layout="mono")
         for start in range(0, round(seconds * 16_000), 1024):

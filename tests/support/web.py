@@ -1,5 +1,4 @@
-"""A web server that tests can hurt (parts of files, logins, redirects, broken connections), and
-what is read from it."""
+"""A web server with faults (partial files, logins, redirects, broken connections), and a reader."""
 
 import contextlib
 import hashlib
@@ -17,11 +16,11 @@ from streamer.media.source import Source
 from tests.support.videos import number_of
 
 HERE = AccessPolicy(hosts=("127.0.0.1",))
-"""What lets sources be opened that are on this machine."""
+"""Policy that permits sources on this machine."""
 
 
 def numbers(url: str, **arguments: object) -> list[int]:
-    """The numbers of all pictures of a recording; `arguments` are those of `Source`."""
+    """Return the numbers in all pictures of a recording; `arguments` are those of `Source`."""
     options: dict = {"live": False, "access": HERE, "read_timeout": 5, **arguments}
     with Source(url, **options) as source:
         return [number_of(frame.image.to_ndarray(format="rgb24")) for frame in source]
@@ -57,7 +56,7 @@ class Site:
                 site._answer(self)
 
             def log_message(self, format: str, *args: object) -> None:
-                """Say nothing."""
+                """Log nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True

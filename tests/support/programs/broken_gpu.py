@@ -26,7 +26,7 @@ POISON = 13
 
 
 def install(fault: str, mark: Path) -> None:
-    """Break the classes that the engine is made of."""
+    """Replace methods of the engine with ones that fail."""
     schedule, forward = Scheduler.schedule, LanguageModel.forward_step
     asked: list[int] = []
 

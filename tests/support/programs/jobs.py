@@ -36,7 +36,7 @@ def nap(name: str) -> None:
 
 
 def hold(name: str) -> None:
-    """Run until `release:NAME` is there; give the job back when asked to stop."""
+    """Run until the key `release:NAME` exists; give the job back if asked to stop."""
     say("started", name)
     stop = stop_check()
     while not current().connections.main.exists(f"release:{name}"):
@@ -67,7 +67,7 @@ def abandon(name: str) -> None:
 
 
 def break_down(name: str) -> None:
-    """Fail as a job does whose engine breaks down in every attempt."""
+    """Fail in every attempt, as a job does whose engine breaks down."""
     say("started", f"{name}, alone" if last_attempt() else name)
     raise BrokeDown
 
