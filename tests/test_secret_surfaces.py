@@ -243,7 +243,7 @@ def test_no_surface_shows_a_password(
     ) == [1, 0]
     assert at_once("attach", "--no-probe", "--name", "locked", encoded(refusing.port)) == 0
     assert at_once("--debug", "attach", encoded(refusing.port)) == 1
-    assert at_once("attach", "--name", "not a name", raw(closed)) == 1
+    assert at_once("attach", "--name", "not a name", raw(closed)) == 2
     assert at_once("attach", raw(closed), encoded(closed)) == 2
     assert at_once("analyze", encoded(closed)) == 1
     assert at_once("probe", raw(refusing.port)) == 1
