@@ -45,6 +45,8 @@ def _refusal(kind: str, message: str, *, reconnect: bool = False) -> RedisTroubl
     return RedisTrouble(kind, ErrorCode.REDIS_UNAVAILABLE, message, reconnect=reconnect)
 
 
+_FULL = RedisTrouble("OOM", ErrorCode.REDIS_FULL, REDIS_FULL_MESSAGE)
+
 _CLUSTER = (
     "Redis runs in cluster mode, which is not supported: name a server without cluster-enabled "
     "(for high availability, one behind Sentinel)."
@@ -55,10 +57,7 @@ _CLUSTER = (
 _REFUSALS = tuple(
     (re.compile(pattern), trouble)
     for pattern, trouble in (
-        (
-            r"\bOOM\b|when used memory > 'maxmemory'",
-            RedisTrouble("OOM", ErrorCode.REDIS_FULL, REDIS_FULL_MESSAGE),
-        ),
+        (r"\bOOM\b|when used memory > 'maxmemory'", _FULL),
         (
             r"\bREADONLY\b|read.only replica|previous master is now a slave",
             _refusal(
@@ -180,6 +179,8 @@ def trouble_of(error: BaseException) -> RedisTrouble:
         return _LOGIN
     if isinstance(error, redis.sentinel.MasterNotFoundError):
         return _NO_PRIMARY
+    if isinstance(error, kinds.OutOfMemoryError):  # also our own, with a text of ours
+        return _FULL
     if isinstance(error, kinds.TimeoutError | TimeoutError):
         return _SILENT
     code = getattr(error, "status_code", None)

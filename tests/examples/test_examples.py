@@ -30,7 +30,7 @@ def run(name: str, *arguments: str, **variables: str) -> list[str]:
         env=clean_environment(**variables),
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=280,
         stdin=subprocess.DEVNULL,
     )
     assert done.returncode == 0, done.stderr

@@ -185,7 +185,9 @@ def test_any_time_zone_means_the_same_moment(timeline):
 
 
 def test_a_nul_character_does_no_harm(timeline):
-    assert timeline.record([result(text="a\0b")]) == 1
+    # given a result that nothing validated, as a program of another version may write
+    damaged = result().model_copy(update={"text": "a\0b"})
+    assert timeline.record([damaged]) == 1
     assert timeline.get("req_0").text == "ab"
 
 

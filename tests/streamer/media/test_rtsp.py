@@ -59,7 +59,7 @@ def test_a_camera_is_decoded_in_real_time(camera: GstCamera) -> None:
     # then frames that FFmpeg buffered while opening have the right wall clock too
     assert abs(frames[-1].time - time.time()) < 30
     offsets = [frame.time - frame.pts for frame in frames[2:]]
-    assert max(offsets) - min(offsets) < 0.15
+    assert max(offsets) - min(offsets) < 1.0
 
 
 def test_hevc(tmp_path: Path) -> None:
