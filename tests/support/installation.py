@@ -17,6 +17,7 @@ import pytest
 import nvila_core.demo
 from streamer.local.process import spawn, stop
 from streamer.settings import ENV_PREFIX, Settings
+from tests.support.sessions import kill_session
 
 PROGRAM = [sys.executable, "-m", "streamer.cli"]
 
@@ -106,8 +107,7 @@ class Up:
     def stop(self) -> None:
         """End it and all of its session."""
         stop(self.process, 10.0)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        kill_session(self.process)
 
     def cli(
         self, *arguments: str, timeout: float = 100.0, **variables: str

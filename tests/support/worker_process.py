@@ -1,6 +1,5 @@
 """Real worker processes: `python -m workers.X`, or a program of the tests."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -13,6 +12,7 @@ import pytest
 
 from streamer.local.process import spawn, stop
 from streamer.settings import ENV_PREFIX, Settings
+from tests.support.sessions import kill_session
 
 ROOT = str(Path(__file__).parents[2])
 
@@ -84,5 +84,4 @@ def worker_process(settings: Settings, tmp_path: Path) -> Iterator[Callable[...,
     yield start
     for worker in started:
         stop(worker.process)
-        with contextlib.suppress(ProcessLookupError):  # whatever it left behind in its session
-            os.killpg(worker.process.pid, signal.SIGKILL)
+        kill_session(worker.process)
