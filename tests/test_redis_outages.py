@@ -34,6 +34,10 @@ SAYS = {
 """What the API says of each refusal: one of these."""
 
 
+QUICK = {"READONLY", "OOM", "NOPERM", "LOADING"}
+"""The refusals of the default suite: a real one of each kind, and a scripted one."""
+
+
 class Service:
     """A running installation on a moody Redis, with a stream, and what its programs log."""
 
@@ -110,7 +114,10 @@ def service(
             up.stop()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
+)
 def test_every_program_waits_says_so_once_and_goes_on(
     service: Service, eventually: Eventually, kind: str
 ) -> None:

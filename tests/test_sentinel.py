@@ -35,6 +35,7 @@ def client(site: SentinelSite, tmp_path: Path) -> Iterator[Client]:
         yield opened
 
 
+@pytest.mark.slow
 def test_a_failover_loses_nothing_that_was_accepted(
     site: SentinelSite,
     client: Client,

@@ -82,7 +82,7 @@ def test_what_makes_no_sense_changes_nothing(client: Client, yard: Stream) -> No
         assert error.code is code, error.message
         assert len(error.message.splitlines()) == 1
         assert client.stream("yard").watches == yard.watches
-    assert "streamer streams" in refused(lambda: watches.remove("yard", "wch_0")).message
+    assert "streamer watch list" in refused(lambda: watches.remove("yard", "wch_0")).message
 
 
 def test_there_is_a_most(client: Client, yard: Stream) -> None:

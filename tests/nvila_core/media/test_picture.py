@@ -246,6 +246,7 @@ def ask_with_peak(folder: Path, file: Path) -> tuple[int, str, int]:
     return process.returncode, printed, usage.ru_maxrss * 1024
 
 
+@pytest.mark.slow
 def test_a_jpeg_larger_than_the_limit_is_decoded_smaller(tiny_folder: Path, tmp_path: Path) -> None:
     # given 256 million pixels in 4 MB
     big_picture(tmp_path / "big.jpg", 16_000)
@@ -257,6 +258,7 @@ def test_a_jpeg_larger_than_the_limit_is_decoded_smaller(tiny_folder: Path, tmp_
     assert peak < MAX_PEAK
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["png", "progressive"])
 def test_a_picture_that_cannot_be_reduced_is_refused(
     tiny_folder: Path, tmp_path: Path, kind: str
