@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from streamer.clock import Clock, SystemClock
 from streamer.connections import Connections
@@ -23,7 +23,15 @@ if TYPE_CHECKING:
 
 
 class GiveBack(Exception):  # noqa: N818 - a request, not an error
-    """Raised by a job to return to the front of its queue, without using up a retry."""
+    """Raised by a job to return to its queue, without using up a retry.
+
+    Attributes:
+        first: whether it returns to the front of the queue, or to its end.
+    """
+
+    def __init__(self, *, first: bool = True) -> None:
+        super().__init__()
+        self.first = first
 
 
 class Abandon(Exception):  # noqa: N818
@@ -35,6 +43,29 @@ class BrokeDown(Exception):  # noqa: N818
 
     The job returns to the front of its queue with one retry fewer; without retries it has failed.
     """
+
+
+class Place(Protocol):
+    """The place of a job in its worker."""
+
+    def rest(self) -> None:
+        """Give up the slot, but not the job, which waits for something."""
+        ...
+
+    def resume(self) -> bool:
+        """Take a slot again; return False if none is free."""
+        ...
+
+
+class _NoWorker:
+    """The place of a job that runs outside a worker: nothing is scarce there."""
+
+    def rest(self) -> None:
+        """Do nothing."""
+
+    def resume(self) -> bool:
+        """Return True."""
+        return True
 
 
 @dataclass
@@ -112,18 +143,27 @@ def current() -> WorkerContext:
     return _context
 
 
-def enter_slot(cancelled: threading.Event, last_attempt: bool = False) -> None:
+def enter_slot(
+    cancelled: threading.Event, last_attempt: bool = False, place: Place | None = None
+) -> None:
     """Attach to the calling thread the event that says that its job is no longer wanted.
 
-    `last_attempt`: workers died or broke down over this job, and it will not be retried.
+    `last_attempt`: workers died or broke down over this job, and it will not be retried. `place`:
+    that of the job in its worker.
     """
     _thread.cancelled = cancelled
     _thread.last_attempt = last_attempt
+    _thread.place = place
 
 
 def last_attempt() -> bool:
     """Return whether the job of the calling thread has used up its retries."""
     return getattr(_thread, "last_attempt", False)
+
+
+def place() -> Place:
+    """Return the place of the job of the calling thread."""
+    return getattr(_thread, "place", None) or _NoWorker()
 
 
 def stop_check() -> Callable[[], bool]:

@@ -96,7 +96,7 @@ class Heartbeat:
                 slot.execution.heartbeat(registry, self.ttl, pipeline)
                 held_at[slot] = len(pipeline)
                 pipeline.zscore(registry.key, slot.execution.composite_key)
-            self._report_stats(pipeline, busy=len(slots))
+            self._report_stats(pipeline, busy=sum(not slot.resting for slot in slots))
             kind = "ingest worker" if INGEST in worker.queue_names() else "model worker"
             pipeline.hset(redis_keys.LAST_SEEN, kind, time.time())
             answers = pipeline.execute()

@@ -34,6 +34,7 @@ class Slot:
         job, queue, execution: RQ's records of it.
         cancelled: set when the job should stop.
         stopped: whether a user stopped it, so that it does not return to the queue.
+        resting: whether the job waits without a slot.
     """
 
     def __init__(self, job: Job, queue: Queue, execution: Execution) -> None:
@@ -42,6 +43,7 @@ class Slot:
         self.execution = execution
         self.cancelled = threading.Event()
         self.stopped = False
+        self.resting = False
         self._closed = False
         self._lock = threading.Lock()
 

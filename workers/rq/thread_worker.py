@@ -19,6 +19,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import FrameType
 from typing import Any, TypeVar, cast
 
@@ -44,6 +45,12 @@ from workers.rq.maintenance import Maintenance, OnFailed
 
 _T = TypeVar("_T")
 
+_RESTING_PER_SLOT = 8
+"""Jobs that a worker may hold without a slot, for each of its slots."""
+
+_DEFER = 0.2
+"""Seconds that other workers get to take the next job."""
+
 _log = structlog.get_logger(__name__)
 
 _BROKE_DOWN = (
@@ -63,11 +70,26 @@ return false
 """
 
 
+@dataclass(frozen=True)
+class _Place:
+    """The place of a slot's job in its worker; see `workers.context.Place`."""
+
+    worker: "ThreadWorker"
+    slot: Slot
+
+    def rest(self) -> None:
+        self.worker.rest(self.slot)
+
+    def resume(self) -> bool:
+        return self.worker.resume(self.slot)
+
+
 class ThreadWorker(BaseWorker):
     """Runs several jobs at once, each in a thread.
 
     With several queues the last slot is kept free for the first queue, so that bulk work cannot
-    fill all slots. What a job's function returns is not stored.
+    fill all slots. A job that waits for something can rest meanwhile, without a slot. What a job's
+    function returns is not stored.
 
     Args:
         queues: names of the queues, by priority.
@@ -80,6 +102,7 @@ class ThreadWorker(BaseWorker):
         on_failed: called with each job that has failed for good.
         on_missing: called with the id of a job that is queued, but has no record any more.
         sweep: called about three times in each lease.
+        defer: called before a job is taken; returns whether other workers should take it.
         grace: seconds that jobs have to finish, once `stopping` is set, before they are cancelled
             and return to the queue.
         poll: seconds until a stop is noticed, or a job whose wake-up was lost.
@@ -107,6 +130,7 @@ class ThreadWorker(BaseWorker):
         on_failed: OnFailed,
         on_missing: Callable[[str], None] = lambda _: None,
         sweep: Callable[[], object] = lambda: None,
+        defer: Callable[[], bool] = lambda: False,
         grace: float = 3.0,
         poll: float = 1.0,
         measure: Callable[[], Mapping[str, float]] = dict,
@@ -130,6 +154,8 @@ class ThreadWorker(BaseWorker):
         self._grace = grace
         self._on_failed = on_failed
         self._on_missing = on_missing
+        self._defer = defer
+        self._taking = 0
         self._take_script = connection.register_script(_TAKE)
         self._queue_of_key = {queue.key: queue for queue in self.queues}
         self._slots: dict[str, Slot] = {}
@@ -254,14 +280,29 @@ class ThreadWorker(BaseWorker):
             raise
 
     def _step(self) -> bool | None:
-        """Take one job, or wait for one. Return False if there is none, None if no slot is free."""
+        """Take one job, or wait for one. Return False if there is none, None if none may run."""
         self._maintenance.tick()
         if is_suspended(self.connection):
             self.stopping.wait(self._poll)
             return None
+        if self._defer():
+            self.stopping.wait(_DEFER)
+            return None
         queues = self._open_queues()
         if not queues:
             return None
+        try:
+            taken = self._take(queues)
+        finally:
+            self._taking = 0
+        if taken:
+            return True
+        wakes = [redis_keys.wake(queue.name) for queue in queues]
+        self.connection.blpop([self._nudge_key, *wakes], timeout=self._poll)
+        return False if len(queues) == len(self.queues) else None
+
+    def _take(self, queues: Sequence[Queue]) -> bool:
+        """Begin the next job of `queues`; return False if there is none."""
         taken = self._take_script(
             keys=[
                 key
@@ -269,26 +310,48 @@ class ThreadWorker(BaseWorker):
                 for key in (queue.key, queue.intermediate_queue_key, redis_keys.wake(queue.name))
             ]
         )
-        if taken:
-            queue_key, job_id = (part.decode() for part in cast(list[bytes], taken))
-            self._begin(self._queue_of_key[queue_key], job_id)
-            return True
-        wakes = [redis_keys.wake(queue.name) for queue in queues]
-        self.connection.blpop([self._nudge_key, *wakes], timeout=self._poll)
-        return False if len(queues) == len(self.queues) else None
+        if not taken:
+            return False
+        queue_key, job_id = (part.decode() for part in cast(list[bytes], taken))
+        self._begin(self._queue_of_key[queue_key], job_id)
+        return True
 
     def _open_queues(self) -> list[Queue]:
         """Return the queues to take jobs from; wait a while when all slots are busy."""
         with self._changed:
-            if len(self._slots) >= self._slot_count:
+            if self._takes() <= 0:
                 self._changed.wait(self._poll)
-            if self.stopping.is_set():
-                return []
-            free = self._slot_count - len(self._slots)
+            free = self._takes()
             self._wants_nudge = 0 < free <= self._reserved
-            if free <= 0:
+            if self.stopping.is_set() or free <= 0:
                 return []
+            self._taking = 1
             return self.queues[:1] if self._wants_nudge else self.queues
+
+    def _takes(self) -> int:
+        """Return how many jobs the worker may take."""
+        crowded = len(self._slots) >= self._slot_count * (1 + _RESTING_PER_SLOT)
+        return 0 if crowded else self._free
+
+    @property
+    def _free(self) -> int:
+        """Slots without a job."""
+        busy = sum(not slot.resting for slot in list(self._slots.values()))
+        return self._slot_count - self._taking - busy
+
+    def rest(self, slot: Slot) -> None:
+        """Free a slot whose job waits for something."""
+        with self._changed:
+            slot.resting = True
+            self._changed.notify_all()
+
+    def resume(self, slot: Slot) -> bool:
+        """Let a resting job have a slot again; return False if none is free."""
+        with self._changed:
+            if slot.resting and self._free <= 0:
+                return False
+            slot.resting = False
+            return True
 
     def _begin(self, queue: Queue, job_id: str) -> None:
         try:
@@ -317,7 +380,7 @@ class ThreadWorker(BaseWorker):
         threading.Thread(target=self._run, args=(slot,), name=f"slot-{job.id}", daemon=True).start()
 
     def _run(self, slot: Slot) -> None:
-        enter_slot(slot.cancelled, last_attempt=slot.job.retries_left == 0)
+        enter_slot(slot.cancelled, slot.job.retries_left == 0, _Place(self, slot))
         try:
             self.perform_job(slot.job, slot.queue, slot.execution)
         except Exception as error:
@@ -341,12 +404,12 @@ class ThreadWorker(BaseWorker):
         slot = self._slots[execution.id]
         try:
             self._function_of(job)(*job.args, **job.kwargs)
-        except GiveBack:
+        except GiveBack as request:
             if slot.close():
                 if slot.stopped:
                     self._succeed(slot)
                 else:
-                    self._give_back(slot)
+                    self._give_back(slot, first=request.first)
         except Abandon:
             slot.close()
             return False
@@ -400,8 +463,8 @@ class ThreadWorker(BaseWorker):
         self.handle_execution_ended(job, queue, self._heartbeat.ttl)
         self.handle_job_failure(job, queue, exc_string=trace, execution=slot.execution)
 
-    def _give_back(self, slot: Slot) -> None:
-        """Put a job back at the front of its queue, as if it had not been taken."""
+    def _give_back(self, slot: Slot, first: bool = True) -> None:
+        """Put a job back into its queue, as if it had not been taken: `first`, or last in line."""
         job, queue = slot.job, slot.queue
         wanted = self.job_class.exists(job.id, self.connection)
         with self.connection.pipeline() as pipeline:
@@ -410,7 +473,7 @@ class ThreadWorker(BaseWorker):
                 if job.retries_left is not None:
                     pipeline.hset(job.key, "retries_left", job.retries_left)
                 job.set_status(JobStatus.QUEUED, pipeline)
-                queue.push_job_id(job.id, pipeline, at_front=True)
+                queue.push_job_id(job.id, pipeline, at_front=first)
                 pipeline.lpush(redis_keys.wake(queue.name), 1)
                 pipeline.expire(redis_keys.wake(queue.name), 60)
             pipeline.execute()

@@ -17,7 +17,7 @@ from streamer.connections import Connections
 from streamer.errors import ErrorCode
 from streamer.settings import Settings
 from workers import context
-from workers.context import Abandon, BrokeDown, GiveBack, current, last_attempt, stop_check
+from workers.context import Abandon, BrokeDown, GiveBack, current, last_attempt, place, stop_check
 from workers.process import startup
 from workers.rq.thread_worker import ThreadWorker
 
@@ -44,6 +44,21 @@ def hold(name: str) -> None:
             say("stopped", name)
             raise GiveBack
         time.sleep(0.02)
+    say("ran", name)
+
+
+def rest(name: str) -> None:
+    """Rest until the key `release:NAME` exists; go to the end of the queue if no slot is free."""
+    say("started", name)
+    stop = stop_check()
+    place().rest()
+    while not current().connections.main.exists(f"release:{name}"):
+        if stop():
+            say("stopped", name)
+            raise GiveBack
+        time.sleep(0.02)
+    if not place().resume():
+        raise GiveBack(first=False)
     say("ran", name)
 
 
@@ -81,7 +96,7 @@ MODULE = "tests.support.programs.jobs"
 
 FUNCTIONS = {
     f"{MODULE}.{function.__name__}": function
-    for function in (note, nap, hold, stubborn, boom, die, abandon, break_down)
+    for function in (note, nap, hold, rest, stubborn, boom, die, abandon, break_down)
 }
 
 

@@ -75,6 +75,42 @@ def test_as_many_jobs_run_at_once_as_there_are_slots(bench):
     bench.eventually(lambda: len(bench.reported("ran")) == 5)
 
 
+def test_a_job_that_rests_leaves_its_slot_to_others(bench):
+    # given more resting jobs than slots
+    for i in range(5):
+        bench.put("rest", f"r{i}")
+    bench.worker("queries", slots=2)
+    bench.eventually(lambda: len(bench.reported("started")) == 5)
+    # then others run meanwhile, as many as there are slots
+    for i in range(3):
+        bench.put("hold", f"h{i}")
+    bench.eventually(lambda: len(bench.reported("started")) == 7)
+    assert len(bench.queue()) == 1
+    # when a rest is over and no slot is free, the job waits at the end of the queue
+    bench.release("r3")
+    bench.eventually(lambda: bench.queue().get_job_ids() == ["h2", "r3"])
+    assert bench.job("r3").get_status() is JobStatus.QUEUED
+    # and when one is free, it goes on in it
+    bench.release("h0", "h1", "h2")
+    bench.eventually(lambda: sorted(bench.reported("ran")) == ["h0", "h1", "h2", "r3"])
+    bench.release("r0")
+    bench.eventually(lambda: "r0" in bench.reported("ran"))
+
+
+def test_a_job_that_rests_can_be_stopped(bench):
+    bench.put("rest", "r")
+    worker = bench.worker("queries", slots=1)
+    bench.eventually(lambda: bench.reported("started"))
+    (execution,) = bench.job("r").get_executions()
+    send_stop_execution_command(bench.redis, "r", execution.id)
+    bench.eventually(lambda: bench.reported("stopped") == ["r"])
+    bench.put("rest", "s")
+    bench.eventually(lambda: len(bench.reported("started")) == 2)
+    worker.terminate()
+    assert worker.wait() == 0
+    assert bench.queue().get_job_ids() == ["s"]
+
+
 def test_queries_go_before_watches_before_files(bench):
     for queue in ("files", "watches", "queries"):
         for i in range(3):
