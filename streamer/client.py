@@ -257,14 +257,14 @@ class Client:
     def stream(self, ref: str | None = None) -> Stream:
         """Return a stream by id or name; without `ref`, the only stream attached.
 
-        Raises StreamerError: UNKNOWN_STREAM; INVALID_REQUEST without `ref` unless exactly one
-        stream is attached.
+        Raises StreamerError: UNKNOWN_STREAM, RECORD_UNREADABLE; INVALID_REQUEST without `ref`
+        unless exactly one stream is attached.
         """
         if ref is not None:
             return self.registry.get(ref)
         streams = self.streams()
         if len(streams) == 1:
-            return streams[0]
+            return self.registry.get(streams[0].id)
         raise StreamerError(
             ErrorCode.INVALID_REQUEST,
             f"Several streams are attached: name one of {', '.join(s.name for s in streams[:20])}."

@@ -4,6 +4,7 @@ Times inside records are timezone-aware UTC datetimes (RFC 3339 in JSON). Frame 
 seconds since the Unix epoch, because they are often sorted, compared and subtracted.
 """
 
+import json
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     SerializerFunctionWrapHandler,
+    ValidationError,
     computed_field,
     model_serializer,
     model_validator,
@@ -26,7 +28,8 @@ from pydantic_core import PydanticCustomError
 
 from nvila_core.errors import is_unicode
 from nvila_core.resolution.policy import Measures, subsample
-from streamer.errors import ErrorCode
+from streamer.errors import ErrorCode, StreamerError
+from streamer.open_enum import OpenEnum
 from streamer.response_format import ResponseFormat, TextFormat, with_response_format
 
 
@@ -83,7 +86,11 @@ def unstorable(value: Any) -> str | None:
 
 
 class Record(BaseModel):
-    """Base of all records. Unknown fields are errors, so that no misspelt field goes unnoticed."""
+    """Base of all records.
+
+    Unknown fields are errors, so that no misspelt field goes unnoticed, except where a stored
+    record is read: another release may have written it.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -96,9 +103,49 @@ class Record(BaseModel):
             raise PydanticCustomError("unstorable", "{reason}", {"reason": reason})
         return fields
 
+    @classmethod
+    def read(cls, stored: bytes | str | dict[str, Any]) -> Self:
+        """Return a stored record, as JSON or as its fields; pass over unknown fields.
 
-class StreamState(StrEnum):
-    """State of a stream."""
+        Raises StreamerError(RECORD_UNREADABLE).
+        """
+        try:
+            if isinstance(stored, dict):
+                return cls.model_validate(stored, extra="ignore")
+            return cls.model_validate_json(stored, extra="ignore")
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise StreamerError(
+                ErrorCode.RECORD_UNREADABLE,
+                f"A stored {cls.__name__} cannot be read ({place + ': ' if place else ''}"
+                f"{first['msg']}): if a newer release wrote it, upgrade this program.",
+            ) from None
+
+    @classmethod
+    def read_in_part(cls, stored: bytes | str | dict[str, Any], **defaults: Any) -> Self:
+        """Return the readable fields of a record that :meth:`read` refuses.
+
+        `defaults` are the values of required fields that cannot be read.
+        """
+        try:
+            fields = stored if isinstance(stored, dict) else json.loads(stored)
+        except (ValueError, RecursionError):
+            fields = None
+        readable: dict[str, Any] = dict(fields) if isinstance(fields, dict) else {}
+        while True:
+            try:
+                return cls.model_validate(defaults | readable, extra="ignore")
+            except ValidationError as error:
+                refused = {each["loc"][0] for each in error.errors() if each["loc"]}
+                if not readable:
+                    raise
+                kept = {name: value for name, value in readable.items() if name not in refused}
+                readable = kept if len(kept) < len(readable) else {}
+
+
+class StreamState(OpenEnum):
+    """State of a stream. `unreadable`: a newer release stored it, and this one cannot read it."""
 
     CONNECTING = "connecting"
     RUNNING = "running"
@@ -106,6 +153,7 @@ class StreamState(StrEnum):
     PAUSED = "paused"
     ENDED = "ended"
     FAILED = "failed"
+    UNREADABLE = "unreadable"
 
 
 class Sampling(Record):
@@ -276,6 +324,10 @@ class StreamCounters(Record):
     codec: str | None = Field(default=None, description="codec of the video, such as h264")
 
 
+MAX_WARNINGS = 16
+"""Warnings that the status of a stream holds."""
+
+
 class StreamStatus(Record):
     """The state of a stream, since when it holds, and why."""
 
@@ -284,7 +336,7 @@ class StreamStatus(Record):
     error: ErrorInfo | None = Field(default=None, description="why the stream is in this state")
     warnings: list[ErrorInfo] = Field(
         default_factory=list,
-        max_length=16,
+        max_length=MAX_WARNINGS,
         description="problems of the stream that do not stop it",
     )
     last_frame_at: Timestamp | None = Field(
@@ -423,7 +475,7 @@ class ClipRequest(Record):
         )
 
 
-class QueryStatus(StrEnum):
+class QueryStatus(OpenEnum):
     """Progress of a query; the last three values are final."""
 
     QUEUED = "queued"
@@ -442,12 +494,21 @@ class FrameResolution(Record):
     reason: str = Field(description="why the policy chose this grid")
 
 
+class ResultKind(OpenEnum):
+    """Kind of a result."""
+
+    CAPTION = "caption"
+    ANSWER = "answer"
+    ALERT = "alert"
+    ERROR = "error"
+
+
 class Result(Record):
     """The outcome of a request: exactly one per accepted request."""
 
     id: str = Field(default_factory=lambda: new_id("res"))
     request_id: str = Field(description="the query, or the request that a watch made")
-    kind: Literal["caption", "answer", "alert", "error"] = Field(
+    kind: ResultKind = Field(
         description="caption: of a watch; answer: to a query; error: no answer, see error"
     )
     stream_id: str | None
@@ -515,15 +576,34 @@ class Result(Record):
     )
 
     @classmethod
+    def shown(cls, stored: bytes | dict[str, Any], request_id: str = "") -> Self:
+        """Return a stored result; in place of one that cannot be read an error result that says
+        so, with what can be read of it."""
+        try:
+            return cls.read(stored)
+        except StreamerError as error:
+            part = cls.read_in_part(
+                stored,
+                request_id=request_id,
+                kind=ResultKind.ERROR,
+                stream_id=None,
+                stream_name=None,
+                prompt="",
+            )
+            reason = ErrorInfo(code=error.code, message=error.message)
+            return part.model_copy(update={"kind": ResultKind.ERROR, "error": reason})
+
+    @classmethod
     def answering(cls, request: ClipRequest, **outcome: Any) -> Self:
         """Build the result of a request from what it asked and its `outcome`: fields of a result.
 
         Its kind is `error` with an error, else `answer` to a query and `caption` of a window.
         """
         if outcome.get("error") is not None:
-            kind = "error"
+            kind = ResultKind.ERROR
         else:
-            kind = "answer" if request.kind is RequestKind.QUERY else "caption"
+            query = request.kind is RequestKind.QUERY
+            kind = ResultKind.ANSWER if query else ResultKind.CAPTION
         asked: dict[str, Any] = {
             "request_id": request.id,
             "kind": kind,

@@ -1,9 +1,9 @@
 """Errors that users see: a stable code, a message that says what to do, an HTTP status."""
 
-from enum import StrEnum
+from streamer.open_enum import OpenEnum
 
 
-class ErrorCode(StrEnum):
+class ErrorCode(OpenEnum):
     """Stable error codes. Programs match on the code; people read the message."""
 
     STREAM_CONNECTION_FAILED = "STREAM_CONNECTION_FAILED"
@@ -43,6 +43,7 @@ class ErrorCode(StrEnum):
     OUT_OF_MEMORY = "OUT_OF_MEMORY"
     SETTINGS_INVALID = "SETTINGS_INVALID"
     SECRET_UNREADABLE = "SECRET_UNREADABLE"
+    RECORD_UNREADABLE = "RECORD_UNREADABLE"
     REDIS_FULL = "REDIS_FULL"
     ARCHIVE_UNAVAILABLE = "ARCHIVE_UNAVAILABLE"
     INTERNAL = "INTERNAL"
@@ -73,6 +74,7 @@ _STATUS = {
     ErrorCode.OUT_OF_MEMORY: 503,
     ErrorCode.SETTINGS_INVALID: 500,
     ErrorCode.SECRET_UNREADABLE: 500,
+    ErrorCode.RECORD_UNREADABLE: 500,
     ErrorCode.REDIS_FULL: 503,
     ErrorCode.ARCHIVE_UNAVAILABLE: 503,
     ErrorCode.INTERNAL: 500,

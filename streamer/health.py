@@ -4,7 +4,7 @@ import json
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import redis
 from pydantic import Field
@@ -81,8 +81,8 @@ class InstallationHealth:
     def _parts(self, ask_database: bool) -> list[Part]:
         main = self._connections.main
         workers = self._jobs.workers()
-        beat = cast(bytes | None, main.get(redis_keys.RECORDER))
-        trouble = json.loads(beat).get("trouble") if beat is not None else None
+        beat = self._recorder_beat()
+        trouble = beat.get("trouble") if beat is not None else None
         found: dict[PartName, bool] = {
             "redis": True,
             "frames redis": self._frames_answer(),
@@ -100,6 +100,19 @@ class InstallationHealth:
             _part(name, up, to_datetime(seen[name]) if name in seen else None)
             for name, up in found.items()
         ]
+
+    def unreadable_results(self) -> int:
+        """Return how many results the recorder has left in the queue, because it cannot read or
+        store them."""
+        count = (self._recorder_beat() or {}).get("unreadable")
+        return count if isinstance(count, int) else 0
+
+    def _recorder_beat(self) -> dict[str, Any] | None:
+        raw = cast(bytes | None, self._connections.main.get(redis_keys.RECORDER))
+        if raw is None:
+            return None
+        beat = json.loads(raw)
+        return beat if isinstance(beat, dict) else {}
 
     def _frames_answer(self) -> bool:
         if self._connections.frames is self._connections.main:

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable
+from math import isfinite
 from typing import Any, cast
 
 import redis
@@ -18,6 +19,7 @@ from streamer.domain import (
     QueryStatus,
     RequestKind,
     Result,
+    utc_now,
 )
 from streamer.errors import ErrorCode, StreamerError
 from streamer.lost_requests import LostRequests
@@ -97,11 +99,27 @@ def error_result(request: ClipRequest, code: ErrorCode, message: str) -> Result:
 
 
 def read_request(job: Job) -> ClipRequest | None:
-    """Return the request of a clip job; None if it is another job, or unreadable."""
+    """Return the request of a clip job, as far as it can be read; None if it is another job."""
     with contextlib.suppress(Exception):  # no content of a job may break its reader
         if job.func_name == CLIP_JOB:
-            return ClipRequest.model_validate(job.args[0])
+            return request_in_part(job.id, job.args[0])
     return None
+
+
+def request_in_part(request_id: str, stored: dict[str, Any]) -> ClipRequest:
+    """Return a stored request as far as it can be read: enough to give it a result."""
+    now = utc_now()
+    return ClipRequest.read_in_part(
+        stored,
+        id=request_id,
+        kind=RequestKind.QUERY if stored.get("watch_id") is None else RequestKind.WATCH,
+        stream_id="",
+        stream_name="",
+        start=now,
+        end=now,
+        prompt="",
+        frames=[],
+    )
 
 
 class Jobs:
@@ -262,7 +280,7 @@ class Jobs:
         with self._redis.pipeline(transaction=False) as pipeline:
             for name in names:
                 pipeline.hget(redis_keys.worker(name), "slots")
-            return sum(round(float(slots)) for slots in pipeline.execute() if slots)
+            return sum(round(float(slots)) for slots in pipeline.execute() if _number(slots))
 
     def workers(self) -> dict[str, int]:
         """Return the number of running workers: `ingest`, and `clips` (gpu workers)."""
@@ -284,7 +302,7 @@ class Jobs:
                 pipeline.hgetall(redis_keys.worker(name))
             reported = cast("list[dict[bytes, bytes]]", pipeline.execute())
         return {
-            name: {key.decode(): float(value) for key, value in numbers.items()}
+            name: {key.decode(): float(value) for key, value in numbers.items() if _number(value)}
             for name, numbers in zip(names, reported, strict=True)
             if numbers
         }
@@ -311,6 +329,14 @@ class Jobs:
         with contextlib.suppress(ValueError, InvalidJobOperation):  # it has ended
             for execution in job.get_executions():
                 send_stop_execution_command(self._redis, job.id, execution.id)
+
+
+def _number(value: bytes | None) -> bool:
+    """Whether a worker reported a number; one of a newer release may report other things."""
+    try:
+        return isfinite(float(value or b""))
+    except ValueError:
+        return False
 
 
 def _push_wake(pipeline: redis.client.Pipeline, queue: str) -> None:

@@ -3,13 +3,16 @@
 from typing import cast
 
 import redis
+import structlog
 from rq.job import Job
 
 from streamer import redis_keys
-from streamer.domain import ErrorInfo, Query, Result, Stream, to_datetime
-from streamer.errors import ErrorCode
+from streamer.domain import ErrorInfo, Query, Result, ResultKind, Stream, to_datetime
+from streamer.errors import ErrorCode, StreamerError
 from streamer.results import Results
 from streamer.streams import StreamRegistry
+
+_log = structlog.get_logger(__name__)
 
 _LOST = ErrorInfo(
     code=ErrorCode.JOB_LOST,
@@ -43,7 +46,7 @@ class LostRequests:
             self._results.publish(
                 Result(
                     request_id=query.id,
-                    kind="error",
+                    kind=ResultKind.ERROR,
                     stream_id=query.stream_id,
                     stream_name=query.stream_name,
                     prompt=query.prompt,
@@ -64,7 +67,11 @@ class LostRequests:
             return False
         raw = cast(bytes | None, self._redis.get(redis_keys.query(request_id)))
         if raw is not None:
-            self.settle(Query.model_validate_json(raw))
+            try:
+                self.settle(Query.read(raw))
+            except StreamerError as error:
+                _log.warning("query_unreadable", query=request_id, reason=error.message)
+                return False
             return True
         for stream in StreamRegistry(self._redis).list():
             for owner_id in [watch.id for watch in stream.watches] if stream.live else [stream.id]:
@@ -80,7 +87,7 @@ class LostRequests:
         return self._results.publish(
             Result(
                 request_id=request_id,
-                kind="error",
+                kind=ResultKind.ERROR,
                 stream_id=stream.id,
                 stream_name=stream.name,
                 watch_id=watches[0].id if len(watches) == 1 else None,

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import cast
 
 import redis
+import structlog
 
 from streamer import redis_keys
 from streamer.clock import Clock, SystemClock
@@ -38,6 +39,8 @@ MAX_LISTED = 1000
 """Maximum number of queries kept for listing; each is kept by its id for `query_ttl`."""
 
 _STATE_WORDS = {StreamState.RUNNING: "running, but sends no pictures"}
+
+_log = structlog.get_logger(__name__)
 
 _FINAL = {QueryStatus.DONE, QueryStatus.FAILED, QueryStatus.CANCELLED}
 
@@ -159,7 +162,7 @@ class Queries:
     def get(self, query_id: str, wait: float = 0.0) -> Query:
         """Return a query after waiting up to `wait` seconds for its result.
 
-        Raises StreamerError(UNKNOWN_QUERY).
+        Raises StreamerError(UNKNOWN_QUERY | RECORD_UNREADABLE).
         """
         raw = cast(bytes | None, self._redis.get(redis_keys.query(query_id)))
         if raw is None:
@@ -168,7 +171,7 @@ class Queries:
                 f"There is no query '{query_id[:80]}': check its id "
                 f"(queries are kept for {self._settings.query_ttl / 3600:g} h).",
             )
-        query = Query.model_validate_json(raw)
+        query = Query.read(raw)
         result = self._results.wait(query_id, wait, check=lambda: self._lost.settle(query))
         return self._with_result(query, result)
 
@@ -188,16 +191,17 @@ class Queries:
             return None  # Redis lost its job
 
     def newest(self, limit: int) -> list[Query]:
-        """Return up to `limit` queries, newest first."""
+        """Return up to `limit` queries, newest first; those that cannot be read are logged."""
         ids = cast(list[bytes], self._redis.zrevrange(redis_keys.QUERIES, 0, limit - 1))
         if not ids:
             return []
         kept = self._redis.mget([redis_keys.query(query_id.decode()) for query_id in ids])
-        queries = [
-            Query.model_validate_json(raw)
-            for raw in cast(list[bytes | None], kept)
-            if raw is not None
-        ]
+        queries = []
+        for raw in cast(list[bytes | None], kept):
+            try:
+                queries += [Query.read(raw)] if raw is not None else []
+            except StreamerError as error:
+                _log.warning("query_unreadable", reason=error.message)
         return [self._with_result(query, self._results.get(query.id)) for query in queries]
 
     def cancel(self, query_id: str) -> Query:

@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import redis
 import structlog
-from pydantic import ValidationError
 
 from streamer import redis_keys
 from streamer.domain import Result
+from streamer.errors import ErrorCode, StreamerError
 from streamer.settings import Settings
 
 FIELD = b"json"
@@ -74,9 +74,12 @@ class Results:
         return bool(self._redis.exists(redis_keys.answer(request_id)))
 
     def get(self, request_id: str) -> Result | None:
-        """Return the result of a request; None if there is none yet."""
+        """Return the result of a request; None if there is none yet.
+
+        A result that this release cannot read is an error result that says so.
+        """
         raw = cast(bytes | None, self._redis.get(redis_keys.answer(request_id)))
-        return Result.model_validate_json(raw) if raw is not None else None
+        return Result.shown(raw, request_id) if raw is not None else None
 
     def wait(
         self,
@@ -115,7 +118,7 @@ class Results:
     ) -> list[tuple[str, Result]]:
         """Return entries after `last_id`, oldest first; wait up to `block` seconds for one."""
         while entries := self._read_raw(last_id, block, count):
-            if readable := list(parse_entries(entries)):
+            if readable := list(_parse_entries(entries)):
                 return readable
             last_id = entries[-1][0].decode()
         return []
@@ -137,10 +140,23 @@ class Results:
                 yield entry_id, result
 
 
-def parse_entries(entries: list[Any]) -> Iterator[tuple[str, Result]]:
-    """Yield entries of the results queue as records; log and skip entries that are unreadable."""
+def read_entry(fields: dict[bytes, bytes]) -> Result:
+    """Return the result in an entry of the results queue.
+
+    Raises StreamerError(RECORD_UNREADABLE).
+    """
+    if FIELD not in fields:
+        raise StreamerError(
+            ErrorCode.RECORD_UNREADABLE, "An entry of the results queue has no field 'json'."
+        )
+    return Result.read(fields[FIELD])
+
+
+def _parse_entries(entries: list[Any]) -> Iterator[tuple[str, Result]]:
+    """Yield entries of the results queue as records; log and skip those that are no results."""
     for entry_id, fields in entries:
-        try:
-            yield entry_id.decode(), Result.model_validate_json(fields[FIELD])
-        except (ValidationError, KeyError, TypeError) as error:
-            _log.warning("result_unreadable", id=entry_id.decode(), reason=type(error).__name__)
+        shown = Result.shown(fields.get(FIELD, b""))
+        if shown.request_id:
+            yield entry_id.decode(), shown
+        else:
+            _log.warning("result_unreadable", id=entry_id.decode())

@@ -1,12 +1,19 @@
-"""Store the attached streams: their specs, secret URLs and status."""
+"""Store the attached streams: their specs, secret URLs and status.
 
+Records that a newer release has written are read as far as this one can: a stream whose record
+cannot be read is listed as `unreadable`, and an edit keeps the fields that it does not know.
+"""
+
+import json
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any, cast
 
 import redis
 
 from streamer import redis_keys
 from streamer.domain import (
+    MAX_WARNINGS,
     ErrorInfo,
     Stream,
     StreamSpec,
@@ -16,6 +23,7 @@ from streamer.domain import (
     utc_now,
 )
 from streamer.errors import ErrorCode, StreamerError
+from streamer.response_format import with_response_format
 from streamer.secret_box import SecretBox
 from streamer.validation import validated
 
@@ -109,36 +117,71 @@ class StreamRegistry:
         )
         if not created:
             raise self._name_taken(spec.name)
-        return _stream(StreamSpec.model_validate_json(record), None)  # times to the millisecond
+        return _stream(StreamSpec.read(record), None)  # times to the millisecond
 
     def get(self, ref: str) -> Stream:
-        """Return the stream with id or name `ref`. Raises StreamerError(UNKNOWN_STREAM)."""
-        spec = self.find(ref)
-        if spec is None:
-            by_name = cast(bytes | None, self._redis.hget(redis_keys.NAMES, ref))
-            spec = self.find(by_name.decode()) if by_name is not None else None
-        if spec is None:
-            raise self._unknown(ref)
-        return _stream(spec, cast(bytes | None, self._redis.get(redis_keys.status(spec.id))))
+        """Return the stream with id or name `ref`.
+
+        Raises StreamerError(UNKNOWN_STREAM | RECORD_UNREADABLE).
+        """
+        stream_id, record = self._record(ref)
+        return _stream(StreamSpec.read(record), self._raw_status(stream_id))
 
     def find(self, stream_id: str) -> StreamSpec | None:
-        """Return the spec of the stream with this id; None if it is not attached."""
+        """Return the spec of the stream with this id; None if it is not attached.
+
+        Raises StreamerError(RECORD_UNREADABLE).
+        """
         raw = cast(bytes | None, self._redis.hget(redis_keys.STREAMS, stream_id))
-        return StreamSpec.model_validate_json(raw) if raw is not None else None
+        return StreamSpec.read(raw) if raw is not None else None
 
     def list(self) -> list[Stream]:
-        """Return all streams, oldest first."""
-        raw = cast("list[bytes]", self._redis.hvals(redis_keys.STREAMS))
-        specs = sorted(
-            (StreamSpec.model_validate_json(item) for item in raw), key=lambda s: s.created_at
-        )
-        if not specs:
+        """Return all streams, oldest first; those that cannot be read as `unreadable`."""
+        records = cast("dict[bytes, bytes]", self._redis.hgetall(redis_keys.STREAMS))
+        if not records:
             return []
-        statuses = self._redis.mget([redis_keys.status(spec.id) for spec in specs])
-        return [
-            _stream(spec, status)
-            for spec, status in zip(specs, cast("list[bytes | None]", statuses), strict=True)
+        ids = [stream_id.decode() for stream_id in records]
+        statuses = self._redis.mget([redis_keys.status(stream_id) for stream_id in ids])
+        found = [
+            self._listed(*each)
+            for each in zip(
+                ids, records.values(), cast("list[bytes | None]", statuses), strict=True
+            )
         ]
+        return sorted(found, key=lambda stream: stream.created_at)
+
+    def _record(self, ref: str) -> tuple[str, bytes]:
+        """Return the id and the stored spec of a stream. Raises StreamerError(UNKNOWN_STREAM)."""
+        for stream_id in (ref, self._id_of(ref)):
+            if stream_id is not None:
+                record = cast(bytes | None, self._redis.hget(redis_keys.STREAMS, stream_id))
+                if record is not None:
+                    return stream_id, record
+        raise self._unknown(ref)
+
+    def _id_of(self, name: str) -> str | None:
+        found = cast(bytes | None, self._redis.hget(redis_keys.NAMES, name))
+        return found.decode() if found is not None else None
+
+    def _name_of(self, stream_id: str) -> str:
+        """Return the name that belongs to an id, or the id: for a record that does not tell."""
+        names = cast("dict[bytes, bytes]", self._redis.hgetall(redis_keys.NAMES))
+        owned = (name.decode() for name, owner in names.items() if owner == stream_id.encode())
+        return next(owned, stream_id)
+
+    def _raw_status(self, stream_id: str) -> bytes | None:
+        return cast(bytes | None, self._redis.get(redis_keys.status(stream_id)))
+
+    def _listed(self, stream_id: str, record: bytes, raw_status: bytes | None) -> Stream:
+        """Return a stream; of one that cannot be read, what can be read of it and why."""
+        try:
+            return _stream(StreamSpec.read(record), raw_status)
+        except StreamerError as error:
+            name = self._name_of(stream_id)
+            spec = StreamSpec.read_in_part(record, id=stream_id, name=name, url="", live=True)
+            stream = _stream(spec.model_copy(update={"id": stream_id}), raw_status)
+            reason = ErrorInfo(code=error.code, message=error.message)
+            return stream.model_copy(update={"state": StreamState.UNREADABLE, "error": reason})
 
     def update(self, ref: str, *, secret_url: str | None = None, **changes: Any) -> Stream:
         """Change fields of the :class:`StreamSpec` of the stream with id or name `ref`, atomically.
@@ -146,7 +189,7 @@ class StreamRegistry:
         A change of `url` (masked) comes with its `secret_url` (the full URL). The new `url_version`
         shows the ingest worker that one of them has changed.
 
-        Raises StreamerError(UNKNOWN_STREAM | NAME_TAKEN | INVALID_REQUEST).
+        Raises StreamerError(UNKNOWN_STREAM | NAME_TAKEN | INVALID_REQUEST | RECORD_UNREADABLE).
         """
         return self.edit(ref, lambda spec: changes, secret_url=secret_url)
 
@@ -170,7 +213,7 @@ class StreamRegistry:
             before = cast(bytes | None, self._redis.hget(redis_keys.STREAMS, stream_id))
             if before is None:
                 raise self._unknown(ref)
-            old = StreamSpec.model_validate_json(before)
+            old = StreamSpec.read(before)
             fields = {**old.model_dump(), **change(old), "id": old.id, "created_at": old.created_at}
             if secret_url is not None:
                 fields["url_version"] = old.url_version + 1
@@ -182,7 +225,7 @@ class StreamRegistry:
                     before,
                     old.name,
                     new.name,
-                    new.model_dump_json(),
+                    _rewritten(before, old, new),
                     self._box.seal(secret_url) if secret_url is not None else "",
                 ],
             )
@@ -192,8 +235,12 @@ class StreamRegistry:
                 return self.get(old.id)
 
     def delete(self, ref: str) -> Stream:
-        """Detach stream `ref` (id or name) and return it. Raises StreamerError(UNKNOWN_STREAM)."""
-        stream = self.get(ref)
+        """Detach stream `ref` (id or name) and return it, as far as it can be read.
+
+        Raises StreamerError(UNKNOWN_STREAM).
+        """
+        stream_id, record = self._record(ref)
+        stream = self._listed(stream_id, record, self._raw_status(stream_id))
         self._delete(
             keys=[
                 redis_keys.NAMES,
@@ -256,8 +303,8 @@ class StreamRegistry:
 
     def status(self, stream_id: str) -> StreamStatus:
         """Return the status of a stream: `connecting` before the first report of a worker."""
-        raw = cast(bytes | None, self._redis.get(redis_keys.status(stream_id)))
-        return StreamStatus.model_validate_json(raw) if raw is not None else StreamStatus()
+        raw = self._raw_status(stream_id)
+        return _status(raw, utc_now()) if raw is not None else StreamStatus()
 
     def save_status(self, stream_id: str, status: StreamStatus) -> bool:
         """Store the status; return False, without storing it, if the stream was detached."""
@@ -284,7 +331,7 @@ class StreamRegistry:
 
 def _stream(spec: StreamSpec, raw_status: bytes | None) -> Stream:
     status = (
-        StreamStatus.model_validate_json(raw_status)
+        _status(raw_status, spec.created_at)
         if raw_status is not None
         else StreamStatus(since=spec.created_at)
     )
@@ -292,6 +339,47 @@ def _stream(spec: StreamSpec, raw_status: bytes | None) -> Stream:
     if status.state in _ATTENDED and (utc_now() - heard).total_seconds() > _MAX_SILENCE:
         status.state, status.since, status.error = StreamState.CONNECTING, heard, _NO_WORKER
     return Stream(**spec.model_dump(), **status.model_dump())
+
+
+def _status(raw: bytes, since: datetime) -> StreamStatus:
+    """Return a stored status; of one that cannot be read, what can be read of it and why.
+
+    `since` is when its state began, if it does not tell.
+    """
+    try:
+        return StreamStatus.read(raw)
+    except StreamerError as error:
+        status = StreamStatus.read_in_part(raw, state=StreamState.UNREADABLE, since=since)
+        reason = ErrorInfo(code=error.code, message=error.message)
+        if status.state is StreamState.UNREADABLE:
+            return status.model_copy(update={"error": reason})
+        return status.model_copy(update={"warnings": [reason, *status.warnings][:MAX_WARNINGS]})
+
+
+def _rewritten(before: bytes, old: StreamSpec, new: StreamSpec) -> str:
+    """Return `new`, edited from `old`, as JSON. What the edit left as it was stays as it is stored
+    in `before`, so that fields which only a newer release knows are kept."""
+    stored = json.loads(before)
+    fields = new.model_dump(mode="json")
+    changed = {name for name in fields if getattr(old, name) != getattr(new, name)}
+    if "watches" in changed:
+        kept = {
+            watch.id: raw for watch, raw in zip(old.watches, stored.get("watches", []), strict=True)
+        }
+        known = {watch.id: watch for watch in old.watches}
+        for index, watch in enumerate(new.watches):
+            raw = kept.get(watch.id, {})
+            fields["watches"][index] = (
+                raw
+                if watch == known.get(watch.id)
+                else _unknown_fields(raw) | fields["watches"][index]
+            )
+    return json.dumps(stored | {name: fields[name] for name in changed})
+
+
+def _unknown_fields(raw_watch: dict[str, Any]) -> dict[str, Any]:
+    fields = with_response_format(raw_watch)
+    return {name: value for name, value in fields.items() if name not in Watch.model_fields}
 
 
 def keep_ids(before: list[Watch], after: list[Watch]) -> list[Watch]:

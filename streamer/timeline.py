@@ -37,7 +37,14 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    SQLAlchemyError,
+)
 from sqlalchemy.types import TypeEngine
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
 
@@ -144,7 +151,10 @@ class Timeline:
             connection.execute(select(_results.c.number).limit(1))
 
     def record(self, results: Sequence[Result]) -> int:
-        """Store results, all or none, and return how many are new; known ones are not changed."""
+        """Store results, all or none, and return how many are new; known ones are not changed.
+
+        Raises StreamerError(RECORD_UNREADABLE) if the database cannot hold one of them.
+        """
         if not results:
             return 0
         rows = [_row(result) for result in results]
@@ -263,6 +273,12 @@ def _translated() -> Iterator[None]:
 
         reason = str(error.orig) if isinstance(error, DBAPIError) else str(error)
         first_line = redact(reason).strip().split("\n", 1)[0].rstrip(".")
+        if isinstance(error, DataError | IntegrityError):
+            raise StreamerError(
+                ErrorCode.RECORD_UNREADABLE,
+                f"The timeline's database cannot hold this result ({first_line}): if a newer "
+                "release made it, upgrade the recorder.",
+            ) from error
         raise StreamerError(
             ErrorCode.DATABASE_UNAVAILABLE,
             f"The timeline's database failed ({first_line}): check STREAMER_DATABASE_URL, "
@@ -273,7 +289,11 @@ def _translated() -> Iterator[None]:
 def _row(result: Result) -> dict[str, Any]:
     row = result.model_dump()
     as_json = result.model_dump(mode="json", include={"error", *_LISTS})
-    row |= {"error": as_json["error"], **{name: as_json[name] or None for name in _LISTS}}
+    row |= {
+        "kind": result.kind.value,
+        "error": as_json["error"],
+        **{name: as_json[name] or None for name in _LISTS},
+    }
     # PostgreSQL rejects text with a NUL, and one such result would block all later ones.
     return {k: v.replace("\0", "") if isinstance(v, str) else v for k, v in row.items()}
 
@@ -285,7 +305,7 @@ def _result(row: Row[Any]) -> Result:
         for name, field in Result.model_fields.items()
         if field.is_required() or row._mapping[name] is not None
     }
-    return Result.model_validate(values)
+    return Result.shown(values)
 
 
 def _cursor(row: Row[Any]) -> str:

@@ -15,11 +15,11 @@ from streamer import redis_keys
 from streamer.clock import Clock, SystemClock
 from streamer.connections import Connections, log_lacks
 from streamer.domain import Result
-from streamer.errors import StreamerError
+from streamer.errors import ErrorCode, StreamerError
 from streamer.health import PartName, note_seen
 from streamer.outage import Outage
 from streamer.redis_errors import will_pass
-from streamer.results import parse_entries
+from streamer.results import read_entry
 from streamer.settings import Settings
 from streamer.timeline import Timeline
 from workers.process import startup
@@ -30,11 +30,15 @@ GROUP = "recorder"
 """The consumer group, in which any number of recorders share the work."""
 
 _BATCH = 256
+_MAX_REMEMBERED = 10_000
 _BLOCK_MS = 1000
 
 
 class Recorder:
     """Moves results from the queue to the timeline, and acknowledges each once it is committed.
+
+    A result that this release cannot read or store is not acknowledged: it stays in the queue for a
+    newer recorder, which takes it over.
 
     Args:
         client: the Redis server of the results queue.
@@ -66,6 +70,10 @@ class Recorder:
         self._database = Outage("timeline")
         self._clock = clock or SystemClock()
         self._claimed_at = float("-inf")
+        self._claim_from: Any = "0-0"
+        self._left: dict[bytes, None] = {}
+        self.left_count = 0
+        """Results that were left in the queue because they cannot be read or stored."""
         self._lease = lease
         self._beat_at = float("-inf")
         self._trouble: str | None = None
@@ -100,6 +108,7 @@ class Recorder:
                 continue
             self._stopping.wait(next(pauses))
             self._claimed_at = float("-inf")  # claim again what is held unrecorded
+            self._claim_from = "0-0"
 
     def join(self) -> None:
         """Create the group, from the oldest result on, so that none is missed."""
@@ -120,21 +129,56 @@ class Recorder:
             self._timeline.ping()
         except StreamerError as error:
             trouble = str(error)
-        beat = json.dumps({"trouble": trouble})
+        beat = json.dumps({"trouble": trouble, "unreadable": self.left_count})
         self._redis.set(redis_keys.RECORDER, beat, ex=max(1, math.ceil(2 * self._lease)))
         working: list[PartName] = ["recorder"] if trouble else ["recorder", "database"]
         note_seen(self._redis, working, self._clock.time())
 
     def step(self) -> int:
         """Record one batch, waiting about a second for it. Return how many results were new."""
-        entries = self._claim() or self._read()
+        claimed = self._claim()
+        entries = claimed + self._read(None if claimed else _BLOCK_MS)
         if not entries:
             return 0
-        results: list[Result] = [result for _, result in parse_entries(entries)]
-        recorded = self._timeline.record(results)
-        self._redis.xack(redis_keys.RESULTS, GROUP, *(entry_id for entry_id, _ in entries))
+        results: dict[bytes, Result] = {}
+        for entry_id, fields in entries:
+            try:
+                results[entry_id] = read_entry(fields)
+            except StreamerError as error:
+                self._leave(entry_id, error)
+        recorded = self._record(results)
+        if results:
+            self._redis.xack(redis_keys.RESULTS, GROUP, *results)
         _log.debug("recorded", results=recorded)
         return recorded
+
+    def _record(self, results: dict[bytes, Result]) -> int:
+        """Store results, and take those out of `results` that the database refuses."""
+        try:
+            return self._timeline.record(list(results.values()))
+        except StreamerError as error:
+            if error.code is not ErrorCode.RECORD_UNREADABLE:
+                raise
+        recorded = 0
+        for entry_id, result in list(results.items()):
+            try:
+                recorded += self._timeline.record([result])
+            except StreamerError as error:
+                if error.code is not ErrorCode.RECORD_UNREADABLE:
+                    raise
+                self._leave(entry_id, error)
+                del results[entry_id]
+        return recorded
+
+    def _leave(self, entry_id: bytes, error: StreamerError) -> None:
+        """Leave a result in the queue; count and log it when it is seen for the first time."""
+        if entry_id in self._left:
+            return
+        self.left_count += 1
+        self._left[entry_id] = None
+        if len(self._left) > _MAX_REMEMBERED:
+            del self._left[next(iter(self._left))]
+        _log.error("result_left_in_queue", id=entry_id.decode(), reason=error.message)
 
     def leave(self) -> None:
         """Leave the group, unless this recorder holds results that it could not record."""
@@ -143,9 +187,9 @@ class Recorder:
             if consumer["name"] == self._name.encode() and consumer["pending"] == 0:
                 self._redis.xgroup_delconsumer(redis_keys.RESULTS, GROUP, self._name)
 
-    def _read(self) -> list[Any]:
+    def _read(self, block: int | None) -> list[Any]:
         answer = self._redis.xreadgroup(
-            GROUP, self._name, {redis_keys.RESULTS: ">"}, count=_BATCH, block=_BLOCK_MS
+            GROUP, self._name, {redis_keys.RESULTS: ">"}, count=_BATCH, block=block
         )
         return cast(list[Any], answer)[0][1] if answer else []
 
@@ -158,10 +202,11 @@ class Recorder:
             GROUP,
             self._name,
             min_idle_time=round(self._claim_after * 1000),
+            start_id=self._claim_from,
             count=_BATCH,
         )
-        entries = answer[1]
-        if len(entries) < _BATCH:
+        self._claim_from, entries = answer[0], answer[1]
+        if self._claim_from == b"0-0":  # all that is pending has been looked through
             self._claimed_at = self._clock.monotonic()
         return [(entry_id, fields) for entry_id, fields in entries if fields]
 

@@ -133,6 +133,12 @@ class _Installation(Collector):
         seen = GaugeMetricFamily(
             "streamer_part_last_seen_seconds", "Unix time at which it last did.", labels=("part",)
         )
+        left = CounterMetricFamily(
+            "streamer_results_unreadable",
+            "Results that the recorder leaves in the queue, because it cannot read or store them.",
+        )
+        left.add_metric((), self._client.health.unreadable_results())
+        yield left
         for part in self._client.health.parts():
             up.add_metric((part.name,), part.up)
             if part.last_seen_at is not None:

@@ -171,8 +171,14 @@ class Archive:
         try:
             with self._fs.open(path, "rb") as file, zipfile.ZipFile(file) as bundle:
                 records = json.loads(bundle.read(_INDEX))
-            refs = [FrameRef(**record, stream_id=stream_id) for record in records]
-        except (FileNotFoundError, zipfile.BadZipFile, KeyError, ValueError) as error:
+            refs = [FrameRef.read(record | {"stream_id": stream_id}) for record in records]
+        except (
+            FileNotFoundError,
+            zipfile.BadZipFile,
+            KeyError,
+            ValueError,
+            StreamerError,
+        ) as error:
             _log.warning("The archive file %s is skipped (%s).", path, type(error).__name__)
             return
         for position, ref in enumerate(refs):

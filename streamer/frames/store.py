@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import redis
+import structlog
 from redis.commands.core import Script
 
 from nvila_core.resolution.policy import Measures
@@ -17,6 +18,8 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.frames import scripts
 from streamer.redis_errors import is_full
 from streamer.settings import Settings
+
+_log = structlog.get_logger(__name__)
 
 TIERS = ((0.0, 10.0), (3600.0, 60.0), (86400.0, 600.0))
 """Tiers (age, slot), in seconds: of the frames older than both `Retention.age` and `age`, only the
@@ -271,11 +274,16 @@ class FrameStore:
 
     def _unexpired(self, stream_id: str, entries: Any) -> list[FrameRef]:
         now = self._clock.time() * 1000
-        return [
-            FrameRef(**json.loads(fields[b"ref"]), stream_id=stream_id, id=frame_id.decode())
-            for frame_id, fields in entries
-            if float(fields[b"expires"]) > now
-        ]
+        found = []
+        for frame_id, fields in entries:
+            if float(fields[b"expires"]) <= now:
+                continue
+            name = {"stream_id": stream_id, "id": frame_id.decode()}
+            try:
+                found.append(FrameRef.read(json.loads(fields[b"ref"]) | name))
+            except StreamerError as error:
+                _log.warning("frame_unreadable", **name, reason=error.message)
+        return found
 
 
 def _id_ranges(dates: Sequence[bytes], low: int, high: int) -> list[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """The recorder, in this process and as `python -m workers.recorder`."""
 
+import json
 import os
 import socket
 import sqlite3
@@ -102,11 +103,88 @@ def test_only_what_is_in_the_database_is_acknowledged(results, redis_client, set
     assert pending(redis_client) == 0
 
 
-def test_an_unreadable_entry_does_not_block_the_others(results, redis_client, timeline):
-    redis_client.xadd(redis_keys.RESULTS, {"json": "nonsense"})
+def newer(name, **fields):
+    """Return a result as a newer release would store it."""
+    result = Result(
+        request_id=name, kind="caption", stream_id="str_1", stream_name="yard", prompt="?", text="x"
+    )
+    return json.dumps(result.model_dump(mode="json") | fields)
+
+
+def test_a_result_of_a_newer_release_is_recorded(redis_client, timeline):
+    redis_client.xadd(redis_keys.RESULTS, {"json": newer("a", kind="summary", lens={"fov": 1})})
+    failed = {"code": "LENS_CAP", "message": "Take it off.", "hint": 1}
+    redis_client.xadd(redis_keys.RESULTS, {"json": newer("b", kind="error", error=failed)})
+    recording = recorder(redis_client, timeline)
+    assert recording.step() == 2
+    assert pending(redis_client) == recording.left_count == 0
+    assert timeline.get("a").kind == "summary"
+    assert timeline.get("b").error.code == "LENS_CAP"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"json": newer("bad", text=[{"box": [1, 2]}])},
+        {"json": newer("bad", frames="many")},
+        {"json": "nonsense"},
+        {"msgpack": "x"},
+    ],
+)
+def test_an_unreadable_result_waits_for_a_newer_recorder(results, redis_client, timeline, fields):
+    # given results around one that this recorder cannot read
     publish(results, "a")
-    assert recorder(redis_client, timeline).step() == 1
-    assert pending(redis_client) == 0
+    redis_client.xadd(redis_keys.RESULTS, fields)
+    publish(results, "b")
+    old = recorder(redis_client, timeline, claim_after=0.0)
+    # when it records, and looks again at what is pending, again and again
+    assert [old.step() for _ in range(3)] == [2, 0, 0]
+    publish(results, "c")
+    assert old.step() == 1
+    # then the others are recorded, and that one is still there, counted once
+    assert all(timeline.get(name) is not None for name in "abc")
+    assert pending(redis_client) == old.left_count == 1
+    old.beat()
+    assert json.loads(redis_client.get(redis_keys.RECORDER))["unreadable"] == 1
+    # and when it leaves, a recorder that can read the result takes it over
+    old.leave()
+    (entry,) = redis_client.xpending_range(redis_keys.RESULTS, GROUP, "-", "+", 10)
+    claimed = redis_client.xautoclaim(redis_keys.RESULTS, GROUP, "newer", min_idle_time=0)
+    assert claimed[1] == [
+        (entry["message_id"], {k.encode(): v.encode() for k, v in fields.items()})
+    ]
+
+
+def test_any_number_of_unreadable_results_hides_no_other(results, redis_client, timeline):
+    # given more of them than one look takes, pending with a dead recorder, and a good one behind
+    with redis_client.pipeline() as pipeline:
+        for _ in range(3000):
+            pipeline.xadd(redis_keys.RESULTS, {"json": "nonsense"})
+        pipeline.execute()
+    publish(results, "a")
+    recording = recorder(redis_client, timeline, claim_after=0.0)
+    redis_client.xreadgroup(GROUP, "dead", {redis_keys.RESULTS: ">"})
+    for _ in range(20):
+        recording.step()
+    assert timeline.get("a") is not None
+    assert pending(redis_client) == recording.left_count == 3000
+
+
+def test_a_result_that_the_database_refuses_blocks_no_other(results, redis_client, timeline):
+    # given a table in which a prompt must not be "?!"
+    with sqlite3.connect(str(timeline._engine.url.database)) as database:
+        database.execute(
+            "CREATE TRIGGER strict BEFORE INSERT ON results WHEN NEW.prompt = '?!' "
+            "BEGIN SELECT RAISE(ABORT, 'too long for this column'); END"
+        )
+    database.close()
+    publish(results, "a")
+    redis_client.xadd(redis_keys.RESULTS, {"json": newer("bad", prompt="?!")})
+    publish(results, "b")
+    recording = recorder(redis_client, timeline)
+    assert recording.step() == 2
+    assert timeline.get("b") is not None
+    assert pending(redis_client) == recording.left_count == 1
 
 
 def test_it_survives_a_server_that_lost_its_data(results, redis_client, timeline):

@@ -10,7 +10,7 @@ from rq.job import Job
 
 from streamer.domain import ClipRequest, ErrorInfo, FrameRef, RequestKind, Result, to_datetime
 from streamer.errors import ErrorCode, StreamerError
-from streamer.jobs import error_result, owner_of, read_request
+from streamer.jobs import error_result, owner_of, read_request, request_in_part
 from streamer.redis_errors import trouble_of, will_pass
 from workers.context import BrokeDown, GiveBack, WorkerContext, current, stop_check
 from workers.gpu.clip_plan import parts_of, plan_clip
@@ -41,12 +41,17 @@ def answer_clip(request: dict[str, Any]) -> None:
     it unanswered, for another worker.
     """
     context = current()
-    clip = ClipRequest.model_validate(request)
+    try:
+        clip, unreadable = ClipRequest.read(request), None
+    except StreamerError as error:
+        clip, unreadable = request_in_part(str(request.get("id")), request), error
     # By a worker that died before it could finish the job.
     if _insist(lambda: context.results.answered(clip.id)):
         return
     started = context.clock.time()
     try:
+        if unreadable is not None:
+            raise unreadable
         result = _answer(context, clip, started)
     except (GiveBack, BrokeDown):
         raise

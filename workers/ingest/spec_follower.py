@@ -3,10 +3,14 @@
 import math
 
 import redis
+import structlog
 
 from streamer.clock import Clock
 from streamer.domain import StreamSpec
+from streamer.errors import StreamerError
 from streamer.streams import StreamRegistry
+
+_log = structlog.get_logger(__name__)
 
 _INTERVAL = 0.5
 """Seconds between two look-ups."""
@@ -34,6 +38,7 @@ class SpecFollower:
         self._answered_at = clock.monotonic()
         self.spec = spec
         self.detached = False
+        self._unreadable = ""
 
     @property
     def due(self) -> bool:
@@ -51,6 +56,12 @@ class SpecFollower:
         try:
             spec = self.registry.find(self.spec.id)
         except redis.exceptions.RedisError:
+            return False
+        except StreamerError as error:  # a newer release edited it: go on as before
+            self._answered_at = self._clock.monotonic()
+            if str(error) != self._unreadable:
+                _log.warning("edit_unreadable", stream=self.spec.name, reason=error.message)
+            self._unreadable = str(error)
             return False
         self._answered_at = self._clock.monotonic()
         self.detached = spec is None

@@ -6,6 +6,8 @@ from datetime import timedelta
 import cv2
 import numpy as np
 import pytest
+from rq.job import Job
+from rq.serializers import JSONSerializer
 
 from nvila_core import SamplingParams, Video
 from streamer import redis_keys
@@ -75,6 +77,45 @@ def test_live_latency_counts_from_the_newest_frame_and_that_of_a_query_from_its_
     assert query.total_ms < live.total_ms - 50_000
     assert file.total_ms < live.total_ms - 50_000
     assert query.total_ms >= query.queue_ms + query.encode_ms + query.generate_ms
+
+
+@pytest.mark.parametrize(
+    "newer",
+    [
+        {"response_format": {"type": "boxes"}},
+        {"kind": "search"},
+        {"frames": "video://1"},
+        {"watch_id": None, "kind": "query", "max_tokens": 1 << 20, "stream_name": ["yard"]},
+    ],
+)
+def test_a_request_that_only_a_newer_worker_can_read_ends_with_an_error(own, newer):
+    # given a job of a newer release
+    asked = request(own)
+    own.jobs.submit(asked)
+    stored = asked.model_dump(mode="json") | newer
+    # when this worker takes it, or gives it up
+    answer_clip(stored)
+    job = Job.fetch(asked.id, own.connections.main, JSONSerializer)
+    job._args = [stored]
+    publish_failure(job, ErrorCode.WORKER_LOST, "The worker died.")
+    # then the request has its one result, which says so
+    ((_, result),) = own.results.read("0-0")
+    assert result == own.results.get(asked.id)
+    assert (result.request_id, result.prompt) == (asked.id, asked.prompt)
+    assert result.error.code is ErrorCode.RECORD_UNREADABLE
+    assert next(iter(newer)) in result.error.message or "stream_name" in result.error.message
+    if stored["watch_id"] is not None:
+        assert own.jobs.in_flight("wch_1") == 0
+
+
+def test_a_request_with_unknown_fields_is_answered(own):
+    asked = request(own)
+    stored = asked.model_dump(mode="json") | {"lens": {"fov": 1}}
+    stored["frames"] = [frame | {"lens": 1} for frame in stored["frames"]]
+    own.jobs.submit(asked)
+    answer_clip(stored)
+    result = own.results.get(asked.id)
+    assert (result.error, result.frames) == (None, 4)
 
 
 def test_frames_that_expired_are_an_error_result(own, redis_client):
