@@ -24,6 +24,8 @@ from streamer.health import InstallationHealth
 from streamer.jobs import Jobs
 from streamer.queries import NotYet, Queries
 from streamer.question import Question
+from streamer.recorded_windows import RecordedWindows
+from streamer.recordings import RecordingResults
 from streamer.response_format import ResponseFormat, TextFormat
 from streamer.results import Results
 from streamer.secret_box import SecretBox
@@ -67,6 +69,8 @@ class Client:
         self.frames = FrameStore(self.connections.frames, Retention.of(settings))
         self.jobs = Jobs(self._redis, settings)
         self.queue = Results(self._redis, settings)
+        self.windows = RecordedWindows(self._redis)
+        """Which windows of recordings have been asked about."""
         self.watches = Watches(self.registry, self.jobs)
         """Add, change and remove watches of attached streams."""
         history = self._history = FrameHistory(self.connections, settings, self.frames)
@@ -247,12 +251,18 @@ class Client:
         for owner in [watch.id for watch in stream.watches] if stream.live else [stream.id]:
             self.jobs.drop_oldest(owner, 0)
         self.frames.discard(stream.id)
+        self.windows.forget(stream.id)
         self._history.forget(stream.id)
         return stream
 
     def streams(self) -> list[Stream]:
         """Return all attached streams, oldest first."""
-        return sorted(self.registry.list(), key=lambda stream: stream.created_at)
+        found = sorted(self.registry.list(), key=lambda stream: stream.created_at)
+        recordings = [stream for stream in found if not stream.live]
+        left = self.jobs.unanswered([recording.id for recording in recordings])
+        for recording, number in zip(recordings, left, strict=True):
+            recording.unanswered = number
+        return found
 
     def stream(self, ref: str | None = None) -> Stream:
         """Return a stream by id or name; without `ref`, the only stream attached.
@@ -261,7 +271,10 @@ class Client:
         unless exactly one stream is attached.
         """
         if ref is not None:
-            return self.registry.get(ref)
+            stream = self.registry.get(ref)
+            if not stream.live:
+                stream.unanswered = self.jobs.in_flight(stream.id)
+            return stream
         streams = self.streams()
         if len(streams) == 1:
             return self.registry.get(streams[0].id)
@@ -397,9 +410,35 @@ class Client:
     ) -> Stream:
         """Attach a recording to caption it window by window; detach it after it has ended.
 
+        :meth:`results_of` yields its results.
+
         Raises StreamerError(INVALID_REQUEST) for a live source.
         """
         self.admission.require_recording(path, live)
         sampling = validated(Sampling, fps=self.settings.fps if fps is None else fps)
         watches = [self.watch(prompt, window=window, response_format=response_format)]
         return self.attach(path, sampling=sampling, watches=watches, probe=probe, live=False)
+
+    def follow_recording(self, recording: Stream, last_id: str | None = None) -> RecordingResults:
+        """Follow a recording until each of its windows has a result.
+
+        `last_id` is where to start in the results queue; earlier results are looked up.
+        """
+        start = self.queue.last_id() if last_id is None else last_id
+        return RecordingResults(
+            self.registry, self.jobs, self.queue, self.windows, recording, start
+        )
+
+    def results_of(self, recording: Stream) -> Iterator[Result]:
+        """Yield the result of each window of a recording as it comes, each once, until every
+        window has one; some may be errors.
+
+        Raises StreamerError: UNKNOWN_STREAM if it is detached meanwhile; at the end, what kept the
+        recording from being read whole.
+        """
+        following = self.follow_recording(recording)
+        while not following.finished:
+            yield from following.advance(block=1.0)
+        error = following.status.error
+        if error is not None:
+            raise StreamerError(error.code, error.message)

@@ -352,6 +352,12 @@ class StreamStatus(Record):
 class Stream(StreamSpec, StreamStatus):
     """An attached stream and its status."""
 
+    unanswered: int | None = Field(
+        default=None,
+        description="windows of a recording that have no result yet: with 0, and the state ended "
+        "or failed, every result is there; null for a live stream",
+    )
+
     @computed_field(description="seconds since the newest frame was captured")  # type: ignore[prop-decorator]
     @property
     def last_frame_age(self) -> float | None:

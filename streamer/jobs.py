@@ -1,7 +1,7 @@
 """Submit jobs to the workers, through RQ, always as JSON."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import isfinite
 from typing import Any, cast
 
@@ -23,6 +23,7 @@ from streamer.domain import (
 )
 from streamer.errors import ErrorCode, StreamerError
 from streamer.lost_requests import LostRequests
+from streamer.recorded_windows import RecordedWindows
 from streamer.redis_address import await_replica
 from streamer.results import Results
 from streamer.settings import Settings
@@ -130,6 +131,7 @@ class Jobs:
         self._settings = settings
         self._results = Results(redis, settings)
         self._lost = LostRequests(redis, self._results)
+        self._windows = RecordedWindows(redis)
         self._queues = {
             name: Queue(name, connection=redis, serializer=JSONSerializer)
             for name in (*CLIP_QUEUES, INGEST)
@@ -166,6 +168,8 @@ class Jobs:
                 key = redis_keys.in_flight(owner)
                 pipeline.zadd(key, {request.id: request.created_at.timestamp()})
                 pipeline.expire(key, _IN_FLIGHT_TTL)
+            if request.kind is RequestKind.FILE:
+                self._windows.note(request, pipeline)
             record(pipeline)
             _push_wake(pipeline, name)
             pipeline.execute()
@@ -186,6 +190,14 @@ class Jobs:
             args=[Job.redis_job_namespace_prefix, keep],
         )
         return self._end_lost(owner_id, answer)
+
+    def unanswered(self, owner_ids: Sequence[str]) -> list[int]:
+        """Return the number of unanswered clips of each of some watches or recordings, in one round
+        trip; those whose jobs Redis has lost count until :meth:`in_flight` finds them."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for owner_id in owner_ids:
+                pipeline.zcard(redis_keys.in_flight(owner_id))
+            return pipeline.execute()
 
     def in_flight(self, owner_id: str) -> int:
         """Return the number of unanswered clips of a watch or recording."""
@@ -216,6 +228,10 @@ class Jobs:
             )
         started = job.get_status(refresh=False) == JobStatus.STARTED
         return QueryStatus.RUNNING if started else QueryStatus.QUEUED
+
+    def exists(self, request_id: str) -> bool:
+        """Return whether the request has a job, which may have ended."""
+        return bool(self._redis.exists(Job.key_for(request_id)))
 
     def cancel(self, request_id: str) -> QueryStatus:
         """Cancel a request: its result is the error CANCELLED, unless it already has a result.

@@ -1,5 +1,6 @@
 """End requests that Redis has lost, because it evicted or deleted their jobs, with an error."""
 
+from datetime import timedelta
 from typing import cast
 
 import redis
@@ -9,6 +10,7 @@ from rq.job import Job
 from streamer import redis_keys
 from streamer.domain import ErrorInfo, Query, Result, ResultKind, Stream, to_datetime
 from streamer.errors import ErrorCode, StreamerError
+from streamer.recorded_windows import RecordedWindows
 from streamer.results import Results
 from streamer.streams import StreamRegistry
 
@@ -31,6 +33,7 @@ class LostRequests:
     def __init__(self, redis: redis.Redis, results: Results) -> None:
         self._redis = redis
         self._results = results
+        self._windows = RecordedWindows(redis)
         self._settled: set[str] = set()
 
     def is_lost(self, request_id: str) -> bool:
@@ -83,7 +86,13 @@ class LostRequests:
     def publish_clip(self, request_id: str, stream: Stream, owner_id: str, asked: float) -> bool:
         """Publish the error of a clip that `owner_id`, a watch or a recording, asked about at
         `asked` (seconds since the Unix epoch)."""
-        watches = [watch for watch in stream.watches if watch.id == owner_id] or stream.watches
+        window = None if stream.live else self._windows.get(stream.id, request_id)
+        start = end = to_datetime(asked)
+        if window is not None:
+            start = stream.created_at + timedelta(seconds=window.start)
+            end = stream.created_at + timedelta(seconds=window.end)
+        asker = owner_id if window is None else window.watch_id
+        watches = [watch for watch in stream.watches if watch.id == asker] or stream.watches
         return self._results.publish(
             Result(
                 request_id=request_id,
@@ -91,9 +100,10 @@ class LostRequests:
                 stream_id=stream.id,
                 stream_name=stream.name,
                 watch_id=watches[0].id if len(watches) == 1 else None,
+                data=window.data if window is not None else None,
                 prompt=watches[0].prompt if watches else "",
-                start=to_datetime(asked),
-                end=to_datetime(asked),
+                start=start,
+                end=end,
                 error=_LOST,
             ),
             owner_id=owner_id,

@@ -56,6 +56,14 @@ def in_flight(owner_id: str) -> str:
     return f"{KEY_PREFIX}in-flight:{owner_id}"
 
 
+def recorded_windows(stream_id: str) -> str:
+    """Return the key of a hash: request id -> `<start> <end> <watch>`, a window of a recording.
+
+    One field for each window that was asked about, until the recording is detached. Under a TTL.
+    """
+    return f"{KEY_PREFIX}recorded-windows:{stream_id}"
+
+
 def query(request_id: str) -> str:
     """Return the key of a string: a Query as JSON, under `query_ttl`."""
     return f"{KEY_PREFIX}query:{request_id}"

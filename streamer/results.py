@@ -1,7 +1,7 @@
 """Publish each result exactly once, to listeners of the results queue and for later lookup."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import redis
@@ -80,6 +80,15 @@ class Results:
         """
         raw = cast(bytes | None, self._redis.get(redis_keys.answer(request_id)))
         return Result.shown(raw, request_id) if raw is not None else None
+
+    def get_many(self, request_ids: Sequence[str]) -> list[Result | None]:
+        """Return the results of several requests; None for each that has none, or no more."""
+        keys = [redis_keys.answer(request_id) for request_id in request_ids]
+        raw = cast("list[bytes | None]", self._redis.mget(keys)) if keys else []
+        return [
+            None if each is None else Result.shown(each, request_id)
+            for request_id, each in zip(request_ids, raw, strict=True)
+        ]
 
     def wait(
         self,

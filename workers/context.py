@@ -11,6 +11,7 @@ from streamer.connections import Connections
 from streamer.frames.store import FrameStore, Retention
 from streamer.jobs import Jobs
 from streamer.lost_requests import LostRequests
+from streamer.recorded_windows import RecordedWindows
 from streamer.results import Results
 from streamer.secret_box import SecretBox
 from streamer.settings import Settings
@@ -119,6 +120,11 @@ class WorkerContext:
     def results(self) -> Results:
         """The results queue."""
         return Results(self.connections.main, self.settings)
+
+    @cached_property
+    def windows(self) -> RecordedWindows:
+        """Which windows of recordings have been asked about."""
+        return RecordedWindows(self.connections.main)
 
     @cached_property
     def lost_requests(self) -> LostRequests:

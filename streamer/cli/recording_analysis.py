@@ -4,8 +4,9 @@ from collections.abc import Callable
 
 from streamer.client import Client
 from streamer.clock import Clock, SystemClock
-from streamer.domain import Result, Stream, StreamState, StreamStatus
+from streamer.domain import Result, Stream, StreamState
 from streamer.errors import ErrorCode, StreamerError
+from streamer.recordings import RecordingResults, media_start
 
 PATIENCE = 60.0
 """Seconds to wait for an ingest slot that nothing will free by itself."""
@@ -16,8 +17,8 @@ _BETWEEN_LOOKS = 1.0
 _RUNNING = (StreamState.CONNECTING, StreamState.RUNNING, StreamState.RECONNECTING)
 
 
-class Analysis:
-    """Results of one recording as they arrive; call `advance` until `finished`."""
+class Analysis(RecordingResults):
+    """Results of one recording, in its order; says what it waits for."""
 
     def __init__(
         self,
@@ -32,16 +33,15 @@ class Analysis:
 
         `say` receives what the recording waits for, as a sentence, whenever that changes.
         """
+        clock = clock or SystemClock()
+        super().__init__(
+            client.registry, client.jobs, client.queue, client.windows, stream, last_id, clock
+        )
         self._say = say
-        self._clock = clock or SystemClock()
         self._looked_at = float("-inf")
         self._stuck_since: float | None = None
         self._said: str | None = None
-        self.stream = stream
-        self.status: StreamStatus = stream
-        self.results: list[Result] = []
         self._client = client
-        self._last_id = last_id
         self._printed = 0
 
     def advance(self, block: float) -> list[Result]:
@@ -51,20 +51,7 @@ class Analysis:
         no worker can read it, and none will without help.
         """
         self._look()
-        # Read the status first: `finished` compares its count of clips with results read after it.
-        self.status = self._client.registry.status(self.stream.id)
-        fresh = []
-        for entry_id, result in self._client.queue.read(self._last_id, block):
-            self._last_id = entry_id
-            if result.stream_id == self.stream.id:
-                fresh.append(result)
-        self.results += fresh
-        if not self.finished and not self._client.registry.exists(self.stream.id):
-            raise StreamerError(
-                ErrorCode.UNKNOWN_STREAM,
-                f"'{self.stream.name}' was detached during the analysis: run it again.",
-            )
-        return fresh
+        return super().advance(block)
 
     def _look(self) -> None:
         """Say what the recording waits for. Raises StreamerError(NO_WORKER) after PATIENCE."""
@@ -86,17 +73,19 @@ class Analysis:
     def _obstacle(self) -> tuple[str | None, bool]:
         """Return what the recording waits for, and whether that passes without help."""
         jobs = self._client.jobs
+        if self.finished:
+            return None, True
+        slots = jobs.ingest_slots()
+        if not slots and not self.over:  # none has begun, or the one that read it died
+            return "No ingest worker is running: start one with `streamer ingest`.", False
         if not jobs.waits_for_slot(self.stream.id):
-            if jobs.workers()["clips"] or self.finished:
+            if jobs.workers()["clips"]:
                 return None, True
             return (
                 "No model worker is running to answer: start one with `streamer worker`; it "
                 "continues then.",
                 True,
             )
-        slots = jobs.ingest_slots()
-        if not slots:
-            return "No ingest worker is running: start one with `streamer ingest`.", False
         others = [
             stream
             for stream in self._client.streams()
@@ -116,12 +105,6 @@ class Analysis:
         )
 
     @property
-    def finished(self) -> bool:
-        """Whether the recording has ended and each of its clips has a result."""
-        over = self.status.state in (StreamState.ENDED, StreamState.FAILED)
-        return over and len(self.results) >= self.status.counters.clips
-
-    @property
     def duration(self) -> float | None:
         """Length in seconds, if the container declares one."""
         return self.status.counters.duration
@@ -129,12 +112,12 @@ class Analysis:
     @property
     def done_seconds(self) -> float:
         """Seconds of the recording that have results."""
-        return sum(_end(result) - _start(result) for result in self.results)
+        return sum(_end(result) - media_start(result) for result in self.results)
 
     @property
     def timeline(self) -> list[Result]:
         """All results so far, sorted by their start in the recording."""
-        return sorted(self.results, key=_start)
+        return sorted(self.results, key=media_start)
 
     def in_order(self) -> list[Result]:
         """Return new results in order of the recording, as soon as no earlier window is missing."""
@@ -143,7 +126,7 @@ class Analysis:
         if not self.finished:
             reached = 0.0
             for ready, result in enumerate(timeline):  # noqa: B007
-                if _start(result) > reached + 1e-6:
+                if media_start(result) > reached + 1e-6:
                     break
                 reached = _end(result)
             else:
@@ -152,36 +135,10 @@ class Analysis:
         self._printed = max(self._printed, ready)
         return fresh
 
-    def trouble(self) -> StreamerError | None:
-        """Return the reason why windows have no caption, or None if every window has one."""
-        error = self.status.error
-        if self.status.state is StreamState.FAILED:
-            message = error.message if error else "The recording could not be read to its end."
-            return StreamerError(error.code if error else ErrorCode.INTERNAL, message)
-        failed = [result.error for result in self.timeline if result.error is not None]
-        if failed:
-            return StreamerError(
-                failed[0].code,
-                f"{len(failed)} of {len(self.results)} windows have no caption. First error: "
-                f"{failed[0].message}",
-            )
-        if self.status.warnings:
-            warning = self.status.warnings[0]
-            return StreamerError(warning.code, warning.message)
-        if not self.results:
-            return StreamerError(
-                ErrorCode.NO_FRAMES, "No frame was sampled from the recording: raise --fps."
-            )
-        return None
-
 
 def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def _start(result: Result) -> float:
-    return float((result.data or {}).get("media_start", 0.0))
-
-
 def _end(result: Result) -> float:
-    return float((result.data or {}).get("media_end", _start(result)))
+    return float((result.data or {}).get("media_end", media_start(result)))

@@ -119,14 +119,7 @@ class Bench:
         queue = {RequestKind.FILE: FILES, RequestKind.WATCH: WATCHES}[request.kind]
         Queue(queue, connection=self.context.connections.main).remove(request.id)
         self.context.results.publish(
-            Result(
-                request_id=request.id,
-                kind="caption",
-                stream_id=request.stream_id,
-                stream_name=request.stream_name,
-                prompt=request.prompt,
-            ),
-            owner_id=owner_of(request),
+            Result.answering(request, text="Something."), owner_id=owner_of(request)
         )
 
     def numbers(self, request: ClipRequest) -> list[int]:

@@ -12,6 +12,7 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.coverage import window_gaps
 from streamer.jobs import Jobs
 from streamer.outage import Outage
+from streamer.recorded_windows import RecordedWindows
 from streamer.settings import Settings
 from workers.ingest.windows import Window
 
@@ -89,13 +90,16 @@ class RecordingClips:
         insist: calls what it is given again until Redis has taken it.
 
     Attributes:
-        resumed: whether an earlier worker may have submitted some of the clips.
+        submitted: ids of the requests that have been submitted, by an earlier worker too.
+        resumed: whether an earlier worker read the recording; one of an earlier release did not
+            record what it submitted.
         warning: what is wrong with the recording, for the results of the clips to come.
     """
 
     def __init__(
         self,
         jobs: Jobs,
+        windows: RecordedWindows,
         counters: StreamCounters,
         *,
         room: Callable[[], int],
@@ -107,6 +111,8 @@ class RecordingClips:
         self._room = room
         self._wait = wait
         self._insist = insist
+        self._windows = windows
+        self.submitted: set[str] = set()
         self.resumed = False
         self.warning: str | None = None
 
@@ -116,12 +122,16 @@ class RecordingClips:
         self._insist(lambda: self._submit(spec, request))
 
     def _submit(self, spec: StreamSpec, request: ClipRequest) -> None:
-        if self.resumed and self._is_known(request.id):
+        if request.id in self.submitted:
             return
-        while self.jobs.in_flight(spec.id) >= self._room():
-            self._wait()
-        self.jobs.submit(request)
-        self._counters.clips += 1
+        if self.resumed and self._is_known(request.id):
+            self._windows.note(request)
+        else:
+            while self.jobs.in_flight(spec.id) >= self._room():
+                self._wait()
+            self.jobs.submit(request)
+            self._counters.clips += 1
+        self.submitted.add(request.id)
 
     def _is_known(self, request_id: str) -> bool:
         try:

@@ -47,6 +47,7 @@ class RecordingRun(StreamRun):
         self.source_counter = SourceCounter(self.counters)
         self.clips = RecordingClips(
             context.jobs,
+            context.windows,
             self.counters,
             room=lambda: max_clips_in_flight(self.spec, context.settings),
             wait=self._wait_for_answers,
@@ -85,7 +86,13 @@ class RecordingRun(StreamRun):
             whole = failure is None and missing is None
             self.watches.finish(max(length, self._position) if whole else self._position)
         state = StreamState.ENDED if failure is None else StreamState.FAILED
+        self.counters.clips = max(self.counters.clips, self._insist(self._count_windows))
         self._reporter.enter(state, failure)
+        if not self._reporter.saved:
+            self._insist(self._reporter.insist)  # whoever waits for the end reads it there
+
+    def _count_windows(self) -> int:
+        return self._context.windows.count(self.spec.id)
 
     def _missing(self, position: float, length: float) -> StreamerError | None:
         """Return the warning that a recording ended long before its announced `length`; its last
@@ -97,6 +104,9 @@ class RecordingRun(StreamRun):
 
     def _resume(self) -> float:
         """Continue where an earlier worker stopped. Return the stream time to read from."""
+        known = self._insist(lambda: self._context.windows.all(self.spec.id))
+        self.clips.submitted |= known.keys()
+        self.counters.clips = max(self.counters.clips, len(known))  # they are saved now and then
         frames = self._insist(self._stored)
         if not frames:
             return 0.0

@@ -23,6 +23,7 @@ class StatusReporter:
     Attributes:
         name: the stream's name, for the log.
         status: the status, continued from the stream's last worker.
+        saved: whether the registry has it as it was when it was last saved.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class StatusReporter:
         self._clock = clock
         self._outage = outage
         self._saved_at = float("-inf")
+        self.saved = True
         self.status = registry.status(stream_id)
         self.status.worker = worker
 
@@ -86,12 +88,18 @@ class StatusReporter:
             self.save()
 
     def save(self) -> None:
-        """Save the status now."""
-        self._saved_at = self._clock.monotonic()
-        self.status.reported_at = to_datetime(self._clock.time())
+        """Save the status now, if Redis takes it."""
         try:
-            self._registry.save_status(self._stream_id, self.status)
+            self.insist()
         except redis.exceptions.RedisError as error:
             self._outage.failed("status", error)
         else:
             self._outage.worked("status")
+
+    def insist(self) -> None:
+        """Save the status now. Raises redis.exceptions.RedisError."""
+        self.saved = False
+        self._saved_at = self._clock.monotonic()
+        self.status.reported_at = to_datetime(self._clock.time())
+        self._registry.save_status(self._stream_id, self.status)
+        self.saved = True

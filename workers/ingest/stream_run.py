@@ -88,8 +88,9 @@ class StreamRun(ABC):
                 self._reporter.save()
                 raise
         if self.follower.detached:
-            # Whatever detached it deleted its frames, but one may have been stored since.
+            # Whatever detached it deleted its frames and windows, but one may have come since.
             self._context.frames.discard(self.spec.id)
+            self._context.windows.forget(self.spec.id)
 
     @abstractmethod
     def _run(self) -> None:

@@ -1,6 +1,7 @@
 """Following a recording, with the workers' side played through the same public classes."""
 
 from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,14 @@ from rq.serializers import JSONSerializer
 from streamer import redis_keys
 from streamer.cli.recording_analysis import PATIENCE, Analysis
 from streamer.client import Client
-from streamer.domain import ErrorInfo, Result, StreamCounters, StreamState, StreamStatus
+from streamer.domain import (
+    ClipRequest,
+    ErrorInfo,
+    Result,
+    StreamCounters,
+    StreamState,
+    StreamStatus,
+)
 from streamer.errors import ErrorCode, StreamerError
 from streamer.settings import Settings
 from tests.support.clocks import ManualClock
@@ -33,22 +41,28 @@ def analysis(client: Client, tmp_path: Path) -> Analysis:
     return Analysis(client, client.analyze(str(path), window=4.0), last_id)
 
 
+def ask(client: Client, analysis: Analysis, start: float) -> ClipRequest:
+    """Submit the request of a window, as an ingest worker does."""
+    stream = analysis.stream
+    request = ClipRequest.for_watch(
+        stream,
+        stream.watches[0],
+        start=stream.created_at + timedelta(seconds=start),
+        end=stream.created_at + timedelta(seconds=start + 4.0),
+        frames=[],
+        id=f"req_{round(start)}",
+        data={"media_start": start, "media_end": start + 4.0},
+    )
+    client.jobs.submit(request)
+    return request
+
+
 def publish(
     client: Client, analysis: Analysis, start: float, error: ErrorInfo | None = None
 ) -> None:
-    client.queue.publish(
-        Result(
-            request_id=f"req_{start}",
-            kind="error" if error else "caption",
-            stream_id=analysis.stream.id,
-            stream_name=analysis.stream.name,
-            prompt="?",
-            text=None if error else f"At {start:g}.",
-            error=error,
-            data={"media_start": start, "media_end": start + 4.0},
-        ),
-        owner_id=analysis.stream.id,
-    )
+    request = ask(client, analysis, start)
+    outcome = {"error": error} if error else {"text": f"At {start:g}."}
+    client.queue.publish(Result.answering(request, **outcome), owner_id=analysis.stream.id)
 
 
 def enter(
@@ -80,6 +94,7 @@ def test_results_come_in_any_order_and_go_out_in_order(client: Client, analysis:
     assert not analysis.finished
     assert analysis.done_seconds == 8.0
 
+    ask(client, analysis, 8.0)
     enter(client, analysis, StreamState.ENDED, 3)
     analysis.advance(0.1)
     assert not analysis.finished, "it has ended, but one clip has no result yet"
@@ -101,6 +116,68 @@ def test_a_gap_is_closed_at_the_end(client: Client, analysis: Analysis) -> None:
     enter(client, analysis, StreamState.ENDED, 2)
     analysis.advance(0.1)
     assert starts(analysis.in_order()) == [8.0]
+
+
+def test_a_counter_that_is_out_of_date_does_not_end_it(client: Client, analysis: Analysis) -> None:
+    # given a worker that was killed before it saved how many clips it had submitted
+    for start in (0.0, 4.0, 8.0):
+        ask(client, analysis, start)
+    enter(client, analysis, StreamState.ENDED, 1)
+    publish(client, analysis, 0.0)
+    analysis.advance(0.1)
+    assert not analysis.finished
+    publish(client, analysis, 4.0)
+    publish(client, analysis, 8.0)
+    analysis.advance(0.1)
+    assert analysis.finished
+    assert starts(analysis.in_order()) == [0.0, 4.0, 8.0]
+
+
+def test_results_that_the_queue_has_trimmed_are_found(client: Client, analysis: Analysis) -> None:
+    for start in (0.0, 4.0, 8.0):
+        publish(client, analysis, start)
+    client.connections.main.xtrim(redis_keys.RESULTS, maxlen=1, approximate=False)
+    enter(client, analysis, StreamState.ENDED, 3)
+    analysis.advance(0.1)
+    assert analysis.finished
+    assert starts(analysis.in_order()) == [0.0, 4.0, 8.0]
+
+
+def test_clips_that_an_earlier_release_submitted_are_waited_for(
+    client: Client, analysis: Analysis
+) -> None:
+    # given a worker that counts its clips and does not record them
+    requests = [ask(client, analysis, start) for start in (0.0, 4.0)]
+    client.windows.forget(analysis.stream.id)
+    enter(client, analysis, StreamState.ENDED, 2)
+    for request in requests:
+        analysis.advance(0.01)
+        analysis.advance(0.01)
+        assert not analysis.finished
+        client.queue.publish(Result.answering(request, text="Yes."), owner_id=analysis.stream.id)
+    analysis.advance(0.1)
+    assert analysis.finished
+    assert analysis.trouble() is None
+
+
+def test_without_an_ingest_worker_that_goes_on_it_ends(client: Client, analysis: Analysis) -> None:
+    # given a recording whose only worker died
+    job = Job.fetch(
+        f"ingest-{analysis.stream.id}",
+        connection=client.connections.main,
+        serializer=JSONSerializer,
+    )
+    job.set_status(JobStatus.STARTED)
+    enter(client, analysis, StreamState.RUNNING, 1)
+    said: list[str] = []
+    clock = ManualClock()
+    waiting = Analysis(client, analysis.stream, "0-0", say=said.append, clock=clock)
+    waiting.advance(0.01)
+    assert "No ingest worker is running" in said[0]
+    clock.now += PATIENCE
+    with pytest.raises(StreamerError) as caught:
+        waiting.advance(0.01)
+    assert caught.value.code is ErrorCode.NO_WORKER
 
 
 def test_a_window_without_caption_is_trouble(client: Client, analysis: Analysis) -> None:

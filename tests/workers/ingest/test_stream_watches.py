@@ -34,6 +34,7 @@ def gather(bench: Bench) -> Callable[[StreamSpec], StreamWatches]:
             return StreamWatches(spec, LiveClips(jobs, bench.settings, counters, Outage()).submit)
         clips = RecordingClips(
             jobs,
+            bench.context.windows,
             counters,
             room=lambda: max_clips_in_flight(spec, bench.settings),
             wait=lambda: pytest.fail("no room"),
