@@ -165,7 +165,7 @@ class Client:
                     raise
                 number += 1
         self.jobs.start_ingest(spec.id)
-        return self.registry.get(spec.id)
+        return self.stream(spec.id)
 
     def watch(
         self,
@@ -242,7 +242,7 @@ class Client:
         stream = self.registry.edit(ref, change, secret_url=full_url)
         if stream.live:
             self.jobs.start_ingest(stream.id)
-        return stream
+        return self.stream(stream.id)
 
     def detach(self, ref: str) -> Stream:
         """Detach a stream by id or name: stop its decoder and cancel its waiting clips."""
