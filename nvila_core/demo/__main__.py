@@ -43,6 +43,12 @@ def main(arguments: list[str] | None = None) -> int:
     train.add_argument(
         "--again", action="store_true", help="with --resume: repeat most of the last stage"
     )
+    train.add_argument(
+        "--start-from",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="start from the weights of this checkpoint, in the middle of the last stage",
+    )
     train.add_argument("--threads", type=int, default=2, help="number of PyTorch threads")
     evaluate = commands.add_parser(
         "evaluate", help="measure the exact-match accuracy on held-out scenes"
@@ -86,6 +92,8 @@ def _train(options: argparse.Namespace) -> int:
     torch.set_num_threads(options.threads)
     options.run.mkdir(parents=True, exist_ok=True)
     trainer = Trainer(SHAPE, TRAINING, options.run, options.out)
+    if options.start_from:
+        trainer.start_from(options.start_from)
     if options.resume:
         trainer.resume()
     if options.again:

@@ -1,4 +1,4 @@
-"""Export a trained network as a checkpoint in the published layout, in bfloat16."""
+"""Export a trained network as a checkpoint in the published layout, in bfloat16, and load one."""
 
 from pathlib import Path
 from typing import Any
@@ -7,11 +7,14 @@ import torch
 from torch import Tensor
 from transformers import SiglipVisionModel
 
+from nvila_core.checkpoint.weights import Weights
 from nvila_core.checkpoint.writer import Contents, tensors_of, write_folders
 from nvila_core.demo.sampling import TILE_GRID
 from nvila_core.demo.training.config import ModelShape
 from nvila_core.demo.training.network import DemoNetwork, qwen2_config, siglip_config
 from nvila_core.demo.training.tokenizer import train_tokenizer
+
+_TOWER_PREFIX = "vision_model."
 
 
 def export(network: DemoNetwork, shape: ModelShape, folder: Path) -> None:
@@ -34,13 +37,28 @@ def export(network: DemoNetwork, shape: ModelShape, folder: Path) -> None:
     write_folders(folder, contents)
 
 
+def load_weights(network: DemoNetwork, folder: Path) -> None:
+    """Load the weights of a checkpoint that `export` wrote into a network of the same shape.
+
+    Raises:
+        CheckpointError: a file or tensor is missing, not readable, or of another shape.
+    """
+    parts = {"llm": network.llm, "mm_projector": network.projector, "vision_tower": network.tower}
+    for name, part in parts.items():
+        stored = Weights.open(folder / name)
+        for key, parameter in part.named_parameters():
+            if key not in stored and name == "vision_tower":
+                key = _TOWER_PREFIX + key
+            stored.expect(key, tuple(parameter.shape), "the shape of the network")
+            parameter.data.copy_(stored.read(key, parameter.dtype, parameter.device))
+
+
 def _tower_state(network: DemoNetwork, shape: ModelShape) -> dict[str, Tensor]:
     # The last layer and the final norm are never used, but the layout has them.
     torch.manual_seed(0)
     whole = SiglipVisionModel(siglip_config(shape, shape.vision_layers)).state_dict()
     whole.update(network.tower.state_dict())
-    prefix = "vision_model."
-    return {key if key.startswith(prefix) else prefix + key: value for key, value in whole.items()}
+    return {_TOWER_PREFIX + key.removeprefix(_TOWER_PREFIX): value for key, value in whole.items()}
 
 
 def _llm_fields(shape: ModelShape, vocab_size: int, ids: dict[str, int]) -> dict[str, Any]:

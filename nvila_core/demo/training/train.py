@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from nvila_core.demo.training.batches import Group, stack_tiles
 from nvila_core.demo.training.config import ModelShape, TrainingConfig
-from nvila_core.demo.training.export import export
+from nvila_core.demo.training.export import export, load_weights
 from nvila_core.demo.training.feed import AnswerFeed, ClipFeed, TileFeed
 from nvila_core.demo.training.labels import auxiliary_loss, motion_loss, reversed_in_time
 from nvila_core.demo.training.network import DemoNetwork
@@ -113,6 +113,19 @@ class Trainer:
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.done = state["done"]
+
+    def start_from(self, checkpoint: Path) -> None:
+        """Start from the weights of an exported checkpoint, in the middle of the last stage.
+
+        A checkpoint holds neither the auxiliary heads nor the state of the optimizers: the heads
+        start at random, the optimizers with a short warm-up.
+
+        Raises:
+            CheckpointError: a file or tensor is missing, not readable, or of another shape.
+        """
+        for network in (self.network, self.average):
+            load_weights(network, checkpoint)
+        self.done = {"see": 1.0, "watch": 1.0, "answer": 0.5}
 
     def see(self, minutes: float) -> None:
         """Run the first stage for this many minutes."""

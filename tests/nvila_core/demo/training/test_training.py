@@ -15,7 +15,7 @@ from nvila_core.demo.render import render_clip
 from nvila_core.demo.sampling import TILE_GRID, sample_scene
 from nvila_core.demo.training.batches import MEDIA_ID, ChatEncoder, attention_mask, collate
 from nvila_core.demo.training.config import SHAPE
-from nvila_core.demo.training.export import export
+from nvila_core.demo.training.export import export, load_weights
 from nvila_core.demo.training.network import DemoNetwork
 from nvila_core.demo.training.tiles import cut_frame, squash
 from nvila_core.demo.training.tokenizer import train_tokenizer
@@ -99,6 +99,21 @@ def test_the_exported_checkpoint_has_the_published_layout(checkpoint: Path) -> N
         "vision_tower/preprocessor_config.json",
     }
     assert sum(path.stat().st_size for path in checkpoint.rglob("*")) < 16 * 2**20
+
+
+def test_an_exported_checkpoint_can_be_trained_on(checkpoint: Path, tmp_path: Path) -> None:
+    # given
+    torch.manual_seed(1)
+    network = DemoNetwork(SHAPE, len(train_tokenizer()))
+
+    # when
+    load_weights(network, checkpoint)
+    export(network, SHAPE, tmp_path / "again")
+
+    # then
+    for part in ("llm", "mm_projector", "vision_tower"):
+        name = f"{part}/model.safetensors"
+        assert (tmp_path / "again" / name).read_bytes() == (checkpoint / name).read_bytes()
 
 
 def test_tiles_of_training_are_those_of_inference(checkpoint: Path) -> None:
