@@ -74,9 +74,9 @@ def reading_flops(model: NVILA, count: int, start: int) -> float:
     config = model.language.config
     queries = model.config.num_heads * model.config.head_dim
     both = model.config.num_kv_heads * model.config.head_dim
-    weights = int(config.hidden_size) * (2 * queries + 2 * both + 3 * int(config.intermediate_size))
+    weights = config.hidden_size * (2 * queries + 2 * both + 3 * config.intermediate_size)
     pairs = count * start + count * count // 2
-    return int(config.num_hidden_layers) * (2.0 * count * weights + 4.0 * pairs * queries)
+    return config.num_hidden_layers * (2.0 * count * weights + 4.0 * pairs * queries)
 
 
 def position_bytes(model: NVILA) -> int:

@@ -8,9 +8,19 @@ neither side is slowed down by the layout in which the other keeps them.
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, Qwen2ForCausalLM
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
 
 from nvila_core import NVILA
+from nvila_core.config import LanguageConfig
+
+
+def qwen2_config(config: LanguageConfig) -> Qwen2Config:
+    """Return the configuration of transformers' Qwen2 for the same model."""
+    fields = dict(vars(config))
+    theta, factor = fields.pop("rope_theta"), fields.pop("rope_factor")
+    rope = {"rope_type": "linear", "rope_theta": theta, "factor": factor}
+    return Qwen2Config(**fields, rope_parameters=rope, attn_implementation="sdpa")
 
 
 class Rival:
@@ -22,12 +32,11 @@ class Rival:
 
     def __init__(self, model: NVILA) -> None:
         self.model = model
-        config = model.language.config.__class__(**model.language.config.to_dict())
-        config._attn_implementation = "sdpa"
+        config = qwen2_config(model.language.config)
         with torch.device("meta"):
             self.llm = Qwen2ForCausalLM(config)
         self.llm.model.load_state_dict(model.language.model.state_dict(), assign=True)
-        self.llm.model.rotary_emb = model.language.model.rotary_emb
+        self.llm.model.rotary_emb = Qwen2RotaryEmbedding(config).to(model.device)
         head = model.language.lm_head
         table = model.language.model.embed_tokens.weight
         self.llm.lm_head.weight = table if head is None else head.weight

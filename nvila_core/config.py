@@ -2,7 +2,6 @@
 
 import re
 from dataclasses import dataclass, field
-from typing import Any
 
 from nvila_core.media.preprocess import Processor
 from nvila_core.resolution.grids import Grid
@@ -52,17 +51,43 @@ class VisionConfig:
 
 
 @dataclass(frozen=True)
+class LanguageConfig:
+    """Configuration of the Qwen2 language model, with the field names of its `config.json`.
+
+    Positions are divided by `rope_factor` (linear scaling of the rotary embedding).
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    max_position_embeddings: int
+    hidden_act: str = "silu"
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_factor: float = 1.0
+    tie_word_embeddings: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head."""
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Everything that a checkpoint holds except tokenizer and weights.
 
-    `llm` holds the fields of transformers' Qwen2Config. `tile_grids` is an extension of this
+    `tile_grids` is an extension of this
     project: the (columns, rows) that a checkpoint was trained on besides a single tile. It is empty
     where any grid works, as in the published checkpoints.
     """
 
     vision: VisionConfig
     processor: Processor
-    llm: dict[str, Any]
+    llm: LanguageConfig
     max_model_len: int
     projector_type: str
     image_aspect_ratio: str = "dynamic"
@@ -115,22 +140,22 @@ class ModelConfig:
     @property
     def num_layers(self) -> int:
         """Layers of the language model."""
-        return int(self.llm["num_hidden_layers"])
+        return self.llm.num_hidden_layers
 
     @property
     def num_heads(self) -> int:
         """Query heads of each layer of the language model."""
-        return int(self.llm["num_attention_heads"])
+        return self.llm.num_attention_heads
 
     @property
     def num_kv_heads(self) -> int:
         """Key and value heads of each layer of the language model."""
-        return int(self.llm["num_key_value_heads"])
+        return self.llm.num_key_value_heads
 
     @property
     def head_dim(self) -> int:
         """Width of one head of the language model."""
-        return int(self.llm["hidden_size"]) // self.num_heads
+        return self.llm.head_dim
 
     @property
     def kv_size(self) -> int:

@@ -18,6 +18,7 @@ from nvila_core.generation.completion import Completion
 from nvila_core.generation.sampling import SamplingParams
 from nvila_core.generation.sequence import Sequence
 from nvila_core.media.item import Media, VideoAs
+from nvila_core.models.attention import SequenceCache
 from nvila_core.models.device import choose_device, choose_dtype
 from nvila_core.models.language_model import LanguageModel
 from nvila_core.models.media_encoders import from_tiles, project, tile_features, video_positions
@@ -292,7 +293,7 @@ class NVILA:
         """Run a sequence's prompt and draw its first token."""
         if sequence.finish_reason:
             return
-        sequence.cache = self.language.new_cache()
+        sequence.cache = SequenceCache()
         embeds = self.splice(sequence.prompt, media)
         hidden = self.language.hidden_states(embeds, sequence.cache)
         sequence.accept(self.language.logits(hidden[-1], len(self.tokenizer)))

@@ -4,11 +4,10 @@ Source of names and defaults: nvila specification, sections 1 and 2. Values that
 overwrites at load (`hidden_size`, `mm_hidden_size`, `model_dtype`, `resume_path`) are not read.
 """
 
-from typing import Any
-
 from nvila_core.config import (
     MAX_FRAMES,
     EncoderConfig,
+    LanguageConfig,
     ModelConfig,
     VisionConfig,
     is_known_projector,
@@ -67,17 +66,19 @@ def activation(fields: Fields, default: str) -> str:
     name = fields.string("hidden_act", default)
     if name in PUBLISHED_ACTIVATIONS:
         return name
-    from transformers.activations import ACT2CLS  # slow: this import takes seconds
+    from nvila_core.models.activations import activation_function  # imports PyTorch
 
-    if name not in ACT2CLS:
+    try:
+        activation_function(name)
+    except KeyError:
         raise fields.error(
             "hidden_act", "the activation is unknown", "e.g. 'silu' or 'gelu_pytorch_tanh'"
-        )
+        ) from None
     return name
 
 
-def read_llm(fields: Fields) -> dict[str, Any]:
-    """Read and check the fields of Qwen2Config from `llm/config.json` or `text_config`."""
+def read_llm(fields: Fields) -> LanguageConfig:
+    """Read and check the language model's fields from `llm/config.json` or `text_config`."""
     kind = fields.string("model_type", "qwen2")
     if kind != "qwen2":
         raise fields.error("model_type", "the language model is not supported", "'qwen2'")
@@ -105,36 +106,37 @@ def read_llm(fields: Fields) -> dict[str, Any]:
         )
     if fields.boolean("use_sliding_window", False):
         raise fields.error("use_sliding_window", "sliding windows are not supported", False)
-    return {
-        "vocab_size": fields.integer("vocab_size", 151936, high=2**24),
-        "hidden_size": hidden,
-        "intermediate_size": fields.integer("intermediate_size", 22016, high=2**19),
-        "num_hidden_layers": fields.integer("num_hidden_layers", 32, high=MAX_LAYERS),
-        "num_attention_heads": heads,
-        "num_key_value_heads": kv_heads,
-        "hidden_act": activation(fields, "silu"),
-        "max_position_embeddings": fields.integer("max_position_embeddings", 32768, high=2**24),
-        "rms_norm_eps": fields.number("rms_norm_eps", 1e-6),
-        "rope_parameters": read_rope(fields),
-        "tie_word_embeddings": fields.boolean("tie_word_embeddings", False),
-        "attention_dropout": 0.0,
-        "use_sliding_window": False,
-    }
+    theta, factor = read_rope(fields)
+    return LanguageConfig(
+        vocab_size=fields.integer("vocab_size", 151936, high=2**24),
+        hidden_size=hidden,
+        intermediate_size=fields.integer("intermediate_size", 22016, high=2**19),
+        num_hidden_layers=fields.integer("num_hidden_layers", 32, high=MAX_LAYERS),
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        hidden_act=activation(fields, "silu"),
+        max_position_embeddings=fields.integer("max_position_embeddings", 32768, high=2**24),
+        rms_norm_eps=fields.number("rms_norm_eps", 1e-6),
+        rope_theta=theta,
+        rope_factor=factor,
+        tie_word_embeddings=fields.boolean("tie_word_embeddings", False),
+    )
 
 
-def read_rope(fields: Fields) -> dict[str, Any]:
-    """Read the rotary embedding from `rope_parameters`, or from the older `rope_theta` and
-    `rope_scaling`.
+def read_rope(fields: Fields) -> tuple[float, float]:
+    """Return base and linear scaling factor of the rotary embedding.
+
+    They stand in `rope_parameters`, or in the older `rope_theta` and `rope_scaling`.
     """
     nested = next((n for n in ("rope_parameters", "rope_scaling") if n in fields), None)
     rope = fields.child(nested) if nested else Fields({}, fields.file)
     theta = (rope if "rope_theta" in rope else fields).number("rope_theta", 10000.0, low=1.0)
     kind = rope.string("rope_type", rope.raw("type", "default"))
     if kind == "default":
-        return {"rope_type": kind, "rope_theta": theta}
+        return theta, 1.0
     if kind != "linear":
         raise rope.error("rope_type", "the scaling is not supported", "'default' or 'linear'")
-    return {"rope_type": kind, "rope_theta": theta, "factor": rope.number("factor", low=1.0)}
+    return theta, rope.number("factor", low=1.0)
 
 
 def read_processor(fields: Fields, image_size: int) -> Processor:
@@ -291,7 +293,7 @@ def read_model(
     dynamic_s2 = mode == "dynamic_s2" or top.boolean("dynamic_s2", False)
     scales = read_scales(top, tower.image_size) if dynamic_s2 else ()
     min_tiles = top.integer("min_tiles", 1, high=MAX_TILES)
-    limit = min(context or language["max_position_embeddings"], language["max_position_embeddings"])
+    limit = min(context or language.max_position_embeddings, language.max_position_embeddings)
     return ModelConfig(
         vision=tower,
         processor=read_processor(processor, tower.image_size),

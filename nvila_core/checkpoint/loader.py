@@ -8,13 +8,13 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from nvila_core.checkpoint.config_reader import read_model
 from nvila_core.checkpoint.weights import Weights
-from nvila_core.config import DOWNSAMPLING, ModelConfig, VisionConfig
+from nvila_core.config import DOWNSAMPLING, LanguageConfig, ModelConfig, VisionConfig
 from nvila_core.errors import CheckpointError
 from nvila_core.json_fields import Fields
 from nvila_core.models.projector import Projector, build_projector
@@ -67,7 +67,7 @@ class Checkpoint:
         bits = (None, None) if precision is None else (precision.language, precision.vision)
         language = load_language(self.config.llm, self.llm, dtype, device, bits[0])
         vision = load_vision(self.config.vision, self.vision, dtype, device, bits[1])
-        width, hidden = self.config.projector_input, self.config.llm["hidden_size"]
+        width, hidden = self.config.projector_input, self.config.llm.hidden_size
         with torch.device("meta"):
             projector = build_projector(self.config.projector_type, width, hidden)
         self.projector.fill(projector, dtype, device)
@@ -163,7 +163,7 @@ def flat_projector(top: Fields, weights: Weights) -> str:
 
 
 def load_language(
-    fields: dict[str, Any],
+    config: LanguageConfig,
     weights: Weights,
     dtype: torch.dtype,
     device: torch.device,
@@ -173,7 +173,7 @@ def load_language(
     once.
 
     Args:
-        fields: fields of transformers' Qwen2Config.
+        config: configuration of the model.
         weights: the tensors.
         dtype: dtype to compute in.
         device: device of the model.
@@ -182,22 +182,19 @@ def load_language(
     Raises:
         CheckpointError: the weights contradict the config.
     """
-    # Importing transformers takes seconds, and opening a checkpoint does not need it.
-    from transformers.models.qwen2.modeling_qwen2 import Qwen2RotaryEmbedding
-
     from nvila_core.models.language_model import LanguageModel
 
-    hidden, inner = fields["hidden_size"], fields["intermediate_size"]
+    hidden, inner = config.hidden_size, config.intermediate_size
     weights.expect(
-        "model.embed_tokens.weight", (fields["vocab_size"], hidden), "vocab_size and hidden_size"
+        "model.embed_tokens.weight", (config.vocab_size, hidden), "vocab_size and hidden_size"
     )
-    weights.expect_count("model.layers.", fields["num_hidden_layers"], "num_hidden_layers")
+    weights.expect_count("model.layers.", config.num_hidden_layers, "num_hidden_layers")
     weights.expect("model.layers.0.mlp.gate_proj.weight", (inner, hidden), "intermediate_size")
     with torch.device("meta"):
-        model = LanguageModel(fields)
-    unused = ["lm_head."] if fields["tie_word_embeddings"] else []
+        model = LanguageModel(config)
+    unused = ["lm_head."] if config.tie_word_embeddings else []
     weights.fill(model, dtype, device, unused=unused, bits=bits)
-    model.model.rotary_emb = Qwen2RotaryEmbedding(model.config).to(device)
+    model.model.rotary_emb.to(device)
     return model.eval()
 
 
@@ -240,6 +237,4 @@ def load_vision(
         unused=[*skipped, "post_layernorm.", "head.", "embeddings.position_ids"],
         bits=bits,
     )
-    positions = torch.arange(config.grid**2, device=device).expand(1, -1)
-    tower.embeddings.register_buffer("position_ids", positions, persistent=False)
     return tower.eval()

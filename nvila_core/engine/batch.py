@@ -56,7 +56,7 @@ class PagedBatch(AttentionBackend):
 
     Attributes:
         order: for each sequence of the batch, in order of rows, its index in `slices`.
-        positions: int64 [1, N], the position of every row in its sequence.
+        positions: int64 [N], the position of every row in its sequence.
         parts: the rows, in order, divided by how attention reads the cache for them.
     """
 
@@ -79,7 +79,7 @@ class PagedBatch(AttentionBackend):
                 count += s.count
         ordered = [slices[i] for i in self.order]
         positions = np.concatenate([np.arange(s.start, s.end) for s in ordered])
-        self.positions = self._tensor(positions)[None]
+        self.positions = self._tensor(positions)
         self.slots = self._tensor(np.concatenate([self._slots(s) for s in ordered]))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

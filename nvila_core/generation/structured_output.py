@@ -2,13 +2,13 @@
 
 import threading
 from collections import OrderedDict
+from itertools import count
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 from torch import Tensor
-from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from nvila_core.errors import PromptError
 from nvila_core.generation.grammar import LIMITS, grammar_of, schema_error
@@ -60,6 +60,17 @@ class Constraint:
             raise schema_error(self._matcher.get_error())
 
 
+def byte_letters() -> list[str]:
+    """Return the letter that stands for each byte in the vocabulary of a byte-level BPE.
+
+    Printable Latin-1 characters stand for themselves, the other bytes for the characters from
+    U+0100 on, in order: the mapping of GPT-2's tokenizer.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    substitutes = map(chr, count(0x100))
+    return [chr(byte) if byte in printable else next(substitutes) for byte in range(256)]
+
+
 class TokenTable:
     """The exact bytes of every token of a byte-level BPE, in the interface that llguidance takes.
 
@@ -74,8 +85,8 @@ class TokenTable:
         self._plain = (
             tokenizer.plain_backend
         )  # not `tokenizer`: `_compilers` must not keep it alive
-        self._num_known = known = min(tokenizer.num_embeddings, len(tokenizer))
-        byte_of = {letter: byte for byte, letter in bytes_to_unicode().items()}
+        known = min(tokenizer.num_embeddings, len(tokenizer))
+        byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
         self.tokens = [b""] * len(tokenizer)
         self.special_token_ids = [i for i in tokenizer.control_ids.values() if i < known]
         self.stop_ids = sorted(i for i in tokenizer.stop_ids if i < known)
@@ -98,7 +109,8 @@ class TokenTable:
         if isinstance(text, bytes):
             raise TypeError("text must be str")  # llguidance probes which types are accepted
         ids = self._plain.encode(text, add_special_tokens=False).ids
-        if max(ids, default=0) < self._num_known:
+        # The tokenizer may normalise the text, which would then no longer be that of the form.
+        if b"".join(self.tokens[i] for i in ids) == text.encode():
             return ids
         return [self.tokens.index(bytes([byte])) for byte in text.encode()]
 

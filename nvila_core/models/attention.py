@@ -1,14 +1,10 @@
-"""The attention function of the language model's layers, registered with transformers."""
+"""Attention of the language model: the protocol of its backends, and the one for one sequence."""
 
-from typing import Any, Protocol
+from typing import Protocol
 
-from torch import Tensor, nn
-from transformers import AttentionInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
-
-ATTENTION = "nvila"
-"""Name under which `attention` is registered with transformers."""
+import torch
+from torch import Tensor
+from torch.nn import functional as F
 
 
 class AttentionBackend(Protocol):
@@ -30,26 +26,40 @@ class AttentionBackend(Protocol):
         ...
 
 
-def attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    backend: AttentionBackend | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    """Attend through `backend` where one is given, otherwise through transformers' own SDPA."""
-    if backend is None:
-        out: tuple[Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **kwargs
+class SequenceCache:
+    """Keys and values of one sequence, and causal attention over them by PyTorch's SDPA."""
+
+    def __init__(self) -> None:
+        self._keys: list[Tensor] = []
+        self._values: list[Tensor] = []
+
+    def __len__(self) -> int:
+        """Return the number of positions."""
+        return self._keys[0].shape[1] if self._keys else 0
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Append the rows of a layer and attend; see `AttentionBackend`."""
+        if layer == len(self._keys):
+            self._keys.append(key)
+            self._values.append(value)
+        else:
+            self._keys[layer] = key = torch.cat([self._keys[layer], key], dim=1)
+            self._values[layer] = value = torch.cat([self._values[layer], value], dim=1)
+        rows, positions = query.shape[1], key.shape[1]
+        mask = None
+        if 1 < rows < positions:
+            mask = torch.ones(rows, positions, dtype=torch.bool, device=query.device)
+            mask = mask.tril(positions - rows)
+            # With a mask, grouped queries fall back to a slow kernel on CUDA.
+            group = len(query) // len(key)
+            key, value = key.repeat_interleave(group, 0), value.repeat_interleave(group, 0)
+        out = F.scaled_dot_product_attention(
+            query[None],
+            key[None],
+            value[None],
+            attn_mask=mask,
+            is_causal=mask is None and rows > 1,
+            scale=scale,
+            enable_gqa=len(key) != len(query),
         )
-        return out
-    layer: Any = module.layer_idx
-    size = query.shape[-1]
-    return backend.attend(layer, query[0], key[0], value[0], scaling or size**-0.5)[None], None
-
-
-AttentionInterface.register(ATTENTION, attention)
-AttentionMaskInterface.register(ATTENTION, sdpa_mask)
+        return out[0].transpose(0, 1)

@@ -1,31 +1,30 @@
 """The Qwen2 language model over embeddings: embedded positions in, next-token logits out."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import DynamicCache, Qwen2Config, Qwen2Model
 
-from nvila_core.models.attention import ATTENTION, AttentionBackend
+from nvila_core.config import LanguageConfig
+from nvila_core.models.attention import AttentionBackend, SequenceCache
+from nvila_core.models.qwen2 import Qwen2Decoder
 
 
 class LanguageModel(nn.Module):
-    """transformers' Qwen2 with its output head; `checkpoint.loader` loads it.
+    """Qwen2 with its output head; `checkpoint.loader` loads it.
 
     The tokenizer may have more tokens than the checkpoint has embedding rows. Logits of the others
     are -inf, and their embeddings are never looked up.
     """
 
-    def __init__(self, fields: dict[str, Any]) -> None:
+    def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
-        self.config = Qwen2Config(**fields)
-        self.config._attn_implementation = ATTENTION
-        self.model = Qwen2Model(self.config)
-        tied = self.config.tie_word_embeddings
+        self.config = config
+        self.model = Qwen2Decoder(config)
+        tied = config.tie_word_embeddings
         self.lm_head = (
-            None if tied else nn.Linear(self.config.hidden_size, self.config.vocab_size, bias=False)
+            None if tied else nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         )
 
     @property
@@ -47,16 +46,12 @@ class LanguageModel(nn.Module):
     @property
     def hidden_size(self) -> int:
         """Width of an embedding."""
-        return int(self.config.hidden_size)
+        return self.config.hidden_size
 
     @property
     def num_embeddings(self) -> int:
         """Rows of the embedding table; higher ids have no embedding."""
-        return int(self.config.vocab_size)
-
-    def new_cache(self) -> DynamicCache:
-        """Return an empty cache for one sequence."""
-        return DynamicCache(config=self.config)
+        return self.config.vocab_size
 
     @torch.inference_mode()
     def embed(self, ids: Sequence[int]) -> Tensor:
@@ -79,15 +74,15 @@ class LanguageModel(nn.Module):
         return F.pad(logits, (0, vocab - self.num_embeddings), value=float("-inf"))
 
     @torch.inference_mode()
-    def hidden_states(self, embeds: Tensor, cache: DynamicCache | None = None) -> Tensor:
+    def hidden_states(self, embeds: Tensor, cache: SequenceCache | None = None) -> Tensor:
         """Return the final hidden states [positions, hidden] of embeddings [positions, hidden].
 
         With a cache, the embeddings continue the cached positions, and are added to them.
         """
-        out = self.model(
-            inputs_embeds=embeds[None], past_key_values=cache, use_cache=cache is not None
-        )
-        states: Tensor = out.last_hidden_state[0]
+        cache = SequenceCache() if cache is None else cache
+        start = len(cache)
+        positions = torch.arange(start, start + len(embeds), device=embeds.device)
+        states: Tensor = self.model(embeds, positions, cache)
         return states
 
     @torch.inference_mode()
@@ -102,7 +97,7 @@ class LanguageModel(nn.Module):
 
         Args:
             embeds: [N, hidden], one row for each new position.
-            positions: int64 [1, N], the position of each row in its sequence.
+            positions: int64 [N], the position of each row in its sequence.
             backend: computes attention; holds the keys and values of earlier positions.
             rows: the rows whose hidden states are needed.
 
@@ -110,16 +105,6 @@ class LanguageModel(nn.Module):
             Final hidden states [len(rows), hidden]. The last layer's feed-forward part is not
             computed for other rows.
         """
-        hidden = embeds[None]
-        rotary = self.model.rotary_emb(hidden, positions)
-        step = {"attention_mask": None, "position_embeddings": rotary, "backend": backend}
-        *layers, last = self.model.layers
-        for layer in layers:
-            hidden = layer(hidden, **step)
-        attended, _ = last.self_attn(last.input_layernorm(hidden), **step)
-        index = torch.tensor(rows, dtype=torch.long, device=hidden.device)
-        needed = (hidden + attended)[0, index]
-        if rows:
-            needed = needed + last.mlp(last.post_attention_layernorm(needed))
-        states: Tensor = self.model.norm(needed)
+        index = torch.tensor(rows, dtype=torch.long, device=embeds.device)
+        states: Tensor = self.model(embeds, positions, backend, index)
         return states

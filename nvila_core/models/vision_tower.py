@@ -1,17 +1,108 @@
-"""The SigLIP vision tower, up to the layer whose output the projector takes."""
+"""The SigLIP vision tower (arXiv:2303.15343), up to the layer whose output the projector takes.
+
+Parameter names are those of the published checkpoints. See `qwen2` for why these are not
+transformers' modules.
+"""
 
 import torch
 from torch import Tensor, nn
-from transformers import SiglipVisionConfig, SiglipVisionModel
+from torch.nn import functional as F
 
 from nvila_core.config import VisionConfig
+from nvila_core.models.activations import activation_function
 
 MAX_TILES_PER_PASS = 16
 """Tiles in one pass through the tower, which bounds its memory."""
 
 
+class Embeddings(nn.Module):
+    """Pixels [tiles, 3, S, S] to patches [tiles, patches, C], with their position embeddings."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        patch, width = config.patch_size, config.hidden_size
+        self.patch_embedding = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
+        self.position_embedding = nn.Embedding.from_pretrained(torch.empty(config.grid**2, width))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Return the embedded patches."""
+        patches: Tensor = self.patch_embedding(pixels)
+        out: Tensor = patches.flatten(2).transpose(1, 2) + self.position_embedding.weight
+        return out
+
+
+class EncoderAttention(nn.Module):
+    """Self-attention over all patches of a tile."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.num_heads = config.num_heads
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the attention output [tiles, patches, C] of x [tiles, patches, C]."""
+        query, key, value = (
+            projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        attended = F.scaled_dot_product_attention(query, key, value)
+        out: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
+        return out
+
+
+class FeedForward(nn.Module):
+    """Feed-forward network: [..., C] to [..., C]."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation = activation_function(config.hidden_act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return fc2(activation(fc1(x)))."""
+        out: Tensor = self.fc2(self.activation(self.fc1(x)))
+        return out
+
+
+class EncoderLayer(nn.Module):
+    """One layer: attention and feed-forward, each after a norm and around a residual."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        width, eps = config.hidden_size, config.layer_norm_eps
+        self.layer_norm1 = nn.LayerNorm(width, eps=eps)
+        self.self_attn = EncoderAttention(config)
+        self.layer_norm2 = nn.LayerNorm(width, eps=eps)
+        self.mlp = FeedForward(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output [tiles, patches, C] for x [tiles, patches, C]."""
+        x = x + self.self_attn(self.layer_norm1(x))
+        out: Tensor = x + self.mlp(self.layer_norm2(x))
+        return out
+
+
+class Encoder(nn.Module):
+    """The layers that are run."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.layers_run))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output of the last layer [tiles, patches, C]."""
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
 class VisionTower(nn.Module):
-    """transformers' SigLIP: pixels [tiles, 3, S, S] to features [tiles, patches, C].
+    """Pixels [tiles, 3, S, S] to features [tiles, patches, C].
 
     Only the layers below the selected one exist: hidden_states[-2] needs neither the last layer nor
     the post-norm, so they are neither computed nor loaded.
@@ -19,21 +110,8 @@ class VisionTower(nn.Module):
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        settings = SiglipVisionConfig(
-            hidden_size=config.hidden_size,
-            intermediate_size=config.intermediate_size,
-            num_hidden_layers=config.layers_run,
-            num_attention_heads=config.num_heads,
-            image_size=config.image_size,
-            patch_size=config.patch_size,
-            hidden_act=config.hidden_act,
-            layer_norm_eps=config.layer_norm_eps,
-            attention_dropout=0.0,
-            vision_use_head=False,
-        )
-        settings._attn_implementation = "sdpa"
-        model = SiglipVisionModel(settings)
-        self.embeddings, self.encoder = model.embeddings, model.encoder
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
 
     @property
     def positions(self) -> Tensor:
@@ -49,5 +127,5 @@ class VisionTower(nn.Module):
         features = []
         for part in pixels.split(MAX_TILES_PER_PASS):
             hidden = self.embeddings(part.to(self.positions.device, self.positions.dtype))
-            features.append(self.encoder(inputs_embeds=hidden).last_hidden_state)
+            features.append(self.encoder(hidden))
         return torch.cat(features)

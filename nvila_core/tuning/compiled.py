@@ -12,6 +12,7 @@ import json
 import shutil
 import sys
 from itertools import chain
+from typing import cast
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ from nvila_core.generation.sampling import SamplingParams
 from nvila_core.media.video import Video
 from nvila_core.model import NVILA
 from nvila_core.models.packed_linear import PackedLinear, pack_linears
+from nvila_core.models.qwen2 import DecoderLayer
+from nvila_core.models.vision_tower import EncoderLayer
 
 
 def compile_layers(model: NVILA) -> None:
@@ -40,12 +43,13 @@ def compile_layers(model: NVILA) -> None:
         raise NVILAError(
             "torch.compile needs a C++ compiler: install g++ or clang++, or set compile to false."
         )
-    layers = model.language.model.layers
-    pack_linears(layers)  # before compiling; the engine would only do it afterwards
+    layers = cast(list[DecoderLayer], list(model.language.model.layers))
+    # before compiling; the engine would only do it afterwards
+    pack_linears(model.language.model.layers)
     parts = [
         *chain.from_iterable((x.input_layernorm, x.post_attention_layernorm) for x in layers),
         *(layer.mlp for layer in layers if not packed(layer.mlp)),
-        *(layer.mlp for layer in model.vision.encoder.layers),
+        *(layer.mlp for layer in cast(list[EncoderLayer], list(model.vision.encoder.layers))),
     ]
     try:
         for part in parts:

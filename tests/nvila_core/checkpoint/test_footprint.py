@@ -23,8 +23,7 @@ def test_the_footprint_is_what_loading_takes(random_checkpoint: Path) -> None:
     # a checkpoint also holds the layers of the tower that are never run
     assert loaded <= found.weights < 2 * loaded
     llm = model.config.llm
-    width = llm["hidden_size"] // llm["num_attention_heads"]
-    per_token = 2 * 2 * llm["num_hidden_layers"] * llm["num_key_value_heads"] * width
+    per_token = 2 * 2 * llm.num_hidden_layers * llm.num_key_value_heads * llm.head_dim
     assert found.kv_cache == 1000 * per_token
     assert found.needed == found.weights + found.kv_cache
     assert 0 < found.free <= found.total
