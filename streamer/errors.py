@@ -93,3 +93,10 @@ class StreamerError(Exception):
     def http_status(self) -> int:
         """HTTP status of this failure; 422 for the errors of a stream."""
         return _STATUS.get(self.code, 422)
+
+
+class Superseded(Exception):  # noqa: N818 - nothing is wrong with what was written
+    """Raised by a write for a stream that another worker has taken over, or nobody runs any more.
+
+    Nothing was written. Whoever gets it stops at once, and records nothing.
+    """

@@ -7,9 +7,10 @@ from typing import Any, cast
 
 import redis
 from rq import Queue, Retry, worker_registration
-from rq.command import send_stop_execution_command
+from rq.command import send_command, send_stop_execution_command
 from rq.exceptions import DuplicateJobError, InvalidJobOperation, NoSuchJobError
 from rq.job import Job, JobStatus
+from rq.results import Result as RQResult
 from rq.serializers import JSONSerializer
 
 from streamer import redis_keys
@@ -21,7 +22,7 @@ from streamer.domain import (
     Result,
     utc_now,
 )
-from streamer.errors import ErrorCode, StreamerError
+from streamer.errors import ErrorCode, StreamerError, Superseded
 from streamer.lost_requests import LostRequests
 from streamer.recorded_windows import RecordedWindows
 from streamer.redis_address import await_replica
@@ -66,10 +67,12 @@ end
 
 _IN_FLIGHT = _SPLIT + "return {#living, lost}"
 
-# KEYS: in-flight, queues... ARGV: job key prefix, number of jobs to keep
+# KEYS: in-flight, queues... ARGV: job key prefix, number of jobs to keep, job of the stream and
+# token of its owner, or ''
 _DROP_OLDEST = (
     _SPLIT
     + """
+if ARGV[4] ~= '' and redis.call('HGET', ARGV[3], 'token') ~= ARGV[4] then return {-1, {}} end
 local excess, dropped = #living - tonumber(ARGV[2]), 0
 for _, id in ipairs(living) do
   if dropped >= excess then break end
@@ -143,15 +146,21 @@ class Jobs:
         self,
         request: ClipRequest,
         record: Callable[[redis.client.Pipeline], None] = lambda _: None,
+        token: int | None = None,
     ) -> None:
         """Submit a request. It gets exactly one result, unless :meth:`drop_oldest` drops it.
 
         `record` adds commands to the transaction that stores the job. Behind Sentinel the call
         returns once a replica has the job too.
+
+        With the `token` of the worker that runs the stream, raises Superseded if another one does
+        by now.
         """
         name = _QUEUE_OF[request.kind]
         owner = owner_of(request)
         with self._redis.pipeline() as pipeline:
+            if token is not None:
+                self._guard(pipeline, request, token)
             self._queues[name].enqueue_call(
                 CLIP_JOB,
                 args=(request.model_dump(mode="json"),),
@@ -172,14 +181,32 @@ class Jobs:
                 self._windows.note(request, pipeline)
             record(pipeline)
             _push_wake(pipeline, name)
-            pipeline.execute()
+            try:
+                pipeline.execute()
+            except redis.exceptions.WatchError:
+                # Taken over, or the reply was lost: the client does not repeat what it watches.
+                if not self._redis.exists(Job.key_for(request.id)):
+                    self.submit(request, record, token)
+                    return
         await_replica(self._redis)
 
-    def drop_oldest(self, owner_id: str, keep: int) -> int:
+    @staticmethod
+    def _guard(pipeline: redis.client.Pipeline, request: ClipRequest, token: int) -> None:
+        """Let the transaction of `pipeline` fail if the stream is taken over before it."""
+        job = Job.key_for(redis_keys.stream_job(request.stream_id or ""))
+        pipeline.watch(job)
+        held = cast("bytes | None", pipeline.hget(job, "token"))
+        if held is None or int(held) != token:
+            raise Superseded
+
+    def drop_oldest(
+        self, owner_id: str, keep: int, *, stream_id: str = "", token: int | None = None
+    ) -> int:
         """Drop queued clips of a watch or recording, oldest first, until `keep` are in flight.
 
         Clips that a worker has started are not dropped. Returns the number of dropped clips: they
-        get no result, so the caller counts them.
+        get no result, so the caller counts them. With the `token` of the worker that runs
+        `stream_id`, raises Superseded if another one does by now.
         """
         answer = self._drop(
             keys=[
@@ -187,8 +214,15 @@ class Jobs:
                 self._queues[WATCHES].key,
                 self._queues[FILES].key,
             ],
-            args=[Job.redis_job_namespace_prefix, keep],
+            args=[
+                Job.redis_job_namespace_prefix,
+                keep,
+                Job.key_for(redis_keys.stream_job(stream_id)),
+                token or "",
+            ],
         )
+        if answer[0] == -1:
+            raise Superseded
         return self._end_lost(owner_id, answer)
 
     def unanswered(self, owner_ids: Sequence[str]) -> list[int]:
@@ -253,7 +287,7 @@ class Jobs:
 
         Does nothing if the stream is queued or running.
         """
-        job_id = f"ingest-{stream_id}"
+        job_id = redis_keys.stream_job(stream_id)
         for _ in range(2):
             try:
                 self._queues[INGEST].enqueue_call(
@@ -273,20 +307,24 @@ class Jobs:
                 if job is not None:
                     if job.get_status(refresh=False) in (JobStatus.QUEUED, JobStatus.STARTED):
                         return
-                    job.delete()  # left over from a run that ended
+                    self._forget(job)  # left over from a run that ended
         with self._redis.pipeline() as pipeline:
             _push_wake(pipeline, INGEST)
             pipeline.execute()
 
     def stop_ingest(self, stream_id: str) -> None:
         """Remove the stream from the queue, or ask the worker that runs it to stop."""
-        job = self._fetch(f"ingest-{stream_id}")
-        if job is not None:
+        job = self._fetch(redis_keys.stream_job(stream_id))
+        if job is None:
+            return
+        if job.get_status(refresh=False) in (JobStatus.QUEUED, JobStatus.STARTED):
             self._stop(job)
+        else:
+            self._forget(job)
 
     def waits_for_slot(self, stream_id: str) -> bool:
         """Return whether no ingest worker has begun to run the stream."""
-        job = self._fetch(f"ingest-{stream_id}")
+        job = self._fetch(redis_keys.stream_job(stream_id))
         return job is not None and job.get_status(refresh=False) == JobStatus.QUEUED
 
     def ingest_slots(self) -> int:
@@ -340,11 +378,40 @@ class Jobs:
         """Remove a waiting job, or ask the worker of a running one to stop it."""
         queue = self._queues.get(job.origin)
         if queue is not None and self._redis.lrem(queue.key, 1, job.id):
-            job.delete(remove_from_queue=False)
+            self._forget(job)
+            return
+        worker, execution = cast(
+            "list[bytes | None]", self._redis.hmget(job.key, ["worker_name", "execution"])
+        )
+        if worker and execution:
+            send_command(
+                self._redis,
+                worker.decode(),
+                "stop-execution",
+                job_id=job.id,
+                execution_id=execution.decode(),
+            )
             return
         with contextlib.suppress(ValueError, InvalidJobOperation):  # it has ended
-            for execution in job.get_executions():
-                send_stop_execution_command(self._redis, job.id, execution.id)
+            for running in job.get_executions():  # of a worker of an older release
+                send_stop_execution_command(self._redis, job.id, running.id)
+
+    def _forget(self, job: Job) -> None:
+        """Delete a job that does not run, and all that is known of it.
+
+        RQ's own `delete` raises an error when an execution of the job has expired.
+        """
+        with self._redis.pipeline() as pipeline:
+            pipeline.delete(
+                job.key,
+                job.dependents_key,
+                job.dependencies_key,
+                job.execution_registry.key,
+                RQResult.get_key(job.id),  # type: ignore[no-untyped-call]
+            )
+            for registry in (job.failed_job_registry, job.finished_job_registry):
+                pipeline.zrem(registry.key, job.id)
+            pipeline.execute()
 
 
 def _number(value: bytes | None) -> bool:

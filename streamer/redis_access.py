@@ -26,7 +26,8 @@ _S, _RQ = _OURS + "probe", "rq:probe"
 _FRAME_COMMANDS = tuple(
     line.split()
     for line in f"""
-    GET {_S}|MGET {_S}|SET {_S} 1|UNLINK {_S}|EXISTS {_S}|PEXPIRE {_S} 1|PTTL {_S}
+    GET {_S}|MGET {_S}|SET {_S} 1|UNLINK {_S}|EXISTS {_S}|PTTL {_S}
+    PEXPIRE {_S} 1|EXPIRE {_S} 1
     HGET {_S} f|HSET {_S} f 1|HMGET {_S} f|HDEL {_S} f|HINCRBY {_S} f 1
     ZADD {_S} 1 m|ZRANGE {_S} 0 1|ZRANDMEMBER {_S}|ZREM {_S} m|ZCARD {_S}
     XADD {_S} * f 1|XRANGE {_S} - +|XREVRANGE {_S} + -|XLEN {_S}|XDEL {_S} 1-1|XINFO STREAM {_S}
@@ -44,7 +45,8 @@ _JOB_COMMANDS = tuple(
     XREADGROUP GROUP g c STREAMS {_S} >|XGROUP CREATE {_S} g 0|XAUTOCLAIM {_S} g c 0 0
     LPUSH {_S} 1|LTRIM {_S} 0 1|BLPOP {_S} 1|PUBLISH {_S} 1|SUBSCRIBE {_S}
     GET {_RQ}|SET {_RQ} 1|DEL {_RQ}|EXISTS {_RQ}|EXPIRE {_RQ} 1|PERSIST {_RQ}|HSET {_RQ} f 1
-    HGETALL {_RQ}|HGET {_RQ} f|HDEL {_RQ} f|LPUSH {_RQ} 1|RPUSH {_RQ} 1|LREM {_RQ} 0 1
+    HGETALL {_RQ}|HGET {_RQ} f|HMGET {_RQ} f|HDEL {_RQ} f|HINCRBY {_RQ} f 1|ZRANGE {_RQ} 0 1
+    HINCRBYFLOAT {_RQ} f 1|LTRIM {_RQ} 0 1|LPUSH {_RQ} 1|RPUSH {_RQ} 1|LREM {_RQ} 0 1
     LRANGE {_RQ} 0 1|LLEN {_RQ}|LMOVE {_RQ} {_RQ} LEFT RIGHT|SADD {_RQ} 1|SREM {_RQ} 1
     SMEMBERS {_RQ}|ZADD {_RQ} 1 m|ZREM {_RQ} m|ZSCORE {_RQ} m|ZRANGEBYSCORE {_RQ} 0 1
     ZREMRANGEBYSCORE {_RQ} 0 1|XADD {_RQ} * f 1|XREVRANGE {_RQ} + -|WATCH {_RQ}|MULTI|EXEC

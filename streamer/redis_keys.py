@@ -39,6 +39,11 @@ def frame_dates(stream_id: str) -> str:
     return f"{frame_state(stream_id)}:dates"
 
 
+def frame_token(stream_id: str) -> str:
+    """Return the key of a string: the highest token with which a frame was stored. Under a TTL."""
+    return f"{frame_state(stream_id)}:token"
+
+
 FRAME_BYTES = KEY_PREFIX + "frame-bytes"
 """Hash: stream id -> bytes of its frames; `total`: of all streams. Under a TTL."""
 
@@ -89,6 +94,19 @@ def wake(queue: str) -> str:
 def worker(name: str) -> str:
     """Return the key of a hash: statistics of a worker process. Its TTL is the lease."""
     return f"{KEY_PREFIX}worker:{name}"
+
+
+TOKENS = KEY_PREFIX + "tokens"
+"""String: the highest token given to the taker of a job. It grows, even when it is lost: it is at
+least the time in ms."""
+
+
+def stream_job(stream_id: str) -> str:
+    """Return the id of the RQ job that runs a stream.
+
+    Field `token` of a job's hash is that of its owner, `execution` the id of what it runs.
+    """
+    return f"ingest-{stream_id}"
 
 
 RECORDER = KEY_PREFIX + "recorder"

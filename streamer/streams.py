@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any, cast
 
 import redis
+from rq.job import Job
 
 from streamer import redis_keys
 from streamer.domain import (
@@ -22,7 +23,7 @@ from streamer.domain import (
     Watch,
     utc_now,
 )
-from streamer.errors import ErrorCode, StreamerError
+from streamer.errors import ErrorCode, StreamerError, Superseded
 from streamer.response_format import with_response_format
 from streamer.secret_box import SecretBox
 from streamer.validation import validated
@@ -67,8 +68,9 @@ redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
 return 1
 """
 
-# KEYS: streams, status. ARGV: id, status
+# KEYS: streams, status, job of the stream. ARGV: id, status, token of the owner or ''
 _SAVE_STATUS = """
+if ARGV[3] ~= '' and redis.call('HGET', KEYS[3], 'token') ~= ARGV[3] then return -1 end
 if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
 redis.call('SET', KEYS[2], ARGV[2])
 return 1
@@ -306,12 +308,21 @@ class StreamRegistry:
         raw = self._raw_status(stream_id)
         return _status(raw, utc_now()) if raw is not None else StreamStatus()
 
-    def save_status(self, stream_id: str, status: StreamStatus) -> bool:
-        """Store the status; return False, without storing it, if the stream was detached."""
+    def save_status(self, stream_id: str, status: StreamStatus, token: int | None = None) -> bool:
+        """Store the status; return False, without storing it, if the stream was detached.
+
+        With a `token`, raises Superseded if another worker runs the stream by now.
+        """
         saved = self._save_status(
-            keys=[redis_keys.STREAMS, redis_keys.status(stream_id)],
-            args=[stream_id, status.model_dump_json()],
+            keys=[
+                redis_keys.STREAMS,
+                redis_keys.status(stream_id),
+                Job.key_for(redis_keys.stream_job(stream_id)),
+            ],
+            args=[stream_id, status.model_dump_json(), token or ""],
         )
+        if saved == -1:
+            raise Superseded
         return bool(saved)
 
     @staticmethod

@@ -150,16 +150,28 @@ def current() -> WorkerContext:
 
 
 def enter_slot(
-    cancelled: threading.Event, last_attempt: bool = False, place: Place | None = None
+    cancelled: threading.Event,
+    token: int | None = None,
+    last_attempt: bool = False,
+    place: Place | None = None,
 ) -> None:
     """Attach to the calling thread the event that says that its job is no longer wanted.
 
-    `last_attempt`: workers died or broke down over this job, and it will not be retried. `place`:
-    that of the job in its worker.
+    `token`: shows that this worker owns the job. `last_attempt`: workers died or broke down over
+    this job, and it will not be retried. `place`: that of the job in its worker.
     """
     _thread.cancelled = cancelled
+    _thread.token = token
     _thread.last_attempt = last_attempt
     _thread.place = place
+
+
+def token() -> int | None:
+    """Return what shows that this worker owns the job of the calling thread; None if it has none.
+
+    Each taking of a job gets a higher one than all before.
+    """
+    return getattr(_thread, "token", None)
 
 
 def last_attempt() -> bool:

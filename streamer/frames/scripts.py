@@ -82,8 +82,9 @@ end
 """
 
 # ARGV from 4: stream, capture ms, reference, JPEG, TTL ms, now ms, maximum frames, maximum bytes,
-# minimum frames, maximum bytes of all streams or 0, change, bytes of this frame, then a pair per
-# tier: age ms, slot ms
+# minimum frames, maximum bytes of all streams or 0, change, bytes of this frame, token of the
+# stream's owner or 0, then a pair per tier: age ms, slot ms
+# Returns the id, or false if a frame was stored with a higher token: another worker has taken over.
 PUT = (
     _COMMON
     + """
@@ -92,6 +93,17 @@ local index, state = INDEX .. stream, STATE .. stream
 local ttl, size = tonumber(ARGV[8]), tonumber(ARGV[15])
 local max_frames, max_bytes = tonumber(ARGV[10]), tonumber(ARGV[11])
 local min_frames, budget = tonumber(ARGV[12]), tonumber(ARGV[13])
+
+-- 0. Refuse a former owner. Answer a client that repeats the frame, because the reply was lost.
+local token, guard = tonumber(ARGV[16]), STATE .. stream .. ':token'
+if token > 0 then
+  local highest = tonumber(redis.call('GET', guard) or '0')
+  if token < highest then return false end
+  if token > highest then redis.call('SET', guard, ARGV[16]) end
+  redis.call('EXPIRE', guard, 3600)
+  local newest = redis.call('XREVRANGE', index, '+', '-', 'COUNT', 1)[1]
+  if newest and newest[2][2] == ARGV[6] then return newest[1] end
+end
 
 -- 1. Choose an id that grows, even if the capture clock stands still or is set back. Then ids are
 -- ahead of capture times by a shift, which is stored with the first id that has it.
@@ -142,12 +154,12 @@ while looks > 0 do
 end
 
 -- 3. Thin with age: keep the frame of greatest change in each slot of time.
-if #ARGV > 15 then
+if #ARGV > 16 then
   local dense = redis.call('HMGET', state, 'dense_bytes', 'dense_count')
   local dense_bytes, dense_count = tonumber(dense[1] or held), tonumber(dense[2] or length)
   local reached
-  for t = 16, #ARGV, 2 do
-    local age, slot_ms, n = tonumber(ARGV[t]), tonumber(ARGV[t + 1]), (t - 14) / 2
+  for t = 17, #ARGV, 2 do
+    local age, slot_ms, n = tonumber(ARGV[t]), tonumber(ARGV[t + 1]), (t - 15) / 2
     local names = {'cursor' .. n, 'slot' .. n, 'best' .. n, 'bytes' .. n, 'change' .. n}
     local c = redis.call('HMGET', state, unpack(names))
     local cursor, slot, best = c[1] or '0-0', c[2], c[3]
@@ -228,6 +240,7 @@ for _, entry in ipairs(redis.call('XRANGE', INDEX .. stream, '-', '+')) do
   redis.call('UNLINK', JPEG .. stream .. ':' .. entry[1])
 end
 redis.call('UNLINK', INDEX .. stream)
+redis.call('EXPIRE', STATE .. stream .. ':token', 300)
 settle(stream)
 if redis.call('ZCARD', AGES) == 0 then redis.call('UNLINK', BYTES) end
 """

@@ -14,7 +14,7 @@ from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.clock import Clock, SystemClock
 from streamer.domain import FrameRef, StreamSpec
-from streamer.errors import ErrorCode, StreamerError
+from streamer.errors import ErrorCode, StreamerError, Superseded
 from streamer.frames import scripts
 from streamer.redis_errors import is_full
 from streamer.settings import Settings
@@ -126,6 +126,7 @@ class FrameStore:
         pts: float,
         epoch: int = 0,
         decode_ms: float = 0.0,
+        token: int | None = None,
     ) -> FrameRef:
         """Store `jpeg`, with its `measures`, as the newest frame of a stream.
 
@@ -134,9 +135,12 @@ class FrameStore:
             pts: stream time of the frame, seconds.
             epoch: how often the clocks that date the stream have stepped.
             decode_ms: milliseconds that decoding, sampling and encoding took.
+            token: shows that the caller's worker runs the stream. With it, the newest frame is
+                not stored again: a client repeats it when the reply was lost.
 
-        Returns the reference of the stored frame. Raises redis.exceptions.OutOfMemoryError when
-        data other than frames fills the server.
+        Returns the reference of the stored frame. Raises Superseded when a frame was stored with a
+        higher token; redis.exceptions.OutOfMemoryError when data other than frames fills the
+        server.
         """
         ref = FrameRef(
             stream_id=stream_id,
@@ -166,6 +170,7 @@ class FrameStore:
             self._memory or 0,
             measures.change,
             size,
+            token or 0,
             *kept.tier_milliseconds(),
         ]
         try:
@@ -181,6 +186,8 @@ class FrameStore:
                 if is_full(again):
                     raise redis.exceptions.OutOfMemoryError(_FULL) from None
                 raise
+        if frame_id is None:
+            raise Superseded
         return ref.model_copy(update={"id": cast(bytes, frame_id).decode()})
 
     def newest(self, stream_id: str, count: int = 1) -> list[FrameRef]:

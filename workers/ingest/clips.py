@@ -49,18 +49,27 @@ class LiveClips:
 
     A new clip replaces the oldest one of its watch that still waits, when too many do. One that
     comes while Redis is away is dropped. Both are counted.
+
+    Args:
+        token: shows that this worker runs the stream.
     """
 
     def __init__(
-        self, jobs: Jobs, settings: Settings, counters: StreamCounters, outage: Outage
+        self,
+        jobs: Jobs,
+        settings: Settings,
+        counters: StreamCounters,
+        outage: Outage,
+        token: int | None = None,
     ) -> None:
         self.jobs = jobs
+        self._token = token
         self._outage = outage
         self._settings = settings
         self._counters = counters
 
     def submit(self, spec: StreamSpec, watch: Watch, window: Window) -> None:
-        """Ask a watch's question about one window."""
+        """Ask a watch's question about one window. Raises Superseded."""
         start, end = (to_datetime(moment) for moment in window.captured)
         gaps = window_gaps(spec.sampling, window.frames, *window.captured, watch.max_frames)
         request = ClipRequest.for_watch(
@@ -69,8 +78,10 @@ class LiveClips:
         self._counters.clips += 1
         try:
             keep = self._settings.max_pending_clips - 1
-            self._counters.clips_dropped += self.jobs.drop_oldest(watch.id, keep)
-            self.jobs.submit(request)
+            self._counters.clips_dropped += self.jobs.drop_oldest(
+                watch.id, keep, stream_id=spec.id, token=self._token
+            )
+            self.jobs.submit(request, token=self._token)
         except redis.exceptions.RedisError as error:
             self._counters.clips_dropped += 1
             self._outage.failed("clips", error)
@@ -88,6 +99,7 @@ class RecordingClips:
         room: returns how many clips may be in flight.
         wait: called repeatedly while so many are.
         insist: calls what it is given again until Redis has taken it.
+        token: shows that this worker runs the recording.
 
     Attributes:
         submitted: ids of the requests that have been submitted, by an earlier worker too.
@@ -105,6 +117,7 @@ class RecordingClips:
         room: Callable[[], int],
         wait: Callable[[], None],
         insist: Callable[[Callable[[], None]], None],
+        token: int | None = None,
     ) -> None:
         self.jobs = jobs
         self._counters = counters
@@ -112,12 +125,16 @@ class RecordingClips:
         self._wait = wait
         self._insist = insist
         self._windows = windows
+        self._token = token
         self.submitted: set[str] = set()
         self.resumed = False
         self.warning: str | None = None
 
     def submit(self, spec: StreamSpec, watch: Watch, window: Window) -> None:
-        """Ask a watch's question about one window, as soon as there is room for its clip."""
+        """Ask a watch's question about one window, as soon as there is room for its clip.
+
+        Raises Superseded.
+        """
         request = self._request(spec, watch, window)
         self._insist(lambda: self._submit(spec, request))
 
@@ -129,7 +146,7 @@ class RecordingClips:
         else:
             while self.jobs.in_flight(spec.id) >= self._room():
                 self._wait()
-            self.jobs.submit(request)
+            self.jobs.submit(request, token=self._token)
             self._counters.clips += 1
         self.submitted.add(request.id)
 

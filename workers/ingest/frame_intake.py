@@ -43,13 +43,22 @@ class SampledFrame:
 class FrameIntake:
     """Turns decoded frames into stored ones, as the stream's spec asks.
 
+    `token` shows that this worker runs the stream.
+
     Attributes:
         sampler: decides which frames are kept.
         store: where they are stored, with the retention of the stream.
     """
 
-    def __init__(self, context: WorkerContext, spec: StreamSpec, counters: StreamCounters) -> None:
+    def __init__(
+        self,
+        context: WorkerContext,
+        spec: StreamSpec,
+        counters: StreamCounters,
+        token: int | None = None,
+    ) -> None:
         self._context = context
+        self._token = token
         self._spec = spec
         self._counters = counters
         self._meter = Meter(bgr=True)
@@ -84,7 +93,7 @@ class FrameIntake:
         return SampledFrame(jpeg, measures, frame.time, pts, frame.epoch, cost)
 
     def put(self, sampled: SampledFrame) -> FrameRef:
-        """Store a frame. Raises redis.exceptions.RedisError."""
+        """Store a frame. Raises Superseded, redis.exceptions.RedisError."""
         return self.store.put(
             self._spec.id,
             sampled.jpeg,
@@ -93,10 +102,16 @@ class FrameIntake:
             pts=sampled.pts,
             epoch=sampled.epoch,
             decode_ms=sampled.decode_ms,
+            token=self._token,
         )
 
     def _make_store(self) -> FrameStore:
         needed = frames_to_keep(self._spec, self._context.settings)
         retention = Retention.of_stream(self._spec, self._context.settings, needed)
         connections = self._context.connections
-        return FrameStore(connections.frames, retention, memory=connections.frame_memory)
+        return FrameStore(
+            connections.frames,
+            retention,
+            memory=connections.frame_memory,
+            clock=self._context.clock,
+        )

@@ -7,7 +7,7 @@ import structlog
 
 from streamer.clock import Clock
 from streamer.domain import StreamSpec, StreamState, to_datetime
-from streamer.errors import ErrorCode, StreamerError
+from streamer.errors import ErrorCode, StreamerError, Superseded
 from streamer.media.packet_reader import PacketReader
 from streamer.media.source import DecodedFrame, Source
 from streamer.media.source_errors import clock_wrong, closed
@@ -95,7 +95,7 @@ class LiveRun(StreamRun):
         super().__init__(context, spec, stop=stop, clock=clock)
         self.source_counter = SourceCounter(self.counters, RateMeter(self._clock))
         self.clips = LiveClips(
-            context.jobs, context.settings, self.counters, context.connections.outage
+            context.jobs, context.settings, self.counters, context.connections.outage, self.token
         )
         self.watches = StreamWatches(spec, self.clips.submit)
         self._backoff = backoff or Backoff(context.settings.reconnect_cap)
@@ -144,6 +144,8 @@ class LiveRun(StreamRun):
             with self._connect() as source:
                 self._consume(source)
             failure = closed(self.spec.url)
+        except Superseded:
+            raise
         except StreamerError as error:
             failure = error
         except redis.exceptions.RedisError as error:

@@ -7,7 +7,7 @@ import redis
 
 from streamer.clock import Clock
 from streamer.domain import FrameRef, StreamSpec, StreamState, to_datetime
-from streamer.errors import StreamerError
+from streamer.errors import StreamerError, Superseded
 from streamer.media.source import DecodedFrame, Source
 from streamer.media.source_errors import ended_early
 from streamer.outage import Outage
@@ -52,6 +52,7 @@ class RecordingRun(StreamRun):
             room=lambda: max_clips_in_flight(self.spec, context.settings),
             wait=self._wait_for_answers,
             insist=self._insist,
+            token=self.token,
         )
         self.watches = StreamWatches(spec, self.clips.submit)
         self._resumed_at: float | None = None  # stream time that an earlier worker reached
@@ -68,7 +69,7 @@ class RecordingRun(StreamRun):
             reached = self._resume()
             with self._insist(lambda: self._open(reached)) as source:
                 self._consume(source)
-        except (GiveBack, redis.exceptions.RedisError):
+        except (GiveBack, Superseded, redis.exceptions.RedisError):
             raise
         except StreamerError as error:
             failure = error

@@ -18,7 +18,8 @@ _log = structlog.get_logger(__name__)
 class StatusReporter:
     """Keeps the status of one stream, and saves it in the registry.
 
-    While Redis is away the status is kept, and saved when Redis is back.
+    While Redis is away the status is kept, and saved when Redis is back. Each save shows the
+    `token` of the worker that runs the stream, and raises Superseded when another one does.
 
     Attributes:
         name: the stream's name, for the log.
@@ -34,12 +35,14 @@ class StatusReporter:
         worker: str | None,
         clock: Clock,
         outage: Outage,
+        token: int | None = None,
     ) -> None:
         self._registry = registry
         self._stream_id = stream_id
         self.name = name
         self._clock = clock
         self._outage = outage
+        self._token = token
         self._saved_at = float("-inf")
         self.saved = True
         self.status = registry.status(stream_id)
@@ -97,9 +100,9 @@ class StatusReporter:
             self._outage.worked("status")
 
     def insist(self) -> None:
-        """Save the status now. Raises redis.exceptions.RedisError."""
+        """Save the status now. Raises Superseded, redis.exceptions.RedisError."""
         self.saved = False
         self._saved_at = self._clock.monotonic()
         self.status.reported_at = to_datetime(self._clock.time())
-        self._registry.save_status(self._stream_id, self.status)
+        self._registry.save_status(self._stream_id, self.status, self._token)
         self.saved = True

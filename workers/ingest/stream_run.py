@@ -5,9 +5,10 @@ from collections.abc import Callable
 
 from streamer.clock import Clock
 from streamer.domain import StreamSpec, StreamState
+from streamer.errors import Superseded
 from streamer.media.access_policy import AccessPolicy
 from streamer.media.source import Source
-from workers.context import Abandon, GiveBack, WorkerContext
+from workers.context import Abandon, GiveBack, WorkerContext, token
 from workers.ingest.frame_intake import FrameIntake
 from workers.ingest.source_counter import SourceCounter
 from workers.ingest.spec_follower import SpecFollower
@@ -35,6 +36,8 @@ class StreamRun(ABC):
         counters: what is counted of the stream; continued from its last worker.
         intake: samples and stores its frames.
         watches: gathers the stored frames into windows.
+        token: shows that this worker runs the stream; each of its writes is refused once another
+            worker has taken the stream over.
         source_counter: adds what a connection counts to `counters`.
     """
 
@@ -53,6 +56,7 @@ class StreamRun(ABC):
         self._settings = context.settings
         self._stop = stop
         self._clock = clock or context.clock
+        self.token = token()
         self.follower = SpecFollower(
             context.streams, spec, lease=context.settings.lease, clock=self._clock
         )
@@ -63,9 +67,10 @@ class StreamRun(ABC):
             context.worker_name,
             self._clock,
             context.connections.outage,
+            self.token,
         )
         self.counters = self._reporter.counters
-        self.intake = FrameIntake(context, spec, self.counters)
+        self.intake = FrameIntake(context, spec, self.counters, self.token)
 
     @property
     def spec(self) -> StreamSpec:
@@ -76,8 +81,18 @@ class StreamRun(ABC):
         """Run until nothing is left to do: the stream was detached, or a recording has ended.
 
         Raises GiveBack when the worker stops first, so that another one continues; Abandon when
-        Redis was away for so long that another one may have started.
+        another one has taken over, or Redis was away for so long that one may have.
         """
+        try:
+            self._run_or_give_back()
+        except Superseded:
+            raise Abandon from None
+        if self.follower.detached:
+            # Whatever detached it deleted its frames and windows, but one may have come since.
+            self._context.frames.discard(self.spec.id)
+            self._context.windows.forget(self.spec.id)
+
+    def _run_or_give_back(self) -> None:
         try:
             self._run()
         except GiveBack:
@@ -87,10 +102,6 @@ class StreamRun(ABC):
             if not self.follower.detached:
                 self._reporter.save()
                 raise
-        if self.follower.detached:
-            # Whatever detached it deleted its frames and windows, but one may have come since.
-            self._context.frames.discard(self.spec.id)
-            self._context.windows.forget(self.spec.id)
 
     @abstractmethod
     def _run(self) -> None:

@@ -2,7 +2,6 @@
 
 import math
 import threading
-import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -12,9 +11,11 @@ from rq import worker_registration
 from rq.worker import BaseWorker, WorkerStatus
 
 from streamer import redis_keys
+from streamer.clock import Clock
 from streamer.jobs import INGEST
 from streamer.outage import Outage
 from workers.process.process_stats import read_process_stats
+from workers.rq.executions import Executions
 from workers.rq.job import Slot
 
 _log = structlog.get_logger(__name__)
@@ -28,24 +29,30 @@ class Heartbeat:
 
     Args:
         worker: the worker to report.
+        executions: renews the leases.
         slots: returns the jobs that run.
         slot_count: how many jobs may run at once.
         lease: seconds after which a silent worker is given up.
         measure: returns numbers to report beside those of the process.
         outage: what Redis refuses at the moment.
+        clock: the time.
     """
 
     def __init__(
         self,
         worker: BaseWorker,
+        executions: Executions,
         slots: Callable[[], Collection[Slot]],
         *,
         slot_count: int,
         lease: float,
         measure: Callable[[], Mapping[str, float]],
         outage: Outage,
+        clock: Clock,
     ) -> None:
         self._worker = worker
+        self._executions = executions
+        self._clock = clock
         self._redis = worker.connection
         self._slots = slots
         self._slot_count = slot_count
@@ -86,29 +93,27 @@ class Heartbeat:
 
     def _beat(self) -> None:
         slots = list(self._slots())
+        # First and alone: a full server that refuses the report still lets leases be renewed.
+        for slot, held in zip(slots, self._executions.renew(self._worker, slots), strict=True):
+            if not held and slot.close():
+                _log.warning("job_taken_over", job=slot.job.id)
+                slot.cancelled.set()
+        self._report(slots)
+
+    def _report(self, slots: Collection[Slot]) -> None:
         worker = self._worker
         with self._redis.pipeline() as pipeline:
             worker.heartbeat(pipeline=pipeline)
             worker.set_state(WorkerStatus.BUSY if slots else WorkerStatus.IDLE, pipeline)
-            held_at = {}
-            for slot in slots:
-                registry = slot.queue.started_job_registry
-                slot.execution.heartbeat(registry, self.ttl, pipeline)
-                held_at[slot] = len(pipeline)
-                pipeline.zscore(registry.key, slot.execution.composite_key)
             self._report_stats(pipeline, busy=sum(not slot.resting for slot in slots))
             kind = "ingest worker" if INGEST in worker.queue_names() else "model worker"
-            pipeline.hset(redis_keys.LAST_SEEN, kind, time.time())
+            pipeline.hset(redis_keys.LAST_SEEN, kind, self._clock.time())
             answers = pipeline.execute()
             if answers[0]:  # this command created the hash anew: the worker had been given up
                 pipeline.hset(worker.key, mapping=worker.serialize())
                 pipeline.expire(worker.key, self.ttl)
                 worker_registration.register(worker, pipeline)
                 pipeline.execute()
-        for slot, index in held_at.items():
-            if answers[index] is None and slot.close():
-                _log.warning("job_taken_over", job=slot.job.id)
-                slot.cancelled.set()
 
     def _report_stats(self, pipeline: redis.client.Pipeline, busy: int) -> None:
         numbers: dict[Any, Any] = {"slots": self._slot_count, "slots_busy": busy}

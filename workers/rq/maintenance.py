@@ -1,4 +1,8 @@
-"""Take over the jobs of dead workers: every worker does it now and then, one at a time."""
+"""Take over the jobs of dead workers: every worker does it now and then, one at a time.
+
+RQ's own clean-up of registries is not used: it reads which executions have expired and removes them
+in a later step, by the clock of the worker. One that was renewed in between was started twice.
+"""
 
 import contextlib
 import math
@@ -12,10 +16,10 @@ from rq.exceptions import AbandonedJobError, NoSuchJobError
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
 from rq.queue import Queue
-from rq.registry import clean_registries
 
 from streamer.clock import Clock, SystemClock
 from streamer.errors import ErrorCode
+from workers.rq.executions import Executions
 
 _log = structlog.get_logger(__name__)
 
@@ -26,12 +30,6 @@ _MAX_REPORTED = 200
 _REPORT_WITHIN = 3600.0  # seconds for which a request remembers that it has a result
 _LOST = "The workers that ran this request died: see their logs, then ask again."
 
-# KEYS: intermediate, queue. ARGV: job id
-_PUT_BACK = """
-if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
-return redis.call('LPUSH', KEYS[2], ARGV[1])
-"""
-
 
 class Maintenance:
     """Maintains queues about three times in each lease.
@@ -39,7 +37,9 @@ class Maintenance:
     Args:
         connection: the Redis server of the queues.
         queues: the queues to maintain.
+        executions: the executions of their jobs.
         lease: seconds after which a silent worker is given up.
+        idle: seconds that may pass between two calls of `tick` when all is well.
         on_failed: called with each job that was given up after its retries.
         job_class: the class of the jobs.
         sweep: further maintenance of the program.
@@ -50,8 +50,10 @@ class Maintenance:
         self,
         connection: redis.Redis,
         queues: Sequence[Queue],
+        executions: Executions,
         *,
         lease: float,
+        idle: float,
         on_failed: OnFailed,
         job_class: type[Job],
         sweep: Callable[[], object] = lambda: None,
@@ -63,8 +65,10 @@ class Maintenance:
         self._on_failed = on_failed
         self._job_class = job_class
         self._sweep = sweep
-        self._put_back = connection.register_script(_PUT_BACK)
+        self._idle = idle
+        self._executions = executions
         self._clock = clock or SystemClock()
+        self._ticked_at = self._clock.monotonic()
         self._done_at = -math.inf
         self._in_between: dict[str, dict[str, float]] = {}
         self._reported: dict[str, set[str]] = {}
@@ -76,6 +80,10 @@ class Maintenance:
 
     def tick(self) -> None:
         """Do what is due, unless another worker is doing it."""
+        now, ticked_at = self._clock.monotonic(), self._ticked_at
+        self._ticked_at = now
+        if now - ticked_at > self._idle + self._lease / 3:
+            self.postpone()  # Redis was silent, or this process frozen: others may have been, too
         if self._clock.monotonic() - self._done_at < self._lease / 3:
             return
         self._done_at = self._clock.monotonic()
@@ -86,7 +94,10 @@ class Maintenance:
             if not self._redis.set(lock, 1, nx=True, ex=math.ceil(self._lease)):
                 continue
             try:
-                clean_registries(queue, [_log_abandoned])
+                for job in self._executions.abandon(queue):
+                    _log.warning(
+                        "job_abandoned", job=job.job_id, worker=job.worker, retried=job.retried
+                    )
                 worker_registration.clean_worker_registry(queue)
                 self._recover_intermediate(queue)
                 self._report_lost(queue)
@@ -102,7 +113,7 @@ class Maintenance:
         seen = {job_id: before.get(job_id, now) for job_id in ids}
         for job_id in [job_id for job_id, since in seen.items() if now - since >= self._lease / 4]:
             _log.warning("job_recovered", job=job_id)
-            self._put_back(keys=[queue.intermediate_queue_key, queue.key], args=[job_id])
+            self._executions.recover(queue, job_id)
             del seen[job_id]
         self._in_between[queue.name] = seen
 
@@ -110,7 +121,7 @@ class Maintenance:
         """Report the jobs that were given up after their retries, here or elsewhere.
 
         Reading a registry, as `rq info` does, makes RQ clean it. So the records count, not the jobs
-        that this process happened to clean.
+        that this process happened to give up.
         """
         failed = queue.failed_job_registry
         newest = cast(list[bytes], self._redis.zrevrange(failed.key, 0, _MAX_REPORTED))
@@ -125,9 +136,3 @@ class Maintenance:
                     _log.error("job_lost", job=job.id)
                     self._on_failed(job, ErrorCode.WORKER_LOST, _LOST)
         self._reported[queue.name] = ids
-
-
-def _log_abandoned(job: Job, kind: type[BaseException], *_: object) -> None:
-    """Log a job of a dead worker: RQ calls this before it retries the job or gives it up."""
-    if kind is AbandonedJobError:
-        _log.warning("job_abandoned", job=job.id, worker=job.worker_name)

@@ -20,6 +20,7 @@ import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from types import FrameType
 from typing import Any, TypeVar, cast
 
@@ -27,18 +28,21 @@ import redis
 import structlog
 from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
-from rq.job import Job, JobStatus
+from rq.job import Job
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
 from rq.suspension import is_suspended
-from rq.worker import BaseWorker, WorkerStatus
+from rq.worker import BaseWorker
 
 from streamer import redis_keys
+from streamer.clock import Clock, SystemClock
+from streamer.domain import to_datetime
 from streamer.errors import ErrorCode
 from streamer.media.urls import redact
 from streamer.outage import Outage
 from streamer.redis_errors import will_pass
 from workers.context import Abandon, BrokeDown, GiveBack, enter_slot
+from workers.rq.executions import Executions, NotTaken
 from workers.rq.heartbeat import Heartbeat
 from workers.rq.job import NoDeathPenalty, PlainJob, Slot
 from workers.rq.maintenance import Maintenance, OnFailed
@@ -58,9 +62,11 @@ _BROKE_DOWN = (
     "see the worker's log, and ask about other frames."
 )
 
-# Takes a job by priority, and deletes the wake-ups of queues that turn out empty.
+# Takes a job by priority, and deletes the wake-ups of queues that turn out empty. It begins with a
+# command that needs no memory and does nothing: a full server then lets it write.
 # KEYS: queue, intermediate, wake; three for each queue
 _TAKE = """
+redis.call('LTRIM', KEYS[2], 0, -1)
 for i = 1, #KEYS, 3 do
   local id = redis.call('LMOVE', KEYS[i], KEYS[i + 1], 'LEFT', 'RIGHT')
   if id then return {KEYS[i], id} end
@@ -108,6 +114,7 @@ class ThreadWorker(BaseWorker):
         poll: seconds until a stop is noticed, or a job whose wake-up was lost.
         measure: returns numbers to report with each heartbeat, beside those of the process.
         outage: what Redis refuses at the moment.
+        clock: the time.
 
     Attributes:
         signalled: whether a signal stopped the worker.
@@ -135,6 +142,7 @@ class ThreadWorker(BaseWorker):
         poll: float = 1.0,
         measure: Callable[[], Mapping[str, float]] = dict,
         outage: Outage | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self._poll = poll  # first, because RQ derives a time-out from it
         super().__init__(
@@ -148,6 +156,7 @@ class ThreadWorker(BaseWorker):
         self.stopping = stopping
         self.signalled = False
         self._outage = outage or Outage(client=connection)
+        self._clock = clock or SystemClock()
         self._slot_count = slots
         self._reserved = 1 if slots > 1 and len(queues) > 1 else 0
         self._functions = dict(functions)
@@ -163,23 +172,29 @@ class ThreadWorker(BaseWorker):
         self._wants_nudge = False
         self._registered = False
         self._nudge_key = redis_keys.wake(self.name)
+        self._jobs = Executions(connection, math.ceil(lease))
         self._maintenance = Maintenance(
             connection,
             self.queues,
+            self._jobs,
             lease=lease,
+            idle=poll,
             on_failed=on_failed,
             job_class=self.job_class,
             sweep=sweep,
+            clock=self._clock,
         )
         self._asked_at = 0.0
         self._forced = threading.Event()
         self._heartbeat = Heartbeat(
             self,
+            self._jobs,
             self._slots.values,
             slot_count=slots,
             lease=lease,
             measure=measure,
             outage=self._outage,
+            clock=self._clock,
         )
 
     def work(  # type: ignore[override]
@@ -365,22 +380,19 @@ class ThreadWorker(BaseWorker):
                 _log.error("job_unreadable", job=job_id, reason=type(error).__name__)
             queue.intermediate_queue.remove(job_id)
             return
-        # In one transaction the job leaves the intermediate list and is registered as started.
-        with self.connection.pipeline() as pipeline:
-            execution = Execution.create(job, self._heartbeat.ttl, pipeline, worker_name=self.name)
-            job.prepare_for_execution(self.name, pipeline)
-            pipeline.persist(job.key)
-            pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
-            self.set_state(WorkerStatus.BUSY, pipeline)
-            pipeline.execute()
-        slot = Slot(job, queue, execution)
+        try:
+            slot = self._jobs.begin(job, queue, self.name, self._now())
+        except NotTaken as reason:
+            _log.info("job_not_taken", job=job_id, reason=str(reason))
+            return
         with self._changed:
-            self._slots[execution.id] = slot
-            self.executions[execution.id] = execution
+            self._slots[slot.execution.id] = slot
+            self.executions[slot.execution.id] = slot.execution
         threading.Thread(target=self._run, args=(slot,), name=f"slot-{job.id}", daemon=True).start()
 
     def _run(self, slot: Slot) -> None:
-        enter_slot(slot.cancelled, slot.job.retries_left == 0, _Place(self, slot))
+        last_attempt = slot.job.retries_left == 0
+        enter_slot(slot.cancelled, slot.token, last_attempt, _Place(self, slot))
         try:
             self.perform_job(slot.job, slot.queue, slot.execution)
         except Exception as error:
@@ -433,9 +445,16 @@ class ThreadWorker(BaseWorker):
         return function
 
     def _succeed(self, slot: Slot) -> None:
-        job, queue = slot.job, slot.queue
-        self.handle_execution_ended(job, queue, self._heartbeat.ttl)
-        self.handle_job_success(job, queue, queue.started_job_registry, slot.execution)
+        self._note(slot, self._jobs.succeed(slot, self._now()))
+
+    def _now(self) -> datetime:
+        return to_datetime(self._clock.time())
+
+    @staticmethod
+    def _note(slot: Slot, owned: bool) -> None:
+        """Log that the end of a job was not recorded, because another worker has it."""
+        if not owned:
+            _log.warning("job_taken_over", job=slot.job.id)
 
     def _break_down(self, slot: Slot, error: BrokeDown) -> None:
         """Put a job back that may have broken its worker, while it has retries."""
@@ -454,29 +473,20 @@ class ThreadWorker(BaseWorker):
         code: ErrorCode = ErrorCode.INTERNAL,
         message: str | None = None,
     ) -> None:
-        job, queue = slot.job, slot.queue
+        job = slot.job
         trace = redact("".join(traceback.format_exception(error)))
         _log.error("job_failed", job=job.id, trace=trace)
         reason = redact(str(error)) or type(error).__name__
+        if not self._jobs.renew(self, [slot])[0]:  # its new owner may yet answer
+            self._note(slot, owned=False)
+            return
         self._on_failed(job, code, message or f"The job failed: {reason}.")
-        job.retries_left = None  # retries are for jobs whose worker died; an error would recur
-        self.handle_execution_ended(job, queue, self._heartbeat.ttl)
-        self.handle_job_failure(job, queue, exc_string=trace, execution=slot.execution)
+        # It is not retried: retries are for jobs whose worker died, an error would recur.
+        self._note(slot, self._jobs.fail(slot, trace, self._now()))
 
     def _give_back(self, slot: Slot, first: bool = True) -> None:
         """Put a job back into its queue, as if it had not been taken: `first`, or last in line."""
-        job, queue = slot.job, slot.queue
-        wanted = self.job_class.exists(job.id, self.connection)
-        with self.connection.pipeline() as pipeline:
-            self.cleanup_execution(job, pipeline, slot.execution)
-            if wanted:
-                if job.retries_left is not None:
-                    pipeline.hset(job.key, "retries_left", job.retries_left)
-                job.set_status(JobStatus.QUEUED, pipeline)
-                queue.push_job_id(job.id, pipeline, at_front=first)
-                pipeline.lpush(redis_keys.wake(queue.name), 1)
-                pipeline.expire(redis_keys.wake(queue.name), 60)
-            pipeline.execute()
+        self._note(slot, self._jobs.give_back(slot, first=first))
 
     def _nudge(self) -> None:
         """Wake the main loop: a slot is free again while it waits for one queue only."""

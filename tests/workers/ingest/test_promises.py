@@ -16,6 +16,7 @@ from tests.support.clocks import SkippingClock
 from tests.support.ingest_bench import Bench
 from tests.support.rtsp_proxy import RtspProxy
 from workers.ingest.backoff import Backoff
+from workers.rq.executions import AbandonedJob, Executions
 from workers.rq.maintenance import Maintenance
 
 Eventually = Callable[..., None]
@@ -95,15 +96,24 @@ def test_streams_of_a_killed_worker_are_taken_over_within_twenty_seconds(
 
 
 def test_the_lock_of_a_worker_that_dies_while_taking_over_expires_in_time(
-    redis_client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+    redis_client: redis.Redis,
 ) -> None:
     queue = Queue(INGEST, connection=redis_client)
     left: list[int] = []
 
-    def clean(queue: Queue, *_: object) -> None:
-        left.append(redis_client.pttl(queue.registry_cleaning_key))
+    class Watched(Executions):
+        def abandon(self, queue: Queue) -> list[AbandonedJob]:
+            left.append(redis_client.pttl(queue.registry_cleaning_key))
+            return super().abandon(queue)
 
-    monkeypatch.setattr("workers.rq.maintenance.clean_registries", clean)
-    Maintenance(redis_client, [queue], lease=3.0, on_failed=lambda *_: None, job_class=Job).tick()
+    Maintenance(
+        redis_client,
+        [queue],
+        Watched(redis_client, 3),
+        lease=3.0,
+        idle=1.0,
+        on_failed=lambda *_: None,
+        job_class=Job,
+    ).tick()
     assert 0 < left[0] <= 3000
     assert redis_client.pttl(queue.registry_cleaning_key) == -2  # it is given back

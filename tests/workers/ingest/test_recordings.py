@@ -236,9 +236,11 @@ def test_the_status_is_not_written_for_every_frame(
     saved = []
     save = StreamRegistry.save_status
 
-    def count(self: StreamRegistry, stream_id: str, status: StreamStatus) -> bool:
+    def count(
+        self: StreamRegistry, stream_id: str, status: StreamStatus, token: int | None
+    ) -> bool:
         saved.append((time.monotonic(), status.state))
-        return save(self, stream_id, status)
+        return save(self, stream_id, status, token)
 
     monkeypatch.setattr(StreamRegistry, "save_status", count)
     write_video(tmp_path / "v.mp4", seconds=3)

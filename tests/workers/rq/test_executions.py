@@ -1,0 +1,374 @@
+"""Taking, renewing and ending executions, in every order that two workers can do it."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import pytest
+import redis
+from redis.commands.core import Script
+from rq import Queue, Retry
+from rq.job import Job, JobStatus
+from rq.registry import StartedJobRegistry
+from rq.serializers import JSONSerializer
+from rq.utils import current_timestamp
+
+from streamer import redis_keys
+from streamer.connections import connect
+from streamer.local.redis_server import EmbeddedServer
+from tests.support.forgetful_redis import ForgetfulLine
+from workers.rq.executions import Executions, NotTaken
+from workers.rq.job import PlainJob, Slot
+
+LEASE = 60
+NOW = datetime(2026, 11, 25, tzinfo=UTC)
+
+
+class Desk:
+    """A queue with a job, and workers that take it, each step on command."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.redis = client
+        self.queue = Queue("queries", connection=client, serializer=JSONSerializer)
+        self.executions = Executions(client, LEASE)
+
+    def put(self, job_id: str = "j", retries: int | None = 5, **fields: Any) -> None:
+        retry = Retry(max=retries, enqueue_at_front=True) if retries else None
+        self.queue.enqueue_call("f", job_id=job_id, retry=retry, **fields)
+
+    def reach(self) -> str:
+        """Take the next job as far as the intermediate list."""
+        taken = self.redis.lmove(self.queue.key, self.queue.intermediate_queue_key)
+        assert isinstance(taken, bytes)
+        return taken.decode()
+
+    def begin(self, worker: str, job_id: str = "j", executions: Executions | None = None) -> Slot:
+        job = PlainJob.fetch(job_id, self.redis, JSONSerializer)
+        return (executions or self.executions).begin(job, self.queue, worker, NOW)
+
+    def take(self, worker: str) -> Slot:
+        return self.begin(worker, self.reach())
+
+    def expire(self, slot: Slot) -> None:
+        """Let the lease of an execution run out."""
+        key = slot.execution.composite_key
+        assert self.redis.zadd(self.started.key, {key: current_timestamp() - 1}, xx=True) == 0
+        self.redis.delete(slot.execution.key)
+
+    def renew(self, slot: Slot) -> bool:
+        class Worker:
+            key, executions_key = "rq:worker:w", slot.execution.worker_executions_key
+            name = slot.execution.worker_name
+
+        return self.executions.renew(Worker, [slot])[0]  # type: ignore[arg-type]
+
+    @property
+    def started(self) -> StartedJobRegistry:
+        return self.queue.started_job_registry
+
+    @property
+    def queued(self) -> list[str]:
+        return self.queue.get_job_ids()
+
+    @property
+    def running(self) -> list[str]:
+        return self.started.get_job_ids(cleanup=False)
+
+    @property
+    def failures(self) -> int:
+        return len(self.job().results())
+
+    def job(self, job_id: str = "j") -> Job:
+        return Job.fetch(job_id, self.redis, JSONSerializer)
+
+
+@pytest.fixture
+def desk(redis_client: redis.Redis) -> Desk:
+    return Desk(redis_client)
+
+
+@pytest.fixture
+def line(valkey: EmbeddedServer) -> Iterator[ForgetfulLine]:
+    with ForgetfulLine(valkey.port) as line:
+        yield line
+
+
+@pytest.fixture
+def forgetful(line: ForgetfulLine, valkey: EmbeddedServer) -> Iterator[Executions]:
+    """Executions with a client as the programs have it, on the line that loses answers."""
+    parts = urlsplit(valkey.url)
+    login = parts.netloc.rpartition("@")[0]
+    with connect(urlunsplit(parts._replace(netloc=f"{login}@127.0.0.1:{line.port}"))) as client:
+        executions = Executions(client, LEASE)
+        for script in vars(executions).values():
+            if isinstance(script, Script):
+                client.script_load(script.script)  # the answer to be lost is not NOSCRIPT
+        yield executions
+
+
+def test_an_execution_that_is_renewed_after_it_expired_is_not_taken_over(desk: Desk) -> None:
+    # given a job whose lease has run out while Redis was silent
+    desk.put()
+    slot = desk.take("a")
+    desk.expire(slot)
+    # when its worker renews it before any other one cleans up
+    assert desk.renew(slot)
+    assert desk.executions.abandon(desk.queue) == []
+    # then it goes on alone
+    assert (desk.queued, desk.running) == ([], ["j"])
+    assert desk.executions.succeed(slot, NOW)
+
+
+def test_whoever_comes_late_after_a_take_over_is_refused(desk: Desk) -> None:
+    # given a job that another worker takes over
+    desk.put(retries=5)
+    first = desk.take("a")
+    desk.expire(first)
+    (abandoned,) = desk.executions.abandon(desk.queue)
+    assert (abandoned.job_id, abandoned.worker, abandoned.retried) == ("j", "a", True)
+    # then its former worker is refused, before and after the job is taken again
+    assert not desk.renew(first)
+    second = desk.take("b")
+    assert second.token > first.token
+    assert not desk.renew(first)
+    assert not desk.executions.give_back(first)
+    assert not desk.executions.succeed(first, NOW)
+    assert not desk.executions.fail(first, "trace", NOW)
+    # and the job stays with the other
+    assert (desk.queued, desk.running) == ([], ["j"])
+    assert desk.job().get_status() is JobStatus.STARTED
+    assert desk.job().retries_left == 4
+    assert desk.renew(second)
+    assert desk.executions.succeed(second, NOW)
+    assert desk.job().get_status() is JobStatus.FINISHED
+    assert desk.running == []
+
+
+def test_a_job_that_is_queued_twice_is_run_once(desk: Desk) -> None:
+    # given a job id that is in the queue three times
+    desk.put()
+    desk.redis.rpush(desk.queue.key, "j", "j")
+    slot = desk.take("a")
+    # then nobody takes the second one while it runs
+    with pytest.raises(NotTaken, match="running"):
+        desk.take("b")
+    assert desk.renew(slot)
+    # nor the third one when it has ended
+    assert desk.executions.succeed(slot, NOW)
+    with pytest.raises(NotTaken, match="ended"):
+        desk.take("b")
+    assert (desk.queued, desk.running) == ([], [])
+    assert desk.redis.llen(desk.queue.intermediate_queue_key) == 0
+
+
+def test_a_job_that_rq_queued_although_it_is_renewed_stays_with_its_worker(desk: Desk) -> None:
+    """`rq info` reads which executions have expired, and puts their jobs back in a later step."""
+    # given a program that has read that an execution has expired
+    desk.put()
+    slot = desk.take("a")
+    desk.expire(slot)
+
+    class Reader(StartedJobRegistry):
+        def get_expired_job_ids(self, timestamp: float | None = None) -> list[str]:
+            found = super().get_expired_job_ids(timestamp)
+            assert desk.renew(slot)  # in between
+            return found
+
+    Reader("queries", desk.redis, serializer=JSONSerializer).cleanup()
+    assert desk.queued == ["j"]
+    # then no other worker takes it
+    with pytest.raises(NotTaken, match="running"):
+        desk.take("b")
+    assert desk.job().get_status() is JobStatus.STARTED
+    assert desk.executions.succeed(slot, NOW)
+
+
+def test_a_taker_that_was_frozen_finds_the_job_recovered(desk: Desk) -> None:
+    # given a worker that froze right after it reached for a job
+    desk.put()
+    assert desk.reach() == "j"
+    desk.executions.recover(desk.queue, "j")
+    # when another worker takes it
+    slot = desk.take("b")
+    # then the first one does not
+    with pytest.raises(NotTaken, match="recovered"):
+        desk.begin("a")
+    assert desk.renew(slot)
+    # and of two that have both reached for it, one gets it
+    assert desk.executions.give_back(slot)
+    desk.reach()
+    desk.executions.recover(desk.queue, "j")
+    desk.reach()
+    taken = desk.begin("a")
+    with pytest.raises(NotTaken):
+        desk.begin("b")
+    assert desk.renew(taken)
+
+
+def test_an_expired_execution_that_is_still_registered_does_not_return(desk: Desk) -> None:
+    # given a job that a program such as `rq requeue` queued, while its old execution is registered
+    desk.put()
+    first = desk.take("a")
+    desk.expire(first)
+    desk.redis.rpush(desk.queue.key, "j")
+    second = desk.take("b")
+    # then cleaning up does not start it a third time
+    assert desk.executions.abandon(desk.queue) == []
+    assert desk.queued == []
+    assert not desk.renew(first)
+    assert desk.renew(second)
+
+
+def test_an_abandoned_job_without_retries_has_failed_with_its_reason(desk: Desk) -> None:
+    desk.put(retries=None, failure_ttl=100)
+    slot = desk.take("a")
+    desk.expire(slot)
+    (abandoned,) = desk.executions.abandon(desk.queue)
+    assert not abandoned.retried
+    job = desk.job()
+    assert job.get_status() is JobStatus.FAILED
+    result = job.latest_result()
+    assert result is not None
+    assert "AbandonedJobError" in (result.exc_string or "")
+    assert desk.queue.failed_job_registry.get_job_ids() == ["j"]
+    assert 0 < desk.redis.ttl(job.key) <= 100
+    assert not desk.executions.succeed(slot, NOW)
+
+
+def test_a_job_that_was_deleted_meanwhile_leaves_nothing_behind(desk: Desk) -> None:
+    # given a detached stream: its job is deleted while a worker runs it, and while one takes it
+    desk.put("running", result_ttl=0)
+    slot = desk.take("a")
+    desk.put("taken", result_ttl=0)
+    job = PlainJob.fetch(desk.reach(), desk.redis, JSONSerializer)
+    desk.redis.delete("rq:job:running", "rq:job:taken")
+    # when both go on
+    assert not desk.renew(slot)
+    with pytest.raises(NotTaken, match="deleted"):
+        desk.executions.begin(job, desk.queue, "b", NOW)
+    for end in (
+        desk.executions.give_back,
+        lambda slot: desk.executions.succeed(slot, NOW),
+        lambda slot: desk.executions.fail(slot, "trace", NOW),
+    ):
+        assert not end(slot)
+    # then no record comes back
+    left = {key for key in desk.redis.keys("rq:*") if desk.redis.ttl(key) == -1}
+    assert left == {b"rq:queues"}
+    assert desk.running == desk.queued == []
+
+
+@pytest.mark.parametrize("gone", ["execution", "everything but the job"])
+def test_a_stream_job_ends_although_its_execution_has_expired(desk: Desk, gone: str) -> None:
+    """RQ read the expired execution of a job with `result_ttl=0`, and raised, time and again."""
+    desk.put(result_ttl=0)
+    slot = desk.take("a")
+    desk.redis.delete(slot.execution.key)
+    if gone != "execution":
+        desk.expire(slot)
+        desk.executions.abandon(desk.queue)
+        slot = desk.take("b")
+        desk.redis.delete(slot.execution.key)
+    assert desk.executions.succeed(slot, NOW)
+    assert not desk.redis.exists("rq:job:j", "rq:executions:j", "rq:results:j")
+    assert desk.running == desk.queued == []
+
+
+def test_a_token_grows_even_when_redis_has_lost_the_last_one(desk: Desk) -> None:
+    desk.put()
+    slot = desk.take("a")
+    for _ in range(3):
+        before = slot.token
+        assert desk.executions.give_back(slot)
+        desk.redis.delete(redis_keys.TOKENS)
+        slot = desk.take("a")
+        assert slot.token >= before
+    # and when the server's clock was far ahead before
+    desk.redis.set(redis_keys.TOKENS, 10**14)
+    assert desk.executions.give_back(slot)
+    assert desk.take("a").token == 10**14 + 1
+
+
+def test_a_give_back_whose_answer_is_lost_puts_the_job_back_once(
+    desk: Desk, line: ForgetfulLine, forgetful: Executions
+) -> None:
+    desk.put()
+    slot = desk.take("a")
+    line.lose_answer_to(b"EVALSHA")
+    forgetful.give_back(slot)
+    assert line.lost == 1
+    assert desk.queued == ["j"]
+    assert desk.running == []
+
+
+def test_a_job_is_taken_once_when_the_answer_is_lost(
+    desk: Desk, line: ForgetfulLine, forgetful: Executions
+) -> None:
+    desk.put()
+    desk.reach()
+    line.lose_answer_to(b"EVALSHA")
+    slot = desk.begin("a", executions=forgetful)
+    assert line.lost == 1
+    assert desk.renew(slot)
+    assert desk.redis.zcard(desk.started.key) == 1
+
+
+@pytest.mark.parametrize("step", ["succeed", "fail", "abandon"])
+def test_no_end_is_recorded_twice_when_its_answer_is_lost(
+    desk: Desk, line: ForgetfulLine, forgetful: Executions, step: str
+) -> None:
+    desk.put()
+    slot = desk.take("a")
+    desk.redis.hset("rq:worker:a", "birth", "today")
+    if step == "abandon":
+        desk.expire(slot)
+    line.lose_answer_to(b"EVALSHA")
+    if step == "succeed":
+        forgetful.succeed(slot, NOW)
+        assert desk.redis.hget("rq:worker:a", "successful_job_count") == b"1"
+    elif step == "fail":
+        forgetful.fail(slot, "trace", NOW)
+        assert desk.redis.hget("rq:worker:a", "failed_job_count") == b"1"
+        assert desk.failures == 1
+    else:
+        forgetful.abandon(desk.queue)
+        assert desk.queued == ["j"]
+        assert desk.job().retries_left == 4
+    assert line.lost == 1
+    assert desk.running == []
+
+
+def test_leases_do_not_depend_on_the_clock_of_a_worker(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """RQ's registries hold times: ours come from Redis."""
+
+    for ahead in (60, 3600, -60, -3600):
+        monkeypatch.setattr(
+            "rq.registry.current_timestamp", lambda a=ahead: current_timestamp() + a
+        )
+        monkeypatch.setattr(
+            "rq.executions.current_timestamp", lambda a=ahead: current_timestamp() + a
+        )
+        desk.put()
+        slot = desk.take("a")
+        assert desk.executions.abandon(desk.queue) == []
+        assert desk.renew(slot)
+        seconds, microseconds = desk.redis.time()
+        ends = desk.redis.zscore(desk.started.key, slot.execution.composite_key)
+        assert ends is not None
+        assert 0 < ends - seconds - microseconds / 1e6 <= LEASE
+        assert desk.executions.succeed(slot, NOW)
+        desk.redis.flushall()
+
+
+def test_a_job_is_given_back_to_either_end_of_its_queue(desk: Desk) -> None:
+    desk.put("j")
+    desk.put("k")
+    slot = desk.take("a")
+    assert desk.executions.give_back(slot, first=False)
+    assert desk.queued == ["k", "j"]
+    slot = desk.take("a")
+    assert desk.executions.give_back(slot)
+    assert desk.queued == ["k", "j"]

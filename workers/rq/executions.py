@@ -1,0 +1,441 @@
+"""Take, renew and end executions of jobs: each in one step, and only for the worker that owns it.
+
+A worker may be frozen, or cut off from Redis, for so long that its jobs are taken over, and then
+continue. So each time a job is taken its hash gets a new token, higher than all before. Whoever
+renews, gives back or ends an execution shows the token, and is refused if the job has another one.
+The same token guards what a stream writes: see `streamer.jobs.StreamOwner`.
+
+Each step is a Lua script, for three reasons. Nothing happens between its check and its writes. A
+client that repeats it, because the reply was lost, changes nothing the second time. And its times
+are those of Redis, however wrong the clocks of the workers are. The scripts begin with a command
+that needs no memory: a full server then lets them write.
+"""
+
+import zlib
+from base64 import b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import uuid4
+
+import redis
+from rq.defaults import DEFAULT_FAILURE_TTL, DEFAULT_RESULT_TTL
+from rq.exceptions import AbandonedJobError
+from rq.executions import Execution, ExecutionRegistry
+from rq.job import Job, JobStatus
+from rq.queue import Queue
+from rq.registry import FailedJobRegistry
+from rq.results import Result
+from rq.utils import utcformat
+from rq.worker import BaseWorker
+
+from streamer import redis_keys
+from workers.rq.job import Slot
+
+_MAX_ABANDONED = 100
+"""Expired executions that are ended in one step."""
+
+_CLOCK = """
+local time = redis.call('TIME')
+local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
+
+-- Whether another worker renews an execution of the job. RQ's index of executions alone cannot
+-- tell: programs that only read it trim it by their own clocks.
+local function runs(started, job, executions, id)
+  local ids = redis.call('ZRANGE', executions, 0, -1)
+  ids[#ids + 1] = redis.call('HGET', job, 'execution') or nil
+  for _, execution in ipairs(ids) do
+    local ends = redis.call('ZSCORE', started, id .. ':' .. execution)
+    if ends and tonumber(ends) > now then return true end
+  end
+  return false
+end
+"""
+
+# KEYS: intermediate, job, started registry, executions of the job, execution, executions of the
+# worker, tokens. ARGV: job id, execution id, lease s, worker, started at
+# Returns the token, or 0 and why the job is not taken.
+_BEGIN = (
+    _CLOCK
+    + """
+local id, execution, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local member = id .. ':' .. execution
+if redis.call('ZSCORE', KEYS[3], member) then  -- repeated, because the reply was lost
+  return {tonumber(redis.call('HGET', KEYS[2], 'token')), ''}
+end
+if redis.call('LREM', KEYS[1], 1, id) == 0 then return {0, 'recovered'} end
+local status = redis.call('HGET', KEYS[2], 'status')
+if not status then return {0, 'deleted'} end
+if status == 'finished' or status == 'failed' or status == 'stopped' or status == 'canceled' then
+  return {0, 'ended'}
+end
+if runs(KEYS[3], KEYS[2], KEYS[4], id) then
+  redis.call('HSET', KEYS[2], 'status', 'started')
+  return {0, 'running'}
+end
+for _, other in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
+  redis.call('ZREM', KEYS[3], id .. ':' .. other)  -- expired, and taken over here
+end
+local before = redis.call('HGET', KEYS[2], 'execution')
+if before then redis.call('ZREM', KEYS[3], id .. ':' .. before) end
+redis.call('DEL', KEYS[4])
+local token = math.max(math.floor(now * 1000), tonumber(redis.call('GET', KEYS[7]) or '0') + 1)
+redis.call('SET', KEYS[7], string.format('%.0f', token))
+redis.call('HSET', KEYS[5], 'id', execution, 'job_id', id, 'created_at', now,
+           'last_heartbeat', now, 'worker_name', ARGV[4])
+redis.call('EXPIRE', KEYS[5], lease)
+redis.call('ZADD', KEYS[3], now + lease, member)
+redis.call('ZADD', KEYS[4], now + lease + 60, execution)
+redis.call('EXPIRE', KEYS[4], lease + 60)
+redis.call('SADD', KEYS[6], member)
+redis.call('EXPIRE', KEYS[6], lease + 60)
+redis.call('HSET', KEYS[2], 'status', 'started', 'worker_name', ARGV[4], 'started_at', ARGV[5],
+           'last_heartbeat', ARGV[5], 'execution', execution,
+           'token', string.format('%.0f', token))
+redis.call('PERSIST', KEYS[2])
+return {token, ''}
+"""
+)
+
+# KEYS: worker, executions of the worker, then for each execution: started registry, job,
+# executions of the job, execution. ARGV: lease s, worker, then for each: job id, execution id,
+# token. Returns 1 for each that is still owned, or 0.
+_RENEW = (
+    _CLOCK
+    + """
+local lease, held = tonumber(ARGV[1]), {}
+redis.call('EXPIRE', KEYS[1], lease)
+redis.call('EXPIRE', KEYS[2], lease)
+for i = 1, (#ARGV - 2) / 3 do
+  local started, job, executions, hash = unpack(KEYS, 4 * i - 1, 4 * i + 2)
+  local id, execution, token = unpack(ARGV, 3 * i, 3 * i + 2)
+  local member = id .. ':' .. execution
+  held[i] = 0
+  if redis.call('HGET', job, 'token') == token and redis.call('ZSCORE', started, member) then
+    held[i] = 1
+    if redis.call('EXPIRE', hash, lease) == 0 then
+      redis.call('HSET', hash, 'id', execution, 'job_id', id, 'created_at', now,
+                 'worker_name', ARGV[2])
+    end
+    redis.call('HSET', hash, 'last_heartbeat', now)
+    redis.call('EXPIRE', hash, lease)
+    redis.call('ZADD', started, now + lease, member)
+    redis.call('ZADD', executions, now + lease + 60, execution)
+    redis.call('EXPIRE', executions, lease + 60)
+  end
+end
+return held
+"""
+)
+
+# KEYS of the scripts that end an execution: started registry, job, executions of the job,
+# execution, executions of the worker, worker, ... ARGV: job id, execution id, token, ...
+_END = """
+local id, execution = ARGV[1], ARGV[2]
+local owned = redis.call('ZREM', KEYS[1], id .. ':' .. execution) == 1
+redis.call('DEL', KEYS[4])
+redis.call('ZREM', KEYS[3], execution)
+redis.call('SREM', KEYS[5], id .. ':' .. execution)
+if not owned or redis.call('HGET', KEYS[2], 'token') ~= ARGV[3] then return 0 end
+redis.call('HDEL', KEYS[2], 'token', 'execution')
+local function count(outcome, seconds)
+  if redis.call('EXISTS', KEYS[6]) == 0 then return end
+  redis.call('HINCRBY', KEYS[6], outcome, 1)
+  redis.call('HINCRBYFLOAT', KEYS[6], 'total_working_time', seconds)
+end
+"""
+
+# KEYS from 7: queue, wake. ARGV from 4: retries left or '', push command
+_GIVE_BACK = (
+    _END
+    + """
+redis.call('HSET', KEYS[2], 'status', 'queued')
+if ARGV[4] ~= '' then redis.call('HSET', KEYS[2], 'retries_left', ARGV[4]) end
+redis.call(ARGV[5], KEYS[7], id)
+redis.call('LPUSH', KEYS[8], 1)
+redis.call('EXPIRE', KEYS[8], 60)
+return 1
+"""
+)
+
+# KEYS from 7: finished registry, results of the job. ARGV from 4: TTL s, ended at, working s
+_SUCCEED = (
+    _CLOCK
+    + _END
+    + """
+local ttl = tonumber(ARGV[4])
+if ttl == 0 then
+  redis.call('DEL', KEYS[2], KEYS[3], KEYS[8])
+else
+  redis.call('HSET', KEYS[2], 'status', 'finished', 'ended_at', ARGV[5],
+             'last_heartbeat', ARGV[5])
+  if ttl > 0 then redis.call('EXPIRE', KEYS[2], ttl) end
+  redis.call('ZADD', KEYS[7], ttl > 0 and now + ttl or '+inf', id)
+end
+count('successful_job_count', ARGV[6])
+return 1
+"""
+)
+
+_FAILED = """
+-- Records the failure as RQ does.
+local function fail(job, results, registry, id, ttl, ended_at, ...)
+  redis.call('HSET', job, 'status', 'failed')
+  if ended_at ~= '' then
+    redis.call('HSET', job, 'ended_at', ended_at, 'last_heartbeat', ended_at)
+  end
+  redis.call('ZADD', registry, ttl > 0 and now + ttl or '+inf', id)
+  redis.call('XADD', results, 'MAXLEN', 10, '*', 'type', RESULT_TYPE, ...)
+  if ttl > 0 then
+    redis.call('EXPIRE', job, ttl)
+    redis.call('EXPIRE', results, ttl)
+  end
+end
+""".replace("RESULT_TYPE", str(Result.Type.FAILED.value))
+
+# KEYS from 7: failed registry, results of the job
+# ARGV from 4: TTL s, ended at, working s, worker, compressed trace, when the execution began
+_FAIL = (
+    _CLOCK
+    + _FAILED
+    + _END
+    + """
+fail(KEYS[2], KEYS[8], KEYS[7], id, tonumber(ARGV[4]), ARGV[5],
+     'worker_name', ARGV[7], 'exc_string', ARGV[8], 'execution_id', execution,
+     'execution_started_at', ARGV[9], 'execution_ended_at', now)
+count('failed_job_count', ARGV[6])
+return 1
+"""
+)
+
+# Moves jobs whose executions have expired back to the queue, or to the failed registry if they have
+# no retries left. Also drops entries that have expired from the registries of ended jobs.
+# KEYS: started registry, queue, wake, failed registry, finished registry
+# ARGV: prefixes of the keys job, executions of a job, execution, results; TTL s of a failed job;
+# compressed reason; maximum number. Returns for each: job id, worker, whether it goes on
+_ABANDON = (
+    _CLOCK
+    + _FAILED
+    + """
+local moved = {}
+redis.call('ZREMRANGEBYSCORE', KEYS[4], 0, now)
+redis.call('ZREMRANGEBYSCORE', KEYS[5], 0, now)
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now,
+                                   'LIMIT', 0, tonumber(ARGV[7]))) do
+  redis.call('ZREM', KEYS[1], member)
+  redis.call('DEL', ARGV[3] .. member)
+  local id, execution = string.match(member, '^(.*):([^:]*)$')
+  if id then
+    local job, executions = ARGV[1] .. id, ARGV[2] .. id
+    redis.call('ZREM', executions, execution)
+    if redis.call('HGET', job, 'status') == 'started'
+       and not runs(KEYS[1], job, executions, id) then
+      redis.call('HDEL', job, 'token', 'execution')
+      local left = tonumber(redis.call('HGET', job, 'retries_left') or '0') or 0
+      if left > 0 then
+        redis.call('HSET', job, 'status', 'queued', 'retries_left', left - 1)
+        local front = redis.call('HGET', job, 'enqueue_at_front_on_retry') == '1'
+        redis.call(front and 'LPUSH' or 'RPUSH', KEYS[2], id)
+        redis.call('LPUSH', KEYS[3], 1)
+        redis.call('EXPIRE', KEYS[3], 60)
+      else
+        local ttl = tonumber(redis.call('HGET', job, 'failure_ttl') or ARGV[5])
+        fail(job, ARGV[4] .. id, KEYS[4], id, ttl, '', 'worker_name', '', 'exc_string', ARGV[6])
+      end
+      moved[#moved + 1] = {id, redis.call('HGET', job, 'worker_name') or '', left > 0 and 1 or 0}
+    end
+  end
+end
+return moved
+"""
+)
+
+# KEYS: intermediate, queue. ARGV: job id
+_RECOVER = """
+if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
+return redis.call('LPUSH', KEYS[2], ARGV[1])
+"""
+
+_ABANDONED = f"Moved to {FailedJobRegistry.__name__}, due to {AbandonedJobError.__name__}"
+
+
+@dataclass(frozen=True)
+class AbandonedJob:
+    """A job whose worker was silent for a lease.
+
+    Attributes:
+        job_id: its id.
+        worker: the worker that ran it.
+        retried: whether it is back in the queue; otherwise it has failed.
+    """
+
+    job_id: str
+    worker: str
+    retried: bool
+
+
+class NotTaken(Exception):  # noqa: N818 - nothing is wrong
+    """A job that was in the queue is not taken: it has ended, runs already, or is gone."""
+
+
+class Executions:
+    """The executions of jobs, by all workers.
+
+    Args:
+        connection: the Redis server of the queues.
+        lease: whole seconds after which an execution that nobody renews has expired.
+    """
+
+    def __init__(self, connection: redis.Redis, lease: int) -> None:
+        self._redis = connection
+        self._lease = lease
+        self._begin = connection.register_script(_BEGIN)
+        self._renew = connection.register_script(_RENEW)
+        self._give_back = connection.register_script(_GIVE_BACK)
+        self._succeed = connection.register_script(_SUCCEED)
+        self._fail = connection.register_script(_FAIL)
+        self._abandon = connection.register_script(_ABANDON)
+        self._recover = connection.register_script(_RECOVER)
+
+    def begin(self, job: Job, queue: Queue, worker: str, now: datetime) -> Slot:
+        """Move a job from the intermediate list to those that run.
+
+        Raises NotTaken, with the reason, if it is not to be run.
+        """
+        execution = Execution(uuid4().hex, job.id, self._redis, worker)
+        token, reason = self._begin(
+            keys=[
+                queue.intermediate_queue_key,
+                job.key,
+                queue.started_job_registry.key,
+                _executions_key(job.id),
+                execution.key,
+                execution.worker_executions_key,
+                redis_keys.TOKENS,
+            ],
+            args=[job.id, execution.id, self._lease, worker, utcformat(now)],
+        )
+        if not token:
+            raise NotTaken(reason.decode())
+        job.worker_name, job.started_at, job._status = worker, now, JobStatus.STARTED
+        return Slot(job, queue, execution, token)
+
+    def renew(self, worker: BaseWorker, slots: Sequence[Slot]) -> list[bool]:
+        """Prolong the lease of a worker and of what it runs. Return for each slot whether the
+        worker still owns its job."""
+        keys = [worker.key, worker.executions_key]
+        args: list[str | int] = [self._lease, worker.name]
+        for slot in slots:
+            keys += [
+                slot.queue.started_job_registry.key,
+                slot.job.key,
+                _executions_key(slot.job.id),
+                slot.execution.key,
+            ]
+            args += [slot.job.id, slot.execution.id, slot.token]
+        return [bool(held) for held in self._renew(keys=keys, args=args)]
+
+    def give_back(self, slot: Slot, *, first: bool = True) -> bool:
+        """Put a job back into its queue, as if it had not been taken: `first`, or last in line.
+
+        Like the methods below, return whether the worker still owned it, or else do nothing.
+        """
+        retries = "" if slot.job.retries_left is None else slot.job.retries_left
+        keys = [slot.queue.key, redis_keys.wake(slot.queue.name)]
+        return self._end(self._give_back, slot, keys, [retries, "LPUSH" if first else "RPUSH"])
+
+    def succeed(self, slot: Slot, now: datetime) -> bool:
+        """Record that a job has been done, for as long as its `result_ttl` says."""
+        job = slot.job
+        keys = [slot.queue.finished_job_registry.key, _results_key(job.id)]
+        ttl = job.get_result_ttl(DEFAULT_RESULT_TTL)
+        return self._end(self._succeed, slot, keys, [ttl, utcformat(now), slot.seconds_until(now)])
+
+    def fail(self, slot: Slot, trace: str, now: datetime) -> bool:
+        """Record that a job has failed, for as long as its `failure_ttl` says."""
+        job = slot.job
+        keys = [slot.queue.failed_job_registry.key, _results_key(job.id)]
+        ttl = DEFAULT_FAILURE_TTL if job.failure_ttl is None else job.failure_ttl
+        began = job.started_at.timestamp() if job.started_at is not None else now.timestamp()
+        return self._end(
+            self._fail,
+            slot,
+            keys,
+            [
+                ttl,
+                utcformat(now),
+                slot.seconds_until(now),
+                slot.execution.worker_name,
+                _packed(trace),
+                began,
+            ],
+        )
+
+    def abandon(self, queue: Queue) -> list[AbandonedJob]:
+        """Put the jobs back whose executions have expired, or record that they have failed when
+        they have no retries left."""
+        moved = self._abandon(
+            keys=[
+                queue.started_job_registry.key,
+                queue.key,
+                redis_keys.wake(queue.name),
+                queue.failed_job_registry.key,
+                queue.finished_job_registry.key,
+            ],
+            args=[
+                Job.redis_job_namespace_prefix,
+                _executions_key(""),
+                Execution("", "", self._redis).key.removesuffix(":"),
+                _results_key(""),
+                DEFAULT_FAILURE_TTL,
+                _packed(_ABANDONED),
+                _MAX_ABANDONED,
+            ],
+        )
+        return [
+            AbandonedJob(job_id.decode(), worker.decode(), bool(retried))
+            for job_id, worker, retried in moved
+        ]
+
+    def recover(self, queue: Queue, job_id: str) -> None:
+        """Put a job of the intermediate list back, if it is still there."""
+        self._recover(keys=[queue.intermediate_queue_key, queue.key], args=[job_id])
+
+    def _end(
+        self,
+        script: redis.commands.core.Script,
+        slot: Slot,
+        keys: list[str],
+        args: list[str | int | float],
+    ) -> bool:
+        job, execution = slot.job, slot.execution
+        owned = script(
+            keys=[
+                slot.queue.started_job_registry.key,
+                job.key,
+                _executions_key(job.id),
+                execution.key,
+                execution.worker_executions_key,
+                _worker_key(execution.worker_name),
+                *keys,
+            ],
+            args=[job.id, execution.id, slot.token, *args],
+        )
+        return bool(owned)
+
+
+def _executions_key(job_id: str) -> str:
+    return ExecutionRegistry.key_template.format(job_id)
+
+
+def _results_key(job_id: str) -> str:
+    return str(Result.get_key(job_id))  # type: ignore[no-untyped-call]
+
+
+def _worker_key(name: str) -> str:
+    return BaseWorker.redis_worker_namespace_prefix + name
+
+
+def _packed(trace: str) -> str:
+    """Return a trace as RQ stores it."""
+    return b64encode(zlib.compress(trace.encode())).decode()
