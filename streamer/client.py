@@ -1,8 +1,8 @@
 """Python client of the service. The CLI and the HTTP API are thin layers over it."""
 
+import threading
 import time
 from collections.abc import Iterator
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
 from streamer.admission import Admission
@@ -15,6 +15,7 @@ from streamer.domain import (
     StreamSpec,
     Transport,
     Watch,
+    unstorable,
     utc_now,
 )
 from streamer.errors import ErrorCode, StreamerError
@@ -65,6 +66,9 @@ class Client:
         self.admission = Admission(settings)
         self.connections = Connections(settings, patient=patient)
         self._redis = self.connections.main
+        self._timeline: Timeline | None = None
+        self._opening = threading.Lock()
+        self._open_failure: tuple[float, StreamerError | None] = (0.0, None)
         self.registry = StreamRegistry(self._redis, SecretBox(settings.secret_key))
         self.frames = FrameStore(self.connections.frames, Retention.of(settings))
         self.jobs = Jobs(self._redis, settings)
@@ -86,18 +90,32 @@ class Client:
 
     def close(self) -> None:
         """Close the connections."""
-        if "timeline" in self.__dict__:
-            self.timeline.close()
+        if self._timeline is not None:
+            self._timeline.close()
         self.connections.close()
 
-    @cached_property
+    @property
     def timeline(self) -> "Timeline":
-        """Database of recorded results, opened on first use."""
+        """Database of recorded results, opened on first use.
+
+        Raises StreamerError(DATABASE_UNAVAILABLE).
+        """
         from streamer.timeline import Timeline
 
-        settings = self.settings
-        url = settings.database_url or from_run_file(settings, "database_url")
-        return Timeline(url or settings.timeline_url)
+        came = time.monotonic()
+        with self._opening:
+            failed_at, failure = self._open_failure
+            if self._timeline is None and failure is not None and failed_at > came:
+                raise StreamerError(failure.code, failure.message)  # it was tried meanwhile
+            if self._timeline is None:
+                settings = self.settings
+                url = settings.database_url or from_run_file(settings, "database_url")
+                try:
+                    self._timeline = Timeline(url or settings.timeline_url)
+                except StreamerError as error:
+                    self._open_failure = time.monotonic(), error
+                    raise
+            return self._timeline
 
     # Streams
 
@@ -369,6 +387,9 @@ class Client:
         Raises StreamerError: INVALID_REQUEST; UNKNOWN_STREAM for a stream that is not attached and
         has no results.
         """
+        reason = unstorable([stream, kind, q])
+        if reason is not None:
+            raise StreamerError(ErrorCode.INVALID_REQUEST, f"No result can match: {reason}.")
         now = utc_now()
         page = self.timeline.query(
             stream=stream,

@@ -1,6 +1,7 @@
 """Tell which parts of an installation are missing, and since when."""
 
 import json
+import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
@@ -158,16 +159,25 @@ def _part(name: PartName, up: bool, seen: datetime | None) -> Part:
 
 
 class CachedHealth:
-    """The health of an installation, looked up at most once a second: its callers are many."""
+    """The health of an installation, looked up at most once a second: its callers are many.
+
+    One caller looks it up, which takes seconds if a server is frozen; the others do not wait for
+    it if anything is known yet.
+    """
 
     def __init__(self, health: InstallationHealth) -> None:
         self._health = health
         self._parts: list[Part] = []
         self._read_at = float("-inf")
+        self._reading = threading.Lock()
 
     def parts(self) -> list[Part]:
         """Return all parts."""
-        if time.monotonic() - self._read_at > 1.0:
-            self._parts = self._health.parts()
-            self._read_at = time.monotonic()
+        if time.monotonic() - self._read_at > 1.0 and self._reading.acquire(not self._parts):
+            try:
+                if time.monotonic() - self._read_at > 1.0:
+                    self._parts = self._health.parts()
+                    self._read_at = time.monotonic()
+            finally:
+                self._reading.release()
         return self._parts

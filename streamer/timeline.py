@@ -3,17 +3,21 @@
 import base64
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     JSON,
     BigInteger,
     Boolean,
     Column,
+    Connection,
     DateTime,
     Dialect,
     Engine,
@@ -46,10 +50,27 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 from sqlalchemy.types import TypeEngine
-from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random
+from tenacity import (
+    retry,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random,
+)
 
 from streamer.domain import Result
 from streamer.errors import ErrorCode, StreamerError
+
+TIME_LIMIT = 10.0
+"""Seconds that a call to the database may take."""
+
+PING_LIMIT = 5.0
+"""Seconds after which a database counts as one that does not answer."""
+
+CONNECT_TIMEOUT = 5
+"""Seconds to connect to PostgreSQL, unless the address says otherwise."""
+
+_T = TypeVar("_T")
 
 _MAX_PAGE = 1000
 """Results of one page."""
@@ -116,39 +137,81 @@ class Timeline:
     """Results in an SQL database: SQLite (its folder is created) or PostgreSQL, by URL.
 
     Every method raises StreamerError(DATABASE_UNAVAILABLE) if the database does not respond.
+
+    Args:
+        url: the address of the database.
+        time_limit: seconds after which a call is ended; the server may be frozen.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, time_limit: float = TIME_LIMIT) -> None:
         self._engine = _engine(url)
+        self._time_limit = time_limit
+        self._running: set[_Call] = set()
         with _translated():
             self._make_schema()
 
-    # The recorder and the API may create the schema of a new database at the same time.
+    # The recorder and the API may create the schema of a new database at the same time. A server
+    # that does not answer is not asked again: that takes long.
     @retry(
         retry=retry_if_exception_type(DBAPIError),
-        stop=stop_after_attempt(4),
+        stop=stop_after_attempt(4) | stop_after_delay(2),
         wait=wait_random(0.05, 0.3),
         reraise=True,
     )
     def _make_schema(self) -> None:
-        with self._engine.begin() as connection:
-            _metadata.create_all(connection)
-            existing = {column["name"] for column in inspect(connection).get_columns(_results.name)}
-            for column in _results.columns:
-                if column.name not in existing:  # created by an older version
-                    kind = column.type.compile(self._engine.dialect)
-                    connection.execute(
-                        text(f'ALTER TABLE {_results.name} ADD COLUMN "{column.name}" {kind}')
-                    )
+        self._run_once(self._create_tables)
+
+    def _create_tables(self, connection: Connection) -> None:
+        _metadata.create_all(connection)
+        existing = {column["name"] for column in inspect(connection).get_columns(_results.name)}
+        for column in _results.columns:
+            if column.name not in existing:  # created by an older version
+                kind = column.type.compile(self._engine.dialect)
+                connection.execute(
+                    text(f'ALTER TABLE {_results.name} ADD COLUMN "{column.name}" {kind}')
+                )
+
+    def _run(self, call: Callable[[Connection], _T], time_limit: float | None = None) -> _T:
+        """Return `call(connection)`, run in a transaction within the time limit."""
+        with _translated():
+            try:
+                return self._run_once(call, time_limit)
+            except DBAPIError as error:
+                if not error.connection_invalidated:
+                    raise
+            return self._run_once(call, time_limit)  # the server was restarted since the last call
+
+    def _run_once(self, call: Callable[[Connection], _T], time_limit: float | None = None) -> _T:
+        limit = self._time_limit if time_limit is None else time_limit
+        with self._engine.connect() as connection:
+            driver = connection.connection.driver_connection
+            running = _Call(driver, self._engine.dialect.name, limit)
+            self._running.add(running)
+            try:
+                with running, connection.begin():
+                    return call(connection)
+            except DBAPIError:
+                if not running.ended_early:
+                    raise
+                raise StreamerError(
+                    ErrorCode.DATABASE_UNAVAILABLE,
+                    f"The timeline's database did not answer within {limit:g} s: check "
+                    "the database server.",
+                ) from None
+            finally:
+                self._running.discard(running)
 
     def close(self) -> None:
-        """Close the connections to the database."""
+        """End the calls that run, and close the connections to the database."""
+        for running in list(self._running):
+            running.end()
         self._engine.dispose()
 
     def ping(self) -> None:
         """Read from the database: see the errors of the class."""
-        with _translated(), self._engine.connect() as connection:
-            connection.execute(select(_results.c.number).limit(1))
+        statement = select(_results.c.number).limit(1)
+        limit = min(PING_LIMIT, self._time_limit)
+        self._run(lambda connection: connection.execute(statement), limit)
 
     def record(self, results: Sequence[Result]) -> int:
         """Store results, all or none, and return how many are new; known ones are not changed.
@@ -159,9 +222,16 @@ class Timeline:
             return 0
         rows = [_row(result) for result in results]
         insert = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
-        with _translated(), self._engine.begin() as connection:
-            statement = insert(_results).on_conflict_do_nothing().returning(_results.c.id)
-            return len(connection.execute(statement, rows).all())
+        statement = insert(_results).on_conflict_do_nothing().returning(_results.c.id)
+        try:
+            return self._run(lambda connection: len(connection.execute(statement, rows).all()))
+        except StreamerError as error:
+            if not isinstance(error.__cause__, DataError | IntegrityError):
+                raise
+            raise StreamerError(
+                ErrorCode.RECORD_UNREADABLE,
+                f"{error.message} If a newer release made the result, upgrade the recorder.",
+            ) from error
 
     def query(
         self,
@@ -211,8 +281,7 @@ class Timeline:
             )
         if cursor is not None:
             statement = _after(statement, cursor)
-        with _translated(), self._engine.connect() as connection:
-            rows = connection.execute(statement).all()
+        rows = self._run(lambda connection: connection.execute(statement).all())
         more = len(rows) > limit
         rows = rows[:limit]
         return Page([_result(row) for row in rows], _cursor(rows[-1]) if more else None)
@@ -220,9 +289,47 @@ class Timeline:
     def get(self, request_id: str) -> Result | None:
         """Return the result of a request; None if there is none."""
         statement = select(_results).where(_results.c.request_id == request_id)
-        with _translated(), self._engine.connect() as connection:
-            row = connection.execute(statement).first()
+        row = self._run(lambda connection: connection.execute(statement).first())
         return _result(row) if row is not None else None
+
+
+class _Call:
+    """A call to the database, which ends with an error after `time_limit` seconds.
+
+    No driver limits how long it waits for a server that is frozen, so its connection is cut.
+    """
+
+    def __init__(self, driver: Any, dialect: str, time_limit: float) -> None:
+        self._driver = driver
+        self._dialect = dialect
+        self._timer = threading.Timer(time_limit, self.end)
+        self._timer.daemon = True
+        self._lock = threading.Lock()
+        self._over = False
+        self.ended_early = False
+
+    def __enter__(self) -> None:
+        self._timer.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+        with self._lock:  # from now on the connection may belong to another call
+            self._over = True
+
+    def end(self) -> None:
+        """End the call, unless it is over."""
+        with self._lock:
+            if self._over or self.ended_early:
+                return
+            self.ended_early = True
+            if self._dialect == "sqlite":
+                self._driver.interrupt()
+                return
+            with (
+                contextlib.suppress(Exception),  # it is closed already
+                socket.socket(fileno=os.dup(self._driver.fileno())) as connection,
+            ):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def _engine(url: str) -> Engine:
@@ -230,7 +337,9 @@ def _engine(url: str) -> Engine:
         parsed = make_url(url)
         if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
             Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
-        engine = create_engine(parsed, pool_pre_ping=True)
+        given = "connect_timeout" in parsed.query or parsed.get_backend_name() != "postgresql"
+        limits = {} if given else {"connect_timeout": CONNECT_TIMEOUT}
+        engine = create_engine(parsed, connect_args=limits)
     except (ArgumentError, NoSuchModuleError):
         raise StreamerError(
             ErrorCode.DATABASE_UNAVAILABLE,
@@ -273,12 +382,6 @@ def _translated() -> Iterator[None]:
 
         reason = str(error.orig) if isinstance(error, DBAPIError) else str(error)
         first_line = redact(reason).strip().split("\n", 1)[0].rstrip(".")
-        if isinstance(error, DataError | IntegrityError):
-            raise StreamerError(
-                ErrorCode.RECORD_UNREADABLE,
-                f"The timeline's database cannot hold this result ({first_line}): if a newer "
-                "release made it, upgrade the recorder.",
-            ) from error
         raise StreamerError(
             ErrorCode.DATABASE_UNAVAILABLE,
             f"The timeline's database failed ({first_line}): check STREAMER_DATABASE_URL, "

@@ -19,6 +19,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 pytest_plugins = [
     "tests.support.ingest_fixtures",
     "tests.support.installation",
+    "tests.support.postgres",
     "tests.support.worker_process",
 ]
 

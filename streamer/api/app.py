@@ -10,6 +10,7 @@ from fastapi.responses import PlainTextResponse
 from streamer import __version__
 from streamer.api import metrics, queries, results, streams, watches
 from streamer.api.auth import Authentication
+from streamer.api.database_threads import DatabaseThreads
 from streamer.api.dependencies import ClientDependency, refuse_unknown_parameters
 from streamer.api.errors import install_error_handlers
 from streamer.api.redis_watch import RedisWatch
@@ -27,11 +28,14 @@ def create_app(client: Client) -> FastAPI:
     """Create the API over `client`, and close the client when the application ends."""
 
     redis_watch = RedisWatch(client.connections)
+    database, health_database = DatabaseThreads(), DatabaseThreads(threads=2)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
         redis_watch.close()
+        database.close()
+        health_database.close()
         client.close()
 
     app = FastAPI(
@@ -44,6 +48,7 @@ def create_app(client: Client) -> FastAPI:
     client.admission.remote = True
     app.state.client = client
     app.state.redis_watch = redis_watch
+    app.state.database = database
     install_error_handlers(app)
     for part in (streams, watches, queries, results):
         app.include_router(part.router, dependencies=[Depends(refuse_unknown_parameters)])
@@ -56,17 +61,18 @@ def create_app(client: Client) -> FastAPI:
     health = CachedHealth(client.health)
 
     @app.get("/readyz", tags=["service"], responses={503: {"model": Readiness}})
-    def readyz(response: Response) -> Readiness:
+    async def readyz(response: Response) -> Readiness:
         """Report every program and server that the installation needs; 503 if one is missing."""
-        parts = health.parts()
+        parts = await health_database.run(health.parts)
         ready = all(part.up for part in parts)
         response.status_code = 200 if ready else 503
         return Readiness(status="ready" if ready else "not ready", parts=parts)
 
     @app.get("/metrics", tags=["service"], response_class=PlainTextResponse)
-    def prometheus(client: ClientDependency) -> Response:
+    async def prometheus(client: ClientDependency) -> Response:
         """Return metrics of streams, queues and workers in Prometheus's text format."""
-        return Response(metrics.render(client), media_type=metrics.CONTENT_TYPE)
+        text = await health_database.run(lambda: metrics.render(client, health))
+        return Response(text, media_type=metrics.CONTENT_TYPE)
 
     app.add_middleware(Authentication, keys=client.settings.api_keys)
     return app

@@ -6,18 +6,25 @@ from fastapi import Depends, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 
+from streamer.api.database_threads import DatabaseThreads
 from streamer.client import Client
 from streamer.errors import ErrorCode, StreamerError
 
 
-def _client(request: Request) -> Client:
+# FastAPI would run plain functions in its pool of threads.
+async def _client(request: Request) -> Client:
     return cast(Client, request.app.state.client)
 
 
+async def _database(request: Request) -> DatabaseThreads:
+    return cast(DatabaseThreads, request.app.state.database)
+
+
 ClientDependency = Annotated[Client, Depends(_client)]
+DatabaseDependency = Annotated[DatabaseThreads, Depends(_database)]
 
 
-def refuse_unknown_parameters(request: Request) -> None:
+async def refuse_unknown_parameters(request: Request) -> None:
     """Raise StreamerError(INVALID_REQUEST) for a query parameter that the call does not have.
 
     A misspelt filter would otherwise return everything.

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from streamer import __version__
 from streamer.client import Client
 from streamer.domain import Stream, StreamState
+from streamer.health import CachedHealth
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -51,21 +52,22 @@ _GAUGES: dict[str, tuple[str, Callable[[Stream], float | None]]] = {
 }
 
 
-def render(client: Client) -> bytes:
+def render(client: Client, health: CachedHealth) -> bytes:
     """Return the metrics of the installation in Prometheus's text format.
 
     If Redis does not answer, `streamer_redis_up` is 0 and no other metrics follow.
     """
     registry = CollectorRegistry()
-    registry.register(_Installation(client))
+    registry.register(_Installation(client, health))
     return generate_latest(registry)
 
 
 class _Installation(Collector):
     """Collector that reads everything once per scrape."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, health: CachedHealth) -> None:
         self._client = client
+        self._health = health
 
     def describe(self) -> list[Metric]:
         """Return nothing in advance: the names are known only after Redis has been read."""
@@ -139,7 +141,7 @@ class _Installation(Collector):
         )
         left.add_metric((), self._client.health.unreadable_results())
         yield left
-        for part in self._client.health.parts():
+        for part in self._health.parts():
             up.add_metric((part.name,), part.up)
             if part.last_seen_at is not None:
                 seen.add_metric((part.name,), part.last_seen_at.timestamp())

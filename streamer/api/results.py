@@ -2,17 +2,18 @@
 
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 
-from streamer.api.dependencies import ClientDependency
+from streamer.api.dependencies import ClientDependency, DatabaseDependency
 from streamer.api.schemas import ResultPage
 
 router = APIRouter(prefix="/v1/results", tags=["results"])
 
 
-@router.get("")
-def list_results(
+@router.get("", response_model=ResultPage)
+async def list_results(
     client: ClientDependency,
+    database: DatabaseDependency,
     stream: Annotated[
         str | None, Query(description="id or name of an attached or detached stream")
     ] = None,
@@ -28,9 +29,13 @@ def list_results(
     q: Annotated[str | None, Query(description="text that the result contains")] = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="maximum number of results")] = 100,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the previous page")] = None,
-) -> ResultPage:
+) -> Response:
     """List recorded results, newest first."""
-    page = client.results(
-        stream=stream, kind=kind, since=since, until=until, q=q, limit=limit, cursor=cursor
-    )
-    return ResultPage(results=page.results, next_cursor=page.next_cursor)
+
+    def read() -> str:
+        page = client.results(
+            stream=stream, kind=kind, since=since, until=until, q=q, limit=limit, cursor=cursor
+        )
+        return ResultPage(results=page.results, next_cursor=page.next_cursor).model_dump_json()
+
+    return Response(await database.run(read), media_type="application/json")
