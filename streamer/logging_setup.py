@@ -73,6 +73,16 @@ def configure_logging(level: str = "info") -> None:
     )
 
 
+def log_ready(**facts: Any) -> None:
+    """Log that this program is ready, whatever the level: `streamer up` waits for this line."""
+    import structlog
+
+    logger = logging.getLogger("streamer.ready")
+    logger.setLevel(logging.INFO)
+    wrapper = structlog.make_filtering_bound_logger(logging.INFO)
+    structlog.wrap_logger(logger, wrapper_class=wrapper).info("ready", **facts)
+
+
 def configure_logging_on_demand(level: str = "warning") -> None:
     """Call `configure_logging` once there is something to log: a short command rarely has."""
     logging.lastResort = _ConfigureLogging(level)

@@ -17,6 +17,7 @@ from streamer.connections import Connections, log_lacks
 from streamer.domain import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.health import PartName, note_seen
+from streamer.logging_setup import log_ready
 from streamer.outage import Outage
 from streamer.redis_errors import will_pass
 from streamer.results import read_entry
@@ -227,7 +228,7 @@ def record_results(settings: Settings, stopping: threading.Event) -> None:
             )
             startup.stop_on_signals(stopping)
             connections.outage.insist("record", recorder.join, stopping.wait)
-            _log.info("ready")
+            log_ready()
             recorder.run()
             recorder.leave()
     except redis.exceptions.RedisError as error:

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from streamer.api.errors import error_response
+from streamer.api.errors import ErrorResponse
 from streamer.api.listen import is_loopback
 from streamer.errors import ErrorCode
 
@@ -36,14 +36,14 @@ class Authentication:
             return
         headers = Headers(scope=scope)
         if self._keys and not self._has_key(headers):
-            rejection = error_response(
+            rejection = ErrorResponse(
                 401,
                 ErrorCode.UNAUTHORIZED,
                 "The API key is missing or wrong: send the header 'Authorization: Bearer KEY'.",
                 {"WWW-Authenticate": "Bearer"},
             )
         elif not self._keys and not _is_local(headers):
-            rejection = error_response(
+            rejection = ErrorResponse(
                 403,
                 ErrorCode.UNAUTHORIZED,
                 "Without API keys only programs on this machine may call: set STREAMER_API_KEYS.",

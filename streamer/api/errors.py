@@ -3,29 +3,56 @@
 import logging
 
 import redis
+import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
+from starlette.types import Receive, Scope, Send
 
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media.urls import redact
 from streamer.redis_errors import trouble_of
 
-_log = logging.getLogger("streamer.api")
+_log = structlog.get_logger("streamer.api")
+
+_MAX_PATH = 200
 
 _UNEXPECTED = "Unexpected error: see the log of `streamer serve`."
 _DATABASE_LOST = "The timeline database does not answer: try again later."
 
 
-def error_response(
-    status: int, code: ErrorCode, message: str, headers: dict[str, str] | None = None
-) -> JSONResponse:
-    """Make the response for a failure."""
-    body = {"error": {"code": code.value, "message": redact(message)}}
-    return JSONResponse(body, status_code=status, headers=headers)
+class ErrorResponse(JSONResponse):
+    """The response to a request that was refused or failed, which logs it.
+
+    The log has no query string: what users ask and search for is theirs.
+    """
+
+    def __init__(
+        self, status: int, code: ErrorCode, message: str, headers: dict[str, str] | None = None
+    ) -> None:
+        self._code = code.value
+        self._message = redact(message)
+        body = {"error": {"code": self._code, "message": self._message}}
+        super().__init__(body, status_code=status, headers=headers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
+        level = logging.WARNING if self.status_code >= 500 else logging.INFO
+        client = scope.get("client")
+        _log.log(
+            level,
+            "request_refused",
+            method=scope.get("method"),
+            path=scope["path"][:_MAX_PATH],
+            client=client[0] if client else None,
+            status=self.status_code,
+            code=self._code,
+            reason=self._message,
+        )
+        await super().__call__(scope, receive, send)
 
 
 def _methods(app: FastAPI, path: str) -> str:
@@ -44,7 +71,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(StreamerError)
     async def known(_: Request, error: StreamerError) -> JSONResponse:
-        return error_response(error.http_status, error.code, error.message)
+        return ErrorResponse(error.http_status, error.code, error.message)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
@@ -54,7 +81,7 @@ def install_error_handlers(app: FastAPI) -> None:
             message = f"'{place}' is not a field of this request: remove it."
         else:
             message = f"'{place}': {first['msg']}."
-        return error_response(422, ErrorCode.INVALID_REQUEST, message)
+        return ErrorResponse(422, ErrorCode.INVALID_REQUEST, message)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -68,21 +95,21 @@ def install_error_handlers(app: FastAPI) -> None:
             methods = _methods(app, request.url.path) or headers.get("Allow", "GET")
             headers["Allow"] = methods
             message = f"{request.url.path} accepts {methods}, not {request.method}: see /docs."
-        return error_response(error.status_code, code, message, headers)
+        return ErrorResponse(error.status_code, code, message, headers)
 
     @app.exception_handler(redis.RedisError)
     async def redis_refuses(request: Request, error: redis.RedisError) -> JSONResponse:
         trouble = trouble_of(error)
         if not trouble.passes:
-            _log.error("Redis: %s", error)
+            _log.error("redis_refuses", reason=str(error))
         request.app.state.redis_watch.failed(error)
-        return error_response(trouble.error.http_status, trouble.code, trouble.message)
+        return ErrorResponse(trouble.error.http_status, trouble.code, trouble.message)
 
     @app.exception_handler(SQLAlchemyError)
     async def database_lost(_: Request, error: SQLAlchemyError) -> JSONResponse:
-        _log.error("database: %s", error)
-        return error_response(503, ErrorCode.DATABASE_UNAVAILABLE, _DATABASE_LOST)
+        _log.error("database_failed", reason=str(error))
+        return ErrorResponse(503, ErrorCode.DATABASE_UNAVAILABLE, _DATABASE_LOST)
 
     @app.exception_handler(Exception)
     async def unexpected(_: Request, error: Exception) -> JSONResponse:
-        return error_response(500, ErrorCode.INTERNAL, _UNEXPECTED)
+        return ErrorResponse(500, ErrorCode.INTERNAL, _UNEXPECTED)

@@ -1,9 +1,7 @@
 """Run the API with uvicorn for `streamer serve`."""
 
 import contextlib
-import json
 import signal
-import sys
 from collections.abc import Iterator
 
 import uvicorn
@@ -13,7 +11,7 @@ from streamer.api.listen import listen
 from streamer.client import Client
 from streamer.connections import log_lacks
 from streamer.errors import StreamerError
-from streamer.logging_setup import configure_logging
+from streamer.logging_setup import configure_logging, log_ready
 from streamer.settings import Settings
 
 _GRACE = 2
@@ -60,5 +58,5 @@ def run_server(settings: Settings) -> None:
     host = f"[{settings.api_host}]" if ":" in settings.api_host else settings.api_host
     url = f"http://{host}:{listener.getsockname()[1]}"
     # The socket listens already, so a program that reads this line can connect.
-    print(json.dumps({"event": "ready", "url": url}), file=sys.stderr, flush=True)
+    log_ready(url=url)
     Server(config).run(sockets=[listener])

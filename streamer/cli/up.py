@@ -63,7 +63,6 @@ def up(
     settings = open_settings(
         api_host=host, api_port=port, model=model, quantize=quantize, data_dir=data_dir
     )
-    listen(settings).close()  # fail before anything starts if the API cannot listen there
     out = console()
     with (
         StopSignals() as stop,
@@ -71,6 +70,8 @@ def up(
             settings, model_workers=workers, ingest_workers=ingest, say=console(stderr=True).print
         ) as installation,
     ):
+        installation.claim()
+        listen(settings).close()  # fail before anything starts if the API cannot listen there
         try:
             start(installation, stop)
             _print_next_steps(out, installation)

@@ -79,11 +79,13 @@ class Installation:
         api = next(child for child in self._children if child.name == "API")
         return str((api.ready or {}).get("url", ""))
 
-    def start(self) -> None:
-        """Start all programs; `ready()` returns whether they are ready.
+    def claim(self) -> None:
+        """Take the data folder for this installation; a second call does nothing.
 
-        Raises StreamerError if another installation uses `data_dir`, or a server does not start.
+        Raises StreamerError if another installation runs in it.
         """
+        if self._lock is not None:
+            return
         directory = self._wanted.data_dir
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -93,6 +95,14 @@ class Installation:
                 ErrorCode.SETTINGS_INVALID,
                 f"Cannot write to {directory} ({error.strerror}): choose another --data-dir.",
             ) from None
+
+    def start(self) -> None:
+        """Start all programs; `ready()` returns whether they are ready.
+
+        Raises StreamerError if another installation uses `data_dir`, or a server does not start.
+        """
+        self.claim()
+        directory = self._wanted.data_dir
         run_file_path(self._wanted).unlink(
             missing_ok=True
         )  # left over from an installation that was killed
@@ -231,6 +241,9 @@ class Installation:
             if news is not None:
                 self._say(news)
             child.check_ready()
+            child.rotate_log()
+        for server in self._servers.values():
+            server.rotate_log()
 
     def _keep_frames(self) -> None:
         """Let the server of frames write them to disk while a stream has a history."""

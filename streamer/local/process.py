@@ -3,11 +3,15 @@
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+MAX_LOG_BYTES = 4 << 20
+"""Bytes beyond which a log is moved aside; there is one older log beside each."""
 
 _PR_SET_PDEATHSIG = 1
 # Loaded here, because nothing may be imported between fork and exec.
@@ -54,6 +58,20 @@ def spawn(
             pass_fds=pass_fds,
             preexec_fn=lambda: _die_with(parent),
         )
+
+
+def rotate_log(log: Path) -> bool:
+    """Keep the size of a log that a running program appends to within bounds: beyond
+    `MAX_LOG_BYTES` copy it to `.log.1` and empty it. Return whether that was done.
+
+    A line that is written in between is lost.
+    """
+    with contextlib.suppress(OSError):  # the disk is full, or the log is not there yet
+        if log.stat().st_size > MAX_LOG_BYTES:
+            shutil.copy(log, log.with_suffix(".log.1"))  # with its mode
+            os.truncate(log, 0)
+            return True
+    return False
 
 
 def stop(process: subprocess.Popen[bytes], timeout: float = 5.0) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 import redis
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.local.process import spawn, stop
+from streamer.local.process import rotate_log, spawn, stop
 
 _START_TIMEOUT = 20.0
 _MAX_ATTEMPTS = 5
@@ -131,6 +131,10 @@ class EmbeddedServer:
         self._snapshots = wanted
         if not wanted:
             self._snapshot.unlink(missing_ok=True)
+
+    def rotate_log(self) -> None:
+        """Move the server's log aside if it is large."""
+        rotate_log(self._log)
 
     def stop(self) -> None:
         """Stop the server; a persistent one, and one with snapshots, writes its data first.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from streamer.local.process import spawn, stop
+from streamer.local.process import rotate_log, spawn, stop
 
 MIN_DELAY = 0.5
 MAX_DELAY = 30.0
@@ -15,9 +15,6 @@ MAX_DELAY = 30.0
 
 STABLE_SECONDS = 60.0
 """Seconds of running after which earlier failures are forgotten."""
-
-MAX_LOG_BYTES = 4 << 20
-"""Bytes of a log beyond which a start moves it aside."""
 
 
 class SupervisedProcess:
@@ -43,8 +40,7 @@ class SupervisedProcess:
 
     def start(self) -> None:
         """Start the program."""
-        if self._log.is_file() and self._log.stat().st_size > MAX_LOG_BYTES:
-            self._log.replace(self._log.with_suffix(".log.1"))
+        rotate_log(self._log)
         self._offset = self._log.stat().st_size if self._log.is_file() else 0
         self.ready = None
         self._retry_at = None
@@ -79,6 +75,11 @@ class SupervisedProcess:
         end = text.rfind(b"\n") + 1
         self._offset += end
         return text[:end].decode(errors="replace").splitlines()
+
+    def rotate_log(self) -> None:
+        """Move the program's log aside if it is large, once it has said that it is ready."""
+        if self.ready is not None and rotate_log(self._log):
+            self._offset = 0
 
     def last_message(self) -> str:
         """Return the last line of its log without a prefix, or a sentence that names the log."""

@@ -123,8 +123,30 @@ def test_targets_exist_and_build_on_the_unprivileged_stage() -> None:
         assert service["build"]["target"] in stages()
         assert (DOCKER / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
     cuda = compose("compose.cuda.yaml")["services"]
-    assert set(cuda) <= set(compose()["services"])
-    assert cuda["worker"]["build"]["target"] in stages()
+    assert set(compose()["services"]) & set(cuda) == {"worker"}
+    for service in cuda.values():
+        assert service["build"]["target"] == "cuda"
+
+
+def test_each_cuda_worker_has_a_gpu_of_its_own() -> None:
+    cuda = compose("compose.cuda.yaml")["services"]
+    given = {}
+    for name, service in cuda.items():
+        (device,) = service["deploy"]["resources"]["reservations"]["devices"]
+        (given[name],) = device["device_ids"]
+        if name != "worker":
+            assert service["extends"] == {"file": "compose.yaml", "service": "worker"}
+            assert service["profiles"] == [f"gpu{given[name]}"]
+    assert len(set(given.values())) == len(given) > 1
+    assert given["worker"] == "0"
+
+
+def test_the_wheels_of_the_cpu_image_do_not_get_into_the_other() -> None:
+    cpu = compose()["services"]["worker"]["build"]["args"]["TORCH_INDEX_URL"]
+    cuda = compose("compose.cuda.yaml")["services"]["worker"]["build"]["args"]["TORCH_INDEX_URL"]
+    assert re.findall(r"\w+_URL", cpu) == ["TORCH_INDEX_URL"]
+    assert re.findall(r"\w+_URL", cuda) == ["CUDA_TORCH_INDEX_URL"]
+    assert ("ARG", "TORCH_INDEX_URL=") in instructions()
 
 
 def test_the_image_runs_without_privileges() -> None:

@@ -57,6 +57,17 @@ def root() -> Iterator[logging.Logger]:
     structlog.reset_defaults()
 
 
+@pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
+def test_that_a_program_is_ready_is_said_at_every_level(level: str) -> None:
+    program = (
+        "from streamer.logging_setup import configure_logging, log_ready\n"
+        f"configure_logging({level!r}); log_ready(url='rtsp://admin:s3cret@camera/live')"
+    )
+    event = json.loads(run(program))
+    assert event.pop("timestamp")
+    assert event == {"event": "ready", "level": "info", "url": SHOWN}
+
+
 def test_one_json_object_a_line_on_stderr_without_any_password() -> None:
     opened, library, failed = lines()
     assert opened["event"] == "opened"

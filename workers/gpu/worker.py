@@ -12,6 +12,7 @@ from nvila_core.errors import NVILAError, first_line
 from streamer.connections import Connections, log_lacks
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import CLIP_JOB, CLIP_QUEUES
+from streamer.logging_setup import log_ready
 from streamer.settings import Settings
 from workers import context
 from workers.gpu.clip_job import answer_clip, publish_failure, publish_lost
@@ -68,8 +69,7 @@ def serve_clips(settings: Settings, stopping: threading.Event, burst: bool = Fal
         with _running(engine, own):
             worker.work(
                 burst=burst,
-                on_ready=lambda: _log.info(
-                    "ready",
+                on_ready=lambda: log_ready(
                     worker=worker.name,
                     model=own.model_name,
                     device=str(model.device),

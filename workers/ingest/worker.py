@@ -10,6 +10,7 @@ from streamer.connections import Connections, log_lacks
 from streamer.frames.archive import Archive
 from streamer.frames.archive_writer import ArchiveWriter
 from streamer.jobs import INGEST, INGEST_JOB
+from streamer.logging_setup import log_ready
 from streamer.settings import Settings
 from workers import context
 from workers.ingest.job import run_stream
@@ -45,9 +46,7 @@ def serve_streams(settings: Settings, stopping: threading.Event) -> None:
             outage=connections.outage,
         )
         own.worker_name = worker.name
-        worker.work(
-            on_ready=lambda: _log.info("ready", worker=worker.name, slots=settings.ingest_slots)
-        )
+        worker.work(on_ready=lambda: log_ready(worker=worker.name, slots=settings.ingest_slots))
 
 
 def _seal_secrets(own: context.WorkerContext) -> None:

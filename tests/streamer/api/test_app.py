@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from structlog.testing import capture_logs
 
 from nvila_core.resolution.policy import Measures
 from streamer.api.app import create_app
@@ -51,6 +52,52 @@ def answer(client: Client, query_id: str, text: str) -> None:
         request_id=query_id, kind="answer", stream_id=None, stream_name=None, prompt="?", text=text
     )
     client.queue.publish(result, owner_id=None)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "expected"),
+    [
+        ("GET", "/v1/streams/none", ("info", 404, "UNKNOWN_STREAM", "There is no stream 'none'")),
+        ("GET", "/v1/nowhere?token=abc", ("info", 404, "NOT_FOUND", "does not exist")),
+        ("PUT", "/v1/streams", ("info", 405, "METHOD_NOT_ALLOWED", "accepts GET, POST")),
+        ("POST", "/v1/queries", ("info", 422, "INVALID_REQUEST", "body")),
+        ("GET", "/v1/results?secret=abc", ("info", 422, "INVALID_REQUEST", "not a query param")),
+        ("GET", "/v1/streams", ("warning", 503, "REDIS_UNAVAILABLE", "Redis")),
+    ],
+)
+def test_a_refused_request_is_logged_with_the_reason(
+    api: TestClient, client: Client, method: str, path: str, expected: tuple[str, int, str, str]
+) -> None:
+    level, status, code, reason = expected
+    if status == 503:
+        client.connections.main.close()
+        client.connections.main.connection_pool.connection_kwargs["port"] = 1
+    with capture_logs() as logs:
+        assert api.request(method, path).status_code == status
+    (line,) = [line for line in logs if line["event"] == "request_refused"]
+    assert reason in line.pop("reason")
+    assert line == {
+        "event": "request_refused",
+        "log_level": level,
+        "method": method,
+        "path": path.partition("?")[0],
+        "client": "testclient",
+        "status": status,
+        "code": code,
+    }
+
+
+def test_a_caller_without_a_key_is_logged(settings: Settings) -> None:
+    with_key = Client(settings.model_copy(update={"api_keys": ["s3cret"]}))
+    with (
+        TestClient(create_app(with_key), base_url=HERE) as api,
+        capture_logs() as logs,
+    ):
+        assert api.get("/v1/streams", headers={"Authorization": "Bearer gu3ss"}).status_code == 401
+        assert api.get("/healthz").status_code == 200
+    (line,) = logs
+    assert (line["event"], line["status"], line["code"]) == ("request_refused", 401, "UNAUTHORIZED")
+    assert "gu3ss" not in str(line)
 
 
 def error_of(response) -> tuple[int, str]:

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import psutil
 import pytest
+from typer.testing import CliRunner
 
 from nvila_core.resolution.policy import Measures
+from streamer.cli.app import app
 from streamer.client import Client
 from streamer.errors import StreamerError
 from streamer.local.installation import Installation, child_environment
@@ -32,6 +34,28 @@ def start(tmp_path: Path, model_path: str) -> Iterator[Callable[[], Up]]:
     yield make
     for up in started:
         up.stop()
+
+
+def test_a_second_up_says_that_it_runs_although_its_port_is_taken_too(tmp_path: Path) -> None:
+    # given an installation that has claimed its folder and listens on its port
+    first = Installation(Settings(data_dir=tmp_path))
+    first.claim()
+    with socket.create_server(("127.0.0.1", 0)) as api:
+        # when somebody forgets that, and starts another with the same command
+        port = str(api.getsockname()[1])
+        said = CliRunner().invoke(app, ["up", "--data-dir", str(tmp_path), "--port", port])
+        # then it says that it runs, and where, and does nothing
+        assert said.exit_code == 1
+        words = " ".join(f"{said.exception} {said.output}".split())
+        assert f"already runs in {tmp_path} (process {os.getpid()})" in words
+        assert "use it, stop it" in words
+        assert {path.name for path in tmp_path.iterdir()} == {"up.lock"}
+    # and once the first has stopped, the port alone is the reason
+    first.stop()
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = str(other.getsockname()[1])
+        said = CliRunner().invoke(app, ["up", "--data-dir", str(tmp_path), "--port", port])
+        assert f"cannot listen on 127.0.0.1:{port}" in f"{said.exception} {said.output}"
 
 
 def test_what_dies_is_started_again_and_nothing_is_forgotten(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from streamer.local import process
 from streamer.local import supervised_process as child_module
 from streamer.local.supervised_process import SupervisedProcess
 
@@ -81,10 +82,43 @@ def test_after_a_calm_time_the_delay_is_short_again(
         assert "-9" in news
 
 
+def test_a_log_is_set_aside_while_its_program_runs(
+    tmp_path: Path, eventually: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a program that is ready, writes a log without end, and one earlier log
+    monkeypatch.setattr(process, "MAX_LOG_BYTES", 2000)
+    log, older = tmp_path / "logs" / "thing.log", tmp_path / "logs" / "thing.log.1"
+    code = (
+        'import itertools, time\nprint(\'{"event": "ready"}\', flush=True)\n'
+        "for n in itertools.count(): print('line', n, flush=True); time.sleep(0.001)"
+    )
+    child = make(tmp_path, code)
+    child.start()
+    try:
+        # before it is ready, its log is left alone
+        eventually(lambda: log.stat().st_size > 3000)
+        child.rotate_log()
+        assert not older.exists()
+        eventually(child.check_ready)
+        for _ in range(3):
+            # when the log is large
+            eventually(lambda: log.stat().st_size > 3000)
+            before = older.read_text() if older.exists() else ""
+            child.rotate_log()
+            # then it is moved aside for its owner only, and the program goes on with an empty one
+            assert older.read_text() != before
+            assert older.stat().st_mode & 0o777 == 0o600
+            assert b"\0" not in log.read_bytes()
+            eventually(lambda: child.last_message().startswith("line"))
+            assert child.restart_if_ended() is None
+    finally:
+        child.stop(5.0)
+
+
 def test_a_large_log_of_an_earlier_run_is_set_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(child_module, "MAX_LOG_BYTES", 100)
+    monkeypatch.setattr(process, "MAX_LOG_BYTES", 100)
     log = tmp_path / "logs" / "thing.log"
     log.parent.mkdir()
     log.write_text('{"event": "ready"}\n' * 20)
