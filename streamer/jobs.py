@@ -1,7 +1,7 @@
 """Submit jobs to the workers, through RQ, always as JSON."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 from typing import Any, cast
 
@@ -327,14 +327,22 @@ class Jobs:
         job = self._fetch(redis_keys.stream_job(stream_id))
         return job is not None and job.get_status(refresh=False) == JobStatus.QUEUED
 
-    def ingest_slots(self) -> int:
-        """Return the number of slots of all running ingest workers."""
+    def ingest_slots(self) -> tuple[int, int]:
+        """Return the number of slots of all running ingest workers, and how many of them are taken.
+
+        Streams that are paused, or wait until they are tried again, take none.
+        """
         keys = worker_registration.get_keys(self._queues[INGEST])
         names = [key.rpartition(":")[2] for key in keys]
         with self._redis.pipeline(transaction=False) as pipeline:
             for name in names:
-                pipeline.hget(redis_keys.worker(name), "slots")
-            return sum(round(float(slots)) for slots in pipeline.execute() if _number(slots))
+                pipeline.hmget(redis_keys.worker(name), "slots", "slots_busy")
+            found = cast("list[list[bytes | None]]", pipeline.execute())
+
+        def total(numbers: Iterable[bytes | None]) -> int:
+            return sum(round(float(number)) for number in numbers if number and _number(number))
+
+        return total(each[0] for each in found), total(each[1] for each in found)
 
     def workers(self) -> dict[str, int]:
         """Return the number of running workers: `ingest`, and `clips` (gpu workers)."""

@@ -14,7 +14,7 @@ PATIENCE = 60.0
 _BETWEEN_LOOKS = 1.0
 """Seconds between two looks at what the recording waits for."""
 
-_RUNNING = (StreamState.CONNECTING, StreamState.RUNNING, StreamState.RECONNECTING)
+_RUNNING = (StreamState.CONNECTING, StreamState.RUNNING)
 
 
 class Analysis(RecordingResults):
@@ -75,7 +75,7 @@ class Analysis(RecordingResults):
         jobs = self._client.jobs
         if self.finished:
             return None, True
-        slots = jobs.ingest_slots()
+        slots, busy = jobs.ingest_slots()
         if not slots and not self.over:  # none has begun, or the one that read it died
             return "No ingest worker is running: start one with `streamer ingest`.", False
         if not jobs.waits_for_slot(self.stream.id):
@@ -86,22 +86,19 @@ class Analysis(RecordingResults):
                 "continues then.",
                 True,
             )
-        others = [
+        if busy < slots:  # a worker is about to take the recording
+            return None, True
+        running = [
             stream
             for stream in self._client.streams()
-            if stream.id != self.stream.id
-            and stream.state in _RUNNING
-            and not jobs.waits_for_slot(stream.id)
+            if stream.live and stream.state in _RUNNING and not jobs.waits_for_slot(stream.id)
         ]
-        if len(others) < slots:  # a slot is free: a worker is about to take the recording
-            return None, True
-        live = sum(stream.live for stream in others)
+        live = min(busy, len(running))
         return (
-            f"{_counted(len(others), 'stream')} ({live} live) "
-            f"{'takes' if len(others) == 1 else 'take'} all {_counted(slots, 'ingest slot')}, so "
-            "this recording waits: detach a stream, start another `streamer ingest`, or raise the "
-            "setting ingest_slots.",
-            live < len(others),
+            f"{_counted(busy, 'stream')} ({live} live) {'takes' if busy == 1 else 'take'} all "
+            f"{_counted(slots, 'ingest slot')}, so this recording waits: detach a stream, start "
+            "another `streamer ingest`, or raise the setting ingest_slots.",
+            live < busy,
         )
 
     @property

@@ -131,10 +131,16 @@ class LiveRun(StreamRun):
                 hopeless = failure.code is ErrorCode.SECRET_UNREADABLE
                 state = StreamState.FAILED if hopeless else StreamState.RECONNECTING
                 self._reporter.enter(state, failure)
-                self._wait(self._backoff.delay(failure.code))
-                while self._hanging() and not self._leaving():
-                    self._wait(NAP)
+                self._rest(self._backoff.delay(failure.code))
         raise GiveBack
+
+    def _rest(self, seconds: float) -> None:
+        """Wait without a slot, which a stream that can be read may need, then take one."""
+        self._place.rest()
+        self._wait(seconds)
+        while self._hanging() and not self._leaving():
+            self._wait(NAP)
+        self._take_slot()
 
     def _attempt(self) -> StreamerError | None:
         """Open one connection and read it until it is lost. Return why it was lost; None when it

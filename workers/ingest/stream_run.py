@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 from streamer.clock import Clock
 from streamer.domain import StreamSpec, StreamState
-from streamer.errors import Superseded
+from streamer.errors import ErrorCode, StreamerError, Superseded
 from streamer.media.access_policy import AccessPolicy
 from streamer.media.source import Source
-from workers.context import Abandon, GiveBack, WorkerContext, token
+from workers.context import Abandon, GiveBack, WorkerContext, place, token
 from workers.ingest.frame_intake import FrameIntake
 from workers.ingest.source_counter import SourceCounter
 from workers.ingest.spec_follower import SpecFollower
@@ -17,6 +17,15 @@ from workers.ingest.stream_watches import StreamWatches
 
 NAP = 0.25
 """Seconds of sleep, at most, between two checks whether to stop."""
+
+_SLOT_PATIENCE = 5.0
+"""Seconds of waiting for a slot after which the stream says so."""
+
+_NO_SLOT = StreamerError(
+    ErrorCode.NO_WORKER,
+    "All slots of the ingest workers are taken by other streams: start another `streamer ingest`, "
+    "raise the setting ingest_slots, or pause a stream.",
+)
 
 
 class StreamRun(ABC):
@@ -55,6 +64,7 @@ class StreamRun(ABC):
         self._context = context
         self._settings = context.settings
         self._stop = stop
+        self._place = place()
         self._clock = clock or context.clock
         self.token = token()
         self.follower = SpecFollower(
@@ -133,9 +143,22 @@ class StreamRun(ABC):
         self.source_counter.follow(source)
 
     def _stay_paused(self) -> None:
-        """Wait until the stream is resumed, or the run ends."""
+        """Wait without a slot until the stream is resumed, or the run ends."""
         self._reporter.enter(StreamState.PAUSED)
+        self._place.rest()
         while self.spec.paused and not self._stopping():
+            self._clock.sleep(NAP)
+        self._take_slot()
+
+    def _take_slot(self) -> None:
+        """Go on in a slot after a rest, as soon as one is free; return without one if the run ends
+        or the stream is paused meanwhile."""
+        told_at = self._clock.monotonic() + _SLOT_PATIENCE
+        while not self._place.resume():
+            if self._stopping() or self.spec.paused:
+                return
+            if self._clock.monotonic() >= told_at:
+                self._reporter.enter(StreamState.RECONNECTING, _NO_SLOT)
             self._clock.sleep(NAP)
 
     def _stopping(self) -> bool:

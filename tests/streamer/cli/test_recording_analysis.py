@@ -13,6 +13,7 @@ from rq.serializers import JSONSerializer
 from streamer import redis_keys
 from streamer.cli.recording_analysis import PATIENCE, Analysis
 from streamer.client import Client
+from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import (
     ClipRequest,
     ErrorInfo,
@@ -230,14 +231,16 @@ def test_somebody_detached_it(client: Client, analysis: Analysis) -> None:
 
 def test_a_recording_that_finds_all_slots_taken_says_so_and_ends(
     client: Client,
+    loopback: LoopbackCamera,
     tmp_path: Path,
     worker_process: Callable[..., Any],
     eventually: Callable[..., None],
 ) -> None:
-    # given an ingest worker with one slot, which a camera that cannot be reached keeps
-    worker_process("ingest", STREAMER_INGEST_SLOTS="1")
-    camera = client.attach("rtsp://127.0.0.1:1/x", "camera", probe=False)
-    eventually(lambda: not client.jobs.waits_for_slot(camera.id), timeout=60.0)
+    # given an ingest worker with one slot, which a camera takes
+    worker_process("ingest", STREAMER_INGEST_SLOTS="1", STREAMER_LEASE="3")
+    camera = client.attach(loopback.url, "camera", probe=False)
+    eventually(lambda: client.stream(camera.id).state is StreamState.RUNNING)
+    eventually(lambda: client.jobs.ingest_slots() == (1, 1))
     # when a recording is analysed
     write_video(tmp_path / "clip.mp4", seconds=0.5)
     last_id = client.queue.last_id()
