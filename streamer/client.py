@@ -171,6 +171,7 @@ class Client:
         return self.admission.probe(source, transport, live)
 
     def _create(self, full_url: str, name: str | None, base: str, **fields: Any) -> Stream:
+        self.jobs.require_room()
         number = 1
         while True:
             unique = base if number == 1 else f"{base}-{number}"
@@ -314,7 +315,7 @@ class Client:
         `response_format` and `stale_ok`. A stream that is still being opened is waited for.
 
         Raises StreamerError: PROMPT_EMPTY, UNKNOWN_STREAM, NO_FRAMES, STREAM_STALE,
-        INVALID_REQUEST.
+        INVALID_REQUEST, TOO_MANY_QUERIES.
         """
         return self.submit(validated(Question, prompt=prompt, stream=stream, **options))
 
@@ -325,7 +326,7 @@ class Client:
         default `first_frame_wait`.
 
         Raises StreamerError: UNKNOWN_STREAM, NO_FRAMES, STREAM_STALE, INVALID_REQUEST,
-        ARCHIVE_UNAVAILABLE, REDIS_FULL.
+        ARCHIVE_UNAVAILABLE, REDIS_FULL, TOO_MANY_QUERIES.
         """
         deadline = time.monotonic() + (self.first_frame_wait if wait is None else wait)
         while True:

@@ -24,6 +24,7 @@ from streamer.domain import (
 )
 from streamer.errors import ErrorCode, StreamerError, Superseded
 from streamer.lost_requests import LostRequests
+from streamer.memory_reserve import HAS_ROOM, require_room, words_of
 from streamer.recorded_windows import RecordedWindows
 from streamer.redis_address import await_replica
 from streamer.results import Results
@@ -49,11 +50,41 @@ _QUEUE_OF = {
 _MAX_CLIP_RETRIES = 2
 _MAX_INGEST_RETRIES = 1_000_000
 
-_DONE_TTL = 600  # seconds that RQ keeps a finished clip job
-_FAILED_TTL = 86_400
+_DONE_TTL = 0  # a clip job is deleted as soon as its result is published
+_FAILED_TTL = 3600  # seconds; its result is published too
 _IN_FLIGHT_TTL = 86_400
 _MAX_WAKE_TOKENS = 256
 _WAKE_TTL = 3600
+
+# KEYS: job, answer, open queries, job of the stream. ARGV: request id, bytes of it and its answer,
+# maximum number (0: it is no query) and bytes of the open queries, TTL s, token of the stream's
+# worker or '', commands that store it
+_ACCEPT = (
+    HAS_ROOM
+    + """
+if ARGV[6] ~= '' and redis.call('HGET', KEYS[4], 'token') ~= ARGV[6] then return 'superseded' end
+if redis.call('EXISTS', KEYS[1], KEYS[2]) > 0 then return 'known' end
+local max_queries = tonumber(ARGV[3])
+if max_queries > 0 then
+  local bytes = tonumber(redis.call('HGET', KEYS[3], 'total') or '0')
+  if redis.call('HLEN', KEYS[3]) > max_queries then return 'too many' end
+  if bytes > 0 and bytes + tonumber(ARGV[2]) > tonumber(ARGV[4]) then return 'too large' end
+end
+if not has_room(tonumber(ARGV[2])) then return 'full' end
+if max_queries > 0 then
+  redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
+  redis.call('HINCRBY', KEYS[3], 'total', ARGV[2])
+  redis.call('EXPIRE', KEYS[3], ARGV[5])
+end
+local at = 7
+while at <= #ARGV do
+  local count = tonumber(ARGV[at])
+  redis.call(unpack(ARGV, at + 1, at + count))
+  at = at + count + 1
+end
+return 'accepted'
+"""
+)
 
 # Members whose job is gone, for example with a server's memory, would count forever.
 # KEYS: in-flight. ARGV: job key prefix
@@ -139,6 +170,7 @@ class Jobs:
             name: Queue(name, connection=redis, serializer=JSONSerializer)
             for name in (*CLIP_QUEUES, INGEST)
         }
+        self._accept_script = redis.register_script(_ACCEPT)
         self._count = redis.register_script(_IN_FLIGHT)
         self._drop = redis.register_script(_DROP_OLDEST)
 
@@ -150,17 +182,18 @@ class Jobs:
     ) -> None:
         """Submit a request. It gets exactly one result, unless :meth:`drop_oldest` drops it.
 
-        `record` adds commands to the transaction that stores the job. Behind Sentinel the call
-        returns once a replica has the job too.
+        A request that was submitted before is not submitted again. `record` adds commands to the
+        transaction that stores the job. Behind Sentinel the call returns once a replica has the job
+        too.
 
+        Raises redis.exceptions.OutOfMemoryError when Redis has no room for new work;
+        StreamerError(TOO_MANY_QUERIES).
         With the `token` of the worker that runs the stream, raises Superseded if another one does
         by now.
         """
         name = _QUEUE_OF[request.kind]
         owner = owner_of(request)
         with self._redis.pipeline() as pipeline:
-            if token is not None:
-                self._guard(pipeline, request, token)
             self._queues[name].enqueue_call(
                 CLIP_JOB,
                 args=(request.model_dump(mode="json"),),
@@ -181,23 +214,48 @@ class Jobs:
                 self._windows.note(request, pipeline)
             record(pipeline)
             _push_wake(pipeline, name)
-            try:
-                pipeline.execute()
-            except redis.exceptions.WatchError:
-                # Taken over, or the reply was lost: the client does not repeat what it watches.
-                if not self._redis.exists(Job.key_for(request.id)):
-                    self.submit(request, record, token)
-                    return
+            self._accept(request, words_of(pipeline.command_stack), token)
         await_replica(self._redis)
 
-    @staticmethod
-    def _guard(pipeline: redis.client.Pipeline, request: ClipRequest, token: int) -> None:
-        """Let the transaction of `pipeline` fail if the stream is taken over before it."""
-        job = Job.key_for(redis_keys.stream_job(request.stream_id or ""))
-        pipeline.watch(job)
-        held = cast("bytes | None", pipeline.hget(job, "token"))
-        if held is None or int(held) != token:
+    def _accept(self, request: ClipRequest, commands: list[Any], token: int | None) -> None:
+        """Run the commands that store a request, if there is room for it."""
+        settings, query = self._settings, request.kind is RequestKind.QUERY
+        outcome = self._accept_script(
+            keys=[
+                Job.key_for(request.id),
+                redis_keys.answer(request.id),
+                redis_keys.OPEN_QUERIES,
+                Job.key_for(redis_keys.stream_job(request.stream_id or "")),
+            ],
+            args=[
+                request.id,
+                _bytes_of(commands) + _bytes_of_answer(request),
+                settings.max_queries if query else 0,
+                settings.max_query_bytes,
+                _IN_FLIGHT_TTL,
+                "" if token is None else token,
+                *commands,
+            ],
+        )
+        if outcome == b"superseded":
             raise Superseded
+        if outcome == b"full":
+            raise redis.exceptions.OutOfMemoryError("no room for new work")
+        if outcome in (b"too many", b"too large"):
+            limit = (
+                f"{settings.max_queries} questions (max_queries)"
+                if outcome == b"too many"
+                else f"{settings.max_query_bytes >> 20} MiB of questions (max_query_bytes)"
+            )
+            raise StreamerError(
+                ErrorCode.TOO_MANY_QUERIES,
+                f"No more than {limit} may wait for an answer: ask again when some are answered, "
+                "or add a model worker.",
+            )
+
+    def require_room(self) -> None:
+        """Raise redis.exceptions.OutOfMemoryError when Redis has no room for new work."""
+        require_room(self._redis)
 
     def drop_oldest(
         self, owner_id: str, keep: int, *, stream_id: str = "", token: int | None = None
@@ -255,6 +313,9 @@ class Jobs:
         if result is not None:
             return final_status(result)
         job = self._fetch(request_id)
+        if job is None and self._results.answered(request_id):
+            result = self._results.get(request_id)  # it has come meanwhile, or made room again
+            return final_status(result) if result is not None else QueryStatus.DONE
         if job is None:
             raise StreamerError(
                 ErrorCode.UNKNOWN_QUERY,
@@ -428,6 +489,15 @@ def _number(value: bytes | None) -> bool:
         return isfinite(float(value or b""))
     except ValueError:
         return False
+
+
+def _bytes_of(commands: list[Any]) -> int:
+    return sum(len(word) for word in commands if isinstance(word, str | bytes))
+
+
+def _bytes_of_answer(request: ClipRequest) -> int:
+    """Estimate how much of Redis the answer will need, in its two copies."""
+    return 2 * (2048 + len(request.prompt) + 4 * request.max_tokens + 200 * len(request.frames))
 
 
 def _push_wake(pipeline: redis.client.Pipeline, queue: str) -> None:

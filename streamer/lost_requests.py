@@ -1,7 +1,7 @@
 """End requests that Redis has lost, because it evicted or deleted their jobs, with an error."""
 
 from datetime import timedelta
-from typing import cast
+from typing import Any, cast
 
 import redis
 import structlog
@@ -21,6 +21,9 @@ _LOST = ErrorInfo(
     message="Redis lost this request before it was answered, because its memory was full or its "
     "data was deleted: ask again, and set its maxmemory-policy to noeviction.",
 )
+
+_MAX_SWEPT = 1000
+"""Maximum number of unanswered queries that a sweep looks at; the next one looks at others."""
 
 
 class LostRequests:
@@ -110,11 +113,12 @@ class LostRequests:
         )
 
     def sweep(self) -> int:
-        """Settle the newest queries, whether or not somebody waits; return how many were lost."""
-        newest = cast(list[bytes], self._redis.zrange(redis_keys.QUERIES, 0, -1))
-        ids = {query_id.decode() for query_id in newest}
-        self._settled &= ids
-        open_ids = sorted(ids - self._settled)
+        """Settle unanswered queries, whether or not somebody waits; return how many were lost."""
+        newest = self._ids(self._redis.zrange(redis_keys.QUERIES, 0, -1))
+        counted = self._ids(self._redis.hrandfield(redis_keys.OPEN_QUERIES, _MAX_SWEPT))
+        counted.discard("total")
+        self._settled &= newest
+        open_ids = sorted((newest - self._settled) | counted)
         if not open_ids:
             return 0
         with self._redis.pipeline() as pipeline:
@@ -124,9 +128,15 @@ class LostRequests:
             found = pipeline.execute()
         lost = 0
         for query_id, has_job, has_answer in zip(open_ids, found[::2], found[1::2], strict=True):
-            if has_answer:
-                self._settled.add(query_id)
-            elif not has_job:
+            if has_job and not has_answer:
+                continue
+            if not has_answer:
                 lost += self.publish(query_id)
-                self._settled.add(query_id)
+            self._settled.add(query_id)
+            if query_id in counted:  # such as one that a worker of an earlier version answered
+                self._results.count_out(query_id)
         return lost
+
+    @staticmethod
+    def _ids(answer: Any) -> set[str]:
+        return {raw.decode() for raw in cast("list[bytes] | None", answer) or ()}

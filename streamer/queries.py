@@ -86,7 +86,8 @@ class Queries:
         most of what happened.
 
         Raises StreamerError: NO_FRAMES and STREAM_STALE, as the subclass NotYet if a frame may come
-        soon; INVALID_REQUEST, ARCHIVE_UNAVAILABLE, REDIS_FULL.
+        soon; INVALID_REQUEST, ARCHIVE_UNAVAILABLE, TOO_MANY_QUERIES. Raises
+        redis.exceptions.OutOfMemoryError when Redis has no room for it.
         """
         response_format = question.response_format or TextFormat()
         response_format.check()

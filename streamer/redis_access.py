@@ -8,6 +8,7 @@ import redis
 
 from streamer import redis_keys
 from streamer.errors import ErrorCode, StreamerError
+from streamer.memory_reserve import require_room
 from streamer.redis_errors import trouble_of
 
 MIN_VERSION = (6, 2)
@@ -189,6 +190,8 @@ def require_writable(client: redis.Redis, parts: Sequence[Part]) -> None:
     It writes nothing, but the server refuses the command as it would refuse any other.
     """
     client.set(redis_keys.REPLICATED, 1, xx=True, keepttl=True)
+    if "jobs" in parts:
+        require_room(client)
     if denied := _denied(client, parts):
         raise redis.exceptions.NoPermissionError(f"no permission for {denied[0]}")
 

@@ -83,6 +83,14 @@ def answer(request_id: str) -> str:
     return f"{KEY_PREFIX}answer:{request_id}"
 
 
+ANSWERS = KEY_PREFIX + "answers"
+"""Sorted set: ids of the requests whose answers are kept whole, by time. Bounded in length."""
+
+OPEN_QUERIES = KEY_PREFIX + "open-queries"
+"""Hash: id of an unanswered query -> the bytes that it and its answer need; `total`: of all.
+Bounded by `max_queries` and `max_query_bytes`, under a TTL."""
+
+
 def wake(queue: str) -> str:
     """Return the key of a list: one token per job pushed, which wakes one idle worker.
 

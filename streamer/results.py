@@ -10,6 +10,7 @@ import structlog
 from streamer import redis_keys
 from streamer.domain import Result
 from streamer.errors import ErrorCode, StreamerError
+from streamer.memory_reserve import MAX_ANSWERS, SHRINK_ANSWERS
 from streamer.settings import Settings
 
 FIELD = b"json"
@@ -17,18 +18,36 @@ FIELD = b"json"
 
 _log = structlog.get_logger(__name__)
 
+_COUNT_OUT = """
+local function count_out(open_queries, id)
+  local bytes = redis.call('HGET', open_queries, id)
+  if not bytes then return end
+  redis.call('HDEL', open_queries, id)
+  redis.call('HINCRBY', open_queries, 'total', -bytes)
+end
+"""
+
 # It deletes first: then a full server allows the script to write, and no answer is refused.
 # The existence of the answer key makes publication happen once, however many workers try.
-# KEYS: answer, results queue, in-flight set (or the answer again)
-# ARGV: result, TTL s, length, request id, channel, whether there is an in-flight set
-_PUBLISH = """
+# KEYS: answer, results queue, open queries, answers, in-flight set (or the answer again)
+# ARGV: result, TTL s, length, request id, channel, whether there is an in-flight set, whether a
+# full server may delete the answer
+_PUBLISH = (
+    SHRINK_ANSWERS
+    + _COUNT_OUT
+    + f"""
 redis.call('XTRIM', KEYS[2], 'MAXLEN', '~', ARGV[3])
-if ARGV[6] == '1' then redis.call('ZREM', KEYS[3], ARGV[4]) end
+if ARGV[6] == '1' then redis.call('ZREM', KEYS[5], ARGV[4]) end
+count_out(KEYS[3], ARGV[4])
 if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[2]) then return 0 end
 redis.call('XADD', KEYS[2], '*', 'json', ARGV[1])
+if ARGV[7] == '1' then redis.call('ZADD', KEYS[4], redis.call('TIME')[1], ARGV[4]) end
+local over = redis.call('ZCARD', KEYS[4]) - {MAX_ANSWERS}
+if over > 0 then shrink_answers(math.min(over, 4), '+inf') end
 redis.call('PUBLISH', ARGV[5], '1')
 return 1
 """
+)
 
 
 class Results:
@@ -38,6 +57,7 @@ class Results:
         self._redis = redis
         self._settings = settings
         self._publish = redis.register_script(_PUBLISH)
+        self._count_out = redis.register_script(_COUNT_OUT + "count_out(KEYS[1], ARGV[1])")
 
     def publish(self, result: Result, *, owner_id: str | None) -> bool:
         """Publish a result; return False, without publishing, if its request has one already.
@@ -56,6 +76,8 @@ class Results:
             keys=[
                 answer,
                 redis_keys.RESULTS,
+                redis_keys.OPEN_QUERIES,
+                redis_keys.ANSWERS,
                 redis_keys.in_flight(owner_id) if owner_id is not None else answer,
             ],
             args=[
@@ -65,28 +87,33 @@ class Results:
                 result.request_id,
                 redis_keys.answered(result.request_id),
                 int(owner_id is not None),
+                int(owner_id is None or owner_id != result.stream_id),  # not of a recording
             ],
         )
         return bool(published)
+
+    def count_out(self, query_id: str) -> None:
+        """Count a query no longer among those that are unanswered."""
+        self._count_out(keys=[redis_keys.OPEN_QUERIES], args=[query_id])
 
     def answered(self, request_id: str) -> bool:
         """Return whether the request has a result."""
         return bool(self._redis.exists(redis_keys.answer(request_id)))
 
     def get(self, request_id: str) -> Result | None:
-        """Return the result of a request; None if there is none yet.
+        """Return the result of a request; None if there is none yet, or no longer.
 
         A result that this release cannot read is an error result that says so.
         """
         raw = cast(bytes | None, self._redis.get(redis_keys.answer(request_id)))
-        return Result.shown(raw, request_id) if raw is not None else None
+        return Result.shown(raw, request_id) if raw else None
 
     def get_many(self, request_ids: Sequence[str]) -> list[Result | None]:
         """Return the results of several requests; None for each that has none, or no more."""
         keys = [redis_keys.answer(request_id) for request_id in request_ids]
         raw = cast("list[bytes | None]", self._redis.mget(keys)) if keys else []
         return [
-            None if each is None else Result.shown(each, request_id)
+            Result.shown(each, request_id) if each else None
             for request_id, each in zip(request_ids, raw, strict=True)
         ]
 

@@ -157,6 +157,12 @@ class Settings(BaseSettings):
 
     results_maxlen: int = Field(default=10000, ge=100)
     query_ttl: float = Field(default=86400.0, gt=0)
+    max_queries: int = Field(
+        default=10000, ge=1, description="unanswered queries before more are refused"
+    )
+    max_query_bytes: int = Field(
+        default=64 << 20, ge=1 << 20, description="bytes of unanswered queries and their answers"
+    )
 
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8080, ge=0, le=65535)

@@ -18,6 +18,7 @@ from streamer.domain import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.health import PartName, note_seen
 from streamer.logging_setup import log_ready
+from streamer.memory_reserve import in_reserve
 from streamer.outage import Outage
 from streamer.redis_errors import will_pass
 from streamer.results import read_entry
@@ -63,7 +64,7 @@ class Recorder:
         lease: float = 12.0,
         clock: Clock | None = None,
     ) -> None:
-        self._redis = client
+        self._redis = in_reserve(client)
         self._timeline = timeline
         self._stopping = stopping
         self._claim_after = claim_after

@@ -21,6 +21,9 @@ _log = structlog.get_logger("streamer.api")
 _MAX_PATH = 200
 
 _UNEXPECTED = "Unexpected error: see the log of `streamer serve`."
+_RETRY_AFTER = {429: "5", 503: "5"}
+"""Seconds after which a program should try again, by HTTP status."""
+
 _DATABASE_LOST = "The timeline database does not answer: try again later."
 
 
@@ -36,6 +39,9 @@ class ErrorResponse(JSONResponse):
         self._code = code.value
         self._message = redact(message)
         body = {"error": {"code": self._code, "message": self._message}}
+        headers = dict(headers or {})
+        if status in _RETRY_AFTER:
+            headers.setdefault("Retry-After", _RETRY_AFTER[status])
         super().__init__(body, status_code=status, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -91,6 +91,7 @@ def _examined(
 ) -> Iterable[Check]:
     from redis.exceptions import RedisError
 
+    from streamer.memory_reserve import require_room
     from streamer.redis_access import examine_server, read_info, require_writable
     from streamer.redis_errors import trouble_of
 
@@ -107,6 +108,8 @@ def _examined(
     )
     try:
         require_writable(client, ())
+        if "jobs" in parts:
+            require_room(client)
     except RedisError as error:
         yield check(f"{name} writes", "fail", trouble_of(error).message)
     lacks = examine_server(client, parts)

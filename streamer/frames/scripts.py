@@ -4,6 +4,8 @@ Each script is atomic, so that JPEGs, index and sums always agree, even after a 
 frame takes the same time however many frames there are: it examines a few of the oldest ones.
 """
 
+from streamer.memory_reserve import RESERVE_USED
+
 # An entry of an index holds, in this order: ref, expires (ms), at (ms of arrival), bytes, change.
 # KEYS of every script: bytes by stream, ages. ARGV: index prefix, state prefix, JPEG prefix, ...
 _COMMON = """
@@ -87,12 +89,14 @@ end
 # Returns the id, or false if a frame was stored with a higher token: another worker has taken over.
 PUT = (
     _COMMON
+    + RESERVE_USED
     + """
 local stream, ms, now = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[9])
 local index, state = INDEX .. stream, STATE .. stream
 local ttl, size = tonumber(ARGV[8]), tonumber(ARGV[15])
 local max_frames, max_bytes = tonumber(ARGV[10]), tonumber(ARGV[11])
 local min_frames, budget = tonumber(ARGV[12]), tonumber(ARGV[13])
+if reserve_used() + size > 0 then return redis.error_reply('OOM no room for a frame') end
 
 -- 0. Refuse a former owner. Answer a client that repeats the frame, because the reply was lost.
 local token, guard = tonumber(ARGV[16]), STATE .. stream .. ':token'

@@ -104,14 +104,17 @@ def _wait(
     from nvila_core import DeadlineExceeded, EngineStopped
 
     while True:
+        ended = handle.done
         try:
             return handle.result(timeout=_CHECK_INTERVAL)
         except TimeoutError:
-            if handle.done:
+            if ended:  # an error of the model's own
                 raise
         except EngineStopped as error:
             context.fail(error.reason)
             raise BrokeDown from error
+        if handle.done:  # its outcome came just after the look for it
+            continue
         if context.failure is not None:  # the engine hangs and will not answer
             raise BrokeDown
         if cancelled():

@@ -39,6 +39,7 @@ from streamer.clock import Clock, SystemClock
 from streamer.domain import to_datetime
 from streamer.errors import ErrorCode
 from streamer.media.urls import redact
+from streamer.memory_reserve import in_reserve
 from streamer.outage import Outage
 from streamer.redis_errors import will_pass
 from workers.context import Abandon, BrokeDown, GiveBack, enter_slot
@@ -145,6 +146,7 @@ class ThreadWorker(BaseWorker):
         clock: Clock | None = None,
     ) -> None:
         self._poll = poll  # first, because RQ derives a time-out from it
+        connection = in_reserve(connection)
         super().__init__(
             list(queues),
             name=f"{queues[0]}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}",

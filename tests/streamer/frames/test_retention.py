@@ -312,7 +312,7 @@ def test_a_full_server_refuses_new_questions_in_one_sentence_and_takes_every_ans
                 break
         # when another is asked
         with pytest.raises(redis.exceptions.RedisError) as caught:
-            [client.ask("Anyone now?", "yard", stale_ok=True) for _ in range(1000)]
+            client.ask("Anyone now?", "yard", stale_ok=True)
         # then it is refused in one sentence, and the first one can still be answered
         assert sentence(caught.value).startswith("Redis is full")
         result = Result(

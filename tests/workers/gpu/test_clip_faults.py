@@ -8,6 +8,7 @@ from datetime import timedelta
 import pytest
 import torch
 
+from nvila_core import EngineStopped, Handle, SamplingParams
 from streamer import redis_keys
 from streamer.domain import RequestKind, utc_now
 from streamer.errors import ErrorCode
@@ -111,6 +112,44 @@ def test_a_request_that_takes_too_long_times_out_alone(own):
     # and the engine has released the first
     stats = own.engine.stats()
     assert (stats["running"], stats["waiting"], stats["kv_tokens"]) == (0, 0, 0)
+
+
+class _Late(Handle):
+    """A handle whose request ends between the time-out of a look and what follows it."""
+
+    def __init__(self, outcome):
+        super().__init__()
+        self.outcome = outcome
+
+    def result(self, timeout=None):
+        try:
+            return super().result(0.0 if not self.done else timeout)
+        except TimeoutError:
+            self.finish(self.outcome)
+            raise
+
+
+@pytest.mark.parametrize(
+    "error", [None, TimeoutError("of the model"), MemoryError(), EngineStopped("it broke")]
+)
+def test_an_outcome_that_comes_as_the_look_for_it_ends_counts(own, model, monkeypatch, error):
+    # given a request that ends after the look for its outcome has timed out, but before what the
+    # job does next
+    completion = model.generate(["Hi"], SamplingParams(max_tokens=2))
+    late = _Late(completion if error is None else error)
+    monkeypatch.setattr(own.engine, "submit", lambda *_, **__: late)
+    # when it is waited for
+    (result,) = ask_at_once(own, request(own))
+    # then its own outcome counts: the time-out was of the look only
+    assert late.done
+    if isinstance(error, EngineStopped):
+        assert isinstance(result, BrokeDown)
+    elif error is None:
+        assert result.error is None
+        assert result.text == completion.text
+    else:
+        expected = "OUT_OF_MEMORY" if isinstance(error, MemoryError) else "MODEL_FAILED"
+        assert result.error.code == expected
 
 
 def test_a_time_out_comes_even_from_an_engine_that_does_not_step(own):
