@@ -97,7 +97,8 @@ class LiveRun(StreamRun):
         self.clips = LiveClips(
             context.jobs, context.settings, self.counters, context.connections.outage, self.token
         )
-        self.watches = StreamWatches(spec, self.clips.submit)
+        resumed = self.counters.sampled > 0
+        self.watches = StreamWatches(spec, self.clips.submit, resumed)
         self._backoff = backoff or Backoff(context.settings.reconnect_cap)
         seen = self._reporter.status.last_frame_at  # by an earlier worker
         self._timeline = StreamTimeline(

@@ -10,6 +10,9 @@ from workers.ingest.windows import Window, WindowGatherer
 _JITTER = 0.25
 """Share of a sampling interval by which the time of a live frame may be off."""
 
+_MAX_FIRST_WINDOW = 2.0
+"""Seconds of the first window of a watch on a live stream: somebody waits for its answer."""
+
 _ROUNDING = 1e-6
 """Seconds by which the stream time of a recorded frame may be off."""
 
@@ -23,13 +26,16 @@ class StreamWatches:
     Args:
         spec: the stream and its watches.
         submit: called with every window that is complete.
+        resumed: whether an earlier worker has asked these watches before.
     """
 
-    def __init__(self, spec: StreamSpec, submit: Submit) -> None:
+    def __init__(self, spec: StreamSpec, submit: Submit, resumed: bool = False) -> None:
         self._submit = submit
+        self._resumed = resumed
         self._gatherers: dict[str, tuple[Watch, WindowGatherer]] = {}
         self._spec = spec
         self.follow(spec)
+        self._resumed = False
 
     def __len__(self) -> int:
         """Return the number of watches."""
@@ -92,6 +98,7 @@ class StreamWatches:
             live=live,
             pick=select_frames,
             tolerance=_JITTER / self._spec.sampling.max_fps if live else _ROUNDING,
+            first_length=watch.window if self._resumed else _MAX_FIRST_WINDOW,
         )
 
 

@@ -37,7 +37,8 @@ class WindowGatherer:
     Stream time never goes back, even where the clock of the camera or the machine does. The
     windows of a live stream start at its first frame, and start over when a clock was stepped (the
     frame's `epoch` changes): no window spans two datings. Those of a recording start at 0. A
-    window without frames does not exist.
+    window without frames does not exist. The first window of a live stream may be shorter, so that
+    its first answer comes early.
 
     Args:
         length: seconds of a window.
@@ -46,6 +47,7 @@ class WindowGatherer:
         pick: thins the frames of a window to `max_frames`.
         tolerance: seconds. A frame that is less early for the next window belongs to it, because
             timestamps jitter and sums are rounded.
+        first_length: seconds of the first window of a live stream.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class WindowGatherer:
         live: bool,
         pick: Callable[[Sequence[FrameRef], int], list[FrameRef]],
         tolerance: float = 1e-6,
+        first_length: float = math.inf,
     ) -> None:
         self._length = length
         self._max_frames = max_frames
@@ -70,6 +73,8 @@ class WindowGatherer:
         self._index = self._seen = 0
         self._open_from = 0  # windows before this one have been closed
         self._stride = 1
+        # seconds that the first window lacks at its start
+        self._cut = max(0.0, length - first_length) if live else 0.0
 
     def __len__(self) -> int:
         """Return the number of frames that are held."""
@@ -86,7 +91,7 @@ class WindowGatherer:
             closed.append(self.flush(self._newest.pts))
             self.restart()
         if self._origin is None:
-            self._origin = frame.pts
+            self._origin = frame.pts - self._cut
         index = math.floor((frame.pts - self._origin + self._tolerance) / self._length)
         index = max(index, self._open_from)
         if index > self._index:
@@ -118,6 +123,7 @@ class WindowGatherer:
             frames.append(self._passed)
         start = self._origin + self._index * self._length
         stop = start + self._length
+        start, self._cut = start + self._cut, 0.0
         if end is not None:
             stop = min(stop, max(end, self._newest.pts))
         window = Window(start, stop, self._pick(frames, self._max_frames), self._date(self._newest))

@@ -75,18 +75,24 @@ def demo(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
     [
         (0.3, signal.SIGTERM),  # while it imports
         (1.5, signal.SIGINT),  # about when it starts its servers
-        (4.0, signal.SIGINT),  # while it draws and loads
-        ("Attached camera", signal.SIGHUP),  # while it attaches
+        pytest.param(4.0, signal.SIGINT, marks=pytest.mark.slow),  # while it draws and loads
+        ("Attached own", signal.SIGHUP),  # while it attaches
     ],
 )
 def test_ctrl_c_leaves_nothing_behind(
     demo: Callable[..., Demo],
+    tmp_path: Path,
     model_path: str,
     eventually: Callable[..., None],
     moment: float | str,
     number: signal.Signals,
 ) -> None:
-    shown = demo("--model", model_path)
+    arguments = ["--model", model_path]
+    if isinstance(moment, str):  # drawing the street takes long, and nothing of it is tested here
+        own = tmp_path / "own.mp4"
+        write_video(own, seconds=4.0)
+        arguments += ["--source", str(own)]
+    shown = demo(*arguments)
     if isinstance(moment, str):
         eventually(lambda: moment in shown.output or shown.process.poll() is not None, timeout=100)
     else:

@@ -1,6 +1,8 @@
 """Recordings whose clock steps back: every picture that sampling wants comes out, in order."""
 
+from collections.abc import Callable
 from fractions import Fraction
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,8 +13,12 @@ from streamer.media.sampler import make_sampler
 from streamer.media.source import DecodedFrame, Source
 from tests.support.videos import number_of, numbered_picture, write_video
 
+Parts = list[Path]
 
-def write_parts(folder: Path, lengths: list[int], fps: list[int], b_frames: int, gop: int = 20):
+
+def write_parts(
+    folder: Path, lengths: list[int], fps: list[int], b_frames: int, gop: int = 20
+) -> Parts:
     """MPEG-TS files with pictures numbered through; each begins at the same timestamp."""
     first, paths = 0, []
     for place, (length, rate) in enumerate(zip(lengths, fps, strict=True)):
@@ -51,19 +57,34 @@ def numbers(frames: list[DecodedFrame]) -> list[int]:
     return [number_of(frame.image.to_ndarray(format="rgb24")) for frame in frames]
 
 
+@pytest.fixture(scope="module")
+def parts_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[tuple[int, ...], int], Parts]:
+    """Encode parts of these lengths at 10 pictures a second, once for all tests that read them."""
+
+    @cache
+    def make(lengths: tuple[int, ...], b_frames: int) -> Parts:
+        folder = tmp_path_factory.mktemp("parts")
+        return write_parts(folder, list(lengths), [10] * len(lengths), b_frames)
+
+    return make
+
+
 @pytest.mark.parametrize("form", ["ts", "m3u8"])
 @pytest.mark.parametrize("b_frames", [0, 3])
-@pytest.mark.parametrize("lengths", [[61, 61], [62, 62], [3, 40, 5, 61], [100, 7, 100]])
+@pytest.mark.parametrize("lengths", [(61, 61), (62, 62), (3, 40, 5, 61), (100, 7, 100)])
 @pytest.mark.parametrize("sampled_fps", [1.0, 2.5, 10.0])
 def test_every_sample_of_a_join_is_there(
-    tmp_path: Path, form: str, b_frames: int, lengths: list[int], sampled_fps: float
+    parts_of: Callable[[tuple[int, ...], int], Parts],
+    form: str,
+    b_frames: int,
+    lengths: tuple[int, ...],
+    sampled_fps: float,
 ) -> None:
     # given pictures at 10/s in parts whose clocks begin again
-    parts = write_parts(tmp_path, lengths, [10] * len(lengths), b_frames)
+    parts = parts_of(lengths, b_frames)
+    folder = parts[0].parent
     path = (
-        join(tmp_path, parts)
-        if form == "ts"
-        else playlist(tmp_path, parts, [n / 10 for n in lengths])
+        join(folder, parts) if form == "ts" else playlist(folder, parts, [n / 10 for n in lengths])
     )
 
     frames = kept(path, Sampling(fps=sampled_fps))

@@ -31,7 +31,8 @@ def gather(bench: Bench) -> Callable[[StreamSpec], StreamWatches]:
     def make(spec: StreamSpec) -> StreamWatches:
         jobs, counters = bench.context.jobs, StreamCounters()
         if spec.live:
-            return StreamWatches(spec, LiveClips(jobs, bench.settings, counters, Outage()).submit)
+            live = LiveClips(jobs, bench.settings, counters, Outage())
+            return StreamWatches(spec, live.submit, resumed=True)
         clips = RecordingClips(
             jobs,
             bench.context.windows,

@@ -177,3 +177,20 @@ def test_a_clock_that_is_set_cuts_a_live_window_and_silences_nothing(step: float
         (5006 + step, 5016 + step),
     ]
     assert [len(w.frames) for w in windows] == [6, 10]
+
+
+def test_the_first_window_of_a_live_stream_may_be_shorter() -> None:
+    # given
+    windows = WindowGatherer(10.0, 16, live=True, pick=select_frames, first_length=2.0)
+
+    # when a camera connects, is lost, and connects again
+    early = [w for n in range(15) for w in windows.add(ref(5.0 + n), quiet=1.0)]
+    lost = windows.flush(20.0)
+    windows.restart()
+    later = [w for n in range(12) for w in windows.add(ref(30.0 + n), quiet=1.0)]
+
+    # then only the very first window is short, and the next ones follow it without a gap
+    assert lost is not None
+    spans = [(w.start, w.end) for w in (*early, lost, *later)]
+    assert spans == [(5.0, 7.0), (7.0, 17.0), (17.0, 20.0), (30.0, 40.0)]
+    assert [len(w.frames) for w in early] == [2, 10]
