@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nvila_core.errors import MediaWarning, NVILAError, PromptError, first_line, shorten
+from nvila_core.generation.schema_limits import MAX_SCHEMA, check_schema_length
 
 if TYPE_CHECKING:
     from nvila_core.generation.completion import Completion
@@ -182,15 +183,18 @@ def read_schema(schema: str | None) -> str | None:
     """Return a JSON schema given as text or as the path of a file.
 
     Raises:
-        PromptError: the file cannot be read.
+        PromptError: the file cannot be read, or is too long.
     """
     if schema is None or schema.lstrip().startswith(("{", "[")):
         return schema
     try:
-        return Path(schema).read_text(encoding="utf-8")
+        with open(schema, encoding="utf-8") as file:
+            text = file.read(MAX_SCHEMA + 1)
     except (OSError, ValueError) as error:
         reason = first_line(error)
         raise PromptError(f"The JSON schema {schema} cannot be read: {reason}.") from None
+    check_schema_length(text)
+    return text
 
 
 def run_ask(args: argparse.Namespace) -> None:

@@ -47,15 +47,21 @@ class PromptTooLong(PromptError):  # noqa: N818
     """The prompt needs more positions than the context holds.
 
     Attributes:
-        prompt_tokens: positions that the prompt needs.
+        prompt_tokens: positions that the prompt needs; an estimate where only its characters were
+            counted.
         max_model_len: maximum number of positions of prompt and answer together.
     """
 
-    def __init__(self, prompt_tokens: int, max_model_len: int) -> None:
+    def __init__(
+        self, prompt_tokens: int, max_model_len: int, *, characters: int | None = None
+    ) -> None:
         self.prompt_tokens, self.max_model_len = prompt_tokens, max_model_len
+        needs = f"needs {prompt_tokens} positions"
+        if characters is not None:
+            needs = f"has {characters} characters, which need at least {prompt_tokens} positions,"
         super().__init__(
-            f"The prompt needs {prompt_tokens} positions but the model's context holds "
-            f"{max_model_len}, so use fewer or smaller pictures or a shorter text."
+            f"The prompt {needs} but the model's context holds {max_model_len}, so use fewer or "
+            "smaller pictures or a shorter text."
         )
 
     @property

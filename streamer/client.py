@@ -23,6 +23,7 @@ from streamer.frames.history import FrameHistory
 from streamer.frames.store import FrameStore, Retention
 from streamer.health import InstallationHealth
 from streamer.jobs import Jobs
+from streamer.limits import MAX_SEARCH, MAX_SOURCE, check_length, check_prompt
 from streamer.queries import NotYet, Queries
 from streamer.question import Question
 from streamer.recorded_windows import RecordedWindows
@@ -33,8 +34,8 @@ from streamer.secret_box import SecretBox
 from streamer.settings import Settings
 from streamer.streams import StreamRegistry, keep_ids
 from streamer.times import When, moment
-from streamer.validation import check_name, check_prompt, derive_name, validated
-from streamer.watches import Watches, require_open
+from streamer.validation import check_name, derive_name, validated
+from streamer.watches import Watches, check_watch, require_open
 
 if TYPE_CHECKING:
     from streamer.media.source import SourceInfo
@@ -138,13 +139,14 @@ class Client:
         Raises StreamerError: a stream code if the probe fails (nothing is attached then),
         NAME_TAKEN, INVALID_REQUEST for an invalid name, STREAM_URL_FORBIDDEN.
         """
+        check_length("source", source, MAX_SOURCE)
         public_url, full_url = self.admission.split(source)
         if name is not None:
             check_name(name)
         if watches is None:
             watches = [self.watch(CAPTION_PROMPT)]
         for watch in watches:
-            check_prompt(watch.prompt)
+            check_watch(watch)
         if probe:
             live = self.admission.probe(source, transport, live).live
         else:
@@ -197,7 +199,7 @@ class Client:
     ) -> Watch:
         """Make a watch for :meth:`attach` or `watches.add`, with defaults from the settings.
 
-        Raises StreamerError: PROMPT_EMPTY, INVALID_REQUEST.
+        Raises StreamerError: PROMPT_EMPTY, PROMPT_TOO_LONG, INVALID_REQUEST.
         """
         check_prompt(prompt)
         response_format = response_format or TextFormat()
@@ -244,6 +246,7 @@ class Client:
         if name is not None:
             changes["name"] = check_name(name)
         if source is not None:
+            check_length("source", source, MAX_SOURCE)
             stream = self.registry.get(ref)
             changes["url"], full_url = self.admission.replacement(
                 stream, source, transport or stream.transport, probe
@@ -251,7 +254,7 @@ class Client:
         if watches is not None:
             require_open(self.registry.get(ref))
         for watch in watches or []:
-            check_prompt(watch.prompt)
+            check_watch(watch)
 
         def change(spec: StreamSpec) -> dict[str, Any]:
             if watches is not None:
@@ -391,6 +394,8 @@ class Client:
         reason = unstorable([stream, kind, q])
         if reason is not None:
             raise StreamerError(ErrorCode.INVALID_REQUEST, f"No result can match: {reason}.")
+        for name, text in (("search text", q), ("stream", stream), ("cursor", cursor)):
+            check_length(name, text or "", MAX_SEARCH)
         now = utc_now()
         page = self.timeline.query(
             stream=stream,

@@ -29,6 +29,7 @@ from pydantic_core import PydanticCustomError
 from nvila_core.errors import is_unicode
 from nvila_core.resolution.policy import Measures, subsample
 from streamer.errors import ErrorCode, StreamerError
+from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES, MAX_WATCHES
 from streamer.open_enum import OpenEnum
 from streamer.response_format import ResponseFormat, TextFormat, with_response_format
 
@@ -229,18 +230,18 @@ Transport = Literal["auto", "tcp", "udp"]
 """Transport of RTSP video: TCP, UDP, or `auto`: TCP, and UDP if the server refuses TCP."""
 
 
-MAX_WATCHES = 64
-"""Watches that one stream may have; each adds one request per window."""
-
-
 class Watch(Record):
     """A standing question about a stream: one result per window."""
 
     id: str = Field(default_factory=lambda: new_id("wch"))
     prompt: str = Field(min_length=1, description="the question or instruction")
     window: float = Field(default=10.0, gt=0, le=3600, description="seconds that a clip spans")
-    max_frames: int = Field(default=16, ge=1, le=256, description="maximum frames of a clip")
-    max_tokens: int = Field(default=128, ge=1, le=4096, description="maximum tokens of an answer")
+    max_frames: int = Field(
+        default=16, ge=1, le=MAX_CLIP_FRAMES, description="maximum frames of a clip"
+    )
+    max_tokens: int = Field(
+        default=128, ge=1, le=MAX_ANSWER_TOKENS, description="maximum tokens of an answer"
+    )
     response_format: ResponseFormat = Field(
         default_factory=TextFormat, description="format of the answer: text, choice or json_schema"
     )

@@ -1,6 +1,7 @@
 """Submit jobs to the workers, through RQ, always as JSON."""
 
 import contextlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from math import isfinite
 from typing import Any, cast
@@ -13,6 +14,7 @@ from rq.job import Job, JobStatus
 from rq.results import Result as RQResult
 from rq.serializers import JSONSerializer
 
+from nvila_core.errors import shorten
 from streamer import redis_keys
 from streamer.domain import (
     ClipRequest,
@@ -23,6 +25,14 @@ from streamer.domain import (
     utc_now,
 )
 from streamer.errors import ErrorCode, StreamerError, Superseded
+from streamer.limits import (
+    MAX_ANSWER_TOKENS,
+    MAX_CLIP_FRAMES,
+    MAX_DATA,
+    MAX_PROMPT,
+    check_length,
+    check_prompt,
+)
 from streamer.lost_requests import LostRequests
 from streamer.memory_reserve import HAS_ROOM, require_room, words_of
 from streamer.recorded_windows import RecordedWindows
@@ -155,6 +165,41 @@ def request_in_part(request_id: str, stored: dict[str, Any]) -> ClipRequest:
         prompt="",
         frames=[],
     )
+
+
+def check_request(request: ClipRequest) -> None:
+    """Check the size of a request, before a worker spends anything on it.
+
+    Raises StreamerError: PROMPT_EMPTY, PROMPT_TOO_LONG, INVALID_REQUEST.
+    """
+    check_prompt(request.prompt)
+    if len(request.frames) > MAX_CLIP_FRAMES:
+        raise StreamerError(
+            ErrorCode.INVALID_REQUEST,
+            f"The request is about {len(request.frames)} frames, more than {MAX_CLIP_FRAMES}: ask "
+            "about fewer (max_frames).",
+        )
+    if request.max_tokens > MAX_ANSWER_TOKENS:
+        raise StreamerError(
+            ErrorCode.INVALID_REQUEST,
+            f"The request asks for {request.max_tokens} tokens, more than {MAX_ANSWER_TOKENS}: "
+            "lower max_tokens.",
+        )
+    check_length("data of the request", json.dumps(request.data), MAX_DATA)
+    if request.response_format.type == "choice":
+        request.response_format.check()
+
+
+def within_limits(request: ClipRequest) -> ClipRequest:
+    """Return a request cut to the limits, as its error result may repeat it."""
+    cut: dict[str, Any] = {}
+    if len(request.prompt) > MAX_PROMPT:
+        cut["prompt"] = shorten(request.prompt)
+    if len(request.frames) > MAX_CLIP_FRAMES:
+        cut["frames"] = request.frames[:MAX_CLIP_FRAMES]
+    if len(json.dumps(request.data)) > MAX_DATA:
+        cut["data"] = None
+    return request.model_copy(update=cut) if cut else request
 
 
 class Jobs:

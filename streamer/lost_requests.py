@@ -49,20 +49,27 @@ class LostRequests:
     def settle(self, query: Query) -> Result | None:
         """Return the result of a query; publish the error before, if the query is lost."""
         if self.is_lost(query.id):
-            self._results.publish(
-                Result(
-                    request_id=query.id,
-                    kind=ResultKind.ERROR,
-                    stream_id=query.stream_id,
-                    stream_name=query.stream_name,
-                    prompt=query.prompt,
-                    start=query.start,
-                    end=query.end,
-                    error=_LOST,
-                ),
-                owner_id=None,
-            )
+            self._results.publish(_failed(query, _LOST), owner_id=None)
         return self._results.get(query.id)
+
+    def refuse(self, request_id: str, error: ErrorInfo) -> bool:
+        """Publish `error` for a request that no worker can read; return False if it has a result.
+
+        Of a job that another program submitted, only its id may be known.
+        """
+        raw = cast(bytes | None, self._redis.get(redis_keys.query(request_id)))
+        if raw is not None:
+            result = _failed(Query.model_validate_json(raw), error)
+        else:
+            result = Result(
+                request_id=request_id,
+                kind=ResultKind.ERROR,
+                stream_id=None,
+                stream_name=None,
+                prompt="",
+                error=error,
+            )
+        return self._results.publish(result, owner_id=None)
 
     def publish(self, request_id: str) -> bool:
         """Publish the error of a request of which only the id is known.
@@ -140,3 +147,16 @@ class LostRequests:
     @staticmethod
     def _ids(answer: Any) -> set[str]:
         return {raw.decode() for raw in cast("list[bytes] | None", answer) or ()}
+
+
+def _failed(query: Query, error: ErrorInfo) -> Result:
+    return Result(
+        request_id=query.id,
+        kind=ResultKind.ERROR,
+        stream_id=query.stream_id,
+        stream_name=query.stream_name,
+        prompt=query.prompt,
+        start=query.start,
+        end=query.end,
+        error=error,
+    )

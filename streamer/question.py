@@ -6,9 +6,9 @@ from pydantic import AwareDatetime, Field, Strict, WithJsonSchema, model_validat
 
 from streamer.domain import Record, rfc3339, utc_now
 from streamer.errors import ErrorCode, StreamerError
+from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES, check_prompt
 from streamer.response_format import ResponseFormat
 from streamer.times import moment
-from streamer.validation import check_prompt
 
 # The text of a time becomes a datetime before the fields are validated.
 _Time = Annotated[
@@ -31,13 +31,13 @@ class Question(Record):
     max_frames: int | None = Field(
         default=None,
         ge=1,
-        le=256,
+        le=MAX_CLIP_FRAMES,
         description="maximum number of frames; default: 1, or the setting with `since`",
     )
     max_tokens: int | None = Field(
         default=None,
         ge=1,
-        le=4096,
+        le=MAX_ANSWER_TOKENS,
         description="maximum number of tokens of the answer; default: the setting",
     )
     response_format: ResponseFormat | None = Field(
@@ -70,7 +70,8 @@ class Question(Record):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        """Raise StreamerError: PROMPT_EMPTY; INVALID_REQUEST for an open or empty range."""
+        """Raise StreamerError: PROMPT_EMPTY, PROMPT_TOO_LONG; INVALID_REQUEST for an open or empty
+        range."""
         check_prompt(self.prompt)
         since, until = self.since, self.until
         if until is not None and since is None:

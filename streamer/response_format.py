@@ -6,14 +6,17 @@ from typing import Annotated, Any, Literal, cast
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
+from nvila_core.generation.schema_limits import MAX_SCHEMA
 from streamer.errors import ErrorCode, StreamerError
-
-MAX_SCHEMA = 65536
-"""Maximum length of a JSON schema in characters; it travels in every job."""
+from streamer.limits import MAX_CHOICE, MAX_CHOICES, MAX_CHOICES_LENGTH
 
 
 def _bounded(schema: dict[str, Any]) -> dict[str, Any]:
-    if len(json.dumps(schema)) > MAX_SCHEMA:
+    try:
+        length = len(json.dumps(schema))
+    except RecursionError:
+        raise PydanticCustomError("json_schema", "the JSON schema is nested too deep") from None
+    if length > MAX_SCHEMA:
         raise PydanticCustomError(
             "json_schema", "the JSON schema is longer than {max} characters", {"max": MAX_SCHEMA}
         )
@@ -55,7 +58,9 @@ class ChoiceFormat(_Format):
     """One of the given choices, word for word; `data.choice` of the result repeats it."""
 
     type: Literal["choice"] = "choice"
-    choices: list[Annotated[str, Field(max_length=1000)]] = Field(min_length=1, max_length=256)
+    choices: list[Annotated[str, Field(max_length=MAX_CHOICE)]] = Field(
+        min_length=1, max_length=MAX_CHOICES
+    )
 
     @property
     def constraint(self) -> dict[str, Any]:
@@ -65,6 +70,13 @@ class ChoiceFormat(_Format):
         from nvila_core.errors import PromptError
         from nvila_core.generation.grammar import check_choice
 
+        length = sum(map(len, self.choices))
+        if length > MAX_CHOICES_LENGTH:
+            raise StreamerError(
+                ErrorCode.INVALID_REQUEST,
+                f"The choices have {length:,} characters together, more than "
+                f"{MAX_CHOICES_LENGTH:,}: shorten them.",
+            )
         try:
             check_choice(self.choices)
         except PromptError as error:
@@ -94,12 +106,15 @@ class JsonFormat(_Format):
 
     def check(self) -> None:
         from nvila_core.errors import PromptError
-        from nvila_core.generation.grammar import grammar_of, schema_text
+        from nvila_core.generation.grammar import schema_text
+        from nvila_core.generation.schema_check import CHECKER, TooManySchemas
 
         try:
-            grammar_of(schema=schema_text(self.json_schema))
+            CHECKER.check(schema_text(self.json_schema), patient=False)
         except PromptError as error:
             raise StreamerError(ErrorCode.INVALID_REQUEST, str(error)) from None
+        except TooManySchemas as error:
+            raise StreamerError(ErrorCode.TOO_MANY_QUERIES, str(error)) from None
 
     def complete(self, text: str, finish_reason: str) -> bool:
         from nvila_core.generation.grammar import is_complete

@@ -21,6 +21,7 @@ from pydantic_settings import (
 from nvila_core.errors import PromptError
 from nvila_core.resolution.policy import parse_policy
 from streamer.errors import ErrorCode, StreamerError
+from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES
 
 ENV_PREFIX = "STREAMER_"
 CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
@@ -118,8 +119,8 @@ class Settings(BaseSettings):
 
     fps: float = Field(default=1.0, gt=0, le=60)
     window: float = Field(default=10.0, gt=0, le=3600)
-    max_frames: int = Field(default=16, ge=1, le=256)
-    max_tokens: int = Field(default=128, ge=1, le=4096)
+    max_frames: int = Field(default=16, ge=1, le=MAX_CLIP_FRAMES)
+    max_tokens: int = Field(default=128, ge=1, le=MAX_ANSWER_TOKENS)
     max_pending_clips: int = Field(
         default=2, ge=1, description="unanswered clips of a live watch before one is dropped"
     )
@@ -167,6 +168,9 @@ class Settings(BaseSettings):
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8080, ge=0, le=65535)
     api_keys: Annotated[list[str], NoDecode] = Field(default_factory=list, repr=False)
+    max_body_bytes: int = Field(
+        default=2 << 20, ge=4096, description="maximum bytes of the body of an HTTP request"
+    )
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -36,12 +36,6 @@ def check_name(name: str) -> str:
     return name
 
 
-def check_prompt(prompt: str) -> None:
-    """Raise StreamerError(PROMPT_EMPTY) if the prompt is empty or white space."""
-    if not prompt.strip():
-        raise StreamerError(ErrorCode.PROMPT_EMPTY, "The prompt is empty: write a question.")
-
-
 def derive_name(url: str) -> str:
     """Derive a stream name from a URL's host and path, or from a file name."""
     parts = urlsplit(url)

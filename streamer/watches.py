@@ -7,12 +7,13 @@ changed meanwhile (`StreamRegistry.edit`), so concurrent changes do not undo eac
 from collections.abc import Callable
 from typing import Any
 
-from streamer.domain import MAX_WATCHES, Stream, StreamSpec, StreamState, Watch
+from streamer.domain import Stream, StreamSpec, StreamState, Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import Jobs
+from streamer.limits import MAX_WATCHES, check_prompt
 from streamer.response_format import ResponseFormat
 from streamer.streams import StreamRegistry
-from streamer.validation import check_prompt, validated
+from streamer.validation import validated
 
 
 class Watches:
@@ -32,7 +33,7 @@ class Watches:
         Raises StreamerError: UNKNOWN_STREAM, PROMPT_EMPTY; INVALID_REQUEST if the stream already
         has this watch or `MAX_WATCHES` watches, or is a recording that has been read to its end.
         """
-        check_prompt(watch.prompt)
+        check_watch(watch)
         require_open(self._registry.get(ref))
 
         def change(spec: StreamSpec) -> tuple[list[Watch], Watch]:
@@ -112,6 +113,13 @@ class Watches:
         if stream.live:
             self._jobs.start_ingest(stream.id)
         return concerned[-1]
+
+
+def check_watch(watch: Watch) -> None:
+    """Raise StreamerError: PROMPT_EMPTY, PROMPT_TOO_LONG; INVALID_REQUEST for a form that no answer
+    can have."""
+    check_prompt(watch.prompt)
+    watch.response_format.check()
 
 
 def require_open(stream: Stream) -> None:

@@ -11,8 +11,12 @@ from llguidance import LLMatcher, LLParserLimits
 
 from nvila_core.errors import PromptError, first_line, shorten
 from nvila_core.generation.schema_bounds import bounded
+from nvila_core.generation.schema_limits import check_schema_length, check_shape
 
-LIMITS = LLParserLimits(verbose_errors=False)  # verbose errors repeat the whole schema
+LIMITS = LLParserLimits(
+    verbose_errors=False,  # verbose errors repeat the whole schema
+    max_lexer_states=50_000,  # a kilobyte each, and about ten for a token of a long answer
+)
 JSON_STYLE: Any = {
     # As Python's json module writes it, on one line: where white space is free, a model may indent
     # until its tokens run out.
@@ -54,8 +58,10 @@ def schema_text(schema: object) -> str:
     Keys keep their order, because the answer has its keys in the same order.
 
     Raises:
-        PromptError: the schema is not a JSON object.
+        PromptError: the schema is not a JSON object, or too large.
     """
+    if isinstance(schema, str):
+        check_schema_length(schema)
     try:
         value = json.loads(schema) if isinstance(schema, str) else schema
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -64,6 +70,7 @@ def schema_text(schema: object) -> str:
         raise PromptError(f"The JSON schema is not JSON: {first_line(error)}.") from None
     if not isinstance(value, dict):
         raise PromptError('The JSON schema must be an object, such as {"type": "object"}.')
+    check_shape(text)
     return text
 
 

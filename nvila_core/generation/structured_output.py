@@ -13,9 +13,15 @@ from torch import Tensor
 from nvila_core.errors import PromptError
 from nvila_core.generation.grammar import LIMITS, grammar_of, schema_error
 from nvila_core.generation.sampling import SamplingParams
+from nvila_core.generation.schema_check import CHECKER
 from nvila_core.prompt.tokenizer import Tokenizer
 
 MAX_CACHED_GRAMMARS = 128
+MAX_CACHED_BYTES = 256 << 20
+"""Memory that compiling the cached grammars took; all but a few take less than a megabyte."""
+
+_Form = tuple[tuple[str, ...], str | None]
+"""A choice, or a schema as text."""
 
 
 class Constraint:
@@ -118,6 +124,8 @@ class TokenTable:
 class GrammarCompiler:
     """Compiles grammars for one tokenizer, and caches the most recently used. Thread-safe.
 
+    A schema is checked in another process first, so that none takes much time or memory here.
+
     Attributes:
         compiled: the cached grammars by choice and schema, the most recently used last.
     """
@@ -126,7 +134,9 @@ class GrammarCompiler:
         table = TokenTable(tokenizer)
         self._tokenizer = LLTokenizer(TokenizerWrapper(table), eos_token=table.stop_ids)
         self._lock = threading.Lock()
-        self.compiled: OrderedDict[tuple[tuple[str, ...], str | None], LLMatcher] = OrderedDict()
+        self._compiling = threading.Lock()
+        self.compiled: OrderedDict[_Form, LLMatcher] = OrderedDict()
+        self._memory: dict[_Form, int] = {}
 
     def constraint(self, choice: tuple[str, ...], schema: str | None) -> Constraint:
         """Return a new constraint for a form.
@@ -135,19 +145,41 @@ class GrammarCompiler:
             PromptError: no grammar can follow the form.
         """
         key = (choice, schema)
+        constraint = self._cached(key)
+        if constraint is not None:
+            return constraint
+        if schema is None:
+            grammar, memory = grammar_of(choice), 0
+        else:  # what it costs to compile is known before this process compiles it
+            checked = CHECKER.check(schema)
+            grammar, memory = checked.grammar, checked.memory
+        with self._compiling:  # one at a time: each may take as much memory as the check allows
+            constraint = self._cached(key)
+            if constraint is not None:
+                return constraint
+            matcher = LLMatcher(self._tokenizer, grammar, log_level=0, limits=LIMITS)
+            if matcher.is_error():
+                raise schema_error(matcher.get_error())
+            self._keep(key, matcher, memory)
+            return Constraint(matcher.deep_copy())
+
+    def _cached(self, key: _Form) -> Constraint | None:
         with self._lock:
             matcher = self.compiled.get(key)
-            if matcher is not None:
-                self.compiled.move_to_end(key)
-                return Constraint(matcher.deep_copy())
-        matcher = LLMatcher(self._tokenizer, grammar_of(choice, schema), log_level=0, limits=LIMITS)
-        if matcher.is_error():
-            raise schema_error(matcher.get_error())
-        with self._lock:
-            self.compiled[key] = matcher
-            while len(self.compiled) > MAX_CACHED_GRAMMARS:
-                self.compiled.popitem(last=False)
+            if matcher is None:
+                return None
+            self.compiled.move_to_end(key)
             return Constraint(matcher.deep_copy())
+
+    def _keep(self, key: _Form, matcher: LLMatcher, memory: int) -> None:
+        with self._lock:
+            self.compiled[key], self._memory[key] = matcher, memory
+            while (
+                len(self.compiled) > MAX_CACHED_GRAMMARS
+                or sum(self._memory.values()) > MAX_CACHED_BYTES
+            ):
+                oldest, _ = self.compiled.popitem(last=False)
+                del self._memory[oldest]
 
 
 _compilers: WeakKeyDictionary[Tokenizer, GrammarCompiler] = WeakKeyDictionary()

@@ -25,7 +25,11 @@ from nvila_core.media.preprocess import (
     to_rgb,
 )
 from nvila_core.media.video import Video
-from nvila_core.prompt.conversation import as_conversation, without_media_tokens
+from nvila_core.prompt.conversation import (
+    as_conversation,
+    check_characters,
+    without_media_tokens,
+)
 from nvila_core.prompt.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN, ControlTokenEscaper, Tokenizer
 from nvila_core.resolution.grids import SINGLE_TILE, Grid, choose_grid, tile_count
 from nvila_core.resolution.policy import BY_ASPECT, MAX_TILES, ONE_OF_SEVERAL, GridChoice, Plan
@@ -122,15 +126,15 @@ class PromptBuilder:
 
     def build(self, parts: Any) -> Prompt:
         """See `NVILA.prepare`."""
-        conversation = [
-            (role, self.resolve_parts(content)) for role, content in as_conversation(parts)
-        ]
+        turns = as_conversation(parts)
+        check_characters(turns, self.config.max_model_len)
+        conversation = [(role, self.resolve_parts(content)) for role, content in turns]
         self.plan_media(
             [part for _, content in conversation for part in content if not isinstance(part, str)]
         )
-        turns = [(role, self.to_pieces(content)) for role, content in conversation]
+        contents = [(role, self.to_pieces(content)) for role, content in conversation]
         escaper = ControlTokenEscaper(
-            self.tokenizer, (piece.text for _, pieces in turns for piece in pieces)
+            self.tokenizer, (piece.text for _, pieces in contents for piece in pieces)
         )
         messages = [
             {
@@ -139,7 +143,7 @@ class PromptBuilder:
                     p.text if p.trusted else escaper.escape(p.text) for p in pieces
                 ).strip(),
             }
-            for role, pieces in turns
+            for role, pieces in contents
         ]
         if not any(m["content"] for m in messages if m["role"] == "user"):
             raise EmptyPrompt("The prompt is empty: give a question, an image, or both.")

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from nvila_core.errors import LONE_SURROGATE, EmptyPrompt, PromptError, is_unicode
+from nvila_core.errors import LONE_SURROGATE, EmptyPrompt, PromptError, PromptTooLong, is_unicode
 from nvila_core.media.video import Video
 from nvila_core.prompt.tokenizer import IMAGE_TOKEN, VIDEO_TOKEN
 
@@ -17,6 +17,9 @@ ROLES = {
     "gpt": "assistant",
     "system": "system",
 }
+
+MAX_CHARACTERS_PER_POSITION = 16
+"""More than the tokens of any text have on average, unless it repeats one character."""
 
 
 def without_media_tokens(text: str) -> str:
@@ -56,6 +59,17 @@ def as_conversation(parts: Any) -> list[tuple[str, list[Any]]]:
             raise PromptError(f"Only user turns can have images, but a turn of the {role} has one.")
         turns.append((role, content))
     return turns
+
+
+def check_characters(turns: list[tuple[str, list[Any]]], max_model_len: int) -> None:
+    """Raise PromptTooLong where the texts cannot fit into the context, before they are tokenized.
+
+    Tokenizing takes seconds for each megabyte, during which no other thread of the process runs.
+    """
+    characters = sum(len(p) for _, parts in turns for p in parts if isinstance(p, str))
+    if characters > MAX_CHARACTERS_PER_POSITION * max_model_len:
+        needed = -(-characters // MAX_CHARACTERS_PER_POSITION)
+        raise PromptTooLong(needed, max_model_len, characters=characters)
 
 
 def check_texts(parts: list[Any]) -> None:

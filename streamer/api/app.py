@@ -10,6 +10,7 @@ from fastapi.responses import PlainTextResponse
 from streamer import __version__
 from streamer.api import metrics, queries, results, streams, watches
 from streamer.api.auth import Authentication
+from streamer.api.body_limit import BodyLimit
 from streamer.api.database_threads import DatabaseThreads
 from streamer.api.dependencies import ClientDependency, refuse_unknown_parameters
 from streamer.api.errors import install_error_handlers
@@ -74,5 +75,6 @@ def create_app(client: Client) -> FastAPI:
         text = await health_database.run(lambda: metrics.render(client, health))
         return Response(text, media_type=metrics.CONTENT_TYPE)
 
+    app.add_middleware(BodyLimit, max_bytes=client.settings.max_body_bytes)
     app.add_middleware(Authentication, keys=client.settings.api_keys)
     return app

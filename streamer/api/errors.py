@@ -96,6 +96,8 @@ def install_error_handlers(app: FastAPI) -> None:
         if error.status_code == 404:
             code = ErrorCode.NOT_FOUND
             message = f"{request.url.path} does not exist: see /docs for the paths."
+        elif error.status_code == 413:
+            code = ErrorCode.REQUEST_TOO_LARGE
         elif error.status_code == 405:
             code = ErrorCode.METHOD_NOT_ALLOWED
             methods = _methods(app, request.url.path) or headers.get("Allow", "GET")

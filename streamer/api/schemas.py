@@ -5,7 +5,6 @@ from typing import Literal
 from pydantic import Field
 
 from streamer.domain import (
-    MAX_WATCHES,
     ErrorInfo,
     Query,
     Record,
@@ -16,6 +15,7 @@ from streamer.domain import (
     Watch,
 )
 from streamer.health import Part
+from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES, MAX_SOURCE, MAX_WATCHES
 from streamer.response_format import ResponseFormat
 
 
@@ -27,10 +27,10 @@ class WatchBody(Record):
         default=None, gt=0, le=3600, description="seconds that one answer is about"
     )
     max_frames: int | None = Field(
-        default=None, ge=1, le=256, description="maximum number of frames per window"
+        default=None, ge=1, le=MAX_CLIP_FRAMES, description="maximum number of frames per window"
     )
     max_tokens: int | None = Field(
-        default=None, ge=1, le=4096, description="maximum number of tokens per answer"
+        default=None, ge=1, le=MAX_ANSWER_TOKENS, description="maximum number of tokens per answer"
     )
     response_format: ResponseFormat | None = Field(
         default=None, description="format of the answer; default: text"
@@ -45,10 +45,10 @@ class WatchPatch(Record):
         default=None, gt=0, le=3600, description="seconds that one answer is about"
     )
     max_frames: int | None = Field(
-        default=None, ge=1, le=256, description="maximum number of frames per window"
+        default=None, ge=1, le=MAX_CLIP_FRAMES, description="maximum number of frames per window"
     )
     max_tokens: int | None = Field(
-        default=None, ge=1, le=4096, description="maximum number of tokens per answer"
+        default=None, ge=1, le=MAX_ANSWER_TOKENS, description="maximum number of tokens per answer"
     )
     response_format: ResponseFormat | None = Field(default=None, description="format of the answer")
 
@@ -57,7 +57,7 @@ class StreamBody(Record):
     """A stream to attach."""
 
     url: str = Field(
-        min_length=1, max_length=4096, description="URL, or path of a file on the server"
+        min_length=1, max_length=MAX_SOURCE, description="URL, or path of a file on the server"
     )
     name: str | None = Field(default=None, description="unique name; default: made from the URL")
     sampling: Sampling | None = Field(
@@ -89,7 +89,7 @@ class StreamPatch(Record):
     url: str | None = Field(
         default=None,
         min_length=1,
-        max_length=4096,
+        max_length=MAX_SOURCE,
         description="new URL of a live stream, including the password",
     )
     name: str | None = Field(default=None, description="new unique name")

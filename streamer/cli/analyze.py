@@ -37,9 +37,9 @@ def analyze(
     """Caption a recording window by window, then print its timeline."""
     from streamer.cli.recording_analysis import Analysis
     from streamer.client import CAPTION_PROMPT
+    from streamer.limits import check_prompt
     from streamer.local.signals import Interrupted, StopSignals
     from streamer.terminal import console
-    from streamer.validation import check_prompt
 
     prompt = CAPTION_PROMPT if prompt is None else prompt
     check_prompt(prompt)

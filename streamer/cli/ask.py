@@ -8,6 +8,7 @@ import typer
 from streamer.cli.context import Json, Verbose, open_client, renamed, typed_range
 from streamer.cli.response_format import ChoiceOption, SchemaOption, response_format_of
 from streamer.errors import ErrorCode, StreamerError
+from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES
 
 if TYPE_CHECKING:
     from streamer.client import Client
@@ -43,17 +44,17 @@ def ask(
         int | None,
         typer.Option(
             min=1,
-            max=256,
+            max=MAX_CLIP_FRAMES,
             help="Look at no more than this number of frames. Default: 1; with --since, setting "
             "`max_frames` (16).",
         ),
     ] = None,
-    frames: Annotated[int | None, typer.Option(min=1, max=256, hidden=True)] = None,
+    frames: Annotated[int | None, typer.Option(min=1, max=MAX_CLIP_FRAMES, hidden=True)] = None,
     max_tokens: Annotated[
         int | None,
         typer.Option(
             min=1,
-            max=4096,
+            max=MAX_ANSWER_TOKENS,
             help="Limit the answer to this number of tokens. Default: setting `max_tokens` (128).",
         ),
     ] = None,

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from nvila_core.generation.schema_limits import MAX_SCHEMA
+
 if TYPE_CHECKING:
     from streamer.response_format import ResponseFormat
 
@@ -44,13 +46,19 @@ def response_format_of(choices: list[str] | None, schema: str | None) -> "Respon
 def _read(schema: str) -> object:
     if not schema.lstrip().startswith(("{", "[")):
         try:
-            schema = Path(schema).expanduser().read_text(encoding="utf-8")
+            with Path(schema).expanduser().open(encoding="utf-8") as file:
+                text = file.read(MAX_SCHEMA + 1)
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "not a text file"
             raise typer.BadParameter(
                 f"--json-schema: cannot read {schema[:200]} ({reason}): give a file, or the schema "
                 "itself."
             ) from None
+        if len(text) > MAX_SCHEMA:
+            raise typer.BadParameter(
+                f"--json-schema: {schema[:200]} has more than {MAX_SCHEMA} characters: simplify it."
+            )
+        schema = text
     try:
         return json.loads(schema)
     except (ValueError, RecursionError) as error:

@@ -10,6 +10,7 @@ import typer
 
 from streamer.cli.context import renamed
 from streamer.cli.response_format import ChoiceOption, SchemaOption, response_format_of
+from streamer.limits import MAX_CLIP_FRAMES
 
 if TYPE_CHECKING:
     from streamer.client import Client
@@ -29,7 +30,7 @@ MaxFramesOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        max=256,
+        max=MAX_CLIP_FRAMES,
         help="Look at no more than this number of frames per window. Default: setting "
         "`max_frames` (16).",
     ),

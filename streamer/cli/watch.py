@@ -7,6 +7,7 @@ import typer
 from streamer.cli.context import Json, open_client
 from streamer.cli.response_format import ChoiceOption, SchemaOption, response_format_of
 from streamer.cli.stream_options import MaxFramesOption, WindowOption
+from streamer.limits import MAX_ANSWER_TOKENS
 
 if TYPE_CHECKING:
     from streamer.domain import Watch
@@ -19,7 +20,7 @@ MaxTokensOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        max=4096,
+        max=MAX_ANSWER_TOKENS,
         help="Limit each answer to this number of tokens. Default: setting `max_tokens` (128).",
     ),
 ]

@@ -14,6 +14,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 from typer.testing import CliRunner
 
+from nvila_core.generation.schema_limits import MAX_SCHEMA
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.api.app import create_app
@@ -21,7 +22,7 @@ from streamer.cli.app import app
 from streamer.client import Client
 from streamer.domain import ClipRequest, Watch
 from streamer.errors import ErrorCode, StreamerError
-from streamer.response_format import MAX_SCHEMA, ChoiceFormat, JsonFormat, TextFormat
+from streamer.response_format import ChoiceFormat, JsonFormat, TextFormat
 from streamer.settings import Settings
 from streamer.validation import validated
 from tests.support.installation import Up

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from streamer.client import Client
-from streamer.domain import MAX_WATCHES, Stream, StreamState, StreamStatus
+from streamer.domain import Stream, StreamState, StreamStatus
 from streamer.errors import ErrorCode, StreamerError
+from streamer.limits import MAX_WATCHES
 from streamer.response_format import ChoiceFormat, JsonFormat, TextFormat
 from streamer.settings import Settings
 from tests.support.videos import write_video

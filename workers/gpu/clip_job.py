@@ -10,7 +10,15 @@ from rq.job import Job
 
 from streamer.domain import ClipRequest, ErrorInfo, FrameRef, RequestKind, Result, to_datetime
 from streamer.errors import ErrorCode, StreamerError
-from streamer.jobs import error_result, owner_of, read_request, request_in_part
+from streamer.jobs import (
+    check_request,
+    error_result,
+    owner_of,
+    read_request,
+    request_in_part,
+    within_limits,
+)
+from streamer.limits import MAX_JOB_BYTES
 from streamer.redis_errors import trouble_of, will_pass
 from workers.context import BrokeDown, GiveBack, WorkerContext, current, stop_check
 from workers.gpu.clip_plan import parts_of, plan_clip
@@ -28,6 +36,11 @@ _MAX_SILENCE = 30.0
 
 _MAX_SHOWN = 120
 """Characters of an unfinished answer in its error message; its result has all of them."""
+
+_TOO_LARGE = (
+    f"The job has more than {MAX_JOB_BYTES:,} bytes: ask with a shorter prompt, fewer choices or a "
+    "smaller schema."
+)
 
 _FORMS = {"choice": "choice", "json_schema": "JSON"}
 
@@ -56,6 +69,7 @@ def answer_clip(request: dict[str, Any]) -> None:
     except (GiveBack, BrokeDown):
         raise
     except StreamerError as error:
+        clip = within_limits(clip)  # the result repeats it
         result = error_result(clip, error.code, error.message)
         result.queue_ms = _queue_ms(clip, started)
     except Exception as error:
@@ -73,11 +87,19 @@ def publish_failure(job: Job, code: ErrorCode, message: str) -> None:
     """Publish an error as the result of a clip job that failed for good."""
     clip = read_request(job)
     if clip is None:
-        _log.error("job_without_request", job=job.id)
+        too_large = getattr(job, "too_large", False)
+        _refuse(job.id, _TOO_LARGE if too_large else "The job holds no request that can be read.")
         return
     context, result = current(), error_result(clip, code, message)
     _complete(context, clip, result)
     _note(clip, result, context.results.publish(result, owner_id=owner_of(clip)))
+
+
+def _refuse(request_id: str, reason: str) -> None:
+    """Publish the error result of a request that cannot be read."""
+    _log.error("job_refused", job=request_id, reason=reason)
+    error = ErrorInfo(code=ErrorCode.INVALID_REQUEST, message=reason)
+    current().lost_requests.refuse(request_id, error)
 
 
 def publish_lost(request_id: str) -> None:
@@ -87,8 +109,7 @@ def publish_lost(request_id: str) -> None:
 
 
 def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result:
-    if not clip.prompt.strip():
-        raise StreamerError(ErrorCode.PROMPT_EMPTY, "The prompt is empty: ask a question.")
+    check_request(clip)
     if not clip.frames:
         raise StreamerError(
             ErrorCode.NO_FRAMES,

@@ -1,12 +1,16 @@
 """What RQ needs to know of the jobs of a ThreadWorker, and the slot that runs one."""
 
 import threading
+import zlib
 from datetime import datetime
+from typing import Any
 
 from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
 from rq.timeouts import BaseDeathPenalty
+
+from streamer.limits import MAX_JOB_BYTES
 
 
 class NoDeathPenalty(BaseDeathPenalty):
@@ -21,11 +25,31 @@ class NoDeathPenalty(BaseDeathPenalty):
 
 
 class PlainJob(Job):
-    """A job without callbacks: they would import and call any function that its record names."""
+    """A job without callbacks, which would import and call any function that its record names.
+
+    Attributes:
+        too_large: whether it has more than MAX_JOB_BYTES, and was therefore not read.
+    """
 
     success_callback = None
     failure_callback = None
     stopped_callback = None
+    too_large = False
+
+    def restore(self, raw_data: Any) -> Any:
+        """Read the record of the job, but not the call in it if that is too large."""
+        if _size(raw_data.get(b"data", b"")) > MAX_JOB_BYTES:
+            self.too_large = True
+            raw_data = {**raw_data, b"data": b"too large"}  # no call: running it fails
+        return super().restore(raw_data)
+
+
+def _size(data: bytes) -> int:
+    """Return the bytes of compressed or plain data; any number above MAX_JOB_BYTES is as good."""
+    try:
+        return len(zlib.decompressobj().decompress(data, MAX_JOB_BYTES + 1))
+    except zlib.error:
+        return len(data)
 
 
 class Slot:

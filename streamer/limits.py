@@ -1,0 +1,57 @@
+"""The largest requests that are accepted, wherever they come from: API, CLI, client or queue.
+
+A limit that a user may have to change is a setting instead (`max_body_bytes`, `max_pixels`).
+Stored records are not checked, so that what an earlier version accepted stays readable.
+"""
+
+from streamer.errors import ErrorCode, StreamerError
+
+MAX_PROMPT = 32_768
+"""Characters of a prompt."""
+
+MAX_SOURCE = 4096
+"""Characters of a URL or path."""
+
+MAX_SEARCH = 1000
+"""Characters of a text to search the results for, and of other parameters of a list."""
+
+MAX_CHOICES = 256
+MAX_CHOICE = 1000
+"""Characters of one choice."""
+
+MAX_CHOICES_LENGTH = 65_536
+"""Characters of all choices together; they travel in every job."""
+
+MAX_CLIP_FRAMES = 256
+"""Frames that one request is about."""
+
+MAX_ANSWER_TOKENS = 4096
+
+MAX_WATCHES = 64
+"""Watches that one stream may have; each adds one request per window."""
+
+MAX_DATA = 16_384
+"""Characters of the data that a job carries to its result, as JSON."""
+
+MAX_JOB_BYTES = 4 << 20
+"""Bytes of a job; the largest that the service itself submits has a quarter of it."""
+
+
+def check_length(name: str, text: str, most: int) -> None:
+    """Raise StreamerError(INVALID_REQUEST) if `text`, called `name`, has over `most` characters."""
+    if len(text) > most:
+        raise StreamerError(
+            ErrorCode.INVALID_REQUEST,
+            f"The {name} has {len(text):,} characters, more than {most:,}: shorten it.",
+        )
+
+
+def check_prompt(prompt: str) -> None:
+    """Raise StreamerError: PROMPT_EMPTY for white space; PROMPT_TOO_LONG above MAX_PROMPT."""
+    if len(prompt) > MAX_PROMPT:
+        raise StreamerError(
+            ErrorCode.PROMPT_TOO_LONG,
+            f"The prompt has {len(prompt):,} characters, more than {MAX_PROMPT:,}: shorten it.",
+        )
+    if not prompt.strip():
+        raise StreamerError(ErrorCode.PROMPT_EMPTY, "The prompt is empty: write a question.")
