@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import redis
 from pydantic import Field
@@ -16,7 +16,9 @@ from streamer.connections import Connections
 from streamer.domain import Record, Timestamp, rfc3339, to_datetime
 from streamer.errors import StreamerError
 from streamer.jobs import Jobs
-from streamer.timeline import Timeline
+
+if TYPE_CHECKING:
+    from streamer.timeline import Timeline
 
 PartName = Literal["redis", "frames redis", "database", "ingest worker", "model worker", "recorder"]
 
@@ -55,7 +57,7 @@ class InstallationHealth:
         self,
         connections: Connections,
         jobs: Jobs,
-        open_timeline: Callable[[], Timeline],
+        open_timeline: "Callable[[], Timeline]",
         clock: Clock | None = None,
     ) -> None:
         self._connections = connections

@@ -133,15 +133,13 @@ class Installation:
             )
 
     def _make_children(self) -> list[SupervisedProcess]:
-        programs: list[tuple[str, list[str]]] = [
-            ("API", ["streamer.cli", "serve"]),
-            ("recorder", ["workers.recorder"]),
-        ]
+        programs: list[tuple[str, list[str]]] = []  # the slowest to start comes first
         for name, module in (("model worker", "workers.gpu"), ("ingest worker", "workers.ingest")):
             count = self._counts[name]
             programs += [
                 (name if count == 1 else f"{name} {n}", [module]) for n in range(1, count + 1)
             ]
+        programs += [("API", ["streamer.cli", "serve"]), ("recorder", ["workers.recorder"])]
         environment = child_environment(self.settings) | self._environment
         logs = self._wanted.data_dir / "logs"
         return [

@@ -86,7 +86,7 @@ def test_a_public_name_has_one_home() -> None:
 
 @pytest.mark.parametrize("module", ["streamer", "streamer.cli.app", "streamer.client"])
 def test_the_service_starts_without_the_model(module: str) -> None:
-    heavy = {"torch", "transformers", "av", "cv2", "workers"}
+    heavy = {"torch", "transformers", "av", "cv2", "sqlalchemy", "fastapi", "workers"}
     code = f"import sys, {module}; print(*({heavy!r} & set(sys.modules)))"
 
     run = subprocess.run(
