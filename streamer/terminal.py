@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from streamer.domain import Result, Stream, StreamCounters, utc_now
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, OverflowMethod
     from rich.table import Table
     from rich.text import Text
 
@@ -48,6 +48,7 @@ def print_hanging(out: "Console", head: "Text", body: "Text") -> None:
     """Print `head` and `body`; on a terminal wrap `body` between words, below its own beginning.
 
     If the output is not a terminal, it is one line, so that programs such as grep find it whole.
+    A URL is never broken: it could not be copied.
     """
     from rich.text import Text
 
@@ -58,7 +59,8 @@ def print_hanging(out: "Console", head: "Text", body: "Text") -> None:
     if width < MIN_BODY_WIDTH:  # the head leaves no room: continue below it
         out.print(head, soft_wrap=True)
         head, width = Text(" " * INDENT), out.width - INDENT
-    for number, line in enumerate(body.wrap(out, width)):
+    overflow: OverflowMethod = "ignore" if "://" in body.plain else "fold"
+    for number, line in enumerate(body.wrap(out, width, overflow=overflow)):
         lead = head if number == 0 else Text(" " * head.cell_len)
         line.rstrip()
         out.print(lead + line, soft_wrap=True)

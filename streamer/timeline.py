@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from sqlalchemy import (
     JSON,
+    URL,
     BigInteger,
     Boolean,
     Column,
@@ -293,6 +294,23 @@ class Timeline:
         return _result(row) if row is not None else None
 
 
+def count_results(url: str) -> int | None:
+    """Return how many results the database at `url` holds, without changing anything; None if it
+    has no table yet. Raises StreamerError(DATABASE_UNAVAILABLE)."""
+    parsed = _parsed(url)
+    file = parsed.database if parsed.get_backend_name() == "sqlite" else None
+    if file not in (None, "", ":memory:") and not Path(str(file)).exists():
+        return None
+    engine = _engine(url)
+    try:
+        with _translated(), engine.connect() as connection:
+            if not inspect(connection).has_table(_results.name):
+                return None
+            return int(connection.execute(select(func.count()).select_from(_results)).scalar_one())
+    finally:
+        engine.dispose()
+
+
 class _Call:
     """A call to the database, which ends with an error after `time_limit` seconds.
 
@@ -332,20 +350,31 @@ class _Call:
                 connection.shutdown(socket.SHUT_RDWR)
 
 
-def _engine(url: str) -> Engine:
+def _parsed(url: str) -> URL:
     try:
-        parsed = make_url(url)
+        return make_url(url)
+    except ArgumentError:
+        raise _not_a_database() from None
+
+
+def _not_a_database() -> StreamerError:
+    return StreamerError(
+        ErrorCode.DATABASE_UNAVAILABLE,
+        "STREAMER_DATABASE_URL is not a database URL: write sqlite:///results.db or "
+        "postgresql+psycopg://user@host/database.",
+    )
+
+
+def _engine(url: str) -> Engine:
+    parsed = _parsed(url)
+    try:
         if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
             Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
         given = "connect_timeout" in parsed.query or parsed.get_backend_name() != "postgresql"
         limits = {} if given else {"connect_timeout": CONNECT_TIMEOUT}
         engine = create_engine(parsed, connect_args=limits)
     except (ArgumentError, NoSuchModuleError):
-        raise StreamerError(
-            ErrorCode.DATABASE_UNAVAILABLE,
-            "STREAMER_DATABASE_URL is not a database URL: write sqlite:///results.db or "
-            "postgresql+psycopg://user@host/database.",
-        ) from None
+        raise _not_a_database() from None
     except ModuleNotFoundError as error:
         raise StreamerError(
             ErrorCode.DATABASE_UNAVAILABLE,

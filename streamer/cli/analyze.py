@@ -101,13 +101,15 @@ def _show(analysis: "Analysis", stop: "StopSignals", as_json: bool, verbose: boo
 def _judge(analysis: "Analysis", as_json: bool) -> None:
     from rich.text import Text
 
-    from streamer.terminal import answer_text, console, span, table
+    from streamer.terminal import answer_text, console, print_hanging, span
 
     trouble = analysis.trouble()
     if not as_json and analysis.results:
-        shown = table("time", "what")
+        out = console()
+        width = max(len(span(result)) for result in analysis.timeline)
+        out.print()
         for result in analysis.timeline:
-            shown.add_row(span(result), Text(answer_text(result), "red" if result.error else ""))
-        console().print(shown)
+            head = Text(f"{span(result):<{width}}  ", "dim")
+            print_hanging(out, head, Text(answer_text(result), "red" if result.error else ""))
     if trouble is not None:
         raise trouble

@@ -146,7 +146,10 @@ def open_client(settings: "Settings | None" = None) -> "Client":
 
 def warn_of_missing(client: "Client") -> None:
     """Say on stderr which parts of the installation are missing: what is listed may be old."""
-    from streamer.terminal import console
+    from rich.text import Text
+
+    from streamer.terminal import console, print_hanging
 
     for part in client.health.missing():
-        console(stderr=True).print(f"Warning: {part.message}", style="yellow", soft_wrap=True)
+        head, body = Text("Warning: ", "yellow"), Text(part.message or "", "yellow")
+        print_hanging(console(stderr=True), head, body)

@@ -102,3 +102,14 @@ def test_long_lines_wrap_between_words_below_their_beginning(
 @given(WORDS)
 def test_what_is_not_for_a_terminal_is_one_line(words: list[str]) -> None:
     assert printed(80, "head ", " ".join(words), terminal=False) == [f"head {' '.join(words)}"]
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_a_url_is_never_broken(width: int) -> None:
+    url = "rtsp://192.0.2.1:8554/" + "/".join(["a-long-folder"] * 12) + "?channel=1&subtype=0"
+    assert sum(url in line for line in printed(width, "door  ", url)) == 1
+    lines = printed(width, "door  ", f"There is no such path at {url} : check the address.")
+    assert sum(url in line for line in lines) == 1
+    assert all(line.startswith(("door  ", "      ")) for line in lines)
+    # other words that are too long are broken: some languages have no spaces
+    assert max(map(len, printed(width, "door  ", "word" * 100))) <= width

@@ -1,5 +1,6 @@
 """`streamer tune`."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,22 @@ def test_it_writes_a_file_for_the_model_of_the_settings_and_keeps_the_rest(
     written = yaml.safe_load(out.read_text())
     assert {"max_num_batched_tokens", "step_tiles", "threads"} <= set(written)
     assert written["quantize"] == "int8"  # for which all that was found
+
+
+def test_with_json_it_prints_one_object_and_nothing_else(runner: CliRunner, tmp_path: Path) -> None:
+    out = tmp_path / "tuned.yaml"
+
+    said = runner.invoke(app, ["tune", "--seconds", "1", "--out", str(out), "--json"])
+
+    assert said.exit_code == 0, said.output
+    found = json.loads(said.stdout)
+    assert found["file"] == str(out)
+    assert found["gain"] >= 1
+    assert found["summary"].endswith(".")
+    written = yaml.safe_load(out.read_text())
+    both = written.keys() & found["settings"].keys()
+    assert {"max_num_batched_tokens", "step_tiles", "threads"} <= both
+    assert all(written[name] == found["settings"][name] for name in both)
 
 
 def test_bad_input_is_one_sentence(runner: CliRunner, tmp_path: Path) -> None:

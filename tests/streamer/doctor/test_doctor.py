@@ -13,11 +13,13 @@ import redis
 from typer.testing import CliRunner
 
 from streamer.cli.app import app
-from streamer.doctor import machine, model, redis_server
+from streamer.doctor import database, machine, model, redis_server
 from streamer.doctor.check import Check
 from streamer.doctor.examination import Examination, examine
+from streamer.domain import Result
 from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import Settings
+from streamer.timeline import Timeline
 from tests.support.clocks import ShiftedClock
 
 PASSWORD = "hunter2secret"
@@ -49,6 +51,26 @@ def test_a_machine_that_is_well(settings: Settings) -> None:
     assert "***" in found["redis"].message
     assert "h264, hevc" in found["codecs"].message
     assert {"redis memory", "hardware decoding", "limits"} <= set(found)
+
+
+def test_the_database_is_asked_and_not_changed(settings: Settings) -> None:
+    # given no database, an empty one, one with a result, one that is damaged, and one that is away
+    path = settings.data_dir / "timeline.db"
+    found = only(database.database, settings)["database"]
+    assert (found.state, path.exists()) == ("ok", False)
+    assert "makes its table" in found.message
+    timeline = Timeline(settings.timeline_url)
+    timeline.record(
+        [Result(request_id="a", kind="answer", stream_id=None, stream_name=None, prompt="?")]
+    )
+    timeline.close()
+    assert "holds 1 results" in only(database.database, settings)["database"].message
+    path.write_bytes(b"this is a text file, and a long one at that" * 100)
+    broken = only(database.database, settings)["database"]
+    assert (broken.state, "not a database" in broken.message) == ("fail", True)
+    for url in ("nonsense", f"postgresql+psycopg://me:{PASSWORD}@127.0.0.1:1/db"):
+        away = settings.model_copy(update={"database_url": url})
+        assert only(database.database, away)["database"].state == "fail"
 
 
 def test_before_anything_runs(tmp_path: Path) -> None:
