@@ -1,17 +1,21 @@
 """The reason why an RTSP source cannot be opened: `attach` and the stream's state name the one that
 `probe` finds."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
+from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import rtsp_diagnosis
 from streamer.media.access_policy import AccessPolicy
 from streamer.media.probe.prober import probe
 from streamer.media.source import inspect_source
 from tests.support.cameras import GstCamera
+from tests.support.rtsp_proxy import RtspProxy
 from tests.support.scripted_rtsp import SDP, Request, Script, ScriptedServer
 
 BASIC = 'Basic realm="r"'
@@ -202,3 +206,33 @@ def test_redirects_in_a_circle_end() -> None:
     assert found.error.message == finding.error.message
     assert "redirects in a circle" in found.error.message
     assert len(server.requests) == 2 * (rtsp_diagnosis.MAX_REDIRECTS + 1)
+
+
+class SilentOnParameters(RtspProxy):
+    """A camera that sends H.264 without its parameter sets, neither in its SDP nor in the video."""
+
+    async def read_answer(self, reader: asyncio.StreamReader) -> bytes:
+        data = await super().read_answer(reader)
+        if not data.startswith(b"$"):
+            return data.replace(b"sprop-parameter-sets", b"xprop-parameter-sets")
+        channel, nal = data[1], data[16] & 0x1F if len(data) > 16 else 0
+        if channel % 2 == 0 and nal in (7, 8, 24):  # SPS, PPS, and packets of several units
+            return b""
+        return data
+
+
+def test_video_without_parameter_sets_is_named(loopback: LoopbackCamera) -> None:
+    port = urlsplit(loopback.url).port
+    assert port is not None
+    with SilentOnParameters(port) as camera:
+        url = camera.through(loopback.url)
+        with pytest.raises(StreamerError) as attached:
+            inspect_source(url, timeout=1.5)
+        probed = probe(url, limit=6.0)
+    assert probed.error is not None
+    for code, message in (
+        (attached.value.code, attached.value.message),
+        (probed.error.code, probed.error.message),
+    ):
+        assert code is ErrorCode.STREAM_CODEC_UNSUPPORTED
+        assert "without its parameter sets (SPS and PPS)" in message
