@@ -71,17 +71,18 @@ class Client:
         self._opening = threading.Lock()
         self._open_failure: tuple[float, StreamerError | None] = (0.0, None)
         self.registry = StreamRegistry(self._redis, SecretBox(settings.secret_key))
-        self.frames = FrameStore(self.connections.frames, Retention.of(settings))
+        clock = self.connections.clock
+        self.frames = FrameStore(self.connections.frames, Retention.of(settings), clock=clock)
         self.jobs = Jobs(self._redis, settings)
         self.queue = Results(self._redis, settings)
         self.windows = RecordedWindows(self._redis)
         """Which windows of recordings have been asked about."""
         self.watches = Watches(self.registry, self.jobs)
         """Add, change and remove watches of attached streams."""
-        history = self._history = FrameHistory(self.connections, settings, self.frames)
-        self.health = InstallationHealth(self.connections, self.jobs, lambda: self.timeline)
+        history = self._history = FrameHistory(self.connections, settings, self.frames, clock=clock)
+        self.health = InstallationHealth(self.connections, self.jobs, lambda: self.timeline, clock)
         """Which parts of the installation work."""
-        self._queries = Queries(self._redis, settings, history, self.jobs, self.queue)
+        self._queries = Queries(self._redis, settings, history, self.jobs, self.queue, clock)
 
     def __enter__(self) -> Self:
         return self

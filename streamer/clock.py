@@ -1,11 +1,25 @@
-"""Provide time as an object, so that tests need not wait.
+"""Provide time as an object: that of Redis, on which all machines agree, or that of a test.
 
 Code that compares or stores wall-clock times, or sleeps, takes a `Clock`. Code that waits for a
 socket or a process, or measures how long something takes, calls `time.monotonic` directly.
+
+The clocks of two machines may differ by any amount. So the time of an installation is that of its
+Redis: each process measures how far it is from its own monotonic clock.
 """
 
+import threading
 import time
+from collections.abc import Callable
 from typing import Protocol
+
+MAX_OFFSET = 2.0
+"""Seconds that the clock of a machine may be off before its log says so."""
+
+_INTERVAL = 5.0
+"""Seconds between two measurements."""
+
+_MAX_DRIFT = 1e-3
+"""Seconds, per second, by which two clocks may drift apart between two measurements."""
 
 
 class Clock(Protocol):
@@ -38,3 +52,109 @@ class SystemClock:
     def sleep(self, seconds: float) -> None:
         """Wait `seconds`."""
         time.sleep(seconds)
+
+
+class ServerClock:
+    """The clock of a server, which is asked for its time now and then.
+
+    Between two measurements time passes as on the monotonic clock of this machine, so setting the
+    machine's own clock changes nothing. A measurement tells a range: the server read its clock
+    between question and answer. As long as the ranges overlap, the narrowest counts, so that a slow
+    answer does no harm. A range that does not overlap shows that the server's clock was set.
+
+    Args:
+        ask: returns the time of the server, seconds since the Unix epoch.
+        machine: the clock of this machine, which counts until the first measurement.
+    """
+
+    def __init__(self, ask: Callable[[], float], machine: Clock | None = None) -> None:
+        self._ask = ask
+        self._machine = machine or SystemClock()
+        self._ahead: tuple[float, float] | None = None  # of the monotonic clock: at least, at most
+        self._measured_at = 0.0
+        self._told = False
+        self._ended = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def time(self) -> float:
+        """Return the time of the server, seconds since the Unix epoch."""
+        ahead = self._ahead
+        if ahead is None:
+            return self._machine.time()
+        return self._machine.monotonic() + (ahead[0] + ahead[1]) / 2
+
+    def monotonic(self) -> float:
+        """Return the monotonic clock of this machine."""
+        return self._machine.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        """Wait `seconds`."""
+        self._machine.sleep(seconds)
+
+    @property
+    def offset(self) -> float:
+        """Seconds by which the clock of this machine is ahead of the server's."""
+        return self._machine.time() - self.time()
+
+    def measure(self) -> None:
+        """Ask the server for its time. Raises what `ask` raises."""
+        began = self._machine.monotonic()
+        server = self._ask()
+        ended = self._machine.monotonic()
+        low, high = server - ended, server - began
+        if self._ahead is not None:
+            drift = _MAX_DRIFT * (ended - self._measured_at)
+            overlap = max(low, self._ahead[0] - drift), min(high, self._ahead[1] + drift)
+            if overlap[0] <= overlap[1]:
+                low, high = overlap
+        self._ahead, self._measured_at = (low, high), ended
+        self._tell()
+
+    def _tell(self) -> None:
+        """Log once that this machine's clock is wrong, and once that it is right again."""
+        offset = self.offset
+        if (abs(offset) > MAX_OFFSET) == self._told:
+            return
+        self._told = not self._told
+        import structlog  # commands that log nothing start sooner
+
+        log = structlog.get_logger(__name__)
+        if self._told:
+            log.warning(
+                "clock_differs",
+                seconds=round(offset, 1),
+                advice="The clock of this machine is that far ahead of Redis (behind, if "
+                "negative). The service goes by Redis: enable time synchronization (NTP).",
+            )
+        else:
+            log.info("clock_agrees")
+
+    def follow(self) -> None:
+        """Measure now and then, in a thread, until `stop`."""
+        self._thread = threading.Thread(target=self._run, name="clock", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Measure no more."""
+        self._ended.set()
+
+    def _run(self) -> None:
+        while not self._ended.wait(_INTERVAL):
+            try:
+                self.measure()
+            except Exception:
+                continue
+
+
+_shared: Clock = SystemClock()
+
+
+def share(clock: Clock) -> None:
+    """Let this process go by `clock`: that of the Redis to which it has connected."""
+    global _shared
+    _shared = clock
+
+
+def shared() -> Clock:
+    """Return the clock by which this process goes; that of the machine until it has connected."""
+    return _shared

@@ -1,5 +1,6 @@
 """Find, open and close connections to Redis."""
 
+import contextlib
 import json
 import socket
 import time
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 import redis
 import structlog
 
+from streamer.clock import Clock, ServerClock, share
 from streamer.errors import ErrorCode, StreamerError
 from streamer.outage import Outage
 from streamer.redis_access import examine_server, read_info, require_usable
@@ -168,16 +170,33 @@ class Connections:
     settings name another. Without `settings.redis_url`, both addresses come from the run file of a
     local installation.
 
-    With `patient`, a long-lived program waits for a server that refuses work for now.
+    With `patient`, a long-lived program waits for a server that refuses work for now. `machine` is
+    the clock of this machine, which a test may set wrong.
 
     Attributes:
         outage, frames_outage: what `main` and `frames` refuse at the moment; the same object if
             they are the same server.
+        clock: the time of `main`, by which all machines go; this process shares it.
 
     Raises StreamerError(REDIS_UNAVAILABLE).
     """
 
-    def __init__(self, settings: Settings, *, patient: bool = False) -> None:
+    def __init__(
+        self, settings: Settings, *, patient: bool = False, machine: Clock | None = None
+    ) -> None:
+        self._connect(settings, patient)
+        self.clock = ServerClock(self._ask_time, machine)
+        with contextlib.suppress(redis.exceptions.RedisError):
+            self.clock.measure()
+        if patient:
+            self.clock.follow()
+        share(self.clock)
+
+    def _ask_time(self) -> float:
+        seconds, microseconds = self.main.time()
+        return seconds + microseconds / 1e6
+
+    def _connect(self, settings: Settings, patient: bool) -> None:
         self._frames_memory = settings.frames_memory
         url, frames_url = settings.redis_url, settings.frames_redis_url
         from_run_file = url is None
@@ -247,6 +266,7 @@ class Connections:
 
     def close(self) -> None:
         """Close all connections. The object cannot be used afterwards."""
+        self.clock.stop()
         self.main.close()
         self.frames.close()
 

@@ -28,6 +28,7 @@ from pydantic_core import PydanticCustomError
 
 from nvila_core.errors import is_unicode
 from nvila_core.resolution.policy import Measures, subsample
+from streamer import clock
 from streamer.errors import ErrorCode, StreamerError
 from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES, MAX_WATCHES
 from streamer.open_enum import OpenEnum
@@ -40,8 +41,8 @@ def new_id(prefix: str) -> str:
 
 
 def utc_now() -> datetime:
-    """Return the current time as an aware UTC datetime."""
-    return datetime.now(UTC)
+    """Return the current time, by the clock that this process shares, as an aware UTC datetime."""
+    return to_datetime(clock.shared().time())
 
 
 def to_datetime(epoch: float) -> datetime:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
-from streamer.clock import Clock, SystemClock
+from streamer.clock import Clock, shared
 from streamer.connections import Connections
 from streamer.frames.store import FrameStore, Retention
 from streamer.jobs import Jobs
@@ -81,7 +81,7 @@ class WorkerContext:
         worker_name: the name of the worker in RQ.
         stopping: set when the process is to end.
         isolation: shares the engine among requests.
-        clock: the time; a test moves it by hand.
+        clock: the time, that of Redis; a test moves it by hand.
         failure: why the process can do no more work; None while it can.
     """
 
@@ -93,7 +93,7 @@ class WorkerContext:
     worker_name: str | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
     isolation: Isolation = field(default_factory=Isolation)
-    clock: Clock = field(default_factory=SystemClock)
+    clock: Clock = field(default_factory=shared)
     failure: str | None = None
 
     def fail(self, reason: str) -> None:
@@ -104,7 +104,7 @@ class WorkerContext:
     @cached_property
     def frames(self) -> FrameStore:
         """The frames of all streams."""
-        return FrameStore(self.connections.frames, Retention.of(self.settings))
+        return FrameStore(self.connections.frames, Retention.of(self.settings), clock=self.clock)
 
     @cached_property
     def streams(self) -> StreamRegistry:

@@ -226,6 +226,7 @@ def record_results(settings: Settings, stopping: threading.Event) -> None:
                 claim_after=2 * settings.lease,
                 outage=connections.outage,
                 lease=settings.lease,
+                clock=connections.clock,
             )
             startup.stop_on_signals(stopping)
             connections.outage.insist("record", recorder.join, stopping.wait)

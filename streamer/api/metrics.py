@@ -84,6 +84,11 @@ class _Installation(Collector):
             yield GaugeMetricFamily("streamer_redis_up", "Whether Redis answers.", 0)
             return
         yield GaugeMetricFamily("streamer_redis_up", "Whether Redis answers.", 1)
+        yield GaugeMetricFamily(
+            "streamer_clock_offset_seconds",
+            "Seconds by which the clock of the API's machine is ahead of Redis.",
+            self._client.connections.clock.offset,
+        )
         yield from found
 
     def _streams(self) -> Iterator[Metric]:

@@ -86,19 +86,28 @@ def ask(
 
     if question is None:  # a single argument is the question
         stream, question = None, stream or ""
-    start, end = typed_range(since, until)
-    asked = validated(
-        Question,
-        prompt=question,
-        stream=stream,
-        since=start,
-        until=end,
-        max_frames=renamed(max_frames, frames, "--frames", "--max-frames"),
-        max_tokens=max_tokens,
-        response_format=response_format_of(choice, json_schema),
-        stale_ok=stale_ok,
+    shape, count = (
+        response_format_of(choice, json_schema),
+        renamed(max_frames, frames, "--frames", "--max-frames"),
     )
+
+    def read_question() -> Question:
+        start, end = typed_range(since, until)
+        return validated(
+            Question,
+            prompt=question,
+            stream=stream,
+            since=start,
+            until=end,
+            max_frames=count,
+            max_tokens=max_tokens,
+            response_format=shape,
+            stale_ok=stale_ok,
+        )
+
+    read_question()  # what is wrong with it is said even if nothing runs
     with open_client() as client:
+        asked = read_question()  # "-10m" counts from the time of Redis
         if wait:
             client.require_worker()
         query = _submit(client, asked)

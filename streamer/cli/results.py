@@ -67,8 +67,9 @@ def results(
         for result in found:
             print_result(out, result, max(width, 12), labels.of(result), costs=verbose)
 
-    start, end = typed_range(since, until)
+    typed_range(since, until)  # what is wrong with it is said even if nothing runs
     with open_client() as client:
+        start, end = typed_range(since, until)  # "-10m" counts from the time of Redis
         warn_of_missing(client)
         labels.learn(client.streams())
         if not follow:

@@ -6,7 +6,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, cast
 
 from streamer import redis_keys
-from streamer.clock import Clock, SystemClock
+from streamer.clock import MAX_OFFSET, Clock, SystemClock
 from streamer.doctor.check import Check, State, check, describe_error, format_size
 from streamer.domain import rfc3339, to_datetime
 from streamer.errors import StreamerError
@@ -163,7 +163,7 @@ def _clock(skew: float) -> Check:
         "clock",
         "fail" if skew > _MAX_SKEW else "warn",
         f"The clocks of this machine and Redis differ by {skew:.1f} s: enable time "
-        "synchronization (NTP) on both, or frames expire early and past questions miss them.",
+        "synchronization (NTP) on both. The service goes by Redis, but the times in logs differ.",
     )
 
 
@@ -181,6 +181,30 @@ def _workers(client: "redis.Redis") -> Iterable[Check]:
         state: State = "ok" if count else "warn"
         advice = f"{_last_seen(client, name[:-1])}: start one with `{command}`" if not count else ""
         yield check(name, state, f"{count} running{advice}.")
+    yield from _workers_clocks(client)
+
+
+def _workers_clocks(client: "redis.Redis") -> Iterable[Check]:
+    """Tell which machines have a clock that is far from that of Redis."""
+    from rq import worker_registration
+
+    from streamer import redis_keys
+
+    names = sorted(key.rpartition(":")[2] for key in worker_registration.get_keys(None, client))
+    with client.pipeline(transaction=False) as pipeline:
+        for name in names:
+            pipeline.hget(redis_keys.worker(name), "clock_offset_seconds")
+        offsets = {
+            name: float(raw or 0) for name, raw in zip(names, pipeline.execute(), strict=True)
+        }
+    wrong = [f"{name} ({off:+.1f} s)" for name, off in offsets.items() if abs(off) > MAX_OFFSET]
+    if wrong:
+        yield check(
+            "clocks of workers",
+            "warn",
+            f"The clocks of these machines differ from Redis: {', '.join(wrong)}. Enable time "
+            "synchronization (NTP) there; the service goes by Redis.",
+        )
     if client.exists(redis_keys.RECORDER):
         yield check("recorder", "ok", "A recorder is running.")
     else:

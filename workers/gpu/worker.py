@@ -50,6 +50,7 @@ def serve_clips(settings: Settings, stopping: threading.Event, burst: bool = Fal
             engine=engine,
             model_name=DEMO if settings.model == DEMO else model.name,
             stopping=stopping,
+            clock=connections.clock,
         )
         context.install(own)
         worker = ThreadWorker(
@@ -63,7 +64,11 @@ def serve_clips(settings: Settings, stopping: threading.Event, burst: bool = Fal
             on_missing=publish_lost,
             sweep=own.lost_requests.sweep,
             outage=connections.outage,
-            measure=lambda: engine_stats(engine),
+            clock=own.clock,
+            measure=lambda: {
+                **engine_stats(engine),
+                "clock_offset_seconds": connections.clock.offset,
+            },
         )
         own.worker_name = worker.name
         with _running(engine, own):

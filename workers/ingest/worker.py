@@ -26,12 +26,19 @@ def serve_streams(settings: Settings, stopping: threading.Event) -> None:
     cv2.setNumThreads(1)  # the slots are the threads: more of them, from OpenCV, only compete
     with Connections(settings, patient=True) as connections, ExitStack() as stack:
         log_lacks(connections)
-        own = context.WorkerContext(settings=settings, connections=connections, stopping=stopping)
+        own = context.WorkerContext(
+            settings=settings,
+            connections=connections,
+            stopping=stopping,
+            clock=connections.clock,
+        )
         context.install(own)
         if settings.archive_url is not None:
             archive = Archive(settings.archive_url)
             archive.require_writable()
-            own.archive = stack.enter_context(ArchiveWriter(archive, settings.archive_days))
+            own.archive = stack.enter_context(
+                ArchiveWriter(archive, settings.archive_days, clock=own.clock)
+            )
         _seal_secrets(own)
         worker = ThreadWorker(
             [INGEST],
@@ -44,6 +51,8 @@ def serve_streams(settings: Settings, stopping: threading.Event) -> None:
                 "stream_given_up", job=job.id, reason=message
             ),
             outage=connections.outage,
+            clock=own.clock,
+            measure=lambda: {"clock_offset_seconds": connections.clock.offset},
         )
         own.worker_name = worker.name
         worker.work(on_ready=lambda: log_ready(worker=worker.name, slots=settings.ingest_slots))
