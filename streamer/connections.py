@@ -27,6 +27,9 @@ SOCKET_TIMEOUT = 30.0
 _FAILOVER_TIMEOUT = 10.0
 """Seconds instead of SOCKET_TIMEOUT behind Sentinel, where another server takes over."""
 
+FRAMES_TIMEOUT = 5.0
+"""Seconds for a server of frames alone: cameras do not wait for it, and jobs ask it again."""
+
 MIN_FRAME_MEMORY = 4 << 20
 
 ASSUMED_MEMORY = 1 << 30
@@ -35,12 +38,15 @@ ASSUMED_MEMORY = 1 << 30
 NOTHING_RUNNING = "Nothing is running here: start `streamer up`, or set STREAMER_REDIS_URL."
 
 
-def connect(url: str, outage: Outage | None = None) -> redis.Redis:
+def connect(
+    url: str, outage: Outage | None = None, *, timeout: float = SOCKET_TIMEOUT, retries: int = 3
+) -> redis.Redis:
     """Connect to the server at `url`, check that the service can run on it, and return a
     thread-safe client that gives bytes.
 
-    The client restores a broken connection and sends the command again, a few times with growing
-    pauses: commands must tolerate being executed twice.
+    The client waits up to `timeout` seconds for an answer. It restores a broken connection and
+    sends the command again, up to `retries` times with growing pauses: commands must tolerate being
+    executed twice.
 
     With an `outage`, wait while the server answers but refuses work, because it loads its data or
     has no connection left. A server that does not answer at all may be a wrong address.
@@ -53,8 +59,8 @@ def connect(url: str, outage: Outage | None = None) -> redis.Redis:
     return open_redis(
         url,
         connect_timeout=CONNECT_TIMEOUT,
-        timeout=_FAILOVER_TIMEOUT if sentinel else SOCKET_TIMEOUT,
-        retries=3,
+        timeout=min(timeout, _FAILOVER_TIMEOUT) if sentinel else timeout,
+        retries=retries,
     )
 
 
@@ -216,7 +222,12 @@ class Connections:
         if frames_url != url:
             self.frames_outage = Outage("redis (frames)")
         try:
-            self.frames = connect(frames_url, self.frames_outage if patient else None)
+            self.frames = connect(
+                frames_url,
+                self.frames_outage if patient else None,
+                timeout=FRAMES_TIMEOUT,
+                retries=1,
+            )
         except StreamerError:
             self.main.close()
             raise

@@ -153,6 +153,7 @@ _LOGIN = RedisTrouble(
     "Redis refused the password: check STREAMER_REDIS_URL.",
     answered=False,
 )
+_FORGOT = _refusal("NOSCRIPT", "Redis has just restarted and knows no script: it is sent again.")
 _SILENT = RedisTrouble(
     "SILENT",
     ErrorCode.REDIS_UNAVAILABLE,
@@ -181,6 +182,8 @@ def trouble_of(error: BaseException) -> RedisTrouble:
         return _NO_PRIMARY
     if isinstance(error, kinds.OutOfMemoryError):  # also our own, with a text of ours
         return _FULL
+    if isinstance(error, kinds.NoScriptError):  # it restarted again after a script was sent
+        return _FORGOT
     if isinstance(error, kinds.TimeoutError | TimeoutError):
         return _SILENT
     code = getattr(error, "status_code", None)

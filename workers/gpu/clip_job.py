@@ -1,6 +1,5 @@
 """Answer one question about the frames of one window: the clip job."""
 
-import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,9 +19,9 @@ from streamer.jobs import (
 )
 from streamer.limits import MAX_JOB_BYTES
 from streamer.redis_errors import trouble_of, will_pass
-from workers.context import BrokeDown, GiveBack, WorkerContext, current, stop_check
+from workers.context import Abandon, BrokeDown, GiveBack, WorkerContext, current, stop_check
 from workers.gpu.clip_plan import parts_of, plan_clip
-from workers.gpu.inference import infer
+from workers.gpu.inference import infer, time_left
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,8 +30,8 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-_MAX_SILENCE = 30.0
-"""Seconds for which a job waits for a server of frames that does not answer at all."""
+_ATTEMPTS = 5
+"""How often a command is tried that Redis calls wrong, before another worker tries it."""
 
 _MAX_SHOWN = 120
 """Characters of an unfinished answer in its error message; its result has all of them."""
@@ -140,18 +139,16 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
 
 
 def _load(context: WorkerContext, clip: ClipRequest) -> list[bytes]:
-    """Load the frames of a clip. Wait for a server that refuses work for as long as the job may
-    take, and _MAX_SILENCE for one that does not answer."""
-    outage, stop, began = context.connections.frames_outage, stop_check(), time.monotonic()
+    """Load the frames of a clip. Wait for their server for as long as the job may take."""
+    outage, stop, clock = context.connections.frames_outage, stop_check(), context.clock
+    deadline = clock.monotonic() + time_left(context, clip)
     for pause in outage.pauses():
         try:
             frames = context.frames.load(clip.frames)
         except redis.exceptions.RedisError as error:
             trouble = trouble_of(error)
             outage.failed("frames", error)
-            timeout = context.settings.job_timeout
-            patience = timeout if trouble.answered else min(timeout, _MAX_SILENCE)
-            if not trouble.passes or time.monotonic() - began + pause > patience:
+            if not trouble.passes or clock.monotonic() + pause > deadline:
                 raise StreamerError(
                     ErrorCode.REDIS_UNAVAILABLE,
                     f"The frames could not be read. {trouble.message} Check also "
@@ -162,27 +159,33 @@ def _load(context: WorkerContext, clip: ClipRequest) -> list[bytes]:
             return frames
         if stop():
             raise GiveBack
-        time.sleep(min(pause, 1.0))
+        clock.sleep(min(pause, 1.0))
     raise AssertionError("pauses never end")
 
 
 def _insist(call: Callable[[], _T]) -> _T:
-    """Return `call()`, repeated while Redis refuses it. Raises GiveBack when the worker stops or
-    the job is no longer wanted: it is run again, elsewhere."""
-    stop = stop_check()
+    """Return `call()`, repeated while Redis refuses it, so that no answer is computed for nothing.
+
+    Raises GiveBack when the worker stops or the job is no longer wanted: it is run again,
+    elsewhere. Raises Abandon for an error that does not pass: another worker tries it, a few times.
+    """
+    stop, clock = stop_check(), current().clock
+    outage = current().connections.outage
 
     def wait(seconds: float) -> bool:
         if stop():
             return True
-        time.sleep(min(seconds, 1.0))
+        clock.sleep(min(seconds, 1.0))
         return False
 
-    try:
-        return current().connections.outage.insist("answers", call, wait)
-    except redis.exceptions.RedisError as error:
-        if will_pass(error):
-            raise GiveBack from None
-        raise
+    for pause, _ in zip(outage.pauses(), range(_ATTEMPTS), strict=False):
+        try:
+            return outage.insist("answers", call, wait)
+        except redis.exceptions.RedisError as error:
+            if will_pass(error) or wait(pause):
+                raise GiveBack from None
+            _log.warning("redis_refuses", reason=str(error)[:_MAX_SHOWN])
+    raise Abandon
 
 
 def _data(clip: ClipRequest, completion: "Completion") -> dict[str, Any] | None:

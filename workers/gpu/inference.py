@@ -33,7 +33,7 @@ def infer(context: WorkerContext, clip: ClipRequest, parts: list[Any], plan: Pla
     from nvila_core import DeadlineExceeded, NotFinite, PromptError, PromptTooLong
 
     timeout = context.settings.job_timeout
-    deadline = context.clock.monotonic() + timeout - _waited(context, clip)
+    deadline = context.clock.monotonic() + time_left(context, clip)
     stop = stop_check()
 
     def check() -> None:
@@ -125,12 +125,13 @@ def _wait(
             raise DeadlineExceeded(context.settings.job_timeout)
 
 
-def _waited(context: WorkerContext, clip: ClipRequest) -> float:
-    """Return the seconds of its time-out that a live clip has waited already; 0 for others, which
-    may wait in the queue without limit."""
+def time_left(context: WorkerContext, clip: ClipRequest) -> float:
+    """Return the seconds in which a clip must be answered. A live clip has used some of them in the
+    queue, where others may wait without limit."""
+    timeout = context.settings.job_timeout
     if clip.kind is not RequestKind.WATCH:
-        return 0.0
-    return max(0.0, context.clock.time() - clip.created_at.timestamp())
+        return timeout
+    return timeout - max(0.0, context.clock.time() - clip.created_at.timestamp())
 
 
 def _timed_out(clip: ClipRequest, seconds: float) -> StreamerError:
