@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+MAX_PIXELS = 100_000_000
+"""Pixels of a picture or a recorded frame at most, by default."""
+
 HEAD_BYTES = 1024
 """First bytes of a file that are enough to tell what it is."""
 

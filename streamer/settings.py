@@ -19,6 +19,7 @@ from pydantic_settings import (
 )
 
 from nvila_core.errors import PromptError
+from nvila_core.file_kind import MAX_PIXELS
 from nvila_core.resolution.policy import parse_policy
 from streamer.errors import ErrorCode, StreamerError
 from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES
@@ -28,6 +29,9 @@ CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
 
 MIN_KEY_LENGTH = 12
 """Minimum characters of a secret key."""
+
+MAX_LIVE_PIXELS = 36_000_000
+"""Default of `max_live_pixels`: 8K has 33 million."""
 
 RENAMED = {"step_tokens": "max_num_batched_tokens"}
 """Renamed settings, old name -> new name. An old name works, with a warning, for one release."""
@@ -153,6 +157,12 @@ class Settings(BaseSettings):
     allowed_dirs: Annotated[list[Path], NoDecode] = Field(default_factory=list)
     allowed_hosts: Annotated[list[str], NoDecode] = Field(default_factory=list)
     https_verify: bool = True
+    max_pixels: int = Field(
+        default=MAX_PIXELS, ge=1, description="maximum pixels of a frame of a recording"
+    )
+    max_live_pixels: int = Field(
+        default=MAX_LIVE_PIXELS, ge=1, description="maximum pixels of a frame of a live stream"
+    )
     reconnect_cap: float = Field(default=60.0, gt=0)
     hwaccel: Literal["none", "auto", "cuda"] = "auto"
 

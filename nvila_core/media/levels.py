@@ -6,9 +6,6 @@ import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-MAX_PIXELS = 100_000_000
-"""Pixels of a picture or a recorded frame at most, by default."""
-
 MIN_RANGE_SHARE = 0.25
 """Share of the range of their type that integers must fill to keep their brightness.
 

@@ -22,8 +22,8 @@ from PIL import (
 )
 
 from nvila_core.errors import MediaError, MediaWarning, first_line
-from nvila_core.file_kind import HEIC, JPEG, describe, file_kind, read_head
-from nvila_core.media.levels import MAX_PIXELS, to_levels
+from nvila_core.file_kind import HEIC, JPEG, MAX_PIXELS, describe, file_kind, read_head
+from nvila_core.media.levels import to_levels
 
 REDUCTIONS = (1, 2, 4, 8)
 """Factors by which a JPEG can be reduced while it is decoded."""

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nvila_core.errors import MediaError
-from nvila_core.file_kind import HEIC, describe, file_kind, read_head
-from nvila_core.media.levels import MAX_PIXELS, deep_gray, to_levels
+from nvila_core.file_kind import HEIC, MAX_PIXELS, describe, file_kind, read_head
+from nvila_core.media.levels import deep_gray, to_levels
 from nvila_core.media.orientation import display_matrix, upright
 from nvila_core.media.picture import (
     UNREADABLE,

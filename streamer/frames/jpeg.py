@@ -1,15 +1,22 @@
 """Convert decoded frames to JPEGs of bounded size, and back."""
 
+import struct
+from io import BytesIO
+
 import cv2
 import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
+from PIL import JpegImagePlugin
 
 from nvila_core.media.levels import deep_gray, to_levels
 from nvila_core.media.orientation import display_matrix, upright
 
 MAX_SIDE = 1920
 """Pixels of the longer side of a stored frame."""
+
+MAX_STORED_SIDE = 4096
+"""Pixels of the longer side of a frame that is decoded; earlier versions stored no larger ones."""
 
 _REDUCED = (
     (8, cv2.IMREAD_REDUCED_COLOR_8),
@@ -70,8 +77,10 @@ def from_jpeg(
     With `enough`, the frame is decoded at a half, quarter or eighth of its size as long as it
     stays that wide and high: scaling inside the JPEG decoder costs a fraction of full decoding.
 
-    Raises ValueError if the JPEG is damaged.
+    Raises ValueError if the JPEG is damaged, or larger than any stored frame.
     """
+    if max(_size(jpeg)) > MAX_STORED_SIDE:
+        raise ValueError("a picture larger than any frame")
     flags = cv2.IMREAD_COLOR_RGB
     for factor, reduced in _REDUCED:
         if enough and width // factor >= enough[0] and height // factor >= enough[1]:
@@ -81,3 +90,14 @@ def from_jpeg(
     if image is None:
         raise ValueError("not a picture")
     return image if flags == cv2.IMREAD_COLOR_RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+
+
+def _size(jpeg: bytes) -> tuple[int, int]:
+    """Return the width and height in a JPEG's header, which is all that is read.
+
+    Raises ValueError for what is not a JPEG.
+    """
+    try:
+        return JpegImagePlugin.JpegImageFile(BytesIO(jpeg)).size
+    except (SyntaxError, OSError, ValueError, TypeError, IndexError, struct.error) as error:
+        raise ValueError("not a JPEG") from error

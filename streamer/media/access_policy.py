@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+from nvila_core.file_kind import MAX_PIXELS
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import source_errors
 from streamer.media.urls import is_remote, local_source, path_of, redact
-from streamer.settings import Settings
+from streamer.settings import MAX_LIVE_PIXELS, Settings
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -44,11 +45,14 @@ class AccessPolicy:
         hosts: host names, addresses and networks that http(s) may reach although they are this
             machine, link-local, or a cloud's metadata service.
         verify: whether https requires a trusted certificate.
+        max_pixels, max_live_pixels: pixels of a frame of a recording and of a live stream at most.
     """
 
     dirs: tuple[Path, ...] | None = None
     hosts: tuple[str, ...] = ()
     verify: bool = True
+    max_pixels: int = MAX_PIXELS
+    max_live_pixels: int = MAX_LIVE_PIXELS
 
     @classmethod
     def of(cls, settings: Settings, *, remote: bool = False) -> Self:
@@ -57,6 +61,8 @@ class AccessPolicy:
             dirs=tuple(settings.allowed_dirs) if remote else None,
             hosts=tuple(settings.allowed_hosts),
             verify=settings.https_verify,
+            max_pixels=settings.max_pixels,
+            max_live_pixels=settings.max_live_pixels,
         )
 
     def check(self, url: str) -> str:

@@ -25,6 +25,8 @@ class SparseDecoder:
     Without `sampler`, it decodes all packets. With one, every frame that the sampler may keep is
     decoded completely, and the rest is skipped: packets before a key frame that arrives in time,
     frames that no other frame refers to and, if the sampler wants key frames only, all others.
+    `max_pixels` bounds the frames of every codec that the source goes on in; the caller bounds the
+    first, `context`.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class SparseDecoder:
         stream_time: StreamTime,
         *,
         live: bool,
+        max_pixels: int,
         sampler: Callable[[], Sampler] | None = None,
         shift: Callable[[], float] = lambda: 0.0,
     ) -> None:
@@ -41,6 +44,7 @@ class SparseDecoder:
         self._time_base = time_base
         self._stream_time = stream_time
         self._live = live
+        self._max_pixels = max_pixels
         self._sampler = sampler
         self._shift = shift
         self._gate: PacketGate[Arrival] = PacketGate(live=live)
@@ -79,6 +83,7 @@ class SparseDecoder:
         last = self._feed(None)
         context = av.CodecContext.create(codec or self._first_codec, "r")
         assert isinstance(context, VideoCodecContext)
+        context.options = {**context.options, "max_pixels": str(self._max_pixels)}
         context.thread_count = self._context.thread_count
         context.thread_type = self._context.thread_type
         self._context, self.codec = context, codec

@@ -20,7 +20,6 @@ from av.packet import Packet
 from av.stream import Discard
 from av.video.stream import VideoStream
 
-from nvila_core.media.levels import MAX_PIXELS
 from streamer.clock import Clock, SystemClock
 from streamer.domain import Transport
 from streamer.errors import StreamerError
@@ -50,8 +49,9 @@ _WITHOUT_PTS = frozenset({"avi"})
 """Containers that store decoding times only: FFmpeg guesses presentation times, wrongly where
 frames are reordered."""
 
-MAX_LIVE_PIXELS = 36_000_000
-"""Pixels of a frame of a live stream at most: 8K has 33 million. Recordings: MAX_PIXELS."""
+_LATE_SIZES = frozenset({"h264", "hevc", "av1", "vp8", "vp9", "mpeg4"})
+"""Codecs whose frame size may still be unknown when a stream is open. That of any other codec is
+known from the first frame on, unless the decoder refuses it."""
 
 MAX_LAG = 4.0
 """Seconds that a packet of a live source may wait in the queue if there is a newer key frame."""
@@ -241,9 +241,20 @@ class PacketReader:
         # A camera that sends byte by byte never times out by itself. PyAV's timeout takes the GIL
         # at every poll: it is set for opening only. It is a little shorter than the wait of
         # `wait_open`, so that a camera whose key frame takes long still counts as open.
+        arguments = dict(self._opening.arguments)
+        # FFmpeg decodes a picture to find out its size; it must not be too large even then.
+        options = {**arguments.pop("options", {}), "max_pixels": str(self.max_pixels)}
         return hardware.open_input(
-            self._hwaccel, timeout=(0.9 * self._open_timeout, None), **self._opening.arguments
+            self._hwaccel,
+            timeout=(0.9 * self._open_timeout, None),
+            options=options,
+            **arguments,
         )
+
+    @property
+    def max_pixels(self) -> int:
+        """The pixels that a frame may have."""
+        return self._access.max_live_pixels if self._live else self._access.max_pixels
 
     def _read(self, container: InputContainer) -> None:
         error: StreamerError | None = None
@@ -326,9 +337,12 @@ class PacketReader:
     def _limit_pixels(self, stream: VideoStream) -> None:
         """Refuse frames that are too large, also those that are larger than the header says."""
         context = stream.codec_context
-        most = MAX_LIVE_PIXELS if self._live else MAX_PIXELS
-        if context.width * context.height > most:
-            raise source_errors.too_large(self._url, context.width, context.height, most)
+        most = self.max_pixels
+        unknown = not context.width and context.codec.canonical_name not in _LATE_SIZES
+        if unknown or context.width * context.height > most:
+            raise source_errors.too_large(
+                self._url, context.width, context.height, most, self._live
+            )
         context.options = {**context.options, "max_pixels": str(most)}
 
     def _seek(self, container: InputContainer) -> None:

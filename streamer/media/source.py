@@ -296,6 +296,7 @@ class Source:
             self._time_base,
             self._stream_time,
             live=self._live,
+            max_pixels=self._reader.max_pixels,
             sampler=self._sampler,
             shift=self._shift,
         )

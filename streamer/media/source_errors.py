@@ -121,12 +121,20 @@ def no_video(url: str) -> StreamerError:
     )
 
 
-def too_large(url: str, width: int, height: int, most: int) -> StreamerError:
-    """Return the error for a source whose frames have more than `most` pixels."""
+def too_large(url: str, width: int, height: int, most: int, live: bool) -> StreamerError:
+    """Return the error for a source whose frames have more than `most` pixels.
+
+    A width of 0: pictures whose header was refused for it, or is damaged.
+    """
+    if width:
+        has = f"have {width} x {height} pixels, more than the {most / 1e6:g} million that are"
+    else:
+        has = f"are damaged, or have more than the {most / 1e6:g} million pixels that are"
+    setting = "max_live_pixels" if live else "max_pixels"
     return StreamerError(
         ErrorCode.STREAM_CODEC_UNSUPPORTED,
-        f"The frames of {redact(url)} have {width} x {height} pixels, more than the "
-        f"{most // 1_000_000} million that are allowed: choose a smaller resolution.",
+        f"The frames of {redact(url)} {has} allowed: choose a smaller resolution, or raise the "
+        f"setting {setting}.",
     )
 
 

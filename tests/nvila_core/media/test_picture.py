@@ -17,9 +17,9 @@ from nvila_core import CheckpointError, MediaError, MediaWarning, Video
 from nvila_core.checkpoint.random_checkpoint import write_checkpoint
 from nvila_core.checkpoint.weights import Weights
 from nvila_core.cli import main, open_media
+from nvila_core.file_kind import MAX_PIXELS
 from nvila_core.json_fields import read_json
 from nvila_core.media import video_file
-from nvila_core.media.levels import MAX_PIXELS
 from nvila_core.media.picture import open_image
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"

@@ -9,16 +9,17 @@ import pytest
 
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.jpeg import to_bgr
-from streamer.media import packet_reader
+from streamer.media.access_policy import AccessPolicy
 from streamer.media.source import Source
 
 
-def write(file: Path, pix_fmt: str, frame: av.VideoFrame) -> str:
-    """Write a lossless video of two frames."""
+def write(file: Path, pix_fmt: str, frame: av.VideoFrame, codec: str = "ffv1") -> str:
+    """Write a video of two frames, lossless by default."""
     with av.open(str(file), "w") as container:
-        stream: Any = container.add_stream("ffv1", rate=10)
+        stream: Any = container.add_stream(codec, rate=10)
         stream.width, stream.height, stream.pix_fmt = frame.width, frame.height, pix_fmt
-        for _ in range(2):
+        for number in range(2):
+            frame.pts = number
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return str(file)
@@ -43,15 +44,26 @@ def test_a_recording_that_is_something_else_is_called_so(
     assert caught.value.code is ErrorCode.STREAM_NO_VIDEO
 
 
-def test_frames_that_are_too_large_are_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url = write(tmp_path / "a.mkv", "yuv420p", av.VideoFrame(640, 480, "yuv420p"))
-    monkeypatch.setattr(packet_reader, "MAX_PIXELS", 640 * 480)
-    with Source(url, live=False) as source:
+@pytest.mark.parametrize(
+    ("codec", "has"),
+    [("libx264", "640 x 480 pixels, more than the"), ("ffv1", "more than the 0.30")],
+)
+def test_frames_that_are_too_large_are_refused(tmp_path: Path, codec: str, has: str) -> None:
+    url = write(tmp_path / "a.mkv", "yuv420p", av.VideoFrame(640, 480, "yuv420p"), codec)
+    access = AccessPolicy(max_pixels=640 * 480, max_live_pixels=1)
+    with Source(url, live=False, access=access) as source:
         assert len(list(source)) == 2
-    monkeypatch.setattr(packet_reader, "MAX_PIXELS", 640 * 480 - 1)
-    with pytest.raises(StreamerError, match="640 x 480 pixels"), Source(url, live=False):
+    access = AccessPolicy(max_pixels=640 * 480 - 1)
+    with (
+        pytest.raises(StreamerError, match=f"{has}.* setting max_pixels"),
+        Source(url, live=False, access=access),
+    ):
+        pass
+    access = AccessPolicy(max_live_pixels=640 * 480 - 1)
+    with (
+        pytest.raises(StreamerError, match=f"{has}.* setting max_live_pixels"),
+        Source(url, live=True, access=access),
+    ):
         pass
 
 
