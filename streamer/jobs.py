@@ -130,6 +130,24 @@ return {dropped, lost}
 """
 )
 
+# A job whose execution is not registered any more runs nowhere, whatever its status says.
+# KEYS: queue, job, registries of started, failed and finished jobs, other keys of the job
+# ARGV: job id, whether a waiting job is removed
+_REMOVE = """
+local status = redis.call('HGET', KEYS[2], 'status')
+local execution = redis.call('HGET', KEYS[2], 'execution')
+local waits = ARGV[2] == '1' and redis.call('LREM', KEYS[1], 0, ARGV[1]) > 0
+if status == 'queued' and not waits then return 0 end
+if status == 'started'
+   and not (execution and not redis.call('ZSCORE', KEYS[3], ARGV[1] .. ':' .. execution)) then
+  return 0
+end
+redis.call('ZREM', KEYS[4], ARGV[1])
+redis.call('ZREM', KEYS[5], ARGV[1])
+redis.call('DEL', KEYS[2], unpack(KEYS, 6))
+return 1
+"""
+
 
 def owner_of(request: ClipRequest) -> str | None:
     """Return whose in-flight set holds a request: its watch or recording; None for a query."""
@@ -218,6 +236,7 @@ class Jobs:
         self._accept_script = redis.register_script(_ACCEPT)
         self._count = redis.register_script(_IN_FLIGHT)
         self._drop = redis.register_script(_DROP_OLDEST)
+        self._remove_script = redis.register_script(_REMOVE)
 
     def submit(
         self,
@@ -410,23 +429,38 @@ class Jobs:
                 break
             except DuplicateJobError:
                 job = self._fetch(job_id)
-                if job is not None:
-                    if job.get_status(refresh=False) in (JobStatus.QUEUED, JobStatus.STARTED):
-                        return
-                    self._forget(job)  # left over from a run that ended
+                if job is not None and not self._remove(job, waiting=False):
+                    return
         with self._redis.pipeline() as pipeline:
             _push_wake(pipeline, INGEST)
             pipeline.execute()
 
+    def restart_lost(self, stream_ids: Sequence[str]) -> list[str]:
+        """Start those streams that no job runs or will run; return their ids."""
+        ids = [redis_keys.stream_job(stream_id) for stream_id in stream_ids]
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for job_id in ids:
+                pipeline.hmget(Job.key_for(job_id), "status", "execution")
+            found = cast("list[tuple[bytes | None, bytes | None]]", pipeline.execute())
+            for job_id, (_, execution) in zip(ids, found, strict=True):
+                member = f"{job_id}:{(execution or b'').decode()}"
+                pipeline.zscore(self._queues[INGEST].started_job_registry.key, member)
+            ends = cast("list[float | None]", pipeline.execute())
+        lost = [
+            stream_id
+            for stream_id, (status, execution), end in zip(stream_ids, found, ends, strict=True)
+            if status not in (b"queued", b"started")
+            or (status == b"started" and execution is not None and end is None)
+        ]
+        for stream_id in lost:
+            self.start_ingest(stream_id)
+        return lost
+
     def stop_ingest(self, stream_id: str) -> None:
         """Remove the stream from the queue, or ask the worker that runs it to stop."""
         job = self._fetch(redis_keys.stream_job(stream_id))
-        if job is None:
-            return
-        if job.get_status(refresh=False) in (JobStatus.QUEUED, JobStatus.STARTED):
+        if job is not None:
             self._stop(job)
-        else:
-            self._forget(job)
 
     def waits_for_slot(self, stream_id: str) -> bool:
         """Return whether no ingest worker has begun to run the stream."""
@@ -490,9 +524,7 @@ class Jobs:
 
     def _stop(self, job: Job) -> None:
         """Remove a waiting job, or ask the worker of a running one to stop it."""
-        queue = self._queues.get(job.origin)
-        if queue is not None and self._redis.lrem(queue.key, 1, job.id):
-            self._forget(job)
+        if self._remove(job, waiting=True):
             return
         worker, execution = cast(
             "list[bytes | None]", self._redis.hmget(job.key, ["worker_name", "execution"])
@@ -510,22 +542,27 @@ class Jobs:
             for running in job.get_executions():  # of a worker of an older release
                 send_stop_execution_command(self._redis, job.id, running.id)
 
-    def _forget(self, job: Job) -> None:
-        """Delete a job that does not run, and all that is known of it.
+    def _remove(self, job: Job, *, waiting: bool) -> bool:
+        """Delete a job that has ended or, with `waiting`, waits, and all that is known of it.
+        Return whether it is gone; a job that runs, or is being taken, is not touched.
 
         RQ's own `delete` raises an error when an execution of the job has expired.
         """
-        with self._redis.pipeline() as pipeline:
-            pipeline.delete(
+        gone = self._remove_script(
+            keys=[
+                Queue.redis_queue_namespace_prefix + job.origin,
                 job.key,
+                job.started_job_registry.key,
+                job.failed_job_registry.key,
+                job.finished_job_registry.key,
                 job.dependents_key,
                 job.dependencies_key,
                 job.execution_registry.key,
                 RQResult.get_key(job.id),  # type: ignore[no-untyped-call]
-            )
-            for registry in (job.failed_job_registry, job.finished_job_registry):
-                pipeline.zrem(registry.key, job.id)
-            pipeline.execute()
+            ],
+            args=[job.id, int(waiting)],
+        )
+        return bool(gone)
 
 
 def _number(value: bytes | None) -> bool:

@@ -30,7 +30,8 @@ from streamer.validation import validated
 
 # KEYS: names, streams, secrets. ARGV: name, id, spec, URL
 _CREATE = """
-if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 0 then return 0 end
+if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 0
+   and redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
 redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
 redis.call('HSET', KEYS[3], ARGV[2], ARGV[4])
 return 1
@@ -41,6 +42,7 @@ return 1
 _CHANGE = """
 local current = redis.call('HGET', KEYS[2], ARGV[1])
 if not current then return -2 end
+if current == ARGV[5] then return 1 end  -- repeated, because the reply was lost
 if current ~= ARGV[2] then return -1 end
 if ARGV[3] ~= ARGV[4] then
   if redis.call('HSETNX', KEYS[1], ARGV[4], ARGV[1]) == 0 then return 0 end

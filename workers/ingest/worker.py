@@ -14,6 +14,7 @@ from streamer.logging_setup import log_ready
 from streamer.settings import Settings
 from workers import context
 from workers.ingest.job import run_stream
+from workers.ingest.lost_streams import LostStreams
 from workers.process import malloc
 from workers.rq.thread_worker import ThreadWorker
 
@@ -50,6 +51,7 @@ def serve_streams(settings: Settings, stopping: threading.Event) -> None:
             on_failed=lambda job, _code, message: _log.error(
                 "stream_given_up", job=job.id, reason=message
             ),
+            sweep=LostStreams(own.streams, own.jobs, own.clock).sweep,
             outage=connections.outage,
             clock=own.clock,
             measure=lambda: {"clock_offset_seconds": connections.clock.offset},

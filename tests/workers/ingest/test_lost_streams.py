@@ -1,0 +1,117 @@
+"""Streams that are attached, but that no job runs: an ingest worker starts them again."""
+
+from collections.abc import Callable
+
+import pytest
+import redis
+from rq import Queue
+from rq.serializers import JSONSerializer
+
+from streamer import redis_keys
+from streamer.domain import StreamSpec, StreamState, to_datetime
+from streamer.jobs import INGEST
+from tests.support.clocks import ManualClock
+from tests.support.ingest_bench import Bench
+from workers.ingest.lost_streams import LostStreams
+from workers.rq.executions import Executions
+from workers.rq.job import PlainJob, Slot
+
+
+class Stage:
+    """A live stream whose job was started, and the sweep of an ingest worker."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.redis = bench.context.connections.main
+        self.jobs = bench.context.jobs
+        self.queue = Queue(INGEST, connection=self.redis, serializer=JSONSerializer)
+        self.executions = Executions(self.redis, 60)
+        self.clock = ManualClock(1000.0)
+        self.streams = LostStreams(bench.registry, self.jobs, self.clock)
+        self.spec: StreamSpec = bench.attach("rtsp://127.0.0.1:1/x", live=True)
+        self.job_id = redis_keys.stream_job(self.spec.id)
+
+    def start(self) -> None:
+        self.jobs.start_ingest(self.spec.id)
+
+    def take(self) -> Slot:
+        self.redis.lmove(self.queue.key, self.queue.intermediate_queue_key)
+        job = PlainJob.fetch(self.job_id, self.redis, JSONSerializer)
+        return self.executions.begin(job, self.queue, "w", to_datetime(0))
+
+
+@pytest.fixture
+def stage(bench: Bench) -> Stage:
+    return Stage(bench)
+
+
+def never_started(stage: Stage) -> None:
+    """The program that attached it was killed in between."""
+
+
+def lost_by_redis(stage: Stage) -> None:
+    stage.start()
+    stage.redis.delete(f"rq:job:{stage.job_id}", stage.queue.key)
+
+
+def failed(stage: Stage) -> None:
+    stage.start()
+    stage.executions.fail(stage.take(), "trace", to_datetime(1))
+
+
+def lost_from_the_registry(stage: Stage) -> None:
+    stage.start()
+    stage.take()
+    stage.redis.delete(stage.queue.started_job_registry.key)
+
+
+@pytest.mark.parametrize("lose", [never_started, lost_by_redis, failed, lost_from_the_registry])
+def test_a_stream_that_no_job_runs_is_started_again(
+    stage: Stage, lose: Callable[[Stage], None]
+) -> None:
+    lose(stage)
+    for _ in range(3):
+        stage.streams.sweep()
+        stage.clock.now += 100
+    assert stage.queue.get_job_ids() == [stage.job_id]
+    # and it runs once
+    slot = stage.take()
+    stage.streams.sweep()
+    assert stage.queue.get_job_ids() == []
+    assert stage.executions.succeed(slot, to_datetime(1))
+
+
+def test_a_stream_that_waits_runs_or_has_ended_is_left_alone(stage: Stage, bench: Bench) -> None:
+    # given a stream that waits, and a recording that has ended
+    stage.start()
+    ended = bench.attach("/films/a.mp4", name="film")
+    status = bench.status(ended)
+    status.state = StreamState.ENDED
+    bench.registry.save_status(ended.id, status)
+    # when a worker looks while the stream waits, while it is being taken, and while it runs
+    stage.streams.sweep()
+    assert stage.queue.get_job_ids() == [stage.job_id]
+    stage.clock.now += 100
+    stage.redis.lmove(stage.queue.key, stage.queue.intermediate_queue_key)
+    stage.streams.sweep()
+    stage.clock.now += 100
+    job = PlainJob.fetch(stage.job_id, stage.redis, JSONSerializer)
+    slot = stage.executions.begin(job, stage.queue, "w", to_datetime(0))
+    stage.streams.sweep()
+    # then nothing is started twice
+    assert stage.queue.get_job_ids() == []
+    assert stage.executions.succeed(slot, to_datetime(1))
+    assert not stage.redis.exists(f"rq:job:{redis_keys.stream_job(ended.id)}")
+
+
+def test_it_looks_once_a_minute(stage: Stage) -> None:
+    stage.streams.sweep()
+    stage.redis.flushall()
+    before = commands(stage.redis)
+    for _ in range(10):
+        stage.streams.sweep()
+        stage.clock.now += 5
+    assert commands(stage.redis) - before <= 1
+
+
+def commands(client: redis.Redis) -> int:
+    return int(client.info("stats")["total_commands_processed"]) - 1
