@@ -1,5 +1,6 @@
 """Open a client for the address of a Redis: TCP, TLS, Unix socket, or a name behind Sentinel."""
 
+import socket
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -20,6 +21,23 @@ FORMS = (
 """What an address may look like."""
 
 _SENTINEL_PORT = 26379
+
+
+# A machine that vanishes is noticed after about ten seconds, whether the connection waits for an
+# answer or is idle. For a frozen server the kernel still answers: there the time-out counts.
+_KEEPALIVE: dict[str, Any] = {
+    "socket_keepalive": True,
+    "socket_keepalive_options": {
+        getattr(socket, name): value
+        for name, value in (
+            ("TCP_KEEPIDLE", 5),
+            ("TCP_KEEPINTVL", 2),
+            ("TCP_KEEPCNT", 3),
+            ("TCP_USER_TIMEOUT", 10_000),  # milliseconds; Linux only
+        )
+        if hasattr(socket, name)
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -90,13 +108,13 @@ def open_redis(
     if scheme in SENTINEL_SCHEMES:
         return _open_sentinel(SentinelAddress.parse(url), options, retries)
     if scheme != "unix":
-        options["socket_keepalive"] = True
+        options |= _KEEPALIVE
     client: redis.Redis = redis.Redis.from_url(url, retry=_retry(retries), **options)
     return client
 
 
 def _open_sentinel(address: SentinelAddress, options: dict[str, Any], retries: int) -> redis.Redis:
-    common = {**options, "socket_keepalive": True}
+    common = {**options, **_KEEPALIVE}
     if address.tls:
         common["ssl"] = True
     sentinels = Sentinel(

@@ -1,6 +1,7 @@
 import contextlib
 import json
 import shutil
+import socket
 import subprocess
 
 import pytest
@@ -21,6 +22,21 @@ def test_connect_answers_bytes(valkey):
     with connect(valkey.url) as client:
         client.set("key", "value")
         assert client.get("key") == b"value"
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="Linux only")
+def test_a_machine_that_vanishes_is_noticed_by_the_kernel(valkey):
+    with connect(valkey.url) as client:
+        connection = client.connection_pool.get_connection()
+        options = {
+            name: connection._sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, name))
+            for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT", "TCP_USER_TIMEOUT")
+        }
+        assert connection._sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        client.connection_pool.release(connection)
+    silent = options["TCP_KEEPIDLE"] + options["TCP_KEEPINTVL"] * options["TCP_KEEPCNT"]
+    assert 0 < silent <= 15
+    assert 0 < options["TCP_USER_TIMEOUT"] <= 15_000
 
 
 def test_a_server_that_is_not_there_is_one_sentence_without_the_password():

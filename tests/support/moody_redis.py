@@ -123,7 +123,12 @@ class MoodyRedis:
     @contextlib.contextmanager
     def _misconf(self) -> Iterator[None]:
         self._nowhere.mkdir(exist_ok=True)
-        with self._configured(dir=str(self._nowhere), save="3600 1"):
+        changes = {
+            "dir": str(self._nowhere),
+            "save": "3600 1",
+            "stop_writes_on_bgsave_error": "yes",
+        }
+        with self._configured(**changes):
             self._nowhere.rmdir()
             self.admin.bgsave()
             while self.admin.info("persistence")["rdb_last_bgsave_status"] != "err":
