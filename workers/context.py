@@ -57,6 +57,10 @@ class Place(Protocol):
         """Take a slot again; return False if none is free."""
         ...
 
+    def allow_moves(self) -> None:
+        """Let this job be moved to another worker, by way of its queue."""
+        ...
+
 
 class _NoWorker:
     """The place of a job that runs outside a worker: nothing is scarce there."""
@@ -67,6 +71,9 @@ class _NoWorker:
     def resume(self) -> bool:
         """Return True."""
         return True
+
+    def allow_moves(self) -> None:
+        """Do nothing."""
 
 
 @dataclass
@@ -83,6 +90,7 @@ class WorkerContext:
         isolation: shares the engine among requests.
         clock: the time, that of Redis; a test moves it by hand.
         failure: why the process can do no more work; None while it can.
+        late_frames: frames that an ingest worker dropped because it decodes too slowly.
     """
 
     settings: Settings
@@ -95,6 +103,13 @@ class WorkerContext:
     isolation: Isolation = field(default_factory=Isolation)
     clock: Clock = field(default_factory=shared)
     failure: str | None = None
+    late_frames: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    def note_late(self, frames: int) -> None:
+        """Count frames that were dropped because this process decodes too slowly."""
+        with self._lock:
+            self.late_frames += frames
 
     def fail(self, reason: str) -> None:
         """Stop this process, which can do no more work, and remember the first reason."""

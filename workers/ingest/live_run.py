@@ -112,6 +112,8 @@ class LiveRun(StreamRun):
         self._good_since: float | None = None  # monotonic, of this connection's first frame
         self._intact_until = 0.0  # stream time of the newest stored frame
         self._readers: list[PacketReader] = []
+        self._late = self.counters.dropped.late  # counted in the worker's sum
+        self._place.allow_moves()
 
     @property
     def open_connections(self) -> int:
@@ -224,6 +226,11 @@ class LiveRun(StreamRun):
     def _stay_paused(self) -> None:
         super()._stay_paused()
         self._first_attempt, self._has_run = True, False
+
+    def _look(self) -> None:
+        super()._look()
+        late, self._late = self.counters.dropped.late - self._late, self.counters.dropped.late
+        self._context.note_late(late)
 
     def _leaving(self) -> bool:
         return self._stopping() or self._reopen or self.spec.paused

@@ -13,6 +13,7 @@ from streamer.jobs import INGEST, INGEST_JOB
 from streamer.logging_setup import log_ready
 from streamer.settings import Settings
 from workers import context
+from workers.ingest.balance import Balance
 from workers.ingest.job import run_stream
 from workers.ingest.lost_streams import LostStreams
 from workers.process import malloc
@@ -52,9 +53,17 @@ def serve_streams(settings: Settings, stopping: threading.Event) -> None:
                 "stream_given_up", job=job.id, reason=message
             ),
             sweep=LostStreams(own.streams, own.jobs, own.clock).sweep,
+            defer=lambda: balance.defers(),
             outage=connections.outage,
             clock=own.clock,
             measure=lambda: {"clock_offset_seconds": connections.clock.offset},
+        )
+        balance = Balance(
+            connections.main,
+            worker.queues[0],
+            worker,
+            late=lambda: own.late_frames,
+            lease=settings.lease,
         )
         own.worker_name = worker.name
         worker.work(on_ready=lambda: log_ready(worker=worker.name, slots=settings.ingest_slots))

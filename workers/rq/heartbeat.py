@@ -78,6 +78,12 @@ class Heartbeat:
         self.ended.set()
         self._thread.join(timeout=2.0)
 
+    def retire(self) -> None:
+        """Report that this worker takes no more jobs."""
+        self._slot_count = 0
+        self._redis.hset(self._stats_key, "slots", 0)
+        self._redis.expire(self._stats_key, self.ttl)
+
     def forget(self) -> None:
         """Delete what was reported about the worker."""
         self._redis.delete(self._stats_key)

@@ -62,6 +62,8 @@ class Slot:
         cancelled: set when the job should stop.
         stopped: whether a user stopped it, so that it does not return to the queue.
         resting: whether the job waits without a slot.
+        wanting: whether it rests only because no slot is free.
+        movable: whether another worker can continue the job.
     """
 
     def __init__(self, job: Job, queue: Queue, execution: Execution, token: int) -> None:
@@ -72,6 +74,8 @@ class Slot:
         self.cancelled = threading.Event()
         self.stopped = False
         self.resting = False
+        self.wanting = False
+        self.movable = False
         self._closed = False
         self._lock = threading.Lock()
 

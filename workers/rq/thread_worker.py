@@ -90,6 +90,28 @@ class _Place:
     def resume(self) -> bool:
         return self.worker.resume(self.slot)
 
+    def allow_moves(self) -> None:
+        self.slot.movable = True
+
+
+@dataclass(frozen=True)
+class WorkerLoad:
+    """What a worker has to do.
+
+    Attributes:
+        slots: how many jobs may run at once; none when the worker is ending.
+        busy: jobs that have a slot.
+        jobs: all jobs, those that rest too.
+        wanting: jobs that rest only because no slot is free.
+        movable: jobs that another worker can continue.
+    """
+
+    slots: int
+    busy: int
+    jobs: int
+    wanting: int
+    movable: int
+
 
 class ThreadWorker(BaseWorker):
     """Runs several jobs at once, each in a thread.
@@ -270,6 +292,8 @@ class ThreadWorker(BaseWorker):
 
     def _drain(self) -> None:
         """Wait for the running jobs, within `grace`; put the others back for the next worker."""
+        with contextlib.suppress(redis.exceptions.RedisError):
+            self._heartbeat.retire()
         self._wait_until_idle(self._grace)
         for slot in list(self._slots.values()):
             slot.cancelled.set()
@@ -359,16 +383,38 @@ class ThreadWorker(BaseWorker):
     def rest(self, slot: Slot) -> None:
         """Free a slot whose job waits for something."""
         with self._changed:
-            slot.resting = True
+            slot.resting, slot.wanting = True, False
             self._changed.notify_all()
 
     def resume(self, slot: Slot) -> bool:
         """Let a resting job have a slot again; return False if none is free."""
         with self._changed:
-            if slot.resting and self._free <= 0:
-                return False
-            slot.resting = False
-            return True
+            slot.wanting = slot.resting and self._free <= 0
+            slot.resting = slot.wanting
+            return not slot.wanting
+
+    def load(self) -> WorkerLoad:
+        """Return what this worker has to do."""
+        slots = list(self._slots.values())
+        return WorkerLoad(
+            slots=0 if self.stopping.is_set() else self._slot_count,
+            busy=sum(not slot.resting for slot in slots),
+            jobs=len(slots),
+            wanting=sum(slot.wanting for slot in slots),
+            movable=sum(slot.movable for slot in slots),
+        )
+
+    def hand_over(self) -> str | None:
+        """Put a job back for another worker: one that waits for a slot, else one that rests, else
+        the newest. Return its id; None if no job is movable."""
+        slots = [slot for slot in list(self._slots.values()) if slot.movable]
+        if any(slot.cancelled.is_set() for slot in slots):
+            return None  # the last one has not ended yet
+        slot = min(reversed(slots), key=lambda s: (not s.wanting, not s.resting), default=None)
+        if slot is None:
+            return None
+        slot.cancelled.set()
+        return slot.job.id
 
     def _begin(self, queue: Queue, job_id: str) -> None:
         try:
