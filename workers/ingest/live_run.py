@@ -16,9 +16,11 @@ from workers.context import GiveBack, WorkerContext
 from workers.ingest.backoff import Backoff
 from workers.ingest.clips import LiveClips
 from workers.ingest.failures import unexpected
+from workers.ingest.frame_intake import SampledFrame
 from workers.ingest.source_counter import RateMeter, SourceCounter
 from workers.ingest.stream_run import NAP, StreamRun
 from workers.ingest.stream_watches import StreamWatches
+from workers.ingest.stream_writer import StreamWriter
 
 _MAX_DAMAGED = 5.0
 """Seconds for which damaged pictures of a camera are skipped; then one is better than none."""
@@ -114,6 +116,8 @@ class LiveRun(StreamRun):
         self._readers: list[PacketReader] = []
         self._late = self.counters.dropped.late  # counted in the worker's sum
         self._place.allow_moves()
+        frames_outage = context.connections.frames_outage
+        self._writer = StreamWriter(refused=lambda: frames_outage.reason is not None)
 
     @property
     def open_connections(self) -> int:
@@ -121,6 +125,13 @@ class LiveRun(StreamRun):
         return len(self._readers)
 
     def _run(self) -> None:
+        try:
+            with self._writer:
+                self._read()
+        finally:
+            self.counters.dropped.redis_away += self._writer.waiting
+
+    def _read(self) -> None:
         while not self._stopping():
             if self.spec.paused:
                 self._stay_paused()
@@ -168,7 +179,8 @@ class LiveRun(StreamRun):
             return None
         if self._timeline.last_time is not None:
             # Ask now about what was seen before the loss: it would be stale when frames return.
-            self.watches.finish(self._timeline.position)
+            end = self._timeline.position
+            self._writer.then(lambda: self.watches.finish(end))
         # Copy the error: its traceback would keep the decoder alive through the next connection.
         return None if self._leaving() else StreamerError(failure.code, failure.message)
 
@@ -206,9 +218,18 @@ class LiveRun(StreamRun):
         if frame.image.is_corrupt and pts < self._intact_until + _MAX_DAMAGED:
             return
         if not self.intake.keeps(pts, frame.image):
-            self.watches.advance(pts)
+            self._writer.then(lambda: self.watches.advance(pts), replaceable=True)
             return
         sampled = self.intake.encode(frame, pts)
+        quiet = self.intake.sampler.due - pts
+        if self._writer.offer(len(sampled.jpeg), lambda: self._store(sampled, quiet)):
+            self._intact_until = pts
+        else:
+            self.counters.dropped.redis_away += 1
+
+    def _store(self, sampled: SampledFrame, quiet: float) -> None:
+        """Store a frame and ask about the windows that it completes; no frame will follow within
+        `quiet` seconds of stream time."""
         outage = self._context.connections.frames_outage
         try:
             ref = self.intake.put(sampled)
@@ -219,9 +240,11 @@ class LiveRun(StreamRun):
         outage.worked("frames")
         if self._context.archive is not None:
             self.counters.dropped.archive += self._context.archive.put(ref, sampled.jpeg)
-        self.watches.add(ref, quiet=self.intake.sampler.due - pts)
+        self.watches.add(ref, quiet)
         self.counters.sampled += 1
-        self._intact_until = pts
+
+    def _in_order(self, step: Callable[[], None]) -> None:
+        self._writer.then(step)
 
     def _stay_paused(self) -> None:
         super()._stay_paused()

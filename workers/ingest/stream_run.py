@@ -185,7 +185,11 @@ class StreamRun(ABC):
         """Continue with an edited spec."""
         self._reporter.name = now.name
         self.intake.follow(now)
-        self.watches.follow(now)
+        self._in_order(lambda: self.watches.follow(now))
+
+    def _in_order(self, step: Callable[[], None]) -> None:
+        """Run a step after the frames that came before it."""
+        step()
 
     def _wait(self, seconds: float) -> None:
         """Sleep, but no longer than until there is something else to do."""
