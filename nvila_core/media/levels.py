@@ -54,21 +54,39 @@ def to_levels(pixels: NDArray[Any]) -> tuple[NDArray[np.uint8], str | None]:
     return out, None if (start, span) == (0.0, full) else f"{low:g} to {high:g}"
 
 
-def deep_gray(frame: VideoFrame) -> NDArray[Any] | None:
-    """Return the values [height, width] of a grey video frame of more than 8 bits, else None.
+def deep_values(frame: VideoFrame) -> NDArray[Any] | None:
+    """Return the values of a video frame whose range says little about what is bright.
 
-    FFmpeg itself would keep their upper 8 bits, or clip floats to 0 to 1.
+    These are grey frames of more than 8 bits, [height, width], and RGB frames of 16 bits or floats,
+    [height, width, 3]. Of any other frame, return None. FFmpeg itself would keep the upper 8 bits,
+    or clip floats to 0 to 1. YUV keeps its levels: video of 10 and 12 bits fills its range.
     """
-    components = frame.format.components
+    name, components = frame.format.name, frame.format.components
+    floats = "f32" in name or "f16" in name
+    if frame.format.is_rgb:
+        return _deep_colours(frame, floats) if floats or components[0].bits >= 16 else None
+    if name.startswith("ya16"):
+        return frame.reformat(format="gray16le", threads=1).to_ndarray()
     if len(components) != 1 or components[0].bits <= 8:
         return None
-    if "f32" in frame.format.name or "f16" in frame.format.name:
+    if floats:
         return frame.to_ndarray().astype(np.float32)
-    if frame.format.name.startswith("gray16"):
+    if name.startswith("gray16"):
         return frame.to_ndarray().astype(np.uint16)
-    if not frame.format.name.startswith("gray"):
+    if not name.startswith("gray"):
         return None
     return frame.reformat(format="gray16le", threads=1).to_ndarray()
+
+
+def _deep_colours(frame: VideoFrame, floats: bool) -> NDArray[Any]:
+    """Return the values [height, width, 3], red first, without alpha."""
+    try:
+        pixels = frame.to_ndarray()
+    except ValueError:  # PyAV knows no array of this format
+        wide = "gbrpf32le" if floats else "rgb48le"
+        return frame.reformat(format=wide, threads=1).to_ndarray()
+    colours = pixels[..., 2::-1] if frame.format.name.startswith("bgr") else pixels[..., :3]
+    return np.ascontiguousarray(colours, np.float32 if floats else np.uint16)
 
 
 def _range(pixels: NDArray[Any]) -> tuple[float, float]:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from nvila_core.errors import MediaError
 from nvila_core.file_kind import HEIC, MAX_PIXELS, describe, file_kind, read_head
-from nvila_core.media.levels import deep_gray, to_levels
+from nvila_core.media.levels import deep_values, to_levels
 from nvila_core.media.orientation import display_matrix, upright
 from nvila_core.media.picture import (
     UNREADABLE,
@@ -271,17 +271,17 @@ def video_stream(container: InputContainer) -> VideoStream:
 def to_image(frame: av.VideoFrame, most: int = MAX_PIXELS) -> Image.Image:
     """Convert a frame to an RGB image of at most about `most` pixels.
 
-    It is turned and mirrored as its display matrix says. Grey values of more
-    than 8 bits are scaled by their range, and a MediaWarning says so.
+    It is turned and mirrored as its display matrix says. Grey values of more than 8 bits, and
+    colours of 16 bits or floats, are scaled by their range, and a MediaWarning says so.
     """
-    values = deep_gray(frame)
+    values = deep_values(frame)
     pixels: NDArray[Any]
     if values is None:
         pixels = _fitting(frame, most).to_ndarray(format="rgb24")
     else:
         levels, scaled = to_levels(values)
         warn_scaled("The video", scaled)
-        pixels = np.repeat(levels[..., None], 3, axis=2)
+        pixels = np.repeat(levels[..., None], 3, axis=2) if levels.ndim == 2 else levels
     return to_rgb(upright(pixels, display_matrix(frame)))
 
 

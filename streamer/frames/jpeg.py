@@ -1,6 +1,7 @@
 """Convert decoded frames to JPEGs of bounded size, and back."""
 
 import struct
+from collections.abc import Callable
 from io import BytesIO
 
 import cv2
@@ -9,7 +10,7 @@ from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from PIL import JpegImagePlugin
 
-from nvila_core.media.levels import deep_gray, to_levels
+from nvila_core.media.levels import deep_values, to_levels
 from nvila_core.media.orientation import display_matrix, upright
 
 MAX_SIDE = 1920
@@ -25,37 +26,45 @@ _REDUCED = (
 )
 
 
-def to_bgr(image: VideoFrame) -> NDArray[np.uint8]:
+def to_bgr(image: VideoFrame, on_scaled: Callable[[], None] = lambda: None) -> NDArray[np.uint8]:
     """Convert a frame to upright BGR uint8 [height, width, 3], no side longer than MAX_SIDE.
 
     It is turned and mirrored as its display matrix says. Of an interlaced frame one field is kept.
+    `on_scaled` is called when values of more than 8 bits were scaled by their range.
     """
     scale = min(1.0, MAX_SIDE / max(image.width, image.height))
     width, height = (max(1, round(side * scale)) for side in (image.width, image.height))
     if image.interlaced_frame:
-        pixels = cv2.resize(_deinterlaced(image), (width, height), interpolation=cv2.INTER_AREA)
+        pixels = cv2.resize(
+            _deinterlaced(image, on_scaled), (width, height), interpolation=cv2.INTER_AREA
+        )
     else:
-        pixels = _to_array(image, width, height)
+        pixels = _to_array(image, width, height, on_scaled)
     return upright(pixels, display_matrix(image))
 
 
-def _to_array(image: VideoFrame, width: int, height: int) -> NDArray[np.uint8]:
-    values = deep_gray(image)
+def _to_array(
+    image: VideoFrame, width: int, height: int, on_scaled: Callable[[], None]
+) -> NDArray[np.uint8]:
+    values = deep_values(image)
     if values is not None:  # thermal cameras: scaled by their range, else all of one grey
-        levels, _ = to_levels(values)
+        levels, scaled = to_levels(values)
+        if scaled is not None:
+            on_scaled()
         small = cv2.resize(levels, (width, height), interpolation=cv2.INTER_AREA)
-        return cv2.cvtColor(small, cv2.COLOR_GRAY2BGR)  # type: ignore[return-value]
+        code = cv2.COLOR_GRAY2BGR if levels.ndim == 2 else cv2.COLOR_RGB2BGR
+        return cv2.cvtColor(small, code)  # type: ignore[return-value]
     # By default a converter has a thread per core, and lives as long as its frame.
     converted = image.reformat(width, height, "bgr24", interpolation="AREA", threads=1)
     return converted.to_ndarray()  # type: ignore[return-value]
 
 
-def _deinterlaced(image: VideoFrame) -> NDArray[np.uint8]:
+def _deinterlaced(image: VideoFrame, on_scaled: Callable[[], None]) -> NDArray[np.uint8]:
     """Return the frame with the rows of its second field interpolated from those of the first.
 
     The two fields were captured at different moments: whatever moves would show as a comb.
     """
-    pixels = _to_array(image, image.width, image.height)
+    pixels = _to_array(image, image.width, image.height, on_scaled)
     first = pixels[0::2]
     below = np.concatenate((first[1:], first[-1:]))
     between = cv2.addWeighted(first, 0.5, below, 0.5, 0.0)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from nvila_core.file_kind import HEIC, file_kind, read_head
 from streamer.domain import Transport
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import source_errors
@@ -81,6 +82,8 @@ class Opening:
 
     arguments: dict[str, Any]
     opener: Opener | None = field(default=None)
+    head: bytes | None = None
+    """First bytes of what a server sent."""
 
     @property
     def error(self) -> StreamerError | None:
@@ -165,6 +168,9 @@ def _over_http(
         raise
     arguments: dict[str, Any] = {"file": file, "options": options, "buffer_size": _BUFFER}
     head = file.fill()
+    if file_kind(head) is HEIC:  # FFmpeg would show one of its tiles
+        opener.close()
+        raise source_errors.other_kind(url, HEIC)
     if head.lstrip(b"\xef\xbb\xbf").startswith(_PLAYLIST):
         arguments |= _playlist(options, opener)
     elif live and _has_pictures(file.content_type, head):
@@ -174,7 +180,7 @@ def _over_http(
         poll = max(MIN_POLL, min(poll, MAX_POLL, timeout / 2))
         answers = itertools.chain([file], iter(lambda: opener.open_again(), None))
         arguments["file"] = JpegStream(lambda: next(answers), lambda: opener.wait(poll))
-    return Opening(arguments, opener)
+    return Opening(arguments, opener, head)
 
 
 def _has_pictures(content_type: str, head: bytes) -> bool:
@@ -194,6 +200,8 @@ def _local(url: str, options: dict[str, str]) -> Opening:
         raise StreamerError(
             ErrorCode.STREAM_NO_VIDEO, f"{url} is not a regular file: give a video file."
         )
+    if stat.S_ISREG(mode) and file_kind(read_head(path)) is HEIC:
+        raise source_errors.other_kind(url, HEIC)  # FFmpeg would show one of its tiles
     if path.suffix.lower() in _PLAYLIST_SUFFIXES:
         opener = _FolderOpener(path)
         first = opener.open(str(path))

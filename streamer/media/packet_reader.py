@@ -205,6 +205,7 @@ class PacketReader:
                     self._url,
                     waited=time.monotonic() - began,
                     timeout=self._open_timeout,
+                    head=self._opening.head if self._opening is not None else None,
                 )
             )
             self._close_opening()

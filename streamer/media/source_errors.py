@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import av
 
-from nvila_core.file_kind import describe
+from nvila_core.file_kind import EMPTY, FileKind, describe, file_kind
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import tls
 from streamer.media.urls import TLS_SCHEMES, is_device, is_remote, path_of, port_of, redact
@@ -84,6 +84,16 @@ def clock_wrong(url: str) -> StreamerError:
         ErrorCode.STREAM_CLOCK_WRONG,
         f"The timestamps of {redact(url)} do not follow real time, so its frames are dated by "
         "arrival: check the camera's clock and firmware.",
+    )
+
+
+def levels_scaled(url: str) -> StreamerError:
+    """Return the warning for a source whose pictures are scaled to 8 bits by their range."""
+    return StreamerError(
+        ErrorCode.STREAM_LEVELS_SCALED,
+        f"The pictures of {redact(url)} have more than 8 bits a pixel and fill little of them, as "
+        "those of thermal cameras: each is scaled from its darkest value to its brightest, so "
+        "brightness cannot be compared between pictures.",
     )
 
 
@@ -327,9 +337,17 @@ def no_parameter_sets(url: str, codec: str) -> StreamerError:
 
 
 def from_exception(
-    error: Exception, url: str, *, waited: float = 0.0, timeout: float = 0.0
+    error: Exception,
+    url: str,
+    *,
+    waited: float = 0.0,
+    timeout: float = 0.0,
+    head: bytes | None = None,
 ) -> StreamerError:
-    """Translate what PyAV raised after `waited` seconds, with `timeout`, into a StreamerError."""
+    """Translate what PyAV raised after `waited` seconds, with `timeout`, into a StreamerError.
+
+    `head` are the first bytes of what a server sent, None if they are not known.
+    """
     if isinstance(error, StreamerError):
         return error
     shown = redact(url)
@@ -349,7 +367,7 @@ def from_exception(
     if isinstance(error, av.HTTPError):
         return _connection(f"{shown} refused the request: check the URL and the camera's log.")
     if isinstance(error, av.InvalidDataError | av.ArgumentError):
-        return _not_video(url)
+        return _not_video(url, head)
     return _diagnose(url)
 
 
@@ -411,8 +429,19 @@ def _lacks_index(path: str) -> bool:
     return bool(kinds) and kinds[0] == b"ftyp" and b"moov" not in kinds
 
 
-def _not_video(url: str) -> StreamerError:
+def other_kind(url: str, kind: FileKind) -> StreamerError:
+    """Return the error for a source that is something else than a video."""
+    remedy = "give a video" if kind.picture else kind.remedy
+    return StreamerError(
+        ErrorCode.STREAM_NO_VIDEO, f"{redact(url)} is not a video, it is {kind.name}: {remedy}."
+    )
+
+
+def _not_video(url: str, head: bytes | None) -> StreamerError:
     if url.startswith(("http:", "https:")):
+        kind = EMPTY if head == b"" else file_kind(head or b"")
+        if kind is not None:
+            return other_kind(url, kind)
         return StreamerError(
             ErrorCode.STREAM_NO_VIDEO,
             f"{redact(url)} is not a video: give the URL of the stream itself, not of a web page.",

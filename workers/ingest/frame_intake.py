@@ -48,6 +48,7 @@ class FrameIntake:
     Attributes:
         sampler: decides which frames are kept.
         store: where they are stored, with the retention of the stream.
+        scaled: whether a picture of more than 8 bits was scaled by its range.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class FrameIntake:
         self._spec = spec
         self._counters = counters
         self._meter = Meter(bgr=True)
+        self.scaled = False
         self.sampler = make_sampler(spec.sampling)
         self.store = self._make_store()
 
@@ -83,7 +85,7 @@ class FrameIntake:
         """
         began = time.perf_counter()
         try:
-            bgr = to_bgr(frame.image)
+            bgr = to_bgr(frame.image, self._note_scaled)
             jpeg = to_jpeg(bgr, self._context.settings.jpeg_quality)
             measures = self._meter.measure(bgr)
         except (av.FFmpegError, cv2.error, ValueError):
@@ -104,6 +106,9 @@ class FrameIntake:
             decode_ms=sampled.decode_ms,
             token=self._token,
         )
+
+    def _note_scaled(self) -> None:
+        self.scaled = True
 
     def _make_store(self) -> FrameStore:
         needed = frames_to_keep(self._spec, self._context.settings)

@@ -191,15 +191,16 @@ class LiveRun(StreamRun):
 
     def _consume(self, source: Source) -> None:
         self._count(source)
-        first = True
+        first, told = True, (False, False)
         for frame in source:
             if first:
                 self._timeline.align(frame)
                 self._connected()
                 first = False
-            if source.by_arrival and not self._reporter.status.warnings:
-                self._reporter.warn(clock_wrong(self.spec.url))
             self._take(frame)
+            if told != (source.by_arrival, self.intake.scaled):
+                told = (source.by_arrival, self.intake.scaled)
+                self._warn(*([clock_wrong(self.spec.url)] if source.by_arrival else []))
 
     def _connected(self) -> None:
         if self._has_run:

@@ -82,7 +82,7 @@ class RecordingRun(StreamRun):
             length = self.counters.duration or 0.0
             missing = None if failure is not None else self._missing(self._position, length)
             if missing is not None:
-                self._reporter.warn(missing)
+                self._warn(missing)
                 self.clips.warning = missing.message
             whole = failure is None and missing is None
             self.watches.finish(max(length, self._position) if whole else self._position)
@@ -132,6 +132,8 @@ class RecordingRun(StreamRun):
         for frame in source:
             self._reporter.enter(StreamState.RUNNING)
             self._take(frame)
+            if self.intake.scaled and not self._reporter.status.warnings:
+                self._warn()
             if self.spec.paused:  # its file may stay open meanwhile
                 self._stay_paused()
                 self._reporter.enter(StreamState.RUNNING)

@@ -8,6 +8,7 @@ from streamer.domain import StreamSpec, StreamState
 from streamer.errors import ErrorCode, StreamerError, Superseded
 from streamer.media.access_policy import AccessPolicy
 from streamer.media.source import Source
+from streamer.media.source_errors import levels_scaled
 from workers.context import Abandon, GiveBack, WorkerContext, place, token
 from workers.ingest.frame_intake import FrameIntake
 from workers.ingest.source_counter import SourceCounter
@@ -141,6 +142,11 @@ class StreamRun(ABC):
         info, counters = source.info, self.counters
         counters.codec, counters.fps, counters.duration = info.codec, info.fps, info.duration
         self.source_counter.follow(source)
+
+    def _warn(self, *others: StreamerError) -> None:
+        """Replace the warnings about the stream: `others`, and that its pictures are scaled."""
+        scaled = [levels_scaled(self.spec.url)] if self.intake.scaled else []
+        self._reporter.warn(*others, *scaled)
 
     def _stay_paused(self) -> None:
         """Wait without a slot until the stream is resumed, or the run ends."""
