@@ -58,9 +58,9 @@ class LostRequests:
         Of a job that another program submitted, only its id may be known.
         """
         raw = cast(bytes | None, self._redis.get(redis_keys.query(request_id)))
-        if raw is not None:
-            result = _failed(Query.model_validate_json(raw), error)
-        else:
+        try:
+            result = _failed(Query.read(raw or b""), error)
+        except StreamerError:
             result = Result(
                 request_id=request_id,
                 kind=ResultKind.ERROR,

@@ -17,6 +17,7 @@ from streamer.client import Client
 from streamer.clock import SystemClock
 from streamer.domain import (
     ClipRequest,
+    ErrorInfo,
     FrameRef,
     Gap,
     Query,
@@ -30,6 +31,7 @@ from streamer.domain import (
     utc_now,
 )
 from streamer.errors import ErrorCode, StreamerError
+from streamer.lost_requests import LostRequests
 from streamer.settings import Settings
 from streamer.streams import StreamRegistry
 from workers.ingest.spec_follower import SpecFollower
@@ -281,6 +283,22 @@ def test_a_query_that_cannot_be_read_hides_no_other(client, api, redis_client):
     assert {query.id for query in client.queries()} == {good.id, wider.id}
     assert client.query(wider.id).status is QueryStatus.QUEUED
     assert api.get(f"/v1/queries/{bad.id}").json()["error"]["code"] == "RECORD_UNREADABLE"
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_query_of_a_newer_release_can_be_refused(client, redis_client, readable):
+    attach(client.registry, "yard")
+    stream = client.stream("yard")
+    client.frames.put(stream.id, b"jpeg", Measures(8, 8, change=0.0), time=time.time(), pts=0.0)
+    query = client.ask("What?", "yard")
+    stored = newer(json.loads(redis_client.get(redis_keys.query(query.id))))
+    if not readable:
+        stored["stream_name"] = ["yard"]
+    redis_client.set(redis_keys.query(query.id), json.dumps(stored))
+    error = ErrorInfo(code=ErrorCode.INVALID_REQUEST, message="Too large.")
+    assert LostRequests(redis_client, client.queue).refuse(query.id, error)
+    result = client.queue.get(query.id)
+    assert (result.error, result.prompt) == (error, "What?" if readable else "")
 
 
 def test_frames_of_a_newer_ingest_worker_are_found_and_others_passed_over(client, redis_client):

@@ -191,6 +191,35 @@ def test_a_nul_character_does_no_harm(timeline):
     assert timeline.get("req_0").text == "ab"
 
 
+def test_rows_of_a_newer_recorder_are_shown_as_far_as_they_can_be_read(timeline, settings):
+    # given rows with a new column, new words, new fields, and a value of a new form
+    timeline.record([result(i) for i in range(4)])
+    with sqlite3.connect(settings.timeline_url.removeprefix("sqlite:///")) as database:
+        database.execute("ALTER TABLE results ADD COLUMN lens TEXT")
+        for number, change in enumerate(
+            (
+                "kind = 'summary', lens = 'wide'",
+                """error = '{"code": "LENS_CAP", "message": "Off!", "hint": 1}'""",
+                """gaps = '[{"start": "2026-11-22T12:00:00Z", "end": "2026-11-22T12:00:01Z",
+                "why": "dark"}]'""",
+                "data = '[1, 2]'",
+            )
+        ):
+            database.execute(f"UPDATE results SET {change} WHERE request_id = 'req_{number}'")
+    database.close()
+    # then every row is in the list
+    found = {each.request_id: each for each in timeline.query().results}
+    assert sorted(found) == ["req_0", "req_1", "req_2", "req_3"]
+    assert found["req_0"].kind == "summary"
+    assert found["req_1"].error.code == "LENS_CAP"
+    assert len(found["req_2"].gaps) == 1
+    assert found["req_3"].error.code is ErrorCode.RECORD_UNREADABLE
+    assert (found["req_3"].text, found["req_3"].stream_name) == ("3 people", "yard")
+    assert timeline.get("req_3") == found["req_3"]
+    # and the older recorder goes on
+    assert timeline.record([result(9)]) == 1
+
+
 @pytest.mark.parametrize("cursor", ["x", "!!!", "e30", "WzEsMl0"])
 def test_a_bad_cursor_is_the_callers_mistake(timeline, cursor):
     with pytest.raises(StreamerError, match="cursor") as caught:

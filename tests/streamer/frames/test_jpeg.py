@@ -74,7 +74,7 @@ def test_no_more_of_a_jpeg_is_decoded_than_is_enough(
 
 
 def test_a_damaged_jpeg_is_said_to_be_one() -> None:
-    with pytest.raises(ValueError, match="not a picture"):
+    with pytest.raises(ValueError, match="not a JPEG"):
         from_jpeg(b"\xff\xd8 nothing", 640, 480)
 
 
