@@ -1,0 +1,117 @@
+"""Two real ingest workers; Redis or one of them is silent for a while: no stream is doubled.
+
+A doubled stream is decoded, stored and asked about by two workers, for as long as both live.
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from rq import Queue
+from rq.serializers import JSONSerializer
+
+from streamer.domain import StreamSpec, StreamState
+from streamer.jobs import INGEST
+from streamer.local.redis_server import EmbeddedServer
+from tests.support.ingest_bench import Bench
+from tests.support.rtsp_proxy import RtspProxy
+from tests.support.worker_process import WorkerProcess
+
+pytestmark = pytest.mark.slow
+
+LEASE = 4.0
+STREAMS = 4
+
+Eventually = Callable[..., None]
+
+
+class Pair:
+    """Two workers that read some cameras through one line, which counts connections."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        line: RtspProxy,
+        url: str,
+        start: Callable[..., WorkerProcess],
+        eventually: Eventually,
+    ) -> None:
+        self.bench, self.line, self.eventually = bench, line, eventually
+        self.specs: list[StreamSpec] = [
+            bench.attach(line.through(url), live=True, fps=5, name=f"cam{number}")
+            for number in range(STREAMS)
+        ]
+        for spec in self.specs:
+            bench.context.jobs.start_ingest(spec.id)
+        self.workers = [start("ingest", STREAMER_LEASE=str(LEASE)) for _ in range(2)]
+        eventually(self.all_run)
+
+    def all_run(self) -> bool:
+        return all(self.bench.status(spec).state is StreamState.RUNNING for spec in self.specs)
+
+    @property
+    def executions(self) -> list[str]:
+        redis = self.bench.context.connections.main
+        registry = Queue(INGEST, connection=redis, serializer=JSONSerializer).started_job_registry
+        return sorted(registry.get_job_ids(cleanup=False))
+
+    def require_one_each(self) -> None:
+        """Wait until every stream is read once; then it stays so for several leases."""
+        jobs = sorted(f"ingest-{spec.id}" for spec in self.specs)
+        self.eventually(
+            lambda: self.executions == jobs and self.line.open == STREAMS and self.all_run()
+        )
+        until = time.monotonic() + 3 * LEASE
+        while time.monotonic() < until:
+            assert self.executions == jobs
+            assert self.line.open == STREAMS
+            time.sleep(0.2)
+        # and none is stored more densely than asked for
+        for spec in self.specs:
+            newest = self.bench.frames.newest(spec.id, 30)
+            assert newest[-1].time - newest[0].time > 0.75 * 29 / 5
+
+
+@pytest.fixture
+def pair(
+    bench: Bench,
+    line: RtspProxy,
+    loopback: Any,
+    worker_process: Callable[..., WorkerProcess],
+    eventually: Eventually,
+) -> Pair:
+    return Pair(bench, line, loopback.url, worker_process, eventually)
+
+
+@pytest.mark.parametrize("silence", [0.9 * LEASE, 1.5 * LEASE])
+def test_no_stream_is_doubled_when_redis_is_silent(
+    pair: Pair, valkey: EmbeddedServer, silence: float
+) -> None:
+    assert valkey.pid is not None
+    for _ in range(2):
+        os.kill(valkey.pid, signal.SIGSTOP)
+        try:
+            time.sleep(silence)
+        finally:
+            os.kill(valkey.pid, signal.SIGCONT)
+        pair.require_one_each()
+
+
+def test_no_stream_is_doubled_when_a_worker_is_frozen(pair: Pair) -> None:
+    frozen, other = pair.workers
+    frozen.process.send_signal(signal.SIGSTOP)
+    try:
+        # until the other has taken everything over
+        pair.eventually(
+            lambda: all(
+                (pair.bench.status(spec).worker or "").split("-")[-2] == str(other.process.pid)
+                for spec in pair.specs
+            )
+        )
+    finally:
+        frozen.process.send_signal(signal.SIGCONT)
+    pair.require_one_each()
+    assert frozen.process.poll() is None
