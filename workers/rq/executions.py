@@ -212,12 +212,20 @@ return 1
 # no retries left. Also drops entries that have expired from the registries of ended jobs.
 # KEYS: started registry, queue, wake, failed registry, finished registry
 # ARGV: prefixes of the keys job, executions of a job, execution, results; TTL s of a failed job;
-# compressed reason; maximum number. Returns for each: job id, worker, whether it goes on
+# compressed reason; maximum number; lease s; latest plausible time. Returns for each: job id,
+# worker, whether it goes on. Returns false if the clock of Redis was set forward since the workers
+# last renewed: then all leases seem to have expired.
 _ABANDON = (
     _CLOCK
     + _FAILED
     + """
+if now > tonumber(ARGV[9]) then return false end
 local moved = {}
+-- Leases that end too late were given before the clock was set back.
+local lease = tonumber(ARGV[8])
+for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], now + 2 * lease, '+inf')) do
+  redis.call('ZADD', KEYS[1], now + lease, member)
+end
 redis.call('ZREMRANGEBYSCORE', KEYS[4], 0, now)
 redis.call('ZREMRANGEBYSCORE', KEYS[5], 0, now)
 for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now,
@@ -371,9 +379,13 @@ class Executions:
             ],
         )
 
-    def abandon(self, queue: Queue) -> list[AbandonedJob]:
+    def abandon(self, queue: Queue, now: datetime) -> list[AbandonedJob] | None:
         """Put the jobs back whose executions have expired, or record that they have failed when
-        they have no retries left."""
+        they have no retries left.
+
+        `now` is what the caller believes the time of Redis to be. If that is far ahead of it, its
+        clock has been set: nothing is done then, and None is returned.
+        """
         moved = self._abandon(
             keys=[
                 queue.started_job_registry.key,
@@ -390,8 +402,12 @@ class Executions:
                 DEFAULT_FAILURE_TTL,
                 _packed(_ABANDONED),
                 _MAX_ABANDONED,
+                self._lease,
+                now.timestamp() + self._lease / 3,
             ],
         )
+        if moved is None:
+            return None
         return [
             AbandonedJob(job_id.decode(), worker.decode(), bool(retried))
             for job_id, worker, retried in moved

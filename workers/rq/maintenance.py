@@ -18,6 +18,7 @@ from rq.job import Job
 from rq.queue import Queue
 
 from streamer.clock import Clock, SystemClock
+from streamer.domain import to_datetime
 from streamer.errors import ErrorCode
 from workers.rq.executions import Executions
 
@@ -94,15 +95,19 @@ class Maintenance:
             if not self._redis.set(lock, 1, nx=True, ex=math.ceil(self._lease)):
                 continue
             try:
-                for job in self._executions.abandon(queue):
-                    _log.warning(
-                        "job_abandoned", job=job.job_id, worker=job.worker, retried=job.retried
-                    )
+                self._abandon(queue)
                 worker_registration.clean_worker_registry(queue)
                 self._recover_intermediate(queue)
                 self._report_lost(queue)
             finally:
                 self._redis.delete(lock)
+
+    def _abandon(self, queue: Queue) -> None:
+        abandoned = self._executions.abandon(queue, to_datetime(self._clock.time()))
+        if abandoned is None:
+            self.postpone()  # until the workers that live have renewed by the new time
+        for job in abandoned or ():
+            _log.warning("job_abandoned", job=job.job_id, worker=job.worker, retried=job.retried)
 
     def _recover_intermediate(self, queue: Queue) -> None:
         """Put back jobs of the intermediate list, in which they stay for milliseconds unless their

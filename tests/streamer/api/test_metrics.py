@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from streamer import redis_keys
 from streamer.api.app import create_app
 from streamer.client import Client
+from streamer.clock import ServerClock
 from streamer.domain import (
     ClipRequest,
     Drops,
@@ -24,6 +25,7 @@ from streamer.domain import (
 from streamer.errors import ErrorCode
 from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import Settings
+from tests.support.clocks import ShiftedClock
 
 PASSWORD = "hunter2secret"
 URL = f"rtsp://me:{PASSWORD}@camera/live?token={PASSWORD}"
@@ -143,6 +145,12 @@ def test_the_engine_of_a_gpu_worker_is_told_of(
     found = samples(api)
     assert found["streamer_worker_kv_cache_tokens", f"worker={name}"] == 4096
     assert found["streamer_worker_running", f"worker={name}"] == 0
+
+
+def test_a_machine_whose_clock_is_wrong_says_so(api: TestClient, client: Client) -> None:
+    client.connections.clock = ServerClock(client.connections.clock.time, ShiftedClock(-60.0))
+    client.connections.clock.measure()
+    assert samples(api)["streamer_clock_offset_seconds", ""] == pytest.approx(-60, abs=20)
 
 
 def test_redis_away_is_a_metric(settings: Settings, tmp_path: Any) -> None:

@@ -12,6 +12,7 @@ import pytest
 import redis
 from typer.testing import CliRunner
 
+from streamer import redis_keys
 from streamer.cli.app import app
 from streamer.doctor import database, machine, model, redis_server
 from streamer.doctor.check import Check
@@ -128,6 +129,21 @@ def test_clocks_that_disagree(settings: Settings, ahead: float, state: str) -> N
     clock = only(lambda given: redis_server.servers(given, ours), settings)["clock"]
     assert clock.state == state
     assert ("NTP" in clock.message) == (state != "ok")
+
+
+def test_a_worker_whose_clock_is_wrong_is_named(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    # given two workers, one of them on a machine whose clock is an hour ahead
+    for name, offset in (("right", 0.1), ("wrong", 3600.0)):
+        redis_client.sadd("rq:workers", f"rq:worker:{name}")
+        redis_client.hset(redis_keys.worker(name), "clock_offset_seconds", offset)
+    found = only(redis_server.servers, settings)["clocks of workers"]
+    assert found.state == "warn"
+    assert "wrong (+3600.0 s)" in found.message
+    assert "right" not in found.message
+    redis_client.hset(redis_keys.worker("wrong"), "clock_offset_seconds", -0.5)
+    assert "clocks of workers" not in only(redis_server.servers, settings)
 
 
 def test_a_model_that_cannot_be_used(

@@ -136,7 +136,7 @@ def test_a_job_of_a_living_worker_is_not_lost_whatever_the_clocks_are(
         beats = [worker._heartbeat for worker in workers]
         for _ in range(20):
             for worker in workers:
-                worker._jobs.abandon(queue)
+                assert worker._jobs.abandon(queue, worker._now()) == []
         assert all(not beat.ended.is_set() for beat in beats)
         # then the job goes on
         assert lost == []

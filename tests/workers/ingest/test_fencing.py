@@ -15,7 +15,7 @@ from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.connections import connect
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.domain import ClipRequest, StreamSpec, StreamState
+from streamer.domain import ClipRequest, StreamSpec, StreamState, to_datetime
 from streamer.errors import Superseded
 from streamer.frames.store import FrameStore, Retention
 from streamer.jobs import FILES, INGEST, WATCHES, Jobs
@@ -58,7 +58,9 @@ class Workers:
         """Let the lease of the first worker run out, and another one take the stream."""
         registry = self._queue.started_job_registry
         self.redis.zadd(registry.key, {former.execution.composite_key: 1}, xx=True)
-        assert len(self._executions.abandon(self._queue)) == 1
+        abandoned = self._executions.abandon(self._queue, to_datetime(self.redis.time()[0]))
+        assert abandoned is not None
+        assert len(abandoned) == 1
         return self.take(spec, "second")
 
 

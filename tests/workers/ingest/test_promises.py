@@ -1,6 +1,7 @@
 """Promised times: of back-off, of take-over, and of an end that nothing delays."""
 
 from collections.abc import Callable
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -102,9 +103,9 @@ def test_the_lock_of_a_worker_that_dies_while_taking_over_expires_in_time(
     left: list[int] = []
 
     class Watched(Executions):
-        def abandon(self, queue: Queue) -> list[AbandonedJob]:
+        def abandon(self, queue: Queue, now: datetime) -> list[AbandonedJob] | None:
             left.append(redis_client.pttl(queue.registry_cleaning_key))
-            return super().abandon(queue)
+            return super().abandon(queue, now)
 
     Maintenance(
         redis_client,

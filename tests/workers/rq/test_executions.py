@@ -1,7 +1,7 @@
 """Taking, renewing and ending executions, in every order that two workers can do it."""
 
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -16,9 +16,10 @@ from rq.utils import current_timestamp
 
 from streamer import redis_keys
 from streamer.connections import connect
+from streamer.domain import to_datetime
 from streamer.local.redis_server import EmbeddedServer
 from tests.support.forgetful_redis import ForgetfulLine
-from workers.rq.executions import Executions, NotTaken
+from workers.rq.executions import AbandonedJob, Executions, NotTaken
 from workers.rq.job import PlainJob, Slot
 
 LEASE = 60
@@ -55,6 +56,15 @@ class Desk:
         key = slot.execution.composite_key
         assert self.redis.zadd(self.started.key, {key: current_timestamp() - 1}, xx=True) == 0
         self.redis.delete(slot.execution.key)
+
+    def now(self) -> datetime:
+        """Return the time of Redis."""
+        return to_datetime(float(self.redis.time()[0]))
+
+    def abandon(self) -> list[AbandonedJob]:
+        abandoned = self.executions.abandon(self.queue, self.now())
+        assert abandoned is not None
+        return abandoned
 
     def renew(self, slot: Slot) -> bool:
         class Worker:
@@ -114,7 +124,7 @@ def test_an_execution_that_is_renewed_after_it_expired_is_not_taken_over(desk: D
     desk.expire(slot)
     # when its worker renews it before any other one cleans up
     assert desk.renew(slot)
-    assert desk.executions.abandon(desk.queue) == []
+    assert desk.abandon() == []
     # then it goes on alone
     assert (desk.queued, desk.running) == ([], ["j"])
     assert desk.executions.succeed(slot, NOW)
@@ -125,7 +135,7 @@ def test_whoever_comes_late_after_a_take_over_is_refused(desk: Desk) -> None:
     desk.put(retries=5)
     first = desk.take("a")
     desk.expire(first)
-    (abandoned,) = desk.executions.abandon(desk.queue)
+    (abandoned,) = desk.abandon()
     assert (abandoned.job_id, abandoned.worker, abandoned.retried) == ("j", "a", True)
     # then its former worker is refused, before and after the job is taken again
     assert not desk.renew(first)
@@ -214,7 +224,7 @@ def test_an_expired_execution_that_is_still_registered_does_not_return(desk: Des
     desk.redis.rpush(desk.queue.key, "j")
     second = desk.take("b")
     # then cleaning up does not start it a third time
-    assert desk.executions.abandon(desk.queue) == []
+    assert desk.abandon() == []
     assert desk.queued == []
     assert not desk.renew(first)
     assert desk.renew(second)
@@ -224,7 +234,7 @@ def test_an_abandoned_job_without_retries_has_failed_with_its_reason(desk: Desk)
     desk.put(retries=None, failure_ttl=100)
     slot = desk.take("a")
     desk.expire(slot)
-    (abandoned,) = desk.executions.abandon(desk.queue)
+    (abandoned,) = desk.abandon()
     assert not abandoned.retried
     job = desk.job()
     assert job.get_status() is JobStatus.FAILED
@@ -267,7 +277,7 @@ def test_a_stream_job_ends_although_its_execution_has_expired(desk: Desk, gone: 
     desk.redis.delete(slot.execution.key)
     if gone != "execution":
         desk.expire(slot)
-        desk.executions.abandon(desk.queue)
+        desk.abandon()
         slot = desk.take("b")
         desk.redis.delete(slot.execution.key)
     assert desk.executions.succeed(slot, NOW)
@@ -332,7 +342,7 @@ def test_no_end_is_recorded_twice_when_its_answer_is_lost(
         assert desk.redis.hget("rq:worker:a", "failed_job_count") == b"1"
         assert desk.failures == 1
     else:
-        forgetful.abandon(desk.queue)
+        forgetful.abandon(desk.queue, desk.now())
         assert desk.queued == ["j"]
         assert desk.job().retries_left == 4
     assert line.lost == 1
@@ -353,7 +363,7 @@ def test_leases_do_not_depend_on_the_clock_of_a_worker(
         )
         desk.put()
         slot = desk.take("a")
-        assert desk.executions.abandon(desk.queue) == []
+        assert desk.abandon() == []
         assert desk.renew(slot)
         seconds, microseconds = desk.redis.time()
         ends = desk.redis.zscore(desk.started.key, slot.execution.composite_key)
@@ -372,3 +382,43 @@ def test_a_job_is_given_back_to_either_end_of_its_queue(desk: Desk) -> None:
     slot = desk.take("a")
     assert desk.executions.give_back(slot)
     assert desk.queued == ["k", "j"]
+
+
+@pytest.mark.parametrize("shift", [60, 3600])
+def test_no_living_worker_is_given_up_when_the_clock_of_redis_is_set_forward(
+    desk: Desk, shift: int
+) -> None:
+    # given a lease that ended when the clock was set forward
+    desk.put(retries=None)
+    slot = desk.take("a")
+    desk.expire(slot)
+    before = desk.now() - timedelta(seconds=shift)  # what another worker believes
+    # then its job is left alone until the worker has had the time to renew
+    assert desk.executions.abandon(desk.queue, before) is None
+    assert desk.renew(slot)
+    assert desk.abandon() == []
+    assert desk.executions.succeed(slot, NOW)
+
+
+@pytest.mark.parametrize("shift", [300, 3600])
+def test_a_dead_worker_is_given_up_in_time_when_the_clock_of_redis_is_set_back(
+    desk: Desk, shift: int
+) -> None:
+    # given leases that were given before the clock was set back, one of them of a dead worker
+    desk.put("living")
+    desk.put("dead")
+    slots = {job_id: desk.take(job_id) for job_id in ("living", "dead")}
+    ends = current_timestamp() + shift
+    members = {slot.execution.composite_key: ends for slot in slots.values()}
+    desk.redis.zadd(desk.started.key, members)
+    # when the living one renews
+    assert desk.abandon() == []
+    assert desk.renew(slots["living"])
+    # then both leases end after their usual time
+    for slot in slots.values():
+        score = desk.redis.zscore(desk.started.key, slot.execution.composite_key)
+        assert score is not None
+        assert score <= current_timestamp() + LEASE + 1
+    desk.expire(slots["dead"])
+    assert [job.job_id for job in desk.abandon()] == ["dead"]
+    assert desk.renew(slots["living"])
