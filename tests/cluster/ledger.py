@@ -1,0 +1,207 @@
+"""Balance what a cluster accepted against what it delivered."""
+
+import json
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from typing import Any, cast
+
+import redis
+
+from streamer.client import Client
+from streamer.domain import StreamState
+from tests.cluster.load import RECORDING_SECONDS, WINDOW, Load
+from tests.cluster.machines import Cluster
+
+MAX_RECOVERY = 60.0
+"""Seconds after the last fault in which every camera has to run again."""
+
+MAX_SETTLING = 240.0
+"""Seconds after the last fault in which everything accepted has to have its result."""
+
+_OVERLAP = 0.05
+"""Seconds by which windows that stand back to back may overlap because times are rounded."""
+
+
+@dataclass
+class Ledger:
+    """One line: what was accepted, what came of it, and what must be zero."""
+
+    accepted: int = 0
+    refused: dict[str, int] = field(default_factory=dict)
+    answered: int = 0
+    failed: dict[str, int] = field(default_factory=dict)
+    lost: int = 0
+    doubled: int = 0
+    unrecorded: int = 0
+    recordings: int = 0
+    windows_missing: int = 0
+    windows_doubled: int = 0
+    captions: int = 0
+    captions_overlapping: int = 0
+    cameras_not_running: int = 0
+    longest_double_reading_s: float = 0.0
+    seconds_until_running: float = 0.0
+    seconds_until_settled: float = 0.0
+    orphans: list[str] = field(default_factory=list)
+    deaths: dict[str, list[int]] = field(default_factory=dict)
+    starts: dict[str, int] = field(default_factory=dict)
+
+    def faults(self, lease: float) -> list[str]:
+        """Return what is wrong, as sentences."""
+        zero = (
+            "lost",
+            "doubled",
+            "unrecorded",
+            "windows_missing",
+            "windows_doubled",
+            "cameras_not_running",
+        )
+        wrong = [f"{name} is {getattr(self, name)}" for name in zero if getattr(self, name)]
+        if self.longest_double_reading_s > 2 * lease:
+            wrong.append(f"a camera was read twice for {self.longest_double_reading_s:.1f} s")
+        if self.orphans:
+            wrong.append(f"left in Redis: {', '.join(self.orphans)}")
+        if self.deaths:
+            wrong.append(f"programs died: {self.deaths}")
+        return wrong
+
+    def __str__(self) -> str:
+        return json.dumps(asdict(self))
+
+
+class Balance:
+    """Waits until a cluster has settled, then draws up its ledger.
+
+    Args:
+        cluster, load: the cluster and what it had to do.
+    """
+
+    def __init__(self, cluster: Cluster, load: Load) -> None:
+        self._cluster, self._load = cluster, load
+        self._ledger = Ledger()
+
+    def draw_up(self) -> Ledger:
+        """Return the ledger. All faults have ended, and nothing new is asked."""
+        ledger, load = self._ledger, self._load
+        with self._cluster.client() as client:
+            began = time.monotonic()
+            self._wait(lambda: self._cameras_down(client) == 0, MAX_RECOVERY)
+            ledger.seconds_until_running = round(time.monotonic() - began, 1)
+            ledger.cameras_not_running = self._cameras_down(client)
+            self._wait(lambda: self._settled(client), MAX_SETTLING)
+            ledger.seconds_until_settled = round(time.monotonic() - began, 1)
+            self._count_queries(client)
+            self._count_recordings(client)
+            self._count_captions()
+            self._detach_all(client)
+        ledger.refused = dict(load.accepted.refused)
+        ledger.longest_double_reading_s = max(camera.doubled_for for camera in load.cameras)
+        for machine in self._cluster.machines:
+            ledger.starts[machine.name] = machine.starts
+            if machine.deaths:
+                ledger.deaths[machine.name] = machine.deaths
+        return ledger
+
+    def _wait(self, condition: Callable[[], bool], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while not condition() and time.monotonic() < deadline:
+            self._cluster.tick()
+            time.sleep(0.5)
+
+    def _cameras_down(self, client: Client) -> int:
+        states = {stream.id: stream.state for stream in client.streams()}
+        return sum(
+            states.get(camera.stream_id) is not StreamState.RUNNING for camera in self._load.cameras
+        )
+
+    def _settled(self, client: Client) -> bool:
+        accepted, published = self._load.accepted, self._load.published
+        over = {
+            stream.id
+            for stream in client.streams()
+            if stream.state in (StreamState.ENDED, StreamState.FAILED) and not stream.unanswered
+        }
+        return accepted.recordings.keys() <= over and accepted.queries.keys() <= published.keys()
+
+    def _count_queries(self, client: Client) -> None:
+        ledger, failed = self._ledger, Counter[str]()
+        ids = self._load.accepted.queries
+        ledger.accepted = len(ids)
+        for query_id in ids:
+            results = self._load.published.get(query_id, [])
+            ledger.lost += not results
+            for result in results[:1]:
+                if result.error is None:
+                    ledger.answered += 1
+                else:
+                    failed[result.error.code] += 1
+        ledger.failed = dict(failed)
+        ledger.doubled = sum(len(results) > 1 for results in list(self._load.published.values()))
+        self._wait(lambda: not self._unrecorded(client), 30)
+        ledger.unrecorded = self._unrecorded(client)
+
+    def _unrecorded(self, client: Client) -> int:
+        return sum(
+            client.timeline.get(request_id) is None for request_id in list(self._load.published)
+        )
+
+    def _count_recordings(self, client: Client) -> None:
+        ledger = self._ledger
+        starts: dict[str, list[float]] = defaultdict(list)
+        for results in list(self._load.published.values()):
+            for result in results:
+                data = result.data or {}
+                if result.stream_id in self._load.accepted.recordings and "media_start" in data:
+                    starts[result.stream_id].append(float(data["media_start"]))
+        wanted = [n * WINDOW for n in range(round(RECORDING_SECONDS / WINDOW))]
+        ledger.recordings = len(self._load.accepted.recordings)
+        for stream_id in self._load.accepted.recordings:
+            found = Counter(round(start, 3) for start in starts[stream_id])
+            ledger.windows_missing += sum(not found[start] for start in wanted)
+            ledger.windows_doubled += sum(count > 1 for count in found.values())
+
+    def _count_captions(self) -> None:
+        ledger = self._ledger
+        for camera in self._load.cameras:
+            windows = sorted(
+                (result.start, result.end)
+                for results in list(self._load.published.values())
+                for result in results[:1]
+                if result.stream_id == camera.stream_id and result.watch_id is not None
+                if result.start is not None and result.end is not None
+            )
+            ledger.captions += len(windows)
+            ledger.captions_overlapping += sum(
+                (before[1] - after[0]).total_seconds() > _OVERLAP
+                for before, after in pairwise(windows)
+            )
+
+    def _detach_all(self, client: Client) -> None:
+        """Detach all streams, and note what is left of them in Redis a while later."""
+        for stream in client.streams():
+            client.detach(stream.id)
+        with redis.Redis.from_url(self._cluster.main.url) as connection:
+            self._wait(lambda: not _left(connection), 4 * self._cluster.settings.lease)
+            self._ledger.orphans = _left(connection)
+
+
+def _left(connection: redis.Redis) -> list[str]:
+    """Return the keys and registry entries of streams that are detached, but for those that end
+    by themselves."""
+    keys = cast("list[bytes]", connection.keys("rq:job:*"))
+    left = [key.decode() for key in keys if connection.ttl(key) == -1]
+    for registry in ("rq:wip:ingest", "rq:queue:ingest", "rq:failed:ingest"):
+        kind = cast(bytes, connection.type(registry)).decode()
+        members: list[Any] = []
+        if kind == "zset":
+            members = cast("list[Any]", connection.zrange(registry, 0, -1))
+        elif kind == "list":
+            members = cast("list[Any]", connection.lrange(registry, 0, -1))
+        left += [f"{registry} {member.decode()}" for member in members]
+    for name in ("streamer:streams", "streamer:secrets", "streamer:names"):
+        fields = cast("list[bytes]", connection.hkeys(name))
+        left += [f"{name} {item.decode()}" for item in fields if item != b"key-check"]
+    return left

@@ -1,0 +1,195 @@
+"""What a cluster has to do: cameras with watches, questions about them, and recordings."""
+
+import contextlib
+import random
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+from urllib.parse import urlsplit
+
+import redis
+
+from streamer.client import Client
+from streamer.demo.loopback_camera import LoopbackCamera
+from streamer.domain import Result, Sampling
+from streamer.errors import StreamerError
+from streamer.results import Results
+from tests.cluster.machines import Cluster
+from tests.support.rtsp_proxy import RtspProxy
+from tests.support.videos import write_video
+
+WINDOW = 4.0
+"""Seconds of a window, of cameras and recordings."""
+
+RECORDING_SECONDS = 40.0
+
+
+@dataclass
+class Camera:
+    """One camera: its stream, and the proxy through which it is read.
+
+    `doubled_for` is the longest time, in seconds, for which two connections read it at once.
+    """
+
+    name: str
+    proxy: RtspProxy
+    stream_id: str = ""
+    doubled_for: float = 0.0
+    _doubled_since: float | None = None
+
+    def tick(self) -> None:
+        """Note how many connections read the camera."""
+        if self.proxy.open < 2:
+            self._doubled_since = None
+            return
+        now = time.monotonic()
+        self._doubled_since = self._doubled_since or now
+        self.doubled_for = max(self.doubled_for, now - self._doubled_since)
+
+
+@dataclass
+class Accepted:
+    """What the service has accepted: it owes a result for each.
+
+    Attributes:
+        queries: id of the query to when it was accepted, monotonic.
+        recordings: id of the stream to its name.
+        refused: how often each error code refused new work.
+    """
+
+    queries: dict[str, float] = field(default_factory=dict)
+    recordings: dict[str, str] = field(default_factory=dict)
+    refused: Counter[str] = field(default_factory=Counter)
+
+
+class Load:
+    """Keeps a cluster busy until `pause`, and notes what was accepted and what was published.
+
+    Args:
+        cluster: what to keep busy.
+        folder: for videos.
+        seed: the same seed asks the same questions.
+        cameras: number of cameras.
+        questions: mean number of questions a second.
+    """
+
+    def __init__(
+        self, cluster: Cluster, folder: Path, seed: int, *, cameras: int, questions: float
+    ) -> None:
+        self._cluster = cluster
+        self._random = random.Random(seed)
+        self._questions = questions
+        self._film = folder / "film.mp4"
+        self._recording = folder / "recording.mp4"
+        write_video(self._film, seconds=20.0, fps=5)
+        write_video(self._recording, seconds=RECORDING_SECONDS, fps=5)
+        self._source = LoopbackCamera(self._film)
+        self._count, self._seed = cameras, seed
+        self.cameras: list[Camera] = []
+        self.accepted = Accepted()
+        self.published: dict[str, list[Result]] = defaultdict(list)
+        """Results by the id of their request, as the results queue had them."""
+        self._stopped, self._paused = threading.Event(), threading.Event()
+        self._threads = [
+            threading.Thread(target=target, name=target.__name__, daemon=True)
+            for target in (self._ask, self._record, self._read)
+        ]
+
+    def __enter__(self) -> Self:
+        self._source.start()
+        port = urlsplit(self._source.url).port or 0
+        with self._cluster.client() as client:
+            for number in range(self._count):
+                proxy = RtspProxy(port, self._seed + number)
+                proxy.__enter__()
+                camera = Camera(f"camera-{number}", proxy)
+                self.cameras.append(camera)
+                stream = client.attach(
+                    camera.proxy.through(self._source.url),
+                    camera.name,
+                    sampling=Sampling(fps=1.0),
+                    watches=[client.watch("What is there?", window=WINDOW)],
+                    probe=False,
+                    live=True,
+                )
+                camera.stream_id = stream.id
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._paused.set()
+        self._stopped.set()
+        for thread in self._threads:
+            thread.join(30)
+        for camera in self.cameras:
+            camera.proxy.__exit__()
+        self._source.stop()
+
+    def tick(self) -> None:
+        """Look at the cameras; call it a few times a second."""
+        for camera in self.cameras:
+            camera.tick()
+
+    def pause(self) -> None:
+        """Ask nothing more, and attach no more recordings; the cameras go on."""
+        self._paused.set()
+
+    def _ask(self) -> None:
+        with self._patient_client() as client:
+            client.first_frame_wait = 0.0
+            while not self._paused.wait(self._random.expovariate(self._questions)):
+                camera = self._random.choice(self.cameras).name
+                past = {"since": "-20s"} if self._random.random() < 0.4 else {"stale_ok": True}
+                with self._refusals():
+                    query = client.ask("What is there?", camera, max_tokens=4, **past)
+                    self.accepted.queries[query.id] = time.monotonic()
+
+    def _record(self) -> None:
+        number = 0
+        with self._patient_client() as client:
+            while not self._paused.wait(self._random.uniform(5, 15)):
+                with self._refusals():
+                    name = f"recording-{number}"
+                    stream = client.attach(
+                        str(self._recording),
+                        name,
+                        watches=[client.watch("What is there?", window=WINDOW)],
+                        probe=False,
+                        live=False,
+                    )
+                    self.accepted.recordings[stream.id] = name
+                    number += 1
+
+    def _read(self) -> None:
+        """Note every entry of the results queue, each once."""
+        position = "0-0"
+        with redis.Redis.from_url(self._cluster.main.url, socket_timeout=20) as connection:
+            results = Results(connection, self._cluster.settings)
+            while not self._stopped.is_set():
+                try:
+                    entries = results.read(position, block=1.0)
+                except redis.exceptions.RedisError:
+                    time.sleep(0.2)
+                    continue
+                for entry_id, result in entries:
+                    position = entry_id
+                    self.published[result.request_id].append(result)
+
+    @contextlib.contextmanager
+    def _patient_client(self) -> Iterator[Client]:
+        with self._cluster.client() as client:
+            yield client
+
+    @contextlib.contextmanager
+    def _refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except StreamerError as error:
+            self.accepted.refused[error.code.value] += 1
+        except redis.exceptions.RedisError as error:
+            self.accepted.refused[type(error).__name__] += 1
