@@ -48,6 +48,7 @@ class Ledger:
     orphans: list[str] = field(default_factory=list)
     deaths: dict[str, list[int]] = field(default_factory=dict)
     starts: dict[str, int] = field(default_factory=dict)
+    failed_starts: int = 0
 
     def faults(self, lease: float) -> list[str]:
         """Return what is wrong, as sentences."""
@@ -101,6 +102,7 @@ class Balance:
         ledger.longest_double_reading_s = max(camera.doubled_for for camera in load.cameras)
         for machine in self._cluster.machines:
             ledger.starts[machine.name] = machine.starts
+            ledger.failed_starts += machine.failed_starts
             if machine.deaths:
                 ledger.deaths[machine.name] = machine.deaths
         return ledger

@@ -50,7 +50,8 @@ class Machine:
     Attributes:
         name: name of the program in the ledger.
         starts: how often it was started.
-        deaths: exit codes with which it ended although no fault ended it.
+        deaths: exit codes with which it ended although it was ready and no fault ended it.
+        failed_starts: how often it ended before it was ready: a server was silent when it started.
         cables: to the server of the jobs and to that of the frames.
     """
 
@@ -60,6 +61,7 @@ class Machine:
         self.name = name
         self.starts = 0
         self.deaths: list[int] = []
+        self.failed_starts = 0
         self.log = folder / f"{name}.log"
         self.cables = [Cable(server.port) for server in servers]
         for cable in self.cables:
@@ -86,6 +88,7 @@ class Machine:
         self._process: subprocess.Popen[bytes] | None = None
         self._expected_end = False
         self._start_at = 0.0
+        self._log_start = 0
 
     def tick(self) -> None:
         """Start the program if it is due; note an end that no fault caused."""
@@ -94,10 +97,14 @@ class Machine:
             if code is None:
                 return
             if not self._expected_end:
-                self.deaths.append(code)
+                if b'"ready"' in self.log.read_bytes()[self._log_start :]:
+                    self.deaths.append(code)
+                else:
+                    self.failed_starts += 1
             self._process = None
             self._start_at = max(self._start_at, time.monotonic() + 0.5)
         if time.monotonic() >= self._start_at:
+            self._log_start = self.log.stat().st_size if self.log.exists() else 0
             self._process = spawn(self._command, env=self._environment, log=self.log)
             self._expected_end = False
             self.starts += 1
