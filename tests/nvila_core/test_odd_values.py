@@ -1,6 +1,8 @@
 """Values that Python takes and a library does not: one sentence, and no other exception."""
 
+import json
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -97,3 +99,42 @@ def test_ask_refuses_half_of_a_character(
 ) -> None:
     assert main(["ask", "--model", str(tiny_folder), "What is \udcff?"]) == 1
     assert "lone surrogate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+@pytest.mark.parametrize(
+    ("schema", "says"),
+    [
+        ({"type": "integer", "multipleOf": 99_999_999}, "64 MiB"),
+        ({"allOf": [{"pattern": "a"}] * 17}, "17 schemas in one allOf"),
+        ({"title": "x" * 70_000}, "more than 65536 characters"),
+    ],
+)
+def test_ask_refuses_a_schema_that_costs_too_much(
+    tiny_folder: Any,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    schema: dict[str, Any],
+    says: str,
+    as_file: bool,
+) -> None:
+    text = json.dumps(schema)
+    if as_file:
+        (tmp_path / "form.json").write_text(text)
+        text = str(tmp_path / "form.json")
+
+    code = main(["ask", "--model", str(tiny_folder), "--json-schema", text, "What?"])
+
+    shown = capsys.readouterr()
+    assert code == 1
+    assert says in shown.err
+    assert len(shown.err.splitlines()) == 1
+
+
+def test_ask_refuses_a_question_that_is_too_long(
+    tiny_folder: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main(["ask", "--model", str(tiny_folder), "x" * 6_000_000])
+
+    assert code == 1
+    assert "has 6000000 characters" in capsys.readouterr().err

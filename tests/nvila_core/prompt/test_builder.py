@@ -1,5 +1,6 @@
 """`prepare` writes the published prompt for every mix of media; `embed` places the features."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from PIL import Image
 
 from nvila_core import NVILA, EmptyPrompt, MediaError, PromptError, PromptTooLong, Video
 from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
+from nvila_core.prompt.conversation import MAX_CHARACTERS_PER_POSITION
 
 TILE = 9  # LLM tokens of a 112-pixel tile of the tiny model
 
@@ -286,6 +288,39 @@ def test_media_tokens_in_text_are_removed_and_the_text_stripped(tiny: NVILA) -> 
 def test_empty_prompt_is_refused(tiny: NVILA, empty: Any) -> None:
     with pytest.raises(EmptyPrompt, match="empty"):
         tiny.prepare(empty)
+
+
+@pytest.mark.parametrize(
+    "parts_of",
+    [
+        lambda text: [text],
+        lambda text: text,
+        lambda text: [text[: len(text) // 2], text[len(text) // 2 :]],
+        lambda text: [{"role": "system", "content": text[1:]}, {"role": "user", "content": "?"}],
+        lambda text: [
+            {"role": "user", "content": ["?", text[2:]]},
+            {"role": "assistant", "content": "!"},
+        ],
+    ],
+)
+def test_a_text_beyond_the_context_is_refused_before_it_is_tokenized(
+    tiny: NVILA, monkeypatch: pytest.MonkeyPatch, parts_of: Callable[[str], Any]
+) -> None:
+    class ReachedError(Exception):
+        pass
+
+    def reached(*_: Any, **__: Any) -> None:
+        raise ReachedError
+
+    for name in ("encode", "encode_escaped", "render"):
+        monkeypatch.setattr(tiny.tokenizer, name, reached)
+    most = MAX_CHARACTERS_PER_POSITION * tiny.max_model_len
+    with pytest.raises(ReachedError):
+        tiny.prepare(parts_of("x" * most))
+    for length in (most + 1, 60_000_000):
+        with pytest.raises(PromptTooLong, match=f"has {length} characters.*holds 4096") as caught:
+            tiny.generate(parts_of("x" * length))
+        assert caught.value.prompt_tokens > caught.value.max_model_len
 
 
 def test_too_long_prompt_is_refused_with_both_numbers(

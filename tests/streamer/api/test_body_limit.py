@@ -1,13 +1,19 @@
 """Bodies that are too large: refused by their announced length, or as soon as it is exceeded."""
 
 import asyncio
+import contextlib
 import json
+import select
+import socket
+import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 
+from nvila_core.generation import schema_check
 from streamer.api.app import create_app
 from streamer.client import Client
 from streamer.settings import Settings
@@ -122,3 +128,69 @@ def test_a_caller_without_a_key_is_refused_before_the_size_is_looked_at(client: 
     exchange = Exchange(client, "POST", "/v1/queries", {"content-length": str(10**9)})
 
     assert (exchange.status, exchange.received) == (401, 0)
+
+
+@pytest.fixture
+def address(client: Client) -> Iterator[tuple[str, int]]:
+    """The API behind a real server."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(create_app(client), log_config=None))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield listener.getsockname()
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.mark.parametrize("header", ["Content-Length: 10000000000", "Transfer-Encoding: chunked"])
+def test_a_server_takes_no_more_of_a_body_than_it_must(
+    address: tuple[str, int], header: str
+) -> None:
+    # given a caller that sends without end
+    part = b"x" * 65536
+    if "chunked" in header:
+        part = b"10000\r\n" + part + b"\r\n"
+    head = f"POST /v1/queries HTTP/1.1\r\nHost: 127.0.0.1\r\n{header}\r\n"
+    with socket.create_connection(address, timeout=60) as caller:
+        caller.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode())
+        # when the server answers and closes
+        answer, sent = b"", 0
+        with contextlib.suppress(ConnectionError):
+            while sent < 1 << 30 and not select.select([caller], [], [], 0)[0]:
+                caller.sendall(part)
+                sent += len(part)
+        with contextlib.suppress(ConnectionError):
+            while data := caller.recv(65536):
+                answer += data
+    # then the buffers of two sockets were filled at most
+    assert sent < 64 << 20
+    assert not answer or answer.startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("depth", [200, 900, 100_000])
+def test_a_body_nested_without_end_is_refused(client: Client, depth: int) -> None:
+    client.settings.max_body_bytes = 2 << 20
+    schema = '{"items":' * depth + "{}" + "}" * depth
+    body = (
+        '{"prompt": "What?", "stream": "yard", "response_format": '
+        f'{{"type": "json_schema", "json_schema": {schema}}}}}'
+    )
+    served = create_app(client)
+    with TestClient(served, base_url="http://127.0.0.1:8080", raise_server_exceptions=False) as api:
+        for path in ("/v1/queries", "/v1/streams/yard/watches"):
+            answer = api.post(path, content=body, headers={"content-type": "application/json"})
+            assert 400 <= answer.status_code < 500, answer.text
+            assert len(answer.text) < 1000
+
+
+def test_more_schemas_than_can_be_checked_soon_are_put_off(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(schema_check, "MAX_WAITING", 0)
+    with TestClient(create_app(client), base_url="http://127.0.0.1:8080") as api:
+        form = {"type": "json_schema", "json_schema": {"const": "a schema of its own"}}
+        body = {"prompt": "What?", "stream": "yard", "response_format": form}
+        answer = api.post("/v1/queries", json=body)
+    assert answer.status_code == 429
+    assert answer.headers["retry-after"]
+    assert "try again" in answer.json()["error"]["message"]
