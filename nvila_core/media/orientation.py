@@ -4,14 +4,17 @@ from typing import Any
 
 import av
 import numpy as np
-from av.sidedata.sidedata import Type
+from av.sidedata.sidedata import SideDataContainer, Type
 from numpy.typing import NDArray
+
+_side_data: Any = SideDataContainer  # its stubs lack the constructor, and know one kind only
 
 
 def display_matrix(frame: av.VideoFrame) -> NDArray[np.int32] | None:
     """Return the 3x3 display matrix of `frame`; None: it has none."""
-    side_data: Any = frame.side_data  # PyAV's stubs know one kind of it only
-    for data in side_data:
+    # Not `frame.side_data`: the frame and what that returns refer to each other, so that picture and
+    # the decoder's pool of pictures would stay until Python looks for rings of objects.
+    for data in _side_data(frame):
         if data.type == Type.DISPLAYMATRIX:
             return np.frombuffer(bytes(data), np.int32).reshape(3, 3)
     return None

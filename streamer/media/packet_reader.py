@@ -137,7 +137,7 @@ class PacketReader:
         with self._change:
             self._change.wait_for(lambda: self.stream or self._error, timeout)
             if self.stream is None and self._error is not None:
-                raise self._error
+                raise _copied(self._error)
             return self.stream is not None
 
     def get(self, timeout: float) -> Arrival | None:
@@ -150,7 +150,7 @@ class PacketReader:
                 self._change.wait(timeout)
             if not self._queue:
                 if self._error is not None:
-                    raise self._error
+                    raise _copied(self._error)
                 return None
             arrival = self._queue.popleft()
             self._bytes -= arrival.packet.size
@@ -167,7 +167,8 @@ class PacketReader:
     @property
     def reason(self) -> StreamerError | None:
         """Error of the opener, of which FFmpeg only sees the end of a file."""
-        return self._opening.error if self._opening is not None else None
+        error = self._opening.error if self._opening is not None else None
+        return _copied(error) if error is not None else None
 
     @property
     def by_arrival(self) -> bool:
@@ -408,6 +409,11 @@ class PacketReader:
             self._error = error
             self._ended = True
             self._change.notify_all()
+
+
+def _copied(error: StreamerError) -> StreamerError:
+    """Return a copy to raise: what is raised refers to its callers, and they to this reader."""
+    return StreamerError(error.code, error.message)
 
 
 def _videos(container: InputContainer) -> list[VideoStream]:

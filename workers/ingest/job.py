@@ -5,7 +5,7 @@ from collections.abc import Callable
 import redis
 
 from streamer.domain import StreamState
-from streamer.errors import StreamerError, Superseded
+from streamer.errors import ErrorCode, StreamerError, Superseded
 from workers import context
 from workers.ingest.backoff import Backoff
 from workers.ingest.failures import unexpected
@@ -42,10 +42,10 @@ def run_stream(stream_id: str) -> None:
                 own.connections.outage.failed("streams", error)
                 pause = next(pauses)
             except Exception as error:
-                failure = _report(own, stream_id, error)
+                code = _report(own, stream_id, error)
                 backoff.note_uptime(own.clock.monotonic() - began)
                 context.place().rest()
-                pause = backoff.delay(failure.code)
+                pause = backoff.delay(code)
             _wait(own, pause, stop)
     finally:
         malloc.trim()
@@ -59,8 +59,8 @@ def _run(own: context.WorkerContext, stream_id: str, stop: Callable[[], bool]) -
         kind(own, spec, stop=stop).run()
 
 
-def _report(own: context.WorkerContext, stream_id: str, error: Exception) -> StreamerError:
-    """Set the state of a stream whose run broke down; return why it did."""
+def _report(own: context.WorkerContext, stream_id: str, error: Exception) -> ErrorCode:
+    """Set the state of a stream whose run broke down; return its code."""
     failure = error if isinstance(error, StreamerError) else unexpected(error, stream_id)
     try:
         reporter = StatusReporter(
@@ -77,7 +77,7 @@ def _report(own: context.WorkerContext, stream_id: str, error: Exception) -> Str
         own.connections.outage.failed("streams", away)
     except Superseded:
         raise context.Abandon from None
-    return failure
+    return failure.code
 
 
 def _wait(own: context.WorkerContext, seconds: float, stop: Callable[[], bool]) -> None:

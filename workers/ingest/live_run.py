@@ -167,7 +167,9 @@ class LiveRun(StreamRun):
         except Superseded:
             raise
         except StreamerError as error:
-            failure = error
+            # A copy, because the traceback would keep the decoder alive until Python looks for
+            # rings of objects: it refers to this frame, and this frame to the error.
+            failure = StreamerError(error.code, error.message)
         except redis.exceptions.RedisError as error:
             self._context.connections.outage.failed("streams", error)
             failure = trouble_of(error).error
@@ -181,8 +183,7 @@ class LiveRun(StreamRun):
             # Ask now about what was seen before the loss: it would be stale when frames return.
             end = self._timeline.position
             self._writer.then(lambda: self.watches.finish(end))
-        # Copy the error: its traceback would keep the decoder alive through the next connection.
-        return None if self._leaving() else StreamerError(failure.code, failure.message)
+        return None if self._leaving() else failure
 
     def _connect(self) -> Source:
         source = self._open(shift=lambda: self._timeline.shift)

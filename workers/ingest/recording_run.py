@@ -72,7 +72,7 @@ class RecordingRun(StreamRun):
         except (GiveBack, Superseded, redis.exceptions.RedisError):
             raise
         except StreamerError as error:
-            failure = error
+            failure = StreamerError(error.code, error.message)  # without what the traceback holds
         except Exception as error:
             failure = unexpected(error, self.spec.name)
         self.source_counter.close()

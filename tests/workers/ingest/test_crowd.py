@@ -210,15 +210,15 @@ def check_leaks(
 
 
 def rest(client: Client, eventually: Eventually) -> None:
-    """Wait until the worker has reported twice that all slots are free."""
+    """Wait until the worker has measured itself twice since it has no stream."""
+    eventually(lambda: not any(n["streams"] for n in client.jobs.worker_stats().values()))
     for _ in range(2):
-        reported = client.jobs.worker_stats()
-        eventually(lambda reported=reported: client.jobs.worker_stats() != reported)
-        eventually(lambda: not slots_busy(client))
+        measured = cpu_seconds(client)
+        eventually(lambda measured=measured: cpu_seconds(client) != measured)
 
 
-def slots_busy(client: Client) -> bool:
-    return any(numbers["slots_busy"] for numbers in client.jobs.worker_stats().values())
+def cpu_seconds(client: Client) -> list[float]:
+    return [numbers["cpu_seconds"] for numbers in client.jobs.worker_stats().values()]
 
 
 def test_streams_that_come_and_go_leave_nothing(

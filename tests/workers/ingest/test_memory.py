@@ -1,8 +1,11 @@
 """What an ingest worker keeps of its streams, and for how long; how it handles secrets."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
+import av
 import pytest
 
 from streamer import redis_keys
@@ -12,10 +15,53 @@ from streamer.domain import StreamState
 from streamer.errors import ErrorCode
 from streamer.frames.archive import Archive
 from streamer.frames.archive_writer import ArchiveWriter
+from streamer.frames.jpeg import to_bgr
 from streamer.local.redis_server import EmbeddedServer
 from tests.support.ingest_bench import PASSWORD, Bench
+from tests.support.videos import write_video
+from workers.ingest.backoff import Backoff
 
 Eventually = Callable[..., None]
+
+
+@pytest.mark.parametrize("camera", ["works", "is away"])
+def test_a_stream_that_has_ended_leaves_nothing_for_the_garbage_collector(
+    bench: Bench, loopback: LoopbackCamera, eventually: Eventually, camera: str
+) -> None:
+    """What only the collector of rings frees stays for minutes: pictures, and a decoder."""
+    url = loopback.url if camera == "works" else "rtsp://127.0.0.1:1/x"
+    spec = bench.attach(url, live=True, fps=10)
+    left: list[weakref.ref[object]] = []
+    gc.collect()
+    gc.disable()
+    try:
+        with bench.run(spec, backoff=Backoff(0.05)) as slot:
+            left += [weakref.ref(slot.run), weakref.ref(slot.run.intake)]
+            if camera == "works":
+                eventually(lambda: bench.frames.count(spec.id) >= 3)
+            else:
+                eventually(lambda: bench.status(spec).error)
+            slot.stop()
+            slot.outcome = None  # its traceback has the frames of the run
+            del slot.run
+        eventually(lambda: not any(ref() for ref in left), timeout=20.0)
+    finally:
+        gc.enable()
+
+
+def test_a_frame_that_was_converted_is_freed_at_once(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", seconds=1)
+    gc.collect()
+    gc.disable()
+    try:
+        with av.open(str(tmp_path / "v.mp4")) as container:
+            for frame in container.decode(video=0):
+                to_bgr(frame)
+            del frame
+            left = sum(type(each) is av.VideoFrame for each in gc.get_objects())
+    finally:
+        gc.enable()
+    assert left <= 1  # of 25: PyAV holds the last one
 
 
 def test_frames_go_into_the_archive_beside_redis(
