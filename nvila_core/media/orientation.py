@@ -12,8 +12,8 @@ _side_data: Any = SideDataContainer  # its stubs lack the constructor, and know 
 
 def display_matrix(frame: av.VideoFrame) -> NDArray[np.int32] | None:
     """Return the 3x3 display matrix of `frame`; None: it has none."""
-    # Not `frame.side_data`: the frame and what that returns refer to each other, so that picture and
-    # the decoder's pool of pictures would stay until Python looks for rings of objects.
+    # Not `frame.side_data`: the frame and what that returns refer to each other, so the picture and
+    # its decoder's pool of pictures would stay until Python looks for rings of objects.
     for data in _side_data(frame):
         if data.type == Type.DISPLAYMATRIX:
             return np.frombuffer(bytes(data), np.int32).reshape(3, 3)
