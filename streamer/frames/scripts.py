@@ -235,6 +235,18 @@ return id
 # ARGV from 4: bytes to free. A full server allows a script to write after it has deleted.
 MAKE_ROOM = _COMMON + "return make_room(tonumber(ARGV[4]), 4096)"
 
+# ARGV from 4: stream, token. Returns false if a higher token was shown before.
+CLAIM = (
+    _COMMON
+    + """
+local guard = STATE .. ARGV[4] .. ':token'
+local token, highest = tonumber(ARGV[5]), tonumber(redis.call('GET', guard) or '0')
+if token < highest then return false end
+redis.call('SET', guard, ARGV[5], 'EX', 3600)
+return 1
+"""
+)
+
 # ARGV from 4: stream
 DISCARD = (
     _COMMON

@@ -114,6 +114,7 @@ class FrameStore:
         self._clock = clock or SystemClock()
         self._put = redis.register_script(scripts.PUT)
         self._make_room = redis.register_script(scripts.MAKE_ROOM)
+        self._claim = redis.register_script(scripts.CLAIM)
         self._discard = redis.register_script(scripts.DISCARD)
 
     def put(
@@ -251,6 +252,14 @@ class FrameStore:
             for ref in refs:
                 pipeline.exists(redis_keys.jpeg(ref.stream_id, ref.id))
             return [ref for ref, there in zip(refs, pipeline.execute(), strict=True) if there]
+
+    def claim(self, stream_id: str, token: int) -> None:
+        """Refuse the frames of former owners of a stream from now on: those with a lower token.
+
+        Raises Superseded when a higher one is known.
+        """
+        if self._run(self._claim, stream_id, token) is None:
+            raise Superseded
 
     def discard(self, stream_id: str) -> None:
         """Delete all frames of a stream."""

@@ -127,6 +127,7 @@ class LiveRun(StreamRun):
     def _run(self) -> None:
         try:
             with self._writer:
+                self._writer.then(self._claim)
                 self._read()
         finally:
             self.counters.dropped.redis_away += self._writer.waiting

@@ -61,6 +61,7 @@ class RecordingRun(StreamRun):
     def _run(self) -> None:
         if self._reporter.status.state is StreamState.ENDED:
             return
+        self._claim()
         if self.spec.paused:
             self._stay_paused()
         self._reporter.enter(StreamState.CONNECTING)

@@ -1,7 +1,10 @@
 """Run one stream in an ingest slot: what live streams and recordings have in common."""
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+
+import redis
 
 from streamer.clock import Clock
 from streamer.domain import StreamSpec, StreamState
@@ -102,6 +105,12 @@ class StreamRun(ABC):
             # Whatever detached it deleted its frames and windows, but one may have come since.
             self._context.frames.discard(self.spec.id)
             self._context.windows.forget(self.spec.id)
+
+    def _claim(self) -> None:
+        """Refuse the frames of a former owner, even before this one has stored any."""
+        if self.token is not None:
+            with contextlib.suppress(redis.exceptions.RedisError):  # each frame shows the token too
+                self.intake.store.claim(self.spec.id, self.token)
 
     def _run_or_give_back(self) -> None:
         try:

@@ -98,6 +98,32 @@ def test_frames_of_a_former_owner_are_refused(redis_client: redis.Redis) -> None
         assert redis_client.ttl(key) > 0
 
 
+def test_frames_of_a_former_owner_are_refused_before_the_next_one_has_stored_any(
+    redis_client: redis.Redis,
+) -> None:
+    store = FrameStore(redis_client, Retention(age=60.0, max_frames=100))
+    put(store, "str_1", 7, b"first", 1_800_000_000.0)
+    store.claim("str_1", 9)
+    with pytest.raises(Superseded):
+        put(store, "str_1", 7, b"late", 1_800_000_001.0)
+    with pytest.raises(Superseded):
+        store.claim("str_1", 8)
+    assert put(store, "str_1", 9, b"second", 1_800_000_002.0)
+
+
+@pytest.mark.parametrize("live", [True, False])
+def test_a_run_claims_its_stream_before_its_first_frame(
+    bench: Bench, workers: Workers, eventually: Callable[..., None], live: bool
+) -> None:
+    # given a source that cannot be opened
+    spec = bench.attach("rtsp://127.0.0.1:1/x" if live else "/no/such.mp4", live=live)
+    first = workers.start(spec)
+    with bench.run(spec):
+        eventually(lambda: bench.status(spec).error is not None)
+        with pytest.raises(Superseded):
+            put(bench.frames, spec.id, first.token - 1, b"late")
+
+
 def test_a_frame_whose_answer_is_lost_is_stored_once(
     valkey: EmbeddedServer, redis_client: redis.Redis
 ) -> None:
