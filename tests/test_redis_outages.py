@@ -34,7 +34,7 @@ SAYS = {
 """What the API says of each refusal: one of these."""
 
 
-QUICK = {"READONLY", "OOM", "NOPERM", "LOADING"}
+QUICK = {"READONLY", "LOADING"}
 """The refusals of the default suite: a real one of each kind, and a scripted one."""
 
 

@@ -53,6 +53,7 @@ def test_imports_resolve(program: Path) -> None:
             assert find_spec(module.partition(".")[0]), module
 
 
+@pytest.mark.slow
 def test_benchmarks_start() -> None:
     """Run the top of every benchmark, all in one process."""
     names = ", ".join(SIBLINGS)

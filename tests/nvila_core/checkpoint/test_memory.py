@@ -57,7 +57,10 @@ def check(folder: Path, dtype: str) -> None:
         assert peak > weights * 0.9
 
 
-@pytest.mark.parametrize(("stored", "dtype"), [("bfloat16", "bfloat16"), ("bfloat16", "float32")])
+@pytest.mark.parametrize(
+    ("stored", "dtype"),
+    [pytest.param("bfloat16", "bfloat16", marks=pytest.mark.slow), ("bfloat16", "float32")],
+)
 def test_peak_of_a_small_model(tmp_path: Path, stored: str, dtype: str) -> None:
     shape = Shape(hidden=512, layers=12, heads=8, inner=2048, vocab=20_000, vision_hidden=256)
     folder = write_checkpoint(

@@ -74,7 +74,8 @@ def demo(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
     ("moment", "number"),
     [
         (0.3, signal.SIGTERM),  # while it imports
-        (1.5, signal.SIGINT),  # about when it starts its servers
+        # about when it starts its servers
+        pytest.param(1.5, signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(4.0, signal.SIGINT, marks=pytest.mark.slow),  # while it draws and loads
         ("Attached own", signal.SIGHUP),  # while it attaches
     ],

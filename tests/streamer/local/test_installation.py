@@ -174,7 +174,11 @@ def test_children_see_exactly_our_settings(monkeypatch: pytest.MonkeyPatch, tmp_
 
 @pytest.mark.parametrize(
     ("of_stream", "of_all", "survive"),
-    [(604800.0, 0.0, True), (None, 3600.0, True), (None, 0.0, False)],
+    [
+        (604800.0, 0.0, True),
+        pytest.param(None, 3600.0, True, marks=pytest.mark.slow),
+        pytest.param(None, 0.0, False, marks=pytest.mark.slow),
+    ],
     ids=["a stream's history", "the setting", "none"],
 )
 def test_frames_survive_a_restart_if_a_history_is_kept(
