@@ -22,6 +22,7 @@ _STYLES = {
     "paused": "dim",
     "ended": "dim",
     "failed": "red",
+    "unreadable": "red",
 }
 
 

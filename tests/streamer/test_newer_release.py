@@ -9,10 +9,12 @@ import pytest
 import redis
 from fastapi.testclient import TestClient
 from pydantic import BaseModel
+from typer.testing import CliRunner
 
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.api.app import create_app
+from streamer.cli.app import app
 from streamer.client import Client
 from streamer.clock import SystemClock
 from streamer.domain import (
@@ -47,8 +49,11 @@ def client(settings: Settings) -> Iterator[Client]:
 
 @pytest.fixture
 def api(settings: Settings) -> Iterator[TestClient]:
-    app = create_app(Client(settings))
-    with TestClient(app, base_url="http://127.0.0.1:8080", raise_server_exceptions=False) as opened:
+    with TestClient(
+        create_app(Client(settings)),
+        base_url="http://127.0.0.1:8080",
+        raise_server_exceptions=False,
+    ) as opened:
         yield opened
 
 
@@ -172,6 +177,27 @@ def test_a_stream_that_cannot_be_read_hides_no_other(client, api, redis_client, 
     client.detach("yard")
     assert [stream.name for stream in client.streams()] == ["first", "last"]
     attach(client.registry, "yard")
+
+
+def test_the_command_line_lists_what_it_cannot_read(client, redis_client, settings, monkeypatch):
+    monkeypatch.setenv("STREAMER_REDIS_URL", settings.redis_url or "")
+    monkeypatch.setenv("STREAMER_DATA_DIR", str(settings.data_dir))
+    attach(client.registry, "first")
+    rewrite(redis_client, attach(client.registry, "yard"), transport="quic")
+    # when the streams are listed, as text and as JSON
+    lines = CliRunner().invoke(app, ["streams"]).stdout.splitlines()
+    records = CliRunner().invoke(app, ["streams", "--json"]).stdout.splitlines()
+    # then that one is there, with the reason, and shown alone it is an error
+    assert [line.split()[:2] for line in lines if not line.startswith(" ")] == [
+        ["first", "connecting"],
+        ["yard", "unreadable"],
+    ]
+    assert any("RECORD_UNREADABLE" in line and "transport" in line for line in lines)
+    assert [json.loads(line)["state"] for line in records] == ["connecting", "unreadable"]
+    alone = CliRunner().invoke(app, ["streams", "yard"])
+    assert alone.exit_code == 1
+    assert CliRunner().invoke(app, ["detach", "yard"]).exit_code == 0
+    assert [stream.name for stream in client.streams()] == ["first"]
 
 
 @pytest.mark.parametrize("record", [b"nonsense", b"[]", b"{}", b"\xff\xfe", b"[" * 100_000])
