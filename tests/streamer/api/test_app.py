@@ -70,8 +70,10 @@ def test_a_refused_request_is_logged_with_the_reason(
 ) -> None:
     level, status, code, reason = expected
     if status == 503:
-        client.connections.main.close()
-        client.connections.main.connection_pool.connection_kwargs["port"] = 1
+        pool = client.connections.main.connection_pool
+        pool.disconnect()
+        pool.connection_kwargs["port"] = 1
+        pool.reset()  # so that it makes new connections
     with capture_logs() as logs:
         assert api.request(method, path).status_code == status
     (line,) = [line for line in logs if line["event"] == "request_refused"]
