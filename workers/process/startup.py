@@ -24,7 +24,7 @@ def run_program(program: Callable[[Settings, threading.Event], None]) -> int:
     """Run `program(settings, stopping)` and return the exit code.
 
     SIGTERM and SIGINT end it at once with exit code 0, until the program (or the ThreadWorker that
-    it runs) handles them. A StreamerError becomes one sentence on stderr and exit code 1;
+    it runs) handles them. A StreamerError becomes one sentence in the log and exit code 1;
     NeedsRestart becomes a fresh process, at most `max_restarts` times.
     """
     stopping = threading.Event()
@@ -40,13 +40,14 @@ def run_program(program: Callable[[Settings, threading.Event], None]) -> int:
         configure_logging(settings.log_level)
         program(settings, stopping)
     except StreamerError as error:
-        if settings is not None and settings.log_level == "debug":
-            _log.exception("failed", code=error.code)
-        print(redact(error.message), file=sys.stderr, flush=True)
+        if settings is None:  # the log is not set up
+            print(redact(error.message), file=sys.stderr, flush=True)
+        else:
+            _log.error(error.message, exc_info=settings.log_level == "debug")
         return 1
     except NeedsRestart as error:
         assert settings is not None
-        print(restart_process(str(error), settings.max_restarts), file=sys.stderr, flush=True)
+        _log.error(restart_process(str(error), settings.max_restarts))
         return 1
     return 0
 

@@ -1,5 +1,7 @@
 """Model workers whose device or engine breaks down: real processes that really restart."""
 
+import json
+
 import pytest
 import torch
 
@@ -102,8 +104,9 @@ def test_a_device_that_is_lost_for_good_ends_the_worker_with_a_sentence(service,
     worker = broken("always", STREAMER_MAX_RESTARTS="1", ready=False)
     assert worker.wait(timeout=LONG) == 1
     assert worker.output.count('"restarting"') == 1
-    last = worker.output.strip().splitlines()[-1]
-    assert last.startswith("The worker broke down 2 times within 10 minutes and gives up")
+    last = json.loads(worker.output.strip().splitlines()[-1])
+    assert last["level"] == "error"
+    assert last["event"].startswith("The worker broke down 2 times within 10 minutes and gives up")
     # and another worker answers its requests
     assert service.results.read("0-0") == []
     assert service.worker("--burst", ready=False).wait(timeout=LONG) == 0
