@@ -1,5 +1,6 @@
 """Tell which parts of an installation are missing, and since when."""
 
+import contextlib
 import json
 import threading
 import time
@@ -33,6 +34,9 @@ _LACKS: dict[str, str] = {
     "recorder": "No recorder is running, so new results are missing from the timeline: start "
     "`streamer record`",
 }
+
+_FIRST_LOOK = 1.0
+"""Seconds that a list waits for the first look at the parts."""
 
 
 class Part(Record):
@@ -172,6 +176,22 @@ class CachedHealth:
         self._parts: list[Part] = []
         self._read_at = float("-inf")
         self._reading = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def missing(self) -> list[Part]:
+        """Return the parts that do not work, as far as it is known: they are looked up in the
+        background, and only waited for, `_FIRST_LOOK` seconds, when nothing is known yet."""
+        idle = self._thread is None or not self._thread.is_alive()
+        if idle and time.monotonic() - self._read_at > 1.0:
+            self._thread = threading.Thread(target=self._look, name="health", daemon=True)
+            self._thread.start()
+        if not self._parts and self._thread is not None:
+            self._thread.join(_FIRST_LOOK)
+        return [part for part in self._parts if not part.up]
+
+    def _look(self) -> None:
+        with contextlib.suppress(Exception):  # the connections may be closed by now
+            self.parts()
 
     def parts(self) -> list[Part]:
         """Return all parts."""

@@ -47,7 +47,9 @@ def create_app(client: Client) -> FastAPI:
         responses=_ERRORS,
     )
     client.admission.remote = True
+    health = CachedHealth(client.health)
     app.state.client = client
+    app.state.health = health
     app.state.redis_watch = redis_watch
     app.state.database = database
     install_error_handlers(app)
@@ -58,8 +60,6 @@ def create_app(client: Client) -> FastAPI:
     async def healthz() -> Health:
         """Report that this process is alive. Other processes are not checked."""
         return Health()
-
-    health = CachedHealth(client.health)
 
     @app.get("/readyz", tags=["service"], responses={503: {"model": Readiness}})
     async def readyz(response: Response) -> Readiness:

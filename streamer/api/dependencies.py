@@ -9,6 +9,7 @@ from fastapi.routing import APIRoute
 from streamer.api.database_threads import DatabaseThreads
 from streamer.client import Client
 from streamer.errors import ErrorCode, StreamerError
+from streamer.health import CachedHealth
 
 
 # FastAPI would run plain functions in its pool of threads.
@@ -20,8 +21,13 @@ async def _database(request: Request) -> DatabaseThreads:
     return cast(DatabaseThreads, request.app.state.database)
 
 
+async def _health(request: Request) -> CachedHealth:
+    return cast(CachedHealth, request.app.state.health)
+
+
 ClientDependency = Annotated[Client, Depends(_client)]
 DatabaseDependency = Annotated[DatabaseThreads, Depends(_database)]
+HealthDependency = Annotated[CachedHealth, Depends(_health)]
 
 
 async def refuse_unknown_parameters(request: Request) -> None:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
 
-from streamer.api.dependencies import ClientDependency, DatabaseDependency
+from streamer.api.dependencies import ClientDependency, DatabaseDependency, HealthDependency
 from streamer.api.schemas import ResultPage
 
 router = APIRouter(prefix="/v1/results", tags=["results"])
@@ -14,6 +14,7 @@ router = APIRouter(prefix="/v1/results", tags=["results"])
 async def list_results(
     client: ClientDependency,
     database: DatabaseDependency,
+    health: HealthDependency,
     stream: Annotated[
         str | None, Query(description="id or name of an attached or detached stream")
     ] = None,
@@ -36,6 +37,8 @@ async def list_results(
         page = client.results(
             stream=stream, kind=kind, since=since, until=until, q=q, limit=limit, cursor=cursor
         )
-        return ResultPage(results=page.results, next_cursor=page.next_cursor).model_dump_json()
+        return ResultPage(
+            results=page.results, next_cursor=page.next_cursor, missing=health.missing()
+        ).model_dump_json()
 
     return Response(await database.run(read), media_type="application/json")

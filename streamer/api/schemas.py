@@ -1,6 +1,6 @@
 """Request and response bodies of the API, in addition to the records of `streamer.domain`."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -109,10 +109,17 @@ class StreamPatch(Record):
     )
 
 
+_MISSING: Any = Field(
+    default_factory=list,
+    description="programs and servers that do not work, so that what is listed may be out of date",
+)
+
+
 class StreamList(Record):
     """All attached streams, oldest first."""
 
     streams: list[Stream]
+    missing: list[Part] = _MISSING
 
 
 class WatchList(Record):
@@ -132,6 +139,7 @@ class ResultPage(Record):
 
     results: list[Result]
     next_cursor: str | None
+    missing: list[Part] = _MISSING
 
 
 class ErrorBody(Record):

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter
 
-from streamer.api.dependencies import ClientDependency
+from streamer.api.dependencies import ClientDependency, HealthDependency
 from streamer.api.schemas import StreamBody, StreamList, StreamPatch, WatchBody
 from streamer.api.watches import watch_of
 from streamer.client import Client
@@ -27,9 +27,9 @@ def attach_stream(body: StreamBody, client: ClientDependency) -> Stream:
 
 
 @router.get("")
-def list_streams(client: ClientDependency) -> StreamList:
+def list_streams(client: ClientDependency, health: HealthDependency) -> StreamList:
     """List the attached streams with their states and counters, oldest first."""
-    return StreamList(streams=client.streams())
+    return StreamList(streams=client.streams(), missing=health.missing())
 
 
 @router.get("/{ref}")

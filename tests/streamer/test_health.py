@@ -141,6 +141,31 @@ def test_the_api_and_the_metrics_say_what_is_missing(client: Client) -> None:
     assert alive.status_code == 200
 
 
+def test_the_lists_of_the_api_name_what_is_missing(client: Client) -> None:
+    # given a recorder that died, and a model worker that never ran
+    redis_client = client.connections.main
+    redis_client.hset(redis_keys.LAST_SEEN, "recorder", BEAT)
+    with TestClient(create_app(client), base_url="http://127.0.0.1:8080") as api:
+        lists = [api.get(path).json()["missing"] for path in ("/v1/streams", "/v1/results")]
+    # then each list says so, with the time and what to do
+    for missing in lists:
+        parts = {part["name"]: part for part in missing}
+        assert set(parts) == {"ingest worker", "model worker", "recorder"}
+        assert parts["recorder"]["last_seen_at"].startswith(BEAT_TEXT)
+        assert "streamer worker" in parts["model worker"]["message"]
+
+
+def test_a_list_does_not_wait_for_the_look_at_a_frozen_server(client: Client) -> None:
+    # given a health that is looked up for as long as the test wants
+    release = threading.Event()
+    looked = client.health.parts
+    client.health.parts = lambda **options: (release.wait(60), looked(**options))[1]  # type: ignore[method-assign]
+    with TestClient(create_app(client), base_url="http://127.0.0.1:8080") as api:
+        assert api.get("/v1/streams").json() == {"streams": [], "missing": []}
+        assert not release.is_set()
+        release.set()
+
+
 def test_readiness_needs_no_key_and_tells_no_address(client: Client) -> None:
     client.settings.api_keys = ["a-key-of-length"]
     with TestClient(create_app(client), base_url="http://streamer.example") as api:
