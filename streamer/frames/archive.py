@@ -170,19 +170,17 @@ class Archive:
     def _read_index(self, stream_id: str, path: str) -> Iterator[ArchivedFrame]:
         try:
             with self._fs.open(path, "rb") as file, zipfile.ZipFile(file) as bundle:
-                records = json.loads(bundle.read(_INDEX))
-            refs = [FrameRef.read(record | {"stream_id": stream_id}) for record in records]
-        except (
-            FileNotFoundError,
-            zipfile.BadZipFile,
-            KeyError,
-            ValueError,
-            StreamerError,
-        ) as error:
+                records = [dict(record) for record in json.loads(bundle.read(_INDEX))]
+        except (FileNotFoundError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
             _log.warning("The archive file %s is skipped (%s).", path, type(error).__name__)
             return
-        for position, ref in enumerate(refs):
-            yield ArchivedFrame(ref, path, position)
+        for position, record in enumerate(records):
+            try:
+                ref = FrameRef.read(record | {"stream_id": stream_id})
+            except StreamerError as error:
+                _log.warning("Frame %d of %s is skipped (%s)", position, path, error.message)
+            else:
+                yield ArchivedFrame(ref, path, position)
 
     def _folders(self, path: str, name: "re.Pattern[str]") -> list[str]:
         return [child for child in self._list(path) if name.fullmatch(child.rsplit("/", 1)[1])]

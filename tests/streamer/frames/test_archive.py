@@ -1,5 +1,6 @@
 """The archive on a disk and in a bucket: written in a thread, found by time."""
 
+import json
 import random
 import threading
 import uuid
@@ -105,6 +106,24 @@ def test_of_a_long_range_few_files_are_read_among_them_where_something_happened(
     assert 10_017 in times
     assert times[0] < 60
     assert times[-1] > 17_900
+
+
+def test_frames_of_a_newer_release_are_read_and_others_left_out_one_by_one(archive, files):
+    # given a file of three frames, to which a newer release adds fields, and changes the second
+    made = [frame(at) for at in range(3)]
+    archive.write(STREAM, made)
+    system, root = files
+    (path,) = system.find(root)
+    records = [ref.model_dump(mode="json", exclude={"stream_id"}) | {"lens": 1} for ref, _ in made]
+    records[1]["width"] = {"pixels": 8}
+    with system.open(path, "wb") as file, zipfile.ZipFile(file, "w") as bundle:
+        bundle.writestr("frames.json", json.dumps(records))
+        for position, (_, jpeg) in enumerate(made):
+            bundle.writestr(f"{position}.jpg", jpeg)
+    # then the others are found, each with its own picture
+    found = archive.between(STREAM, START, START + 10, 10)
+    assert [each.ref for each in found] == [made[0][0], made[2][0]]
+    assert archive.load(found) == [made[0][1], made[2][1]]
 
 
 def test_a_damaged_file_is_left_out(archive, files):
