@@ -170,8 +170,8 @@ class Queries:
             raise StreamerError(
                 ErrorCode.UNKNOWN_QUERY,
                 f"There is no query '{query_id[:80]}': check its id "
-                f"(queries are kept for {self._settings.query_ttl / 3600:g} h, shorter when Redis is "
-                "full; `streamer results` has their answers).",
+                f"(queries are kept for {self._settings.query_ttl / 3600:g} h, shorter when Redis "
+                "is full; `streamer results` has their answers).",
             )
         query = Query.read(raw)
         result = self._results.wait(query_id, wait, check=lambda: self._lost.settle(query))
