@@ -208,6 +208,21 @@ def test_redirects_in_a_circle_end() -> None:
     assert len(server.requests) == 2 * (rtsp_diagnosis.MAX_REDIRECTS + 1)
 
 
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_two_servers_that_redirect_to_each_other_are_told_at_opening(status: int) -> None:
+    ports: list[int] = []
+
+    def to(number: int) -> Script:
+        return lambda request: redirecting(status, f"rtsp://127.0.0.1:{ports[number]}/x")(request)
+
+    with ScriptedServer(to(1)) as first, ScriptedServer(to(0)) as second:
+        ports += [first.port, second.port]
+        with pytest.raises(StreamerError, match="redirects in a circle"):
+            inspect_source(f"rtsp://127.0.0.1:{first.port}/x", timeout=30.0)
+        # it is asked a few times, not until the time is over
+        assert len(first.requests) + len(second.requests) <= 4 * (rtsp_diagnosis.MAX_REDIRECTS + 1)
+
+
 class SilentOnParameters(RtspProxy):
     """A camera that sends H.264 without its parameter sets, neither in its SDP nor in the video."""
 
