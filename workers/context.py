@@ -24,15 +24,7 @@ if TYPE_CHECKING:
 
 
 class GiveBack(Exception):  # noqa: N818 - a request, not an error
-    """Raised by a job to return to its queue, without using up a retry.
-
-    Attributes:
-        first: whether it returns to the front of the queue, or to its end.
-    """
-
-    def __init__(self, *, first: bool = True) -> None:
-        super().__init__()
-        self.first = first
+    """Raised by a job to return to the front of its queue, without using up a retry."""
 
 
 class Abandon(Exception):  # noqa: N818

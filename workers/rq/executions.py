@@ -145,13 +145,13 @@ local function count(outcome, seconds)
 end
 """
 
-# KEYS from 7: queue, wake. ARGV from 4: retries left or '', push command
+# KEYS from 7: queue, wake. ARGV from 4: retries left or ''
 _GIVE_BACK = (
     _END
     + """
 redis.call('HSET', KEYS[2], 'status', 'queued')
 if ARGV[4] ~= '' then redis.call('HSET', KEYS[2], 'retries_left', ARGV[4]) end
-redis.call(ARGV[5], KEYS[7], id)
+redis.call('LPUSH', KEYS[7], id)
 redis.call('LPUSH', KEYS[8], 1)
 redis.call('EXPIRE', KEYS[8], 60)
 return 1
@@ -343,14 +343,14 @@ class Executions:
             args += [slot.job.id, slot.execution.id, slot.token]
         return [bool(held) for held in self._renew(keys=keys, args=args)]
 
-    def give_back(self, slot: Slot, *, first: bool = True) -> bool:
-        """Put a job back into its queue, as if it had not been taken: `first`, or last in line.
+    def give_back(self, slot: Slot) -> bool:
+        """Put a job back at the front of its queue, as if it had not been taken.
 
         Like the methods below, return whether the worker still owned it, or else do nothing.
         """
         retries = "" if slot.job.retries_left is None else slot.job.retries_left
         keys = [slot.queue.key, redis_keys.wake(slot.queue.name)]
-        return self._end(self._give_back, slot, keys, [retries, "LPUSH" if first else "RPUSH"])
+        return self._end(self._give_back, slot, keys, [retries])
 
     def succeed(self, slot: Slot, now: datetime) -> bool:
         """Record that a job has been done, for as long as its `result_ttl` says."""

@@ -464,12 +464,12 @@ class ThreadWorker(BaseWorker):
         slot = self._slots[execution.id]
         try:
             self._function_of(job)(*job.args, **job.kwargs)
-        except GiveBack as request:
+        except GiveBack:
             if slot.close():
                 if slot.stopped:
                     self._succeed(slot)
                 else:
-                    self._give_back(slot, first=request.first)
+                    self._give_back(slot)
         except Abandon:
             slot.close()
             return False
@@ -532,9 +532,9 @@ class ThreadWorker(BaseWorker):
         # It is not retried: retries are for jobs whose worker died, an error would recur.
         self._note(slot, self._jobs.fail(slot, trace, self._now()))
 
-    def _give_back(self, slot: Slot, first: bool = True) -> None:
-        """Put a job back into its queue, as if it had not been taken: `first`, or last in line."""
-        self._note(slot, self._jobs.give_back(slot, first=first))
+    def _give_back(self, slot: Slot) -> None:
+        """Put a job back at the front of its queue, as if it had not been taken."""
+        self._note(slot, self._jobs.give_back(slot))
 
     def _nudge(self) -> None:
         """Wake the main loop: a slot is free again while it waits for one queue only."""

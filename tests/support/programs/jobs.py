@@ -48,17 +48,15 @@ def hold(name: str) -> None:
 
 
 def rest(name: str) -> None:
-    """Rest until the key `release:NAME` exists; go to the end of the queue if no slot is free."""
+    """Rest until the key `release:NAME` exists, and a slot is free."""
     say("started", name)
     stop = stop_check()
     place().rest()
-    while not current().connections.main.exists(f"release:{name}"):
+    while not current().connections.main.exists(f"release:{name}") or not place().resume():
         if stop():
             say("stopped", name)
             raise GiveBack
         time.sleep(0.02)
-    if not place().resume():
-        raise GiveBack(first=False)
     say("ran", name)
 
 
