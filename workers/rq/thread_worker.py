@@ -362,6 +362,7 @@ class ThreadWorker(BaseWorker):
         with self._changed:
             if self._takes() <= 0:
                 self._changed.wait(self._poll)
+                return []  # ask `defer` again: the job that left the slot may be for another worker
             free = self._takes()
             self._wants_nudge = 0 < free <= self._reserved
             if self.stopping.is_set() or free <= 0:

@@ -169,6 +169,8 @@ def test_workers_are_filled_in_proportion_to_their_slots(
     site.start("small", slots=2)
     eventually(lambda: site.shares() == {"large": 5, "small": 1})
     stays(site, {"large": 5, "small": 1})
+    # and the full worker did not take back what it handed over, although it had room then
+    assert site.moves.total() == 6 + 1
 
 
 def test_recordings_stay_where_they_are(site: Site, eventually: Eventually) -> None:
