@@ -115,7 +115,11 @@ class Balance:
         if now - self._looked_at >= self._interval:
             self._looked_at = now
             self._look(now, own, others, waiting)
-        return waiting > 0 and own.takes and self._leaves_it(now, own, others, waiting)
+        if waiting == 0:
+            self._deferring_since, self._waiting = None, 0
+            # What this worker hands over is not in the queue yet: it must not take it back.
+            return self._worker.load().leaving > 0
+        return own.takes and self._leaves_it(now, own, others, waiting)
 
     def _read(self, now: float) -> tuple[Report, list[Report], int]:
         """Report the load of this worker; return it, that of the others, and how many streams

@@ -104,6 +104,7 @@ class WorkerLoad:
         jobs: all jobs, those that rest too.
         wanting: jobs that rest only because no slot is free.
         movable: jobs that another worker can continue.
+        leaving: of these, jobs that were asked to end and have not yet.
     """
 
     slots: int
@@ -111,6 +112,7 @@ class WorkerLoad:
     jobs: int
     wanting: int
     movable: int
+    leaving: int
 
 
 class ThreadWorker(BaseWorker):
@@ -403,6 +405,7 @@ class ThreadWorker(BaseWorker):
             jobs=len(slots),
             wanting=sum(slot.wanting for slot in slots),
             movable=sum(slot.movable for slot in slots),
+            leaving=sum(slot.movable and slot.cancelled.is_set() for slot in slots),
         )
 
     def hand_over(self) -> str | None:

@@ -70,8 +70,8 @@ class StreamStats:
     def clock_drift(self) -> float | None:
         """Seconds per second that the stream's clock loses (+) or gains (-) on this machine's.
 
-        Networks only add delay, so the earliest arrivals of the first and of the second half of
-        the time give the drift. It needs three seconds, and ignores the first half second.
+        Networks only add delay, so the earliest arrivals of the first and of the last third of the
+        time give the drift. It needs three seconds, and ignores the first half second.
         """
         if not self._offsets:
             return None
@@ -79,8 +79,8 @@ class StreamStats:
         seen = [pair for pair in self._offsets if pair[0] >= began]
         if len(seen) < 10 or seen[-1][0] - seen[0][0] < 3.0 - _BURST:
             return None
-        middle = (seen[0][0] + seen[-1][0]) / 2
-        first = min((pair for pair in seen if pair[0] < middle), key=lambda pair: pair[1])
-        last = min((pair for pair in seen if pair[0] >= middle), key=lambda pair: pair[1])
-        apart = last[0] - first[0]
-        return (last[1] - first[1]) / apart if apart > 0.5 else None
+        third = (seen[-1][0] - seen[0][0]) / 3
+        early = [pair for pair in seen if pair[0] <= seen[0][0] + third]
+        late = [pair for pair in seen if pair[0] >= seen[-1][0] - third]
+        first, last = (min(part, key=lambda pair: pair[1]) for part in (early, late))
+        return (last[1] - first[1]) / (last[0] - first[0])
