@@ -91,7 +91,7 @@ def accepted(schema: dict[str, Any]) -> bool:
 
 
 def row(name: str, number: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """Return the costs of one schema, compiled anew."""
+    """Return the costs of one schema, compiled again."""
     CHECKER.check("{}")  # so that the process runs
     CHECKER.forget()
     before, mine = _seconds(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -101,7 +101,7 @@ class StreamerError(Exception):
 
 
 class Superseded(Exception):  # noqa: N818 - nothing is wrong with what was written
-    """Raised by a write for a stream that another worker has taken over, or nobody runs any more.
+    """Raised by a write for a stream that another worker has taken over, or that has ended.
 
-    Nothing was written. Whoever gets it stops at once, and records nothing.
+    Nothing was written. The run that gets it stops at once, and records nothing.
     """

@@ -21,7 +21,7 @@ MAX_ANSWERS = 100_000
 """Maximum number of answers that are kept whole."""
 
 _FRESH = 60
-"""Seconds for which a full server keeps a new answer, so that whoever waits for it gets it."""
+"""Seconds for which a full server keeps a new answer, so that waiting programs get it."""
 
 _MARKER = 3600
 """Seconds for which a deleted answer is still known to have been published."""

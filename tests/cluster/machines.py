@@ -34,7 +34,7 @@ _MAX_DOWN = 3.0
 
 
 class Cable(Relay):
-    """A connection to a server that can be cut: nothing passes, and nobody is told."""
+    """A connection to a server that can be cut: nothing passes, and neither end notices."""
 
     cut = False
 

@@ -19,7 +19,7 @@ class LostStreams:
     """Finds the streams whose job is gone, and starts them again.
 
     A program that is killed while it attaches a stream, a server that loses a job and a job that
-    was given up leave such a stream. Whoever looks twice, or beside another worker, does no harm.
+    was given up leave such a stream. Looking twice, or beside another worker, does no harm.
     """
 
     def __init__(self, registry: StreamRegistry, jobs: Jobs, clock: Clock) -> None:

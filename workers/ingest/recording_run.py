@@ -91,7 +91,7 @@ class RecordingRun(StreamRun):
         self.counters.clips = max(self.counters.clips, self._insist(self._count_windows))
         self._reporter.enter(state, failure)
         if not self._reporter.saved:
-            self._insist(self._reporter.insist)  # whoever waits for the end reads it there
+            self._insist(self._reporter.insist)  # clients that wait for the end read it there
 
     def _count_windows(self) -> int:
         return self._context.windows.count(self.spec.id)

@@ -1,9 +1,9 @@
 """Take, renew and end executions of jobs: each in one step, and only for the worker that owns it.
 
 A worker may be frozen, or cut off from Redis, for so long that its jobs are taken over, and then
-continue. So each time a job is taken its hash gets a new token, higher than all before. Whoever
-renews, gives back or ends an execution shows the token, and is refused if the job has another one.
-The same token guards what a stream writes: see `streamer.jobs.StreamOwner`.
+continue. So each time a job is taken its hash gets a new token, higher than all before. A
+worker that renews, gives back or ends an execution shows the token, and is refused if the job has
+another one. The same token guards what a stream writes: its status, its frames and its clips.
 
 Each step is a Lua script, for three reasons. Nothing happens between its check and its writes. A
 client that repeats it, because the reply was lost, changes nothing the second time. And its times
@@ -291,7 +291,7 @@ class Executions:
 
     Args:
         connection: the Redis server of the queues.
-        lease: whole seconds after which an execution that nobody renews has expired.
+        lease: whole seconds after which an execution that is not renewed has expired.
     """
 
     def __init__(self, connection: redis.Redis, lease: int) -> None:

@@ -249,7 +249,7 @@ def test_each_limit_of_size_admits_what_reaches_it_and_refuses_one_more(
 
     with pytest.raises(PromptError, match=reason):
         check_shape(json.dumps(exceeds, separators=(",", ":")))
-    with pytest.raises(PromptError, match=reason):  # for whoever gives it to a model
+    with pytest.raises(PromptError, match=reason):  # for a caller that gives it to a model
         schema_text(exceeds)
 
 

@@ -149,7 +149,7 @@ def test_a_worker_that_is_added_or_restarted_gets_its_share(
     eventually(lambda: site.shares() == {"a": 4, "b": 3})
     stays(site, {"a": 4, "b": 3})
     assert max(site.moves.values()) == 2, "no stream was moved twice"
-    # a rolling restart: each ends, and starts anew
+    # a rolling restart: each ends, and starts again
     site.stop("a")
     eventually(lambda: site.shares() == {"b": 7})
     site.start("a")

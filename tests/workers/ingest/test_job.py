@@ -54,7 +54,7 @@ def bench(bench: Bench) -> Iterator[Bench]:
 @pytest.mark.parametrize(
     ("error", "code"),
     [
-        (RuntimeError("what nobody thought of"), ErrorCode.INTERNAL),
+        (RuntimeError("an unforeseen failure"), ErrorCode.INTERNAL),
         (StreamerError(ErrorCode.MODEL_FAILED, "A sentence."), ErrorCode.MODEL_FAILED),
     ],
 )

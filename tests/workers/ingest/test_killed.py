@@ -1,5 +1,5 @@
-"""A recording whose ingest worker is killed: every window is answered once, and whoever waits for
-the recording gets all of them."""
+"""A recording whose ingest worker is killed: every window is answered once, and a program
+that waits for the recording gets all of them."""
 
 import json
 import threading

@@ -128,7 +128,7 @@ def test_a_server_that_is_known_to_refuse_frames_is_not_waited_for(
         held.set()
 
 
-def test_an_error_of_a_step_reaches_whoever_gives_the_next_one_or_ends() -> None:
+def test_an_error_of_a_step_is_raised_by_the_next_one_or_by_the_end() -> None:
     def fail() -> None:
         raise ValueError("of a step")
 

@@ -130,7 +130,7 @@ def test_an_execution_that_is_renewed_after_it_expired_is_not_taken_over(desk: D
     assert desk.executions.succeed(slot, NOW)
 
 
-def test_whoever_comes_late_after_a_take_over_is_refused(desk: Desk) -> None:
+def test_a_late_worker_is_refused_after_a_take_over(desk: Desk) -> None:
     # given a job that another worker takes over
     desk.put(retries=5)
     first = desk.take("a")
@@ -160,7 +160,7 @@ def test_a_job_that_is_queued_twice_is_run_once(desk: Desk) -> None:
     desk.put()
     desk.redis.rpush(desk.queue.key, "j", "j")
     slot = desk.take("a")
-    # then nobody takes the second one while it runs
+    # then the second one is not taken while it runs
     with pytest.raises(NotTaken, match="running"):
         desk.take("b")
     assert desk.renew(slot)
