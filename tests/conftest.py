@@ -1,6 +1,7 @@
 """Fixtures of all tests: a real Valkey and settings for it. `pytest_plugins` lists more."""
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,9 @@ from streamer.settings import ENV_PREFIX, Settings
 
 # PyTorch's threads wait for each other on tiny models, all the more beside other test processes
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that runs the tests in the background lets them, and what they start, ignore Ctrl-C
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = [
     "tests.support.ingest_fixtures",
