@@ -5,19 +5,24 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 import redis
 
+from streamer.client import Client
 from streamer.connections import Connections, connect
 from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import ENV_PREFIX, Settings
 
+if TYPE_CHECKING:
+    from fastapi.testclient import TestClient
+
 # PyTorch's threads wait for each other on tiny models, all the more beside other test processes
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell that runs the tests in the background lets them, and what they start, ignore Ctrl-C
+# Programs in the background of a shell ignore Ctrl-C; the tests, and what they start, must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = [
@@ -71,6 +76,24 @@ def settings(valkey: EmbeddedServer, redis_client: redis.Redis, tmp_path: Path) 
 def connections(settings: Settings) -> Iterator[Connections]:
     """Open connections to the server in `settings`."""
     with Connections(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[Client]:
+    """The Python client of an empty installation, in which no program runs."""
+    with Client(settings) as opened:
+        yield opened
+
+
+@pytest.fixture
+def api(client: Client) -> Iterator["TestClient"]:
+    """The HTTP API over `client`."""
+    from fastapi.testclient import TestClient
+
+    from streamer.api.app import create_app
+
+    with TestClient(create_app(client), base_url="http://127.0.0.1:8080") as opened:
         yield opened
 
 

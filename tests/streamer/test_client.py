@@ -3,7 +3,6 @@ through the same public classes that workers use."""
 
 import threading
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
@@ -25,12 +24,6 @@ from streamer.validation import derive_name
 from tests.support.videos import write_audio, write_video
 
 PASSWORD = "hunter2secret"
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    with Client(settings) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

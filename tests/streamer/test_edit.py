@@ -1,7 +1,6 @@
 """Editing streams through the client, the API and the command line, over a real server."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,18 +11,11 @@ from streamer.client import Client
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import Sampling, Stream
 from streamer.errors import ErrorCode, StreamerError
-from streamer.settings import Settings
 from tests.support.installation import run_cli
 from tests.support.videos import write_video
 
 PASSWORD = "hunter2secret"
 OTHER = "0ther+secret"
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    with Client(settings) as opened:
-        yield opened
 
 
 @pytest.fixture

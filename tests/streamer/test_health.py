@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,6 @@ from workers.recorder import Recorder
 
 BEAT = 1_780_000_000.0
 BEAT_TEXT = "2026-05-28T20:26:40"
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    with Client(settings) as opened:
-        yield opened
 
 
 def parts(client: Client) -> dict[str, Part]:

@@ -42,12 +42,6 @@ URL = "rtsp://admin:s3cret@camera/live"
 
 
 @pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    with Client(settings) as opened:
-        yield opened
-
-
-@pytest.fixture
 def api(settings: Settings) -> Iterator[TestClient]:
     with TestClient(
         create_app(Client(settings)),

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from typer.testing import CliRunner
 from nvila_core.generation.schema_limits import MAX_SCHEMA
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
-from streamer.api.app import create_app
 from streamer.cli.app import app
 from streamer.client import Client
 from streamer.domain import ClipRequest, Watch
@@ -30,18 +29,6 @@ from tests.support.videos import write_video
 
 SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}
 CAMERA = "rtsp://192.0.2.1/door"
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    with Client(settings) as opened:
-        yield opened
-
-
-@pytest.fixture
-def api(client: Client) -> Iterator[TestClient]:
-    with TestClient(create_app(client), base_url="http://127.0.0.1:8080") as opened:
-        yield opened
 
 
 def queued(client: Client, query_id: str) -> ClipRequest:

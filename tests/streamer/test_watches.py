@@ -1,7 +1,7 @@
 """Standing questions one by one, through the client, over a real server."""
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,14 +11,7 @@ from streamer.domain import Stream, StreamState, StreamStatus
 from streamer.errors import ErrorCode, StreamerError
 from streamer.limits import MAX_WATCHES
 from streamer.response_format import ChoiceFormat, JsonFormat, TextFormat
-from streamer.settings import Settings
 from tests.support.videos import write_video
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    with Client(settings) as opened:
-        yield opened
 
 
 @pytest.fixture

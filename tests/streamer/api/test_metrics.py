@@ -1,7 +1,7 @@
 """`GET /metrics` over a real server: what Prometheus reads is what the streams said."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -34,12 +34,6 @@ URL = f"rtsp://me:{PASSWORD}@camera/live?token={PASSWORD}"
 @pytest.fixture
 def client(settings: Settings) -> Client:
     return Client(settings)
-
-
-@pytest.fixture
-def api(client: Client) -> Iterator[TestClient]:
-    with TestClient(create_app(client), base_url="http://127.0.0.1:8080") as opened:
-        yield opened
 
 
 def samples(api: TestClient) -> dict[tuple[str, str], float]:

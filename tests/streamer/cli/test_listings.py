@@ -1,6 +1,6 @@
 """What lists show: watches that can be told apart, results in order of time, no silent nothing."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -8,7 +8,6 @@ import pytest
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
-from streamer.api.app import create_app
 from streamer.cli.app import app
 from streamer.client import Client
 from streamer.domain import Result, utc_now
@@ -17,18 +16,6 @@ from streamer.terminal import WatchLabels, result_parts
 
 CAMERA = "rtsp://192.0.2.1/door"
 Run = Callable[..., Any]
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    with Client(settings) as opened:
-        yield opened
-
-
-@pytest.fixture
-def api(client: Client) -> Iterator[TestClient]:
-    with TestClient(create_app(client), base_url="http://127.0.0.1:8080") as opened:
-        yield opened
 
 
 @pytest.fixture

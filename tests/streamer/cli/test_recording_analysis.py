@@ -1,6 +1,6 @@
 """Following a recording, with the workers' side played through the same public classes."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,8 @@ from streamer.domain import (
     StreamStatus,
 )
 from streamer.errors import ErrorCode, StreamerError
-from streamer.settings import Settings
 from tests.support.clocks import ManualClock
 from tests.support.videos import write_video
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    with Client(settings) as opened:
-        yield opened
 
 
 @pytest.fixture

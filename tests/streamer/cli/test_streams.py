@@ -1,9 +1,6 @@
 """`streamer streams`: what is attached and how it is, as a table and as JSON."""
 
 import json
-from collections.abc import Iterator
-
-import pytest
 
 from streamer.cli.streams import drops, video
 from streamer.client import Client
@@ -16,14 +13,7 @@ from streamer.domain import (
     utc_now,
 )
 from streamer.errors import ErrorCode
-from streamer.settings import Settings
 from tests.support.installation import run_cli
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    with Client(settings) as opened:
-        yield opened
 
 
 def test_state_reason_and_counters_are_shown(client: Client) -> None:

@@ -16,7 +16,6 @@ from streamer.client import Client
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import Sampling, Stream, StreamState
 from streamer.jobs import INGEST
-from streamer.settings import Settings
 from tests.support.cameras import SilentServer
 from tests.support.rtsp_proxy import RtspProxy
 from tests.support.videos import write_video
@@ -24,12 +23,6 @@ from tests.support.videos import write_video
 Eventually = Callable[..., None]
 
 _numbers = count()
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    with Client(settings) as opened:
-        yield opened
 
 
 @pytest.fixture(scope="module")

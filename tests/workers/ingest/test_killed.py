@@ -4,7 +4,7 @@ that waits for the recording gets all of them."""
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,6 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("film") / "film.mp4"
     write_video(path, seconds=LENGTH, fps=5, width=96, height=64, gop=5)
     return path
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    with Client(settings) as opened:
-        yield opened
 
 
 class Killed(BaseException):

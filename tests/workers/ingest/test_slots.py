@@ -1,6 +1,6 @@
 """Slots are for streams that are read: those that wait for a camera, or are paused, take none."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,7 +10,6 @@ from streamer.client import Client
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import Sampling, Stream, StreamState
 from streamer.errors import ErrorCode
-from streamer.settings import Settings
 from tests.support.cameras import SilentServer
 from tests.support.rtsp_proxy import RtspProxy
 from tests.support.videos import write_video
@@ -18,12 +17,6 @@ from tests.support.videos import write_video
 Eventually = Callable[..., None]
 
 SLOTS = 2
-
-
-@pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    with Client(settings) as opened:
-        yield opened
 
 
 @pytest.fixture
