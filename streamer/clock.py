@@ -63,16 +63,17 @@ class ServerClock:
     answer does no harm. A range that does not overlap shows that the server's clock was set.
 
     Args:
-        ask: returns the time of the server, seconds since the Unix epoch.
+        ask: returns the time of the server, seconds since the Unix epoch; None if it does not
+            answer.
         machine: the clock of this machine, which counts until the first measurement.
     """
 
-    def __init__(self, ask: Callable[[], float], machine: Clock | None = None) -> None:
+    def __init__(self, ask: Callable[[], float | None], machine: Clock | None = None) -> None:
         self._ask = ask
         self._machine = machine or SystemClock()
         self._ahead: tuple[float, float] | None = None  # of the monotonic clock: at least, at most
         self._measured_at = 0.0
-        self._told = False
+        self._warned = False
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -97,9 +98,11 @@ class ServerClock:
         return self._machine.time() - self.time()
 
     def measure(self) -> None:
-        """Ask the server for its time. Raises what `ask` raises."""
+        """Ask the server for its time; keep the last measurement if it does not answer."""
         began = self._machine.monotonic()
         server = self._ask()
+        if server is None:
+            return
         ended = self._machine.monotonic()
         low, high = server - ended, server - began
         if self._ahead is not None:
@@ -108,18 +111,18 @@ class ServerClock:
             if overlap[0] <= overlap[1]:
                 low, high = overlap
         self._ahead, self._measured_at = (low, high), ended
-        self._tell()
+        self._report()
 
-    def _tell(self) -> None:
+    def _report(self) -> None:
         """Log once that this machine's clock is wrong, and once that it is right again."""
         offset = self.offset
-        if (abs(offset) > MAX_OFFSET) == self._told:
+        if (abs(offset) > MAX_OFFSET) == self._warned:
             return
-        self._told = not self._told
+        self._warned = not self._warned
         import structlog  # commands that log nothing start sooner
 
         log = structlog.get_logger(__name__)
-        if self._told:
+        if self._warned:
             log.warning(
                 "clock_differs",
                 seconds=round(offset, 1),
@@ -140,10 +143,7 @@ class ServerClock:
 
     def _run(self) -> None:
         while not self._ended.wait(_INTERVAL):
-            try:
-                self.measure()
-            except Exception:
-                continue
+            self.measure()
 
 
 _shared: Clock = SystemClock()

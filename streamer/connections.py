@@ -1,6 +1,5 @@
 """Find, open and close connections to Redis."""
 
-import contextlib
 import json
 import socket
 import time
@@ -192,14 +191,16 @@ class Connections:
     ) -> None:
         self._connect(settings, patient)
         self.clock = ServerClock(self._ask_time, machine)
-        with contextlib.suppress(redis.exceptions.RedisError):
-            self.clock.measure()
+        self.clock.measure()
         if patient:
             self.clock.follow()
         share(self.clock)
 
-    def _ask_time(self) -> float:
-        seconds, microseconds = self.main.time()
+    def _ask_time(self) -> float | None:
+        try:
+            seconds, microseconds = self.main.time()
+        except redis.exceptions.RedisError:
+            return None
         return seconds + microseconds / 1e6
 
     def _connect(self, settings: Settings, patient: bool) -> None:

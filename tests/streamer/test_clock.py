@@ -1,7 +1,6 @@
 """The clock of Redis, as a machine measures it whose own clock is wrong."""
 
 import pytest
-import redis
 from structlog.testing import capture_logs
 
 from streamer import clock
@@ -32,11 +31,14 @@ class Server:
         self._machine = machine
         self.ahead = 1_800_000_000.0
         self.trip, self.share = 0.001, 0.5
+        self.answers = True
 
     def time(self) -> float:
         return self._machine.now + self.ahead
 
-    def ask(self) -> float:
+    def ask(self) -> float | None:
+        if not self.answers:
+            return None
         self._machine.sleep(self.trip * self.share)
         found = self.time()
         self._machine.sleep(self.trip * (1 - self.share))
@@ -113,18 +115,13 @@ def test_two_clocks_that_drift_apart_stay_together(machine: Machine, server: Ser
 def test_a_server_that_does_not_answer_stops_no_time(machine: Machine, server: Server) -> None:
     ours = ServerClock(server.ask, machine)
     ours.measure()
-
-    def away() -> float:
-        raise redis.exceptions.ConnectionError
-
-    ours._ask = away
-    with pytest.raises(redis.exceptions.ConnectionError):
-        ours.measure()
+    server.answers = False
     machine.sleep(10)
+    ours.measure()
     assert ours.time() == pytest.approx(server.time(), abs=0.001)
 
 
-def test_a_wrong_clock_is_told_once_and_its_end_too(machine: Machine, server: Server) -> None:
+def test_a_wrong_clock_is_reported_once_and_its_end_too(machine: Machine, server: Server) -> None:
     ours = ServerClock(server.ask, machine)
     machine.wall = server.ahead
     with capture_logs() as logs:
