@@ -1,6 +1,5 @@
 """End requests that Redis has lost, because it evicted or deleted their jobs, with an error."""
 
-from datetime import timedelta
 from typing import Any, cast
 
 import redis
@@ -97,12 +96,11 @@ class LostRequests:
         """Publish the error of a clip that `owner_id`, a watch or a recording, asked about at
         `asked` (seconds since the Unix epoch)."""
         window = None if stream.live else self._windows.get(stream.id, request_id)
-        start = end = to_datetime(asked)
         if window is not None:
-            start = stream.created_at + timedelta(seconds=window.start)
-            end = stream.created_at + timedelta(seconds=window.end)
-        asker = owner_id if window is None else window.watch_id
-        watches = [watch for watch in stream.watches if watch.id == asker] or stream.watches
+            return self._results.publish(
+                window.failed(request_id, stream, _LOST), owner_id=owner_id
+            )
+        watches = [watch for watch in stream.watches if watch.id == owner_id] or stream.watches
         return self._results.publish(
             Result(
                 request_id=request_id,
@@ -110,10 +108,9 @@ class LostRequests:
                 stream_id=stream.id,
                 stream_name=stream.name,
                 watch_id=watches[0].id if len(watches) == 1 else None,
-                data=window.data if window is not None else None,
                 prompt=watches[0].prompt if watches else "",
-                start=start,
-                end=end,
+                start=to_datetime(asked),
+                end=to_datetime(asked),
                 error=_LOST,
             ),
             owner_id=owner_id,

@@ -5,12 +5,13 @@ transaction that submits a request, so it has each request that was ever accepte
 """
 
 from dataclasses import dataclass
-from typing import cast
+from datetime import timedelta
+from typing import Any, cast
 
 import redis
 
 from streamer import redis_keys
-from streamer.domain import ClipRequest
+from streamer.domain import ClipRequest, ErrorInfo, Result, ResultKind, Stream
 
 _TTL = 7 * 86400
 """Seconds after the last request for which the windows of a recording are known."""
@@ -30,9 +31,25 @@ class RecordedWindow:
     watch_id: str
 
     @property
-    def data(self) -> dict[str, float]:
+    def data(self) -> dict[str, Any]:
         """The place as results carry it."""
         return {"media_start": self.start, "media_end": self.end}
+
+    def failed(self, request_id: str, recording: Stream, error: ErrorInfo) -> Result:
+        """Return the error result of a request about this window of `recording`."""
+        prompts = {watch.id: watch.prompt for watch in recording.watches}
+        return Result(
+            request_id=request_id,
+            kind=ResultKind.ERROR,
+            stream_id=recording.id,
+            stream_name=recording.name,
+            watch_id=self.watch_id,
+            prompt=prompts.get(self.watch_id, ""),
+            start=recording.created_at + timedelta(seconds=self.start),
+            end=recording.created_at + timedelta(seconds=self.end),
+            data=self.data,
+            error=error,
+        )
 
 
 class RecordedWindows:

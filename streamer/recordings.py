@@ -1,7 +1,6 @@
 """Follow a recording until every window that was asked about has its result."""
 
 from collections.abc import Mapping
-from datetime import timedelta
 
 from streamer.clock import Clock, SystemClock
 from streamer.domain import ErrorInfo, Result, Stream, StreamState, StreamStatus
@@ -159,24 +158,9 @@ class RecordingResults:
             if result is not None:
                 fresh += self._add(result)
             elif idle and not self._jobs.exists(request_id):
-                fresh += self._add(self._forgotten(request_id, due[request_id]))
+                window = due[request_id]
+                fresh += self._add(window.failed(request_id, self.stream, _FORGOTTEN))
         return fresh
-
-    def _forgotten(self, request_id: str, window: RecordedWindow) -> Result:
-        stream = self.stream
-        prompts = {watch.id: watch.prompt for watch in stream.watches}
-        return Result(
-            request_id=request_id,
-            kind="error",
-            stream_id=stream.id,
-            stream_name=stream.name,
-            watch_id=window.watch_id,
-            prompt=prompts.get(window.watch_id, ""),
-            start=stream.created_at + timedelta(seconds=window.start),
-            end=stream.created_at + timedelta(seconds=window.end),
-            data=window.data,
-            error=_FORGOTTEN,
-        )
 
 
 def media_start(result: Result) -> float:
