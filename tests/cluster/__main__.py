@@ -68,7 +68,7 @@ def main() -> int:
             every=options.every,
         )
     print(ledger)
-    wrong = ledger.faults(lease=12.0)
+    wrong = ledger.faults()
     for line in wrong:
         print(f"WRONG: {line}", file=sys.stderr)
     return 1 if wrong else 0

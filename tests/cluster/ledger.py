@@ -12,6 +12,7 @@ import redis
 
 from streamer.client import Client
 from streamer.domain import StreamState
+from streamer.settings import Settings
 from tests.cluster.load import RECORDING_SECONDS, WINDOW, Load
 from tests.cluster.machines import Cluster
 
@@ -20,6 +21,9 @@ MAX_RECOVERY = 60.0
 
 MAX_SETTLING = 240.0
 """Seconds after the last fault in which everything accepted has to have its result."""
+
+MAX_DOUBLE_READING = 2 * float(Settings.model_fields["lease"].default)
+"""Seconds for which two workers may hold connections to one camera: while one is frozen."""
 
 _OVERLAP = 0.05
 """Seconds by which windows that stand back to back may overlap because times are rounded."""
@@ -50,7 +54,7 @@ class Ledger:
     starts: dict[str, int] = field(default_factory=dict)
     failed_starts: int = 0
 
-    def faults(self, lease: float) -> list[str]:
+    def faults(self) -> list[str]:
         """Return what is wrong, as sentences."""
         zero = (
             "lost",
@@ -61,7 +65,7 @@ class Ledger:
             "cameras_not_running",
         )
         wrong = [f"{name} is {getattr(self, name)}" for name in zero if getattr(self, name)]
-        if self.longest_double_reading_s > 2 * lease:
+        if self.longest_double_reading_s > MAX_DOUBLE_READING:
             wrong.append(f"a camera was read twice for {self.longest_double_reading_s:.1f} s")
         if self.orphans:
             wrong.append(f"left in Redis: {', '.join(self.orphans)}")
@@ -126,7 +130,7 @@ class Balance:
             for stream in client.streams()
             if stream.state in (StreamState.ENDED, StreamState.FAILED) and not stream.unanswered
         }
-        return accepted.recordings.keys() <= over and accepted.queries.keys() <= published.keys()
+        return accepted.recordings.keys() <= over and accepted.queries <= published.keys()
 
     def _count_queries(self, client: Client) -> None:
         ledger, failed = self._ledger, Counter[str]()

@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 
 import redis
 
-from streamer.client import Client
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import Result, Sampling
 from streamer.errors import StreamerError
@@ -56,12 +55,12 @@ class Accepted:
     """What the service has accepted: it owes a result for each.
 
     Attributes:
-        queries: id of the query to when it was accepted, monotonic.
+        queries: ids of the queries.
         recordings: id of the stream to its name.
         refused: how often each error code refused new work.
     """
 
-    queries: dict[str, float] = field(default_factory=dict)
+    queries: set[str] = field(default_factory=set)
     recordings: dict[str, str] = field(default_factory=dict)
     refused: Counter[str] = field(default_factory=Counter)
 
@@ -140,18 +139,18 @@ class Load:
         self._paused.set()
 
     def _ask(self) -> None:
-        with self._patient_client() as client:
+        with self._cluster.client() as client:
             client.first_frame_wait = 0.0
             while not self._paused.wait(self._random.expovariate(self._questions)):
                 camera = self._random.choice(self.cameras).name
                 past = {"since": "-20s"} if self._random.random() < 0.4 else {"stale_ok": True}
                 with self._refusals():
                     query = client.ask("What is there?", camera, max_tokens=4, **past)
-                    self.accepted.queries[query.id] = time.monotonic()
+                    self.accepted.queries.add(query.id)
 
     def _record(self) -> None:
         number = 0
-        with self._patient_client() as client:
+        with self._cluster.client() as client:
             while not self._paused.wait(self._random.uniform(5, 15)):
                 with self._refusals():
                     name = f"recording-{number}"
@@ -179,11 +178,6 @@ class Load:
                 for entry_id, result in entries:
                     position = entry_id
                     self.published[result.request_id].append(result)
-
-    @contextlib.contextmanager
-    def _patient_client(self) -> Iterator[Client]:
-        with self._cluster.client() as client:
-            yield client
 
     @contextlib.contextmanager
     def _refusals(self) -> Iterator[None]:

@@ -151,7 +151,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         # Every write is on disk before it is confirmed: only then does a ledger have to balance.
-        durable = ["appendfsync always", "enable-debug-command local"]
+        durable = ["appendfsync always"]
         self.main = EmbeddedServer(
             folder / "main", persistent=True, max_memory=256 << 20, extra_config=durable
         )
