@@ -80,9 +80,8 @@ class LanguageConfig:
 class ModelConfig:
     """Everything that a checkpoint holds except tokenizer and weights.
 
-    `tile_grids` is an extension of this
-    project: the (columns, rows) that a checkpoint was trained on besides a single tile. It is empty
-    where any grid works, as in the published checkpoints.
+    `tile_grids` is an extension of this project: the (columns, rows) that a checkpoint was trained
+    on besides a single tile. It is empty where any grid works, as in the published checkpoints.
     """
 
     vision: VisionConfig

@@ -37,13 +37,14 @@ def main(arguments: list[str] | None = None) -> int:
         help="folder for the training state",
     )
     train.add_argument("--out", type=Path, default=CHECKPOINT, help="folder of the checkpoint")
-    train.add_argument(
+    start = train.add_mutually_exclusive_group()
+    start.add_argument(
         "--resume", action="store_true", help="continue from the state in the run's folder"
     )
     train.add_argument(
         "--again", action="store_true", help="with --resume: repeat most of the last stage"
     )
-    train.add_argument(
+    start.add_argument(
         "--start-from",
         type=Path,
         metavar="CHECKPOINT",
