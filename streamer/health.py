@@ -1,6 +1,5 @@
 """Tell which parts of an installation are missing, and since when."""
 
-import contextlib
 import json
 import threading
 import time
@@ -9,6 +8,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import redis
+import structlog
 from pydantic import Field
 
 from streamer import redis_keys
@@ -35,6 +35,8 @@ _LACKS: dict[str, str] = {
     "`streamer record`",
 }
 
+_log = structlog.get_logger(__name__)
+
 _FIRST_LOOK = 1.0
 """Seconds that a list waits for the first look at the parts."""
 
@@ -45,7 +47,7 @@ class Part(Record):
     name: PartName
     up: bool
     last_seen_at: Timestamp | None = Field(
-        default=None, description="when it last worked; null if nobody has noticed it yet"
+        default=None, description="when it last worked; null if it has not been seen yet"
     )
     message: str | None = Field(default=None, description="what is missing, and what to do")
 
@@ -190,8 +192,10 @@ class CachedHealth:
         return [part for part in self._parts if not part.up]
 
     def _look(self) -> None:
-        with contextlib.suppress(Exception):  # the connections may be closed by now
+        try:
             self.parts()
+        except Exception as error:  # the connections may be closed by now
+            _log.warning("health_unknown", reason=f"{type(error).__name__}: {error}")
 
     def parts(self) -> list[Part]:
         """Return all parts."""

@@ -185,7 +185,7 @@ def _run_in_reserve(
     client: redis.Redis, commands: _Commands, raise_on_error: bool = True
 ) -> list[Any]:
     """Run commands in one script, and return their answers."""
-    script_key = redis_keys.REPLICATED  # any of ours will do
+    script_key = redis_keys.REPLICATED  # any key of the service serves
     answers = cast(list[Any], client.eval(_IN_RESERVE, 1, script_key, *words_of(commands)))
     parsed = []
     for (args, options), answer in zip(commands, answers, strict=True):

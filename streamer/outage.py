@@ -23,8 +23,8 @@ _STAGE = 30.0
 """Seconds within which another reason is a stage of the same outage, as in a failover."""
 
 _MAX_TOLD, _TOLD_WITHIN = 3, 60.0
-"""How many outages of one kind are told within so many seconds: a server at the limit of its memory
-would otherwise begin and end one with every frame."""
+"""How many outages of one kind are logged within so many seconds: a server at the limit of its
+memory would otherwise begin and end one with every frame."""
 
 _log = structlog.get_logger(__name__)
 

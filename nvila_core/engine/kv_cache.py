@@ -12,7 +12,7 @@ class KVCache:
     """Keys and values [num_blocks + 1, block_size, num_kv_heads, head_dim] for every layer.
 
     Attention multiplies masked positions by 0, and 0 times NaN is NaN. So everything in the cache
-    must be finite, also what nobody reads on purpose: it begins as zeros, and the engine zeroes
+    must be finite, also what is never read on purpose: it begins as zeros, and the engine zeroes
     what a step wrote unless all of it is finite.
 
     Attributes:

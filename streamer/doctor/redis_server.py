@@ -185,7 +185,7 @@ def _workers(client: "redis.Redis") -> Iterable[Check]:
 
 
 def _workers_clocks(client: "redis.Redis") -> Iterable[Check]:
-    """Tell which machines have a clock that is far from that of Redis."""
+    """Report the machines whose clocks are far from that of Redis."""
     from rq import worker_registration
 
     from streamer import redis_keys

@@ -385,7 +385,7 @@ class PacketReader:
             self._waiting = False
 
     def _catch_up(self, now: float) -> None:
-        """Drop the oldest packets, up to the newest key frame, when nobody keeps up with them."""
+        """Drop the oldest packets, up to the newest key frame, when the decoder is too slow."""
         late = bool(self._queue) and now - self._queue[0].monotonic > MAX_LAG
         if not (late or self._full()):
             return

@@ -45,7 +45,7 @@ class Database:
     thaw: Callable[[], object]
 
 
-# SQLite lets nobody freeze a file that others have open
+# An SQLite file has no server to freeze; a lock on it has the same effect
 @pytest.fixture(params=["sqlite", "postgresql", "postgresql, in use"])
 def database(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Database]:
     if "postgresql" in request.param:
@@ -77,7 +77,7 @@ def result(name: str, **fields: object) -> Result:
     return Result(**values | {"prompt": "?", "text": "a dog"} | fields)
 
 
-def test_readers_of_a_frozen_database_stop_nobody_else(settings, database):
+def test_readers_of_a_frozen_database_stop_no_other_request(settings, database):
     # given a stream, and a database that freezes
     Timeline(database.url).close()
     client = Client(settings.model_copy(update={"database_url": database.url}))

@@ -163,7 +163,7 @@ def test_a_worker_that_takes_a_job_without_a_record_says_so(
     # when a worker takes it
     worker = worker_process("gpu", "--burst", STREAMER_MODEL=str(random_checkpoint), ready=False)
     assert worker.wait() == 0, worker.output
-    # then nobody has to ask for the error
+    # then the error comes without a question
     ((_, result),) = client.queue.read("0-0")
     assert result.error is not None
     assert (result.request_id, result.error.code) == (asked.id, ErrorCode.JOB_LOST)

@@ -154,7 +154,7 @@ def test_a_stream_that_cannot_be_read_hides_no_other(client, api, redis_client, 
         stream.state.value for stream in listed
     ]
     assert 'streamer_stream_state{stream="yard"' in api.get("/metrics").text
-    # and nobody works with what cannot be read, or overwrites it
+    # and what cannot be read is neither used nor overwritten
     stored = redis_client.hget(redis_keys.STREAMS, stream_id)
     for work in (
         lambda: client.stream("yard"),

@@ -1,4 +1,4 @@
-"""An outage is told once when it begins and once when it ends, over all that fails."""
+"""An outage is logged once when it begins and once when it ends, over all that fails."""
 
 import pytest
 import redis

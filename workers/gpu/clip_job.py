@@ -164,7 +164,8 @@ def _load(context: WorkerContext, clip: ClipRequest) -> list[bytes]:
 
 
 def _insist(call: Callable[[], _T]) -> _T:
-    """Return `call()`, repeated while Redis refuses it, so that no answer is computed for nothing.
+    """Repeat `call` while Redis refuses it, so that a computed answer is not wasted. Return its
+    value.
 
     Raises GiveBack when the worker stops or the job is no longer wanted: it is run again,
     elsewhere. Raises Abandon for an error that does not pass: another worker tries it, a few times.

@@ -193,15 +193,15 @@ class LiveRun(StreamRun):
 
     def _consume(self, source: Source) -> None:
         self._count(source)
-        first, told = True, (False, False)
+        first, warned = True, (False, False)
         for frame in source:
             if first:
                 self._timeline.align(frame)
                 self._connected()
                 first = False
             self._take(frame)
-            if told != (source.by_arrival, self.intake.scaled):
-                told = (source.by_arrival, self.intake.scaled)
+            if warned != (source.by_arrival, self.intake.scaled):
+                warned = (source.by_arrival, self.intake.scaled)
                 self._warn(*([clock_wrong(self.spec.url)] if source.by_arrival else []))
 
     def _connected(self) -> None:

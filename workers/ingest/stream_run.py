@@ -168,11 +168,11 @@ class StreamRun(ABC):
     def _take_slot(self) -> None:
         """Go on in a slot after a rest, as soon as one is free; return without one if the run ends
         or the stream is paused meanwhile."""
-        told_at = self._clock.monotonic() + _SLOT_PATIENCE
+        report_at = self._clock.monotonic() + _SLOT_PATIENCE
         while not self._place.resume():
             if self._stopping() or self.spec.paused:
                 return
-            if self._clock.monotonic() >= told_at:
+            if self._clock.monotonic() >= report_at:
                 self._reporter.enter(StreamState.RECONNECTING, _NO_SLOT)
             self._clock.sleep(NAP)
 

@@ -244,7 +244,7 @@ def test_a_recording_that_finds_all_slots_taken_says_so_and_ends(
     for _ in range(3):
         waiting.advance(0.01)
         clock.now += 2.0
-    # then it is told once why it waits, and after a while the analysis ends
+    # then it says once why it waits, and after a while the analysis ends
     assert len(said) == 1
     assert "1 stream (1 live) takes all 1 ingest slot" in said[0]
     assert "streamer ingest" in said[0]

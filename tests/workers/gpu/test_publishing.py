@@ -177,7 +177,7 @@ def test_a_worker_that_stops_while_redis_is_away_puts_the_job_back(
     computed: list[Callable[[], object]],
     redis_client: redis.Redis,
 ) -> None:
-    # given a worker that is told to stop while Redis is away
+    # given a worker that is asked to stop while Redis is away
     def away() -> None:
         line.cut = True
         line.hang_up()
@@ -201,7 +201,7 @@ def test_an_answer_that_redis_calls_wrong_is_left_to_another_worker(
     redis_client: redis.Redis,
 ) -> None:
     # given a results queue that something has replaced by a string
-    redis_client.set(redis_keys.RESULTS, "none of ours")
+    redis_client.set(redis_keys.RESULTS, "not a stream")
     own.clock = SkippingClock()
     computed += [lambda: None, lambda: None]
     # when the answer is published, then it becomes no error: the job waits for another attempt

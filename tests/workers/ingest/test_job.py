@@ -1,4 +1,4 @@
-"""The job of a stream: a run that breaks down is told in the stream's state, and started again."""
+"""The job of a stream: a run that breaks down is reported in the stream's state and restarted."""
 
 import threading
 from collections.abc import Callable, Iterator
