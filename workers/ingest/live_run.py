@@ -130,7 +130,7 @@ class LiveRun(StreamRun):
                 self._writer.then(self._claim)
                 self._read()
         finally:
-            self.counters.dropped.redis_away += self._writer.waiting
+            self.source_counter.lost(frames=self._writer.waiting)
 
     def _read(self) -> None:
         while not self._stopping():
@@ -228,7 +228,7 @@ class LiveRun(StreamRun):
         if self._writer.offer(len(sampled.jpeg), lambda: self._store(sampled, quiet)):
             self._intact_until = pts
         else:
-            self.counters.dropped.redis_away += 1
+            self.source_counter.lost()
 
     def _store(self, sampled: SampledFrame, quiet: float) -> None:
         """Store a frame and ask about the windows that it completes; no frame will follow within

@@ -1,5 +1,6 @@
 """Count what a stream's sources deliver, and measure how fast."""
 
+import threading
 from collections import deque
 
 import redis
@@ -55,6 +56,7 @@ class SourceCounter:
         self._meter = meter
         self._source: Source | None = None
         self._before = counters.model_copy(deep=True)
+        self._losing = threading.Lock()
 
     def follow(self, source: Source) -> None:
         """Count `source` from now on, in addition to the sources before it."""
@@ -78,13 +80,18 @@ class SourceCounter:
             measured = self._meter.measure(source.packets, source.bytes)
             counters.measured_fps, counters.bit_rate = measured or (None, None)
 
-    def lost(self, error: redis.exceptions.RedisError) -> None:
-        """Count a frame that could not be stored because of `error`."""
+    def lost(self, error: redis.exceptions.RedisError | None = None, frames: int = 1) -> None:
+        """Count frames that could not be stored because of `error`, or because Redis is silent.
+
+        Thread-safe: both the thread that decodes a camera and the one that stores its frames lose
+        some.
+        """
         dropped = self._counters.dropped
-        if is_full(error):
-            dropped.redis_full += 1
-        else:
-            dropped.redis_away += 1
+        with self._losing:
+            if error is not None and is_full(error):
+                dropped.redis_full += frames
+            else:
+                dropped.redis_away += frames
 
     def close(self) -> None:
         """Count the source for the last time: it has ended."""
