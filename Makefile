@@ -20,7 +20,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 
-.PHONY: help install demo test test-all lint types check lock clean
+.PHONY: help install demo test test-all test-clients lint types check lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,7 +34,10 @@ test: install ## the tests
 	@$(PYTEST)
 
 test-all: install ## the tests and the slow ones
-	@$(PYTEST) -m "not gpu and not soak"
+	@$(PYTEST) -m "not gpu and not soak and not clients"
+
+test-clients: install ## programs of others, unmodified, against the API; installs each in its own venv
+	@$(BIN)/python -m pytest -m clients
 
 lint: install ## ruff and the import rules
 	@$(BIN)/ruff check .
