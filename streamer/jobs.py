@@ -37,7 +37,7 @@ from streamer.lost_requests import LostRequests
 from streamer.memory_reserve import HAS_ROOM, require_room, words_of
 from streamer.recorded_windows import RecordedWindows
 from streamer.redis_address import await_replica
-from streamer.results import Results
+from streamer.results import Results, final_status
 from streamer.settings import Settings
 
 QUERIES, WATCHES, FILES = "queries", "watches", "files"
@@ -587,11 +587,3 @@ def _push_wake(pipeline: redis.client.Pipeline, queue: str) -> None:
     pipeline.lpush(key, 1)
     pipeline.ltrim(key, 0, _MAX_WAKE_TOKENS - 1)
     pipeline.expire(key, _WAKE_TTL)
-
-
-def final_status(result: Result) -> QueryStatus:
-    """Return the status of a query that has this result."""
-    if result.error is None:
-        return QueryStatus.DONE
-    cancelled = result.error.code is ErrorCode.CANCELLED
-    return QueryStatus.CANCELLED if cancelled else QueryStatus.FAILED

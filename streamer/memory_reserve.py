@@ -26,6 +26,9 @@ _FRESH = 60
 _MARKER = 3600
 """Seconds for which a deleted answer is still known to have been published."""
 
+_FEW_EVENTS = 256
+"""Events that a full server keeps."""
+
 RESERVE_USED = f"""
 -- Returns how many bytes are used of the reserve; negative if none. Without maxmemory, or for a
 -- user that may not run INFO, there is no reserve.
@@ -85,12 +88,18 @@ local function trim_results()
   if first then redis.call('XTRIM', '{redis_keys.RESULTS}', 'MINID', first) end
 end
 
+-- Deletes events but for the newest: a listener that is further behind is told so.
+local function trim_events()
+  redis.call('XTRIM', '{redis_keys.EVENTS}', 'MAXLEN', {_FEW_EVENTS})
+end
+
 -- Returns whether there is room for `size` bytes of new work, beside what the open queries and
 -- their answers will need. Deletes for it what is finished and known elsewhere.
 local function has_room(size)
   size = size + tonumber(redis.call('HGET', '{redis_keys.OPEN_QUERIES}', 'total') or '0')
   if reserve_used() + size <= 0 then return true end
   trim_results()
+  trim_events()
   shrink_answers(256, redis.call('TIME')[1] - {_FRESH})
   return reserve_used() + size <= 0
 end

@@ -27,11 +27,11 @@ from streamer.domain import (
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.coverage import NEWEST, find_gaps, max_silence, sampling_interval
 from streamer.frames.history import FrameHistory
-from streamer.jobs import Jobs, final_status
+from streamer.jobs import Jobs
 from streamer.lost_requests import LostRequests
 from streamer.question import Question
 from streamer.response_format import TextFormat
-from streamer.results import Results
+from streamer.results import Results, final_status
 from streamer.settings import Settings
 from streamer.validation import validated
 

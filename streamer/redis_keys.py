@@ -5,6 +5,12 @@ KEY_PREFIX = "streamer:"
 RESULTS = KEY_PREFIX + "results"
 """Redis Stream, field `json`: every result once. Bounded by `results_maxlen`."""
 
+EVENTS = KEY_PREFIX + "events"
+"""Redis Stream: what happened, for listeners. Bounded in length and age."""
+
+EVENTS_LOST = KEY_PREFIX + "events-lost"
+"""String: how many events a full server has given up."""
+
 STREAMS = KEY_PREFIX + "streams"
 """Hash: stream id -> StreamSpec as JSON, without the password."""
 

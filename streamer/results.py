@@ -1,5 +1,6 @@
 """Publish each result exactly once, to listeners of the results queue and for later lookup."""
 
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
@@ -8,8 +9,9 @@ import redis
 import structlog
 
 from streamer import redis_keys
-from streamer.domain import Result
+from streamer.domain import QueryStatus, Result
 from streamer.errors import ErrorCode, StreamerError
+from streamer.events import PUBLISH_EVENT, EventType
 from streamer.memory_reserve import MAX_ANSWERS, SHRINK_ANSWERS
 from streamer.settings import Settings
 
@@ -31,10 +33,11 @@ end
 # The existence of the answer key makes publication happen once, however many workers try.
 # KEYS: answer, results queue, open queries, answers, in-flight set (or the answer again)
 # ARGV: result, TTL s, length, request id, channel, whether there is an in-flight set, whether a
-# full server may delete the answer
+# full server may delete the answer, stream id, stream name, how a query has ended or ''
 _PUBLISH = (
     SHRINK_ANSWERS
     + _COUNT_OUT
+    + PUBLISH_EVENT
     + f"""
 redis.call('XTRIM', KEYS[2], 'MAXLEN', '~', ARGV[3])
 if ARGV[6] == '1' then redis.call('ZREM', KEYS[5], ARGV[4]) end
@@ -44,6 +47,10 @@ redis.call('XADD', KEYS[2], '*', 'json', ARGV[1])
 if ARGV[7] == '1' then redis.call('ZADD', KEYS[4], redis.call('TIME')[1], ARGV[4]) end
 local over = redis.call('ZCARD', KEYS[4]) - {MAX_ANSWERS}
 if over > 0 then shrink_answers(math.min(over, 4), '+inf') end
+publish_event('{EventType.RESULT_CREATED}', ARGV[8], ARGV[9], ARGV[1])
+if ARGV[10] ~= '' then
+  publish_event('{EventType.QUERY_FINISHED}', ARGV[8], ARGV[9], ARGV[10])
+end
 redis.call('PUBLISH', ARGV[5], '1')
 return 1
 """
@@ -88,6 +95,9 @@ class Results:
                 redis_keys.answered(result.request_id),
                 int(owner_id is not None),
                 int(owner_id is None or owner_id != result.stream_id),  # not of a recording
+                result.stream_id or "",
+                result.stream_name or "",
+                _finished(result) if owner_id is None else "",
             ],
         )
         return bool(published)
@@ -174,6 +184,21 @@ class Results:
             for entry_id, result in self.read(position, block):
                 position = entry_id
                 yield entry_id, result
+
+
+def _finished(result: Result) -> str:
+    """Return the data of the event that a query has ended."""
+    return json.dumps(
+        {"id": result.request_id, "status": final_status(result), "result_id": result.id}
+    )
+
+
+def final_status(result: Result) -> QueryStatus:
+    """Return the status of a query that has this result."""
+    if result.error is None:
+        return QueryStatus.DONE
+    cancelled = result.error.code is ErrorCode.CANCELLED
+    return QueryStatus.CANCELLED if cancelled else QueryStatus.FAILED
 
 
 def read_entry(fields: dict[bytes, bytes]) -> Result:

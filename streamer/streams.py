@@ -24,18 +24,44 @@ from streamer.domain import (
     utc_now,
 )
 from streamer.errors import ErrorCode, StreamerError, Superseded
+from streamer.events import PUBLISH_EVENT, EventType
 from streamer.response_format import with_response_format
 from streamer.secret_box import SecretBox
 from streamer.validation import validated
 
+DETACHED = "detached"
+"""What an event calls the state of a stream that is attached no more."""
+
+_ANNOUNCE = (
+    PUBLISH_EVENT
+    + f"""
+-- Announces the state of a stream: its words, or cjson.null, and its error as JSON.
+local function announce(id, name, state, previous, reason)
+  local data = string.format('{{"state": %s, "previous": %s, "error": %s}}', cjson.encode(state),
+                             cjson.encode(previous), reason)
+  publish_event('{EventType.STREAM_STATE_CHANGED}', id, name, data)
+end
+
+-- Returns a record, or an empty one if there is none that can be read.
+local function record(text)
+  local ok, found = pcall(cjson.decode, text or '')
+  return ok and type(found) == 'table' and found or {{}}
+end
+"""
+)
+
 # KEYS: names, streams, secrets. ARGV: name, id, spec, URL
-_CREATE = """
-if redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 0
-   and redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
+_CREATE = (
+    _ANNOUNCE
+    + f"""
+local fresh = redis.call('HSETNX', KEYS[1], ARGV[1], ARGV[2]) == 1
+if not fresh and redis.call('HGET', KEYS[1], ARGV[1]) ~= ARGV[2] then return 0 end
 redis.call('HSET', KEYS[2], ARGV[2], ARGV[3])
 redis.call('HSET', KEYS[3], ARGV[2], ARGV[4])
+if fresh then announce(ARGV[2], ARGV[1], '{StreamState.CONNECTING}', cjson.null, 'null') end
 return 1
 """
+)
 
 # Writes nothing if the stream has changed since it was read.
 # KEYS: names, streams, secrets. ARGV: id, spec before, old name, new name, new spec, URL or ''
@@ -55,12 +81,18 @@ return 1
 
 # Frees the name only if it still belongs to this stream.
 # KEYS: names, streams, secrets, status. ARGV: name, id
-_DELETE = """
+_DELETE = (
+    _ANNOUNCE
+    + f"""
+local state = record(redis.call('GET', KEYS[4])).state or '{StreamState.CONNECTING}'
 redis.call('DEL', KEYS[4])
 redis.call('HDEL', KEYS[3], ARGV[2])
 if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
-return redis.call('HDEL', KEYS[2], ARGV[2])
+if redis.call('HDEL', KEYS[2], ARGV[2]) == 0 then return 0 end
+announce(ARGV[2], ARGV[1], '{DETACHED}', state, 'null')
+return 1
 """
+)
 
 # Replaces the secret only if it has not changed in the meantime.
 # KEYS: secrets. ARGV: id, what was stored, what to store
@@ -70,13 +102,24 @@ redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
 return 1
 """
 
-# KEYS: streams, status, job of the stream. ARGV: id, status, token of the owner or ''
-_SAVE_STATUS = """
+# KEYS: streams, status, job of the stream
+# ARGV: id, status, token of the owner or '', state, code of its error or '', error as JSON
+_SAVE_STATUS = (
+    _ANNOUNCE
+    + f"""
 if ARGV[3] ~= '' and redis.call('HGET', KEYS[3], 'token') ~= ARGV[3] then return -1 end
-if redis.call('HEXISTS', KEYS[1], ARGV[1]) == 0 then return 0 end
+local spec = redis.call('HGET', KEYS[1], ARGV[1])
+if not spec then return 0 end
+local before = record(redis.call('GET', KEYS[2]))
 redis.call('SET', KEYS[2], ARGV[2])
+local previous = before.state or '{StreamState.CONNECTING}'
+local code = type(before.error) == 'table' and before.error.code or ''
+if previous ~= ARGV[4] or code ~= ARGV[5] then
+  announce(ARGV[1], record(spec).name or '', ARGV[4], previous, ARGV[6])
+end
 return 1
 """
+)
 
 _MAX_SILENCE = 30.0
 """Seconds without a report from its worker after which the status of a stream is out of date."""
@@ -321,7 +364,14 @@ class StreamRegistry:
                 redis_keys.status(stream_id),
                 Job.key_for(redis_keys.stream_job(stream_id)),
             ],
-            args=[stream_id, status.model_dump_json(), token or ""],
+            args=[
+                stream_id,
+                status.model_dump_json(),
+                token or "",
+                status.state,
+                status.error.code if status.error is not None else "",
+                status.error.model_dump_json() if status.error is not None else "null",
+            ],
         )
         if saved == -1:
             raise Superseded

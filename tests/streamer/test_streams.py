@@ -74,7 +74,7 @@ def test_a_detached_stream_leaves_nothing_and_frees_its_name(registry, redis_cli
     attached = registry.create(spec(), URL)
     registry.save_status(attached.id, StreamStatus(state=StreamState.RUNNING))
     assert registry.delete("yard").state is StreamState.RUNNING
-    assert redis_client.keys("*") == []
+    assert redis_client.keys("*") == [redis_keys.EVENTS.encode()]
     with pytest.raises(StreamerError):
         registry.secret_url(attached.id)
     registry.create(spec(), URL)
@@ -84,7 +84,7 @@ def test_a_late_status_does_not_bring_a_detached_stream_back(registry, redis_cli
     attached = registry.create(spec(), URL)
     registry.delete(attached.id)
     assert not registry.save_status(attached.id, StreamStatus(state=StreamState.RUNNING))
-    assert redis_client.keys("*") == []
+    assert redis_client.keys("*") == [redis_keys.EVENTS.encode()]
 
 
 def test_status_is_part_of_the_stream(registry):

@@ -1,0 +1,205 @@
+"""Publish and read events: one bounded stream of facts, in the order in which they happened.
+
+Events are bookkeeping: a server without room for them gives them up, and notes that it did so that
+readers know of the gap.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Any, cast
+
+import redis
+
+from streamer import redis_keys
+from streamer.domain import rfc3339, to_datetime
+from streamer.memory_reserve import RESERVE_USED
+
+MAX_EVENTS = 10_000
+"""Events that are kept, approximately."""
+
+MAX_AGE = 86_400
+"""Seconds for which events are kept, approximately."""
+
+_LOST = "lost"
+"""Type of an entry that stands for events that were given up."""
+
+
+class EventType(StrEnum):
+    """What happened."""
+
+    RESULT_CREATED = "result.created"
+    QUERY_FINISHED = "query.finished"
+    STREAM_STATE_CHANGED = "stream.state_changed"
+    WORKER_STATE_CHANGED = "worker.state_changed"
+    INCIDENT_OPENED = "incident.opened"
+    INCIDENT_UPDATED = "incident.updated"
+    INCIDENT_RESOLVED = "incident.resolved"
+    INCIDENT_ACKNOWLEDGED = "incident.acknowledged"
+
+
+# XTRIM deletes, so a full server lets the script write on: see streamer/memory_reserve.py.
+PUBLISH_EVENT = (
+    RESERVE_USED
+    + f"""
+-- Adds an event. `data` is a JSON object; stream and name are '' for an event of no stream.
+local function publish_event(type, stream, name, data)
+  local events, oldest = '{redis_keys.EVENTS}', redis.call('TIME')[1] - {MAX_AGE}
+  redis.call('XTRIM', events, 'MAXLEN', '~', {MAX_EVENTS})
+  redis.call('XTRIM', events, 'MINID', '~', string.format('%d000', oldest))
+  if reserve_used() > 0 then
+    redis.call('INCR', '{redis_keys.EVENTS_LOST}')
+    local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
+    if not last or last[2][2] ~= '{_LOST}' then
+      redis.call('XADD', events, '*', 'type', '{_LOST}')
+    end
+    return false
+  end
+  local id = redis.call('XADD', events, '*', 'type', type, 'stream', stream, 'name', name,
+                        'data', data)
+  redis.call('EXPIRE', events, {MAX_AGE})
+  return id
+end
+"""
+)
+"""Lua: how a script that writes a fact announces it in the same step."""
+
+# KEYS: events. ARGV: type, stream id, stream name, data
+_PUBLISH = PUBLISH_EVENT + "return publish_event(ARGV[1], ARGV[2], ARGV[3], ARGV[4])"
+
+# KEYS: events. Begins the stream if there is none, so that there is a position to go on from.
+_POSITION = f"""
+local newest = redis.call('XREVRANGE', KEYS[1], '+', '-', 'COUNT', 1)[1]
+if newest then return newest[1] end
+if redis.call('EXISTS', KEYS[1]) == 1 then
+  local info = redis.call('XINFO', 'STREAM', KEYS[1])
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then return info[i + 1] end
+  end
+end
+local id = redis.call('XADD', KEYS[1], '*', 'type', '{_LOST}')
+redis.call('EXPIRE', KEYS[1], {MAX_AGE})
+return id
+"""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened.
+
+    Attributes:
+        id: its place among all events: milliseconds since the Unix epoch, `-`, a number.
+        type: an :class:`EventType`, or a word that only a newer release knows.
+        stream_id, stream_name: the stream that it is about; None for an event of no stream.
+        data: what happened, a JSON object as text.
+    """
+
+    id: str
+    type: str
+    stream_id: str | None
+    stream_name: str | None
+    data: str
+
+    @property
+    def lost(self) -> bool:
+        """Whether this stands for events that a full server has given up."""
+        return self.type == _LOST
+
+    @property
+    def time(self) -> str:
+        """When it was published, in RFC 3339."""
+        return rfc3339(to_datetime(int(self.id.partition("-")[0]) / 1000))
+
+    @cached_property
+    def json(self) -> str:
+        """The event as JSON: `id, type, time, stream_id, stream_name, data`."""
+        head = {
+            "id": self.id,
+            "type": self.type,
+            "time": self.time,
+            "stream_id": self.stream_id,
+            "stream_name": self.stream_name,
+        }
+        return f'{json.dumps(head)[:-1]}, "data": {self.data}}}'
+
+
+def is_position(text: str) -> bool:
+    """Return whether `text` has the form of an event's id."""
+    milliseconds, _, number = text.partition("-")
+    parts = (milliseconds, number) if "-" in text else (milliseconds,)
+    return all(part.isascii() and part.isdigit() and len(part) <= 19 for part in parts)
+
+
+def order_of(event_id: str) -> tuple[int, int]:
+    """Return an event's id as numbers, which compare as the events' order."""
+    milliseconds, _, number = event_id.partition("-")
+    return int(milliseconds), int(number or 0)
+
+
+class Events:
+    """The events of an installation: the newest `MAX_EVENTS`, for `MAX_AGE` seconds."""
+
+    def __init__(self, redis: redis.Redis) -> None:
+        self._redis = redis
+        self._publish = redis.register_script(_PUBLISH)
+        self._position = redis.register_script(_POSITION)
+
+    def publish(
+        self,
+        type: EventType,
+        data: Mapping[str, Any],
+        *,
+        stream_id: str | None = None,
+        stream_name: str | None = None,
+    ) -> str | None:
+        """Publish an event; return its id, or None if a full server has given it up.
+
+        `data` is what JSON can hold. Raises redis.exceptions.RedisError.
+        """
+        event_id = self._publish(
+            keys=[redis_keys.EVENTS],
+            args=[type.value, stream_id or "", stream_name or "", json.dumps(data)],
+        )
+        return cast(bytes, event_id).decode() if event_id else None
+
+    def position(self) -> str:
+        """Return the id after which the next event will come."""
+        return cast(bytes, self._position(keys=[redis_keys.EVENTS])).decode()
+
+    def oldest(self) -> str | None:
+        """Return the id of the oldest event that is kept; None if none is."""
+        entries = cast(list[Any], self._redis.xrange(redis_keys.EVENTS, count=1))
+        return entries[0][0].decode() if entries else None
+
+    def kept_since(self, after: str) -> bool:
+        """Return whether every event after the id `after` is kept."""
+        oldest = self.oldest()
+        if oldest is not None and order_of(oldest) <= order_of(after):
+            return True
+        return self.position() == after  # no event has come since
+
+    def read(self, after: str, block: float | None = None, count: int = 256) -> list[Event]:
+        """Return events after the id `after`, oldest first; wait up to `block` seconds for one."""
+        answer = self._redis.xread(
+            {redis_keys.EVENTS: after},
+            count=count,
+            block=max(1, round(block * 1000)) if block else None,
+        )
+        entries = cast(list[Any], answer)[0][1] if answer else []
+        return [_event(entry_id, fields) for entry_id, fields in entries]
+
+    def lost(self) -> int:
+        """Return how many events a full server has given up."""
+        return int(cast(bytes | None, self._redis.get(redis_keys.EVENTS_LOST)) or 0)
+
+
+def _event(entry_id: bytes, fields: dict[bytes, bytes]) -> Event:
+    return Event(
+        id=entry_id.decode(),
+        type=fields.get(b"type", b"").decode(),
+        stream_id=fields.get(b"stream", b"").decode() or None,
+        stream_name=fields.get(b"name", b"").decode() or None,
+        data=fields.get(b"data", b"{}").decode(),
+    )
