@@ -18,7 +18,7 @@ from streamer.domain import (
     unstorable,
     utc_now,
 )
-from streamer.errors import ErrorCode, StreamerError
+from streamer.errors import ErrorCode, StreamerError, about
 from streamer.frames.history import FrameHistory
 from streamer.frames.store import FrameStore, Retention
 from streamer.health import InstallationHealth
@@ -140,18 +140,20 @@ class Client:
         Raises StreamerError: a stream code if the probe fails (nothing is attached then),
         NAME_TAKEN, INVALID_REQUEST for an invalid name, STREAM_URL_FORBIDDEN.
         """
-        check_length("source", source, MAX_SOURCE)
-        public_url, full_url = self.admission.split(source)
+        with about("url"):
+            check_length("source", source, MAX_SOURCE)
+            public_url, full_url = self.admission.split(source)
         if name is not None:
             check_name(name)
         if watches is None:
             watches = [self.watch(CAPTION_PROMPT)]
         for watch in watches:
             check_watch(watch)
-        if probe:
-            live = self.admission.probe(source, transport, live).live
-        else:
-            live = self.admission.is_live(full_url, live)
+        with about("url"):
+            if probe:
+                live = self.admission.probe(source, transport, live).live
+            else:
+                live = self.admission.is_live(full_url, live)
         return self._create(
             full_url,
             name,
@@ -204,7 +206,8 @@ class Client:
         """
         check_prompt(prompt)
         response_format = response_format or TextFormat()
-        response_format.check()
+        with about("response_format"):
+            response_format.check()
         settings = self.settings
         return validated(
             Watch,
@@ -247,11 +250,12 @@ class Client:
         if name is not None:
             changes["name"] = check_name(name)
         if source is not None:
-            check_length("source", source, MAX_SOURCE)
             stream = self.registry.get(ref)
-            changes["url"], full_url = self.admission.replacement(
-                stream, source, transport or stream.transport, probe
-            )
+            with about("url"):
+                check_length("source", source, MAX_SOURCE)
+                changes["url"], full_url = self.admission.replacement(
+                    stream, source, transport or stream.transport, probe
+                )
         if watches is not None:
             require_open(self.registry.get(ref))
         for watch in watches or []:
@@ -334,8 +338,10 @@ class Client:
         """
         deadline = time.monotonic() + (self.first_frame_wait if wait is None else wait)
         while True:
+            with about("stream"):
+                stream = self.stream(question.stream)
             try:
-                return self._queries.ask(question, self.stream(question.stream))
+                return self._queries.ask(question, stream)
             except NotYet:
                 if time.monotonic() >= deadline:
                     raise
@@ -398,11 +404,15 @@ class Client:
         for name, text in (("search text", q), ("stream", stream), ("cursor", cursor)):
             check_length(name, text or "", MAX_SEARCH)
         now = utc_now()
+        with about("since"):
+            start = moment(since, now)
+        with about("until"):
+            end = moment(until, now)
         page = self.timeline.query(
             stream=stream,
             kind=kind,
-            since=moment(since, now),
-            until=moment(until, now),
+            since=start,
+            until=end,
             q=q,
             limit=limit,
             cursor=cursor,

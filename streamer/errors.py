@@ -1,5 +1,8 @@
 """Errors that users see: a stable code, a message that says what to do, an HTTP status."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from streamer.open_enum import OpenEnum
 
 
@@ -87,17 +90,31 @@ _STATUS = {
 
 
 class StreamerError(Exception):
-    """A failure with a stable `code` and a `message` for users, which never holds a password."""
+    """A failure with a stable `code` and a `message` for users, which never holds a password.
 
-    def __init__(self, code: ErrorCode, message: str) -> None:
+    `param` is the dotted path of the field that is wrong, such as `watches.0.window`.
+    """
+
+    def __init__(self, code: ErrorCode, message: str, param: str | None = None) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.param = param
 
     @property
     def http_status(self) -> int:
         """HTTP status of this failure; 422 for the errors of a stream."""
         return _STATUS.get(self.code, 422)
+
+
+@contextmanager
+def about(param: str) -> Iterator[None]:
+    """Name the field that a StreamerError raised inside is about: `param`, then its own field."""
+    try:
+        yield
+    except StreamerError as error:
+        error.param = f"{param}.{error.param}" if error.param else param
+        raise
 
 
 class Superseded(Exception):  # noqa: N818 - nothing is wrong with what was written

@@ -52,6 +52,9 @@ def check_prompt(prompt: str) -> None:
         raise StreamerError(
             ErrorCode.PROMPT_TOO_LONG,
             f"The prompt has {len(prompt):,} characters, more than {MAX_PROMPT:,}: shorten it.",
+            "prompt",
         )
     if not prompt.strip():
-        raise StreamerError(ErrorCode.PROMPT_EMPTY, "The prompt is empty: write a question.")
+        raise StreamerError(
+            ErrorCode.PROMPT_EMPTY, "The prompt is empty: write a question.", "prompt"
+        )

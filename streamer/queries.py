@@ -24,7 +24,7 @@ from streamer.domain import (
     rfc3339,
     to_datetime,
 )
-from streamer.errors import ErrorCode, StreamerError
+from streamer.errors import ErrorCode, StreamerError, about
 from streamer.frames.coverage import NEWEST, find_gaps, max_silence, sampling_interval
 from streamer.frames.history import FrameHistory
 from streamer.jobs import Jobs
@@ -90,7 +90,8 @@ class Queries:
         redis.exceptions.OutOfMemoryError when Redis has no room for it.
         """
         response_format = question.response_format or TextFormat()
-        response_format.check()
+        with about("response_format"):
+            response_format.check()
         if question.since is None or question.until is None:
             seen = self._newest(question, stream)
         else:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import AwareDatetime, Field, Strict, WithJsonSchema, model_validator
 
 from streamer.domain import Record, rfc3339, utc_now
-from streamer.errors import ErrorCode, StreamerError
+from streamer.errors import ErrorCode, StreamerError, about
 from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES, check_prompt
 from streamer.response_format import ResponseFormat
 from streamer.times import moment
@@ -59,11 +59,11 @@ class Question(Record):
         if not isinstance(fields, dict):
             return fields
         now = utc_now()
-        times = {
-            name: moment(fields[name], now)
-            for name in ("since", "until")
-            if isinstance(fields.get(name), str)
-        }
+        times = {}
+        for name in ("since", "until"):
+            if isinstance(fields.get(name), str):
+                with about(name):
+                    times[name] = moment(fields[name], now)
         if fields.get("since") is not None and fields.get("until") is None:
             times["until"] = now
         return fields | times
@@ -78,10 +78,12 @@ class Question(Record):
             raise StreamerError(
                 ErrorCode.INVALID_REQUEST,
                 "The range has an end but no start: give since (--since) too.",
+                "since",
             )
         if until is not None and since is not None and since >= until:
             raise StreamerError(
                 ErrorCode.INVALID_REQUEST,
                 f"The range is empty: it starts at {rfc3339(since)} and ends at {rfc3339(until)}.",
+                "until",
             )
         return self

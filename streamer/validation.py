@@ -22,7 +22,8 @@ def validated(model: type[_Record], **fields: Any) -> _Record:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         place = f"'{field}': " if field else ""
-        raise StreamerError(ErrorCode.INVALID_REQUEST, f"{place}{first['msg']}.") from None
+        message = f"{place}{first['msg']}."
+        raise StreamerError(ErrorCode.INVALID_REQUEST, message, field or None) from None
 
 
 def check_name(name: str) -> str:
@@ -32,6 +33,7 @@ def check_name(name: str) -> str:
             ErrorCode.INVALID_REQUEST,
             f"'{name[:80]}' is not a valid name: use up to 64 letters, digits, '.', '_' or '-', "
             "starting with a letter or digit.",
+            "name",
         )
     return name
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from streamer.domain import Stream, StreamSpec, StreamState, Watch
-from streamer.errors import ErrorCode, StreamerError
+from streamer.errors import ErrorCode, StreamerError, about
 from streamer.jobs import Jobs
 from streamer.limits import MAX_WATCHES, check_prompt
 from streamer.response_format import ResponseFormat
@@ -72,7 +72,8 @@ class Watches:
         if prompt is not None:
             check_prompt(prompt)
         if response_format is not None:
-            response_format.check()
+            with about("response_format"):
+                response_format.check()
         given = {
             "prompt": prompt,
             "window": window,
@@ -119,7 +120,8 @@ def check_watch(watch: Watch) -> None:
     """Raise StreamerError: PROMPT_EMPTY, PROMPT_TOO_LONG; INVALID_REQUEST for a form that no answer
     can have."""
     check_prompt(watch.prompt)
-    watch.response_format.check()
+    with about("response_format"):
+        watch.response_format.check()
 
 
 def require_open(stream: Stream) -> None:

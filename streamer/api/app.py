@@ -15,6 +15,7 @@ from streamer.api.database_threads import DatabaseThreads
 from streamer.api.dependencies import ClientDependency, refuse_unknown_parameters
 from streamer.api.errors import install_error_handlers
 from streamer.api.redis_watch import RedisWatch
+from streamer.api.request_log import RequestLog
 from streamer.api.schemas import ErrorBody, Health, Readiness
 from streamer.client import Client
 from streamer.health import CachedHealth
@@ -77,4 +78,5 @@ def create_app(client: Client) -> FastAPI:
 
     app.add_middleware(BodyLimit, max_bytes=client.settings.max_body_bytes)
     app.add_middleware(Authentication, keys=client.settings.api_keys)
+    app.add_middleware(RequestLog)  # the last one is around all others
     return app

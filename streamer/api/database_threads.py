@@ -1,6 +1,7 @@
 """Run the calls that need the timeline's database apart from all others, and not for ever."""
 
 import asyncio
+import contextvars
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
@@ -28,7 +29,8 @@ class DatabaseThreads:
 
     async def run(self, call: Callable[[], _T]) -> _T:
         """Return `call()`. Raises StreamerError(DATABASE_UNAVAILABLE) when patience ends first."""
-        waiting = asyncio.get_running_loop().run_in_executor(self._pool, call)
+        context = contextvars.copy_context()  # has the request id, for the log
+        waiting = asyncio.get_running_loop().run_in_executor(self._pool, context.run, call)
         try:
             return await asyncio.wait_for(waiting, self._patience)
         except TimeoutError:

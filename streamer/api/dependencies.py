@@ -45,6 +45,7 @@ async def refuse_unknown_parameters(request: Request) -> None:
         raise StreamerError(
             ErrorCode.INVALID_REQUEST,
             f"'{unknown[0][:80]}' is not a query parameter of this call, which {takes}: remove it.",
+            unknown[0][:80],
         )
 
 

@@ -1,64 +1,125 @@
-"""Return every failure as `{"error": {"code", "message"}}`, without password or traceback."""
+"""Return every failure in one shape, without password or traceback."""
 
-import logging
+from collections.abc import Sequence
+from typing import Any
 
 import redis
 import structlog
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 from starlette.types import Receive, Scope, Send
 
+from streamer.api.schemas import ErrorType
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media.urls import redact
 from streamer.redis_errors import trouble_of
 
 _log = structlog.get_logger("streamer.api")
 
-_MAX_PATH = 200
-
-_UNEXPECTED = "Unexpected error: see the log of `streamer serve`."
 _RETRY_AFTER = {429: "5", 503: "5"}
 """Seconds after which a program should try again, by HTTP status."""
+
+_PASSES = {408, 429, 503, 504}
+"""Statuses of failures that may be gone at the next try."""
+
+_MAX_NAME = 80
+"""Characters of the name of a field that an error shows."""
 
 _DATABASE_LOST = "The timeline database does not answer: try again later."
 
 
-class ErrorResponse(JSONResponse):
-    """The response to a request that was refused or failed, which logs it.
+class InvalidIs400(APIRoute):
+    """A route that answers an invalid request with 400, as clients of OpenAI expect, not with 422.
 
-    The log has no query string: what users ask and search for is theirs.
+    Pass it as `route_class` of an `APIRouter`.
+    """
+
+
+class ErrorResponse(JSONResponse):
+    """The response to a request that was refused or failed; the access log shows its reason.
+
+    `param` is the dotted path of the field or parameter that is wrong. `x-should-retry` tells
+    clients of OpenAI that the same request would fail again.
     """
 
     def __init__(
-        self, status: int, code: ErrorCode, message: str, headers: dict[str, str] | None = None
+        self,
+        status: int,
+        code: ErrorCode,
+        message: str,
+        headers: dict[str, str] | None = None,
+        *,
+        param: str | None = None,
     ) -> None:
-        self._code = code.value
-        self._message = redact(message)
-        body = {"error": {"code": self._code, "message": self._message}}
+        self.code = code.value
+        self.message = redact(message)
+        # Not as an `ErrorBody`, which refuses texts that JSON can hold but a database cannot.
+        detail = {
+            "code": self.code,
+            "message": self.message,
+            "type": _type_of(status),
+            "param": redact(param) if param is not None else None,
+            "request_id": structlog.contextvars.get_contextvars().get("request_id", ""),
+        }
         headers = dict(headers or {})
         if status in _RETRY_AFTER:
             headers.setdefault("Retry-After", _RETRY_AFTER[status])
-        super().__init__(body, status_code=status, headers=headers)
+        if status not in _PASSES and "Retry-After" not in headers:
+            headers["x-should-retry"] = "false"
+        super().__init__({"error": detail}, status_code=status, headers=headers)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
-        level = logging.WARNING if self.status_code >= 500 else logging.INFO
-        client = scope.get("client")
-        _log.log(
-            level,
-            "request_refused",
-            method=scope.get("method"),
-            path=scope["path"][:_MAX_PATH],
-            client=client[0] if client else None,
-            status=self.status_code,
-            code=self._code,
-            reason=self._message,
-        )
+        scope.setdefault("state", {})["refusal"] = self
         await super().__call__(scope, receive, send)
+
+
+def _type_of(status: int) -> ErrorType:
+    match status:
+        case 401:
+            return "authentication_error"
+        case 403:
+            return "permission_error"
+        case 404 | 410:
+            return "not_found_error"
+        case 429:
+            return "rate_limit_error"
+        case _:
+            return "server_error" if status >= 500 else "invalid_request_error"
+
+
+def _status_at(request: Request, status: int) -> int:
+    """Return the status that the route of the request has for invalid requests."""
+    return 400 if status == 422 and isinstance(request.scope.get("route"), InvalidIs400) else status
+
+
+def _path_in(body: Any, location: Sequence[int | str]) -> str:
+    """Return the dotted path of a field in the `body` of a request, '' for the body itself.
+
+    Pydantic's `location` also names the branches of unions and validators, which no caller sent.
+    """
+    path: list[str] = []
+    value = body
+    for number, part in enumerate(location, 1):
+        known = isinstance(value, dict) and part in value
+        if known or (isinstance(value, list) and isinstance(part, int) and part < len(value)):
+            path.append(str(part)[:_MAX_NAME])
+            value = value[part]
+        elif number == len(location) and isinstance(value, dict):
+            path.append(str(part)[:_MAX_NAME])  # a missing field
+    return ".".join(path)
+
+
+def _param_of(error: dict[str, Any], body: Any) -> str | None:
+    source, *rest = error["loc"]
+    if source != "body":
+        return ".".join(str(part) for part in rest) or None
+    return _path_in(body, rest) or None
 
 
 def _methods(app: FastAPI, path: str) -> str:
@@ -76,18 +137,21 @@ def install_error_handlers(app: FastAPI) -> None:
     """Register a handler for every kind of failure."""
 
     @app.exception_handler(StreamerError)
-    async def known(_: Request, error: StreamerError) -> JSONResponse:
-        return ErrorResponse(error.http_status, error.code, error.message)
+    async def known(request: Request, error: StreamerError) -> JSONResponse:
+        status = _status_at(request, error.http_status)
+        return ErrorResponse(status, error.code, error.message, param=error.param)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
+        param = _param_of(first, error.body)
+        place = param or ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             message = f"'{place}' is not a field of this request: remove it."
         else:
             message = f"'{place}': {first['msg']}."
-        return ErrorResponse(422, ErrorCode.INVALID_REQUEST, message)
+        status = _status_at(request, 422)
+        return ErrorResponse(status, ErrorCode.INVALID_REQUEST, message, param=param)
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
@@ -117,7 +181,3 @@ def install_error_handlers(app: FastAPI) -> None:
     async def database_lost(_: Request, error: SQLAlchemyError) -> JSONResponse:
         _log.error("database_failed", reason=str(error))
         return ErrorResponse(503, ErrorCode.DATABASE_UNAVAILABLE, _DATABASE_LOST)
-
-    @app.exception_handler(Exception)
-    async def unexpected(_: Request, error: Exception) -> JSONResponse:
-        return ErrorResponse(500, ErrorCode.INTERNAL, _UNEXPECTED)

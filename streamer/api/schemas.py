@@ -142,10 +142,28 @@ class ResultPage(Record):
     missing: list[Part] = _MISSING
 
 
+ErrorType = Literal[
+    "invalid_request_error",
+    "authentication_error",
+    "permission_error",
+    "not_found_error",
+    "rate_limit_error",
+    "server_error",
+]
+
+
+class ErrorDetail(ErrorInfo):
+    """An error of the API: its code, its type, and the request that it belongs to."""
+
+    type: ErrorType = Field(description="what went wrong, as OpenAI's clients call it")
+    param: str | None = Field(description="dotted path of the field or parameter that is wrong")
+    request_id: str = Field(description="the `x-request-id` of the response")
+
+
 class ErrorBody(Record):
     """Body of every failed response."""
 
-    error: ErrorInfo
+    error: ErrorDetail
 
 
 class Health(Record):

@@ -7,6 +7,7 @@ from streamer.api.schemas import StreamBody, StreamList, StreamPatch, WatchBody
 from streamer.api.watches import watch_of
 from streamer.client import Client
 from streamer.domain import Stream, Watch
+from streamer.errors import about
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
 
@@ -61,4 +62,10 @@ def detach_stream(ref: str, client: ClientDependency) -> Stream:
 
 
 def _watches(client: Client, bodies: list[WatchBody] | None) -> list[Watch] | None:
-    return None if bodies is None else [watch_of(client, body) for body in bodies]
+    if bodies is None:
+        return None
+    watches = []
+    for index, body in enumerate(bodies):
+        with about(f"watches.{index}"):
+            watches.append(watch_of(client, body))
+    return watches

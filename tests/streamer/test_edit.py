@@ -120,7 +120,7 @@ def test_the_api_takes_patches(client: Client, yard: Stream) -> None:
         for body, status in wrong:
             refusal = api.patch("/v1/streams/yard", json=body)
             assert refusal.status_code == status, refusal.text
-            assert set(refusal.json()["error"]) == {"code", "message"}
+            assert {"code", "message"} <= set(refusal.json()["error"])
             assert OTHER not in refusal.text
         assert api.patch("/v1/streams/nobody", json={"paused": True}).status_code == 404
 

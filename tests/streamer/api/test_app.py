@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from structlog.contextvars import merge_contextvars
 from structlog.testing import capture_logs
 
 from nvila_core.resolution.policy import Measures
@@ -74,18 +75,22 @@ def test_a_refused_request_is_logged_with_the_reason(
         pool.disconnect()
         pool.connection_kwargs["port"] = 1
         pool.reset()  # so that it makes new connections
-    with capture_logs() as logs:
-        assert api.request(method, path).status_code == status
+    with capture_logs([merge_contextvars]) as logs:
+        response = api.request(method, path)
+        assert response.status_code == status
     (line,) = [line for line in logs if line["event"] == "request_refused"]
     assert reason in line.pop("reason")
+    assert line.pop("ms") >= 0
     assert line == {
         "event": "request_refused",
         "log_level": level,
         "method": method,
         "path": path.partition("?")[0],
         "client": "testclient",
+        "key": None,
         "status": status,
         "code": code,
+        "request_id": response.headers["x-request-id"],
     }
 
 
@@ -97,16 +102,18 @@ def test_a_caller_without_a_key_is_logged(settings: Settings) -> None:
     ):
         assert api.get("/v1/streams", headers={"Authorization": "Bearer gu3ss"}).status_code == 401
         assert api.get("/healthz").status_code == 200
-    (line,) = logs
+    line, quiet = logs
     assert (line["event"], line["status"], line["code"]) == ("request_refused", 401, "UNAUTHORIZED")
     assert "gu3ss" not in str(line)
+    assert (quiet["path"], quiet["log_level"]) == ("/healthz", "debug")
 
 
 def error_of(response) -> tuple[int, str]:
     body = response.json()
     assert set(body) == {"error"}, body
-    assert set(body["error"]) == {"code", "message"}, body
+    assert set(body["error"]) == {"code", "message", "type", "param", "request_id"}, body
     assert body["error"]["message"]
+    assert body["error"]["request_id"] == response.headers["x-request-id"]
     assert PASSWORD not in response.text
     return response.status_code, body["error"]["code"]
 
