@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from nvila_core.generation.completion import Completion as Completion
     from nvila_core.generation.completion import Timings as Timings
     from nvila_core.generation.completion import Usage as Usage
+    from nvila_core.generation.logprobs import TokenLogprob as TokenLogprob
     from nvila_core.generation.sampling import SamplingParams as SamplingParams
     from nvila_core.media.video import Video as Video
     from nvila_core.model import NVILA as NVILA
@@ -66,6 +67,7 @@ HOMES = {
     "PromptTooLong": "errors",
     "SamplingParams": "generation.sampling",
     "Timings": "generation.completion",
+    "TokenLogprob": "generation.logprobs",
     "Usage": "generation.completion",
     "Video": "media.video",
     "measure": "resolution.meter",

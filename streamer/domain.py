@@ -30,7 +30,7 @@ from nvila_core.errors import is_unicode
 from nvila_core.resolution.policy import Measures, subsample
 from streamer import clock
 from streamer.errors import ErrorCode, StreamerError
-from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES, MAX_WATCHES
+from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES, MAX_LOGPROBS, MAX_WATCHES
 from streamer.open_enum import OpenEnum
 from streamer.response_format import ResponseFormat, TextFormat, with_response_format
 
@@ -445,6 +445,13 @@ class ClipRequest(Record):
     frames: list[FrameRef]
     max_tokens: int = 128
     response_format: ResponseFormat = Field(default_factory=TextFormat)
+    logprobs: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_LOGPROBS,
+        description="see `nvila_core.SamplingParams`; with any number, the result of a choice has "
+        "`data.probabilities`",
+    )
     created_at: Timestamp = Field(default_factory=utc_now)
     data: dict[str, Any] | None = Field(default=None, description="copied to the result's data")
     warning: str | None = Field(default=None, description="copied to the result")
@@ -532,7 +539,8 @@ class Result(Record):
     )
     data: dict[str, Any] | None = Field(
         default=None,
-        description="choice or json: the answer in the requested form; "
+        description="choice or json: the answer in the requested form; probabilities: that of "
+        "each choice, together 1, if the request asked for them; "
         "media_start and media_end: position in a recording, seconds",
     )
     warning: str | None = Field(

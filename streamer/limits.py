@@ -27,6 +27,9 @@ MAX_CLIP_FRAMES = 256
 
 MAX_ANSWER_TOKENS = 4096
 
+MAX_LOGPROBS = 20
+"""Alternatives of one token whose log-probabilities a request may ask for."""
+
 MAX_WATCHES = 64
 """Watches that one stream may have; each adds one request per window."""
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from nvila_core.generation.logprobs import TokenLogprob
+
 FinishReason = Literal["stop", "length", "cancelled"]
 
 
@@ -52,6 +54,14 @@ class Completion:
         finish_reason: "stop" (end of turn, stop string or complete form), "length" or "cancelled".
         usage: token and tile counts.
         timings: milliseconds.
+        logprobs: one for each of `token_ids`; None unless `SamplingParams.logprobs` asks for them.
+        choice_probabilities: with `SamplingParams(choice=..., logprobs=0)` the probability of each
+            choice, together 1; else None. They are the model's own, renormalised over the allowed
+            tokens where two choices differ: of "yes" and "no", that of the first token that tells
+            them apart. Of longer choices it is the product over the tokens that lead to it,
+            whatever temperature drew them. They cost no forward pass beside those of the answer,
+            so they are exact where the choices differ from their first token on; choices that
+            share a beginning other than the answer's own share its probability equally.
     """
 
     text: str
@@ -59,3 +69,5 @@ class Completion:
     finish_reason: FinishReason
     usage: Usage
     timings: Timings = field(default_factory=Timings)
+    logprobs: list[TokenLogprob] | None = None
+    choice_probabilities: dict[str, float] | None = None

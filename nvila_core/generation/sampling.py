@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nvila_core.errors import PromptError, is_unicode
 from nvila_core.generation.grammar import check_choice, schema_text
+from nvila_core.generation.logprobs import MAX_TOP_LOGPROBS
 
 MIN_TEMPERATURE = 1e-5
 """Below, logits divided by it overflow; 0 is greedy."""
@@ -48,6 +49,9 @@ class SamplingParams:
         choice: the answer is exactly one of these strings.
         json_schema: the answer is JSON that fits this schema, given as an object or as text; stored
             as text.
+        logprobs: the completion has the log-probability of each of its tokens and of this many of
+            the most likely ones, 0 to 20, and of a choice the probabilities; None: neither, which
+            is fastest. See `TokenLogprob` and `Completion.choice_probabilities`.
 
     Raises:
         PromptError: a value is out of range, or two of them contradict each other.
@@ -71,14 +75,16 @@ class SamplingParams:
     ignore_eos: bool = False
     choice: Sequence[str] = ()
     json_schema: dict[str, Any] | str | None = None
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(
             self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         )
-        for name in ("max_tokens", "top_k", "seed"):
+        for name in ("max_tokens", "top_k", "seed", "logprobs"):
             value = getattr(self, name)
-            if not (name == "seed" and value is None) and not is_integer(value):
+            optional = name in ("seed", "logprobs")
+            if not (optional and value is None) and not is_integer(value):
                 raise PromptError(f"Invalid sampling parameters: {name} must be a whole number.")
         for name in ("temperature", "top_p", "repetition_penalty"):
             if not is_number(getattr(self, name)):
@@ -101,6 +107,10 @@ class SamplingParams:
             (
                 self.seed is None or -(2**63) <= self.seed < 2**64,
                 "seed must be at least -2**63 and below 2**64",
+            ),
+            (
+                self.logprobs is None or 0 <= self.logprobs <= MAX_TOP_LOGPROBS,
+                f"logprobs must be from 0 to {MAX_TOP_LOGPROBS}, or None",
             ),
             (all(isinstance(s, str) and s for s in self.stop), "stop must hold non-empty strings"),
             (

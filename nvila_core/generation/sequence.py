@@ -6,6 +6,7 @@ from torch import Tensor
 
 from nvila_core.errors import NotFinite
 from nvila_core.generation.completion import Completion, FinishReason, Timings, Usage
+from nvila_core.generation.logprobs import LogprobRecorder
 from nvila_core.generation.sampling import SamplingParams, TokenSampler
 from nvila_core.generation.structured_output import make_constraint
 from nvila_core.prompt.builder import Prompt
@@ -44,6 +45,11 @@ class Sequence:
         media = (tokenizer.image_id, tokenizer.video_id)
         self.sampler = TokenSampler(params, [i for i in prompt.token_ids if i not in media])
         self.constraint = make_constraint(params, tokenizer)
+        self.recorder = (
+            None
+            if params.logprobs is None
+            else LogprobRecorder(params.logprobs, tuple(params.choice), tokenizer)
+        )
         self.token_ids: list[int] = []
         self.finish_reason: FinishReason | None = None if self.max_tokens > 0 else "length"
         self.cache: Any = None
@@ -54,8 +60,8 @@ class Sequence:
 
     @property
     def is_greedy(self) -> bool:
-        """Whether the next token is the most likely one, independent of earlier tokens."""
-        return self.sampler.is_greedy and self.constraint is None
+        """Whether all that is needed of the next logits is the most likely token."""
+        return self.sampler.is_greedy and self.constraint is None and self.recorder is None
 
     def accept(self, logits: Tensor) -> int:
         """Draw the next token from float32 logits [vocab] and append it.
@@ -65,11 +71,12 @@ class Sequence:
         """
         if not bool(logits.max().isfinite()):
             raise NotFinite
-        if self.constraint is None:
-            token = self.sampler.draw(logits)
-        else:
-            token = self.sampler.draw(self.constraint.mask(logits))
+        allowed = logits if self.constraint is None else self.constraint.mask(logits)
+        token = self.sampler.draw(allowed)
+        if self.constraint is not None:
             self.constraint.advance(token)
+        if self.recorder is not None:
+            self.recorder.add(logits, allowed, token)
         self.append(token)
         return token
 
@@ -126,7 +133,16 @@ class Sequence:
             cached_tiles=self.cached_tiles,
         )
         timings = Timings(self.queue_ms, self.encode_ms, self.generate_ms)
-        return Completion(self.text, list(self.token_ids), self.finish_reason, usage, timings)
+        recorder = self.recorder
+        return Completion(
+            self.text,
+            list(self.token_ids),
+            self.finish_reason,
+            usage,
+            timings,
+            logprobs=None if recorder is None else list(recorder.tokens),
+            choice_probabilities=None if recorder is None else recorder.choice_probabilities,
+        )
 
 
 class Detokenizer:

@@ -2,7 +2,6 @@
 
 import threading
 from collections import OrderedDict
-from itertools import count
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -14,7 +13,7 @@ from nvila_core.errors import PromptError
 from nvila_core.generation.grammar import LIMITS, grammar_of, schema_error
 from nvila_core.generation.sampling import SamplingParams
 from nvila_core.generation.schema_check import CHECKER
-from nvila_core.prompt.tokenizer import Tokenizer
+from nvila_core.prompt.tokenizer import Tokenizer, byte_of_letter
 
 MAX_CACHED_GRAMMARS = 128
 MAX_CACHED_BYTES = 256 << 20
@@ -66,17 +65,6 @@ class Constraint:
             raise schema_error(self._matcher.get_error())
 
 
-def byte_letters() -> list[str]:
-    """Return the letter that stands for each byte in the vocabulary of a byte-level BPE.
-
-    Printable Latin-1 characters stand for themselves, the other bytes for the characters from
-    U+0100 on, in order: the mapping of GPT-2's tokenizer.
-    """
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    substitutes = map(chr, count(0x100))
-    return [chr(byte) if byte in printable else next(substitutes) for byte in range(256)]
-
-
 class TokenTable:
     """The exact bytes of every token of a byte-level BPE, in the interface that llguidance takes.
 
@@ -92,7 +80,7 @@ class TokenTable:
             tokenizer.plain_backend
         )  # not `tokenizer`: `_compilers` must not keep it alive
         known = min(tokenizer.num_embeddings, len(tokenizer))
-        byte_of = {letter: byte for byte, letter in enumerate(byte_letters())}
+        byte_of = byte_of_letter()
         self.tokens = [b""] * len(tokenizer)
         self.special_token_ids = [i for i in tokenizer.control_ids.values() if i < known]
         self.stop_ids = sorted(i for i in tokenizer.stop_ids if i < known)

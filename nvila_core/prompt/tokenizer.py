@@ -8,7 +8,8 @@ and 5.
 import json
 import re
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
+from functools import cache
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class Tokenizer:
         by_length = sorted(added, key=len, reverse=True)
         self.control_pattern = re.compile("|".join(re.escape(token) for token in by_length))
         self.control_ids = added
+        self.control_names = {i: token for token, i in added.items()}
         # Used instead of `hf`, which sets its truncation at each call: not safe with two threads.
         self.backend: RawTokenizer = self.hf.backend_tokenizer
         self.backend.no_truncation()
@@ -134,6 +136,16 @@ class Tokenizer:
         """Return the text of generated ids, without special tokens and not stripped."""
         return str(self.hf.decode(list(ids), skip_special_tokens=True))
 
+    def token_bytes(self, token: int) -> bytes:
+        """Return the exact bytes of a token, which need not be whole characters; b"" if unknown."""
+        text = self.backend.id_to_token(token)
+        if text is None or token in self.control_names:
+            return (text or "").encode()
+        letters = byte_of_letter()
+        if all(letter in letters for letter in text):
+            return bytes(letters[letter] for letter in text)
+        return self.decode([token]).encode()  # not a byte-level BPE
+
     def find_stop_ids(self) -> set[int]:
         """Return the end-of-sequence token, and the token after an answer in the template."""
         stops = {self.hf.eos_token_id} if self.hf.eos_token_id is not None else set()
@@ -189,6 +201,18 @@ class ControlTokenEscaper:
         return re.sub(
             f"{self.mark}(\\d+){self.mark}", lambda match: self.hidden[int(match[1])], text
         )
+
+
+@cache
+def byte_of_letter() -> dict[str, int]:
+    """Return the byte that each letter in the vocabulary of a byte-level BPE stands for.
+
+    Printable Latin-1 characters stand for themselves, the other bytes for the characters from
+    U+0100 on, in order: the mapping of GPT-2's tokenizer.
+    """
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    substitutes = map(chr, count(0x100))
+    return {chr(b) if b in printable else next(substitutes): b for b in range(256)}
 
 
 def load_tokenizer(folder: Path) -> Any:

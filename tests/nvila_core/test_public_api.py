@@ -23,11 +23,12 @@ from nvila_core import (
 NAMES = """
     Adaptive Budget CheckpointError Completion DeadlineExceeded DeviceLost EmptyPrompt Engine
     EngineStopped Fixed Handle Measures MediaError MediaWarning Meter NVILA NVILAError
-    Native NotFinite Plan Policy Prompt PromptError PromptTooLong SamplingParams Timings Usage
-    Video measure
+    Native NotFinite Plan Policy Prompt PromptError PromptTooLong SamplingParams Timings
+    TokenLogprob Usage Video measure
 """
 SAMPLING = """
     max_tokens temperature top_p top_k seed repetition_penalty stop ignore_eos choice json_schema
+    logprobs
 """
 USAGE = "vision_tokens prompt_tokens completion_tokens tiles cached_tokens cached_tiles"
 
@@ -56,7 +57,7 @@ PARAMETERS = [
     (Handle.cancel, ""),
     (SamplingParams, SAMPLING),
     (Video, "frames timestamps sampled measures"),
-    (Completion, "text token_ids finish_reason usage timings"),
+    (Completion, "text token_ids finish_reason usage timings logprobs choice_probabilities"),
     (Usage, USAGE),
     (Timings, "queue_ms encode_ms generate_ms"),
 ]

@@ -190,8 +190,12 @@ def _insist(call: Callable[[], _T]) -> _T:
 
 
 def _data(clip: ClipRequest, completion: "Completion") -> dict[str, Any] | None:
-    """Return the request's own data and the answer's value in the response format."""
-    return {**(clip.data or {}), **clip.response_format.parse(completion.text)} or None
+    """Return the request's own data, the answer's value in the response format, and how probable
+    each choice is."""
+    data = {**(clip.data or {}), **clip.response_format.parse(completion.text)}
+    if completion.choice_probabilities is not None:
+        data["probabilities"] = completion.choice_probabilities
+    return data or None
 
 
 def _unfinished(clip: ClipRequest, completion: "Completion") -> ErrorInfo:

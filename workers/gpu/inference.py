@@ -88,7 +88,11 @@ def _submit(
     try:
         return context.engine.submit(
             parts,
-            SamplingParams(max_tokens=clip.max_tokens, **clip.response_format.constraint),
+            SamplingParams(
+                max_tokens=clip.max_tokens,
+                logprobs=clip.logprobs,
+                **clip.response_format.constraint,
+            ),
             priority=_PRIORITY[clip.kind],
             deadline=max(0.001, deadline - context.clock.monotonic()),
             plan=plan,

@@ -202,3 +202,26 @@ def test_a_schema_that_cannot_be_followed_is_an_error_result(own):
     result = run(own, request(own, response_format=JsonFormat(json_schema={"not": {}})))
     assert result.error.code is ErrorCode.INVALID_REQUEST
     assert "cannot be followed" in result.error.message
+
+
+def test_a_choice_has_the_probability_of_each_if_the_request_asks_for_it(own, model):
+    # given
+    refs, form = frames(own, 2), ChoiceFormat(choices=["yes", "no"])
+    # when
+    asked = run(own, request(own, refs=refs, response_format=form, logprobs=0))
+    plain = run(own, request(own, refs=refs, response_format=form))
+    # then it is that of the model's own answer to the same pictures, but for how a JPEG is reduced
+    shown = [
+        cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
+        for jpeg in own.frames.load(refs)
+    ]
+    alone = model.generate(
+        model.prepare([Video(shown, sampled=True), "What is there?"], num_video_frames=2),
+        SamplingParams(choice=["yes", "no"], logprobs=0),
+    )
+    assert asked.data["probabilities"] == pytest.approx(alone.choice_probabilities, abs=0.02)
+    assert sum(asked.data["probabilities"].values()) == pytest.approx(1)
+    assert (
+        asked.text == plain.text == max(*asked.data["probabilities"].items(), key=lambda p: p[1])[0]
+    )
+    assert plain.data == {"choice": plain.text}
