@@ -372,8 +372,8 @@ class Client:
             )
 
     def require_worker(self) -> None:
-        """Raise StreamerError(NO_WORKER) if no model worker is running."""
-        if not self.jobs.workers()["clips"]:
+        """Raise StreamerError(NO_WORKER) if no model worker is running, nor loading its model."""
+        if not self.jobs.workers()["clips"] and not self.jobs.model_loading():
             raise StreamerError(
                 ErrorCode.NO_WORKER,
                 "No model worker is running to answer: start one with `streamer worker`, "

@@ -35,6 +35,10 @@ _LACKS: dict[str, str] = {
     "`streamer record`",
 }
 
+_LOADING = (
+    "The model worker is loading its model, so no question is answered yet: wait until it is ready"
+)
+
 _log = structlog.get_logger(__name__)
 
 _FIRST_LOOK = 1.0
@@ -81,7 +85,7 @@ class InstallationHealth:
         try:
             return self._parts(ask_database)
         except redis.exceptions.RedisError:
-            return [_part("redis", False, self._redis_seen)]
+            return [_part("redis", False, self._redis_seen, _LACKS["redis"])]
 
     def missing(self) -> list[Part]:
         """Return the parts that do not work; see :meth:`parts` without `ask_database`."""
@@ -105,8 +109,14 @@ class InstallationHealth:
         unknown = () if ask_database or beat is not None else ("database",)
         working: list[PartName] = [n for n, up in found.items() if up and n not in unknown]
         seen = note_seen(main, working, now)
+        loading = not found["model worker"] and self._jobs.model_loading()
         return [
-            _part(name, up, to_datetime(seen[name]) if name in seen else None)
+            _part(
+                name,
+                up,
+                to_datetime(seen[name]) if name in seen else None,
+                _LOADING if loading and name == "model worker" else _LACKS[name],
+            )
             for name, up in found.items()
         ]
 
@@ -158,11 +168,11 @@ def note_seen(client: redis.Redis, names: list[PartName], now: float) -> dict[st
     return seen
 
 
-def _part(name: PartName, up: bool, seen: datetime | None) -> Part:
+def _part(name: PartName, up: bool, seen: datetime | None, lack: str) -> Part:
     if up:
         return Part(name=name, up=True, last_seen_at=seen)
     since = f" (last seen {rfc3339(seen)})" if seen is not None else " (never seen)"
-    sentence, _, advice = _LACKS[name].partition(": ")
+    sentence, _, advice = lack.partition(": ")
     return Part(name=name, up=False, last_seen_at=seen, message=f"{sentence}{since}: {advice}.")
 
 

@@ -492,6 +492,10 @@ class Jobs:
             counts[label] = self._redis.exists(*keys) if keys else 0
         return counts
 
+    def model_loading(self) -> bool:
+        """Return whether a model worker is loading its model."""
+        return bool(self._redis.exists(redis_keys.LOADING))
+
     def worker_stats(self) -> dict[str, dict[str, float]]:
         """Return the statistics that each running worker reports, by the name of the worker."""
         names = sorted(

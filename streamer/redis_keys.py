@@ -127,6 +127,10 @@ RECORDER = KEY_PREFIX + "recorder"
 """String: JSON `{"trouble"}`, what keeps a recorder from recording, or null. Its TTL is the lease
 of the recorders."""
 
+LOADING = KEY_PREFIX + "loading"
+"""String: host of the model worker that last reported that it is loading its model. Its TTL is the
+lease."""
+
 LAST_SEEN = KEY_PREFIX + "last-seen"
 """Hash: when each part of the installation last worked, epoch seconds; one field per kind."""
 

@@ -158,7 +158,9 @@ def await_answer(
 
     deadline = time.monotonic() + timeout
     try:
-        with console(stderr=True).status(f"Waiting for the answer about {query.stream_name} ..."):
+        loading = "The model is loading. " if client.jobs.model_loading() else ""
+        waiting = f"{loading}Waiting for the answer about {query.stream_name} ..."
+        with console(stderr=True).status(waiting):
             while query.result is None and (left := deadline - time.monotonic()) > 0:
                 query = client.query(query.id, wait=min(left, 1.0))
     except KeyboardInterrupt:

@@ -68,7 +68,7 @@ def attach(
                 probe=probe,
                 live=live,
             )
-        workers = client.jobs.workers()
+        workers, loading = client.jobs.workers(), client.jobs.model_loading()
     if as_json:
         json_lines([stream])
     else:
@@ -79,6 +79,8 @@ def attach(
         notes.print(
             "No ingest worker is running: start one with `streamer ingest` to read the stream."
         )
+    elif watches and not workers["clips"] and loading:
+        notes.print("The model is loading: captions begin when it is ready.")
     elif watches and not workers["clips"]:
         notes.print("No model worker is running: start one with `streamer worker` to get captions.")
 

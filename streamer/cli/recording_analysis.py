@@ -81,6 +81,8 @@ class Analysis(RecordingResults):
         if not jobs.waits_for_slot(self.stream.id):
             if jobs.workers()["clips"]:
                 return None, True
+            if jobs.model_loading():
+                return "The model is loading: results begin when it is ready.", True
             return (
                 "No model worker is running to answer: start one with `streamer worker`; it "
                 "continues then.",

@@ -74,8 +74,11 @@ def up(
         listen(settings).close()  # fail before anything starts if the API cannot listen there
         try:
             start(installation, stop)
-            _print_next_steps(out, installation)
+            loaded = installation.ready()
+            _print_next_steps(out, installation, loaded=loaded)
             while not stop.wait(0.25):
+                if not loaded and (loaded := installation.ready()):
+                    out.print("The model is ready.")
                 installation.poll()
         except Interrupted:
             pass
@@ -84,18 +87,18 @@ def up(
 
 
 def start(installation: "Installation", stop: "StopSignals") -> None:
-    """Start everything and wait until it is ready; a spinner names what is not ready yet."""
+    """Start everything and wait until all but the model is ready; a spinner names what is not."""
     from streamer.terminal import console
 
     with console(stderr=True).status("Starting ...") as status:
         installation.start()
-        while not installation.ready():
+        while not installation.reachable():
             stop.wait(0.1)
             stop.check()
             status.update(f"Starting: waiting for the {', the '.join(installation.waiting_for())}")
 
 
-def _print_next_steps(out: "Console", installation: "Installation") -> None:
+def _print_next_steps(out: "Console", installation: "Installation", *, loaded: bool) -> None:
     from rich.text import Text
 
     from streamer.settings import Settings
@@ -107,6 +110,8 @@ def _print_next_steps(out: "Console", installation: "Installation") -> None:
     rows = [("API", f"{url}/docs"), ("Model", model), ("Data", str(settings.data_dir))]
     for name, value in rows:
         out.print(Text.assemble((f"  {name:<7}", "dim"), value), soft_wrap=True)
+    if not loaded:
+        out.print("The model is loading: captions and answers begin when it is ready.")
     out.print("\nIn another terminal:")
     if settings.data_dir != Settings.model_fields["data_dir"].get_default(
         call_default_factory=True

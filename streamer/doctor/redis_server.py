@@ -180,6 +180,8 @@ def _workers(client: "redis.Redis") -> Iterable[Check]:
         count = int(client.exists(*keys)) if keys else 0
         state: State = "ok" if count else "warn"
         advice = f"{_last_seen(client, name[:-1])}: start one with `{command}`" if not count else ""
+        if not count and queue == QUERIES and client.exists(redis_keys.LOADING):
+            advice = ", one is loading its model: wait until it is ready"
         yield check(name, state, f"{count} running{advice}.")
     yield from _workers_clocks(client)
 

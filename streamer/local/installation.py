@@ -59,8 +59,10 @@ class Installation:
         self._counts = {"model worker": model_workers, "ingest worker": ingest_workers}
         self._servers: dict[str, EmbeddedServer] = {}
         self._children: list[SupervisedProcess] = []
+        self._model_workers: list[SupervisedProcess] = []
         self._lock: int | None = None
-        self._complete = False
+        self._reachable = False
+        self._ready = False
         self._waits_for = ""
         self._restarted = float("-inf")
         self._looked_at = float("-inf")
@@ -75,7 +77,7 @@ class Installation:
 
     @property
     def api_url(self) -> str:
-        """URL of the API; known when the installation is ready."""
+        """URL of the API; known when the installation is reachable."""
         api = next(child for child in self._children if child.name == "API")
         return str((api.ready or {}).get("url", ""))
 
@@ -97,7 +99,7 @@ class Installation:
             ) from None
 
     def start(self) -> None:
-        """Start all programs; `ready()` returns whether they are ready.
+        """Start all programs; `reachable()` and `ready()` return how far they are.
 
         Raises StreamerError if another installation uses `data_dir`, or a server does not start.
         """
@@ -120,6 +122,7 @@ class Installation:
                 server.start()
         self._fill_in_addresses()
         self._children = self._make_children()
+        self._model_workers = self._children[: self._counts["model worker"]]
         for child in self._children:
             child.start()
 
@@ -152,29 +155,49 @@ class Installation:
             for name, arguments in programs
         ]
 
-    def ready(self) -> bool:
-        """Return whether all programs are ready. The first time, write the run file.
+    def reachable(self) -> bool:
+        """Return whether users can attach streams and ask: everything but the model is ready.
+
+        The first time, write the run file. A model loads for seconds, or is downloaded for minutes;
+        until it is ready, questions wait in their queue.
 
         Raises StreamerError if a program ends before it is ready for the first time.
         """
-        if self._complete:
+        if self._reachable:
             return True
-        waiting = [child for child in self._children if not child.check_ready()]
-        for child in waiting:
-            if not child.running and not child.check_ready():
-                raise StreamerError(ErrorCode.INTERNAL, child.last_message())
-        if waiting:
+        self._require_starts()
+        if not all(child.was_ready for child in self._others):
             return False
         self._keep_api_port()
         self._write_run_file()
-        if not self._resume_streams():
-            return False
-        self._complete = True
-        return True
+        self._reachable = self._resume_streams()
+        return self._reachable
+
+    def ready(self) -> bool:
+        """Return whether all programs have been ready, the model workers too.
+
+        Raises StreamerError if a program ends before it is ready for the first time.
+        """
+        if not self._ready:
+            self._require_starts()
+            started = all(child.was_ready for child in self._model_workers)
+            self._ready = self.reachable() and started
+        return self._ready
+
+    def _require_starts(self) -> None:
+        for child in self._children:
+            ended = not child.running
+            child.check_ready()  # after `running`: a program logs before it ends
+            if ended and not child.was_ready:
+                raise StreamerError(ErrorCode.INTERNAL, child.last_message())
+
+    @property
+    def _others(self) -> list[SupervisedProcess]:
+        return self._children[len(self._model_workers) :]
 
     def waiting_for(self) -> list[str]:
-        """Return the names of the programs that are not ready yet."""
-        return [child.name for child in self._children if child.ready is None]
+        """Return the names of the programs because of which it is not reachable yet."""
+        return [child.name for child in self._others if child.ready is None]
 
     def _keep_api_port(self) -> None:
         port = self.api_url.rpartition(":")[2]
@@ -228,14 +251,15 @@ class Installation:
         return True
 
     def poll(self) -> None:
-        """Restart programs and servers that have ended."""
+        """Restart programs and servers that have ended, from when it is reachable."""
         if time.monotonic() - self._looked_at >= _LOOK_SECONDS:
             self._keep_frames()
         dead = [name for name, server in self._servers.items() if not server.running]
         if dead:
             self._restart_servers(dead)
         for child in self._children:
-            news = child.restart_if_ended()
+            # One that has never been ready is not restarted: `ready` says what is wrong with it.
+            news = child.restart_if_ended() if child.was_ready else None
             if news is not None:
                 self._say(news)
             child.check_ready()
@@ -247,7 +271,7 @@ class Installation:
         """Let the server of frames write them to disk while a stream has a history."""
         self._looked_at = time.monotonic()
         frames = self._servers.get("frames")
-        if frames is None or not self._complete:
+        if frames is None or not self._reachable:
             return
         # A server that ended is restarted by `poll`.
         with contextlib.suppress(redis.exceptions.RedisError, StreamerError):
@@ -276,11 +300,11 @@ class Installation:
             self._servers[name].start()
         self._fill_in_addresses()
         environment = child_environment(self.settings) | self._environment
-        port = {f"{ENV_PREFIX}API_PORT": self.api_url.rpartition(":")[2]} if self._complete else {}
+        port = {f"{ENV_PREFIX}API_PORT": self.api_url.rpartition(":")[2]} if self._reachable else {}
         for child in self._children:
             child.environment = environment | port
             child.start()
-        if self._complete:
+        if self._reachable:
             self._write_run_file()
 
     def _stop_children(self) -> None:

@@ -30,6 +30,8 @@ class SupervisedProcess:
         self.environment = dict(environment)
         self.ready: dict[str, Any] | None = None
         """Fields of the `ready` line; None until it is logged."""
+        self.was_ready = False
+        """Whether the program, or one that it replaces after a restart, has been ready."""
         self._argv = list(argv)
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
@@ -64,6 +66,7 @@ class SupervisedProcess:
                 event = _event(line)
                 if event is not None and event.get("event") == "ready":
                     self.ready = event
+                    self.was_ready = True
         return self.ready is not None
 
     def _new_lines(self) -> list[str]:

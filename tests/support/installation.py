@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +61,27 @@ class Up:
         )
 
     def wait_ready(self, timeout: float = 100.0) -> dict[str, Any]:
-        """Wait for the run file and return its content."""
+        """Wait until it is ready, the model too; return the content of the run file."""
+        self._wait(self._is_ready, timeout)
+        return self.wait_reachable(timeout)
+
+    def wait_reachable(self, timeout: float = 100.0) -> dict[str, Any]:
+        """Wait for the run file and return its content; the model may still be loading."""
+        self._wait(self.run_file.is_file, timeout)
+        content: dict[str, Any] = json.loads(self.run_file.read_text())
+        return content
+
+    def _is_ready(self) -> bool:
+        printed = self.log.read_text(errors="replace") if self.log.is_file() else ""
+        loads = "The model is loading: " in printed and "The model is ready." not in printed
+        return "Press Ctrl-C to stop everything." in printed and not loads
+
+    def _wait(self, condition: Callable[[], bool], timeout: float) -> None:
         deadline = time.monotonic() + timeout
-        while not self.run_file.is_file():
+        while not condition():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 pytest.fail(f"`streamer up` did not get ready:\n{self.output}")
             time.sleep(0.05)
-        content: dict[str, Any] = json.loads(self.run_file.read_text())
-        return content
 
     @property
     def output(self) -> str:

@@ -17,6 +17,7 @@ from streamer.settings import Settings
 from workers import context
 from workers.gpu.clip_job import answer_clip, publish_failure, publish_lost
 from workers.gpu.inference import out_of_memory
+from workers.gpu.loading import Loading
 from workers.gpu.watchdog import Watchdog
 from workers.process import restart
 from workers.rq.thread_worker import ThreadWorker
@@ -40,7 +41,10 @@ def serve_clips(settings: Settings, stopping: threading.Event, burst: bool = Fal
         NeedsRestart: the device or the engine broke down. All jobs have been put back.
     """
     # before the model, because it fails fast
-    with Connections(settings, patient=True) as connections:
+    with (
+        Connections(settings, patient=True) as connections,
+        Loading(connections.main, settings.lease) as loading,
+    ):
         log_lacks(connections)
         engine = load_engine(settings)
         model = engine.model
@@ -71,17 +75,19 @@ def serve_clips(settings: Settings, stopping: threading.Event, burst: bool = Fal
             },
         )
         own.worker_name = worker.name
-        with _running(engine, own):
-            worker.work(
-                burst=burst,
-                on_ready=lambda: log_ready(
-                    worker=worker.name,
-                    model=own.model_name,
-                    device=str(model.device),
-                    dtype=str(model.dtype).removeprefix("torch."),
-                    slots=settings.worker_slots,
-                ),
+
+        def ready() -> None:
+            loading.end()
+            log_ready(
+                worker=worker.name,
+                model=own.model_name,
+                device=str(model.device),
+                dtype=str(model.dtype).removeprefix("torch."),
+                slots=settings.worker_slots,
             )
+
+        with _running(engine, own):
+            worker.work(burst=burst, on_ready=ready)
         if own.failure is not None:
             restart.restore_default_signals()
             if not worker.signalled:

@@ -135,6 +135,38 @@ def test_what_cannot_start_says_why(
     assert not _users_of(tmp_path)
 
 
+def test_cameras_can_be_attached_while_the_model_loads(
+    tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    # given a model whose configuration does not arrive, as from a slow disk
+    model = tmp_path / "model"
+    model.mkdir()
+    os.mkfifo(model / "config.json")
+    settings = Settings(data_dir=tmp_path / "data", api_port=0, model=str(model))
+    with Installation(settings, ingest_workers=0) as installation:
+        # when the installation starts
+        installation.start()
+        eventually(installation.reachable)
+        # then users can attach and ask, and see that the model loads
+        assert not installation.ready()
+        with Client(installation.settings) as client:
+            client.attach("rtsp://192.0.2.1/door", "door", watches=[], probe=False)
+            eventually(client.jobs.model_loading)
+            client.require_worker()
+            (lack,) = (p for p in client.health.missing() if p.name == "model worker")
+            assert "loading its model" in str(lack.message)
+            # and when the model proves to be none, the installation says why, and restarts nothing
+            (model / "config.json").rename(tmp_path / "pipe")
+            (model / "config.json").write_text("{")
+            (tmp_path / "pipe").write_text("{")
+            with pytest.raises(StreamerError, match=r"config\.json"):
+                eventually(installation.ready)
+            installation.poll()
+            assert not client.jobs.model_loading()
+            with pytest.raises(StreamerError, match="No model worker is running"):
+                client.require_worker()
+
+
 def test_ctrl_c_while_starting(tmp_path: Path, model_path: str) -> None:
     for delay in (0.4, 1.5):
         up = Up(tmp_path / f"data{delay}", "--model", model_path)
