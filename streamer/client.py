@@ -39,7 +39,7 @@ from streamer.watches import Watches, check_watch, require_open
 
 if TYPE_CHECKING:
     from streamer.media.source import SourceInfo
-    from streamer.timeline import Page, Timeline
+    from streamer.timeline.results import Page, Timeline
 
 CAPTION_PROMPT = "Describe the scene."
 """Question about every window of a stream that is attached without watches."""
@@ -102,7 +102,7 @@ class Client:
 
         Raises StreamerError(DATABASE_UNAVAILABLE).
         """
-        from streamer.timeline import Timeline
+        from streamer.timeline.results import Timeline
 
         came = time.monotonic()
         with self._opening:

@@ -19,7 +19,7 @@ from streamer.errors import StreamerError
 from streamer.jobs import Jobs
 
 if TYPE_CHECKING:
-    from streamer.timeline import Timeline
+    from streamer.timeline.results import Timeline
 
 PartName = Literal["redis", "frames redis", "database", "ingest worker", "model worker", "recorder"]
 

@@ -16,7 +16,7 @@ from streamer.media.urls import redact
 if TYPE_CHECKING:
     from structlog.typing import Processor
 
-_CHATTY = ("rq.worker", "rq.job", "rq.registry", "rq.queue", "httpx", "urllib3", "libav")
+_CHATTY = ("alembic", "rq.worker", "rq.job", "rq.registry", "rq.queue", "httpx", "urllib3", "libav")
 """Loggers of libraries whose details are of interest with level `debug` only."""
 
 

@@ -23,7 +23,7 @@ from streamer.outage import Outage
 from streamer.redis_errors import will_pass
 from streamer.results import read_entry
 from streamer.settings import Settings
-from streamer.timeline import Timeline
+from streamer.timeline.results import Timeline
 from workers.process import startup
 
 _log = structlog.get_logger(__name__)
@@ -215,7 +215,7 @@ class Recorder:
 
 def record_results(settings: Settings, stopping: threading.Event) -> None:
     """Record until `stopping` is set. Raises StreamerError if Redis or the database is away."""
-    timeline = Timeline(settings.timeline_url)
+    timeline = Timeline(settings.timeline_url, upgrade=True)
     try:
         with Connections(settings, patient=True) as connections:
             log_lacks(connections)

@@ -10,7 +10,7 @@ from streamer.settings import Settings
 
 def database(settings: Settings) -> Iterable[Check]:
     """Ask the timeline's database for its results, and change nothing in it."""
-    from streamer.timeline import count_results
+    from streamer.timeline.results import count_results
 
     try:
         url = settings.database_url or from_run_file(settings, "database_url")

@@ -16,7 +16,7 @@ from streamer.client import Client
 from streamer.domain import Result, StreamSpec
 from streamer.errors import ErrorCode, StreamerError
 from streamer.settings import Settings
-from streamer.timeline import Timeline
+from streamer.timeline.results import Timeline
 from tests.support.relay import Relay
 
 READERS = 60
@@ -154,7 +154,7 @@ def test_a_call_to_a_frozen_server_ends_and_the_next_one_works(postgres_port, po
 
 
 def test_a_frozen_server_is_a_missing_part(settings, postgres_port, postgres_database, monkeypatch):
-    monkeypatch.setattr("streamer.timeline.PING_LIMIT", 0.5)
+    monkeypatch.setattr("streamer.timeline.database.PING_LIMIT", 0.5)
     with FreezingRelay(postgres_port) as relay:
         url = f"postgresql+psycopg://test@127.0.0.1:{relay.port}/{postgres_database}"
         with Client(settings.model_copy(update={"database_url": url})) as client:
@@ -180,7 +180,7 @@ def test_closing_ends_the_calls_that_run(postgres_port, postgres_database):
 
         thread = threading.Thread(target=ping)
         thread.start()
-        while not timeline._running:
+        while not timeline.database._running:
             pass
         timeline.close()
         thread.join(60)

@@ -20,7 +20,7 @@ from streamer.doctor.redis_server import servers
 from streamer.health import Part
 from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import Settings
-from streamer.timeline import Timeline
+from streamer.timeline.results import Timeline
 from tests.support.clocks import ManualClock
 from tests.support.installation import Up
 from workers.recorder import Recorder

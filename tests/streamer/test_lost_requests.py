@@ -15,7 +15,7 @@ from streamer.domain import ClipRequest, QueryStatus, StreamSpec, Watch, utc_now
 from streamer.errors import ErrorCode
 from streamer.lost_requests import LostRequests
 from streamer.settings import Settings
-from streamer.timeline import Timeline
+from streamer.timeline.results import Timeline
 from workers.recorder import Recorder
 
 Eventually = Callable[..., None]

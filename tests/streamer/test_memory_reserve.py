@@ -23,7 +23,7 @@ from streamer.local.redis_server import EmbeddedServer
 from streamer.memory_reserve import RESERVE, in_reserve, require_room
 from streamer.outage import Outage
 from streamer.settings import Settings
-from streamer.timeline import Timeline
+from streamer.timeline.results import Timeline
 from workers.ingest.clips import LiveClips
 from workers.ingest.windows import Window
 from workers.recorder import Recorder

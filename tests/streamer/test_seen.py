@@ -11,7 +11,6 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-import sqlalchemy
 from fastapi.testclient import TestClient
 from rq.job import Job
 from rq.serializers import JSONSerializer
@@ -42,7 +41,7 @@ from streamer.frames.archive import Archive
 from streamer.frames.coverage import find_gaps, sampling_interval, window_gaps
 from streamer.settings import Settings
 from streamer.terminal import caveats, seen
-from streamer.timeline import Timeline
+from streamer.timeline.results import Timeline
 
 CAMERA = "rtsp://192.0.2.1/door"
 KEYFRAMES = Sampling(mode="keyframes")
@@ -424,29 +423,6 @@ def test_the_timeline_keeps_what_was_seen(tmp_path: Path) -> None:
     timeline.record([made])
 
     assert timeline.query().results == [made]
-    timeline.close()
-
-
-def test_a_timeline_of_an_earlier_version_is_still_read(tmp_path: Path) -> None:
-    # given a database that was made before results said what was seen
-    url = f"sqlite:///{tmp_path / 't.db'}"
-    new = ("frames_from", "frames_to", "frame_times", "newest_frame_age", "gaps", "stale")
-    first = Timeline(url)
-    first.record([a_result()])
-    first.close()
-    engine = sqlalchemy.create_engine(url)
-    with engine.begin() as connection:
-        for name in new:
-            connection.execute(sqlalchemy.text(f"ALTER TABLE results DROP COLUMN {name}"))
-    engine.dispose()
-    # when it is opened
-    timeline = Timeline(url)
-    (old,) = timeline.query().results
-    # then its results are read, and new ones stored
-    assert (old.text, old.frames_from, old.frame_times, old.gaps) == ("A cat.", None, [], [])
-    assert not old.stale
-    timeline.record([a_result()])
-    assert len(timeline.query().results) == 2
     timeline.close()
 
 

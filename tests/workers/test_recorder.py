@@ -11,7 +11,7 @@ import pytest
 from streamer import redis_keys
 from streamer.domain import Result
 from streamer.results import Results
-from streamer.timeline import Timeline
+from streamer.timeline.results import Timeline
 from workers.recorder import GROUP, Recorder
 
 
@@ -172,7 +172,7 @@ def test_any_number_of_unreadable_results_hides_no_other(results, redis_client, 
 
 def test_a_result_that_the_database_refuses_blocks_no_other(results, redis_client, timeline):
     # given a table in which a prompt must not be "?!"
-    with sqlite3.connect(str(timeline._engine.url.database)) as database:
+    with sqlite3.connect(str(timeline.database._engine.url.database)) as database:
         database.execute(
             "CREATE TRIGGER strict BEFORE INSERT ON results WHEN NEW.prompt = '?!' "
             "BEGIN SELECT RAISE(ABORT, 'too long for this column'); END"

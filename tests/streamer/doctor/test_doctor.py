@@ -20,7 +20,7 @@ from streamer.doctor.examination import Examination, examine
 from streamer.domain import Result
 from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import Settings
-from streamer.timeline import Timeline
+from streamer.timeline.results import Timeline
 from tests.support.clocks import ShiftedClock
 
 PASSWORD = "hunter2secret"

@@ -1,21 +1,15 @@
-import sqlite3
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pytest
+import sqlalchemy
 
 from streamer.domain import ErrorInfo, FrameResolution, Result
 from streamer.errors import ErrorCode, StreamerError
-from streamer.timeline import Timeline
+from streamer.timeline.database import engine_of
+from streamer.timeline.results import Timeline
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
-
-
-@pytest.fixture
-def timeline(settings):
-    opened = Timeline(settings.timeline_url)
-    yield opened
-    opened.close()
 
 
 def result(number=0, **kwargs):
@@ -81,33 +75,12 @@ def test_recording_twice_changes_nothing(timeline):
     assert timeline.record([]) == 0
 
 
-def test_it_survives_being_closed(settings, timeline):
+def test_it_survives_being_closed(timeline_url, timeline):
     timeline.record([result()])
     timeline.close()
-    reopened = Timeline(settings.timeline_url)
+    reopened = Timeline(timeline_url)
     assert reopened.get("req_0") is not None
     reopened.close()
-
-
-def test_a_database_of_an_older_version_gets_the_columns_it_lacks(settings, timeline):
-    # given a database with a result from a version without frame resolutions
-    timeline.record([result(0)])
-    timeline.close()
-    with sqlite3.connect(settings.timeline_url.removeprefix("sqlite:///")) as database:
-        database.execute("ALTER TABLE results DROP COLUMN plan")
-    database.close()
-    # when it is opened, twice
-    for number in (1, 2):
-        opened = Timeline(settings.timeline_url)
-        planned = result(number, plan=[FrameResolution(grid=(2, 1), reason="new detail (9)")])
-        opened.record([planned])
-        # then old results are unchanged, and new ones complete
-        assert opened.get("req_0") == timeline.get("req_0")
-        first = opened.get("req_0")
-        assert first is not None
-        assert first.plan is None
-        assert opened.get(f"req_{number}") == planned
-        opened.close()
 
 
 def test_newest_first_page_by_page_whatever_comes_meanwhile(timeline):
@@ -191,11 +164,13 @@ def test_a_nul_character_does_no_harm(timeline):
     assert timeline.get("req_0").text == "ab"
 
 
-def test_rows_of_a_newer_recorder_are_shown_as_far_as_they_can_be_read(timeline, settings):
+def test_rows_of_a_newer_recorder_are_shown_as_far_as_they_can_be_read(database_url):
     # given rows with a new column, new words, new fields, and a value of a new form
+    timeline = Timeline(database_url)
     timeline.record([result(i) for i in range(4)])
-    with sqlite3.connect(settings.timeline_url.removeprefix("sqlite:///")) as database:
-        database.execute("ALTER TABLE results ADD COLUMN lens TEXT")
+    engine = engine_of(database_url)
+    with engine.begin() as database:
+        database.exec_driver_sql("ALTER TABLE results ADD COLUMN lens TEXT")
         for number, change in enumerate(
             (
                 "kind = 'summary', lens = 'wide'",
@@ -205,19 +180,22 @@ def test_rows_of_a_newer_recorder_are_shown_as_far_as_they_can_be_read(timeline,
                 "data = '[1, 2]'",
             )
         ):
-            database.execute(f"UPDATE results SET {change} WHERE request_id = 'req_{number}'")
-    database.close()
+            database.exec_driver_sql(
+                f"UPDATE results SET {change} WHERE request_id = 'req_{number}'"
+            )
+    engine.dispose()
     # then every row is in the list
     found = {each.request_id: each for each in timeline.query().results}
     assert sorted(found) == ["req_0", "req_1", "req_2", "req_3"]
     assert found["req_0"].kind == "summary"
-    assert found["req_1"].error.code == "LENS_CAP"
+    errors = [error.code for error in (found["req_1"].error, found["req_3"].error) if error]
+    assert errors == ["LENS_CAP", ErrorCode.RECORD_UNREADABLE]
     assert len(found["req_2"].gaps) == 1
-    assert found["req_3"].error.code is ErrorCode.RECORD_UNREADABLE
     assert (found["req_3"].text, found["req_3"].stream_name) == ("3 people", "yard")
     assert timeline.get("req_3") == found["req_3"]
     # and the older recorder goes on
     assert timeline.record([result(9)]) == 1
+    timeline.close()
 
 
 @pytest.mark.parametrize("cursor", ["x", "!!!", "e30", "WzEsMl0"])
@@ -227,13 +205,15 @@ def test_a_bad_cursor_is_the_callers_mistake(timeline, cursor):
     assert caught.value.code is ErrorCode.INVALID_REQUEST
 
 
-def test_readers_do_not_wait_for_a_writer(timeline, settings):
+def test_readers_do_not_wait_for_a_writer(timeline, timeline_url):
+    # given a recorder in the middle of writing
     timeline.record([result()])
-    writer = sqlite3.connect(settings.data_dir / "timeline.db", isolation_level=None)
-    writer.execute("BEGIN IMMEDIATE")
-    assert ids(timeline.query()) == ["req_0"]
-    writer.execute("ROLLBACK")
-    writer.close()
+    engine = engine_of(timeline_url)
+    with engine.connect().execution_options(writes=True) as writer, writer.begin():
+        writer.execute(sqlalchemy.text("UPDATE results SET text = 'unfinished'"))
+        # then readers see what was there before
+        assert [each.text for each in timeline.query().results] == ["0 people"]
+    engine.dispose()
 
 
 @pytest.mark.parametrize(
@@ -263,12 +243,10 @@ def test_a_large_batch_is_recorded_whole(timeline):
     assert timeline.record([result(i) for i in range(1200)]) == 1200
 
 
-def test_many_may_open_a_new_database_together(tmp_path):
-    for attempt in range(5):
-        url = f"sqlite:///{tmp_path / str(attempt) / 'timeline.db'}"
-        with ThreadPoolExecutor(8) as pool:
-            opened = list(pool.map(lambda url: Timeline(url), [url] * 8))
-        for number, timeline in enumerate(opened):
-            assert timeline.record([result(number)]) == 1
-        for timeline in opened:
-            timeline.close()
+def test_many_may_open_a_new_database_together(database_url):
+    with ThreadPoolExecutor(8) as pool:
+        opened = list(pool.map(Timeline, [database_url] * 8))
+    for number, timeline in enumerate(opened):
+        assert timeline.record([result(number)]) == 1
+    for timeline in opened:
+        timeline.close()

@@ -1,0 +1,1 @@
+"""Keep what outlives Redis in an SQL database: SQLite or PostgreSQL."""

@@ -1,0 +1,59 @@
+"""Bring the tables of a database to the version of this program."""
+
+from pathlib import Path
+
+from sqlalchemy import Connection, inspect, text
+
+from streamer.errors import ErrorCode, StreamerError
+
+_MIGRATIONS = Path(__file__).with_name("migrations")
+
+HEAD = max(path.name[:4] for path in (_MIGRATIONS / "versions").glob("[0-9]*.py"))
+"""The version of the tables that this program uses: the revision of the newest step."""
+
+_FIRST = "0001"
+"""The version of a database that release 0.1.0 made; such a database does not say its version."""
+
+_LOCK = 0x4E56494C41
+"""Number of the PostgreSQL advisory lock under which the tables are changed."""
+
+
+def tables_version(connection: Connection) -> str | None:
+    """Return the version of the database's tables; None if it has none.
+
+    Raises StreamerError(DATABASE_UNAVAILABLE) if a newer release has changed them.
+    """
+    tables = inspect(connection)
+    if not tables.has_table("alembic_version"):
+        return _FIRST if tables.has_table("results") else None
+    found = str(connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one())
+    if found > HEAD:
+        raise StreamerError(
+            ErrorCode.DATABASE_UNAVAILABLE,
+            f"The timeline's database has version {found}, made by a newer release; this program "
+            f"knows {HEAD} and older: upgrade nvila-streamer, or set STREAMER_DATABASE_URL to "
+            "another database.",
+        )
+    return found
+
+
+def upgrade_tables(connection: Connection) -> None:
+    """Run the steps that the database lacks, in the transaction of `connection`.
+
+    Programs that upgrade at the same time wait for each other; on SQLite the transaction must hold
+    the write lock. Raises StreamerError as :func:`tables_version` does.
+    """
+    # Alembic takes half a second to import, so only a program that has steps to run imports it.
+    from alembic import command
+    from alembic.config import Config
+
+    if connection.dialect.name == "postgresql":
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+    found = tables_version(connection)
+    if found == HEAD:
+        return
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    if found == _FIRST:
+        command.stamp(config, _FIRST)
+    command.upgrade(config, "head")

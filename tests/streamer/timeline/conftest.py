@@ -1,0 +1,58 @@
+"""Fixtures: each test runs on SQLite and on PostgreSQL."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from streamer.timeline.results import Timeline
+from streamer.timeline.tables import metadata
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def dialect(request) -> str:
+    """The kind of database."""
+    return request.param
+
+
+@pytest.fixture
+def database_url(dialect, request, tmp_path) -> str:
+    """The address of a database without tables."""
+    if dialect == "sqlite":
+        return f"sqlite:///{tmp_path / 'data' / 'timeline.db'}"
+    port = request.getfixturevalue("postgres_port")
+    name = request.getfixturevalue("postgres_database")
+    return f"postgresql+psycopg://test@127.0.0.1:{port}/{name}"
+
+
+@pytest.fixture(scope="session")
+def shared_postgres(postgres_port: int) -> str:
+    """The address of one database for many tests: making one takes a second."""
+    import psycopg
+
+    name = f"shared_{os.getpid()}"
+    admin = f"postgresql://test@127.0.0.1:{postgres_port}/postgres"
+    with psycopg.connect(admin, autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}".encode())
+    return f"postgresql+psycopg://test@127.0.0.1:{postgres_port}/{name}"
+
+
+@pytest.fixture
+def timeline(dialect, request, tmp_path) -> Iterator[Timeline]:
+    """The timeline in a database that holds nothing."""
+    if dialect == "sqlite":
+        opened = Timeline(f"sqlite:///{tmp_path / 'data' / 'timeline.db'}")
+    else:
+        opened = Timeline(request.getfixturevalue("shared_postgres"))
+        tables = ", ".join(f'"{table}"' for table in metadata.tables)
+        opened.database.write(
+            lambda connection: connection.exec_driver_sql(f"TRUNCATE {tables} RESTART IDENTITY")
+        )
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def timeline_url(timeline: Timeline) -> str:
+    """The address of the database of `timeline`."""
+    return timeline.database._engine.url.render_as_string(hide_password=False)

@@ -1,0 +1,206 @@
+"""Databases of older and newer releases, on SQLite and PostgreSQL."""
+
+import shutil
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+
+from streamer.domain import FrameResolution, Result
+from streamer.errors import ErrorCode, StreamerError
+from streamer.timeline import schema
+from streamer.timeline.database import Database, engine_of
+from streamer.timeline.results import Timeline, count_results
+from streamer.timeline.tables import metadata
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture
+def engine(database_url):
+    """The database, as another program reaches it."""
+    engine = engine_of(database_url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def execute(engine):
+    """Run SQL on the database, as another program would."""
+
+    def run(script: str) -> None:
+        with engine.connect() as connection:
+            driver: Any = connection.connection.driver_connection
+            if engine.dialect.name == "sqlite":
+                driver.executescript(script)
+            else:
+                driver.execute(script)
+                driver.commit()
+
+    return run
+
+
+@pytest.fixture
+def old(dialect, execute):
+    """A database that release 0.1.0 made, with five results."""
+    execute((HERE / f"release_0_1_0.{dialect}.sql").read_text())
+
+
+def version(engine) -> str | None:
+    with engine.connect() as connection:
+        return schema.tables_version(connection)
+
+
+def check_old_results(timeline: Timeline) -> None:
+    found = {each.request_id: each for each in timeline.query().results}
+    assert sorted(found) == [f"req_{number}" for number in range(5)]
+    caption = found["req_1"]
+    assert (caption.text, caption.stream_name, caption.tiles) == (
+        "1 people and a red car.",
+        "yard",
+        3,
+    )
+    assert caption.plan == [
+        FrameResolution(grid=(2, 1), reason="most detail (22)"),
+        FrameResolution(grid=(1, 1), reason="unchanged (0)"),
+    ]
+    assert (caption.frame_times, caption.gaps, caption.stale) == ([], [], False)
+    assert found["req_3"].data == {"choice": "yes"}
+    error = found["req_4"].error
+    assert error is not None
+    assert error.code is ErrorCode.INTERNAL
+
+
+def test_the_steps_make_the_tables_that_the_program_uses(database_url):
+    database = Database(database_url)
+
+    def differences(connection):
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        return compare_metadata(context, metadata)
+
+    assert database.read(differences) == []
+    assert database.read(schema.tables_version) == schema.HEAD
+    database.close()
+
+
+def test_the_steps_follow_each_other_by_number():
+    steps = ScriptDirectory(str(Path(schema.__file__).with_name("migrations"))).walk_revisions()
+    numbers = [step.revision for step in steps]
+
+    assert numbers == [f"{number:04}" for number in range(len(numbers), 0, -1)]
+    assert numbers[0] == schema.HEAD
+
+
+def test_a_database_of_0_1_0_is_upgraded_and_keeps_its_results(old, database_url):
+    timeline = Timeline(database_url, upgrade=True)
+
+    check_old_results(timeline)
+    new = Result(
+        request_id="new",
+        kind="caption",
+        stream_id="str_1",
+        stream_name="yard",
+        prompt="?",
+        stale=True,
+    )
+    assert timeline.record([new]) == 1
+    assert timeline.get("new") == new
+    assert timeline.database.read(schema.tables_version) == schema.HEAD
+    timeline.close()
+    Timeline(database_url).close()
+
+
+def test_a_database_of_a_build_between_releases_is_upgraded(old, execute, database_url):
+    # given a database to which such a build has added the columns that it lacked
+    execute("ALTER TABLE results ADD COLUMN warning TEXT")
+    execute("ALTER TABLE results ADD COLUMN stale BOOLEAN")
+
+    timeline = Timeline(database_url, upgrade=True)
+
+    check_old_results(timeline)
+    timeline.close()
+
+
+def test_programs_that_do_not_upgrade_say_who_does(old, engine, database_url):
+    with pytest.raises(StreamerError, match="streamer record") as caught:
+        Timeline(database_url)
+    assert caught.value.code is ErrorCode.DATABASE_UNAVAILABLE
+    assert version(engine) == "0001"
+    assert count_results(database_url) == 5  # what `streamer doctor` shows
+
+
+def test_a_database_of_a_newer_release_is_refused(execute, database_url):
+    Timeline(database_url).close()
+    execute("UPDATE alembic_version SET version_num = '9999'")
+
+    for upgrade in (False, True):
+        with pytest.raises(StreamerError, match=r"9999.*upgrade nvila-streamer") as caught:
+            Timeline(database_url, upgrade=upgrade)
+        assert caught.value.code is ErrorCode.DATABASE_UNAVAILABLE
+
+
+def test_programs_that_start_together_upgrade_once(old, engine, database_url):
+    # when many open the database at the same moment
+    many = 6
+    start = threading.Barrier(many)
+
+    def opened(_: int) -> Timeline:
+        start.wait()
+        return Timeline(database_url, upgrade=True)
+
+    with ThreadPoolExecutor(many) as pool:
+        timelines = list(pool.map(opened, range(many)))
+
+    for timeline in timelines:
+        check_old_results(timeline)
+        timeline.close()
+    assert version(engine) == schema.HEAD
+
+
+def test_a_step_that_fails_leaves_the_database_as_it_was(
+    old, engine, database_url, tmp_path, monkeypatch
+):
+    # given a release whose last step fails halfway
+    folder = tmp_path / "migrations"
+    shutil.copytree(schema._MIGRATIONS, folder)
+    (folder / "versions" / "9998_broken.py").write_text(
+        "from alembic import op\n"
+        f"revision, down_revision = '9998', '{schema.HEAD}'\n"
+        "def upgrade():\n"
+        "    op.execute('CREATE TABLE half (a INTEGER)')\n"
+        "    op.execute('SELECT * FROM nowhere')\n"
+    )
+    monkeypatch.setattr(schema, "_MIGRATIONS", folder)
+    monkeypatch.setattr(schema, "HEAD", "9998")
+
+    with pytest.raises(StreamerError, match="nowhere") as caught:
+        Timeline(database_url, upgrade=True)
+
+    assert caught.value.code is ErrorCode.DATABASE_UNAVAILABLE
+    inspector = sqlalchemy.inspect(engine)
+    assert inspector.get_table_names() == ["results"]
+    assert "stale" not in {each["name"] for each in inspector.get_columns("results")}
+    assert count_results(database_url) == 5
+
+
+def test_only_a_program_with_steps_to_run_imports_alembic(tmp_path):
+    url = f"sqlite:///{tmp_path / 'timeline.db'}"
+    Timeline(url).close()
+    code = (
+        "import sys; from streamer.timeline.results import Timeline;"
+        "Timeline(sys.argv[1]).close(); print('alembic' in sys.modules)"
+    )
+
+    run = subprocess.run(
+        [sys.executable, "-c", code, url], capture_output=True, text=True, timeout=60, check=True
+    )
+
+    assert run.stdout.strip() == "False"
