@@ -140,5 +140,11 @@ def answered(request_id: str) -> str:
     return f"{KEY_PREFIX}answered:{request_id}"
 
 
+def deltas(request_id: str) -> str:
+    """Return the key of a Redis Stream, and the name of the channel that announces its entries:
+    pieces of the answer to a query while it is generated. Bounded in length, under a TTL."""
+    return f"{KEY_PREFIX}deltas:{request_id}"
+
+
 REPLICATED = KEY_PREFIX + "replicated"
 """String: written after what a failover must not lose, to wait for a replica. Under a TTL."""

@@ -398,7 +398,7 @@ class Engine:
         except Exception as error:
             self._fail(request, error)
             return
-        request.handle.put(sequence.take_delta())
+        request.handle.put(sequence.take_delta(), sequence.take_logprobs())
         if sequence.finish_reason:
             self._end(request, sequence.completion)
 

@@ -2,11 +2,20 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from typing import NamedTuple
 
 from nvila_core.generation.completion import Completion
+from nvila_core.generation.logprobs import TokenLogprob
+
+
+class Piece(NamedTuple):
+    """Text that was added to an answer, and the log-probabilities of the tokens drawn meanwhile."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 class Handle:
@@ -18,7 +27,7 @@ class Handle:
     def __init__(self) -> None:
         self._future: Future[Completion] = Future()
         self._lock = threading.Lock()
-        self._deltas: list[str] = []
+        self._pieces: list[Piece] = []
         self._listeners: list[Callable[[], None]] = []
         self._cancelled = threading.Event()
         self._wake: Callable[[], None] = lambda: None
@@ -70,10 +79,11 @@ class Handle:
                 changed.clear()
                 ended = self._future.done()
                 with self._lock:
-                    deltas = self._deltas[sent:]
-                for delta in deltas:
-                    yield delta
-                sent += len(deltas)
+                    pieces = self._pieces[sent:]
+                for piece in pieces:
+                    if piece.text:
+                        yield piece.text
+                sent += len(pieces)
                 if ended:
                     self._future.result()
                     return
@@ -82,11 +92,16 @@ class Handle:
             with self._lock:
                 self._listeners.remove(notify)
 
-    def put(self, delta: str) -> None:
-        """Add text; called by the engine."""
-        if delta:
+    def pieces(self, start: int = 0) -> list[Piece]:
+        """Return the pieces of the answer so far but for the first `start`, without waiting."""
+        with self._lock:
+            return self._pieces[start:]
+
+    def put(self, text: str, logprobs: Sequence[TokenLogprob] = ()) -> None:
+        """Add a piece; called by the engine."""
+        if text or logprobs:
             with self._lock:
-                self._deltas.append(delta)
+                self._pieces.append(Piece(text, tuple(logprobs)))
             self._notify()
 
     def finish(self, outcome: Completion | BaseException) -> None:

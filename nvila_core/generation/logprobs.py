@@ -57,6 +57,13 @@ class LogprobRecorder:
         self._top, self._tokenizer = top, tokenizer
         self._choices = ChoiceTree(choices, tokenizer) if choices else None
         self.tokens: list[TokenLogprob] = []
+        self._taken = 0
+
+    def take(self) -> list[TokenLogprob]:
+        """Return the entries since the last call."""
+        taken = self.tokens[self._taken :]
+        self._taken = len(self.tokens)
+        return taken
 
     @torch.inference_mode()
     def add(self, logits: Tensor, allowed: Tensor, token: int) -> None:

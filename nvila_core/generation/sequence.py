@@ -6,7 +6,7 @@ from torch import Tensor
 
 from nvila_core.errors import NotFinite
 from nvila_core.generation.completion import Completion, FinishReason, Timings, Usage
-from nvila_core.generation.logprobs import LogprobRecorder
+from nvila_core.generation.logprobs import LogprobRecorder, TokenLogprob
 from nvila_core.generation.sampling import SamplingParams, TokenSampler
 from nvila_core.generation.structured_output import make_constraint
 from nvila_core.prompt.builder import Prompt
@@ -105,6 +105,10 @@ class Sequence:
         delta = self.text[self.sent : settled]
         self.sent = max(self.sent, settled)
         return delta
+
+    def take_logprobs(self) -> list[TokenLogprob]:
+        """Return the log-probabilities of the tokens drawn since the last call, if recorded."""
+        return [] if self.recorder is None else self.recorder.take()
 
     def settled_length(self) -> int:
         """Return the length of the text that cannot change any more.

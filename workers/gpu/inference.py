@@ -14,12 +14,14 @@ from workers.context import (
     last_attempt,
     stop_check,
 )
+from workers.gpu.delta_writer import DeltaWriter
 
 if TYPE_CHECKING:
     from nvila_core import Completion, Handle
 
 _PRIORITY = {RequestKind.QUERY: 2, RequestKind.WATCH: 1, RequestKind.FILE: 0}
 _CHECK_INTERVAL = 0.25  # seconds between two checks whether the answer is still wanted
+_DELTA_INTERVAL = 0.05  # seconds between two pieces of an answer that a person may read meanwhile
 
 
 def infer(context: WorkerContext, clip: ClipRequest, parts: list[Any], plan: Plan) -> "Completion":
@@ -46,7 +48,9 @@ def infer(context: WorkerContext, clip: ClipRequest, parts: list[Any], plan: Pla
         with context.isolation.enter(alone=last_attempt(), check=check):
             check()
             handle = _submit(context, clip, parts, plan, deadline)
-            return _wait(context, handle, deadline, cancel_check())
+            live = clip.kind is RequestKind.QUERY
+            writer = DeltaWriter(context, clip.id) if live else None
+            return _wait(context, handle, deadline, cancel_check(), writer)
     except DeadlineExceeded:
         raise _timed_out(clip, timeout) from None
     except PromptTooLong as error:
@@ -103,20 +107,31 @@ def _submit(
 
 
 def _wait(
-    context: WorkerContext, handle: "Handle", deadline: float, cancelled: Callable[[], bool]
+    context: WorkerContext,
+    handle: "Handle",
+    deadline: float,
+    cancelled: Callable[[], bool],
+    writer: DeltaWriter | None,
 ) -> "Completion":
     from nvila_core import DeadlineExceeded, EngineStopped
 
+    interval = _CHECK_INTERVAL if writer is None else _DELTA_INTERVAL
     while True:
         ended = handle.done
         try:
-            return handle.result(timeout=_CHECK_INTERVAL)
+            completion = handle.result(timeout=interval)
         except TimeoutError:
             if ended:  # an error of the model's own
                 raise
         except EngineStopped as error:
             context.fail(error.reason)
             raise BrokeDown from error
+        else:
+            if writer is not None:
+                writer.write(handle)
+            return completion
+        if writer is not None:
+            writer.write(handle)
         if handle.done:  # its outcome came just after the look for it
             continue
         if context.failure is not None:  # the engine hangs and will not answer

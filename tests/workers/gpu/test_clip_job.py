@@ -11,6 +11,7 @@ from rq.serializers import JSONSerializer
 
 from nvila_core import SamplingParams, Video
 from streamer import redis_keys
+from streamer.deltas import Deltas
 from streamer.domain import QueryStatus, RequestKind
 from streamer.errors import ErrorCode
 from streamer.response_format import ChoiceFormat, JsonFormat
@@ -225,3 +226,19 @@ def test_a_choice_has_the_probability_of_each_if_the_request_asks_for_it(own, mo
         asked.text == plain.text == max(*asked.data["probabilities"].items(), key=lambda p: p[1])[0]
     )
     assert plain.data == {"choice": plain.text}
+
+
+def test_the_answer_to_a_query_is_published_in_pieces_while_it_is_generated(own):
+    # given
+    deltas = Deltas(own.connections.main)
+    # when
+    query = run(own, request(own, RequestKind.QUERY, logprobs=2, max_tokens=12))
+    caption = run(own, request(own))
+    # then
+    pieces = [delta for _, delta in deltas.read(query.request_id)]
+    assert "".join(delta.text for delta in pieces) == query.text
+    tokens = [token for delta in pieces for token in delta.tokens]
+    stops = own.engine.model.tokenizer.stop_ids
+    assert len(tokens) == query.completion_tokens - (query.finish_reason == "stop" and bool(stops))
+    assert all(len(token.top) == 2 and token.logprob <= token.top[0].logprob for token in tokens)
+    assert deltas.read(caption.request_id) == []
