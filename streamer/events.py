@@ -138,6 +138,11 @@ def order_of(event_id: str) -> tuple[int, int]:
     return int(milliseconds), int(number or 0)
 
 
+def _before(event_id: str) -> str:
+    milliseconds, number = order_of(event_id)
+    return f"{milliseconds}-{number - 1}" if number else f"{milliseconds - 1}-{2**64 - 1}"
+
+
 class Events:
     """The events of an installation: the newest `MAX_EVENTS`, for `MAX_AGE` seconds."""
 
@@ -179,6 +184,13 @@ class Events:
         if oldest is not None and order_of(oldest) <= order_of(after):
             return True
         return self.position() == after  # no event has come since
+
+    def gap_after(self, after: str) -> list[Event]:
+        """Return an event that stands for those after `after` that are lost; none if none are."""
+        if self.kept_since(after):
+            return []
+        oldest = self.oldest()
+        return [Event(_before(oldest) if oldest else after, _LOST, None, None, "{}")]
 
     def read(self, after: str, block: float | None = None, count: int = 256) -> list[Event]:
         """Return events after the id `after`, oldest first; wait up to `block` seconds for one."""

@@ -11,6 +11,9 @@ EVENTS = KEY_PREFIX + "events"
 EVENTS_LOST = KEY_PREFIX + "events-lost"
 """String: how many events a full server has given up."""
 
+KNOWN_WORKERS = KEY_PREFIX + "known-workers"
+"""Hash: name of a worker -> the state that was announced last, and its kind. Under a TTL."""
+
 STREAMS = KEY_PREFIX + "streams"
 """Hash: stream id -> StreamSpec as JSON, without the password."""
 

@@ -26,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = [
+    "tests.support.api_server",
     "tests.support.ingest_fixtures",
     "tests.support.installation",
     "tests.support.postgres",

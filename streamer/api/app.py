@@ -8,17 +8,20 @@ from fastapi import Depends, FastAPI, Response
 from fastapi.responses import PlainTextResponse
 
 from streamer import __version__
-from streamer.api import metrics, queries, results, streams, watches
+from streamer.api import events, metrics, queries, results, streams, watches
 from streamer.api.auth import Authentication
 from streamer.api.body_limit import BodyLimit
 from streamer.api.database_threads import DatabaseThreads
 from streamer.api.dependencies import ClientDependency, refuse_unknown_parameters
 from streamer.api.errors import install_error_handlers
+from streamer.api.event_hub import EventHub
 from streamer.api.redis_watch import RedisWatch
 from streamer.api.request_log import RequestLog
 from streamer.api.schemas import ErrorBody, Health, Readiness
 from streamer.client import Client
+from streamer.events import Events
 from streamer.health import CachedHealth
+from streamer.worker_states import WorkerStates
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request is invalid or cannot be fulfilled."},
@@ -26,15 +29,24 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def create_app(client: Client) -> FastAPI:
-    """Create the API over `client`, and close the client when the application ends."""
+def create_app(client: Client, *, watch_events: bool = False) -> FastAPI:
+    """Create the API over `client`, and close the client when the application ends.
+
+    With `watch_events`, events are read, and the states of workers looked at, from the start on,
+    and not only when somebody listens.
+    """
 
     redis_watch = RedisWatch(client.connections)
+    redis = client.connections.main
+    hub = EventHub(Events(redis), WorkerStates(redis), client.connections.outage)
     database, health_database = DatabaseThreads(), DatabaseThreads(threads=2)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if watch_events:
+            await hub.start()
         yield
+        hub.close()
         redis_watch.close()
         database.close()
         health_database.close()
@@ -52,9 +64,10 @@ def create_app(client: Client) -> FastAPI:
     app.state.client = client
     app.state.health = health
     app.state.redis_watch = redis_watch
+    app.state.events = hub
     app.state.database = database
     install_error_handlers(app)
-    for part in (streams, watches, queries, results):
+    for part in (streams, watches, queries, results, events):
         app.include_router(part.router, dependencies=[Depends(refuse_unknown_parameters)])
 
     @app.get("/healthz", tags=["service"])

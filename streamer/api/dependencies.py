@@ -5,8 +5,10 @@ from typing import Annotated, cast
 from fastapi import Depends, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
+from starlette.requests import HTTPConnection
 
 from streamer.api.database_threads import DatabaseThreads
+from streamer.api.event_hub import EventHub
 from streamer.client import Client
 from streamer.errors import ErrorCode, StreamerError
 from streamer.health import CachedHealth
@@ -25,9 +27,14 @@ async def _health(request: Request) -> CachedHealth:
     return cast(CachedHealth, request.app.state.health)
 
 
+async def _hub(request: HTTPConnection) -> EventHub:
+    return cast(EventHub, request.app.state.events)
+
+
 ClientDependency = Annotated[Client, Depends(_client)]
 DatabaseDependency = Annotated[DatabaseThreads, Depends(_database)]
 HealthDependency = Annotated[CachedHealth, Depends(_health)]
+HubDependency = Annotated[EventHub, Depends(_hub)]
 
 
 async def refuse_unknown_parameters(request: Request) -> None:

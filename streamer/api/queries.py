@@ -1,6 +1,7 @@
 """Routes of `/v1/queries`: ask, wait, list, cancel."""
 
 import asyncio
+import contextlib
 import time
 from typing import Annotated
 
@@ -8,7 +9,7 @@ import fastapi
 from fastapi import APIRouter
 from starlette.concurrency import run_in_threadpool
 
-from streamer.api.dependencies import ClientDependency
+from streamer.api.dependencies import ClientDependency, HubDependency
 from streamer.api.schemas import QueryList
 from streamer.client import FRAME_POLL_INTERVAL
 from streamer.domain import Query
@@ -17,8 +18,8 @@ from streamer.question import Question
 
 router = APIRouter(prefix="/v1/queries", tags=["queries"])
 
-_POLL_INTERVAL = 0.1
-"""Seconds between two checks of a waiting request; it holds no thread in between."""
+_LOOK_INTERVAL = 2.0
+"""Seconds between two looks whether a query still has a job, which Redis may have lost."""
 
 
 @router.post("", status_code=202)
@@ -52,18 +53,24 @@ def list_queries(
 async def get_query(
     query_id: str,
     client: ClientDependency,
+    hub: HubDependency,
     wait: Annotated[
         float, fastapi.Query(ge=0, le=60, description="seconds to wait for the result at most")
     ] = 0.0,
 ) -> Query:
     """Return a query and, if it is finished, its result. `wait` delays the reply until then."""
     deadline = time.monotonic() + wait
-    while True:
-        query = await run_in_threadpool(client.query, query_id)
-        left = deadline - time.monotonic()
-        if query.result is not None or left <= 0:
-            return query
-        await asyncio.sleep(min(_POLL_INTERVAL, left))
+    if wait > 0:
+        await hub.start()
+    with hub.awaiting(query_id) as ended:
+        while True:
+            query = await run_in_threadpool(client.query, query_id)
+            left = deadline - time.monotonic()
+            if query.result is not None or left <= 0:
+                return query
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(ended.wait(), min(_LOOK_INTERVAL, left))
+            ended.clear()
 
 
 @router.delete("/{query_id}")

@@ -48,7 +48,7 @@ def run_server(settings: Settings) -> None:
         raise
     log_lacks(client.connections)
     config = uvicorn.Config(
-        create_app(client),
+        create_app(client, watch_events=True),
         log_config=None,
         access_log=False,  # query strings are private to users
         log_level="warning",

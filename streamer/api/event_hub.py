@@ -1,0 +1,326 @@
+"""Distribute events to all listeners of this process: one reader of Redis, and a queue for each."""
+
+import asyncio
+import contextlib
+import json
+import threading
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+
+import redis
+from fastapi.sse import ServerSentEvent
+from starlette.concurrency import run_in_threadpool
+
+from streamer.domain import Record, Timestamp, utc_now
+from streamer.errors import ErrorCode, StreamerError
+from streamer.events import Event, Events, EventType, order_of
+from streamer.outage import Outage
+from streamer.redis_errors import will_pass
+from streamer.worker_states import WorkerStates
+
+MAX_LISTENERS = 2000
+"""Listeners of one process."""
+
+MAX_QUEUED = 1000
+"""Events that wait for one listener; one that is further behind is slow."""
+
+_PAGE = 256
+_BLOCK = 0.5
+"""Seconds for which the reader waits for an event before it looks whether it is to stop."""
+
+_LOOK_INTERVAL = 2.0
+"""Seconds between two looks at the workers."""
+
+_STARTUP = 5.0
+"""Seconds to wait for the reader's first position; Redis may be away."""
+
+
+class Hello(Record):
+    """Data of the first notice."""
+
+    now: Timestamp
+    oldest: str | None
+
+
+class Resync(Record):
+    """Data of a notice of a gap."""
+
+    reason: str
+
+
+_TOO_OLD = Resync(reason="The events after this position are no longer kept.")
+_TOO_SLOW = Resync(reason="This listener is too slow, so events were dropped.")
+_GIVEN_UP = Resync(reason="Redis was full or lost its data, so events are missing.")
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What a listener is told: an event, `hello`, or `resync`.
+
+    Attributes:
+        name: the type of the event, `hello` or `resync`.
+        position: the place to go on from, an event's id.
+        data: JSON.
+    """
+
+    name: str
+    position: str
+    data: str
+
+    @cached_property
+    def sse(self) -> ServerSentEvent:
+        """The notice as a server-sent event."""
+        return ServerSentEvent(event=self.name, id=self.position, raw_data=self.data)
+
+
+def _resync(why: Resync, position: str) -> Notice:
+    return Notice("resync", position, why.model_dump_json())
+
+
+def _notice(event: Event) -> Notice:
+    return _resync(_GIVEN_UP, event.id) if event.lost else Notice(event.type, event.id, event.json)
+
+
+def _set_all(flags: Iterable[asyncio.Event]) -> None:
+    for flag in flags:
+        flag.set()
+
+
+@dataclass(frozen=True)
+class EventFilter:
+    """Which events a listener wants; None: all.
+
+    Attributes:
+        streams: ids and names of streams; events of no stream are left out then.
+        types: types of events; one that ends in `*` stands for all that begin so.
+    """
+
+    streams: frozenset[str] | None = None
+    types: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, streams: Sequence[str] | None, types: Sequence[str] | None) -> "EventFilter":
+        """Return the filter of a request. Raises StreamerError(INVALID_REQUEST)."""
+        for word in types or ():
+            if not any(_matches(word, known) for known in EventType):
+                raise StreamerError(
+                    ErrorCode.INVALID_REQUEST,
+                    f"'{word[:80]}' is not a type of event: write {', '.join(EventType)}, or "
+                    "several as in incident.*.",
+                )
+        return cls(
+            frozenset(streams) if streams is not None else None,
+            tuple(types) if types is not None else None,
+        )
+
+    def __call__(self, event: Event) -> bool:
+        """Return whether the listener wants `event`."""
+        if self.streams is not None and not (
+            event.stream_id in self.streams or event.stream_name in self.streams
+        ):
+            return False
+        return self.types is None or any(_matches(word, event.type) for word in self.types)
+
+
+def _matches(word: str, type: str) -> bool:
+    return type.startswith(word[:-1]) if word.endswith("*") else type == word
+
+
+class _Listener:
+    """The queue of one listener."""
+
+    def __init__(self, wants: EventFilter) -> None:
+        self._wants = wants
+        self._queue: deque[tuple[Event, Notice]] = deque()
+        self._news = asyncio.Event()
+        self.slow = False
+
+    def offer(self, event: Event, notice: Notice) -> None:
+        if not (event.lost or self._wants(event)) or self.slow:
+            return
+        if len(self._queue) >= MAX_QUEUED:
+            self.slow = True
+            self._queue.clear()
+        else:
+            self._queue.append((event, notice))
+        self._news.set()
+
+    async def take(self) -> list[tuple[Event, Notice]]:
+        """Wait for events, and return them; none if the listener was too slow."""
+        await self._news.wait()
+        self._news.clear()
+        taken = list(self._queue)
+        self._queue.clear()
+        return taken
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a listener begins.
+
+    Attributes:
+        position: the id of the event after which it begins.
+        hello: its first notice.
+        kept: whether all events after the place that it named are kept.
+    """
+
+    position: str
+    hello: Notice
+    kept: bool
+
+
+class EventHub:
+    """The listeners of this process.
+
+    The reader is a thread, started for the first listener. All other methods belong to the event
+    loop.
+    """
+
+    def __init__(self, events: Events, workers: WorkerStates, outage: Outage) -> None:
+        self._events = events
+        self._workers = workers
+        self._outage = outage
+        self._listeners: set[_Listener] = set()
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ready: asyncio.Event = asyncio.Event()
+        self._closed = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    async def start(self) -> None:
+        """Start the reader, unless it runs, and wait until it knows where to begin."""
+        if self._thread is None:
+            self._loop = asyncio.get_running_loop()
+            self._thread = threading.Thread(target=self._read, name="events", daemon=True)
+            self._thread.start()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ready.wait(), _STARTUP)
+
+    def close(self) -> None:
+        """Stop the reader."""
+        self._closed.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    async def begin(self, after: str | None) -> Start:
+        """Find where a listener begins: after the id `after`, or now.
+
+        Raises StreamerError(TOO_MANY_LISTENERS), redis.exceptions.RedisError.
+        """
+        if len(self._listeners) >= MAX_LISTENERS:
+            raise StreamerError(
+                ErrorCode.TOO_MANY_LISTENERS,
+                f"This server has {MAX_LISTENERS} listeners: close some, or start another server.",
+            )
+        await self.start()
+        return await run_in_threadpool(self._begin, after)
+
+    def _begin(self, after: str | None) -> Start:
+        position = self._events.position()
+        kept = after is None or self._events.kept_since(after)
+        if after is not None and kept:
+            position = after
+        hello = Hello(now=utc_now(), oldest=self._events.oldest())
+        return Start(position, Notice("hello", position, hello.model_dump_json()), kept)
+
+    async def follow(self, start: Start, wants: EventFilter) -> AsyncIterator[Notice]:
+        """Yield `hello`, then events as they come, and `resync` wherever some are missing.
+
+        It ends, after a `resync`, when the listener is too slow.
+        """
+        yield start.hello
+        if not start.kept:
+            yield _resync(_TOO_OLD, start.position)
+        listener = _Listener(wants)
+        self._listeners.add(listener)
+        position = start.position
+        try:
+            async for event, notice in self._since(position, listener):
+                if order_of(event.id) <= order_of(position):
+                    continue  # it came while the ones before it were read
+                position = event.id
+                if event.lost or wants(event):
+                    yield notice
+            yield _resync(_TOO_SLOW, position)
+        finally:
+            self._listeners.discard(listener)
+
+    async def _since(
+        self, position: str, listener: _Listener
+    ) -> AsyncIterator[tuple[Event, Notice]]:
+        """Yield the events after `position`, then those of the queue, until it overflows."""
+        page: list[Event] = []
+        while not listener.slow:
+            page = await run_in_threadpool(self._events.read, position, None, _PAGE)
+            for event in page:
+                yield event, _notice(event)
+                position = event.id
+            if len(page) < _PAGE:
+                break
+        while not listener.slow:
+            for event, notice in await listener.take():
+                yield event, notice
+
+    @contextlib.contextmanager
+    def awaiting(self, query_id: str) -> Iterator[asyncio.Event]:
+        """Give a flag that is set when the query has ended, or when that may have been missed."""
+        flag = asyncio.Event()
+        self._waiting.setdefault(query_id, set()).add(flag)
+        try:
+            yield flag
+        finally:
+            flags = self._waiting[query_id]
+            flags.discard(flag)
+            if not flags:
+                del self._waiting[query_id]
+
+    def _distribute(self, events: list[Event]) -> None:
+        for event in events:
+            notice = _notice(event)
+            for listener in self._listeners:
+                listener.offer(event, notice)
+            if event.lost:
+                for flags in self._waiting.values():
+                    _set_all(flags)
+            elif event.type == EventType.QUERY_FINISHED and self._waiting:
+                _set_all(self._waiting.get(json.loads(event.data)["id"], ()))
+
+    # In the reader's thread
+
+    def _read(self) -> None:
+        position, looked, doubt = "", float("-inf"), False
+        pauses = self._outage.pauses()
+        while not self._closed.is_set():
+            try:
+                if not position:
+                    position = self._events.position()
+                    self._tell(self._ready.set)
+                if time.monotonic() - looked >= _LOOK_INTERVAL:
+                    looked = time.monotonic()
+                    self._workers.look()
+                events = self._events.read(position, _BLOCK, _PAGE)
+                if doubt or len(events) == _PAGE:  # it may have fallen behind what is kept
+                    events = self._events.gap_after(position) + events
+            except redis.exceptions.RedisError as error:
+                if self._closed.is_set():
+                    return
+                if not will_pass(error):
+                    raise
+                self._outage.failed("events", error)
+                self._closed.wait(next(pauses))
+                doubt = True
+                continue
+            doubt = False
+            self._outage.worked("events")
+            pauses = self._outage.pauses()
+            if events:
+                position = events[-1].id
+                self._tell(partial(self._distribute, events))
+
+    def _tell(self, call: Callable[[], None]) -> None:
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(call)
