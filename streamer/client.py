@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Self
 
 from streamer.admission import Admission
+from streamer.alert_rule import AlertRule
 from streamer.connections import Connections, from_run_file
 from streamer.domain import (
     Query,
@@ -35,7 +36,7 @@ from streamer.settings import Settings
 from streamer.streams import StreamRegistry, keep_ids
 from streamer.times import When, moment
 from streamer.validation import check_name, derive_name, validated
-from streamer.watches import Watches, check_watch, require_open
+from streamer.watches import Watches, check_alert, check_watch, require_open
 
 if TYPE_CHECKING:
     from streamer.media.source import SourceInfo
@@ -199,8 +200,11 @@ class Client:
         max_frames: int | None = None,
         max_tokens: int | None = None,
         response_format: ResponseFormat | None = None,
+        alert: AlertRule | None = None,
     ) -> Watch:
         """Make a watch for :meth:`attach` or `watches.add`, with defaults from the settings.
+
+        With `alert`, its answers are yes or no, and open incidents by this rule.
 
         Raises StreamerError: PROMPT_EMPTY, PROMPT_TOO_LONG, INVALID_REQUEST.
         """
@@ -208,6 +212,7 @@ class Client:
         response_format = response_format or TextFormat()
         with about("response_format"):
             response_format.check()
+        check_alert(alert)
         settings = self.settings
         return validated(
             Watch,
@@ -216,6 +221,7 @@ class Client:
             max_frames=settings.max_frames if max_frames is None else max_frames,
             max_tokens=settings.max_tokens if max_tokens is None else max_tokens,
             response_format=response_format,
+            alert=alert,
         )
 
     def edit(

@@ -29,10 +29,16 @@ from pydantic_core import PydanticCustomError
 from nvila_core.errors import is_unicode
 from nvila_core.resolution.policy import Measures, subsample
 from streamer import clock
+from streamer.alert_rule import ALERT_CHOICES, AlertRule
 from streamer.errors import ErrorCode, StreamerError
 from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES, MAX_LOGPROBS, MAX_WATCHES
 from streamer.open_enum import OpenEnum
-from streamer.response_format import ResponseFormat, TextFormat, with_response_format
+from streamer.response_format import (
+    ChoiceFormat,
+    ResponseFormat,
+    TextFormat,
+    with_response_format,
+)
 
 
 def new_id(prefix: str) -> str:
@@ -232,7 +238,10 @@ Transport = Literal["auto", "tcp", "udp"]
 
 
 class Watch(Record):
-    """A standing question about a stream: one result per window."""
+    """A standing question about a stream: one result per window.
+
+    With `alert`, the answers are yes or no with a probability, and open and end incidents.
+    """
 
     id: str = Field(default_factory=lambda: new_id("wch"))
     prompt: str = Field(min_length=1, description="the question or instruction")
@@ -246,8 +255,29 @@ class Watch(Record):
     response_format: ResponseFormat = Field(
         default_factory=TextFormat, description="format of the answer: text, choice or json_schema"
     )
+    alert: AlertRule | None = Field(
+        default=None, description="when the answers open an incident; null: they never do"
+    )
 
     _read_old = model_validator(mode="before")(with_response_format)
+
+    @model_validator(mode="after")
+    def _answered_as_alert(self) -> Self:
+        """Set the format of an alert's answers. Refuse any other."""
+        form = self.response_format
+        if self.alert is None or form == ALERT_FORMAT:
+            return self
+        if form.type != "text":
+            raise PydanticCustomError(
+                "alert", "an alert is answered with yes or no: leave out 'response_format'"
+            )
+        # bypasses the validation of assignments, which would call this validator again
+        self.__dict__["response_format"] = ALERT_FORMAT.model_copy(deep=True)
+        return self
+
+
+ALERT_FORMAT = ChoiceFormat(choices=ALERT_CHOICES)
+"""The format of an alert's answers."""
 
 
 class StreamSpec(Record):
@@ -457,6 +487,7 @@ class ClipRequest(Record):
     warning: str | None = Field(default=None, description="copied to the result")
     gaps: list[Gap] = Field(default_factory=list, max_length=MAX_GAPS)
     stale: bool = Field(default=False, description="about now, but without a recent frame")
+    alert: AlertRule | None = Field(default=None, description="the rule of an alert's window")
 
     _read_old = model_validator(mode="before")(with_response_format)
 
@@ -486,6 +517,8 @@ class ClipRequest(Record):
             frames=frames,
             max_tokens=watch.max_tokens,
             response_format=watch.response_format,
+            alert=watch.alert,
+            logprobs=None if watch.alert is None else 0,  # the probabilities of yes and no
             **fields,
         )
 
@@ -524,7 +557,8 @@ class Result(Record):
     id: str = Field(default_factory=lambda: new_id("res"))
     request_id: str = Field(description="the query, or the request that a watch made")
     kind: ResultKind = Field(
-        description="caption: of a watch; answer: to a query; error: no answer, see error"
+        description="caption: of a watch; alert: of an alert, see data; answer: to a query; "
+        "error: no answer, see error"
     )
     stream_id: str | None
     stream_name: str | None
@@ -540,8 +574,8 @@ class Result(Record):
     data: dict[str, Any] | None = Field(
         default=None,
         description="choice or json: the answer in the requested form; probabilities: that of "
-        "each choice, together 1, if the request asked for them; "
-        "media_start and media_end: position in a recording, seconds",
+        "each choice, together 1, if the request asked for them; yes and probability: those of an "
+        "alert; media_start and media_end: position in a recording, seconds",
     )
     warning: str | None = Field(
         default=None, description="what was wrong with the source although it could be read"
@@ -613,13 +647,15 @@ class Result(Record):
     def answering(cls, request: ClipRequest, **outcome: Any) -> Self:
         """Build the result of a request from what it asked and its `outcome`: fields of a result.
 
-        Its kind is `error` with an error, else `answer` to a query and `caption` of a window.
+        Its kind is `error` with an error, else `answer` to a query, `alert` of an alert's window
+        and `caption` of any other.
         """
         if outcome.get("error") is not None:
             kind = ResultKind.ERROR
+        elif request.kind is RequestKind.QUERY:
+            kind = ResultKind.ANSWER
         else:
-            query = request.kind is RequestKind.QUERY
-            kind = ResultKind.ANSWER if query else ResultKind.CAPTION
+            kind = ResultKind.CAPTION if request.alert is None else ResultKind.ALERT
         asked: dict[str, Any] = {
             "request_id": request.id,
             "kind": kind,

@@ -7,7 +7,8 @@ changed meanwhile (`StreamRegistry.edit`), so concurrent changes do not undo eac
 from collections.abc import Callable
 from typing import Any
 
-from streamer.domain import Stream, StreamSpec, StreamState, Watch
+from streamer.alert_rule import AlertRule, merged_rule
+from streamer.domain import ALERT_FORMAT, Stream, StreamSpec, StreamState, Watch
 from streamer.errors import ErrorCode, StreamerError, about
 from streamer.jobs import Jobs
 from streamer.limits import MAX_WATCHES, check_prompt
@@ -61,11 +62,12 @@ class Watches:
         max_frames: int | None = None,
         max_tokens: int | None = None,
         response_format: ResponseFormat | None = None,
+        alert: AlertRule | None = None,
     ) -> Watch:
         """Change a watch, which keeps its id; arguments that are None change nothing.
 
-        Unless `window` or `max_frames` changes, the open window keeps its frames and is answered
-        with the new question.
+        Of an alert's rule change the fields that `alert` sets. Unless `window` or `max_frames`
+        changes, the open window keeps its frames and is answered with the new question.
 
         Raises StreamerError: UNKNOWN_STREAM, UNKNOWN_WATCH, PROMPT_EMPTY, INVALID_REQUEST.
         """
@@ -74,7 +76,8 @@ class Watches:
         if response_format is not None:
             with about("response_format"):
                 response_format.check()
-        given = {
+        check_alert(alert)
+        given: dict[str, Any] = {
             "prompt": prompt,
             "window": window,
             "max_frames": max_frames,
@@ -85,7 +88,12 @@ class Watches:
         require_open(self._registry.get(ref))
 
         def change(spec: StreamSpec) -> tuple[list[Watch], Watch]:
-            new = validated(Watch, **_find(spec, watch_id).model_dump() | fields)
+            old = _find(spec, watch_id)
+            if alert is not None:
+                fields["alert"] = alert if old.alert is None else _changed(old.alert, alert)
+                # of a watch that was none, unless the caller gives it one
+                fields.setdefault("response_format", ALERT_FORMAT)
+            new = validated(Watch, **old.model_dump() | fields)
             return [new if each.id == watch_id else each for each in spec.watches], new
 
         return self._change(ref, change)
@@ -122,6 +130,19 @@ def check_watch(watch: Watch) -> None:
     check_prompt(watch.prompt)
     with about("response_format"):
         watch.response_format.check()
+    check_alert(watch.alert)
+
+
+def check_alert(alert: AlertRule | None) -> None:
+    """Raise StreamerError(PROMPT_EMPTY) for a rule that would ask the model nothing."""
+    if alert is not None and isinstance(alert.describe, str):
+        with about("alert.describe"):
+            check_prompt(alert.describe)
+
+
+def _changed(rule: AlertRule, changes: AlertRule) -> AlertRule:
+    with about("alert"):
+        return validated(AlertRule, **merged_rule(rule, changes))
 
 
 def require_open(stream: Stream) -> None:

@@ -2,8 +2,9 @@
 
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from streamer.alert_rule import AlertRule, with_nested_rule
 from streamer.domain import (
     ErrorInfo,
     Query,
@@ -35,6 +36,12 @@ class WatchBody(Record):
     response_format: ResponseFormat | None = Field(
         default=None, description="format of the answer; default: text"
     )
+    alert: AlertRule | None = Field(
+        default=None,
+        description="when the answers, which are yes or no, open an incident; default: never",
+    )
+
+    _nest_rule = model_validator(mode="before")(with_nested_rule)
 
 
 class WatchPatch(Record):
@@ -51,6 +58,10 @@ class WatchPatch(Record):
         default=None, ge=1, le=MAX_ANSWER_TOKENS, description="maximum number of tokens per answer"
     )
     response_format: ResponseFormat | None = Field(default=None, description="format of the answer")
+    alert: AlertRule | None = Field(
+        default=None,
+        description="fields of the rule to change; a watch without one becomes an alert",
+    )
 
 
 class StreamBody(Record):

@@ -39,6 +39,7 @@ def edit_watch(ref: str, watch_id: str, body: WatchPatch, client: ClientDependen
         max_frames=body.max_frames,
         max_tokens=body.max_tokens,
         response_format=body.response_format,
+        alert=body.alert,
     )
 
 
@@ -56,4 +57,5 @@ def watch_of(client: Client, body: WatchBody) -> Watch:
         max_frames=body.max_frames,
         max_tokens=body.max_tokens,
         response_format=body.response_format,
+        alert=body.alert,
     )

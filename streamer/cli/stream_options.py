@@ -161,24 +161,41 @@ class StreamOptions:
 
 def with_stream_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replace the parameter `options` of `command` by one option per field of StreamOptions."""
-    shared = inspect.signature(StreamOptions).parameters
-    parameters: list[inspect.Parameter] = []
-    for parameter in inspect.signature(command).parameters.values():
-        if parameter.name == "options":
-            parameters += shared.values()
-        else:
-            parameters.append(parameter)
 
-    @wraps(command)
-    def expanded(**given: Any) -> None:
-        typed = {name: given.pop(name) for name in shared}
-        typed["window"] = renamed(typed["window"], typed.pop("every"), "--every", "--window")
-        options = StreamOptions(**typed)
-        command(options=options, **given)
+    def made(typed: dict[str, Any]) -> StreamOptions:
+        window = renamed(typed["window"], typed.pop("every"), "--every", "--window")
+        return StreamOptions(**typed | {"window": window})
 
-    hints = get_type_hints(StreamOptions, include_extras=True)
-    hints |= get_type_hints(command, include_extras=True)
-    del hints["options"]
-    expanded.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    expanded.__annotations__ = hints
-    return expanded
+    return with_options(StreamOptions, made)(command)
+
+
+def with_options(
+    group: type, made: Callable[[dict[str, Any]], Any]
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Replace the parameter `options` of a command by one option per field of the dataclass
+    `group`; `made` makes its value from what was typed."""
+    shared = inspect.signature(group).parameters
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(command).parameters.values():
+            if parameter.name == "options":
+                parameters += shared.values()
+            else:
+                parameters.append(parameter)
+
+        @wraps(command)
+        def expanded(**given: Any) -> None:
+            typed = {name: given.pop(name) for name in shared}
+            command(options=made(typed), **given)
+
+        hints = get_type_hints(group, include_extras=True)
+        hints |= get_type_hints(command, include_extras=True)
+        del hints["options"]
+        expanded.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [p.replace(kind=p.KEYWORD_ONLY) for p in parameters]
+        )
+        expanded.__annotations__ = hints
+        return expanded
+
+    return decorate

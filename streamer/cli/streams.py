@@ -190,5 +190,7 @@ def watch_line(watch: "Watch") -> "Text":
     from streamer.terminal import plain
 
     form = "" if watch.response_format.type == "text" else f", {watch.response_format.type}"
+    if watch.alert is not None:
+        form = f", alert ({watch.alert.severity})"
     facts = f"{watch.id}  every {watch.window:g} s, {watch.max_frames} frames{form}  "
     return Text.assemble((facts, "dim"), plain(watch.prompt))

@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from streamer.cli.alert_options import AlertOptions, with_alert_options
 from streamer.cli.context import Json, open_client
 from streamer.cli.response_format import ChoiceOption, SchemaOption, response_format_of
-from streamer.cli.stream_options import MaxFramesOption, WindowOption
+from streamer.cli.stream_options import MaxFramesOption
 from streamer.limits import MAX_ANSWER_TOKENS
 
 if TYPE_CHECKING:
@@ -15,6 +16,17 @@ if TYPE_CHECKING:
 StreamArgument = Annotated[str, typer.Argument(metavar="STREAM", help="Name or id of the stream.")]
 WatchArgument = Annotated[
     str, typer.Argument(metavar="WATCH", help="Id of the watch; `streamer watch list` shows it.")
+]
+EveryOption = Annotated[
+    float | None,
+    typer.Option(
+        "--window",
+        "--every",
+        metavar="SECONDS",
+        min=0.1,
+        max=3600,
+        help="Ask once per window of this length. Default: setting `window` (10).",
+    ),
 ]
 MaxTokensOption = Annotated[
     int | None,
@@ -26,20 +38,28 @@ MaxTokensOption = Annotated[
 ]
 
 
+@with_alert_options
 def watch_add(
     stream: StreamArgument,
     question: Annotated[
         str, typer.Argument(metavar="QUESTION", help="Question to ask about every window.")
     ],
-    window: WindowOption = None,
+    window: EveryOption = None,
     max_frames: MaxFramesOption = None,
     max_tokens: MaxTokensOption = None,
     choice: ChoiceOption = None,
     json_schema: SchemaOption = None,
+    *,
+    options: AlertOptions,
     as_json: Json = False,
 ) -> None:
-    """Ask one more question about every window of a stream."""
+    """Ask one more question about every window of a stream.
+
+    With --alert the question is answered with yes or no, and yes opens an incident.
+    """
     response_format = response_format_of(choice, json_schema)
+    options.require_alert()
+    alert = options.rule()
     with open_client() as client:
         watch = client.watch(
             question,
@@ -47,6 +67,7 @@ def watch_add(
             max_frames=max_frames,
             max_tokens=max_tokens,
             response_format=response_format,
+            alert=alert,
         )
         _report("Added", client.watches.add(stream, watch), as_json)
 
@@ -76,20 +97,24 @@ def watch_list(
             print_hanging(out, Text(f"{each.name:<{width}}  ", "bold cyan"), watch_line(watch))
 
 
+@with_alert_options
 def watch_edit(
     stream: StreamArgument,
     watch: WatchArgument,
     prompt: Annotated[str | None, typer.Option(help="Ask this from now on.")] = None,
-    window: WindowOption = None,
+    window: EveryOption = None,
     max_frames: MaxFramesOption = None,
     max_tokens: MaxTokensOption = None,
     choice: ChoiceOption = None,
     json_schema: SchemaOption = None,
+    *,
+    options: AlertOptions,
     as_json: Json = False,
 ) -> None:
     """Change a watch, which keeps its id. Options left out keep their values."""
     response_format = response_format_of(choice, json_schema)
-    if all(o is None for o in (prompt, window, max_frames, max_tokens, response_format)):
+    alert = options.rule()
+    if all(o is None for o in (prompt, window, max_frames, max_tokens, response_format, alert)):
         raise typer.BadParameter("Nothing to change: give --prompt, --window or another option.")
     with open_client() as client:
         changed = client.watches.edit(
@@ -100,6 +125,7 @@ def watch_edit(
             max_frames=max_frames,
             max_tokens=max_tokens,
             response_format=response_format,
+            alert=alert,
         )
     _report("Changed", changed, as_json)
 

@@ -7,6 +7,7 @@ import redis
 import structlog
 from rq.job import Job
 
+from streamer.alert_rule import ALERT_CHOICES
 from streamer.domain import ClipRequest, ErrorInfo, FrameRef, RequestKind, Result, to_datetime
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import (
@@ -191,7 +192,10 @@ def _insist(call: Callable[[], _T]) -> _T:
 
 def _data(clip: ClipRequest, completion: "Completion") -> dict[str, Any] | None:
     """Return the request's own data, the answer's value in the response format, and how probable
-    each choice is."""
+    each choice is; of an alert only how probable yes is."""
+    if clip.alert is not None and completion.choice_probabilities is not None:
+        probability = completion.choice_probabilities[ALERT_CHOICES[0]]
+        return {**(clip.data or {}), "yes": probability >= 0.5, "probability": probability}
     data = {**(clip.data or {}), **clip.response_format.parse(completion.text)}
     if completion.choice_probabilities is not None:
         data["probabilities"] = completion.choice_probabilities

@@ -109,3 +109,88 @@ def test_the_reference_tells_of_them(api: TestClient) -> None:
         assert call["tags"] == ["watches"]
         assert call["description"]
         assert "4XX" in call["responses"]
+
+
+QUESTION = "Is a car parked in front of the gate?"
+RULE = {
+    "raise": {"probability": 0.7, "k": 2, "n": 3},
+    "clear": {"probability": 0.3, "m": 3},
+    "cooldown": 60.0,
+    "severity": "warning",
+    "title": None,
+    "describe": True,
+    "schedule": None,
+    "labels": {},
+}
+
+
+def test_an_alert_is_a_watch_with_a_rule(api: TestClient) -> None:
+    made = api.post(WATCHES, json={"prompt": QUESTION, "window": 5, "alert": {}})
+    assert made.status_code == 201, made.text
+    watch = made.json()
+    assert watch["alert"] == RULE
+    assert watch["response_format"] == {"type": "choice", "choices": ["yes", "no"]}
+    # what GET returns, POST and PATCH accept
+    place = f"{WATCHES}/{watch['id']}"
+    body = {name: value for name, value in api.get(place).json().items() if name != "id"}
+    again = api.post(WATCHES, json=body).json()
+    assert again == watch | {"id": again["id"]}
+    assert api.patch(place, json=body).json() == watch
+    # a change keeps what it does not name
+    patch = {"alert": {"severity": "critical", "raise": {"k": 3}, "labels": {"site": "north"}}}
+    changed = api.patch(place, json=patch).json()["alert"]
+    assert changed == RULE | {
+        "severity": "critical",
+        "raise": {"probability": 0.7, "k": 3, "n": 3},
+        "labels": {"site": "north"},
+    }
+    # a watch without a rule becomes an alert
+    plain = api.post(WATCHES, json={"prompt": QUESTION}).json()
+    assert plain["alert"] is None
+    turned = api.patch(f"{WATCHES}/{plain['id']}", json={"alert": {}}).json()
+    assert (turned["alert"], turned["response_format"]["type"]) == (RULE, "choice")
+
+
+def test_a_rule_may_stand_flat(api: TestClient) -> None:
+    flat = {"output": "alert", "question": QUESTION, "window": 5, "raise": {"k": 1}, "title": "Car"}
+    watch = api.post(WATCHES, json=flat).json()
+    assert (watch["prompt"], watch["window"]) == (QUESTION, 5.0)
+    assert watch["alert"]["raise"] == {"probability": 0.7, "k": 1, "n": 3}
+    assert watch["alert"]["title"] == "Car"
+
+
+@pytest.mark.parametrize(
+    ("alert", "said"),
+    [
+        ({"raise": {"k": 4}}, "4 of 3 windows can never be"),
+        ({"raise": {"probability": 0.2}}, "must be below 0.2, where 'raise' begins"),
+        ({"severity": "urgent"}, "'info', 'warning' or 'critical'"),
+        ({"labels": {"stream": "x"}}, "the label 'stream' is the incident's own"),
+        ({"labels": {"a-b": "x"}}, "labels"),
+        ({"schedule": {"timezone": "Mars/Olympus"}}, "'Mars/Olympus' is not a time zone"),
+        ({"schedule": {"from": "9am"}}, "schedule"),
+        ({"cooldown": -1}, "cooldown"),
+        ({"describe": " "}, "The prompt is empty"),
+        ({"lights": "on"}, "lights"),
+    ],
+)
+def test_a_rule_that_cannot_be_is_refused(
+    api: TestClient, alert: dict[str, Any], said: str
+) -> None:
+    refused = api.post(WATCHES, json={"prompt": QUESTION, "alert": alert})
+    assert refused.status_code == 422
+    error = refused.json()["error"]
+    assert said in error["message"]
+    assert "alert" in error["param"]
+
+
+def test_an_alert_has_no_other_answers(api: TestClient) -> None:
+    body = {
+        "prompt": "?",
+        "alert": {},
+        "response_format": {"type": "json_schema", "json_schema": {}},
+    }
+    refused = api.post(WATCHES, json=body)
+    assert refused.status_code == 422
+    assert "leave out 'response_format'" in refused.json()["error"]["message"]
+    assert len(listed(api)) == 1

@@ -56,9 +56,34 @@ def test_watches_are_added_listed_changed_and_removed(run: Run, client: Client) 
     assert [watch.prompt for watch in client.stream("yard").watches] == ["Describe the scene."]
 
 
+def test_an_alert_is_added_and_changed(run: Run, client: Client) -> None:
+    question = "Is a car parked in front of the gate?"
+    (added,) = records(run("watch", "add", "yard", question, "--alert", "--every", "5", "--json"))
+    assert (added["window"], added["alert"]["severity"]) == (5.0, "warning")
+    assert added["response_format"]["choices"] == ["yes", "no"]
+    assert f"every 5 s, 16 frames, alert (warning)  {question}" in run("watch", "list").stdout
+    options = ["--severity", "critical", "--raise", "0.8,3,5", "--clear", "0.2"]
+    options += ["--label", "site=north", "--describe", "no", "--cooldown", "9", "--title", "Car"]
+    (changed,) = records(run("watch", "edit", "yard", added["id"], *options, "--json"))
+    assert changed["alert"] == added["alert"] | {
+        "severity": "critical",
+        "raise": {"probability": 0.8, "k": 3, "n": 5},
+        "clear": {"probability": 0.2, "m": 3},
+        "labels": {"site": "north"},
+        "describe": False,
+        "cooldown": 9.0,
+        "title": "Car",
+    }
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [
+        (["watch", "add", "yard", "?", "--severity", "info"], 2, "need --alert"),
+        (["watch", "add", "yard", "?", "--alert", "--raise", "often"], 2, "write a probability"),
+        (["watch", "add", "yard", "?", "--alert", "--label", "x"], 2, "write NAME=VALUE"),
+        (["watch", "add", "yard", "?", "--alert", "--raise", "0.8,9,3"], 2, "can never be"),
+        (["watch", "add", "yard", "?", "--alert", "--choice", "a"], 2, "leave out"),
         (["watch", "list", "nobody"], 1, "no stream 'nobody'"),
         (["watch", "remove", "yard", "wch_x"], 1, "streamer watch list"),
         (["watch", "edit", "yard", "wch_x"], 2, "Nothing to change"),

@@ -11,9 +11,11 @@ from rq.serializers import JSONSerializer
 
 from nvila_core import SamplingParams, Video
 from streamer import redis_keys
+from streamer.alert_rule import AlertRule
 from streamer.deltas import Deltas
-from streamer.domain import QueryStatus, RequestKind
+from streamer.domain import ALERT_FORMAT, QueryStatus, RequestKind
 from streamer.errors import ErrorCode
+from streamer.frames.jpeg import from_jpeg
 from streamer.response_format import ChoiceFormat, JsonFormat
 from tests.support.clips import frames, picture, request, run
 from workers.gpu.clip_job import answer_clip, publish_failure
@@ -242,3 +244,32 @@ def test_the_answer_to_a_query_is_published_in_pieces_while_it_is_generated(own)
     assert len(tokens) == query.completion_tokens - (query.finish_reason == "stop" and bool(stops))
     assert all(len(token.top) == 2 and token.logprob <= token.top[0].logprob for token in tokens)
     assert deltas.read(caption.request_id) == []
+
+
+def test_an_alert_is_observed_by_its_probability(own, model):
+    # given a window of an alert, as an ingest worker asks about it
+    rule = AlertRule()
+    asked = request(
+        own, data={"media_start": 0.0}, alert=rule, response_format=ALERT_FORMAT, logprobs=0
+    )
+    result = run(own, asked)
+    # then its result has the probability that the model gives to yes, among yes and no
+    shown = [from_jpeg(jpeg, 320, 240) for jpeg in own.frames.load(asked.frames)]
+    alone = model.generate(
+        model.prepare([Video(shown, sampled=True), "What is there?"], num_video_frames=4),
+        SamplingParams(max_tokens=6, choice=["yes", "no"], logprobs=0),
+    )
+    assert alone.choice_probabilities is not None
+    expected = alone.choice_probabilities["yes"]
+    assert 0 < expected < 1
+    assert result.kind == "alert"
+    assert result.data == {
+        "media_start": 0.0,
+        "yes": expected >= 0.5,
+        "probability": pytest.approx(expected, abs=0.01),
+    }
+    assert result.text == ("yes" if expected > 0.5 else "no")
+    # and a window without an answer is an error, not a no
+    own.frames.discard("str_1")
+    lost = request(own, refs=asked.frames, alert=rule, response_format=ALERT_FORMAT, logprobs=0)
+    assert run(own, lost).kind == "error"
