@@ -27,6 +27,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 pytest_plugins = [
     "tests.support.api_server",
+    "tests.support.fork_server",
     "tests.support.ingest_fixtures",
     "tests.support.installation",
     "tests.support.postgres",

@@ -18,8 +18,8 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def _die_with(parent: int) -> None:
-    """Ask the kernel, in the child before exec, to send SIGTERM when the parent ends."""
+def end_with_parent(parent: int) -> None:
+    """Ask the kernel, in a child of `parent`, to send SIGTERM when the parent ends."""
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if os.getppid() != parent:  # the parent ended before prctl took effect
@@ -56,7 +56,7 @@ def spawn(
             stderr=subprocess.STDOUT if output is not None else None,
             start_new_session=True,
             pass_fds=pass_fds,
-            preexec_fn=lambda: _die_with(parent),
+            preexec_fn=lambda: end_with_parent(parent),
         )
 
 

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import pytest
 
 from nvila_core.demo.video import StreetVideo, write_video
 from streamer.demo.loopback_camera import LoopbackCamera
+from tests.support.fork_server import run_python
 from tests.support.installation import Up, clean_environment, has_demo_model
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -24,15 +24,13 @@ pytestmark = pytest.mark.skipif(
 
 def run(name: str, *arguments: str, **variables: str) -> list[str]:
     """Run an example to its successful end; return the lines that it printed."""
-    program = ["sh"] if name.endswith(".sh") else [sys.executable]
-    done = subprocess.run(
-        [*program, str(EXAMPLES / name), *arguments],
-        env=clean_environment(**variables),
-        capture_output=True,
-        text=True,
-        timeout=280,
-        stdin=subprocess.DEVNULL,
-    )
+    command, environment = [str(EXAMPLES / name), *arguments], clean_environment(**variables)
+    if name.endswith(".sh"):
+        done = subprocess.run(
+            ["sh", *command], env=environment, capture_output=True, text=True, timeout=280
+        )
+    else:
+        done = run_python(command, env=environment, timeout=280)
     assert done.returncode == 0, done.stderr
     return done.stdout.splitlines()
 

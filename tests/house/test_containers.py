@@ -6,7 +6,6 @@ import re
 import runpy
 import socket
 import subprocess
-import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import yaml
 
 from streamer.settings import ENV_PREFIX, Settings
+from tests.support.fork_server import run_python
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
@@ -176,13 +176,7 @@ def test_copied_stages_exist() -> None:
 
 
 def check(what: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, str(HEALTHCHECK), what],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+    return run_python([str(HEALTHCHECK), what], env={**os.environ, **environment})
 
 
 def test_compose_uses_only_checks_that_exist() -> None:

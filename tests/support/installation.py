@@ -17,6 +17,7 @@ import pytest
 import nvila_core.demo
 from streamer.local.process import spawn, stop
 from streamer.settings import ENV_PREFIX, Settings
+from tests.support.fork_server import run_python
 from tests.support.sessions import kill_session
 
 PROGRAM = [sys.executable, "-m", "streamer.cli"]
@@ -37,13 +38,8 @@ def run_cli(
     *arguments: str, timeout: float = 100.0, **variables: str
 ) -> "subprocess.CompletedProcess[str]":
     """Run the real program until it ends."""
-    return subprocess.run(
-        [*PROGRAM, *arguments],
-        env=clean_environment(**variables),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        stdin=subprocess.DEVNULL,
+    return run_python(
+        ["-m", "streamer.cli", *arguments], env=clean_environment(**variables), timeout=timeout
     )
 
 

@@ -3,15 +3,15 @@
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from streamer.local.process import spawn, stop
+from streamer.local.process import stop
 from streamer.settings import ENV_PREFIX, Settings
+from tests.support.fork_server import spawn_python
 from tests.support.sessions import kill_session
 
 ROOT = str(Path(__file__).parents[2])
@@ -74,7 +74,7 @@ def worker_process(settings: Settings, tmp_path: Path) -> Iterator[Callable[...,
         }
         module = name if "." in name else f"workers.{name}"
         log = tmp_path / f"{module}-{len(started)}.log"
-        process = spawn([sys.executable, "-m", module, *arguments], env=environment, log=log)
+        process = spawn_python(["-m", module, *arguments], env=environment, log=log)
         worker = WorkerProcess(process, log)
         started.append(worker)
         if ready:

@@ -1,0 +1,172 @@
+"""Start Python programs of tests quickly: most of their processor time would go into imports.
+
+`spawn_python` and `run_python` start real processes, forked from one that has imported what the
+program needs (tests/support/programs/fork_server.py). What only a fresh interpreter shows, such as
+how long a start takes or what it imports, needs `streamer.local.process.spawn`.
+"""
+
+import contextlib
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from streamer.local.process import spawn
+
+ROOT = Path(__file__).parents[2]
+
+_SERVICE = (
+    "httpx",
+    "streamer.cli.app",
+    "streamer.client",
+    "streamer.terminal",
+    "streamer.timeline",
+    "workers.ingest.__main__",
+    "workers.recorder",
+)
+_MODEL = (
+    "nvila_core.model",
+    "nvila_core.engine.engine",
+    "transformers.models.qwen2.tokenization_qwen2",
+)
+_NEED_MODEL = ("workers.gpu", "nvila_core", "caption_video.py", "many_questions.py")
+
+_READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "OMP_", "CUDA_", "HF_")
+"""Variables that an interpreter or a library reads only once, beginning with one of these."""
+
+
+class Forked(subprocess.Popen[bytes]):
+    """A process of the fork server, used as if it were a child of this one."""
+
+    def __init__(self, arguments: Sequence[str], pid: int, status: socket.socket) -> None:
+        self._child_created = False  # none of ours to reap
+        self.args = [sys.executable, *arguments]
+        self.pid = pid
+        self.returncode: Any = None
+        self.stdin = self.stdout = self.stderr = None
+        self._status = status
+
+    def poll(self) -> int | None:
+        """Return the exit code, or None while it runs."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(0)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Return the exit code when it has ended; raise TimeoutExpired after `timeout` seconds."""
+        if self.returncode is None:
+            if not select.select([self._status], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
+            self.returncode = int(self._status.recv(32))
+            self._status.close()
+        return self.returncode
+
+
+class ForkServer:
+    """The process that programs are forked from; it starts with the first of them."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+
+    def can_start(self, env: Mapping[str, str]) -> bool:
+        """Return whether a program would find everything as a fresh interpreter does."""
+        names = [n for n in {*env, *os.environ} if n.startswith(_READ_AT_START)]
+        return all(env.get(n) == os.environ.get(n) for n in names if n != "PYTHONPATH")
+
+    def spawn(
+        self, arguments: Sequence[str], *, env: Mapping[str, str], stdout: int, stderr: int
+    ) -> Forked:
+        """Start `python ARGUMENTS`, with two open descriptors for its output."""
+        program = arguments[1] if arguments[0] == "-m" else Path(arguments[0]).name
+        needs_model = program.startswith(_NEED_MODEL)
+        request = {
+            "arguments": [os.fspath(argument) for argument in arguments],
+            "env": dict(env),
+            "cwd": os.getcwd(),
+            "imports": [*_SERVICE, *(_MODEL if needs_model else ())],
+        }
+        status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            descriptors = [stdout, stderr, theirs.fileno()]
+            socket.send_fds(self._connection(), [json.dumps(request).encode()], descriptors)
+        pid = status.recv(32)
+        assert pid, "the fork server has ended: its messages are on stderr"
+        return Forked(arguments, int(pid), status)
+
+    def _connection(self) -> socket.socket:
+        if self._socket is None:
+            self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            module = "tests.support.programs.fork_server"
+            with theirs:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", module, str(theirs.fileno())],
+                    cwd=ROOT,
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,
+                )
+        return self._socket
+
+    def close(self) -> None:
+        """End the server; programs that still run get SIGTERM."""
+        if self._socket is not None and self._process is not None:
+            self._socket.close()
+            self._process.wait()
+
+
+_server = ForkServer()
+
+
+@pytest.hookimpl(tryfirst=True)  # before what it has covered is collected
+def pytest_sessionfinish() -> None:
+    """End the server of this test process."""
+    _server.close()
+
+
+def spawn_python(
+    arguments: Sequence[str], *, env: Mapping[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    """Start `python ARGUMENTS` as `streamer.local.process.spawn` does, its output in `log`."""
+    if not _server.can_start(env):
+        return spawn([sys.executable, *arguments], env=env, log=log)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return _server.spawn(arguments, env=env, stdout=output.fileno(), stderr=output.fileno())
+
+
+def run_python(
+    arguments: Sequence[str], *, env: Mapping[str, str], timeout: float = 100.0
+) -> "subprocess.CompletedProcess[str]":
+    """Run `python ARGUMENTS` to its end; it reads nothing, and its output is captured."""
+    if not _server.can_start(env):
+        return subprocess.run(
+            [sys.executable, *arguments],
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+    with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
+        process = _server.spawn(arguments, env=env, stdout=stdout.fileno(), stderr=stderr.fileno())
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+        texts = []
+        for file in (stdout, stderr):
+            file.seek(0)
+            texts.append(file.read().decode())
+        return subprocess.CompletedProcess(process.args, process.returncode, *texts)

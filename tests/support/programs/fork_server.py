@@ -1,0 +1,114 @@
+"""Start Python programs that have their modules already: import those once, then fork.
+
+Each message of the socket whose descriptor is the argument asks for one program. Its process is
+what `python -m MODULE` or `python FILE` would be, less the processor time for imports: a process
+and session of its own, with its own arguments, environment, standard streams and exit code.
+"""
+
+import contextlib
+import gc
+import importlib
+import json
+import os
+import runpy
+import selectors
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from streamer.local.process import end_with_parent
+
+MAX_MESSAGE = 128 << 10
+
+
+class Running(NamedTuple):
+    """A program that was started, and where its exit code is awaited."""
+
+    pid: int
+    status: socket.socket
+
+
+def serve(requests: socket.socket) -> dict[str, Any] | None:
+    """Start programs until `requests` is closed. Return None then; in the process of each program,
+    return its request."""
+    with selectors.DefaultSelector() as selector:
+        selector.register(requests, selectors.EVENT_READ)
+        while True:
+            for key, _ in selector.select():
+                if isinstance(key.data, Running):
+                    selector.unregister(key.fd)
+                    os.close(key.fd)
+                    _, status = os.waitpid(key.data.pid, 0)
+                    _tell(key.data.status, os.waitstatus_to_exitcode(status))
+                    key.data.status.close()
+                    continue
+                message, descriptors, *_ = socket.recv_fds(requests, MAX_MESSAGE, 3)
+                if not message:
+                    return None
+                request: dict[str, Any] = json.loads(message)
+                for name in request["imports"]:
+                    importlib.import_module(name)
+                gc.freeze()  # so that the collector does not copy what processes share
+                assert threading.active_count() == 1, "only the thread that forks lives on"
+                server = os.getpid()
+                pid = os.fork()
+                if pid == 0:
+                    _become_a_program(server, descriptors, keep=(selector, requests))
+                    return request
+                output, errors, status_descriptor = descriptors
+                os.close(output)
+                os.close(errors)
+                status_socket = socket.socket(fileno=status_descriptor)
+                _tell(status_socket, pid)
+                selector.register(
+                    os.pidfd_open(pid), selectors.EVENT_READ, Running(pid, status_socket)
+                )
+
+
+def _tell(status: socket.socket, number: int) -> None:
+    with contextlib.suppress(OSError):  # the test that started the program has ended
+        status.send(str(number).encode())
+
+
+def _become_a_program(server: int, descriptors: list[int], keep: tuple[Any, ...]) -> None:
+    os.setsid()
+    end_with_parent(server)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for number, descriptor in enumerate((nothing, *descriptors[:2])):
+        os.dup2(descriptor, number)
+    _kept.extend(keep)  # whose ends would close descriptors of the program
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+
+
+_kept: list[Any] = []
+
+
+def run(request: dict[str, Any]) -> None:
+    """Run the program of `request` in this process."""
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+    time.tzset()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    arguments: list[str] = request["arguments"]
+    sys.orig_argv[1:] = arguments
+    if arguments[0] == "-m":
+        sys.argv[:] = arguments[1:]
+        sys.path[0] = request["cwd"]
+        for name in (arguments[1], f"{arguments[1]}.__main__"):
+            sys.modules.pop(name, None)  # runpy warns of a program that is a module already
+        runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv[:] = arguments
+        sys.path[0] = str(Path(arguments[0]).parent)
+        runpy.run_path(arguments[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    wanted = serve(socket.socket(fileno=int(sys.argv[1])))
+    if wanted is not None:
+        run(wanted)
