@@ -20,6 +20,7 @@ from streamer.domain import (
     utc_now,
 )
 from streamer.errors import ErrorCode, StreamerError, about
+from streamer.files import Files
 from streamer.frames.history import FrameHistory
 from streamer.frames.store import FrameStore, Retention
 from streamer.health import InstallationHealth
@@ -66,6 +67,8 @@ class Client:
         self.first_frame_wait = FIRST_FRAME_WAIT
         """Seconds that a question about now waits for a stream that is being opened."""
         self.admission = Admission(settings)
+        self.files = Files(settings)
+        """Uploaded files."""
         self.connections = Connections(settings, patient=patient)
         self._redis = self.connections.main
         self._timeline: Timeline | None = None
@@ -165,6 +168,36 @@ class Client:
             history=history,
             sampling=sampling or Sampling(fps=self.settings.fps),
             watches=watches,
+        )
+
+    def attach_file(
+        self,
+        file_id: str,
+        name: str | None = None,
+        *,
+        sampling: Sampling | None = None,
+        watches: list[Watch] | None = None,
+    ) -> Stream:
+        """Attach an uploaded file as a recording; without `watches` every window gets a caption.
+
+        Raises StreamerError: UNKNOWN_FILE, UPLOAD_CONFLICT for an unfinished upload, NAME_TAKEN,
+        INVALID_REQUEST.
+        """
+        with about("file"):
+            path = str(self.files.path(file_id))
+            filename = self.files.get(file_id).filename
+        if name is not None:
+            check_name(name)
+        for watch in watches or []:
+            check_watch(watch)
+        return self._create(
+            path,
+            name,
+            name or derive_name(filename),
+            url=path,
+            live=False,
+            sampling=sampling or Sampling(fps=self.settings.fps),
+            watches=[self.watch(CAPTION_PROMPT)] if watches is None else watches,
         )
 
     def probe(

@@ -152,6 +152,17 @@ class Settings(BaseSettings):
     archive_days: float = Field(default=7.0, gt=0)
     jpeg_quality: int = Field(default=90, ge=30, le=100)
 
+    files_dir: Path | None = None
+    max_files_bytes: int = Field(
+        default=20 << 30, ge=1 << 20, description="maximum bytes of all uploaded files"
+    )
+    max_file_bytes: int = Field(
+        default=4 << 30, ge=1 << 20, description="maximum bytes of one uploaded file"
+    )
+    files_days: float = Field(
+        default=7.0, gt=0, description="days that an uploaded file is kept without being used"
+    )
+
     open_timeout: float = Field(default=10.0, gt=0)
     read_timeout: float = Field(default=8.0, gt=0)
     allowed_dirs: Annotated[list[Path], NoDecode] = Field(default_factory=list)

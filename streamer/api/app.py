@@ -8,7 +8,7 @@ from fastapi import Depends, FastAPI, Response
 from fastapi.responses import PlainTextResponse
 
 from streamer import __version__
-from streamer.api import events, metrics, queries, results, streams, watches
+from streamer.api import events, files, metrics, queries, results, streams, uploads, watches
 from streamer.api.auth import Authentication
 from streamer.api.body_limit import BodyLimit
 from streamer.api.database_threads import DatabaseThreads
@@ -67,7 +67,7 @@ def create_app(client: Client, *, watch_events: bool = False) -> FastAPI:
     app.state.events = hub
     app.state.database = database
     install_error_handlers(app)
-    for part in (streams, watches, queries, results, events):
+    for part in (streams, watches, queries, results, files, events):
         app.include_router(part.router, dependencies=[Depends(refuse_unknown_parameters)])
 
     @app.get("/healthz", tags=["service"])
@@ -89,7 +89,12 @@ def create_app(client: Client, *, watch_events: bool = False) -> FastAPI:
         text = await health_database.run(lambda: metrics.render(client, health))
         return Response(text, media_type=metrics.CONTENT_TYPE)
 
-    app.add_middleware(BodyLimit, max_bytes=client.settings.max_body_bytes)
+    app.include_router(uploads.router, include_in_schema=False)  # the tus protocol defines it
+    app.add_middleware(
+        BodyLimit,
+        max_bytes=client.settings.max_body_bytes,
+        uploads=(files.router.prefix, uploads.router.prefix),
+    )
     app.add_middleware(Authentication, keys=client.settings.api_keys)
     app.add_middleware(RequestLog)  # the last one is around all others
     return app

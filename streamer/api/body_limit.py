@@ -11,16 +11,18 @@ from streamer.errors import ErrorCode
 class BodyLimit:
     """ASGI middleware that answers 413 to a body of more than `max_bytes`.
 
-    One that announces its length is refused by that; of any other no more than that is read.
+    One that announces its length is refused by that; of any other no more than that is read. Routes
+    whose paths begin with one of `uploads` have a limit of their own.
     """
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, uploads: tuple[str, ...] = ()) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._uploads = uploads
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reject the request with 413, or pass it on with its body counted."""
-        if scope["type"] != "http":
+        if scope["type"] != "http" or scope["path"].startswith(self._uploads or ("\0",)):
             await self._app(scope, receive, send)
             return
         announced = Headers(scope=scope).get("content-length", "")

@@ -15,6 +15,7 @@ from streamer.domain import (
     Transport,
     Watch,
 )
+from streamer.files import UploadedFile
 from streamer.health import Part
 from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES, MAX_SOURCE, MAX_WATCHES
 from streamer.response_format import ResponseFormat
@@ -65,11 +66,15 @@ class WatchPatch(Record):
 
 
 class StreamBody(Record):
-    """A stream to attach."""
+    """A stream to attach: `url` or `file`."""
 
-    url: str = Field(
-        min_length=1, max_length=MAX_SOURCE, description="URL, or path of a file on the server"
+    url: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_SOURCE,
+        description="URL, or path of a file on the server",
     )
+    file: str | None = Field(default=None, description="id of an uploaded file")
     name: str | None = Field(default=None, description="unique name; default: made from the URL")
     sampling: Sampling | None = Field(
         default=None, description="how frames are sampled; default: the setting `fps`"
@@ -137,6 +142,12 @@ class WatchList(Record):
     """The watches of one stream, oldest first."""
 
     watches: list[Watch]
+
+
+class FileList(Record):
+    """Uploaded files, newest first."""
+
+    files: list[UploadedFile]
 
 
 class QueryList(Record):

@@ -7,7 +7,7 @@ from streamer.api.schemas import StreamBody, StreamList, StreamPatch, WatchBody
 from streamer.api.watches import watch_of
 from streamer.client import Client
 from streamer.domain import Stream, Watch
-from streamer.errors import about
+from streamer.errors import ErrorCode, StreamerError, about
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"])
 
@@ -15,6 +15,17 @@ router = APIRouter(prefix="/v1/streams", tags=["streams"])
 @router.post("", status_code=201)
 def attach_stream(body: StreamBody, client: ClientDependency) -> Stream:
     """Attach a stream. The source is opened first, unless `probe` is false."""
+    if body.file is not None and body.url is None:
+        return client.attach_file(
+            body.file,
+            body.name,
+            sampling=body.sampling,
+            watches=_watches(client, body.watches),
+        )
+    if body.url is None or body.file is not None:
+        raise StreamerError(
+            ErrorCode.INVALID_REQUEST, "Give the stream's 'url', or the 'file' that you uploaded."
+        )
     return client.attach(
         body.url,
         body.name,

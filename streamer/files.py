@@ -1,0 +1,295 @@
+"""Uploaded files: videos and pictures that users send, stored in a folder under limits."""
+
+import contextlib
+import errno
+import fcntl
+import io
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+
+from streamer.domain import Record, Timestamp, new_id, utc_now
+from streamer.errors import ErrorCode, StreamerError
+from streamer.settings import Settings
+
+MAX_FILES = 10_000
+"""Maximum number of stored files."""
+
+MAX_FILENAME = 255
+"""Maximum characters of the name that a user gives a file."""
+
+MIN_FREE_BYTES = 256 << 20
+"""Bytes of the disk that uploads leave free."""
+
+_ID = re.compile(r"file_[0-9a-f]{16}")
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
+
+
+class MediaInfo(Record):
+    """What an uploaded file shows; unknown values are null."""
+
+    format: str = Field(description="container")
+    codec: str
+    width: int = Field(description="pixels")
+    height: int = Field(description="pixels")
+    duration: float | None = Field(default=None, description="seconds")
+    fps: float | None = Field(default=None, description="frames per second")
+
+
+class UploadedFile(Record):
+    """A file that was uploaded, or is being uploaded."""
+
+    id: str
+    filename: str = Field(description="the name that the user gave it")
+    status: Literal["uploading", "ready"]
+    bytes: int = Field(description="size; while it is uploaded the size that was announced")
+    received: int = Field(description="bytes that have arrived")
+    created_at: Timestamp
+    expires_at: Timestamp = Field(description="when it is deleted, unless it is used before")
+    media: MediaInfo | None = Field(default=None, description="null while it is uploaded")
+
+
+class Files:
+    """The uploaded files in `settings.files_dir`: for each the data, and its record as JSON.
+
+    A file is opened and one frame of it decoded when it is complete: what holds no video or
+    picture is refused. Several processes may use the folder at once.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.folder = settings.files_dir or settings.data_dir / "files"
+
+    def begin(self, filename: str, size: int) -> UploadedFile:
+        """Accept an upload of `size` bytes; `append` adds the data.
+
+        Raises StreamerError: REQUEST_TOO_LARGE; STORAGE_FULL; INVALID_REQUEST for an empty file.
+        """
+        limit = self._settings.max_file_bytes
+        if size < 1:
+            raise StreamerError(
+                ErrorCode.INVALID_REQUEST, "The file is empty: send the whole file."
+            )
+        if size > limit:
+            raise StreamerError(
+                ErrorCode.REQUEST_TOO_LARGE,
+                f"The file has {size:,} bytes, {limit:,} are allowed: send a smaller one, or raise "
+                "the setting max_file_bytes.",
+            )
+        with self._storing(), self._locked():
+            self.delete_expired()
+            self._require_room(size)
+            now = utc_now()
+            file = UploadedFile(
+                id=new_id("file"),
+                filename=_UNPRINTABLE.sub("", filename)[:MAX_FILENAME] or "unnamed",
+                status="uploading",
+                bytes=size,
+                received=0,
+                created_at=now,
+                expires_at=self._expiry(now),
+            )
+            self._data(file.id).touch(mode=0o600)
+            self._write(file)
+        return file
+
+    def append(self, file_id: str, offset: int, chunks: Iterable[bytes]) -> UploadedFile:
+        """Add data at `offset`, which must be `received`; what arrived stays if `chunks` raises.
+
+        The last byte completes the file, which is then opened.
+
+        Raises StreamerError: UNKNOWN_FILE; UPLOAD_CONFLICT if the offset is another, or another
+        request adds data; REQUEST_TOO_LARGE if more bytes come than were announced; STORAGE_FULL; a
+        stream code if the complete file cannot be opened (it is deleted then).
+        """
+        with self._storing(), self._writing(file_id) as (file, data):
+            if offset != file.received or file.status != "uploading":
+                raise StreamerError(
+                    ErrorCode.UPLOAD_CONFLICT,
+                    f"The file has {file.received} of {file.bytes} bytes: continue there.",
+                )
+            data.seek(offset)
+            for chunk in chunks:
+                offset += len(chunk)
+                if offset > file.bytes:
+                    raise StreamerError(
+                        ErrorCode.REQUEST_TOO_LARGE,
+                        f"More than {file.bytes:,} bytes came, which were announced or are "
+                        "allowed: begin a new upload, or raise the setting max_file_bytes.",
+                    )
+                data.write(chunk)
+        file = self.get(file_id)
+        return self._complete(file) if file.received == file.bytes else file
+
+    def finish(self, file_id: str) -> UploadedFile:
+        """Complete a file of which fewer bytes came than were announced, if that was a guess.
+
+        Raises StreamerError: UNKNOWN_FILE; INVALID_REQUEST if nothing came; a stream code if it
+        cannot be opened (it is deleted then).
+        """
+        file = self.get(file_id)
+        if file.status == "ready":
+            return file
+        if not file.received:
+            self.delete(file_id)
+            raise StreamerError(
+                ErrorCode.INVALID_REQUEST, "The file is empty: send the whole file."
+            )
+        return self._complete(file.model_copy(update={"bytes": file.received}))
+
+    def get(self, file_id: str) -> UploadedFile:
+        """Return a file. Raises StreamerError(UNKNOWN_FILE)."""
+        try:
+            if not _ID.fullmatch(file_id):
+                raise FileNotFoundError
+            file = UploadedFile.read(self._record(file_id).read_bytes())
+            if file.status == "uploading":  # what arrived is known even if the API was killed
+                arrived = self._data(file_id).stat().st_size
+                file = file.model_copy(update={"received": arrived})
+            return file
+        except OSError:
+            raise StreamerError(
+                ErrorCode.UNKNOWN_FILE,
+                f"There is no file '{file_id[:80]}': it was deleted, or has expired.",
+            ) from None
+
+    def newest(self, limit: int = 100) -> list[UploadedFile]:
+        """Return up to `limit` files, newest first."""
+        self.delete_expired()
+        return self._all()[:limit]
+
+    def path(self, file_id: str) -> Path:
+        """Return the path of a complete file, and keep it for another `files_days`.
+
+        Raises StreamerError: UNKNOWN_FILE; UPLOAD_CONFLICT if it is still being uploaded.
+        """
+        file = self.get(file_id)
+        if file.status != "ready":
+            raise StreamerError(
+                ErrorCode.UPLOAD_CONFLICT,
+                f"Only {file.received} of {file.bytes} bytes of {file_id} have arrived: finish the "
+                "upload first.",
+            )
+        with self._storing():
+            self._write(file.model_copy(update={"expires_at": self._expiry(utc_now())}))
+        return self._data(file_id)
+
+    def delete(self, file_id: str) -> UploadedFile:
+        """Delete a file and return its record; programs that read it read on.
+
+        Raises StreamerError(UNKNOWN_FILE).
+        """
+        file = self.get(file_id)
+        for path in (self._record(file_id), self._data(file_id)):
+            path.unlink(missing_ok=True)
+        return file
+
+    def delete_expired(self) -> None:
+        """Delete the files whose time is over."""
+        now = utc_now()
+        for file in self._all():
+            if file.expires_at <= now:
+                with contextlib.suppress(StreamerError):
+                    self.delete(file.id)
+
+    def _all(self) -> list[UploadedFile]:
+        files = []
+        for path in self.folder.glob("file_*.json"):
+            with contextlib.suppress(StreamerError):
+                files.append(self.get(path.stem))
+        return sorted(files, key=lambda file: file.created_at, reverse=True)
+
+    def _require_room(self, size: int) -> None:
+        files = self._all()
+        used = sum(file.bytes for file in files)
+        free = shutil.disk_usage(self.folder).free - sum(
+            file.bytes - file.received for file in files
+        )
+        limit = self._settings.max_files_bytes
+        if len(files) >= MAX_FILES or used + size > limit:
+            reason = f"{len(files)} uploaded files take {used:,} of {limit:,} bytes"
+            advice = "delete some, or raise the setting max_files_bytes"
+        elif free - size < MIN_FREE_BYTES:
+            reason = f"The disk of {self.folder} has too little room for {size:,} bytes"
+            advice = "free some, or choose another files_dir"
+        else:
+            return
+        raise StreamerError(ErrorCode.STORAGE_FULL, f"{reason}: {advice}.")
+
+    def _complete(self, file: UploadedFile) -> UploadedFile:
+        from streamer.media.source import inspect_source
+
+        try:
+            info = inspect_source(str(self._data(file.id)), self._settings.open_timeout, live=False)
+        except StreamerError as error:
+            self.delete(file.id)
+            message = error.message.replace(str(self._data(file.id)), file.filename)
+            raise StreamerError(error.code, message) from None
+        media = MediaInfo(
+            format=info.format,
+            codec=info.codec,
+            width=info.width,
+            height=info.height,
+            duration=info.duration,
+            fps=info.fps,
+        )
+        file = file.model_copy(update={"status": "ready", "media": media})
+        with self._storing():
+            self._write(file)
+        return file
+
+    def _expiry(self, now: datetime) -> datetime:
+        return now + timedelta(days=self._settings.files_days)
+
+    def _data(self, file_id: str) -> Path:
+        return self.folder / file_id
+
+    def _record(self, file_id: str) -> Path:
+        return self.folder / f"{file_id}.json"
+
+    def _write(self, file: UploadedFile) -> None:
+        draft = self.folder / f"{file.id}.new"
+        draft.write_text(file.model_dump_json())
+        draft.replace(self._record(file.id))
+
+    @contextlib.contextmanager
+    def _writing(self, file_id: str) -> Iterator[tuple[UploadedFile, io.FileIO]]:
+        """Open the data of a file for this request alone, without a buffer."""
+        self.get(file_id)
+        with io.FileIO(self._data(file_id), "r+") as data:
+            try:
+                fcntl.flock(data, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StreamerError(
+                    ErrorCode.UPLOAD_CONFLICT,
+                    "Another request is sending this file: wait for its end.",
+                ) from None
+            yield self.get(file_id), data
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Let one upload begin at a time, so that together they stay within the limits."""
+        with (self.folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def _storing(self) -> Iterator[None]:
+        """Raise StreamerError(STORAGE_FULL) for what the disk refuses."""
+        try:
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+                raise
+            raise StreamerError(
+                ErrorCode.STORAGE_FULL,
+                f"{self.folder} cannot be written ({os.strerror(error.errno)}): free some space, "
+                "or choose another files_dir.",
+            ) from None
