@@ -393,6 +393,10 @@ class Client:
         """
         return self._queries.get(query_id, wait)
 
+    def position(self, query_id: str) -> int | None:
+        """Return how many queries are answered before this one; None if it does not wait."""
+        return self.jobs.position(query_id)
+
     def queries(self, limit: int = 100) -> list[Query]:
         """Return up to `limit` queries, newest first."""
         return self._queries.newest(limit)

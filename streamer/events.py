@@ -194,13 +194,25 @@ class Events:
 
     def read(self, after: str, block: float | None = None, count: int = 256) -> list[Event]:
         """Return events after the id `after`, oldest first; wait up to `block` seconds for one."""
+        return self.read_beside(after, {}, block, count)[0]
+
+    def read_beside(
+        self, after: str, others: Mapping[str, str], block: float | None, count: int = 256
+    ) -> tuple[list[Event], dict[str, str]]:
+        """Like :meth:`read`, and wait for other streams too: in the same command.
+
+        `others` has the key of each, with the id after which something is new. Return the events,
+        and the newest id of each that has something new.
+        """
+        positions: dict[Any, Any] = {redis_keys.EVENTS: after, **others}
         answer = self._redis.xread(
-            {redis_keys.EVENTS: after},
+            positions,
             count=count,
             block=max(1, round(block * 1000)) if block else None,
         )
-        entries = cast(list[Any], answer)[0][1] if answer else []
-        return [_event(entry_id, fields) for entry_id, fields in entries]
+        found = {key.decode(): entries for key, entries in cast(list[Any], answer or [])}
+        events = [_event(*entry) for entry in found.pop(redis_keys.EVENTS, [])]
+        return events, {key: entries[-1][0].decode() for key, entries in found.items()}
 
     def lost(self) -> int:
         """Return how many events a full server has given up."""

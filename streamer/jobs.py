@@ -388,6 +388,10 @@ class Jobs:
         started = job.get_status(refresh=False) == JobStatus.STARTED
         return QueryStatus.RUNNING if started else QueryStatus.QUEUED
 
+    def position(self, query_id: str) -> int | None:
+        """Return how many queries are taken before this one; None if it does not wait."""
+        return cast(int | None, self._redis.lpos(self._queues[QUERIES].key, query_id))
+
     def exists(self, request_id: str) -> bool:
         """Return whether the request has a job, which may have ended."""
         return bool(self._redis.exists(Job.key_for(request_id)))

@@ -8,13 +8,24 @@ from fastapi import Depends, FastAPI, Response
 from fastapi.responses import PlainTextResponse
 
 from streamer import __version__
-from streamer.api import events, files, metrics, queries, results, streams, uploads, watches
+from streamer.api import (
+    events,
+    files,
+    metrics,
+    queries,
+    results,
+    socket,
+    streams,
+    uploads,
+    watches,
+)
 from streamer.api.auth import Authentication
 from streamer.api.body_limit import BodyLimit
 from streamer.api.database_threads import DatabaseThreads
 from streamer.api.dependencies import ClientDependency, refuse_unknown_parameters
 from streamer.api.errors import install_error_handlers
 from streamer.api.event_hub import EventHub
+from streamer.api.pictures import Pictures
 from streamer.api.redis_watch import RedisWatch
 from streamer.api.request_log import RequestLog
 from streamer.api.schemas import ErrorBody, Health, Readiness
@@ -65,10 +76,12 @@ def create_app(client: Client, *, watch_events: bool = False) -> FastAPI:
     app.state.health = health
     app.state.redis_watch = redis_watch
     app.state.events = hub
+    app.state.pictures = Pictures(client.frames, client.connections.frames_outage)
     app.state.database = database
     install_error_handlers(app)
     for part in (streams, watches, queries, results, files, events):
         app.include_router(part.router, dependencies=[Depends(refuse_unknown_parameters)])
+    app.include_router(socket.router)
 
     @app.get("/healthz", tags=["service"])
     async def healthz() -> Health:

@@ -14,6 +14,7 @@ import redis
 from fastapi.sse import ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
+from streamer import redis_keys
 from streamer.domain import Record, Timestamp, utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.events import Event, Events, EventType, order_of
@@ -28,8 +29,9 @@ MAX_QUEUED = 1000
 """Events that wait for one listener; one that is further behind is slow."""
 
 _PAGE = 256
-_BLOCK = 0.5
-"""Seconds for which the reader waits for an event before it looks whether it is to stop."""
+_BLOCK = 0.2
+"""Seconds for which the reader waits before it looks whether it is to stop, or to wait for the
+pieces of another answer too."""
 
 _LOOK_INTERVAL = 2.0
 """Seconds between two looks at the workers."""
@@ -82,11 +84,6 @@ def _resync(why: Resync, position: str) -> Notice:
 
 def _notice(event: Event) -> Notice:
     return _resync(_GIVEN_UP, event.id) if event.lost else Notice(event.type, event.id, event.json)
-
-
-def _set_all(flags: Iterable[asyncio.Event]) -> None:
-    for flag in flags:
-        flag.set()
 
 
 @dataclass(frozen=True)
@@ -157,6 +154,27 @@ class _Listener:
         return taken
 
 
+class Awaited:
+    """A query that a request waits for.
+
+    Attributes:
+        news: set when there is more of its answer, or when it may have ended.
+        ended: whether it may have ended.
+    """
+
+    def __init__(self) -> None:
+        self.news = asyncio.Event()
+        self.ended = False
+
+    async def wait(self, seconds: float) -> bool:
+        """Wait for news; return whether the query may have ended."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self.news.wait(), seconds)
+        ended, self.ended = self.ended, False
+        self.news.clear()
+        return ended
+
+
 @dataclass(frozen=True)
 class Start:
     """Where a listener begins.
@@ -184,7 +202,8 @@ class EventHub:
         self._workers = workers
         self._outage = outage
         self._listeners: set[_Listener] = set()
-        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._awaited: dict[str, list[Awaited]] = {}
+        self._followed: dict[str, int] = {}  # how many wait for pieces, by the key of these
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ready: asyncio.Event = asyncio.Event()
         self._closed = threading.Event()
@@ -254,7 +273,12 @@ class EventHub:
         """Yield the events after `position`, then those of the queue, until it overflows."""
         page: list[Event] = []
         while not listener.slow:
-            page = await run_in_threadpool(self._events.read, position, None, _PAGE)
+            try:
+                page = await run_in_threadpool(self._events.read, position, None, _PAGE)
+            except redis.exceptions.RedisError as error:
+                self._outage.failed("events", error)  # the reader says when it is over
+                await asyncio.sleep(self._outage.max_pause)
+                continue
             for event in page:
                 yield event, _notice(event)
                 position = event.id
@@ -265,33 +289,47 @@ class EventHub:
                 yield event, notice
 
     @contextlib.contextmanager
-    def awaiting(self, query_id: str) -> Iterator[asyncio.Event]:
-        """Give a flag that is set when the query has ended, or when that may have been missed."""
-        flag = asyncio.Event()
-        self._waiting.setdefault(query_id, set()).add(flag)
+    def awaiting(self, query_id: str, *, pieces: bool = False) -> Iterator["Awaited"]:
+        """Be told when a query ends or, with `pieces`, when there is more of its answer."""
+        awaited = Awaited()
+        key = redis_keys.deltas(query_id)
+        self._awaited.setdefault(query_id, []).append(awaited)
+        if pieces:
+            self._followed[key] = self._followed.get(key, 0) + 1
         try:
-            yield flag
+            yield awaited
         finally:
-            flags = self._waiting[query_id]
-            flags.discard(flag)
-            if not flags:
-                del self._waiting[query_id]
+            self._awaited[query_id].remove(awaited)
+            if not self._awaited[query_id]:
+                del self._awaited[query_id]
+            if pieces:
+                self._followed[key] -= 1
+                if not self._followed[key]:
+                    del self._followed[key]
 
-    def _distribute(self, events: list[Event]) -> None:
+    def _distribute(self, events: list[Event], grown: Iterable[str]) -> None:
         for event in events:
             notice = _notice(event)
             for listener in self._listeners:
                 listener.offer(event, notice)
             if event.lost:
-                for flags in self._waiting.values():
-                    _set_all(flags)
-            elif event.type == EventType.QUERY_FINISHED and self._waiting:
-                _set_all(self._waiting.get(json.loads(event.data)["id"], ()))
+                for query_id in list(self._awaited):
+                    self._wake(query_id, ended=True)
+            elif event.type == EventType.QUERY_FINISHED and self._awaited:
+                self._wake(json.loads(event.data)["id"], ended=True)
+        for key in grown:
+            self._wake(key.removeprefix(redis_keys.deltas("")))
+
+    def _wake(self, query_id: str, *, ended: bool = False) -> None:
+        for awaited in self._awaited.get(query_id, ()):
+            awaited.ended = awaited.ended or ended
+            awaited.news.set()
 
     # In the reader's thread
 
     def _read(self) -> None:
         position, looked, doubt = "", float("-inf"), False
+        heads: dict[str, str] = {}  # how far the pieces of each answer have been announced
         pauses = self._outage.pauses()
         while not self._closed.is_set():
             try:
@@ -301,7 +339,8 @@ class EventHub:
                 if time.monotonic() - looked >= _LOOK_INTERVAL:
                     looked = time.monotonic()
                     self._workers.look()
-                events = self._events.read(position, _BLOCK, _PAGE)
+                heads = {key: heads.get(key, "0-0") for key in list(self._followed)}
+                events, grown = self._events.read_beside(position, heads, _BLOCK, _PAGE)
                 if doubt or len(events) == _PAGE:  # it may have fallen behind what is kept
                     events = self._events.gap_after(position) + events
             except redis.exceptions.RedisError as error:
@@ -316,9 +355,11 @@ class EventHub:
             doubt = False
             self._outage.worked("events")
             pauses = self._outage.pauses()
+            heads |= grown
             if events:
                 position = events[-1].id
-                self._tell(partial(self._distribute, events))
+            if events or grown:
+                self._tell(partial(self._distribute, events, grown))
 
     def _tell(self, call: Callable[[], None]) -> None:
         assert self._loop is not None

@@ -1,15 +1,17 @@
 """Routes of `/v1/queries`: ask, wait, list, cancel."""
 
 import asyncio
-import contextlib
 import time
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 import fastapi
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
+from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
 from streamer.api.dependencies import ClientDependency, HubDependency
+from streamer.api.query_progress import follow
 from streamer.api.schemas import QueryList
 from streamer.client import FRAME_POLL_INTERVAL
 from streamer.domain import Query
@@ -20,6 +22,10 @@ router = APIRouter(prefix="/v1/queries", tags=["queries"])
 
 _LOOK_INTERVAL = 2.0
 """Seconds between two looks whether a query still has a job, which Redis may have lost."""
+
+
+async def _existing(query_id: str, client: ClientDependency) -> Query:
+    return await run_in_threadpool(client.query, query_id)
 
 
 @router.post("", status_code=202)
@@ -62,15 +68,29 @@ async def get_query(
     deadline = time.monotonic() + wait
     if wait > 0:
         await hub.start()
-    with hub.awaiting(query_id) as ended:
+    with hub.awaiting(query_id) as awaited:
         while True:
             query = await run_in_threadpool(client.query, query_id)
             left = deadline - time.monotonic()
             if query.result is not None or left <= 0:
                 return query
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(ended.wait(), min(_LOOK_INTERVAL, left))
-            ended.clear()
+            await awaited.wait(min(_LOOK_INTERVAL, left))
+
+
+@router.get("/{query_id}/events", response_class=EventSourceResponse)
+async def follow_query(
+    client: ClientDependency,
+    hub: HubDependency,
+    query: Annotated[Query, Depends(_existing)],
+) -> AsyncIterator[ServerSentEvent]:
+    """Send what becomes of a query until it has its result, as server-sent events.
+
+    `progress` has its `status` and, while it waits, `position`: how many are answered before it.
+    `delta` has a piece of the answer, `text`, and `at`, the characters before it. `result`, the
+    last one, is the query with its result.
+    """
+    async for step in follow(client, hub, query.id):
+        yield ServerSentEvent(event=step.name, raw_data=step.data)
 
 
 @router.delete("/{query_id}")

@@ -8,6 +8,7 @@ import uvicorn
 
 from streamer.api.app import create_app
 from streamer.api.listen import listen
+from streamer.api.socket import MAX_MESSAGE
 from streamer.client import Client
 from streamer.connections import log_lacks
 from streamer.errors import StreamerError
@@ -54,6 +55,8 @@ def run_server(settings: Settings) -> None:
         log_level="warning",
         timeout_graceful_shutdown=_GRACE,
         server_header=False,
+        ws_max_size=MAX_MESSAGE,
+        ws_per_message_deflate=False,  # pictures do not shrink
     )
     host = f"[{settings.api_host}]" if ":" in settings.api_host else settings.api_host
     url = f"http://{host}:{listener.getsockname()[1]}"

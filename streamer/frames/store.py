@@ -196,6 +196,15 @@ class FrameStore:
         entries = self._redis.xrevrange(redis_keys.frame_index(stream_id), count=count)
         return self._unexpired(stream_id, reversed(cast(list[Any], entries)))
 
+    def newest_of(self, stream_ids: Sequence[str]) -> list[FrameRef | None]:
+        """Return the newest frame of each of some streams, in one round trip."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for stream_id in stream_ids:
+                pipeline.xrevrange(redis_keys.frame_index(stream_id), count=1)
+            found = pipeline.execute()
+        frames = [self._unexpired(*each) for each in zip(stream_ids, found, strict=True)]
+        return [newest[0] if newest else None for newest in frames]
+
     def between(self, stream_id: str, since: float, until: float) -> list[FrameRef]:
         """Return the frames captured in `[since, until)`, to the millisecond, as they came.
 
