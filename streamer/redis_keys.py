@@ -138,6 +138,24 @@ LAST_SEEN = KEY_PREFIX + "last-seen"
 """Hash: when each part of the installation last worked, epoch seconds; one field per kind."""
 
 
+API_KEYS = KEY_PREFIX + "api-keys"
+"""Hash: name of an API key -> ApiKey as JSON, with the key's SHA-256. Bounded in length."""
+
+API_KEYS_USED = KEY_PREFIX + "api-keys-used"
+"""Hash: name of an API key -> when it was last used, epoch seconds. Bounded as `API_KEYS` is."""
+
+
+def session(token_digest: str) -> str:
+    """Return the key of a string: the digest of the API key of a browser's session. Under a TTL."""
+    return f"{KEY_PREFIX}session:{token_digest}"
+
+
+def rate(key_name: str) -> str:
+    """Return the key of a string: when an API key may again make all calls of a minute. Under a
+    TTL."""
+    return f"{KEY_PREFIX}rate:{key_name}"
+
+
 def answered(request_id: str) -> str:
     """Return the name of a pub/sub channel that announces the answer to a request."""
     return f"{KEY_PREFIX}answered:{request_id}"

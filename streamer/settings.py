@@ -189,6 +189,9 @@ class Settings(BaseSettings):
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8080, ge=0, le=65535)
     api_keys: Annotated[list[str], NoDecode] = Field(default_factory=list, repr=False)
+    rate_limit: int | None = Field(
+        default=None, ge=1, description="calls a minute of an API key; None: not limited"
+    )
     max_body_bytes: int = Field(
         default=2 << 20, ge=4096, description="maximum bytes of the body of an HTTP request"
     )

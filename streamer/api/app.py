@@ -14,6 +14,7 @@ from streamer.api import (
     metrics,
     queries,
     results,
+    session,
     socket,
     streams,
     uploads,
@@ -25,10 +26,13 @@ from streamer.api.database_threads import DatabaseThreads
 from streamer.api.dependencies import ClientDependency, refuse_unknown_parameters
 from streamer.api.errors import install_error_handlers
 from streamer.api.event_hub import EventHub
+from streamer.api.keyring import Keyring
 from streamer.api.pictures import Pictures
+from streamer.api.rate_limit import RateLimit
 from streamer.api.redis_watch import RedisWatch
 from streamer.api.request_log import RequestLog
 from streamer.api.schemas import ErrorBody, Health, Readiness
+from streamer.api_keys import ApiKeys
 from streamer.client import Client
 from streamer.events import Events
 from streamer.health import CachedHealth
@@ -40,6 +44,18 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
+_PARTS = (
+    streams,
+    watches,
+    queries,
+    results,
+    files,
+    events,
+    session,
+)
+"""Modules whose `router` has the calls of the API."""
+
+
 def create_app(client: Client, *, watch_events: bool = False) -> FastAPI:
     """Create the API over `client`, and close the client when the application ends.
 
@@ -47,6 +63,7 @@ def create_app(client: Client, *, watch_events: bool = False) -> FastAPI:
     and not only when somebody listens.
     """
 
+    keyring = Keyring(ApiKeys(client.connections.main, client.settings), client.connections.clock)
     redis_watch = RedisWatch(client.connections)
     redis = client.connections.main
     hub = EventHub(Events(redis), WorkerStates(redis), client.connections.outage)
@@ -74,12 +91,13 @@ def create_app(client: Client, *, watch_events: bool = False) -> FastAPI:
     health = CachedHealth(client.health)
     app.state.client = client
     app.state.health = health
+    app.state.keyring = keyring
     app.state.redis_watch = redis_watch
     app.state.events = hub
     app.state.pictures = Pictures(client.frames, client.connections.frames_outage)
     app.state.database = database
     install_error_handlers(app)
-    for part in (streams, watches, queries, results, files, events):
+    for part in _PARTS:
         app.include_router(part.router, dependencies=[Depends(refuse_unknown_parameters)])
     app.include_router(socket.router)
 
@@ -108,6 +126,10 @@ def create_app(client: Client, *, watch_events: bool = False) -> FastAPI:
         max_bytes=client.settings.max_body_bytes,
         uploads=(files.router.prefix, uploads.router.prefix),
     )
-    app.add_middleware(Authentication, keys=client.settings.api_keys)
+    if client.settings.rate_limit is not None:
+        app.add_middleware(
+            RateLimit, client=client.connections.main, per_minute=client.settings.rate_limit
+        )
+    app.add_middleware(Authentication, keyring=keyring)
     app.add_middleware(RequestLog)  # the last one is around all others
     return app

@@ -133,6 +133,15 @@ def _methods(app: FastAPI, path: str) -> str:
     return ", ".join(sorted(found))
 
 
+def redis_refusal(app: FastAPI, error: redis.RedisError) -> ErrorResponse:
+    """Return the response to a request that Redis refused, and watch for the end of the outage."""
+    trouble = trouble_of(error)
+    if not trouble.passes:
+        _log.error("redis_refuses", reason=str(error))
+    app.state.redis_watch.failed(error)
+    return ErrorResponse(trouble.error.http_status, trouble.code, trouble.message)
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Register a handler for every kind of failure."""
 
@@ -170,12 +179,8 @@ def install_error_handlers(app: FastAPI) -> None:
         return ErrorResponse(error.status_code, code, message, headers)
 
     @app.exception_handler(redis.RedisError)
-    async def redis_refuses(request: Request, error: redis.RedisError) -> JSONResponse:
-        trouble = trouble_of(error)
-        if not trouble.passes:
-            _log.error("redis_refuses", reason=str(error))
-        request.app.state.redis_watch.failed(error)
-        return ErrorResponse(trouble.error.http_status, trouble.code, trouble.message)
+    async def redis_refuses(_: Request, error: redis.RedisError) -> JSONResponse:
+        return redis_refusal(app, error)
 
     @app.exception_handler(SQLAlchemyError)
     async def database_lost(_: Request, error: SQLAlchemyError) -> JSONResponse:

@@ -55,6 +55,7 @@ class RequestLog:
                     MutableHeaders(scope=message)[REQUEST_ID] = request_id
                 case "websocket.accept":
                     status = 101
+                    message.setdefault("headers", [])
                     MutableHeaders(scope=message)[REQUEST_ID] = request_id
                 case "websocket.close":
                     status = status or 403

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from streamer.alert_rule import AlertRule, with_nested_rule
+from streamer.api_keys import Scope
 from streamer.domain import (
     ErrorInfo,
     Query,
@@ -186,6 +187,19 @@ class ErrorBody(Record):
     """Body of every failed response."""
 
     error: ErrorDetail
+
+
+class SessionBody(Record):
+    """The key with which a browser signs in."""
+
+    key: str = Field(min_length=1, max_length=MAX_SOURCE, description="an API key")
+
+
+class Session(Record):
+    """Who calls, and what the caller may do."""
+
+    key: str | None = Field(description="name of the key; null if none is needed")
+    scopes: list[Scope]
 
 
 class Health(Record):

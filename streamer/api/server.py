@@ -9,6 +9,7 @@ import uvicorn
 from streamer.api.app import create_app
 from streamer.api.listen import listen
 from streamer.api.socket import MAX_MESSAGE
+from streamer.api_keys import require_keys
 from streamer.client import Client
 from streamer.connections import log_lacks
 from streamer.errors import StreamerError
@@ -43,6 +44,7 @@ def run_server(settings: Settings) -> None:
     configure_logging(settings.log_level)
     listener = listen(settings)
     try:
+        require_keys(settings)
         client = Client(settings, patient=True)
     except StreamerError:
         listener.close()

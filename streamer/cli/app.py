@@ -14,6 +14,7 @@ from streamer.cli import (
     demo,
     doctor,
     edit,
+    keys,
     probe,
     processes,
     query,
@@ -103,6 +104,13 @@ watches.command("list")(with_global_options(watch.watch_list))
 watches.command("edit")(with_global_options(watch.watch_edit))
 watches.command("remove")(with_global_options(watch.watch_remove))
 
+api_keys = typer.Typer(
+    no_args_is_help=True, help="Add, list and revoke the keys of programs that call the HTTP API."
+)
+api_keys.command("add")(with_global_options(keys.keys_add))
+api_keys.command("list")(with_global_options(keys.keys_list))
+api_keys.command("revoke")(with_global_options(keys.keys_revoke))
+
 app.command("up")(with_global_options(up.up))
 app.command("demo")(with_global_options(demo.demo))
 app.command("attach")(with_global_options(attach.attach))
@@ -114,6 +122,7 @@ app.command("ask")(with_global_options(ask.ask))
 app.command("query")(with_global_options(query.show_or_cancel))
 app.command("analyze")(with_global_options(analyze.analyze))
 app.command("results")(with_global_options(results.results))
+app.add_typer(api_keys, name="keys")
 app.command("probe")(with_global_options(probe.probe_source))
 app.command("doctor")(with_global_options(doctor.doctor))
 app.command("tune")(with_global_options(tune.tune))

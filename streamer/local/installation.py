@@ -12,6 +12,7 @@ from typing import Any
 
 import redis
 
+from streamer.api_keys import require_keys
 from streamer.client import Client
 from streamer.connections import run_file_path
 from streamer.domain import StreamState
@@ -101,7 +102,8 @@ class Installation:
     def start(self) -> None:
         """Start all programs; `reachable()` and `ready()` return how far they are.
 
-        Raises StreamerError if another installation uses `data_dir`, or a server does not start.
+        Raises StreamerError if another installation uses `data_dir`, a server does not start, or
+        other machines could call the API although it has no keys.
         """
         self.claim()
         directory = self._wanted.data_dir
@@ -121,6 +123,7 @@ class Installation:
             for server in self._servers.values():
                 server.start()
         self._fill_in_addresses()
+        require_keys(self.settings)
         self._children = self._make_children()
         self._model_workers = self._children[: self._counts["model worker"]]
         for child in self._children:
