@@ -3,9 +3,9 @@
 import json
 from typing import Annotated
 
+import click
 import typer
 
-from streamer.api_keys import Scope
 from streamer.cli.context import Json, open_client
 
 NameArgument = Annotated[
@@ -16,21 +16,23 @@ NameArgument = Annotated[
 def keys_add(
     name: NameArgument,
     scope: Annotated[
-        list[Scope] | None,
+        list[str] | None,
         typer.Option(
+            click_type=click.Choice(["read", "operate"]),
             help="What the key may do: `read` what is there and ask, or also `operate`, which "
-            "changes streams and watches. Default: both."
+            "changes streams and watches. Default: both.",
         ),
     ] = None,
     as_json: Json = False,
 ) -> None:
     """Add a key and show it, once."""
-    from streamer.api_keys import ApiKeys
+    from streamer.api_keys import ApiKeys, Scope
     from streamer.terminal import console
 
+    scopes = [Scope(word) for word in scope] if scope else list(Scope)
     with open_client() as client:
         keys = ApiKeys(client.connections.main, client.settings)
-        key, secret = keys.add(name, scope or list(Scope))
+        key, secret = keys.add(name, scopes)
     if as_json:
         typer.echo(json.dumps({"name": key.name, "scopes": key.scopes, "key": secret}))
         return
