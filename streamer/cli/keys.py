@@ -1,9 +1,8 @@
 """`streamer keys`: add, list and revoke the keys with which programs call the HTTP API."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Literal
 
-import click
 import typer
 
 from streamer.cli.context import Json, open_client
@@ -16,9 +15,8 @@ NameArgument = Annotated[
 def keys_add(
     name: NameArgument,
     scope: Annotated[
-        list[str] | None,
+        list[Literal["read", "operate"]] | None,
         typer.Option(
-            click_type=click.Choice(["read", "operate"]),
             help="What the key may do: `read` what is there and ask, or also `operate`, which "
             "changes streams and watches. Default: both.",
         ),
