@@ -1,7 +1,7 @@
 """`streamer keys`: add, list and revoke the keys with which programs call the HTTP API."""
 
 import json
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -15,8 +15,9 @@ NameArgument = Annotated[
 def keys_add(
     name: NameArgument,
     scope: Annotated[
-        list[Literal["read", "operate"]] | None,
+        list[str] | None,
         typer.Option(
+            metavar="read|operate",
             help="What the key may do: `read` what is there and ask, or also `operate`, which "
             "changes streams and watches. Default: both.",
         ),
@@ -27,6 +28,9 @@ def keys_add(
     from streamer.api_keys import ApiKeys, Scope
     from streamer.terminal import console
 
+    unknown = [word for word in scope or () if word not in list(Scope)]
+    if unknown:
+        raise typer.BadParameter(f"'{unknown[0]}' is not a scope: give read or operate.")
     scopes = [Scope(word) for word in scope] if scope else list(Scope)
     with open_client() as client:
         keys = ApiKeys(client.connections.main, client.settings)
