@@ -46,6 +46,7 @@ from streamer.logging_setup import configure_logging
 from streamer.settings import Settings
 from workers import context
 from workers.gpu.clip_job import answer_clip, publish_failure
+from workers.gpu.engine_backend import EngineBackend
 from workers.ingest.job import run_stream
 from workers.rq.thread_worker import ThreadWorker
 
@@ -99,7 +100,13 @@ def measure(
     redis_process = psutil.Process(server.pid)
     with Connections(settings) as connections, Client(settings) as client, Engine(model) as engine:
         context.install(
-            context.WorkerContext(settings, connections, engine, model_name=options.model)
+            context.WorkerContext(
+                settings,
+                connections,
+                engine,
+                model_name=options.model,
+                backend=EngineBackend(engine, settings),
+            )
         )
         done = [
             one_round(client, connections, model, redis_process, video, settings)

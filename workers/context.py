@@ -16,6 +16,7 @@ from streamer.results import Results
 from streamer.secret_box import SecretBox
 from streamer.settings import Settings
 from streamer.streams import StreamRegistry
+from workers.backend import Backend
 from workers.isolation import Isolation
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ class WorkerContext:
 
     Attributes:
         settings, connections: what the process was started with.
-        engine: the engine of a model worker.
+        engine: the engine of a model worker that runs its model itself.
+        backend: what answers the clips of a model worker.
         archive: where an ingest worker archives frames.
         model_name: what results name as their model.
         worker_name: the name of the worker in RQ.
@@ -91,6 +93,7 @@ class WorkerContext:
     archive: "ArchiveWriter | None" = None
     model_name: str | None = None
     worker_name: str | None = None
+    backend: Backend | None = None
     stopping: threading.Event = field(default_factory=threading.Event)
     isolation: Isolation = field(default_factory=Isolation)
     clock: Clock = field(default_factory=shared)
@@ -107,6 +110,12 @@ class WorkerContext:
         """Stop this process, which can do no more work, and remember the first reason."""
         self.failure = self.failure or reason
         self.stopping.set()
+
+    @property
+    def model(self) -> Backend:
+        """What answers the clips of this model worker."""
+        assert self.backend is not None
+        return self.backend
 
     @cached_property
     def frames(self) -> FrameStore:

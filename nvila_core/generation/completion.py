@@ -1,9 +1,10 @@
 """The answer to a request, with its token counts and timings."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from nvila_core.generation.logprobs import TokenLogprob
+if TYPE_CHECKING:
+    from nvila_core.generation.logprobs import TokenLogprob  # imports torch
 
 FinishReason = Literal["stop", "length", "cancelled"]
 
@@ -69,5 +70,5 @@ class Completion:
     finish_reason: FinishReason
     usage: Usage
     timings: Timings = field(default_factory=Timings)
-    logprobs: list[TokenLogprob] | None = None
+    logprobs: "list[TokenLogprob] | None" = None
     choice_probabilities: dict[str, float] | None = None

@@ -33,10 +33,15 @@ def own(settings, connections, model):
     from nvila_core import Engine
     from workers import context
     from workers.context import WorkerContext
+    from workers.gpu.engine_backend import EngineBackend
 
     with Engine(model) as engine:
         installed = WorkerContext(
-            settings=settings, connections=connections, engine=engine, model_name=model.name
+            settings=settings,
+            connections=connections,
+            engine=engine,
+            model_name=model.name,
+            backend=EngineBackend(engine, settings),
         )
         context.install(installed)
         context.enter_slot(threading.Event())

@@ -1,6 +1,6 @@
 """Answer one question about the frames of one window: the clip job."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import redis
@@ -8,7 +8,14 @@ import structlog
 from rq.job import Job
 
 from streamer.alert_rule import ALERT_CHOICES
-from streamer.domain import ClipRequest, ErrorInfo, FrameRef, RequestKind, Result, to_datetime
+from streamer.domain import (
+    ClipRequest,
+    ErrorInfo,
+    FrameResolution,
+    RequestKind,
+    Result,
+    to_datetime,
+)
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import (
     check_request,
@@ -21,12 +28,10 @@ from streamer.jobs import (
 from streamer.limits import MAX_JOB_BYTES
 from streamer.redis_errors import trouble_of, will_pass
 from workers.context import Abandon, BrokeDown, GiveBack, WorkerContext, current, stop_check
-from workers.gpu.clip_plan import parts_of, plan_clip
-from workers.gpu.inference import infer, time_left
+from workers.gpu.clip_plan import plan_clip
+from workers.time_limit import time_left
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from nvila_core import Completion
 
 _T = TypeVar("_T")
@@ -117,8 +122,7 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
         )
     jpegs = _load(context, clip)
     plan = plan_clip(context, clip, started)
-    images = _decode(clip.frames, jpegs, plan.sizes)
-    completion = infer(context, clip, parts_of(images, clip.prompt), plan.tiles)
+    completion = context.model.answer(clip, jpegs, plan)
     usage, timings = completion.usage, completion.timings
     complete = clip.response_format.complete(completion.text, completion.finish_reason)
     return Result.answering(
@@ -128,7 +132,7 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
         error=None if complete else _unfinished(clip, completion),
         finish_reason=completion.finish_reason,
         tiles=usage.tiles,
-        plan=plan.record,
+        plan=[FrameResolution(grid=f.grid, reason=f.reason) for f in plan.frames],
         vision_tokens=usage.vision_tokens,
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
@@ -211,23 +215,6 @@ def _unfinished(clip: ClipRequest, completion: "Completion") -> ErrorInfo:
         f"its {_FORMS[clip.response_format.type]} was complete: raise max_tokens, or request a "
         f"shorter form.{begun}",
     )
-
-
-def _decode(
-    frames: Sequence[FrameRef], jpegs: Sequence[bytes], sizes: Sequence[tuple[int, int] | None]
-) -> "list[np.ndarray[Any, Any]]":
-    """Decode the pictures of a clip, RGB uint8 [height, width, 3], no larger than planned."""
-    from streamer.frames.jpeg import from_jpeg
-
-    try:
-        return [
-            from_jpeg(jpeg, frame.width, frame.height, size)
-            for frame, jpeg, size in zip(frames, jpegs, sizes, strict=True)
-        ]
-    except ValueError:
-        raise StreamerError(
-            ErrorCode.FRAME_DAMAGED, "A stored frame is damaged: ask again about other frames."
-        ) from None
 
 
 def _queue_ms(clip: ClipRequest, started: float) -> float:

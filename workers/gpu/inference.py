@@ -15,6 +15,7 @@ from workers.context import (
     stop_check,
 )
 from workers.gpu.delta_writer import DeltaWriter
+from workers.time_limit import out_of_time, time_left
 
 if TYPE_CHECKING:
     from nvila_core import Completion, Handle
@@ -40,7 +41,7 @@ def infer(context: WorkerContext, clip: ClipRequest, parts: list[Any], plan: Pla
 
     def check() -> None:
         if context.clock.monotonic() >= deadline:
-            raise _timed_out(clip, timeout)
+            raise out_of_time(clip, timeout)
         if stop():
             raise GiveBack
 
@@ -52,7 +53,7 @@ def infer(context: WorkerContext, clip: ClipRequest, parts: list[Any], plan: Pla
             writer = DeltaWriter(context, clip.id) if live else None
             return _wait(context, handle, deadline, cancel_check(), writer)
     except DeadlineExceeded:
-        raise _timed_out(clip, timeout) from None
+        raise out_of_time(clip, timeout) from None
     except PromptTooLong as error:
         raise StreamerError(ErrorCode.PROMPT_TOO_LONG, str(error)) from None
     except PromptError as error:
@@ -142,20 +143,3 @@ def _wait(
         if context.clock.monotonic() > deadline:  # the engine checks it between two steps only
             handle.cancel()
             raise DeadlineExceeded(context.settings.job_timeout)
-
-
-def time_left(context: WorkerContext, clip: ClipRequest) -> float:
-    """Return the seconds in which a clip must be answered. A live clip has used some of them in the
-    queue, where others may wait without limit."""
-    timeout = context.settings.job_timeout
-    if clip.kind is not RequestKind.WATCH:
-        return timeout
-    return timeout - max(0.0, context.clock.time() - clip.created_at.timestamp())
-
-
-def _timed_out(clip: ClipRequest, seconds: float) -> StreamerError:
-    if clip.kind is RequestKind.WATCH:
-        advice = "ask this stream less often or about fewer frames, or add a worker"
-    else:
-        advice = "ask about fewer frames or for fewer tokens, or raise job_timeout"
-    return StreamerError(ErrorCode.TIMEOUT, f"No answer within {seconds:g} s: {advice}.")

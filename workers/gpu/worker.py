@@ -16,6 +16,7 @@ from streamer.logging_setup import log_ready
 from streamer.settings import Settings
 from workers import context
 from workers.gpu.clip_job import answer_clip, publish_failure, publish_lost
+from workers.gpu.engine_backend import EngineBackend
 from workers.gpu.inference import out_of_memory
 from workers.gpu.loading import Loading
 from workers.gpu.watchdog import Watchdog
@@ -47,12 +48,13 @@ def serve_clips(settings: Settings, stopping: threading.Event, burst: bool = Fal
     ):
         log_lacks(connections)
         engine = load_engine(settings)
-        model = engine.model
+        model, backend = engine.model, EngineBackend(engine, settings)
         own = context.WorkerContext(
             settings=settings,
             connections=connections,
             engine=engine,
             model_name=DEMO if settings.model == DEMO else model.name,
+            backend=backend,
             stopping=stopping,
             clock=connections.clock,
         )
@@ -70,7 +72,7 @@ def serve_clips(settings: Settings, stopping: threading.Event, burst: bool = Fal
             outage=connections.outage,
             clock=own.clock,
             measure=lambda: {
-                **engine_stats(engine),
+                **backend.stats(),
                 "clock_offset_seconds": connections.clock.offset,
             },
         )
@@ -116,17 +118,6 @@ def _running(engine: "Engine", own: context.WorkerContext) -> Iterator[None]:
         stopper = threading.Thread(target=engine.stop, name="stop-engine", daemon=True)
         stopper.start()
         stopper.join(_MAX_STOP)
-
-
-def engine_stats(engine: "Engine") -> dict[str, float]:
-    """Return `Engine.stats()`, the shares that came from a cache, and the recent restarts."""
-    stats = engine.stats()
-    return {
-        **stats,
-        "prefix_hit_rate": stats["cached_tokens"] / max(1, stats["prompt_tokens"]),
-        "tile_hit_rate": stats["cached_tiles"] / max(1, stats["tiles"]),
-        "restarts": len(restart.recent_restarts()),
-    }
 
 
 def load_engine(settings: Settings) -> "Engine":

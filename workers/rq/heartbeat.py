@@ -33,7 +33,7 @@ class Heartbeat:
         slots: returns the jobs that run.
         slot_count: how many jobs may run at once.
         lease: seconds after which a silent worker is given up.
-        measure: returns numbers to report beside those of the process.
+        measure: returns what to report beside the numbers of the process.
         outage: what Redis refuses at the moment.
         clock: the time.
     """
@@ -46,7 +46,7 @@ class Heartbeat:
         *,
         slot_count: int,
         lease: float,
-        measure: Callable[[], Mapping[str, float]],
+        measure: Callable[[], Mapping[str, float | str]],
         outage: Outage,
         clock: Clock,
     ) -> None:

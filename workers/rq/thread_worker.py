@@ -137,7 +137,7 @@ class ThreadWorker(BaseWorker):
         grace: seconds that jobs have to finish, once `stopping` is set, before they are cancelled
             and return to the queue.
         poll: seconds until a stop is noticed, or a job whose wake-up was lost.
-        measure: returns numbers to report with each heartbeat, beside those of the process.
+        measure: returns what to report with each heartbeat, beside the numbers of the process.
         outage: what Redis refuses at the moment.
         clock: the time.
 
@@ -165,7 +165,7 @@ class ThreadWorker(BaseWorker):
         defer: Callable[[], bool] = lambda: False,
         grace: float = 3.0,
         poll: float = 1.0,
-        measure: Callable[[], Mapping[str, float]] = dict,
+        measure: Callable[[], Mapping[str, float | str]] = dict,
         outage: Outage | None = None,
         clock: Clock | None = None,
     ) -> None:

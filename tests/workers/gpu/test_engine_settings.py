@@ -9,6 +9,7 @@ from structlog.testing import capture_logs
 from nvila_core import SamplingParams
 from streamer.settings import Settings
 from workers.gpu import worker as gpu
+from workers.gpu.engine_backend import EngineBackend
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_a_worker_that_cannot_compile_warns_and_works(monkeypatch: pytest.Monkey
 
 
 def test_step_sizes_default_to_those_of_the_device() -> None:
-    engine = gpu.load_engine(Settings(model="demo", device="cpu", kv_cache_tokens=256))
+    settings = Settings(model="demo", device="cpu", kv_cache_tokens=256)
 
-    stats = gpu.engine_stats(engine)
+    stats = EngineBackend(gpu.load_engine(settings), settings).stats()
     assert (stats["max_num_batched_tokens"], stats["step_tiles"]) == (128, 16)

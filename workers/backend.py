@@ -1,0 +1,36 @@
+"""What answers clips: an engine in this process, or a server elsewhere, behind one protocol."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from nvila_core.resolution.policy import Budget, Measures, Plan
+from streamer.domain import ClipRequest
+
+if TYPE_CHECKING:
+    from nvila_core import Completion
+
+
+class Backend(Protocol):
+    """The model of a worker. All slots of the worker share it."""
+
+    def plan(self, frames: Sequence[Measures], budget: Budget) -> Plan:
+        """Plan the tiles of a clip with the worker's policy, from the measures of its frames."""
+        ...
+
+    def waiting(self) -> float:
+        """Return how many requests wait for the model, for each that it runs at once."""
+        ...
+
+    def answer(self, clip: ClipRequest, jpegs: Sequence[bytes], plan: Plan) -> "Completion":
+        """Answer a clip about its frames, given as stored, shown as planned.
+
+        Raises:
+            StreamerError: this request failed, without harm to others.
+            GiveBack: another worker should answer it, or no answer is wanted.
+            BrokeDown: the model broke down while it worked on this request.
+        """
+        ...
+
+    def stats(self) -> Mapping[str, float | str]:
+        """Return what the worker reports with each heartbeat."""
+        ...

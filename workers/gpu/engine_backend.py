@@ -1,0 +1,92 @@
+"""The backend that runs NVILA's engine in this process."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nvila_core.resolution.policy import Budget, Measures, Native, Plan, parse_policy
+from streamer.domain import ClipRequest, FrameRef
+from streamer.errors import ErrorCode, StreamerError
+from streamer.settings import Settings
+from workers.context import current
+from workers.gpu.inference import infer
+from workers.process import restart
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from nvila_core import Completion, Engine
+
+
+class EngineBackend:
+    """Answers clips with `engine`, which batches those of all slots; see `workers.backend`."""
+
+    def __init__(self, engine: "Engine", settings: Settings) -> None:
+        self._engine = engine
+        self._settings = settings
+
+    def plan(self, frames: Sequence[Measures], budget: Budget) -> Plan:
+        """See `Backend.plan`."""
+        policy = parse_policy(self._settings.policy)
+        return self._engine.model.plan(list(frames), policy, budget)
+
+    def waiting(self) -> float:
+        """See `Backend.waiting`."""
+        stats = self._engine.stats()
+        return stats["waiting"] / stats["max_num_seqs"]
+
+    def answer(self, clip: ClipRequest, jpegs: Sequence[bytes], plan: Plan) -> "Completion":
+        """See `Backend.answer`."""
+        images = decode_frames(clip.frames, jpegs, self._sizes(plan))
+        return infer(current(), clip, parts_of(images, clip.prompt), plan)
+
+    def stats(self) -> Mapping[str, float | str]:
+        """Return `Engine.stats()`, the shares that came from a cache, and the recent restarts."""
+        stats = self._engine.stats()
+        return {
+            **stats,
+            "prefix_hit_rate": stats["cached_tokens"] / max(1, stats["prompt_tokens"]),
+            "tile_hit_rate": stats["cached_tiles"] / max(1, stats["tiles"]),
+            "restarts": len(restart.recent_restarts()),
+        }
+
+    def _sizes(self, plan: Plan) -> list[tuple[int, int] | None]:
+        """Return the minimum width and height in pixels at which each frame must be decoded; None:
+        its full size."""
+        config = self._engine.model.config
+        published = isinstance(parse_policy(self._settings.policy), Native)
+        published = published or not config.tiles_frames
+        if published and len(plan.frames) == 1:  # tiled by a rule that looks at the picture's size
+            return [None]
+        side = config.processor.size
+        return [(side * columns, side * rows) for columns, rows in (f.grid for f in plan.frames)]
+
+
+def parts_of(images: "list[np.ndarray[Any, Any]]", prompt: str) -> list[Any]:
+    """Build the parts of a model's prompt about RGB uint8 pictures [height, width, 3]: one frame
+    alone is an image, several are a video."""
+    from PIL import Image
+
+    from nvila_core import Video
+
+    media = Image.fromarray(images[0]) if len(images) == 1 else Video(images, sampled=True)
+    return [media, prompt]
+
+
+def decode_frames(
+    frames: Sequence[FrameRef], jpegs: Sequence[bytes], sizes: Sequence[tuple[int, int] | None]
+) -> "list[np.ndarray[Any, Any]]":
+    """Decode the pictures of a clip, RGB uint8 [height, width, 3], no larger than planned.
+
+    Raises StreamerError(FRAME_DAMAGED).
+    """
+    from streamer.frames.jpeg import from_jpeg
+
+    try:
+        return [
+            from_jpeg(jpeg, frame.width, frame.height, size)
+            for frame, jpeg, size in zip(frames, jpegs, sizes, strict=True)
+        ]
+    except ValueError:
+        raise StreamerError(
+            ErrorCode.FRAME_DAMAGED, "A stored frame is damaged: ask again about other frames."
+        ) from None
