@@ -619,6 +619,10 @@ class Result(Record):
     queue_ms: float = Field(default=0.0, description="ms of waiting for a worker and in the engine")
     encode_ms: float = Field(default=0.0, description="ms of encoding tiles")
     generate_ms: float = Field(default=0.0, description="ms of reading the prompt and generating")
+    alert: AlertRule | None = Field(
+        default=None,
+        description="the rule of the alert whose window this is; null in the timeline",
+    )
     total_ms: float = Field(
         default=0.0,
         description="ms to the result: from the capture of the newest frame for a live watch, "
@@ -670,6 +674,7 @@ class Result(Record):
             "frames": len(request.frames),
             "gaps": request.gaps,
             "stale": request.stale,
+            "alert": request.alert,
             **_seen(request),
         }
         return cls(**asked | outcome)

@@ -186,6 +186,20 @@ class Settings(BaseSettings):
         default=64 << 20, ge=1 << 20, description="bytes of unanswered queries and their answers"
     )
 
+    incident_days: float = Field(
+        default=90.0, gt=0, le=3650, description="days that incidents are kept after their end"
+    )
+    incident_lost_after: float = Field(
+        default=86400.0,
+        ge=60,
+        description="seconds without an answer after which an open incident ends as stream_lost",
+    )
+    alertmanager_url: str | None = Field(default=None, repr=False)
+    notify_urls: Annotated[list[str], NoDecode] = Field(default_factory=list, repr=False)
+    public_url: str | None = Field(
+        default=None, description="address of the API, for links in messages"
+    )
+
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8080, ge=0, le=65535)
     api_keys: Annotated[list[str], NoDecode] = Field(default_factory=list, repr=False)
@@ -206,6 +220,11 @@ class Settings(BaseSettings):
         except PromptError as error:
             raise ValueError(str(error)) from None
         return value
+
+    @field_validator("notify_urls", mode="before")
+    @classmethod
+    def _split_urls(cls, value: Any) -> Any:
+        return value.split() if isinstance(value, str) else value  # URLs may have commas
 
     @field_validator("api_keys", "secret_key", "allowed_dirs", "allowed_hosts", mode="before")
     @classmethod

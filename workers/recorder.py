@@ -6,17 +6,22 @@ import os
 import socket
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any, cast
 
 import redis
 import structlog
+from sqlalchemy import Connection
 
 from streamer import redis_keys
 from streamer.clock import Clock, SystemClock
 from streamer.connections import Connections, log_lacks
 from streamer.domain import Result
 from streamer.errors import ErrorCode, StreamerError
+from streamer.frames.store import FrameStore, Retention
 from streamer.health import PartName, note_seen
+from streamer.incidents.keeper import pictures_of
+from streamer.incidents.store import Incidents
 from streamer.logging_setup import log_ready
 from streamer.memory_reserve import in_reserve
 from streamer.outage import Outage
@@ -24,6 +29,7 @@ from streamer.redis_errors import will_pass
 from streamer.results import read_entry
 from streamer.settings import Settings
 from streamer.timeline.results import Timeline
+from workers.incidents import channels_of, incident_thread
 from workers.process import startup
 
 _log = structlog.get_logger(__name__)
@@ -51,6 +57,9 @@ class Recorder:
         outage: what Redis refuses at the moment.
         lease: seconds of silence after which recorders count as missing.
         clock: the time; a test moves it by hand.
+        incidents: counts the windows of alerts; without them nothing is counted.
+        frames: where the pictures of incidents are.
+        told: called after a result has changed an incident.
     """
 
     def __init__(
@@ -63,8 +72,14 @@ class Recorder:
         outage: Outage | None = None,
         lease: float = 12.0,
         clock: Clock | None = None,
+        incidents: Incidents | None = None,
+        frames: FrameStore | None = None,
+        told: Callable[[], None] = lambda: None,
     ) -> None:
         self._redis = in_reserve(client)
+        self._incidents = incidents
+        self._frames = frames
+        self._told = told
         self._timeline = timeline
         self._stopping = stopping
         self._claim_after = claim_after
@@ -157,19 +172,36 @@ class Recorder:
     def _record(self, results: dict[bytes, Result]) -> int:
         """Store results, and take those out of `results` that the database refuses."""
         try:
-            return self._timeline.record(list(results.values()))
+            return self._store(list(results.values()))
         except StreamerError as error:
             if error.code is not ErrorCode.RECORD_UNREADABLE:
                 raise
         recorded = 0
         for entry_id, result in list(results.items()):
             try:
-                recorded += self._timeline.record([result])
+                recorded += self._store([result])
             except StreamerError as error:
                 if error.code is not ErrorCode.RECORD_UNREADABLE:
                     raise
                 self._leave(entry_id, error)
                 del results[entry_id]
+        return recorded
+
+    def _store(self, results: list[Result]) -> int:
+        """Store results and count the windows of alerts, in one transaction."""
+        incidents = self._incidents
+        if incidents is None:
+            return self._timeline.record(results)
+        pictures = {} if self._frames is None else pictures_of(results, self._frames)
+        told = False
+
+        def count(connection: Connection, new: list[Result]) -> None:
+            nonlocal told
+            told = incidents.count(connection, new, pictures)
+
+        recorded = self._timeline.record(results, also=count)
+        if told:
+            self._told()
         return recorded
 
     def _leave(self, entry_id: bytes, error: StreamerError) -> None:
@@ -217,8 +249,14 @@ def record_results(settings: Settings, stopping: threading.Event) -> None:
     """Record until `stopping` is set. Raises StreamerError if Redis or the database is away."""
     timeline = Timeline(settings.timeline_url, upgrade=True)
     try:
+        channels = channels_of(settings)
+        incidents = Incidents(timeline.database, list(channels))
         with Connections(settings, patient=True) as connections:
             log_lacks(connections)
+            clock = connections.clock
+            thread = incident_thread(
+                settings, connections, timeline, incidents, channels, stopping, clock
+            )
             recorder = Recorder(
                 connections.main,
                 timeline,
@@ -226,12 +264,20 @@ def record_results(settings: Settings, stopping: threading.Event) -> None:
                 claim_after=2 * settings.lease,
                 outage=connections.outage,
                 lease=settings.lease,
-                clock=connections.clock,
+                clock=clock,
+                incidents=incidents,
+                frames=FrameStore(connections.frames, Retention.of(settings), clock=clock),
+                told=thread.wake.set,
             )
             startup.stop_on_signals(stopping)
             connections.outage.insist("record", recorder.join, stopping.wait)
             log_ready()
-            recorder.run()
+            thread.start()
+            try:
+                recorder.run()
+            finally:
+                stopping.set()
+                thread.end()
             recorder.leave()
     except redis.exceptions.RedisError as error:
         if not (stopping.is_set() and will_pass(error)):

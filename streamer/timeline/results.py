@@ -2,21 +2,24 @@
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Row, Select, and_, func, inspect, or_, select
+from sqlalchemy import Connection, Row, Select, and_, func, inspect, or_, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
 from streamer.domain import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.timeline.database import TIME_LIMIT, Database, engine_of, parsed_url, translated
-from streamer.timeline.tables import RESULT_LISTS
+from streamer.timeline.tables import RESULT_FIELDS, RESULT_LISTS
 from streamer.timeline.tables import results as _results
+
+Also = Callable[[Connection, list[Result]], object]
+"""What else is done with new results, in the transaction that stores them."""
 
 _MAX_PAGE = 1000
 """Results of one page."""
@@ -48,8 +51,10 @@ class Timeline:
         """Read from the database: see the errors of the class."""
         self.database.ping()
 
-    def record(self, results: Sequence[Result]) -> int:
+    def record(self, results: Sequence[Result], also: "Also | None" = None) -> int:
         """Store results, all or none, and return how many are new; known ones are not changed.
+
+        `also` is called with those that are new, in the same transaction.
 
         Raises StreamerError(RECORD_UNREADABLE) if the database cannot hold one of them.
         """
@@ -58,10 +63,15 @@ class Timeline:
         rows = [_row(result) for result in results]
         insert = postgresql.insert if self.database.dialect == "postgresql" else sqlite.insert
         statement = insert(_results).on_conflict_do_nothing().returning(_results.c.id)
+
+        def store(connection: Connection) -> int:
+            new = set(connection.execute(statement, rows).scalars())
+            if also is not None and new:
+                also(connection, [result for result in results if result.id in new])
+            return len(new)
+
         try:
-            return self.database.write(
-                lambda connection: len(connection.execute(statement, rows).all())
-            )
+            return self.database.write(store)
         except StreamerError as error:
             if not isinstance(error.__cause__, DataError | IntegrityError):
                 raise
@@ -148,7 +158,7 @@ def count_results(url: str) -> int | None:
 
 
 def _row(result: Result) -> dict[str, Any]:
-    row = result.model_dump()
+    row = result.model_dump(include=set(RESULT_FIELDS))
     as_json = result.model_dump(mode="json", include={"error", *RESULT_LISTS})
     row |= {
         "kind": result.kind.value,
@@ -163,8 +173,8 @@ def _result(row: Row[Any]) -> Result:
     # A field that an older version did not store has its default.
     values = {
         name: row._mapping[name]
-        for name, field in Result.model_fields.items()
-        if field.is_required() or row._mapping[name] is not None
+        for name in RESULT_FIELDS
+        if Result.model_fields[name].is_required() or row._mapping[name] is not None
     }
     return Result.shown(values)
 

@@ -13,10 +13,12 @@ from sqlalchemy import (
     Float,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
     TypeDecorator,
+    text,
 )
 from sqlalchemy.types import TypeEngine
 
@@ -40,6 +42,9 @@ class UtcDateTime(TypeDecorator[datetime]):
             return None
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
+
+RESULT_FIELDS = [name for name in Result.model_fields if name != "alert"]
+"""Fields of a result that are stored; the rule of an alert is with its incidents."""
 
 RESULT_LISTS = ("frame_times", "gaps")
 """Fields of a result that are lists of records or times, stored as JSON."""
@@ -69,8 +74,84 @@ results = Table(
             nullable=name not in ("id", "request_id", "kind", "created_at", "prompt"),
             unique=name in ("id", "request_id"),
         )
-        for name in Result.model_fields
+        for name in RESULT_FIELDS
     ),
     Index("results_by_time", "created_at", "number"),
     Index("results_by_stream", "stream_id", "created_at"),
+)
+
+incidents = Table(
+    "incidents",
+    metadata,
+    # Orders incidents by arrival, and is the cursor of a listing.
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("watch_id", Text, nullable=False),
+    Column("stream_id", Text, nullable=False),
+    Column("stream_name", Text, nullable=False),
+    Column("severity", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("opened_at", UtcDateTime(), nullable=False),
+    Column("updated_at", UtcDateTime(), nullable=False),
+    Column("seen", Boolean, nullable=False),
+    # What the model is still to be asked for the summary.
+    Column("to_describe", Text),
+    Column("record", JSON, nullable=False),
+    Index("incidents_by_stream", "stream_id", "number"),
+    Index("incidents_by_update", "updated_at"),
+    Index(
+        "one_incident_at_a_time",
+        "watch_id",
+        "stream_id",
+        unique=True,
+        sqlite_where=text("state <> 'resolved'"),
+        postgresql_where=text("state <> 'resolved'"),
+    ),
+)
+
+alert_states = Table(
+    "alert_states",
+    metadata,
+    Column("watch_id", Text, primary_key=True),
+    Column("stream_id", Text, primary_key=True),
+    Column("incident_id", Text),
+    Column("windows", JSON, nullable=False),
+    Column("consumed", UtcDateTime()),
+    Column("told", Float, nullable=False),
+    Column("updated_at", UtcDateTime(), nullable=False),
+)
+
+incident_pictures = Table(
+    "incident_pictures",
+    metadata,
+    Column("incident_id", Text, primary_key=True),
+    Column("name", Text, primary_key=True),
+    Column("captured_at", UtcDateTime(), nullable=False),
+    Column("jpeg", LargeBinary, nullable=False),
+)
+
+incident_messages = Table(
+    "incident_messages",
+    metadata,
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("channel", Text, nullable=False),
+    Column("incident_id", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("body", JSON, nullable=False),
+    Column("created_at", UtcDateTime(), nullable=False),
+    Column("due_at", UtcDateTime(), nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("delivered_at", UtcDateTime()),
+    Index("incident_messages_by_channel", "channel", "number"),
+)
+
+silences = Table(
+    "silences",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("starts_at", UtcDateTime(), nullable=False),
+    Column("ends_at", UtcDateTime(), nullable=False),
+    Column("record", JSON, nullable=False),
+    Index("silences_by_end", "ends_at"),
 )

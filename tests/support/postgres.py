@@ -1,5 +1,6 @@
 """A real PostgreSQL server on a free loopback port, with its data in a folder of its own."""
 
+import contextlib
 import os
 import pwd
 import shutil
@@ -69,15 +70,22 @@ def _await_server(port: int, server: "subprocess.Popen[bytes]") -> None:
         time.sleep(0.1)
 
 
-@pytest.fixture
-def postgres_database(postgres_port: int) -> Iterator[str]:
-    """The name of an empty database."""
+@contextlib.contextmanager
+def new_database(port: int) -> Iterator[str]:
+    """Make an empty database, give its name, and drop it."""
     import psycopg
 
     name = f"test_{os.getpid()}_{time.monotonic_ns()}"
-    admin = f"postgresql://test@127.0.0.1:{postgres_port}/postgres"
+    admin = f"postgresql://test@127.0.0.1:{port}/postgres"
     with psycopg.connect(admin, autocommit=True) as connection:
         connection.execute(f'CREATE DATABASE "{name}"'.encode())
     yield name
     with psycopg.connect(admin, autocommit=True) as connection:
         connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)'.encode())
+
+
+@pytest.fixture
+def postgres_database(postgres_port: int) -> Iterator[str]:
+    """The name of an empty database."""
+    with new_database(postgres_port) as name:
+        yield name

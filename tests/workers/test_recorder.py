@@ -5,11 +5,16 @@ import os
 import socket
 import sqlite3
 import threading
+import time
 
 import pytest
 
+from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
-from streamer.domain import Result
+from streamer.alert_rule import AlertRule
+from streamer.domain import Result, to_datetime
+from streamer.frames.store import FrameStore, Retention
+from streamer.incidents.store import Incidents
 from streamer.results import Results
 from streamer.timeline.results import Timeline
 from workers.recorder import GROUP, Recorder
@@ -257,3 +262,60 @@ def test_a_failure_at_the_start_is_one_sentence(worker_process, env, expected):
     (line,) = worker.output.strip().splitlines()
     assert expected in json.loads(line)["event"]  # as everything in the log
     assert "s3cret" not in worker.output
+
+
+def alert_result(client, place, probability):
+    """Return the result of a window of an alert whose newest frame is stored."""
+    moment = time.time() - 100 + 10 * place
+    FrameStore(client, Retention(age=300, max_frames=500)).put(
+        "str_1", f"jpeg {place}".encode(), Measures(32, 24, change=0.0), time=moment, pts=moment
+    )
+    return Result(
+        request_id=f"req_{place}",
+        kind="alert",
+        stream_id="str_1",
+        stream_name="yard",
+        watch_id="wch_1",
+        start=to_datetime(moment - 9),
+        end=to_datetime(moment + 1),
+        frames_to=to_datetime(moment),
+        prompt="Is it open?",
+        text="yes",
+        data={"yes": True, "probability": probability},
+        alert=AlertRule(),
+    )
+
+
+def test_windows_of_an_alert_become_an_incident_with_its_pictures(
+    results, redis_client, settings, timeline
+):
+    told = []
+    incidents = Incidents(timeline.database)
+    frames = FrameStore(redis_client, Retention.of(settings))
+    recording = recorder(
+        redis_client,
+        timeline,
+        claim_after=0.0,
+        incidents=incidents,
+        frames=frames,
+        told=lambda: told.append(1),
+    )
+    # given a recorder that was killed after it had read the first window
+    results.publish(alert_result(redis_client, 0, 0.8), owner_id=None)
+    redis_client.xreadgroup(GROUP, "dead", {redis_keys.RESULTS: ">"})
+    assert recording.step() == 1
+    assert told == []
+    # when the next one shows it too, and is delivered twice
+    results.publish(alert_result(redis_client, 1, 0.9), owner_id=None)
+    (entry,) = redis_client.xrevrange(redis_keys.RESULTS, count=1)
+    redis_client.xadd(redis_keys.RESULTS, entry[1])
+    assert recording.step() == 1
+    # then one incident is open, with the picture of its window, and its rule is not in the timeline
+    (incident,) = incidents.page().incidents
+    assert (incident.state, incident.windows.yes) == ("open", 2)
+    picture = incidents.picture(incident.id, "opened")
+    assert picture is not None
+    assert picture.jpeg == b"jpeg 1"
+    assert told == [1]
+    assert timeline.get("req_1").data == {"yes": True, "probability": 0.9}
+    assert timeline.get("req_1").alert is None
