@@ -6,7 +6,6 @@ cost time at each call. Keys of the setting `api_keys` have all scopes and are n
 
 import ipaddress
 import secrets
-from enum import StrEnum
 from hashlib import sha256
 from typing import cast
 
@@ -16,7 +15,7 @@ from pydantic import Field
 
 from streamer import redis_keys
 from streamer.connections import Connections
-from streamer.domain import Record, Timestamp, to_datetime, utc_now
+from streamer.domain import Record, Scope, Timestamp, to_datetime, utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.settings import Settings
 from streamer.validation import check_name
@@ -32,13 +31,6 @@ _SHOWN = 8
 """Characters of a key that lists show, to recognize it by."""
 
 _log = structlog.get_logger(__name__)
-
-
-class Scope(StrEnum):
-    """What a key may do. `operate` includes `read`."""
-
-    READ = "read"
-    OPERATE = "operate"
 
 
 class ApiKey(Record):

@@ -723,3 +723,24 @@ class Query(Record):
             end=request.end,
             created_at=request.created_at,
         )
+
+
+PartName = Literal["redis", "frames redis", "database", "ingest worker", "model worker", "recorder"]
+
+
+class Part(Record):
+    """A program or a server that the installation needs."""
+
+    name: PartName
+    up: bool
+    last_seen_at: Timestamp | None = Field(
+        default=None, description="when it last worked; null if it has not been seen yet"
+    )
+    message: str | None = Field(default=None, description="what is missing, and what to do")
+
+
+class Scope(StrEnum):
+    """What a key may do. `operate` includes `read`."""
+
+    READ = "read"
+    OPERATE = "operate"

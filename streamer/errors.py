@@ -50,6 +50,7 @@ class ErrorCode(OpenEnum):
     TIMEOUT = "TIMEOUT"
     REDIS_UNAVAILABLE = "REDIS_UNAVAILABLE"
     DATABASE_UNAVAILABLE = "DATABASE_UNAVAILABLE"
+    API_UNAVAILABLE = "API_UNAVAILABLE"
     NO_WORKER = "NO_WORKER"
     WORKER_LOST = "WORKER_LOST"
     JOB_LOST = "JOB_LOST"
@@ -93,6 +94,7 @@ _STATUS = {
     ErrorCode.STREAM_URL_FORBIDDEN: 403,
     ErrorCode.REDIS_UNAVAILABLE: 503,
     ErrorCode.DATABASE_UNAVAILABLE: 503,
+    ErrorCode.API_UNAVAILABLE: 503,
     ErrorCode.NO_WORKER: 503,
     ErrorCode.WORKER_LOST: 503,
     ErrorCode.JOB_LOST: 503,
@@ -112,14 +114,22 @@ _STATUS = {
 class StreamerError(Exception):
     """A failure with a stable `code` and a `message` for users, which never holds a password.
 
-    `param` is the dotted path of the field that is wrong, such as `watches.0.window`.
+    `param` is the dotted path of the field that is wrong, such as `watches.0.window`. `request_id`
+    is that of the call of the API that failed, by which the server's log tells more.
     """
 
-    def __init__(self, code: ErrorCode, message: str, param: str | None = None) -> None:
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        param: str | None = None,
+        request_id: str | None = None,
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.param = param
+        self.request_id = request_id
 
     @property
     def http_status(self) -> int:

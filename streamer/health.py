@@ -5,23 +5,20 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import redis
 import structlog
-from pydantic import Field
 
 from streamer import redis_keys
 from streamer.clock import Clock, SystemClock
 from streamer.connections import Connections
-from streamer.domain import Record, Timestamp, rfc3339, to_datetime
+from streamer.domain import Part, PartName, rfc3339, to_datetime
 from streamer.errors import StreamerError
 from streamer.jobs import Jobs
 
 if TYPE_CHECKING:
     from streamer.timeline.results import Timeline
-
-PartName = Literal["redis", "frames redis", "database", "ingest worker", "model worker", "recorder"]
 
 _LACKS: dict[str, str] = {
     "redis": "Redis does not answer, so nothing works: check that it runs",
@@ -43,17 +40,6 @@ _log = structlog.get_logger(__name__)
 
 _FIRST_LOOK = 1.0
 """Seconds that a list waits for the first look at the parts."""
-
-
-class Part(Record):
-    """A program or a server that the installation needs."""
-
-    name: PartName
-    up: bool
-    last_seen_at: Timestamp | None = Field(
-        default=None, description="when it last worked; null if it has not been seen yet"
-    )
-    message: str | None = Field(default=None, description="what is missing, and what to do")
 
 
 class InstallationHealth:

@@ -16,10 +16,10 @@ from sqlalchemy import Connection
 from streamer import redis_keys
 from streamer.clock import Clock, SystemClock
 from streamer.connections import Connections, log_lacks
-from streamer.domain import Result
+from streamer.domain import PartName, Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.store import FrameStore, Retention
-from streamer.health import PartName, note_seen
+from streamer.health import note_seen
 from streamer.incidents.keeper import pictures_of
 from streamer.incidents.store import Incidents
 from streamer.logging_setup import log_ready

@@ -5,19 +5,19 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from streamer.alert_rule import AlertRule, with_nested_rule
-from streamer.api_keys import Scope
 from streamer.domain import (
     ErrorInfo,
+    Part,
     Query,
     Record,
     Result,
     Sampling,
+    Scope,
     Stream,
     Transport,
     Watch,
 )
 from streamer.files import UploadedFile
-from streamer.health import Part
 from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES, MAX_SOURCE, MAX_WATCHES
 from streamer.response_format import ResponseFormat
 

@@ -25,7 +25,8 @@ def keys_add(
     as_json: Json = False,
 ) -> None:
     """Add a key and show it, once."""
-    from streamer.api_keys import ApiKeys, Scope
+    from streamer.api_keys import ApiKeys
+    from streamer.domain import Scope
     from streamer.terminal import console
 
     unknown = [word for word in scope or () if word not in list(Scope)]

@@ -39,10 +39,7 @@ def results(
         ),
     ] = None,
     q: Annotated[
-        str | None,
-        typer.Option(
-            "--q", help="Show only results with these words: red car, '\"red car\"' or park*."
-        ),
+        str | None, typer.Option("--q", help="Show only results whose text contains this.")
     ] = None,
     limit: Annotated[
         int | None,
@@ -123,8 +120,6 @@ def _follow(
     q: str | None,
     limit: int | None,
 ) -> None:
-    from streamer.timeline.words import matches
-
     if stream is not None:
         client.require_results_of(stream)
     last_id = "$"
@@ -136,7 +131,7 @@ def _follow(
             continue
         if kind is not None and kind != result.kind:
             continue
-        if q is not None and not matches(q, f"{result.text or ''}\n{result.prompt}"):
+        if q is not None and q.lower() not in (result.text or "").lower():
             continue
         show([result])
         shown += 1

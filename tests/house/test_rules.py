@@ -96,6 +96,17 @@ def test_the_service_starts_without_the_model(module: str) -> None:
     assert run.stdout.split() == []
 
 
+def test_the_http_client_is_light() -> None:
+    heavy = {"torch", "redis", "rq", "av", "cv2", "numpy", "sqlalchemy", "fastapi", "workers"}
+    code = f"import sys, streamer.http_client; print(*({heavy!r} & set(sys.modules)))"
+
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+
+    assert run.stdout.split() == []
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_packages_are_packages(package: str) -> None:
     missing = [

@@ -17,7 +17,7 @@ from streamer.cli.app import app
 from streamer.client import Client
 from streamer.doctor.examination import examine
 from streamer.doctor.redis_server import servers
-from streamer.health import Part
+from streamer.domain import Part
 from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import Settings
 from streamer.timeline.results import Timeline

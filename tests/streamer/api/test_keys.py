@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 from streamer import redis_keys
 from streamer.api.app import create_app
-from streamer.api_keys import SESSION_SECONDS, ApiKeys, Scope, require_keys
+from streamer.api_keys import SESSION_SECONDS, ApiKeys, require_keys
 from streamer.cli.app import app as cli
 from streamer.client import Client
+from streamer.domain import Scope
 from streamer.errors import ErrorCode, StreamerError
 from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import Settings

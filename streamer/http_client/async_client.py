@@ -1,0 +1,174 @@
+"""The client for asyncio."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+import httpx
+from tenacity import AsyncRetrying
+
+from streamer.errors import StreamerError
+from streamer.http_client.call import Call, Flow, Paged, as_method
+from streamer.http_client.calls import ServiceCalls, WatchCalls
+from streamer.http_client.connection import Connection
+from streamer.http_client.listening import EventMessage, Listening
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+_Answer = Coroutine[Any, Any, _T]
+
+
+def _once(make: Callable[_P, Call[_T]]) -> Callable[Concatenate["_Sender", _P], _Answer[_T]]:
+    async def method(sender: "_Sender", /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return await sender.send(make(*args, **kwargs))
+
+    as_method(method, make)
+    return method
+
+
+def _whole(make: Callable[_P, Flow[_T]]) -> Callable[Concatenate["_Sender", _P], _Answer[_T]]:
+    async def method(sender: "_Sender", /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        flow = make(*args, **kwargs)
+        try:
+            call = next(flow)
+            while True:
+                call = flow.send(await sender.send(call))
+        except StopIteration as end:
+            answer: _T = end.value
+            return answer
+
+    as_method(method, make)
+    return method
+
+
+def _each(
+    make: Callable[_P, Paged[_T]],
+) -> Callable[Concatenate["_Sender", _P], AsyncIterator[_T]]:
+    def method(sender: "_Sender", /, *args: _P.args, **kwargs: _P.kwargs) -> AsyncIterator[_T]:
+        pages = make(*args, **kwargs)
+        return (item async for page in _pages(sender, pages) for item in page)
+
+    as_method(method, make)
+    return method
+
+
+async def _pages(sender: "_Sender", pages: Paged[_T]) -> AsyncIterator[list[_T]]:
+    while (call := pages.next_call()) is not None:
+        yield pages.take(await sender.send(call))
+
+
+def _listen(
+    make: Callable[_P, Listening],
+) -> Callable[Concatenate["_Sender", _P], AsyncIterator[EventMessage]]:
+    def method(
+        sender: "_Sender", /, *args: _P.args, **kwargs: _P.kwargs
+    ) -> AsyncIterator[EventMessage]:
+        return sender.listen(make(*args, **kwargs))
+
+    as_method(method, make)
+    return method
+
+
+class _Sender:
+    """Sends calls over one pool of connections."""
+
+    def __init__(self, connection: Connection, http: httpx.AsyncClient) -> None:
+        self._connection = connection
+        self._http = http
+
+    async def send(self, call: Call[_T]) -> _T:
+        """Return the answer to a call, which is sent again if its failure may pass.
+
+        Raises StreamerError.
+        """
+        return await AsyncRetrying(**self._connection.retrying)(self._send_once, call)
+
+    async def _send_once(self, call: Call[_T]) -> _T:
+        try:
+            response = await self._http.request(**self._connection.request(call))
+        except httpx.HTTPError as error:
+            raise call.lost(error) from error
+        return call.answer(response)
+
+    async def listen(self, listening: Listening) -> AsyncIterator[EventMessage]:
+        """Yield events, and connect again whenever the connection is lost.
+
+        Raises StreamerError for a refusal, and if there is no first connection.
+        """
+        options = self._connection.listening
+        while True:
+            try:
+                async with self._http.stream(**listening.request, **options) as response:
+                    if not response.is_success:
+                        await response.aread()
+                    listening.begin(response)
+                    async for line in response.aiter_lines():
+                        if (event := listening.take(line)) is not None:
+                            yield event
+                pause = listening.pause_after(None)
+            except (httpx.HTTPError, StreamerError) as error:
+                pause = listening.pause_after(error)
+            await asyncio.sleep(pause)
+
+
+class _Watches(_Sender):
+    """Add, change and remove the watches of attached streams."""
+
+    add = _once(WatchCalls.add)
+    list = _once(WatchCalls.list)
+    get = _once(WatchCalls.get)
+    edit = _once(WatchCalls.edit)
+    remove = _once(WatchCalls.remove)
+
+
+class AsyncHttpClient(_Sender):
+    """The :class:`HttpClient` for asyncio: the same methods, to be awaited or iterated over.
+
+    Args:
+        url: address of the API; default: `STREAMER_API_URL`, or http://127.0.0.1:8080.
+        api_key: a key of the API; default: `STREAMER_API_KEY`.
+        timeout: seconds without any answer after which a request has failed.
+        retries: how often a request is sent again.
+        transport: how requests travel, for a proxy or certificates of yours:
+            `httpx.AsyncHTTPTransport(proxy=..., verify=...)`.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float = 30.0,
+        retries: int = 2,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        connection = Connection(url, api_key, timeout, retries)
+        super().__init__(connection, httpx.AsyncClient(transport=transport, **connection.options))
+        self.watches = _Watches(connection, self._http)
+        """Add, change and remove the watches of attached streams."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    attach = _once(ServiceCalls.attach)
+    edit = _once(ServiceCalls.edit)
+    pause = _once(ServiceCalls.pause)
+    resume = _once(ServiceCalls.resume)
+    detach = _once(ServiceCalls.detach)
+    streams = _once(ServiceCalls.streams)
+    stream = _once(ServiceCalls.stream)
+    ask = _whole(ServiceCalls.ask)
+    submit = _once(ServiceCalls.submit)
+    query = _whole(ServiceCalls.query)
+    queries = _once(ServiceCalls.queries)
+    cancel = _once(ServiceCalls.cancel)
+    results = _each(ServiceCalls.results)
+    events = _listen(ServiceCalls.events)
+    health = _once(ServiceCalls.health)

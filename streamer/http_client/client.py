@@ -1,0 +1,174 @@
+"""The client for threads."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Concatenate, ParamSpec, Self, TypeVar
+
+import httpx
+from tenacity import Retrying
+
+from streamer.errors import StreamerError
+from streamer.http_client.call import Call, Flow, Paged, as_method
+from streamer.http_client.calls import ServiceCalls, WatchCalls
+from streamer.http_client.connection import Connection
+from streamer.http_client.listening import EventMessage, Listening
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+
+def _once(make: Callable[_P, Call[_T]]) -> Callable[Concatenate["_Sender", _P], _T]:
+    def method(sender: "_Sender", /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        return sender.send(make(*args, **kwargs))
+
+    as_method(method, make)
+    return method
+
+
+def _whole(make: Callable[_P, Flow[_T]]) -> Callable[Concatenate["_Sender", _P], _T]:
+    def method(sender: "_Sender", /, *args: _P.args, **kwargs: _P.kwargs) -> _T:
+        flow = make(*args, **kwargs)
+        try:
+            call = next(flow)
+            while True:
+                call = flow.send(sender.send(call))
+        except StopIteration as end:
+            answer: _T = end.value
+            return answer
+
+    as_method(method, make)
+    return method
+
+
+def _each(make: Callable[_P, Paged[_T]]) -> Callable[Concatenate["_Sender", _P], Iterator[_T]]:
+    def method(sender: "_Sender", /, *args: _P.args, **kwargs: _P.kwargs) -> Iterator[_T]:
+        pages = make(*args, **kwargs)
+        return (item for page in _pages(sender, pages) for item in page)
+
+    as_method(method, make)
+    return method
+
+
+def _pages(sender: "_Sender", pages: Paged[_T]) -> Iterator[list[_T]]:
+    while (call := pages.next_call()) is not None:
+        yield pages.take(sender.send(call))
+
+
+def _listen(
+    make: Callable[_P, Listening],
+) -> Callable[Concatenate["_Sender", _P], Iterator[EventMessage]]:
+    def method(sender: "_Sender", /, *args: _P.args, **kwargs: _P.kwargs) -> Iterator[EventMessage]:
+        return sender.listen(make(*args, **kwargs))
+
+    as_method(method, make)
+    return method
+
+
+class _Sender:
+    """Sends calls over one pool of connections."""
+
+    def __init__(self, connection: Connection, http: httpx.Client) -> None:
+        self._connection = connection
+        self._http = http
+
+    def send(self, call: Call[_T]) -> _T:
+        """Return the answer to a call, which is sent again if its failure may pass.
+
+        Raises StreamerError.
+        """
+        answer: _T = Retrying(**self._connection.retrying)(self._send_once, call)
+        return answer
+
+    def _send_once(self, call: Call[_T]) -> _T:
+        try:
+            response = self._http.request(**self._connection.request(call))
+        except httpx.HTTPError as error:
+            raise call.lost(error) from error
+        return call.answer(response)
+
+    def listen(self, listening: Listening) -> Iterator[EventMessage]:
+        """Yield events, and connect again whenever the connection is lost.
+
+        Raises StreamerError for a refusal, and if there is no first connection.
+        """
+        options = self._connection.listening
+        while True:
+            try:
+                with self._http.stream(**listening.request, **options) as response:
+                    if not response.is_success:
+                        response.read()
+                    listening.begin(response)
+                    for line in response.iter_lines():
+                        if (event := listening.take(line)) is not None:
+                            yield event
+                pause = listening.pause_after(None)
+            except (httpx.HTTPError, StreamerError) as error:
+                pause = listening.pause_after(error)
+            time.sleep(pause)
+
+
+class _Watches(_Sender):
+    """Add, change and remove the watches of attached streams."""
+
+    add = _once(WatchCalls.add)
+    list = _once(WatchCalls.list)
+    get = _once(WatchCalls.get)
+    edit = _once(WatchCalls.edit)
+    remove = _once(WatchCalls.remove)
+
+
+class HttpClient(_Sender):
+    """A service as a program sees it over HTTP; close it, or use it as a context manager.
+
+    Threads may share one. Every method raises StreamerError: with the API's code, message, `param`
+    and `request_id`, or API_UNAVAILABLE or TIMEOUT if it does not answer. A request is sent again
+    after a lost connection, 429 and 503, and the service acts on it once.
+
+    Args:
+        url: address of the API; default: `STREAMER_API_URL`, or http://127.0.0.1:8080.
+        api_key: a key of the API; default: `STREAMER_API_KEY`.
+        timeout: seconds without any answer after which a request has failed.
+        retries: how often a request is sent again.
+        transport: how requests travel, for a proxy or certificates of yours:
+            `httpx.HTTPTransport(proxy=..., verify=...)`.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        timeout: float = 30.0,
+        retries: int = 2,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        connection = Connection(url, api_key, timeout, retries)
+        super().__init__(connection, httpx.Client(transport=transport, **connection.options))
+        self.watches = _Watches(connection, self._http)
+        """Add, change and remove the watches of attached streams."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    attach = _once(ServiceCalls.attach)
+    edit = _once(ServiceCalls.edit)
+    pause = _once(ServiceCalls.pause)
+    resume = _once(ServiceCalls.resume)
+    detach = _once(ServiceCalls.detach)
+    streams = _once(ServiceCalls.streams)
+    stream = _once(ServiceCalls.stream)
+    ask = _whole(ServiceCalls.ask)
+    submit = _once(ServiceCalls.submit)
+    query = _whole(ServiceCalls.query)
+    queries = _once(ServiceCalls.queries)
+    cancel = _once(ServiceCalls.cancel)
+    results = _each(ServiceCalls.results)
+    events = _listen(ServiceCalls.events)
+    health = _once(ServiceCalls.health)

@@ -1,0 +1,135 @@
+"""Listen to events: read server-sent events line by line, and know where to go on."""
+
+import json
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+
+from streamer.domain import Record, Result, Timestamp
+from streamer.errors import ErrorCode, StreamerError
+from streamer.http_client.call import PassingError, address, error_of, lost_connection
+
+_MAX_PAUSE = 15.0
+"""Seconds between two tries to connect again, at most."""
+
+_FIRST_TRIES = 3
+"""Tries for the first connection; one that was lost is made again without end."""
+
+_HELLO, _RESYNC = "hello", "resync"
+
+
+class EventMessage(Record):
+    """Something that happened, as the API tells it.
+
+    `type` is such as `result.created`, or `resync`: events are missing here, because a server was
+    full or this program was too slow; read the state again.
+    """
+
+    id: str
+    type: str
+    time: Timestamp | None = None
+    stream_id: str | None = None
+    stream_name: str | None = None
+    data: dict[str, Any]
+
+    @property
+    def result(self) -> Result | None:
+        """The result that was created; None for an event of another type."""
+        return Result.shown(self.data) if self.type == "result.created" else None
+
+
+class Listening:
+    """One listener: what it wants, and how far it has come.
+
+    The owner sends `request`, gives the response to `begin` and its lines to `take`; when the
+    response ends it waits for `pause_after`, and begins again.
+    """
+
+    def __init__(
+        self, streams: Sequence[str] | None, types: Sequence[str] | None, after: str | None
+    ) -> None:
+        self._params = {
+            name: ",".join([words] if isinstance(words, str) else words)
+            for name, words in (("streams", streams), ("types", types))
+            if words is not None
+        }
+        self._position = after
+        self._connected = False
+        self._failures = 0
+        self._fields: dict[str, str] = {}
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """Arguments of `httpx.Client.stream`, without a timeout."""
+        after = {} if self._position is None else {"after": self._position}
+        return {
+            "method": "GET",
+            "url": "/v1/events",
+            "params": self._params | after,
+            "headers": {"Accept": "text/event-stream"},
+        }
+
+    def begin(self, response: httpx.Response) -> None:
+        """Check the response, whose body has been read if it is a refusal. Raises StreamerError."""
+        if not response.is_success:
+            raise error_of(response)
+        if not response.headers.get("content-type", "").startswith("text/event-stream"):
+            raise StreamerError(
+                ErrorCode.API_UNAVAILABLE,
+                f"{address(response.request.url)} sends no events: check that this is the address "
+                "of NVILA Streamer's API.",
+            )
+        self._fields.clear()
+        self._connected = True
+
+    def take(self, line: str) -> EventMessage | None:
+        """Read one line of the response; return the event that it completes."""
+        if line:
+            name, _, value = line.partition(":")
+            text = value.removeprefix(" ")
+            if name == "data" and "data" in self._fields:
+                text = f"{self._fields['data']}\n{text}"
+            if name:  # else a comment
+                self._fields[name] = text
+            return None
+        fields, self._fields = self._fields, {}
+        if "data" not in fields:
+            return None
+        self._failures = 0
+        self._position = fields.get("id", self._position)
+        return _message(fields)
+
+    def pause_after(self, error: Exception | None) -> float:
+        """Return the seconds to wait before the next try; None: the response has ended.
+
+        Raises StreamerError if another try cannot help.
+        """
+        if isinstance(error, httpx.HTTPError):
+            error = PassingError.like(lost_connection(error))
+        if error is not None and not isinstance(error, PassingError):
+            raise error
+        self._failures += 1
+        if error is not None and not self._connected and self._failures >= _FIRST_TRIES:
+            raise error
+        asked = error.retry_after if error is not None else None
+        pause = min(_MAX_PAUSE, 0.25 * 2.0 ** min(self._failures - 1, 8)) * random.uniform(0.5, 1.0)
+        return pause if asked is None else min(asked, _MAX_PAUSE)
+
+
+def _message(fields: dict[str, str]) -> EventMessage | None:
+    kind, position = fields.get("event", ""), fields.get("id", "")
+    if kind == _HELLO:
+        return None
+    try:
+        data = json.loads(fields["data"])
+        if kind == _RESYNC:
+            return EventMessage(id=position, type=kind, data=data)
+        return EventMessage.read(data)
+    except (ValueError, StreamerError) as error:
+        raise StreamerError(
+            ErrorCode.RECORD_UNREADABLE,
+            f"The event {position} cannot be read: if the API is newer than this program, upgrade "
+            "this program.",
+        ) from error

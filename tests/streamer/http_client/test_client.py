@@ -1,0 +1,227 @@
+"""Both HTTP clients against the real API, over a real Redis and database."""
+
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from nvila_core.resolution.policy import Measures
+from streamer.alert_rule import AlertRule
+from streamer.client import Client
+from streamer.domain import ErrorInfo, Result, Sampling, Stream, StreamState, Watch
+from streamer.errors import ErrorCode, StreamerError
+from streamer.http_client import HttpClient
+from streamer.response_format import ChoiceFormat
+from streamer.settings import Settings
+from tests.support.api_server import ApiServer
+
+CAMERA = "rtsp://me:hunter2@192.0.2.1/door"
+
+
+@pytest.fixture
+def here(api_server: ApiServer) -> Client:
+    """The installation, as its own machine sees it."""
+    return api_server.client
+
+
+@pytest.fixture
+def remote(open_client, api_server: ApiServer) -> HttpClient:
+    """The installation, as another machine sees it."""
+    client: HttpClient = open_client(api_server.url)
+    return client
+
+
+def see(here: Client, stream: Stream) -> None:
+    """Store one frame of a stream."""
+    here.frames.put(stream.id, b"jpeg", Measures(32, 24, change=0.0), time=time.time(), pts=0.0)
+
+
+def answer(here: Client, query_id: str, **fields: object) -> None:
+    """Publish the result of a query, as the model worker does."""
+    common = {"kind": "answer", "stream_id": None, "stream_name": None, "prompt": "?"}
+    here.queue.publish(Result(request_id=query_id, **common | fields), owner_id=None)
+
+
+def test_a_stream_is_attached_changed_paused_and_detached(remote: HttpClient, here: Client) -> None:
+    sampling = Sampling(mode="keyframes", min_interval=2)
+    who = Watch(prompt="Who is there?", window=5, max_frames=3)
+
+    stream = remote.attach(
+        CAMERA, "door", sampling=sampling, watches=["Is it open?", who], probe=False
+    )
+
+    assert stream == here.stream("door")
+    assert stream.sampling == sampling
+    assert [(w.prompt, w.window) for w in stream.watches] == [
+        ("Is it open?", here.settings.window),
+        ("Who is there?", 5),
+    ]
+    assert remote.streams() == here.streams() == [stream]
+    assert remote.edit("door", name="gate", watches=[]).watches == []
+    assert remote.pause("gate").paused
+    assert not remote.resume(stream.id).paused
+    assert remote.detach("gate").id == stream.id
+    assert here.streams() == []
+
+
+def test_watches_are_added_changed_and_removed(remote: HttpClient, here: Client) -> None:
+    here.attach(CAMERA, "door", watches=[], probe=False)
+
+    watch = remote.watches.add("door", "Is it open?", response_format=ChoiceFormat(choices=["a"]))
+    alert = remote.watches.add("door", "Is there smoke?", alert=AlertRule(cooldown=5))
+
+    assert remote.watches.list("door") == [watch, alert] == here.stream("door").watches
+    assert remote.watches.edit("door", watch.id, window=3, prompt="Shut?").window == 3
+    changed = remote.watches.edit("door", alert.id, alert=AlertRule(severity="critical"))
+    assert changed.alert is not None
+    assert (changed.alert.cooldown, changed.alert.severity) == (5, "critical")
+    assert remote.watches.get("door", watch.id).prompt == "Shut?"
+    assert remote.watches.remove("door", watch.id).id == watch.id
+    assert [w.id for w in here.stream("door").watches] == [alert.id]
+
+
+def test_ask_waits_for_the_answer(remote: HttpClient, here: Client) -> None:
+    see(here, here.attach(CAMERA, "door", watches=[], probe=False))
+
+    def worker() -> None:
+        while not here.queries():
+            time.sleep(0.02)
+        answer(here, here.queries()[0].id, text="Yes.")
+
+    thread = threading.Thread(target=worker)
+    thread.start()
+    result = remote.ask("Is it open?", "door", stale_ok=True)
+    thread.join()
+
+    assert isinstance(result, Result)
+    assert result.text == "Yes."
+    (query,) = here.queries()
+    assert query.prompt == "Is it open?"
+
+
+def test_ask_raises_the_error_of_the_answer_and_tells_of_a_late_one(
+    remote: HttpClient, here: Client
+) -> None:
+    see(here, here.attach(CAMERA, "door", watches=[], probe=False))
+    with pytest.raises(StreamerError) as late:
+        remote.ask("Is it open?", "door", wait=0.2)
+    (query,) = here.queries()
+    assert late.value.code is ErrorCode.TIMEOUT
+    assert query.id in late.value.message
+
+    gone = ErrorInfo(code=ErrorCode.WORKER_LOST, message="The worker is gone: ask again.")
+    answer(here, query.id, error=gone, kind="error")
+
+    assert remote.query(query.id, wait=60).result is not None
+    thread = threading.Thread(target=_fail_next, args=(here, gone, query.id))
+    thread.start()
+    with pytest.raises(StreamerError, match="ask again") as failed:
+        remote.ask("And now?", "door")
+    thread.join()
+    assert failed.value.code is ErrorCode.WORKER_LOST
+
+
+def _fail_next(here: Client, error: ErrorInfo, known: str) -> None:
+    while (newest := here.queries()[0]).id == known:
+        time.sleep(0.02)
+    answer(here, newest.id, error=error, kind="error")
+
+
+def test_a_past_range_is_asked_about_and_the_query_cancelled(
+    remote: HttpClient, here: Client
+) -> None:
+    see(here, here.attach(CAMERA, "door", watches=[], probe=False))
+    since = datetime.now(UTC) - timedelta(minutes=5)
+
+    query = remote.submit("What happened?", since=since, max_tokens=9)
+
+    assert abs(query.start - since) < timedelta(milliseconds=1)
+    assert remote.queries() == [remote.query(query.id)]
+    assert remote.cancel(query.id).result is not None
+    with pytest.raises(StreamerError, match="no time zone"):
+        remote.submit("What happened?", since=datetime(2026, 1, 31))
+
+
+def test_results_are_fetched_page_by_page(remote: HttpClient, here: Client) -> None:
+    now = datetime.now(UTC)
+    here.timeline.record(
+        [
+            Result(
+                request_id=f"req_{n}",
+                kind="caption",
+                stream_id="str_1",
+                stream_name="door",
+                prompt="?",
+                text=f"Caption {n}.",
+                end=now - timedelta(seconds=n),
+                created_at=now - timedelta(seconds=n),
+            )
+            for n in range(7)
+        ]
+    )
+
+    assert [r.request_id for r in remote.results(page_size=3)] == [f"req_{n}" for n in range(7)]
+    assert len(list(remote.results(page_size=3, limit=5))) == 5
+    assert [r.text for r in remote.results(q="Caption 4", stream="door")] == ["Caption 4."]
+    assert list(remote.results(until="-1h")) == []
+    assert list(remote.results(limit=0)) == []
+
+
+def test_health_names_what_is_missing(remote: HttpClient, here: Client) -> None:
+    health = remote.health()
+
+    assert health.status == "not ready"
+    missing = {part.name for part in health.parts if not part.up}
+    assert {"ingest worker", "model worker", "recorder"} <= missing
+
+
+def test_an_error_has_the_apis_code_field_and_request(remote: HttpClient) -> None:
+    with pytest.raises(StreamerError) as unknown:
+        remote.stream("a/../b c")
+    with pytest.raises(StreamerError) as invalid:
+        remote.attach(CAMERA, watches=["Fine?", " "], probe=False)
+    with pytest.raises(StreamerError) as empty:
+        remote.stream("")
+
+    assert unknown.value.code in (ErrorCode.UNKNOWN_STREAM, ErrorCode.NOT_FOUND)
+    assert unknown.value.request_id
+    assert invalid.value.code is ErrorCode.PROMPT_EMPTY
+    assert invalid.value.param == "watches.1.prompt"
+    assert empty.value.code is ErrorCode.INVALID_REQUEST
+
+
+def test_the_key_and_the_address_come_from_the_environment(
+    open_client, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys = settings.model_copy(update={"api_keys": ["a-long-enough-key"]})
+    with ApiServer(keys) as server:
+        monkeypatch.setenv("STREAMER_API_URL", server.url + "/")
+        with pytest.raises(StreamerError) as refused:
+            open_client().streams()
+        monkeypatch.setenv("STREAMER_API_KEY", "a-long-enough-key")
+
+        assert open_client().streams() == []
+
+    assert refused.value.code is ErrorCode.UNAUTHORIZED
+
+
+@pytest.mark.parametrize("url", ["camera:8080", "ftp://me:hunter2@camera", "http://"])
+def test_an_address_that_is_no_url(open_client, url: str) -> None:
+    with pytest.raises(StreamerError, match="http://host:8080") as refused:
+        open_client(url)
+
+    assert refused.value.code is ErrorCode.SETTINGS_INVALID
+    assert "hunter2" not in refused.value.message
+
+
+def test_the_key_is_not_shown() -> None:
+    with HttpClient("http://127.0.0.1:1", api_key="a-long-enough-key") as client:
+        assert "a-long-enough-key" not in f"{client!r} {vars(client)}"
+
+
+def test_a_state_of_a_newer_server_is_read(remote: HttpClient, here: Client) -> None:
+    stream = here.attach(CAMERA, "door", probe=False)
+
+    assert remote.stream("door").state is StreamState.CONNECTING
+    assert Stream.read(stream.model_dump(mode="json") | {"state": "dreaming", "new": 1})
