@@ -27,7 +27,10 @@ async def list_results(
     until: Annotated[
         str | None, Query(description="end of the range: RFC 3339 or relative such as -10m")
     ] = None,
-    q: Annotated[str | None, Query(description="text that the result contains")] = None,
+    q: Annotated[
+        str | None,
+        Query(description='words of the answer or the prompt: `red car`, `"red car"` or `park*`'),
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=1000, description="maximum number of results")] = 100,
     cursor: Annotated[str | None, Query(description="`next_cursor` of the previous page")] = None,
 ) -> Response:

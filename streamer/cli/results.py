@@ -39,7 +39,10 @@ def results(
         ),
     ] = None,
     q: Annotated[
-        str | None, typer.Option("--q", help="Show only results whose text contains this.")
+        str | None,
+        typer.Option(
+            "--q", help="Show only results with these words: red car, '\"red car\"' or park*."
+        ),
     ] = None,
     limit: Annotated[
         int | None,
@@ -120,6 +123,8 @@ def _follow(
     q: str | None,
     limit: int | None,
 ) -> None:
+    from streamer.timeline.words import matches
+
     if stream is not None:
         client.require_results_of(stream)
     last_id = "$"
@@ -131,7 +136,7 @@ def _follow(
             continue
         if kind is not None and kind != result.kind:
             continue
-        if q is not None and q.lower() not in (result.text or "").lower():
+        if q is not None and not matches(q, f"{result.text or ''}\n{result.prompt}"):
             continue
         show([result])
         shown += 1

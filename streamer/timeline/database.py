@@ -1,6 +1,7 @@
 """Connect to the database, SQLite or PostgreSQL, and run calls that end in time."""
 
 import contextlib
+import json
 import os
 import socket
 import threading
@@ -229,7 +230,7 @@ def engine_of(url: str) -> Engine:
             Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
         given = "connect_timeout" in parsed.query or parsed.get_backend_name() != "postgresql"
         limits = {} if given else {"connect_timeout": CONNECT_TIMEOUT}
-        engine = create_engine(parsed, connect_args=limits)
+        engine = create_engine(parsed, connect_args=limits, json_serializer=_compact_json)
     except (ArgumentError, NoSuchModuleError):
         raise _not_a_database() from None
     except ModuleNotFoundError as error:
@@ -252,6 +253,10 @@ def engine_of(url: str) -> Engine:
         event.listen(engine, "connect", _tune_sqlite)
         event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _compact_json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _tune_sqlite(connection: Any, _record: Any) -> None:

@@ -8,21 +8,46 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, and_, func, inspect, or_, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    column,
+    func,
+    inspect,
+    literal,
+    literal_column,
+    or_,
+    select,
+    table,
+    tuple_,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
 from streamer.domain import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.timeline.database import TIME_LIMIT, Database, engine_of, parsed_url, translated
-from streamer.timeline.tables import RESULT_FIELDS, RESULT_LISTS
+from streamer.timeline.packing import pack_plan, pack_times, unpack_plan, unpack_times
+from streamer.timeline.tables import MAX_ADVANCE, MAX_DELAY, RESULT_FIELDS
 from streamer.timeline.tables import results as _results
+from streamer.timeline.words import Term, fts5, parse_search, tsquery
 
 Also = Callable[[Connection, list[Result]], object]
 """What else is done with new results, in the transaction that stores them."""
 
 _MAX_PAGE = 1000
 """Results of one page."""
+
+_FEW = 2000
+"""Results of a range that are searched one by one."""
+
+_REQUIRED = {name for name, field in Result.model_fields.items() if field.is_required()}
+
+_columns = _results.c
+_words = table("results_words", column("results_words"), column("rowid"))
+"""The index of words in SQLite."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +56,134 @@ class Page:
 
     results: list[Result]
     next_cursor: str | None
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What :meth:`Timeline.query` asks for, as statements that use the indices."""
+
+    stream: str | None
+    kind: str | None
+    since: datetime | None
+    until: datetime | None
+    terms: list[Term]
+    literal: str | None
+    after: tuple[datetime, int] | None
+    limit: int
+    dialect: str
+
+    def rows(self, connection: Connection) -> list[Row[Any]]:
+        """Return up to `limit` rows in order."""
+        by_id = self.stream is not None and self._is_id(connection)
+        filters = self._filters(by_id)
+        if self.terms and self.dialect == "sqlite" and not self._narrow(connection):
+            return list(connection.execute(self._search_sqlite(by_id)))
+        if self.terms:
+            filters.append(self._has_words())
+        found: list[Row[Any]] = []
+        for part in self._parts():
+            found += connection.execute(self._page(*filters, *part))
+        return sorted(found, key=self._key, reverse=True)[: self.limit]
+
+    def _key(self, row: Row[Any]) -> tuple[Any, ...]:
+        number = row._mapping["number"]
+        return (number,) if self.terms else (row._mapping["created_at"], number)
+
+    def _is_id(self, connection: Connection) -> bool:
+        known = select(_columns.number).where(_columns.stream_id == self.stream).limit(1)
+        return connection.execute(known).first() is not None
+
+    def _filters(self, by_id: bool) -> list[ColumnElement[bool]]:
+        filters: list[ColumnElement[bool]] = []
+        if self.stream is not None:
+            column = _columns.stream_id if by_id else _columns.stream_name
+            filters.append(column == self.stream)
+        if self.kind is not None:
+            filters.append(_columns.kind == self.kind)
+        if self.literal and not self.terms:
+            columns = (_columns.text, _columns.prompt)
+            filters.append(or_(*(c.icontains(self.literal, autoescape=True) for c in columns)))
+        if self.after is not None:
+            created_at, number = self.after
+            filters.append(
+                _columns.number < number
+                if self.terms
+                else tuple_(_columns.created_at, _columns.number) < tuple_(created_at, number)
+            )
+        return filters
+
+    def _parts(self) -> list[list[ColumnElement[bool]]]:
+        """Return the conditions of the range: for most results, and for those far from their clip.
+
+        Together they select the results whose clip overlaps the range.
+        """
+        if self.since is None and self.until is None:
+            return [[]]
+        near: list[ColumnElement[bool]] = [_columns.far.is_(False)]
+        far: list[ColumnElement[bool]] = [_columns.far.is_(True)]
+        if self.since is not None:
+            near.append(_columns.created_at >= self.since - MAX_ADVANCE)
+            far.append(_columns.end >= self.since)
+        if self.until is not None:
+            near.append(_columns.created_at < self.until + MAX_DELAY)
+        overlap = self._overlap()
+        return [[*near, *overlap], [*far, *overlap]]
+
+    def _overlap(self) -> list[ColumnElement[bool]]:
+        overlap: list[ColumnElement[bool]] = []
+        if self.since is not None:
+            overlap.append(func.coalesce(_columns.end, _columns.created_at) >= self.since)
+        if self.until is not None:
+            overlap.append(func.coalesce(_columns.start, _columns.created_at) < self.until)
+        return overlap
+
+    def _page(self, *conditions: ColumnElement[bool]) -> Select[Any]:
+        order = [_columns.number.desc()]
+        if not self.terms:
+            order.insert(0, _columns.created_at.desc())
+        return select(_results).where(*conditions).order_by(*order).limit(self.limit)
+
+    def _has_words(self) -> ColumnElement[bool]:
+        if self.dialect == "postgresql":
+            words: ColumnElement[Any] = literal_column("results.words")
+            return words.bool_op("@@")(func.to_tsquery("simple", tsquery(self.terms)))
+        return (
+            select(literal(1))
+            .where(
+                _words.c.results_words.match(fts5(self.terms)), _words.c.rowid == _columns.number
+            )
+            .exists()
+        )
+
+    def _narrow(self, connection: Connection) -> bool:
+        """Return whether the range has so few results that each is looked at."""
+        if self.since is None and self.until is None:
+            return False
+        few = select(_columns.number).where(*self._parts()[0]).limit(_FEW + 1)
+        return len(connection.execute(few).all()) <= _FEW
+
+    def _search_sqlite(self, by_id: bool) -> Select[Any]:
+        """Return a statement that reads the matches in FTS5's own order, which is by number.
+
+        Names and kinds are words there too, so that a filter needs no look at each match.
+        """
+        query = f"{{text prompt}} : ({fts5(self.terms)})"
+        column = "stream_id" if by_id else "stream_name"
+        for name, value in ((column, self.stream), ("kind", self.kind)):
+            terms = parse_search(f'"{value}"') if value is not None else []
+            if terms:
+                query += f" AND {name} : ({fts5(terms)})"
+        matched = _words.c.results_words.match(query)
+        filters = [*self._filters(by_id), *self._overlap()]
+        if self.after is not None:
+            filters.append(_words.c.rowid < self.after[1])
+        return (
+            select(_results)
+            .select_from(_words.join(_results, _words.c.rowid == _columns.number))
+            .where(matched, *filters)
+            .order_by(_words.c.rowid.desc())
+            .limit(self.limit)
+        )
 
 
 class Timeline:
@@ -90,45 +243,31 @@ class Timeline:
         limit: int = 100,
         cursor: str | None = None,
     ) -> Page:
-        """Return one page of results, newest first.
+        """Return one page of results, newest first; found by `q`, in the order of recording.
 
         Args:
             stream: id or name of a stream.
             kind: kind of result.
             since, until: select results whose clip overlaps `[since, until)`.
-            q: text that the answer or the prompt contains, ignoring case.
+            q: words that the answer or the prompt contains: see :mod:`streamer.timeline.words`.
             limit: number of results, 1 to 1000.
             cursor: `next_cursor` of the previous page.
 
         Raises StreamerError(INVALID_REQUEST) for an invalid cursor.
         """
-        columns = _results.c
         limit = max(1, min(limit, _MAX_PAGE))
-        statement = (
-            select(_results)
-            .order_by(columns.created_at.desc(), columns.number.desc())
-            .limit(limit + 1)
+        wanted = _Wanted(
+            stream=stream,
+            kind=kind,
+            since=since,
+            until=until,
+            terms=parse_search(q or ""),
+            literal=q or None,
+            after=_position(cursor) if cursor is not None else None,
+            limit=limit + 1,
+            dialect=self.database.dialect,
         )
-        if stream is not None:
-            statement = statement.where(
-                or_(columns.stream_id == stream, columns.stream_name == stream)
-            )
-        if kind is not None:
-            statement = statement.where(columns.kind == kind)
-        if since is not None:
-            statement = statement.where(func.coalesce(columns.end, columns.created_at) >= since)
-        if until is not None:
-            statement = statement.where(func.coalesce(columns.start, columns.created_at) < until)
-        if q:
-            statement = statement.where(
-                or_(
-                    columns.text.icontains(q, autoescape=True),
-                    columns.prompt.icontains(q, autoescape=True),
-                )
-            )
-        if cursor is not None:
-            statement = _after(statement, cursor)
-        rows = self.database.read(lambda connection: connection.execute(statement).all())
+        rows = self.database.read(wanted.rows)
         more = len(rows) > limit
         rows = rows[:limit]
         return Page([_result(row) for row in rows], _cursor(rows[-1]) if more else None)
@@ -159,23 +298,37 @@ def count_results(url: str) -> int | None:
 
 def _row(result: Result) -> dict[str, Any]:
     row = result.model_dump(include=set(RESULT_FIELDS))
-    as_json = result.model_dump(mode="json", include={"error", *RESULT_LISTS})
+    as_json = result.model_dump(mode="json", include={"error", "gaps"})
     row |= {
         "kind": result.kind.value,
         "error": as_json["error"],
-        **{name: as_json[name] or None for name in RESULT_LISTS},
+        "gaps": as_json["gaps"] or None,
+        "plan": pack_plan(result.plan) if result.plan is not None else None,
+        "frame_times": pack_times(result.frame_times) or None,
+        "far": _far(result),
     }
     # PostgreSQL rejects text with a NUL, and one such result would block all later ones.
     return {k: v.replace("\0", "") if isinstance(v, str) else v for k, v in row.items()}
 
 
+def _far(result: Result) -> bool:
+    made = result.created_at
+    late = result.start is not None and result.start < made - MAX_DELAY
+    return late or (result.end is not None and result.end > made + MAX_ADVANCE)
+
+
 def _result(row: Row[Any]) -> Result:
     # A field that an older version did not store has its default.
+    stored = row._mapping
     values = {
-        name: row._mapping[name]
+        name: stored[name]
         for name in RESULT_FIELDS
-        if Result.model_fields[name].is_required() or row._mapping[name] is not None
+        if stored[name] is not None or name in _REQUIRED
     }
+    if "plan" in values:
+        values["plan"] = unpack_plan(values["plan"])
+    if "frame_times" in values:
+        values["frame_times"] = unpack_times(values["frame_times"])
     return Result.shown(values)
 
 
@@ -184,20 +337,14 @@ def _cursor(row: Row[Any]) -> str:
     return base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
 
 
-def _after(statement: Select[Any], cursor: str) -> Select[Any]:
+def _position(cursor: str) -> tuple[datetime, int]:
+    """Return the time and the number of the last result before the page."""
     try:
         raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
         moment, number = json.loads(raw)
-        created_at, number = datetime.fromisoformat(moment), int(number)
+        return datetime.fromisoformat(moment), int(number)
     except (ValueError, TypeError):
         raise StreamerError(
             ErrorCode.INVALID_REQUEST,
             "Invalid cursor: omit it to start from the newest result.",
         ) from None
-    columns = _results.c
-    return statement.where(
-        or_(
-            columns.created_at < created_at,
-            and_(columns.created_at == created_at, columns.number < number),
-        )
-    )

@@ -1,6 +1,6 @@
 """Define every table of the database; `migrations/` creates and changes them."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import (
@@ -18,6 +18,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    false,
     text,
 )
 from sqlalchemy.types import TypeEngine
@@ -46,19 +47,24 @@ class UtcDateTime(TypeDecorator[datetime]):
 RESULT_FIELDS = [name for name in Result.model_fields if name != "alert"]
 """Fields of a result that are stored; the rule of an alert is with its incidents."""
 
-RESULT_LISTS = ("frame_times", "gaps")
-"""Fields of a result that are lists of records or times, stored as JSON."""
-
 _COUNTS = ("frames", "tiles")
 _TOKENS = ("vision_tokens", "prompt_tokens", "cached_tokens", "completion_tokens")
 _TIMES = ("decode_ms", "queue_ms", "encode_ms", "generate_ms", "total_ms", "newest_frame_age")
 _TYPES: dict[str, TypeEngine[Any]] = {
     **dict.fromkeys(("start", "end", "created_at", "frames_from", "frames_to"), UtcDateTime()),
-    **dict.fromkeys(("data", "error", "plan", *RESULT_LISTS), JSON(none_as_null=True)),
+    **dict.fromkeys(("data", "error", "plan", "frame_times", "gaps"), JSON(none_as_null=True)),
     **dict.fromkeys((*_COUNTS, *_TOKENS), Integer()),
     **dict.fromkeys(_TIMES, Float()),
     "stale": Boolean(),
 }
+
+MAX_DELAY = timedelta(hours=2)
+"""Time from the start of a clip to its result; of more, the result is `far`, as answers about the
+past are. So a range of clips is a range of `created_at`, which has indices, and few far ones."""
+
+MAX_ADVANCE = timedelta(minutes=1)
+"""Time by which the end of a clip is after its result, because clocks differ. Of more, the result
+is `far`: windows of a recording are dated by their place in it."""
 
 metadata = MetaData()
 
@@ -76,9 +82,17 @@ results = Table(
         )
         for name in RESULT_FIELDS
     ),
+    # Whether the clip is not close before `created_at`: see MAX_DELAY.
+    Column("far", Boolean, nullable=False, server_default=false()),
     Index("results_by_time", "created_at", "number"),
-    Index("results_by_stream", "stream_id", "created_at"),
+    Index("results_by_kind", "kind", "created_at", "number"),
+    Index("results_by_stream", "stream_id", "created_at", "number"),
+    Index("results_by_stream_and_kind", "stream_id", "kind", "created_at", "number"),
+    Index("results_by_name", "stream_name", "created_at", "number"),
+    Index("results_by_name_and_kind", "stream_name", "kind", "created_at", "number"),
 )
+_far = results.c.far.is_(True)
+Index("results_far", results.c.end, sqlite_where=_far, postgresql_where=_far)
 
 incidents = Table(
     "incidents",

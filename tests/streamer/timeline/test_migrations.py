@@ -83,7 +83,12 @@ def test_the_steps_make_the_tables_that_the_program_uses(database_url):
     database = Database(database_url)
 
     def differences(connection):
-        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        # the words are known to the steps alone: each kind of database has its own
+        options = {
+            "compare_type": True,
+            "include_name": lambda name, *_: "words" not in (name or ""),
+        }
+        context = MigrationContext.configure(connection, opts=options)
         return compare_metadata(context, metadata)
 
     assert database.read(differences) == []

@@ -3,6 +3,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import sqlalchemy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from streamer.domain import ErrorInfo, FrameResolution, Result
 from streamer.errors import ErrorCode, StreamerError
@@ -250,3 +252,151 @@ def test_many_may_open_a_new_database_together(database_url):
         assert timeline.record([result(number)]) == 1
     for timeline in opened:
         timeline.close()
+
+
+def test_long_fields_are_stored_in_few_bytes_and_come_back(timeline, timeline_url):
+    # given a result as a quiet camera makes it
+    times = [NOON + timedelta(milliseconds=1001 * number) for number in range(16)]
+    quiet = [FrameResolution(grid=(1, 1), reason="unchanged (0)")] * 15
+    plan = [FrameResolution(grid=(4, 2), reason="most detail (22)"), *quiet]
+    made = result(plan=plan, frame_times=times, frames=16)
+
+    timeline.record([made])
+
+    assert timeline.get("req_0") == made
+    engine = engine_of(timeline_url)
+    with engine.connect() as connection:
+        (stored,) = connection.execute(
+            sqlalchemy.text(
+                "SELECT length(cast(plan AS text)) + length(cast(frame_times AS text)) FROM results"
+            )
+        )
+    engine.dispose()
+    fields = made.model_dump_json(include={"plan", "frame_times"})
+    assert stored[0] < len(fields) / 6
+
+
+def test_words_phrases_and_beginnings_of_words(timeline):
+    timeline.record(
+        [
+            result(0, text="A man/woman walks a dog.", prompt="?"),
+            result(1, text="Two red cars, one blue car.", prompt="?"),
+            result(2, text="A blue car; a red gate.", prompt="?"),
+            result(3, text="Ein Mädchen öffnet das Tor.", prompt="?"),
+            result(4, text="一辆红色的汽车停在门口", prompt="?"),
+            result(5, text=None, kind="error", prompt="Is the carpet clean?"),
+        ]
+    )
+
+    def found(q):
+        return sorted(ids(timeline.query(q=q)))
+
+    assert found("woman") == ["req_0"]
+    assert found("car red") == ["req_1", "req_2"]
+    assert found('"blue car"') == ["req_1", "req_2"]
+    assert found('"red car"') == []
+    assert found('"red car*"') == []
+    assert found("red-car*") == ["req_1"]
+    assert found("car*") == ["req_1", "req_2", "req_5"]
+    assert found("CAR blue gate") == ["req_2"]
+    assert found("Mädchen") == ["req_3"]
+    assert found("红色的汽车") == ["req_4"]
+    assert found("scar") == []
+
+
+@pytest.mark.parametrize(
+    "q",
+    [
+        *('"', '"car', '""', "' --", "a''b", "\\", " ", "*"),
+        *("car OR", "NOT car", "NEAR(a b)", "text:car", "car)", "(car", "^car", "{a}"),
+        *("a & b", "!car", "car:*", "<->", "a | b"),
+        *("\U0001f697", "\ufb01 \u00bd \u00b2"),
+    ],
+)
+def test_no_text_is_a_mistake(timeline, q):
+    timeline.record([result(0, text="a car or not near text")])
+    assert timeline.query(q=q, stream="yard", kind="caption").next_cursor is None
+
+
+def test_words_with_every_other_filter_page_by_page(timeline):
+    timeline.record(
+        [
+            result(
+                number,
+                text="a car" if number % 3 == 0 else "nothing",
+                kind="answer" if number % 2 else "caption",
+                stream_id=f"str_{number % 5}",
+                stream_name=f"gate-{number % 5}",
+            )
+            for number in range(300)
+        ]
+    )
+
+    def pages(**filters):
+        seen, cursor = [], None
+        while True:
+            page = timeline.query(limit=7, cursor=cursor, **filters)
+            seen += ids(page)
+            cursor = page.next_cursor
+            if cursor is None:
+                return seen
+
+    def expected(wanted):
+        return [f"req_{n}" for n in reversed(range(300)) if n % 3 == 0 and wanted(n)]
+
+    since, until = NOON + timedelta(seconds=605), NOON + timedelta(seconds=2000)
+    assert pages(q="car") == expected(lambda n: True)
+    assert pages(q="car", stream="gate-2") == expected(lambda n: n % 5 == 2)
+    assert pages(q="car", stream="str_2") == expected(lambda n: n % 5 == 2)
+    assert pages(q="car", kind="answer") == expected(lambda n: n % 2)
+    assert pages(q="car", since=since, until=until) == expected(lambda n: 60 <= n < 200)
+    assert pages(q="car", stream="gate-2", kind="caption", since=since) == expected(
+        lambda n: n % 5 == 2 and n % 2 == 0 and n >= 60
+    )
+
+
+@given(
+    clips=st.lists(
+        st.tuples(st.integers(-400, 400), st.integers(0, 400), st.integers(-300, 400)), max_size=30
+    ),
+    since=st.none() | st.integers(-500, 800),
+    until=st.none() | st.integers(-500, 800),
+    limit=st.integers(1, 5),
+)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_range_selects_the_clips_that_overlap_it(timeline, clips, since, until, limit):
+    # given clips in minutes, long and short, made before or after what they show
+    timeline.database.write(lambda c: c.execute(sqlalchemy.text("DELETE FROM results")))
+    minute = timedelta(minutes=1)
+    made = [
+        result(
+            number,
+            start=NOON + start * minute,
+            end=NOON + (start + length) * minute,
+            created_at=NOON + (start + length + delay) * minute,
+        )
+        for number, (start, length, delay) in enumerate(clips)
+    ]
+    timeline.record(made)
+    # when they are read page by page
+    seen, cursor = [], None
+    while True:
+        page = timeline.query(
+            since=None if since is None else NOON + since * minute,
+            until=None if until is None else NOON + until * minute,
+            limit=limit,
+            cursor=cursor,
+        )
+        seen += ids(page)
+        cursor = page.next_cursor
+        if cursor is None:
+            break
+    # then each that overlaps is there once, newest first
+    wanted = [
+        each
+        for each in made
+        if (since is None or each.end >= NOON + since * minute)
+        and (until is None or each.start < NOON + until * minute)
+    ]
+    order = [(each.created_at, made.index(each)) for each in wanted]
+    assert seen == [f"req_{number}" for _, number in sorted(order, reverse=True)]

@@ -1,0 +1,186 @@
+"""Measure how long each filter of the timeline takes, and how many bytes a result takes.
+
+    .venv/bin/python benchmarks/timeline.py [--rows 1000000] [--database URL] [--rounds 20] [--json]
+
+The results are those of 100 cameras that are asked every ten seconds, with a plan of eight frames;
+one in fifty is an answer, an error or about the past, and one in 10,000 has the word that is looked
+for. Without `--database` the timeline is an SQLite file in a temporary folder. Each filter is asked
+`--rounds` times for a page of 100, by other cameras and times; the table shows median and p95.
+"""
+
+import argparse
+import random
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any
+
+from report import publish
+from sqlalchemy import text
+
+from streamer.domain import FrameResolution, Result
+from streamer.timeline.results import Timeline
+
+CAMERAS = 100
+BATCH = 1000
+START = datetime(2026, 1, 1, tzinfo=UTC)
+SEED = 2_000_000_107
+WORDS = ["a", "person", "walks", "past", "the", "gate", "two", "cars", "one", "red", "bus", "door"]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1_000_000, help="results in the timeline")
+    parser.add_argument("--rounds", type=int, default=20, help="times that each filter is asked")
+    parser.add_argument("--database", help="address of an empty database")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        url = args.database or f"sqlite:///{Path(folder) / 'timeline.db'}"
+        timeline = Timeline(url)
+        found = measure(timeline, args.rows, args.rounds)
+        names = [name.removesuffix("_p95_ms") for name in found if name.endswith("_p95_ms")]
+        publish(
+            {"rows": args.rows, "database": timeline.database.dialect, **found},
+            ["filter", "median ms", "p95 ms"],
+            [
+                ["record, a row", f"{found['record_us'] / 1000:.2f}", ""],
+                ["bytes of a row", f"{found['row_bytes']:.0f}", ""],
+                *([n, f"{found[f'{n}_ms']:.1f}", f"{found[f'{n}_p95_ms']:.1f}"] for n in names),
+            ],
+        )
+        timeline.close()
+
+
+def measure(timeline: Timeline, rows: int, rounds: int) -> dict[str, Any]:
+    """Fill the timeline and return the figures."""
+    began = time.process_time(), time.perf_counter()
+    for first in range(0, rows, BATCH):
+        timeline.record([result(n) for n in range(first, min(rows, first + BATCH))])
+    found: dict[str, Any] = {
+        "record_us": 1e6 * (time.perf_counter() - began[1]) / rows,
+        "row_bytes": size(timeline) / rows,
+    }
+    dice = random.Random(SEED)
+    for name, filters in filters_of(rows, timeline).items():
+        times = []
+        for _ in range(rounds):
+            wanted = filters(dice)
+            began_at = time.perf_counter()
+            timeline.query(**wanted)
+            times.append(1000 * (time.perf_counter() - began_at))
+        found[f"{name}_ms"] = median(times)
+        found[f"{name}_p95_ms"] = quantiles(times, n=20)[-1]
+    return found
+
+
+def filters_of(
+    rows: int, timeline: Timeline
+) -> dict[str, Callable[[random.Random], dict[str, Any]]]:
+    """Return the filters, each of which makes the arguments of a query."""
+
+    def at(dice: random.Random) -> datetime:
+        return START + timedelta(seconds=dice.uniform(0, rows / 10))
+
+    def camera(dice: random.Random) -> str:
+        return f"camera-{dice.randrange(CAMERAS)}"
+
+    def cursor(dice: random.Random) -> str | None:
+        return timeline.query(until=at(dice), limit=1).next_cursor
+
+    def between(dice: random.Random) -> dict[str, Any]:
+        since = at(dice)
+        return {"since": since, "until": since + timedelta(hours=1)}
+
+    return {
+        "newest": lambda dice: {},
+        "stream": lambda dice: {"stream": camera(dice)},
+        "stream_id": lambda dice: {"stream": f"str_{dice.randrange(CAMERAS)}"},
+        "stream_since": lambda dice: {"stream": camera(dice), "since": at(dice)},
+        "since": lambda dice: {"since": at(dice)},
+        "until": lambda dice: {"until": at(dice)},
+        "range": between,
+        "stream_range": lambda dice: {"stream": camera(dice), **between(dice)},
+        "kind": lambda dice: {"kind": "error"},
+        "kind_none": lambda dice: {"kind": "alert"},
+        "stream_kind": lambda dice: {"stream": camera(dice), "kind": "error"},
+        "cursor": lambda dice: {"cursor": cursor(dice)},
+        "stream_cursor": lambda dice: {"stream": camera(dice), "cursor": cursor(dice)},
+        "rare_word": lambda dice: {"q": "giraffe"},
+        "no_word": lambda dice: {"q": "elephant"},
+        "common_word": lambda dice: {"q": "cars"},
+        "phrase": lambda dice: {"q": '"red bus"'},
+        "beginning": lambda dice: {"q": "gir*"},
+        "word_stream": lambda dice: {"q": "giraffe", "stream": camera(dice)},
+        "common_word_stream": lambda dice: {"q": "cars", "stream": camera(dice)},
+        "word_range": lambda dice: {"q": "giraffe", **between(dice)},
+        "common_word_range": lambda dice: {"q": "cars", **between(dice)},
+        "common_word_until": lambda dice: {"q": "cars", "until": at(dice)},
+    }
+
+
+def result(number: int) -> Result:
+    """Return the result with this number: ten a second, of one camera after the other."""
+    dice = random.Random(number)
+    made = START + timedelta(seconds=number / 10)
+    start = made - timedelta(seconds=dice.uniform(11, 13))
+    kind = "caption"
+    if dice.random() < 0.02:
+        kind = dice.choice(["answer", "error"])
+        if kind == "answer":
+            start -= timedelta(hours=dice.uniform(0, 24))
+    words = dice.choices(WORDS, k=20) + (["giraffe"] if number % 10_000 == 77 else [])
+    camera = number % CAMERAS
+    plan = [
+        FrameResolution(grid=(dice.randint(1, 3), 1), reason=f"new detail ({dice.randint(0, 40)})")
+        for _ in range(8)
+    ]
+    return Result(
+        request_id=f"req_{number:016x}",
+        kind=kind,
+        stream_id=f"str_{camera}",
+        stream_name=f"camera-{camera}",
+        watch_id=f"wch_{camera:016x}",
+        start=start,
+        end=start + timedelta(seconds=10),
+        created_at=made,
+        prompt="Describe the scene.",
+        text=None if kind == "error" else " ".join(words),
+        finish_reason="stop",
+        model="demo",
+        frames=8,
+        frames_from=start,
+        frames_to=start + timedelta(seconds=9),
+        frame_times=[start + timedelta(seconds=second) for second in range(8)],
+        newest_frame_age=1.25,
+        tiles=9,
+        plan=plan,
+        vision_tokens=1089,
+        prompt_tokens=1120,
+        completion_tokens=30,
+        decode_ms=1.25,
+        queue_ms=2.5,
+        encode_ms=3.75,
+        generate_ms=4.125,
+        total_ms=1260.0,
+    )
+
+
+def size(timeline: Timeline) -> int:
+    """Return the bytes of the database, its indices included."""
+    statement = (
+        "SELECT pg_total_relation_size('results')"
+        if timeline.database.dialect == "postgresql"
+        else "SELECT page_count * page_size FROM pragma_page_count(), pragma_page_size()"
+    )
+    return int(
+        timeline.database.read(lambda connection: connection.execute(text(statement)).scalar_one())
+    )
+
+
+if __name__ == "__main__":
+    main()
