@@ -136,14 +136,18 @@ class Client:
         history: float | None = None,
         probe: bool = True,
         live: bool | None = None,
+        stream_id: str | None = None,
     ) -> Stream:
         """Attach a URL, file or device; without `watches` every window gets a caption.
 
         `live` says whether the end of the source is a lost connection; None: opening it tells.
+        With `stream_id`, the stream gets this id; one that has it is returned instead.
 
         Raises StreamerError: a stream code if the probe fails (nothing is attached then),
         NAME_TAKEN, INVALID_REQUEST for an invalid name, STREAM_URL_FORBIDDEN.
         """
+        if stream_id is not None and self.registry.exists(stream_id):
+            return self._resumed(stream_id)
         with about("url"):
             check_length("source", source, MAX_SOURCE)
             public_url, full_url = self.admission.split(source)
@@ -168,6 +172,7 @@ class Client:
             history=history,
             sampling=sampling or Sampling(fps=self.settings.fps),
             watches=watches,
+            **({"id": stream_id} if stream_id is not None else {}),
         )
 
     def attach_file(
@@ -177,12 +182,17 @@ class Client:
         *,
         sampling: Sampling | None = None,
         watches: list[Watch] | None = None,
+        stream_id: str | None = None,
     ) -> Stream:
         """Attach an uploaded file as a recording; without `watches` every window gets a caption.
+
+        `stream_id` is as in :meth:`attach`.
 
         Raises StreamerError: UNKNOWN_FILE, UPLOAD_CONFLICT for an unfinished upload, NAME_TAKEN,
         INVALID_REQUEST.
         """
+        if stream_id is not None and self.registry.exists(stream_id):
+            return self._resumed(stream_id)
         with about("file"):
             path = str(self.files.path(file_id))
             filename = self.files.get(file_id).filename
@@ -198,6 +208,7 @@ class Client:
             live=False,
             sampling=sampling or Sampling(fps=self.settings.fps),
             watches=[self.watch(CAPTION_PROMPT)] if watches is None else watches,
+            **({"id": stream_id} if stream_id is not None else {}),
         )
 
     def probe(
@@ -208,6 +219,11 @@ class Client:
         Raises StreamerError with the stream code that says why it cannot be used.
         """
         return self.admission.probe(source, transport, live)
+
+    def _resumed(self, stream_id: str) -> Stream:
+        """Return a stream that was attached by a program that may have ended right after it."""
+        self.jobs.start_ingest(stream_id)
+        return self.stream(stream_id)
 
     def _create(self, full_url: str, name: str | None, base: str, **fields: Any) -> Stream:
         self.jobs.require_room()
@@ -366,21 +382,26 @@ class Client:
         """
         return self.submit(validated(Question, prompt=prompt, stream=stream, **options))
 
-    def submit(self, question: Question, wait: float | None = None) -> Query:
+    def submit(
+        self, question: Question, wait: float | None = None, query_id: str | None = None
+    ) -> Query:
         """Submit a question, as :meth:`ask` does, and return without its answer.
 
         If the stream is still being opened, wait up to `wait` seconds for its first frame, by
-        default `first_frame_wait`.
+        default `first_frame_wait`. With `query_id`, the query gets this id; one that has it is
+        returned instead.
 
         Raises StreamerError: UNKNOWN_STREAM, NO_FRAMES, STREAM_STALE, INVALID_REQUEST,
         ARCHIVE_UNAVAILABLE, REDIS_FULL, TOO_MANY_QUERIES.
         """
         deadline = time.monotonic() + (self.first_frame_wait if wait is None else wait)
+        if query_id is not None and self._queries.exists(query_id):
+            return self.query(query_id)
         while True:
             with about("stream"):
                 stream = self.stream(question.stream)
             try:
-                return self._queries.ask(question, stream)
+                return self._queries.ask(question, stream, query_id)
             except NotYet:
                 if time.monotonic() >= deadline:
                     raise

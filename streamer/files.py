@@ -66,8 +66,8 @@ class Files:
         self._settings = settings
         self.folder = settings.files_dir or settings.data_dir / "files"
 
-    def begin(self, filename: str, size: int) -> UploadedFile:
-        """Accept an upload of `size` bytes; `append` adds the data.
+    def begin(self, filename: str, size: int, file_id: str | None = None) -> UploadedFile:
+        """Accept an upload of `size` bytes; `append` adds the data. It gets a new id by default.
 
         Raises StreamerError: REQUEST_TOO_LARGE; STORAGE_FULL; INVALID_REQUEST for an empty file.
         """
@@ -87,7 +87,7 @@ class Files:
             self._require_room(size)
             now = utc_now()
             file = UploadedFile(
-                id=new_id("file"),
+                id=file_id or new_id("file"),
                 filename=_UNPRINTABLE.sub("", filename)[:MAX_FILENAME] or "unnamed",
                 status="uploading",
                 bytes=size,

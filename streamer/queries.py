@@ -78,8 +78,8 @@ class Queries:
         self._clock = clock or SystemClock()
         self._lost = LostRequests(redis, results)
 
-    def ask(self, question: Question, stream: Stream) -> Query:
-        """Submit a question about `stream`.
+    def ask(self, question: Question, stream: Stream, query_id: str | None = None) -> Query:
+        """Submit a question about `stream`. It gets a new id, unless there is a `query_id`.
 
         Without `since` it is about the newest frame, or the newest `max_frames`, which must be
         recent. With `since` it is about at most `max_frames` frames of the range: those that show
@@ -100,7 +100,7 @@ class Queries:
         max_tokens = question.max_tokens
         request = validated(
             ClipRequest,
-            id=new_id("qry"),
+            id=query_id or new_id("qry"),
             kind=RequestKind.QUERY,
             stream_id=stream.id,
             stream_name=stream.name,
@@ -160,6 +160,10 @@ class Queries:
 
         self._jobs.submit(request, record=record)
         return query
+
+    def exists(self, query_id: str) -> bool:
+        """Return whether a query is known."""
+        return bool(self._redis.exists(redis_keys.query(query_id)))
 
     def get(self, query_id: str, wait: float = 0.0) -> Query:
         """Return a query after waiting up to `wait` seconds for its result.

@@ -156,6 +156,19 @@ def rate(key_name: str) -> str:
     return f"{KEY_PREFIX}rate:{key_name}"
 
 
+def idempotency(digest: str) -> str:
+    """Return the key of a hash: a call with an `Idempotency-Key`, and its answer. Under a TTL.
+
+    The newest `MAX_IDEMPOTENCY_KEYS` of each API key are kept.
+    """
+    return f"{KEY_PREFIX}idempotency:{digest}"
+
+
+def idempotency_index(key_name: str) -> str:
+    """Return the key of a sorted set: the idempotency keys of an API key, by time. Under a TTL."""
+    return f"{KEY_PREFIX}idempotency-index:{key_name}"
+
+
 def answered(request_id: str) -> str:
     """Return the name of a pub/sub channel that announces the answer to a request."""
     return f"{KEY_PREFIX}answered:{request_id}"

@@ -26,6 +26,7 @@ from streamer.api.database_threads import DatabaseThreads
 from streamer.api.dependencies import ClientDependency, refuse_unknown_parameters
 from streamer.api.errors import install_error_handlers
 from streamer.api.event_hub import EventHub
+from streamer.api.idempotency import Idempotency
 from streamer.api.keyring import Keyring
 from streamer.api.pictures import Pictures
 from streamer.api.rate_limit import RateLimit
@@ -92,6 +93,7 @@ def create_app(client: Client, *, watch_events: bool = False) -> FastAPI:
     app.state.client = client
     app.state.health = health
     app.state.keyring = keyring
+    app.state.idempotency = Idempotency(client.connections.main, client.settings.lease)
     app.state.redis_watch = redis_watch
     app.state.events = hub
     app.state.pictures = Pictures(client.frames, client.connections.frames_outage)

@@ -12,12 +12,13 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
 from streamer.api.dependencies import ClientDependency
+from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.schemas import FileList
 from streamer.client import Client
 from streamer.errors import ErrorCode, StreamerError
 from streamer.files import UploadedFile
 
-router = APIRouter(prefix="/v1/files", tags=["files"])
+router = APIRouter(prefix="/v1/files", tags=["files"], route_class=IdempotentRoute)
 
 _FIELD = "file"
 """Field of the form that holds the file."""
@@ -154,17 +155,22 @@ def body_of(request: Request) -> Iterator[bytes]:
 
 
 @router.post("", status_code=201, openapi_extra=_BODY)
-def upload_file(request: Request, client: ClientDependency) -> UploadedFile:
+def upload_file(request: Request, client: ClientDependency, new_id: IdempotentId) -> UploadedFile:
     """Upload a video or a picture as a form with the field `file`.
 
     It is opened at the end: what is no video or picture is refused. For large files over bad
     networks use the tus protocol at `/v1/uploads`, which resumes.
     """
     files = client.files
+    file_id = f"file_{new_id}" if new_id is not None else None
+    if file_id is not None and (earlier := _earlier(client, file_id)) is not None:
+        return earlier
     part = FilePart(request.headers.get("content-type", ""), body_of(request))
     chunks = part.chunks()
     first = next(chunks, b"")  # the name comes before
-    file = files.begin(part.filename or "", _bound(request, client.settings.max_file_bytes))
+    file = files.begin(
+        part.filename or "", _bound(request, client.settings.max_file_bytes), file_id
+    )
     try:
         files.append(file.id, 0, _after(first, chunks))
         return files.finish(file.id)
@@ -183,6 +189,16 @@ def _bound(request: Request, limit: int) -> int:
 def _after(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     yield first
     yield from rest
+
+
+def _earlier(client: Client, file_id: str) -> UploadedFile | None:
+    """Return a file that was complete when the API was killed; delete what was incomplete."""
+    with contextlib.suppress(StreamerError):
+        file = client.files.get(file_id)
+        if file.status == "ready":
+            return file
+        client.files.delete(file_id)
+    return None
 
 
 def _forget(client: Client, file_id: str) -> None:

@@ -11,6 +11,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
 from streamer.api.dependencies import ClientDependency, HubDependency
+from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.query_progress import follow
 from streamer.api.schemas import QueryList
 from streamer.client import FRAME_POLL_INTERVAL
@@ -18,7 +19,7 @@ from streamer.domain import Query
 from streamer.queries import NotYet
 from streamer.question import Question
 
-router = APIRouter(prefix="/v1/queries", tags=["queries"])
+router = APIRouter(prefix="/v1/queries", tags=["queries"], route_class=IdempotentRoute)
 
 _LOOK_INTERVAL = 2.0
 """Seconds between two looks whether a query still has a job, which Redis may have lost."""
@@ -29,15 +30,16 @@ async def _existing(query_id: str, client: ClientDependency) -> Query:
 
 
 @router.post("", status_code=202)
-async def ask_question(question: Question, client: ClientDependency) -> Query:
+async def ask_question(question: Question, client: ClientDependency, new_id: IdempotentId) -> Query:
     """Ask a question. Fetch the answer with the returned id.
 
     A stream that is still being opened is waited for, for up to ten seconds.
     """
+    query_id = f"qry_{new_id}" if new_id is not None else None
     deadline = time.monotonic() + client.first_frame_wait
     while True:
         try:
-            return await run_in_threadpool(client.submit, question, 0.0)
+            return await run_in_threadpool(client.submit, question, 0.0, query_id)
         except NotYet:
             if time.monotonic() >= deadline:
                 raise

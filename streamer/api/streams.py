@@ -3,28 +3,33 @@
 from fastapi import APIRouter
 
 from streamer.api.dependencies import ClientDependency, HealthDependency
+from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.schemas import StreamBody, StreamList, StreamPatch, WatchBody
 from streamer.api.watches import watch_of
 from streamer.client import Client
 from streamer.domain import Stream, Watch
 from streamer.errors import ErrorCode, StreamerError, about
 
-router = APIRouter(prefix="/v1/streams", tags=["streams"])
+router = APIRouter(prefix="/v1/streams", tags=["streams"], route_class=IdempotentRoute)
 
 
 @router.post("", status_code=201)
-def attach_stream(body: StreamBody, client: ClientDependency) -> Stream:
+def attach_stream(body: StreamBody, client: ClientDependency, new_id: IdempotentId) -> Stream:
     """Attach a stream. The source is opened first, unless `probe` is false."""
+    stream_id = f"str_{new_id}" if new_id is not None else None
     if body.file is not None and body.url is None:
         return client.attach_file(
             body.file,
             body.name,
             sampling=body.sampling,
             watches=_watches(client, body.watches),
+            stream_id=stream_id,
         )
     if body.url is None or body.file is not None:
         raise StreamerError(
-            ErrorCode.INVALID_REQUEST, "Give the stream's 'url', or the 'file' that you uploaded."
+            ErrorCode.INVALID_REQUEST,
+            "Give the stream's 'url', or the 'file' that you uploaded.",
+            "url" if body.url is None else "file",
         )
     return client.attach(
         body.url,
@@ -35,6 +40,7 @@ def attach_stream(body: StreamBody, client: ClientDependency) -> Stream:
         history=body.history,
         probe=body.probe,
         live=body.live,
+        stream_id=stream_id,
     )
 
 

@@ -3,17 +3,25 @@
 from fastapi import APIRouter
 
 from streamer.api.dependencies import ClientDependency
+from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.schemas import WatchBody, WatchList, WatchPatch
 from streamer.client import Client
 from streamer.domain import Watch
 
-router = APIRouter(prefix="/v1/streams/{ref}/watches", tags=["watches"])
+router = APIRouter(
+    prefix="/v1/streams/{ref}/watches", tags=["watches"], route_class=IdempotentRoute
+)
 
 
 @router.post("", status_code=201)
-def add_watch(ref: str, body: WatchBody, client: ClientDependency) -> Watch:
+def add_watch(ref: str, body: WatchBody, client: ClientDependency, new_id: IdempotentId) -> Watch:
     """Add a watch to a stream, given by id or name. Its other watches are not interrupted."""
-    return client.watches.add(ref, watch_of(client, body))
+    watch = watch_of(client, body)
+    if new_id is not None:
+        watch.id = f"wch_{new_id}"
+        if watch.id in {each.id for each in client.stream(ref).watches}:
+            return client.watches.get(ref, watch.id)  # added before the API was killed
+    return client.watches.add(ref, watch)
 
 
 @router.get("")
