@@ -20,8 +20,9 @@ from streamer import redis_keys
 from streamer.api import idempotency
 from streamer.api.app import create_app
 from streamer.api.idempotency import IDEMPOTENCY_SECONDS, IdempotentRoute
-from streamer.api_keys import ApiKeys, Scope
+from streamer.api_keys import ApiKeys
 from streamer.client import Client
+from streamer.domain import Scope
 from streamer.settings import Settings
 from tests.support.videos import write_video
 
