@@ -26,7 +26,7 @@ class Admission:
         """
         from streamer.media.urls import parse_source, split_secret
 
-        return split_secret(self._access().check(parse_source(source)))
+        return split_secret(self.access().check(parse_source(source)))
 
     def is_live(self, full_url: str, live: bool | None = None) -> bool:
         """Return `live` if it is given, else whether the end of `full_url` is a lost connection.
@@ -40,7 +40,7 @@ class Admission:
         from streamer.media.liveness import is_live_source
 
         timeout = self._settings.open_timeout
-        return is_live_source(full_url, None, access=self._access(), timeout=timeout)
+        return is_live_source(full_url, None, access=self.access(), timeout=timeout)
 
     def probe(self, source: str, transport: Transport, live: bool | None = None) -> "SourceInfo":
         """Open `source`, decode one frame and close it.
@@ -51,7 +51,7 @@ class Admission:
 
         full_url = self.split(source)[1]
         timeout = self._settings.open_timeout
-        return inspect_source(full_url, timeout, self._access(), transport, live)
+        return inspect_source(full_url, timeout, self.access(), transport, live)
 
     def replacement(
         self, stream: Stream, source: str, transport: Transport, probe: bool
@@ -90,7 +90,8 @@ class Admission:
                 "give --recording if it does end.",
             )
 
-    def _access(self) -> "AccessPolicy":
+    def access(self) -> "AccessPolicy":
+        """Return the rules for the sources that may be opened."""
         from streamer.media.access_policy import AccessPolicy
 
         return AccessPolicy.of(self._settings, remote=self.remote)

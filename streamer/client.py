@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from streamer.admission import Admission
 from streamer.alert_rule import AlertRule
+from streamer.chats import Chats
 from streamer.connections import Connections, from_run_file
 from streamer.domain import (
     Query,
@@ -87,6 +88,10 @@ class Client:
         self.health = InstallationHealth(self.connections, self.jobs, lambda: self.timeline, clock)
         """Which parts of the installation work."""
         self._queries = Queries(self._redis, settings, history, self.jobs, self.queue, clock)
+        self.chats = Chats(
+            self.connections, settings, self.registry, self._queries, self.admission, clock
+        )
+        """Conversations about pictures and cameras."""
 
     def __enter__(self) -> Self:
         return self

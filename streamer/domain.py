@@ -491,6 +491,15 @@ class ClipRequest(Record):
 
     _read_old = model_validator(mode="before")(with_response_format)
 
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Arguments of `nvila_core.SamplingParams`."""
+        return {
+            "max_tokens": self.max_tokens,
+            "logprobs": self.logprobs,
+            **self.response_format.constraint,
+        }
+
     @classmethod
     def for_watch(
         cls,
@@ -663,8 +672,8 @@ class Result(Record):
         asked: dict[str, Any] = {
             "request_id": request.id,
             "kind": kind,
-            "stream_id": request.stream_id,
-            "stream_name": request.stream_name,
+            "stream_id": request.stream_id or None,
+            "stream_name": request.stream_name or None,
             "watch_id": request.watch_id,
             "start": request.start,
             "end": request.end,

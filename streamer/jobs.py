@@ -16,6 +16,7 @@ from rq.serializers import JSONSerializer
 
 from nvila_core.errors import shorten
 from streamer import redis_keys
+from streamer.conversation import ChatRequest
 from streamer.domain import (
     ClipRequest,
     ErrorInfo,
@@ -47,6 +48,7 @@ CLIP_QUEUES = (QUERIES, WATCHES, FILES)
 INGEST = "ingest"
 
 CLIP_JOB = "workers.clip.answer"
+CHAT_JOB = "workers.chat.answer"
 INGEST_JOB = "workers.ingest.run_stream"
 
 _QUEUE_OF = {
@@ -162,9 +164,10 @@ def error_result(request: ClipRequest, code: ErrorCode, message: str) -> Result:
 
 
 def read_request(job: Job) -> ClipRequest | None:
-    """Return the request of a clip job, as far as it can be read; None if it is another job."""
+    """Return the request of a clip or chat job, as far as it can be read; None if it is another
+    job."""
     with contextlib.suppress(Exception):  # no content of a job may break its reader
-        if job.func_name == CLIP_JOB:
+        if job.func_name in (CLIP_JOB, CHAT_JOB):
             return request_in_part(job.id, job.args[0])
     return None
 
@@ -259,7 +262,7 @@ class Jobs:
         owner = owner_of(request)
         with self._redis.pipeline() as pipeline:
             self._queues[name].enqueue_call(
-                CLIP_JOB,
+                CHAT_JOB if isinstance(request, ChatRequest) else CLIP_JOB,
                 args=(request.model_dump(mode="json"),),
                 timeout=max(1, round(self._settings.job_timeout)),
                 result_ttl=_DONE_TTL,
@@ -586,8 +589,11 @@ def _bytes_of(commands: list[Any]) -> int:
 
 
 def _bytes_of_answer(request: ClipRequest) -> int:
-    """Estimate how much of Redis the answer will need, in its two copies."""
-    return 2 * (2048 + len(request.prompt) + 4 * request.max_tokens + 200 * len(request.frames))
+    """Estimate how much of Redis the answer will need, in its two copies, and count the pictures
+    that are kept until then."""
+    pictures = request.picture_bytes if isinstance(request, ChatRequest) else 0
+    answer = 2048 + len(request.prompt) + 4 * request.max_tokens + 200 * len(request.frames)
+    return 2 * answer + pictures
 
 
 def _push_wake(pipeline: redis.client.Pipeline, queue: str) -> None:

@@ -33,6 +33,16 @@ MAX_LOGPROBS = 20
 MAX_WATCHES = 64
 """Watches that one stream may have; each adds one request per window."""
 
+MAX_TURNS = 1024
+"""Messages of a chat."""
+
+MAX_CHAT_TEXT = 262_144
+"""Characters of all messages of a chat together; they travel in every job."""
+
+MAX_STOPS = 16
+MAX_STOP = 200
+"""Characters of one text that ends an answer."""
+
 MAX_DATA = 16_384
 """Characters of the data that a job carries to its result, as JSON."""
 

@@ -150,8 +150,8 @@ def _failed(query: Query, error: ErrorInfo) -> Result:
     return Result(
         request_id=query.id,
         kind=ResultKind.ERROR,
-        stream_id=query.stream_id,
-        stream_name=query.stream_name,
+        stream_id=query.stream_id or None,
+        stream_name=query.stream_name or None,
         prompt=query.prompt,
         start=query.start,
         end=query.end,

@@ -50,7 +50,7 @@ class NotYet(StreamerError):  # noqa: N818 - a frame is late, nothing has failed
 
 
 @dataclass(frozen=True)
-class _Seen:
+class Seen:
     """The frames that a question is about, and what is to be known about them."""
 
     frames: list[FrameRef]
@@ -92,10 +92,7 @@ class Queries:
         response_format = question.response_format or TextFormat()
         with about("response_format"):
             response_format.check()
-        if question.since is None or question.until is None:
-            seen = self._newest(question, stream)
-        else:
-            seen = self._between(question, stream, question.since, question.until)
+        seen = self.see(question, stream)
         frames = seen.frames
         max_tokens = question.max_tokens
         request = validated(
@@ -114,16 +111,22 @@ class Queries:
             gaps=seen.gaps,
             stale=seen.stale,
         )
-        return self._submit(request)
+        return self.submit(request)
 
-    def _newest(self, question: Question, stream: Stream) -> "_Seen":
+    def see(self, question: Question, stream: Stream) -> Seen:
+        """Choose the frames of `stream` that a question is about; see :meth:`ask`."""
+        if question.since is None or question.until is None:
+            return self._newest(question, stream)
+        return self._between(question, stream, question.since, question.until)
+
+    def _newest(self, question: Question, stream: Stream) -> Seen:
         """Choose the frames of the present. Raises StreamerError(NO_FRAMES | STREAM_STALE)."""
         newest = self._history.frames.newest(stream.id, max(question.max_frames or 1, NEWEST))
         frames = newest[-(question.max_frames or 1) :]
         if not frames:
             raise _missing(stream, ErrorCode.NO_FRAMES, _no_frames_now(stream))
         if not stream.live:  # what a recording shows does not become old
-            return _Seen(frames)
+            return Seen(frames)
         silence = max_silence(sampling_interval(stream.sampling, newest))
         limit = self._settings.stale_after or silence
         now = self._clock.time()
@@ -136,19 +139,24 @@ class Queries:
             )
         first, last = frames[0].time, frames[-1].time
         gaps = find_gaps(((f.time, f.time) for f in frames), first, last, lambda _: silence)
-        return _Seen(frames, gaps, stale)
+        return Seen(frames, gaps, stale)
 
     def _between(
         self, question: Question, stream: Stream, since: datetime, until: datetime
-    ) -> "_Seen":
+    ) -> Seen:
         """Choose the frames of a range. Raises StreamerError(NO_FRAMES) if there are none."""
         count = self._settings.max_frames if question.max_frames is None else question.max_frames
         found = self._history.select(stream, since.timestamp(), until.timestamp(), count)
         if not found.frames:
             raise StreamerError(ErrorCode.NO_FRAMES, self._no_frames_between(stream, since, until))
-        return _Seen(found.frames, found.gaps)
+        return Seen(found.frames, found.gaps)
 
-    def _submit(self, request: ClipRequest) -> Query:
+    def submit(self, request: ClipRequest) -> Query:
+        """Submit a request as a query, which is listed and can be fetched by its id.
+
+        Raises StreamerError(TOO_MANY_QUERIES); redis.exceptions.OutOfMemoryError when Redis has no
+        room for it.
+        """
         query = Query.of(request)
         ttl = int(self._settings.query_ttl)
 

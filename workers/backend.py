@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from nvila_core.resolution.policy import Budget, Measures, Plan
+from streamer.conversation import Detail
 from streamer.domain import ClipRequest
 
 if TYPE_CHECKING:
@@ -13,8 +14,13 @@ if TYPE_CHECKING:
 class Backend(Protocol):
     """The model of a worker. All slots of the worker share it."""
 
-    def plan(self, frames: Sequence[Measures], budget: Budget) -> Plan:
-        """Plan the tiles of a clip with the worker's policy, from the measures of its frames."""
+    def plan(
+        self, frames: Sequence[Measures], budget: Budget, details: Sequence[Detail] | None = None
+    ) -> Plan:
+        """Plan the tiles of a clip with the worker's policy, from the measures of its frames.
+
+        `details` say how closely to look at each of them; None: at all as the policy decides.
+        """
         ...
 
     def waiting(self) -> float:
@@ -22,7 +28,8 @@ class Backend(Protocol):
         ...
 
     def answer(self, clip: ClipRequest, jpegs: Sequence[bytes], plan: Plan) -> "Completion":
-        """Answer a clip about its frames, given as stored, shown as planned.
+        """Answer a clip about its frames, given as stored, shown as planned. A `ChatRequest` is a
+        clip whose prompt is a conversation.
 
         Raises:
             StreamerError: this request failed, without harm to others.

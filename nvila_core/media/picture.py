@@ -7,6 +7,7 @@ import math
 import struct
 import warnings
 from importlib import import_module
+from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -66,6 +67,32 @@ def open_image(path: str | Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise MediaError(f"There is no memory left to decode the image {path}.") from None
     except UNREADABLE as error:
         raise unreadable(path, error) from error
+
+
+def decode_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Decode a picture that is in memory, as :func:`open_image` reads one from a file.
+
+    Args:
+        data: JPEG, PNG, WebP or what else Pillow reads.
+        name: what errors and warnings call it.
+        max_pixels: a JPEG with more is reduced while it is decoded, and a MediaWarning says so.
+
+    Raises:
+        MediaError: it is not a picture, is damaged, or has too many pixels.
+    """
+    try:
+        return _decode(BytesIO(data), name, max_pixels)
+    except MediaError:
+        raise
+    except MemoryError:
+        raise MediaError(f"There is no memory left to decode {name}.") from None
+    except UNREADABLE as error:
+        kind = file_kind(data[:1024])
+        what = f"is {kind.name}" if kind is not None else "is not a picture that can be read"
+        damaged = kind is not None and kind.picture
+        raise MediaError(
+            f"{name} {what}{', but damaged' if damaged else ''}: send a JPEG, PNG or WebP."
+        ) from error
 
 
 def unreadable(path: str | Path, error: Exception) -> MediaError:

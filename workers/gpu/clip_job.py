@@ -14,6 +14,7 @@ from streamer.domain import (
     FrameResolution,
     RequestKind,
     Result,
+    ResultKind,
     to_datetime,
 )
 from streamer.errors import ErrorCode, StreamerError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from nvila_core import Completion
 
 _T = TypeVar("_T")
+_Request = TypeVar("_Request", bound=ClipRequest)
 
 _ATTEMPTS = 5
 """How often a command is tried that Redis calls wrong, before another worker tries it."""
@@ -53,24 +55,41 @@ _log = structlog.get_logger(__name__)
 
 
 def answer_clip(request: dict[str, Any]) -> None:
-    """Answer one ClipRequest, given as JSON, and publish its one terminal result.
+    """Answer one ClipRequest, given as JSON; see :func:`answer_request`."""
+    answer_request(ClipRequest, request, _answer)
+
+
+def answer_request(
+    kind: type[_Request],
+    stored: dict[str, Any],
+    answer: Callable[[WorkerContext, _Request, float], Result],
+) -> None:
+    """Answer one request, given as JSON, and publish its one terminal result.
 
     Every failure of the request becomes an error result; only a worker that cannot continue leaves
     it unanswered, for another worker.
+
+    Args:
+        kind: the record of the request.
+        stored: its fields.
+        answer: returns the result, from the context of this worker, the request and the time when
+            its job started (epoch seconds).
     """
     context = current()
+    readable: _Request | StreamerError
     try:
-        clip, unreadable = ClipRequest.read(request), None
+        clip: ClipRequest
+        clip = readable = kind.read(stored)
     except StreamerError as error:
-        clip, unreadable = request_in_part(str(request.get("id")), request), error
+        clip, readable = request_in_part(str(stored.get("id")), stored), error
     # By a worker that died before it could finish the job.
     if _insist(lambda: context.results.answered(clip.id)):
         return
     started = context.clock.time()
     try:
-        if unreadable is not None:
-            raise unreadable
-        result = _answer(context, clip, started)
+        if isinstance(readable, StreamerError):
+            raise readable
+        result = answer(context, readable, started)
     except (GiveBack, BrokeDown):
         raise
     except StreamerError as error:
@@ -120,16 +139,24 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
             ErrorCode.NO_FRAMES,
             "There are no frames in this range: ask about a time when the stream was running.",
         )
+    result, complete = ask_model(context, clip, started)
+    return result if complete else _unfinished(clip, result)
+
+
+def ask_model(context: WorkerContext, clip: ClipRequest, started: float) -> tuple[Result, bool]:
+    """Return the model's answer to a request as its result, and whether it has its whole form.
+
+    Raises StreamerError, GiveBack, BrokeDown: see `workers.backend`.
+    """
     jpegs = _load(context, clip)
     plan = plan_clip(context, clip, started)
     completion = context.model.answer(clip, jpegs, plan)
     usage, timings = completion.usage, completion.timings
     complete = clip.response_format.complete(completion.text, completion.finish_reason)
-    return Result.answering(
+    result = Result.answering(
         clip,
         text=completion.text.replace("\0", "\ufffd"),  # no database stores NUL
         data=_data(clip, completion) if complete else clip.data,
-        error=None if complete else _unfinished(clip, completion),
         finish_reason=completion.finish_reason,
         tiles=usage.tiles,
         plan=[FrameResolution(grid=f.grid, reason=f.reason) for f in plan.frames],
@@ -141,6 +168,7 @@ def _answer(context: WorkerContext, clip: ClipRequest, started: float) -> Result
         encode_ms=timings.encode_ms,
         generate_ms=timings.generate_ms,
     )
+    return result, complete
 
 
 def _load(context: WorkerContext, clip: ClipRequest) -> list[bytes]:
@@ -206,15 +234,17 @@ def _data(clip: ClipRequest, completion: "Completion") -> dict[str, Any] | None:
     return data or None
 
 
-def _unfinished(clip: ClipRequest, completion: "Completion") -> ErrorInfo:
-    started = " ".join(completion.text.split())
+def _unfinished(clip: ClipRequest, result: Result) -> Result:
+    """Return the result of an answer that was cut, as an error."""
+    started = " ".join((result.text or "").split())
     begun = f" It began: {started[:_MAX_SHOWN]}" if started else ""
-    return ErrorInfo(
+    error = ErrorInfo(
         code=ErrorCode.FORM_UNFINISHED,
-        message=f"The answer was cut after {completion.usage.completion_tokens} tokens, before "
-        f"its {_FORMS[clip.response_format.type]} was complete: raise max_tokens, or request a "
-        f"shorter form.{begun}",
+        message=f"The answer was cut after {result.completion_tokens} tokens, before its "
+        f"{_FORMS[clip.response_format.type]} was complete: raise max_tokens, or request a shorter "
+        f"form.{begun}",
     )
+    return result.model_copy(update={"kind": ResultKind.ERROR, "error": error})
 
 
 def _queue_ms(clip: ClipRequest, started: float) -> float:

@@ -1,6 +1,7 @@
 """Plan how many tiles each frame of a clip gets, from its measures, before any JPEG is decoded."""
 
 from nvila_core.resolution.policy import Budget, Plan
+from streamer.conversation import ChatRequest
 from streamer.domain import ClipRequest, RequestKind
 from workers.context import WorkerContext
 
@@ -8,7 +9,8 @@ from workers.context import WorkerContext
 def plan_clip(context: WorkerContext, clip: ClipRequest, started: float) -> Plan:
     """Plan a clip whose job `started` (epoch seconds) with the worker's policy and budget."""
     budget = Budget(context.settings.clip_tokens, worker_load(context, clip, started))
-    return context.model.plan([frame.measures for frame in clip.frames], budget)
+    details = clip.details if isinstance(clip, ChatRequest) else None
+    return context.model.plan([frame.measures for frame in clip.frames], budget, details)
 
 
 def worker_load(context: WorkerContext, clip: ClipRequest, started: float) -> float:

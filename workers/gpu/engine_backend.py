@@ -3,7 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nvila_core.resolution.policy import Budget, Measures, Native, Plan, parse_policy
+from nvila_core.resolution.grids import SINGLE_TILE
+from nvila_core.resolution.policy import (
+    Budget,
+    GridChoice,
+    Measures,
+    Native,
+    Plan,
+    TilingConfig,
+    parse_policy,
+)
+from streamer.conversation import ChatRequest, Detail
 from streamer.domain import ClipRequest, FrameRef
 from streamer.errors import ErrorCode, StreamerError
 from streamer.settings import Settings
@@ -24,10 +34,21 @@ class EngineBackend:
         self._engine = engine
         self._settings = settings
 
-    def plan(self, frames: Sequence[Measures], budget: Budget) -> Plan:
+    def plan(
+        self, frames: Sequence[Measures], budget: Budget, details: Sequence[Detail] | None = None
+    ) -> Plan:
         """See `Backend.plan`."""
-        policy = parse_policy(self._settings.policy)
-        return self._engine.model.plan(list(frames), policy, budget)
+        policy, model = parse_policy(self._settings.policy), self._engine.model
+        if details is None or set(details) <= {"auto"} or not model.config.tiles_frames:
+            return model.plan(list(frames), policy, budget)
+        detailed = list(zip(frames, details, strict=True))
+        free = [frame for frame, detail in detailed if detail == "auto"]
+        planned = iter(model.plan(free, policy, budget).frames if free else ())
+        chosen = [
+            next(planned) if detail == "auto" else _by_detail(frame, detail, model.config.tiling)
+            for frame, detail in detailed
+        ]
+        return Plan.of(chosen, model.config.tiling)
 
     def waiting(self) -> float:
         """See `Backend.waiting`."""
@@ -37,7 +58,11 @@ class EngineBackend:
     def answer(self, clip: ClipRequest, jpegs: Sequence[bytes], plan: Plan) -> "Completion":
         """See `Backend.answer`."""
         images = decode_frames(clip.frames, jpegs, self._sizes(plan))
-        return infer(current(), clip, parts_of(images, clip.prompt), plan)
+        if isinstance(clip, ChatRequest):
+            parts = messages_of(clip, images)
+        else:
+            parts = parts_of(images, clip.prompt)
+        return infer(current(), clip, parts, plan)
 
     def stats(self) -> Mapping[str, float | str]:
         """Return `Engine.stats()`, the shares that came from a cache, and the recent restarts."""
@@ -47,6 +72,7 @@ class EngineBackend:
             "prefix_hit_rate": stats["cached_tokens"] / max(1, stats["prompt_tokens"]),
             "tile_hit_rate": stats["cached_tiles"] / max(1, stats["tiles"]),
             "restarts": len(restart.recent_restarts()),
+            "max_model_len": self._engine.max_model_len,
         }
 
     def _sizes(self, plan: Plan) -> list[tuple[int, int] | None]:
@@ -70,6 +96,37 @@ def parts_of(images: "list[np.ndarray[Any, Any]]", prompt: str) -> list[Any]:
 
     media = Image.fromarray(images[0]) if len(images) == 1 else Video(images, sampled=True)
     return [media, prompt]
+
+
+def messages_of(chat: ChatRequest, images: "list[np.ndarray[Any, Any]]") -> list[Any]:
+    """Build the turns of a chat as the model takes them, with its RGB uint8 pictures [height,
+    width, 3] in their places: one alone is an image, several of one part are a video."""
+    from PIL import Image
+
+    from nvila_core import Video
+
+    messages: list[Any] = []
+    start = 0
+    for turn in chat.turns:
+        content: list[Any] = []
+        for part in turn.content:
+            if part.type == "text":
+                content.append(part.text)
+                continue
+            shown = images[start : start + part.count]
+            start += part.count
+            single = part.count == 1
+            content.append(Image.fromarray(shown[0]) if single else Video(shown, sampled=True))
+        messages.append({"role": turn.role, "content": content})
+    return messages
+
+
+def _by_detail(frame: Measures, detail: Detail, tiling: TilingConfig) -> GridChoice:
+    """Return one tile for `low`, and for `high` those of the published rule for a single frame."""
+    if detail == "low":
+        return GridChoice(SINGLE_TILE, "detail: low")
+    (alone,) = Native().plan([frame], tiling).frames
+    return GridChoice(alone.grid, "detail: high")
 
 
 def decode_frames(

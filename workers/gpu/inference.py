@@ -93,11 +93,7 @@ def _submit(
     try:
         return context.engine.submit(
             parts,
-            SamplingParams(
-                max_tokens=clip.max_tokens,
-                logprobs=clip.logprobs,
-                **clip.response_format.constraint,
-            ),
+            SamplingParams(**clip.sampling),
             priority=_PRIORITY[clip.kind],
             deadline=max(0.001, deadline - context.clock.monotonic()),
             plan=plan,

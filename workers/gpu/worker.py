@@ -11,10 +11,11 @@ import structlog
 from nvila_core.errors import NVILAError, first_line
 from streamer.connections import Connections, log_lacks
 from streamer.errors import ErrorCode, StreamerError
-from streamer.jobs import CLIP_JOB, CLIP_QUEUES
+from streamer.jobs import CHAT_JOB, CLIP_JOB, CLIP_QUEUES
 from streamer.logging_setup import log_ready
 from streamer.settings import Settings
 from workers import context
+from workers.gpu.chat_job import answer_chat
 from workers.gpu.clip_job import answer_clip, publish_failure, publish_lost
 from workers.gpu.engine_backend import EngineBackend
 from workers.gpu.inference import out_of_memory
@@ -63,7 +64,7 @@ def serve_clips(settings: Settings, stopping: threading.Event, burst: bool = Fal
             CLIP_QUEUES,
             connections.main,
             slots=settings.worker_slots,
-            functions={CLIP_JOB: answer_clip},
+            functions={CLIP_JOB: answer_clip, CHAT_JOB: answer_chat},
             stopping=stopping,
             lease=settings.lease,
             on_failed=publish_failure,
