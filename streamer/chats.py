@@ -1,7 +1,7 @@
 """Conversations about pictures and cameras: what is shown in them, and their requests."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -185,16 +185,7 @@ class Chats:
         """Build the request of messages whose pictures and cameras, in order, are `shown`."""
         counts = iter([len(each.frames) for each in shown])
         turns = [
-            Turn(
-                role=message.role,
-                content=[
-                    TextPart(text=part)
-                    if isinstance(part, str)
-                    else FramesPart(count=next(counts), detail=part.detail)
-                    for part in message.parts
-                ],
-            )
-            for message in messages
+            Turn(role=message.role, content=_content(message.parts, counts)) for message in messages
         ]
         frames = [frame for each in shown for frame in each.frames]
         cameras = {each.stream.id: each.stream for each in shown if each.stream is not None}
@@ -257,6 +248,19 @@ class Chats:
         ]
         stored = sum(len(still.jpeg) for still in stills)
         return _Shown(frames, stored_bytes=stored)
+
+
+def _content(parts: Sequence[ChatPart], counts: Iterator[int]) -> list[TextPart | FramesPart]:
+    """Return the content of a turn; texts that follow one another become one, line by line."""
+    content: list[TextPart | FramesPart] = []
+    for part in parts:
+        if not isinstance(part, str):
+            content.append(FramesPart(count=next(counts), detail=part.detail))
+        elif content and isinstance(content[-1], TextPart):
+            content[-1] = TextPart(text=f"{content[-1].text}\n{part}")
+        else:
+            content.append(TextPart(text=part))
+    return content
 
 
 def _last_question(messages: Sequence[ChatMessage]) -> str:

@@ -520,6 +520,21 @@ class Jobs:
             if numbers
         }
 
+    def models(self) -> dict[str, int]:
+        """Return the models of the running workers, and how many positions of prompt and answer
+        together the least of their workers takes."""
+        keys = worker_registration.get_keys(self._queues[QUERIES])
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for name in sorted(key.rpartition(":")[2] for key in keys):
+                pipeline.hmget(redis_keys.worker(name), "model", "max_model_len")
+            found = cast("list[list[bytes | None]]", pipeline.execute())
+        models: dict[str, int] = {}
+        for model, length in found:
+            if model and length and length.isdigit():
+                name = model.decode(errors="replace")
+                models[name] = min(int(length), models.get(name, int(length)))
+        return models
+
     def depths(self) -> dict[str, int]:
         """Return the number of waiting jobs of each queue."""
         with self._redis.pipeline(transaction=False) as pipeline:

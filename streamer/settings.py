@@ -209,6 +209,11 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(
         default=2 << 20, ge=4096, description="maximum bytes of the body of an HTTP request"
     )
+    max_chat_bytes: int = Field(
+        default=32 << 20,
+        ge=4096,
+        description="maximum bytes of the body of a chat, with the pictures in it",
+    )
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 

@@ -9,9 +9,11 @@ from fastapi.responses import PlainTextResponse
 
 from streamer import __version__
 from streamer.api import (
+    chat,
     events,
     files,
     metrics,
+    models,
     queries,
     results,
     session,
@@ -53,6 +55,8 @@ _PARTS = (
     files,
     events,
     session,
+    models,
+    chat,
 )
 """Modules whose `router` has the calls of the API."""
 
@@ -126,6 +130,7 @@ def create_app(client: Client, *, watch_events: bool = False) -> FastAPI:
     app.add_middleware(
         BodyLimit,
         max_bytes=client.settings.max_body_bytes,
+        max_chat_bytes=client.settings.max_chat_bytes,
         uploads=(files.router.prefix, uploads.router.prefix),
     )
     if client.settings.rate_limit is not None:

@@ -74,6 +74,7 @@ def serve_clips(settings: Settings, stopping: threading.Event, burst: bool = Fal
             clock=own.clock,
             measure=lambda: {
                 **backend.stats(),
+                "model": own.model_name or "",
                 "clock_offset_seconds": connections.clock.offset,
             },
         )

@@ -1,0 +1,404 @@
+"""The OpenAI-compatible endpoint, with OpenAI's own Python package."""
+
+import json
+import math
+import time
+from typing import Any
+
+import httpx
+import openai
+import pytest
+from openai import OpenAI
+
+from streamer import redis_keys
+from streamer.domain import QueryStatus
+from tests.support.chat_service import ChatService, data_url, shown
+
+
+@pytest.fixture(scope="module")
+def ai(chat_service: ChatService) -> OpenAI:
+    return OpenAI(base_url=chat_service.url, api_key="unused", max_retries=0, timeout=120)
+
+
+def user(*content: Any) -> dict[str, Any]:
+    texts = [{"type": "text", "text": c} if isinstance(c, str) else c for c in content]
+    return {"role": "user", "content": texts}
+
+
+def ask(ai: OpenAI, *content: Any, **options: Any) -> Any:
+    """Ask about texts and pictures; return the answer as the client gives it."""
+    fields = {"model": "demo", "messages": [user(*content)], "max_tokens": 8} | options
+    return ai.chat.completions.create(**fields)
+
+
+def tiles(answer: Any) -> int:
+    return answer.usage.model_extra["tiles"]
+
+
+def test_the_models_and_each_camera_are_listed(ai: OpenAI) -> None:
+    models = {model.id: model for model in ai.models.list()}
+    assert set(models) >= {"stream/gate", "stream/yard"}
+    name = next(iter(models))
+    assert not name.startswith("stream/")
+    assert models[name].object == "model"
+    assert models[name].model_extra["max_model_len"] > 256
+    assert ai.models.retrieve("stream/gate").id == "stream/gate"
+    with pytest.raises(openai.NotFoundError) as refused:
+        ai.models.retrieve("stream/none")
+    assert refused.value.param == "model"
+
+
+def test_a_text_gets_an_answer_with_its_cost(ai: OpenAI) -> None:
+    answer = ai.chat.completions.create(
+        model="demo", messages=[{"role": "user", "content": "Hi"}], max_tokens=5
+    )
+    assert answer.object == "chat.completion"
+    assert answer.id.startswith("chatcmpl-")
+    (choice,) = answer.choices
+    assert choice.message.role == "assistant"
+    assert choice.finish_reason in ("stop", "length")
+    assert answer.usage.total_tokens == answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert answer.usage.completion_tokens <= 5
+    assert answer.usage.prompt_tokens_details.cached_tokens >= 0
+    assert (tiles(answer), answer.usage.model_extra["vision_tokens"]) == (0, 0)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_a_sent_picture_is_seen_and_then_forgotten(
+    ai: OpenAI, chat_service: ChatService, form: str
+) -> None:
+    answer = ask(ai, "What is this?", shown(data_url(form=form)))
+    assert answer.usage.model_extra["vision_tokens"] > 0
+    # and nothing of it is kept in Redis
+    query_id = answer.id.removeprefix("chatcmpl-")
+    redis = chat_service.client.connections.main
+    assert chat_service.client.query(query_id).result.frames == 1
+    assert not redis.exists(redis_keys.frame_index(query_id), redis_keys.deltas(query_id))
+    assert not redis.keys(redis_keys.jpeg(query_id, "*"))
+
+
+def test_several_pictures_stand_between_the_texts(ai: OpenAI) -> None:
+    one = ask(ai, "One:", shown(data_url(1)), "What?")
+    two = ask(ai, "One:", shown(data_url(1)), "Two:", shown(data_url(2)), "What?")
+    assert tiles(two) > tiles(one) / 2
+    assert two.usage.prompt_tokens > one.usage.prompt_tokens
+
+
+def test_detail_decides_the_tiles(ai: OpenAI) -> None:
+    large = data_url(3, width=1280, height=720)
+    low, high = (ask(ai, shown(large, detail=detail), "What?") for detail in ("low", "high"))
+    auto = ask(ai, shown(large, detail="auto"), "What?")
+    assert tiles(low) == 1
+    assert tiles(high) > 1
+    assert 1 <= tiles(auto) <= tiles(high)
+
+
+def test_a_conversation_has_pictures_in_any_turn_of_the_user(ai: OpenAI) -> None:
+    messages = [
+        {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
+        user(shown(data_url(1)), "What is this?"),
+        {"role": "assistant", "content": "A picture."},
+        {"role": "user", "content": "And now"},
+        user("this?", shown(data_url(2))),
+    ]
+    answer = ai.chat.completions.create(model="demo", messages=messages, max_tokens=8)
+    shorter = ai.chat.completions.create(model="demo", messages=messages[:2], max_tokens=8)
+    assert answer.usage.model_extra["vision_tokens"] > 0
+    assert answer.usage.prompt_tokens > shorter.usage.prompt_tokens
+    messages[2]["content"] = [shown(data_url(1))]
+    with pytest.raises(openai.BadRequestError) as refused:
+        ai.chat.completions.create(model="demo", messages=messages)
+    assert refused.value.param == "messages.2.content.0"
+
+
+def test_a_camera_is_a_model(ai: OpenAI, chat_service: ChatService) -> None:
+    answer = ai.chat.completions.create(
+        model="stream/gate", messages=[{"role": "user", "content": "What is there?"}], max_tokens=8
+    )
+    assert answer.model == "stream/gate"
+    assert answer.usage.model_extra["vision_tokens"] > 0
+    query = chat_service.client.query(answer.id.removeprefix("chatcmpl-"))
+    assert query.stream_name == "gate"
+    assert (query.result.kind, query.result.frames) == ("answer", 1)
+    with pytest.raises(openai.NotFoundError) as refused:
+        ai.chat.completions.create(
+            model="stream/none", messages=[{"role": "user", "content": "What is there?"}]
+        )
+    assert refused.value.param == "model"
+    assert refused.value.code == "UNKNOWN_STREAM"
+
+
+@pytest.mark.parametrize(
+    ("part", "frames"),
+    [
+        (shown("stream://gate"), 1),
+        (shown("stream://gate?last=60s"), 5),
+        (shown("stream://gate?last=60s&max_frames=2"), 2),
+        (shown("stream://gate?since=-1m&until=now"), 5),
+        ({"type": "video_url", "video_url": {"url": "stream://gate?last=60s"}}, 5),
+        ({"type": "stream", "stream": {"stream_id": "gate"}}, 1),
+        ({"type": "stream", "stream": {"stream_id": "gate", "last": 60}}, 5),
+        ({"type": "stream", "stream": {"stream_id": "gate", "since": "-60s"}}, 5),
+    ],
+)
+def test_a_part_shows_a_camera(
+    ai: OpenAI, chat_service: ChatService, part: dict[str, Any], frames: int
+) -> None:
+    answer = ask(ai, "What happened?", part)
+    result = chat_service.client.query(answer.id.removeprefix("chatcmpl-")).result
+    assert result.error is None
+    assert result.frames == frames
+    assert result.stream_name == "gate"
+
+
+def test_two_cameras_are_compared(ai: OpenAI, chat_service: ChatService) -> None:
+    answer = ask(ai, shown("stream://gate"), shown("stream://yard"), "Which is darker?")
+    result = chat_service.client.query(answer.id.removeprefix("chatcmpl-")).result
+    assert (result.frames, result.stream_name) == (2, None)
+
+
+def test_max_tokens_is_reduced_to_what_is_possible(ai: OpenAI) -> None:
+    for name in ("max_tokens", "max_completion_tokens"):
+        answer = ask(ai, "Hi", **{"max_tokens": None, name: 10_000, "stop": ["."]})
+        assert answer.choices[0].finish_reason in ("stop", "length")
+    short = ask(ai, "Hi", max_tokens=None, max_completion_tokens=2)
+    assert short.usage.completion_tokens <= 2
+
+
+def test_a_streamed_answer_is_that_of_the_same_request_at_once(ai: OpenAI) -> None:
+    content = ("What is this?", shown(data_url()))
+    whole = ask(ai, *content, max_tokens=20)
+    chunks = list(
+        ask(ai, *content, max_tokens=20, stream=True, stream_options={"include_usage": True})
+    )
+    first, *middle, last, costs = chunks
+    assert first.choices[0].delta.role == "assistant"
+    assert first.choices[0].delta.content == ""
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in middle)
+    assert text == whole.choices[0].message.content
+    assert {chunk.id for chunk in chunks} == {first.id}
+    assert [chunk.choices[0].finish_reason for chunk in middle] == [None] * len(middle)
+    assert last.choices[0].finish_reason == whole.choices[0].finish_reason
+    assert costs.choices == []
+    assert costs.usage.total_tokens == whole.usage.total_tokens
+    assert costs.usage.prompt_tokens_details.cached_tokens > 0
+    # without include_usage no chunk has it
+    plain = list(ask(ai, "Hi", stream=True))
+    assert all(chunk.usage is None and chunk.choices for chunk in plain)
+
+
+def test_the_stream_has_the_form_of_server_sent_events(chat_service: ChatService) -> None:
+    body = {
+        "model": "demo",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "stream": True,
+        "max_tokens": 4,
+    }
+    response = httpx.post(f"{chat_service.url}/chat/completions", json=body, timeout=120)
+    assert response.headers["content-type"].startswith("text/event-stream")
+    events = response.text.strip().split("\n\n")
+    assert events[-1] == "data: [DONE]"
+    chunks = [json.loads(event.removeprefix("data: ")) for event in events[:-1]]
+    assert all(chunk["object"] == "chat.completion.chunk" for chunk in chunks)
+    assert all("usage" not in chunk for chunk in chunks)
+
+
+def test_n_answers_share_the_prompt(ai: OpenAI) -> None:
+    options: dict[str, Any] = {"n": 3, "seed": 7, "temperature": 1.5, "max_tokens": 12}
+    answer = ask(ai, shown(data_url()), "What is this?", **options)
+    texts = [choice.message.content for choice in answer.choices]
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    assert len(set(texts)) > 1
+    # the seed makes them repeatable, streamed too
+    pieces = ["", "", ""]
+    for chunk in ask(ai, shown(data_url()), "What is this?", stream=True, **options):
+        for choice in chunk.choices:
+            pieces[choice.index] += choice.delta.content or ""
+    assert pieces == texts
+    assert answer.usage.completion_tokens > max(map(len, pieces)) / 100
+    single = ask(ai, shown(data_url()), "What is this?", **options | {"n": 1})
+    assert single.choices[0].message.content == texts[0]
+    assert answer.usage.prompt_tokens == single.usage.prompt_tokens
+
+
+def test_logprobs_are_those_of_the_tokens(ai: OpenAI) -> None:
+    options: dict[str, Any] = {"logprobs": True, "top_logprobs": 3, "max_tokens": 6}
+    answer = ask(ai, "What is this?", shown(data_url()), **options)
+    (choice,) = answer.choices
+    tokens = choice.logprobs.content
+    assert b"".join(bytes(token.bytes) for token in tokens).decode().strip() == (
+        choice.message.content
+    )
+    for token in tokens:
+        assert len(token.top_logprobs) == 3
+        assert token.logprob == max(top.logprob for top in token.top_logprobs)  # it is greedy
+        assert sum(math.exp(top.logprob) for top in token.top_logprobs) <= 1.0001
+    streamed = [
+        token
+        for chunk in ask(ai, "What is this?", shown(data_url()), stream=True, **options)
+        for each in chunk.choices
+        if each.logprobs
+        for token in each.logprobs.content
+    ]
+    assert [token.token for token in streamed] == [token.token for token in tokens]
+    assert ask(ai, "Hi").choices[0].logprobs is None
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(ai, "Hi", top_logprobs=2)
+    assert refused.value.param == "top_logprobs"
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {
+        "summary": {"type": "string"},
+        "colours": {"type": "array", "items": {"type": "string"}},
+        "danger": {"type": "string", "enum": ["low", "high"]},
+        "count": {"anyOf": [{"type": "integer"}, {"type": "null"}]},
+    },
+    "required": ["summary", "colours", "danger", "count"],
+}
+
+
+def test_json_has_its_schema(ai: OpenAI) -> None:
+    small = {"type": "object", "properties": {"danger": {"enum": ["low", "high"]}}}
+    named = {"name": "report", "strict": True, "schema": small | {"required": ["danger"]}}
+    form = {"type": "json_schema", "json_schema": named}
+    answer = ask(ai, "Describe.", shown(data_url()), response_format=form, max_tokens=100)
+    assert answer.choices[0].finish_reason == "stop"
+    assert json.loads(answer.choices[0].message.content)["danger"] in ("low", "high")
+    # an answer that is cut says so, and is no error
+    open_form = {"type": "json_schema", "json_schema": {"name": "report", "schema": SCHEMA}}
+    cut = ask(ai, "Describe.", response_format=open_form, max_tokens=5)
+    assert cut.choices[0].finish_reason == "length"
+    assert cut.choices[0].message.content.startswith("{")
+    chosen = ask(ai, "Dark?", response_format={"type": "choice", "choices": ["yes", "no"]})
+    assert chosen.choices[0].message.content in ("yes", "no")
+    free = ask(ai, "Describe.", response_format={"type": "json_object"}, max_tokens=40)
+    assert free.choices[0].message.content.startswith("{")
+
+
+def test_a_schema_that_cannot_be_followed_is_refused(ai: OpenAI) -> None:
+    schema = {"type": "string", "not": {"const": "a"}}
+    form = {"type": "json_schema", "json_schema": {"name": "bad", "schema": schema}}
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(ai, "Describe.", response_format=form)
+    assert (refused.value.type, refused.value.code, refused.value.param) == (
+        "invalid_request_error",
+        "INVALID_REQUEST",
+        "response_format",
+    )
+
+
+def test_stop_ends_the_answer(ai: OpenAI) -> None:
+    form = {"type": "choice", "choices": ["one two"]}
+    assert ask(ai, "Say it.", response_format=form).choices[0].message.content == "one two"
+    whole = ask(ai, "What is this?", shown(data_url()), max_tokens=20).choices[0].message.content
+    stop = whole[len(whole) // 2 :][:3].strip()
+    for given in (stop, [stop, "never"]):
+        cut = ask(ai, "What is this?", shown(data_url()), max_tokens=20, stop=given)
+        assert cut.choices[0].message.content == whole[: whole.index(stop)].strip()
+        assert cut.choices[0].finish_reason == "stop"
+
+
+def test_unknown_fields_are_ignored_and_tools_are_not_called(ai: OpenAI) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    for choice in ("auto", "none"):
+        answer = ask(ai, "Hi", tools=tools, tool_choice=choice, user="me", presence_penalty=0.5)
+        assert answer.choices[0].message.tool_calls is None
+    ask(ai, "Hi", extra_body={"keep_alive": "5m", "think": False, "metadata": {"a": 1}})
+    for choice in ("required", {"type": "function", "function": {"name": "f"}}):
+        with pytest.raises(openai.BadRequestError) as refused:
+            ask(ai, "Hi", tools=tools, tool_choice=choice)
+        assert refused.value.param == "tool_choice"
+
+
+@pytest.mark.parametrize(
+    ("content", "param"),
+    [
+        ([shown("data:image/png;base64,AAAA")], "messages.0.content.0"),
+        ([shown("data:image/png;base64,****")], "messages.0.content.0"),
+        ([{"type": "text", "text": "a"}, shown("ftp://host/a.png")], "messages.0.content.1"),
+        ([shown("http://127.0.0.1:1/a.png")], "messages.0.content.0"),
+        ([shown("file:///etc/passwd")], "messages.0.content.0"),
+        ([shown("stream://gate?lst=3s")], "messages.0.content.0"),
+        ([shown("stream://gate?last=3s&since=-5m")], "messages.0.content.0"),
+        ([{"type": "video_url", "video_url": "file_0123"}], "messages.0.content.0"),
+        ([{"type": "input_audio", "input_audio": {}}], "messages.0.content.0"),
+        ("   ", "messages"),
+    ],
+)
+def test_a_bad_part_is_refused_by_its_name(ai: OpenAI, content: Any, param: str) -> None:
+    with pytest.raises(openai.APIStatusError) as refused:
+        ai.chat.completions.create(model="demo", messages=[{"role": "user", "content": content}])
+    assert refused.value.status_code in (400, 403, 404)
+    assert refused.value.param is not None
+    assert refused.value.param.startswith(param)
+    assert refused.value.body["request_id"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"messages": []},
+        {"temperature": 3},
+        {"n": 0},
+        {"max_tokens": 0},
+        {"top_logprobs": 21, "logprobs": True},
+        {"response_format": {"type": "xml"}},
+    ],
+)
+def test_an_invalid_request_is_400_with_openais_envelope(ai: OpenAI, wrong: dict[str, Any]) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(ai, "Hi", **wrong)
+    assert refused.value.type == "invalid_request_error"
+    assert refused.value.param.split(".")[0] == next(iter(wrong))
+    assert refused.value.response.headers["x-should-retry"] == "false"
+
+
+def test_a_picture_that_the_context_cannot_hold_is_400(ai: OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(ai, "word " * 20_000)
+    assert refused.value.code == "PROMPT_TOO_LONG"
+
+
+def test_a_caller_that_goes_away_cancels_its_answer(chat_service: ChatService) -> None:
+    # given an answer that takes long
+    body = {
+        "model": "demo",
+        "messages": [user(shown(data_url()), "Tell a long story.")],
+        "max_tokens": 4096,
+        "temperature": 2.0,
+        "n": 4,
+        "stream": True,
+    }
+    with httpx.stream(
+        "POST", f"{chat_service.url}/chat/completions", json=body, timeout=120
+    ) as response:
+        line = next(line for line in response.iter_lines() if line)
+        query_id = json.loads(line.removeprefix("data: "))["id"].removeprefix("chatcmpl-")
+    # when its caller has gone, then no job of it is left, whether or not it was answered before
+    deadline = time.monotonic() + 60
+    while chat_service.client.query(query_id).status not in (
+        QueryStatus.CANCELLED,
+        QueryStatus.DONE,
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    redis = chat_service.client.connections.main
+    while redis.exists(redis_keys.frame_index(query_id)):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_an_overload_is_429(ai: OpenAI, chat_service: ChatService, monkeypatch: Any) -> None:
+    monkeypatch.setattr(chat_service.client.settings, "max_query_bytes", 1)
+    redis = chat_service.client.connections.main
+    redis.hset(redis_keys.OPEN_QUERIES, mapping={"qry_other": 10, "total": 10})
+    try:
+        with pytest.raises(openai.RateLimitError) as refused:
+            ask(ai, shown(data_url()), "What?")
+    finally:
+        redis.delete(redis_keys.OPEN_QUERIES)
+    assert refused.value.code == "TOO_MANY_QUERIES"
+    assert int(refused.value.response.headers["retry-after"]) > 0
+    assert not redis.keys(redis_keys.jpeg("qry_*", "*"))
