@@ -163,7 +163,7 @@ class ChoiceAnswer(ChoiceFormat):
 _Stop = Annotated[str, Field(max_length=MAX_STOP)]
 
 
-class StreamOptions(_Body):
+class ChunkOptions(_Body):
     """How an answer is streamed."""
 
     include_usage: bool | None = None
@@ -204,7 +204,7 @@ class ChatBody(_Body):
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     stream: bool | None = None
-    stream_options: StreamOptions | None = None
+    stream_options: ChunkOptions | None = None
     tool_choice: Any = Field(default=None, description="auto and none; tools are not called")
 
     @model_validator(mode="after")

@@ -3,7 +3,6 @@
 import json
 import math
 import time
-from typing import Any
 
 import httpx
 import openai
@@ -12,30 +11,30 @@ from openai import OpenAI
 
 from streamer import redis_keys
 from streamer.domain import QueryStatus
-from tests.support.chat_service import ChatService, data_url, shown
+from tests.support.chat_service import data_url, shown
 
 
 @pytest.fixture(scope="module")
-def ai(chat_service: ChatService) -> OpenAI:
+def ai(chat_service):
     return OpenAI(base_url=chat_service.url, api_key="unused", max_retries=0, timeout=120)
 
 
-def user(*content: Any) -> dict[str, Any]:
+def user(*content):
     texts = [{"type": "text", "text": c} if isinstance(c, str) else c for c in content]
     return {"role": "user", "content": texts}
 
 
-def ask(ai: OpenAI, *content: Any, **options: Any) -> Any:
+def ask(ai, *content, **options):
     """Ask about texts and pictures; return the answer as the client gives it."""
     fields = {"model": "demo", "messages": [user(*content)], "max_tokens": 8} | options
     return ai.chat.completions.create(**fields)
 
 
-def tiles(answer: Any) -> int:
+def tiles(answer):
     return answer.usage.model_extra["tiles"]
 
 
-def test_the_models_and_each_camera_are_listed(ai: OpenAI) -> None:
+def test_the_models_and_each_camera_are_listed(ai):
     models = {model.id: model for model in ai.models.list()}
     assert set(models) >= {"stream/gate", "stream/yard"}
     name = next(iter(models))
@@ -48,7 +47,7 @@ def test_the_models_and_each_camera_are_listed(ai: OpenAI) -> None:
     assert refused.value.param == "model"
 
 
-def test_a_text_gets_an_answer_with_its_cost(ai: OpenAI) -> None:
+def test_a_text_gets_an_answer_with_its_cost(ai):
     answer = ai.chat.completions.create(
         model="demo", messages=[{"role": "user", "content": "Hi"}], max_tokens=5
     )
@@ -64,9 +63,7 @@ def test_a_text_gets_an_answer_with_its_cost(ai: OpenAI) -> None:
 
 
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
-def test_a_sent_picture_is_seen_and_then_forgotten(
-    ai: OpenAI, chat_service: ChatService, form: str
-) -> None:
+def test_a_sent_picture_is_seen_and_then_forgotten(ai, chat_service, form):
     answer = ask(ai, "What is this?", shown(data_url(form=form)))
     assert answer.usage.model_extra["vision_tokens"] > 0
     # and nothing of it is kept in Redis
@@ -77,14 +74,14 @@ def test_a_sent_picture_is_seen_and_then_forgotten(
     assert not redis.keys(redis_keys.jpeg(query_id, "*"))
 
 
-def test_several_pictures_stand_between_the_texts(ai: OpenAI) -> None:
+def test_several_pictures_stand_between_the_texts(ai):
     one = ask(ai, "One:", shown(data_url(1)), "What?")
     two = ask(ai, "One:", shown(data_url(1)), "Two:", shown(data_url(2)), "What?")
     assert tiles(two) > tiles(one) / 2
     assert two.usage.prompt_tokens > one.usage.prompt_tokens
 
 
-def test_detail_decides_the_tiles(ai: OpenAI) -> None:
+def test_detail_decides_the_tiles(ai):
     large = data_url(3, width=1280, height=720)
     low, high = (ask(ai, shown(large, detail=detail), "What?") for detail in ("low", "high"))
     auto = ask(ai, shown(large, detail="auto"), "What?")
@@ -93,7 +90,7 @@ def test_detail_decides_the_tiles(ai: OpenAI) -> None:
     assert 1 <= tiles(auto) <= tiles(high)
 
 
-def test_a_conversation_has_pictures_in_any_turn_of_the_user(ai: OpenAI) -> None:
+def test_a_conversation_has_pictures_in_any_turn_of_the_user(ai):
     messages = [
         {"role": "system", "content": [{"type": "text", "text": "Be brief."}]},
         user(shown(data_url(1)), "What is this?"),
@@ -111,7 +108,7 @@ def test_a_conversation_has_pictures_in_any_turn_of_the_user(ai: OpenAI) -> None
     assert refused.value.param == "messages.2.content.0"
 
 
-def test_a_camera_is_a_model(ai: OpenAI, chat_service: ChatService) -> None:
+def test_a_camera_is_a_model(ai, chat_service):
     answer = ai.chat.completions.create(
         model="stream/gate", messages=[{"role": "user", "content": "What is there?"}], max_tokens=8
     )
@@ -141,9 +138,7 @@ def test_a_camera_is_a_model(ai: OpenAI, chat_service: ChatService) -> None:
         ({"type": "stream", "stream": {"stream_id": "gate", "since": "-60s"}}, 5),
     ],
 )
-def test_a_part_shows_a_camera(
-    ai: OpenAI, chat_service: ChatService, part: dict[str, Any], frames: int
-) -> None:
+def test_a_part_shows_a_camera(ai, chat_service, part, frames):
     answer = ask(ai, "What happened?", part)
     result = chat_service.client.query(answer.id.removeprefix("chatcmpl-")).result
     assert result.error is None
@@ -151,13 +146,13 @@ def test_a_part_shows_a_camera(
     assert result.stream_name == "gate"
 
 
-def test_two_cameras_are_compared(ai: OpenAI, chat_service: ChatService) -> None:
+def test_two_cameras_are_compared(ai, chat_service):
     answer = ask(ai, shown("stream://gate"), shown("stream://yard"), "Which is darker?")
     result = chat_service.client.query(answer.id.removeprefix("chatcmpl-")).result
     assert (result.frames, result.stream_name) == (2, None)
 
 
-def test_max_tokens_is_reduced_to_what_is_possible(ai: OpenAI) -> None:
+def test_max_tokens_is_reduced_to_what_is_possible(ai):
     for name in ("max_tokens", "max_completion_tokens"):
         answer = ask(ai, "Hi", **{"max_tokens": None, name: 10_000, "stop": ["."]})
         assert answer.choices[0].finish_reason in ("stop", "length")
@@ -165,7 +160,7 @@ def test_max_tokens_is_reduced_to_what_is_possible(ai: OpenAI) -> None:
     assert short.usage.completion_tokens <= 2
 
 
-def test_a_streamed_answer_is_that_of_the_same_request_at_once(ai: OpenAI) -> None:
+def test_a_streamed_answer_is_that_of_the_same_request_at_once(ai):
     content = ("What is this?", shown(data_url()))
     whole = ask(ai, *content, max_tokens=20)
     chunks = list(
@@ -187,7 +182,7 @@ def test_a_streamed_answer_is_that_of_the_same_request_at_once(ai: OpenAI) -> No
     assert all(chunk.usage is None and chunk.choices for chunk in plain)
 
 
-def test_the_stream_has_the_form_of_server_sent_events(chat_service: ChatService) -> None:
+def test_the_stream_has_the_form_of_server_sent_events(chat_service):
     body = {
         "model": "demo",
         "messages": [{"role": "user", "content": "Hi"}],
@@ -203,8 +198,8 @@ def test_the_stream_has_the_form_of_server_sent_events(chat_service: ChatService
     assert all("usage" not in chunk for chunk in chunks)
 
 
-def test_n_answers_share_the_prompt(ai: OpenAI) -> None:
-    options: dict[str, Any] = {"n": 3, "seed": 7, "temperature": 1.5, "max_tokens": 12}
+def test_n_answers_share_the_prompt(ai):
+    options = {"n": 3, "seed": 7, "temperature": 1.5, "max_tokens": 12}
     answer = ask(ai, shown(data_url()), "What is this?", **options)
     texts = [choice.message.content for choice in answer.choices]
     assert [choice.index for choice in answer.choices] == [0, 1, 2]
@@ -221,8 +216,8 @@ def test_n_answers_share_the_prompt(ai: OpenAI) -> None:
     assert answer.usage.prompt_tokens == single.usage.prompt_tokens
 
 
-def test_logprobs_are_those_of_the_tokens(ai: OpenAI) -> None:
-    options: dict[str, Any] = {"logprobs": True, "top_logprobs": 3, "max_tokens": 6}
+def test_logprobs_are_those_of_the_tokens(ai):
+    options = {"logprobs": True, "top_logprobs": 3, "max_tokens": 6}
     answer = ask(ai, "What is this?", shown(data_url()), **options)
     (choice,) = answer.choices
     tokens = choice.logprobs.content
@@ -259,7 +254,7 @@ SCHEMA = {
 }
 
 
-def test_json_has_its_schema(ai: OpenAI) -> None:
+def test_json_has_its_schema(ai):
     small = {"type": "object", "properties": {"danger": {"enum": ["low", "high"]}}}
     named = {"name": "report", "strict": True, "schema": small | {"required": ["danger"]}}
     form = {"type": "json_schema", "json_schema": named}
@@ -277,7 +272,7 @@ def test_json_has_its_schema(ai: OpenAI) -> None:
     assert free.choices[0].message.content.startswith("{")
 
 
-def test_a_schema_that_cannot_be_followed_is_refused(ai: OpenAI) -> None:
+def test_a_schema_that_cannot_be_followed_is_refused(ai):
     schema = {"type": "string", "not": {"const": "a"}}
     form = {"type": "json_schema", "json_schema": {"name": "bad", "schema": schema}}
     with pytest.raises(openai.BadRequestError) as refused:
@@ -289,7 +284,7 @@ def test_a_schema_that_cannot_be_followed_is_refused(ai: OpenAI) -> None:
     )
 
 
-def test_stop_ends_the_answer(ai: OpenAI) -> None:
+def test_stop_ends_the_answer(ai):
     form = {"type": "choice", "choices": ["one two"]}
     assert ask(ai, "Say it.", response_format=form).choices[0].message.content == "one two"
     whole = ask(ai, "What is this?", shown(data_url()), max_tokens=20).choices[0].message.content
@@ -300,10 +295,10 @@ def test_stop_ends_the_answer(ai: OpenAI) -> None:
         assert cut.choices[0].finish_reason == "stop"
 
 
-def test_unknown_fields_are_ignored_and_tools_are_not_called(ai: OpenAI) -> None:
+def test_unknown_fields_are_ignored_and_tools_are_not_called(ai):
     tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
-    for choice in ("auto", "none"):
-        answer = ask(ai, "Hi", tools=tools, tool_choice=choice, user="me", presence_penalty=0.5)
+    for ignored in ("auto", "none"):
+        answer = ask(ai, "Hi", tools=tools, tool_choice=ignored, user="me", presence_penalty=0.5)
         assert answer.choices[0].message.tool_calls is None
     ask(ai, "Hi", extra_body={"keep_alive": "5m", "think": False, "metadata": {"a": 1}})
     for choice in ("required", {"type": "function", "function": {"name": "f"}}):
@@ -327,13 +322,13 @@ def test_unknown_fields_are_ignored_and_tools_are_not_called(ai: OpenAI) -> None
         ("   ", "messages"),
     ],
 )
-def test_a_bad_part_is_refused_by_its_name(ai: OpenAI, content: Any, param: str) -> None:
+def test_a_bad_part_is_refused_by_its_name(ai, content, param):
     with pytest.raises(openai.APIStatusError) as refused:
         ai.chat.completions.create(model="demo", messages=[{"role": "user", "content": content}])
     assert refused.value.status_code in (400, 403, 404)
     assert refused.value.param is not None
     assert refused.value.param.startswith(param)
-    assert refused.value.body["request_id"]
+    assert refused.value.response.json()["error"]["request_id"]
 
 
 @pytest.mark.parametrize(
@@ -347,21 +342,21 @@ def test_a_bad_part_is_refused_by_its_name(ai: OpenAI, content: Any, param: str)
         {"response_format": {"type": "xml"}},
     ],
 )
-def test_an_invalid_request_is_400_with_openais_envelope(ai: OpenAI, wrong: dict[str, Any]) -> None:
+def test_an_invalid_request_is_400_with_openais_envelope(ai, wrong):
     with pytest.raises(openai.BadRequestError) as refused:
         ask(ai, "Hi", **wrong)
     assert refused.value.type == "invalid_request_error"
-    assert refused.value.param.split(".")[0] == next(iter(wrong))
+    assert str(refused.value.param).split(".")[0] == next(iter(wrong))
     assert refused.value.response.headers["x-should-retry"] == "false"
 
 
-def test_a_picture_that_the_context_cannot_hold_is_400(ai: OpenAI) -> None:
+def test_a_picture_that_the_context_cannot_hold_is_400(ai):
     with pytest.raises(openai.BadRequestError) as refused:
         ask(ai, "word " * 20_000)
     assert refused.value.code == "PROMPT_TOO_LONG"
 
 
-def test_a_caller_that_goes_away_cancels_its_answer(chat_service: ChatService) -> None:
+def test_a_caller_that_goes_away_cancels_its_answer(chat_service):
     # given an answer that takes long
     body = {
         "model": "demo",
@@ -390,7 +385,7 @@ def test_a_caller_that_goes_away_cancels_its_answer(chat_service: ChatService) -
         time.sleep(0.05)
 
 
-def test_an_overload_is_429(ai: OpenAI, chat_service: ChatService, monkeypatch: Any) -> None:
+def test_an_overload_is_429(ai, chat_service, monkeypatch):
     monkeypatch.setattr(chat_service.client.settings, "max_query_bytes", 1)
     redis = chat_service.client.connections.main
     redis.hset(redis_keys.OPEN_QUERIES, mapping={"qry_other": 10, "total": 10})
