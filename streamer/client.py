@@ -139,6 +139,7 @@ class Client:
         watches: list[Watch] | None = None,
         transport: Transport = "auto",
         history: float | None = None,
+        retention_days: float | None = None,
         probe: bool = True,
         live: bool | None = None,
         stream_id: str | None = None,
@@ -175,6 +176,7 @@ class Client:
             live=live,
             transport=transport,
             history=history,
+            retention_days=retention_days,
             sampling=sampling or Sampling(fps=self.settings.fps),
             watches=watches,
             **({"id": stream_id} if stream_id is not None else {}),
@@ -288,6 +290,7 @@ class Client:
         watches: list[Watch] | None = None,
         transport: Transport | None = None,
         history: float | None = None,
+        retention_days: float | None = None,
         paused: bool | None = None,
         probe: bool = True,
     ) -> Stream:
@@ -304,6 +307,7 @@ class Client:
             "sampling": sampling,
             "transport": transport,
             "history": history,
+            "retention_days": retention_days,
             "paused": paused,
         }
         full_url = None

@@ -75,10 +75,12 @@ def unstorable(value: Any) -> str | None:
     found: list[Any] = [value]
     while found:
         item = found.pop()
+        if item is None or item is True or item is False:
+            continue
         if isinstance(item, str):
             if "\0" in item:
                 return "the text has a NUL character: remove it"
-            if not is_unicode(item):
+            if not item.isascii() and not is_unicode(item):
                 return "the text has half of a character (a lone surrogate): send it as UTF-8"
         elif isinstance(item, float):
             if not isfinite(item):
@@ -300,6 +302,12 @@ class StreamSpec(Record):
         ge=0,
         le=90 * 86400,
         description="seconds that frames, thinned with age, are kept; default: the setting history",
+    )
+    retention_days: float | None = Field(
+        default=None,
+        gt=0,
+        le=36_500,
+        description="days that results are kept; default: the setting retention_days",
     )
     paused: bool = Field(default=False, description="the stream stays attached, but is not read")
     created_at: Timestamp = Field(default_factory=utc_now)

@@ -177,6 +177,12 @@ class Settings(BaseSettings):
     reconnect_cap: float = Field(default=60.0, gt=0)
     hwaccel: Literal["none", "auto", "cuda"] = "auto"
 
+    retention_days: float | None = Field(
+        default=None, gt=0, le=36_500, description="days that results are kept; None: for ever"
+    )
+    retention_bytes: int | None = Field(
+        default=None, ge=1 << 20, description="bytes of the database of results; None: any"
+    )
     results_maxlen: int = Field(default=10000, ge=100)
     query_ttl: float = Field(default=86400.0, gt=0)
     max_queries: int = Field(

@@ -4,6 +4,7 @@ Records that a newer release has written are read as far as this one can: a stre
 cannot be read is listed as `unreadable`, and an edit keeps the fields that it does not know.
 """
 
+import contextlib
 import json
 from collections.abc import Callable
 from datetime import datetime
@@ -196,6 +197,17 @@ class StreamRegistry:
             )
         ]
         return sorted(found, key=lambda stream: stream.created_at)
+
+    def retention_days(self) -> dict[str, float]:
+        """Return, by id, the days of the streams whose results have a retention of their own."""
+        records = cast("dict[bytes, bytes]", self._redis.hgetall(redis_keys.STREAMS))
+        found = {}
+        for stream_id, record in records.items():
+            with contextlib.suppress(ValueError):
+                days = json.loads(record).get("retention_days")
+                if isinstance(days, int | float):
+                    found[stream_id.decode()] = float(days)
+        return found
 
     def _record(self, ref: str) -> tuple[str, bytes]:
         """Return the id and the stored spec of a stream. Raises StreamerError(UNKNOWN_STREAM)."""

@@ -27,7 +27,10 @@ from streamer.memory_reserve import in_reserve
 from streamer.outage import Outage
 from streamer.redis_errors import will_pass
 from streamer.results import read_entry
+from streamer.secret_box import SecretBox
 from streamer.settings import Settings
+from streamer.streams import StreamRegistry
+from streamer.timeline.expiry import ResultExpiry
 from streamer.timeline.results import Timeline
 from workers.incidents import channels_of, incident_thread
 from workers.process import startup
@@ -60,6 +63,7 @@ class Recorder:
         incidents: counts the windows of alerts; without them nothing is counted.
         frames: where the pictures of incidents are.
         told: called after a result has changed an incident.
+        expiry: deletes old results; without it all are kept.
     """
 
     def __init__(
@@ -75,7 +79,9 @@ class Recorder:
         incidents: Incidents | None = None,
         frames: FrameStore | None = None,
         told: Callable[[], None] = lambda: None,
+        expiry: ResultExpiry | None = None,
     ) -> None:
+        self._expiry = expiry
         self._redis = in_reserve(client)
         self._incidents = incidents
         self._frames = frames
@@ -107,6 +113,8 @@ class Recorder:
                     joined = True
                 self.beat()
                 self.step()
+                if self._expiry is not None:
+                    self._expiry.step()
             except StreamerError as error:
                 self._database.failed("record", error)
                 self._trouble, self._beat_at = str(error), float("-inf")
@@ -268,6 +276,15 @@ def record_results(settings: Settings, stopping: threading.Event) -> None:
                 incidents=incidents,
                 frames=FrameStore(connections.frames, Retention.of(settings), clock=clock),
                 told=thread.wake.set,
+                expiry=ResultExpiry(
+                    timeline.database,
+                    clock,
+                    days=settings.retention_days,
+                    max_bytes=settings.retention_bytes,
+                    days_of_streams=StreamRegistry(
+                        connections.main, SecretBox(settings.secret_key)
+                    ).retention_days,
+                ),
             )
             startup.stop_on_signals(stopping)
             connections.outage.insist("record", recorder.join, stopping.wait)

@@ -90,6 +90,12 @@ class StreamBody(Record):
         default=None,
         description="seconds that frames, thinned with age, are kept; default: the setting",
     )
+    retention_days: float | None = Field(
+        default=None,
+        gt=0,
+        le=36_500,
+        description="days that results are kept; default: the setting",
+    )
     probe: bool = Field(
         default=True, description="open the source and decode one frame before attaching it"
     )
@@ -119,6 +125,9 @@ class StreamPatch(Record):
     )
     history: float | None = Field(
         default=None, description="seconds that frames are kept; 0: no history"
+    )
+    retention_days: float | None = Field(
+        default=None, gt=0, le=36_500, description="days that results are kept"
     )
     paused: bool | None = Field(default=None, description="true: pause; false: resume")
     probe: bool = Field(

@@ -38,6 +38,7 @@ def attach_stream(body: StreamBody, client: ClientDependency, new_id: Idempotent
         watches=_watches(client, body.watches),
         transport=body.transport,
         history=body.history,
+        retention_days=body.retention_days,
         probe=body.probe,
         live=body.live,
         stream_id=stream_id,
@@ -67,6 +68,7 @@ def edit_stream(ref: str, body: StreamPatch, client: ClientDependency) -> Stream
         watches=_watches(client, body.watches),
         transport=body.transport,
         history=body.history,
+        retention_days=body.retention_days,
         paused=body.paused,
         probe=body.probe,
     )

@@ -65,6 +65,7 @@ def attach(
                 watches=watches,
                 transport=options.transport or "auto",
                 history=history,
+                retention_days=options.retention_days,
                 probe=probe,
                 live=live,
             )

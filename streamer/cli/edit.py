@@ -46,7 +46,8 @@ def edit(
     if not prompt:
         options.require_prompt("window", "max_frames", "choice", "json_schema")
     sampling, history, transport = options.sampling, options.history_seconds, options.transport
-    if all(o is None for o in (url, name, sampling, transport, history, prompt, paused)):
+    given = (url, name, sampling, transport, history, options.retention_days, prompt, paused)
+    if all(option is None for option in given):
         raise typer.BadParameter("Nothing to change: give --url, --name, --fps or another option.")
     with open_client() as client:
         changed = client.edit(
@@ -57,6 +58,7 @@ def edit(
             transport=transport,
             watches=options.watches(client, prompt) if prompt else None,
             history=history,
+            retention_days=options.retention_days,
             paused=paused,
             probe=probe,
         )

@@ -111,6 +111,12 @@ class StreamOptions:
             "`history`.",
         ),
     ] = None
+    retention_days: Annotated[
+        float | None,
+        typer.Option(
+            metavar="DAYS", help="Keep results for this long. Default: setting `retention_days`."
+        ),
+    ] = None
 
     @property
     def sampling(self) -> "Sampling | None":

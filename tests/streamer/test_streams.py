@@ -173,3 +173,14 @@ def test_update_of_a_detached_stream_is_refused(registry):
     with pytest.raises(StreamerError):
         registry.update(attached.id, watches=[])
     assert registry.list() == []
+
+
+def test_retention_of_streams_is_read_at_once(client) -> None:
+    client.registry.create(StreamSpec(name="a", url="rtsp://a/", live=True), "rtsp://a/")
+    spec = StreamSpec(name="b", url="rtsp://b/", live=True, retention_days=30)
+    client.registry.create(spec, "rtsp://b/")
+    assert client.registry.retention_days() == {spec.id: 30.0}
+
+    client.edit("b", retention_days=2)
+
+    assert client.registry.retention_days() == {spec.id: 2.0}

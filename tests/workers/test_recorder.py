@@ -6,16 +6,19 @@ import socket
 import sqlite3
 import threading
 import time
+from datetime import timedelta
 
 import pytest
 
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.alert_rule import AlertRule
-from streamer.domain import Result, to_datetime
+from streamer.clock import SystemClock
+from streamer.domain import Result, to_datetime, utc_now
 from streamer.frames.store import FrameStore, Retention
 from streamer.incidents.store import Incidents
 from streamer.results import Results
+from streamer.timeline.expiry import ResultExpiry
 from streamer.timeline.results import Timeline
 from workers.recorder import GROUP, Recorder
 
@@ -319,3 +322,31 @@ def test_windows_of_an_alert_become_an_incident_with_its_pictures(
     assert told == [1]
     assert timeline.get("req_1").data == {"yes": True, "probability": 0.9}
     assert timeline.get("req_1").alert is None
+
+
+def test_old_results_are_deleted_between_two_batches(results, redis_client, timeline):
+    # given a recorder that keeps results for a day, and streams without days of their own
+    old = Result(
+        request_id="old",
+        kind="caption",
+        stream_id="str_1",
+        stream_name="yard",
+        prompt="?",
+        created_at=utc_now() - timedelta(days=2),
+    )
+    timeline.record([old])
+    stopping = threading.Event()
+    expiry = ResultExpiry(timeline.database, SystemClock(), days=1)
+    recording = Recorder(redis_client, timeline, stopping=stopping, expiry=expiry)
+    publish(results, "new")
+    # when it runs
+    thread = threading.Thread(target=recording.run)
+    thread.start()
+    try:
+        deadline = time.monotonic() + 60
+        while timeline.get("old") or not timeline.get("new"):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    finally:
+        stopping.set()
+        thread.join(60)
