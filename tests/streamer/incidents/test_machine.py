@@ -36,8 +36,14 @@ def machine():
 def test_two_of_three_windows_open_an_incident_and_three_clear_ones_end_it(machine):
     steps = run(machine, 0.1, 0.8, 0.5, 0.9, 0.2, 0.3, 0.1)
     assert steps == [
-        None, IncidentStep.PENDING, IncidentStep.COUNTED, IncidentStep.OPENED, IncidentStep.COUNTED, IncidentStep.COUNTED, IncidentStep.RESOLVED,
-    ]  # fmt: skip
+        None,
+        IncidentStep.PENDING,
+        IncidentStep.COUNTED,
+        IncidentStep.OPENED,
+        IncidentStep.COUNTED,
+        IncidentStep.COUNTED,
+        IncidentStep.RESOLVED,
+    ]
     incident = machine.incident
     assert incident.state is IncidentState.RESOLVED
     assert incident.resolve_reason is ResolveReason.CLEARED
@@ -51,8 +57,11 @@ def test_two_of_three_windows_open_an_incident_and_three_clear_ones_end_it(machi
 
 def test_a_single_window_that_shows_it_comes_to_nothing(machine):
     assert run(machine, 0.9, 0.1, 0.1, 0.1) == [
-        IncidentStep.PENDING, IncidentStep.COUNTED, IncidentStep.COUNTED, IncidentStep.DROPPED,
-    ]  # fmt: skip
+        IncidentStep.PENDING,
+        IncidentStep.COUNTED,
+        IncidentStep.COUNTED,
+        IncidentStep.DROPPED,
+    ]
     assert machine.incident is None
 
 
@@ -94,8 +103,12 @@ def test_yes_after_the_cool_down_begins_another_incident(machine):
 def test_a_better_picture_is_told_once_it_is_clearly_better(machine):
     run(machine, 0.71, 0.72)
     assert run(machine, 0.75, 0.81, 0.83, 0.95, 0.99, first=2) == [
-        IncidentStep.COUNTED, IncidentStep.COUNTED, IncidentStep.UPDATED, IncidentStep.UPDATED, IncidentStep.COUNTED,
-    ]  # fmt: skip
+        IncidentStep.COUNTED,
+        IncidentStep.COUNTED,
+        IncidentStep.UPDATED,
+        IncidentStep.UPDATED,
+        IncidentStep.COUNTED,
+    ]
 
 
 def test_windows_that_come_twice_or_in_another_order_are_harmless(machine):
