@@ -26,7 +26,7 @@ from streamer.frames.history import FrameHistory
 from streamer.frames.store import FrameStore, Retention
 from streamer.health import InstallationHealth
 from streamer.jobs import Jobs
-from streamer.limits import MAX_SEARCH, MAX_SOURCE, check_length, check_prompt
+from streamer.limits import MAX_CLIP_FRAMES, MAX_SEARCH, MAX_SOURCE, check_length, check_prompt
 from streamer.queries import NotYet, Queries
 from streamer.question import Question
 from streamer.recorded_windows import RecordedWindows
@@ -41,6 +41,7 @@ from streamer.validation import check_name, derive_name, validated
 from streamer.watches import Watches, check_alert, check_watch, require_open
 
 if TYPE_CHECKING:
+    from streamer.incidents.store import Incidents
     from streamer.media.source import SourceInfo
     from streamer.timeline.results import Page, Timeline
 
@@ -50,6 +51,9 @@ CAPTION_PROMPT = "Describe the scene."
 
 FIRST_FRAME_WAIT = 10.0
 """Default of `Client.first_frame_wait`, in seconds."""
+
+CLIP_MARGIN = 10.0
+"""Seconds before and after an incident that its video shows."""
 
 FRAME_POLL_INTERVAL = 0.2
 """Seconds between two looks whether a frame has come."""
@@ -74,6 +78,7 @@ class Client:
         self._redis = self.connections.main
         self._timeline: Timeline | None = None
         self._opening = threading.Lock()
+        self._encoding = threading.Lock()
         self._open_failure: tuple[float, StreamerError | None] = (0.0, None)
         self.registry = StreamRegistry(self._redis, SecretBox(settings.secret_key))
         clock = self.connections.clock
@@ -127,6 +132,40 @@ class Client:
                     self._open_failure = time.monotonic(), error
                     raise
             return self._timeline
+
+    @property
+    def incidents(self) -> "Incidents":
+        """What alerts have found, and silences. Raises StreamerError(DATABASE_UNAVAILABLE)."""
+        from streamer.incidents.store import Incidents
+
+        return Incidents(self.timeline.database)
+
+    def incident_clip(self, incident_id: str) -> bytes:
+        """Return an MP4 video of an incident, from the frames that are still kept.
+
+        Raises StreamerError: UNKNOWN_INCIDENT; FRAMES_EXPIRED if none is kept.
+        """
+        from streamer.frames.clip import encode_clip
+
+        incident = self.incidents.get(incident_id)
+        since = incident.opened_at.timestamp() - CLIP_MARGIN
+        until = (incident.resolved_at or incident.last_known_at).timestamp() + CLIP_MARGIN
+        try:
+            stream = self.registry.get(incident.stream_id)
+            frames = self._history.select(stream, since, until, MAX_CLIP_FRAMES).frames
+        except StreamerError as error:
+            if error.code is not ErrorCode.UNKNOWN_STREAM:
+                raise
+            frames = []
+        frames = self.frames.present(frames)
+        if not frames:
+            raise StreamerError(
+                ErrorCode.FRAMES_EXPIRED,
+                "No frames of the incident are kept any more: raise frame_ttl or history, or set "
+                "archive_url, to keep those of later ones.",
+            )
+        with self._encoding:  # one at a time: a clip takes a core for seconds
+            return encode_clip(list(zip(frames, self.frames.load(frames), strict=True)))
 
     # Streams
 

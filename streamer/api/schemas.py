@@ -1,8 +1,9 @@
 """Request and response bodies of the API, in addition to the records of `streamer.domain`."""
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from streamer.alert_rule import AlertRule, with_nested_rule
 from streamer.domain import (
@@ -14,10 +15,18 @@ from streamer.domain import (
     Sampling,
     Scope,
     Stream,
+    Timestamp,
     Transport,
     Watch,
 )
 from streamer.files import UploadedFile
+from streamer.incidents.records import MAX_NOTE, Incident, PersonName
+from streamer.incidents.silences import (
+    MAX_MATCHERS,
+    MAX_SILENCED_MINUTES,
+    Matcher,
+    Silence,
+)
 from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES, MAX_SOURCE, MAX_WATCHES
 from streamer.response_format import ResponseFormat
 
@@ -172,6 +181,62 @@ class ResultPage(Record):
     results: list[Result]
     next_cursor: str | None
     missing: list[Part] = _MISSING
+
+
+class IncidentList(Record):
+    """Incidents, newest first. Pass `next_cursor` as `cursor` to get older ones."""
+
+    incidents: list[Incident]
+    next_cursor: str | None
+
+
+class FeedbackBody(Record):
+    """Whether an alert was right."""
+
+    verdict: Literal["right", "wrong", "unsure"]
+    note: str | None = Field(default=None, max_length=MAX_NOTE)
+
+
+class IncidentPatch(Record):
+    """What people say about an incident. Omitted fields change nothing."""
+
+    seen: bool | None = Field(default=None, description="true: it has been seen")
+    acknowledged: bool | None = Field(default=None, description="true: somebody takes care of it")
+    note: str | None = Field(
+        default=None, max_length=MAX_NOTE, description="note of the acknowledgement"
+    )
+    feedback: FeedbackBody | None = Field(default=None, description="whether it was right")
+    state: Literal["resolved"] | None = Field(default=None, description="resolved: it is over")
+    by: PersonName | None = Field(
+        default=None, description="who says so; default: the name of the key"
+    )
+
+
+class SilenceBody(Record):
+    """Incidents that are not to be delivered."""
+
+    matchers: list[Matcher] = Field(
+        min_length=1, max_length=MAX_MATCHERS, description="all of them must be fulfilled"
+    )
+    starts_at: Timestamp | None = Field(default=None, description="default: now")
+    ends_at: Timestamp | None = None
+    minutes: float | None = Field(
+        default=None, gt=0, le=MAX_SILENCED_MINUTES, description="in place of `ends_at`"
+    )
+    reason: str = Field(default="", max_length=MAX_NOTE)
+    created_by: PersonName | None = None
+
+    @model_validator(mode="after")
+    def _has_one_end(self) -> Self:
+        if (self.ends_at is None) == (self.minutes is None):
+            raise PydanticCustomError("silence", "give either 'ends_at' or 'minutes'")
+        return self
+
+
+class SilenceList(Record):
+    """Silences that have not ended."""
+
+    silences: list[Silence]
 
 
 ErrorType = Literal[

@@ -14,11 +14,13 @@ from streamer.cli import (
     demo,
     doctor,
     edit,
+    incidents,
     keys,
     probe,
     processes,
     query,
     results,
+    silence,
     streams,
     tune,
     up,
@@ -111,6 +113,13 @@ api_keys.command("add")(with_global_options(keys.keys_add))
 api_keys.command("list")(with_global_options(keys.keys_list))
 api_keys.command("revoke")(with_global_options(keys.keys_revoke))
 
+silences = typer.Typer(
+    no_args_is_help=True, help="Keep incidents from being delivered for a while."
+)
+silences.command("add")(with_global_options(silence.silence_add))
+silences.command("list")(with_global_options(silence.silence_list))
+silences.command("end")(with_global_options(silence.silence_end))
+
 app.command("up")(with_global_options(up.up))
 app.command("demo")(with_global_options(demo.demo))
 app.command("attach")(with_global_options(attach.attach))
@@ -121,6 +130,8 @@ app.command("streams")(with_global_options(streams.streams))
 app.command("ask")(with_global_options(ask.ask))
 app.command("query")(with_global_options(query.show_or_cancel))
 app.command("analyze")(with_global_options(analyze.analyze))
+app.command("incidents")(with_global_options(incidents.incidents))
+app.add_typer(silences, name="silence")
 app.command("results")(with_global_options(results.results))
 app.add_typer(api_keys, name="keys")
 app.command("probe")(with_global_options(probe.probe_source))

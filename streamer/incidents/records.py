@@ -1,9 +1,9 @@
 """Define the records of an incident: what was seen, who was told, what people say about it."""
 
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from streamer.alert_rule import Severity
 from streamer.domain import Record, Timestamp, new_id, utc_now
@@ -127,7 +127,7 @@ class Incident(Record):
     reopened: int = Field(default=0, description="times that it came back within its cool-down")
     summary: str | None = Field(default=None, description="what the model says happens")
     snapshot: Snapshots = Field(default_factory=Snapshots)
-    clip: str | None = Field(default=None, description="path of its video")
+    clip: str = Field(default="", description="path of its video, made of the frames that are kept")
     result_ids: list[str] = Field(
         default_factory=list, description="results of its windows, the newest ones, oldest first"
     )
@@ -141,6 +141,11 @@ class Incident(Record):
         default_factory=list, description="messages about it, the newest ones, oldest first"
     )
     version: int = Field(default=1, description="grows with every change")
+
+    @model_validator(mode="after")
+    def _has_a_clip(self) -> Self:
+        self.__dict__["clip"] = self.clip or f"/v1/incidents/{self.id}/clip.mp4"
+        return self
 
     @property
     def all_labels(self) -> dict[str, str]:
