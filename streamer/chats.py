@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
@@ -12,6 +13,7 @@ from streamer.connections import Connections
 from streamer.conversation import ChatRequest, Detail, FramesPart, Role, TextPart, Turn
 from streamer.domain import MAX_GAPS, FrameRef, Gap, Query, Stream, new_id, to_datetime
 from streamer.errors import ErrorCode, StreamerError, about
+from streamer.files import Files
 from streamer.frames.store import FrameStore, Retention
 from streamer.limits import MAX_CLIP_FRAMES, MAX_PROMPT
 from streamer.queries import Queries
@@ -20,6 +22,9 @@ from streamer.settings import Settings
 from streamer.streams import StreamRegistry
 from streamer.times import parse_duration
 from streamer.validation import validated
+
+FILE_PREFIX = "file_"
+"""Begins the ids of uploaded files."""
 
 STREAM_SCHEME = "stream://"
 _VIEW_FIELDS = ("last", "since", "until", "max_frames", "stale_ok")
@@ -30,7 +35,7 @@ class SentPicture:
     """A picture or a video that the caller sends or names.
 
     Attributes:
-        address: a `data:` or http(s) address.
+        address: a `data:` or http(s) address, or the id of an uploaded file.
         video: whether it is a video, of which several frames are shown.
         detail: how closely the model looks at it.
     """
@@ -126,12 +131,14 @@ class Chats:
         registry: StreamRegistry,
         queries: Queries,
         admission: Admission,
+        files: Files,
         clock: Clock | None = None,
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._queries = queries
         self._admission = admission
+        self._files = files
         self._clock = clock or SystemClock()
         retention = Retention(
             age=max(settings.frame_ttl, 2 * settings.job_timeout),
@@ -143,17 +150,20 @@ class Chats:
             connections.frames, retention, memory=connections.frame_memory, clock=clock
         )
 
-    def prepare(self, messages: Sequence[ChatMessage], **fields: Any) -> ChatRequest:
+    def prepare(
+        self, messages: Sequence[ChatMessage], *, request_id: str | None = None, **fields: Any
+    ) -> ChatRequest:
         """Make the request of a conversation: choose the frames of its cameras, fetch and store its
         pictures. Call :meth:`discard` when nobody needs them any more.
 
-        `fields` are others of a :class:`ChatRequest`: `max_tokens`, `temperature`, ...
+        `fields` are others of a :class:`ChatRequest`: `max_tokens`, `temperature`, ... A request
+        that was submitted with the same `request_id` before is not submitted again.
 
         Raises StreamerError: UNKNOWN_STREAM, NO_FRAMES and STREAM_STALE, as the subclass NotYet if
         a frame may come soon; INVALID_REQUEST, PROMPT_EMPTY, PROMPT_TOO_LONG, REQUEST_TOO_LARGE,
         STREAM_URL_FORBIDDEN, and the codes of a source that cannot be read.
         """
-        request_id = new_id("qry")
+        request_id = request_id or new_id("qry")
         found: dict[int, _Shown] = {}
         parts = [
             (f"messages.{number}.content.{index}", part)
@@ -229,15 +239,20 @@ class Chats:
         return self._store(request_id, part)
 
     def _store(self, request_id: str, picture: SentPicture) -> _Shown:
-        from streamer.frames.pictures import decode_picture, decode_video, fetch
+        from streamer.frames.pictures import decode_picture, decode_video, fetch, read_picture
 
         settings = self._settings
-        data = fetch(picture.address, self._admission.access(), settings.read_timeout)
+        sent: bytes | Path
+        if picture.address.startswith(FILE_PREFIX):
+            sent = self._files.path(picture.address)
+        else:
+            sent = fetch(picture.address, self._admission.access(), settings.read_timeout)
         if picture.video:
             stills = decode_video(
-                data, settings.max_frames, settings.jpeg_quality, settings.max_pixels
+                sent, settings.max_frames, settings.jpeg_quality, settings.max_pixels
             )
         else:
+            data = sent if isinstance(sent, bytes) else read_picture(sent)
             stills = [decode_picture(data, settings.jpeg_quality, settings.max_pixels)]
         now = math.floor(1000 * self._clock.time()) / 1000
         frames = [

@@ -94,7 +94,13 @@ class Client:
         """Which parts of the installation work."""
         self._queries = Queries(self._redis, settings, history, self.jobs, self.queue, clock)
         self.chats = Chats(
-            self.connections, settings, self.registry, self._queries, self.admission, clock
+            self.connections,
+            settings,
+            self.registry,
+            self._queries,
+            self.admission,
+            self.files,
+            clock,
         )
         """Conversations about pictures and cameras."""
 

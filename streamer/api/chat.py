@@ -15,6 +15,7 @@ from streamer.api.chat_answers import ChatAnswers, Step
 from streamer.api.chat_schemas import ChatBody, logprobs_of, usage_of
 from streamer.api.dependencies import ClientDependency, HubDependency
 from streamer.api.errors import ErrorResponse, InvalidIs400
+from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.models import served_models
 from streamer.client import FRAME_POLL_INTERVAL, Client
 from streamer.conversation import ChatRequest
@@ -23,7 +24,12 @@ from streamer.domain import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.queries import NotYet
 
-router = APIRouter(prefix="/v1/chat", tags=["openai"], route_class=InvalidIs400)
+
+class _ChatRoute(IdempotentRoute, InvalidIs400):
+    """A route whose invalid requests are 400; a request that is not streamed may be repeated."""
+
+
+router = APIRouter(prefix="/v1/chat", tags=["openai"], route_class=_ChatRoute)
 
 _KEEP_ALIVE = 15.0
 """Seconds of silence after which a comment is sent."""
@@ -37,14 +43,18 @@ _FINISH_REASONS = {"length": "length"}
 
 @router.post("/completions", response_model=None)
 async def create_chat_completion(
-    body: ChatBody, request: Request, client: ClientDependency, hub: HubDependency
+    body: ChatBody,
+    request: Request,
+    client: ClientDependency,
+    hub: HubDependency,
+    new_id: IdempotentId,
 ) -> Response:
     """Continue a conversation about pictures and cameras, as OpenAI's API does.
 
     Unknown fields are ignored. `stream://NAME` as the address of a picture or video, and
     `stream/NAME` as the model, show what an attached camera sees.
     """
-    chat = await _prepare(client, body)
+    chat = await _prepare(client, body, f"qry_{new_id}" if new_id is not None else None)
     answers = await ChatAnswers(client, hub, request, chat, body.n or 1).__aenter__()
     shape = _Shape(answers.id, await run_in_threadpool(_model_name, client, body), body)
     if body.stream:
@@ -55,7 +65,7 @@ async def create_chat_completion(
         await answers.close()
 
 
-async def _prepare(client: Client, body: ChatBody) -> ChatRequest:
+async def _prepare(client: Client, body: ChatBody, request_id: str | None) -> ChatRequest:
     """Choose and store the pictures; wait for a stream that is still being opened."""
     messages, sampling = body.conversation(), body.sampling
     if sampling["temperature"] > 0:  # so that a worker that takes over writes the same answer
@@ -64,7 +74,9 @@ async def _prepare(client: Client, body: ChatBody) -> ChatRequest:
     deadline = time.monotonic() + client.first_frame_wait
     while True:
         try:
-            return await run_in_threadpool(client.chats.prepare, messages, **sampling)
+            return await run_in_threadpool(
+                client.chats.prepare, messages, request_id=request_id, **sampling
+            )
         except NotYet:
             if time.monotonic() >= deadline:
                 raise

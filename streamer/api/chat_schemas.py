@@ -51,7 +51,10 @@ class _Body(BaseModel):
 
 
 def _as_object(value: Any) -> Any:
-    """Return an address that stands alone as the object that OpenAI's clients send."""
+    """Return an address that stands alone, or a file's id, as the object that OpenAI's clients
+    send."""
+    if isinstance(value, dict) and "url" not in value and "file_id" in value:
+        return value | {"url": value["file_id"]}
     return {"url": value} if isinstance(value, str) else value
 
 
@@ -62,7 +65,9 @@ def _as_list(value: Any) -> Any:
 class Address(_Body):
     """Where a picture or video is."""
 
-    url: str = Field(description="data:, https:// or stream://NAME[?last=10s|since=&until=]")
+    url: str = Field(
+        description="data:, https://, stream://NAME[?last=10s|since=&until=], or the id of a file"
+    )
     detail: Detail | None = Field(
         default=None, description="low: one tile; high: tiles; auto: what the policy plans"
     )

@@ -7,14 +7,17 @@ import base64
 import binascii
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote_to_bytes
 
+import av
 import cv2
 import numpy as np
+from av.error import FFmpegError
 from numpy.typing import NDArray
 
 from nvila_core.errors import MediaError
@@ -44,6 +47,10 @@ _CLOSED = {
 
 MAX_VIDEO_SECONDS = 20.0
 """Seconds that decoding the frames of one video may take."""
+
+
+MIN_SEEK = 10.0
+"""Seconds from which on a part of a video is passed over without decoding it."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,15 @@ def _too_large() -> StreamerError:
     )
 
 
+def read_picture(path: Path) -> bytes:
+    """Return the bytes of an uploaded picture. Raises StreamerError(REQUEST_TOO_LARGE)."""
+    with path.open("rb") as file:
+        data = file.read(MAX_PICTURE_BYTES + 1)
+    if len(data) > MAX_PICTURE_BYTES:
+        raise _too_large()
+    return data
+
+
 def decode_picture(data: bytes, quality: int, max_pixels: int) -> StillPicture:
     """Decode a picture, upright and on white. Raises StreamerError(INVALID_REQUEST)."""
     from nvila_core.media.picture import decode_image
@@ -142,42 +158,31 @@ def decode_picture(data: bytes, quality: int, max_pixels: int) -> StillPicture:
     return _still(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), quality, 0.0, None)
 
 
-def decode_video(data: bytes, count: int, quality: int, max_pixels: int) -> list[StillPicture]:
+def decode_video(
+    video: bytes | Path, count: int, quality: int, max_pixels: int
+) -> list[StillPicture]:
     """Decode `count` frames of a video at most, evenly spaced in time.
 
     Raises StreamerError(INVALID_REQUEST) for what is not a video, or a damaged one.
     """
-    import av
-    from av.error import FFmpegError
-
     deadline = time.monotonic() + MAX_VIDEO_SECONDS
     meter = Meter(bgr=True)
     found: list[StillPicture] = []
     try:
-        with av.open(BytesIO(data), mode="r", options=_CLOSED) as container:
+        source = BytesIO(video) if isinstance(video, bytes) else str(video)
+        options = _CLOSED if isinstance(video, bytes) else _CLOSED | {"protocol_whitelist": "file"}
+        with av.open(source, mode="r", options=options) as container:
             times = _times(container, count)
             stream = container.streams.video[0]
             stream.codec_context.options = {"max_pixels": str(max_pixels)}
             stream.thread_type = "SLICE"
-            wanted = 0
-            start: float | None = None
-            last: tuple[float, Any] | None = None
-            for frame in container.decode(stream):
+            for when, frame in _frames_at(container, times):
                 if frame.width * frame.height > max_pixels:
                     raise _bad_video("has too many pixels")
                 if time.monotonic() > deadline:
                     raise _bad_video(f"takes more than {MAX_VIDEO_SECONDS:g} s to decode")
-                when = float(frame.time or 0.0)
-                start = when if start is None else start
-                last = (when - start, frame)
-                if wanted < len(times) and when - start >= times[wanted] - 1e-6:
-                    found.append(_still(to_bgr(frame), quality, when - start, meter))
-                    while wanted < len(times) and when - start >= times[wanted] - 1e-6:
-                        wanted += 1
-                if wanted == len(times):
-                    break
-            if not found and last is not None:
-                found.append(_still(to_bgr(last[1]), quality, last[0], meter))
+                if when is not None:
+                    found.append(_still(to_bgr(frame), quality, when, meter))
     except (FFmpegError, OSError, ValueError, IndexError):
         raise _bad_video("cannot be decoded") from None
     if not found:
@@ -195,6 +200,42 @@ def _times(container: "InputContainer", count: int) -> Sequence[float]:
         duration = container.duration / 1e6
     # the middle of each of `count` equal parts
     return [duration * (2 * part + 1) / (2 * count) for part in range(count)]
+
+
+def _frames_at(
+    container: "InputContainer", times: Sequence[float]
+) -> Iterator[tuple[float | None, Any]]:
+    """Yield every frame that is decoded; with its time, seconds from the first one, those that are
+    the first at or after one of `times` (ascending), or the last one if none is."""
+    stream = container.streams.video[0]
+    start: float | None = None
+    taken, number, sought = False, 0, -1
+    when, frame = 0.0, None
+
+    def is_far() -> bool:
+        return number < len(times) and times[number] - when > MIN_SEEK and sought != number
+
+    while number < len(times):
+        if start is not None and is_far():
+            container.seek(int((start + times[number]) * av.time_base), backward=True)
+            sought = number
+        for frame in container.decode(stream):
+            at = float(frame.time or 0.0)
+            start = at if start is None else start
+            when = at - start
+            if when >= times[number] - 1e-6:
+                taken = True
+                yield when, frame
+                while number < len(times) and when >= times[number] - 1e-6:
+                    number += 1
+            else:
+                yield None, frame
+            if number == len(times) or is_far():
+                break
+        else:
+            break  # the end
+    if not taken and frame is not None:
+        yield when, frame
 
 
 def _bad_video(why: str) -> StreamerError:

@@ -89,6 +89,7 @@ def chat_service(
         stale_after=86_400,
         frame_ttl=86_400,
         worker_slots=8,
+        allowed_hosts=["localhost"],
     )
     with Client(settings) as client:
         client.connections.main.flushall()

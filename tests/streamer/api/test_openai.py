@@ -1,8 +1,11 @@
 """The OpenAI-compatible endpoint, with OpenAI's own Python package."""
 
+import base64
 import json
 import math
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
 import openai
@@ -12,6 +15,7 @@ from openai import OpenAI
 from streamer import redis_keys
 from streamer.domain import QueryStatus
 from tests.support.chat_service import data_url, shown
+from tests.support.videos import write_video
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +154,141 @@ def test_two_cameras_are_compared(ai, chat_service):
     answer = ask(ai, shown("stream://gate"), shown("stream://yard"), "Which is darker?")
     result = chat_service.client.query(answer.id.removeprefix("chatcmpl-")).result
     assert (result.frames, result.stream_name) == (2, None)
+
+
+def test_a_video_is_shown_in_frames(ai, chat_service, tmp_path):
+    # given a video of 12 frames, sent and uploaded
+    path = tmp_path / "clip.mp4"
+    write_video(path, seconds=3, fps=4)
+    packed = base64.b64encode(path.read_bytes()).decode()
+    with path.open("rb") as file:
+        upload = httpx.post(f"{chat_service.url}/files", files={"file": file}, timeout=60)
+    sent = {"type": "video_url", "video_url": {"url": f"data:video/mp4;base64,{packed}"}}
+    stored = {"type": "video_url", "video_url": {"url": upload.json()["id"]}}
+    # when
+    answers = [ask(ai, part, "What happens?") for part in (sent, stored)]
+    # then
+    for answer in answers:
+        result = chat_service.client.query(answer.id.removeprefix("chatcmpl-")).result
+        assert 8 <= result.frames <= 12
+    assert answers[0].choices[0].message.content == answers[1].choices[0].message.content
+    with pytest.raises(openai.BadRequestError) as refused:
+        ask(ai, {"type": "video_url", "video_url": data_url()}, "What?")
+    assert refused.value.code == "INVALID_REQUEST"
+
+
+class _Site(BaseHTTPRequestHandler):
+    """A web server with one picture, one page and one redirect to this machine."""
+
+    def do_GET(self):
+        if self.path == "/away":
+            self.send_response(302)
+            self.send_header("Location", f"http://127.0.0.1:{self.server.server_port}/a.jpg")
+            self.end_headers()
+            return
+        body = b"<html>no</html>" if self.path == "/page" else base64.b64decode(PICTURE)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+PICTURE = data_url(5).partition(",")[2]
+
+
+def test_a_named_picture_is_fetched_from_where_the_rules_allow(ai):
+    # given a web server that the setting allowed_hosts names, by a name of this machine
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Site) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        base = f"http://localhost:{site.server_port}"
+        named = ask(ai, shown(f"{base}/a.jpg"), "What?")
+        # then it is seen as if it had been sent
+        sent = ask(ai, shown(f"data:image/jpeg;base64,{PICTURE}"), "What?")
+        assert named.choices[0].message.content == sent.choices[0].message.content
+        # and neither a page is, nor what the rules forbid
+        for path, code in (("page", "INVALID_REQUEST"), ("away", "STREAM_URL_FORBIDDEN")):
+            with pytest.raises(openai.APIStatusError) as refused:
+                ask(ai, shown(f"{base}/{path}"), "What?")
+            assert refused.value.code == code
+        site.shutdown()
+
+
+def test_an_idempotent_request_is_answered_once(ai, chat_service):
+    before = len(chat_service.client.queries(1000))
+    headers = {"Idempotency-Key": "chat-1"}
+    first, again = (
+        ai.chat.completions.with_raw_response.create(
+            model="demo", messages=[user("Hi")], max_tokens=4, extra_headers=headers
+        )
+        for _ in range(2)
+    )
+    assert again.headers["idempotent-replayed"] == "true"
+    assert again.parse().id == first.parse().id
+    assert len(chat_service.client.queries(1000)) == before + 1
+
+
+# What programs were seen to send.
+FRIGATE = {
+    "model": "demo",
+    "messages": [
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "Describe the person in the picture."},
+                {"type": "image_url", "image_url": {"url": data_url(), "detail": "low"}},
+            ],
+        }
+    ],
+    "timeout": 60,
+}
+LLM_VISION = {
+    "model": "gpt-4o-mini",
+    "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
+    "max_tokens": 1,
+    "temperature": 0.5,
+}
+HOMESEC = {
+    "model": "demo",
+    "messages": [
+        {"role": "system", "content": "You are a security analyst."},
+        user("Frame at 0.0 s", shown(data_url(1)), "Frame at 1.0 s", shown(data_url(2)), "Report."),
+    ],
+    "response_format": {
+        "type": "json_schema",
+        "json_schema": {
+            "name": "report",
+            "strict": True,
+            "schema": {
+                "type": "object",
+                "properties": {
+                    "risk": {"type": "string", "enum": ["low", "medium", "high"]},
+                    "people": {"type": "boolean"},
+                },
+                "required": ["risk", "people"],
+                "additionalProperties": False,
+            },
+        },
+    },
+    "max_completion_tokens": 10_000,
+}
+
+
+@pytest.mark.parametrize("body", [FRIGATE, LLM_VISION, HOMESEC])
+def test_a_body_that_a_program_was_seen_to_send(chat_service, body):
+    response = httpx.post(f"{chat_service.url}/chat/completions", json=body, timeout=120)
+    assert response.status_code == 200, response.text
+    answer = response.json()
+    (choice,) = answer["choices"]
+    assert choice["message"]["role"] == "assistant"
+    if "response_format" in body:
+        assert choice["finish_reason"] == "stop"
+        assert set(json.loads(choice["message"]["content"])) == {"risk", "people"}
+    # a name that no model has stands for the model that is there
+    models = httpx.get(f"{chat_service.url}/models", timeout=60).json()["data"]
+    assert answer["model"] in {model["id"] for model in models}
 
 
 def test_max_tokens_is_reduced_to_what_is_possible(ai):
@@ -317,7 +456,7 @@ def test_unknown_fields_are_ignored_and_tools_are_not_called(ai):
         ([shown("file:///etc/passwd")], "messages.0.content.0"),
         ([shown("stream://gate?lst=3s")], "messages.0.content.0"),
         ([shown("stream://gate?last=3s&since=-5m")], "messages.0.content.0"),
-        ([{"type": "video_url", "video_url": "file_0123"}], "messages.0.content.0"),
+        ([{"type": "video_url", "video_url": "file_0123456789abcdef"}], "messages.0.content.0"),
         ([{"type": "input_audio", "input_audio": {}}], "messages.0.content.0"),
         ("   ", "messages"),
     ],
