@@ -1,8 +1,8 @@
 """The chat job with a real engine and a real Redis, in this process."""
 
+import io
 import threading
 
-import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -51,10 +51,7 @@ def test_the_model_sees_the_turns_with_the_pictures_in_their_places(own, model):
     # when
     result = run(own, chat(refs, turns))
     # then it is the answer of the model alone
-    shown = [
-        cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR_RGB)
-        for jpeg in own.frames.load(refs)
-    ]
+    shown = [np.asarray(Image.open(io.BytesIO(jpeg))) for jpeg in own.frames.load(refs)]
     alone = model.generate(
         model.prepare(
             [
@@ -97,9 +94,9 @@ def test_an_answer_that_is_cut_says_so_by_its_finish_reason(own):
 
 
 def test_sampling_follows_the_request(own, model):
-    options = {"temperature": 3.0, "top_p": 0.9, "seed": 11}
-    result = run(own, chat(max_tokens=10, **options))
-    alone = model.generate(["What is there?"], SamplingParams(max_tokens=10, **options))
+    result = run(own, chat(max_tokens=10, temperature=3.0, top_p=0.9, seed=11))
+    params = SamplingParams(max_tokens=10, temperature=3.0, top_p=0.9, seed=11)
+    alone = model.generate(["What is there?"], params)
     assert result.text == alone.text.replace("\0", "\ufffd")
 
 
