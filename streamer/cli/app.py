@@ -22,6 +22,7 @@ from streamer.cli import (
     results,
     silence,
     streams,
+    summarize,
     tune,
     up,
     watch,
@@ -133,6 +134,7 @@ app.command("analyze")(with_global_options(analyze.analyze))
 app.command("incidents")(with_global_options(incidents.incidents))
 app.add_typer(silences, name="silence")
 app.command("results")(with_global_options(results.results))
+app.command("summarize")(with_global_options(summarize.summarize))
 app.add_typer(api_keys, name="keys")
 app.command("probe")(with_global_options(probe.probe_source))
 app.command("doctor")(with_global_options(doctor.doctor))
