@@ -63,7 +63,7 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@$(PIP) install "$(TORCH)"
 	@echo "Installing the other pinned packages (2 of 3)"
 	@$(PIP) install --constraint $(CONSTRAINTS) setuptools
-	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["dev"], sep="\n")' > $(VENV)/requirements.txt
+	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; x = p["optional-dependencies"]; print(*p["dependencies"], *(r for name in x if name != "all" for r in x[name]), sep="\n")' > $(VENV)/requirements.txt
 	@$(PIP) install --constraint $(CONSTRAINTS) --requirement $(VENV)/requirements.txt
 	@echo "Installing this project (3 of 3)"
 	@$(PIP) install --no-deps --no-build-isolation --editable .

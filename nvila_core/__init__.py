@@ -8,6 +8,8 @@ The names are imported on first use, so that importing the package does not impo
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from nvila_core.model_packages import require_model_packages
+
 if TYPE_CHECKING:
     from nvila_core.engine.engine import Engine as Engine
     from nvila_core.engine.handle import Handle as Handle
@@ -80,4 +82,9 @@ __all__ = sorted(HOMES)
 def __getattr__(name: str) -> Any:
     if name not in HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{HOMES[name]}"), name)
+    try:
+        module = import_module(f"{__name__}.{HOMES[name]}")
+    except ModuleNotFoundError:
+        require_model_packages()
+        raise
+    return getattr(module, name)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from nvila_core.errors import MediaWarning, NVILAError, PromptError, first_line, shorten
 from nvila_core.generation.schema_limits import MAX_SCHEMA, check_schema_length
+from nvila_core.model_packages import require_model_packages
 
 if TYPE_CHECKING:
     from nvila_core.generation.completion import Completion
@@ -314,6 +315,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command and return the exit code: 0 on success, 1 on an error, 130 on Ctrl-C."""
     args = build_parser().parse_args(argv)
     try:
+        require_model_packages()
         {"ask": run_ask, "tune": run_tune}[args.command](args)
     except KeyboardInterrupt:
         return 130

@@ -137,6 +137,17 @@ def open_settings(**overrides: Any) -> "Settings":
     return load_settings(options.config, **overrides)
 
 
+def require_model() -> None:
+    """Raise StreamerError(MODEL_FAILED) unless the packages that run a model are installed."""
+    from nvila_core.model_packages import ModelNotInstalled, require_model_packages
+    from streamer.errors import ErrorCode, StreamerError
+
+    try:
+        require_model_packages()
+    except ModelNotInstalled as error:
+        raise StreamerError(ErrorCode.MODEL_FAILED, str(error)) from None
+
+
 def open_client(settings: "Settings | None" = None) -> "Client":
     """Connect to the installation that the settings name. Raises StreamerError."""
     from streamer.client import Client

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from streamer.cli.context import open_settings
+from streamer.cli.context import open_settings, require_model
 
 
 def demo(
@@ -32,4 +32,5 @@ def demo(
     """Show the whole service: a camera and a file in, captions and answers out."""
     from streamer.demo.show import run_demo
 
+    require_model()
     raise typer.Exit(run_demo(open_settings(), seconds, source or [], model, keep))

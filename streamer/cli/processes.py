@@ -6,7 +6,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from streamer.cli.context import QuantizeOption, open_settings, options
+from streamer.cli.context import QuantizeOption, open_settings, options, require_model
 
 
 def run_api(
@@ -38,6 +38,7 @@ def run_model_worker(
     quantize: QuantizeOption = None,
 ) -> None:
     """Run a model worker, which answers questions about clips with NVILA-Lite."""
+    require_model()
     _become("workers.gpu", *(["--burst"] if burst else []), model=model, quantize=quantize)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from streamer.cli.context import Json, open_settings, options
+from streamer.cli.context import Json, open_settings, options, require_model
 
 
 def tune(
@@ -35,6 +35,7 @@ def tune(
     from rich.text import Text
 
     settings = open_settings(model=model)
+    require_model()
     from nvila_core.demo import CHECKPOINT
     from nvila_core.errors import NVILAError
     from streamer.errors import ErrorCode, StreamerError

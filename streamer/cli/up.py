@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamer.cli.context import QuantizeOption, open_settings
+from streamer.cli.context import QuantizeOption, open_settings, require_model
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,6 +63,7 @@ def up(
     settings = open_settings(
         api_host=host, api_port=port, model=model, quantize=quantize, data_dir=data_dir
     )
+    require_model()
     out = console()
     with (
         StopSignals() as stop,

@@ -18,7 +18,13 @@ def model(settings: Settings, deadline: float, python: str = sys.executable) -> 
     PyTorch takes seconds to start, and may hang or crash.
     """
     from nvila_core.demo import CHECKPOINT
+    from nvila_core.model_packages import ModelNotInstalled, require_model_packages
 
+    try:
+        require_model_packages()
+    except ModelNotInstalled as error:
+        yield check("model", "fail", str(error))
+        return
     path = str(CHECKPOINT) if settings.model == "demo" else settings.model
     command = [python, "-m", "nvila_core.checkpoint.footprint", path]
     command += ["--device", settings.device, "--dtype", settings.dtype]

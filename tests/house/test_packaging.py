@@ -19,6 +19,10 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("nvila_core", "streamer", "workers")
+USED = ("model", "postgres", "notify")
+"""The extras for users; `all` has them all."""
+
+EXTRAS = (*USED, "dev")
 CHECKPOINT = ROOT / "nvila_core" / "demo" / "checkpoint"
 
 
@@ -43,8 +47,17 @@ def declared(*, extras: tuple[str, ...] = ()) -> list[Requirement]:
 
 
 def test_every_dependency_is_pinned_inside_its_range() -> None:
-    for requirement in declared(extras=("dev",)):
+    for requirement in declared(extras=EXTRAS):
         assert pins()[canonicalize_name(requirement.name)] in requirement.specifier
+
+
+def test_the_extras_are_complete() -> None:
+    extras = project()["optional-dependencies"]
+    (everything,) = (Requirement(text) for text in extras["all"])
+
+    assert everything.name == project()["name"]
+    assert everything.extras == set(USED)
+    assert set(extras) == {*EXTRAS, "all"}
 
 
 def test_pins_hold_on_any_machine() -> None:
@@ -72,14 +85,17 @@ def imported(package: str) -> set[str]:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_import_is_a_declared_dependency(package: str) -> None:
-    names = {canonicalize_name(requirement.name) for requirement in declared(extras=("notify",))}
+    names = {canonicalize_name(requirement.name) for requirement in declared(extras=USED)}
     distributions = packages_distributions()
     for module in imported(package):
         providers = {canonicalize_name(name) for name in distributions.get(module, [module])}
         assert providers & names, f"{package} imports {module}, which pyproject does not name"
 
 
-def test_the_wheel_has_the_checkpoint_and_all_modules_but_training(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel of this checkout."""
+    tmp_path = tmp_path_factory.mktemp("wheel")
     source = tmp_path / "source"
     source.mkdir()
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
@@ -91,7 +107,11 @@ def test_the_wheel_has_the_checkpoint_and_all_modules_but_training(tmp_path: Pat
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
     subprocess.run([*command, "--wheel-dir", tmp_path, source], check=True, timeout=100)
 
-    (wheel,) = tmp_path.glob("*.whl")
+    (built,) = tmp_path.glob("*.whl")
+    return built
+
+
+def test_the_wheel_has_the_checkpoint_and_all_modules_but_training(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
     weights = [path for path in CHECKPOINT.rglob("*") if path.is_file()]

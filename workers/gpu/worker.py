@@ -130,9 +130,11 @@ def load_engine(settings: Settings) -> "Engine":
     from nvila_core.checkpoint.hub import find_checkpoint
     from nvila_core.demo import CHECKPOINT
     from nvila_core.json_fields import Fields
+    from nvila_core.model_packages import require_model_packages
 
     path = str(CHECKPOINT) if settings.model == DEMO else settings.model
     try:
+        require_model_packages()
         # Report a bad path before PyTorch is imported, which takes seconds.
         Fields.read(find_checkpoint(path) / "config.json")
 
