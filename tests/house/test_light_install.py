@@ -55,9 +55,9 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         tops = {file.parts[0] for file in dependency.files or [] if file.parts[0] != ".."}
         for top in tops - {"__pycache__"}:
             if not (site / top).exists():
-                (site / top).symlink_to(dependency.locate_file(top))
-    install = [program, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", wheel]
-    subprocess.run(install, check=True, timeout=200)
+                (site / top).symlink_to(str(dependency.locate_file(top)))
+    install = [program, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    subprocess.run([*install, wheel], check=True, timeout=200)
     return program
 
 
