@@ -56,7 +56,7 @@ def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for top in tops - {"__pycache__"}:
             if not (site / top).exists():
                 (site / top).symlink_to(str(dependency.locate_file(top)))
-    install = [program, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    install = [str(program), "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
     subprocess.run([*install, wheel], check=True, timeout=200)
     return program
 
