@@ -112,7 +112,12 @@ def incident_thread(
         clock,
     )
     deliveries = Deliveries(timeline.database, incidents, _publisher(main), channels, alertmanager)
-    steps = {"incidents": keeper.step, "deliveries": deliveries.step}
+    steps = {
+        "events": deliveries.tell_events,
+        "alertmanager": deliveries.tell_alertmanager,
+        "messages": deliveries.tell_people,
+        "incidents": keeper.step,
+    }
     return IncidentThread(steps, stopping, Outage("incidents", client=main))
 
 

@@ -7,10 +7,10 @@ from typing import Protocol
 
 import redis
 import structlog
+from sqlalchemy import Connection
 
 from streamer.domain import utc_now
 from streamer.errors import StreamerError
-from streamer.events import EventType
 from streamer.incidents import messages
 from streamer.incidents.alertmanager import RESEND, RESOLVED_FOR, Alertmanager
 from streamer.incidents.messages import EVENTS_CHANNEL, Message
@@ -60,60 +60,53 @@ class Deliveries:
         self._alertmanager = alertmanager
         self._next_resend = datetime.min.replace(tzinfo=UTC)
 
-    def step(self) -> None:
-        """Send everything that is due. Raises StreamerError(DATABASE_UNAVAILABLE) and RedisError;
-        what could not be sent is tried again."""
-        changed = self._events()
-        for name, channel in self._channels.items():
-            self._deliver(name, channel)
-        if self._alertmanager is not None:
-            self._tell_alertmanager(self._alertmanager, changed)
-
-    def _events(self) -> bool:
+    def tell_events(self) -> None:
+        """Publish the messages that are due as events. Raises redis.exceptions.RedisError."""
         found = self._database.write(lambda c: messages.claim(c, EVENTS_CHANNEL))
+        if found:
+            self._next_resend = utc_now()
         for place, message in enumerate(found):
             try:
                 self._publish(message)
             except redis.exceptions.RedisError:
-                self._postpone(found[place:], utc_now() + _RETRIES[0], failed=True)
+                self._postpone(found[place:], utc_now() + _RETRIES[0])
                 raise
             self._database.write(functools.partial(messages.sent, numbers=[message.number]))
-        return bool(found)
 
-    def _deliver(self, name: str, channel: Channel) -> None:
-        found = self._database.write(lambda c: messages.claim(c, name))
-        found = self._without_overtaken(found)
-        if not found:
-            return
-        now = utc_now()
-        taken = self._database.read(
-            lambda c: messages.delivered_since(c, name, now - CEILING_PERIOD)
-        )
-        while found:
-            room = CEILING - taken
-            if room <= 0:
-                self._postpone(found, now + CEILING_PERIOD / CEILING, failed=False)
-                return
+    def tell_people(self) -> None:
+        """Send each channel what is due, as far as its ceiling allows."""
+        for name, channel in self._channels.items():
+            while self._next(name, channel):
+                pass
+
+    def _next(self, name: str, channel: Channel) -> bool:
+        """Send a channel its next message; return whether there may be another."""
+
+        def claim(connection: Connection) -> list[Message]:
+            messages.drop_overtaken(connection, name)
+            since = utc_now() - CEILING_PERIOD
+            room = CEILING - messages.delivered_since(connection, name, since)
             # The last place is for all that is left, as is a second try.
-            part = found if room == 1 or found[0].attempts else found[:1]
-            found = found[len(part) :]
-            self._send(name, channel, part)
-            taken += 1
+            return messages.claim(connection, name, single=room > 1) if room > 0 else []
 
-    def _send(self, name: str, channel: Channel, part: list[Message]) -> None:
+        found = self._database.write(claim)
+        return bool(found) and self._send(name, channel, found)
+
+    def _send(self, name: str, channel: Channel, found: list[Message]) -> bool:
         error = None
         try:
-            channel.send(part, self._picture(part[0]) if len(part) == 1 else None)
+            channel.send(found, self._picture(found[0]) if len(found) == 1 else None)
         except StreamerError as failure:
             error = failure.message
             _log.warning("message_not_delivered", channel=name, reason=error)
-            attempts = min(part[0].attempts, len(_RETRIES) - 1)
-            self._postpone(part, utc_now() + _RETRIES[attempts], failed=True)
+            attempts = min(found[0].attempts, len(_RETRIES) - 1)
+            self._postpone(found, utc_now() + _RETRIES[attempts])
         else:
-            numbers = [message.number for message in part]
+            numbers = [message.number for message in found]
             self._database.write(lambda c: messages.sent(c, numbers))
-        for message in part:
+        for message in found:
             self._incidents.note_delivery(message, name, error)
+        return error is None
 
     def _picture(self, message: Message) -> bytes | None:
         try:
@@ -122,31 +115,21 @@ class Deliveries:
             return None  # the words go without it
         return None if kept is None else kept.jpeg
 
-    def _without_overtaken(self, found: list[Message]) -> list[Message]:
-        """Leave out updates of incidents that have a later message."""
-        newest = {message.incident.id: message.number for message in found}
-        overtaken = [
-            message.number
-            for message in found
-            if message.type is EventType.INCIDENT_UPDATED
-            and newest[message.incident.id] > message.number
-        ]
-        if overtaken:
-            self._database.write(lambda c: messages.drop(c, overtaken))
-        return [message for message in found if message.number not in overtaken]
+    def _postpone(self, found: Sequence[Message], due: datetime) -> None:
+        numbers = [message.number for message in found]
+        self._database.write(lambda c: messages.failed(c, numbers, due))
 
-    def _postpone(self, part: Sequence[Message], due: datetime, *, failed: bool) -> None:
-        numbers = [message.number for message in part]
-        self._database.write(lambda c: messages.postpone(c, numbers, due, failed=failed))
-
-    def _tell_alertmanager(self, alertmanager: Alertmanager, changed: bool) -> None:
+    def tell_alertmanager(self) -> None:
+        """Send Alertmanager all that is open, when something has changed and now and then."""
         now = utc_now()
-        if not changed and now < self._next_resend:
+        if self._alertmanager is None or now < self._next_resend:
             return
         self._next_resend = now + timedelta(seconds=RESEND)
         active = [each for each in self._incidents.active() if each.state is IncidentState.OPEN]
         ended = self._incidents.resolved_since(now - RESOLVED_FOR)
         try:
-            alertmanager.send([each for each in [*active, *ended] if not each.silenced_by], now)
+            self._alertmanager.send(
+                [each for each in [*active, *ended] if not each.silenced_by], now
+            )
         except StreamerError as error:
             _log.warning("alertmanager_away", reason=error.message)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, delete, exists, func, select, update
 
 from streamer.domain import utc_now
 from streamer.events import EventType
@@ -22,6 +22,8 @@ EVENTS_CHANNEL = "events"
 
 KEPT = timedelta(hours=24)
 """How long a message is tried, and how long a delivered one is kept."""
+
+_MAX_CLAIMED = 100
 
 _CLAIM = timedelta(seconds=60)
 """How long a program may take to send what it has claimed."""
@@ -71,10 +73,11 @@ def write(
     )
 
 
-def claim(connection: Connection, channel: str, limit: int = 100) -> list[Message]:
+def claim(connection: Connection, channel: str, *, single: bool = False) -> list[Message]:
     """Return the messages of a channel that are due, oldest first.
 
-    No other program gets them meanwhile, unless this one dies.
+    No other program gets them meanwhile, unless this one dies. With `single` it is only the first
+    one, unless that has failed before.
     """
     columns, now = incident_messages.c, utc_now()
     statement = (
@@ -87,7 +90,7 @@ def claim(connection: Connection, channel: str, limit: int = 100) -> list[Messag
     head = connection.execute(statement.limit(1)).first()
     if head is None or head.due_at > now:
         return []
-    statement = statement.limit(limit)
+    statement = statement.limit(1 if single and not head.attempts else _MAX_CLAIMED)
     rows = connection.execute(statement).all()
     _set(connection, [row.number for row in rows], due_at=now + _CLAIM)
     return [
@@ -108,12 +111,9 @@ def sent(connection: Connection, numbers: Sequence[int]) -> None:
     _set(connection, numbers, delivered_at=utc_now())
 
 
-def postpone(
-    connection: Connection, numbers: Sequence[int], due_at: datetime, *, failed: bool
-) -> None:
-    """Try messages again later; `failed` if they could not be sent."""
-    attempts = incident_messages.c.attempts + (1 if failed else 0)
-    _set(connection, numbers, due_at=due_at, attempts=attempts)
+def failed(connection: Connection, numbers: Sequence[int], due_at: datetime) -> None:
+    """Note that messages could not be sent; they are tried again later."""
+    _set(connection, numbers, due_at=due_at, attempts=incident_messages.c.attempts + 1)
 
 
 def delivered_since(connection: Connection, channel: str, moment: datetime) -> int:
@@ -125,9 +125,23 @@ def delivered_since(connection: Connection, channel: str, moment: datetime) -> i
     return int(connection.execute(statement).scalar_one())
 
 
-def drop(connection: Connection, numbers: Sequence[int]) -> None:
-    """Delete messages that need not be sent any more."""
-    connection.execute(delete(incident_messages).where(incident_messages.c.number.in_(numbers)))
+def drop_overtaken(connection: Connection, channel: str) -> None:
+    """Delete the updates of incidents that a later message to the channel tells of, too."""
+    columns, later = incident_messages.c, incident_messages.alias()
+    waiting = exists().where(
+        later.c.channel == channel,
+        later.c.incident_id == columns.incident_id,
+        later.c.number > columns.number,
+        later.c.delivered_at.is_(None),
+    )
+    connection.execute(
+        delete(incident_messages).where(
+            columns.channel == channel,
+            columns.type == EventType.INCIDENT_UPDATED.value,
+            columns.delivered_at.is_(None),
+            waiting,
+        )
+    )
 
 
 def expire(connection: Connection, now: datetime) -> None:
