@@ -24,8 +24,13 @@ class Admission:
 
         Raises StreamerError(STREAM_URL_FORBIDDEN | INVALID_REQUEST) if it may not be opened.
         """
-        from streamer.media.urls import parse_source, split_secret
+        from streamer.media.urls import MASK, is_remote, parse_source, split_secret
 
+        if is_remote(source) and MASK in source:
+            raise StreamerError(
+                ErrorCode.INVALID_REQUEST,
+                f"The URL has {MASK} in place of its password or token: write the whole URL.",
+            )
         return split_secret(self.access().check(parse_source(source)))
 
     def is_live(self, full_url: str, live: bool | None = None) -> bool:
@@ -61,13 +66,6 @@ class Admission:
         Raises StreamerError: as :meth:`split`; INVALID_REQUEST if it cannot replace the old one;
         with `probe`, a stream code if it does not work.
         """
-        from streamer.media.urls import MASK, is_remote
-
-        if is_remote(source) and MASK in source:
-            raise StreamerError(
-                ErrorCode.INVALID_REQUEST,
-                f"The URL has {MASK} in place of its password or token: write the whole URL.",
-            )
         public_url, full_url = self.split(source)
         if not (stream.live and self.is_live(full_url)):
             raise StreamerError(

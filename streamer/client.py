@@ -187,6 +187,7 @@ class Client:
         retention_days: float | None = None,
         probe: bool = True,
         live: bool | None = None,
+        paused: bool = False,
         stream_id: str | None = None,
     ) -> Stream:
         """Attach a URL, file or device; without `watches` every window gets a caption.
@@ -222,6 +223,7 @@ class Client:
             transport=transport,
             history=history,
             retention_days=retention_days,
+            paused=paused,
             sampling=sampling or Sampling(fps=self.settings.fps),
             watches=watches,
             **({"id": stream_id} if stream_id is not None else {}),
@@ -341,9 +343,10 @@ class Client:
     ) -> Stream:
         """Change a stream by id or name while it runs; arguments that are None change nothing.
 
-        A new `source` (another URL or password) is probed first and opened within a second.
-        `watches` replaces all watches; those that ask the same as before continue without
-        interruption. Use :attr:`watches` to add, change or remove a single watch.
+        A new `source` (another URL or password) is probed first and opened within a second; the
+        masked URL of the stream changes nothing. `watches` replaces all watches; those that have
+        the id of one, or ask the same as before, continue without interruption. Use
+        :attr:`watches` to add, change or remove a single watch.
 
         Raises StreamerError: UNKNOWN_STREAM, NAME_TAKEN, INVALID_REQUEST, a stream code if the
         probe fails (nothing is changed then).
@@ -358,15 +361,15 @@ class Client:
         full_url = None
         if name is not None:
             changes["name"] = check_name(name)
-        if source is not None:
-            stream = self.registry.get(ref)
+        stream = self.registry.get(ref)
+        if source is not None and source != stream.url:
             with about("url"):
                 check_length("source", source, MAX_SOURCE)
                 changes["url"], full_url = self.admission.replacement(
                     stream, source, transport or stream.transport, probe
                 )
-        if watches is not None:
-            require_open(self.registry.get(ref))
+        if watches is not None and keep_ids(stream.watches, watches) != stream.watches:
+            require_open(stream)
         for watch in watches or []:
             check_watch(watch)
 
@@ -393,7 +396,7 @@ class Client:
 
     def streams(self) -> list[Stream]:
         """Return all attached streams, oldest first."""
-        found = sorted(self.registry.list(), key=lambda stream: stream.created_at)
+        found = sorted(self.registry.list(), key=lambda stream: (stream.created_at, stream.id))
         recordings = [stream for stream in found if not stream.live]
         left = self.jobs.unanswered([recording.id for recording in recordings])
         for recording, number in zip(recordings, left, strict=True):
@@ -475,6 +478,12 @@ class Client:
     def queries(self, limit: int = 100) -> list[Query]:
         """Return up to `limit` queries, newest first."""
         return self._queries.newest(limit)
+
+    def query_page(
+        self, limit: int = 100, cursor: str | None = None
+    ) -> tuple[list[Query], str | None]:
+        """Return up to `limit` queries after `cursor`, newest first, and the cursor of the rest."""
+        return self._queries.page(limit, cursor)
 
     def cancel(self, query_id: str) -> Query:
         """Cancel a query; one that has a result is returned unchanged."""

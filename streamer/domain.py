@@ -726,10 +726,22 @@ class Query(Record):
     end: Timestamp
     created_at: Timestamp
     result: Result | None = None
+    stream: str | None = Field(default=None, description="the stream that was asked about: its id")
+    since: Timestamp | None = Field(default=None, description="start of the range; null: now")
+    until: Timestamp | None = Field(default=None, description="end of the range; null: now")
+    max_frames: int | None = Field(default=None, description="maximum number of frames")
+    max_tokens: int | None = Field(default=None, description="maximum tokens of the answer")
+    response_format: ResponseFormat = Field(
+        default_factory=TextFormat, description="format of the answer"
+    )
+    stale_ok: bool = Field(default=False, description="whether an old frame may be answered from")
 
     @classmethod
-    def of(cls, request: ClipRequest) -> Self:
-        """Build the record of a request that has just been submitted."""
+    def of(cls, request: ClipRequest, **asked: Any) -> Self:
+        """Build the record of a request that has just been submitted.
+
+        `asked` are the fields of the question that the request does not have.
+        """
         return cls(
             id=request.id,
             status=QueryStatus.QUEUED,
@@ -739,6 +751,10 @@ class Query(Record):
             start=request.start,
             end=request.end,
             created_at=request.created_at,
+            stream=request.stream_id,
+            max_tokens=request.max_tokens,
+            response_format=request.response_format,
+            **asked,
         )
 
 

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import cast
+from typing import Any, cast
 
 import redis
 import structlog
 
 from streamer import redis_keys
 from streamer.clock import Clock, SystemClock
+from streamer.cursors import decode_cursor, encode_cursor
 from streamer.domain import (
     ClipRequest,
     FrameRef,
@@ -111,7 +112,8 @@ class Queries:
             gaps=seen.gaps,
             stale=seen.stale,
         )
-        return self.submit(request)
+        asked = question.model_dump(include={"since", "until", "max_frames", "stale_ok"})
+        return self.submit(request, **asked)
 
     def see(self, question: Question, stream: Stream) -> Seen:
         """Choose the frames of `stream` that a question is about; see :meth:`ask`."""
@@ -151,13 +153,15 @@ class Queries:
             raise StreamerError(ErrorCode.NO_FRAMES, self._no_frames_between(stream, since, until))
         return Seen(found.frames, found.gaps)
 
-    def submit(self, request: ClipRequest) -> Query:
+    def submit(self, request: ClipRequest, **asked: Any) -> Query:
         """Submit a request as a query, which is listed and can be fetched by its id.
+
+        `asked` are the fields of the question that the request does not have.
 
         Raises StreamerError(TOO_MANY_QUERIES); redis.exceptions.OutOfMemoryError when Redis has no
         room for it.
         """
-        query = Query.of(request)
+        query = Query.of(request, **asked)
         ttl = int(self._settings.query_ttl)
 
         def record(pipe: "redis.client.Pipeline") -> None:
@@ -207,17 +211,36 @@ class Queries:
 
     def newest(self, limit: int) -> list[Query]:
         """Return up to `limit` queries, newest first; those that cannot be read are logged."""
-        ids = cast(list[bytes], self._redis.zrevrange(redis_keys.QUERIES, 0, limit - 1))
-        if not ids:
-            return []
-        kept = self._redis.mget([redis_keys.query(query_id.decode()) for query_id in ids])
+        return self.page(limit)[0]
+
+    def page(self, limit: int, cursor: str | None = None) -> tuple[list[Query], str | None]:
+        """Return up to `limit` queries after `cursor`, newest first, and the cursor of the rest.
+
+        Those that cannot be read are logged. Raises StreamerError(INVALID_REQUEST) for an invalid
+        cursor.
+        """
+        places = [
+            (time, query_id.decode())
+            for query_id, time in cast(
+                "list[tuple[bytes, float]]",
+                self._redis.zrevrange(redis_keys.QUERIES, 0, -1, withscores=True),
+            )
+        ]
+        if cursor is not None:
+            after = tuple(decode_cursor(cursor, float, str))
+            places = [place for place in places if place < after]
+        places, rest = places[:limit], places[limit:]
+        if not places:
+            return [], None
+        kept = self._redis.mget([redis_keys.query(query_id) for _, query_id in places])
         queries = []
         for raw in cast(list[bytes | None], kept):
             try:
                 queries += [Query.read(raw)] if raw is not None else []
             except StreamerError as error:
                 _log.warning("query_unreadable", reason=error.message)
-        return [self._with_result(query, self._results.get(query.id)) for query in queries]
+        found = [self._with_result(query, self._results.get(query.id)) for query in queries]
+        return found, encode_cursor(*places[-1]) if rest else None
 
     def cancel(self, query_id: str) -> Query:
         """Cancel a query; one that has a result is returned unchanged.

@@ -22,6 +22,7 @@ from streamer.domain import (
     StreamState,
     StreamStatus,
     Watch,
+    new_id,
     utc_now,
 )
 from streamer.errors import ErrorCode, StreamerError, Superseded
@@ -458,12 +459,19 @@ def _unknown_fields(raw_watch: dict[str, Any]) -> dict[str, Any]:
 
 
 def keep_ids(before: list[Watch], after: list[Watch]) -> list[Watch]:
-    """Return `after`, with each watch replaced by the watch of `before` that asks the same."""
-    known = list(before)
-    kept = []
+    """Return `after` with ids of `before`: a watch keeps the id that it has there, and otherwise
+    gets the id of one that asks the same."""
+    left = {watch.id: watch for watch in before}
+    kept: list[Watch] = []
     for watch in after:
-        same = next((k for k in known if k.model_copy(update={"id": watch.id}) == watch), watch)
-        if same is not watch:
-            known.remove(same)
-        kept.append(same)
+        found = left.pop(watch.id, None)
+        if found is None:
+            same = (k for k in left.values() if k.model_copy(update={"id": watch.id}) == watch)
+            found = next(same, None)
+        if found is not None:
+            left.pop(found.id, None)
+            watch = watch.model_copy(update={"id": found.id})
+        elif watch.id in {each.id for each in kept}:
+            watch = watch.model_copy(update={"id": new_id("wch")})
+        kept.append(watch)
     return kept

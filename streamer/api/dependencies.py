@@ -2,7 +2,7 @@
 
 from typing import Annotated, cast
 
-from fastapi import Depends, Request
+from fastapi import Depends, Query, Request
 from fastapi.dependencies.models import Dependant
 from fastapi.routing import APIRoute
 from starlette.requests import HTTPConnection
@@ -10,8 +10,12 @@ from starlette.requests import HTTPConnection
 from streamer.api.database_threads import DatabaseThreads
 from streamer.api.event_hub import EventHub
 from streamer.client import Client
+from streamer.cursors import MAX_CURSOR
 from streamer.errors import ErrorCode, StreamerError
 from streamer.health import CachedHealth
+
+MAX_PAGE = 1000
+"""Records of a page."""
 
 
 # FastAPI would run plain functions in its pool of threads.
@@ -35,6 +39,16 @@ ClientDependency = Annotated[Client, Depends(_client)]
 DatabaseDependency = Annotated[DatabaseThreads, Depends(_database)]
 HealthDependency = Annotated[CachedHealth, Depends(_health)]
 HubDependency = Annotated[EventHub, Depends(_hub)]
+
+
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="maximum number of records")]
+Cursor = Annotated[
+    str | None,
+    Query(
+        max_length=MAX_CURSOR,
+        description="`next_cursor` of the page before",
+    ),
+]
 
 
 async def refuse_unknown_parameters(request: Request) -> None:

@@ -10,14 +10,13 @@ from fastapi import APIRouter, Depends
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from streamer.api.dependencies import ClientDependency, HubDependency
+from streamer.api.dependencies import ClientDependency, Cursor, HubDependency, Limit
 from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.query_progress import follow
-from streamer.api.schemas import QueryList
+from streamer.api.schemas import QueryList, QuestionBody
 from streamer.client import FRAME_POLL_INTERVAL
 from streamer.domain import Query
 from streamer.queries import NotYet
-from streamer.question import Question
 
 router = APIRouter(prefix="/v1/queries", tags=["queries"], route_class=IdempotentRoute)
 
@@ -30,7 +29,9 @@ async def _existing(query_id: str, client: ClientDependency) -> Query:
 
 
 @router.post("", status_code=202)
-async def ask_question(question: Question, client: ClientDependency, new_id: IdempotentId) -> Query:
+async def ask_question(
+    question: QuestionBody, client: ClientDependency, new_id: IdempotentId
+) -> Query:
     """Ask a question. Fetch the answer with the returned id.
 
     A stream that is still being opened is waited for, for up to ten seconds.
@@ -47,14 +48,10 @@ async def ask_question(question: Question, client: ClientDependency, new_id: Ide
 
 
 @router.get("")
-def list_queries(
-    client: ClientDependency,
-    limit: Annotated[
-        int, fastapi.Query(ge=1, le=1000, description="maximum number of queries")
-    ] = 100,
-) -> QueryList:
-    """List queries, newest first."""
-    return QueryList(queries=client.queries(limit))
+def list_queries(client: ClientDependency, limit: Limit = 100, cursor: Cursor = None) -> QueryList:
+    """List the newest thousand queries, newest first."""
+    queries, next_cursor = client.query_page(limit, cursor)
+    return QueryList(queries=queries, next_cursor=next_cursor)
 
 
 @router.get("/{query_id}")

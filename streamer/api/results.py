@@ -4,7 +4,13 @@ from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
 
-from streamer.api.dependencies import ClientDependency, DatabaseDependency, HealthDependency
+from streamer.api.dependencies import (
+    ClientDependency,
+    Cursor,
+    DatabaseDependency,
+    HealthDependency,
+    Limit,
+)
 from streamer.api.schemas import ResultPage
 
 router = APIRouter(prefix="/v1/results", tags=["results"])
@@ -31,8 +37,8 @@ async def list_results(
         str | None,
         Query(description='words of the answer or the prompt: `red car`, `"red car"` or `park*`'),
     ] = None,
-    limit: Annotated[int, Query(ge=1, le=1000, description="maximum number of results")] = 100,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the previous page")] = None,
+    limit: Limit = 100,
+    cursor: Cursor = None,
 ) -> Response:
     """List recorded results, newest first."""
 

@@ -1,9 +1,10 @@
 """Request and response bodies of the API, in addition to the records of `streamer.domain`."""
 
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, Field, GetJsonSchemaHandler, model_validator
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from streamer.alert_rule import AlertRule, with_nested_rule
 from streamer.domain import (
@@ -28,11 +29,53 @@ from streamer.incidents.silences import (
     Silence,
 )
 from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES, MAX_SOURCE, MAX_WATCHES
+from streamer.question import Question
 from streamer.response_format import ResponseFormat
 
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
-class WatchBody(Record):
+
+class RequestBody(Record):
+    """Base of the bodies of requests, which take back what a GET returned.
+
+    Fields of the `answer` that a caller cannot set are ignored, whatever they hold; a misspelt
+    field is refused.
+    """
+
+    answer: ClassVar[type[BaseModel]]
+
+    @classmethod
+    def _read_only(cls) -> set[str]:
+        fields = {*cls.answer.model_fields, *cls.answer.model_computed_fields}
+        return fields - cls.model_fields.keys()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _ignore_read_only(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict):
+            return fields
+        ignored = cls._read_only()
+        return {name: value for name, value in fields.items() if name not in ignored}
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        for name in sorted(cls._read_only()):
+            schema["properties"][name] = {"description": "ignored: it is in answers only"}
+        return schema
+
+
+class WatchBody(RequestBody):
     """A standing question. Omitted fields take their values from the settings."""
+
+    answer = Watch
+    id: str | None = Field(
+        default=None,
+        description="in the new list of a stream's watches: the one that this is from now on; "
+        "ignored otherwise",
+    )
 
     prompt: str = Field(description="question about every window")
     window: float | None = Field(
@@ -55,8 +98,10 @@ class WatchBody(Record):
     _nest_rule = model_validator(mode="before")(with_nested_rule)
 
 
-class WatchPatch(Record):
+class WatchPatch(RequestBody):
     """Changes to a watch. Omitted fields keep their values."""
+
+    answer = Watch
 
     prompt: str | None = Field(default=None, description="question about every window")
     window: float | None = Field(
@@ -75,8 +120,10 @@ class WatchPatch(Record):
     )
 
 
-class StreamBody(Record):
+class StreamBody(RequestBody):
     """A stream to attach: `url` or `file`."""
+
+    answer = Stream
 
     url: str | None = Field(
         default=None,
@@ -85,7 +132,9 @@ class StreamBody(Record):
         description="URL, or path of a file on the server",
     )
     file: str | None = Field(default=None, description="id of an uploaded file")
-    name: str | None = Field(default=None, description="unique name; default: made from the URL")
+    name: str | None = Field(
+        default=None, pattern=_NAME, description="unique name; default: made from the URL"
+    )
     sampling: Sampling | None = Field(
         default=None, description="how frames are sampled; default: the setting `fps`"
     )
@@ -97,6 +146,8 @@ class StreamBody(Record):
     )
     history: float | None = Field(
         default=None,
+        ge=0,
+        le=90 * 86400,
         description="seconds that frames, thinned with age, are kept; default: the setting",
     )
     retention_days: float | None = Field(
@@ -105,6 +156,7 @@ class StreamBody(Record):
         le=36_500,
         description="days that results are kept; default: the setting",
     )
+    paused: bool = Field(default=False, description="attach it without reading it yet")
     probe: bool = Field(
         default=True, description="open the source and decode one frame before attaching it"
     )
@@ -115,25 +167,32 @@ class StreamBody(Record):
     )
 
 
-class StreamPatch(Record):
+class StreamPatch(RequestBody):
     """Changes to a stream. Omitted fields keep their values."""
+
+    answer = Stream
 
     url: str | None = Field(
         default=None,
         min_length=1,
         max_length=MAX_SOURCE,
-        description="new URL of a live stream, including the password",
+        description="new URL of a live stream, including the password; the URL that a GET returned "
+        "changes nothing",
     )
-    name: str | None = Field(default=None, description="new unique name")
+    name: str | None = Field(default=None, pattern=_NAME, description="new unique name")
     sampling: Sampling | None = Field(default=None, description="how frames are sampled")
     transport: Transport | None = Field(default=None, description="transport of RTSP")
     watches: list[WatchBody] | None = Field(
         default=None,
         max_length=MAX_WATCHES,
-        description="new list of all watches; those that ask the same as before continue",
+        description="new list of all watches; those that have the id of one, or ask the same as "
+        "before, continue",
     )
     history: float | None = Field(
-        default=None, description="seconds that frames are kept; 0: no history"
+        default=None,
+        ge=0,
+        le=90 * 86400,
+        description="seconds that frames are kept; 0: no history",
     )
     retention_days: float | None = Field(
         default=None, gt=0, le=36_500, description="days that results are kept"
@@ -150,10 +209,20 @@ _MISSING: Any = Field(
 )
 
 
+_NEXT: Any = Field(default=None, description="`cursor` of the next page; null: there are no more")
+
+
+class QuestionBody(RequestBody, Question):
+    """A question about a stream now or, with `since`, about a past range."""
+
+    answer = Query
+
+
 class StreamList(Record):
-    """All attached streams, oldest first."""
+    """Attached streams, oldest first."""
 
     streams: list[Stream]
+    next_cursor: str | None = _NEXT
     missing: list[Part] = _MISSING
 
 
@@ -161,6 +230,7 @@ class WatchList(Record):
     """The watches of one stream, oldest first."""
 
     watches: list[Watch]
+    next_cursor: str | None = _NEXT
 
 
 class FileList(Record):
@@ -173,6 +243,7 @@ class QueryList(Record):
     """Queries, newest first."""
 
     queries: list[Query]
+    next_cursor: str | None = _NEXT
 
 
 class ResultPage(Record):

@@ -2,11 +2,12 @@
 
 from fastapi import APIRouter
 
-from streamer.api.dependencies import ClientDependency, HealthDependency
+from streamer.api.dependencies import MAX_PAGE, ClientDependency, Cursor, HealthDependency, Limit
 from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.schemas import StreamBody, StreamList, StreamPatch, WatchBody
 from streamer.api.watches import watch_of
 from streamer.client import Client
+from streamer.cursors import decode_cursor, encode_cursor
 from streamer.domain import Stream, Watch
 from streamer.errors import ErrorCode, StreamerError, about
 
@@ -41,14 +42,33 @@ def attach_stream(body: StreamBody, client: ClientDependency, new_id: Idempotent
         retention_days=body.retention_days,
         probe=body.probe,
         live=body.live,
+        paused=body.paused,
         stream_id=stream_id,
     )
 
 
 @router.get("")
-def list_streams(client: ClientDependency, health: HealthDependency) -> StreamList:
+def list_streams(
+    client: ClientDependency,
+    health: HealthDependency,
+    limit: Limit = MAX_PAGE,
+    cursor: Cursor = None,
+) -> StreamList:
     """List the attached streams with their states and counters, oldest first."""
-    return StreamList(streams=client.streams(), missing=health.missing())
+    streams = client.streams()
+    if cursor is not None:
+        after = tuple(decode_cursor(cursor, float, str))
+        streams = [stream for stream in streams if _place(stream) > after]
+    page = streams[:limit]
+    return StreamList(
+        streams=page,
+        next_cursor=encode_cursor(*_place(page[-1])) if len(streams) > limit else None,
+        missing=health.missing(),
+    )
+
+
+def _place(stream: Stream) -> tuple[float, str]:
+    return stream.created_at.timestamp(), stream.id
 
 
 @router.get("/{ref}")
@@ -60,12 +80,16 @@ def get_stream(ref: str, client: ClientDependency) -> Stream:
 @router.patch("/{ref}")
 def edit_stream(ref: str, body: StreamPatch, client: ClientDependency) -> Stream:
     """Change a stream while it runs. A new URL is opened first, unless `probe` is false."""
+    watches = _watches(client, body.watches)
+    for watch, given in zip(watches or [], body.watches or [], strict=True):
+        if given.id is not None and given.id in {each.id for each in client.stream(ref).watches}:
+            watch.id = given.id
     return client.edit(
         ref,
         source=body.url,
         name=body.name,
         sampling=body.sampling,
-        watches=_watches(client, body.watches),
+        watches=watches,
         transport=body.transport,
         history=body.history,
         retention_days=body.retention_days,

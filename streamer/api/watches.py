@@ -2,10 +2,11 @@
 
 from fastapi import APIRouter
 
-from streamer.api.dependencies import ClientDependency
+from streamer.api.dependencies import MAX_PAGE, ClientDependency, Cursor, Limit
 from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.schemas import WatchBody, WatchList, WatchPatch
 from streamer.client import Client
+from streamer.cursors import decode_cursor, encode_cursor
 from streamer.domain import Watch
 
 router = APIRouter(
@@ -25,9 +26,22 @@ def add_watch(ref: str, body: WatchBody, client: ClientDependency, new_id: Idemp
 
 
 @router.get("")
-def list_watches(ref: str, client: ClientDependency) -> WatchList:
+def list_watches(
+    ref: str, client: ClientDependency, limit: Limit = MAX_PAGE, cursor: Cursor = None
+) -> WatchList:
     """List the watches of a stream, oldest first."""
-    return WatchList(watches=client.stream(ref).watches)
+    watches = client.stream(ref).watches
+    start = 0
+    if cursor is not None:
+        start, last = decode_cursor(cursor, int, str)
+        places = {watch.id: place for place, watch in enumerate(watches, 1)}
+        start = places.get(last, max(start - 1, 0))  # one that was removed left no gap
+    end = start + limit
+    more = end < len(watches)
+    return WatchList(
+        watches=watches[start:end],
+        next_cursor=encode_cursor(end, watches[end - 1].id) if more else None,
+    )
 
 
 @router.get("/{watch_id}")

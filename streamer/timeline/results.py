@@ -1,7 +1,5 @@
 """Record all results, and search them."""
 
-import base64
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,6 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
+from streamer.cursors import decode_cursor, encode_cursor
 from streamer.domain import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.timeline.database import TIME_LIMIT, Database, engine_of, parsed_url, translated
@@ -333,18 +332,17 @@ def _result(row: Row[Any]) -> Result:
 
 
 def _cursor(row: Row[Any]) -> str:
-    position = json.dumps([row._mapping["created_at"].isoformat(), row._mapping["number"]])
-    return base64.urlsafe_b64encode(position.encode()).decode().rstrip("=")
+    return encode_cursor(row._mapping["created_at"].isoformat(), row._mapping["number"])
 
 
 def _position(cursor: str) -> tuple[datetime, int]:
     """Return the time and the number of the last result before the page."""
+    moment, number = decode_cursor(cursor, str, int)
     try:
-        raw = base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))
-        moment, number = json.loads(raw)
-        return datetime.fromisoformat(moment), int(number)
-    except (ValueError, TypeError):
+        return datetime.fromisoformat(moment), number
+    except ValueError:
         raise StreamerError(
             ErrorCode.INVALID_REQUEST,
             "Invalid cursor: omit it to start from the newest result.",
+            "cursor",
         ) from None

@@ -81,7 +81,8 @@ def test_name_sampling_and_pause(client: Client, yard: Stream) -> None:
 def test_what_makes_no_sense_changes_nothing(client: Client, yard: Stream, tmp_path: Path) -> None:
     write_video(tmp_path / "v.mp4", seconds=1)
     client.attach(str(tmp_path / "v.mp4"), "clip", probe=False)
-    file, url = str(tmp_path / "v.mp4"), "rtsp://cam.invalid/x"
+    write_video(tmp_path / "w.mp4", seconds=1)
+    file, url = str(tmp_path / "w.mp4"), "rtsp://cam.invalid/x"
     assert refused(client, "nobody", paused=True).code is ErrorCode.UNKNOWN_STREAM
     assert refused(client, name="clip").code is ErrorCode.NAME_TAKEN
     assert refused(client, name="a b").code is ErrorCode.INVALID_REQUEST

@@ -62,7 +62,6 @@ def test_a_watch_from_its_beginning_to_its_end(api: TestClient) -> None:
         ({"prompt": "?", "window": 0}, "INVALID_REQUEST"),
         ({"prompt": "?", "max_frames": 257}, "INVALID_REQUEST"),
         ({"prompt": "?", "colour": "red"}, "INVALID_REQUEST"),
-        ({"prompt": "?", "id": "wch_mine"}, "INVALID_REQUEST"),
         (
             {"prompt": "?", "response_format": {"type": "choice", "choices": []}},
             "INVALID_REQUEST",
