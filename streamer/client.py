@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from streamer.incidents.store import Incidents
     from streamer.media.source import SourceInfo
     from streamer.timeline.results import Page, Timeline
+    from streamer.webhooks.store import Webhooks
 
 CAPTION_PROMPT = "Describe the scene."
 """Question about every window of a stream that is attached without watches."""
@@ -172,6 +173,18 @@ class Client:
             )
         with self._encoding:  # one at a time: a clip takes a core for seconds
             return encode_clip(list(zip(frames, self.frames.load(frames), strict=True)))
+
+    @property
+    def webhooks(self) -> "Webhooks":
+        """The programs that are sent events. Raises StreamerError(DATABASE_UNAVAILABLE)."""
+        from streamer.webhooks.addresses import WebhookAddresses
+        from streamer.webhooks.store import Webhooks
+
+        return Webhooks(
+            self.timeline.database,
+            WebhookAddresses.of(self.settings),
+            SecretBox(self.settings.secret_key),
+        )
 
     # Streams
 

@@ -5,7 +5,7 @@ readers know of the gap.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -15,6 +15,7 @@ import redis
 
 from streamer import redis_keys
 from streamer.domain import rfc3339, to_datetime
+from streamer.errors import ErrorCode, StreamerError
 from streamer.memory_reserve import RESERVE_USED
 
 MAX_EVENTS = 10_000
@@ -123,6 +124,48 @@ class Event:
             "stream_name": self.stream_name,
         }
         return f'{json.dumps(head)[:-1]}, "data": {self.data}}}'
+
+
+@dataclass(frozen=True)
+class EventFilter:
+    """Which events a listener wants; None: all.
+
+    Attributes:
+        streams: ids and names of streams; events of no stream are left out then.
+        types: types of events; one that ends in `*` stands for all that begin so.
+    """
+
+    streams: frozenset[str] | None = None
+    types: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, streams: Sequence[str] | None, types: Sequence[str] | None) -> "EventFilter":
+        """Return the filter of a request. Raises StreamerError(INVALID_REQUEST)."""
+        for word in types or ():
+            if not any(_matches(word, known) for known in EventType):
+                raise StreamerError(
+                    ErrorCode.INVALID_REQUEST,
+                    f"'{word[:80]}' is not a type of event: write {', '.join(EventType)}, or "
+                    "several as in incident.*.",
+                )
+        return cls(
+            frozenset(streams) if streams is not None else None,
+            tuple(types) if types is not None else None,
+        )
+
+    def __call__(self, event: Event) -> bool:
+        """Return whether the listener wants `event`."""
+        return self.matches(event.type, event.stream_id, event.stream_name)
+
+    def matches(self, type: str, stream_id: str | None, stream_name: str | None) -> bool:
+        """Return whether the listener wants an event of this type and stream."""
+        if self.streams is not None and not self.streams & {stream_id, stream_name}:
+            return False
+        return self.types is None or any(_matches(word, type) for word in self.types)
+
+
+def _matches(word: str, type: str) -> bool:
+    return type.startswith(word[:-1]) if word.endswith("*") else type == word
 
 
 def is_position(text: str) -> bool:

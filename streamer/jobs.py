@@ -47,9 +47,12 @@ CLIP_QUEUES = (QUERIES, WATCHES, FILES)
 
 INGEST = "ingest"
 
+WEBHOOKS = "webhooks"
+
 CLIP_JOB = "workers.clip.answer"
 CHAT_JOB = "workers.chat.answer"
 INGEST_JOB = "workers.ingest.run_stream"
+WEBHOOK_JOB = "workers.webhooks.deliver"
 
 _QUEUE_OF = {
     RequestKind.QUERY: QUERIES,
@@ -60,10 +63,12 @@ _QUEUE_OF = {
 # How often the job of a dead worker is retried. A clip that kills its worker must not take down
 # all of them; a stream runs for as long as it is attached.
 _MAX_CLIP_RETRIES = 2
+_MAX_WEBHOOK_RETRIES = 2
 _MAX_INGEST_RETRIES = 1_000_000
 
 _DONE_TTL = 0  # a clip job is deleted as soon as its result is published
 _FAILED_TTL = 3600  # seconds; its result is published too
+_WEBHOOK_TIMEOUT = 60
 _IN_FLIGHT_TTL = 86_400
 _MAX_WAKE_TOKENS = 256
 _WAKE_TTL = 3600
@@ -236,6 +241,7 @@ class Jobs:
             name: Queue(name, connection=redis, serializer=JSONSerializer)
             for name in (*CLIP_QUEUES, INGEST)
         }
+        self._webhooks = Queue(WEBHOOKS, connection=redis, serializer=JSONSerializer)
         self._accept_script = redis.register_script(_ACCEPT)
         self._count = redis.register_script(_IN_FLIGHT)
         self._drop = redis.register_script(_DROP_OLDEST)
@@ -441,6 +447,27 @@ class Jobs:
         with self._redis.pipeline() as pipeline:
             _push_wake(pipeline, INGEST)
             pipeline.execute()
+
+    def deliver(self, delivery_ids: Sequence[str]) -> None:
+        """Let a worker make an attempt to deliver each of some messages to webhooks."""
+        for delivery_id in delivery_ids:
+            with contextlib.suppress(DuplicateJobError):  # the attempt before it has not ended
+                self._webhooks.enqueue_call(
+                    WEBHOOK_JOB,
+                    args=(delivery_id,),
+                    timeout=_WEBHOOK_TIMEOUT,
+                    result_ttl=0,
+                    failure_ttl=_WEBHOOK_TIMEOUT,
+                    description=f"webhook {delivery_id}",
+                    job_id=f"webhook-{delivery_id}",
+                    retry=Retry(max=_MAX_WEBHOOK_RETRIES, enqueue_at_front=True),
+                    unique=True,
+                )
+        if delivery_ids:
+            with self._redis.pipeline() as pipeline:
+                for _ in delivery_ids:
+                    _push_wake(pipeline, WEBHOOKS)
+                pipeline.execute()
 
     def restart_lost(self, stream_ids: Sequence[str]) -> list[str]:
         """Start those streams that no job runs or will run; return their ids."""

@@ -12,6 +12,9 @@ MAX_PROMPT = 32_768
 MAX_SOURCE = 4096
 """Characters of a URL or path."""
 
+MAX_WEBHOOK_URL = 2048
+"""Characters of the address of a webhook."""
+
 MAX_SEARCH = 1000
 """Characters of a text to search the results for, and of other parameters of a list."""
 

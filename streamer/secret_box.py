@@ -1,4 +1,4 @@
-"""Encrypt the URLs of streams, which hold passwords, for storage in Redis."""
+"""Encrypt what must stay secret for storage: URLs of streams with passwords, and signing keys."""
 
 import base64
 import binascii
@@ -44,8 +44,8 @@ class SecretBox:
         token = _fernet(self._keys, self._salt).encrypt(text.encode()).decode()
         return f"{_MARK}{self._salt}:{token}"
 
-    def unseal(self, stored: str, owner: str) -> str:
-        """Return the text of `stored`. `owner` names its stream in the error message.
+    def unseal(self, stored: str, owner: str, what: str = "URL") -> str:
+        """Return the text of `stored`. `owner` names whose it is in the error message, `what` it.
 
         Raises StreamerError(SECRET_UNREADABLE) if it was encrypted with a key that is not here.
         """
@@ -54,15 +54,15 @@ class SecretBox:
         if not self._keys:
             raise StreamerError(
                 ErrorCode.SECRET_UNREADABLE,
-                f"The URL of {owner} is encrypted: set STREAMER_SECRET_KEY here to the key of the "
-                "ingest workers.",
+                f"The {what} of {owner} is encrypted: set STREAMER_SECRET_KEY here to the key with "
+                "which it was stored, as the ingest workers have it.",
             )
         text = _decrypt(self._keys, stored)
         if text is None:
             raise StreamerError(
                 ErrorCode.SECRET_UNREADABLE,
-                f"The URL of {owner} was encrypted with another STREAMER_SECRET_KEY: append that "
-                "key after a comma, or set the URL again where the right key is set.",
+                f"The {what} of {owner} was encrypted with another STREAMER_SECRET_KEY: append "
+                f"that key after a comma, or set the {what} again where the right key is set.",
             )
         return text
 

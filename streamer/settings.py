@@ -167,6 +167,7 @@ class Settings(BaseSettings):
     read_timeout: float = Field(default=8.0, gt=0)
     allowed_dirs: Annotated[list[Path], NoDecode] = Field(default_factory=list)
     allowed_hosts: Annotated[list[str], NoDecode] = Field(default_factory=list)
+    webhook_hosts: Annotated[list[str], NoDecode] = Field(default_factory=list)
     https_verify: bool = True
     max_pixels: int = Field(
         default=MAX_PIXELS, ge=1, description="maximum pixels of a frame of a recording"
@@ -237,7 +238,9 @@ class Settings(BaseSettings):
     def _split_urls(cls, value: Any) -> Any:
         return value.split() if isinstance(value, str) else value  # URLs may have commas
 
-    @field_validator("api_keys", "secret_key", "allowed_dirs", "allowed_hosts", mode="before")
+    @field_validator(
+        "api_keys", "secret_key", "allowed_dirs", "allowed_hosts", "webhook_hosts", mode="before"
+    )
     @classmethod
     def _split_lists(cls, value: Any) -> Any:
         if isinstance(value, str):

@@ -34,6 +34,7 @@ from streamer.timeline.expiry import ResultExpiry
 from streamer.timeline.results import Timeline
 from workers.incidents import channels_of, incident_thread
 from workers.process import startup
+from workers.webhooks import webhook_sender_of
 
 _log = structlog.get_logger(__name__)
 
@@ -43,6 +44,8 @@ GROUP = "recorder"
 _BATCH = 256
 _MAX_REMEMBERED = 10_000
 _BLOCK_MS = 1000
+_GRACE = 4.0
+"""Seconds for which messages that are being sent are waited for at the end."""
 
 
 class Recorder:
@@ -288,6 +291,10 @@ def record_results(settings: Settings, stopping: threading.Event) -> None:
             )
             startup.stop_on_signals(stopping)
             connections.outage.insist("record", recorder.join, stopping.wait)
+            webhook_sender = webhook_sender_of(
+                settings, connections.main, timeline.database, stopping, connections.clock
+            )
+            webhook_sender.start()
             log_ready()
             thread.start()
             try:
@@ -295,6 +302,7 @@ def record_results(settings: Settings, stopping: threading.Event) -> None:
             finally:
                 stopping.set()
                 thread.end()
+                webhook_sender.join(_GRACE)
             recorder.leave()
     except redis.exceptions.RedisError as error:
         if not (stopping.is_set() and will_pass(error)):

@@ -23,6 +23,7 @@ from streamer.api import (
     streams,
     uploads,
     watches,
+    webhooks,
 )
 from streamer.api.auth import Authentication
 from streamer.api.body_limit import BodyLimit
@@ -58,6 +59,7 @@ _PARTS = (
     events,
     incidents,
     silences,
+    webhooks,
     session,
     models,
     chat,

@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from streamer import redis_keys
 from streamer.domain import Record, Timestamp, utc_now
 from streamer.errors import ErrorCode, StreamerError
-from streamer.events import Event, Events, EventType, order_of
+from streamer.events import Event, EventFilter, Events, EventType, order_of
 from streamer.outage import Outage
 from streamer.redis_errors import will_pass
 from streamer.worker_states import WorkerStates
@@ -84,46 +84,6 @@ def _resync(why: Resync, position: str) -> Notice:
 
 def _notice(event: Event) -> Notice:
     return _resync(_GIVEN_UP, event.id) if event.lost else Notice(event.type, event.id, event.json)
-
-
-@dataclass(frozen=True)
-class EventFilter:
-    """Which events a listener wants; None: all.
-
-    Attributes:
-        streams: ids and names of streams; events of no stream are left out then.
-        types: types of events; one that ends in `*` stands for all that begin so.
-    """
-
-    streams: frozenset[str] | None = None
-    types: tuple[str, ...] | None = None
-
-    @classmethod
-    def of(cls, streams: Sequence[str] | None, types: Sequence[str] | None) -> "EventFilter":
-        """Return the filter of a request. Raises StreamerError(INVALID_REQUEST)."""
-        for word in types or ():
-            if not any(_matches(word, known) for known in EventType):
-                raise StreamerError(
-                    ErrorCode.INVALID_REQUEST,
-                    f"'{word[:80]}' is not a type of event: write {', '.join(EventType)}, or "
-                    "several as in incident.*.",
-                )
-        return cls(
-            frozenset(streams) if streams is not None else None,
-            tuple(types) if types is not None else None,
-        )
-
-    def __call__(self, event: Event) -> bool:
-        """Return whether the listener wants `event`."""
-        if self.streams is not None and not (
-            event.stream_id in self.streams or event.stream_name in self.streams
-        ):
-            return False
-        return self.types is None or any(_matches(word, event.type) for word in self.types)
-
-
-def _matches(word: str, type: str) -> bool:
-    return type.startswith(word[:-1]) if word.endswith("*") else type == word
 
 
 class _Listener:

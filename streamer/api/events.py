@@ -7,9 +7,9 @@ from fastapi import APIRouter, Depends, Header, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from streamer.api.dependencies import HubDependency
-from streamer.api.event_hub import EventFilter, EventHub, Start
+from streamer.api.event_hub import EventHub, Start
 from streamer.errors import ErrorCode, StreamerError
-from streamer.events import is_position
+from streamer.events import EventFilter, is_position
 
 router = APIRouter(prefix="/v1/events", tags=["events"])
 

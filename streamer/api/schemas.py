@@ -28,9 +28,16 @@ from streamer.incidents.silences import (
     Matcher,
     Silence,
 )
-from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES, MAX_SOURCE, MAX_WATCHES
+from streamer.limits import (
+    MAX_ANSWER_TOKENS,
+    MAX_CLIP_FRAMES,
+    MAX_SOURCE,
+    MAX_WATCHES,
+    MAX_WEBHOOK_URL,
+)
 from streamer.question import Question
 from streamer.response_format import ResponseFormat
+from streamer.webhooks.records import Delivery, Webhook
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -326,6 +333,71 @@ class ErrorDetail(ErrorInfo):
     type: ErrorType = Field(description="what went wrong, as OpenAI's clients call it")
     param: str | None = Field(description="dotted path of the field or parameter that is wrong")
     request_id: str = Field(description="the `x-request-id` of the response")
+
+
+_TYPES: Any = Field(
+    default=None,
+    min_length=1,
+    max_length=20,
+    description="types of events, such as incident.*; null: all",
+)
+_STREAMS: Any = Field(
+    default=None,
+    min_length=1,
+    max_length=100,
+    description="ids or names of streams; null: all, and events of no stream",
+)
+_DESCRIPTION: Any = Field(default=None, max_length=500, description="a note for people")
+
+
+class WebhookBody(RequestBody):
+    """A program to send events to."""
+
+    answer = Webhook
+
+    url: str = Field(
+        min_length=1, max_length=MAX_WEBHOOK_URL, description="http:// or https:// address"
+    )
+    types: list[str] | None = _TYPES
+    streams: list[str] | None = _STREAMS
+    description: str | None = _DESCRIPTION
+    enabled: bool = True
+
+
+class WebhookPatch(RequestBody):
+    """Changes to a webhook. Omitted fields keep their values."""
+
+    answer = Webhook
+
+    url: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_WEBHOOK_URL,
+        description="http:// or https:// address",
+    )
+    types: list[str] | None = _TYPES
+    streams: list[str] | None = _STREAMS
+    description: str | None = _DESCRIPTION
+    enabled: bool | None = None
+
+
+class NewWebhook(Webhook):
+    """A webhook that was added, and its secret, which is not shown again."""
+
+    secret: str
+
+
+class WebhookList(Record):
+    """All webhooks, oldest first."""
+
+    webhooks: list[Webhook]
+
+
+class DeliveryPage(Record):
+    """Deliveries, newest first. Pass `next_cursor` as `cursor` to get older ones."""
+
+    deliveries: list[Delivery]
+    next_cursor: str | None
 
 
 class ErrorBody(Record):

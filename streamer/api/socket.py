@@ -13,12 +13,12 @@ from pydantic import Field, TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from streamer.api import query_progress
-from streamer.api.event_hub import EventFilter, EventHub
+from streamer.api.event_hub import EventHub
 from streamer.api.pictures import Feed, Pictures
 from streamer.client import Client
 from streamer.domain import Record
 from streamer.errors import ErrorCode, StreamerError
-from streamer.events import is_position
+from streamer.events import EventFilter, is_position
 from streamer.redis_errors import trouble_of
 
 router = APIRouter()

@@ -12,10 +12,11 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, exists, func, select, update
 
-from streamer.domain import utc_now
+from streamer.domain import rfc3339, utc_now
 from streamer.events import EventType
 from streamer.incidents.records import Incident
 from streamer.timeline.tables import incident_messages
+from streamer.webhooks.outbox import Fact, write_out
 
 EVENTS_CHANNEL = "events"
 """The channel of the service's own events; every message goes there, silenced or not."""
@@ -50,11 +51,22 @@ class Message:
 def write(
     connection: Connection, type: EventType, incident: Incident, channels: Sequence[str]
 ) -> None:
-    """Write a message to each of `channels`, and to the events, in the transaction of `connection`.
+    """Write a message to each of `channels`, to the events, and to the webhooks, in the transaction
+    of `connection`.
 
     A silenced incident is told to the events only.
     """
     now = utc_now()
+    if not incident.silenced_by:
+        fact = Fact(
+            id=f"{incident.id}-{incident.version}-{type.value}",
+            type=type.value,
+            time=rfc3339(now),
+            stream_id=incident.stream_id,
+            stream_name=incident.stream_name,
+            data=incident.model_dump_json(),
+        )
+        write_out(connection, [fact])
     connection.execute(
         incident_messages.insert(),
         [

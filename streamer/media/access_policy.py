@@ -7,6 +7,7 @@ the metadata services that give out a cloud machine's credentials, must stay out
 
 import ipaddress
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -107,7 +108,7 @@ class AccessPolicy:
 
     def _check_address(self, address: Address, host: str, url: str) -> None:
         what = special_use(address)
-        if what is None or self._is_allowed(address, host):
+        if what is None or is_listed(address, host, self.hosts):
             return
         raise StreamerError(
             ErrorCode.STREAM_URL_FORBIDDEN,
@@ -115,20 +116,22 @@ class AccessPolicy:
             "to the setting allowed_hosts.",
         )
 
-    def _is_allowed(self, address: Address, host: str) -> bool:
-        for entry in self.hosts:
-            try:
-                if _plain(address) in ipaddress.ip_network(entry, strict=False):
-                    return True
-            except ValueError:
-                if entry.lower() == host.lower():
-                    return True
-        return False
+
+def is_listed(address: Address, host: str, hosts: Sequence[str]) -> bool:
+    """Return whether `hosts` (names, addresses and networks) has `address`, or `host`, its name."""
+    for entry in hosts:
+        try:
+            if plain_address(address) in ipaddress.ip_network(entry, strict=False):
+                return True
+        except ValueError:
+            if entry.lower() == host.lower():
+                return True
+    return False
 
 
 def special_use(address: Address) -> str | None:
     """Describe the special use of `address`; None for an address that any host may have."""
-    plain = _plain(address)
+    plain = plain_address(address)
     if plain in _METADATA:
         return "a cloud's metadata service"
     if plain.is_loopback or plain.is_unspecified or plain in _THIS_NETWORK:
@@ -140,7 +143,7 @@ def special_use(address: Address) -> str | None:
     return None
 
 
-def _plain(address: Address) -> Address:
+def plain_address(address: Address) -> Address:
     """Return the IPv4 address that an IPv6 address embeds, or the address itself."""
     if isinstance(address, ipaddress.IPv4Address):
         return address

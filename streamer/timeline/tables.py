@@ -169,3 +169,50 @@ silences = Table(
     Column("record", JSON, nullable=False),
     Index("silences_by_end", "ends_at"),
 )
+
+webhooks = Table(
+    "webhooks",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("url", Text, nullable=False),
+    Column("types", JSON(none_as_null=True)),
+    Column("streams", JSON(none_as_null=True)),
+    Column("description", Text),
+    Column("enabled", Boolean, nullable=False),
+    Column("enabled_at", UtcDateTime(), nullable=False),
+    Column("disabled_reason", Text),
+    # Whether the last attempt failed.
+    Column("failing", Boolean, nullable=False),
+    Column("dropped", Integer, nullable=False),
+    # Encrypted if there is a key.
+    Column("secret", Text, nullable=False),
+    Column("created_at", UtcDateTime(), nullable=False),
+)
+
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("number", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("webhook_id", Text, nullable=False),
+    Column("event_id", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("state", Text, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("status", Integer),
+    Column("error", Text),
+    Column("created_at", UtcDateTime(), nullable=False),
+    Column("due_at", UtcDateTime(), nullable=False),
+    Column("claimed_until", UtcDateTime()),
+    Column("ended_at", UtcDateTime()),
+    Index("webhook_deliveries_once", "webhook_id", "event_id", unique=True),
+    Index("webhook_deliveries_by_state", "webhook_id", "state", "number"),
+)
+
+webhook_positions = Table(
+    "webhook_positions",
+    metadata,
+    Column("name", Text, primary_key=True),
+    Column("position", Text, nullable=False),
+)

@@ -183,7 +183,9 @@ class _Site(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/away":
             self.send_response(302)
-            self.send_header("Location", f"http://127.0.0.1:{self.connection.getsockname()[1]}/a.jpg")
+            self.send_header(
+                "Location", f"http://127.0.0.1:{self.connection.getsockname()[1]}/a.jpg"
+            )
             self.end_headers()
             return
         body = b"<html>no</html>" if self.path == "/page" else base64.b64decode(PICTURE)

@@ -1,0 +1,1 @@
+"""Send events to programs of others, by HTTP, as Standard Webhooks 1.0.0."""

@@ -1,0 +1,42 @@
+"""Fixtures: webhooks in a database, with a clock that the test moves."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from streamer import clock
+from streamer.secret_box import SecretBox
+from streamer.timeline.results import Timeline
+from streamer.webhooks.addresses import WebhookAddresses
+from streamer.webhooks.store import Webhooks
+from tests.support.clocks import ManualClock
+
+
+@pytest.fixture
+def time(monkeypatch) -> ManualClock:
+    """The clock of this process."""
+    manual = ManualClock(1_800_000_000.0)
+    monkeypatch.setattr(clock, "_shared", manual)
+    return manual
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def timeline(request, tmp_path) -> Iterator[Timeline]:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        url = f"sqlite:///{tmp_path / 'timeline.db'}"
+    else:
+        port = request.getfixturevalue("postgres_port")
+        name = request.getfixturevalue("postgres_database")
+        url = f"postgresql+psycopg://test@127.0.0.1:{port}/{name}"
+    opened = Timeline(url)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def webhooks(timeline, time) -> Webhooks:
+    """No webhooks; those on this machine are allowed, and pauses are not jittered."""
+    rules = WebhookAddresses(("127.0.0.1",))
+    box = SecretBox(["a passphrase of some length"])
+    return Webhooks(timeline.database, rules, box, jitter=lambda: 0.0)
