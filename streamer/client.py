@@ -35,6 +35,7 @@ from streamer.response_format import ResponseFormat, TextFormat
 from streamer.results import Results
 from streamer.secret_box import SecretBox
 from streamer.settings import Settings
+from streamer.stored_frames import StoredFrames
 from streamer.streams import StreamRegistry, keep_ids
 from streamer.times import When, moment
 from streamer.validation import check_name, derive_name, validated
@@ -91,6 +92,8 @@ class Client:
         self.watches = Watches(self.registry, self.jobs)
         """Add, change and remove watches of attached streams."""
         history = self._history = FrameHistory(self.connections, settings, self.frames, clock=clock)
+        self.pictures = StoredFrames(self.registry, self.frames, history)
+        """The frames that are kept, as pictures and videos."""
         self.health = InstallationHealth(self.connections, self.jobs, lambda: self.timeline, clock)
         """Which parts of the installation work."""
         self._queries = Queries(self._redis, settings, history, self.jobs, self.queue, clock)

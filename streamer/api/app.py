@@ -12,6 +12,7 @@ from streamer.api import (
     chat,
     events,
     files,
+    frames,
     incidents,
     metrics,
     models,
@@ -52,6 +53,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 _PARTS = (
     streams,
+    frames,
     watches,
     queries,
     results,

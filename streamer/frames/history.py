@@ -97,9 +97,14 @@ class FrameHistory:
 
         return find_gaps(covered, since, min(until, now), limit)
 
+    @staticmethod
+    def restored_id(stream_id: str) -> str:
+        """Return the id under which restored frames of a stream are stored."""
+        return f"{stream_id}-past"
+
     def forget(self, stream_id: str) -> None:
         """Delete the restored frames of a stream that was detached."""
-        self.frames.discard(_restored_id(stream_id))
+        self.frames.discard(self.restored_id(stream_id))
 
     def _all_there(self, refs: list[FrameRef]) -> bool:
         return len(self.frames.present(refs)) == len(refs)
@@ -126,7 +131,7 @@ class FrameHistory:
         for ref, jpeg in zip(old, jpegs, strict=True):
             try:
                 restored[ref.id] = self._restored.put(
-                    _restored_id(stream_id),
+                    self.restored_id(stream_id),
                     jpeg,
                     ref.measures,
                     time=ref.time,
@@ -162,7 +167,3 @@ class FrameHistory:
         return FrameStore(
             connections.frames, retention, memory=connections.frame_memory, clock=self._clock
         )
-
-
-def _restored_id(stream_id: str) -> str:
-    return f"{stream_id}-past"

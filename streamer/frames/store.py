@@ -255,6 +255,13 @@ class FrameStore:
             )
         return found
 
+    def load_present(self, refs: Sequence[FrameRef]) -> list[bytes]:
+        """Return the JPEGs of those of `refs` that are kept, in their order."""
+        if not refs:
+            return []
+        found = self._redis.mget([redis_keys.jpeg(ref.stream_id, ref.id) for ref in refs])
+        return [jpeg for jpeg in cast(list[bytes | None], found) if jpeg is not None]
+
     def present(self, refs: Sequence[FrameRef]) -> list[FrameRef]:
         """Return the `refs` whose JPEG still exists: a full server may have deleted some."""
         with self._redis.pipeline(transaction=False) as pipeline:

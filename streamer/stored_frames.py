@@ -1,0 +1,150 @@
+"""Frames as pictures and videos: the newest, those of a range, and those behind an answer."""
+
+import re
+from datetime import datetime
+from typing import Self
+
+from pydantic import Field
+
+from streamer.domain import FrameRef, Gap, Record, Result, Stream, Timestamp, to_datetime
+from streamer.errors import ErrorCode, StreamerError
+from streamer.frames.history import FrameHistory
+from streamer.frames.store import FrameStore
+from streamer.limits import MAX_CLIP_FRAMES
+from streamer.streams import StreamRegistry
+
+MAX_LISTED_FRAMES = 1000
+"""Frames of one list."""
+
+_STREAM_ID = re.compile(r"str_[0-9a-f]{1,32}(-past)?")
+_FRAME_ID = re.compile(r"\d{1,15}-\d{1,15}")
+
+
+class StoredFrame(Record):
+    """A sampled frame, and where its JPEG is."""
+
+    time: Timestamp = Field(description="when it was captured")
+    id: str | None = Field(default=None, description="null: it is not kept any more")
+    url: str | None = Field(default=None, description="path of its JPEG; null: it is not kept")
+    width: int | None = None
+    height: int | None = None
+    grid: tuple[int, int] | None = Field(
+        default=None, description="columns and rows of tiles in which the model saw it"
+    )
+
+    @classmethod
+    def of(cls, ref: FrameRef, grid: tuple[int, int] | None = None) -> Self:
+        """Return what can be said of a frame that is kept."""
+        return cls(
+            time=to_datetime(ref.time),
+            id=ref.id,
+            url=f"/v1/frames/{ref.stream_id}/{ref.id}.jpg",
+            width=ref.width,
+            height=ref.height,
+            grid=grid,
+        )
+
+
+class StoredFrameList(Record):
+    """Frames of a range, in order of time, and the parts of it of which none is kept."""
+
+    frames: list[StoredFrame]
+    gaps: list[Gap] = Field(default_factory=list)
+
+
+class StoredFrames:
+    """The frames of attached streams that are still kept, in Redis or in the archive."""
+
+    def __init__(self, registry: StreamRegistry, frames: FrameStore, history: FrameHistory) -> None:
+        self._registry = registry
+        self._frames = frames
+        self._history = history
+
+    def newest(self, ref: str) -> tuple[FrameRef, bytes]:
+        """Return the newest frame of a stream, given by id or name, and its JPEG.
+
+        Raises StreamerError: UNKNOWN_STREAM, NO_FRAMES.
+        """
+        stream = self._registry.get(ref)
+        for frame in reversed(self._frames.present(self._frames.newest(stream.id, 8))):
+            return frame, self._frames.load([frame])[0]
+        raise StreamerError(
+            ErrorCode.NO_FRAMES,
+            f"No frame of {stream.name} is kept: its state is {stream.state}. Try again when it "
+            "is running.",
+        )
+
+    def between(self, ref: str, since: datetime, until: datetime, limit: int) -> StoredFrameList:
+        """Return up to `limit` frames of a range, evenly chosen. Raises as :meth:`clip`."""
+        found = self._history.select(*self._range(ref, since, until), limit)
+        return StoredFrameList(
+            frames=[StoredFrame.of(frame) for frame in found.frames], gaps=found.gaps
+        )
+
+    def clip(self, ref: str, since: datetime, until: datetime) -> bytes:
+        """Return an MP4 video of a range, of at most MAX_CLIP_FRAMES frames, evenly chosen.
+
+        Raises StreamerError: UNKNOWN_STREAM, NO_FRAMES, INVALID_REQUEST, ARCHIVE_UNAVAILABLE.
+        """
+        from streamer.frames.clip import encode_clip
+
+        chosen = self._history.select(*self._range(ref, since, until), MAX_CLIP_FRAMES).frames
+        frames = self._frames.present(chosen)
+        if not frames:
+            raise StreamerError(
+                ErrorCode.NO_FRAMES,
+                "No frame of this range is kept: raise frame_ttl or history, or set archive_url, "
+                "to keep those of later ranges.",
+            )
+        return encode_clip(list(zip(frames, self._frames.load(frames), strict=True)))
+
+    def picture(self, stream_id: str, frame_id: str) -> bytes:
+        """Return the JPEG of a frame. Raises StreamerError(FRAMES_EXPIRED) if it is not kept."""
+        if _STREAM_ID.fullmatch(stream_id) and _FRAME_ID.fullmatch(frame_id):
+            ref = FrameRef(
+                stream_id=stream_id, id=frame_id, time=0, pts=0, width=1, height=1, change=0
+            )
+            for jpeg in self._frames.load_present([ref]):
+                return jpeg
+        raise StreamerError(
+            ErrorCode.FRAMES_EXPIRED,
+            f"The frame {frame_id[:40]} is not kept any more: raise frame_ttl or history to keep "
+            "later ones.",
+        )
+
+    def of_result(self, result: Result) -> StoredFrameList:
+        """Return the frames that a result was made from, each with the tiles that it had."""
+        grids = [frame.grid for frame in result.plan or []]
+        kept = self._kept(result)
+        frames = []
+        for number, time in enumerate(result.frame_times):
+            grid = grids[number] if number < len(grids) else None
+            ref = kept.get(_milliseconds(time.timestamp()))
+            frames.append(
+                StoredFrame.of(ref, grid) if ref is not None else StoredFrame(time=time, grid=grid)
+            )
+        return StoredFrameList(frames=frames, gaps=result.gaps)
+
+    def _kept(self, result: Result) -> dict[int, FrameRef]:
+        """Return the frames in the range of a result that are kept, by their milliseconds."""
+        if not result.frame_times or not result.stream_id:
+            return {}
+        first, last = min(result.frame_times), max(result.frame_times)
+        found: dict[int, FrameRef] = {}
+        for stream_id in (self._history.restored_id(result.stream_id), result.stream_id):
+            refs = self._frames.between(
+                stream_id, first.timestamp() - 0.001, last.timestamp() + 0.002
+            )
+            found |= {_milliseconds(ref.time): ref for ref in self._frames.present(refs)}
+        return found
+
+    def _range(self, ref: str, since: datetime, until: datetime) -> tuple[Stream, float, float]:
+        if until <= since:
+            raise StreamerError(
+                ErrorCode.INVALID_REQUEST, "The range is empty: 'until' must be after 'since'."
+            )
+        return self._registry.get(ref), since.timestamp(), until.timestamp()
+
+
+def _milliseconds(time: float) -> int:
+    return round(time * 1000)
