@@ -40,9 +40,10 @@ from streamer.client import CAPTION_PROMPT, Client
 from streamer.connections import Connections
 from streamer.domain import Sampling
 from streamer.frames.jpeg import from_jpeg
-from streamer.jobs import CLIP_JOB, CLIP_QUEUES
+from streamer.jobs import CLIP_JOB
 from streamer.local.redis_server import EmbeddedServer
 from streamer.logging_setup import configure_logging
+from streamer.models import CLIP_QUEUES
 from streamer.settings import Settings
 from workers import context
 from workers.gpu.clip_job import answer_clip, publish_failure

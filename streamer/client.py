@@ -205,14 +205,16 @@ class Client:
         live: bool | None = None,
         paused: bool = False,
         stream_id: str | None = None,
+        model: str | None = None,
     ) -> Stream:
         """Attach a URL, file or device; without `watches` every window gets a caption.
 
         `live` says whether the end of the source is a lost connection; None: opening it tells.
         With `stream_id`, the stream gets this id; one that has it is returned instead.
+        `model` answers the watches and queries that name none.
 
         Raises StreamerError: a stream code if the probe fails (nothing is attached then),
-        NAME_TAKEN, INVALID_REQUEST for an invalid name, STREAM_URL_FORBIDDEN.
+        NAME_TAKEN, INVALID_REQUEST for an invalid name, STREAM_URL_FORBIDDEN, UNKNOWN_MODEL.
         """
         if stream_id is not None and self.registry.exists(stream_id):
             return self._resumed(stream_id)
@@ -221,6 +223,7 @@ class Client:
             public_url, full_url = self.admission.split(source)
         if name is not None:
             check_name(name)
+        self.jobs.served.require(model)
         if watches is None:
             watches = [self.watch(CAPTION_PROMPT)]
         for watch in watches:
@@ -243,6 +246,7 @@ class Client:
             sampling=sampling or Sampling(fps=self.settings.fps),
             watches=watches,
             **({"id": stream_id} if stream_id is not None else {}),
+            model=model,
         )
 
     def attach_file(
@@ -253,16 +257,18 @@ class Client:
         sampling: Sampling | None = None,
         watches: list[Watch] | None = None,
         stream_id: str | None = None,
+        model: str | None = None,
     ) -> Stream:
         """Attach an uploaded file as a recording; without `watches` every window gets a caption.
 
         `stream_id` is as in :meth:`attach`.
 
         Raises StreamerError: UNKNOWN_FILE, UPLOAD_CONFLICT for an unfinished upload, NAME_TAKEN,
-        INVALID_REQUEST.
+        INVALID_REQUEST, UNKNOWN_MODEL.
         """
         if stream_id is not None and self.registry.exists(stream_id):
             return self._resumed(stream_id)
+        self.jobs.served.require(model)
         with about("file"):
             path = str(self.files.path(file_id))
             filename = self.files.get(file_id).filename
@@ -279,6 +285,7 @@ class Client:
             sampling=sampling or Sampling(fps=self.settings.fps),
             watches=[self.watch(CAPTION_PROMPT)] if watches is None else watches,
             **({"id": stream_id} if stream_id is not None else {}),
+            model=model,
         )
 
     def probe(
@@ -320,14 +327,16 @@ class Client:
         max_tokens: int | None = None,
         response_format: ResponseFormat | None = None,
         alert: AlertRule | None = None,
+        model: str | None = None,
     ) -> Watch:
         """Make a watch for :meth:`attach` or `watches.add`, with defaults from the settings.
 
         With `alert`, its answers are yes or no, and open incidents by this rule.
 
-        Raises StreamerError: PROMPT_EMPTY, PROMPT_TOO_LONG, INVALID_REQUEST.
+        Raises StreamerError: PROMPT_EMPTY, PROMPT_TOO_LONG, INVALID_REQUEST, UNKNOWN_MODEL.
         """
         check_prompt(prompt)
+        self.jobs.served.require(model)
         response_format = response_format or TextFormat()
         with about("response_format"):
             response_format.check()
@@ -341,6 +350,7 @@ class Client:
             max_tokens=settings.max_tokens if max_tokens is None else max_tokens,
             response_format=response_format,
             alert=alert,
+            model=model,
         )
 
     def edit(
@@ -356,6 +366,7 @@ class Client:
         retention_days: float | None = None,
         paused: bool | None = None,
         probe: bool = True,
+        model: str | None = None,
     ) -> Stream:
         """Change a stream by id or name while it runs; arguments that are None change nothing.
 
@@ -364,15 +375,17 @@ class Client:
         the id of one, or ask the same as before, continue without interruption. Use
         :attr:`watches` to add, change or remove a single watch.
 
-        Raises StreamerError: UNKNOWN_STREAM, NAME_TAKEN, INVALID_REQUEST, a stream code if the
-        probe fails (nothing is changed then).
+        Raises StreamerError: UNKNOWN_STREAM, UNKNOWN_MODEL, NAME_TAKEN, INVALID_REQUEST, a stream
+        code if the probe fails (nothing is changed then).
         """
+        self.jobs.served.require(model)
         changes: dict[str, Any] = {
             "sampling": sampling,
             "transport": transport,
             "history": history,
             "retention_days": retention_days,
             "paused": paused,
+            "model": model,
         }
         full_url = None
         if name is not None:

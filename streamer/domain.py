@@ -31,7 +31,13 @@ from nvila_core.resolution.policy import Measures, subsample
 from streamer import clock
 from streamer.alert_rule import ALERT_CHOICES, AlertRule
 from streamer.errors import ErrorCode, StreamerError
-from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES, MAX_LOGPROBS, MAX_WATCHES
+from streamer.limits import (
+    MAX_ANSWER_TOKENS,
+    MAX_CLIP_FRAMES,
+    MAX_LOGPROBS,
+    MAX_MODEL_NAME,
+    MAX_WATCHES,
+)
 from streamer.open_enum import OpenEnum
 from streamer.response_format import (
     ChoiceFormat,
@@ -235,6 +241,9 @@ _SAMPLING: dict[str, dict[str, float]] = {
 }
 
 
+ModelName = Annotated[str, Field(min_length=1, max_length=MAX_MODEL_NAME)]
+"""Name of a model, as `GET /v1/models` lists it."""
+
 Transport = Literal["auto", "tcp", "udp"]
 """Transport of RTSP video: TCP, UDP, or `auto`: TCP, and UDP if the server refuses TCP."""
 
@@ -259,6 +268,9 @@ class Watch(Record):
     )
     alert: AlertRule | None = Field(
         default=None, description="when the answers open an incident; null: they never do"
+    )
+    model: ModelName | None = Field(
+        default=None, description="model that answers; null: that of the stream"
     )
 
     _read_old = model_validator(mode="before")(with_response_format)
@@ -310,6 +322,10 @@ class StreamSpec(Record):
         description="days that results are kept; default: the setting retention_days",
     )
     paused: bool = Field(default=False, description="the stream stays attached, but is not read")
+    model: ModelName | None = Field(
+        default=None,
+        description="model of the stream's watches and queries that name none; null: the default",
+    )
     created_at: Timestamp = Field(default_factory=utc_now)
 
 
@@ -482,6 +498,7 @@ class ClipRequest(Record):
     prompt: str
     frames: list[FrameRef]
     max_tokens: int = 128
+    model: str | None = Field(default=None, description="model that is to answer; null: default")
     response_format: ResponseFormat = Field(default_factory=TextFormat)
     logprobs: int | None = Field(
         default=None,
@@ -533,6 +550,7 @@ class ClipRequest(Record):
             prompt=watch.prompt,
             frames=frames,
             max_tokens=watch.max_tokens,
+            model=watch.model or stream.model,
             response_format=watch.response_format,
             alert=watch.alert,
             logprobs=None if watch.alert is None else 0,  # the probabilities of yes and no

@@ -36,6 +36,11 @@ _LOADING = (
     "The model worker is loading its model, so no question is answered yet: wait until it is ready"
 )
 
+_NO_DEFAULT = (
+    "No model worker answers what names no model: start one of the setting default_model, or name "
+    "a model that is served"
+)
+
 _log = structlog.get_logger(__name__)
 
 _FIRST_LOOK = 1.0
@@ -80,6 +85,7 @@ class InstallationHealth:
     def _parts(self, ask_database: bool) -> list[Part]:
         main = self._connections.main
         workers = self._jobs.workers()
+        model_lack = self._model_lack()
         beat = self._recorder_beat()
         trouble = beat.get("trouble") if beat is not None else None
         found: dict[PartName, bool] = {
@@ -87,7 +93,7 @@ class InstallationHealth:
             "frames redis": self._frames_answer(),
             "database": trouble is None and (not ask_database or self._database_answers()),
             "ingest worker": workers["ingest"] > 0,
-            "model worker": workers["clips"] > 0,
+            "model worker": model_lack is None,
             "recorder": beat is not None,
         }
         now = self._clock.time()
@@ -95,16 +101,35 @@ class InstallationHealth:
         unknown = () if ask_database or beat is not None else ("database",)
         working: list[PartName] = [n for n, up in found.items() if up and n not in unknown]
         seen = note_seen(main, working, now)
-        loading = not found["model worker"] and self._jobs.model_loading()
+        lacks = _LACKS | {"model worker": model_lack or ""}
         return [
             _part(
                 name,
                 up,
                 to_datetime(seen[name]) if name in seen else None,
-                _LOADING if loading and name == "model worker" else _LACKS[name],
+                lacks[name],
             )
             for name, up in found.items()
         ]
+
+    def _model_lack(self) -> str | None:
+        """Return why some request is not answered, with advice; None if nothing is missing."""
+        models = self._jobs.served
+        running = models.workers()
+        default = [worker for worker in running if worker.default]
+        if not default and self._jobs.model_loading():
+            return _LOADING
+        if not default:
+            return _NO_DEFAULT if running else _LACKS["model worker"]
+        trouble = next((worker.trouble for worker in default if worker.trouble), None)
+        if trouble is not None and all(worker.trouble for worker in default):
+            return trouble.rstrip(".")
+        for model, waiting in models.unserved(running).items():
+            return (
+                f"No model worker serves the model {model}, for which {waiting} requests wait: "
+                "start `streamer worker` with it"
+            )
+        return None
 
     def unreadable_results(self) -> int:
         """Return how many results the recorder has left in the queue, because it cannot read or

@@ -36,14 +36,11 @@ from streamer.limits import (
 )
 from streamer.lost_requests import LostRequests
 from streamer.memory_reserve import HAS_ROOM, require_room, words_of
+from streamer.models import CLIP_QUEUES, QUERIES, Models, clip_queue
 from streamer.recorded_windows import RecordedWindows
 from streamer.redis_address import await_replica
 from streamer.results import Results, final_status
 from streamer.settings import Settings
-
-QUERIES, WATCHES, FILES = "queries", "watches", "files"
-CLIP_QUEUES = (QUERIES, WATCHES, FILES)
-"""By priority: queries (a person waits), watches of cameras, then recordings."""
 
 INGEST = "ingest"
 
@@ -53,12 +50,6 @@ CLIP_JOB = "workers.clip.answer"
 CHAT_JOB = "workers.chat.answer"
 INGEST_JOB = "workers.ingest.run_stream"
 WEBHOOK_JOB = "workers.webhooks.deliver"
-
-_QUEUE_OF = {
-    RequestKind.QUERY: QUERIES,
-    RequestKind.WATCH: WATCHES,
-    RequestKind.FILE: FILES,
-}
 
 # How often the job of a dead worker is retried. A clip that kills its worker must not take down
 # all of them; a stream runs for as long as it is attached.
@@ -115,8 +106,8 @@ end
 
 _IN_FLIGHT = _SPLIT + "return {#living, lost}"
 
-# KEYS: in-flight, queues... ARGV: job key prefix, number of jobs to keep, job of the stream and
-# token of its owner, or ''
+# KEYS: in-flight. ARGV: job key prefix, number of jobs to keep, job of the stream and token of its
+# owner, or '', prefix of the queues
 _DROP_OLDEST = (
     _SPLIT
     + """
@@ -124,13 +115,11 @@ if ARGV[4] ~= '' and redis.call('HGET', ARGV[3], 'token') ~= ARGV[4] then return
 local excess, dropped = #living - tonumber(ARGV[2]), 0
 for _, id in ipairs(living) do
   if dropped >= excess then break end
-  for q = 2, #KEYS do
-    if redis.call('LREM', KEYS[q], 1, id) > 0 then
-      redis.call('DEL', ARGV[1] .. id)
-      redis.call('ZREM', KEYS[1], id)
-      dropped = dropped + 1
-      break
-    end
+  local queue = redis.call('HGET', ARGV[1] .. id, 'origin')
+  if queue and redis.call('LREM', ARGV[5] .. queue, 1, id) > 0 then
+    redis.call('DEL', ARGV[1] .. id)
+    redis.call('ZREM', KEYS[1], id)
+    dropped = dropped + 1
   end
 end
 return {dropped, lost}
@@ -237,10 +226,8 @@ class Jobs:
         self._results = Results(redis, settings)
         self._lost = LostRequests(redis, self._results)
         self._windows = RecordedWindows(redis)
-        self._queues = {
-            name: Queue(name, connection=redis, serializer=JSONSerializer)
-            for name in (*CLIP_QUEUES, INGEST)
-        }
+        self.served = Models(redis)
+        """The models that workers serve."""
         self._webhooks = Queue(WEBHOOKS, connection=redis, serializer=JSONSerializer)
         self._accept_script = redis.register_script(_ACCEPT)
         self._count = redis.register_script(_IN_FLIGHT)
@@ -264,10 +251,10 @@ class Jobs:
         With the `token` of the worker that runs the stream, raises Superseded if another one does
         by now.
         """
-        name = _QUEUE_OF[request.kind]
+        name = clip_queue(request.kind, request.model)
         owner = owner_of(request)
         with self._redis.pipeline() as pipeline:
-            self._queues[name].enqueue_call(
+            self._queue(name).enqueue_call(
                 CHAT_JOB if isinstance(request, ChatRequest) else CLIP_JOB,
                 args=(request.model_dump(mode="json"),),
                 timeout=max(1, round(self._settings.job_timeout)),
@@ -340,16 +327,13 @@ class Jobs:
         `stream_id`, raises Superseded if another one does by now.
         """
         answer = self._drop(
-            keys=[
-                redis_keys.in_flight(owner_id),
-                self._queues[WATCHES].key,
-                self._queues[FILES].key,
-            ],
+            keys=[redis_keys.in_flight(owner_id)],
             args=[
                 Job.redis_job_namespace_prefix,
                 keep,
                 Job.key_for(redis_keys.stream_job(stream_id)),
                 token or "",
+                Queue.redis_queue_namespace_prefix,
             ],
         )
         if answer[0] == -1:
@@ -399,7 +383,9 @@ class Jobs:
 
     def position(self, query_id: str) -> int | None:
         """Return how many queries are taken before this one; None if it does not wait."""
-        return cast(int | None, self._redis.lpos(self._queues[QUERIES].key, query_id))
+        origin = cast(bytes | None, self._redis.hget(Job.key_for(query_id), "origin"))
+        queue = origin.decode() if origin is not None else QUERIES
+        return cast(int | None, self._redis.lpos(self._queue(queue).key, query_id))
 
     def exists(self, request_id: str) -> bool:
         """Return whether the request has a job, which may have ended."""
@@ -428,7 +414,7 @@ class Jobs:
         job_id = redis_keys.stream_job(stream_id)
         for _ in range(2):
             try:
-                self._queues[INGEST].enqueue_call(
+                self._queue(INGEST).enqueue_call(
                     INGEST_JOB,
                     args=(stream_id,),
                     timeout=-1,
@@ -478,7 +464,7 @@ class Jobs:
             found = cast("list[tuple[bytes | None, bytes | None]]", pipeline.execute())
             for job_id, (_, execution) in zip(ids, found, strict=True):
                 member = f"{job_id}:{(execution or b'').decode()}"
-                pipeline.zscore(self._queues[INGEST].started_job_registry.key, member)
+                pipeline.zscore(self._queue(INGEST).started_job_registry.key, member)
             ends = cast("list[float | None]", pipeline.execute())
         lost = [
             stream_id
@@ -506,7 +492,7 @@ class Jobs:
 
         Streams that are paused, or wait until they are tried again, take none.
         """
-        keys = worker_registration.get_keys(self._queues[INGEST])
+        keys = worker_registration.get_keys(self._queue(INGEST))
         names = [key.rpartition(":")[2] for key in keys]
         with self._redis.pipeline(transaction=False) as pipeline:
             for name in names:
@@ -522,7 +508,7 @@ class Jobs:
         """Return the number of running workers: `ingest`, and `clips` (gpu workers)."""
         counts = {}
         for label, name in (("ingest", INGEST), ("clips", QUERIES)):
-            keys = worker_registration.get_keys(self._queues[name])
+            keys = worker_registration.get_keys(self._queue(name))
             counts[label] = self._redis.exists(*keys) if keys else 0
         return counts
 
@@ -535,7 +521,7 @@ class Jobs:
         names = sorted(
             key.rpartition(":")[2]
             for name in (INGEST, QUERIES)
-            for key in worker_registration.get_keys(self._queues[name])
+            for key in worker_registration.get_keys(self._queue(name))
         )
         with self._redis.pipeline(transaction=False) as pipeline:
             for name in names:
@@ -547,27 +533,27 @@ class Jobs:
             if numbers
         }
 
-    def models(self) -> dict[str, int]:
-        """Return the models of the running workers, and how many positions of prompt and answer
-        together the least of their workers takes."""
-        keys = worker_registration.get_keys(self._queues[QUERIES])
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for name in sorted(key.rpartition(":")[2] for key in keys):
-                pipeline.hmget(redis_keys.worker(name), "model", "max_model_len")
-            found = cast("list[list[bytes | None]]", pipeline.execute())
-        models: dict[str, int] = {}
-        for model, length in found:
-            if model and length and length.isdigit():
-                name = model.decode(errors="replace")
-                models[name] = min(int(length), models.get(name, int(length)))
+    def models(self) -> dict[str, int | None]:
+        """Return the models of the running workers, and how many tokens of prompt and answer
+        together the least of their workers takes; None if none of them knows."""
+        models: dict[str, int | None] = {}
+        for worker in self.served.workers():
+            if worker.model is not None:
+                lengths = (models.get(worker.model), worker.max_model_len)
+                models[worker.model] = min((n for n in lengths if n is not None), default=None)
         return models
 
     def depths(self) -> dict[str, int]:
         """Return the number of waiting jobs of each queue."""
+        named = [f"{queue}:{model}" for model in self.served.known() for queue in CLIP_QUEUES]
+        names = [*CLIP_QUEUES, *named, INGEST]
         with self._redis.pipeline(transaction=False) as pipeline:
-            for queue in self._queues.values():
-                pipeline.llen(queue.key)
-            return dict(zip(self._queues, pipeline.execute(), strict=True))
+            for name in names:
+                pipeline.llen(self._queue(name).key)
+            return dict(zip(names, pipeline.execute(), strict=True))
+
+    def _queue(self, name: str) -> Queue:
+        return Queue(name, connection=self._redis, serializer=JSONSerializer)
 
     def _fetch(self, job_id: str) -> Job | None:
         try:

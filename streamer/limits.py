@@ -30,6 +30,9 @@ MAX_CLIP_FRAMES = 256
 
 MAX_ANSWER_TOKENS = 4096
 
+MAX_MODEL_NAME = 200
+"""Characters of the name of a model; its queues in Redis are named after it."""
+
 MAX_LOGPROBS = 20
 """Alternatives of one token whose log-probabilities a request may ask for."""
 

@@ -87,9 +87,11 @@ class Queries:
         most of what happened.
 
         Raises StreamerError: NO_FRAMES and STREAM_STALE, as the subclass NotYet if a frame may come
-        soon; INVALID_REQUEST, ARCHIVE_UNAVAILABLE, TOO_MANY_QUERIES. Raises
+        soon; INVALID_REQUEST, ARCHIVE_UNAVAILABLE, TOO_MANY_QUERIES, UNKNOWN_MODEL. Raises
         redis.exceptions.OutOfMemoryError when Redis has no room for it.
         """
+        model = question.model or stream.model
+        self._jobs.served.require(model)
         response_format = question.response_format or TextFormat()
         with about("response_format"):
             response_format.check()
@@ -107,6 +109,7 @@ class Queries:
             prompt=question.prompt,
             frames=frames,
             max_tokens=self._settings.max_tokens if max_tokens is None else max_tokens,
+            model=model,
             response_format=response_format,
             data=None if stream.live else _place(frames),
             gaps=seen.gaps,

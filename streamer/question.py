@@ -4,7 +4,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import AwareDatetime, Field, Strict, WithJsonSchema, model_validator
 
-from streamer.domain import Record, rfc3339, utc_now
+from streamer.domain import ModelName, Record, rfc3339, utc_now
 from streamer.errors import ErrorCode, StreamerError, about
 from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES, check_prompt
 from streamer.response_format import ResponseFormat
@@ -42,6 +42,9 @@ class Question(Record):
     )
     response_format: ResponseFormat | None = Field(
         default=None, description="format of the answer; default: text"
+    )
+    model: ModelName | None = Field(
+        default=None, description="model that is to answer; default: that of the stream"
     )
     stale_ok: bool = Field(
         default=False,

@@ -134,6 +134,10 @@ LOADING = KEY_PREFIX + "loading"
 """String: host of the model worker that last reported that it is loading its model. Its TTL is the
 lease."""
 
+MODELS = KEY_PREFIX + "models"
+"""Sorted set: models that workers serve or have served, by when, epoch seconds. Bounded in length,
+under a TTL."""
+
 LAST_SEEN = KEY_PREFIX + "last-seen"
 """Hash: when each part of the installation last worked, epoch seconds; one field per kind."""
 

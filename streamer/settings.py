@@ -4,10 +4,11 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 from platformdirs import user_data_path
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -53,6 +54,20 @@ def _new_names(values: Mapping[str, Any]) -> dict[str, Any]:
     return renamed
 
 
+def _api_root(url: str) -> str:
+    """Return the address under which a server has `/chat/completions`: `/v1` without a path.
+
+    Raises ValueError.
+    """
+    parts = urlsplit(url.strip())
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("give an http(s) address such as http://127.0.0.1:8000/v1")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("leave the password out, and put the server's key into model_api_key")
+    path = parts.path.rstrip("/").removesuffix("/chat/completions") or "/v1"
+    return f"{parts.scheme}://{parts.netloc}{path}"
+
+
 class _Environment(EnvSettingsSource):
     """Variables of the environment."""
 
@@ -81,6 +96,10 @@ class Settings(BaseSettings):
     database_url: str | None = Field(default=None, repr=False)
 
     model: str = "demo"
+    backend: Literal["nvila", "openai"] = "nvila"
+    base_url: str | None = None
+    model_api_key: str | None = Field(default=None, repr=False)
+    default_model: str | None = None
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     quantize: Literal["int8", "int4"] | None = None
@@ -256,6 +275,20 @@ class Settings(BaseSettings):
                 "`openssl rand -base64 32`"
             )
         return keys
+
+    @field_validator("base_url")
+    @classmethod
+    def _http_address(cls, value: str | None) -> str | None:
+        return None if value is None else _api_root(value)
+
+    @model_validator(mode="after")
+    def _model_elsewhere(self) -> Self:
+        if self.backend == "openai" and (self.base_url is None or self.model == "demo"):
+            raise ValueError(
+                "backend 'openai' needs base_url, the address of a server such as "
+                "http://127.0.0.1:8000/v1, and model, the name of a model there"
+            )
+        return self
 
     @property
     def timeline_url(self) -> str:

@@ -14,7 +14,7 @@ _Record = TypeVar("_Record", bound=BaseModel)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
-def validated(model: type[_Record], **fields: Any) -> _Record:
+def validated(model: type[_Record], /, **fields: Any) -> _Record:
     """Make `model(**fields)`. Raises StreamerError(INVALID_REQUEST) that names field and rule."""
     try:
         return model(**fields)

@@ -32,9 +32,11 @@ class Watches:
         """Add a watch to a stream and return it.
 
         Raises StreamerError: UNKNOWN_STREAM, PROMPT_EMPTY; INVALID_REQUEST if the stream already
-        has this watch or `MAX_WATCHES` watches, or is a recording that has been read to its end.
+        has this watch or `MAX_WATCHES` watches, or is a recording that has been read to its end;
+        UNKNOWN_MODEL.
         """
         check_watch(watch)
+        self._jobs.served.require(watch.model)
         require_open(self._registry.get(ref))
 
         def change(spec: StreamSpec) -> tuple[list[Watch], Watch]:
@@ -63,14 +65,17 @@ class Watches:
         max_tokens: int | None = None,
         response_format: ResponseFormat | None = None,
         alert: AlertRule | None = None,
+        model: str | None = None,
     ) -> Watch:
         """Change a watch, which keeps its id; arguments that are None change nothing.
 
         Of an alert's rule change the fields that `alert` sets. Unless `window` or `max_frames`
         changes, the open window keeps its frames and is answered with the new question.
 
-        Raises StreamerError: UNKNOWN_STREAM, UNKNOWN_WATCH, PROMPT_EMPTY, INVALID_REQUEST.
+        Raises StreamerError: UNKNOWN_STREAM, UNKNOWN_WATCH, UNKNOWN_MODEL, PROMPT_EMPTY,
+        INVALID_REQUEST.
         """
+        self._jobs.served.require(model)
         if prompt is not None:
             check_prompt(prompt)
         if response_format is not None:
@@ -83,6 +88,7 @@ class Watches:
             "max_frames": max_frames,
             "max_tokens": max_tokens,
             "response_format": response_format,
+            "model": model,
         }
         fields = {name: value for name, value in given.items() if value is not None}
         require_open(self._registry.get(ref))

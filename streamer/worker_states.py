@@ -5,7 +5,8 @@ from rq import worker_registration
 
 from streamer import redis_keys
 from streamer.events import PUBLISH_EVENT, EventType
-from streamer.jobs import INGEST, QUERIES
+from streamer.jobs import INGEST
+from streamer.models import QUERIES
 
 _TTL = 86_400
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from llguidance import LLMatcher, LLParserLimits
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from nvila_core.errors import PromptError, first_line, shorten
 from nvila_core.generation.schema_bounds import bounded
@@ -112,6 +112,35 @@ def is_complete(text: str, finish_reason: str, *, choice: Sequence[str], schema:
         except ValueError:
             return False
     return True
+
+
+def fits_schema(value: Any, schema: str) -> str | None:
+    """Return a JSON value as text that the grammar of `schema` allows; None if it does not fit.
+
+    White space and the order of keys are those of the grammar, wherever the value came from.
+
+    Raises:
+        PromptError: see `grammar_of`.
+    """
+    text = json.dumps(_in_order(value, json.loads(schema)), ensure_ascii=False)
+    tokenizer = LLTokenizer("byte")
+    matcher = LLMatcher(tokenizer, grammar_of(schema=schema), limits=LIMITS)
+    fits = matcher.consume_tokens(tokenizer.tokenize_bytes(text.encode(errors="replace")))
+    return text if fits and matcher.is_accepting() else None
+
+
+def _in_order(value: Any, schema: Any) -> Any:
+    """Return a value with the keys of its objects in the order of their schemas' properties."""
+    if not isinstance(schema, dict):
+        return value
+    if isinstance(value, dict):
+        named = schema.get("properties")
+        named = named if isinstance(named, dict) else {}
+        keys = [key for key in named if key in value] + [key for key in value if key not in named]
+        return {key: _in_order(value[key], named.get(key)) for key in keys}
+    if isinstance(value, list):
+        return [_in_order(item, schema.get("items")) for item in value]
+    return value
 
 
 def schema_error(reason: str) -> PromptError:

@@ -9,6 +9,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 from streamer.alert_rule import AlertRule, with_nested_rule
 from streamer.domain import (
     ErrorInfo,
+    ModelName,
     Part,
     Query,
     Record,
@@ -102,6 +103,10 @@ class WatchBody(RequestBody):
         description="when the answers, which are yes or no, open an incident; default: never",
     )
 
+    model: ModelName | None = Field(
+        default=None, description="model that answers; default: that of the stream"
+    )
+
     _nest_rule = model_validator(mode="before")(with_nested_rule)
 
 
@@ -125,6 +130,7 @@ class WatchPatch(RequestBody):
         default=None,
         description="fields of the rule to change; a watch without one becomes an alert",
     )
+    model: ModelName | None = Field(default=None, description="model that answers")
 
 
 class StreamBody(RequestBody):
@@ -172,6 +178,9 @@ class StreamBody(RequestBody):
         description="true: the end of the source is a lost connection; false: it is a recording; "
         "default: opening it tells",
     )
+    model: ModelName | None = Field(
+        default=None, description="model of the watches and queries that name none"
+    )
 
 
 class StreamPatch(RequestBody):
@@ -207,6 +216,9 @@ class StreamPatch(RequestBody):
     paused: bool | None = Field(default=None, description="true: pause; false: resume")
     probe: bool = Field(
         default=True, description="open a new URL and decode one frame before using it"
+    )
+    model: ModelName | None = Field(
+        default=None, description="model of the watches and queries that name none"
     )
 
 

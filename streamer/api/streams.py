@@ -25,6 +25,7 @@ def attach_stream(body: StreamBody, client: ClientDependency, new_id: Idempotent
             sampling=body.sampling,
             watches=_watches(client, body.watches),
             stream_id=stream_id,
+            model=body.model,
         )
     if body.url is None or body.file is not None:
         raise StreamerError(
@@ -44,6 +45,7 @@ def attach_stream(body: StreamBody, client: ClientDependency, new_id: Idempotent
         live=body.live,
         paused=body.paused,
         stream_id=stream_id,
+        model=body.model,
     )
 
 
@@ -95,6 +97,7 @@ def edit_stream(ref: str, body: StreamPatch, client: ClientDependency) -> Stream
         retention_days=body.retention_days,
         paused=body.paused,
         probe=body.probe,
+        model=body.model,
     )
 
 

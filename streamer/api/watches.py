@@ -62,6 +62,7 @@ def edit_watch(ref: str, watch_id: str, body: WatchPatch, client: ClientDependen
         max_tokens=body.max_tokens,
         response_format=body.response_format,
         alert=body.alert,
+        model=body.model,
     )
 
 
@@ -80,4 +81,5 @@ def watch_of(client: Client, body: WatchBody) -> Watch:
         max_tokens=body.max_tokens,
         response_format=body.response_format,
         alert=body.alert,
+        model=body.model,
     )

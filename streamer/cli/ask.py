@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamer.cli.context import Json, Verbose, open_client, renamed, typed_range
+from streamer.cli.context import Json, ModelOption, Verbose, open_client, renamed, typed_range
 from streamer.cli.response_format import ChoiceOption, SchemaOption, response_format_of
 from streamer.errors import ErrorCode, StreamerError
 from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES
@@ -60,6 +60,7 @@ def ask(
     ] = None,
     choice: ChoiceOption = None,
     json_schema: SchemaOption = None,
+    model: ModelOption = None,
     stale_ok: Annotated[
         bool,
         typer.Option(
@@ -102,6 +103,7 @@ def ask(
             max_frames=count,
             max_tokens=max_tokens,
             response_format=shape,
+            model=model,
             stale_ok=stale_ok,
         )
 

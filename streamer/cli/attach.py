@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from streamer.cli.context import Json, open_client, typed
+from streamer.cli.context import Json, ModelOption, open_client, typed
 from streamer.cli.stream_options import LiveOption, StreamOptions, with_stream_options
 
 
@@ -42,6 +42,7 @@ def attach(
         ),
     ] = True,
     live: LiveOption = None,
+    model: ModelOption = None,
     as_json: Json = False,
 ) -> None:
     """Attach a camera stream or a video file."""
@@ -68,6 +69,7 @@ def attach(
                 retention_days=options.retention_days,
                 probe=probe,
                 live=live,
+                model=model,
             )
         workers, loading = client.jobs.workers(), client.jobs.model_loading()
     if as_json:

@@ -61,6 +61,26 @@ Json = Annotated[
     bool, typer.Option("--json", help="Print JSON Lines: one object per line and nothing else.")
 ]
 
+ModelOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Let this model answer. Default: the default model."),
+]
+BackendOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="nvila|openai",
+        help="Run the model here, or ask a server with OpenAI's API. Default: nvila.",
+    ),
+]
+BaseUrlOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Ask the server at this address, such as http://127.0.0.1:8000/v1. Its key: "
+        "STREAMER_MODEL_API_KEY.",
+    ),
+]
+
 QuantizeOption = Annotated[
     str | None,
     typer.Option(

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from streamer.cli.context import Json, open_client, typed
+from streamer.cli.context import Json, ModelOption, open_client, typed
 from streamer.cli.stream_options import StreamOptions, with_stream_options
 
 
@@ -35,6 +35,7 @@ def edit(
             "--probe/--no-probe", help="Open the new --url and decode one frame before using it."
         ),
     ] = True,
+    model: ModelOption = None,
     as_json: Json = False,
 ) -> None:
     """Change an attached stream while it runs. Nothing has to be restarted.
@@ -46,7 +47,8 @@ def edit(
     if not prompt:
         options.require_prompt("window", "max_frames", "choice", "json_schema")
     sampling, history, transport = options.sampling, options.history_seconds, options.transport
-    given = (url, name, sampling, transport, history, options.retention_days, prompt, paused)
+    days = options.retention_days
+    given = (url, name, sampling, transport, history, days, prompt, paused, model)
     if all(option is None for option in given):
         raise typer.BadParameter("Nothing to change: give --url, --name, --fps or another option.")
     with open_client() as client:
@@ -61,6 +63,7 @@ def edit(
             retention_days=options.retention_days,
             paused=paused,
             probe=probe,
+            model=model,
         )
     if as_json:
         json_lines([changed])

@@ -6,7 +6,14 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from streamer.cli.context import QuantizeOption, open_settings, options, require_model
+from streamer.cli.context import (
+    BackendOption,
+    BaseUrlOption,
+    QuantizeOption,
+    open_settings,
+    options,
+    require_model,
+)
 
 
 def run_api(
@@ -33,13 +40,25 @@ def run_model_worker(
     burst: Annotated[bool, typer.Option("--burst", help="Exit when the queues are empty.")] = False,
     model: Annotated[
         str | None,
-        typer.Option(metavar="PATH_OR_HUB_ID", help="Use this model instead of STREAMER_MODEL."),
+        typer.Option(
+            metavar="PATH_OR_HUB_ID",
+            help="Use this model instead of STREAMER_MODEL; with --backend openai, its name there.",
+        ),
     ] = None,
+    backend: BackendOption = None,
+    base_url: BaseUrlOption = None,
     quantize: QuantizeOption = None,
 ) -> None:
-    """Run a model worker, which answers questions about clips with NVILA-Lite."""
+    """Run a model worker, which answers questions about clips with NVILA-Lite, or asks a server."""
     require_model()
-    _become("workers.gpu", *(["--burst"] if burst else []), model=model, quantize=quantize)
+    _become(
+        "workers.gpu",
+        *(["--burst"] if burst else []),
+        model=model,
+        backend=backend,
+        base_url=base_url,
+        quantize=quantize,
+    )
 
 
 def run_recorder() -> None:

@@ -5,7 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamer.cli.context import QuantizeOption, open_settings, require_model
+from streamer.cli.context import (
+    BackendOption,
+    BaseUrlOption,
+    QuantizeOption,
+    open_settings,
+    require_model,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,6 +49,8 @@ def up(
             metavar="PATH_OR_HUB_ID", help="Run this model. Default: the small demo model."
         ),
     ] = None,
+    backend: BackendOption = None,
+    base_url: BaseUrlOption = None,
     quantize: QuantizeOption = None,
     data_dir: Annotated[
         Path | None,
@@ -61,7 +69,13 @@ def up(
     if data_dir is not None:
         data_dir = data_dir.expanduser().absolute()
     settings = open_settings(
-        api_host=host, api_port=port, model=model, quantize=quantize, data_dir=data_dir
+        api_host=host,
+        api_port=port,
+        model=model,
+        backend=backend,
+        base_url=base_url,
+        quantize=quantize,
+        data_dir=data_dir,
     )
     require_model()
     out = console()
@@ -108,6 +122,8 @@ def _print_next_steps(out: "Console", installation: "Installation", *, loaded: b
     url = installation.api_url
     out.print(Text("NVILA Streamer is running.", "bold green"))
     model = DEMO_MODEL if settings.model == "demo" else settings.model
+    if settings.backend == "openai":
+        model = f"{model} at {settings.base_url}"
     rows = [("API", f"{url}/docs"), ("Model", model), ("Data", str(settings.data_dir))]
     for name, value in rows:
         out.print(Text.assemble((f"  {name:<7}", "dim"), value), soft_wrap=True)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streamer.cli.alert_options import AlertOptions, with_alert_options
-from streamer.cli.context import Json, open_client
+from streamer.cli.context import Json, ModelOption, open_client
 from streamer.cli.response_format import ChoiceOption, SchemaOption, response_format_of
 from streamer.cli.stream_options import MaxFramesOption
 from streamer.limits import MAX_ANSWER_TOKENS
@@ -49,6 +49,7 @@ def watch_add(
     max_tokens: MaxTokensOption = None,
     choice: ChoiceOption = None,
     json_schema: SchemaOption = None,
+    model: ModelOption = None,
     *,
     options: AlertOptions,
     as_json: Json = False,
@@ -68,6 +69,7 @@ def watch_add(
             max_tokens=max_tokens,
             response_format=response_format,
             alert=alert,
+            model=model,
         )
         _report("Added", client.watches.add(stream, watch), as_json)
 
@@ -107,6 +109,7 @@ def watch_edit(
     max_tokens: MaxTokensOption = None,
     choice: ChoiceOption = None,
     json_schema: SchemaOption = None,
+    model: ModelOption = None,
     *,
     options: AlertOptions,
     as_json: Json = False,
@@ -114,7 +117,9 @@ def watch_edit(
     """Change a watch, which keeps its id. Options left out keep their values."""
     response_format = response_format_of(choice, json_schema)
     alert = options.rule()
-    if all(o is None for o in (prompt, window, max_frames, max_tokens, response_format, alert)):
+    if all(
+        o is None for o in (prompt, window, max_frames, max_tokens, response_format, alert, model)
+    ):
         raise typer.BadParameter("Nothing to change: give --prompt, --window or another option.")
     with open_client() as client:
         changed = client.watches.edit(
@@ -126,6 +131,7 @@ def watch_edit(
             max_tokens=max_tokens,
             response_format=response_format,
             alert=alert,
+            model=model,
         )
     _report("Changed", changed, as_json)
 

@@ -170,7 +170,8 @@ def _clock(skew: float) -> Check:
 def _workers(client: "redis.Redis") -> Iterable[Check]:
     from rq import Queue, worker_registration
 
-    from streamer.jobs import INGEST, QUERIES
+    from streamer.jobs import INGEST
+    from streamer.models import QUERIES
 
     for name, queue, command in (
         ("ingest workers", INGEST, "streamer ingest"),

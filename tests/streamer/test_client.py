@@ -18,7 +18,7 @@ from streamer import redis_keys
 from streamer.client import CAPTION_PROMPT, Client
 from streamer.domain import ErrorInfo, QueryStatus, Result, Sampling, Stream
 from streamer.errors import ErrorCode, StreamerError
-from streamer.jobs import QUERIES
+from streamer.models import QUERIES
 from streamer.settings import Settings
 from streamer.validation import derive_name
 from tests.support.videos import write_audio, write_video

@@ -10,7 +10,8 @@ from rq.serializers import JSONSerializer
 from streamer import redis_keys
 from streamer.domain import ClipRequest, QueryStatus, RequestKind, Result, utc_now
 from streamer.errors import ErrorCode, StreamerError
-from streamer.jobs import CLIP_JOB, CLIP_QUEUES, FILES, INGEST, QUERIES, WATCHES, Jobs, read_request
+from streamer.jobs import CLIP_JOB, INGEST, Jobs, read_request
+from streamer.models import CLIP_QUEUES, FILES, QUERIES, WATCHES
 from streamer.response_format import ChoiceFormat, JsonFormat, TextFormat
 from streamer.results import Results
 

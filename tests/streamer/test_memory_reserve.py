@@ -18,9 +18,10 @@ from streamer.api.app import create_app
 from streamer.client import Client
 from streamer.domain import ClipRequest, Query, QueryStatus, RequestKind, Result, StreamSpec, Watch
 from streamer.errors import ErrorCode, StreamerError
-from streamer.jobs import CLIP_JOB, CLIP_QUEUES
+from streamer.jobs import CLIP_JOB
 from streamer.local.redis_server import EmbeddedServer
 from streamer.memory_reserve import RESERVE, in_reserve, require_room
+from streamer.models import CLIP_QUEUES
 from streamer.outage import Outage
 from streamer.settings import Settings
 from streamer.timeline.results import Timeline

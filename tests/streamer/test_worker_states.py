@@ -6,7 +6,8 @@ from rq.serializers import JSONSerializer
 
 from streamer import redis_keys
 from streamer.events import Events
-from streamer.jobs import CLIP_QUEUES, INGEST
+from streamer.jobs import INGEST
+from streamer.models import CLIP_QUEUES
 from streamer.worker_states import WorkerStates
 
 

@@ -20,8 +20,9 @@ from streamer.domain import (
     StreamStatus,
     Watch,
 )
-from streamer.jobs import FILES, WATCHES, owner_of, read_request
+from streamer.jobs import owner_of, read_request
 from streamer.media.urls import split_secret
+from streamer.models import FILES, WATCHES
 from streamer.settings import Settings
 from tests.support.videos import number_of
 from workers.context import GiveBack, WorkerContext

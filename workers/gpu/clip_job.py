@@ -49,6 +49,10 @@ _TOO_LARGE = (
     "smaller schema."
 )
 
+_NO_PROBABILITIES = (
+    "The model's server returned no log-probabilities, so the choice has no probability."
+)
+
 _FORMS = {"choice": "choice", "json_schema": "JSON"}
 
 _log = structlog.get_logger(__name__)
@@ -157,6 +161,7 @@ def ask_model(context: WorkerContext, clip: ClipRequest, started: float) -> tupl
         clip,
         text=completion.text.replace("\0", "\ufffd"),  # no database stores NUL
         data=_data(clip, completion) if complete else clip.data,
+        warning=_warning(clip, completion) if complete else clip.warning,
         finish_reason=completion.finish_reason,
         tiles=usage.tiles,
         plan=[FrameResolution(grid=f.grid, reason=f.reason) for f in plan.frames],
@@ -225,13 +230,22 @@ def _insist(call: Callable[[], _T]) -> _T:
 def _data(clip: ClipRequest, completion: "Completion") -> dict[str, Any] | None:
     """Return the request's own data, the answer's value in the response format, and how probable
     each choice is; of an alert only how probable yes is."""
-    if clip.alert is not None and completion.choice_probabilities is not None:
-        probability = completion.choice_probabilities[ALERT_CHOICES[0]]
+    if clip.alert is not None:
+        shares = completion.choice_probabilities or {completion.text: 1.0}
+        probability = shares.get(ALERT_CHOICES[0], 0.0)
         return {**(clip.data or {}), "yes": probability >= 0.5, "probability": probability}
     data = {**(clip.data or {}), **clip.response_format.parse(completion.text)}
     if completion.choice_probabilities is not None:
         data["probabilities"] = completion.choice_probabilities
     return data or None
+
+
+def _warning(clip: ClipRequest, completion: "Completion") -> str | None:
+    """Return the request's own warning, and whether probabilities are missing that it asked for."""
+    asked = clip.logprobs is not None and clip.response_format.type == "choice"
+    if not asked or completion.choice_probabilities is not None:
+        return clip.warning
+    return " ".join(filter(None, (clip.warning, _NO_PROBABILITIES)))
 
 
 def _unfinished(clip: ClipRequest, result: Result) -> Result:

@@ -2,7 +2,7 @@
 
 import faulthandler
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,9 @@ import structlog
 from nvila_core.errors import NVILAError, first_line
 from streamer.connections import Connections, log_lacks
 from streamer.errors import ErrorCode, StreamerError
-from streamer.jobs import CHAT_JOB, CLIP_JOB, CLIP_QUEUES
+from streamer.jobs import CHAT_JOB, CLIP_JOB
 from streamer.logging_setup import log_ready
+from streamer.models import QUERIES, queue_name, queues_of_worker
 from streamer.settings import Settings
 from workers import context
 from workers.gpu.chat_job import answer_chat
@@ -22,6 +23,7 @@ from workers.gpu.inference import out_of_memory
 from workers.gpu.loading import Loading
 from workers.gpu.watchdog import Watchdog
 from workers.process import restart
+from workers.remote.backend import RemoteBackend
 from workers.rq.thread_worker import ThreadWorker
 
 if TYPE_CHECKING:
@@ -48,54 +50,83 @@ def serve_clips(settings: Settings, stopping: threading.Event, burst: bool = Fal
         Loading(connections.main, settings.lease) as loading,
     ):
         log_lacks(connections)
-        engine = load_engine(settings)
-        model, backend = engine.model, EngineBackend(engine, settings)
         own = context.WorkerContext(
             settings=settings,
             connections=connections,
-            engine=engine,
-            model_name=DEMO if settings.model == DEMO else model.name,
-            backend=backend,
             stopping=stopping,
             clock=connections.clock,
         )
         context.install(own)
-        worker = ThreadWorker(
-            CLIP_QUEUES,
-            connections.main,
-            slots=settings.worker_slots,
-            functions={CLIP_JOB: answer_clip, CHAT_JOB: answer_chat},
-            stopping=stopping,
-            lease=settings.lease,
-            on_failed=publish_failure,
-            on_missing=publish_lost,
-            sweep=own.lost_requests.sweep,
-            outage=connections.outage,
-            clock=own.clock,
-            measure=lambda: {
-                **backend.stats(),
-                "model": own.model_name or "",
-                "clock_offset_seconds": connections.clock.offset,
-            },
-        )
-        own.worker_name = worker.name
-
-        def ready() -> None:
-            loading.end()
-            log_ready(
-                worker=worker.name,
-                model=own.model_name,
-                device=str(model.device),
-                dtype=str(model.dtype).removeprefix("torch."),
-                slots=settings.worker_slots,
-            )
-
+        if settings.backend == "openai":
+            with RemoteBackend(settings, own.clock) as remote:
+                own.backend = remote
+                _serve(own, loading, settings.model, remote.facts, remote.closed, burst)
+            return
+        engine = load_engine(settings)
+        own.engine, own.backend = engine, EngineBackend(engine, settings)
+        model = engine.model
+        name = DEMO if settings.model == DEMO else model.name
+        facts = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
         with _running(engine, own):
-            worker.work(burst=burst, on_ready=ready)
+            signalled = _serve(own, loading, name, facts, lambda: False, burst)
         if own.failure is not None:
             restart.restore_default_signals()
-            if not worker.signalled:
+            if not signalled:
                 raise restart.NeedsRestart(own.failure)
+
+
+def _serve(
+    own: context.WorkerContext,
+    loading: Loading,
+    name: str,
+    facts: Mapping[str, str],
+    defer: Callable[[], bool],
+    burst: bool,
+) -> bool:
+    """Run the clip jobs of the model `name`; return whether a signal ended it.
+
+    `facts` are logged once it is ready. No job is taken while `defer` returns True.
+    """
+    settings, connections = own.settings, own.connections
+    own.model_name = model = queue_name(name)
+    default = settings.default_model in (None, model)
+    models = own.jobs.served
+
+    def sweep() -> None:
+        models.note(model)
+        own.lost_requests.sweep()
+
+    worker = ThreadWorker(
+        queues_of_worker(model, default=default),
+        connections.main,
+        slots=settings.worker_slots,
+        tier=2 if default else 1,
+        kind=QUERIES,
+        functions={CLIP_JOB: answer_clip, CHAT_JOB: answer_chat},
+        stopping=own.stopping,
+        lease=settings.lease,
+        on_failed=publish_failure,
+        on_missing=publish_lost,
+        sweep=sweep,
+        defer=defer,
+        outage=connections.outage,
+        clock=own.clock,
+        measure=lambda: {
+            **own.model.stats(),
+            "model": model,
+            "default": int(default),
+            "clock_offset_seconds": connections.clock.offset,
+        },
+    )
+    own.worker_name = worker.name
+
+    def ready() -> None:
+        loading.end()
+        models.note(model)
+        log_ready(worker=worker.name, model=model, **facts, slots=settings.worker_slots)
+
+    worker.work(burst=burst, on_ready=ready)
+    return worker.signalled
 
 
 @contextmanager

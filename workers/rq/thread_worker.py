@@ -118,12 +118,14 @@ class WorkerLoad:
 class ThreadWorker(BaseWorker):
     """Runs several jobs at once, each in a thread.
 
-    With several queues the last slot is kept free for the first queue, so that bulk work cannot
-    fill all slots. A job that waits for something can rest meanwhile, without a slot. What a job's
-    function returns is not stored.
+    With several queues the last slot is kept free for the first, so that bulk work cannot fill all
+    slots. Queues may come in tiers of equal priority, which take turns. A job that waits for
+    something can rest meanwhile, without a slot. What a job's function returns is not stored.
 
     Args:
         queues: names of the queues, by priority.
+        tier: how many queues of each priority there are.
+        kind: name of a queue under which RQ also lists the worker, whether or not it serves it.
         connection: the Redis server of the queues.
         slots: how many jobs may run at once.
         functions: the function that runs each job name. A name is a contract with the queue, not
@@ -156,6 +158,8 @@ class ThreadWorker(BaseWorker):
         connection: redis.Redis,
         *,
         slots: int,
+        tier: int = 1,
+        kind: str | None = None,
         functions: Mapping[str, Callable[..., object]],
         stopping: threading.Event,
         lease: float,
@@ -170,10 +174,11 @@ class ThreadWorker(BaseWorker):
         clock: Clock | None = None,
     ) -> None:
         self._poll = poll  # first, because RQ derives a time-out from it
+        self._kind = kind or queues[0]
         connection = in_reserve(connection)
         super().__init__(
             list(queues),
-            name=f"{queues[0]}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
+            name=f"{self._kind}-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:6]}",
             connection=connection,
             serializer=JSONSerializer,
             worker_ttl=math.ceil(lease),
@@ -184,7 +189,9 @@ class ThreadWorker(BaseWorker):
         self._outage = outage or Outage(client=connection)
         self._clock = clock or SystemClock()
         self._slot_count = slots
-        self._reserved = 1 if slots > 1 and len(queues) > 1 else 0
+        self._tier = tier
+        self._turn = 0
+        self._reserved = 1 if slots > 1 and len(queues) > tier else 0
         self._functions = dict(functions)
         self._grace = grace
         self._on_failed = on_failed
@@ -274,6 +281,10 @@ class ThreadWorker(BaseWorker):
                 raise
             self._registered = True
         self._heartbeat.start()
+
+    def queue_names(self) -> list[str]:
+        """Return the names under which RQ lists this worker: those of its queues, and its kind."""
+        return list(dict.fromkeys([self._kind, *super().queue_names()]))
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """Handle a signal: at the first take no more jobs and let those that run finish, at the
@@ -370,7 +381,16 @@ class ThreadWorker(BaseWorker):
             if self.stopping.is_set() or free <= 0:
                 return []
             self._taking = 1
-            return self.queues[:1] if self._wants_nudge else self.queues
+            return self._in_turn(self.queues[: self._tier] if self._wants_nudge else self.queues)
+
+    def _in_turn(self, queues: Sequence[Queue]) -> list[Queue]:
+        """Return the queues with another one first in each tier than the last time."""
+        size, self._turn = self._tier, self._turn + 1
+        return [
+            queues[start + (self._turn + i) % size]
+            for start in range(0, len(queues), size)
+            for i in range(size)
+        ]
 
     def _takes(self) -> int:
         """Return how many jobs the worker may take."""

@@ -8,7 +8,7 @@ from rq.serializers import JSONSerializer
 
 from streamer.domain import QueryStatus, RequestKind
 from streamer.errors import ErrorCode
-from streamer.jobs import CLIP_QUEUES, QUERIES
+from streamer.models import CLIP_QUEUES, QUERIES
 from tests.support.gpu_service import Service
 
 LONG = 90.0

@@ -8,7 +8,7 @@ import torch
 from nvila_core import NVILA
 from streamer.domain import RequestKind
 from streamer.errors import ErrorCode, StreamerError
-from streamer.jobs import CLIP_QUEUES
+from streamer.models import CLIP_QUEUES
 from tests.support.gpu_service import Service
 from workers.gpu import worker as gpu
 

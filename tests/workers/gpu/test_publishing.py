@@ -14,8 +14,9 @@ from streamer import redis_keys
 from streamer.client import Client
 from streamer.connections import Connections
 from streamer.domain import ClipRequest, Result
-from streamer.jobs import CLIP_JOB, CLIP_QUEUES
+from streamer.jobs import CLIP_JOB
 from streamer.local.redis_server import EmbeddedServer
+from streamer.models import CLIP_QUEUES
 from streamer.settings import Settings
 from tests.support.clips import frames, request
 from tests.support.clocks import SkippingClock

@@ -14,7 +14,7 @@ from streamer.clock import SystemClock
 from streamer.connections import Connections
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import StreamState
-from streamer.jobs import QUERIES
+from streamer.models import QUERIES
 from streamer.settings import Settings
 from tests.support.clocks import ShiftedClock
 from tests.support.ingest_bench import Bench, watch

@@ -9,7 +9,7 @@ import redis
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import StreamState
 from streamer.frames.history import FrameHistory
-from streamer.jobs import FILES, WATCHES
+from streamer.models import FILES, WATCHES
 from streamer.queries import Queries
 from streamer.question import Question
 from tests.support.ingest_bench import Bench, watch

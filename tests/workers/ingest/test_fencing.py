@@ -18,8 +18,9 @@ from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import ClipRequest, StreamSpec, StreamState, to_datetime
 from streamer.errors import Superseded
 from streamer.frames.store import FrameStore, Retention
-from streamer.jobs import FILES, INGEST, WATCHES, Jobs
+from streamer.jobs import INGEST, Jobs
 from streamer.local.redis_server import EmbeddedServer
+from streamer.models import FILES, WATCHES
 from tests.support.forgetful_redis import ForgetfulLine
 from tests.support.ingest_bench import Bench, watch
 from tests.support.videos import write_video

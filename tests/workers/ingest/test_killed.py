@@ -19,7 +19,8 @@ from streamer.cli.app import app
 from streamer.client import Client
 from streamer.domain import Result, StreamState
 from streamer.errors import ErrorCode
-from streamer.jobs import FILES, INGEST, QUERIES
+from streamer.jobs import INGEST
+from streamer.models import FILES, QUERIES
 from streamer.settings import Settings
 from tests.support.clocks import ManualClock
 from tests.support.ingest_bench import Bench, watch

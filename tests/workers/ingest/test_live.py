@@ -16,7 +16,7 @@ from streamer.domain import (
     StreamState,
 )
 from streamer.errors import ErrorCode
-from streamer.jobs import WATCHES
+from streamer.models import WATCHES
 from tests.support.cameras import GstCamera, SilentServer
 from tests.support.clocks import SkippingClock
 from tests.support.ingest_bench import PASSWORD, Bench, Flaky, watch

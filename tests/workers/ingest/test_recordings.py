@@ -14,7 +14,7 @@ from streamer.domain import (
     StreamStatus,
 )
 from streamer.errors import ErrorCode
-from streamer.jobs import FILES
+from streamer.models import FILES
 from streamer.streams import StreamRegistry
 from tests.support.clocks import SkippingClock
 from tests.support.ingest_bench import Bench, Flaky, watch

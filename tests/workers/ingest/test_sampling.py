@@ -7,7 +7,7 @@ import pytest
 
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import Sampling, StreamSpec, StreamState
-from streamer.jobs import WATCHES
+from streamer.models import WATCHES
 from tests.support.ingest_bench import Bench, watch
 from tests.support.videos import numbered_picture, write_video
 

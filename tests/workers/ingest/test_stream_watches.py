@@ -8,7 +8,7 @@ import pytest
 from streamer.client import Client
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import ClipRequest, FrameRef, StreamCounters, StreamSpec
-from streamer.jobs import FILES, WATCHES
+from streamer.models import FILES, WATCHES
 from streamer.outage import Outage
 from tests.support.ingest_bench import Bench, watch
 from workers.ingest.clips import LiveClips, RecordingClips, max_clips_in_flight

@@ -11,8 +11,8 @@ import pytest
 from streamer import connections as connections_module
 from streamer.connections import Connections
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.jobs import WATCHES
 from streamer.local.redis_server import EmbeddedServer
+from streamer.models import WATCHES
 from streamer.settings import Settings
 from tests.support.ingest_bench import Bench, watch
 from workers.ingest import stream_writer
