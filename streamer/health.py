@@ -126,7 +126,7 @@ class InstallationHealth:
             return trouble.rstrip(".")
         for model, waiting in models.unserved(running).items():
             return (
-                f"No model worker serves the model {model}, for which {waiting} requests wait: "
+                f"No model worker serves the model {model}, for which requests wait ({waiting}): "
                 "start `streamer worker` with it"
             )
         return None

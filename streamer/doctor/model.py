@@ -9,14 +9,19 @@ from collections.abc import Iterable
 from typing import Any
 
 from streamer.doctor.check import Check, check, format_size
+from streamer.errors import StreamerError
 from streamer.settings import Settings
 
 
 def model(settings: Settings, deadline: float, python: str = sys.executable) -> Iterable[Check]:
     """Check the model in a child process of `python` until `deadline` (monotonic seconds).
 
-    PyTorch takes seconds to start, and may hang or crash.
+    PyTorch takes seconds to start, and may hang or crash. A model elsewhere is looked for in the
+    list of its server.
     """
+    if settings.backend == "openai":
+        yield _elsewhere(settings, max(0.1, deadline - time.monotonic()))
+        return
     from nvila_core.demo import CHECKPOINT
     from nvila_core.model_packages import ModelNotInstalled, require_model_packages
 
@@ -54,6 +59,21 @@ def model(settings: Settings, deadline: float, python: str = sys.executable) -> 
         yield check("model", "fail", message)
         return
     yield judge(settings.model, found)
+
+
+def _elsewhere(settings: Settings, within: float) -> Check:
+    from streamer.model_server import ModelServer
+
+    server = ModelServer(settings)
+    try:
+        listed = server.models(within)
+    except StreamerError as error:
+        return check("model", "fail", error.message)
+    if not listed:
+        return check("model", "warn", f"{server.url} works, but does not list its models.")
+    if settings.model not in listed:
+        return check("model", "warn", server.lacks(settings.model, list(listed)).message)
+    return check("model", "ok", f"{settings.model} is served at {server.url}.")
 
 
 def judge(name: str, found: dict[str, Any]) -> Check:

@@ -1,0 +1,221 @@
+"""Requests name a model: which worker takes them, in which order, and what is said if none does."""
+
+import threading
+from contextlib import contextmanager
+
+import pytest
+from rq import Queue
+from rq.serializers import JSONSerializer
+
+from nvila_core.resolution.policy import Measures
+from streamer import redis_keys
+from streamer.client import Client
+from streamer.domain import RequestKind, StreamSpec, Watch
+from streamer.errors import ErrorCode, StreamerError
+from streamer.health import InstallationHealth
+from streamer.jobs import CLIP_JOB
+from streamer.models import QUERIES, queues_of_worker
+from tests.support.clips import jpeg_of, picture, request
+from workers.context import WorkerContext
+from workers.rq.thread_worker import ThreadWorker
+
+EYE, EAR = "acme/eye-7b", "ear:latest"
+
+
+@pytest.fixture
+def service(settings):
+    with Client(settings) as client:
+        yield client
+
+
+@pytest.fixture
+def own(settings, connections):
+    """For frames to ask about."""
+    return WorkerContext(settings=settings, connections=connections)
+
+
+class Worker:
+    """A worker of one model that only notes what it is asked."""
+
+    def __init__(self, service, model, *, default, slots=1):
+        self.model, self.default = model, default
+        self.taken: list[tuple[str, str | None]] = []
+        self.stopping = threading.Event()
+        service.jobs.models.note(model)
+        self.worker = ThreadWorker(
+            queues_of_worker(model, default=default),
+            service.connections.main,
+            slots=slots,
+            tier=2 if default else 1,
+            kind=QUERIES,
+            functions={CLIP_JOB: lambda job: self.taken.append((job["kind"], job.get("model")))},
+            stopping=self.stopping,
+            lease=12,
+            on_failed=lambda *_: None,
+            measure=lambda: {"model": model, "default": int(default), "max_model_len": 4096},
+        )
+
+    def run(self):
+        self.worker.work(burst=True)
+        return self.taken
+
+    @contextmanager
+    def alive(self):
+        """Run in a thread."""
+        ready = threading.Event()
+        thread = threading.Thread(target=lambda: self.worker.work(on_ready=ready.set))
+        thread.start()
+        ready.wait(60)
+        try:
+            yield self
+        finally:
+            self.stopping.set()
+            thread.join()
+
+
+def submit(service, own, model, kind=RequestKind.QUERY, **fields):
+    asked = request(own, kind, model=model, refs=[], **fields)
+    service.jobs.submit(asked)
+    return asked
+
+
+def test_each_model_has_queues_of_its_own(service, own) -> None:
+    for model in (EYE, EAR, None):
+        for kind in RequestKind:
+            submit(service, own, model, kind)
+
+    # then a worker of a model takes what names it, by priority, and nothing else
+    kinds = [kind.value for kind in (RequestKind.QUERY, RequestKind.WATCH, RequestKind.FILE)]
+    assert Worker(service, EAR, default=False).run() == [(kind, EAR) for kind in kinds]
+    # and one of the default model also what names none, a query of either before any watch
+    taken = Worker(service, EYE, default=True).run()
+    assert [kind for kind, _ in taken] == [kind for kind in kinds for _ in range(2)]
+    assert {model for _, model in taken} == {EYE, None}
+
+
+def test_what_names_a_model_takes_turns_with_what_names_none(service, own) -> None:
+    for model in (None, EYE):
+        for _ in range(3):
+            submit(service, own, model)
+
+    taken = Worker(service, EYE, default=True).run()
+
+    assert sorted(model or "" for _, model in taken[:2]) == ["", EYE]
+
+
+def test_a_queue_of_0_1_0_is_served(service, own, connections) -> None:
+    # given a job as 0.1.0 stored it, without a model
+    old = request(own, RequestKind.QUERY, refs=[]).model_dump(mode="json")
+    for name in ("model", "logprobs", "alert"):
+        old.pop(name)
+    queue = Queue("queries", connection=connections.main, serializer=JSONSerializer)
+    queue.enqueue_call(CLIP_JOB, args=(old,), job_id=old["id"])
+
+    assert Worker(service, EYE, default=True).run() == [("query", None)]
+
+
+def test_an_unknown_model_is_refused_with_those_that_are_served(service) -> None:
+    service.jobs.models.note(EYE)
+    spec = StreamSpec(name="yard", url="rtsp://camera/yard", live=True)
+    service.registry.create(spec, spec.url)
+
+    def refused(call):
+        with pytest.raises(StreamerError) as refusal:
+            call()
+        assert refusal.value.code is ErrorCode.UNKNOWN_MODEL
+        assert refusal.value.param == "model"
+        assert EYE in refusal.value.message
+
+    refused(lambda: service.ask("What?", "yard", model="eye"))
+    refused(lambda: service.watch("What?", model="eye"))
+    refused(lambda: service.watches.add("yard", Watch(prompt="What?", model="eye")))
+    refused(lambda: service.edit("yard", model="eye"))
+    # and one that is served is taken
+    assert service.edit("yard", model=EYE).model == EYE
+    assert service.watches.add("yard", service.watch("What?", model=EYE)).model == EYE
+
+
+def test_a_watch_and_a_query_have_the_model_of_their_stream_unless_they_name_one(
+    service, own
+) -> None:
+    for model in (EYE, EAR):
+        service.jobs.models.note(model)
+    spec = StreamSpec(name="yard", url="rtsp://camera/yard", live=True, model=EYE)
+    service.registry.create(spec, spec.url)
+    service.frames.put(
+        spec.id, jpeg_of(picture()), Measures(320, 240), time=own.clock.time(), pts=0.0
+    )
+
+    queries = [service.ask("What?", "yard"), service.ask("What?", "yard", model=EAR)]
+
+    depths = service.jobs.depths()
+    assert [depths[f"queries:{model}"] for model in (EYE, EAR)] == [1, 1]
+    assert [service.jobs.position(query.id) for query in queries] == [0, 0]
+
+
+def test_a_model_that_nobody_serves_now_is_waited_for_and_health_names_it(
+    service, own, connections
+) -> None:
+    # given a worker of the default model, and a question for one that was served before
+    service.jobs.models.note(EAR)
+    health = InstallationHealth(connections, service.jobs, lambda: service.timeline)
+
+    def model_worker():
+        return next(p for p in health.parts(ask_database=False) if p.name == "model worker")
+
+    with Worker(service, EYE, default=True).alive():
+        assert model_worker().up
+        submit(service, own, EAR)
+        part = model_worker()
+        assert not part.up
+        words = f"No model worker serves the model {EAR}, for which requests wait (1)"
+        assert words in str(part.message)
+        # until a worker of it comes
+        assert Worker(service, EAR, default=False).run() == [("query", EAR)]
+        assert model_worker().up
+
+
+def test_without_a_worker_of_the_default_model_health_says_so(service, connections) -> None:
+    health = InstallationHealth(connections, service.jobs, lambda: service.timeline)
+    with Worker(service, EAR, default=False).alive():
+        part = next(p for p in health.parts(ask_database=False) if p.name == "model worker")
+    assert not part.up
+    assert "default_model" in str(part.message)
+
+
+def test_running_workers_tell_their_models(service) -> None:
+    with Worker(service, EYE, default=True).alive() as one:
+        (told,) = service.jobs.models.workers()
+        assert (told.name, told.model, told.default) == (one.worker.name, EYE, True)
+        assert (told.max_model_len, told.trouble) == (4096, None)
+        assert service.jobs.workers()["clips"] == 1
+    assert service.jobs.models.workers() == []
+    assert service.jobs.models.known() == [EYE]
+
+
+def test_the_oldest_clips_of_a_watch_are_dropped_in_the_queue_of_its_model(service, own) -> None:
+    asked = [
+        submit(service, own, model, RequestKind.WATCH, watch_id="wch_1")
+        for model in (None, EYE, EYE)
+    ]
+    service.jobs.models.note(EYE)
+
+    assert service.jobs.drop_oldest("wch_1", 1) == 2
+
+    assert not service.jobs.exists(asked[0].id)
+    assert service.jobs.depths() == {
+        "queries": 0,
+        "watches": 0,
+        "files": 0,
+        f"queries:{EYE}": 0,
+        f"watches:{EYE}": 1,
+        f"files:{EYE}": 0,
+        "ingest": 0,
+    }
+
+
+def test_few_models_are_remembered(service, connections) -> None:
+    for number in range(80):
+        service.jobs.models.note(f"model-{number}")
+    assert len(service.jobs.models.known()) == 64
+    assert connections.main.ttl(redis_keys.MODELS) > 0
