@@ -201,6 +201,8 @@ class Chats:
         cameras = {each.stream.id: each.stream for each in shown if each.stream is not None}
         only = next(iter(cameras.values())) if len(cameras) == 1 else None
         times = [frame.time for frame in frames] or [self._clock.time()]
+        if only is not None and fields.get("model") is None:
+            fields["model"] = only.model
         request = validated(
             ChatRequest,
             id=request_id,

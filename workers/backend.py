@@ -1,9 +1,10 @@
 """What answers clips: an engine in this process, or a server elsewhere, behind one protocol."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from nvila_core.resolution.policy import Budget, Measures, Plan
+from nvila_core.resolution.grids import SINGLE_TILE
+from nvila_core.resolution.policy import Budget, GridChoice, Measures, Native, Plan, TilingConfig
 from streamer.conversation import Detail
 from streamer.domain import ClipRequest
 
@@ -41,3 +42,30 @@ class Backend(Protocol):
     def stats(self) -> Mapping[str, float | str]:
         """Return what the worker reports with each heartbeat."""
         ...
+
+
+def plan_by_details(
+    frames: Sequence[Measures],
+    details: Sequence[Detail] | None,
+    tiling: TilingConfig,
+    plan: Callable[[list[Measures]], Plan],
+) -> Plan:
+    """Plan frames as their details say; `plan` plans those of detail `auto`."""
+    if details is None or set(details) <= {"auto"}:
+        return plan(list(frames))
+    detailed = list(zip(frames, details, strict=True))
+    free = [frame for frame, detail in detailed if detail == "auto"]
+    planned = iter(plan(free).frames if free else ())
+    chosen = [
+        next(planned) if detail == "auto" else _by_detail(frame, detail, tiling)
+        for frame, detail in detailed
+    ]
+    return Plan.of(chosen, tiling)
+
+
+def _by_detail(frame: Measures, detail: Detail, tiling: TilingConfig) -> GridChoice:
+    """Return one tile for `low`, and for `high` those of the published rule for a single frame."""
+    if detail == "low":
+        return GridChoice(SINGLE_TILE, "detail: low")
+    (alone,) = Native().plan([frame], tiling).frames
+    return GridChoice(alone.grid, "detail: high")

@@ -71,11 +71,13 @@ async def _prepare(client: Client, body: ChatBody, request_id: str | None) -> Ch
     if sampling["temperature"] > 0:  # so that a worker that takes over writes the same answer
         sampling["seed"] = secrets.randbelow(2**32) if body.seed is None else body.seed
     await run_in_threadpool(client.require_worker)
+    named = not body.asks_camera and body.model in await run_in_threadpool(client.jobs.models)
+    model = body.model if named else None
     deadline = time.monotonic() + client.first_frame_wait
     while True:
         try:
             return await run_in_threadpool(
-                client.chats.prepare, messages, request_id=request_id, **sampling
+                client.chats.prepare, messages, request_id=request_id, model=model, **sampling
             )
         except NotYet:
             if time.monotonic() >= deadline:

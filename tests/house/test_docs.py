@@ -18,7 +18,12 @@ PAGES = [
     *(ROOT / name / "README.md" for name in ("examples", "nvila_core", "nvila_core/demo")),
 ]
 
-FOREIGN = {"CUDA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "PIP_EXTRA_INDEX_URL"}
+FOREIGN = {
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_DRIVER_CAPABILITIES",
+    "OLLAMA_CONTEXT_LENGTH",
+    "PIP_EXTRA_INDEX_URL",
+}
 """Names that belong to other programs."""
 
 ids = [page.relative_to(ROOT).as_posix() for page in PAGES]

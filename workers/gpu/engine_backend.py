@@ -3,20 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nvila_core.resolution.grids import SINGLE_TILE
-from nvila_core.resolution.policy import (
-    Budget,
-    GridChoice,
-    Measures,
-    Native,
-    Plan,
-    TilingConfig,
-    parse_policy,
-)
+from nvila_core.resolution.policy import Budget, Measures, Native, Plan, parse_policy
 from streamer.conversation import ChatRequest, Detail
 from streamer.domain import ClipRequest, FrameRef
 from streamer.errors import ErrorCode, StreamerError
 from streamer.settings import Settings
+from workers.backend import plan_by_details
 from workers.context import current
 from workers.gpu.inference import infer
 from workers.process import restart
@@ -39,16 +31,12 @@ class EngineBackend:
     ) -> Plan:
         """See `Backend.plan`."""
         policy, model = parse_policy(self._settings.policy), self._engine.model
-        if details is None or set(details) <= {"auto"} or not model.config.tiles_frames:
-            return model.plan(list(frames), policy, budget)
-        detailed = list(zip(frames, details, strict=True))
-        free = [frame for frame, detail in detailed if detail == "auto"]
-        planned = iter(model.plan(free, policy, budget).frames if free else ())
-        chosen = [
-            next(planned) if detail == "auto" else _by_detail(frame, detail, model.config.tiling)
-            for frame, detail in detailed
-        ]
-        return Plan.of(chosen, model.config.tiling)
+        return plan_by_details(
+            frames,
+            details if model.config.tiles_frames else None,
+            model.config.tiling,
+            lambda free: model.plan(free, policy, budget),
+        )
 
     def waiting(self) -> float:
         """See `Backend.waiting`."""
@@ -119,14 +107,6 @@ def messages_of(chat: ChatRequest, images: "list[np.ndarray[Any, Any]]") -> list
             content.append(Image.fromarray(shown[0]) if single else Video(shown, sampled=True))
         messages.append({"role": turn.role, "content": content})
     return messages
-
-
-def _by_detail(frame: Measures, detail: Detail, tiling: TilingConfig) -> GridChoice:
-    """Return one tile for `low`, and for `high` those of the published rule for a single frame."""
-    if detail == "low":
-        return GridChoice(SINGLE_TILE, "detail: low")
-    (alone,) = Native().plan([frame], tiling).frames
-    return GridChoice(alone.grid, "detail: high")
 
 
 def decode_frames(

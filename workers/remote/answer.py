@@ -9,6 +9,7 @@ from typing import Any
 from nvila_core.errors import PromptError
 from nvila_core.generation.completion import Completion, FinishReason, Timings, Usage
 from nvila_core.generation.grammar import fits_schema, schema_text
+from streamer.deltas import DeltaToken
 from streamer.errors import ErrorCode, StreamerError
 from streamer.response_format import ChoiceFormat, JsonFormat, ResponseFormat
 from workers.remote.question import ANSWER
@@ -111,6 +112,21 @@ def _ignored(text: str, form: str) -> StreamerError:
         ErrorCode.FORM_IGNORED,
         f"The answer of the model's server is not {form}: use a server that obeys "
         f"response_format, or a larger model. It began: {shown}",
+    )
+
+
+def read_tokens(reply: dict[str, Any]) -> list[DeltaToken]:
+    """Return the tokens of an answer with their log-probabilities; none if the reply has none."""
+    try:
+        drawn = reply["choices"][0]["logprobs"]["content"]
+        return [_token(each, each["top_logprobs"]) for each in drawn]
+    except (KeyError, IndexError, TypeError, ValueError):
+        return []
+
+
+def _token(told: dict[str, Any], top: Sequence[dict[str, Any]] = ()) -> DeltaToken:
+    return DeltaToken(
+        bytes=list(_bytes(told)), logprob=told["logprob"], top=[_token(each) for each in top]
     )
 
 

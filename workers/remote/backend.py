@@ -2,20 +2,35 @@
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
+
+import redis
+import structlog
 
 from nvila_core.generation.completion import Completion, Timings
 from nvila_core.resolution.policy import Budget, Measures, Plan, parse_policy
 from streamer.clock import Clock
-from streamer.domain import ClipRequest
+from streamer.conversation import Detail
+from streamer.deltas import Delta, Deltas
+from streamer.domain import ClipRequest, RequestKind
 from streamer.settings import Settings
-from workers.context import GiveBack, cancel_check, current, last_attempt, stop_check
-from workers.remote.answer import read_answer
+from workers.backend import plan_by_details
+from workers.context import (
+    GiveBack,
+    WorkerContext,
+    cancel_check,
+    current,
+    last_attempt,
+    stop_check,
+)
+from workers.remote.answer import read_answer, read_tokens
 from workers.remote.question import TILING, chat_body, scaled
 from workers.remote.server import ChatServer
 from workers.time_limit import out_of_time, time_left
 
 _FIRST_LOOK = 5.0  # seconds that the worker waits for the server before it says that it is ready
+
+_log = structlog.get_logger(__name__)
 
 
 class RemoteBackend:
@@ -48,9 +63,14 @@ class RemoteBackend:
         """Return whether no job should be taken now, because the server cannot answer it."""
         return self._server.closed()
 
-    def plan(self, frames: Sequence[Measures], budget: Budget) -> Plan:
+    def plan(
+        self, frames: Sequence[Measures], budget: Budget, details: Sequence[Detail] | None = None
+    ) -> Plan:
         """See `Backend.plan`. A tile is `question.TILING`."""
-        return self._policy.plan(frames, TILING, budget)
+        policy = self._policy
+        return plan_by_details(
+            frames, details, TILING, lambda free: policy.plan(free, TILING, budget)
+        )
 
     def waiting(self) -> float:
         """See `Backend.waiting`: 1 while the server asks to be left alone."""
@@ -93,6 +113,8 @@ class RemoteBackend:
             self._counts["requests"] += 1
             self._counts["prompt_tokens"] += completion.usage.prompt_tokens
             self._counts["completion_tokens"] += completion.usage.completion_tokens
+        if clip.kind is RequestKind.QUERY:
+            _publish_at_once(context, clip, completion.text, reply)
         return completion
 
     def stats(self) -> Mapping[str, float | str]:
@@ -107,3 +129,15 @@ class RemoteBackend:
             "trouble": "" if trouble is None else trouble.message,
             "max_model_len": "" if length is None else length,
         }
+
+
+def _publish_at_once(
+    context: WorkerContext, clip: ClipRequest, text: str, reply: dict[str, Any]
+) -> None:
+    """Publish a whole answer with its log-probabilities as one piece, for those who wait for it."""
+    tokens = read_tokens(reply) if clip.logprobs is not None else []
+    delta = Delta(at=0, text=text.replace("\0", "\ufffd"), tokens=tokens)
+    try:
+        Deltas(context.connections.main).add(clip.id, delta)
+    except redis.exceptions.RedisError as error:  # the result has the text
+        _log.debug("delta_not_written", request=clip.id, reason=str(error))

@@ -3,11 +3,13 @@
 import base64
 import json
 from collections.abc import Sequence
+from itertools import islice
 from math import sqrt
 from typing import Any
 
 from nvila_core.resolution.grids import Grid
 from nvila_core.resolution.policy import TilingConfig
+from streamer.conversation import ChatRequest
 from streamer.domain import ClipRequest, FrameRef
 from streamer.errors import ErrorCode, StreamerError
 from streamer.limits import MAX_LOGPROBS
@@ -25,28 +27,60 @@ _FORM_TOKENS = 32
 
 
 def chat_body(model: str, clip: ClipRequest, pictures: Sequence[bytes]) -> dict[str, Any]:
-    """Return the body of `POST /chat/completions` that asks about JPEGs in order of time."""
-    content: list[dict[str, Any]] = [_text(_CLIP)] if len(pictures) > 1 else []
-    content += [_picture(jpeg) for jpeg in pictures]
+    """Return the body of `POST /chat/completions` that asks about JPEGs in order of time, or that
+    continues the conversation of a `ChatRequest`."""
     schema = answer_schema(clip.response_format)
-    if schema is None:
-        content.append(_text(clip.prompt))
+    told = [] if schema is None else [_text(_words_of(schema))]
+    if isinstance(clip, ChatRequest):
+        messages = _turns(clip, pictures)
+        asked = next(each for each in reversed(messages) if each["role"] == "user")
+        asked["content"] += told
     else:
-        written = json.dumps(schema, ensure_ascii=False)
-        content.append(_text(f"{clip.prompt}\n\nAnswer with JSON of this schema: {written}"))
+        order = [_text(_CLIP)] if len(pictures) > 1 else []
+        shown = [_picture(jpeg) for jpeg in pictures]
+        messages = [{"role": "user", "content": [*order, *shown, _text(clip.prompt), *told]}]
     choice = clip.response_format.type == "choice"
     body: dict[str, Any] = {
         "model": model,
-        "messages": [{"role": "user", "content": content}],
+        "messages": messages,
         "max_tokens": clip.max_tokens + (_FORM_TOKENS if choice else 0),
         "temperature": 0,
     }
+    if isinstance(clip, ChatRequest):
+        wanted = {"temperature": clip.temperature, "top_p": clip.top_p}
+        optional = {"seed": clip.seed, "stop": clip.stop or None}
+        body |= wanted | {key: value for key, value in optional.items() if value is not None}
     if schema is not None:
         form = {"name": ANSWER, "strict": True, "schema": schema}
-        body["response_format"] = {"type": "json_schema", "json_schema": form}
-    if choice and clip.logprobs is not None:
-        body |= {"logprobs": True, "top_logprobs": MAX_LOGPROBS}
+        constrained = {"type": "json_schema", "json_schema": form}
+        body["response_format"] = constrained if schema else {"type": "json_object"}
+    if clip.logprobs is not None:
+        body |= {"logprobs": True, "top_logprobs": MAX_LOGPROBS if choice else clip.logprobs}
     return body
+
+
+def _turns(chat: ChatRequest, pictures: Sequence[bytes]) -> list[dict[str, Any]]:
+    """Return the messages of a chat with its pictures in their places."""
+    left = iter(pictures)
+    messages: list[dict[str, Any]] = []
+    for turn in chat.turns:
+        content: list[dict[str, Any]] = []
+        for part in turn.content:
+            if part.type == "text":
+                content.append(_text(part.text))
+            else:
+                content += [_picture(jpeg) for jpeg in islice(left, part.count)]
+        plain = all(part["type"] == "text" for part in content) and turn.role != "user"
+        # of other roles than the user, some servers take only a string
+        told = "\n".join(part["text"] for part in content) if plain else content
+        messages.append({"role": turn.role, "content": told})
+    return messages
+
+
+def _words_of(schema: dict[str, Any]) -> str:
+    if not schema:
+        return "Answer with JSON."
+    return f"Answer with JSON of this schema: {json.dumps(schema, ensure_ascii=False)}"
 
 
 def answer_schema(form: ResponseFormat) -> dict[str, Any] | None:

@@ -11,7 +11,8 @@ from nvila_core import SamplingParams, Video
 from streamer.conversation import ChatRequest, FramesPart, TextPart, Turn
 from streamer.domain import utc_now
 from streamer.errors import ErrorCode, StreamerError
-from streamer.jobs import CLIP_JOB, CLIP_QUEUES
+from streamer.jobs import CLIP_JOB
+from streamer.models import CLIP_QUEUES
 from streamer.response_format import JsonFormat
 from tests.support.clips import frames
 from workers.gpu.chat_job import answer_chat

@@ -18,6 +18,8 @@ from structlog.testing import capture_logs
 from nvila_core.resolution.policy import Measures
 from streamer.alert_rule import AlertRule
 from streamer.client import Client
+from streamer.conversation import ChatRequest, FramesPart, TextPart, Turn
+from streamer.deltas import Deltas
 from streamer.doctor.examination import examine
 from streamer.doctor.model import model
 from streamer.domain import RequestKind, utc_now
@@ -28,6 +30,7 @@ from tests.support.clips import jpeg_of, picture, request, run
 from tests.support.scripted_model import MODEL, ScriptedModel, refused, said
 from workers import context
 from workers.context import BrokeDown, GiveBack, WorkerContext
+from workers.gpu.chat_job import answer_chat
 from workers.gpu.clip_job import answer_clip
 from workers.gpu.worker import serve_clips
 from workers.remote.backend import RemoteBackend
@@ -344,7 +347,7 @@ def test_a_server_that_is_away_is_waited_for_and_health_says_so(
     server.stop()
     remote.lease = 2.0
     working()
-    eventually(lambda: service.jobs.models.workers(), message="the worker did not start")
+    eventually(lambda: service.jobs.served.workers(), message="the worker did not start")
     asked = submit(service)
     eventually(lambda: not part(service, connections).up)
     # then nothing is lost, and the missing part is named
@@ -367,7 +370,7 @@ def test_a_wrong_key_is_said_once_and_the_question_waits(
     remote.lease = 2.0
     with capture_logs() as logs:
         working()
-        eventually(lambda: service.jobs.models.workers())
+        eventually(lambda: service.jobs.served.workers())
         asked = submit(service)
         eventually(lambda: not part(service, connections).up)
 
@@ -422,3 +425,56 @@ def test_the_key_is_not_in_the_debug_log_of_the_client(own, server, caplog) -> N
         run(own, request(own))
     assert server.asked
     assert KEY not in caplog.text
+
+
+def chat_about(own, **fields):
+    """A chat of two turns with a picture each, and a system prompt."""
+    refs = camera_frames(own, 2)
+    now = utc_now()
+    turns = [
+        Turn(role="system", content=[TextPart(text="Be brief.")]),
+        Turn(role="user", content=[FramesPart(count=1, detail="low"), TextPart(text="And here?")]),
+        Turn(role="assistant", content=[TextPart(text="A car.")]),
+        Turn(role="user", content=[TextPart(text="And now?"), FramesPart(count=1, detail="high")]),
+    ]
+    return ChatRequest(
+        start=now, end=now, prompt="And now?", frames=refs, turns=turns, max_tokens=20, **fields
+    )
+
+
+def test_a_chat_is_continued_with_its_turns_and_pictures(own, server) -> None:
+    drawn = {"token": "A", "logprob": -0.5, "top_logprobs": [{"token": "The", "logprob": -1.0}]}
+    server.script = lambda _: said("A van.", logprobs={"content": [drawn]})
+    chat = chat_about(own, temperature=0.5, seed=7, stop=["END"], logprobs=2)
+
+    own.jobs.submit(chat)
+    answer_chat(chat.model_dump(mode="json"))
+
+    (body,) = server.asked
+    kinds = [
+        [part["type"] for part in m["content"]] if isinstance(m["content"], list) else m["content"]
+        for m in body["messages"]
+    ]
+    assert kinds == ["Be brief.", ["image_url", "text"], "A car.", ["text", "image_url"]]
+    assert (body["temperature"], body["seed"], body["stop"]) == (0.5, 7, ["END"])
+    assert (body["logprobs"], body["top_logprobs"]) == (True, 2)
+    # the second picture was to be looked at closely
+    result = own.results.get(chat.id)
+    assert result.text == "A van."
+    assert result.plan[0].grid == (1, 1)
+    assert result.plan[1].grid != (1, 1)
+    # and those who wait for the answer get it, with its log-probabilities
+    ((_, delta),) = Deltas(own.connections.main).read(chat.id)
+    assert (delta.text, bytes(delta.tokens[0].bytes)) == ("A van.", b"A")
+    assert bytes(delta.tokens[0].top[0].bytes) == b"The"
+
+
+def test_any_json_is_asked_of_a_chat_as_an_object(own, server) -> None:
+    server.script = lambda _: said('{"a": 1}')
+    chat = chat_about(own, response_format=JsonFormat(json_schema={}))
+    own.jobs.submit(chat)
+    answer_chat(chat.model_dump(mode="json"))
+    (body,) = server.asked
+    assert body["response_format"] == {"type": "json_object"}
+    assert body["messages"][-1]["content"][-1]["text"] == "Answer with JSON."
+    assert own.results.get(chat.id).data == {"json": {"a": 1}}

@@ -41,7 +41,7 @@ class Worker:
         self.model, self.default = model, default
         self.taken: list[tuple[str, str | None]] = []
         self.stopping = threading.Event()
-        service.jobs.models.note(model)
+        service.jobs.served.note(model)
         self.worker = ThreadWorker(
             queues_of_worker(model, default=default),
             service.connections.main,
@@ -115,7 +115,7 @@ def test_a_queue_of_0_1_0_is_served(service, own, connections) -> None:
 
 
 def test_an_unknown_model_is_refused_with_those_that_are_served(service) -> None:
-    service.jobs.models.note(EYE)
+    service.jobs.served.note(EYE)
     spec = StreamSpec(name="yard", url="rtsp://camera/yard", live=True)
     service.registry.create(spec, spec.url)
 
@@ -139,7 +139,7 @@ def test_a_watch_and_a_query_have_the_model_of_their_stream_unless_they_name_one
     service, own
 ) -> None:
     for model in (EYE, EAR):
-        service.jobs.models.note(model)
+        service.jobs.served.note(model)
     spec = StreamSpec(name="yard", url="rtsp://camera/yard", live=True, model=EYE)
     service.registry.create(spec, spec.url)
     service.frames.put(
@@ -157,7 +157,7 @@ def test_a_model_that_nobody_serves_now_is_waited_for_and_health_names_it(
     service, own, connections
 ) -> None:
     # given a worker of the default model, and a question for one that was served before
-    service.jobs.models.note(EAR)
+    service.jobs.served.note(EAR)
     health = InstallationHealth(connections, service.jobs, lambda: service.timeline)
 
     def model_worker():
@@ -185,12 +185,12 @@ def test_without_a_worker_of_the_default_model_health_says_so(service, connectio
 
 def test_running_workers_tell_their_models(service) -> None:
     with Worker(service, EYE, default=True).alive() as one:
-        (told,) = service.jobs.models.workers()
+        (told,) = service.jobs.served.workers()
         assert (told.name, told.model, told.default) == (one.worker.name, EYE, True)
         assert (told.max_model_len, told.trouble) == (4096, None)
         assert service.jobs.workers()["clips"] == 1
-    assert service.jobs.models.workers() == []
-    assert service.jobs.models.known() == [EYE]
+    assert service.jobs.served.workers() == []
+    assert service.jobs.served.known() == [EYE]
 
 
 def test_the_oldest_clips_of_a_watch_are_dropped_in_the_queue_of_its_model(service, own) -> None:
@@ -198,7 +198,7 @@ def test_the_oldest_clips_of_a_watch_are_dropped_in_the_queue_of_its_model(servi
         submit(service, own, model, RequestKind.WATCH, watch_id="wch_1")
         for model in (None, EYE, EYE)
     ]
-    service.jobs.models.note(EYE)
+    service.jobs.served.note(EYE)
 
     assert service.jobs.drop_oldest("wch_1", 1) == 2
 
@@ -216,6 +216,6 @@ def test_the_oldest_clips_of_a_watch_are_dropped_in_the_queue_of_its_model(servi
 
 def test_few_models_are_remembered(service, connections) -> None:
     for number in range(80):
-        service.jobs.models.note(f"model-{number}")
-    assert len(service.jobs.models.known()) == 64
+        service.jobs.served.note(f"model-{number}")
+    assert len(service.jobs.served.known()) == 64
     assert connections.main.ttl(redis_keys.MODELS) > 0
