@@ -50,7 +50,8 @@ def run_model_worker(
     quantize: QuantizeOption = None,
 ) -> None:
     """Run a model worker, which answers questions about clips with NVILA-Lite, or asks a server."""
-    require_model()
+    if open_settings(model=model, backend=backend, base_url=base_url).backend == "nvila":
+        require_model()
     _become(
         "workers.gpu",
         *(["--burst"] if burst else []),

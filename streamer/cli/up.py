@@ -77,7 +77,8 @@ def up(
         quantize=quantize,
         data_dir=data_dir,
     )
-    require_model()
+    if settings.backend == "nvila":
+        require_model()
     out = console()
     with (
         StopSignals() as stop,
