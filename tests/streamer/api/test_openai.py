@@ -1,11 +1,15 @@
 """The OpenAI-compatible endpoint, with OpenAI's own Python package."""
 
 import base64
+import functools
+import io
 import json
 import math
+import re
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import httpx
 import openai
@@ -16,6 +20,8 @@ from streamer import redis_keys
 from streamer.domain import QueryStatus
 from tests.support.chat_service import data_url, shown
 from tests.support.videos import write_video
+
+DOCS = Path(__file__).parents[3] / "docs" / "openai.md"
 
 
 @pytest.fixture(scope="module")
@@ -524,6 +530,22 @@ def test_a_caller_that_goes_away_cancels_its_answer(chat_service):
     while redis.exists(redis_keys.frame_index(query_id)):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_the_example_of_the_documentation_runs(chat_service):
+    # given the code of docs/openai.md
+    (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    assert "http://127.0.0.1:8080/v1" in code
+    written = io.StringIO()
+    # when
+    printed = functools.partial(print, file=written)
+    exec(code.replace("http://127.0.0.1:8080/v1", chat_service.url), {"print": printed})
+    # then
+    models, now, past, report = written.getvalue().strip().splitlines()
+    assert "stream/gate" in models
+    assert now
+    assert past
+    assert re.fullmatch(r'\{"people": (true|false), "mood": "(calm|busy)"\} \d+', report)
 
 
 def test_an_overload_is_429(ai, chat_service, monkeypatch):
