@@ -2,7 +2,6 @@
 
 import base64
 import json
-import shutil
 
 import pytest
 
@@ -105,8 +104,7 @@ def picture(tmp_path):
 def test_openai_in_node(chat_service, picture):
     folder = node_with("openai-node", "openai@6")
     (folder / "ask.mjs").write_text(NODE)
-    node = shutil.which("node")
-    said = json.loads(run([node, "ask.mjs", chat_service.url, str(picture)], folder))
+    said = json.loads(run(["node", "ask.mjs", chat_service.url, str(picture)], folder))
     assert "stream/gate" in said["models"]
     assert said["streamed"] == said["whole"]
     assert said["total"] > 0
@@ -119,7 +117,7 @@ def test_litellm(chat_service, picture):
     said = json.loads(
         run(
             [str(python), "-c", LITELLM, chat_service.url, str(picture)],
-            LITELLM_LOCAL_MODEL_COST_MAP="True",
+            variables={"LITELLM_LOCAL_MODEL_COST_MAP": "True"},
         ).splitlines()[-1]
     )
     assert said["streamed"] == said["whole"]
@@ -148,10 +146,10 @@ def test_llm(chat_service, picture, tmp_path):
     llm = str(python.with_name("llm"))
     home = {"LLM_USER_PATH": str(tmp_path), "OPENAI_API_KEY": "unused"}
     # when
-    camera = run([llm, "-m", "gate", "What is there?"], **home)
+    camera = run([llm, "-m", "gate", "What is there?"], variables=home)
     asked = ["What is this?", "-a", str(image)]
-    streamed = run([llm, "-m", "nvila", *asked], **home)
-    whole = run([llm, "-m", "nvila", "--no-stream", *asked], **home)
+    streamed = run([llm, "-m", "nvila", *asked], variables=home)
+    whole = run([llm, "-m", "nvila", "--no-stream", *asked], variables=home)
     # then
     assert camera.strip()
     assert streamed.strip() == whole.strip() != ""

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -58,12 +59,14 @@ def node_with(name: str, *packages: str) -> Path:
     return folder
 
 
-def run(command: list[str], cwd: Path | None = None, **variables: str) -> str:
+def run(
+    command: list[str], cwd: Path | None = None, variables: Mapping[str, str] | None = None
+) -> str:
     """Run a program to its successful end; return what it printed."""
     done = subprocess.run(
         command,
         cwd=cwd,
-        env={**os.environ, **variables},
+        env={**os.environ, **(variables or {})},
         capture_output=True,
         text=True,
         timeout=RUN,
