@@ -6,8 +6,10 @@ from typing import Any
 
 from fastapi import Depends, FastAPI, Response
 from fastapi.responses import PlainTextResponse
+from starlette.routing import Route
 
 from streamer import __version__
+from streamer.agents import LLMS_TXT
 from streamer.api import (
     chat,
     events,
@@ -26,6 +28,7 @@ from streamer.api import (
     watches,
     webhooks,
 )
+from streamer.api.agents import AgentEndpoint
 from streamer.api.auth import Authentication
 from streamer.api.body_limit import BodyLimit
 from streamer.api.database_threads import DatabaseThreads
@@ -80,6 +83,7 @@ def create_app(client: Client, *, watch_events: bool = False) -> FastAPI:
     redis_watch = RedisWatch(client.connections)
     redis = client.connections.main
     hub = EventHub(Events(redis), WorkerStates(redis), client.connections.outage)
+    agents = AgentEndpoint(client)
     database, health_database = DatabaseThreads(), DatabaseThreads(threads=2)
 
     @asynccontextmanager
@@ -88,6 +92,7 @@ def create_app(client: Client, *, watch_events: bool = False) -> FastAPI:
             await hub.start()
         yield
         hub.close()
+        await agents.close()
         redis_watch.close()
         database.close()
         health_database.close()
@@ -135,6 +140,13 @@ def create_app(client: Client, *, watch_events: bool = False) -> FastAPI:
         return Response(text, media_type=metrics.CONTENT_TYPE)
 
     app.include_router(uploads.router, include_in_schema=False)  # the tus protocol defines it
+
+    @app.get("/llms.txt", include_in_schema=False, response_class=PlainTextResponse)
+    async def llms_txt() -> str:
+        """Return what a language model should know of this server."""
+        return LLMS_TXT.read_text()
+
+    app.router.routes.append(Route("/mcp", agents))
     app.add_middleware(
         BodyLimit,
         max_bytes=client.settings.max_body_bytes,

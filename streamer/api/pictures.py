@@ -157,11 +157,7 @@ def _scaled(jpeg: bytes, frame: FrameRef, width: int) -> tuple[int, int, bytes]:
     """Return width, height and JPEG of a frame that is at most `width` pixels wide."""
     if frame.width <= width:
         return frame.width, frame.height, jpeg
-    import cv2  # what shows no pictures starts sooner without it
-
-    from streamer.frames.jpeg import from_jpeg, to_jpeg
+    from streamer.frames.jpeg import scale_jpeg  # imports OpenCV, which takes long
 
     size = width, max(1, round(frame.height * width / frame.width))
-    image = from_jpeg(jpeg, frame.width, frame.height, enough=size)
-    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-    return *size, to_jpeg(cv2.cvtColor(small, cv2.COLOR_RGB2BGR), _QUALITY)  # type: ignore[arg-type]
+    return *size, scale_jpeg(jpeg, frame.width, frame.height, size, _QUALITY)

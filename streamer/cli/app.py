@@ -16,6 +16,7 @@ from streamer.cli import (
     edit,
     incidents,
     keys,
+    mcp,
     probe,
     processes,
     query,
@@ -142,6 +143,7 @@ app.command("tune")(with_global_options(tune.tune))
 app.command("serve")(with_global_options(processes.run_api))
 app.command("ingest")(with_global_options(processes.run_ingest_worker))
 app.command("worker")(with_global_options(processes.run_model_worker))
+app.command("mcp")(with_global_options(mcp.mcp))
 app.command("record")(with_global_options(processes.run_recorder))
 
 

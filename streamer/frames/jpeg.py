@@ -101,6 +101,18 @@ def from_jpeg(
     return image if flags == cv2.IMREAD_COLOR_RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
 
 
+def scale_jpeg(jpeg: bytes, width: int, height: int, size: tuple[int, int], quality: int) -> bytes:
+    """Return a stored frame of `width` x `height` as a JPEG of the smaller `size`.
+
+    Raises ValueError if the JPEG is damaged.
+    """
+    if size[0] >= width and size[1] >= height:
+        return jpeg
+    image = from_jpeg(jpeg, width, height, enough=size)
+    small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+    return to_jpeg(cv2.cvtColor(small, cv2.COLOR_RGB2BGR), quality)  # type: ignore[arg-type]
+
+
 def _size(jpeg: bytes) -> tuple[int, int]:
     """Return the width and height in a JPEG's header, which is all that is read.
 
