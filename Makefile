@@ -15,6 +15,9 @@ WORKERS  ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > 5 ? 8 
 COVERAGE ?= $(CI)
 PYTEST   = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(if $(COVERAGE),--cov --cov-report=term)
 
+# compile each module once, not in each of the hundreds of programs that the tests start
+export PYTHONDONTWRITEBYTECODE :=
+
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed

@@ -14,21 +14,29 @@ PACKAGES = ("nvila_core", "streamer", "workers")
 NODES = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
+def sources() -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
 @cache
 def docstrings() -> list[tuple[str, str]]:
     """Return the module name and the text of every docstring."""
-    found = []
-    for package in PACKAGES:
-        for path in sorted((ROOT / package).rglob("*.py")):
-            parts = path.relative_to(ROOT).with_suffix("").parts
-            module = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                if isinstance(node, NODES) and (text := ast.get_docstring(node)):
-                    found.append((module, text))
-    return found
+    return [
+        (module_name(path), text)
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, NODES) and (text := ast.get_docstring(node))
+    ]
 
 
-MODULES = sorted({module for module, text in docstrings() if ">>>" in text})
+MODULES = sorted(
+    module_name(path) for path in sources() if ">>>" in path.read_text(encoding="utf-8")
+)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -8,15 +8,17 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from nvila_core.demo.questions import QuestionAnswer, make_question
 from nvila_core.demo.training.visuals import Form, Visual
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MEDIA_ID = -1
 """Placeholder for a visual token among token ids."""
@@ -33,7 +35,7 @@ _QUESTIONS_BY_FORM = {
 class ChatEncoder:
     """Encodes prompts in the checkpoint's chat format."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, tokens_per_tile: int) -> None:
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", tokens_per_tile: int) -> None:
         self._tokenizer, self._per_tile = tokenizer, tokens_per_tile
         chat = tokenizer.apply_chat_template(
             [{"role": "user", "content": _MARK}], add_generation_prompt=True, tokenize=False

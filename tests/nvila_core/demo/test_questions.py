@@ -1,9 +1,10 @@
 """Questions, answers, and their tokens."""
 
 import random
+from typing import TYPE_CHECKING
 
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+import transformers  # its parts are imported where they are used: some take seconds
 
 from nvila_core.demo.questions import (
     MOTION_KINDS,
@@ -17,14 +18,17 @@ from nvila_core.demo.sampling import sample_scene
 from nvila_core.demo.training.tokenizer import train_tokenizer
 from nvila_core.demo.world import COLOURS, KINDS, PLURALS, Observation, Sighting, observe
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 TIMES = (0.0, 1.0, 2.0, 3.0)
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> "PreTrainedTokenizerBase":
     folder = tmp_path_factory.mktemp("tokenizer")
     train_tokenizer().write(folder)
-    return AutoTokenizer.from_pretrained(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 def test_a_caption_names_objects_by_kind_and_colour_with_their_motion() -> None:
@@ -84,7 +88,9 @@ def test_a_still_is_not_asked_about_motion() -> None:
         assert "mov" not in question.text
 
 
-def test_every_word_is_one_token_and_decodes_to_itself(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_every_word_is_one_token_and_decodes_to_itself(
+    tokenizer: "transformers.PreTrainedTokenizerBase",
+) -> None:
     for sentence in all_sentences():
         # when
         ids = tokenizer(sentence)["input_ids"]
@@ -95,6 +101,8 @@ def test_every_word_is_one_token_and_decodes_to_itself(tokenizer: PreTrainedToke
         assert len(ids) == len(words)
 
 
-def test_text_outside_the_world_survives_the_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
+def test_text_outside_the_world_survives_the_tokenizer(
+    tokenizer: "transformers.PreTrainedTokenizerBase",
+) -> None:
     text = "Größe: 17 ✓ unknown words\n\tand tabs"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

@@ -5,14 +5,8 @@ import sys
 
 import pytest
 import torch
+import transformers  # its models are imported where they are used: that takes seconds
 from torch import nn
-from transformers import (
-    DynamicCache,
-    Qwen2Config,
-    Qwen2Model,
-    SiglipVisionConfig,
-    SiglipVisionModel,
-)
 
 from nvila_core.config import LanguageConfig, VisionConfig
 from nvila_core.models.attention import SequenceCache
@@ -53,8 +47,8 @@ def test_the_decoder_equals_transformers(
         "rms_norm_eps": 1e-5,
     }
     rope = {"rope_type": "linear", "rope_theta": 500.0, "factor": factor}
-    config = Qwen2Config(**shape, rope_parameters=rope, attn_implementation="sdpa")
-    expected_model = Qwen2Model(config)
+    config = transformers.Qwen2Config(**shape, rope_parameters=rope, attn_implementation="sdpa")
+    expected_model = transformers.Qwen2Model(config)
     randomise(expected_model)
     expected_model = expected_model.to(dtype).eval()
     config = LanguageConfig(**shape, rope_theta=500.0, rope_factor=factor)  # type: ignore[arg-type]
@@ -66,7 +60,7 @@ def test_the_decoder_equals_transformers(
 
     # when both read a prompt, then several more positions, then one
     embeds = torch.randn(14, 32).to(dtype)
-    cache, expected_cache = SequenceCache(), DynamicCache(config=expected_model.config)
+    cache, expected_cache = SequenceCache(), transformers.DynamicCache(config=expected_model.config)
     for part in embeds.split([9, 4, 1]):
         found = model.hidden_states(part, cache)
         out = expected_model(inputs_embeds=part[None], past_key_values=expected_cache)
@@ -82,7 +76,7 @@ def test_the_decoder_equals_transformers(
 @torch.inference_mode()
 def test_the_tower_equals_transformers(dtype: torch.dtype, select: int) -> None:
     # given the same weights in both
-    config = SiglipVisionConfig(
+    config = transformers.SiglipVisionConfig(
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=3,
@@ -93,7 +87,7 @@ def test_the_tower_equals_transformers(dtype: torch.dtype, select: int) -> None:
         vision_use_head=False,
         attn_implementation="sdpa",
     )
-    expected_model = SiglipVisionModel(config)
+    expected_model = transformers.SiglipVisionModel(config)
     randomise(expected_model)
     expected_model = expected_model.to(dtype).eval()
     tower = VisionTower(VisionConfig(32, 48, 3, 4, 28, 7, layers_run=select))

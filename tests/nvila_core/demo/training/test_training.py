@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoTokenizer
 
 from nvila_core import NVILA, Budget, Measures, Plan, Video
 from nvila_core.demo import __main__ as program
@@ -15,8 +14,6 @@ from nvila_core.demo.render import render_clip
 from nvila_core.demo.sampling import TILE_GRID, sample_scene
 from nvila_core.demo.training.batches import MEDIA_ID, ChatEncoder, attention_mask, collate
 from nvila_core.demo.training.config import SHAPE
-from nvila_core.demo.training.export import export, load_weights
-from nvila_core.demo.training.network import DemoNetwork
 from nvila_core.demo.training.tiles import cut_frame, squash
 from nvila_core.demo.training.tokenizer import train_tokenizer
 from nvila_core.demo.training.visuals import (
@@ -48,6 +45,9 @@ class Planned:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Export an untrained network and return the folder."""
+    from nvila_core.demo.training.export import export  # slow: models of transformers
+    from nvila_core.demo.training.network import DemoNetwork
+
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("demo") / "checkpoint"
     network = DemoNetwork(SHAPE, len(train_tokenizer()))
@@ -57,6 +57,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def encoder(checkpoint: Path) -> ChatEncoder:
+    from transformers import AutoTokenizer
+
     return ChatEncoder(AutoTokenizer.from_pretrained(checkpoint / "llm"), SHAPE.tokens_per_tile)
 
 
@@ -102,6 +104,9 @@ def test_the_exported_checkpoint_has_the_published_layout(checkpoint: Path) -> N
 
 
 def test_an_exported_checkpoint_can_be_trained_on(checkpoint: Path, tmp_path: Path) -> None:
+    from nvila_core.demo.training.export import export, load_weights
+    from nvila_core.demo.training.network import DemoNetwork
+
     # given
     torch.manual_seed(1)
     network = DemoNetwork(SHAPE, len(train_tokenizer()))
