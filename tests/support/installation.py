@@ -154,16 +154,38 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
+_shared: list[Up] = []
+
+
 @pytest.fixture(scope="session")
 def installation(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> Iterator[Up]:
     """A `streamer up` that tests share: each uses its own stream names."""
     up = Up(tmp_path_factory.mktemp("installation") / "data", "--model", model_path)
+    _shared.append(up)
     try:
         up.wait_ready()
         yield up
-        children = up.descendants()
-        assert up.interrupt() == 0, up.output
-        wait_gone(children)
-        assert not up.run_file.exists()
     finally:
-        up.stop()
+        _end_shared()
+
+
+@pytest.hookimpl(trylast=True)  # after the fixtures that use it
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End the shared installation after its last test: it costs processor time while it runs."""
+    used = nextitem is not None and (
+        "installation" in getattr(nextitem, "fixturenames", ()) or nextitem.path == item.path
+    )
+    if not used:
+        _end_shared()
+
+
+def _end_shared() -> None:
+    while _shared:
+        up = _shared.pop()
+        try:
+            children = up.descendants()
+            assert up.interrupt() == 0, up.output
+            wait_gone(children)
+            assert not up.run_file.exists()
+        finally:
+            up.stop()
