@@ -23,13 +23,15 @@ from streamer.api_keys import ApiKeys
 from streamer.client import Client
 from streamer.domain import Result, ResultKind, Scope, Stream
 from streamer.errors import ErrorCode
+from tests.streamer.incidents.conftest import Alert
 from tests.support.api_server import ApiServer
 from tests.support.installation import clean_environment
 
 READS = {
     *("list_streams", "get_snapshot", "ask", "search_timeline", "get_recap", "list_watches"),
+    *("list_incidents", "get_incident"),
 }
-CHANGES = {"add_watch", "remove_watch"}
+CHANGES = {"add_watch", "remove_watch", "acknowledge_incident", "silence"}
 
 _T = TypeVar("_T")
 
@@ -101,7 +103,7 @@ def test_an_agent_finds_what_it_may_do(client: Client) -> None:
         assert tool.description
         assert tool.annotations.read_only_hint == (name in READS)
         for field in tool.input_schema["properties"].values():
-            assert field.get("description") or "limit" in tool.input_schema["properties"], name
+            assert field.get("description") or field.get("type") in ("integer", "number"), name
 
 
 def test_a_camera_is_described_without_its_password(client: Client, yard: Stream) -> None:
@@ -158,9 +160,29 @@ def test_a_watch_is_added_and_removed(client: Client, yard: Stream) -> None:
     assert len(client.stream("yard").watches) == 1
 
 
+def test_incidents_are_listed_acknowledged_and_silenced(client: Client, yard: Stream) -> None:
+    # given an alert that has opened an incident
+    alert = Alert(client.timeline)
+    alert.see(0.9, 0.95)
+    (opened,) = use(client, "list_incidents", state="open").structured_content["incidents"]
+    assert (opened["stream_name"], opened["acknowledged_by"]) == ("lobby", None)
+    # when a person takes care of it through an agent
+    use(client, "acknowledge_incident", incident=opened["id"], by="Ada")
+    # then everybody sees that
+    shown = use(client, "get_incident", incident=opened["id"]).structured_content
+    assert shown["acknowledged_by"] == "Ada"
+    # and a silence names what it is about
+    silenced = use(client, "silence", minutes=30, reason="painters", stream="lobby")
+    assert client.incidents.silence_of(silenced.structured_content["id"]).created_by == "agent"
+    refused = use(client, "silence", minutes=30, reason="quiet")
+    assert refused.is_error
+    assert "INVALID_REQUEST" in refused.content[0].text
+
+
 @pytest.mark.parametrize(
     ("tool", "arguments", "says"),
     [
+        ("get_incident", {"incident": "inc_0"}, "UNKNOWN_INCIDENT: "),
         ("ask", {"stream": "yard", "question": "Is it open?"}, "NO_WORKER: No model worker"),
         ("ask", {"stream": "nowhere", "question": "?"}, "NO_WORKER"),
         ("get_snapshot", {"stream": "nowhere"}, "UNKNOWN_STREAM: "),
