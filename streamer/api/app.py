@@ -33,6 +33,7 @@ from streamer.api.auth import Authentication
 from streamer.api.body_limit import BodyLimit
 from streamer.api.database_threads import DatabaseThreads
 from streamer.api.dependencies import ClientDependency, refuse_unknown_parameters
+from streamer.api.documentation import install_documentation, operation_id
 from streamer.api.errors import install_error_handlers
 from streamer.api.event_hub import EventHub
 from streamer.api.idempotency import Idempotency
@@ -104,6 +105,9 @@ def create_app(client: Client, *, watch_events: bool = False) -> FastAPI:
         description="Attach camera streams and ask what they show, now or in the past.",
         lifespan=lifespan,
         responses=_ERRORS,
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=operation_id,
     )
     client.admission.remote = True
     health = CachedHealth(client.health)
@@ -158,5 +162,6 @@ def create_app(client: Client, *, watch_events: bool = False) -> FastAPI:
             RateLimit, client=client.connections.main, per_minute=client.settings.rate_limit
         )
     app.add_middleware(Authentication, keyring=keyring)
+    install_documentation(app)
     app.add_middleware(RequestLog)  # the last one is around all others
     return app

@@ -16,6 +16,7 @@ import redis
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from streamer.api.documentation import DOCS_PATH
 from streamer.api.errors import ErrorResponse, redis_refusal
 from streamer.api.keyring import Keyring
 from streamer.api_keys import ApiKey, is_loopback
@@ -27,7 +28,7 @@ SESSION_PATH = "/v1/session"
 CLOSE_UNAUTHENTICATED = 4401
 """Code with which a WebSocket without a valid key or session is closed."""
 
-_OPEN_PATHS = {"/healthz", "/readyz"}
+_OPEN_PATHS = ("/healthz", "/readyz", "/openapi.json", DOCS_PATH)
 
 _SAFE = {"GET", "HEAD", "OPTIONS"}
 """Methods that change nothing."""
@@ -40,8 +41,9 @@ tools that their scope allows."""
 class Authentication:
     """ASGI middleware that rejects requests that may not be made.
 
-    `/healthz` and `/readyz` are open to everyone. The state of a request has its `key`, the name of
-    the key or None without keys, and `may_operate`, whether it may change something.
+    The state of the service and the reference of the API are open to everyone. The state of a
+    request has its `key`, the name of the key or None without keys, and `may_operate`, whether it
+    may change something.
     """
 
     def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
@@ -50,7 +52,7 @@ class Authentication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Reject the request with 401 or 403, or pass it on."""
-        if scope["type"] not in ("http", "websocket") or scope["path"] in _OPEN_PATHS:
+        if scope["type"] not in ("http", "websocket") or _is_open(scope["path"]):
             await self._app(scope, receive, send)
             return
         try:
@@ -95,6 +97,10 @@ class Authentication:
         scheme, _, given = headers.get("authorization", "").partition(" ")
         sent = given.strip().encode("latin-1").decode(errors="replace")  # the bytes as received
         return await self._keyring.find(sent) if scheme.lower() == "bearer" and sent else None
+
+
+def _is_open(path: str) -> bool:
+    return path in _OPEN_PATHS or path.startswith(f"{DOCS_PATH}/")
 
 
 def session_token(headers: Headers) -> str | None:
