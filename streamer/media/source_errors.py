@@ -10,8 +10,6 @@ import struct
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
-import av
-
 from nvila_core.file_kind import EMPTY, FileKind, describe, file_kind
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import tls
@@ -348,6 +346,8 @@ def from_exception(
 
     `head` are the first bytes of what a server sent, None if they are not known.
     """
+    import av  # here: programs that open no video need the sentences only
+
     if isinstance(error, StreamerError):
         return error
     shown = redact(url)
@@ -376,6 +376,8 @@ def _connection(message: str) -> StreamerError:
 
 
 def _local(error: Exception, url: str) -> StreamerError:
+    import av
+
     kind = "webcam" if is_device(url) else "file"
     if isinstance(error, FileNotFoundError | NotADirectoryError):
         hint = "" if kind == "webcam" else " (a camera's URL begins with rtsp://)"

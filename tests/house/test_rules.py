@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from streamer.settings import Settings
+from tests.support.installation import clean_environment
+
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("nvila_core", "streamer", "workers")
 SKIPPED = {".git", ".venv", ".hypothesis", "build", "dist", "shared", "__pycache__", "checkpoint"}
@@ -84,16 +87,42 @@ def test_a_public_name_has_one_home() -> None:
     assert several == {}
 
 
-@pytest.mark.parametrize("module", ["streamer", "streamer.cli.app", "streamer.client"])
-def test_the_service_starts_without_the_model(module: str) -> None:
-    heavy = {"torch", "transformers", "av", "cv2", "sqlalchemy", "fastapi", "workers"}
-    code = f"import sys, {module}; print(*({heavy!r} & set(sys.modules)))"
+HEAVY = {
+    *("torch", "transformers", "llguidance", "tokenizers", "numpy", "av", "cv2", "PIL"),
+    *("fastapi", "starlette", "uvicorn", "httpx", "alembic", "prometheus_client", "hypothesis"),
+}
+"""Packages that cost a good part of a second each, and that only some programs need."""
 
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+
+@pytest.mark.parametrize(
+    ("program", "lacks"),
+    [
+        ("streamer --help", {*HEAVY, "sqlalchemy", "redis", "rq", "pydantic", "structlog"}),
+        ("streamer streams", {*HEAVY, "sqlalchemy", "workers"}),
+        ("workers.recorder", HEAVY - {"httpx"}),
+    ],
+)
+def test_programs_start_without_what_they_do_not_need(
+    program: str, lacks: set[str], settings: Settings
+) -> None:
+    run = "from streamer.cli import main; main()"
+    if not program.startswith("streamer"):
+        run = f"import {program}"
+    code = (
+        f"import atexit, sys; sys.argv = {program.split()!r}\n"
+        f"atexit.register(lambda: print('imported', *({lacks!r} & set(sys.modules))))\n{run}"
     )
 
-    assert run.stdout.split() == []
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=clean_environment(STREAMER_REDIS_URL=settings.redis_url or ""),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+
+    assert done.stdout.splitlines()[-1].split() == ["imported"]
 
 
 def test_the_http_client_is_light() -> None:
