@@ -13,7 +13,7 @@ import structlog
 from streamer import redis_keys
 from streamer.clock import Clock, SystemClock
 from streamer.connections import Connections
-from streamer.domain import Part, PartName, rfc3339, to_datetime
+from streamer.domain import Part, PartName, PartState, rfc3339, to_datetime
 from streamer.errors import StreamerError
 from streamer.jobs import Jobs
 
@@ -181,10 +181,17 @@ def note_seen(client: redis.Redis, names: list[PartName], now: float) -> dict[st
 
 def _part(name: PartName, up: bool, seen: datetime | None, lack: str) -> Part:
     if up:
-        return Part(name=name, up=True, last_seen_at=seen)
+        return Part(name=name, up=True, state="up", last_seen_at=seen)
+    state: PartState = "loading" if lack == _LOADING else "impaired"
     since = f" (last seen {rfc3339(seen)})" if seen is not None else " (never seen)"
     sentence, _, advice = lack.partition(": ")
-    return Part(name=name, up=False, last_seen_at=seen, message=f"{sentence}{since}: {advice}.")
+    return Part(
+        name=name,
+        up=False,
+        state="missing" if lack == _LACKS[name] else state,
+        last_seen_at=seen,
+        message=f"{sentence}{since}: {advice}.",
+    )
 
 
 class CachedHealth:

@@ -228,6 +228,8 @@ class Settings(BaseSettings):
 
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8080, ge=0, le=65535)
+    api_url: str | None = None
+    api_key: str | None = Field(default=None, repr=False)
     api_keys: Annotated[list[str], NoDecode] = Field(default_factory=list, repr=False)
     rate_limit: int | None = Field(
         default=None, ge=1, description="calls a minute of an API key; None: not limited"

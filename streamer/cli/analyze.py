@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamer.cli.context import Json, Verbose, open_client
+from streamer.cli.context import Json, Verbose, open_local_client
 from streamer.cli.report import INTERRUPTED
 from streamer.cli.response_format import ChoiceOption, SchemaOption, response_format_of
 from streamer.cli.stream_options import FpsOption, WindowOption
@@ -44,7 +44,7 @@ def analyze(
     prompt = CAPTION_PROMPT if prompt is None else prompt
     check_prompt(prompt)
     response_format = response_format_of(choice, json_schema)
-    with StopSignals() as stop, open_client() as client:
+    with StopSignals() as stop, open_local_client("analyze") as client:
         live = False if recording else None
         client.require_worker()
         client.require_ingest()

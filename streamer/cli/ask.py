@@ -11,6 +11,7 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES
 
 if TYPE_CHECKING:
+    from streamer.cli.remote import RemoteInstallation
     from streamer.client import Client
     from streamer.domain import Query
     from streamer.question import Question
@@ -138,7 +139,7 @@ def show_query(
         raise StreamerError(error.code, error.message)
 
 
-def _submit(client: "Client", asked: "Question") -> "Query":
+def _submit(client: "Client | RemoteInstallation", asked: "Question") -> "Query":
     from streamer.queries import NotYet
     from streamer.terminal import console
 
@@ -150,7 +151,11 @@ def _submit(client: "Client", asked: "Question") -> "Query":
 
 
 def await_answer(
-    client: "Client", query: "Query", timeout: float, *, interrupted_cancels: bool = True
+    client: "Client | RemoteInstallation",
+    query: "Query",
+    timeout: float,
+    *,
+    interrupted_cancels: bool = True,
 ) -> "Query":
     """Wait for the result of a query; Ctrl-C cancels it unless `interrupted_cancels` is false.
 

@@ -14,6 +14,7 @@ import typer
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from streamer.cli.remote import RemoteInstallation
     from streamer.client import Client
     from streamer.settings import Settings
 
@@ -168,14 +169,46 @@ def require_model() -> None:
         raise StreamerError(ErrorCode.MODEL_FAILED, str(error)) from None
 
 
-def open_client(settings: "Settings | None" = None) -> "Client":
-    """Connect to the installation that the settings name. Raises StreamerError."""
+def open_client() -> "Client | RemoteInstallation":
+    """Connect to the installation that the settings name: by its API, with `api_url`, or by Redis.
+
+    Raises StreamerError.
+    """
+    settings = open_settings()
+    if settings.api_url is None:
+        from streamer.client import Client
+
+        return Client(settings)
+
+    from streamer.cli.remote import RemoteInstallation
+    from streamer.http_client import HttpClient
+
+    return RemoteInstallation(HttpClient(settings.api_url, api_key=settings.api_key))
+
+
+def open_local_client(command: str) -> "Client":
+    """Connect to the installation by Redis, as `command` needs it. Raises StreamerError."""
     from streamer.client import Client
 
-    return Client(settings or open_settings())
+    settings = open_settings()
+    require_local(settings, command)
+    return Client(settings)
 
 
-def warn_of_missing(client: "Client") -> None:
+def require_local(settings: "Settings", command: str) -> None:
+    """Raise StreamerError(INVALID_REQUEST) if `api_url` names a service elsewhere: `command` does
+    not work through the API."""
+    from streamer.errors import ErrorCode, StreamerError
+
+    if settings.api_url is not None:
+        raise StreamerError(
+            ErrorCode.INVALID_REQUEST,
+            f"`streamer {command}` does not work through the API: run it where the service runs, "
+            "without STREAMER_API_URL.",
+        )
+
+
+def warn_of_missing(client: "Client | RemoteInstallation") -> None:
     """Say on stderr which parts of the installation are missing: what is listed may be old."""
     from rich.text import Text
 

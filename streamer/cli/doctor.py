@@ -2,7 +2,7 @@
 
 import typer
 
-from streamer.cli.context import Json, open_settings
+from streamer.cli.context import Json, open_settings, require_local
 
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
@@ -18,6 +18,7 @@ def doctor(as_json: Json = False) -> None:
     from streamer.terminal import console, json_lines, plain, print_hanging
 
     settings = open_settings()
+    require_local(settings, "doctor")
     with console(stderr=True).status("Checking this machine ..."):
         found = examine(settings)
     if as_json:

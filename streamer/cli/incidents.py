@@ -10,6 +10,7 @@ from streamer.cli.context import Json, open_client, typed_range
 if TYPE_CHECKING:
     from rich.text import Text
 
+    from streamer.cli.remote import RemoteInstallation
     from streamer.client import Client
     from streamer.incidents.records import Incident
 
@@ -89,7 +90,7 @@ def incidents(
 
 
 def _changed(
-    client: "Client",
+    client: "Client | RemoteInstallation",
     incident_id: str,
     ack: bool,
     resolve: bool,

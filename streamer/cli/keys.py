@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from streamer.cli.context import Json, open_client
+from streamer.cli.context import Json, open_local_client
 
 NameArgument = Annotated[
     str, typer.Argument(metavar="NAME", help="Name of the key, such as who uses it.")
@@ -33,7 +33,7 @@ def keys_add(
     if unknown:
         raise typer.BadParameter(f"'{unknown[0]}' is not a scope: give read or operate.")
     scopes = [Scope(word) for word in scope] if scope else list(Scope)
-    with open_client() as client:
+    with open_local_client("keys add") as client:
         keys = ApiKeys(client.connections.main, client.settings)
         key, secret = keys.add(name, scopes)
     if as_json:
@@ -50,7 +50,7 @@ def keys_list(as_json: Json = False) -> None:
     from streamer.api_keys import ApiKeys
     from streamer.terminal import console, table, time_of_day
 
-    with open_client() as client:
+    with open_local_client("keys list") as client:
         found = ApiKeys(client.connections.main, client.settings).list()
     if as_json:
         for key in found:
@@ -68,6 +68,6 @@ def keys_revoke(name: NameArgument) -> None:
     """Revoke a key: programs and browsers that use it are refused within a second."""
     from streamer.api_keys import ApiKeys
 
-    with open_client() as client:
+    with open_local_client("keys revoke") as client:
         ApiKeys(client.connections.main, client.settings).revoke(name)
     typer.echo(f"Revoked the key '{name}'.")

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from streamer.cli.context import open_client
+from streamer.cli.context import open_local_client
 
 
 def mcp(
@@ -22,5 +22,5 @@ def mcp(
             ErrorCode.SETTINGS_INVALID,
             "The tools for agents are not installed: run `pip install 'nvila-streamer[mcp]'`.",
         ) from None
-    with open_client() as client:
+    with open_local_client("mcp") as client:
         make_server(client, operate=not read_only).run("stdio")

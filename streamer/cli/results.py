@@ -11,8 +11,10 @@ from streamer.cli.context import Json, Verbose, open_client, typed_range, warn_o
 if TYPE_CHECKING:
     from datetime import datetime
 
+    from streamer.cli.remote import RemoteInstallation
     from streamer.client import Client
     from streamer.domain import Result
+    from streamer.http_client.calls import Kind
 
 
 def results(
@@ -85,9 +87,9 @@ def results(
 
 
 def _recorded(
-    client: "Client",
+    client: "Client | RemoteInstallation",
     stream: str | None,
-    kind: str | None,
+    kind: "Kind | None",
     since: "datetime | None",
     until: "datetime | None",
     q: str | None,
@@ -115,10 +117,10 @@ def _recorded(
 
 
 def _follow(
-    client: "Client",
+    client: "Client | RemoteInstallation",
     show: Callable[["list[Result]"], None],
     stream: str | None,
-    kind: str | None,
+    kind: "Kind | None",
     since: "datetime | None",
     q: str | None,
     limit: int | None,

@@ -13,6 +13,7 @@ from streamer.cli.response_format import ChoiceOption, SchemaOption, response_fo
 from streamer.limits import MAX_CLIP_FRAMES
 
 if TYPE_CHECKING:
+    from streamer.cli.remote import RemoteInstallation
     from streamer.client import Client
     from streamer.domain import Sampling, Watch
 
@@ -144,7 +145,9 @@ class StreamOptions:
 
         return None if self.history is None else parse_duration(self.history)
 
-    def watches(self, client: "Client", prompts: Sequence[str]) -> "list[Watch]":
+    def watches(
+        self, client: "Client | RemoteInstallation", prompts: Sequence[str]
+    ) -> "list[Watch]":
         """Make a watch for each prompt. Raises StreamerError(PROMPT_EMPTY | INVALID_REQUEST)."""
         response_format = response_format_of(self.choice, self.json_schema)
         return [

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamer.cli.context import Json, open_client, typed_range
+from streamer.cli.context import Json, open_local_client, typed_range
 from streamer.errors import ErrorCode, StreamerError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def summarize(
     from streamer.terminal import by_time, console, json_lines, plain
 
     typed_range(since, until)  # what is wrong with it is said even if nothing runs
-    with open_client() as client:
+    with open_local_client("summarize") as client:
         start, end = typed_range(since, until)
         assert start is not None
         end = end or utc_now()

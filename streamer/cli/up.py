@@ -10,6 +10,7 @@ from streamer.cli.context import (
     BaseUrlOption,
     QuantizeOption,
     open_settings,
+    require_local,
     require_model,
 )
 
@@ -77,6 +78,7 @@ def up(
         quantize=quantize,
         data_dir=data_dir,
     )
+    require_local(settings, "up")
     if settings.backend == "nvila":
         require_model()
     out = console()

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from uuid import uuid4
 
 import httpx
@@ -103,36 +103,51 @@ Flow = Generator[Call[Any], Any, _T]
 """Several calls that make one answer: yields each call, is sent its answer, returns the whole."""
 
 
+class ListPage(Protocol):
+    """A part of a list; `next_cursor` is None at its end."""
+
+    @property
+    def next_cursor(self) -> str | None:
+        """The place after this page."""
+
+
+_Page = TypeVar("_Page", bound=ListPage)
+
+
 class Paged(Generic[_T]):
     """A list that the API gives in pages.
 
     Args:
-        call: makes the call for a page of up to `limit` items after a cursor, None at first. Its
-            answer is the items and the next cursor, None at the end.
+        page: makes the call for a page, given its `limit` and `cursor`, None at first.
+        items: the items of a page.
         most: items in all; None for no limit.
         page_size: items of one page.
     """
 
     def __init__(
         self,
-        call: Callable[[str | None, int], Call[tuple[list[_T], str | None]]],
+        page: Callable[..., Call[_Page]],
+        items: Callable[[_Page], list[_T]],
         most: int | None,
         page_size: int,
     ) -> None:
-        self._call = call
+        self._page = page
+        self._items: Callable[[Any], list[_T]] = items
         self._left = most
         self._page_size = page_size
         self._cursor: str | None = None
         self._ended = False
 
-    def next_call(self) -> Call[tuple[list[_T], str | None]] | None:
+    def next_call(self) -> Call[Any] | None:
         """Return the call for the next page, None after the last one."""
         size = self._page_size if self._left is None else min(self._left, self._page_size)
-        return None if self._ended or size <= 0 else self._call(self._cursor, size)
+        if self._ended or size <= 0:
+            return None
+        return self._page(limit=size, cursor=self._cursor)
 
-    def take(self, page: tuple[list[_T], str | None]) -> list[_T]:
+    def take(self, page: ListPage) -> list[_T]:
         """Return the items of the page that has come, and note where the next one begins."""
-        items, self._cursor = page
+        items, self._cursor = self._items(page), page.next_cursor
         self._ended = self._cursor is None
         if self._left is not None:
             self._left -= len(items)

@@ -3,29 +3,33 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
-from streamer.alert_rule import AlertRule
+from streamer.alert_rule import AlertRule, Severity
 from streamer.api.schemas import (
+    IncidentList,
     QueryList,
     Readiness,
     ResultPage,
+    SilenceList,
     StreamList,
-    WatchBody,
     WatchList,
 )
 from streamer.domain import Query, Record, Result, Sampling, Stream, Transport, Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.http_client.call import Call, Flow, Paged
 from streamer.http_client.listening import Listening
+from streamer.incidents.records import Incident
+from streamer.incidents.silences import Matcher, Silence
 from streamer.response_format import ResponseFormat
 from streamer.times import When
 
 _Record = TypeVar("_Record", bound=Record)
 
-WatchLike = str | Watch | WatchBody
-"""A standing question as callers give it: its prompt, or a record."""
+WatchLike = str | Watch
+"""A standing question as callers give it: its prompt, or a record with more."""
 
 _OPENING = 60.0
 """Seconds that the server may need to open a source."""
@@ -38,39 +42,47 @@ _SLICE = 30.0
 
 _MAX_PAGE = 1000
 
+Kind = Literal["caption", "answer", "alert", "error"]
+
 
 class ServiceCalls:
     """Calls for streams, queries, results and the state of the service."""
 
     @staticmethod
     def attach(
-        url: str,
+        source: str,
         name: str | None = None,
         *,
         sampling: Sampling | None = None,
         watches: Sequence[WatchLike] | None = None,
         transport: Transport = "auto",
         history: float | None = None,
+        retention_days: float | None = None,
         probe: bool = True,
         live: bool | None = None,
+        model: str | None = None,
     ) -> Call[Stream]:
         """Attach a URL, or a file of the server; without `watches` every window gets a caption.
 
-        A watch is a prompt, or a record with more. `history` are the seconds that frames are kept.
-        `live` says whether the end of the source is a lost connection; None: opening it tells.
+        A watch is a prompt, or a record; what it does not set is set by the server. `history` are
+        the seconds that frames are kept, `retention_days` the days that results are. `live` says
+        whether the end of the source is a lost connection; None: opening it tells. `model` answers
+        the watches and queries that name none.
 
         Raises StreamerError: a stream code if the probe fails (nothing is attached then),
         NAME_TAKEN, INVALID_REQUEST, STREAM_URL_FORBIDDEN.
         """
         body = {
-            "url": url,
+            "url": source,
             "name": name,
             "sampling": sampling,
             "watches": _watches(watches),
             "transport": transport,
             "history": history,
+            "retention_days": retention_days,
             "probe": probe,
             "live": live,
+            "model": model,
         }
         return _post("/v1/streams", Stream, body, patience=_OPENING)
 
@@ -78,14 +90,16 @@ class ServiceCalls:
     def edit(
         ref: str,
         *,
-        url: str | None = None,
+        source: str | None = None,
         name: str | None = None,
         sampling: Sampling | None = None,
         watches: Sequence[WatchLike] | None = None,
         transport: Transport | None = None,
         history: float | None = None,
+        retention_days: float | None = None,
         paused: bool | None = None,
         probe: bool = True,
+        model: str | None = None,
     ) -> Call[Stream]:
         """Change a stream by id or name while it runs; arguments that are None change nothing.
 
@@ -95,14 +109,16 @@ class ServiceCalls:
         probe of a new URL fails (nothing is changed then).
         """
         body = {
-            "url": url,
+            "url": source,
             "name": name,
             "sampling": sampling,
             "watches": _watches(watches),
             "transport": transport,
             "history": history,
+            "retention_days": retention_days,
             "paused": paused,
             "probe": probe,
+            "model": model,
         }
         path = f"/v1/streams/{_segment(ref)}"
         return Call("PATCH", path, Stream.read, body=_json(body), patience=_OPENING)
@@ -126,9 +142,16 @@ class ServiceCalls:
         return Call("DELETE", f"/v1/streams/{_segment(ref)}", Stream.read)
 
     @staticmethod
-    def streams() -> Call[list[Stream]]:
+    def streams() -> Flow[list[Stream]]:
         """Return all attached streams with their states and counters, oldest first."""
-        return Call("GET", "/v1/streams", lambda body: StreamList.read(body).streams)
+        found: list[Stream] = []
+        cursor = None
+        while True:
+            page = yield Call("GET", "/v1/streams", StreamList.read, {"cursor": cursor})
+            found += page.streams
+            cursor = page.next_cursor
+            if cursor is None:
+                return found
 
     @staticmethod
     def stream(ref: str) -> Call[Stream]:
@@ -145,6 +168,7 @@ class ServiceCalls:
         max_frames: int | None = None,
         max_tokens: int | None = None,
         response_format: ResponseFormat | None = None,
+        model: str | None = None,
         stale_ok: bool = False,
     ) -> Call[Query]:
         """Ask about a stream now or, with `since`, about a past range; do not wait for the answer.
@@ -163,9 +187,10 @@ class ServiceCalls:
             "max_frames": max_frames,
             "max_tokens": max_tokens,
             "response_format": response_format,
+            "model": model,
             "stale_ok": stale_ok,
         }
-        return _post("/v1/queries", Query, body, patience=_FIRST_FRAME)
+        return question_call(body)
 
     @staticmethod
     def ask(
@@ -177,6 +202,7 @@ class ServiceCalls:
         max_frames: int | None = None,
         max_tokens: int | None = None,
         response_format: ResponseFormat | None = None,
+        model: str | None = None,
         stale_ok: bool = False,
         wait: float = 120.0,
     ) -> Flow[Result]:
@@ -193,6 +219,7 @@ class ServiceCalls:
             max_frames=max_frames,
             max_tokens=max_tokens,
             response_format=response_format,
+            model=model,
             stale_ok=stale_ok,
         )
         query = yield from ServiceCalls.query(query.id, wait=wait)
@@ -237,10 +264,38 @@ class ServiceCalls:
         return Call("DELETE", f"/v1/queries/{_segment(query_id)}", Query.read)
 
     @staticmethod
+    def results_page(
+        *,
+        stream: str | None = None,
+        kind: Kind | None = None,
+        since: When = None,
+        until: When = None,
+        q: str | None = None,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Call[ResultPage]:
+        """Return up to `limit` recorded results, newest first; see `results`.
+
+        `cursor` is the `next_cursor` of the page before.
+
+        Raises StreamerError: INVALID_REQUEST, UNKNOWN_STREAM, DATABASE_UNAVAILABLE.
+        """
+        params = {
+            "stream": stream,
+            "kind": kind,
+            "since": _time("since", since),
+            "until": _time("until", until),
+            "q": q,
+            "limit": limit,
+            "cursor": cursor,
+        }
+        return Call("GET", "/v1/results", ResultPage.read, params)
+
+    @staticmethod
     def results(
         *,
         stream: str | None = None,
-        kind: Literal["caption", "answer", "alert", "error"] | None = None,
+        kind: Kind | None = None,
         since: When = None,
         until: When = None,
         q: str | None = None,
@@ -253,23 +308,10 @@ class ServiceCalls:
 
         Raises StreamerError: INVALID_REQUEST, UNKNOWN_STREAM, DATABASE_UNAVAILABLE.
         """
-        filters = {
-            "stream": stream,
-            "kind": kind,
-            "since": _time("since", since),
-            "until": _time("until", until),
-            "q": q,
-        }
-
-        def call(cursor: str | None, size: int) -> Call[tuple[list[Result], str | None]]:
-            params = {**filters, "limit": size, "cursor": cursor}
-            return Call("GET", "/v1/results", read, params)
-
-        def read(body: bytes) -> tuple[list[Result], str | None]:
-            page = ResultPage.read(body)
-            return page.results, page.next_cursor
-
-        return Paged(call, limit, max(1, min(page_size, _MAX_PAGE)))
+        page = partial(
+            ServiceCalls.results_page, stream=stream, kind=kind, since=since, until=until, q=q
+        )
+        return Paged(page, lambda found: found.results, limit, _page_size(page_size))
 
     @staticmethod
     def events(
@@ -308,6 +350,7 @@ class WatchCalls:
         max_tokens: int | None = None,
         response_format: ResponseFormat | None = None,
         alert: AlertRule | None = None,
+        model: str | None = None,
     ) -> Call[Watch]:
         """Add a watch to a stream; what is left out is set by the server's settings.
 
@@ -322,6 +365,7 @@ class WatchCalls:
             "max_tokens": max_tokens,
             "response_format": response_format,
             "alert": alert,
+            "model": model,
         }
         return _post(f"/v1/streams/{_segment(ref)}/watches", Watch, body)
 
@@ -347,6 +391,7 @@ class WatchCalls:
         max_tokens: int | None = None,
         response_format: ResponseFormat | None = None,
         alert: AlertRule | None = None,
+        model: str | None = None,
     ) -> Call[Watch]:
         """Change a watch, which keeps its id; arguments that are None change nothing.
 
@@ -361,6 +406,7 @@ class WatchCalls:
             "max_tokens": max_tokens,
             "response_format": response_format,
             "alert": alert and alert.model_dump(mode="json", exclude_unset=True),
+            "model": model,
         }
         path = f"/v1/streams/{_segment(ref)}/watches/{_segment(watch_id)}"
         return Call("PATCH", path, Watch.read, body=_json(body))
@@ -373,6 +419,193 @@ class WatchCalls:
         """
         path = f"/v1/streams/{_segment(ref)}/watches/{_segment(watch_id)}"
         return Call("DELETE", path, Watch.read)
+
+
+class IncidentCalls:
+    """Calls for what alerts have found."""
+
+    @staticmethod
+    def page(
+        *,
+        state: Literal["pending", "open", "resolved"] | None = None,
+        stream: str | None = None,
+        watch: str | None = None,
+        severity: Severity | None = None,
+        since: When = None,
+        unseen: bool = False,
+        limit: int = 100,
+        cursor: str | None = None,
+    ) -> Call[IncidentList]:
+        """Return up to `limit` incidents, newest first; pending ones only with that `state`.
+
+        `since`: those that are open or have changed since then. `unseen`: those that nobody has
+        seen. `cursor` is the `next_cursor` of the page before.
+
+        Raises StreamerError: INVALID_REQUEST, DATABASE_UNAVAILABLE.
+        """
+        params = {
+            "state": state,
+            "stream": stream,
+            "watch": watch,
+            "severity": severity,
+            "since": _time("since", since),
+            "unseen": unseen or None,
+            "limit": limit,
+            "cursor": cursor,
+        }
+        return Call("GET", "/v1/incidents", IncidentList.read, params)
+
+    @staticmethod
+    def list(
+        *,
+        state: Literal["pending", "open", "resolved"] | None = None,
+        stream: str | None = None,
+        watch: str | None = None,
+        severity: Severity | None = None,
+        since: When = None,
+        unseen: bool = False,
+        limit: int | None = None,
+    ) -> Paged[Incident]:
+        """Yield the incidents of `page`, up to `limit`; pages are fetched as needed.
+
+        Raises StreamerError: INVALID_REQUEST, DATABASE_UNAVAILABLE.
+        """
+        page = partial(
+            IncidentCalls.page,
+            state=state,
+            stream=stream,
+            watch=watch,
+            severity=severity,
+            since=since,
+            unseen=unseen,
+        )
+        return Paged(page, lambda found: found.incidents, limit, _page_size(100))
+
+    @staticmethod
+    def get(incident_id: str) -> Call[Incident]:
+        """Return an incident. Raises StreamerError(UNKNOWN_INCIDENT)."""
+        return Call("GET", f"/v1/incidents/{_segment(incident_id)}", Incident.read)
+
+    @staticmethod
+    def see(incident_id: str, by: str | None = None) -> Call[Incident]:
+        """Note that somebody, by default the API key's name, has seen an incident.
+
+        Raises StreamerError(UNKNOWN_INCIDENT).
+        """
+        return _judgement(incident_id, {"seen": True, "by": by})
+
+    @staticmethod
+    def acknowledge(
+        incident_id: str, by: str | None = None, note: str | None = None
+    ) -> Call[Incident]:
+        """Note who takes care of an incident; the first one stays.
+
+        Raises StreamerError(UNKNOWN_INCIDENT).
+        """
+        return _judgement(incident_id, {"acknowledged": True, "by": by, "note": note})
+
+    @staticmethod
+    def judge(
+        incident_id: str,
+        verdict: Literal["right", "wrong", "unsure"],
+        by: str | None = None,
+        note: str | None = None,
+    ) -> Call[Incident]:
+        """Note whether an incident was right. Raises StreamerError(UNKNOWN_INCIDENT)."""
+        feedback = _json({"verdict": verdict, "note": note})
+        return _judgement(incident_id, {"feedback": feedback, "by": by})
+
+    @staticmethod
+    def resolve(incident_id: str) -> Call[Incident]:
+        """End an incident; one that has ended is returned unchanged.
+
+        Raises StreamerError: UNKNOWN_INCIDENT; INVALID_REQUEST for one that is pending.
+        """
+        return _judgement(incident_id, {"state": "resolved"})
+
+    @staticmethod
+    def snapshot(
+        incident_id: str, which: Literal["opened", "best", "last"] = "best"
+    ) -> Call[bytes]:
+        """Return a picture of an incident as a JPEG: of the window that opened it, the most
+        probable or the newest one.
+
+        Raises StreamerError: UNKNOWN_INCIDENT, NO_FRAMES.
+        """
+        path = f"/v1/incidents/{_segment(incident_id)}/snapshot.jpg"
+        return Call("GET", path, bytes, {"which": which})
+
+    @staticmethod
+    def clip(incident_id: str) -> Call[bytes]:
+        """Return a video of an incident, MP4, made of the frames that are still kept.
+
+        Raises StreamerError: UNKNOWN_INCIDENT, NO_FRAMES.
+        """
+        return Call("GET", f"/v1/incidents/{_segment(incident_id)}/clip.mp4", bytes)
+
+
+class SilenceCalls:
+    """Calls for silences: incidents that they match are recorded, and not delivered."""
+
+    @staticmethod
+    def add(
+        matchers: Sequence[Matcher] | Mapping[str, str],
+        *,
+        minutes: float | None = None,
+        starts_at: datetime | None = None,
+        ends_at: datetime | None = None,
+        reason: str = "",
+        created_by: str | None = None,
+    ) -> Call[Silence]:
+        """Add a silence for incidents that fulfil all matchers, for some `minutes` or to `ends_at`.
+
+        A mapping of labels to values, such as `{"stream": "lobby"}`, stands for equality.
+
+        Raises StreamerError(INVALID_REQUEST).
+        """
+        if isinstance(matchers, Mapping):
+            matchers = [Matcher(name=name, value=value) for name, value in matchers.items()]
+        body = {
+            "matchers": [_plain(matcher) for matcher in matchers],
+            "minutes": minutes,
+            "starts_at": _time("starts_at", starts_at),
+            "ends_at": _time("ends_at", ends_at),
+            "reason": reason,
+            "created_by": created_by,
+        }
+        return _post("/v1/silences", Silence, body)
+
+    @staticmethod
+    def list() -> Call[list[Silence]]:
+        """Return the silences that have not ended, those that end first first."""
+        return Call("GET", "/v1/silences", lambda body: SilenceList.read(body).silences)
+
+    @staticmethod
+    def get(silence_id: str) -> Call[Silence]:
+        """Return a silence. Raises StreamerError(UNKNOWN_SILENCE)."""
+        return Call("GET", f"/v1/silences/{_segment(silence_id)}", Silence.read)
+
+    @staticmethod
+    def end(silence_id: str) -> Call[Silence]:
+        """End a silence and return it; incidents that are still open are delivered.
+
+        Raises StreamerError(UNKNOWN_SILENCE).
+        """
+        return Call("DELETE", f"/v1/silences/{_segment(silence_id)}", Silence.read)
+
+
+def question_call(fields: Mapping[str, Any]) -> Call[Query]:
+    """Return the call that asks a question with these fields, which are None where not given."""
+    return _post("/v1/queries", Query, fields, patience=_FIRST_FRAME)
+
+
+def _judgement(incident_id: str, fields: Mapping[str, Any]) -> Call[Incident]:
+    path = f"/v1/incidents/{_segment(incident_id)}"
+    return Call("PATCH", path, Incident.read, body=_json(fields))
+
+
+def _page_size(wanted: int) -> int:
+    return max(1, min(wanted, _MAX_PAGE))
 
 
 def _post(
@@ -394,8 +627,12 @@ def _plain(value: Any) -> Any:
 def _watches(watches: Sequence[WatchLike] | None) -> list[dict[str, Any]] | None:
     if watches is None:
         return None
-    bodies = ({"prompt": w} if isinstance(w, str) else _plain(w) for w in watches)
-    return [{name: value for name, value in body.items() if name != "id"} for body in bodies]
+    return [{"prompt": watch} if isinstance(watch, str) else watch_body(watch) for watch in watches]
+
+
+def watch_body(watch: Watch) -> dict[str, Any]:
+    """Return what a watch sets, as JSON: the server has other defaults than the record."""
+    return {name: v for name, v in _plain(watch).items() if name in watch.model_fields_set}
 
 
 def _time(name: str, when: When) -> str | None:

@@ -9,7 +9,7 @@ from tenacity import Retrying
 
 from streamer.errors import StreamerError
 from streamer.http_client.call import Call, Flow, Paged, as_method
-from streamer.http_client.calls import ServiceCalls, WatchCalls
+from streamer.http_client.calls import IncidentCalls, ServiceCalls, SilenceCalls, WatchCalls
 from streamer.http_client.connection import Connection
 from streamer.http_client.listening import EventMessage, Listening
 
@@ -117,6 +117,29 @@ class _Watches(_Sender):
     remove = _once(WatchCalls.remove)
 
 
+class _Incidents(_Sender):
+    """What alerts have found, and what people say about it."""
+
+    list = _each(IncidentCalls.list)
+    page = _once(IncidentCalls.page)
+    get = _once(IncidentCalls.get)
+    see = _once(IncidentCalls.see)
+    acknowledge = _once(IncidentCalls.acknowledge)
+    judge = _once(IncidentCalls.judge)
+    resolve = _once(IncidentCalls.resolve)
+    snapshot = _once(IncidentCalls.snapshot)
+    clip = _once(IncidentCalls.clip)
+
+
+class _Silences(_Sender):
+    """Incidents that are recorded and not delivered."""
+
+    add = _once(SilenceCalls.add)
+    list = _once(SilenceCalls.list)
+    get = _once(SilenceCalls.get)
+    end = _once(SilenceCalls.end)
+
+
 class HttpClient(_Sender):
     """A service as a program sees it over HTTP; close it, or use it as a context manager.
 
@@ -146,6 +169,10 @@ class HttpClient(_Sender):
         super().__init__(connection, httpx.Client(transport=transport, **connection.options))
         self.watches = _Watches(connection, self._http)
         """Add, change and remove the watches of attached streams."""
+        self.incidents = _Incidents(connection, self._http)
+        """List, show and judge what alerts have found."""
+        self.silences = _Silences(connection, self._http)
+        """Keep incidents from being delivered for a while."""
 
     def __enter__(self) -> Self:
         return self
@@ -162,13 +189,14 @@ class HttpClient(_Sender):
     pause = _once(ServiceCalls.pause)
     resume = _once(ServiceCalls.resume)
     detach = _once(ServiceCalls.detach)
-    streams = _once(ServiceCalls.streams)
+    streams = _whole(ServiceCalls.streams)
     stream = _once(ServiceCalls.stream)
     ask = _whole(ServiceCalls.ask)
     submit = _once(ServiceCalls.submit)
     query = _whole(ServiceCalls.query)
     queries = _once(ServiceCalls.queries)
     cancel = _once(ServiceCalls.cancel)
+    results_page = _once(ServiceCalls.results_page)
     results = _each(ServiceCalls.results)
     events = _listen(ServiceCalls.events)
     health = _once(ServiceCalls.health)

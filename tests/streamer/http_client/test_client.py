@@ -1,5 +1,6 @@
 """Both HTTP clients against the real API, over a real Redis and database."""
 
+import asyncio
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -12,9 +13,12 @@ from streamer.client import Client
 from streamer.domain import ErrorInfo, Result, Sampling, Stream, StreamState, Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.http_client import HttpClient
+from streamer.incidents.store import KeptPicture
 from streamer.response_format import ChoiceFormat
 from streamer.settings import Settings
+from tests.streamer.incidents.conftest import Alert
 from tests.support.api_server import ApiServer
+from tests.support.relay import Relay
 
 CAMERA = "rtsp://me:hunter2@192.0.2.1/door"
 
@@ -225,3 +229,66 @@ def test_a_state_of_a_newer_server_is_read(remote: HttpClient, here: Client) -> 
 
     assert remote.stream("door").state is StreamState.CONNECTING
     assert Stream.read(stream.model_dump(mode="json") | {"state": "dreaming", "new": 1})
+
+
+class Forgetful(Relay):
+    """Loses the first answer on its way back."""
+
+    lost = 0
+
+    async def read_answer(self, reader: asyncio.StreamReader) -> bytes:
+        """Return what the server says, but for the first time the end of the connection."""
+        piece = await super().read_answer(reader)
+        if not self.lost:
+            self.lost = 1
+            raise asyncio.IncompleteReadError(piece, None)
+        return piece
+
+
+def test_a_question_whose_answer_was_lost_is_asked_once(
+    open_client, api_server: ApiServer, here: Client
+) -> None:
+    see(here, here.attach(CAMERA, "door", watches=[], probe=False))
+    with Forgetful(api_server.port) as relay:
+        client: HttpClient = open_client(f"http://127.0.0.1:{relay.port}")
+
+        query = client.submit("Is it open?", "door", stale_ok=True)
+
+        assert relay.lost == 1
+    assert [each.id for each in here.queries()] == [query.id]
+
+
+def test_incidents_are_listed_and_judged(remote: HttpClient, here: Client) -> None:
+    alert = Alert(here.timeline)
+    picture = KeptPicture(b"a picture", datetime.now(UTC))
+    results = [alert.result(0, 0.8), alert.result(1, 0.9)]
+    alert.record(*results, pictures={result.id: picture for result in results})
+
+    (incident,) = remote.incidents.list(state="open", stream="lobby")
+
+    assert remote.incidents.page(unseen=True).incidents == [incident]
+    assert remote.incidents.get(incident.id) == incident
+    assert remote.incidents.see(incident.id, "ann").seen_by == ["ann"]
+    acknowledged = remote.incidents.acknowledge(incident.id, "bob", "On my way.").acknowledged
+    assert acknowledged is not None
+    assert (acknowledged.by, acknowledged.note) == ("bob", "On my way.")
+    feedback = remote.incidents.judge(incident.id, "wrong").feedback
+    assert feedback is not None
+    assert feedback.verdict == "wrong"
+    assert remote.incidents.resolve(incident.id).state == "resolved"
+    assert remote.incidents.snapshot(incident.id, "last") == b"a picture"
+    with pytest.raises(StreamerError) as gone:
+        remote.incidents.clip(incident.id)
+    assert gone.value.request_id
+    with pytest.raises(StreamerError) as unknown:
+        remote.incidents.get("inc_1")
+    assert unknown.value.code is ErrorCode.UNKNOWN_INCIDENT
+
+
+def test_incidents_are_silenced(remote: HttpClient) -> None:
+    silence = remote.silences.add({"stream": "door"}, minutes=5, reason="The painter is here.")
+
+    assert remote.silences.list() == [silence] == [remote.silences.get(silence.id)]
+    assert silence.ends_at - silence.starts_at == timedelta(minutes=5)
+    assert remote.silences.end(silence.id) == silence
+    assert remote.silences.list() == []

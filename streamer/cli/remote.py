@@ -1,0 +1,162 @@
+"""An installation on another machine: what commands use of `Client`, through the HTTP API."""
+
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from streamer.domain import Part, Query, Result, Stream, Watch
+from streamer.errors import ErrorCode, StreamerError
+from streamer.http_client import HttpClient
+from streamer.http_client.calls import question_call, watch_body
+from streamer.limits import check_prompt
+from streamer.validation import validated
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from streamer.api.schemas import IncidentList
+    from streamer.incidents.records import Feedback, Incident
+    from streamer.incidents.silences import Silence
+    from streamer.question import Question
+
+
+class RemoteInstallation:
+    """The methods of `streamer.client.Client` that commands use; close it when done.
+
+    Its methods raise StreamerError, as those of HttpClient do.
+    """
+
+    def __init__(self, client: HttpClient) -> None:
+        self._client = client
+        self.watches = _Watches(client)
+        self.incidents = _Incidents(client)
+        self.queue = _Queue(client)
+        self.health = self.jobs = _Health(client)
+        self.attach = client.attach
+        self.edit = client.edit
+        self.streams = client.streams
+        self.detach = client.detach
+        self.query = client.query
+        self.cancel = client.cancel
+        self.results = client.results_page
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._client.close()
+
+    def stream(self, ref: str) -> Stream:
+        """Return a stream by id or name."""
+        return self._client.stream(ref)
+
+    def watch(self, prompt: str, **given: Any) -> Watch:
+        """Make a watch; what is None is not set, so that the server's settings decide."""
+        check_prompt(prompt)
+        fields = {name: value for name, value in given.items() if value is not None}
+        return validated(Watch, prompt=prompt, **fields)
+
+    def submit(self, question: "Question", wait: float | None = None) -> Query:
+        """Submit a question; the server decides how long it waits for a first frame."""
+        return self._client.send(question_call(question.model_dump(mode="json")))
+
+    def require_worker(self) -> None:
+        """Raise StreamerError(NO_WORKER) if no model worker is running, nor loading its model."""
+        for part in self.health.missing():
+            if part.name == "model worker" and part.state in ("missing", None):
+                raise StreamerError(ErrorCode.NO_WORKER, part.message or "No model worker runs.")
+
+    def require_results_of(self, stream: str) -> None:
+        """Raise StreamerError(UNKNOWN_STREAM) unless `stream` is attached or has results."""
+        self._client.results_page(stream=stream, limit=1)
+
+
+class _Watches:
+    def __init__(self, client: HttpClient) -> None:
+        self._watches = client.watches
+        self.edit, self.remove = client.watches.edit, client.watches.remove
+
+    def add(self, ref: str, watch: Watch) -> Watch:
+        """Add a watch to a stream."""
+        given = {name: getattr(watch, name) for name in watch_body(watch)}
+        return self._watches.add(ref, **given)
+
+
+class _Incidents:
+    def __init__(self, client: HttpClient) -> None:
+        self._incidents, self._silences = client.incidents, client.silences
+        self.get, self.acknowledge = client.incidents.get, client.incidents.acknowledge
+        self.silences, self.end_silence = client.silences.list, client.silences.end
+
+    def page(
+        self,
+        *,
+        state: Literal["pending", "open", "resolved"] | None = None,
+        stream: str | None = None,
+        severity: Literal["info", "warning", "critical"] | None = None,
+        since: "datetime | None" = None,
+        unseen: bool = False,
+        limit: int = 100,
+    ) -> "IncidentList":
+        """Return incidents, newest first."""
+        return self._incidents.page(
+            state=state, stream=stream, severity=severity, since=since, unseen=unseen, limit=limit
+        )
+
+    def judge(self, incident_id: str, feedback: "Feedback") -> "Incident":
+        """Note whether an incident was right."""
+        return self._incidents.judge(incident_id, feedback.verdict, feedback.by, feedback.note)
+
+    def resolve(self, incident_id: str) -> "Incident":
+        """End an incident."""
+        return self._incidents.resolve(incident_id)
+
+    def silence(self, silence: "Silence") -> "Silence":
+        """Add a silence."""
+        return self._silences.add(
+            silence.matchers,
+            starts_at=silence.starts_at,
+            ends_at=silence.ends_at,
+            reason=silence.reason,
+            created_by=silence.created_by,
+        )
+
+
+class _Queue:
+    def __init__(self, client: HttpClient) -> None:
+        self._client = client
+
+    def follow(self, last_id: str = "$") -> Iterator[tuple[str, Result]]:
+        """Yield results that come after `last_id`, with their ids; `$`: from now on."""
+        after = None if last_id == "$" else last_id
+        for event in self._client.events(types=["result.created"], after=after):
+            if event.result is not None:
+                yield event.id, event.result
+            else:
+                print("Some results are missing here: see `streamer results`.", file=sys.stderr)
+
+
+class _Health:
+    """The parts of the installation, asked for once."""
+
+    def __init__(self, client: HttpClient) -> None:
+        self._client = client
+        self._parts: list[Part] | None = None
+
+    def missing(self) -> list[Part]:
+        """Return the parts that do not work."""
+        if self._parts is None:
+            self._parts = self._client.health().parts
+        return [part for part in self._parts if not part.up]
+
+    def workers(self) -> dict[str, int]:
+        """Return 0 or 1 for `ingest` and `clips`: whether workers of that kind run."""
+        away = {part.name for part in self.missing() if part.state != "impaired"}
+        return {
+            "ingest": int("ingest worker" not in away),
+            "clips": int("model worker" not in away),
+        }
+
+    def model_loading(self) -> bool:
+        """Return whether a model worker is loading its model."""
+        return any(part.state == "loading" for part in self.missing())

@@ -1,0 +1,175 @@
+"""Commands on a machine that reaches the service only by its API: STREAMER_API_URL is set."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+from typer.testing import CliRunner
+
+from nvila_core.resolution.policy import Measures
+from streamer.cli.app import app
+from streamer.client import Client
+from streamer.domain import Result
+from tests.support.api_server import ApiServer
+
+Run = Callable[..., Any]
+CAMERA = "rtsp://me:hunter2@192.0.2.1/door"
+
+
+@pytest.fixture
+def here(api_server: ApiServer) -> Client:
+    """The installation, as its own machine sees it."""
+    return api_server.client
+
+
+@pytest.fixture
+def run(api_server: ApiServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Run]:
+    monkeypatch.setenv("STREAMER_API_URL", api_server.url)
+    monkeypatch.setenv("STREAMER_REDIS_URL", "redis://127.0.0.1:1")  # nobody is there
+    with capture_logs():  # the server's, which would be in the output of the commands
+        yield lambda *arguments: CliRunner().invoke(app, arguments)
+
+
+def records(done: Any) -> list[dict[str, Any]]:
+    assert done.exit_code == 0, done.output
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_stream_is_attached_changed_and_detached(run: Run, here: Client) -> None:
+    options = ["--prompt", "Is it open?", "--window", "5", "--no-probe", "--json"]
+
+    (stream,) = records(run("attach", CAMERA, "--name", "door", *options))
+
+    (watch,) = here.stream("door").watches
+    assert (watch.prompt, watch.window) == ("Is it open?", 5)
+    assert watch.max_frames == here.settings.max_frames
+    assert [each["id"] for each in records(run("streams", "--json"))] == [stream["id"]]
+    assert "door" in run("streams", "door").stdout
+    assert records(run("edit", "door", "--pause", "--name", "gate", "--json"))[0]["paused"]
+    assert run("detach", "gate").exit_code == 0
+    assert here.streams() == []
+
+
+def test_what_is_missing_there_is_said(run: Run) -> None:
+    attached = run("attach", CAMERA, "--no-probe", "--name", "door")
+    listed = run("streams")
+    asked = run("ask", "door", "Is it open?")
+
+    assert "No ingest worker is running" in attached.stderr
+    assert "No ingest worker is running" in listed.stderr
+    assert asked.exit_code == 1
+    assert "No model worker is running" in asked.stderr
+
+
+def test_watches_are_added_changed_and_removed(run: Run, here: Client) -> None:
+    here.attach(CAMERA, "door", watches=[], probe=False)
+
+    (watch,) = records(run("watch", "add", "door", "Is it open?", "--choice", "yes", "--json"))
+    (alert,) = records(run("watch", "add", "door", "Is there smoke?", "--alert", "--json"))
+    changed = run("watch", "edit", "door", watch["id"], "--window", "3", "--json")
+
+    assert records(changed)[0]["window"] == 3
+    assert alert["alert"]["severity"] == "warning"
+    assert len(records(run("watch", "list", "door", "--json"))) == 2
+    assert run("watch", "remove", "door", watch["id"]).exit_code == 0
+    assert [w.id for w in here.stream("door").watches] == [alert["id"]]
+
+
+def test_a_question_is_asked_shown_and_cancelled(run: Run, here: Client) -> None:
+    stream = here.attach(CAMERA, "door", watches=[], probe=False)
+    here.frames.put(stream.id, b"jpeg", Measures(32, 24, change=0.0), time=time.time(), pts=0.0)
+
+    (query,) = records(run("ask", "door", "Is it open?", "--stale-ok", "--no-wait", "--json"))
+
+    assert query["status"] == "queued"
+    answer = Result(
+        request_id=query["id"],
+        kind="answer",
+        stream_id=stream.id,
+        stream_name="door",
+        prompt="Is it open?",
+        text="It is open.",
+    )
+    here.queue.publish(answer, owner_id=None)
+    assert "It is open." in run("query", query["id"], "--wait").stdout
+    (past,) = records(run("ask", "door", "And before?", "--since=-5m", "--no-wait", "--json"))
+    assert "cancelled" in run("query", past["id"], "--cancel").stdout
+
+
+def test_results_are_listed_and_followed(run: Run, here: Client) -> None:
+    def caption(number: int) -> Result:
+        return Result(
+            request_id=f"req_{number}",
+            kind="caption",
+            stream_id="str_1",
+            stream_name="door",
+            prompt="?",
+            text=f"Caption {number}.",
+        )
+
+    here.timeline.record([caption(n) for n in range(3)])
+    assert len(records(run("results", "--stream", "door", "--json"))) == 3
+    assert "Caption 1." in run("results", "--q", "Caption 1").stdout
+    assert run("results", "--stream", "nowhere").exit_code == 1
+
+    def publish() -> None:  # again and again, until one comes after the listener has begun
+        number = 10
+        while not ended.wait(0.05):
+            here.queue.publish(caption(number), owner_id=None)
+            number += 1
+
+    ended = threading.Event()
+    publisher = threading.Thread(target=publish)
+    publisher.start()
+    try:
+        followed = records(run("results", "--follow", "--limit", "2", "--json"))
+    finally:
+        ended.set()
+        publisher.join()
+    assert [result["kind"] for result in followed] == ["caption", "caption"]
+
+
+def test_silences_and_incidents(run: Run, here: Client) -> None:
+    (silence,) = records(run("silence", "add", "stream=door", "--for", "2h", "--json"))
+
+    (kept,) = here.incidents.silences()
+    assert kept.id == silence["id"]
+    assert (kept.ends_at - kept.starts_at).total_seconds() == pytest.approx(7200)
+    assert len(records(run("silence", "list", "--json"))) == 1
+    assert run("silence", "end", silence["id"]).exit_code == 0
+    assert "No incidents." in run("incidents").stdout
+    assert "There is no incident" in run("incidents", "inc_1", "--ack").stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["analyze", "film.mp4"],
+        ["summarize", "door"],
+        ["keys", "list"],
+        ["doctor"],
+        ["up"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_what_needs_the_other_machine_says_so(run: Run, arguments: list[str]) -> None:
+    done = run(*arguments)
+
+    (line,) = done.stderr.strip().splitlines()
+    assert done.exit_code == 2
+    assert "does not work through the API" in line
+    assert "STREAMER_API_URL" in line
+
+
+def test_a_service_that_is_away_is_one_sentence(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STREAMER_API_URL", "http://127.0.0.1:1")
+
+    done = run("streams")
+
+    (line,) = done.stderr.strip().splitlines()
+    assert done.exit_code == 1
+    assert "http://127.0.0.1:1 cannot be reached" in line
