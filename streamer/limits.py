@@ -4,10 +4,19 @@ A limit that a user may have to change is a setting instead (`max_body_bytes`, `
 Stored records are not checked, so that what an earlier version accepted stays readable.
 """
 
+from pydantic.config import JsonDict
+
 from streamer.errors import ErrorCode, StreamerError
 
 MAX_PROMPT = 32_768
 """Characters of a prompt."""
+
+PROMPT_SCHEMA: JsonDict = {
+    "minLength": 1,
+    "maxLength": MAX_PROMPT,
+    "pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$",
+}
+"""What :func:`check_prompt` asks of a prompt, as JSON schema: not empty or blank."""
 
 MAX_SOURCE = 4096
 """Characters of a URL or path."""

@@ -223,14 +223,14 @@ class Queries:
         cursor.
         """
         places = [
-            (time, query_id.decode())
+            (round(time * 1_000_000), query_id.decode())
             for query_id, time in cast(
                 "list[tuple[bytes, float]]",
                 self._redis.zrevrange(redis_keys.QUERIES, 0, -1, withscores=True),
             )
         ]
         if cursor is not None:
-            after = tuple(decode_cursor(cursor, float, str))
+            after = decode_cursor(cursor)
             places = [place for place in places if place < after]
         places, rest = places[:limit], places[limit:]
         if not places:

@@ -6,7 +6,7 @@ from pydantic import AwareDatetime, Field, Strict, WithJsonSchema, model_validat
 
 from streamer.domain import ModelName, Record, rfc3339, utc_now
 from streamer.errors import ErrorCode, StreamerError, about
-from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES, check_prompt
+from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES, PROMPT_SCHEMA, check_prompt
 from streamer.response_format import ResponseFormat
 from streamer.times import moment
 
@@ -20,7 +20,7 @@ _Time = Annotated[
 class Question(Record):
     """A question about a stream now or, with `since`, about a past range."""
 
-    prompt: str = Field(description="question to ask")
+    prompt: str = Field(description="question to ask", json_schema_extra=PROMPT_SCHEMA)
     stream: str | None = Field(
         default=None, description="id or name; optional if only one stream is attached"
     )

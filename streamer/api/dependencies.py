@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection
 from streamer.api.database_threads import DatabaseThreads
 from streamer.api.event_hub import EventHub
 from streamer.client import Client
-from streamer.cursors import MAX_CURSOR
+from streamer.cursors import CURSOR_PATTERN
 from streamer.errors import ErrorCode, StreamerError
 from streamer.health import CachedHealth
 
@@ -45,7 +45,7 @@ Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="maximum number of r
 Cursor = Annotated[
     str | None,
     Query(
-        max_length=MAX_CURSOR,
+        pattern=CURSOR_PATTERN,
         description="`next_cursor` of the page before",
     ),
 ]

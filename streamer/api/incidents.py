@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 
 from streamer.alert_rule import Severity
-from streamer.api.dependencies import ClientDependency, DatabaseDependency
+from streamer.api.dependencies import ClientDependency, Cursor, DatabaseDependency
 from streamer.api.schemas import IncidentList, IncidentPatch
 from streamer.client import Client
 from streamer.domain import utc_now
@@ -44,7 +44,7 @@ async def list_incidents(
     ] = None,
     unseen: Annotated[bool, Query(description="true: those that nobody has seen")] = False,
     limit: Annotated[int, Query(ge=1, le=1000, description="maximum number of incidents")] = 100,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the previous page")] = None,
+    cursor: Cursor = None,
 ) -> Response:
     """List incidents, newest first."""
     for name, given in (("stream", stream), ("watch", watch), ("cursor", cursor)):

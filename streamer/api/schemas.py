@@ -35,6 +35,7 @@ from streamer.limits import (
     MAX_SOURCE,
     MAX_WATCHES,
     MAX_WEBHOOK_URL,
+    PROMPT_SCHEMA,
 )
 from streamer.question import Question
 from streamer.response_format import ResponseFormat
@@ -85,7 +86,7 @@ class WatchBody(RequestBody):
         "ignored otherwise",
     )
 
-    prompt: str = Field(description="question about every window")
+    prompt: str = Field(description="question about every window", json_schema_extra=PROMPT_SCHEMA)
     window: float | None = Field(
         default=None, gt=0, le=3600, description="seconds that one answer is about"
     )
@@ -115,7 +116,9 @@ class WatchPatch(RequestBody):
 
     answer = Watch
 
-    prompt: str | None = Field(default=None, description="question about every window")
+    prompt: str | None = Field(
+        default=None, description="question about every window", json_schema_extra=PROMPT_SCHEMA
+    )
     window: float | None = Field(
         default=None, gt=0, le=3600, description="seconds that one answer is about"
     )

@@ -7,7 +7,7 @@ from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.schemas import StreamBody, StreamList, StreamPatch, WatchBody
 from streamer.api.watches import watch_of
 from streamer.client import Client
-from streamer.cursors import decode_cursor, encode_cursor
+from streamer.cursors import decode_cursor, encode_cursor, order_of
 from streamer.domain import Stream, Watch
 from streamer.errors import ErrorCode, StreamerError, about
 
@@ -59,7 +59,7 @@ def list_streams(
     """List the attached streams with their states and counters, oldest first."""
     streams = client.streams()
     if cursor is not None:
-        after = tuple(decode_cursor(cursor, float, str))
+        after = decode_cursor(cursor)
         streams = [stream for stream in streams if _place(stream) > after]
     page = streams[:limit]
     return StreamList(
@@ -69,8 +69,8 @@ def list_streams(
     )
 
 
-def _place(stream: Stream) -> tuple[float, str]:
-    return stream.created_at.timestamp(), stream.id
+def _place(stream: Stream) -> tuple[int, str]:
+    return order_of(stream.created_at), stream.id
 
 
 @router.get("/{ref}")

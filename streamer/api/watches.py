@@ -33,7 +33,7 @@ def list_watches(
     watches = client.stream(ref).watches
     start = 0
     if cursor is not None:
-        start, last = decode_cursor(cursor, int, str)
+        start, last = decode_cursor(cursor)
         places = {watch.id: place for place, watch in enumerate(watches, 1)}
         start = places.get(last, max(start - 1, 0))  # one that was removed left no gap
     end = start + limit

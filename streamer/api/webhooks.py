@@ -4,7 +4,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from streamer.api.dependencies import ClientDependency, DatabaseDependency
+from streamer.api.dependencies import ClientDependency, Cursor, DatabaseDependency
 from streamer.api.schemas import (
     DeliveryPage,
     NewWebhook,
@@ -79,7 +79,7 @@ async def list_deliveries(
     client: ClientDependency,
     database: DatabaseDependency,
     limit: Annotated[int, Query(ge=1, le=1000, description="maximum number of deliveries")] = 100,
-    cursor: Annotated[str | None, Query(description="`next_cursor` of the previous page")] = None,
+    cursor: Cursor = None,
 ) -> DeliveryPage:
     """List the deliveries of a webhook, newest first."""
     found, following = await database.run(

@@ -3,8 +3,6 @@
 Whatever changes an incident writes its messages in the same transaction (see messages.py).
 """
 
-import base64
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -15,6 +13,7 @@ from sqlalchemy import Connection, Row, Select, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
+from streamer.cursors import decode_cursor, encode_cursor
 from streamer.domain import Result, ResultKind, rfc3339, utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.events import EventType
@@ -269,11 +268,11 @@ class Incidents:
         if unseen:
             statement = statement.where(columns.seen.is_(False))
         if cursor is not None:
-            statement = statement.where(columns.number < _number(cursor))
+            statement = statement.where(columns.number < decode_cursor(cursor)[0])
         rows = self._database.read(lambda connection: connection.execute(statement).all())
         more, rows = len(rows) > limit, rows[:limit]
         return IncidentPage(
-            [_incident(row) for row in rows], _cursor(rows[-1].number) if more else None
+            [_incident(row) for row in rows], encode_cursor(rows[-1].number) if more else None
         )
 
     def get(self, incident_id: str) -> Incident:
@@ -687,20 +686,3 @@ def _read_window(stored: list[Any]) -> SeenWindow:
     return SeenWindow(
         datetime.fromisoformat(start), datetime.fromisoformat(end), probability, result_id
     )
-
-
-def _cursor(number: int) -> str:
-    return base64.urlsafe_b64encode(json.dumps([number]).encode()).decode().rstrip("=")
-
-
-def _number(cursor: str) -> int:
-    try:
-        (number,) = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-        if not 0 <= int(number) < 2**63:
-            raise ValueError
-        return int(number)
-    except (ValueError, TypeError):
-        raise StreamerError(
-            ErrorCode.INVALID_REQUEST,
-            "Invalid cursor: omit it to start from the newest incident.",
-        ) from None

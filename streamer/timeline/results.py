@@ -24,7 +24,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
-from streamer.cursors import decode_cursor, encode_cursor
+from streamer.cursors import decode_cursor, encode_cursor, moment_of, order_of
 from streamer.domain import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.timeline.database import TIME_LIMIT, Database, engine_of, parsed_url, translated
@@ -332,17 +332,10 @@ def _result(row: Row[Any]) -> Result:
 
 
 def _cursor(row: Row[Any]) -> str:
-    return encode_cursor(row._mapping["created_at"].isoformat(), row._mapping["number"])
+    return encode_cursor(order_of(row._mapping["created_at"]), str(row._mapping["number"]))
 
 
 def _position(cursor: str) -> tuple[datetime, int]:
     """Return the time and the number of the last result before the page."""
-    moment, number = decode_cursor(cursor, str, int)
-    try:
-        return datetime.fromisoformat(moment), number
-    except ValueError:
-        raise StreamerError(
-            ErrorCode.INVALID_REQUEST,
-            "Invalid cursor: omit it to start from the newest result.",
-            "cursor",
-        ) from None
+    order, number = decode_cursor(cursor)
+    return moment_of(order), int(number[:18]) if number.isdecimal() else 0

@@ -16,6 +16,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, and_, delete, exists, func, insert, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from streamer.cursors import decode_cursor, encode_cursor
 from streamer.domain import new_id, rfc3339, utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.events import EventFilter
@@ -188,15 +189,15 @@ class Webhooks:
             .limit(limit + 1)
         )
         if cursor is not None:
-            statement = statement.where(_outbox.number < _number(cursor))
+            statement = statement.where(_outbox.number < decode_cursor(cursor)[0])
 
         def page(connection: Connection) -> Sequence[Row[Any]]:
             self._find(connection, webhook_id)
             return connection.execute(statement).all()
 
         rows = self._database.read(page)
-        more = str(rows[limit - 1].number) if len(rows) > limit else None
-        return [_delivery(row) for row in rows[:limit]], _opaque(more)
+        more = encode_cursor(rows[limit - 1].number) if len(rows) > limit else None
+        return [_delivery(row) for row in rows[:limit]], more
 
     def retry(self, webhook_id: str, delivery_id: str) -> Delivery:
         """Let a delivery be tried again now, whatever became of it.
@@ -418,18 +419,3 @@ def _delivery(row: Row[Any]) -> Delivery:
     if row.state != _PENDING:
         values["due_at"] = None
     return Delivery(**values)
-
-
-def _opaque(position: str | None) -> str | None:
-    return None if position is None else base64.urlsafe_b64encode(position.encode()).decode()
-
-
-def _number(cursor: str) -> int:
-    try:
-        return int(base64.urlsafe_b64decode(cursor))
-    except ValueError:
-        raise StreamerError(
-            ErrorCode.INVALID_REQUEST,
-            "Invalid cursor: omit it to start from the newest delivery.",
-            "cursor",
-        ) from None
