@@ -285,7 +285,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _model_elsewhere(self) -> Self:
-        if self.backend == "openai" and (self.base_url is None or self.model == "demo"):
+        named = "model" in self.model_fields_set
+        if self.backend == "openai" and (self.base_url is None or not named):
             raise ValueError(
                 "backend 'openai' needs base_url, the address of a server such as "
                 "http://127.0.0.1:8000/v1, and model, the name of a model there"
@@ -337,7 +338,8 @@ def load_settings(config: Path | None = None, **overrides: Any) -> Settings:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(str(part) for part in first["loc"])
+        subject = f"Setting '{key}'" if key else "Settings"  # of several together
         raise StreamerError(
             ErrorCode.SETTINGS_INVALID,
-            f"Setting '{key}': {first['msg']} (see configs/streamer.yaml).",
+            f"{subject}: {first['msg']} (see configs/streamer.yaml).",
         ) from None

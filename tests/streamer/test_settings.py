@@ -66,3 +66,33 @@ def test_new_names_say_nothing(config: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert load_settings().max_num_batched_tokens == 96
+
+
+@pytest.mark.parametrize(
+    ("given", "address"),
+    [
+        ("http://127.0.0.1:8000", "http://127.0.0.1:8000/v1"),
+        ("https://host/v1/", "https://host/v1"),
+        ("https://host/api/openai", "https://host/api/openai"),
+        ("http://host:1/v1/chat/completions", "http://host:1/v1"),
+    ],
+)
+def test_the_address_of_a_model_elsewhere_has_its_path(given: str, address: str) -> None:
+    assert load_settings(backend="openai", base_url=given, model="eye").base_url == address
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"backend": "openai", "model": "eye"},
+        {"backend": "openai", "base_url": "http://host/v1"},
+        {"base_url": "ftp://host/v1"},
+        {"base_url": "http://user:word@host/v1"},
+        {"backend": "other"},
+    ],
+)
+def test_a_model_elsewhere_needs_an_address_and_a_name(given: dict[str, Any]) -> None:
+    with pytest.raises(StreamerError) as refusal:
+        load_settings(**given)
+    assert refusal.value.code is ErrorCode.SETTINGS_INVALID
+    assert "word" not in refusal.value.message.replace("password", "")
