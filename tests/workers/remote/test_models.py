@@ -219,3 +219,21 @@ def test_few_models_are_remembered(service, connections) -> None:
         service.jobs.served.note(f"model-{number}")
     assert len(service.jobs.served.known()) == 64
     assert connections.main.ttl(redis_keys.MODELS) > 0
+
+
+def test_over_http_a_watch_and_a_query_name_their_model(service, api) -> None:
+    spec = StreamSpec(name="yard", url="rtsp://camera/yard", live=True)
+    service.registry.create(spec, spec.url)
+    service.jobs.served.note(EYE)
+    body = {"prompt": "What is there?"}
+
+    for path in ("/v1/streams/yard/watches", "/v1/queries"):
+        refusal = api.post(path, json=body | {"model": "eye"})
+        assert (refusal.status_code, refusal.json()["error"]["code"]) == (404, "UNKNOWN_MODEL")
+        assert refusal.json()["error"]["param"] == "model"
+    made = api.post("/v1/streams/yard/watches", json=body | {"model": EYE})
+    assert (made.status_code, made.json()["model"]) == (201, EYE)
+    # what GET returns, PATCH accepts
+    watch = api.get("/v1/streams/yard").json()["watches"][0]
+    assert watch["model"] == EYE
+    assert api.patch("/v1/streams/yard", json={"model": EYE}).json()["model"] == EYE
