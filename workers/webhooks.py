@@ -23,7 +23,7 @@ from streamer.settings import Settings
 from streamer.timeline.database import Database
 from streamer.webhooks.addresses import WebhookAddresses
 from streamer.webhooks.outbox import Fact
-from streamer.webhooks.sender import TIME_LIMIT, send
+from streamer.webhooks.sender import TIME_LIMIT, load_certificates, send
 from streamer.webhooks.store import MAX_WEBHOOKS, Webhooks
 from streamer.worker_states import WorkerStates
 from workers.rq.thread_worker import ThreadWorker
@@ -75,6 +75,7 @@ class WebhookSender:
         self._workers = WorkerStates(client)
         self._jobs = Jobs(in_reserve(client), settings)
         self._trimmed_at = float("-inf")
+        self._prepared = False
         self._worker = ThreadWorker(
             [WEBHOOKS],
             client,
@@ -134,6 +135,9 @@ class WebhookSender:
         self._workers.look()
         position = self._webhooks.position()
         after = position if position is not None else self._events.position()
+        if not self._prepared:
+            load_certificates()
+            self._prepared = True
         if position is None:
             self._webhooks.relay(None, [], after)
             return True

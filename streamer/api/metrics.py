@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 from streamer import __version__
 from streamer.client import Client
 from streamer.domain import Stream, StreamState
+from streamer.events import Events
 from streamer.health import CachedHealth
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -146,6 +147,11 @@ class _Installation(Collector):
         )
         left.add_metric((), self._client.health.unreadable_results())
         yield left
+        lost = CounterMetricFamily(
+            "streamer_events_lost", "Events that Redis gave up because it was full."
+        )
+        lost.add_metric((), Events(self._client.connections.main).lost())
+        yield lost
         for part in self._health.parts():
             up.add_metric((part.name,), part.up)
             if part.last_seen_at is not None:

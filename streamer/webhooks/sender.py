@@ -75,6 +75,11 @@ def _trust() -> ssl.SSLContext:
     return tls.trusting(True)  # loading the certificates is slow
 
 
+def load_certificates() -> None:
+    """Load the certificates, for which the first message would wait."""
+    _trust()
+
+
 def send(
     message: Outgoing, addresses: WebhookAddresses, *, time_limit: float = TIME_LIMIT
 ) -> Outcome:

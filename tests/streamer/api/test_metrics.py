@@ -173,3 +173,9 @@ def test_a_stream_that_nobody_runs_says_so(client: Client) -> None:
     assert "streamer ingest" in stream.error.message
     assert client.streams()[0].error == stream.error
     client.close()
+
+
+def test_events_that_redis_gave_up_are_counted(api: TestClient, client: Client) -> None:
+    assert samples(api)["streamer_events_lost_total", ""] == 0
+    client.connections.main.set(redis_keys.EVENTS_LOST, 3)
+    assert samples(api)["streamer_events_lost_total", ""] == 3
