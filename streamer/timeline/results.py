@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from sqlalchemy import (
     column,
     func,
     inspect,
-    literal,
     literal_column,
     or_,
     select,
@@ -39,8 +38,9 @@ Also = Callable[[Connection, list[Result]], object]
 _MAX_PAGE = 1000
 """Results of one page."""
 
-_FEW = 2000
-"""Results of a range that are searched one by one."""
+_DISORDER = 5_000
+"""Results by which the order of recording may differ from that of `created_at`: results that a
+recorder took and did not record are taken over by another."""
 
 _REQUIRED = {name for name, field in Result.model_fields.items() if field.is_required()}
 
@@ -74,31 +74,44 @@ class _Wanted:
     def rows(self, connection: Connection) -> list[Row[Any]]:
         """Return up to `limit` rows in order."""
         by_id = self.stream is not None and self._is_id(connection)
-        filters = self._filters(by_id)
-        if self.terms and self.dialect == "sqlite" and not self._narrow(connection):
-            return list(connection.execute(self._search_sqlite(by_id)))
-        if self.terms:
-            filters.append(self._has_words())
-        found: list[Row[Any]] = []
-        for part in self._parts():
-            found += connection.execute(self._page(*filters, *part))
+        ranged = self.since is not None or self.until is not None
+        near = self._near() if ranged else []
+        if self.terms and self.dialect == "sqlite":
+            statement = self._search_sqlite(by_id, near, *self._numbers(connection))
+            far = self._search_sqlite(by_id, self._far_range(), far=True)
+        else:
+            filters = [*self._filters(by_id), *near]
+            if self.terms:
+                filters.append(self._has_words())
+                filters += _between(_columns.number, *self._numbers(connection))
+            statement = select(_results).where(*filters).order_by(*self._order())
+            far = self._far(by_id)
+        found = list(connection.execute(statement.limit(self.limit)))
+        if ranged:
+            found += connection.execute(far.limit(self.limit))
         return sorted(found, key=self._key, reverse=True)[: self.limit]
 
     def _key(self, row: Row[Any]) -> tuple[Any, ...]:
         number = row._mapping["number"]
         return (number,) if self.terms else (row._mapping["created_at"], number)
 
+    def _order(self, *, indexed: bool = True) -> list[ColumnElement[Any]]:
+        columns: list[ColumnElement[Any]] = [_columns.created_at, _columns.number]
+        if self.terms:
+            columns = columns[1:]
+        return [(c if indexed else func.coalesce(c, c)).desc() for c in columns]
+
     def _is_id(self, connection: Connection) -> bool:
         known = select(_columns.number).where(_columns.stream_id == self.stream).limit(1)
         return connection.execute(known).first() is not None
 
-    def _filters(self, by_id: bool) -> list[ColumnElement[bool]]:
+    def _filters(self, by_id: bool, *, indexed: bool = True) -> list[ColumnElement[bool]]:
         filters: list[ColumnElement[bool]] = []
-        if self.stream is not None:
-            column = _columns.stream_id if by_id else _columns.stream_name
-            filters.append(column == self.stream)
-        if self.kind is not None:
-            filters.append(_columns.kind == self.kind)
+        stream = _columns.stream_id if by_id else _columns.stream_name
+        for name, value in ((stream, self.stream), (_columns.kind, self.kind)):
+            if value is not None:
+                # a database takes no index for an expression that it does not know
+                filters.append((name if indexed else func.coalesce(name, "")) == value)
         if self.literal and not self.terms:
             columns = (_columns.text, _columns.prompt)
             filters.append(or_(*(c.icontains(self.literal, autoescape=True) for c in columns)))
@@ -111,57 +124,62 @@ class _Wanted:
             )
         return filters
 
-    def _parts(self) -> list[list[ColumnElement[bool]]]:
-        """Return the conditions of the range: for most results, and for those far from their clip.
-
-        Together they select the results whose clip overlaps the range.
-        """
-        if self.since is None and self.until is None:
-            return [[]]
+    def _near(self) -> list[ColumnElement[bool]]:
+        """Return the conditions of the range for results that are close to their clip."""
         near: list[ColumnElement[bool]] = [_columns.far.is_(False)]
-        far: list[ColumnElement[bool]] = [_columns.far.is_(True)]
+        made = _columns.created_at
         if self.since is not None:
-            near.append(_columns.created_at >= self.since - MAX_ADVANCE)
-            far.append(_columns.end >= self.since)
+            near.append(made >= self.since - MAX_ADVANCE)
+            near.append(func.coalesce(_columns.end, made) >= self.since)
         if self.until is not None:
-            near.append(_columns.created_at < self.until + MAX_DELAY)
-        overlap = self._overlap()
-        return [[*near, *overlap], [*far, *overlap]]
+            near.append(made < self.until + MAX_DELAY)
+            near.append(func.coalesce(_columns.start, made) < self.until)
+        return near
 
-    def _overlap(self) -> list[ColumnElement[bool]]:
-        overlap: list[ColumnElement[bool]] = []
+    def _numbers(self, connection: Connection) -> tuple[int | None, int | None]:
+        """Return the lowest and the highest number of a range, None for none, as a search reads
+        by number."""
+        made, number = _columns.created_at, _columns.number
+        lowest = highest = None
         if self.since is not None:
-            overlap.append(func.coalesce(_columns.end, _columns.created_at) >= self.since)
+            first = select(number).where(made >= self.since - MAX_ADVANCE).order_by(made, number)
+            lowest = (connection.execute(first.limit(1)).scalar() or 0) - _DISORDER
         if self.until is not None:
-            overlap.append(func.coalesce(_columns.start, _columns.created_at) < self.until)
-        return overlap
+            last = select(number).where(made < self.until + MAX_DELAY)
+            last = last.order_by(made.desc(), number.desc())
+            highest = (connection.execute(last.limit(1)).scalar() or 0) + _DISORDER
+        return lowest, highest
 
-    def _page(self, *conditions: ColumnElement[bool]) -> Select[Any]:
-        order = [_columns.number.desc()]
-        if not self.terms:
-            order.insert(0, _columns.created_at.desc())
-        return select(_results).where(*conditions).order_by(*order).limit(self.limit)
+    def _far(self, by_id: bool) -> Select[Any]:
+        """Return a statement for the results of the range that are far from their clip.
+
+        They are few, and found by the end of the clip; no other index would find them as fast.
+        """
+        filters = [*self._far_range(), *self._filters(by_id, indexed=False)]
+        if self.terms:
+            filters.append(self._has_words())
+        numbers = select(_columns.number).where(*filters).order_by(*self._order(indexed=False))
+        return select(_results).where(_columns.number.in_(numbers.limit(self.limit)))
+
+    def _far_range(self) -> list[ColumnElement[bool]]:
+        since = self.since or datetime.min.replace(tzinfo=UTC)
+        far = [_columns.far.is_(True), _columns.end >= since]
+        return far if self.until is None else [*far, _columns.start < self.until]
 
     def _has_words(self) -> ColumnElement[bool]:
-        if self.dialect == "postgresql":
-            words: ColumnElement[Any] = literal_column("results.words")
-            return words.bool_op("@@")(func.to_tsquery("simple", tsquery(self.terms)))
-        return (
-            select(literal(1))
-            .where(
-                _words.c.results_words.match(fts5(self.terms)), _words.c.rowid == _columns.number
-            )
-            .exists()
-        )
+        """Return the condition that a row of PostgreSQL has the words."""
+        words: ColumnElement[Any] = literal_column("results.words")
+        return words.bool_op("@@")(func.to_tsquery("simple", tsquery(self.terms)))
 
-    def _narrow(self, connection: Connection) -> bool:
-        """Return whether the range has so few results that each is looked at."""
-        if self.since is None and self.until is None:
-            return False
-        few = select(_columns.number).where(*self._parts()[0]).limit(_FEW + 1)
-        return len(connection.execute(few).all()) <= _FEW
-
-    def _search_sqlite(self, by_id: bool) -> Select[Any]:
+    def _search_sqlite(
+        self,
+        by_id: bool,
+        in_range: list[ColumnElement[bool]],
+        lowest: int | None = None,
+        highest: int | None = None,
+        *,
+        far: bool = False,
+    ) -> Select[Any]:
         """Return a statement that reads the matches in FTS5's own order, which is by number.
 
         Names and kinds are words there too, so that a filter needs no look at each match.
@@ -172,17 +190,30 @@ class _Wanted:
             terms = parse_search(f'"{value}"') if value is not None else []
             if terms:
                 query += f" AND {name} : ({fts5(terms)})"
+        if far:
+            query += " AND far : 1"
         matched = _words.c.results_words.match(query)
-        filters = [*self._filters(by_id), *self._overlap()]
         if self.after is not None:
-            filters.append(_words.c.rowid < self.after[1])
+            before = self.after[1] - 1
+            highest = before if highest is None else min(before, highest)
+        filters = [*self._filters(by_id), *in_range, *_between(_words.c.rowid, lowest, highest)]
         return (
             select(_results)
             .select_from(_words.join(_results, _words.c.rowid == _columns.number))
             .where(matched, *filters)
             .order_by(_words.c.rowid.desc())
-            .limit(self.limit)
         )
+
+
+def _between(
+    number: ColumnElement[int], lowest: int | None, highest: int | None
+) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    if lowest is not None:
+        conditions.append(number >= lowest)
+    if highest is not None:
+        conditions.append(number <= highest)
+    return conditions
 
 
 class Timeline:

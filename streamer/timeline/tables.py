@@ -58,7 +58,7 @@ _TYPES: dict[str, TypeEngine[Any]] = {
     "stale": Boolean(),
 }
 
-MAX_DELAY = timedelta(hours=2)
+MAX_DELAY = timedelta(minutes=5)
 """Time from the start of a clip to its result; of more, the result is `far`, as answers about the
 past are. So a range of clips is a range of `created_at`, which has indices, and few far ones."""
 
@@ -92,7 +92,12 @@ results = Table(
     Index("results_by_name_and_kind", "stream_name", "kind", "created_at", "number"),
 )
 _far = results.c.far.is_(True)
-Index("results_far", results.c.end, sqlite_where=_far, postgresql_where=_far)
+Index(
+    "results_far",
+    *(results.c[name] for name in ("far", "end", "start", "created_at", "number")),
+    sqlite_where=_far,
+    postgresql_where=_far,
+)
 
 incidents = Table(
     "incidents",

@@ -362,9 +362,10 @@ def test_words_with_every_other_filter_page_by_page(timeline):
     since=st.none() | st.integers(-500, 800),
     until=st.none() | st.integers(-500, 800),
     limit=st.integers(1, 5),
+    q=st.sampled_from([None, "car"]),
 )
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_any_range_selects_the_clips_that_overlap_it(timeline, clips, since, until, limit):
+def test_any_range_selects_the_clips_that_overlap_it(timeline, clips, since, until, limit, q):
     # given clips in minutes, long and short, made before or after what they show
     timeline.database.write(lambda c: c.execute(sqlalchemy.text("DELETE FROM results")))
     minute = timedelta(minutes=1)
@@ -374,6 +375,7 @@ def test_any_range_selects_the_clips_that_overlap_it(timeline, clips, since, unt
             start=NOON + start * minute,
             end=NOON + (start + length) * minute,
             created_at=NOON + (start + length + delay) * minute,
+            text="a car" if number % 2 else "nothing",
         )
         for number, (start, length, delay) in enumerate(clips)
     ]
@@ -386,6 +388,7 @@ def test_any_range_selects_the_clips_that_overlap_it(timeline, clips, since, unt
             until=None if until is None else NOON + until * minute,
             limit=limit,
             cursor=cursor,
+            q=q,
         )
         seen += ids(page)
         cursor = page.next_cursor
@@ -397,6 +400,7 @@ def test_any_range_selects_the_clips_that_overlap_it(timeline, clips, since, unt
         for each in made
         if (since is None or each.end >= NOON + since * minute)
         and (until is None or each.start < NOON + until * minute)
+        and (q is None or q in each.text)
     ]
-    order = [(each.created_at, made.index(each)) for each in wanted]
+    order = [(each.created_at if q is None else NOON, made.index(each)) for each in wanted]
     assert seen == [f"req_{number}" for _, number in sorted(order, reverse=True)]

@@ -20,23 +20,26 @@ ALTER TABLE results ADD COLUMN words tsvector GENERATED ALWAYS AS (
 _FTS = (
     """
     CREATE VIRTUAL TABLE results_words USING fts5(
-        text, prompt, stream_id, stream_name, kind,
+        text, prompt, stream_id, stream_name, kind, far,
         content='results', content_rowid='number',
         tokenize='unicode61 remove_diacritics 0'
     )
     """,
     """
     CREATE TRIGGER results_words_added AFTER INSERT ON results BEGIN
-        INSERT INTO results_words(rowid, text, prompt, stream_id, stream_name, kind) VALUES
-        (new.number, new.text, new.prompt, new.stream_id, new.stream_name, new.kind);
+        INSERT INTO results_words(rowid, text, prompt, stream_id, stream_name, kind, far)
+        VALUES (
+            new.number, new.text, new.prompt, new.stream_id, new.stream_name, new.kind, new.far
+        );
     END
     """,
     """
     CREATE TRIGGER results_words_removed AFTER DELETE ON results BEGIN
         INSERT INTO results_words(
-            results_words, rowid, text, prompt, stream_id, stream_name, kind
+            results_words, rowid, text, prompt, stream_id, stream_name, kind, far
         ) VALUES (
-            'delete', old.number, old.text, old.prompt, old.stream_id, old.stream_name, old.kind
+            'delete', old.number, old.text, old.prompt, old.stream_id, old.stream_name, old.kind,
+            old.far
         );
     END
     """,
@@ -44,9 +47,9 @@ _FTS = (
 )
 
 _FAR = {
-    "sqlite": "start < datetime(created_at, '-2 hours')"
+    "sqlite": "start < datetime(created_at, '-5 minutes')"
     " OR \"end\" > datetime(created_at, '+1 minute')",
-    "postgresql": "start < created_at - interval '2 hours'"
+    "postgresql": "start < created_at - interval '5 minutes'"
     " OR \"end\" > created_at + interval '1 minute'",
 }
 
@@ -59,7 +62,13 @@ def upgrade() -> None:
     is_far = sa.column("far", sa.Boolean).is_(True)
     dialect = op.get_bind().dialect.name
     op.execute(f"UPDATE results SET far = true WHERE {_FAR[dialect]}")
-    op.create_index("results_far", "results", ["end"], sqlite_where=is_far, postgresql_where=is_far)
+    op.create_index(
+        "results_far",
+        "results",
+        ["far", "end", "start", "created_at", "number"],
+        sqlite_where=is_far,
+        postgresql_where=is_far,
+    )
     op.drop_index("results_by_stream", "results")
     for name, *columns in (
         ("results_by_kind", "kind"),
