@@ -9,8 +9,9 @@ import time
 import cv2
 import numpy as np
 import pytest
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
@@ -19,6 +20,7 @@ from streamer.deltas import Delta, Deltas
 from streamer.domain import StreamSpec
 from streamer.events import Events, EventType
 from tests.streamer.api.test_query_progress import answer, submit
+from tests.support.api_server import ApiServer
 
 
 @pytest.fixture
@@ -266,3 +268,27 @@ def test_a_wrong_message_is_answered_and_the_socket_goes_on(page, events, messag
     assert refused["error"]["code"] in ("INVALID_REQUEST", "UNKNOWN_STREAM")
     page.say("subscribe")
     assert page.hear()["type"] == "hello"
+
+
+KEY = "a-key-of-some-length"
+
+
+def test_a_page_needs_a_key(settings):
+    with ApiServer(settings.model_copy(update={"api_keys": [KEY]})) as server:
+        url = server.url.replace("http", "ws") + "/v1/ws"
+        with connect(url) as refused:
+            assert Page(refused).hear_end() == 4401
+        with connect(url, additional_headers={"Authorization": f"Bearer {KEY}"}) as opened:
+            Page(opened).say("subscribe")
+            assert Page(opened).hear()["type"] == "hello"
+
+
+def test_a_page_of_another_server_is_refused(api_server):
+    with (
+        pytest.raises(InvalidStatus) as refused,
+        connect(
+            api_server.url.replace("http", "ws") + "/v1/ws", origin=Origin("https://evil.example")
+        ),
+    ):
+        pass
+    assert refused.value.response.status_code == 403
