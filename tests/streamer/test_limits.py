@@ -203,7 +203,7 @@ def test_a_stream_has_a_limit_of_watches_and_of_its_source(client: Client, api: 
             door()
 
 
-@pytest.mark.parametrize("name", ["q", "stream", "cursor"])
+@pytest.mark.parametrize("name", ["q", "stream"])
 def test_parameters_of_a_list_have_a_limit(api: TestClient, name: str) -> None:
     refused = api.get("/v1/results", params={name: "x" * (MAX_SEARCH + 1)})
 
