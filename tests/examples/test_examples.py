@@ -111,6 +111,13 @@ def test_http_api(installation: Up, camera: LoopbackCamera) -> None:
     assert json.loads(stream)["name"] not in names(installation)
 
 
+def test_ask_all(installation: Up, gate: str) -> None:
+    lines = run("ask_all.py", "Is there a car?", STREAMER_API_URL=installation.api_url)
+
+    (answer,) = [line for line in lines if line.startswith(f"{gate}: ")]
+    assert answer.removeprefix(f"{gate}: ").strip()
+
+
 def test_alert(installation: Up, gate: str) -> None:
     lines = run(
         "alert.py",
