@@ -12,8 +12,8 @@ from tests.support.api_server import ApiServer
 _ENDLESS = "events$"
 """Answers that end only when the caller leaves."""
 
-_INCOMPLETE = "^/readyz$"
-"""Tells, rightly, that no worker runs here: 503."""
+_INCOMPLETE = "^/readyz$|^/v1/chat/completions$"
+"""Tell, rightly, that no worker runs here: 503."""
 
 
 @pytest.mark.parametrize(
