@@ -330,6 +330,7 @@ class SilenceList(Record):
     """Silences that have not ended."""
 
     silences: list[Silence]
+    next_cursor: str | None = _NEXT
 
 
 ErrorType = Literal[

@@ -5,8 +5,15 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from streamer.api.dependencies import ClientDependency, DatabaseDependency
+from streamer.api.dependencies import (
+    MAX_PAGE,
+    ClientDependency,
+    Cursor,
+    DatabaseDependency,
+    Limit,
+)
 from streamer.api.schemas import SilenceBody, SilenceList
+from streamer.cursors import decode_cursor, encode_cursor, order_of
 from streamer.domain import utc_now
 from streamer.incidents.silences import Silence
 from streamer.validation import validated
@@ -28,9 +35,26 @@ async def add_silence(
 
 
 @router.get("")
-async def list_silences(client: ClientDependency, database: DatabaseDependency) -> SilenceList:
+async def list_silences(
+    client: ClientDependency,
+    database: DatabaseDependency,
+    limit: Limit = MAX_PAGE,
+    cursor: Cursor = None,
+) -> SilenceList:
     """List the silences that have not ended, those that end first first."""
-    return SilenceList(silences=await database.run(lambda: client.incidents.silences()))
+    found = sorted(await database.run(lambda: client.incidents.silences()), key=_place)
+    if cursor is not None:
+        last = decode_cursor(cursor)
+        found = [silence for silence in found if _place(silence) > last]
+    page = found[:limit]
+    more = len(found) > limit
+    return SilenceList(
+        silences=page, next_cursor=encode_cursor(*_place(page[-1])) if more else None
+    )
+
+
+def _place(silence: Silence) -> tuple[int, str]:
+    return order_of(silence.ends_at), silence.id
 
 
 @router.get("/{silence_id}")

@@ -125,6 +125,8 @@ def test_the_video_of_an_incident(
         ("GET", "/v1/incidents?state=over", None, 422, "INVALID_REQUEST"),
         ("GET", "/v1/incidents?since=noon", None, 422, "INVALID_REQUEST"),
         ("GET", "/v1/incidents?cursor=x", None, 422, "INVALID_REQUEST"),
+        ("GET", "/v1/incidents?cursor=W0luZmluaXR5XQ", None, 422, "INVALID_REQUEST"),
+        ("GET", "/v1/silences?cursor=x", None, 422, "INVALID_REQUEST"),
         ("GET", "/v1/incidents?colour=red", None, 422, "INVALID_REQUEST"),
         ("GET", "/v1/silences/sil_0", None, 404, "UNKNOWN_SILENCE"),
         ("DELETE", "/v1/silences/sil_0", None, 404, "UNKNOWN_SILENCE"),
@@ -157,6 +159,20 @@ def test_a_silence_from_its_beginning_to_its_end(api: TestClient, alert: Alert) 
     assert found["silenced_by"] == [silence["id"]]
     assert api.delete(f"/v1/silences/{silence['id']}").json() == silence
     assert api.get("/v1/silences").json()["silences"] == []
+
+
+def test_silences_have_pages(api: TestClient) -> None:
+    for minutes in (30, 10, 20):
+        body = {"matchers": [{"name": "stream", "value": "x"}], "minutes": minutes}
+        assert api.post("/v1/silences", json=body).status_code == 201
+    whole = api.get("/v1/silences").json()
+    assert whole["next_cursor"] is None
+    ends = [silence["ends_at"] for silence in whole["silences"]]
+    assert ends == sorted(ends)
+    first = api.get("/v1/silences?limit=2").json()
+    rest = api.get("/v1/silences", params={"limit": 2, "cursor": first["next_cursor"]}).json()
+    assert first["silences"] + rest["silences"] == whole["silences"]
+    assert rest["next_cursor"] is None
 
 
 @pytest.mark.parametrize(
