@@ -149,9 +149,9 @@ def test_a_stream_without_results_and_a_detached_one_are_known(
         ("GET", "/v1/results?stream=door&Limit=1", "'Limit' is not a query parameter"),
         ("GET", "/v1/queries?limt=3", "takes limit"),
         ("GET", "/v1/queries/qry_1?wiat=3", "takes wait"),
-        ("GET", "/v1/streams?state=running", "takes none"),
+        ("GET", "/v1/streams?state=running", "takes limit, cursor"),
         ("DELETE", "/v1/streams/door?force=1", "takes none"),
-        ("GET", "/v1/streams/door/watches?limit=1", "takes none"),
+        ("GET", "/v1/streams/door/watches?prompt=x", "takes limit, cursor"),
     ],
 )
 def test_an_unknown_query_parameter_is_an_error(
