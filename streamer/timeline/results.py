@@ -44,6 +44,9 @@ recorder took and did not record are taken over by another."""
 
 _REQUIRED = {name for name, field in Result.model_fields.items() if field.is_required()}
 
+_RECENT = 10_000
+"""Results among which a word that is not rare is found often enough for a page."""
+
 _columns = _results.c
 _words = table("results_words", column("results_words"), column("rowid"))
 """The index of words in SQLite."""
@@ -84,7 +87,8 @@ class _Wanted:
             if self.terms:
                 filters.append(self._has_words())
                 filters += _between(_columns.number, *self._numbers(connection))
-            statement = select(_results).where(*filters).order_by(*self._order())
+            order = self._order(indexed=not self.terms or self._often(connection, filters))
+            statement = select(_results).where(*filters).order_by(*order)
             far = self._far(by_id)
         found = list(connection.execute(statement.limit(self.limit)))
         if ranged:
@@ -160,6 +164,20 @@ class _Wanted:
             filters.append(self._has_words())
         numbers = select(_columns.number).where(*filters).order_by(*self._order(indexed=False))
         return select(_results).where(_columns.number.in_(numbers.limit(self.limit)))
+
+    def _often(self, connection: Connection, filters: list[ColumnElement[bool]]) -> bool:
+        """Return whether the newest results have enough matches, so that PostgreSQL is to read by
+        number; otherwise it is to read its index of words. It guesses badly which is faster."""
+        number = _columns.number
+        newest = select(func.max(number))
+        if self.after is not None:
+            newest = newest.where(number < self.after[1])
+        _, highest = self._numbers(connection)
+        if highest is not None:
+            newest = newest.where(number <= highest)
+        top = connection.execute(newest).scalar() or 0
+        matches = select(number).where(*filters, number > top - _RECENT).limit(self.limit)
+        return len(connection.execute(matches).all()) == self.limit
 
     def _far_range(self) -> list[ColumnElement[bool]]:
         since = self.since or datetime.min.replace(tzinfo=UTC)
