@@ -117,7 +117,7 @@ class WebhookSender:
                 self._outage.failed("webhooks", error)
             except redis.exceptions.RedisError as error:
                 if not will_pass(error):
-                    raise
+                    _log.error("redis_refuses", reason=str(error))
                 self._outage.failed("webhooks", error)
             else:
                 self._outage.worked("webhooks")

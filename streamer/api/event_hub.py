@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 
 import redis
+import structlog
 from fastapi.sse import ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
@@ -21,6 +22,8 @@ from streamer.events import Event, EventFilter, Events, EventType, order_of
 from streamer.outage import Outage
 from streamer.redis_errors import will_pass
 from streamer.worker_states import WorkerStates
+
+_log = structlog.get_logger(__name__)
 
 MAX_LISTENERS = 2000
 """Listeners of one process."""
@@ -307,7 +310,7 @@ class EventHub:
                 if self._closed.is_set():
                     return
                 if not will_pass(error):
-                    raise
+                    _log.error("redis_refuses", reason=str(error))
                 self._outage.failed("events", error)
                 self._closed.wait(next(pauses))
                 doubt = True
