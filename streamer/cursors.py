@@ -33,7 +33,7 @@ def decode_cursor(cursor: str) -> tuple[int, str]:
     return min(int(cursor[:16], 16), 2**63 - 1), cursor[16:]
 
 
-def order_of(moment: datetime) -> int:
+def time_order(moment: datetime) -> int:
     """Return a time (aware) as an order: microseconds since the Unix epoch."""
     return (moment - _EPOCH) // timedelta(microseconds=1)
 

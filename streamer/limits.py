@@ -4,14 +4,17 @@ A limit that a user may have to change is a setting instead (`max_body_bytes`, `
 Stored records are not checked, so that what an earlier version accepted stays readable.
 """
 
-from pydantic.config import JsonDict
+from typing import TYPE_CHECKING
 
 from streamer.errors import ErrorCode, StreamerError
+
+if TYPE_CHECKING:
+    from pydantic.config import JsonDict
 
 MAX_PROMPT = 32_768
 """Characters of a prompt."""
 
-PROMPT_SCHEMA: JsonDict = {
+PROMPT_SCHEMA: "JsonDict" = {
     "minLength": 1,
     "maxLength": MAX_PROMPT,
     "pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$",

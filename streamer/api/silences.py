@@ -13,7 +13,7 @@ from streamer.api.dependencies import (
     Limit,
 )
 from streamer.api.schemas import SilenceBody, SilenceList
-from streamer.cursors import decode_cursor, encode_cursor, order_of
+from streamer.cursors import decode_cursor, encode_cursor, time_order
 from streamer.domain import utc_now
 from streamer.incidents.silences import Silence
 from streamer.validation import validated
@@ -54,7 +54,7 @@ async def list_silences(
 
 
 def _place(silence: Silence) -> tuple[int, str]:
-    return order_of(silence.ends_at), silence.id
+    return time_order(silence.ends_at), silence.id
 
 
 @router.get("/{silence_id}")

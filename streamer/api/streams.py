@@ -7,7 +7,7 @@ from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.schemas import StreamBody, StreamList, StreamPatch, WatchBody
 from streamer.api.watches import watch_of
 from streamer.client import Client
-from streamer.cursors import decode_cursor, encode_cursor, order_of
+from streamer.cursors import decode_cursor, encode_cursor, time_order
 from streamer.domain import Stream, Watch
 from streamer.errors import ErrorCode, StreamerError, about
 
@@ -70,7 +70,7 @@ def list_streams(
 
 
 def _place(stream: Stream) -> tuple[int, str]:
-    return order_of(stream.created_at), stream.id
+    return time_order(stream.created_at), stream.id
 
 
 @router.get("/{ref}")

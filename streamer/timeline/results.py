@@ -23,7 +23,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
-from streamer.cursors import decode_cursor, encode_cursor, moment_of, order_of
+from streamer.cursors import decode_cursor, encode_cursor, moment_of, time_order
 from streamer.domain import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.timeline.database import TIME_LIMIT, Database, engine_of, parsed_url, translated
@@ -381,7 +381,7 @@ def _result(row: Row[Any]) -> Result:
 
 
 def _cursor(row: Row[Any]) -> str:
-    return encode_cursor(order_of(row._mapping["created_at"]), str(row._mapping["number"]))
+    return encode_cursor(time_order(row._mapping["created_at"]), str(row._mapping["number"]))
 
 
 def _position(cursor: str) -> tuple[datetime, int]:
