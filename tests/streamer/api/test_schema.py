@@ -20,7 +20,9 @@ _INCOMPLETE = "^/readyz$|^/v1/chat/completions$"
     "options",
     [
         pytest.param(["--phases", "examples,stateful", "-n", "2"], id="quick"),
-        pytest.param(["-n", "20"], id="all phases", marks=pytest.mark.slow),
+        pytest.param(
+            ["-n", "5"], id="all phases", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]
+        ),
     ],
 )
 def test_schemathesis_finds_no_failure(
