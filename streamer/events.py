@@ -175,14 +175,14 @@ def is_position(text: str) -> bool:
     return all(part.isascii() and part.isdigit() and len(part) <= 19 for part in parts)
 
 
-def order_of(event_id: str) -> tuple[int, int]:
+def event_order(event_id: str) -> tuple[int, int]:
     """Return an event's id as numbers, which compare as the events' order."""
     milliseconds, _, number = event_id.partition("-")
     return int(milliseconds), int(number or 0)
 
 
 def _before(event_id: str) -> str:
-    milliseconds, number = order_of(event_id)
+    milliseconds, number = event_order(event_id)
     return f"{milliseconds}-{number - 1}" if number else f"{milliseconds - 1}-{2**64 - 1}"
 
 
@@ -224,7 +224,7 @@ class Events:
     def kept_since(self, after: str) -> bool:
         """Return whether every event after the id `after` is kept."""
         oldest = self.oldest()
-        if oldest is not None and order_of(oldest) <= order_of(after):
+        if oldest is not None and event_order(oldest) <= event_order(after):
             return True
         return self.position() == after  # no event has come since
 

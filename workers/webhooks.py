@@ -14,7 +14,7 @@ import structlog
 
 from streamer.clock import Clock
 from streamer.errors import StreamerError
-from streamer.events import Events, order_of
+from streamer.events import Events, event_order
 from streamer.jobs import WEBHOOK_JOB, WEBHOOKS, Jobs
 from streamer.memory_reserve import in_reserve
 from streamer.outage import Outage
@@ -153,7 +153,7 @@ class WebhookSender:
             for e in events
             if not e.lost and not e.type.startswith(_INCIDENTS)
         ]
-        self._webhooks.relay(position, facts, max((e.id for e in events), key=order_of))
+        self._webhooks.relay(position, facts, max((e.id for e in events), key=event_order))
         return True
 
     def dispatch(self) -> int:

@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from streamer import redis_keys
 from streamer.domain import Record, Timestamp, utc_now
 from streamer.errors import ErrorCode, StreamerError
-from streamer.events import Event, EventFilter, Events, EventType, order_of
+from streamer.events import Event, EventFilter, Events, EventType, event_order
 from streamer.outage import Outage
 from streamer.redis_errors import will_pass
 from streamer.worker_states import WorkerStates
@@ -221,7 +221,7 @@ class EventHub:
         position = start.position
         try:
             async for event, notice in self._since(position, listener):
-                if order_of(event.id) <= order_of(position):
+                if event_order(event.id) <= event_order(position):
                     continue  # it came while the ones before it were read
                 position = event.id
                 if event.lost or wants(event):
