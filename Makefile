@@ -23,7 +23,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 
-.PHONY: help install demo test test-all test-clients lint types check lock clean
+.PHONY: help install demo test test-all test-clients lint types check docs lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -71,6 +71,9 @@ $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing this project (3 of 3)"
 	@$(PIP) install --no-deps --no-build-isolation --editable .
 	@touch $@
+
+docs: install ## write docs/cli.md from the commands
+	@$(BIN)/typer streamer.cli.app utils docs --name streamer --title "Command line" --output docs/cli.md >/dev/null
 
 lock: install ## write constraints.txt from what .venv holds
 	@# without the CUDA libraries of PyTorch: which ones it brings depends on its build

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import typer
+from typer.cli import app as typer_program
+from typer.testing import CliRunner
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -161,3 +163,12 @@ def test_the_architecture_names_every_redis_key() -> None:
     ]
     for key in [*fixed, *(key.split("x")[0] for key in made)]:
         assert f"`{key}" in text, key
+
+
+def test_the_page_of_commands_is_up_to_date() -> None:
+    arguments = ["streamer.cli.app", "utils", "docs", "--name", "streamer"]
+    written = CliRunner().invoke(typer_program, [*arguments, "--title", "Command line"])
+    assert written.exit_code == 0
+    assert written.stdout.strip() == (ROOT / "docs" / "cli.md").read_text().strip(), (
+        "run `make docs`"
+    )
