@@ -31,12 +31,12 @@ from urllib.parse import urlsplit
 import psutil
 from report import percentiles, publish
 
-from streamer.client import Client
 from streamer.domain import Result
 from streamer.events import Events, EventType
 from streamer.local.installation import child_environment
 from streamer.local.redis_server import EmbeddedServer
 from streamer.results import Results
+from streamer.service import Service
 from streamer.settings import Settings
 
 PAYLOAD = "x" * 1000
@@ -63,7 +63,7 @@ def main() -> None:
             webhook_hosts=["127.0.0.1"],
             log_level="warning",
         )
-        with Client(settings) as client:
+        with Service(settings) as client:
             listened = measure_listeners(client, options)
             posted = measure_webhook(client, options.results)
     rows = [
@@ -113,7 +113,7 @@ def cpu_seconds(process: psutil.Process) -> float:
     return times.user + times.system
 
 
-def measure_listeners(client: Client, options: argparse.Namespace) -> dict[str, Any]:
+def measure_listeners(client: Service, options: argparse.Namespace) -> dict[str, Any]:
     """Return how events reach listeners."""
     with program(client.settings, "streamer.cli", "serve") as (process, url):
         delays = asyncio.run(_listen_and_publish(client, process, url, options))
@@ -130,7 +130,7 @@ def measure_listeners(client: Client, options: argparse.Namespace) -> dict[str, 
 
 
 async def _listen_and_publish(
-    client: Client, process: psutil.Process, url: str, options: argparse.Namespace
+    client: Service, process: psutil.Process, url: str, options: argparse.Namespace
 ) -> tuple[float, float, list[float]]:
     events = Events(client.connections.main)
     count = max(1, round(options.rate * options.seconds))
@@ -166,7 +166,7 @@ async def _listen_and_publish(
     return cpu_seconds(process) - used, took, [delay for each in heard for delay in each]
 
 
-def measure_webhook(client: Client, count: int) -> dict[str, Any]:
+def measure_webhook(client: Service, count: int) -> dict[str, Any]:
     """Return how results reach a webhook."""
     came: dict[str, float] = {}
     done = threading.Event()

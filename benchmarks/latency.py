@@ -16,11 +16,11 @@ from pathlib import Path
 from report import percentiles, publish
 
 from nvila_core.demo.video import StreetVideo, write_video
-from streamer.client import CAPTION_PROMPT, Client
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import Result, Sampling
 from streamer.local.installation import Installation
 from streamer.local.signals import StopSignals
+from streamer.service import CAPTION_PROMPT, Service
 from streamer.settings import Settings
 
 SEED = 2_000_000_103
@@ -57,7 +57,7 @@ def collect(directory: Path, options: argparse.Namespace, stop: StopSignals) -> 
         while not installation.ready():
             stop.wait(0.1)
             stop.check()
-        with Client(installation.settings) as client:
+        with Service(installation.settings) as client:
             last_id = client.queue.last_id()
             for number in range(options.streams):
                 client.attach(

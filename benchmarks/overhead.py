@@ -36,7 +36,6 @@ from report import publish
 
 from nvila_core import NVILA, Engine
 from nvila_core.demo import CHECKPOINT
-from streamer.client import CAPTION_PROMPT, Client
 from streamer.connections import Connections
 from streamer.domain import Sampling
 from streamer.frames.jpeg import from_jpeg
@@ -44,6 +43,7 @@ from streamer.jobs import CLIP_JOB
 from streamer.local.redis_server import EmbeddedServer
 from streamer.logging_setup import configure_logging
 from streamer.models import CLIP_QUEUES
+from streamer.service import CAPTION_PROMPT, Service
 from streamer.settings import Settings
 from workers import context
 from workers.gpu.clip_job import answer_clip, publish_failure
@@ -99,7 +99,7 @@ def measure(
     model = NVILA.from_pretrained(str(path), device="cpu", dtype="float32")
     assert server.pid is not None
     redis_process = psutil.Process(server.pid)
-    with Connections(settings) as connections, Client(settings) as client, Engine(model) as engine:
+    with Connections(settings) as connections, Service(settings) as client, Engine(model) as engine:
         context.install(
             context.WorkerContext(
                 settings,
@@ -117,7 +117,7 @@ def measure(
 
 
 def one_round(
-    client: Client,
+    client: Service,
     connections: Connections,
     model: NVILA,
     redis_process: psutil.Process,
@@ -177,7 +177,7 @@ def answer_all(connections: Connections, settings: Settings) -> None:
     ).work(burst=True)
 
 
-def open_jpegs(client: Client, stream_id: str, tile: int) -> None:
+def open_jpegs(client: Service, stream_id: str, tile: int) -> None:
     """Open the stored frames as RGB pictures, large enough for one tile."""
     refs = client.frames.newest(stream_id, client.frames.count(stream_id))
     for ref, jpeg in zip(refs, client.frames.load(refs), strict=True):

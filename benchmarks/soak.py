@@ -30,11 +30,11 @@ import psutil
 from footage import write_street
 from report import publish
 
-from streamer.client import Client
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import Sampling, Stream, StreamState
 from streamer.local.process import spawn, stop
 from streamer.local.redis_server import EmbeddedServer
+from streamer.service import Service
 from streamer.settings import Settings
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -49,7 +49,7 @@ CAP = 5.0
 class Line:
     """One stream and the proxy in front of its camera."""
 
-    def __init__(self, client: Client, camera: LoopbackCamera, number: int, seed: int) -> None:
+    def __init__(self, client: Service, camera: LoopbackCamera, number: int, seed: int) -> None:
         port = urlsplit(camera.url).port
         assert port is not None
         self._client = client
@@ -81,7 +81,7 @@ class Line:
         self.proxy.hang_up()
 
 
-def hurt(line: Line, client: Client, draw: random.Random) -> tuple[str, float]:
+def hurt(line: Line, client: Service, draw: random.Random) -> tuple[str, float]:
     """Start a random fault; return its name and how many seconds it lasts."""
     faults = line.proxy.faults
     kinds: dict[str, Callable[[], Any]] = {
@@ -100,7 +100,7 @@ def hurt(line: Line, client: Client, draw: random.Random) -> tuple[str, float]:
     return kind, draw.uniform(2, 20)
 
 
-def mend(kind: str, line: Line, client: Client) -> None:
+def mend(kind: str, line: Line, client: Service) -> None:
     """Undo a fault of `hurt`."""
     line.heal()
     if kind == "paused":
@@ -109,7 +109,7 @@ def mend(kind: str, line: Line, client: Client) -> None:
         line.attach()
 
 
-def torment(lines: list[Line], client: Client, until: float, draw: random.Random) -> Counter[str]:
+def torment(lines: list[Line], client: Service, until: float, draw: random.Random) -> Counter[str]:
     """Start a fault about every two seconds on a healthy stream; end all faults at `until`."""
     counts: Counter[str] = Counter()
     broken: dict[Line, tuple[str, float]] = {}
@@ -196,7 +196,7 @@ def worker(settings: Settings, folder: Path) -> Iterator[int]:
         stop(process)
 
 
-def recover(client: Client) -> float:
+def recover(client: Service) -> float:
     """Wait until every stream runs again; return the seconds, or raise RuntimeError."""
     began = time.monotonic()
     while True:
@@ -224,7 +224,7 @@ def main() -> None:
             EmbeddedServer(folder / "redis", persistent=False, max_memory=256 * 2**20)
         )
         settings = Settings(redis_url=server.url, data_dir=folder / "data")
-        client = stack.enter_context(Client(settings))
+        client = stack.enter_context(Service(settings))
         camera = stack.enter_context(LoopbackCamera(folder / "street.mp4"))
         pid = stack.enter_context(worker(settings, folder))
         lines = [Line(client, camera, n, arguments.seed + n) for n in range(arguments.streams)]

@@ -8,8 +8,8 @@ Set STREAMER_API_URL and STREAMER_API_KEY for a service on another machine.
 import argparse
 import asyncio
 
+from streamer import AsyncClient
 from streamer.errors import StreamerError
-from streamer.http_client import AsyncHttpClient
 
 parser = argparse.ArgumentParser()
 parser.add_argument("question")
@@ -17,7 +17,7 @@ parser.add_argument("--wait", type=float, default=120.0, help="seconds to wait f
 arguments = parser.parse_args()
 
 
-async def ask(client: AsyncHttpClient, stream: str) -> None:
+async def ask(client: AsyncClient, stream: str) -> None:
     """Ask about one camera; one that fails does not keep the others from being asked."""
     try:
         result = await client.ask(arguments.question, stream, wait=arguments.wait)
@@ -28,7 +28,7 @@ async def ask(client: AsyncHttpClient, stream: str) -> None:
 
 async def main() -> None:
     """Ask about all cameras."""
-    async with AsyncHttpClient() as client:
+    async with AsyncClient() as client:
         streams = await client.streams()
         await asyncio.gather(*(ask(client, stream.name) for stream in streams))
 

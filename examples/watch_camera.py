@@ -7,8 +7,8 @@ Needs a running service (`streamer up`).
 
 import argparse
 
-from streamer.client import Client
 from streamer.domain import Sampling
+from streamer.service import Service
 from streamer.settings import load_settings
 
 parser = argparse.ArgumentParser()
@@ -17,7 +17,7 @@ parser.add_argument("--captions", type=int, default=10, help="how many to wait f
 parser.add_argument("--window", type=float, default=5.0, help="seconds that one caption is about")
 arguments = parser.parse_args()
 
-with Client(load_settings()) as client:
+with Service(load_settings()) as client:
     watch = client.watch("Describe the scene.", window=arguments.window)
     stream = client.attach(arguments.url, sampling=Sampling(fps=1.0), watches=[watch])
     try:

@@ -11,9 +11,9 @@ import hypothesis
 import pytest
 import redis
 
-from streamer.client import Client
 from streamer.connections import Connections, connect
 from streamer.local.redis_server import EmbeddedServer
+from streamer.service import Service
 from streamer.settings import ENV_PREFIX, Settings
 
 if TYPE_CHECKING:
@@ -83,14 +83,14 @@ def connections(settings: Settings) -> Iterator[Connections]:
 
 
 @pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
+def client(settings: Settings) -> Iterator[Service]:
     """The Python client of an empty installation, in which no program runs."""
-    with Client(settings) as opened:
+    with Service(settings) as opened:
         yield opened
 
 
 @pytest.fixture
-def api(client: Client) -> Iterator["TestClient"]:
+def api(client: Service) -> Iterator["TestClient"]:
     """The HTTP API over `client`."""
     from fastapi.testclient import TestClient
 

@@ -11,9 +11,9 @@ import pytest
 
 from nvila_core.demo.video import StreetVideo, write_video
 from nvila_core.demo.world import Actor
-from streamer.client import Client
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.events import Event, Events
+from streamer.service import Service
 from tests.support.installation import Up, has_demo_model
 
 pytestmark = [
@@ -40,7 +40,7 @@ def gate(tmp_path: Path) -> Iterator[str]:
 def test_a_parked_car_is_one_incident_whatever_is_killed(
     installation: Up, gate: str, eventually: Callable[..., None]
 ) -> None:
-    with Client(installation.settings) as client:
+    with Service(installation.settings) as client:
         events = Events(client.connections.main)
         seen: list[Event] = []
         position = events.position()

@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from nvila_core.demo.video import StreetVideo, write_video
-from streamer.client import Client
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.local.process import stop
+from streamer.service import Service
 from tests.support.fork_server import spawn_python
 from tests.support.installation import Up, clean_environment, has_demo_model
 from tests.support.videos import write_video as write_test_video
@@ -137,7 +137,7 @@ def test_ctrl_c_takes_an_analysis_back(
         log=tmp_path / "analyze.log",
     )
     try:
-        with Client(installation.settings) as client:
+        with Service(installation.settings) as client:
             eventually(
                 lambda: any(s.name == "endless" and s.counters.clips for s in client.streams()),
                 timeout=60,
@@ -179,7 +179,7 @@ def test_a_prompt_that_is_too_long(
 def test_asking_without_waiting(installation: Up, camera: str, caption: dict[str, object]) -> None:
     (query,) = installation.records("ask", camera, "Is there a car?", "--no-wait")
     assert query["status"] == "queued"
-    with Client(installation.settings) as client:
+    with Service(installation.settings) as client:
         assert client.query(query["id"], wait=60).result is not None
 
 

@@ -27,8 +27,8 @@ from typer.testing import CliRunner
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.cli.app import app
-from streamer.client import Client
 from streamer.errors import StreamerError
+from streamer.service import Service
 from streamer.settings import Settings
 from streamer.streams import StreamRegistry
 from tests.support.cameras import SilentServer
@@ -280,7 +280,7 @@ def test_no_surface_shows_a_password(
         call("GET", "/metrics")
         call("GET", f"/v1/streams/{quote(raw(closed), safe='')}")
         # and a question that ends with an error is in the queue and in the timeline
-        with Client(settings) as client:
+        with Service(settings) as client:
             stream = client.registry.get("gone")
             client.frames.put(stream.id, b"x", Measures(8, 8), time=time.time(), pts=0)
             query = client.ask("Anyone?", "gone")
@@ -334,7 +334,7 @@ def test_no_exception_shows_a_password(
     settings: Settings, redis_client: redis.Redis, refusing: Refusing, closed: int
 ) -> None:
     surfaces = Surfaces()
-    with Client(settings) as client:
+    with Service(settings) as client:
         for url in (raw(closed), encoded(closed), raw(refusing.port), encoded(refusing.port)):
             with pytest.raises(StreamerError) as caught:
                 client.attach(url)

@@ -11,12 +11,12 @@ import pytest
 import redis
 
 from nvila_core.resolution.policy import Measures
-from streamer.client import Client
 from streamer.connections import connect
 from streamer.domain import QueryStatus, StreamSpec
 from streamer.errors import StreamerError
 from streamer.media.urls import redact
 from streamer.redis_address import SentinelAddress
+from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.sentinel import ENCODED, PASSWORD, SentinelSite
 
@@ -30,15 +30,15 @@ def site(tmp_path: Path) -> Iterator[SentinelSite]:
 
 
 @pytest.fixture
-def client(site: SentinelSite, tmp_path: Path) -> Iterator[Client]:
-    with Client(Settings(redis_url=site.url, data_dir=tmp_path / "data")) as opened:
+def client(site: SentinelSite, tmp_path: Path) -> Iterator[Service]:
+    with Service(Settings(redis_url=site.url, data_dir=tmp_path / "data")) as opened:
         yield opened
 
 
 @pytest.mark.slow
 def test_a_failover_loses_nothing_that_was_accepted(
     site: SentinelSite,
-    client: Client,
+    client: Service,
     random_checkpoint: Path,
     worker_process,
     eventually: Eventually,

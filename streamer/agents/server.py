@@ -13,10 +13,10 @@ from redis.exceptions import RedisError
 
 from streamer import __version__
 from streamer.agents.tools import StreamName, Tools
-from streamer.client import Client
 from streamer.errors import StreamerError
 from streamer.media.urls import redact
 from streamer.redis_errors import trouble_of
+from streamer.service import Service
 
 INSTRUCTIONS = """\
 Live cameras and recordings, seen by a vision-language model: ask what a stream shows now or showed
@@ -33,7 +33,7 @@ Rules:
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def make_server(service: Client, *, operate: bool) -> MCPServer[Any]:
+def make_server(service: Service, *, operate: bool) -> MCPServer[Any]:
     """Return an MCP server over `service`; without `operate`, it has only tools that read."""
     server: MCPServer[Any] = MCPServer(
         "nvila-streamer",

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from streamer.alert_rule import Severity
-from streamer.client import Client
 from streamer.domain import Gap, Result, Stream, Timestamp, Watch, utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.jpeg import scale_jpeg
@@ -15,6 +14,7 @@ from streamer.incidents.records import Incident
 from streamer.incidents.silences import Matcher, Silence
 from streamer.question import Question
 from streamer.response_format import ChoiceFormat, TextFormat
+from streamer.service import Service
 from streamer.times import moment
 from streamer.validation import validated
 
@@ -141,7 +141,7 @@ class Tools:
     Each raises StreamerError with a sentence that says what to do.
     """
 
-    def __init__(self, service: Client) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
 
     @property

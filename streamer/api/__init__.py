@@ -1,1 +1,1 @@
-"""The HTTP API: a thin layer over `streamer.client.Client`."""
+"""The HTTP API: a thin layer over `streamer.service.Service`."""

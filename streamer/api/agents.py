@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 from starlette.types import Receive, Scope, Send
 
 from streamer.api.errors import ErrorResponse
-from streamer.client import Client
 from streamer.errors import ErrorCode
+from streamer.service import Service
 
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -24,7 +24,7 @@ class AgentEndpoint:
     The `mcp` package is imported at the first request, because most installations have none.
     """
 
-    def __init__(self, service: Client) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
         self._starting = asyncio.Lock()
         self._ended = asyncio.Event()

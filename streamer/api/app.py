@@ -44,9 +44,9 @@ from streamer.api.redis_watch import RedisWatch
 from streamer.api.request_log import RequestLog
 from streamer.api.schemas import ErrorBody, Health, Readiness
 from streamer.api_keys import ApiKeys
-from streamer.client import Client
 from streamer.events import Events
 from streamer.health import CachedHealth
+from streamer.service import Service
 from streamer.worker_states import WorkerStates
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -73,7 +73,7 @@ _PARTS = (
 """Modules whose `router` has the calls of the API."""
 
 
-def create_app(client: Client, *, watch_events: bool = False) -> FastAPI:
+def create_app(client: Service, *, watch_events: bool = False) -> FastAPI:
     """Create the API over `client`, and close the client when the application ends.
 
     With `watch_events`, events are read, and the states of workers looked at, from the start on,

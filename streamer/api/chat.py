@@ -17,12 +17,12 @@ from streamer.api.dependencies import ClientDependency, HubDependency
 from streamer.api.errors import ErrorResponse, InvalidIs400
 from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.models import served_models
-from streamer.client import FRAME_POLL_INTERVAL, Client
 from streamer.conversation import ChatRequest
 from streamer.deltas import Delta, DeltaToken
 from streamer.domain import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.queries import NotYet
+from streamer.service import FRAME_POLL_INTERVAL, Service
 
 
 class _ChatRoute(IdempotentRoute, InvalidIs400):
@@ -65,7 +65,7 @@ async def create_chat_completion(
         await answers.close()
 
 
-async def _prepare(client: Client, body: ChatBody, request_id: str | None) -> ChatRequest:
+async def _prepare(client: Service, body: ChatBody, request_id: str | None) -> ChatRequest:
     """Choose and store the pictures; wait for a stream that is still being opened."""
     messages, sampling = body.conversation(), body.sampling
     if sampling["temperature"] > 0:  # so that a worker that takes over writes the same answer
@@ -89,7 +89,7 @@ async def _prepare(client: Client, body: ChatBody, request_id: str | None) -> Ch
         await asyncio.sleep(FRAME_POLL_INTERVAL)
 
 
-def _model_name(client: Client, body: ChatBody) -> str:
+def _model_name(client: Service, body: ChatBody) -> str:
     """Return what the answer calls its model."""
     if body.asks_camera:
         return body.model

@@ -12,11 +12,11 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
 from streamer.api.event_hub import EventHub
-from streamer.client import Client
 from streamer.conversation import ChatRequest
 from streamer.deltas import Delta, Deltas
 from streamer.domain import Result, new_id
 from streamer.errors import ErrorCode, StreamerError
+from streamer.service import Service
 
 _LOOK_INTERVAL = 1.0
 """Seconds between two looks whether an answer is there, and whether its caller still is."""
@@ -37,7 +37,7 @@ class ChatAnswers:
     """
 
     def __init__(
-        self, client: Client, hub: EventHub, request: Request, chat: ChatRequest, count: int
+        self, client: Service, hub: EventHub, request: Request, chat: ChatRequest, count: int
     ) -> None:
         self._client, self._hub, self._request, self._chat = client, hub, request, chat
         self._count = count

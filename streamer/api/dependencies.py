@@ -9,18 +9,18 @@ from starlette.requests import HTTPConnection
 
 from streamer.api.database_threads import DatabaseThreads
 from streamer.api.event_hub import EventHub
-from streamer.client import Client
 from streamer.cursors import CURSOR_PATTERN
 from streamer.errors import ErrorCode, StreamerError
 from streamer.health import CachedHealth
+from streamer.service import Service
 
 MAX_PAGE = 1000
 """Records of a page."""
 
 
 # FastAPI would run plain functions in its pool of threads.
-async def _client(request: Request) -> Client:
-    return cast(Client, request.app.state.client)
+async def _client(request: Request) -> Service:
+    return cast(Service, request.app.state.client)
 
 
 async def _database(request: Request) -> DatabaseThreads:
@@ -35,7 +35,7 @@ async def _hub(request: HTTPConnection) -> EventHub:
     return cast(EventHub, request.app.state.events)
 
 
-ClientDependency = Annotated[Client, Depends(_client)]
+ClientDependency = Annotated[Service, Depends(_client)]
 DatabaseDependency = Annotated[DatabaseThreads, Depends(_database)]
 HealthDependency = Annotated[CachedHealth, Depends(_health)]
 HubDependency = Annotated[EventHub, Depends(_hub)]

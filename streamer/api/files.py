@@ -14,9 +14,9 @@ from starlette.requests import ClientDisconnect
 from streamer.api.dependencies import ClientDependency
 from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.schemas import FileList
-from streamer.client import Client
 from streamer.errors import ErrorCode, StreamerError
 from streamer.files import UploadedFile
+from streamer.service import Service
 
 router = APIRouter(prefix="/v1/files", tags=["files"], route_class=IdempotentRoute)
 
@@ -191,7 +191,7 @@ def _after(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
     yield from rest
 
 
-def _earlier(client: Client, file_id: str) -> UploadedFile | None:
+def _earlier(client: Service, file_id: str) -> UploadedFile | None:
     """Return a file that was complete when the API was killed; delete what was incomplete."""
     with contextlib.suppress(StreamerError):
         file = client.files.get(file_id)
@@ -201,7 +201,7 @@ def _earlier(client: Client, file_id: str) -> UploadedFile | None:
     return None
 
 
-def _forget(client: Client, file_id: str) -> None:
+def _forget(client: Service, file_id: str) -> None:
     with contextlib.suppress(StreamerError):  # what cannot be opened is deleted already
         client.files.delete(file_id)
 

@@ -7,11 +7,11 @@ from fastapi import APIRouter, Query, Request, Response
 from streamer.alert_rule import Severity
 from streamer.api.dependencies import ClientDependency, Cursor, DatabaseDependency
 from streamer.api.schemas import IncidentList, IncidentPatch
-from streamer.client import Client
 from streamer.domain import utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.incidents.records import Feedback, Incident
 from streamer.limits import MAX_SEARCH, check_length
+from streamer.service import Service
 from streamer.times import moment
 
 router = APIRouter(prefix="/v1/incidents", tags=["incidents"])
@@ -90,7 +90,7 @@ async def edit_incident(
     return await database.run(lambda: _edited(client, incident_id, body, by))
 
 
-def _edited(client: Client, incident_id: str, body: IncidentPatch, by: str) -> Incident:
+def _edited(client: Service, incident_id: str, body: IncidentPatch, by: str) -> Incident:
     incidents = client.incidents
     incident = incidents.get(incident_id)
     if body.seen:

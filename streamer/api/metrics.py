@@ -19,10 +19,10 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from streamer import __version__
-from streamer.client import Client
 from streamer.domain import Stream, StreamState
 from streamer.events import Events
 from streamer.health import CachedHealth
+from streamer.service import Service
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -53,7 +53,7 @@ _GAUGES: dict[str, tuple[str, Callable[[Stream], float | None]]] = {
 }
 
 
-def render(client: Client, health: CachedHealth) -> bytes:
+def render(client: Service, health: CachedHealth) -> bytes:
     """Return the metrics of the installation in Prometheus's text format.
 
     If Redis does not answer, `streamer_redis_up` is 0 and no other metrics follow.
@@ -66,7 +66,7 @@ def render(client: Client, health: CachedHealth) -> bytes:
 class _Installation(Collector):
     """Collector that reads everything once per scrape."""
 
-    def __init__(self, client: Client, health: CachedHealth) -> None:
+    def __init__(self, client: Service, health: CachedHealth) -> None:
         self._client = client
         self._health = health
 

@@ -7,8 +7,8 @@ from fastapi import APIRouter
 from streamer.api.chat_schemas import CAMERA_PREFIX, ModelCard, ModelCards
 from streamer.api.dependencies import ClientDependency
 from streamer.api.errors import InvalidIs400
-from streamer.client import Client
 from streamer.errors import ErrorCode, StreamerError
+from streamer.service import Service
 
 router = APIRouter(prefix="/v1/models", tags=["openai"], route_class=InvalidIs400)
 
@@ -18,14 +18,14 @@ _STARTED = int(time.time())
 """When this program was started, as the date of the models."""
 
 
-def served_models(client: Client) -> dict[str, int | None]:
+def served_models(client: Service) -> dict[str, int | None]:
     """Return the models of the running workers with the length of their contexts; without a worker
     the one that the settings name, of unknown length."""
     served: dict[str, int | None] = dict(client.jobs.models())
     return served or {client.settings.model.rstrip("/").rpartition("/")[2]: None}
 
 
-def _cards(client: Client) -> list[ModelCard]:
+def _cards(client: Service) -> list[ModelCard]:
     served = served_models(client)
     known = [length for length in served.values() if length is not None]
     models = [

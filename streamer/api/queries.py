@@ -14,9 +14,9 @@ from streamer.api.dependencies import ClientDependency, Cursor, HubDependency, L
 from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.query_progress import follow
 from streamer.api.schemas import QueryList, QuestionBody
-from streamer.client import FRAME_POLL_INTERVAL
 from streamer.domain import Query
 from streamer.queries import NotYet
+from streamer.service import FRAME_POLL_INTERVAL
 
 router = APIRouter(prefix="/v1/queries", tags=["queries"], route_class=IdempotentRoute)
 

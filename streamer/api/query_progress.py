@@ -10,10 +10,10 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from streamer.api.event_hub import EventHub
-from streamer.client import Client
 from streamer.deltas import Delta, Deltas
 from streamer.domain import ErrorInfo, Query, QueryStatus, Record
 from streamer.errors import StreamerError
+from streamer.service import Service
 
 _LOOK_INTERVAL = 1.0
 """Seconds between two looks at the state of a query and its place in the queue."""
@@ -41,7 +41,7 @@ class Step:
     data: str
 
 
-async def follow(client: Client, hub: EventHub, query_id: str) -> AsyncIterator[Step]:
+async def follow(client: Service, hub: EventHub, query_id: str) -> AsyncIterator[Step]:
     """Yield what becomes of a query; the last step is its result, or why there is none."""
     deltas = Deltas(client.connections.main)
     shown: Progress | None = None
@@ -83,7 +83,7 @@ async def follow(client: Client, hub: EventHub, query_id: str) -> AsyncIterator[
             ended = await awaited.wait(_LOOK_INTERVAL)
 
 
-def _progress(client: Client, query: Query) -> Progress:
+def _progress(client: Service, query: Query) -> Progress:
     waits = query.status is QueryStatus.QUEUED
     return Progress(status=query.status, position=client.position(query.id) if waits else None)
 

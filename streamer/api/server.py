@@ -10,10 +10,10 @@ from streamer.api.app import create_app
 from streamer.api.listen import listen
 from streamer.api.socket import MAX_MESSAGE
 from streamer.api_keys import require_keys
-from streamer.client import Client
 from streamer.connections import log_lacks
 from streamer.errors import StreamerError
 from streamer.logging_setup import configure_logging, log_ready
+from streamer.service import Service
 from streamer.settings import Settings
 
 _GRACE = 2
@@ -45,7 +45,7 @@ def run_server(settings: Settings) -> None:
     listener = listen(settings)
     try:
         require_keys(settings)
-        client = Client(settings, patient=True)
+        client = Service(settings, patient=True)
     except StreamerError:
         listener.close()
         raise

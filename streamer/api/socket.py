@@ -15,11 +15,11 @@ from starlette.concurrency import run_in_threadpool
 from streamer.api import query_progress
 from streamer.api.event_hub import EventHub
 from streamer.api.pictures import Feed, Pictures
-from streamer.client import Client
 from streamer.domain import Record
 from streamer.errors import ErrorCode, StreamerError
 from streamer.events import EventFilter, is_position
 from streamer.redis_errors import trouble_of
+from streamer.service import Service
 
 router = APIRouter()
 
@@ -91,7 +91,7 @@ class _Conversation:
     def __init__(self, socket: WebSocket) -> None:
         state = socket.app.state
         self._socket = socket
-        self._client = cast(Client, state.client)
+        self._client = cast(Service, state.client)
         self._hub = cast(EventHub, state.events)
         self._pictures = cast(Pictures, state.pictures)
         self._turn = asyncio.Lock()

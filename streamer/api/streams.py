@@ -6,10 +6,10 @@ from streamer.api.dependencies import MAX_PAGE, ClientDependency, Cursor, Health
 from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.schemas import StreamBody, StreamList, StreamPatch, WatchBody
 from streamer.api.watches import watch_of
-from streamer.client import Client
 from streamer.cursors import decode_cursor, encode_cursor, time_order
 from streamer.domain import Stream, Watch
 from streamer.errors import ErrorCode, StreamerError, about
+from streamer.service import Service
 
 router = APIRouter(prefix="/v1/streams", tags=["streams"], route_class=IdempotentRoute)
 
@@ -107,7 +107,7 @@ def detach_stream(ref: str, client: ClientDependency) -> Stream:
     return client.detach(ref)
 
 
-def _watches(client: Client, bodies: list[WatchBody] | None) -> list[Watch] | None:
+def _watches(client: Service, bodies: list[WatchBody] | None) -> list[Watch] | None:
     if bodies is None:
         return None
     watches = []

@@ -5,9 +5,9 @@ from fastapi import APIRouter
 from streamer.api.dependencies import MAX_PAGE, ClientDependency, Cursor, Limit
 from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.schemas import WatchBody, WatchList, WatchPatch
-from streamer.client import Client
 from streamer.cursors import decode_cursor, encode_cursor
 from streamer.domain import Watch
+from streamer.service import Service
 
 router = APIRouter(
     prefix="/v1/streams/{ref}/watches", tags=["watches"], route_class=IdempotentRoute
@@ -72,7 +72,7 @@ def remove_watch(ref: str, watch_id: str, client: ClientDependency) -> Watch:
     return client.watches.remove(ref, watch_id)
 
 
-def watch_of(client: Client, body: WatchBody) -> Watch:
+def watch_of(client: Service, body: WatchBody) -> Watch:
     """Make the watch of `body`. Raises StreamerError(PROMPT_EMPTY | INVALID_REQUEST)."""
     return client.watch(
         body.prompt,

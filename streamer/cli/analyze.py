@@ -36,9 +36,9 @@ def analyze(
 ) -> None:
     """Caption a recording window by window, then print its timeline."""
     from streamer.cli.recording_analysis import Analysis
-    from streamer.client import CAPTION_PROMPT
     from streamer.limits import check_prompt
     from streamer.local.signals import Interrupted, StopSignals
+    from streamer.service import CAPTION_PROMPT
     from streamer.terminal import console
 
     prompt = CAPTION_PROMPT if prompt is None else prompt

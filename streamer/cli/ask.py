@@ -12,9 +12,9 @@ from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES
 
 if TYPE_CHECKING:
     from streamer.cli.remote import RemoteInstallation
-    from streamer.client import Client
     from streamer.domain import Query
     from streamer.question import Question
+    from streamer.service import Service
 
 
 def ask(
@@ -139,7 +139,7 @@ def show_query(
         raise StreamerError(error.code, error.message)
 
 
-def _submit(client: "Client | RemoteInstallation", asked: "Question") -> "Query":
+def _submit(client: "Service | RemoteInstallation", asked: "Question") -> "Query":
     from streamer.queries import NotYet
     from streamer.terminal import console
 
@@ -151,7 +151,7 @@ def _submit(client: "Client | RemoteInstallation", asked: "Question") -> "Query"
 
 
 def await_answer(
-    client: "Client | RemoteInstallation",
+    client: "Service | RemoteInstallation",
     query: "Query",
     timeout: float,
     *,

@@ -48,7 +48,7 @@ def attach(
     """Attach a camera stream or a video file."""
     from rich.text import Text
 
-    from streamer.client import CAPTION_PROMPT
+    from streamer.service import CAPTION_PROMPT
     from streamer.terminal import console, json_lines, plain, print_hanging
 
     if prompt and not watch:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from streamer.cli.remote import RemoteInstallation
-    from streamer.client import Client
+    from streamer.service import Service
     from streamer.settings import Settings
 
 
@@ -169,30 +169,30 @@ def require_model() -> None:
         raise StreamerError(ErrorCode.MODEL_FAILED, str(error)) from None
 
 
-def open_client() -> "Client | RemoteInstallation":
+def open_client() -> "Service | RemoteInstallation":
     """Connect to the installation that the settings name: by its API, with `api_url`, or by Redis.
 
     Raises StreamerError.
     """
     settings = open_settings()
     if settings.api_url is None:
-        from streamer.client import Client
+        from streamer.service import Service
 
-        return Client(settings)
+        return Service(settings)
 
     from streamer.cli.remote import RemoteInstallation
-    from streamer.http_client import HttpClient
+    from streamer.http_client import Client
 
-    return RemoteInstallation(HttpClient(settings.api_url, api_key=settings.api_key))
+    return RemoteInstallation(Client(settings.api_url, api_key=settings.api_key))
 
 
-def open_local_client(command: str) -> "Client":
+def open_local_client(command: str) -> "Service":
     """Connect to the installation by Redis, as `command` needs it. Raises StreamerError."""
-    from streamer.client import Client
+    from streamer.service import Service
 
     settings = open_settings()
     require_local(settings, command)
-    return Client(settings)
+    return Service(settings)
 
 
 def require_local(settings: "Settings", command: str) -> None:
@@ -208,7 +208,7 @@ def require_local(settings: "Settings", command: str) -> None:
         )
 
 
-def warn_of_missing(client: "Client | RemoteInstallation") -> None:
+def warn_of_missing(client: "Service | RemoteInstallation") -> None:
     """Say on stderr which parts of the installation are missing: what is listed may be old."""
     from rich.text import Text
 

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from streamer.cli.remote import RemoteInstallation
-    from streamer.client import Client
     from streamer.incidents.records import Incident
+    from streamer.service import Service
 
 
 def incidents(
@@ -90,7 +90,7 @@ def incidents(
 
 
 def _changed(
-    client: "Client | RemoteInstallation",
+    client: "Service | RemoteInstallation",
     incident_id: str,
     ack: bool,
     resolve: bool,

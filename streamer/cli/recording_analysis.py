@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from streamer.client import Client
 from streamer.clock import Clock, SystemClock
 from streamer.domain import Result, Stream, StreamState
 from streamer.errors import ErrorCode, StreamerError
 from streamer.recordings import RecordingResults, media_start
+from streamer.service import Service
 
 PATIENCE = 60.0
 """Seconds to wait for an ingest slot that nothing will free by itself."""
@@ -22,7 +22,7 @@ class Analysis(RecordingResults):
 
     def __init__(
         self,
-        client: Client,
+        client: Service,
         stream: Stream,
         last_id: str,
         *,

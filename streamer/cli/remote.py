@@ -1,4 +1,4 @@
-"""An installation on another machine: what commands use of `Client`, through the HTTP API."""
+"""An installation on another machine: what commands use of `Service`, through the HTTP API."""
 
 import sys
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from streamer.domain import Part, Query, Result, Stream, Watch
 from streamer.errors import ErrorCode, StreamerError
-from streamer.http_client import HttpClient
+from streamer.http_client import Client
 from streamer.http_client.calls import question_call, watch_body
 from streamer.limits import check_prompt
 from streamer.validation import validated
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 class RemoteInstallation:
-    """The methods of `streamer.client.Client` that commands use; close it when done.
+    """The methods of `streamer.service.Service` that commands use; close it when done.
 
-    Its methods raise StreamerError, as those of HttpClient do.
+    Its methods raise StreamerError, as those of Client do.
     """
 
-    def __init__(self, client: HttpClient) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
         self.watches = _Watches(client)
         self.incidents = _Incidents(client)
@@ -72,7 +72,7 @@ class RemoteInstallation:
 
 
 class _Watches:
-    def __init__(self, client: HttpClient) -> None:
+    def __init__(self, client: Client) -> None:
         self._watches = client.watches
         self.edit, self.remove = client.watches.edit, client.watches.remove
 
@@ -83,7 +83,7 @@ class _Watches:
 
 
 class _Incidents:
-    def __init__(self, client: HttpClient) -> None:
+    def __init__(self, client: Client) -> None:
         self._incidents, self._silences = client.incidents, client.silences
         self.get, self.acknowledge = client.incidents.get, client.incidents.acknowledge
         self.silences, self.end_silence = client.silences.list, client.silences.end
@@ -123,7 +123,7 @@ class _Incidents:
 
 
 class _Queue:
-    def __init__(self, client: HttpClient) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
 
     def follow(self, last_id: str = "$") -> Iterator[tuple[str, Result]]:
@@ -139,7 +139,7 @@ class _Queue:
 class _Health:
     """The parts of the installation, asked for once."""
 
-    def __init__(self, client: HttpClient) -> None:
+    def __init__(self, client: Client) -> None:
         self._client = client
         self._parts: list[Part] | None = None
 

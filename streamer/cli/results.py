@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from streamer.cli.remote import RemoteInstallation
-    from streamer.client import Client
     from streamer.domain import Result
     from streamer.http_client.calls import Kind
+    from streamer.service import Service
 
 
 def results(
@@ -87,7 +87,7 @@ def results(
 
 
 def _recorded(
-    client: "Client | RemoteInstallation",
+    client: "Service | RemoteInstallation",
     stream: str | None,
     kind: "Kind | None",
     since: "datetime | None",
@@ -117,7 +117,7 @@ def _recorded(
 
 
 def _follow(
-    client: "Client | RemoteInstallation",
+    client: "Service | RemoteInstallation",
     show: Callable[["list[Result]"], None],
     stream: str | None,
     kind: "Kind | None",

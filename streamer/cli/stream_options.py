@@ -14,8 +14,8 @@ from streamer.limits import MAX_CLIP_FRAMES
 
 if TYPE_CHECKING:
     from streamer.cli.remote import RemoteInstallation
-    from streamer.client import Client
     from streamer.domain import Sampling, Watch
+    from streamer.service import Service
 
 
 WindowOption = Annotated[
@@ -146,7 +146,7 @@ class StreamOptions:
         return None if self.history is None else parse_duration(self.history)
 
     def watches(
-        self, client: "Client | RemoteInstallation", prompts: Sequence[str]
+        self, client: "Service | RemoteInstallation", prompts: Sequence[str]
     ) -> "list[Watch]":
         """Make a watch for each prompt. Raises StreamerError(PROMPT_EMPTY | INVALID_REQUEST)."""
         response_format = response_format_of(self.choice, self.json_schema)

@@ -11,8 +11,8 @@ from streamer.cli.context import Json, open_local_client, typed_range
 from streamer.errors import ErrorCode, StreamerError
 
 if TYPE_CHECKING:
-    from streamer.client import Client
     from streamer.domain import Result
+    from streamer.service import Service
 
 MAX_RESULTS = 100_000
 """Results of a range that are summarised."""
@@ -80,7 +80,7 @@ def summarize(
         console(stderr=True).print(f"Wrote {report}", soft_wrap=True, markup=False)
 
 
-def _asker(client: "Client", deadline: float) -> Callable[[Sequence[str]], list[str | None]]:
+def _asker(client: "Service", deadline: float) -> Callable[[Sequence[str]], list[str | None]]:
     """Return what asks the model questions without pictures.
 
     Raises StreamerError: TIMEOUT; the error of a question if none has an answer.

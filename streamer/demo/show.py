@@ -11,7 +11,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
-from streamer.client import CAPTION_PROMPT, Client
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.demo.scenery import (
     CAMERA_SECONDS,
@@ -26,6 +25,7 @@ from streamer.demo.timed_question import TimedQuestion
 from streamer.domain import Result, Sampling, Stream
 from streamer.local.installation import Installation
 from streamer.local.signals import Interrupted, StopSignals
+from streamer.service import CAPTION_PROMPT, Service
 from streamer.settings import Settings
 from streamer.terminal import console, print_result
 
@@ -152,7 +152,7 @@ class Show:
         if not self._sources:
             sources.append((enter(LoopbackCamera(street.path)).url, "camera"))
         sources.append((str(film.path), "recording"))
-        self._client = enter(Client(self._installation.settings))
+        self._client = enter(Service(self._installation.settings))
         return sources
 
     def _attach(self, sources: list[tuple[str, str | None]]) -> None:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from streamer.client import Client
 from streamer.domain import Query, Result, Stream
 from streamer.errors import ErrorCode, StreamerError
+from streamer.service import Service
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -32,7 +32,7 @@ class TimedQuestion:
         """Whether the question has an answer that is not an error."""
         return self.result is not None and self.result.error is None
 
-    def ask(self, client: Client) -> None:
+    def ask(self, client: Service) -> None:
         """Ask once; do nothing while the stream has no frames yet."""
         if self.query is not None:
             return

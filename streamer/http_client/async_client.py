@@ -144,8 +144,8 @@ class _Silences(_Sender):
     end = _once(SilenceCalls.end)
 
 
-class AsyncHttpClient(_Sender):
-    """The :class:`HttpClient` for asyncio: the same methods, to be awaited or iterated over.
+class AsyncClient(_Sender):
+    """The :class:`Client` for asyncio: the same methods, to be awaited or iterated over.
 
     Args:
         url: address of the API; default: `STREAMER_API_URL`, or http://127.0.0.1:8080.

@@ -140,7 +140,7 @@ class _Silences(_Sender):
     end = _once(SilenceCalls.end)
 
 
-class HttpClient(_Sender):
+class Client(_Sender):
     """A service as a program sees it over HTTP; close it, or use it as a context manager.
 
     Threads may share one. Every method raises StreamerError: with the API's code, message, `param`

@@ -13,13 +13,13 @@ from typing import Any
 import redis
 
 from streamer.api_keys import require_keys
-from streamer.client import Client
 from streamer.connections import run_file_path
 from streamer.domain import StreamState
 from streamer.errors import ErrorCode, StreamerError
 from streamer.local.redis_server import EmbeddedServer
 from streamer.local.supervised_process import SupervisedProcess
 from streamer.redis_errors import trouble_of
+from streamer.service import Service
 from streamer.settings import ENV_PREFIX, Settings
 
 STOP_SECONDS = 5.0
@@ -237,7 +237,7 @@ class Installation:
         A job that a crash lost is submitted again; it is unique per stream.
         """
         try:
-            with Client(self.settings) as client:
+            with Service(self.settings) as client:
                 for stream in client.streams():
                     if stream.live or stream.state not in (StreamState.ENDED, StreamState.FAILED):
                         client.jobs.start_ingest(stream.id)
@@ -284,7 +284,7 @@ class Installation:
         settings = self.settings
         if settings.history > 0 or settings.frame_ttl > _LONG_TTL:
             return True
-        with Client(settings) as client:
+        with Service(settings) as client:
             return any(stream.history for stream in client.streams() if stream.live)
 
     def _restart_servers(self, dead: list[str]) -> None:

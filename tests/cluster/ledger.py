@@ -10,8 +10,8 @@ from typing import Any, cast
 
 import redis
 
-from streamer.client import Client
 from streamer.domain import StreamState
+from streamer.service import Service
 from streamer.settings import Settings
 from tests.cluster.load import RECORDING_SECONDS, WINDOW, Load
 from tests.cluster.machines import Cluster
@@ -117,13 +117,13 @@ class Balance:
             self._cluster.tick()
             time.sleep(0.5)
 
-    def _cameras_down(self, client: Client) -> int:
+    def _cameras_down(self, client: Service) -> int:
         states = {stream.id: stream.state for stream in client.streams()}
         return sum(
             states.get(camera.stream_id) is not StreamState.RUNNING for camera in self._load.cameras
         )
 
-    def _settled(self, client: Client) -> bool:
+    def _settled(self, client: Service) -> bool:
         accepted, published = self._load.accepted, self._load.published
         over = {
             stream.id
@@ -132,7 +132,7 @@ class Balance:
         }
         return accepted.recordings.keys() <= over and accepted.queries <= published.keys()
 
-    def _count_queries(self, client: Client) -> None:
+    def _count_queries(self, client: Service) -> None:
         ledger, failed = self._ledger, Counter[str]()
         ids = self._load.accepted.queries
         ledger.accepted = len(ids)
@@ -149,12 +149,12 @@ class Balance:
         self._wait(lambda: not self._unrecorded(client), 30)
         ledger.unrecorded = self._unrecorded(client)
 
-    def _unrecorded(self, client: Client) -> int:
+    def _unrecorded(self, client: Service) -> int:
         return sum(
             client.timeline.get(request_id) is None for request_id in list(self._load.published)
         )
 
-    def _count_recordings(self, client: Client) -> None:
+    def _count_recordings(self, client: Service) -> None:
         ledger = self._ledger
         starts: dict[str, list[float]] = defaultdict(list)
         for results in list(self._load.published.values()):
@@ -185,7 +185,7 @@ class Balance:
                 for before, after in pairwise(windows)
             )
 
-    def _detach_all(self, client: Client) -> None:
+    def _detach_all(self, client: Service) -> None:
         """Detach all streams, and note what is left of them in Redis a while later."""
         for stream in client.streams():
             client.detach(stream.id)

@@ -14,9 +14,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from nvila_core.checkpoint.random_checkpoint import write_checkpoint
-from streamer.client import Client
 from streamer.local.process import spawn, stop
 from streamer.local.redis_server import EmbeddedServer
+from streamer.service import Service
 from streamer.settings import ENV_PREFIX, Settings
 from tests.support.relay import Relay
 
@@ -190,9 +190,9 @@ class Cluster:
             machine.tick()
 
     @contextlib.contextmanager
-    def client(self) -> Iterator[Client]:
+    def client(self) -> Iterator[Service]:
         """Yield a client on the machine of the servers."""
-        with Client(self.settings, patient=True) as client:
+        with Service(self.settings, patient=True) as client:
             yield client
 
     @staticmethod

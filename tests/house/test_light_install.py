@@ -83,7 +83,7 @@ def test_the_model_is_not_among_what_is_needed() -> None:
 
 
 def test_the_service_is_imported_and_shows_its_help(python: Path) -> None:
-    modules = "streamer, streamer.client, streamer.api.app, workers.ingest, workers.recorder"
+    modules = "streamer, streamer.service, streamer.api.app, workers.ingest, workers.recorder"
     imported = run(python, "-c", f"import sys, {modules}; print(streamer.__file__)")
     helped = run(python, str(python.with_name("streamer")), "--help")
     without = run(python, "-c", "import torch")
@@ -98,8 +98,8 @@ def test_the_service_is_imported_and_shows_its_help(python: Path) -> None:
 def test_the_http_client_works(python: Path, api_server: ApiServer) -> None:
     api_server.client.attach("rtsp://192.0.2.1/door", "door", probe=False)
     code = """
-from streamer.http_client import HttpClient
-with HttpClient() as client:
+from streamer import Client
+with Client() as client:
     print([stream.name for stream in client.streams()])
 """
     done = run(python, "-c", code, STREAMER_API_URL=api_server.url)

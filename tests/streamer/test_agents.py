@@ -20,9 +20,9 @@ from nvila_core.resolution.policy import Measures
 from streamer.agents import SKILL
 from streamer.agents.server import make_server
 from streamer.api_keys import ApiKeys
-from streamer.client import Client
 from streamer.domain import Result, ResultKind, Scope, Stream
 from streamer.errors import ErrorCode
+from streamer.service import Service
 from tests.streamer.incidents.conftest import Alert
 from tests.support.api_server import ApiServer
 from tests.support.installation import clean_environment
@@ -46,7 +46,7 @@ def run(call: Callable[[Agent], Coroutine[Any, Any, _T]], server: Any) -> _T:
     return anyio.run(connected)
 
 
-def use(service: Client, tool: str, *, operate: bool = True, **arguments: Any) -> Any:
+def use(service: Service, tool: str, *, operate: bool = True, **arguments: Any) -> Any:
     """Call one tool in this process, and return its result."""
 
     async def call(agent: Agent) -> Any:
@@ -56,7 +56,7 @@ def use(service: Client, tool: str, *, operate: bool = True, **arguments: Any) -
 
 
 @pytest.fixture
-def yard(client: Client) -> Stream:
+def yard(client: Service) -> Stream:
     """An attached camera, whose newest picture has a red half and is larger than a snapshot."""
     stream = client.attach("rtsp://user:secret@192.0.2.1/yard", "yard", probe=False)
     picture = np.zeros((900, 1200, 3), np.uint8)
@@ -66,7 +66,7 @@ def yard(client: Client) -> Stream:
     return stream
 
 
-def record(client: Client, stream: Stream, count: int) -> datetime:
+def record(client: Service, stream: Stream, count: int) -> datetime:
     """Record `count` captions of one minute each, the last one an error; return their start."""
     start = datetime.now(UTC).replace(microsecond=0) - timedelta(minutes=count)
     results = [
@@ -91,7 +91,7 @@ def record(client: Client, stream: Stream, count: int) -> datetime:
     return start
 
 
-def test_an_agent_finds_what_it_may_do(client: Client) -> None:
+def test_an_agent_finds_what_it_may_do(client: Service) -> None:
     async def tools(agent: Agent) -> dict[str, Any]:
         return {tool.name: tool for tool in (await agent.list_tools()).tools}
 
@@ -106,14 +106,14 @@ def test_an_agent_finds_what_it_may_do(client: Client) -> None:
             assert field.get("description") or field.get("type") in ("integer", "number"), name
 
 
-def test_a_camera_is_described_without_its_password(client: Client, yard: Stream) -> None:
+def test_a_camera_is_described_without_its_password(client: Service, yard: Stream) -> None:
     (found,) = use(client, "list_streams").structured_content["result"]
     assert (found["name"], found["state"], found["watches"]) == ("yard", "connecting", 1)
     everything = str(use(client, "list_streams"))
     assert "secret" not in everything
 
 
-def test_a_snapshot_is_a_picture_of_bounded_size(client: Client, yard: Stream) -> None:
+def test_a_snapshot_is_a_picture_of_bounded_size(client: Service, yard: Stream) -> None:
     picture, sentence = use(client, "get_snapshot", stream="yard").content
     shown: Any = cv2.imdecode(np.frombuffer(base64.b64decode(picture.data), np.uint8), 1)
     assert shown.shape == (576, 768, 3)
@@ -122,7 +122,7 @@ def test_a_snapshot_is_a_picture_of_bounded_size(client: Client, yard: Stream) -
     assert "The newest picture of yard" in sentence.text
 
 
-def test_the_timeline_is_searched_and_recapped_in_order(client: Client, yard: Stream) -> None:
+def test_the_timeline_is_searched_and_recapped_in_order(client: Service, yard: Stream) -> None:
     # given five minutes, of which the last was not seen
     start = record(client, yard, 5)
     # when an agent searches, page by page
@@ -141,7 +141,7 @@ def test_the_timeline_is_searched_and_recapped_in_order(client: Client, yard: St
     assert ends == [start + timedelta(minutes=n) for n in range(1, 5)]
 
 
-def test_a_long_recap_is_thinned_evenly(client: Client, yard: Stream) -> None:
+def test_a_long_recap_is_thinned_evenly(client: Service, yard: Stream) -> None:
     record(client, yard, 502)
     recap = use(client, "get_recap", stream="yard", since="-9h").structured_content
     assert (recap["windows"], recap["failed"]) == (502, 1)
@@ -149,7 +149,7 @@ def test_a_long_recap_is_thinned_evenly(client: Client, yard: Stream) -> None:
     assert len(recap["captions"]) == 167
 
 
-def test_a_watch_is_added_and_removed(client: Client, yard: Stream) -> None:
+def test_a_watch_is_added_and_removed(client: Service, yard: Stream) -> None:
     added = use(
         client, "add_watch", stream="yard", question="Is it open?", window=5, choices=["yes", "no"]
     ).structured_content
@@ -160,7 +160,7 @@ def test_a_watch_is_added_and_removed(client: Client, yard: Stream) -> None:
     assert len(client.stream("yard").watches) == 1
 
 
-def test_incidents_are_listed_acknowledged_and_silenced(client: Client, yard: Stream) -> None:
+def test_incidents_are_listed_acknowledged_and_silenced(client: Service, yard: Stream) -> None:
     # given an alert that has opened an incident
     alert = Alert(client.timeline)
     alert.see(0.9, 0.95)
@@ -192,14 +192,14 @@ def test_incidents_are_listed_acknowledged_and_silenced(client: Client, yard: St
     ],
 )
 def test_a_failure_tells_the_agent_what_to_do(
-    client: Client, yard: Stream, tool: str, arguments: dict[str, Any], says: str
+    client: Service, yard: Stream, tool: str, arguments: dict[str, Any], says: str
 ) -> None:
     result = use(client, tool, **arguments)
     assert result.is_error
     assert says in result.content[0].text
 
 
-def test_an_agent_connects_over_http(client: Client, yard: Stream) -> None:
+def test_an_agent_connects_over_http(client: Service, yard: Stream) -> None:
     async def call(agent: Agent) -> Any:
         return await agent.call_tool("list_streams", {})
 
@@ -208,7 +208,7 @@ def test_an_agent_connects_over_http(client: Client, yard: Stream) -> None:
             assert run(call, f"{server.url}/mcp").structured_content["result"][0]["name"] == "yard"
 
 
-def test_a_key_that_may_only_read_gets_only_tools_that_read(client: Client) -> None:
+def test_a_key_that_may_only_read_gets_only_tools_that_read(client: Service) -> None:
     # given a key with the scope `read`
     _, secret = ApiKeys(client.connections.main, client.settings).add("reader", [Scope.READ])
 
@@ -236,7 +236,7 @@ def test_it_describes_itself(api: TestClient) -> None:
 
 
 @pytest.mark.slow  # starts the program
-def test_an_agent_starts_it_on_this_machine(client: Client, yard: Stream) -> None:
+def test_an_agent_starts_it_on_this_machine(client: Service, yard: Stream) -> None:
     environment = clean_environment(
         STREAMER_REDIS_URL=str(client.settings.redis_url),
         STREAMER_DATA_DIR=str(client.settings.data_dir),

@@ -15,10 +15,10 @@ import redis
 from nvila_core.demo.questions import CAPTION
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
-from streamer.client import CAPTION_PROMPT, Client
 from streamer.domain import ErrorInfo, QueryStatus, Result, Sampling, Stream
 from streamer.errors import ErrorCode, StreamerError
 from streamer.models import QUERIES
+from streamer.service import CAPTION_PROMPT, Service
 from streamer.settings import Settings
 from streamer.validation import derive_name
 from tests.support.videos import write_audio, write_video
@@ -33,7 +33,7 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def add_frames(client: Client, stream: Stream, times: list[float]) -> None:
+def add_frames(client: Service, stream: Stream, times: list[float]) -> None:
     jpeg = cv2.imencode(".jpg", np.zeros((24, 32, 3), np.uint8))[1].tobytes()
     for n, moment in enumerate(times):
         measures = Measures(32, 24, change=0.0)
@@ -51,7 +51,7 @@ def test_the_demo_checkpoint_was_trained_on_the_default_prompt() -> None:
     assert CAPTION_PROMPT in CAPTION
 
 
-def test_attach_probes_names_and_starts(client: Client, video: Path) -> None:
+def test_attach_probes_names_and_starts(client: Service, video: Path) -> None:
     stream = client.attach(str(video))
     assert stream.name == "my-holiday-1"
     assert not stream.live
@@ -61,7 +61,7 @@ def test_attach_probes_names_and_starts(client: Client, video: Path) -> None:
     assert client.jobs.depths()["ingest"] == 1
 
 
-def test_derived_names_are_made_unique_and_given_ones_are_not(client: Client, video: Path) -> None:
+def test_derived_names_are_made_unique_and_given_ones_are_not(client: Service, video: Path) -> None:
     names = [client.attach(str(video), probe=False).name for _ in range(3)]
     assert names == ["my-holiday-1", "my-holiday-1-2", "my-holiday-1-3"]
     with pytest.raises(StreamerError) as caught:
@@ -85,14 +85,14 @@ def test_derive_name(url: str, name: str) -> None:
     assert derive_name(url) == name
 
 
-def test_a_url_with_a_password_is_shown_without_it(client: Client) -> None:
+def test_a_url_with_a_password_is_shown_without_it(client: Service) -> None:
     stream = client.attach(f"rtsp://admin:{PASSWORD}@cam.invalid/live", probe=False)
     assert PASSWORD not in stream.model_dump_json()
     assert stream.name == "cam.invalid-live"
     assert PASSWORD in client.registry.secret_url(stream.id)
 
 
-def test_what_fails_its_probe_is_not_attached(client: Client, tmp_path: Path) -> None:
+def test_what_fails_its_probe_is_not_attached(client: Service, tmp_path: Path) -> None:
     audio, text = tmp_path / "sound.m4a", tmp_path / "notes.mp4"
     write_audio(audio)
     text.write_text("not a video")
@@ -111,13 +111,13 @@ def test_what_fails_its_probe_is_not_attached(client: Client, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", ["", "a b", "-x", "x" * 65, "ümlaut", "a/b"])
-def test_bad_names_are_refused(client: Client, video: Path, name: str) -> None:
+def test_bad_names_are_refused(client: Service, video: Path, name: str) -> None:
     with pytest.raises(StreamerError, match="is not a valid name") as caught:
         client.attach(str(video), name, probe=False)
     assert code_of(caught) is ErrorCode.INVALID_REQUEST
 
 
-def test_watches_of_ones_own_or_none(client: Client, video: Path) -> None:
+def test_watches_of_ones_own_or_none(client: Service, video: Path) -> None:
     none = client.attach(str(video), watches=[], probe=False)
     assert none.watches == []
     watch = client.watch("Is the gate open?", window=3.0, max_tokens=4)
@@ -131,7 +131,7 @@ def test_watches_of_ones_own_or_none(client: Client, video: Path) -> None:
     assert code_of(caught) is ErrorCode.INVALID_REQUEST
 
 
-def test_detach_forgets_stream_frames_and_job(client: Client, video: Path) -> None:
+def test_detach_forgets_stream_frames_and_job(client: Service, video: Path) -> None:
     stream = client.attach(str(video), "door", probe=False)
     add_frames(client, stream, [time.time()])
     assert client.detach("door").id == stream.id
@@ -143,7 +143,7 @@ def test_detach_forgets_stream_frames_and_job(client: Client, video: Path) -> No
     assert code_of(caught) is ErrorCode.UNKNOWN_STREAM
 
 
-def test_the_only_stream_may_go_unnamed(client: Client, video: Path) -> None:
+def test_the_only_stream_may_go_unnamed(client: Service, video: Path) -> None:
     with pytest.raises(StreamerError, match="No stream is attached"):
         client.stream()
     only = client.attach(str(video), "a", probe=False)
@@ -153,7 +153,7 @@ def test_the_only_stream_may_go_unnamed(client: Client, video: Path) -> None:
         client.stream()
 
 
-def test_analyze_refuses_what_has_no_end(client: Client) -> None:
+def test_analyze_refuses_what_has_no_end(client: Service) -> None:
     with pytest.raises(StreamerError, match="live") as caught:
         client.analyze(f"rtsp://u:{PASSWORD}@cam.invalid/x")
     assert PASSWORD not in caught.value.message
@@ -162,11 +162,11 @@ def test_analyze_refuses_what_has_no_end(client: Client) -> None:
 # Questions
 
 
-def live(client: Client, name: str = "door") -> Stream:
+def live(client: Service, name: str = "door") -> Stream:
     return client.attach("rtsp://cam.invalid/live", name, probe=False, sampling=Sampling(fps=1))
 
 
-def asked_frames(client: Client, query_id: str) -> list[float]:
+def asked_frames(client: Service, query_id: str) -> list[float]:
     from rq.job import Job
     from rq.serializers import JSONSerializer
 
@@ -175,7 +175,7 @@ def asked_frames(client: Client, query_id: str) -> list[float]:
     return [frame["time"] for frame in job.args[0]["frames"]]
 
 
-def test_now_is_the_newest_frame(client: Client) -> None:
+def test_now_is_the_newest_frame(client: Service) -> None:
     stream = live(client)
     now = time.time()
     add_frames(client, stream, [now - 3, now - 2, now - 1])
@@ -187,7 +187,7 @@ def test_now_is_the_newest_frame(client: Client) -> None:
     assert asked_frames(client, two.id) == [now - 2, now - 1]
 
 
-def test_a_past_range_is_spread_over(client: Client) -> None:
+def test_a_past_range_is_spread_over(client: Service) -> None:
     stream = live(client)
     now = time.time()
     add_frames(client, stream, [now - 60 + n for n in range(60)])
@@ -197,7 +197,7 @@ def test_a_past_range_is_spread_over(client: Client) -> None:
     assert (query.end - query.start).total_seconds() == pytest.approx(21.0)
 
 
-def test_without_frames_the_sentence_says_why(client: Client) -> None:
+def test_without_frames_the_sentence_says_why(client: Service) -> None:
     stream = live(client)
     client.first_frame_wait = 0.0
     with pytest.raises(StreamerError, match="connecting") as caught:
@@ -213,7 +213,7 @@ def test_without_frames_the_sentence_says_why(client: Client) -> None:
         client.ask("?", "door", since="-2h", until="-1h")
 
 
-def test_bad_questions(client: Client) -> None:
+def test_bad_questions(client: Service) -> None:
     live(client)
     for arguments, code in [
         ({"prompt": " "}, ErrorCode.PROMPT_EMPTY),
@@ -227,7 +227,7 @@ def test_bad_questions(client: Client) -> None:
         assert code_of(caught) is code
 
 
-def answer(client: Client, query_id: str, **fields: object) -> None:
+def answer(client: Service, query_id: str, **fields: object) -> None:
     result = Result(
         request_id=query_id,
         kind="error" if "error" in fields else "answer",
@@ -239,7 +239,7 @@ def answer(client: Client, query_id: str, **fields: object) -> None:
     assert client.queue.publish(result, owner_id=None)
 
 
-def test_a_query_gets_its_answer(client: Client) -> None:
+def test_a_query_gets_its_answer(client: Service) -> None:
     add_frames(client, live(client), [time.time()])
     query = client.ask("?", "door")
     assert client.query(query.id).result is None
@@ -249,7 +249,7 @@ def test_a_query_gets_its_answer(client: Client) -> None:
     assert client.cancel(query.id) == done, "what is done stays done"
 
 
-def test_a_query_that_fails_and_one_that_is_cancelled(client: Client) -> None:
+def test_a_query_that_fails_and_one_that_is_cancelled(client: Service) -> None:
     add_frames(client, live(client), [time.time()])
     failed, cancelled = client.ask("?", "door"), client.ask("?", "door")
     answer(client, failed.id, error=ErrorInfo(code=ErrorCode.MODEL_FAILED, message="No."))
@@ -261,7 +261,7 @@ def test_a_query_that_fails_and_one_that_is_cancelled(client: Client) -> None:
     assert client.jobs.depths()[QUERIES] == 1, "only the other one waits"
 
 
-def test_queries_are_listed_newest_first_and_bounded(client: Client) -> None:
+def test_queries_are_listed_newest_first_and_bounded(client: Service) -> None:
     add_frames(client, live(client), [time.time()])
     ids = []
     for _ in range(3):
@@ -274,14 +274,14 @@ def test_queries_are_listed_newest_first_and_bounded(client: Client) -> None:
     assert redis_client.ttl(redis_keys.QUERIES) > 0
 
 
-def test_a_query_whose_job_was_lost_is_failed(client: Client) -> None:
+def test_a_query_whose_job_was_lost_is_failed(client: Service) -> None:
     add_frames(client, live(client), [time.time()])
     query = client.ask("?", "door")
     client.connections.main.delete(f"rq:job:{query.id}")
     assert client.query(query.id).status is QueryStatus.FAILED
 
 
-def test_unknown_query_and_missing_workers(client: Client) -> None:
+def test_unknown_query_and_missing_workers(client: Service) -> None:
     for unknown in ("qry_0", "", "x" * 1000):
         with pytest.raises(StreamerError) as caught:
             client.query(unknown)
@@ -295,7 +295,7 @@ def test_unknown_query_and_missing_workers(client: Client) -> None:
 # Results
 
 
-def test_follow_yields_what_comes_from_now_on(client: Client) -> None:
+def test_follow_yields_what_comes_from_now_on(client: Service) -> None:
     answer(client, "before", text="old")
     following = client.follow()
     seen: list[str | None] = []
@@ -309,7 +309,7 @@ def test_follow_yields_what_comes_from_now_on(client: Client) -> None:
     assert seen == ["new"]
 
 
-def test_results_come_from_the_timeline(client: Client) -> None:
+def test_results_come_from_the_timeline(client: Service) -> None:
     moment = datetime.now(UTC)
     old, new = (
         Result(
@@ -333,5 +333,5 @@ def test_results_come_from_the_timeline(client: Client) -> None:
 
 def test_nothing_is_running(tmp_path: Path) -> None:
     with pytest.raises(StreamerError, match="streamer up") as caught:
-        Client(Settings(data_dir=tmp_path))
+        Service(Settings(data_dir=tmp_path))
     assert code_of(caught) is ErrorCode.REDIS_UNAVAILABLE

@@ -7,10 +7,10 @@ import pytest
 from fastapi.testclient import TestClient
 
 from streamer.api.app import create_app
-from streamer.client import Client
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import Sampling, Stream
 from streamer.errors import ErrorCode, StreamerError
+from streamer.service import Service
 from tests.support.installation import run_cli
 from tests.support.videos import write_video
 
@@ -19,13 +19,13 @@ OTHER = "0ther+secret"
 
 
 @pytest.fixture
-def yard(client: Client) -> Stream:
+def yard(client: Service) -> Stream:
     watches = [client.watch("Who is there?", window=5.0), client.watch("Is it raining?")]
     url = f"rtsp://me:{PASSWORD}@cam.invalid/live"
     return client.attach(url, "yard", watches=watches, probe=False)
 
 
-def refused(client: Client, ref: str = "yard", **changes: object) -> StreamerError:
+def refused(client: Service, ref: str = "yard", **changes: object) -> StreamerError:
     before = client.streams()
     with pytest.raises(StreamerError) as caught:
         client.edit(ref, **changes)  # type: ignore[arg-type]
@@ -38,7 +38,7 @@ def refused(client: Client, ref: str = "yard", **changes: object) -> StreamerErr
     return caught.value
 
 
-def test_a_new_password_is_kept_apart_and_noticed(client: Client, yard: Stream) -> None:
+def test_a_new_password_is_kept_apart_and_noticed(client: Service, yard: Stream) -> None:
     url = f"rtsp://me:{OTHER}@cam.invalid/live"
     changed = client.edit("yard", source=url, probe=False)
     assert changed.url == yard.url
@@ -49,14 +49,14 @@ def test_a_new_password_is_kept_apart_and_noticed(client: Client, yard: Stream) 
 
 
 def test_a_new_url_is_tried_before_it_is_taken(
-    client: Client, yard: Stream, loopback: LoopbackCamera
+    client: Service, yard: Stream, loopback: LoopbackCamera
 ) -> None:
     error = refused(client, source=f"rtsp://me:{PASSWORD}@127.0.0.1:1/x")
     assert error.code is ErrorCode.STREAM_CONNECTION_FAILED
     assert client.edit(yard.id, source=loopback.url).url == loopback.url
 
 
-def test_watches_that_ask_the_same_are_the_same(client: Client, yard: Stream) -> None:
+def test_watches_that_ask_the_same_are_the_same(client: Service, yard: Stream) -> None:
     again = client.watch("Is it raining?")
     new = client.watch("Is the gate open?")
     changed = client.edit("yard", watches=[again, new, again])
@@ -70,7 +70,7 @@ def test_watches_that_ask_the_same_are_the_same(client: Client, yard: Stream) ->
     assert client.edit("yard", watches=[]).watches == []
 
 
-def test_name_sampling_and_pause(client: Client, yard: Stream) -> None:
+def test_name_sampling_and_pause(client: Service, yard: Stream) -> None:
     changed = client.edit("yard", name="garden", sampling=Sampling(fps=3), paused=True)
     assert (changed.name, changed.sampling.fps, changed.paused) == ("garden", 3.0, True)
     assert client.stream("garden").id == yard.id
@@ -78,7 +78,7 @@ def test_name_sampling_and_pause(client: Client, yard: Stream) -> None:
     assert client.edit("garden") == client.stream("garden")
 
 
-def test_what_makes_no_sense_changes_nothing(client: Client, yard: Stream, tmp_path: Path) -> None:
+def test_what_makes_no_sense_changes_nothing(client: Service, yard: Stream, tmp_path: Path) -> None:
     write_video(tmp_path / "v.mp4", seconds=1)
     client.attach(str(tmp_path / "v.mp4"), "clip", probe=False)
     write_video(tmp_path / "w.mp4", seconds=1)
@@ -98,7 +98,7 @@ def test_what_makes_no_sense_changes_nothing(client: Client, yard: Stream, tmp_p
     assert "write the whole URL" in error.message
 
 
-def test_the_api_takes_patches(client: Client, yard: Stream) -> None:
+def test_the_api_takes_patches(client: Service, yard: Stream) -> None:
     with TestClient(create_app(client), base_url="http://127.0.0.1:8080") as api:
         changed = api.patch("/v1/streams/yard", json={"paused": True, "sampling": {"fps": 2}})
         assert changed.status_code == 200
@@ -126,7 +126,7 @@ def test_the_api_takes_patches(client: Client, yard: Stream) -> None:
         assert api.patch("/v1/streams/nobody", json={"paused": True}).status_code == 404
 
 
-def test_the_command_line_edits_too(client: Client, yard: Stream) -> None:
+def test_the_command_line_edits_too(client: Service, yard: Stream) -> None:
     redis_url = client.settings.redis_url or ""
 
     def run(*arguments: str) -> tuple[int, str, str]:

@@ -12,9 +12,9 @@ import pytest
 from streamer.api import database_threads
 from streamer.api.app import create_app
 from streamer.api.database_threads import MAX_THREADS
-from streamer.client import Client
 from streamer.domain import Result, StreamSpec
 from streamer.errors import ErrorCode, StreamerError
+from streamer.service import Service
 from streamer.settings import Settings
 from streamer.timeline.results import Timeline
 from tests.support.relay import Relay
@@ -80,7 +80,7 @@ def result(name: str, **fields: object) -> Result:
 def test_readers_of_a_frozen_database_stop_no_other_request(settings, database):
     # given a stream, and a database that freezes
     Timeline(database.url).close()
-    client = Client(settings.model_copy(update={"database_url": database.url}))
+    client = Service(settings.model_copy(update={"database_url": database.url}))
     client.registry.create(StreamSpec(name="yard", url="rtsp://yard/", live=True), "rtsp://yard/")
     if database.used:
         client.timeline.record([result("a")])
@@ -112,7 +112,7 @@ def test_readers_of_a_frozen_database_stop_no_other_request(settings, database):
 def test_a_reader_is_told_after_a_while(settings, database, monkeypatch):
     monkeypatch.setattr(database_threads.DatabaseThreads.__init__, "__defaults__", (2, 0.5))
     Timeline(database.url).close()
-    client = Client(settings.model_copy(update={"database_url": database.url}))
+    client = Service(settings.model_copy(update={"database_url": database.url}))
     if database.used:
         client.timeline.record([result("a")])
     database.freeze()
@@ -157,7 +157,7 @@ def test_a_frozen_server_is_a_missing_part(settings, postgres_port, postgres_dat
     monkeypatch.setattr("streamer.timeline.database.PING_LIMIT", 0.5)
     with FreezingRelay(postgres_port) as relay:
         url = f"postgresql+psycopg://test@127.0.0.1:{relay.port}/{postgres_database}"
-        with Client(settings.model_copy(update={"database_url": url})) as client:
+        with Service(settings.model_copy(update={"database_url": url})) as client:
             client.timeline.ping()
             relay.thawed.clear()
             database = next(part for part in client.health.parts() if part.name == "database")
@@ -203,7 +203,7 @@ def test_a_server_that_was_restarted_is_used_again_at_once(postgres):
 
 
 def test_odd_values_in_a_query_of_postgresql_are_one_sentence(settings, postgres):
-    client = Client(settings.model_copy(update={"database_url": postgres}))
+    client = Service(settings.model_copy(update={"database_url": postgres}))
     client.timeline.record([result("a", text="a 100% red_car")])
 
     async def ask() -> None:

@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 from streamer import redis_keys
 from streamer.api.app import create_app
 from streamer.cli.app import app
-from streamer.client import Client
 from streamer.doctor.examination import examine
 from streamer.doctor.redis_server import servers
 from streamer.domain import Part
 from streamer.local.redis_server import EmbeddedServer
+from streamer.service import Service
 from streamer.settings import Settings
 from streamer.timeline.results import Timeline
 from tests.support.clocks import ManualClock
@@ -29,18 +29,18 @@ BEAT = 1_780_000_000.0
 BEAT_TEXT = "2026-05-28T20:26:40"
 
 
-def parts(client: Client) -> dict[str, Part]:
+def parts(client: Service) -> dict[str, Part]:
     return {part.name: part for part in client.health.parts()}
 
 
-def beat(client: Client, timeline: Timeline) -> None:
+def beat(client: Service, timeline: Timeline) -> None:
     """Let a recorder report itself once, at `BEAT`."""
     Recorder(
         client.connections.main, timeline, stopping=threading.Event(), clock=ManualClock(BEAT)
     ).beat()
 
 
-def test_an_installation_without_programs_names_each_of_them(client: Client) -> None:
+def test_an_installation_without_programs_names_each_of_them(client: Service) -> None:
     found = parts(client)
 
     missing = {name for name, part in found.items() if not part.up}
@@ -52,7 +52,7 @@ def test_an_installation_without_programs_names_each_of_them(client: Client) -> 
         assert "start `streamer" in message
 
 
-def test_a_recorder_that_died_is_missing_since_its_last_beat(client: Client) -> None:
+def test_a_recorder_that_died_is_missing_since_its_last_beat(client: Service) -> None:
     # given a recorder that reports itself
     beat(client, client.timeline)
     assert 0 < client.connections.main.ttl(redis_keys.RECORDER) <= 24
@@ -68,7 +68,7 @@ def test_a_recorder_that_died_is_missing_since_its_last_beat(client: Client) -> 
     assert BEAT_TEXT in gone.message
 
 
-def test_a_recorder_whose_database_is_broken_says_so(client: Client, tmp_path: Path) -> None:
+def test_a_recorder_whose_database_is_broken_says_so(client: Service, tmp_path: Path) -> None:
     # given a recorder whose database file is damaged while it runs
     file = tmp_path / "timeline.db"
     timeline = Timeline(f"sqlite:///{file}")
@@ -92,7 +92,7 @@ def test_a_dead_server_of_frames_is_missing_since_it_was_last_seen(
 ) -> None:
     with EmbeddedServer(tmp_path / "frames", persistent=False, max_memory=64 << 20) as frames:
         own = settings.model_copy(update={"frames_redis_url": frames.url})
-        with Client(own) as client:
+        with Service(own) as client:
             assert parts(client)["frames redis"].up
             frames.stop()
 
@@ -107,7 +107,7 @@ def test_a_dead_server_of_frames_is_missing_since_it_was_last_seen(
 def test_without_redis_only_that_is_known(settings: Settings, tmp_path: Path) -> None:
     with EmbeddedServer(tmp_path / "main", persistent=False, max_memory=64 << 20) as main:
         own = settings.model_copy(update={"redis_url": main.url})
-        with Client(own) as client:
+        with Service(own) as client:
             assert parts(client)["redis"].up
             main.stop()
 
@@ -117,7 +117,7 @@ def test_without_redis_only_that_is_known(settings: Settings, tmp_path: Path) ->
     assert only.last_seen_at is not None
 
 
-def test_the_api_and_the_metrics_say_what_is_missing(client: Client) -> None:
+def test_the_api_and_the_metrics_say_what_is_missing(client: Service) -> None:
     client.connections.main.hset(redis_keys.LAST_SEEN, "recorder", BEAT)
     with TestClient(create_app(client), base_url="http://127.0.0.1:8080") as api:
         ready = api.get("/readyz")
@@ -135,7 +135,7 @@ def test_the_api_and_the_metrics_say_what_is_missing(client: Client) -> None:
     assert alive.status_code == 200
 
 
-def test_the_lists_of_the_api_name_what_is_missing(client: Client) -> None:
+def test_the_lists_of_the_api_name_what_is_missing(client: Service) -> None:
     # given a recorder that died, and a model worker that never ran
     redis_client = client.connections.main
     redis_client.hset(redis_keys.LAST_SEEN, "recorder", BEAT)
@@ -149,7 +149,7 @@ def test_the_lists_of_the_api_name_what_is_missing(client: Client) -> None:
         assert "streamer worker" in parts["model worker"]["message"]
 
 
-def test_a_list_does_not_wait_for_the_look_at_a_frozen_server(client: Client) -> None:
+def test_a_list_does_not_wait_for_the_look_at_a_frozen_server(client: Service) -> None:
     # given a health that is looked up for as long as the test wants
     release = threading.Event()
     looked = client.health.parts
@@ -161,7 +161,7 @@ def test_a_list_does_not_wait_for_the_look_at_a_frozen_server(client: Client) ->
         release.set()
 
 
-def test_readiness_needs_no_key_and_tells_no_address(client: Client) -> None:
+def test_readiness_needs_no_key_and_tells_no_address(client: Service) -> None:
     client.settings.api_keys = ["a-key-of-length"]
     with TestClient(create_app(client), base_url="http://streamer.example") as api:
         assert api.get("/v1/streams").status_code == 401
@@ -174,7 +174,7 @@ def test_readiness_needs_no_key_and_tells_no_address(client: Client) -> None:
 @pytest.mark.parametrize("command", ["streams", "results"])
 @pytest.mark.parametrize("options", [[], ["--json"]])
 def test_the_lists_warn_of_what_is_missing(
-    client: Client,
+    client: Service,
     settings: Settings,
     monkeypatch: pytest.MonkeyPatch,
     command: str,
@@ -192,7 +192,7 @@ def test_the_lists_warn_of_what_is_missing(
     assert "Warning" not in done.stdout
 
 
-def test_the_doctor_says_since_when(client: Client, settings: Settings) -> None:
+def test_the_doctor_says_since_when(client: Service, settings: Settings) -> None:
     client.connections.main.hset(redis_keys.LAST_SEEN, "recorder", BEAT)
     client.connections.main.hset(redis_keys.LAST_SEEN, "ingest worker", BEAT)
 
@@ -213,7 +213,7 @@ def test_a_whole_installation_is_ready(installation: Up, eventually: Callable[..
         with urllib.request.urlopen(f"{installation.api_url}/readyz") as answer:
             return json.loads(answer.read())
 
-    with Client(installation.settings) as client:
+    with Service(installation.settings) as client:
         eventually(lambda: all(part.up for part in client.health.parts()))
         noted = client.connections.main.hgetall(redis_keys.LAST_SEEN)
     assert isinstance(noted, dict)
@@ -223,7 +223,7 @@ def test_a_whole_installation_is_ready(installation: Up, eventually: Callable[..
 
 
 def test_what_was_seen_is_read_from_a_server_that_may_not_be_written(
-    client: Client, redis_client: redis.Redis
+    client: Service, redis_client: redis.Redis
 ) -> None:
     parts(client)
     redis_client.config_set("min-replicas-to-write", 1)

@@ -16,7 +16,6 @@ from nvila_core.generation.schema_limits import MAX_SCHEMA_DEPTH
 from nvila_core.resolution.policy import Measures
 from streamer.api.app import create_app
 from streamer.cli.app import app
-from streamer.client import Client
 from streamer.domain import Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.limits import (
@@ -31,15 +30,16 @@ from streamer.limits import (
     MAX_WATCHES,
 )
 from streamer.question import Question
+from streamer.service import Service
 from streamer.settings import Settings
 
 CAMERA = "rtsp://192.0.2.1/yard"
 
 
 @pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
+def client(settings: Settings) -> Iterator[Service]:
     """An installation with a stream that has a frame."""
-    with Client(settings) as opened:
+    with Service(settings) as opened:
         stream = opened.attach(CAMERA, "yard", watches=[], probe=False)
         jpeg = cv2.imencode(".jpg", np.zeros((24, 32, 3), np.uint8))[1].tobytes()
         opened.frames.put(stream.id, jpeg, Measures(32, 24, change=0.0), time=time.time(), pts=0.0)
@@ -47,7 +47,7 @@ def client(settings: Settings) -> Iterator[Client]:
 
 
 @pytest.fixture
-def api(client: Client) -> Iterator[TestClient]:
+def api(client: Service) -> Iterator[TestClient]:
     served = create_app(client)
     with TestClient(
         served, base_url="http://127.0.0.1:8080", raise_server_exceptions=False
@@ -104,28 +104,28 @@ LIMITS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 }
 
 
-def ask(client: Client, fields: dict[str, Any]) -> None:
+def ask(client: Service, fields: dict[str, Any]) -> None:
     client.ask(**{"prompt": "What?", "stream": "yard"} | fields)
 
 
-def submit(client: Client, fields: dict[str, Any]) -> None:
+def submit(client: Service, fields: dict[str, Any]) -> None:
     client.submit(Question(**{"prompt": "What?", "stream": "yard"} | fields))
 
 
-def attach(client: Client, fields: dict[str, Any]) -> None:
-    watch = Watch(**{"prompt": "What?"} | fields)  # not made by Client.watch, which checks it too
+def attach(client: Service, fields: dict[str, Any]) -> None:
+    watch = Watch(**{"prompt": "What?"} | fields)  # not made by Service.watch, which checks it too
     client.attach(CAMERA, "gate", watches=[watch], probe=False)
 
 
-def edit(client: Client, fields: dict[str, Any]) -> None:
+def edit(client: Service, fields: dict[str, Any]) -> None:
     client.edit("yard", watches=[Watch(**{"prompt": "What?"} | fields)])
 
 
-def add_watch(client: Client, fields: dict[str, Any]) -> None:
+def add_watch(client: Service, fields: dict[str, Any]) -> None:
     client.watches.add("yard", Watch(**{"prompt": "What?"} | fields))
 
 
-def edit_watch(client: Client, fields: dict[str, Any]) -> None:
+def edit_watch(client: Service, fields: dict[str, Any]) -> None:
     watch = client.watch("What?")
     client.watches.add("yard", watch)
     fields = json.loads(json.dumps(fields))
@@ -137,7 +137,7 @@ def edit_watch(client: Client, fields: dict[str, Any]) -> None:
 @pytest.mark.parametrize("door", [ask, submit, attach, edit, add_watch, edit_watch])
 @pytest.mark.parametrize("limit", LIMITS)
 def test_the_python_client_refuses_what_exceeds_a_limit(
-    client: Client, door: Callable[[Client, dict[str, Any]], None], limit: str
+    client: Service, door: Callable[[Service, dict[str, Any]], None], limit: str
 ) -> None:
     fits, exceeds, reason = LIMITS[limit]
     with pytest.raises((StreamerError, ValueError), match=reason) as caught:
@@ -186,7 +186,9 @@ def test_the_api_refuses_a_changed_watch_that_exceeds_a_limit(api: TestClient) -
         assert api.patch(path, json=fits).status_code == 200
 
 
-def test_a_stream_has_a_limit_of_watches_and_of_its_source(client: Client, api: TestClient) -> None:
+def test_a_stream_has_a_limit_of_watches_and_of_its_source(
+    client: Service, api: TestClient
+) -> None:
     many = [{"prompt": str(n)} for n in range(MAX_WATCHES + 1)]
     body = {"url": CAMERA, "probe": False}
     assert api.post("/v1/streams", json={**body, "watches": many}).status_code == 422
@@ -221,7 +223,7 @@ def test_parameters_of_a_list_have_a_limit(api: TestClient, name: str) -> None:
     ],
 )
 def test_the_command_line_refuses_what_exceeds_a_limit(
-    client: Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, limit: str
+    client: Service, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, limit: str
 ) -> None:
     monkeypatch.setenv("STREAMER_REDIS_URL", client.settings.redis_url or "")
     monkeypatch.setenv("STREAMER_DATA_DIR", str(client.settings.data_dir))

@@ -10,10 +10,10 @@ from rq.job import Job
 
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
-from streamer.client import Client
 from streamer.domain import ClipRequest, QueryStatus, StreamSpec, Watch, utc_now
 from streamer.errors import ErrorCode
 from streamer.lost_requests import LostRequests
+from streamer.service import Service
 from streamer.settings import Settings
 from streamer.timeline.results import Timeline
 from workers.recorder import Recorder
@@ -22,9 +22,9 @@ Eventually = Callable[..., None]
 
 
 @pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
+def client(settings: Settings) -> Iterator[Service]:
     """An installation with a live stream that has a frame, and a recording."""
-    with Client(settings) as opened:
+    with Service(settings) as opened:
         for name, live in (("yard", True), ("film", False)):
             watch = Watch(prompt="What?", window=10, max_frames=4, max_tokens=8)
             spec = StreamSpec(name=name, url=f"rtsp://{name}/", live=live, watches=[watch])
@@ -36,7 +36,7 @@ def client(settings: Settings) -> Iterator[Client]:
 
 
 @pytest.fixture
-def lost(client: Client, redis_client: redis.Redis) -> LostRequests:
+def lost(client: Service, redis_client: redis.Redis) -> LostRequests:
     return LostRequests(redis_client, client.queue)
 
 
@@ -44,7 +44,7 @@ def evict(redis_client: redis.Redis, request_id: str) -> None:
     assert redis_client.delete(Job.key_for(request_id))
 
 
-def clip(client: Client, name: str) -> ClipRequest:
+def clip(client: Service, name: str) -> ClipRequest:
     stream = client.stream(name)
     request = ClipRequest.for_watch(
         stream,
@@ -59,7 +59,7 @@ def clip(client: Client, name: str) -> ClipRequest:
 
 @pytest.mark.parametrize("look", ["get", "list", "sweep"])
 def test_a_query_without_a_job_fails_with_a_result_however_it_is_found(
-    client: Client, lost: LostRequests, redis_client: redis.Redis, look: str
+    client: Service, lost: LostRequests, redis_client: redis.Redis, look: str
 ) -> None:
     # given a question whose job was evicted, and one that waits
     gone, waiting = (client.ask("Anyone?", "yard") for _ in range(2))
@@ -85,7 +85,7 @@ def test_a_query_without_a_job_fails_with_a_result_however_it_is_found(
 
 @pytest.mark.parametrize("loss", ["evicted", "flushed"])
 def test_waiting_ends_when_the_job_is_lost(
-    client: Client, redis_client: redis.Redis, eventually: Eventually, loss: str
+    client: Service, redis_client: redis.Redis, eventually: Eventually, loss: str
 ) -> None:
     # given somebody who waits for an answer
     asked = client.ask("Anyone?", "yard")
@@ -111,7 +111,7 @@ def test_waiting_ends_when_the_job_is_lost(
 
 @pytest.mark.parametrize("name", ["yard", "film"])
 def test_the_lost_clip_of_a_watch_or_a_recording_is_counted_out_with_a_result(
-    client: Client, redis_client: redis.Redis, name: str
+    client: Service, redis_client: redis.Redis, name: str
 ) -> None:
     stream = client.stream(name)
     owner = stream.watches[0].id if stream.live else stream.id
@@ -127,7 +127,7 @@ def test_the_lost_clip_of_a_watch_or_a_recording_is_counted_out_with_a_result(
 
 
 def test_a_job_with_a_record_or_a_result_is_not_lost(
-    client: Client, lost: LostRequests, redis_client: redis.Redis
+    client: Service, lost: LostRequests, redis_client: redis.Redis
 ) -> None:
     waiting, cancelled = (client.ask("Anyone?", "yard") for _ in range(2))
     client.cancel(cancelled.id)
@@ -138,7 +138,7 @@ def test_a_job_with_a_record_or_a_result_is_not_lost(
 
 
 def test_a_lost_request_reaches_the_timeline(
-    client: Client, lost: LostRequests, redis_client: redis.Redis, settings: Settings
+    client: Service, lost: LostRequests, redis_client: redis.Redis, settings: Settings
 ) -> None:
     asked = client.ask("Anyone?", "yard")
     evict(redis_client, asked.id)
@@ -155,7 +155,7 @@ def test_a_lost_request_reaches_the_timeline(
 
 
 def test_a_worker_that_takes_a_job_without_a_record_says_so(
-    client: Client, redis_client: redis.Redis, worker_process, random_checkpoint
+    client: Service, redis_client: redis.Redis, worker_process, random_checkpoint
 ) -> None:
     # given a question whose record was evicted while it waited in the queue
     asked = client.ask("Anyone?", "yard")

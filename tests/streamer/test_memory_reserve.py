@@ -15,7 +15,6 @@ from fastapi.testclient import TestClient
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.api.app import create_app
-from streamer.client import Client
 from streamer.domain import ClipRequest, Query, QueryStatus, RequestKind, Result, StreamSpec, Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import CLIP_JOB
@@ -23,6 +22,7 @@ from streamer.local.redis_server import EmbeddedServer
 from streamer.memory_reserve import RESERVE, in_reserve, require_room
 from streamer.models import CLIP_QUEUES
 from streamer.outage import Outage
+from streamer.service import Service
 from streamer.settings import Settings
 from streamer.timeline.results import Timeline
 from workers.ingest.clips import LiveClips
@@ -44,14 +44,14 @@ def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
 
 
 @pytest.fixture
-def client(server: EmbeddedServer, tmp_path: Path) -> Iterator[Client]:
+def client(server: EmbeddedServer, tmp_path: Path) -> Iterator[Service]:
     """An installation on it, with a camera that has a frame."""
-    with Client(Settings(redis_url=server.url, data_dir=tmp_path)) as opened:
+    with Service(Settings(redis_url=server.url, data_dir=tmp_path)) as opened:
         attach_yard(opened)
         yield opened
 
 
-def attach_yard(client: Client) -> None:
+def attach_yard(client: Service) -> None:
     """Attach a camera that has a frame."""
     spec = StreamSpec(name="yard", url="rtsp://cam/", live=True, watches=[watch()])
     client.registry.create(spec, spec.url)
@@ -62,7 +62,7 @@ def watch() -> Watch:
     return Watch(prompt="What?", window=10, max_frames=4, max_tokens=8)
 
 
-def put(client: Client, jpeg: bytes) -> None:
+def put(client: Service, jpeg: bytes) -> None:
     stream = client.stream("yard")
     client.frames.put(stream.id, jpeg, Measures(32, 24, change=0.0), time=time.time(), pts=0.0)
 
@@ -71,12 +71,12 @@ def noise(size: int) -> bytes:
     return np.random.default_rng(size).integers(0, 256, size, np.uint8).tobytes()
 
 
-def used(client: Client) -> float:
+def used(client: Service) -> float:
     """Return the share of the server's memory that is used."""
     return float(client.connections.main.info("memory")["used_memory"]) / LIMIT
 
 
-def ask_until_refused(client: Client, most: int = 20_000) -> list[Query]:
+def ask_until_refused(client: Service, most: int = 20_000) -> list[Query]:
     asked = []
     for _ in range(most):
         try:
@@ -86,7 +86,7 @@ def ask_until_refused(client: Client, most: int = 20_000) -> list[Query]:
     raise AssertionError("nothing is refused")
 
 
-def fill(client: Client) -> None:
+def fill(client: Service) -> None:
     """Fill the server to its last byte with what is not ours."""
     for size in (100_000, 1_000, 10):
         number = 0
@@ -101,7 +101,7 @@ def fill(client: Client) -> None:
 class Answerer:
     """A model worker in this process whose model says "yes" at once."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Service) -> None:
         self._client = client
         self.stopping = threading.Event()
         self.runs = 0
@@ -128,7 +128,7 @@ class Answerer:
 
 @pytest.mark.parametrize("filled", ["by questions", "to the last byte"])
 def test_a_full_server_drains_and_takes_questions_again(
-    client: Client, tmp_path: Path, filled: str
+    client: Service, tmp_path: Path, filled: str
 ) -> None:
     # given a server that is full of questions, and perhaps of what is not ours
     asked = ask_until_refused(client)
@@ -159,7 +159,7 @@ def test_a_full_server_drains_and_takes_questions_again(
 
 
 def test_old_answers_make_room_for_new_questions_for_ever(
-    client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given a server that takes rounds of as many questions as it has room for, all answered
     timeline = Timeline(f"sqlite:///{tmp_path / 'timeline.db'}")
@@ -189,7 +189,7 @@ def test_old_answers_make_room_for_new_questions_for_ever(
     assert client.query(asked[-1].id).result is not None
 
 
-def test_results_that_are_not_recorded_yet_are_kept(client: Client, tmp_path: Path) -> None:
+def test_results_that_are_not_recorded_yet_are_kept(client: Service, tmp_path: Path) -> None:
     # given answers of which a recorder has recorded some, and another reader fewer
     for _ in range(20):
         client.ask("Anyone?", "yard", stale_ok=True)
@@ -212,7 +212,7 @@ def test_results_that_are_not_recorded_yet_are_kept(client: Client, tmp_path: Pa
     timeline.close()
 
 
-def test_frames_leave_the_reserve_free(client: Client) -> None:
+def test_frames_leave_the_reserve_free(client: Service) -> None:
     # given a server that is full of questions
     asked = ask_until_refused(client)
     # when a camera stores frames
@@ -235,7 +235,7 @@ def test_frames_leave_the_reserve_free(client: Client) -> None:
 
 @pytest.mark.parametrize("door", ["ask", "attach", "API", "watch", "recording"])
 def test_new_work_is_refused_at_every_door_with_one_sentence(
-    client: Client, server: EmbeddedServer, tmp_path: Path, door: str
+    client: Service, server: EmbeddedServer, tmp_path: Path, door: str
 ) -> None:
     # given a full server
     ask_until_refused(client)
@@ -251,7 +251,7 @@ def test_new_work_is_refused_at_every_door_with_one_sentence(
         with pytest.raises(redis.exceptions.OutOfMemoryError):
             client.attach("rtsp://127.0.0.1:1/", "two", probe=False)
     elif door == "API":
-        own = Client(Settings(redis_url=server.url, data_dir=tmp_path))
+        own = Service(Settings(redis_url=server.url, data_dir=tmp_path))
         with TestClient(create_app(own), base_url="http://127.0.0.1") as api:
             body = {"prompt": "Anyone?", "stream": "yard", "stale_ok": True}
             answer = api.post("/v1/queries", json=body)
@@ -280,7 +280,7 @@ def test_waiting_questions_are_bounded_by_number_and_several_programs_do_not_exc
 ) -> None:
     # given several programs that take at most 20 questions together
     settings.max_queries = 20
-    clients = [Client(settings) for _ in range(4)]
+    clients = [Service(settings) for _ in range(4)]
     attach_yard(clients[0])
     lock, accepted, refused = threading.Lock(), [], []
 
@@ -302,7 +302,7 @@ def test_waiting_questions_are_bounded_by_number_and_several_programs_do_not_exc
     assert {error.code for error in refused} == {ErrorCode.TOO_MANY_QUERIES}
     assert "max_queries" in refused[0].message
     assert refused[0].http_status == 429
-    with TestClient(create_app(Client(settings)), base_url="http://127.0.0.1") as api:
+    with TestClient(create_app(Service(settings)), base_url="http://127.0.0.1") as api:
         body = {"prompt": "Anyone?", "stream": "yard", "stale_ok": True}
         answer = api.post("/v1/queries", json=body)
         assert (answer.status_code, answer.headers["Retry-After"]) == (429, "5")
@@ -319,7 +319,7 @@ def test_waiting_questions_are_bounded_by_number_and_several_programs_do_not_exc
 
 def test_waiting_questions_are_bounded_by_bytes(settings: Settings) -> None:
     settings.max_query_bytes = 1 << 20
-    with Client(settings) as client:
+    with Service(settings) as client:
         attach_yard(client)
         # given as many long questions as may wait
         asked, refusal = [], None
@@ -338,7 +338,7 @@ def test_waiting_questions_are_bounded_by_bytes(settings: Settings) -> None:
         client.ask(QUESTION, "yard", stale_ok=True)
 
 
-def test_a_question_that_an_older_worker_answered_no_longer_counts(client: Client) -> None:
+def test_a_question_that_an_older_worker_answered_no_longer_counts(client: Service) -> None:
     # given a question that a worker of 0.1.0 has answered: it does not count it out
     asked = client.ask("Anyone?", "yard", stale_ok=True)
     waiting = client.ask("Anyone?", "yard", stale_ok=True)
@@ -357,7 +357,7 @@ def test_a_question_that_an_older_worker_answered_no_longer_counts(client: Clien
     assert held[b"total"] == held[waiting.id.encode()]
 
 
-def test_a_request_whose_submission_is_repeated_is_run_once(client: Client) -> None:
+def test_a_request_whose_submission_is_repeated_is_run_once(client: Service) -> None:
     stream = client.stream("yard")
     request = ClipRequest.for_watch(
         stream,
@@ -380,7 +380,7 @@ def test_a_request_whose_submission_is_repeated_is_run_once(client: Client) -> N
     assert client.jobs.status(request.id) is QueryStatus.DONE
 
 
-def test_a_client_for_bookkeeping_writes_to_a_full_server_as_to_any_other(client: Client) -> None:
+def test_a_client_for_bookkeeping_writes_to_a_full_server_as_to_any_other(client: Service) -> None:
     main = client.connections.main
     fill(client)
     with pytest.raises(redis.exceptions.OutOfMemoryError):

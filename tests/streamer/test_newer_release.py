@@ -15,7 +15,6 @@ from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.api.app import create_app
 from streamer.cli.app import app
-from streamer.client import Client
 from streamer.clock import SystemClock
 from streamer.domain import (
     ClipRequest,
@@ -34,6 +33,7 @@ from streamer.domain import (
 )
 from streamer.errors import ErrorCode, StreamerError
 from streamer.lost_requests import LostRequests
+from streamer.service import Service
 from streamer.settings import Settings
 from streamer.streams import StreamRegistry
 from workers.ingest.spec_follower import SpecFollower
@@ -44,7 +44,7 @@ URL = "rtsp://admin:s3cret@camera/live"
 @pytest.fixture
 def api(settings: Settings) -> Iterator[TestClient]:
     with TestClient(
-        create_app(Client(settings)),
+        create_app(Service(settings)),
         base_url="http://127.0.0.1:8080",
         raise_server_exceptions=False,
     ) as opened:

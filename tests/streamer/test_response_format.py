@@ -18,10 +18,10 @@ from nvila_core.generation.schema_limits import MAX_SCHEMA
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.cli.app import app
-from streamer.client import Client
 from streamer.domain import ClipRequest, Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.response_format import ChoiceFormat, JsonFormat, TextFormat
+from streamer.service import Service
 from streamer.settings import Settings
 from streamer.validation import validated
 from tests.support.installation import Up
@@ -31,13 +31,13 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}, "required"
 CAMERA = "rtsp://192.0.2.1/door"
 
 
-def queued(client: Client, query_id: str) -> ClipRequest:
+def queued(client: Service, query_id: str) -> ClipRequest:
     """Return the request that a worker will get."""
     job = Job.fetch(query_id, connection=client.connections.main, serializer=JSONSerializer)
     return ClipRequest.model_validate(job.args[0])
 
 
-def add_frame(client: Client, stream_id: str) -> None:
+def add_frame(client: Service, stream_id: str) -> None:
     jpeg = cv2.imencode(".jpg", np.zeros((24, 32, 3), np.uint8))[1].tobytes()
     measures = Measures(32, 24, change=0.0)
     client.frames.put(stream_id, jpeg, measures, time=time.time(), pts=0.0, decode_ms=1.0)
@@ -81,7 +81,7 @@ def test_an_empty_schema_means_any_json() -> None:
     ],
 )
 def test_a_format_that_cannot_be_kept_is_refused_at_once(
-    client: Client, wanted: ChoiceFormat | JsonFormat, message: str
+    client: Service, wanted: ChoiceFormat | JsonFormat, message: str
 ) -> None:
     stream = client.attach(CAMERA, "door", watches=[], probe=False)
     add_frame(client, stream.id)
@@ -96,7 +96,7 @@ def test_a_format_that_cannot_be_kept_is_refused_at_once(
     assert client.queries() == []
 
 
-def test_the_api_passes_the_format_on(api: TestClient, client: Client) -> None:
+def test_the_api_passes_the_format_on(api: TestClient, client: Service) -> None:
     # given a stream that is asked for a choice, window after window
     choice = {"type": "choice", "choices": ["open", "closed"]}
     watch = {"prompt": "Is the door open?", "response_format": choice}
@@ -127,7 +127,7 @@ def test_the_api_passes_the_format_on(api: TestClient, client: Client) -> None:
     ],
 )
 def test_the_api_says_what_is_wrong_with_a_format(
-    api: TestClient, client: Client, wanted: dict[str, Any], words: str
+    api: TestClient, client: Service, wanted: dict[str, Any], words: str
 ) -> None:
     stream = client.attach(CAMERA, "door", watches=[], probe=False)
     add_frame(client, stream.id)
@@ -150,7 +150,7 @@ def test_the_api_says_what_is_wrong_with_a_format(
     ids=lambda wanted: wanted["type"],
 )
 def test_the_format_of_a_watch_that_was_got_can_be_sent_back(
-    api: TestClient, client: Client, wanted: dict[str, Any]
+    api: TestClient, client: Service, wanted: dict[str, Any]
 ) -> None:
     # given a watch as the API returns it
     client.attach(CAMERA, "door", watches=[], probe=False)
@@ -181,7 +181,7 @@ def test_the_reference_requires_the_type_of_a_format(api: TestClient) -> None:
     assert schemas["JsonFormat"]["required"] == ["type", "json_schema"]
 
 
-def test_watches_stored_by_the_first_version_keep_their_format(client: Client) -> None:
+def test_watches_stored_by_the_first_version_keep_their_format(client: Service) -> None:
     # given a stream in Redis whose watches were stored before `response_format`
     stream = client.attach(CAMERA, "door", watches=[], probe=False)
     old: list[dict[str, object]] = [
@@ -216,7 +216,7 @@ def run(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Run:
     return lambda *arguments: CliRunner().invoke(app, arguments)
 
 
-def test_the_command_line_passes_the_format_on(run: Run, client: Client, tmp_path: Path) -> None:
+def test_the_command_line_passes_the_format_on(run: Run, client: Service, tmp_path: Path) -> None:
     file = tmp_path / "schema.json"
     file.write_text(json.dumps(SCHEMA))
     options = ("--no-probe", "--prompt", "Is it open?", "--choice", "yes", "--choice", "no")
@@ -246,7 +246,7 @@ def test_the_command_line_passes_the_format_on(run: Run, client: Client, tmp_pat
     ],
 )
 def test_the_command_line_says_what_is_wrong_with_a_format(
-    run: Run, client: Client, options: list[str], words: str
+    run: Run, client: Service, options: list[str], words: str
 ) -> None:
     client.attach(CAMERA, "door", watches=[], probe=False)
 

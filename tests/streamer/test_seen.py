@@ -19,7 +19,6 @@ from typer.testing import CliRunner
 from nvila_core.resolution.policy import Measures
 from streamer.api.app import create_app
 from streamer.cli.app import app
-from streamer.client import Client
 from streamer.domain import (
     MAX_GAPS,
     ClipRequest,
@@ -39,6 +38,7 @@ from streamer.domain import (
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.archive import Archive
 from streamer.frames.coverage import find_gaps, sampling_interval, window_gaps
+from streamer.service import Service
 from streamer.settings import Settings
 from streamer.terminal import caveats, seen
 from streamer.timeline.results import Timeline
@@ -48,17 +48,17 @@ KEYFRAMES = Sampling(mode="keyframes")
 
 
 @pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    with Client(settings) as opened:
+def client(settings: Settings) -> Iterator[Service]:
+    with Service(settings) as opened:
         opened.first_frame_wait = 0.0
         yield opened
 
 
-def attach(client: Client, **fields: Any) -> Stream:
+def attach(client: Service, **fields: Any) -> Stream:
     return client.attach(CAMERA, "door", watches=[], probe=False, **fields)
 
 
-def store(client: Client, stream: Stream, ages: Sequence[float], now: float) -> None:
+def store(client: Service, stream: Stream, ages: Sequence[float], now: float) -> None:
     """Store a frame of each of `ages`, seconds before `now`."""
     jpeg = cv2.imencode(".jpg", np.zeros((24, 32, 3), np.uint8))[1].tobytes()
     for n, age in enumerate(sorted(ages, reverse=True)):
@@ -66,7 +66,7 @@ def store(client: Client, stream: Stream, ages: Sequence[float], now: float) -> 
         client.frames.put(stream.id, jpeg, measures, time=now - age, pts=float(n))
 
 
-def enter(client: Client, stream: Stream, state: StreamState, reason: str | None = None) -> None:
+def enter(client: Service, stream: Stream, state: StreamState, reason: str | None = None) -> None:
     """Report a state of the stream, as its ingest worker does."""
     status = client.registry.status(stream.id)
     status.state, status.reported_at = state, utc_now()
@@ -75,7 +75,7 @@ def enter(client: Client, stream: Stream, state: StreamState, reason: str | None
     client.registry.save_status(stream.id, status)
 
 
-def request_of(client: Client, query_id: str) -> ClipRequest:
+def request_of(client: Service, query_id: str) -> ClipRequest:
     job = Job.fetch(query_id, connection=client.connections.main, serializer=JSONSerializer)
     return ClipRequest.model_validate(job.args[0])
 
@@ -102,7 +102,7 @@ def request_of(client: Client, query_id: str) -> ClipRequest:
     ],
 )
 def test_a_question_about_now_needs_a_recent_frame(
-    client: Client, sampling: Sampling, ages: list[float], fresh: bool
+    client: Service, sampling: Sampling, ages: list[float], fresh: bool
 ) -> None:
     # given a stream whose newest frame is of some age
     stream = attach(client, sampling=sampling)
@@ -128,7 +128,7 @@ def test_a_question_about_now_needs_a_recent_frame(
     ],
 )
 def test_the_refusal_says_how_old_and_in_what_state(
-    client: Client, state: StreamState, reason: str | None, words: str
+    client: Service, state: StreamState, reason: str | None, words: str
 ) -> None:
     stream = attach(client)
     store(client, stream, [56], time.time())
@@ -145,7 +145,7 @@ def test_the_refusal_says_how_old_and_in_what_state(
     assert len(message.splitlines()) == 1
 
 
-def test_an_old_picture_may_be_accepted_and_marks_the_answer(client: Client) -> None:
+def test_an_old_picture_may_be_accepted_and_marks_the_answer(client: Service) -> None:
     stream = attach(client)
     store(client, stream, [56], time.time())
 
@@ -158,7 +158,7 @@ def test_an_old_picture_may_be_accepted_and_marks_the_answer(client: Client) -> 
     assert any("Old picture" in caveat for caveat in caveats(answer))
 
 
-def test_a_recent_picture_is_not_marked(client: Client) -> None:
+def test_a_recent_picture_is_not_marked(client: Service) -> None:
     stream = attach(client)
     store(client, stream, [0.1], time.time())
 
@@ -168,20 +168,20 @@ def test_a_recent_picture_is_not_marked(client: Client) -> None:
     assert caveats(Result.answering(request)) == []
 
 
-def test_the_limit_is_a_setting(client: Client, settings: Settings) -> None:
+def test_the_limit_is_a_setting(client: Service, settings: Settings) -> None:
     stream = attach(client)
     store(client, stream, [56], time.time())
 
-    with Client(settings.model_copy(update={"stale_after": 600.0})) as patient:
+    with Service(settings.model_copy(update={"stale_after": 600.0})) as patient:
         assert not request_of(client, patient.ask("What?", "door").id).stale
-    with Client(settings.model_copy(update={"stale_after": 30.0})) as strict:
+    with Service(settings.model_copy(update={"stale_after": 30.0})) as strict:
         strict.first_frame_wait = 0.0
         with pytest.raises(StreamerError, match="last 30 s"):
             strict.ask("What?", "door")
 
 
 def test_a_recording_does_not_become_old_and_its_frames_have_a_place(
-    client: Client, tmp_path: Path
+    client: Service, tmp_path: Path
 ) -> None:
     file = tmp_path / "clip.mp4"
     file.touch()
@@ -197,7 +197,7 @@ def test_a_recording_does_not_become_old_and_its_frames_have_a_place(
 
 
 @pytest.mark.parametrize("old", [[], [300.0]])
-def test_a_stream_that_is_being_opened_is_waited_for(client: Client, old: list[float]) -> None:
+def test_a_stream_that_is_being_opened_is_waited_for(client: Service, old: list[float]) -> None:
     # given a stream without a recent frame, which connects
     stream = attach(client)
     store(client, stream, old, time.time())
@@ -211,7 +211,7 @@ def test_a_stream_that_is_being_opened_is_waited_for(client: Client, old: list[f
     assert (utc_now() - query.end).total_seconds() < 60
 
 
-def test_over_http_too_the_first_frame_is_waited_for(client: Client) -> None:
+def test_over_http_too_the_first_frame_is_waited_for(client: Service) -> None:
     with TestClient(create_app(client), base_url="http://127.0.0.1:8080") as api:
         client.first_frame_wait = 60.0
         made = api.post("/v1/streams", json={"url": CAMERA, "name": "door", "probe": False}).json()
@@ -233,7 +233,7 @@ def test_over_http_too_the_first_frame_is_waited_for(client: Client) -> None:
     ],
 )
 def test_a_stream_that_is_lost_is_not_waited_for(
-    client: Client, state: StreamState, reason: str | None
+    client: Service, state: StreamState, reason: str | None
 ) -> None:
     stream = attach(client)
     enter(client, stream, state, reason)
@@ -246,7 +246,7 @@ def test_a_stream_that_is_lost_is_not_waited_for(
 
 
 def test_on_the_command_line_an_old_picture_is_an_error_or_marked(
-    client: Client, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    client: Service, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STREAMER_REDIS_URL", settings.redis_url or "")
     stream = attach(client)
@@ -264,7 +264,7 @@ def test_on_the_command_line_an_old_picture_is_an_error_or_marked(
 # Ranges
 
 
-def gaps_of(client: Client, **range_: Any) -> list[tuple[int, int]]:
+def gaps_of(client: Service, **range_: Any) -> list[tuple[int, int]]:
     """Return the gaps of a question, in seconds before now."""
     now = time.time()
     request = request_of(client, client.ask("What?", "door", **range_).id)
@@ -294,7 +294,7 @@ def close_to(found: list[tuple[int, int]], expected: list[tuple[int, int]]) -> b
     ],
 )
 def test_a_range_with_holes_says_so(
-    client: Client, ages: Sequence[float], gaps: list[tuple[int, int]]
+    client: Service, ages: Sequence[float], gaps: list[tuple[int, int]]
 ) -> None:
     store(client, attach(client), ages, time.time())
 
@@ -303,7 +303,7 @@ def test_a_range_with_holes_says_so(
     assert close_to(found, gaps), found
 
 
-def test_what_history_thins_is_no_gap(client: Client) -> None:
+def test_what_history_thins_is_no_gap(client: Service) -> None:
     stream = attach(client, history=86400.0)
     store(client, stream, [*range(0, 900, 5), *range(900, 3600, 19)], time.time())
 
@@ -313,7 +313,7 @@ def test_what_history_thins_is_no_gap(client: Client) -> None:
 def test_the_archive_covers_what_redis_no_longer_has(settings: Settings, tmp_path: Path) -> None:
     # given an hour in the archive but for ten minutes, and the last five minutes in Redis
     archived = settings.model_copy(update={"archive_url": str(tmp_path / "archive")})
-    with Client(archived) as client:
+    with Service(archived) as client:
         stream = attach(client)
         now = time.time()
         archive = Archive(str(tmp_path / "archive"))
@@ -335,13 +335,13 @@ def test_the_archive_covers_what_redis_no_longer_has(settings: Settings, tmp_pat
     assert close_to(found, [(2401, 1800)]), found
 
 
-def test_the_frames_of_now_may_have_a_gap_too(client: Client) -> None:
+def test_the_frames_of_now_may_have_a_gap_too(client: Service) -> None:
     store(client, attach(client), [0, 1, 2, 90, 91], time.time())
 
     assert close_to(gaps_of(client, max_frames=4), [(90, 2)])
 
 
-def test_every_result_says_when_its_frames_were_taken(client: Client) -> None:
+def test_every_result_says_when_its_frames_were_taken(client: Service) -> None:
     now = time.time()
     store(client, attach(client), range(40), now)
 
@@ -426,7 +426,7 @@ def test_the_timeline_keeps_what_was_seen(tmp_path: Path) -> None:
     timeline.close()
 
 
-def test_a_result_and_a_request_of_an_earlier_version_are_still_read(client: Client) -> None:
+def test_a_result_and_a_request_of_an_earlier_version_are_still_read(client: Service) -> None:
     new = ("frames_from", "frames_to", "frame_times", "newest_frame_age", "gaps", "stale")
     old = json.loads(a_result().model_dump_json(exclude=set(new)))
     assert Result.model_validate(old).frame_times == []

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from streamer.client import Client
 from streamer.domain import Stream, StreamState, StreamStatus
 from streamer.errors import ErrorCode, StreamerError
 from streamer.limits import MAX_WATCHES
 from streamer.response_format import ChoiceFormat, JsonFormat, TextFormat
+from streamer.service import Service
 from tests.support.videos import write_video
 
 
 @pytest.fixture
-def yard(client: Client) -> Stream:
+def yard(client: Service) -> Stream:
     watches = [client.watch("Who is there?", window=5.0), client.watch("Is it raining?")]
     return client.attach("rtsp://cam.invalid/live", "yard", watches=watches, probe=False)
 
@@ -26,7 +26,7 @@ def refused(call: Callable[[], object]) -> StreamerError:
     return caught.value
 
 
-def test_one_is_added_changed_and_removed_beside_the_others(client: Client, yard: Stream) -> None:
+def test_one_is_added_changed_and_removed_beside_the_others(client: Service, yard: Stream) -> None:
     first, second = yard.watches
     third = client.watches.add(yard.id, client.watch("Is the gate open?", max_tokens=4))
     assert client.stream("yard").watches == [first, second, third]
@@ -39,7 +39,7 @@ def test_one_is_added_changed_and_removed_beside_the_others(client: Client, yard
     assert client.watches.edit("yard", third.id) == third
 
 
-def test_a_new_format_replaces_the_old_one(client: Client, yard: Stream) -> None:
+def test_a_new_format_replaces_the_old_one(client: Service, yard: Stream) -> None:
     watch_id = yard.watches[0].id
     choice = ChoiceFormat(choices=["yes", "no"])
     changed = client.watches.edit("yard", watch_id, response_format=choice)
@@ -51,7 +51,7 @@ def test_a_new_format_replaces_the_old_one(client: Client, yard: Stream) -> None
         assert (changed.response_format, changed.prompt) == (other, "Anyone?")
 
 
-def test_what_makes_no_sense_changes_nothing(client: Client, yard: Stream) -> None:
+def test_what_makes_no_sense_changes_nothing(client: Service, yard: Stream) -> None:
     watches, known = client.watches, yard.watches[0]
     blank = known.model_copy(update={"id": "wch_1", "prompt": " "})
     schema = {"type": "object", "patternProperties": {"(?=a)": {}}}
@@ -79,7 +79,7 @@ def test_what_makes_no_sense_changes_nothing(client: Client, yard: Stream) -> No
     assert "streamer watch list" in refused(lambda: watches.remove("yard", "wch_0")).message
 
 
-def test_there_is_a_most(client: Client, yard: Stream) -> None:
+def test_there_is_a_most(client: Service, yard: Stream) -> None:
     for number in range(MAX_WATCHES - len(yard.watches)):
         client.watches.add("yard", client.watch(f"Question {number}?"))
     error = refused(lambda: client.watches.add("yard", client.watch("One more?")))
@@ -93,7 +93,7 @@ def test_there_is_a_most(client: Client, yard: Stream) -> None:
     assert len(client.stream("yard").watches) == MAX_WATCHES
 
 
-def test_a_recording_that_was_read_is_asked_no_more(client: Client, tmp_path: Path) -> None:
+def test_a_recording_that_was_read_is_asked_no_more(client: Service, tmp_path: Path) -> None:
     write_video(tmp_path / "v.mp4", seconds=1)
     clip = client.attach(str(tmp_path / "v.mp4"), "clip", probe=False)
     (watch,) = clip.watches
@@ -111,7 +111,7 @@ def test_a_recording_that_was_read_is_asked_no_more(client: Client, tmp_path: Pa
     assert client.stream("clip").watches == [more]
 
 
-def test_of_many_who_edit_at_once_none_undoes_another(client: Client, yard: Stream) -> None:
+def test_of_many_who_edit_at_once_none_undoes_another(client: Service, yard: Stream) -> None:
     first, second = yard.watches
     extra = [client.watches.add("yard", client.watch(f"Old {n}?")) for n in range(4)]
     new = [client.watch(f"New {n}?") for n in range(4)]

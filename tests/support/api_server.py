@@ -14,7 +14,7 @@ import pytest
 import uvicorn
 
 from streamer.api.app import create_app
-from streamer.client import Client
+from streamer.service import Service
 from streamer.settings import Settings
 
 
@@ -22,7 +22,7 @@ class ApiServer:
     """A running API over an installation."""
 
     def __init__(self, settings: Settings, port: int = 0) -> None:
-        self.client = Client(settings)
+        self.client = Service(settings)
         self._socket = socket.create_server(("127.0.0.1", port), backlog=512)
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"

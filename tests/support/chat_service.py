@@ -13,9 +13,9 @@ from PIL import Image
 
 from nvila_core.demo import CHECKPOINT
 from nvila_core.resolution.meter import Meter
-from streamer.client import Client
 from streamer.domain import StreamSpec
 from streamer.local.redis_server import EmbeddedServer
+from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.api_server import ApiServer
 from tests.support.installation import has_demo_model
@@ -33,7 +33,7 @@ class ChatService:
     def __init__(self, server: ApiServer) -> None:
         self.server = server
         self.url = f"{server.url}/v1"
-        self.client: Client = server.client
+        self.client: Service = server.client
         self.attach("gate", 5)
         self.attach("yard", 1)
 
@@ -91,7 +91,7 @@ def chat_service(
         worker_slots=8,
         allowed_hosts=["localhost"],
     )
-    with Client(settings) as client:
+    with Service(settings) as client:
         client.connections.main.flushall()
     with ExitStack() as running:
         running.enter_context(ModelWorker(settings))

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 _SERVICE = (
     "httpx",
     "streamer.cli.app",
-    "streamer.client",
+    "streamer.service",
     "streamer.terminal",
     "streamer.timeline",
     "workers.ingest.__main__",

@@ -5,11 +5,11 @@ import inspect
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, cast
 
-from streamer.http_client import AsyncHttpClient, HttpClient
+from streamer.http_client import AsyncClient, Client
 
 
 class AwaitedClient:
-    """An AsyncHttpClient, or a part of it, whose methods are awaited for the caller."""
+    """An AsyncClient, or a part of it, whose methods are awaited for the caller."""
 
     def __init__(self, runner: asyncio.Runner, inner: Any) -> None:
         self._runner, self._inner = runner, inner
@@ -47,8 +47,8 @@ async def _finish(answer: Any) -> Any:
     return await answer
 
 
-def open_http_client(kind: str, url: str | None, **options: Any) -> HttpClient:
-    """Open a client; with the kind `async` one that is an AsyncHttpClient inside."""
+def open_http_client(kind: str, url: str | None, **options: Any) -> Client:
+    """Open a client; with the kind `async` one that is an AsyncClient inside."""
     if kind == "threads":
-        return HttpClient(url, **options)
-    return cast(HttpClient, AwaitedClient(asyncio.Runner(), AsyncHttpClient(url, **options)))
+        return Client(url, **options)
+    return cast(Client, AwaitedClient(asyncio.Runner(), AsyncClient(url, **options)))

@@ -4,7 +4,7 @@ import threading
 import time
 from typing import Self
 
-from streamer.client import Client
+from streamer.service import Service
 from streamer.settings import Settings
 
 START = 120.0
@@ -32,7 +32,7 @@ class ModelWorker:
     def __enter__(self) -> Self:
         self._thread.start()
         deadline = time.monotonic() + START
-        with Client(self._settings) as client:
+        with Service(self._settings) as client:
             while not client.jobs.models():
                 assert self._thread.is_alive(), self._failure
                 assert time.monotonic() < deadline, "the worker did not start"

@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 
 from nvila_core.resolution.policy import Measures
 from streamer.api.app import create_app
-from streamer.client import Client
 from streamer.domain import Result, utc_now
+from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.videos import write_video
 
@@ -24,13 +24,13 @@ HERE = "http://127.0.0.1:8080"
 
 
 @pytest.fixture
-def client(settings: Settings, video: str) -> Client:
+def client(settings: Settings, video: str) -> Service:
     folders = [Path(video).parent, Path.cwd()]
-    return Client(settings.model_copy(update={"allowed_dirs": folders}))
+    return Service(settings.model_copy(update={"allowed_dirs": folders}))
 
 
 @pytest.fixture
-def api(client: Client) -> Iterator[TestClient]:
+def api(client: Service) -> Iterator[TestClient]:
     with TestClient(create_app(client), base_url=HERE, raise_server_exceptions=False) as opened:
         yield opened
 
@@ -42,13 +42,13 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def add_frame(client: Client, stream_id: str) -> None:
+def add_frame(client: Service, stream_id: str) -> None:
     jpeg = cv2.imencode(".jpg", np.zeros((24, 32, 3), np.uint8))[1].tobytes()
     measures = Measures(32, 24, change=0.0)
     client.frames.put(stream_id, jpeg, measures, time=time.time(), pts=0.0, decode_ms=1.0)
 
 
-def answer(client: Client, query_id: str, text: str) -> None:
+def answer(client: Service, query_id: str, text: str) -> None:
     result = Result(
         request_id=query_id, kind="answer", stream_id=None, stream_name=None, prompt="?", text=text
     )
@@ -67,7 +67,7 @@ def answer(client: Client, query_id: str, text: str) -> None:
     ],
 )
 def test_a_refused_request_is_logged_with_the_reason(
-    api: TestClient, client: Client, method: str, path: str, expected: tuple[str, int, str, str]
+    api: TestClient, client: Service, method: str, path: str, expected: tuple[str, int, str, str]
 ) -> None:
     level, status, code, reason = expected
     if status == 503:
@@ -95,7 +95,7 @@ def test_a_refused_request_is_logged_with_the_reason(
 
 
 def test_a_caller_without_a_key_is_logged(settings: Settings) -> None:
-    with_key = Client(settings.model_copy(update={"api_keys": ["s3cret"]}))
+    with_key = Service(settings.model_copy(update={"api_keys": ["s3cret"]}))
     with (
         TestClient(create_app(with_key), base_url=HERE) as api,
         capture_logs() as logs,
@@ -213,13 +213,13 @@ def test_no_password_comes_out(api: TestClient) -> None:
 
 
 @pytest.fixture
-def stream_id(api: TestClient, client: Client, video: str) -> str:
+def stream_id(api: TestClient, client: Service, video: str) -> str:
     made = api.post("/v1/streams", json={"url": video, "name": "clip", "probe": False}).json()
     add_frame(client, made["id"])
     return str(made["id"])
 
 
-def test_ask_wait_and_list(api: TestClient, client: Client, stream_id: str) -> None:
+def test_ask_wait_and_list(api: TestClient, client: Service, stream_id: str) -> None:
     asked = api.post("/v1/queries", json={"prompt": "What?", "stream": "clip"})
     assert asked.status_code == 202
     query = asked.json()
@@ -279,7 +279,7 @@ def test_a_range_in_rfc3339_even_with_its_plus_lost(api: TestClient, stream_id: 
 # Results
 
 
-def test_results_page_by_page(api: TestClient, client: Client) -> None:
+def test_results_page_by_page(api: TestClient, client: Service) -> None:
     made = [
         Result(
             request_id=f"req_{n}",
@@ -369,7 +369,7 @@ def test_without_keys_only_this_machine(
 
 
 def test_keys(settings: Settings) -> None:
-    client = Client(settings.model_copy(update={"api_keys": ["first", "zweiter-Schlüssel"]}))
+    client = Service(settings.model_copy(update={"api_keys": ["first", "zweiter-Schlüssel"]}))
     with TestClient(create_app(client), base_url="http://any.example") as api:
         assert api.get("/healthz").status_code == 200
         for given in (None, "Bearer", "Bearer ", "Bearer wrong", "Basic first", "first"):
@@ -401,7 +401,7 @@ def test_redis_lost_under_way(settings: Settings, tmp_path: Path) -> None:
 
     server = EmbeddedServer(tmp_path / "server", persistent=False, max_memory=None)
     server.start()
-    client = Client(settings.model_copy(update={"redis_url": server.url}))
+    client = Service(settings.model_copy(update={"redis_url": server.url}))
     with TestClient(create_app(client), base_url=HERE, raise_server_exceptions=False) as api:
         assert api.get("/v1/streams").status_code == 200
         server.stop()

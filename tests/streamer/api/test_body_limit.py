@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 
 from nvila_core.generation import schema_check
 from streamer.api.app import create_app
-from streamer.client import Client
+from streamer.service import Service
 from streamer.settings import Settings
 
 MOST = 8192
@@ -29,9 +29,9 @@ DOORS = [
 
 
 @pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
+def client(settings: Settings) -> Iterator[Service]:
     settings.max_body_bytes = MOST
-    with Client(settings) as opened:
+    with Service(settings) as opened:
         opened.attach("rtsp://192.0.2.1/yard", "yard", watches=[], probe=False)
         yield opened
 
@@ -39,7 +39,7 @@ def client(settings: Settings) -> Iterator[Client]:
 class Exchange:
     """One request to the application, whose body arrives in parts of 1,000 bytes, without end."""
 
-    def __init__(self, client: Client, method: str, path: str, headers: dict[str, str]) -> None:
+    def __init__(self, client: Service, method: str, path: str, headers: dict[str, str]) -> None:
         self.received = 0
         self.messages: list[Any] = []
         self._headers = {"host": "127.0.0.1", "content-type": "application/json", **headers}
@@ -83,7 +83,7 @@ class Exchange:
 @pytest.mark.parametrize(("method", "path"), DOORS)
 @pytest.mark.parametrize("length", [MOST + 1, 10**12, 10**30])
 def test_a_body_that_announces_too_much_is_refused_unread(
-    client: Client, method: str, path: str, length: int
+    client: Service, method: str, path: str, length: int
 ) -> None:
     exchange = Exchange(client, method, path, {"content-length": str(length)})
 
@@ -97,7 +97,7 @@ def test_a_body_that_announces_too_much_is_refused_unread(
 @pytest.mark.parametrize(("method", "path"), DOORS)
 @pytest.mark.parametrize("headers", [{"transfer-encoding": "chunked"}, {"content-length": "10"}])
 def test_a_body_without_a_true_length_is_read_up_to_the_limit(
-    client: Client, method: str, path: str, headers: dict[str, str]
+    client: Service, method: str, path: str, headers: dict[str, str]
 ) -> None:
     exchange = Exchange(client, method, path, headers)
 
@@ -107,7 +107,7 @@ def test_a_body_without_a_true_length_is_read_up_to_the_limit(
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_at_the_limit_is_read(client: Client, chunked: bool) -> None:
+def test_a_body_at_the_limit_is_read(client: Service, chunked: bool) -> None:
     body = json.dumps({"prompt": "What?", "name": ""}).encode()
     body = body.replace(b'"name": ""', b'"name": "' + b"x" * (MOST - len(body)) + b'"')
     assert len(body) == MOST
@@ -122,7 +122,7 @@ def test_a_body_at_the_limit_is_read(client: Client, chunked: bool) -> None:
         assert post(body.replace(b"What", b"What ")) == 413
 
 
-def test_a_caller_without_a_key_is_refused_before_the_size_is_looked_at(client: Client) -> None:
+def test_a_caller_without_a_key_is_refused_before_the_size_is_looked_at(client: Service) -> None:
     client.settings.api_keys = ["a-key-of-the-api"]
 
     exchange = Exchange(client, "POST", "/v1/queries", {"content-length": str(10**9)})
@@ -131,7 +131,7 @@ def test_a_caller_without_a_key_is_refused_before_the_size_is_looked_at(client: 
 
 
 @pytest.fixture
-def address(client: Client) -> Iterator[tuple[str, int]]:
+def address(client: Service) -> Iterator[tuple[str, int]]:
     """The API behind a real server."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(create_app(client), log_config=None))
@@ -168,7 +168,7 @@ def test_a_server_takes_no_more_of_a_body_than_it_must(
 
 
 @pytest.mark.parametrize("depth", [200, 900, 100_000])
-def test_a_body_nested_without_end_is_refused(client: Client, depth: int) -> None:
+def test_a_body_nested_without_end_is_refused(client: Service, depth: int) -> None:
     client.settings.max_body_bytes = 2 << 20
     schema = '{"items":' * depth + "{}" + "}" * depth
     body = (
@@ -184,7 +184,7 @@ def test_a_body_nested_without_end_is_refused(client: Client, depth: int) -> Non
 
 
 def test_more_schemas_than_can_be_checked_soon_are_put_off(
-    client: Client, monkeypatch: pytest.MonkeyPatch
+    client: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(schema_check, "MAX_WAITING", 0)
     with TestClient(create_app(client), base_url="http://127.0.0.1:8080") as api:

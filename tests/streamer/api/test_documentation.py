@@ -11,7 +11,7 @@ from fastapi.testclient import TestClient
 
 from streamer.api import documentation
 from streamer.api.app import create_app
-from streamer.client import Client
+from streamer.service import Service
 from streamer.settings import Settings
 
 STATIC = Path(documentation.__file__).parent / "static"
@@ -24,7 +24,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> dict:
     server = EmbeddedServer(tmp_path_factory.mktemp("r"), persistent=False, max_memory=None)
     server.start()
     folder = tmp_path_factory.mktemp("data")
-    with Client(Settings(redis_url=server.url, data_dir=folder)) as client:
+    with Service(Settings(redis_url=server.url, data_dir=folder)) as client:
         found = create_app(client).openapi()
     server.stop()
     return found
@@ -32,7 +32,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 @pytest.fixture
 def api(settings: Settings) -> Iterator[TestClient]:
-    client = Client(settings.model_copy(update={"api_keys": ["s3cret"]}))
+    client = Service(settings.model_copy(update={"api_keys": ["s3cret"]}))
     with TestClient(create_app(client), base_url="http://streamer.example") as opened:
         yield opened
 

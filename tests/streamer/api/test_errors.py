@@ -13,20 +13,20 @@ from structlog.testing import capture_logs
 
 from streamer.api.app import create_app
 from streamer.api.errors import InvalidIs400
-from streamer.client import Client
 from streamer.question import Question
+from streamer.service import Service
 from streamer.settings import Settings
 
 HERE = "http://127.0.0.1:8080"
 
 
 @pytest.fixture
-def client(settings: Settings) -> Client:
-    return Client(settings)
+def client(settings: Settings) -> Service:
+    return Service(settings)
 
 
 @pytest.fixture
-def api(client: Client) -> Iterator[TestClient]:
+def api(client: Service) -> Iterator[TestClient]:
     app = create_app(client)
     router = APIRouter(route_class=InvalidIs400)
 
@@ -118,7 +118,7 @@ def test_a_route_chooses_400_for_invalid_requests(api: TestClient) -> None:
     assert api.get("/as-openai").status_code == 405
 
 
-def test_what_passes_may_be_tried_again(api: TestClient, client: Client) -> None:
+def test_what_passes_may_be_tried_again(api: TestClient, client: Service) -> None:
     # given a Redis that has gone
     pool = client.connections.main.connection_pool
     pool.disconnect()
@@ -135,7 +135,7 @@ def test_what_passes_may_be_tried_again(api: TestClient, client: Client) -> None
 
 def test_refusals_before_the_routes_have_the_same_shape(settings: Settings) -> None:
     limits = {"api_keys": ["s3cret"], "max_body_bytes": 4096}
-    with TestClient(create_app(Client(settings.model_copy(update=limits))), base_url=HERE) as api:
+    with TestClient(create_app(Service(settings.model_copy(update=limits))), base_url=HERE) as api:
         refused = api.get("/v1/streams")
         key = {"authorization": "Bearer s3cret"}
         large = api.post("/v1/queries", content=b" " * 5000, headers=key)

@@ -15,9 +15,9 @@ from fastapi.testclient import TestClient
 
 from streamer import domain
 from streamer.api.app import create_app
-from streamer.client import Client
 from streamer.errors import ErrorCode, StreamerError
 from streamer.files import Files, UploadedFile
+from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.videos import write_video
 
@@ -169,7 +169,7 @@ def test_an_upload_continues_where_it_was_cut_off(
 
 
 def test_a_connection_that_breaks_keeps_what_arrived(
-    client: Client, video: bytes, eventually: Callable[..., None]
+    client: Service, video: bytes, eventually: Callable[..., None]
 ) -> None:
     # given an API on a socket, and an upload whose connection breaks in the middle
     server = uvicorn.Server(uvicorn.Config(create_app(client), log_level="error", lifespan="off"))
@@ -215,7 +215,7 @@ def test_what_is_not_tus_is_refused(api: TestClient, headers: dict[str, str]) ->
     assert api.options("/v1/uploads").headers["Tus-Version"] == "1.0.0"
 
 
-def test_two_requests_do_not_write_one_file(client: Client, video: bytes) -> None:
+def test_two_requests_do_not_write_one_file(client: Service, video: bytes) -> None:
     file = client.files.begin("clip.mp4", len(video))
 
     def chunks() -> Iterator[bytes]:
@@ -229,7 +229,7 @@ def test_two_requests_do_not_write_one_file(client: Client, video: bytes) -> Non
 
 
 def test_a_file_that_nobody_uses_expires(
-    client: Client, video: bytes, monkeypatch: pytest.MonkeyPatch
+    client: Service, video: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given two complete files and an upload that was given up
     used, unused = (_store(client.files, video) for _ in range(2))
@@ -251,7 +251,7 @@ def _store(files: Files, content: bytes) -> UploadedFile:
     return files.append(files.begin("clip.mp4", len(content)).id, 0, [content])
 
 
-def test_a_full_disk_is_said(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_said(client: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 300 << 20})
     monkeypatch.setattr("streamer.files.shutil.disk_usage", lambda _: usage)
     client.files.begin("small.mp4", 10 << 20)
@@ -262,7 +262,7 @@ def test_a_full_disk_is_said(client: Client, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "file_0123456789abcdef/..", "x", "file_"])
-def test_an_id_is_no_path(client: Client, name: str) -> None:
+def test_an_id_is_no_path(client: Service, name: str) -> None:
     for use in (client.files.get, client.files.path, client.files.delete):
         call: Callable[[str], Any] = use
         with pytest.raises(StreamerError) as refused:
@@ -270,7 +270,7 @@ def test_an_id_is_no_path(client: Client, name: str) -> None:
         assert refused.value.code is ErrorCode.UNKNOWN_FILE
 
 
-def test_a_file_becomes_a_recording(api: TestClient, client: Client, video: bytes) -> None:
+def test_a_file_becomes_a_recording(api: TestClient, client: Service, video: bytes) -> None:
     file = _store(client.files, video)
     # when it is attached, twice, with and without a name
     made = [

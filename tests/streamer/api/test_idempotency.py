@@ -21,8 +21,8 @@ from streamer.api import idempotency
 from streamer.api.app import create_app
 from streamer.api.idempotency import IDEMPOTENCY_SECONDS, IdempotentRoute
 from streamer.api_keys import ApiKeys
-from streamer.client import Client
 from streamer.domain import Scope
+from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.videos import write_video
 
@@ -39,19 +39,19 @@ def settings(settings: Settings, tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def client(settings: Settings) -> Client:
-    return Client(settings)
+def client(settings: Settings) -> Service:
+    return Service(settings)
 
 
 @pytest.fixture
-def api(client: Client) -> Iterator[TestClient]:
+def api(client: Service) -> Iterator[TestClient]:
     app = create_app(client)
     with TestClient(app, base_url=HERE, raise_server_exceptions=False) as opened:
         yield opened
 
 
 @pytest.fixture
-def yard(client: Client) -> str:
+def yard(client: Service) -> str:
     stream = client.attach("rtsp://cam.invalid/yard", "yard", probe=False, watches=[])
     jpeg = cv2.imencode(".jpg", np.zeros((24, 32, 3), np.uint8))[1].tobytes()
     now = client.connections.clock.time()
@@ -134,7 +134,7 @@ def test_a_key_that_is_none(api: TestClient, yard: str, key: str) -> None:
     assert (answer.status_code, code_of(answer)) == (422, "INVALID_REQUEST")
 
 
-def test_keys_belong_to_their_api_key(client: Client, yard: str) -> None:
+def test_keys_belong_to_their_api_key(client: Service, yard: str) -> None:
     # given two callers that choose the same key
     keys = ApiKeys(client.connections.main, client.settings)
     callers = [keys.add(name, list(Scope))[1] for name in ("first", "second")]
@@ -148,7 +148,7 @@ def test_keys_belong_to_their_api_key(client: Client, yard: str) -> None:
     assert "idempotent-replayed" not in made[1].headers
 
 
-def test_while_the_first_one_runs_the_second_is_told_to_wait(client: Client) -> None:
+def test_while_the_first_one_runs_the_second_is_told_to_wait(client: Service) -> None:
     # given a call that runs for as long as the test wants, longer than the lease
     began, release, calls = threading.Event(), threading.Event(), []
     app = create_app(client)
@@ -186,7 +186,7 @@ def _post_and_die(
     settings: Settings, method: str, path: str, body: dict[str, Any], headers: dict[str, str]
 ) -> None:
     """Serve one call in this process, and kill it when the call has done its work."""
-    client = Client(settings)
+    client = Service(settings)
     owner, name = (client.watches, "add") if method == "add" else (client, method)
     work: Callable[..., Any] = getattr(owner, name)
 

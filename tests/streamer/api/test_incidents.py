@@ -16,21 +16,21 @@ from typer.testing import CliRunner
 
 from nvila_core.resolution.policy import Measures
 from streamer.cli.app import app as program
-from streamer.client import Client
 from streamer.domain import Stream, to_datetime
 from streamer.incidents.store import KeptPicture
+from streamer.service import Service
 from tests.streamer.incidents.conftest import Alert
 
 Run = Callable[..., Any]
 
 
 @pytest.fixture
-def stream(client: Client) -> Stream:
+def stream(client: Service) -> Stream:
     return client.attach("rtsp://cam.invalid/x", "lobby", probe=False)
 
 
 @pytest.fixture
-def alert(client: Client, stream: Stream) -> Alert:
+def alert(client: Service, stream: Stream) -> Alert:
     made = Alert(client.timeline)
     made.stream_id = stream.id
     return made
@@ -46,7 +46,7 @@ def incident(api: TestClient, alert: Alert) -> dict[str, Any]:
 
 
 @pytest.fixture
-def run(client: Client, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(client: Service, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("STREAMER_REDIS_URL", client.settings.redis_url or "")
     monkeypatch.setenv("STREAMER_DATA_DIR", str(client.settings.data_dir))
     return lambda *arguments: CliRunner().invoke(program, arguments)
@@ -84,7 +84,7 @@ def test_its_pictures_and_what_people_say(api: TestClient, incident: dict[str, A
 
 
 def test_the_video_of_an_incident(
-    api: TestClient, client: Client, stream: Stream, alert: Alert
+    api: TestClient, client: Service, stream: Stream, alert: Alert
 ) -> None:
     # given an incident of now, and frames of it
     now = time.time()
@@ -210,7 +210,7 @@ def test_the_command_lists_shows_and_changes(run: Run, incident: dict[str, Any])
     assert (missing.exit_code, "`streamer incidents` lists them" in missing.stderr) == (1, True)
 
 
-def test_the_command_silences(run: Run, client: Client) -> None:
+def test_the_command_silences(run: Run, client: Service) -> None:
     added = run("silence", "add", "stream=lobby", "site!~north.*", "--for", "30m", "--json")
     silence = json.loads(added.stdout)
     assert silence["matchers"][1] == {

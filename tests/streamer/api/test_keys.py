@@ -18,10 +18,10 @@ from streamer import redis_keys
 from streamer.api.app import create_app
 from streamer.api_keys import SESSION_SECONDS, ApiKeys, require_keys
 from streamer.cli.app import app as cli
-from streamer.client import Client
 from streamer.domain import Scope
 from streamer.errors import ErrorCode, StreamerError
 from streamer.local.redis_server import EmbeddedServer
+from streamer.service import Service
 from streamer.settings import Settings
 
 HOST = "streamer.example"
@@ -32,17 +32,17 @@ Open = Callable[..., TestClient]
 
 
 @pytest.fixture
-def client(settings: Settings) -> Client:
-    return Client(settings)
+def client(settings: Settings) -> Service:
+    return Service(settings)
 
 
 @pytest.fixture
-def keys(client: Client) -> ApiKeys:
+def keys(client: Service) -> ApiKeys:
     return ApiKeys(client.connections.main, client.settings)
 
 
 @pytest.fixture
-def open_api(client: Client) -> Iterator[Open]:
+def open_api(client: Service) -> Iterator[Open]:
     opened: list[TestClient] = []
 
     def make(scheme: str = "http", **changes: Any) -> TestClient:
@@ -125,7 +125,7 @@ def test_keys_of_the_settings_may_do_everything(open_api: Open, keys: ApiKeys) -
 
 
 def test_known_keys_count_while_redis_is_away(
-    open_api: Open, client: Client, keys: ApiKeys
+    open_api: Open, client: Service, keys: ApiKeys
 ) -> None:
     # given a key that was used, and a Redis that then goes away
     secret = keys.add("phone", [Scope.READ])[1]
@@ -144,7 +144,7 @@ def test_keys_survive_a_restart_of_redis(tmp_path: Path, settings: Settings) -> 
     for attempt in range(2):
         server = EmbeddedServer(tmp_path / "main", persistent=True, max_memory=None)
         server.start()
-        with Client(settings.model_copy(update={"redis_url": server.url})) as client:
+        with Service(settings.model_copy(update={"redis_url": server.url})) as client:
             keys = ApiKeys(client.connections.main, settings)
             if attempt == 0:
                 keys.add("phone", [Scope.READ])
@@ -153,7 +153,7 @@ def test_keys_survive_a_restart_of_redis(tmp_path: Path, settings: Settings) -> 
 
 
 def test_the_command_line_adds_lists_and_revokes(
-    open_api: Open, client: Client, monkeypatch: pytest.MonkeyPatch
+    open_api: Open, client: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # given
     monkeypatch.setenv("STREAMER_REDIS_URL", client.settings.redis_url or "")

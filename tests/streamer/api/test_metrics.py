@@ -10,7 +10,6 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from streamer import redis_keys
 from streamer.api.app import create_app
-from streamer.client import Client
 from streamer.clock import ServerClock
 from streamer.domain import (
     ClipRequest,
@@ -24,6 +23,7 @@ from streamer.domain import (
 )
 from streamer.errors import ErrorCode
 from streamer.local.redis_server import EmbeddedServer
+from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.clocks import ShiftedClock
 
@@ -32,8 +32,8 @@ URL = f"rtsp://me:{PASSWORD}@camera/live?token={PASSWORD}"
 
 
 @pytest.fixture
-def client(settings: Settings) -> Client:
-    return Client(settings)
+def client(settings: Settings) -> Service:
+    return Service(settings)
 
 
 def samples(api: TestClient) -> dict[tuple[str, str], float]:
@@ -51,7 +51,7 @@ def samples(api: TestClient) -> dict[tuple[str, str], float]:
 
 
 def test_a_stream_tells_its_counters_its_state_and_its_trouble(
-    api: TestClient, client: Client
+    api: TestClient, client: Service
 ) -> None:
     # given
     client.attach(URL, "yard", probe=False)
@@ -90,7 +90,7 @@ def test_a_stream_tells_its_counters_its_state_and_its_trouble(
     assert 0 <= found["streamer_stream_last_frame_age_seconds", ""] < 30
 
 
-def test_queues_are_counted(api: TestClient, client: Client) -> None:
+def test_queues_are_counted(api: TestClient, client: Service) -> None:
     for n in range(3):
         now = utc_now()
         request = ClipRequest(
@@ -112,7 +112,7 @@ def test_queues_are_counted(api: TestClient, client: Client) -> None:
 
 def test_a_real_worker_tells_how_it_is_and_is_forgotten_with_its_end(
     api: TestClient,
-    client: Client,
+    client: Service,
     worker_process: Callable[..., Any],
     eventually: Callable[..., None],
 ) -> None:
@@ -132,7 +132,7 @@ def test_a_real_worker_tells_how_it_is_and_is_forgotten_with_its_end(
 
 
 def test_the_engine_of_a_gpu_worker_is_told_of(
-    api: TestClient, client: Client, worker_process: Callable[..., Any], random_checkpoint: Any
+    api: TestClient, client: Service, worker_process: Callable[..., Any], random_checkpoint: Any
 ) -> None:
     worker_process("gpu", STREAMER_MODEL=str(random_checkpoint), STREAMER_KV_CACHE_TOKENS="4096")
     (name,) = client.jobs.worker_stats()
@@ -141,7 +141,7 @@ def test_the_engine_of_a_gpu_worker_is_told_of(
     assert found["streamer_worker_running", f"worker={name}"] == 0
 
 
-def test_a_machine_whose_clock_is_wrong_says_so(api: TestClient, client: Client) -> None:
+def test_a_machine_whose_clock_is_wrong_says_so(api: TestClient, client: Service) -> None:
     client.connections.clock = ServerClock(client.connections.clock.time, ShiftedClock(-60.0))
     client.connections.clock.measure()
     assert samples(api)["streamer_clock_offset_seconds", ""] == pytest.approx(-60, abs=20)
@@ -150,14 +150,14 @@ def test_a_machine_whose_clock_is_wrong_says_so(api: TestClient, client: Client)
 def test_redis_away_is_a_metric(settings: Settings, tmp_path: Any) -> None:
     server = EmbeddedServer(tmp_path / "server", persistent=False, max_memory=None)
     server.start()
-    lost = Client(settings.model_copy(update={"redis_url": server.url}))
+    lost = Service(settings.model_copy(update={"redis_url": server.url}))
     with TestClient(create_app(lost), base_url="http://127.0.0.1:8080") as api:
         assert samples(api)["streamer_redis_up", ""] == 1
         server.stop()
         assert samples(api)["streamer_redis_up", ""] == 0
 
 
-def test_a_stream_that_nobody_runs_says_so(client: Client) -> None:
+def test_a_stream_that_nobody_runs_says_so(client: Service) -> None:
     spec = StreamSpec(name="yard", url="rtsp://camera/live", live=True)
     client.registry.create(spec, spec.url)
     assert client.stream("yard").error is None
@@ -175,7 +175,7 @@ def test_a_stream_that_nobody_runs_says_so(client: Client) -> None:
     client.close()
 
 
-def test_events_that_redis_gave_up_are_counted(api: TestClient, client: Client) -> None:
+def test_events_that_redis_gave_up_are_counted(api: TestClient, client: Service) -> None:
     assert samples(api)["streamer_events_lost_total", ""] == 0
     client.connections.main.set(redis_keys.EVENTS_LOST, 3)
     assert samples(api)["streamer_events_lost_total", ""] == 3

@@ -11,9 +11,9 @@ import pytest
 from nvila_core.demo import CHECKPOINT
 from nvila_core.resolution.policy import Measures
 from streamer.alert_rule import AlertRule
-from streamer.client import Client
 from streamer.domain import ClipRequest, RequestKind, utc_now
 from streamer.response_format import ChoiceFormat, JsonFormat, TextFormat
+from streamer.service import Service
 from streamer.settings import ENV_PREFIX
 from tests.support.clips import jpeg_of, picture
 
@@ -39,7 +39,7 @@ def elsewhere(chat_service, tmp_path):
         "STREAMER_BASE_URL": chat_service.url,
         "STREAMER_MODEL": MODEL,
     }
-    with Client(settings) as client, (tmp_path / "worker.log").open("wb") as log:
+    with Service(settings) as client, (tmp_path / "worker.log").open("wb") as log:
         client.connections.main.flushdb()
         worker = subprocess.Popen(
             [sys.executable, "-m", "workers.gpu"], cwd=ROOT, env=environment, stderr=log

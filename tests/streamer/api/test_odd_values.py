@@ -10,9 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamer.api.app import create_app
-from streamer.client import Client
 from streamer.domain import ClipRequest, Watch, unstorable
 from streamer.errors import ErrorCode, StreamerError
+from streamer.service import Service
 from streamer.settings import Settings
 from streamer.validation import validated
 
@@ -25,12 +25,12 @@ FIELDS = st.sampled_from(["prompt", "stream", "since", "max_tokens", "max_frames
 
 
 @pytest.fixture
-def client(settings: Settings) -> Client:
-    return Client(settings)
+def client(settings: Settings) -> Service:
+    return Service(settings)
 
 
 @pytest.fixture
-def api(client: Client) -> Iterator[TestClient]:
+def api(client: Service) -> Iterator[TestClient]:
     app = create_app(client)
     with TestClient(app, base_url="http://127.0.0.1:8080", raise_server_exceptions=False) as opened:
         yield opened
@@ -78,7 +78,7 @@ def test_a_body_with_odd_values_is_refused(
     ],
 )
 def test_the_reason_is_one_sentence(
-    api: TestClient, client: Client, field: str, value: Any
+    api: TestClient, client: Service, field: str, value: Any
 ) -> None:
     body = {"prompt": "What?", field: value}
     answer = api.post(

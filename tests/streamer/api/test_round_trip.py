@@ -11,8 +11,8 @@ from fastapi.testclient import TestClient
 
 from nvila_core.resolution.policy import Measures
 from streamer.api.app import create_app
-from streamer.client import Client
 from streamer.domain import Result, StreamState
+from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.videos import write_video
 
@@ -27,12 +27,12 @@ PASSWORD = "hunter2secret"
 
 
 @pytest.fixture
-def client(settings: Settings, tmp_path: Path) -> Client:
-    return Client(settings.model_copy(update={"allowed_dirs": [tmp_path]}))
+def client(settings: Settings, tmp_path: Path) -> Service:
+    return Service(settings.model_copy(update={"allowed_dirs": [tmp_path]}))
 
 
 @pytest.fixture
-def api(client: Client) -> Iterator[TestClient]:
+def api(client: Service) -> Iterator[TestClient]:
     app = create_app(client)
     with TestClient(app, base_url="http://127.0.0.1:8080") as opened:
         yield opened
@@ -79,7 +79,7 @@ def test_a_stream_goes_round(api: TestClient) -> None:
 
 
 def test_a_masked_password_changes_nothing_and_attaches_nothing(
-    api: TestClient, client: Client
+    api: TestClient, client: Service
 ) -> None:
     # given
     stream = attach(api, "gate", url=f"rtsp://me:{PASSWORD}@cam.invalid/x")
@@ -97,7 +97,7 @@ def test_a_masked_password_changes_nothing_and_attaches_nothing(
 
 
 def test_a_recording_that_has_ended_goes_round(
-    api: TestClient, client: Client, tmp_path: Path
+    api: TestClient, client: Service, tmp_path: Path
 ) -> None:
     # given
     video = tmp_path / "clip.mp4"
@@ -140,7 +140,7 @@ def test_a_list_of_watches_keeps_ids(api: TestClient) -> None:
     assert not {second["id"], "wch_elsewhere"} & set(ids)
 
 
-def ask(api: TestClient, client: Client, **fields: Any) -> dict[str, Any]:
+def ask(api: TestClient, client: Service, **fields: Any) -> dict[str, Any]:
     jpeg = cv2.imencode(".jpg", np.zeros((24, 32, 3), np.uint8))[1].tobytes()
     stream = client.stream("gate")
     now = client.connections.clock.time()
@@ -158,7 +158,7 @@ def ask(api: TestClient, client: Client, **fields: Any) -> dict[str, Any]:
         {"since": "-5m", "max_frames": 3, "response_format": SCHEMA},
     ],
 )
-def test_a_query_goes_round(api: TestClient, client: Client, fields: dict[str, Any]) -> None:
+def test_a_query_goes_round(api: TestClient, client: Service, fields: dict[str, Any]) -> None:
     # given
     attach(api, "other")
     attach(api, "gate")
@@ -221,7 +221,7 @@ def test_streams_page_by_page(api: TestClient) -> None:
     assert pages(api, "/v1/streams", 1000) == [left]
 
 
-def test_queries_page_by_page(api: TestClient, client: Client) -> None:
+def test_queries_page_by_page(api: TestClient, client: Service) -> None:
     attach(api, "gate")
     ids = [ask(api, client)["id"] for _ in range(5)]
     known = pages(api, "/v1/queries", 1000)[0]  # in order of time, and within it of ids
@@ -242,7 +242,7 @@ def test_watches_page_by_page(api: TestClient) -> None:
         ids.append(api.post(path, json={"prompt": "One more?"}).json()["id"])
 
 
-def test_results_page_by_page(api: TestClient, client: Client) -> None:
+def test_results_page_by_page(api: TestClient, client: Service) -> None:
     def result(number: int) -> Result:
         return Result(
             request_id=f"req_{number}",

@@ -7,7 +7,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from streamer.api.app import create_app
-from streamer.client import Client
+from streamer.service import Service
 from streamer.settings import Settings
 
 WATCHES = "/v1/streams/yard/watches"
@@ -15,7 +15,7 @@ WATCHES = "/v1/streams/yard/watches"
 
 @pytest.fixture
 def api(settings: Settings) -> Iterator[TestClient]:
-    app = create_app(Client(settings))
+    app = create_app(Service(settings))
     with TestClient(app, base_url="http://127.0.0.1:8080") as opened:
         body = {"url": "rtsp://cam.invalid/x", "name": "yard", "probe": False}
         assert opened.post("/v1/streams", json=body).status_code == 201

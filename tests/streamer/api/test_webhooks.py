@@ -3,14 +3,14 @@
 import pytest
 
 from streamer.api.app import create_app
-from streamer.client import Client
+from streamer.service import Service
 
 URL = "http://127.0.0.1:9/hook"
 
 
 @pytest.fixture
 def client(settings):
-    with Client(settings.model_copy(update={"webhook_hosts": ["127.0.0.1"]})) as opened:
+    with Service(settings.model_copy(update={"webhook_hosts": ["127.0.0.1"]})) as opened:
         yield opened
 
 

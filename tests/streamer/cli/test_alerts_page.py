@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from streamer.cli.app import app
-from streamer.client import Client
+from streamer.service import Service
 from tests.streamer.incidents.conftest import Alert
 
 PAGE = (Path(__file__).parents[3] / "docs" / "alerts.md").read_text()
@@ -27,7 +27,7 @@ def commands(heading: str) -> list[str]:
 
 
 @pytest.fixture
-def run(client: Client, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(client: Service, monkeypatch: pytest.MonkeyPatch) -> Run:
     client.attach("rtsp://cam.invalid/x", "lobby", probe=False)
     monkeypatch.setenv("STREAMER_REDIS_URL", client.settings.redis_url or "")
     monkeypatch.setenv("STREAMER_DATA_DIR", str(client.settings.data_dir))
@@ -42,7 +42,7 @@ def run(client: Client, monkeypatch: pytest.MonkeyPatch) -> Run:
     return invoke
 
 
-def test_the_first_alert(run: Run, client: Client) -> None:
+def test_the_first_alert(run: Run, client: Service) -> None:
     for line in commands("A first alert"):
         run(line)
     alert = client.stream("lobby").watches[-1].alert
@@ -64,7 +64,7 @@ def test_a_rule_in_the_api(run: Run, api: TestClient) -> None:
     assert made.json()["alert"]["schedule"]["days"] == ["sat", "sun"]
 
 
-def test_what_people_do(run: Run, client: Client) -> None:
+def test_what_people_do(run: Run, client: Service) -> None:
     alert = Alert(client.timeline)
     alert.see(0.9, 0.9)
     (incident,) = client.incidents.page().incidents
@@ -77,7 +77,7 @@ def test_what_people_do(run: Run, client: Client) -> None:
     assert ended.resolve_reason == "manual"
 
 
-def test_silences(run: Run, client: Client, api: TestClient) -> None:
+def test_silences(run: Run, client: Service, api: TestClient) -> None:
     for line in commands("Silences"):
         found = client.incidents.silences()
         run(re.sub(r"\bsil_\w+", found[0].id if found else "sil_0", line))

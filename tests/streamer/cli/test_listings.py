@@ -9,8 +9,8 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from streamer.cli.app import app
-from streamer.client import Client
 from streamer.domain import Result, utc_now
+from streamer.service import Service
 from streamer.settings import Settings
 from streamer.terminal import WatchLabels, result_parts
 
@@ -42,7 +42,7 @@ def window(end: datetime, seconds: float = 10.0) -> dict[str, datetime]:
     return {"start": end - timedelta(seconds=seconds), "end": end}
 
 
-def test_two_watches_of_a_stream_are_told_apart(run: Run, client: Client) -> None:
+def test_two_watches_of_a_stream_are_told_apart(run: Run, client: Service) -> None:
     # given a stream with three watches, of which two ask the same
     asked = ["Is the gate open?", "Who is there?", "Who is there?"]
     watches = [client.watch(prompt) for prompt in asked]
@@ -63,7 +63,7 @@ def test_two_watches_of_a_stream_are_told_apart(run: Run, client: Client) -> Non
         assert watch.id in listed
 
 
-def test_a_stream_with_one_watch_needs_no_label(run: Run, client: Client) -> None:
+def test_a_stream_with_one_watch_needs_no_label(run: Run, client: Service) -> None:
     stream = client.attach(CAMERA, "door", probe=False)
     client.timeline.record([result(0, stream_id=stream.id, watch_id=stream.watches[0].id)])
 
@@ -84,7 +84,7 @@ def test_a_watch_that_came_later_is_told_apart_while_results_are_followed() -> N
     assert "What?: Caption 0." in result_parts(first, label=labels.of(first))[1].plain
 
 
-def test_results_are_in_order_of_time(run: Run, client: Client) -> None:
+def test_results_are_in_order_of_time(run: Run, client: Service) -> None:
     # given windows that were answered in another order than they were captured
     now = utc_now()
     ends = [30, 10, 20, 40, 0]
@@ -103,7 +103,7 @@ def test_results_are_in_order_of_time(run: Run, client: Client) -> None:
     assert found == sorted(ends, reverse=True)
 
 
-def test_a_recordings_results_show_the_place_in_it_in_order(run: Run, client: Client) -> None:
+def test_a_recordings_results_show_the_place_in_it_in_order(run: Run, client: Service) -> None:
     attached = utc_now()
     for n, start in enumerate((3600.0, 0.0, 10.0)):
         place = {"media_start": start, "media_end": start + 10}
@@ -120,7 +120,7 @@ def test_a_recordings_results_show_the_place_in_it_in_order(run: Run, client: Cl
 
 
 @pytest.mark.parametrize("options", [[], ["--follow"], ["--kind", "error"]])
-def test_an_unknown_stream_is_an_error(run: Run, client: Client, options: list[str]) -> None:
+def test_an_unknown_stream_is_an_error(run: Run, client: Service, options: list[str]) -> None:
     client.attach(CAMERA, "door", probe=False)
 
     done = run("results", "--stream", "dor", *options)
@@ -130,7 +130,7 @@ def test_an_unknown_stream_is_an_error(run: Run, client: Client, options: list[s
 
 
 def test_a_stream_without_results_and_a_detached_one_are_known(
-    run: Run, client: Client, api: TestClient
+    run: Run, client: Service, api: TestClient
 ) -> None:
     client.attach(CAMERA, "door", probe=False)
     client.timeline.record([result(0, stream_id="str_9", stream_name="gone")])
@@ -155,7 +155,7 @@ def test_a_stream_without_results_and_a_detached_one_are_known(
     ],
 )
 def test_an_unknown_query_parameter_is_an_error(
-    api: TestClient, client: Client, method: str, path: str, words: str
+    api: TestClient, client: Service, method: str, path: str, words: str
 ) -> None:
     client.attach(CAMERA, "door", probe=False)
 

@@ -173,7 +173,7 @@ def test_the_program_starts_without_heavy_imports() -> None:
 
 def test_the_service_does_not_import_torch() -> None:
     code = (
-        "import sys, streamer.client, streamer.local.installation, streamer.api.app,"
+        "import sys, streamer.service, streamer.local.installation, streamer.api.app,"
         "streamer.demo.show, streamer.media.source, streamer.timeline.results;"
         "print('torch' in sys.modules)"
     )

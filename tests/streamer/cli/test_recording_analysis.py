@@ -12,7 +12,6 @@ from rq.serializers import JSONSerializer
 
 from streamer import redis_keys
 from streamer.cli.recording_analysis import PATIENCE, Analysis
-from streamer.client import Client
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import (
     ClipRequest,
@@ -23,19 +22,20 @@ from streamer.domain import (
     StreamStatus,
 )
 from streamer.errors import ErrorCode, StreamerError
+from streamer.service import Service
 from tests.support.clocks import ManualClock
 from tests.support.videos import write_video
 
 
 @pytest.fixture
-def analysis(client: Client, tmp_path: Path) -> Analysis:
+def analysis(client: Service, tmp_path: Path) -> Analysis:
     path = tmp_path / "clip.mp4"
     write_video(path, seconds=0.5)
     last_id = client.queue.last_id()
     return Analysis(client, client.analyze(str(path), window=4.0), last_id)
 
 
-def ask(client: Client, analysis: Analysis, start: float) -> ClipRequest:
+def ask(client: Service, analysis: Analysis, start: float) -> ClipRequest:
     """Submit the request of a window, as an ingest worker does."""
     stream = analysis.stream
     request = ClipRequest.for_watch(
@@ -52,7 +52,7 @@ def ask(client: Client, analysis: Analysis, start: float) -> ClipRequest:
 
 
 def publish(
-    client: Client, analysis: Analysis, start: float, error: ErrorInfo | None = None
+    client: Service, analysis: Analysis, start: float, error: ErrorInfo | None = None
 ) -> None:
     request = ask(client, analysis, start)
     outcome = {"error": error} if error else {"text": f"At {start:g}."}
@@ -60,7 +60,7 @@ def publish(
 
 
 def enter(
-    client: Client,
+    client: Service,
     analysis: Analysis,
     state: StreamState,
     clips: int,
@@ -76,7 +76,7 @@ def starts(results: list[Result]) -> list[float]:
     return [result.data["media_start"] for result in results if result.data]
 
 
-def test_results_come_in_any_order_and_go_out_in_order(client: Client, analysis: Analysis) -> None:
+def test_results_come_in_any_order_and_go_out_in_order(client: Service, analysis: Analysis) -> None:
     enter(client, analysis, StreamState.RUNNING, 2)
     publish(client, analysis, 4.0)
     assert starts(analysis.advance(0.1)) == [4.0]
@@ -101,7 +101,7 @@ def test_results_come_in_any_order_and_go_out_in_order(client: Client, analysis:
     assert analysis.duration == 12.0
 
 
-def test_a_gap_is_closed_at_the_end(client: Client, analysis: Analysis) -> None:
+def test_a_gap_is_closed_at_the_end(client: Service, analysis: Analysis) -> None:
     enter(client, analysis, StreamState.RUNNING, 2)
     for start in (0.0, 8.0):
         publish(client, analysis, start)
@@ -112,7 +112,7 @@ def test_a_gap_is_closed_at_the_end(client: Client, analysis: Analysis) -> None:
     assert starts(analysis.in_order()) == [8.0]
 
 
-def test_a_counter_that_is_out_of_date_does_not_end_it(client: Client, analysis: Analysis) -> None:
+def test_a_counter_that_is_out_of_date_does_not_end_it(client: Service, analysis: Analysis) -> None:
     # given a worker that was killed before it saved how many clips it had submitted
     for start in (0.0, 4.0, 8.0):
         ask(client, analysis, start)
@@ -127,7 +127,7 @@ def test_a_counter_that_is_out_of_date_does_not_end_it(client: Client, analysis:
     assert starts(analysis.in_order()) == [0.0, 4.0, 8.0]
 
 
-def test_results_that_the_queue_has_trimmed_are_found(client: Client, analysis: Analysis) -> None:
+def test_results_that_the_queue_has_trimmed_are_found(client: Service, analysis: Analysis) -> None:
     for start in (0.0, 4.0, 8.0):
         publish(client, analysis, start)
     client.connections.main.xtrim(redis_keys.RESULTS, maxlen=1, approximate=False)
@@ -138,7 +138,7 @@ def test_results_that_the_queue_has_trimmed_are_found(client: Client, analysis: 
 
 
 def test_clips_that_an_earlier_release_submitted_are_waited_for(
-    client: Client, analysis: Analysis
+    client: Service, analysis: Analysis
 ) -> None:
     # given a worker that counts its clips and does not record them
     requests = [ask(client, analysis, start) for start in (0.0, 4.0)]
@@ -154,7 +154,7 @@ def test_clips_that_an_earlier_release_submitted_are_waited_for(
     assert analysis.trouble() is None
 
 
-def test_without_an_ingest_worker_that_goes_on_it_ends(client: Client, analysis: Analysis) -> None:
+def test_without_an_ingest_worker_that_goes_on_it_ends(client: Service, analysis: Analysis) -> None:
     # given a recording whose only worker died
     job = Job.fetch(
         f"ingest-{analysis.stream.id}",
@@ -174,7 +174,7 @@ def test_without_an_ingest_worker_that_goes_on_it_ends(client: Client, analysis:
     assert caught.value.code is ErrorCode.NO_WORKER
 
 
-def test_a_window_without_caption_is_trouble(client: Client, analysis: Analysis) -> None:
+def test_a_window_without_caption_is_trouble(client: Service, analysis: Analysis) -> None:
     publish(client, analysis, 0.0)
     publish(client, analysis, 4.0, ErrorInfo(code=ErrorCode.WORKER_LOST, message="It died."))
     enter(client, analysis, StreamState.ENDED, 2)
@@ -186,7 +186,7 @@ def test_a_window_without_caption_is_trouble(client: Client, analysis: Analysis)
     assert trouble.message == "1 of 2 windows have no caption. First error: It died."
 
 
-def test_a_file_that_breaks_off_is_trouble(client: Client, analysis: Analysis) -> None:
+def test_a_file_that_breaks_off_is_trouble(client: Service, analysis: Analysis) -> None:
     publish(client, analysis, 0.0)
     error = ErrorInfo(code=ErrorCode.STREAM_CODEC_UNSUPPORTED, message="It breaks off.")
     enter(client, analysis, StreamState.FAILED, 1, error)
@@ -197,7 +197,7 @@ def test_a_file_that_breaks_off_is_trouble(client: Client, analysis: Analysis) -
     assert (trouble.code, trouble.message) == (error.code, error.message)
 
 
-def test_a_file_that_ended_early_is_trouble(client: Client, analysis: Analysis) -> None:
+def test_a_file_that_ended_early_is_trouble(client: Service, analysis: Analysis) -> None:
     publish(client, analysis, 0.0)
     warning = ErrorInfo(code=ErrorCode.STREAM_ENDED_EARLY, message="It ended early.")
     enter(client, analysis, StreamState.ENDED, 1, warnings=[warning])
@@ -208,7 +208,7 @@ def test_a_file_that_ended_early_is_trouble(client: Client, analysis: Analysis) 
     assert (trouble.code, trouble.message) == (warning.code, warning.message)
 
 
-def test_no_frame_at_all_is_trouble(client: Client, analysis: Analysis) -> None:
+def test_no_frame_at_all_is_trouble(client: Service, analysis: Analysis) -> None:
     enter(client, analysis, StreamState.ENDED, 0)
     analysis.advance(0.1)
     trouble = analysis.trouble()
@@ -216,14 +216,14 @@ def test_no_frame_at_all_is_trouble(client: Client, analysis: Analysis) -> None:
     assert trouble.code is ErrorCode.NO_FRAMES
 
 
-def test_somebody_detached_it(client: Client, analysis: Analysis) -> None:
+def test_somebody_detached_it(client: Service, analysis: Analysis) -> None:
     client.detach(analysis.stream.id)
     with pytest.raises(StreamerError, match="was detached"):
         analysis.advance(0.1)
 
 
 def test_a_recording_that_finds_all_slots_taken_says_so_and_ends(
-    client: Client,
+    client: Service,
     loopback: LoopbackCamera,
     tmp_path: Path,
     worker_process: Callable[..., Any],
@@ -260,7 +260,7 @@ def test_a_recording_that_finds_all_slots_taken_says_so_and_ends(
 
 
 def test_a_recording_behind_another_one_waits_without_end(
-    client: Client, analysis: Analysis, tmp_path: Path
+    client: Service, analysis: Analysis, tmp_path: Path
 ) -> None:
     # given a slot that a recording has, which ends some day
     other = client.analyze(str(tmp_path / "clip.mp4"), window=4.0, probe=False)

@@ -12,8 +12,8 @@ from typer.testing import CliRunner
 
 from nvila_core.resolution.policy import Measures
 from streamer.cli.app import app
-from streamer.client import Client
 from streamer.domain import Result
+from streamer.service import Service
 from tests.support.api_server import ApiServer
 
 Run = Callable[..., Any]
@@ -21,7 +21,7 @@ CAMERA = "rtsp://me:hunter2@192.0.2.1/door"
 
 
 @pytest.fixture
-def here(api_server: ApiServer) -> Client:
+def here(api_server: ApiServer) -> Service:
     """The installation, as its own machine sees it."""
     return api_server.client
 
@@ -39,7 +39,7 @@ def records(done: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_a_stream_is_attached_changed_and_detached(run: Run, here: Client) -> None:
+def test_a_stream_is_attached_changed_and_detached(run: Run, here: Service) -> None:
     options = ["--prompt", "Is it open?", "--window", "5", "--no-probe", "--json"]
 
     (stream,) = records(run("attach", CAMERA, "--name", "door", *options))
@@ -65,7 +65,7 @@ def test_what_is_missing_there_is_said(run: Run) -> None:
     assert "No model worker is running" in asked.stderr
 
 
-def test_watches_are_added_changed_and_removed(run: Run, here: Client) -> None:
+def test_watches_are_added_changed_and_removed(run: Run, here: Service) -> None:
     here.attach(CAMERA, "door", watches=[], probe=False)
 
     (watch,) = records(run("watch", "add", "door", "Is it open?", "--choice", "yes", "--json"))
@@ -79,7 +79,7 @@ def test_watches_are_added_changed_and_removed(run: Run, here: Client) -> None:
     assert [w.id for w in here.stream("door").watches] == [alert["id"]]
 
 
-def test_a_question_is_asked_shown_and_cancelled(run: Run, here: Client) -> None:
+def test_a_question_is_asked_shown_and_cancelled(run: Run, here: Service) -> None:
     stream = here.attach(CAMERA, "door", watches=[], probe=False)
     here.frames.put(stream.id, b"jpeg", Measures(32, 24, change=0.0), time=time.time(), pts=0.0)
 
@@ -100,7 +100,7 @@ def test_a_question_is_asked_shown_and_cancelled(run: Run, here: Client) -> None
     assert "cancelled" in run("query", past["id"], "--cancel").stdout
 
 
-def test_results_are_listed_and_followed(run: Run, here: Client) -> None:
+def test_results_are_listed_and_followed(run: Run, here: Service) -> None:
     def caption(number: int) -> Result:
         return Result(
             request_id=f"req_{number}",
@@ -133,7 +133,7 @@ def test_results_are_listed_and_followed(run: Run, here: Client) -> None:
     assert [result["kind"] for result in followed] == ["caption", "caption"]
 
 
-def test_silences_and_incidents(run: Run, here: Client) -> None:
+def test_silences_and_incidents(run: Run, here: Service) -> None:
     (silence,) = records(run("silence", "add", "stream=door", "--for", "2h", "--json"))
 
     (kept,) = here.incidents.silences()

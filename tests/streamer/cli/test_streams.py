@@ -3,7 +3,6 @@
 import json
 
 from streamer.cli.streams import drops, video
-from streamer.client import Client
 from streamer.domain import (
     Drops,
     ErrorInfo,
@@ -13,10 +12,11 @@ from streamer.domain import (
     utc_now,
 )
 from streamer.errors import ErrorCode
+from streamer.service import Service
 from tests.support.installation import run_cli
 
 
-def test_state_reason_and_counters_are_shown(client: Client) -> None:
+def test_state_reason_and_counters_are_shown(client: Service) -> None:
     # given
     client.attach("rtsp://me:hunter2@cam.invalid/live", "yard", watches=[], probe=False)
     stream = client.stream("yard")
@@ -71,7 +71,7 @@ def test_state_reason_and_counters_are_shown(client: Client) -> None:
     assert "hunter2" not in table.stdout + record.stdout
 
 
-def test_what_is_not_known_is_left_out(client: Client) -> None:
+def test_what_is_not_known_is_left_out(client: Service) -> None:
     client.attach("rtsp://cam.invalid/live", "yard", watches=[], probe=False)
     assert video(client.stream("yard")) == ""
     assert drops(Drops()) == ""

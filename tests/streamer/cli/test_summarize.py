@@ -62,7 +62,7 @@ def test_a_model_that_is_missing_is_named(run, captions):
 
 def test_the_model_is_asked_without_pictures(run, client, captions, monkeypatch):
     # given a worker that answers what is in the queue
-    monkeypatch.setattr("streamer.client.Client.require_worker", lambda self: None)
+    monkeypatch.setattr("streamer.service.Service.require_worker", lambda self: None)
     stopping = threading.Event()
     asked = []
 

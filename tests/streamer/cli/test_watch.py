@@ -10,9 +10,9 @@ from typer.testing import CliRunner
 
 from nvila_core.resolution.policy import Measures
 from streamer.cli.app import app
-from streamer.client import Client
 from streamer.domain import ErrorInfo, StreamCounters, StreamState, StreamStatus, utc_now
 from streamer.errors import ErrorCode
+from streamer.service import Service
 from streamer.settings import Settings
 
 Run = Callable[..., Any]
@@ -20,14 +20,14 @@ URL = "rtsp://me:hunter2@cam.invalid/a/long/path/live.sdp"
 
 
 @pytest.fixture
-def client(settings: Settings) -> Iterator[Client]:
-    with Client(settings) as opened:
+def client(settings: Settings) -> Iterator[Service]:
+    with Service(settings) as opened:
         opened.attach(URL, "yard", probe=False)
         yield opened
 
 
 @pytest.fixture
-def run(client: Client, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(client: Service, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("STREAMER_REDIS_URL", client.settings.redis_url or "")
     return lambda *arguments: CliRunner().invoke(app, arguments)
 
@@ -37,7 +37,7 @@ def records(done: Any) -> list[dict[str, Any]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-def test_watches_are_added_listed_changed_and_removed(run: Run, client: Client) -> None:
+def test_watches_are_added_listed_changed_and_removed(run: Run, client: Service) -> None:
     options = ["--window", "5", "--max-frames", "3", "--max-tokens", "9", "--json"]
     (added,) = records(run("watch", "add", "yard", "Is it open?", *options))
     assert (added["window"], added["max_frames"], added["max_tokens"]) == (5.0, 3, 9)
@@ -56,7 +56,7 @@ def test_watches_are_added_listed_changed_and_removed(run: Run, client: Client) 
     assert [watch.prompt for watch in client.stream("yard").watches] == ["Describe the scene."]
 
 
-def test_an_alert_is_added_and_changed(run: Run, client: Client) -> None:
+def test_an_alert_is_added_and_changed(run: Run, client: Service) -> None:
     question = "Is a car parked in front of the gate?"
     (added,) = records(run("watch", "add", "yard", question, "--alert", "--every", "5", "--json"))
     assert (added["window"], added["alert"]["severity"]) == (5.0, "warning")
@@ -100,7 +100,7 @@ def test_what_cannot_be_done(run: Run, arguments: list[str], code: int, said: st
     assert said in " ".join(done.stderr.replace("│", " ").split())
 
 
-def test_a_query_is_shown_and_cancelled(run: Run, client: Client) -> None:
+def test_a_query_is_shown_and_cancelled(run: Run, client: Service) -> None:
     client.frames.put(
         client.stream("yard").id, b"jpeg", Measures(32, 24, change=0.0), time=time.time(), pts=0.0
     )
@@ -114,7 +114,7 @@ def test_a_query_is_shown_and_cancelled(run: Run, client: Client) -> None:
     assert run("query", asked["id"]).exit_code == 1, "it has no answer"
 
 
-def test_one_stream_is_shown_whole(run: Run, client: Client) -> None:
+def test_one_stream_is_shown_whole(run: Run, client: Service) -> None:
     run("watch", "add", "yard", "Is it open?", "--window", "5")
     status = StreamStatus(
         state=StreamState.RUNNING,

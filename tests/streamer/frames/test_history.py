@@ -6,13 +6,13 @@ import pytest
 
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
-from streamer.client import Client
 from streamer.connections import run_file_path
 from streamer.domain import ClipRequest, FrameRef, StreamSpec
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.archive import Archive
 from streamer.frames.history import FrameHistory
 from streamer.frames.store import FrameStore, Retention
+from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.clocks import ManualClock
 
@@ -31,7 +31,7 @@ def archived(tmp_path, settings):
 
 @pytest.fixture
 def client(archived):
-    with Client(archived) as opened:
+    with Service(archived) as opened:
         yield opened
 
 
@@ -141,7 +141,10 @@ def test_an_old_frame_counts_as_new_all_over(client, stream, archived, now):
 
 def test_without_an_archive_the_answer_says_what_is_kept(client, settings, stream, now):
     store(client, stream, now - 20, now - 10)
-    with Client(settings) as plain, pytest.raises(StreamerError, match="frames are kept") as caught:
+    with (
+        Service(settings) as plain,
+        pytest.raises(StreamerError, match="frames are kept") as caught,
+    ):
         plain.ask("What?", "yard", since="-2h", until="-1h")
     assert caught.value.code is ErrorCode.NO_FRAMES
 
@@ -196,7 +199,7 @@ def test_the_archive_of_a_local_installation_is_found_through_its_run_file(
     settings = Settings(data_dir=tmp_path)
     run = {"redis_url": valkey.url, "archive_url": str(tmp_path / "archive")}
     run_file_path(settings).write_text(json.dumps(run))
-    with Client(settings) as client:
+    with Service(settings) as client:
         spec = StreamSpec(name="yard", url="rtsp://cam/", live=True)
         stream = client.registry.create(spec, "rtsp://cam/")
         shelve(Settings(archive_url=run["archive_url"]), stream, now - 7200)

@@ -8,12 +8,12 @@ import redis
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.cli.report import sentence
-from streamer.client import Client
 from streamer.connections import Connections, connect
 from streamer.domain import Result, StreamSpec
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.store import FrameStore, Retention
 from streamer.local.redis_server import EmbeddedServer
+from streamer.service import Service
 from streamer.settings import Settings
 from streamer.streams import StreamRegistry
 from tests.support.clocks import ManualClock
@@ -299,7 +299,7 @@ def test_a_full_server_refuses_new_questions_in_one_sentence_and_takes_every_ans
     small_server, tmp_path
 ):
     settings = Settings(redis_url=small_server.url, data_dir=tmp_path)
-    with Client(settings) as client:
+    with Service(settings) as client:
         # given a stream, a waiting question about it, and a full server
         spec = StreamSpec(name="yard", url="rtsp://cam/", live=True)
         client.registry.create(spec, "rtsp://cam/")

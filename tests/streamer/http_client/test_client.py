@@ -9,12 +9,12 @@ import pytest
 
 from nvila_core.resolution.policy import Measures
 from streamer.alert_rule import AlertRule
-from streamer.client import Client
 from streamer.domain import ErrorInfo, Result, Sampling, Stream, StreamState, Watch
 from streamer.errors import ErrorCode, StreamerError
-from streamer.http_client import HttpClient
+from streamer.http_client import Client
 from streamer.incidents.store import KeptPicture
 from streamer.response_format import ChoiceFormat
+from streamer.service import Service
 from streamer.settings import Settings
 from tests.streamer.incidents.conftest import Alert
 from tests.support.api_server import ApiServer
@@ -24,30 +24,30 @@ CAMERA = "rtsp://me:hunter2@192.0.2.1/door"
 
 
 @pytest.fixture
-def here(api_server: ApiServer) -> Client:
+def here(api_server: ApiServer) -> Service:
     """The installation, as its own machine sees it."""
     return api_server.client
 
 
 @pytest.fixture
-def remote(open_client, api_server: ApiServer) -> HttpClient:
+def remote(open_client, api_server: ApiServer) -> Client:
     """The installation, as another machine sees it."""
-    client: HttpClient = open_client(api_server.url)
+    client: Client = open_client(api_server.url)
     return client
 
 
-def see(here: Client, stream: Stream) -> None:
+def see(here: Service, stream: Stream) -> None:
     """Store one frame of a stream."""
     here.frames.put(stream.id, b"jpeg", Measures(32, 24, change=0.0), time=time.time(), pts=0.0)
 
 
-def answer(here: Client, query_id: str, **fields: object) -> None:
+def answer(here: Service, query_id: str, **fields: object) -> None:
     """Publish the result of a query, as the model worker does."""
     common = {"kind": "answer", "stream_id": None, "stream_name": None, "prompt": "?"}
     here.queue.publish(Result(request_id=query_id, **common | fields), owner_id=None)
 
 
-def test_a_stream_is_attached_changed_paused_and_detached(remote: HttpClient, here: Client) -> None:
+def test_a_stream_is_attached_changed_paused_and_detached(remote: Client, here: Service) -> None:
     sampling = Sampling(mode="keyframes", min_interval=2)
     who = Watch(prompt="Who is there?", window=5, max_frames=3)
 
@@ -69,7 +69,7 @@ def test_a_stream_is_attached_changed_paused_and_detached(remote: HttpClient, he
     assert here.streams() == []
 
 
-def test_watches_are_added_changed_and_removed(remote: HttpClient, here: Client) -> None:
+def test_watches_are_added_changed_and_removed(remote: Client, here: Service) -> None:
     here.attach(CAMERA, "door", watches=[], probe=False)
 
     watch = remote.watches.add("door", "Is it open?", response_format=ChoiceFormat(choices=["a"]))
@@ -85,7 +85,7 @@ def test_watches_are_added_changed_and_removed(remote: HttpClient, here: Client)
     assert [w.id for w in here.stream("door").watches] == [alert.id]
 
 
-def test_ask_waits_for_the_answer(remote: HttpClient, here: Client) -> None:
+def test_ask_waits_for_the_answer(remote: Client, here: Service) -> None:
     see(here, here.attach(CAMERA, "door", watches=[], probe=False))
 
     def worker() -> None:
@@ -105,7 +105,7 @@ def test_ask_waits_for_the_answer(remote: HttpClient, here: Client) -> None:
 
 
 def test_ask_raises_the_error_of_the_answer_and_tells_of_a_late_one(
-    remote: HttpClient, here: Client
+    remote: Client, here: Service
 ) -> None:
     see(here, here.attach(CAMERA, "door", watches=[], probe=False))
     with pytest.raises(StreamerError) as late:
@@ -126,15 +126,13 @@ def test_ask_raises_the_error_of_the_answer_and_tells_of_a_late_one(
     assert failed.value.code is ErrorCode.WORKER_LOST
 
 
-def _fail_next(here: Client, error: ErrorInfo, known: str) -> None:
+def _fail_next(here: Service, error: ErrorInfo, known: str) -> None:
     while (newest := here.queries()[0]).id == known:
         time.sleep(0.02)
     answer(here, newest.id, error=error, kind="error")
 
 
-def test_a_past_range_is_asked_about_and_the_query_cancelled(
-    remote: HttpClient, here: Client
-) -> None:
+def test_a_past_range_is_asked_about_and_the_query_cancelled(remote: Client, here: Service) -> None:
     see(here, here.attach(CAMERA, "door", watches=[], probe=False))
     since = datetime.now(UTC) - timedelta(minutes=5)
 
@@ -147,7 +145,7 @@ def test_a_past_range_is_asked_about_and_the_query_cancelled(
         remote.submit("What happened?", since=datetime(2026, 1, 31))
 
 
-def test_results_are_fetched_page_by_page(remote: HttpClient, here: Client) -> None:
+def test_results_are_fetched_page_by_page(remote: Client, here: Service) -> None:
     now = datetime.now(UTC)
     here.timeline.record(
         [
@@ -172,7 +170,7 @@ def test_results_are_fetched_page_by_page(remote: HttpClient, here: Client) -> N
     assert list(remote.results(limit=0)) == []
 
 
-def test_health_names_what_is_missing(remote: HttpClient, here: Client) -> None:
+def test_health_names_what_is_missing(remote: Client, here: Service) -> None:
     health = remote.health()
 
     assert health.status == "not ready"
@@ -180,7 +178,7 @@ def test_health_names_what_is_missing(remote: HttpClient, here: Client) -> None:
     assert {"ingest worker", "model worker", "recorder"} <= missing
 
 
-def test_an_error_has_the_apis_code_field_and_request(remote: HttpClient) -> None:
+def test_an_error_has_the_apis_code_field_and_request(remote: Client) -> None:
     with pytest.raises(StreamerError) as unknown:
         remote.stream("a/../b c")
     with pytest.raises(StreamerError) as invalid:
@@ -220,11 +218,11 @@ def test_an_address_that_is_no_url(open_client, url: str) -> None:
 
 
 def test_the_key_is_not_shown() -> None:
-    with HttpClient("http://127.0.0.1:1", api_key="a-long-enough-key") as client:
+    with Client("http://127.0.0.1:1", api_key="a-long-enough-key") as client:
         assert "a-long-enough-key" not in f"{client!r} {vars(client)}"
 
 
-def test_a_state_of_a_newer_server_is_read(remote: HttpClient, here: Client) -> None:
+def test_a_state_of_a_newer_server_is_read(remote: Client, here: Service) -> None:
     stream = here.attach(CAMERA, "door", probe=False)
 
     assert remote.stream("door").state is StreamState.CONNECTING
@@ -246,11 +244,11 @@ class Forgetful(Relay):
 
 
 def test_a_question_whose_answer_was_lost_is_asked_once(
-    open_client, api_server: ApiServer, here: Client
+    open_client, api_server: ApiServer, here: Service
 ) -> None:
     see(here, here.attach(CAMERA, "door", watches=[], probe=False))
     with Forgetful(api_server.port) as relay:
-        client: HttpClient = open_client(f"http://127.0.0.1:{relay.port}")
+        client: Client = open_client(f"http://127.0.0.1:{relay.port}")
 
         query = client.submit("Is it open?", "door", stale_ok=True)
 
@@ -258,7 +256,7 @@ def test_a_question_whose_answer_was_lost_is_asked_once(
     assert [each.id for each in here.queries()] == [query.id]
 
 
-def test_incidents_are_listed_and_judged(remote: HttpClient, here: Client) -> None:
+def test_incidents_are_listed_and_judged(remote: Client, here: Service) -> None:
     alert = Alert(here.timeline)
     picture = KeptPicture(b"a picture", datetime.now(UTC))
     results = [alert.result(0, 0.8), alert.result(1, 0.9)]
@@ -285,7 +283,7 @@ def test_incidents_are_listed_and_judged(remote: HttpClient, here: Client) -> No
     assert unknown.value.code is ErrorCode.UNKNOWN_INCIDENT
 
 
-def test_incidents_are_silenced(remote: HttpClient) -> None:
+def test_incidents_are_silenced(remote: Client) -> None:
     silence = remote.silences.add({"stream": "door"}, minutes=5, reason="The painter is here.")
 
     assert remote.silences.list() == [silence] == [remote.silences.get(silence.id)]

@@ -8,7 +8,7 @@ import pytest
 from streamer.domain import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.events import Events, EventType
-from streamer.http_client import HttpClient
+from streamer.http_client import Client
 from streamer.http_client.listening import EventMessage
 from streamer.settings import Settings
 from tests.support.api_server import ApiServer
@@ -49,7 +49,7 @@ def test_events_are_typed_and_filtered(open_client, api_server: ApiServer, event
     for number, stream in enumerate(["door", "yard", "door"]):
         publish(events, number, stream)
     events.publish(EventType.WORKER_STATE_CHANGED, {"n": 1})
-    client: HttpClient = open_client(api_server.url)
+    client: Client = open_client(api_server.url)
 
     everything = client.events(after=start)
 
@@ -67,7 +67,7 @@ def test_a_lost_connection_goes_on_where_it_broke(
     open_client, api_server: ApiServer, events: Events
 ) -> None:
     with Relay(api_server.port) as relay:
-        client: HttpClient = open_client(f"http://127.0.0.1:{relay.port}")
+        client: Client = open_client(f"http://127.0.0.1:{relay.port}")
         heard = client.events(after=events.position(), streams=["door"])
         publish(events, 0)
         assert take(heard, 1) == ["req_0"]
@@ -83,7 +83,7 @@ def test_a_lost_connection_goes_on_where_it_broke(
 def test_a_server_that_is_away_for_a_while_is_waited_for(open_client, settings: Settings) -> None:
     with ApiServer(settings) as server:
         events, port = Events(server.client.connections.main), server.port
-        client: HttpClient = open_client(server.url)
+        client: Client = open_client(server.url)
         heard = client.events(after=events.position())
         publish(events, 0)
         assert take(heard, 1) == ["req_0"]
@@ -103,7 +103,7 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(open_client, settings: 
 
 
 def test_a_gap_is_told(open_client, api_server: ApiServer, events: Events, redis_client) -> None:
-    client: HttpClient = open_client(api_server.url)
+    client: Client = open_client(api_server.url)
     publish(events, 0)
     start = events.position()
     publish(events, 1)
@@ -116,7 +116,7 @@ def test_a_gap_is_told(open_client, api_server: ApiServer, events: Events, redis
 
 
 def test_what_cannot_be_listened_to(open_client, api_server: ApiServer) -> None:
-    client: HttpClient = open_client(api_server.url)
+    client: Client = open_client(api_server.url)
     with pytest.raises(StreamerError) as unknown:
         next(client.events(types=["door.opened"]))
     with pytest.raises(StreamerError) as away:

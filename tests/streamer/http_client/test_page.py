@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from nvila_core.resolution.policy import Measures
-from streamer.client import Client
 from streamer.domain import Result, new_id
+from streamer.service import Service
 from tests.support.api_server import ApiServer
 
 PAGE = Path(__file__).parents[3] / "docs" / "python.md"
 
 
-def serve(client: Client, ended: threading.Event) -> None:
+def serve(client: Service, ended: threading.Event) -> None:
     """Store frames and captions of every stream, and answer every query, as the workers do."""
     while not ended.wait(0.05):
         for stream in client.streams():

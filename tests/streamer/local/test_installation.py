@@ -14,9 +14,9 @@ from typer.testing import CliRunner
 
 from nvila_core.resolution.policy import Measures
 from streamer.cli.app import app
-from streamer.client import Client
 from streamer.errors import StreamerError
 from streamer.local.installation import Installation, child_environment
+from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.installation import Up, run_cli, wait_gone
 from tests.support.videos import write_video
@@ -86,7 +86,7 @@ def test_what_dies_is_started_again_and_nothing_is_forgotten(
     (server,) = up.find(f":{port}")
     server.kill()
     eventually(lambda: first["redis_url"] not in up.run_file.read_text(), timeout=60)
-    with Client(up.settings) as client:
+    with Service(up.settings) as client:
         assert [stream.name for stream in client.streams()] == ["clip"]
         eventually(lambda: client.jobs.workers() == {"ingest": 1, "clips": 1}, timeout=90)
 
@@ -97,7 +97,7 @@ def test_what_dies_is_started_again_and_nothing_is_forgotten(
     assert not up.run_file.exists()
     assert "Traceback" not in up.output
     with pytest.raises(StreamerError, match="Nothing is running here"):
-        Client(up.settings)
+        Service(up.settings)
 
     # a second start in the same directory: the stream is still attached. Then kill it.
     again = start()
@@ -149,7 +149,7 @@ def test_cameras_can_be_attached_while_the_model_loads(
         eventually(installation.reachable)
         # then users can attach and ask, and see that the model loads
         assert not installation.ready()
-        with Client(installation.settings) as client:
+        with Service(installation.settings) as client:
             client.attach("rtsp://192.0.2.1/door", "door", watches=[], probe=False)
             eventually(client.jobs.model_loading)
             client.require_worker()
@@ -218,17 +218,17 @@ def test_frames_survive_a_restart_if_a_history_is_kept(
 ) -> None:
     settings = Settings(data_dir=tmp_path / "data", api_port=0, history=of_all)
 
-    def run(use: Callable[[Client], None]) -> None:
+    def run(use: Callable[[Service], None]) -> None:
         with Installation(settings, model_workers=0, ingest_workers=0) as installation:
             installation.start()
             while not installation.ready():
                 time.sleep(0.05)
-            with Client(installation.settings) as client:
+            with Service(installation.settings) as client:
                 use(client)
 
     found: list[int] = []
 
-    def store(client: Client) -> None:
+    def store(client: Service) -> None:
         stream = client.attach(
             "rtsp://192.0.2.1/door", "door", watches=[], history=of_stream, probe=False
         )
@@ -236,7 +236,7 @@ def test_frames_survive_a_restart_if_a_history_is_kept(
             measures = Measures(8, 8, change=0.0)
             client.frames.put(stream.id, b"jpeg", measures, time=time.time() - 20 + age, pts=age)
 
-    def look(client: Client) -> None:
+    def look(client: Service) -> None:
         refs = client.frames.newest(client.stream("door").id, 100)
         found.append(len(client.frames.load(refs)))
 

@@ -11,12 +11,12 @@ import redis
 
 from streamer import connections as connections_module
 from streamer import redis_keys
-from streamer.client import Client
 from streamer.connections import Connections
 from streamer.domain import ClipRequest, Result
 from streamer.jobs import CLIP_JOB
 from streamer.local.redis_server import EmbeddedServer
 from streamer.models import CLIP_QUEUES
+from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.clips import frames, request
 from tests.support.clocks import SkippingClock
@@ -74,7 +74,7 @@ def own(line: Line, settings: Settings) -> Iterator[WorkerContext]:
 @pytest.fixture
 def asked(settings: Settings) -> Iterator[ClipRequest]:
     """A request about frames, submitted by another program."""
-    with Client(settings) as client:
+    with Service(settings) as client:
         clip = request(client)
         client.jobs.submit(clip)
         yield clip
@@ -228,7 +228,7 @@ def test_no_answer_of_a_busy_worker_is_lost_or_an_error_over_a_cut(
         clip_job, "_answer", lambda _, clip, started: Result.answering(clip, text=clip.id)
     )
     failed: list[str] = []
-    with Client(settings) as client:
+    with Service(settings) as client:
         asked = [request(client, refs=frames(client, 1)) for _ in range(40)]
         for clip in asked:
             client.jobs.submit(clip)

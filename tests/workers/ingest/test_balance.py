@@ -10,11 +10,11 @@ import pytest
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from streamer.client import Client
 from streamer.connections import Connections
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import Sampling, StreamState
 from streamer.jobs import INGEST
+from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.rtsp_proxy import RtspProxy
 from workers import context
@@ -263,7 +263,7 @@ def test_a_second_ingest_worker_takes_cameras_over_without_decoding_any_twice(
     worker_process: Callable[..., Any],
     eventually: Eventually,
 ) -> None:
-    with Client(settings) as client:
+    with Service(settings) as client:
         worker_process("ingest")
         streams = [
             client.attach(

@@ -9,12 +9,12 @@ from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
 
 from streamer import clock
-from streamer.client import Client
 from streamer.clock import SystemClock
 from streamer.connections import Connections
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import StreamState
 from streamer.models import QUERIES
+from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.clocks import ShiftedClock
 from tests.support.ingest_bench import Bench, watch
@@ -37,14 +37,14 @@ class Hosts:
         connections = Connections(self.settings, machine=ShiftedClock(shift))
         return Bench(self.settings, connections)
 
-    def client(self, shift: float) -> Client:
+    def client(self, shift: float) -> Service:
         """Return a client on a machine whose clock is `shift` seconds ahead."""
 
         def connect(settings: Settings, patient: bool) -> Connections:
             return Connections(settings, patient=patient, machine=ShiftedClock(shift))
 
-        self._monkeypatch.setattr("streamer.client.Connections", connect)
-        return Client(self.settings)
+        self._monkeypatch.setattr("streamer.service.Connections", connect)
+        return Service(self.settings)
 
 
 @pytest.fixture

@@ -12,10 +12,10 @@ from urllib.parse import urlsplit
 import psutil
 import pytest
 
-from streamer.client import Client
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import Sampling, Stream, StreamState
 from streamer.jobs import INGEST
+from streamer.service import Service
 from tests.support.cameras import SilentServer
 from tests.support.rtsp_proxy import RtspProxy
 from tests.support.videos import write_video
@@ -48,18 +48,18 @@ def connections(line: RtspProxy) -> int:
     return line.open
 
 
-def attach(client: Client, url: str) -> Stream:
+def attach(client: Service, url: str) -> Stream:
     return client.attach(
         url, f"cam{next(_numbers)}", sampling=Sampling(fps=5), watches=[], probe=False
     )
 
 
-def states(client: Client) -> list[StreamState]:
+def states(client: Service) -> list[StreamState]:
     return [stream.state for stream in client.streams()]
 
 
 def test_dozens_of_streams_run_side_by_side_and_faults_of_some_disturb_no_other(
-    client: Client,
+    client: Service,
     small: LoopbackCamera,
     worker_process: Callable[..., Any],
     eventually: Eventually,
@@ -88,7 +88,7 @@ def test_dozens_of_streams_run_side_by_side_and_faults_of_some_disturb_no_other(
 
 
 def test_sigterm_hands_streams_over_at_once(
-    client: Client,
+    client: Service,
     small: LoopbackCamera,
     line: RtspProxy,
     worker_process: Callable[..., Any],
@@ -108,7 +108,7 @@ def test_sigterm_hands_streams_over_at_once(
 
 
 def test_a_worker_that_was_given_up_and_returns_abandons_its_streams(
-    client: Client,
+    client: Service,
     small: LoopbackCamera,
     line: RtspProxy,
     worker_process: Callable[..., Any],
@@ -137,7 +137,7 @@ def test_a_worker_that_was_given_up_and_returns_abandons_its_streams(
 class Footprint:
     """The resources that a worker process holds."""
 
-    def __init__(self, pid: int, client: Client) -> None:
+    def __init__(self, pid: int, client: Service) -> None:
         self._process = psutil.Process(pid)
         self._client = client
         self._redis_port = urlsplit(client.settings.redis_url or "").port
@@ -160,7 +160,7 @@ class Footprint:
         return numbers["heap_bytes"] / 2**20, numbers["python_blocks"] / 1000
 
 
-def come_and_go(client: Client, url: str, cycles: int, frames: int, abreast: int = 4) -> None:
+def come_and_go(client: Service, url: str, cycles: int, frames: int, abreast: int = 4) -> None:
     """Attach and detach `cycles` streams; each waits for `frames` frames, or for its failure."""
 
     def one(_: int) -> None:
@@ -179,7 +179,7 @@ def come_and_go(client: Client, url: str, cycles: int, frames: int, abreast: int
 
 
 def check_leaks(
-    client: Client,
+    client: Service,
     pid: int,
     camera: LoopbackCamera,
     eventually: Eventually,
@@ -202,7 +202,7 @@ def check_leaks(
     assert blocks < 1.3 * before[1]  # Python collects rings of small objects at leisure
 
 
-def rest(client: Client, eventually: Eventually) -> None:
+def rest(client: Service, eventually: Eventually) -> None:
     """Wait until the worker has measured itself twice since it has no stream."""
     eventually(lambda: not any(n["streams"] for n in client.jobs.worker_stats().values()))
     for _ in range(2):
@@ -210,12 +210,12 @@ def rest(client: Client, eventually: Eventually) -> None:
         eventually(lambda measured=measured: cpu_seconds(client) != measured)
 
 
-def cpu_seconds(client: Client) -> list[float]:
+def cpu_seconds(client: Service) -> list[float]:
     return [numbers["cpu_seconds"] for numbers in client.jobs.worker_stats().values()]
 
 
 def test_streams_that_come_and_go_leave_nothing(
-    client: Client,
+    client: Service,
     small: LoopbackCamera,
     worker_process: Callable[..., Any],
     eventually: Eventually,
@@ -227,7 +227,7 @@ def test_streams_that_come_and_go_leave_nothing(
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_two_hundred_streams_and_fifty_failures_leave_nothing(
-    client: Client,
+    client: Service,
     small: LoopbackCamera,
     worker_process: Callable[..., Any],
     eventually: Eventually,

@@ -16,11 +16,11 @@ from typer.testing import CliRunner
 
 from streamer import redis_keys
 from streamer.cli.app import app
-from streamer.client import Client
 from streamer.domain import Result, StreamState
 from streamer.errors import ErrorCode
 from streamer.jobs import INGEST
 from streamer.models import FILES, QUERIES
+from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.clocks import ManualClock
 from tests.support.ingest_bench import Bench, watch
@@ -76,14 +76,14 @@ def starts(results: list[Result]) -> list[float]:
     return sorted(result.data["media_start"] for result in results if result.data)
 
 
-def published(client: Client) -> int:
+def published(client: Service) -> int:
     return client.connections.main.xlen(redis_keys.RESULTS)
 
 
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("step", STEPS)
 def test_whatever_a_worker_did_last_every_window_is_answered_once(
-    bench: Bench, client: Client, film: Path, step: str, times: int
+    bench: Bench, client: Service, film: Path, step: str, times: int
 ) -> None:
     # given workers that are killed, one after the other, and never saved a counter
     spec = bench.attach(film, watch(1.0), watch(3.0), fps=5)
@@ -148,7 +148,7 @@ def test_an_end_that_redis_did_not_take_is_saved_later(
 
 @pytest.mark.parametrize("what", ["job", "everything about it", "in-flight set and jobs"])
 def test_an_answer_that_will_never_come_is_an_error_at_its_place(
-    bench: Bench, client: Client, film: Path, what: str
+    bench: Bench, client: Service, film: Path, what: str
 ) -> None:
     # given a recording of which Redis loses a window before it is answered
     spec = bench.attach(film, watch(2.0))
@@ -175,7 +175,7 @@ def test_an_answer_that_will_never_come_is_an_error_at_its_place(
 
 
 def test_a_list_of_windows_that_redis_lost_is_no_success(
-    bench: Bench, client: Client, film: Path
+    bench: Bench, client: Service, film: Path
 ) -> None:
     spec = bench.attach(film, watch(2.0))
     RecordingRun(bench.context, spec, stop=lambda: False, clock=still()).run()

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from streamer.client import Client
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import Sampling, Stream, StreamState
 from streamer.errors import ErrorCode
+from streamer.service import Service
 from tests.support.cameras import SilentServer
 from tests.support.rtsp_proxy import RtspProxy
 from tests.support.videos import write_video
@@ -30,21 +30,21 @@ def worker(worker_process: Callable[..., Any]) -> Any:
     )
 
 
-def attach(client: Client, url: str, name: str) -> Stream:
+def attach(client: Service, url: str, name: str) -> Stream:
     return client.attach(url, name, sampling=Sampling(fps=5), watches=[], probe=False)
 
 
-def has(client: Client, name: str, state: StreamState) -> bool:
+def has(client: Service, name: str, state: StreamState) -> bool:
     return client.stream(name).state is state
 
 
-def code(client: Client, name: str) -> ErrorCode | None:
+def code(client: Service, name: str) -> ErrorCode | None:
     error = client.stream(name).error
     return ErrorCode(error.code) if error is not None else None
 
 
 def test_dead_cameras_leave_their_slots_to_those_that_live(
-    client: Client,
+    client: Service,
     loopback: LoopbackCamera,
     line: RtspProxy,
     worker: Any,
@@ -89,7 +89,7 @@ def test_dead_cameras_leave_their_slots_to_those_that_live(
 
 
 def test_a_recording_that_is_paused_takes_no_slot_and_goes_on_later(
-    client: Client, tmp_path: Any, worker_process: Callable[..., Any], eventually: Eventually
+    client: Service, tmp_path: Any, worker_process: Callable[..., Any], eventually: Eventually
 ) -> None:
     write_video(tmp_path / "v.mp4", seconds=20, fps=5, width=96, height=64)
     worker_process("ingest", STREAMER_INGEST_SLOTS="1", STREAMER_MAX_FILE_CLIPS="1")

@@ -5,11 +5,11 @@ from itertools import pairwise
 
 import pytest
 
-from streamer.client import Client
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import ClipRequest, FrameRef, StreamCounters, StreamSpec
 from streamer.models import FILES, WATCHES
 from streamer.outage import Outage
+from streamer.service import Service
 from tests.support.ingest_bench import Bench, watch
 from workers.ingest.clips import LiveClips, RecordingClips, max_clips_in_flight
 from workers.ingest.stream_watches import StreamWatches
@@ -113,7 +113,7 @@ def test_editing_one_watch_leaves_the_others_undisturbed(
     def asked(watch_id: str) -> list[ClipRequest]:
         return [r for r in bench.requests(WATCHES) if r.watch_id == watch_id]
 
-    with Client(bench.settings) as client, bench.run(spec) as slot:
+    with Service(bench.settings) as client, bench.run(spec) as slot:
         eventually(lambda: asked(steady.id) and asked(other.id))
         client.watches.edit("yard", other.id, prompt="Anyone?")
         eventually(lambda: asked(other.id)[-1].prompt == "Anyone?")

@@ -17,7 +17,6 @@ from structlog.testing import capture_logs
 
 from nvila_core.resolution.policy import Measures
 from streamer.alert_rule import AlertRule
-from streamer.client import Client
 from streamer.conversation import ChatRequest, FramesPart, TextPart, Turn
 from streamer.deltas import Deltas
 from streamer.doctor.examination import examine
@@ -26,6 +25,7 @@ from streamer.domain import RequestKind, utc_now
 from streamer.errors import ErrorCode
 from streamer.health import InstallationHealth
 from streamer.response_format import ChoiceFormat, JsonFormat
+from streamer.service import Service
 from tests.support.clips import jpeg_of, picture, request, run
 from tests.support.scripted_model import MODEL, ScriptedModel, refused, said
 from workers import context
@@ -302,7 +302,7 @@ def test_a_live_clip_that_waited_too_long_is_not_sent(own, server) -> None:
 @pytest.fixture
 def service(remote):
     """A client of the installation."""
-    with Client(remote) as client:
+    with Service(remote) as client:
         yield client
 
 

@@ -9,12 +9,12 @@ from rq.serializers import JSONSerializer
 
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
-from streamer.client import Client
 from streamer.domain import RequestKind, StreamSpec, Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.health import InstallationHealth
 from streamer.jobs import CLIP_JOB
 from streamer.models import QUERIES, queues_of_worker
+from streamer.service import Service
 from tests.support.clips import jpeg_of, picture, request
 from workers.context import WorkerContext
 from workers.rq.thread_worker import ThreadWorker
@@ -24,7 +24,7 @@ EYE, EAR = "acme/eye-7b", "ear:latest"
 
 @pytest.fixture
 def service(settings):
-    with Client(settings) as client:
+    with Service(settings) as client:
         yield client
 
 

@@ -52,7 +52,7 @@ CAPTION_PROMPT = "Describe the scene."
 
 
 FIRST_FRAME_WAIT = 10.0
-"""Default of `Client.first_frame_wait`, in seconds."""
+"""Default of `Service.first_frame_wait`, in seconds."""
 
 CLIP_MARGIN = 10.0
 """Seconds before and after an incident that its video shows."""
@@ -61,7 +61,7 @@ FRAME_POLL_INTERVAL = 0.2
 """Seconds between two looks whether a frame has come."""
 
 
-class Client:
+class Service:
     """A connection to a running installation; close it, or use it as a context manager.
 
     With `patient`, it waits at first for a Redis that refuses work for now.
