@@ -5,20 +5,17 @@ service: domain types, Redis keys, sources and sampling, jobs, results, timeline
 command line. The model lives in :mod:`nvila_core`, the long-lived processes in :mod:`workers`.
 """
 
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from streamer.http_client import AsyncClient, Client
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
 
-__all__ = ["AsyncClient", "Client", "__version__"]
-
 
 def __getattr__(name: str) -> Any:
-    """Import the clients when they are used: every program imports this package."""
+    """Import the clients when they are used: every program imports this package.
+
+    `__init__.pyi` declares them for type checkers.
+    """
     if name not in ("AsyncClient", "Client"):
         raise AttributeError(f"module 'streamer' has no attribute '{name}'")
-    from streamer import http_client
-
-    return getattr(http_client, name)
+    return getattr(importlib.import_module("streamer.http_client"), name)

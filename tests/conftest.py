@@ -29,8 +29,8 @@ pytest_plugins = [
     "tests.support.api_server",
     "tests.support.fork_server",
     "tests.support.ingest_fixtures",
-    "tests.support.chat_service",
     "tests.support.installation",
+    "tests.support.chat_service",
     "tests.support.postgres",
     "tests.support.worker_process",
 ]

@@ -47,6 +47,7 @@ class IncidentThread(threading.Thread):
     Args:
         steps: what is done at each step; a step that fails does not keep the others from running.
         stopping: set when the thread is to end.
+        outage: what Redis refuses at the moment.
 
     Attributes:
         wake: set when there is something to deliver.
@@ -59,6 +60,7 @@ class IncidentThread(threading.Thread):
         self._steps = steps
         self._stopping = stopping
         self._outage = outage
+        self._others = Outage("incidents")
         self.wake = threading.Event()
 
     def run(self) -> None:
@@ -78,7 +80,7 @@ class IncidentThread(threading.Thread):
         try:
             step()
         except StreamerError as error:
-            self._outage.failed(name, error)
+            self._others.failed(name, error)
         except redis.exceptions.RedisError as error:
             if not will_pass(error):
                 _log.error("redis_refuses", step=name, reason=str(error))
@@ -87,6 +89,7 @@ class IncidentThread(threading.Thread):
             _log.exception("incidents_failed", step=name)  # the next step may work
         else:
             self._outage.worked(name)
+            self._others.worked(name)
 
 
 def incident_thread(
@@ -118,7 +121,7 @@ def incident_thread(
         "messages": deliveries.tell_people,
         "incidents": keeper.step,
     }
-    return IncidentThread(steps, stopping, Outage("incidents", client=main))
+    return IncidentThread(steps, stopping, connections.outage)
 
 
 def _publisher(client: redis.Redis) -> Callable[[Message], None]:

@@ -67,6 +67,7 @@ class Recorder:
         frames: where the pictures of incidents are.
         told: called after a result has changed an incident.
         expiry: deletes old results; without it all are kept.
+        database_outage: what the database refuses at the moment.
     """
 
     def __init__(
@@ -83,6 +84,7 @@ class Recorder:
         frames: FrameStore | None = None,
         told: Callable[[], None] = lambda: None,
         expiry: ResultExpiry | None = None,
+        database_outage: Outage | None = None,
     ) -> None:
         self._expiry = expiry
         self._redis = in_reserve(client)
@@ -93,7 +95,7 @@ class Recorder:
         self._stopping = stopping
         self._claim_after = claim_after
         self._outage = outage or Outage(client=client)
-        self._database = Outage("timeline")
+        self._database = database_outage or Outage("timeline")
         self._clock = clock or SystemClock()
         self._claimed_at = float("-inf")
         self._claim_from: Any = "0-0"
@@ -265,6 +267,7 @@ def record_results(settings: Settings, stopping: threading.Event) -> None:
         with Connections(settings, patient=True) as connections:
             log_lacks(connections)
             clock = connections.clock
+            database_outage = Outage("timeline")
             thread = incident_thread(
                 settings, connections, timeline, incidents, channels, stopping, clock
             )
@@ -274,6 +277,7 @@ def record_results(settings: Settings, stopping: threading.Event) -> None:
                 stopping=stopping,
                 claim_after=2 * settings.lease,
                 outage=connections.outage,
+                database_outage=database_outage,
                 lease=settings.lease,
                 clock=clock,
                 incidents=incidents,
@@ -292,7 +296,7 @@ def record_results(settings: Settings, stopping: threading.Event) -> None:
             startup.stop_on_signals(stopping)
             connections.outage.insist("record", recorder.join, stopping.wait)
             webhook_sender = webhook_sender_of(
-                settings, connections.main, timeline.database, stopping, connections.clock
+                settings, connections, timeline.database, database_outage, stopping
             )
             webhook_sender.start()
             log_ready()

@@ -13,6 +13,7 @@ import redis
 import structlog
 
 from streamer.clock import Clock
+from streamer.connections import Connections
 from streamer.errors import StreamerError
 from streamer.events import Events, event_order
 from streamer.jobs import WEBHOOK_JOB, WEBHOOKS, Jobs
@@ -50,7 +51,8 @@ class WebhookSender:
         webhooks: the webhooks and their outbox.
         addresses: where webhooks may be sent.
         stopping: set when it is to end.
-        outage: what Redis, or the database, refuses at the moment.
+        outage: what Redis refuses at the moment.
+        database_outage: what the database refuses at the moment.
         time_limit: seconds that an attempt may take.
     """
 
@@ -63,6 +65,7 @@ class WebhookSender:
         *,
         stopping: threading.Event,
         outage: Outage | None = None,
+        database_outage: Outage | None = None,
         clock: Clock | None = None,
         time_limit: float = TIME_LIMIT,
     ) -> None:
@@ -70,7 +73,8 @@ class WebhookSender:
         self._addresses = addresses
         self._stopping = stopping
         self._time_limit = time_limit
-        self._outage = outage or Outage("webhooks", client=client)
+        self._outage = outage or Outage(client=client)
+        self._database_outage = database_outage or Outage("timeline")
         self._events = Events(client)
         self._workers = WorkerStates(client)
         self._jobs = Jobs(in_reserve(client), settings)
@@ -114,13 +118,14 @@ class WebhookSender:
                     self._stopping.wait(_BLOCK)  # nothing is to be relayed
                 self.dispatch()
             except StreamerError as error:
-                self._outage.failed("webhooks", error)
+                self._database_outage.failed("webhooks", error)
             except redis.exceptions.RedisError as error:
                 if not will_pass(error):
                     _log.error("redis_refuses", reason=str(error))
                 self._outage.failed("webhooks", error)
             else:
                 self._outage.worked("webhooks")
+                self._database_outage.worked("webhooks")
                 pauses = self._outage.pauses()
                 continue
             self._stopping.wait(next(pauses))
@@ -189,14 +194,23 @@ class WebhookSender:
 
 def webhook_sender_of(
     settings: Settings,
-    client: redis.Redis,
+    connections: Connections,
     database: Database,
+    database_outage: Outage,
     stopping: threading.Event,
-    clock: Clock,
 ) -> WebhookSender:
     """Return the sender of webhooks of a recorder."""
     from streamer.secret_box import SecretBox
 
     addresses = WebhookAddresses.of(settings)
     webhooks = Webhooks(database, addresses, SecretBox(settings.secret_key))
-    return WebhookSender(client, settings, webhooks, addresses, stopping=stopping, clock=clock)
+    return WebhookSender(
+        connections.main,
+        settings,
+        webhooks,
+        addresses,
+        stopping=stopping,
+        outage=connections.outage,
+        database_outage=database_outage,
+        clock=connections.clock,
+    )

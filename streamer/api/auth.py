@@ -5,8 +5,8 @@ page shows its key once and gets a cookie (`POST /v1/session`).
 
 Without keys the API listens on loopback only. A web page in the user's browser could still reach
 it through a host name that resolves to 127.0.0.1 (DNS rebinding) or with a cross-origin POST.
-Therefore the Host and Origin headers must name this machine too. A cookie is sent by the browser
-whoever asks, so with one the Origin of a change and of a socket must be this service.
+Therefore the Host and Origin headers must name this machine too. A browser sends the cookie
+whichever page asks, so with one the Origin of a change and of a socket must be this service.
 """
 
 from http.cookies import CookieError, SimpleCookie

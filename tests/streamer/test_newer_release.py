@@ -111,7 +111,7 @@ def test_unknown_fields_are_passed_over_wherever_they_are(record):
 @pytest.mark.parametrize(
     ("kind", "field", "word"),
     [
-        (Result, "kind", "summary"),
+        (Result, "kind", "digest"),
         (StreamStatus, "state", "hibernating"),
         (Query, "status", "postponed"),
     ],
@@ -272,7 +272,7 @@ def test_the_answer_of_a_newer_worker_is_shown_or_said_to_be_unreadable(client, 
         Result.answering(REQUEST, text="a dog").model_dump(mode="json") | {"request_id": query.id}
         for query in asked
     ]
-    results[0] = newer(results[0]) | {"kind": "summary"}
+    results[0] = newer(results[0]) | {"kind": "digest"}
     results[1] = results[1] | {"text": [{"box": [1, 2, 3, 4]}]}
     results[2] = results[2] | {"kind": "error", "error": {"code": "LENS_CAP", "message": "Off!"}}
     for query, result in zip(asked, results, strict=True):
@@ -281,7 +281,7 @@ def test_the_answer_of_a_newer_worker_is_shown_or_said_to_be_unreadable(client, 
     # then what is known of them is shown, one by one, in the list, and to those who follow
     found = [client.query(query.id, wait=5) for query in asked]
     assert [query.status for query in found] == ["done", "failed", "failed"]
-    assert [str(query.result.kind) for query in found] == ["summary", "error", "error"]
+    assert [str(query.result.kind) for query in found] == ["digest", "error", "error"]
     assert [query.result.error and query.result.error.code for query in found] == [
         None,
         "RECORD_UNREADABLE",

@@ -47,7 +47,7 @@ class Forked(subprocess.Popen[bytes]):
     """A process of the fork server, used as if it were a child of this one."""
 
     def __init__(self, arguments: Sequence[str], pid: int, status: socket.socket) -> None:
-        self._child_created = False  # none of ours to reap
+        self._child_created = False  # another process reaps it
         self.args = [sys.executable, *arguments]
         self.pid = pid
         self.returncode: Any = None
