@@ -39,9 +39,40 @@ hypothesis.settings.register_profile("any machine", deadline=None)  # a slow exa
 hypothesis.settings.load_profile("any machine")
 
 
+ROOT = Path(__file__).parents[1]
+
+_SLOW_ROOMS = ("workers", "examples", "house", "streamer/local", "streamer/demo", "streamer/cli")
+"""Folders of tests that start programs, or wait for them."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the tests of the shared installation side by side, so that one test process starts it."""
-    items.sort(key=lambda item: "installation" not in getattr(item, "fixturenames", ()))
+    """Let each test process begin with its share of the tests that start programs or wait.
+
+    pytest-xdist gives each process a part of the list, and who is done takes from the end of what
+    others have: if slow tests came last, all but one would wait for it. Tests of one file stay
+    together, as do those of the shared installation, so that one process starts it.
+    """
+    processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    slow: dict[str, list[pytest.Item]] = {}
+    quick: list[pytest.Item] = []
+    for item in items:
+        room = item.path.relative_to(ROOT / "tests").as_posix()
+        if "installation" in getattr(item, "fixturenames", ()):
+            slow.setdefault("installation", []).append(item)
+        elif room.startswith(_SLOW_ROOMS) or "/" not in room:
+            slow.setdefault(room, []).append(item)
+        else:
+            quick.append(item)
+    shares: list[list[pytest.Item]] = [[] for _ in range(processes)]
+    for number, group in enumerate(sorted(slow.values(), key=len)):
+        shares[number % processes] += group
+    size = len(items) // processes
+    for share in shares[:-1]:
+        missing = max(0, size - len(share))
+        share += quick[:missing]
+        del quick[:missing]
+    shares[-1] += quick
+    items[:] = [item for share in shares for item in share]
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 """Bring the tables of a database to the version of this program."""
 
+import threading
 from pathlib import Path
 
 from sqlalchemy import Connection, inspect, text
@@ -37,6 +38,10 @@ def tables_version(connection: Connection) -> str | None:
     return found
 
 
+_alembic = threading.Lock()
+"""Held while Alembic runs: it keeps its state in globals, so it serves one thread at a time."""
+
+
 def upgrade_tables(connection: Connection) -> None:
     """Run the steps that the database lacks, in the transaction of `connection`.
 
@@ -54,6 +59,7 @@ def upgrade_tables(connection: Connection) -> None:
         return
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
-    if found == _FIRST:
-        command.stamp(config, _FIRST)
-    command.upgrade(config, "head")
+    with _alembic:
+        if found == _FIRST:
+            command.stamp(config, _FIRST)
+        command.upgrade(config, "head")

@@ -1,8 +1,10 @@
 """Records that a newer release has stored: unknown things are passed over, and nothing is lost."""
 
+import itertools
 import json
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -60,8 +62,18 @@ def newer(value: Any) -> Any:
     return value
 
 
+NOW = utc_now()
+_seconds = itertools.count()
+
+
 def attach(registry: StreamRegistry, name: str) -> str:
-    spec = StreamSpec(name=name, url=f"rtsp://{name}/", live=True, watches=[Watch(prompt="What?")])
+    spec = StreamSpec(
+        name=name,
+        url=f"rtsp://{name}/",
+        live=True,
+        watches=[Watch(prompt="What?")],
+        created_at=NOW + timedelta(seconds=next(_seconds)),
+    )
     return registry.create(spec, URL).id
 
 
@@ -72,7 +84,6 @@ def rewrite(redis_client: redis.Redis, stream_id: str, **fields: Any) -> dict[st
     return stored
 
 
-NOW = utc_now()
 FRAME = FrameRef(
     stream_id="str_1", id="1-0", time=1.0, pts=0.0, width=32, height=24, change=0.5, detail=(1.0,)
 )
