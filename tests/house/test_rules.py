@@ -23,6 +23,7 @@ REGISTRIES = [
     "pythonhosted" + ".org",
     "download.pytorch" + ".org",
     "npmjs" + ".org",
+    "npmjs" + ".com",
 ]
 MACHINE_PATHS = [r"(?<![\w.])/" + name + "/" for name in ("work", "root", "tmp")]
 
