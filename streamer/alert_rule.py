@@ -1,4 +1,4 @@
-"""The rule of an alert: when what a watch asks is an incident, and how it is told."""
+"""The rule of an alert: when answers become an incident, and what its messages say."""
 
 from datetime import datetime
 from datetime import time as clock_time

@@ -62,7 +62,7 @@ class Authentication:
         if refusal is None:
             await self._app(scope, receive, send)
         elif scope["type"] == "websocket" and refusal.status_code == 401:
-            # A page is told the reason only after the socket has been accepted.
+            # A browser shows a page the reason only if the socket was accepted first.
             await receive()
             await send({"type": "websocket.accept"})
             await send(

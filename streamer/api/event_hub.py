@@ -63,7 +63,7 @@ _GIVEN_UP = Resync(reason="Redis was full or lost its data, so events are missin
 
 @dataclass(frozen=True)
 class Notice:
-    """What a listener is told: an event, `hello`, or `resync`.
+    """What a listener receives: an event, `hello`, or `resync`.
 
     Attributes:
         name: the type of the event, `hello` or `resync`.
@@ -253,7 +253,7 @@ class EventHub:
 
     @contextlib.contextmanager
     def awaiting(self, query_id: str, *, pieces: bool = False) -> Iterator["Awaited"]:
-        """Be told when a query ends or, with `pieces`, when there is more of its answer."""
+        """Register for the end of a query and, with `pieces`, for more of its answer."""
         awaited = Awaited()
         key = redis_keys.deltas(query_id)
         self._awaited.setdefault(query_id, []).append(awaited)

@@ -42,7 +42,7 @@ async def list_incidents(
         str | None,
         Query(description="open or changed since then: RFC 3339 or relative such as -1d"),
     ] = None,
-    unseen: Annotated[bool, Query(description="true: those that nobody has seen")] = False,
+    unseen: Annotated[bool, Query(description="true: only incidents that no one has seen")] = False,
     limit: Annotated[int, Query(ge=1, le=1000, description="maximum number of incidents")] = 100,
     cursor: Cursor = None,
 ) -> Response:

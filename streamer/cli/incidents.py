@@ -36,7 +36,7 @@ def incidents(
         ),
     ] = None,
     unseen: Annotated[
-        bool, typer.Option("--unseen", help="Show only incidents that nobody has seen.")
+        bool, typer.Option("--unseen", help="Show only incidents that no one has seen.")
     ] = False,
     limit: Annotated[
         int, typer.Option(min=1, max=1000, help="Show no more than this number, the newest ones.")
