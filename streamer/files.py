@@ -83,8 +83,7 @@ class Files:
                 "the setting max_file_bytes.",
             )
         with self._storing(), self._locked():
-            self.delete_expired()
-            self._require_room(size)
+            self._require_room(size, self.delete_expired())
             now = utc_now()
             file = UploadedFile(
                 id=file_id or new_id("file"),
@@ -161,8 +160,7 @@ class Files:
 
     def newest(self, limit: int = 100) -> list[UploadedFile]:
         """Return up to `limit` files, newest first."""
-        self.delete_expired()
-        return self._all()[:limit]
+        return self.delete_expired()[:limit]
 
     def path(self, file_id: str) -> Path:
         """Return the path of a complete file, and keep it for another `files_days`.
@@ -190,13 +188,17 @@ class Files:
             path.unlink(missing_ok=True)
         return file
 
-    def delete_expired(self) -> None:
-        """Delete the files whose time is over."""
+    def delete_expired(self) -> list[UploadedFile]:
+        """Delete the files whose time is over; return the others, newest first."""
         now = utc_now()
+        kept = []
         for file in self._all():
-            if file.expires_at <= now:
-                with contextlib.suppress(StreamerError):
-                    self.delete(file.id)
+            if file.expires_at > now:
+                kept.append(file)
+                continue
+            with contextlib.suppress(StreamerError):
+                self.delete(file.id)
+        return kept
 
     def _all(self) -> list[UploadedFile]:
         files = []
@@ -205,8 +207,7 @@ class Files:
                 files.append(self.get(path.stem))
         return sorted(files, key=lambda file: file.created_at, reverse=True)
 
-    def _require_room(self, size: int) -> None:
-        files = self._all()
+    def _require_room(self, size: int, files: list[UploadedFile]) -> None:
         used = sum(file.bytes for file in files)
         free = shutil.disk_usage(self.folder).free - sum(
             file.bytes - file.received for file in files
