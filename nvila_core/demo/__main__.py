@@ -41,9 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     start.add_argument(
         "--resume", action="store_true", help="continue from the state in the run's folder"
     )
-    train.add_argument(
-        "--again", action="store_true", help="with --resume: repeat most of the last stage"
-    )
+    train.add_argument("--again", action="store_true", help="repeat most of the last stage")
     start.add_argument(
         "--start-from",
         type=Path,
@@ -51,6 +49,15 @@ def main(arguments: list[str] | None = None) -> int:
         help="start from the weights of this checkpoint, in the middle of the last stage",
     )
     train.add_argument("--threads", type=int, default=2, help="number of PyTorch threads")
+    train.add_argument("--workers", type=int, default=1, help="processes that render batches")
+    train.add_argument(
+        "--batch-scale", type=int, default=1, help="factor on the batches of the last stage"
+    )
+    train.add_argument(
+        "--frozen",
+        type=float,
+        help="share of the last stage in which the vision tower is frozen; 0 on a GPU",
+    )
     evaluate = commands.add_parser(
         "evaluate", help="measure the exact-match accuracy on held-out scenes"
     )
@@ -85,6 +92,8 @@ def _train(options: argparse.Namespace) -> int:
         return 1
     # Threads that spin while they wait halve the speed on a machine with other work to do.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from dataclasses import replace
+
     import torch
 
     from nvila_core.demo.training.config import SHAPE, TRAINING
@@ -92,7 +101,10 @@ def _train(options: argparse.Namespace) -> int:
 
     torch.set_num_threads(options.threads)
     options.run.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(SHAPE, TRAINING, options.run, options.out)
+    config = replace(TRAINING, workers=options.workers, batch_scale=options.batch_scale)
+    if options.frozen is not None:
+        config = replace(config, frozen=options.frozen)
+    trainer = Trainer(SHAPE, config, options.run, options.out)
     if options.start_from:
         trainer.start_from(options.start_from)
     if options.resume:

@@ -45,9 +45,11 @@ class TrainingConfig:
     watch_clips: int = 48
     """Clips per step of the second stage, which teaches motion to the lower half of the LLM."""
     clips: int = 24
-    """Clips per step of the last stage."""
+    """Clips per step of the last stage, before `batch_scale`."""
     stills: int = 4
-    """Tiled stills per step of the last stage."""
+    """Tiled stills per step of the last stage, before `batch_scale`."""
+    batch_scale: int = 1
+    """Factor on the number of visuals per step of the last stage: a GPU needs larger batches."""
     questions: int = 5
     """Questions about each clip or still; they do not attend to each other."""
     auxiliary: float = 0.4
@@ -58,6 +60,8 @@ class TrainingConfig:
     """Share of the last stage after which the auxiliary losses are zero."""
     frozen: float = 0.8
     """Share of the last stage in which the tower is frozen, so that its features can be cached."""
+    head_steps: int = 200
+    """Steps after a start from a checkpoint in which the auxiliary loss trains its head alone."""
     fresh: float = 0.6
     """Share of newly rendered visuals in a batch of the last stage."""
     token_noise: float = 0.3

@@ -97,11 +97,15 @@ class AnswerFeed(IterableDataset[list[Group]]):
     def _recipe(self, rng: random.Random) -> list[tuple[Form, int]]:
         config = self.config
         frames = rng.choices(_CLIP_FRAMES, _CLIP_WEIGHTS)[0]
-        recipe = [(clip_form(frames), config.clips * 4 // frames), (STILL_FORM, config.stills)]
+        scale = config.batch_scale
+        recipe = [
+            (clip_form(frames), scale * config.clips * 4 // frames),
+            (STILL_FORM, scale * config.stills),
+        ]
         # Plans mostly tile the newest frame of a clip, because the others show the same sign.
         form = rng.choices((FLAT_FORM, FULL_FORM, *MIXED_FORMS), (6, 8, 6, 4, 4, 40))[0]
         if rng.random() < 0.9:
-            recipe.append((form, {FLAT_FORM: 6, FULL_FORM: 2}.get(form, 4)))
+            recipe.append((form, scale * {FLAT_FORM: 6, FULL_FORM: 2}.get(form, 4)))
         return recipe
 
     def _group(

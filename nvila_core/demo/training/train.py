@@ -82,6 +82,8 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.shape, self.config, self.run, self.checkpoint = shape, config, run, checkpoint
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        if self.device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
         self.tokenizer = run / "tokenizer"
         tokenizer = train_tokenizer(shape.max_positions)
         tokenizer.write(self.tokenizer)
@@ -91,6 +93,7 @@ class Trainer:
         self.done: dict[str, float] = {"see": 0.0, "watch": 0.0, "answer": 0.0}
         """Progress of each stage, 0 to 1."""
         self.kept = FeatureCache(12000)
+        self._head_steps = 0
         self._progress = get_context("spawn").Value("d", 0.0)
 
     def save(self) -> None:
@@ -118,7 +121,7 @@ class Trainer:
         """Start from the weights of an exported checkpoint, in the middle of the last stage.
 
         A checkpoint holds neither the auxiliary heads nor the state of the optimizers: the heads
-        start at random, the optimizers with a short warm-up.
+        start at random and first learn alone, the optimizers start with a short warm-up.
 
         Raises:
             CheckpointError: a file or tensor is missing, not readable, or of another shape.
@@ -126,6 +129,7 @@ class Trainer:
         for network in (self.network, self.average):
             load_weights(network, checkpoint)
         self.done = {"see": 1.0, "watch": 1.0, "answer": 0.5}
+        self._head_steps = self.config.head_steps
 
     def see(self, minutes: float) -> None:
         """Run the first stage for this many minutes."""
@@ -197,7 +201,7 @@ class Trainer:
                 feed,
                 batch_size=None,
                 num_workers=workers,
-                prefetch_factor=4,
+                prefetch_factor=2,
                 multiprocessing_context="spawn",
             )
         )
@@ -261,8 +265,12 @@ class Trainer:
                 loss = loss + self.config.motion * fade * motion
             if fade > 0 and learned is not None:
                 labels = {key: value[group.learn] for key, value in group.labels.items()}
-                seen, _ = auxiliary_loss(self.network.auxiliary(learned), labels)
+                # The gradients of a new head are noise to the tower.
+                tokens = learned.detach() if self._head_steps > 0 else learned
+                seen, _ = auxiliary_loss(self.network.auxiliary(tokens), labels)
                 loss = loss + self.config.auxiliary * fade * share * seen
+        if progress >= self.config.frozen:
+            self._head_steps -= 1
         report["loss"] = float(loss.detach())
         return loss, report
 
