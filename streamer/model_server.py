@@ -1,6 +1,7 @@
 """A server with OpenAI's API: its address, its key, and what its errors say."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import httpx
@@ -127,3 +128,12 @@ class ModelServer:
             f"The model's server at {self.url} has no model '{model}' ({has}): set model to one of "
             "its models, or load the model there.",
         )
+
+
+def listed_name(model: str, listed: Iterable[str]) -> str | None:
+    """Return the name by which a server lists a model; None if it does not.
+
+    Ollama lists a model that is named without a tag as the one tagged `latest`.
+    """
+    listed = set(listed)
+    return next((name for name in (model, f"{model}:latest") if name in listed), None)

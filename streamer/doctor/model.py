@@ -62,7 +62,7 @@ def model(settings: Settings, deadline: float, python: str = sys.executable) -> 
 
 
 def _elsewhere(settings: Settings, within: float) -> Check:
-    from streamer.model_server import ModelServer
+    from streamer.model_server import ModelServer, listed_name
 
     server = ModelServer(settings)
     try:
@@ -71,7 +71,7 @@ def _elsewhere(settings: Settings, within: float) -> Check:
         return check("model", "fail", error.message)
     if not listed:
         return check("model", "warn", f"{server.url} works, but does not list its models.")
-    if settings.model not in listed:
+    if listed_name(settings.model, listed) is None:
         return check("model", "warn", server.lacks(settings.model, list(listed)).message)
     return check("model", "ok", f"{settings.model} is served at {server.url}.")
 

@@ -1,14 +1,15 @@
 """A server with OpenAI's API that answers from a script, and remembers what it was asked."""
 
+import json
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Self
 
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 Reply = Response | dict[str, Any]
 Script = Callable[[dict[str, Any]], Reply]
@@ -37,6 +38,23 @@ def refused(status: int, message: str, headers: dict[str, str] | None = None) ->
     """Return an error in OpenAI's form."""
     body = {"error": {"message": message, "type": "invalid_request_error", "code": None}}
     return JSONResponse(body, status, headers)
+
+
+def streamed(events: Iterable[dict[str, Any] | str]) -> Response:
+    """Return a reply that is streamed: bodies as the data of events, and lines as they are."""
+
+    def lines() -> Iterator[str]:
+        for event in events:
+            yield event if isinstance(event, str) else f"data: {json.dumps(event)}\n\n"
+
+    return StreamingResponse(lines(), media_type="text/event-stream")
+
+
+def piece(text: str | None = None, reason: str | None = None, **fields: Any) -> dict[str, Any]:
+    """Return an event of a streamed answer; `fields` are those of its choice."""
+    delta = {} if text is None else {"content": text}
+    choice = {"index": 0, "delta": delta, "finish_reason": reason} | fields
+    return {"id": "chatcmpl-1", "object": "chat.completion.chunk", "choices": [choice]}
 
 
 class ScriptedModel:

@@ -14,7 +14,9 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.response_format import ChoiceFormat, JsonFormat, ResponseFormat
 from workers.remote.question import ANSWER
 
-_THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+THOUGHTS = re.compile(r"\A\s*<think>.*?</think>", re.DOTALL)
+"""What a model says to itself before its answer."""
+
 _FENCE = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\Z", re.DOTALL)
 _VALUE = re.compile(rb'"' + ANSWER.encode() + rb'"\s*:\s*"')
 _MAX_SHOWN = 120
@@ -49,7 +51,7 @@ def read_answer(
             "The model's server refused to answer: ask differently, or use another model.",
         )
     finish: FinishReason = "length" if reason == "length" else "stop"
-    text = _THOUGHTS.sub("", text).strip()
+    text = THOUGHTS.sub("", text).strip()
     if finish == "stop" and form.type != "text":
         text = _formed(text, form)
     probabilities = None
@@ -115,10 +117,11 @@ def _ignored(text: str, form: str) -> StreamerError:
     )
 
 
-def read_tokens(reply: dict[str, Any]) -> list[DeltaToken]:
-    """Return the tokens of an answer with their log-probabilities; none if the reply has none."""
+def read_tokens(reply: dict[str, Any], after: int = 0) -> list[DeltaToken]:
+    """Return the tokens of an answer after its first ones, with their log-probabilities; none if
+    the reply has none."""
     try:
-        drawn = reply["choices"][0]["logprobs"]["content"]
+        drawn = reply["choices"][0]["logprobs"]["content"][after:]
         return [_token(each, each["top_logprobs"]) for each in drawn]
     except (KeyError, IndexError, TypeError, ValueError):
         return []

@@ -2,35 +2,23 @@
 
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, Self
-
-import redis
-import structlog
+from typing import Self
 
 from nvila_core.generation.completion import Completion, Timings
 from nvila_core.resolution.policy import Budget, Measures, Plan, parse_policy
 from streamer.clock import Clock
 from streamer.conversation import Detail
-from streamer.deltas import Delta, Deltas
 from streamer.domain import ClipRequest, RequestKind
 from streamer.settings import Settings
 from workers.backend import plan_by_details
-from workers.context import (
-    GiveBack,
-    WorkerContext,
-    cancel_check,
-    current,
-    last_attempt,
-    stop_check,
-)
-from workers.remote.answer import read_answer, read_tokens
+from workers.context import GiveBack, cancel_check, current, last_attempt, stop_check
+from workers.remote.answer import read_answer
 from workers.remote.question import TILING, chat_body, scaled
 from workers.remote.server import ChatServer
+from workers.remote.streamed import PieceWriter
 from workers.time_limit import out_of_time, time_left
 
 _FIRST_LOOK = 5.0  # seconds that the worker waits for the server before it says that it is ready
-
-_log = structlog.get_logger(__name__)
 
 
 class RemoteBackend:
@@ -96,11 +84,17 @@ class RemoteBackend:
             for jpeg, frame, choice in zip(jpegs, clip.frames, plan.frames, strict=True)
         ]
         body = chat_body(self._settings.model, clip, pictures)
+        live = clip.kind is RequestKind.QUERY
+        with_tokens = clip.logprobs is not None
+        writer = PieceWriter(context, clip.id, with_tokens=with_tokens) if live else None
         try:
             with context.isolation.enter(alone=last_attempt(), check=check):
                 check()
                 started = self._clock.monotonic()
-                reply = self._server.ask(body, seconds_left, cancel_check(), stopping)
+                # an answer in a form is put into that form when it is whole
+                streamed = writer is not None and clip.response_format.type == "text"
+                heard = writer.write if writer is not None and streamed else None
+                reply = self._server.ask(body, seconds_left, cancel_check(), stopping, heard)
         except TimeoutError:
             raise out_of_time(clip, self._settings.job_timeout) from None
         completion = read_answer(
@@ -113,8 +107,8 @@ class RemoteBackend:
             self._counts["requests"] += 1
             self._counts["prompt_tokens"] += completion.usage.prompt_tokens
             self._counts["completion_tokens"] += completion.usage.completion_tokens
-        if clip.kind is RequestKind.QUERY:
-            _publish_at_once(context, clip, completion.text, reply)
+        if writer is not None:
+            writer.end(completion.text, reply)
         return completion
 
     def stats(self) -> Mapping[str, float | str]:
@@ -129,15 +123,3 @@ class RemoteBackend:
             "trouble": "" if trouble is None else trouble.message,
             "max_model_len": "" if length is None else length,
         }
-
-
-def _publish_at_once(
-    context: WorkerContext, clip: ClipRequest, text: str, reply: dict[str, Any]
-) -> None:
-    """Publish a whole answer with its log-probabilities as one piece, for those who wait for it."""
-    tokens = read_tokens(reply) if clip.logprobs is not None else []
-    delta = Delta(at=0, text=text.replace("\0", "\ufffd"), tokens=tokens)
-    try:
-        Deltas(context.connections.main).add(clip.id, delta)
-    except redis.exceptions.RedisError as error:  # the result has the text
-        _log.debug("delta_not_written", request=clip.id, reason=str(error))

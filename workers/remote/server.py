@@ -5,7 +5,7 @@ import contextlib
 import json
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from email.utils import parsedate_to_datetime
 from typing import Any, NoReturn
 
@@ -14,11 +14,13 @@ import structlog
 
 from streamer.clock import Clock
 from streamer.errors import ErrorCode, StreamerError
-from streamer.model_server import CONNECT_TIMEOUT, MAX_REPLY, ModelServer
+from streamer.model_server import CONNECT_TIMEOUT, MAX_REPLY, ModelServer, listed_name
 from streamer.settings import Settings
 from workers.context import BrokeDown, GiveBack
+from workers.remote.streamed import StreamedReply
 
 _CHECK_INTERVAL = 0.25  # seconds between two checks whether the answer is still wanted
+_PIECE_INTERVAL = 0.05  # seconds between two looks at what a streamed answer has by now
 _MAX_PAUSE = 30.0  # seconds between two tries, unless the server asks for more
 _MAX_RETRY_AFTER = 300.0
 _REFUSED_PAUSE = 30.0  # seconds until a server that refused the key is asked again
@@ -33,16 +35,35 @@ _TOO_LONG = (
     "too long to fit",
     "max_tokens must be at least",
     "longer than the model",
+    "longer than the maximum model length",
     "too many images",
     "image(s) may be provided",
 )
 """What servers say of a prompt that does not fit, in lower case."""
+
+_BLIND = (
+    "image input is not supported",
+    "not a multimodal model",
+    "at most 0 image",
+    "does not support image",
+    "only 'text' content type",
+    "missing data required for image input",
+)
+"""What servers say of a picture for a model without eyes, in lower case."""
+
+_BROKEN_OFF = ("abort", "error", "load", "unload")
+"""Reasons for the end of an answer that is not one; beside those of OpenAI's API."""
+
+_FEWEST = 256
+"""Tokens of an answer below which the prompt is what is too long."""
 
 _OPTIONAL = {
     "max_completion_tokens": ("max_tokens",),
     "logprobs": ("logprobs", "top_logprobs"),
     "temperature": ("temperature",),
     "response_format": ("response_format",),
+    "stream_options": ("stream_options",),
+    "'stream'": ("stream", "stream_options"),
 }
 """Words of a refusal -> fields of the request that such a server is not sent any more."""
 
@@ -121,16 +142,17 @@ class ChatServer:
         try:
             status, _, content = await self._exchange("GET", "/models", None, limits)
             listed = self.server.read_models(status, content)
-            if self._lacks_model and listed and self._model not in listed:
+            name = listed_name(self._model, listed)
+            if self._lacks_model and listed and name is None:
                 raise self.server.lacks(self._model, list(listed))
         except httpx.HTTPError as error:
             self._close(self.server.away(error))
         except StreamerError as error:
             self._close(error)
         else:
-            if listed and self._model not in listed:
+            if listed and name is None:
                 _log.warning("model_not_listed", model=self._model, listed=list(listed)[:8])
-            self.max_model_len = listed.get(self._model)
+            self.max_model_len = None if name is None else listed[name]
             self._open()
 
     def _close(self, trouble: StreamerError) -> None:
@@ -162,36 +184,42 @@ class ChatServer:
         seconds_left: Callable[[], float],
         cancelled: Callable[[], bool],
         stopping: Callable[[], bool],
+        heard: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, Any]:
         """Return the reply to `POST /chat/completions`.
 
         While the server is busy, the request is sent again later. `stopping` ends that wait, and
-        `cancelled` also one for the answer.
+        `cancelled` also one for the answer. With `heard` the answer is streamed, and `heard` is
+        called with what has come of the reply, again and again.
 
         Raises:
             TimeoutError: no seconds are left.
             StreamerError: the server refuses this request or fails on it.
             GiveBack: no answer is wanted, or the server cannot be used at the moment.
-            BrokeDown: the server ended while it worked on this request.
+            BrokeDown: the server ended while it worked on this request, or broke its answer off.
         """
+        if heard is not None:
+            body = body | {"stream": True, "stream_options": {"include_usage": True}}
         attempt, pause = 0, 0.5
         while True:
             sent = {key: value for key, value in body.items() if key not in self._without}
             if "max_tokens" in self._without:
                 sent["max_completion_tokens"] = body["max_tokens"]
-            status, headers, content = self._send(sent, seconds_left(), cancelled)
+            status, headers, content = self._send(sent, seconds_left(), cancelled, heard)
             if status == 200:
                 self._open()
-                return self._read(content)
+                return _whole(self._read(content))
             busy = status == 429 or (status == 503 and "retry-after" in headers)
             busy = busy or (status == 503 and attempt < _ATTEMPTS)
             wait = None
             if busy and "insufficient_quota" not in content.decode(errors="replace"):
                 wait = _retry_after(headers) or pause * random.uniform(0.75, 1.25)
                 self._hold(wait)
-            elif status == 400 and self._adapt(sent, content):
-                wait = 0.0
-            elif status == 500 and attempt < _ATTEMPTS - 1 and not _too_long(content):
+            elif status == 400:
+                reduced = _reduced(body, content)
+                if reduced is not None or self._adapt(sent, content):
+                    body, wait = reduced or body, 0.0
+            elif status == 500 and attempt < _ATTEMPTS - 1 and not _hopeless(content):
                 wait = pause * random.uniform(0.75, 1.25)
             if wait is None:
                 self._fail(status, content)
@@ -209,20 +237,27 @@ class ChatServer:
             self._clock.sleep(min(left, _CHECK_INTERVAL))
 
     def _send(
-        self, body: dict[str, Any], seconds: float, cancelled: Callable[[], bool]
+        self,
+        body: dict[str, Any],
+        seconds: float,
+        cancelled: Callable[[], bool],
+        heard: Callable[[dict[str, Any]], None] | None,
     ) -> tuple[int, httpx.Headers, bytes]:
         if seconds <= 0:
             raise TimeoutError
         limits = httpx.Timeout(seconds, connect=min(seconds, CONNECT_TIMEOUT))
         content = json.dumps(body).encode()
+        streamed = StreamedReply() if body.get("stream") else None
         reply = asyncio.run_coroutine_threadsafe(
-            self._exchange("POST", "/chat/completions", content, limits), self._loop
+            self._exchange("POST", "/chat/completions", content, limits, streamed), self._loop
         )
         ends = self._clock.monotonic() + seconds
         while True:
             try:
-                return reply.result(_CHECK_INTERVAL)
+                return reply.result(_CHECK_INTERVAL if streamed is None else _PIECE_INTERVAL)
             except TimeoutError:
+                if heard is not None and streamed is not None and streamed.began:
+                    heard(streamed.body())
                 if cancelled():
                     reply.cancel()
                     raise GiveBack from None
@@ -239,18 +274,44 @@ class ChatServer:
                 raise BrokeDown from error
 
     async def _exchange(
-        self, method: str, path: str, content: bytes | None, limits: httpx.Timeout
+        self,
+        method: str,
+        path: str,
+        content: bytes | None,
+        limits: httpx.Timeout,
+        streamed: StreamedReply | None = None,
     ) -> tuple[int, httpx.Headers, bytes]:
+        """Return the status, the headers and the body of a reply. One that is streamed is fed to
+        `streamed`, and returned as if it had come at once."""
         headers = {"Content-Type": "application/json"} if content is not None else None
         async with self._client.stream(
             method, self.server.url + path, content=content, headers=headers, timeout=limits
         ) as reply:
-            received = bytearray()
+            received, size = bytearray(), 0
+            events = reply.headers.get("content-type", "").startswith("text/event-stream")
             async for piece in reply.aiter_bytes():
-                received += piece
-                if len(received) > MAX_REPLY:
+                size += len(piece)
+                if size > MAX_REPLY:
                     raise httpx.DecodingError(f"more than {MAX_REPLY} bytes")
-            return reply.status_code, reply.headers, bytes(received)
+                if streamed is not None and events:
+                    streamed.feed(piece)
+                else:
+                    received += piece
+            if streamed is None or not events:
+                return reply.status_code, reply.headers, bytes(received)
+            return self._joined(reply, streamed)
+
+    def _joined(
+        self, reply: httpx.Response, streamed: StreamedReply
+    ) -> tuple[int, httpx.Headers, bytes]:
+        if streamed.error is None:
+            if not streamed.complete:
+                raise httpx.RemoteProtocolError("the answer broke off")
+            return reply.status_code, reply.headers, json.dumps(streamed.body()).encode()
+        status = streamed.status
+        if streamed.began and status >= 500:  # another answer must not follow its first half
+            raise httpx.RemoteProtocolError(f"broke off: {self.server.says(streamed.error)}")
+        return status, reply.headers, streamed.error
 
     def _read(self, content: bytes) -> dict[str, Any]:
         try:
@@ -295,6 +356,12 @@ class ChatServer:
                 )
             )
             raise GiveBack
+        if _blind(content):
+            raise StreamerError(
+                ErrorCode.MODEL_FAILED,
+                f"The model's server cannot see pictures with this model ({said}): load a vision "
+                "language model there, with llama.cpp also its --mmproj.",
+            )
         if _too_long(content):
             raise StreamerError(
                 ErrorCode.PROMPT_TOO_LONG,
@@ -312,9 +379,46 @@ class ChatServer:
         )
 
 
-def _too_long(content: bytes) -> bool:
+def _whole(reply: dict[str, Any]) -> dict[str, Any]:
+    """Return a reply that the server has not broken off. Raises BrokeDown."""
+    try:
+        reason = reply["choices"][0]["finish_reason"]
+    except (KeyError, IndexError, TypeError):
+        return reply
+    if reason in _BROKEN_OFF:
+        _log.warning("answer_broken_off", reason=reason)
+        raise BrokeDown
+    return reply
+
+
+def _reduced(body: dict[str, Any], content: bytes) -> dict[str, Any] | None:
+    """Return a request without what was wrong with this one alone; None if that is not it."""
     said = content.decode(errors="replace").lower()
-    return any(words in said for words in _TOO_LONG)
+    limit = body["max_tokens"]
+    if _too_long(content) and limit > _FEWEST and ("max_tokens" in said or "completion" in said):
+        return body | {"max_tokens": max(_FEWEST, limit // 2)}
+    constrained = body.get("response_format", {}).get("type") == "json_schema"
+    if constrained and ("schema" in said or "grammar" in said):
+        return {key: value for key, value in body.items() if key != "response_format"}
+    return None
+
+
+def _too_long(content: bytes) -> bool:
+    return _says(content, _TOO_LONG)
+
+
+def _blind(content: bytes) -> bool:
+    return _says(content, _BLIND)
+
+
+def _hopeless(content: bytes) -> bool:
+    """Return whether the same request would fail again."""
+    return _too_long(content) or _blind(content)
+
+
+def _says(content: bytes, words: Sequence[str]) -> bool:
+    said = content.decode(errors="replace").lower()
+    return any(each in said for each in words)
 
 
 def _retry_after(headers: httpx.Headers) -> float | None:

@@ -27,48 +27,13 @@ from streamer.health import InstallationHealth
 from streamer.response_format import ChoiceFormat, JsonFormat
 from streamer.service import Service
 from tests.support.clips import jpeg_of, picture, request, run
-from tests.support.scripted_model import MODEL, ScriptedModel, refused, said
+from tests.support.scripted_model import MODEL, refused, said
+from tests.workers.remote.conftest import KEY
 from workers import context
 from workers.context import BrokeDown, GiveBack, WorkerContext
 from workers.gpu.chat_job import answer_chat
 from workers.gpu.clip_job import answer_clip
 from workers.gpu.worker import serve_clips
-from workers.remote.backend import RemoteBackend
-
-KEY = "sk-Zr3vLnXp9mBdTy5nQh"
-
-
-@pytest.fixture
-def server():
-    with ScriptedModel() as running:
-        yield running
-
-
-@pytest.fixture
-def remote(settings, server):
-    """The settings of a worker that asks `server`."""
-    return settings.model_copy(
-        update={
-            "backend": "openai",
-            "base_url": server.url,
-            "model": MODEL,
-            "model_api_key": KEY,
-            "worker_slots": 4,
-        }
-    )
-
-
-@pytest.fixture
-def own(remote, connections):
-    """This process as a model worker that asks `server`."""
-    with RemoteBackend(remote, connections.clock) as backend:
-        installed = WorkerContext(
-            settings=remote, connections=connections, model_name=MODEL, backend=backend
-        )
-        context.install(installed)
-        context.enter_slot(threading.Event())
-        yield installed
-    context.install(None)
 
 
 def camera_frames(own, count=3, width=1600, height=800, detail=()):
