@@ -18,6 +18,7 @@ from streamer.api import (
     incidents,
     metrics,
     models,
+    page,
     queries,
     results,
     session,
@@ -123,6 +124,7 @@ def create_app(client: Service, *, watch_events: bool = False) -> FastAPI:
     for part in _PARTS:
         app.include_router(part.router, dependencies=[Depends(refuse_unknown_parameters)])
     app.include_router(socket.router)
+    app.include_router(page.router)
 
     @app.get("/healthz", tags=["service"])
     async def healthz() -> Health:

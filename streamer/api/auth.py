@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from streamer.api.documentation import DOCS_PATH
 from streamer.api.errors import ErrorResponse, redis_refusal
 from streamer.api.keyring import Keyring
+from streamer.api.page import is_page_path
 from streamer.api_keys import ApiKey, is_loopback
 from streamer.errors import ErrorCode
 
@@ -41,9 +42,9 @@ tools that their scope allows."""
 class Authentication:
     """ASGI middleware that rejects requests that may not be made.
 
-    The state of the service and the reference of the API are open to everyone. The state of a
-    request has its `key`, the name of the key or None without keys, and `may_operate`, whether it
-    may change something.
+    The state of the service, the reference of the API and the files of the web page, which show
+    nothing of an installation, are open to everyone. The state of a request has its `key`, the name
+    of the key or None without keys, and `may_operate`, whether it may change something.
     """
 
     def __init__(self, app: ASGIApp, keyring: Keyring) -> None:
@@ -100,7 +101,7 @@ class Authentication:
 
 
 def _is_open(path: str) -> bool:
-    return path in _OPEN_PATHS or path.startswith(f"{DOCS_PATH}/")
+    return path in _OPEN_PATHS or path.startswith(f"{DOCS_PATH}/") or is_page_path(path)
 
 
 def session_token(headers: Headers) -> str | None:

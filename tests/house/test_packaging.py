@@ -111,13 +111,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_has_the_checkpoint_and_all_modules_but_training(wheel: Path) -> None:
+def test_the_wheel_has_the_checkpoint_the_page_and_all_modules_but_training(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         held = set(archive.namelist())
     weights = [path for path in CHECKPOINT.rglob("*") if path.is_file()]
     modules = [path for name in PACKAGES for path in (ROOT / name).rglob("*.py")]
+    web = [path for path in (ROOT / "streamer" / "web").rglob("*") if path.is_file()]
     assert any(path.suffix == ".safetensors" for path in weights)
-    wanted = {path.relative_to(ROOT).as_posix() for path in weights + modules}
+    assert any(path.suffix == ".html" for path in web)
+    wanted = {path.relative_to(ROOT).as_posix() for path in weights + modules + web}
     training = {name for name in wanted if name.startswith("nvila_core/demo/training/")}
     assert training
     assert wanted - training <= held

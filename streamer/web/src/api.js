@@ -1,0 +1,112 @@
+/** Calls of the API: JSON in, JSON out, failures as ApiError. */
+
+/** A failure: a stable code, and a sentence that says what to do. */
+export class ApiError extends Error {
+  constructor(status, { code, message, param } = {}) {
+    super(message ?? "The service gave no reason: try again.");
+    this.status = status;
+    this.code = code ?? "UNKNOWN";
+    this.param = param ?? null;
+  }
+
+  /** Whether the same call may work in a moment. */
+  get passes() {
+    return this.status === 0 || this.status === 429 || this.status >= 502;
+  }
+}
+
+let unauthorized = () => {};
+
+/** Set what to do when the service asks for a key. */
+export function onUnauthorized(run) {
+  unauthorized = run;
+}
+
+/** Call the API. `body` is sent as JSON; `quiet` leaves a 401 to the caller. */
+export async function call(method, path, body, { signal, quiet = false, keepalive = false, headers = {} } = {}) {
+  let response;
+  try {
+    response = await fetch(path, {
+      method,
+      signal,
+      keepalive,
+      headers: body === undefined ? headers : { "Content-Type": "application/json", ...headers },
+      body: body === undefined ? undefined : JSON.stringify(body),
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(0, { code: "UNREACHABLE", message: "The service cannot be reached. Check that it runs." });
+  }
+  if (response.status === 204) return null;
+  const text = await response.text();
+  let answer = null;
+  try {
+    answer = text ? JSON.parse(text) : null;
+  } catch {
+    // a proxy's page
+  }
+  if (response.ok) return answer;
+  const error = new ApiError(response.status, answer?.error);
+  if (response.status === 401 && !quiet) unauthorized(error);
+  throw error;
+}
+
+/** A path with parameters; those that are null, undefined or empty are left out. */
+export function withParams(path, params) {
+  const kept = Object.entries(params).filter(([, value]) => value !== null && value !== undefined && value !== "");
+  const text = new URLSearchParams(kept).toString();
+  return text ? `${path}?${text}` : path;
+}
+
+const get = (path, params = {}, options) => call("GET", withParams(path, params), undefined, options);
+const ref = encodeURIComponent;
+
+export const api = {
+  session: () => get("/v1/session", {}, { quiet: true }),
+  signIn: (key) => call("POST", "/v1/session", { key }, { quiet: true }),
+  signOut: () => call("DELETE", "/v1/session"),
+
+  /** All streams, however many pages they fill. */
+  async streams() {
+    const found = [];
+    let cursor, page;
+    do {
+      page = await get("/v1/streams", { limit: 1000, cursor });
+      found.push(...page.streams);
+      cursor = page.next_cursor;
+    } while (cursor);
+    return { streams: found, missing: page.missing };
+  },
+  stream: (name) => get(`/v1/streams/${ref(name)}`),
+  attach: (stream) => call("POST", "/v1/streams", stream),
+  editStream: (name, changes) => call("PATCH", `/v1/streams/${ref(name)}`, changes),
+  detach: (name, options) => call("DELETE", `/v1/streams/${ref(name)}`, undefined, options),
+  frames: (name, params, options) => get(`/v1/streams/${ref(name)}/frames`, params, options),
+  clipPath: (name, since, until) => withParams(`/v1/streams/${ref(name)}/clip.mp4`, { since, until }),
+  addWatch: (name, watch) => call("POST", `/v1/streams/${ref(name)}/watches`, watch),
+  editWatch: (name, id, changes) => call("PATCH", `/v1/streams/${ref(name)}/watches/${ref(id)}`, changes),
+  removeWatch: (name, id, options) => call("DELETE", `/v1/streams/${ref(name)}/watches/${ref(id)}`, undefined, options),
+
+  results: (params, options) => get("/v1/results", params, options),
+  framesOfResult: (requestId, options) => get(`/v1/results/${ref(requestId)}/frames`, {}, options),
+  framesOfQuery: (id, options) => get(`/v1/queries/${ref(id)}/frames`, {}, options),
+
+  ask: (question) => call("POST", "/v1/queries", question),
+  query: (id, wait = 0) => get(`/v1/queries/${ref(id)}`, { wait: wait || null }),
+  cancel: (id) => call("DELETE", `/v1/queries/${ref(id)}`),
+
+  incidents: (params) => get("/v1/incidents", params),
+  incident: (id) => get(`/v1/incidents/${ref(id)}`),
+  editIncident: (id, changes, options) => call("PATCH", `/v1/incidents/${ref(id)}`, changes, options),
+  silence: (silence) => call("POST", "/v1/silences", silence),
+  unsilence: (id) => call("DELETE", `/v1/silences/${ref(id)}`),
+  silences: () => get("/v1/silences"),
+
+  models: () => get("/v1/models"),
+  ready: () => call("GET", "/readyz", undefined, { quiet: true }).catch((error) => ({ status: "not ready", parts: [], error })),
+  async metrics() {
+    const response = await fetch("/metrics");
+    if (!response.ok) throw new ApiError(response.status, (await response.json().catch(() => null))?.error);
+    return response.text();
+  },
+};

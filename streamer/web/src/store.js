@@ -1,0 +1,305 @@
+/** What the page knows of the installation, kept up to date by events. */
+import { batch, computed, signal } from "@preact/signals-core";
+import { api, ApiError, onUnauthorized } from "./api.js";
+import { tokensPerFrame } from "./format.js";
+import { address, navigate, route } from "./router.js";
+import { LiveSocket } from "./socket.js";
+import { now, secondsSince, serverNow, setServerTime } from "./time.js";
+
+const KEPT_RESULTS = 60;
+const KEPT_COSTS = 40;
+const REFRESH = 15000;
+
+/** Who uses the page: `{key, scopes}`; null: not known yet. */
+export const session = signal(null);
+export const mayOperate = computed(() => session.value?.scopes.includes("operate") ?? false);
+
+/** "connecting", "open" or "lost", and since when. */
+export const link = signal({ state: "connecting", since: Date.now() });
+
+/** "loading", "ready", or the ApiError of the first load. */
+export const phase = signal("loading");
+
+/** Ids of the attached streams, in the order of the API. */
+export const streamIds = signal([]);
+
+/** Programs and servers that do not work: `{name, message}`. */
+export const missing = signal([]);
+
+/** Open incidents and those that changed lately, by id. */
+export const incidents = signal(new Map());
+
+/** Counts reloads after a gap: pages that show past things read them again. */
+export const generation = signal(0);
+
+/** What to say aloud: a new incident. */
+export const announcement = signal("");
+
+/** Ids of streams that are about to be detached. */
+export const leaving = signal(new Set());
+
+const cameras = new Map();
+
+/** The signals of a stream: `stream`, `results` (newest first), `costs`, `pictureAt`, `changes`. */
+export function camera(id) {
+  let found = cameras.get(id);
+  if (!found) {
+    found = { id, stream: signal(null), results: signal([]), costs: signal([]), pictureAt: signal(null), changes: signal([]) };
+    cameras.set(id, found);
+  }
+  return found;
+}
+
+/** The id of an attached stream by its name or id; null: there is none. */
+export function idOf(name) {
+  for (const id of streamIds.value) if (id === name || camera(id).stream.value?.name === name) return id;
+  return null;
+}
+
+/** Streams that are attached and not about to go. */
+export const shownIds = computed(() => streamIds.value.filter((id) => !leaving.value.has(id)));
+
+export const openIncidents = computed(() =>
+  [...incidents.value.values()].filter((each) => each.state === "open").sort((a, b) => (a.opened_at < b.opened_at ? 1 : -1)),
+);
+export const unseenCount = computed(() => openIncidents.value.filter((each) => !each.seen_by.length && !each.acknowledged).length);
+
+/** When the newest frame of a stream was captured, in milliseconds; null: no frame yet. */
+export function newestFrameTime(stream, pictureAt) {
+  const reported = Date.parse(stream?.last_frame_at ?? "");
+  const times = [reported, pictureAt].filter((time) => Number.isFinite(time));
+  return times.length ? Math.max(...times) : null;
+}
+
+/** Seconds between two frames that a stream samples. */
+export function interval(stream) {
+  const { fps, max_interval: longest, min_interval: shortest } = stream.sampling ?? {};
+  return longest ?? (fps ? 1 / fps : (shortest ?? 1) * 10);
+}
+
+/** How a stream is: "live", "stale", "waiting", "lost", "failed", "paused" or "ended". */
+export function condition(stream, frameTime, at) {
+  if (stream.state === "failed" || stream.state === "unreadable") return "failed";
+  if (stream.state === "paused" || stream.state === "ended") return stream.state;
+  if (stream.state === "reconnecting") return "lost";
+  if (stream.state === "connecting" || frameTime === null) return stream.error ? "lost" : "waiting";
+  if (!stream.live) return "live";
+  const age = secondsSince(frameTime, at);
+  return age > Math.max(5, 3 * interval(stream)) + 2 ? "stale" : "live";
+}
+
+const RANK = { failed: 1, lost: 2, stale: 3, waiting: 4, live: 5, ended: 7, paused: 6 };
+
+/** Order of the wall: incidents, then trouble, then by name. */
+export function rank(state, hasIncident) {
+  return hasIncident ? 0 : (RANK[state] ?? 5);
+}
+
+/** Put a result before the others, once. */
+export function withResult(results, result) {
+  if (results.some((each) => each.id === result.id)) return results;
+  const found = [result, ...results];
+  if (found.length > 1 && found[1].created_at > result.created_at) found.sort((a, b) => (a.created_at < b.created_at ? 1 : -1));
+  return found.slice(0, KEPT_RESULTS);
+}
+
+function addResult(result) {
+  if (!result.stream_id) return;
+  const { results, costs } = camera(result.stream_id);
+  const before = results.value;
+  results.value = withResult(before, result);
+  const spent = tokensPerFrame(result);
+  if (results.value !== before && spent !== null && result.watch_id) costs.value = [...costs.value, spent].slice(-KEPT_COSTS);
+}
+
+/** Take an incident over, unless a newer version is known. */
+export function withIncident(known, incident) {
+  const before = known.get(incident.id);
+  if (before && before.version > incident.version) return known;
+  return new Map(known).set(incident.id, incident);
+}
+
+export function putIncident(incident) {
+  incidents.value = withIncident(incidents.value, incident);
+}
+
+export function putStream(stream) {
+  batch(() => {
+    camera(stream.id).stream.value = stream;
+    if (!streamIds.value.includes(stream.id)) streamIds.value = [...streamIds.value, stream.id];
+  });
+}
+
+export function dropStream(id) {
+  streamIds.value = streamIds.value.filter((each) => each !== id);
+}
+
+const listeners = new Set();
+
+/** Hear each event until the returned function is called. */
+export function onEvent(run) {
+  listeners.add(run);
+  return () => listeners.delete(run);
+}
+
+let refreshTimer;
+
+function refreshSoon() {
+  clearTimeout(refreshTimer);
+  refreshTimer = setTimeout(refreshStreams, 400);
+}
+
+function handle(event) {
+  batch(() => {
+    if (event.type === "result.created") addResult(event.data);
+    else if (event.type.startsWith("incident.")) {
+      putIncident(event.data);
+      if (event.type === "incident.opened") {
+        announcement.value = `New incident on ${event.data.stream_name}: ${event.data.title}`;
+      }
+    } else if (event.type === "stream.state_changed") {
+      const { stream, changes } = camera(event.stream_id);
+      changes.value = [...changes.value, { time: event.time, ...event.data }].slice(-500);
+      if (event.data.state === "detached") dropStream(event.stream_id);
+      else {
+        if (stream.value) stream.value = { ...stream.value, state: event.data.state, error: event.data.error, since: event.time };
+        refreshSoon();
+      }
+    } else if (event.type === "worker.state_changed") refreshSoon();
+  });
+  for (const run of listeners) run(event);
+}
+
+/** Read the streams again. */
+export async function refreshStreams() {
+  try {
+    const found = await api.streams();
+    batch(() => {
+      for (const stream of found.streams) camera(stream.id).stream.value = stream;
+      const ids = found.streams.map((stream) => stream.id);
+      if (ids.join() !== streamIds.value.join()) streamIds.value = ids;
+      missing.value = found.missing;
+    });
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+  }
+}
+
+async function loadPast() {
+  const [results, open] = await Promise.all([
+    api.results({ limit: Math.min(300, Math.max(60, streamIds.value.length * 12)) }).catch(() => ({ results: [] })),
+    api.incidents({ limit: 200, since: "-1d" }).catch(() => ({ incidents: [] })),
+  ]);
+  batch(() => {
+    for (const result of results.results.reverse()) addResult(result);
+    let known = incidents.value;
+    for (const incident of open.incidents) known = withIncident(known, incident);
+    incidents.value = known;
+  });
+}
+
+async function loadAll() {
+  const found = await api.streams();
+  batch(() => {
+    for (const stream of found.streams) camera(stream.id).stream.value = stream;
+    streamIds.value = found.streams.map((stream) => stream.id);
+    missing.value = found.missing;
+    phase.value = "ready";
+  });
+  await loadPast();
+}
+
+async function reload() {
+  await Promise.all([refreshStreams(), loadPast()]);
+  generation.value++;
+}
+
+const followers = new Map();
+const pictureViewers = new Map();
+
+const socketUrl = () => `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/ws`;
+
+export const socket = new LiveSocket(typeof location === "undefined" ? "" : socketUrl(), {
+  event: handle,
+  resync: () => reload(),
+  hello: (message) => setServerTime(message.now),
+  picture: (picture) => {
+    const { stream_id: id, time } = picture.header;
+    camera(id).pictureAt.value = Date.parse(time);
+    const viewers = pictureViewers.get(id);
+    const shown = viewers ? Promise.all([...viewers].map((show) => show(picture))) : Promise.resolve();
+    shown.catch(() => {}).then(() => socket.acknowledge(picture.header));
+  },
+  query: (step, id, data) => followers.get(id)?.(step, data),
+  state: (state) => {
+    const before = link.value.state;
+    if (state === before) return;
+    // What is lost stays lost until it is open: tries in between change nothing on screen.
+    if (state === "connecting" && before === "lost") return;
+    link.value = { state, since: Date.now() };
+    if (state === "open" && before === "lost") reload();
+  },
+  refused: () => refreshSoon(),
+  unauthorized: () => askForKey(),
+  alive: () => fetch("/healthz", { signal: AbortSignal.timeout(5000) }).then((response) => response.ok, () => false),
+});
+
+/** Show the pictures of a stream with `show` until the returned function is called. */
+export function watchPictures(id, fps, width, show) {
+  const viewers = pictureViewers.get(id) ?? new Set();
+  pictureViewers.set(id, viewers.add(show));
+  const stop = socket.watch(id, fps, width);
+  return () => {
+    viewers.delete(show);
+    stop();
+  };
+}
+
+/** Follow the answer to a query: `run(step, data)`, until the returned function is called. */
+export function followQuery(id, run) {
+  followers.set(id, run);
+  const stop = socket.follow(id);
+  return () => {
+    followers.delete(id);
+    stop();
+  };
+}
+
+/** Go to the page that asks for a key, and come back from there. */
+export function askForKey() {
+  if (route.value.page === "login") return;
+  const next = address.value;
+  navigate(next === "/" ? "/login" : `/login?next=${encodeURIComponent(next)}`, { replace: true });
+}
+
+let started = false;
+
+/** Find out who uses the page, load what it shows, and listen to what happens. */
+export async function start() {
+  onUnauthorized(askForKey);
+  try {
+    session.value = await api.session();
+    phase.value = "loading";
+    await loadAll();
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    if (error.status === 401) askForKey();
+    else if (error.status === 0 || error.passes) setTimeout(start, 2000);
+    phase.value = error;
+    return;
+  }
+  socket.stop();
+  socket.start();
+  if (!started) {
+    started = true;
+    setInterval(() => document.hidden || link.value.state !== "open" || refreshStreams(), REFRESH);
+    addEventListener("online", () => socket.hurry());
+    document.addEventListener("visibilitychange", () => {
+      if (document.hidden) return;
+      socket.hurry();
+      refreshStreams();
+    });
+  }
+}
+
+export { now, serverNow };

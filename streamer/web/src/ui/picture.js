@@ -1,0 +1,59 @@
+/** The newest pictures of a stream, and what stands in their place. */
+import { useEffect, useRef } from "preact/hooks";
+import { CanvasFeed } from "../live.js";
+import { camera, condition, newestFrameTime } from "../store.js";
+import { ago, duration, now, secondsSince } from "../time.js";
+import { Icon } from "../icons.js";
+import { html } from "./html.js";
+
+const WORDS = {
+  live: "Live",
+  stale: "No new picture",
+  waiting: "Opening",
+  lost: "Connection lost",
+  failed: "Failed",
+  paused: "Paused",
+  ended: "Ended",
+};
+
+/** The word for a condition. */
+export function conditionWord(state) {
+  return WORDS[state] ?? state;
+}
+
+/** How a stream is now: `{stream, state, age}`; renewed each second. */
+export function useCondition(id) {
+  const { stream, pictureAt } = camera(id);
+  const known = stream.value;
+  if (!known) return { stream: null, state: "waiting", age: null };
+  const at = newestFrameTime(known, pictureAt.value);
+  return { stream: known, state: condition(known, at, now.value), age: secondsSince(at, now.value), at };
+}
+
+/** The age of the newest picture: "3 s ago". */
+export function Age({ id }) {
+  const { age } = useCondition(id);
+  return age === null ? null : html`<span class="age number">${ago(age)}</span>`;
+}
+
+/** The newest pictures of a stream. */
+export function LivePicture({ id, fps = 1, width = 640, ratio, children }) {
+  const canvas = useRef(null);
+  const { stream, state, age } = useCondition(id);
+  useEffect(() => {
+    const feed = new CanvasFeed(canvas.current, id, { fps, width });
+    return () => feed.close();
+  }, [id, fps, width]);
+  const old = state !== "live" && state !== "waiting";
+  const name = stream?.name ?? "camera";
+  const nothing = age === null;
+  return html`<div class=${old ? "picture old" : "picture"} style=${ratio ? { aspectRatio: ratio } : null}>
+    <canvas ref=${canvas} width="16" height="9" role="img" aria-label=${`Newest picture of ${name}`} />
+    ${state !== "lost" && state !== "failed" && html`<${Age} id=${id} />`}
+    ${(nothing || state === "failed" || state === "lost") && html`<div class="note">
+      <${Icon} name=${state === "failed" || state === "lost" ? "warning" : state === "paused" ? "pause" : "camera"} size=${22} />
+      <span>${nothing ? (state === "waiting" ? "Waiting for the first picture" : WORDS[state]) : `${WORDS[state]} ${duration(age)} ago`}</span>
+    </div>`}
+    ${children}
+  </div>`;
+}
