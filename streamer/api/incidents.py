@@ -114,6 +114,10 @@ async def get_incident_snapshot(
         Literal["opened", "best", "last"],
         Query(description="of the window that opened it, the most probable or the newest one"),
     ] = "best",
+    version: Annotated[
+        int | None,
+        Query(description="of the incident: makes the address of each new picture another one"),
+    ] = None,
 ) -> Response:
     """Return a picture of an incident, as a JPEG."""
     picture = await database.run(lambda: client.incidents.picture(incident_id, which))

@@ -72,7 +72,7 @@ class Asset:
 
 
 @dataclass(frozen=True)
-class Page:
+class WebPage:
     """The page of one release.
 
     Attributes:
@@ -89,7 +89,7 @@ class Page:
 
 
 @cache
-def load_page() -> Page:
+def load_page() -> WebPage:
     """Read the files of the page, once."""
     paths = sorted(path for path in WEB.rglob("*") if path.suffix in _MEDIA_TYPES)
     bodies = {path.relative_to(WEB).as_posix(): path.read_bytes() for path in paths}
@@ -122,7 +122,7 @@ def load_page() -> Page:
         )
     )
     files = {name: Asset.of(body, _MEDIA_TYPES[Path(name).suffix]) for name, body in bodies.items()}
-    return Page(version, files, Asset.of(html.encode(), "text/html; charset=utf-8"), policy)
+    return WebPage(version, files, Asset.of(html.encode(), "text/html; charset=utf-8"), policy)
 
 
 def _sha256(text: str) -> str:

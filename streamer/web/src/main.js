@@ -11,8 +11,10 @@ import { html } from "./ui/html.js";
 import { startKiosk } from "./ui/kiosk.js";
 import { Shell, Top } from "./ui/shell.js";
 import { Failed, Skeleton } from "./ui/states.js";
+import Incidents from "./pages/incidents.js";
 import Login from "./pages/login.js";
 import Missing from "./pages/missing.js";
+import StreamPage from "./pages/stream.js";
 import Wall from "./pages/wall.js";
 
 /** A page that is loaded when it is opened. */
@@ -36,6 +38,8 @@ function lazily(load) {
 
 const PAGES = {
   wall: Wall,
+  stream: StreamPage,
+  incidents: Incidents,
   login: Login,
   missing: Missing,
 };
