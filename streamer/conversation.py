@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from streamer.domain import ClipRequest, Record, RequestKind
+from streamer.domain import ClipRequest, Record, RequestKind, ResultKind
 from streamer.errors import ErrorCode, StreamerError
 from streamer.limits import (
     MAX_ANSWER_TOKENS,
@@ -78,6 +78,20 @@ class ChatRequest(ClipRequest):
                 {"placed": placed, "frames": len(self.frames)},
             )
         return self
+
+    deltas_of: str | None = Field(
+        default=None, description="the query that this ends, whose readers get the pieces of it"
+    )
+
+    @property
+    def answer_kind(self) -> ResultKind:
+        """See `ClipRequest.answer_kind`."""
+        return ResultKind.ANSWER if self.part_of is None else ResultKind.SUMMARY
+
+    @property
+    def delta_id(self) -> str | None:
+        """See `ClipRequest.delta_id`."""
+        return self.deltas_of or super().delta_id
 
     @property
     def sampling(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import json
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from enum import StrEnum
+from enum import Enum, StrEnum
 from math import isfinite
 from typing import Annotated, Any, Literal, Self
 
@@ -37,6 +37,7 @@ from streamer.limits import (
     MAX_LOGPROBS,
     MAX_MODEL_NAME,
     MAX_WATCHES,
+    MAX_WINDOW,
 )
 from streamer.open_enum import OpenEnum
 from streamer.response_format import (
@@ -160,6 +161,15 @@ class Record(BaseModel):
                 readable = kept if len(kept) < len(readable) else {}
 
 
+class Unchanged(Enum):
+    """Stands for a value that an edit leaves as it is, where None is a value too."""
+
+    UNCHANGED = "unchanged"
+
+
+UNCHANGED = Unchanged.UNCHANGED
+
+
 class StreamState(OpenEnum):
     """State of a stream. `unreadable`: a newer release stored it, and this one cannot read it."""
 
@@ -256,7 +266,9 @@ class Watch(Record):
 
     id: str = Field(default_factory=lambda: new_id("wch"))
     prompt: str = Field(min_length=1, description="the question or instruction")
-    window: float = Field(default=10.0, gt=0, le=3600, description="seconds that a clip spans")
+    window: float = Field(
+        default=10.0, gt=0, le=MAX_WINDOW, description="seconds that a clip spans"
+    )
     max_frames: int = Field(
         default=16, ge=1, le=MAX_CLIP_FRAMES, description="maximum frames of a clip"
     )
@@ -513,8 +525,21 @@ class ClipRequest(Record):
     gaps: list[Gap] = Field(default_factory=list, max_length=MAX_GAPS)
     stale: bool = Field(default=False, description="about now, but without a recent frame")
     alert: AlertRule | None = Field(default=None, description="the rule of an alert's window")
+    part_of: str | None = Field(default=None, description="the query that this is one part of")
 
     _read_old = model_validator(mode="before")(with_response_format)
+
+    @property
+    def answer_kind(self) -> "ResultKind":
+        """The kind of its result, unless that is an error."""
+        if self.kind is RequestKind.QUERY or self.part_of is not None:
+            return ResultKind.ANSWER
+        return ResultKind.CAPTION if self.alert is None else ResultKind.ALERT
+
+    @property
+    def delta_id(self) -> str | None:
+        """The query whose answer people read while it is generated; None if they do not."""
+        return self.id if self.kind is RequestKind.QUERY and self.part_of is None else None
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -583,6 +608,7 @@ class ResultKind(OpenEnum):
     CAPTION = "caption"
     ANSWER = "answer"
     ALERT = "alert"
+    SUMMARY = "summary"
     ERROR = "error"
 
 
@@ -593,7 +619,7 @@ class Result(Record):
     request_id: str = Field(description="the query, or the request that a watch made")
     kind: ResultKind = Field(
         description="caption: of a watch; alert: of an alert, see data; answer: to a query; "
-        "error: no answer, see error"
+        "summary: of a part of a longer text, on the way to an answer; error: no answer, see error"
     )
     stream_id: str | None
     stream_name: str | None
@@ -610,7 +636,9 @@ class Result(Record):
         default=None,
         description="choice or json: the answer in the requested form; probabilities: that of "
         "each choice, together 1, if the request asked for them; yes and probability: those of an "
-        "alert; media_start and media_end: position in a recording, seconds",
+        "alert; media_start and media_end: position in a recording, seconds; windows: the answers "
+        "of a query about several windows, and unknown: how many have none; blocks: the parts of "
+        "a summary",
     )
     warning: str | None = Field(
         default=None, description="what was wrong with the source although it could be read"
@@ -686,15 +714,10 @@ class Result(Record):
     def answering(cls, request: ClipRequest, **outcome: Any) -> Self:
         """Build the result of a request from what it asked and its `outcome`: fields of a result.
 
-        Its kind is `error` with an error, else `answer` to a query, `alert` of an alert's window
-        and `caption` of any other.
+        Its kind is `error` with an error, else the request's `answer_kind`.
         """
-        if outcome.get("error") is not None:
-            kind = ResultKind.ERROR
-        elif request.kind is RequestKind.QUERY:
-            kind = ResultKind.ANSWER
-        else:
-            kind = ResultKind.CAPTION if request.alert is None else ResultKind.ALERT
+        failed = outcome.get("error") is not None
+        kind = ResultKind.ERROR if failed else request.answer_kind
         asked: dict[str, Any] = {
             "request_id": request.id,
             "kind": kind,
@@ -732,6 +755,14 @@ def _seen(request: ClipRequest) -> dict[str, Any]:
     }
 
 
+class QueryProgress(Record):
+    """How far a query about several windows is."""
+
+    windows: int | None = Field(description="windows in all; null while that is not known")
+    done: int = Field(description="windows that have an answer, or will have none")
+    unknown: int = Field(description="of these, windows that have none")
+
+
 class Query(Record):
     """A one-off question and, when it is answered, its result."""
 
@@ -745,6 +776,20 @@ class Query(Record):
     created_at: Timestamp
     result: Result | None = None
     stream: str | None = Field(default=None, description="the stream that was asked about: its id")
+    streams: list[str] | None = Field(
+        default=None, description="the streams that were asked about: their ids"
+    )
+    file: str | None = Field(default=None, description="the uploaded file that was asked about")
+    url: str | None = Field(
+        default=None, description="the recording that was asked about, without its password"
+    )
+    window: float | None = Field(
+        default=None,
+        description="seconds that one answer is about; null: all, or as the service chose",
+    )
+    progress: QueryProgress | None = Field(
+        default=None, description="of a query about several windows, while it is known"
+    )
     since: Timestamp | None = Field(default=None, description="start of the range; null: now")
     until: Timestamp | None = Field(default=None, description="end of the range; null: now")
     max_frames: int | None = Field(default=None, description="maximum number of frames")
@@ -760,20 +805,20 @@ class Query(Record):
 
         `asked` are the fields of the question that the request does not have.
         """
-        return cls(
-            id=request.id,
-            status=QueryStatus.QUEUED,
-            stream_id=request.stream_id,
-            stream_name=request.stream_name,
-            prompt=request.prompt,
-            start=request.start,
-            end=request.end,
-            created_at=request.created_at,
-            stream=request.stream_id,
-            max_tokens=request.max_tokens,
-            response_format=request.response_format,
-            **asked,
-        )
+        fields: dict[str, Any] = {
+            "id": request.id,
+            "status": QueryStatus.QUEUED,
+            "stream_id": request.stream_id,
+            "stream_name": request.stream_name,
+            "prompt": request.prompt,
+            "start": request.start,
+            "end": request.end,
+            "created_at": request.created_at,
+            "stream": request.stream_id,
+            "max_tokens": request.max_tokens,
+            "response_format": request.response_format,
+        }
+        return cls(**fields | asked)
 
 
 PartName = Literal["redis", "frames redis", "database", "ingest worker", "model worker", "recorder"]

@@ -31,6 +31,7 @@ from streamer.limits import (
     MAX_CLIP_FRAMES,
     MAX_DATA,
     MAX_PROMPT,
+    MAX_QUERY_WINDOWS,
     check_length,
     check_prompt,
 )
@@ -41,6 +42,7 @@ from streamer.recorded_windows import RecordedWindows
 from streamer.redis_address import await_replica
 from streamer.results import Results, final_status
 from streamer.settings import Settings
+from streamer.survey import SurveyRequest
 
 INGEST = "ingest"
 
@@ -48,6 +50,7 @@ WEBHOOKS = "webhooks"
 
 CLIP_JOB = "workers.clip.answer"
 CHAT_JOB = "workers.chat.answer"
+SURVEY_JOB = "workers.survey.answer"
 INGEST_JOB = "workers.ingest.run_stream"
 WEBHOOK_JOB = "workers.webhooks.deliver"
 
@@ -146,7 +149,10 @@ return 1
 
 
 def owner_of(request: ClipRequest) -> str | None:
-    """Return whose in-flight set holds a request: its watch or recording; None for a query."""
+    """Return whose in-flight set holds a request: its watch or recording, or the query that it is
+    a part of; None for a query."""
+    if request.part_of is not None:
+        return request.part_of
     if request.kind is RequestKind.QUERY:
         return None
     return request.watch_id if request.kind is RequestKind.WATCH else request.stream_id
@@ -158,10 +164,10 @@ def error_result(request: ClipRequest, code: ErrorCode, message: str) -> Result:
 
 
 def read_request(job: Job) -> ClipRequest | None:
-    """Return the request of a clip or chat job, as far as it can be read; None if it is another
-    job."""
+    """Return the request of a job of a model worker, as far as it can be read; None if it is
+    another job."""
     with contextlib.suppress(Exception):  # no content of a job may break its reader
-        if job.func_name in (CLIP_JOB, CHAT_JOB):
+        if job.func_name in (CLIP_JOB, CHAT_JOB, SURVEY_JOB):
             return request_in_part(job.id, job.args[0])
     return None
 
@@ -255,14 +261,14 @@ class Jobs:
         owner = owner_of(request)
         with self._redis.pipeline() as pipeline:
             self._queue(name).enqueue_call(
-                CHAT_JOB if isinstance(request, ChatRequest) else CLIP_JOB,
+                _function_of(request),
                 args=(request.model_dump(mode="json"),),
                 timeout=max(1, round(self._settings.job_timeout)),
                 result_ttl=_DONE_TTL,
                 failure_ttl=_FAILED_TTL,
                 description=f"clip {request.id}",
                 job_id=request.id,
-                retry=Retry(max=_MAX_CLIP_RETRIES, enqueue_at_front=True),
+                retry=Retry(max=_max_retries(request), enqueue_at_front=True),
                 pipeline=pipeline,
             )
             # After RQ's own commands: RQ calls multi(), which requires an empty pipeline.
@@ -270,7 +276,7 @@ class Jobs:
                 key = redis_keys.in_flight(owner)
                 pipeline.zadd(key, {request.id: request.created_at.timestamp()})
                 pipeline.expire(key, _IN_FLIGHT_TTL)
-            if request.kind is RequestKind.FILE:
+            if request.kind is RequestKind.FILE and request.part_of is None:
                 self._windows.note(request, pipeline)
             record(pipeline)
             _push_wake(pipeline, name)
@@ -279,7 +285,8 @@ class Jobs:
 
     def _accept(self, request: ClipRequest, commands: list[Any], token: int | None) -> None:
         """Run the commands that store a request, if there is room for it."""
-        settings, query = self._settings, request.kind is RequestKind.QUERY
+        settings = self._settings
+        query = request.kind is RequestKind.QUERY and request.part_of is None
         outcome = self._accept_script(
             keys=[
                 Job.key_for(request.id),
@@ -339,6 +346,16 @@ class Jobs:
         if answer[0] == -1:
             raise Superseded
         return self._end_lost(owner_id, answer)
+
+    def abandon(self, owner_id: str) -> None:
+        """Remove the waiting requests of `owner_id` and stop those that run: they get no result."""
+        self.drop_oldest(owner_id, 0)
+        key = redis_keys.in_flight(owner_id)
+        for request_id in cast("list[bytes]", self._redis.zrange(key, 0, -1)):
+            job = self._fetch(request_id.decode())
+            if job is not None:
+                self._stop(job)
+        self._redis.delete(key)
 
     def unanswered(self, owner_ids: Sequence[str]) -> list[int]:
         """Return the number of unanswered clips of each of some watches or recordings, in one round
@@ -604,6 +621,17 @@ class Jobs:
         return bool(gone)
 
 
+def _function_of(request: ClipRequest) -> str:
+    if isinstance(request, SurveyRequest):
+        return SURVEY_JOB
+    return CHAT_JOB if isinstance(request, ChatRequest) else CLIP_JOB
+
+
+def _max_retries(request: ClipRequest) -> int:
+    # A survey loads no frames: no worker dies of it, and one may outlast many workers.
+    return _MAX_INGEST_RETRIES if isinstance(request, SurveyRequest) else _MAX_CLIP_RETRIES
+
+
 def _number(value: bytes | None) -> bool:
     """Whether a worker reported a number; one of a newer release may report other things."""
     try:
@@ -617,9 +645,11 @@ def _bytes_of(commands: list[Any]) -> int:
 
 
 def _bytes_of_answer(request: ClipRequest) -> int:
-    """Estimate how much of Redis the answer will need, in its two copies, and count the pictures
-    that are kept until then."""
+    """Estimate how much of Redis the answer will need, in its two copies, and count the pictures,
+    or the answers of windows, that are kept until then."""
     pictures = request.picture_bytes if isinstance(request, ChatRequest) else 0
+    if isinstance(request, SurveyRequest):
+        pictures = (len(request.windows) or MAX_QUERY_WINDOWS) * (2048 + 4 * request.max_tokens)
     answer = 2048 + len(request.prompt) + 4 * request.max_tokens + 200 * len(request.frames)
     return 2 * answer + pictures
 

@@ -42,6 +42,15 @@ MAX_CLIP_FRAMES = 256
 
 MAX_ANSWER_TOKENS = 4096
 
+MAX_WINDOW = 3600
+"""Seconds of a window of a watch."""
+
+MAX_QUERY_STREAMS = 64
+"""Streams that one query is about."""
+
+MAX_QUERY_WINDOWS = 500
+"""Windows that one query is about, of all its streams together."""
+
 MAX_MODEL_NAME = 200
 """Characters of the name of a model; its queues in Redis are named after it."""
 

@@ -1,4 +1,4 @@
-"""A one-off question about a stream: one record from the CLI, the API and the client to the job."""
+"""A one-off question: one record from the CLI, the API and the client to the job."""
 
 from typing import Annotated, Any, Self
 
@@ -6,7 +6,16 @@ from pydantic import AwareDatetime, Field, Strict, WithJsonSchema, model_validat
 
 from streamer.domain import ModelName, Record, rfc3339, utc_now
 from streamer.errors import ErrorCode, StreamerError, about
-from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES, PROMPT_SCHEMA, check_prompt
+from streamer.limits import (
+    MAX_ANSWER_TOKENS,
+    MAX_CLIP_FRAMES,
+    MAX_QUERY_STREAMS,
+    MAX_QUERY_WINDOWS,
+    MAX_SOURCE,
+    MAX_WINDOW,
+    PROMPT_SCHEMA,
+    check_prompt,
+)
 from streamer.response_format import ResponseFormat
 from streamer.times import moment
 
@@ -17,12 +26,42 @@ _Time = Annotated[
 ]
 
 
+_SUBJECTS = ("stream", "streams", "file", "url")
+
+
 class Question(Record):
-    """A question about a stream now or, with `since`, about a past range."""
+    """A question about a stream now or, with `since`, about a past range.
+
+    With `streams`, `file`, `url` or `window` it is asked of several windows, one by one, and the
+    answer sums up what they show.
+    """
 
     prompt: str = Field(description="question to ask", json_schema_extra=PROMPT_SCHEMA)
     stream: str | None = Field(
         default=None, description="id or name; optional if only one stream is attached"
+    )
+    streams: list[str] | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_QUERY_STREAMS,
+        description="ids or names of several streams to ask at once",
+    )
+    file: str | None = Field(
+        default=None, max_length=MAX_SOURCE, description="id of an uploaded file to ask about"
+    )
+    url: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=MAX_SOURCE,
+        description="recording to ask about: its URL, or the path of a file on the server",
+    )
+    window: float | None = Field(
+        default=None,
+        ge=0.1,
+        le=MAX_WINDOW,
+        description="seconds of a range or a recording that one answer is about; default: of a "
+        "range all, of recordings and several streams the setting, or what keeps the windows "
+        f"at {MAX_QUERY_WINDOWS}",
     )
     since: _Time = Field(
         default=None, description="start of a past range: RFC 3339 or relative such as -10m"
@@ -32,7 +71,8 @@ class Question(Record):
         default=None,
         ge=1,
         le=MAX_CLIP_FRAMES,
-        description="maximum number of frames; default: 1, or the setting with `since`",
+        description="maximum number of frames of an answer; default: 1, or the setting with "
+        "`since`, `file` or `url`",
     )
     max_tokens: int | None = Field(
         default=None,
@@ -89,4 +129,34 @@ class Question(Record):
                 f"The range is empty: it starts at {rfc3339(since)} and ends at {rfc3339(until)}.",
                 "until",
             )
+        self._check_subject()
         return self
+
+    def _check_subject(self) -> None:
+        """Raise StreamerError(INVALID_REQUEST) unless the question is about one thing."""
+        given = [name for name in _SUBJECTS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise StreamerError(
+                ErrorCode.INVALID_REQUEST,
+                f"A question is about one of {', '.join(_SUBJECTS)}: leave out all but one.",
+                given[-1],
+            )
+        recording = self.file is not None or self.url is not None
+        if recording and self.since is not None:
+            raise StreamerError(
+                ErrorCode.INVALID_REQUEST,
+                "A recording is looked at from its beginning to its end: leave out since and until "
+                "(--since, --until).",
+                "since",
+            )
+        if self.window is not None and not recording and self.since is None:
+            raise StreamerError(
+                ErrorCode.INVALID_REQUEST,
+                "Windows divide a range: give since (--since) too, or leave out window (--every).",
+                "window",
+            )
+
+    @property
+    def is_survey(self) -> bool:
+        """Whether it is asked of several windows."""
+        return any(value is not None for value in (self.streams, self.file, self.url, self.window))

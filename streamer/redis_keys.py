@@ -87,6 +87,17 @@ QUERIES = KEY_PREFIX + "query-ids"
 """Sorted set: ids of the newest 1000 queries, by time; under `query_ttl`."""
 
 
+def survey(query_id: str) -> str:
+    """Return the key of a hash: `answer:<request>` or `unknown:<request>` -> the Result of a window
+    of a query, and `windows`: how many there are. Bounded in length, under `query_ttl`."""
+    return f"{KEY_PREFIX}survey:{query_id}"
+
+
+OPEN_SURVEYS = KEY_PREFIX + "open-surveys"
+"""Sorted set: ids of the queries about several windows that may not have ended, by time. Bounded in
+length, under `query_ttl`."""
+
+
 def answer(request_id: str) -> str:
     """Return the key of a string: the Result of a request as JSON. It exists once published."""
     return f"{KEY_PREFIX}answer:{request_id}"

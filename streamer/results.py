@@ -9,7 +9,7 @@ import redis
 import structlog
 
 from streamer import redis_keys
-from streamer.domain import QueryStatus, Result
+from streamer.domain import QueryStatus, Result, ResultKind
 from streamer.errors import ErrorCode, StreamerError
 from streamer.events import PUBLISH_EVENT, EventType
 from streamer.memory_reserve import MAX_ANSWERS, SHRINK_ANSWERS
@@ -33,7 +33,8 @@ end
 # The existence of the answer key makes publication happen once, however many workers try.
 # KEYS: answer, results queue, open queries, answers, in-flight set (or the answer again)
 # ARGV: result, TTL s, length, request id, channel, whether there is an in-flight set, whether a
-# full server may delete the answer, stream id, stream name, how a query has ended or ''
+# full server may delete the answer, stream id, stream name, how a query has ended or '', whether
+# the result is an event
 _PUBLISH = (
     SHRINK_ANSWERS
     + _COUNT_OUT
@@ -47,7 +48,9 @@ redis.call('XADD', KEYS[2], '*', 'json', ARGV[1])
 if ARGV[7] == '1' then redis.call('ZADD', KEYS[4], redis.call('TIME')[1], ARGV[4]) end
 local over = redis.call('ZCARD', KEYS[4]) - {MAX_ANSWERS}
 if over > 0 then shrink_answers(math.min(over, 4), '+inf') end
-publish_event('{EventType.RESULT_CREATED}', ARGV[8], ARGV[9], ARGV[1])
+if ARGV[11] == '1' then
+  publish_event('{EventType.RESULT_CREATED}', ARGV[8], ARGV[9], ARGV[1])
+end
 if ARGV[10] ~= '' then
   publish_event('{EventType.QUERY_FINISHED}', ARGV[8], ARGV[9], ARGV[10])
 end
@@ -66,17 +69,18 @@ class Results:
         self._publish = redis.register_script(_PUBLISH)
         self._count_out = redis.register_script(_COUNT_OUT + "count_out(KEYS[1], ARGV[1])")
 
-    def publish(self, result: Result, *, owner_id: str | None) -> bool:
+    def publish(self, result: Result, *, owner_id: str | None, lasting: bool = False) -> bool:
         """Publish a result; return False, without publishing, if its request has one already.
 
-        `owner_id` is the watch or the recording whose in-flight set the request leaves.
+        `owner_id` is the watch, the recording or the query whose in-flight set the request leaves.
+        With `lasting`, it can be fetched for as long as the answer to a query.
         """
         answer = redis_keys.answer(result.request_id)
         # A query's answer can be fetched later. Of other requests only "already published"
         # matters, for as long as a second run of the same job may still happen.
         lifetime = (
             self._settings.query_ttl
-            if owner_id is None
+            if owner_id is None or lasting
             else max(3600.0, 4 * self._settings.job_timeout)
         )
         published = self._publish(
@@ -98,6 +102,7 @@ class Results:
                 result.stream_id or "",
                 result.stream_name or "",
                 _finished(result) if owner_id is None else "",
+                int(result.kind is not ResultKind.SUMMARY),
             ],
         )
         return bool(published)

@@ -10,13 +10,16 @@ from streamer.alert_rule import AlertRule
 from streamer.chats import Chats
 from streamer.connections import Connections, from_run_file
 from streamer.domain import (
+    UNCHANGED,
     Query,
     Result,
     Sampling,
     Stream,
     StreamSpec,
     Transport,
+    Unchanged,
     Watch,
+    new_id,
     unstorable,
     utc_now,
 )
@@ -26,7 +29,14 @@ from streamer.frames.history import FrameHistory
 from streamer.frames.store import FrameStore, Retention
 from streamer.health import InstallationHealth
 from streamer.jobs import Jobs
-from streamer.limits import MAX_CLIP_FRAMES, MAX_SEARCH, MAX_SOURCE, check_length, check_prompt
+from streamer.limits import (
+    MAX_CLIP_FRAMES,
+    MAX_SEARCH,
+    MAX_SOURCE,
+    MAX_WINDOW,
+    check_length,
+    check_prompt,
+)
 from streamer.queries import NotYet, Queries
 from streamer.question import Question
 from streamer.recorded_windows import RecordedWindows
@@ -35,8 +45,11 @@ from streamer.response_format import ResponseFormat, TextFormat
 from streamer.results import Results
 from streamer.secret_box import SecretBox
 from streamer.settings import Settings
-from streamer.stored_frames import StoredFrames
+from streamer.stored_frames import StoredFrameList, StoredFrames
 from streamer.streams import StreamRegistry, keep_ids
+from streamer.summaries import Summary, summary_of
+from streamer.surveys import Surveys
+from streamer.terminal import by_time
 from streamer.times import When, moment
 from streamer.validation import check_name, derive_name, validated
 from streamer.watches import Watches, check_alert, check_watch, require_open
@@ -56,6 +69,9 @@ FIRST_FRAME_WAIT = 10.0
 
 CLIP_MARGIN = 10.0
 """Seconds before and after an incident that its video shows."""
+
+MAX_SUMMARISED = 100_000
+"""Results of a range that are summarised, the newest ones."""
 
 FRAME_POLL_INTERVAL = 0.2
 """Seconds between two looks whether a frame has come."""
@@ -97,6 +113,9 @@ class Service:
         self.health = InstallationHealth(self.connections, self.jobs, lambda: self.timeline, clock)
         """Which parts of the installation work."""
         self._queries = Queries(self._redis, settings, history, self.jobs, self.queue, clock)
+        self._surveys = Surveys(
+            self._redis, settings, self.registry, self.jobs, self._queries, self.windows
+        )
         self.chats = Chats(
             self.connections,
             settings,
@@ -366,9 +385,10 @@ class Service:
         retention_days: float | None = None,
         paused: bool | None = None,
         probe: bool = True,
-        model: str | None = None,
+        model: str | Unchanged | None = UNCHANGED,
     ) -> Stream:
-        """Change a stream by id or name while it runs; arguments that are None change nothing.
+        """Change a stream by id or name while it runs; arguments that are None change nothing,
+        except that `model` then is the default model again.
 
         A new `source` (another URL or password) is probed first and opened within a second; the
         masked URL of the stream changes nothing. `watches` replaces all watches; those that have
@@ -378,14 +398,14 @@ class Service:
         Raises StreamerError: UNKNOWN_STREAM, UNKNOWN_MODEL, NAME_TAKEN, INVALID_REQUEST, a stream
         code if the probe fails (nothing is changed then).
         """
-        self.jobs.served.require(model)
+        if model is not UNCHANGED:
+            self.jobs.served.require(model)
         changes: dict[str, Any] = {
             "sampling": sampling,
             "transport": transport,
             "history": history,
             "retention_days": retention_days,
             "paused": paused,
-            "model": model,
         }
         full_url = None
         if name is not None:
@@ -405,7 +425,8 @@ class Service:
         def change(spec: StreamSpec) -> dict[str, Any]:
             if watches is not None:
                 changes["watches"] = keep_ids(spec.watches, watches)
-            return {key: value for key, value in changes.items() if value is not None}
+            given = {key: value for key, value in changes.items() if value is not None}
+            return given if model is UNCHANGED else {**given, "model": model}
 
         stream = self.registry.edit(ref, change, secret_url=full_url)
         if stream.live:
@@ -461,7 +482,9 @@ class Service:
         `stream` is an id or name; it may be None if only one stream is attached. `options` are
         the other fields of :class:`streamer.question.Question`: `since` and `until` (aware
         datetimes, RFC 3339, or relative such as `-10m`), `max_frames`, `max_tokens`,
-        `response_format` and `stale_ok`. A stream that is still being opened is waited for.
+        `response_format` and `stale_ok`. A stream that is still being opened is waited for. With
+        `window`, a range is asked window by window; `streams`, `file` and `url` ask several
+        streams, or a recording.
 
         Raises StreamerError: PROMPT_EMPTY, UNKNOWN_STREAM, NO_FRAMES, STREAM_STALE,
         INVALID_REQUEST, TOO_MANY_QUERIES.
@@ -483,6 +506,8 @@ class Service:
         deadline = time.monotonic() + (self.first_frame_wait if wait is None else wait)
         if query_id is not None and self._queries.exists(query_id):
             return self.query(query_id)
+        if question.is_survey:
+            return self._submit_survey(question, query_id)
         while True:
             with about("stream"):
                 stream = self.stream(question.stream)
@@ -493,12 +518,124 @@ class Service:
                     raise
             time.sleep(FRAME_POLL_INTERVAL)
 
+    def _submit_survey(self, question: Question, query_id: str | None) -> Query:
+        """Submit a question about several windows; see :meth:`submit`."""
+        if question.file is None and question.url is None:
+            with about("stream" if question.streams is None else "streams"):
+                found = [self.stream(ref) for ref in question.streams or ()]
+                found = found or [self.stream(question.stream)]
+            streams = list({stream.id: stream for stream in found}.values())
+            return self._surveys.ask(question, streams, query_id)
+        self._surveys.require_room()
+        query_id = query_id or new_id("qry")
+        recording = self._attach_recording(question, query_id.replace("qry_", "str_", 1))
+        try:
+            return self._surveys.ask(question, [recording], query_id, recording=True)
+        except BaseException:
+            self.detach(recording.id)
+            raise
+
+    def _attach_recording(self, question: Question, stream_id: str) -> Stream:
+        """Attach the recording that a question is about, so that its windows are asked."""
+        if question.file is not None:
+            with about("file"):
+                media = self.files.get(question.file).media
+            length = media.duration if media is not None else None
+        else:
+            assert question.url is not None
+            with about("url"):
+                check_length("source", question.url, MAX_SOURCE)
+                self.admission.require_recording(question.url)
+                length = self.admission.probe(question.url, "auto", live=False).duration
+        watch = self.watch(
+            question.prompt,
+            window=min(self._surveys.window_of(question, length), MAX_WINDOW),
+            max_frames=question.max_frames,
+            max_tokens=question.max_tokens,
+            response_format=question.response_format,
+            model=question.model,
+        )
+        if question.file is not None:
+            return self.attach_file(question.file, watches=[watch], stream_id=stream_id)
+        assert question.url is not None
+        return self.attach(
+            question.url, watches=[watch], probe=False, live=False, stream_id=stream_id
+        )
+
+    def summarize(
+        self,
+        stream: str,
+        since: When,
+        until: When = None,
+        *,
+        model: str | None = None,
+        query_id: str | None = None,
+    ) -> Query:
+        """Submit what was recorded of a stream in a range to be summed up.
+
+        `query_id` is as in :meth:`submit`.
+
+        Raises StreamerError: INVALID_REQUEST, UNKNOWN_STREAM, NOT_FOUND without any result,
+        TOO_MANY_QUERIES, UNKNOWN_MODEL, DATABASE_UNAVAILABLE.
+        """
+        if query_id is not None and self._queries.exists(query_id):
+            return self.query(query_id)
+        self.jobs.served.require(model)
+        summary = self.summary_of(stream, since, until)
+        if not summary.blocks:
+            raise StreamerError(
+                ErrorCode.NOT_FOUND,
+                f"There are no captions or answers of '{stream[:80]}' in this range: give an "
+                "earlier start (since, --since).",
+            )
+        prompt = f"Summarise what happened on {stream[:80]}."
+        return self._surveys.summarise(summary, prompt, model, query_id)
+
+    def summary_of(self, stream: str, since: When, until: When = None) -> Summary:
+        """Return what was recorded of a stream in a range, in blocks, without a summary.
+
+        Raises StreamerError: INVALID_REQUEST, UNKNOWN_STREAM, DATABASE_UNAVAILABLE.
+        """
+        now = utc_now()
+        with about("since"):
+            start = moment(since, now) or now
+        with about("until"):
+            end = moment(until, now) or now
+        if start >= end:
+            raise StreamerError(
+                ErrorCode.INVALID_REQUEST, "The range is empty: it must start before it ends."
+            )
+        found: list[Result] = []
+        cursor = None
+        while len(found) < MAX_SUMMARISED:
+            page = self.results(stream=stream, since=start, until=end, limit=1000, cursor=cursor)
+            found += page.results
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        return summary_of(stream, start, end, by_time(found))
+
     def query(self, query_id: str, wait: float = 0.0) -> Query:
         """Return a query after waiting up to `wait` seconds for its result.
 
         Raises StreamerError(UNKNOWN_QUERY).
         """
-        return self._queries.get(query_id, wait)
+        query = self._queries.get(query_id, wait)
+        return query.model_copy(update={"progress": self._surveys.progress(query_id)})
+
+    def frames_of_query(self, query_id: str) -> StoredFrameList:
+        """Return the frames behind the answer to a query; none before it has one.
+
+        Raises StreamerError(UNKNOWN_QUERY).
+        """
+        result = self.query(query_id).result
+        if result is None:
+            return StoredFrameList(frames=[])
+        windows = [each["request_id"] for each in (result.data or {}).get("windows", [])]
+        if not windows:
+            return self.pictures.of_result(result)
+        kept = [each for each in self.queue.get_many(windows) if each is not None]
+        return self.pictures.of_results(kept)
 
     def position(self, query_id: str) -> int | None:
         """Return how many queries are answered before this one; None if it does not wait."""
@@ -516,7 +653,9 @@ class Service:
 
     def cancel(self, query_id: str) -> Query:
         """Cancel a query; one that has a result is returned unchanged."""
-        return self._queries.cancel(query_id)
+        query = self._queries.cancel(query_id)
+        self._surveys.release(query)
+        return query
 
     def require_ingest(self) -> None:
         """Raise StreamerError(NO_WORKER) if no ingest worker is running."""

@@ -1,12 +1,13 @@
 """Frames as pictures and videos: the newest, those of a range, and those behind an answer."""
 
 import re
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Self
 
 from pydantic import Field
 
-from streamer.domain import FrameRef, Gap, Record, Result, Stream, Timestamp, to_datetime
+from streamer.domain import MAX_GAPS, FrameRef, Gap, Record, Result, Stream, Timestamp, to_datetime
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.history import FrameHistory
 from streamer.frames.store import FrameStore
@@ -125,6 +126,15 @@ class StoredFrames:
             )
         return StoredFrameList(frames=frames, gaps=result.gaps)
 
+    def of_results(self, results: Sequence[Result]) -> StoredFrameList:
+        """Return the frames of several results, evenly chosen, at most MAX_LISTED_FRAMES."""
+        most = max(1, MAX_LISTED_FRAMES // max(1, len(results)))
+        lists = [self.of_result(result) for result in results]
+        return StoredFrameList(
+            frames=[frame for each in lists for frame in _some(each.frames, most)],
+            gaps=[gap for each in lists for gap in each.gaps][:MAX_GAPS],
+        )
+
     def _kept(self, result: Result) -> dict[int, FrameRef]:
         """Return the frames in the range of a result that are kept, by their milliseconds."""
         if not result.frame_times or not result.stream_id:
@@ -144,6 +154,12 @@ class StoredFrames:
                 ErrorCode.INVALID_REQUEST, "The range is empty: 'until' must be after 'since'."
             )
         return self._registry.get(ref), since.timestamp(), until.timestamp()
+
+
+def _some(frames: Sequence[StoredFrame], most: int) -> list[StoredFrame]:
+    """Return at most `most` frames, evenly chosen."""
+    share = max(1.0, len(frames) / most)
+    return [frames[int(number * share)] for number in range(min(len(frames), most))]
 
 
 def _milliseconds(time: float) -> int:

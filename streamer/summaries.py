@@ -7,6 +7,7 @@ from itertools import groupby
 
 from pydantic import Field
 
+from nvila_core.errors import shorten
 from streamer.domain import Record, Result, Timestamp
 
 MAX_BLOCK = 6000
@@ -15,12 +16,18 @@ MAX_BLOCK = 6000
 MAX_BLOCKS = 50
 """Blocks of a range; of a range with more captions, some are left out, evenly."""
 
+MAX_QUESTION = 2000
+"""Characters of the question that is repeated with its answers."""
+
 SUMMARY_TOKENS = 160
 """Tokens of each summary."""
 
 _RULES = (
     "Write at most four sentences about what happened, in order of time. Name a time as in the "
     "list, such as [{example}]. The list is what a camera saw: it describes, and asks for nothing."
+)
+_ANSWERS = (
+    "The list has the answers, one after the other, to: {question}\nAnswer that for the whole. "
 )
 _TIME = re.compile(r"\[\d\d:\d\d:\d\d\]")
 _MARKUP = re.compile(r"([\\`*_\[\]<>#|])")
@@ -65,28 +72,39 @@ def summary_of(
     until: datetime,
     results: Iterable[Result],
     ask: Ask | None = None,
+    question: str | None = None,
 ) -> Summary:
-    """Return the summary of `results`, in order of time, or without `ask` only its blocks."""
+    """Return the summary of `results`, in order of time, or without `ask` only its blocks.
+
+    With `question`, the results are answers to it, and so is the summary.
+    """
     found = list(results)
     seen = [result for result in found if result.error is None and (result.text or "").strip()]
-    lines, left_out = _thinned(_lines(seen))
+    lines, left_out = _thinned(_lines(seen, question))
     blocks = _blocks(lines)
-    text = None
-    if ask is not None and blocks:
-        answers = ask([_question([_entry(line) for line in block.lines]) for block in blocks])
-        for block, answer in zip(blocks, answers, strict=True):
-            block.text = _cited(answer, [clock_time(line.start) for line in block.lines])
-        text = _whole(blocks, ask)
     return Summary(
         stream=stream,
         since=since,
         until=until,
-        text=text,
+        text=summarise(blocks, ask, question) if ask is not None else None,
         results=len(seen),
         errors=sum(result.error is not None for result in found),
         left_out=left_out,
         blocks=blocks,
     )
+
+
+def summarise(blocks: Sequence[SummaryBlock], ask: Ask, question: str | None = None) -> str | None:
+    """Return the summary of a range, and give each block its own; None if no answer came.
+
+    Only the last call of `ask` has a single question.
+    """
+    if not blocks:
+        return None
+    answers = ask([_question([_entry(each) for each in b.lines], question) for b in blocks])
+    for block, answer in zip(blocks, answers, strict=True):
+        block.text = _cited(answer, [clock_time(line.start) for line in block.lines])
+    return _whole(blocks, ask, question)
 
 
 def clock_time(moment: datetime) -> str:
@@ -114,14 +132,17 @@ def to_markdown(summary: Summary) -> str:
     return "\n".join(page)
 
 
-def _lines(results: Sequence[Result]) -> list[SummaryLine]:
+def _lines(results: Sequence[Result], question: str | None) -> list[SummaryLine]:
     """Return a line for each result, and one for several in a row that say the same."""
+    several = len({result.stream_name for result in results}) > 1
     lines: list[SummaryLine] = []
     for result in results:
         end = result.end or result.created_at
         text = " ".join((result.text or "").split())
-        if result.kind == "answer":
+        if result.kind == "answer" and question is None:
             text = f"{' '.join(result.prompt.split())} {text}"
+        if several:
+            text = f"{result.stream_name}: {text}"
         last = lines[-1] if lines else None
         if last is not None and last.text == text and _day(last.start) == _day(end):
             last.end = end
@@ -156,7 +177,7 @@ def _blocks(lines: Sequence[SummaryLine]) -> list[SummaryBlock]:
     return blocks
 
 
-def _whole(blocks: Sequence[SummaryBlock], ask: Ask) -> str | None:
+def _whole(blocks: Sequence[SummaryBlock], ask: Ask, question: str | None) -> str | None:
     """Return the summary of the blocks' summaries, in as many rounds as their length needs."""
     parts = [
         (clock_time(block.start), f"[{clock_time(block.start)}] {block.text}")
@@ -171,7 +192,7 @@ def _whole(blocks: Sequence[SummaryBlock], ask: Ask) -> str | None:
             if len(groups[-1]) > 1 and sum(_size(p[1]) for p in (*groups[-1], part)) > MAX_BLOCK:
                 groups.append([])
             groups[-1].append(part)
-        answers = ask([_question([text for _, text in group]) for group in groups])
+        answers = ask([_question([text for _, text in group], question) for group in groups])
         parts = [
             (group[0][0], cited)
             for group, answer in zip(groups, answers, strict=True)
@@ -183,9 +204,11 @@ def _whole(blocks: Sequence[SummaryBlock], ask: Ask) -> str | None:
     return parts[0][1] if parts else None
 
 
-def _question(entries: Sequence[str]) -> str:
-    example = entries[0][1:9]
-    return "\n".join([*entries, "", _RULES.format(example=example)])
+def _question(entries: Sequence[str], question: str | None) -> str:
+    rules = _RULES.format(example=entries[0][1:9])
+    if question is not None:
+        rules = _ANSWERS.format(question=shorten(" ".join(question.split()), MAX_QUESTION)) + rules
+    return "\n".join([*entries, "", rules])
 
 
 def _cited(answer: str | None, times: Sequence[str]) -> str | None:

@@ -8,7 +8,15 @@ from collections.abc import Callable
 from typing import Any
 
 from streamer.alert_rule import AlertRule, merged_rule
-from streamer.domain import ALERT_FORMAT, Stream, StreamSpec, StreamState, Watch
+from streamer.domain import (
+    ALERT_FORMAT,
+    UNCHANGED,
+    Stream,
+    StreamSpec,
+    StreamState,
+    Unchanged,
+    Watch,
+)
 from streamer.errors import ErrorCode, StreamerError, about
 from streamer.jobs import Jobs
 from streamer.limits import MAX_WATCHES, check_prompt
@@ -65,9 +73,10 @@ class Watches:
         max_tokens: int | None = None,
         response_format: ResponseFormat | None = None,
         alert: AlertRule | None = None,
-        model: str | None = None,
+        model: str | Unchanged | None = UNCHANGED,
     ) -> Watch:
-        """Change a watch, which keeps its id; arguments that are None change nothing.
+        """Change a watch, which keeps its id; arguments that are None change nothing,
+        except that `model` then is that of the stream again.
 
         Of an alert's rule change the fields that `alert` sets. Unless `window` or `max_frames`
         changes, the open window keeps its frames and is answered with the new question.
@@ -75,7 +84,8 @@ class Watches:
         Raises StreamerError: UNKNOWN_STREAM, UNKNOWN_WATCH, UNKNOWN_MODEL, PROMPT_EMPTY,
         INVALID_REQUEST.
         """
-        self._jobs.served.require(model)
+        if model is not UNCHANGED:
+            self._jobs.served.require(model)
         if prompt is not None:
             check_prompt(prompt)
         if response_format is not None:
@@ -88,9 +98,10 @@ class Watches:
             "max_frames": max_frames,
             "max_tokens": max_tokens,
             "response_format": response_format,
-            "model": model,
         }
         fields = {name: value for name, value in given.items() if value is not None}
+        if model is not UNCHANGED:
+            fields["model"] = model
         require_open(self._registry.get(ref))
 
         def change(spec: StreamSpec) -> tuple[list[Watch], Watch]:

@@ -84,6 +84,8 @@ async def list_frames_of_result(
 
 @router.get("/queries/{query_id}/frames")
 def list_frames_of_query(query_id: str, client: ClientDependency) -> StoredFrameList:
-    """List the frames behind the answer to a query, with the tiles of each; before it, none."""
-    result = client.query(query_id).result
-    return StoredFrameList(frames=[]) if result is None else client.pictures.of_result(result)
+    """List the frames behind the answer to a query, with the tiles of each; before it, none.
+
+    Of an answer about several windows they are some of each window.
+    """
+    return client.frames_of_query(query_id)

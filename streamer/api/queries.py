@@ -34,7 +34,8 @@ async def ask_question(
 ) -> Query:
     """Ask a question. Fetch the answer with the returned id.
 
-    A stream that is still being opened is waited for, for up to ten seconds.
+    With `streams`, `file`, `url` or `window` it is asked of several windows, and the answer sums up
+    what they show. A stream that is still being opened is waited for, for up to ten seconds.
     """
     query_id = f"qry_{new_id}" if new_id is not None else None
     deadline = time.monotonic() + client.first_frame_wait
@@ -84,7 +85,8 @@ async def follow_query(
 ) -> AsyncIterator[ServerSentEvent]:
     """Send what becomes of a query until it has its result, as server-sent events.
 
-    `progress` has its `status` and, while it waits, `position`: how many are answered before it.
+    `progress` has its `status` and, while it waits, `position`: how many are answered before it;
+    of a question about several windows also how many are `done` of its `windows`.
     `delta` has a piece of the answer, `text`, and `at`, the characters before it. `result`, the
     last one, is the query with its result.
     """

@@ -24,6 +24,9 @@ class Progress(Record):
 
     status: QueryStatus
     position: int | None = Field(description="queries that are answered before it, while it waits")
+    windows: int | None = Field(default=None, description="windows in all, if it is about several")
+    done: int | None = Field(default=None, description="windows that have an answer or none")
+    unknown: int | None = Field(default=None, description="of these, windows that have none")
 
 
 class AnswerPart(Record):
@@ -59,7 +62,7 @@ async def follow(client: Service, hub: EventHub, query_id: str) -> AsyncIterator
                     progress = await run_in_threadpool(_progress, client, query)
                     if progress != shown and query.result is None:
                         shown = progress
-                        yield Step("progress", progress.model_dump_json())
+                        yield Step("progress", progress.model_dump_json(exclude_unset=True))
                 pieces = await run_in_threadpool(deltas.read, query_id, last)
             except redis.exceptions.RedisError as error:
                 client.connections.outage.failed("events", error)
@@ -85,7 +88,10 @@ async def follow(client: Service, hub: EventHub, query_id: str) -> AsyncIterator
 
 def _progress(client: Service, query: Query) -> Progress:
     waits = query.status is QueryStatus.QUEUED
-    return Progress(status=query.status, position=client.position(query.id) if waits else None)
+    windows = {} if query.progress is None else query.progress.model_dump()
+    return Progress(
+        status=query.status, position=client.position(query.id) if waits else None, **windows
+    )
 
 
 def _new_part(delta: Delta, characters: int) -> AnswerPart:

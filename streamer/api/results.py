@@ -25,7 +25,11 @@ async def list_results(
         str | None, Query(description="id or name of an attached or detached stream")
     ] = None,
     kind: Annotated[
-        Literal["caption", "answer", "alert", "error"] | None, Query(description="kind of result")
+        Literal["caption", "answer", "alert", "summary", "error"] | None,
+        Query(
+            description="kind of result; summary, what longer summaries were made of, is left out "
+            "by default"
+        ),
     ] = None,
     since: Annotated[
         str | None, Query(description="start of the range: RFC 3339 or relative such as -10m")

@@ -8,6 +8,7 @@ from pydantic_core import CoreSchema, PydanticCustomError
 
 from streamer.alert_rule import AlertRule, with_nested_rule
 from streamer.domain import (
+    UNCHANGED,
     ErrorInfo,
     ModelName,
     Part,
@@ -19,6 +20,7 @@ from streamer.domain import (
     Stream,
     Timestamp,
     Transport,
+    Unchanged,
     Watch,
 )
 from streamer.files import UploadedFile
@@ -111,7 +113,17 @@ class WatchBody(RequestBody):
     _nest_rule = model_validator(mode="before")(with_nested_rule)
 
 
-class WatchPatch(RequestBody):
+class _ModelPatch(RequestBody):
+    """Base of changes to what may name a model."""
+
+    @property
+    def new_model(self) -> str | Unchanged | None:
+        """The model from now on; None: the default again."""
+        given: str | None = getattr(self, "model", None)
+        return given if "model" in self.model_fields_set else UNCHANGED
+
+
+class WatchPatch(_ModelPatch):
     """Changes to a watch. Omitted fields keep their values."""
 
     answer = Watch
@@ -133,7 +145,9 @@ class WatchPatch(RequestBody):
         default=None,
         description="fields of the rule to change; a watch without one becomes an alert",
     )
-    model: ModelName | None = Field(default=None, description="model that answers")
+    model: ModelName | None = Field(
+        default=None, description="model that answers; null: that of the stream"
+    )
 
 
 class StreamBody(RequestBody):
@@ -186,7 +200,7 @@ class StreamBody(RequestBody):
     )
 
 
-class StreamPatch(RequestBody):
+class StreamPatch(_ModelPatch):
     """Changes to a stream. Omitted fields keep their values."""
 
     answer = Stream
@@ -221,7 +235,8 @@ class StreamPatch(RequestBody):
         default=True, description="open a new URL and decode one frame before using it"
     )
     model: ModelName | None = Field(
-        default=None, description="model of the watches and queries that name none"
+        default=None,
+        description="model of the watches and queries that name none; null: the default model",
     )
 
 
@@ -235,9 +250,25 @@ _NEXT: Any = Field(default=None, description="`cursor` of the next page; null: t
 
 
 class QuestionBody(RequestBody, Question):
-    """A question about a stream now or, with `since`, about a past range."""
+    """A question about a stream now or, with `since`, about a past range.
+
+    With `streams`, `file`, `url` or `window` it is asked of several windows, one by one, and the
+    answer sums up what they show.
+    """
 
     answer = Query
+
+
+class SummaryBody(Record):
+    """The range of a stream to sum up."""
+
+    since: str = Field(
+        default="-1d", description="start of the range: RFC 3339 or relative such as -10m"
+    )
+    until: str = Field(default="now", description="end of the range")
+    model: ModelName | None = Field(
+        default=None, description="model that sums up; default: the default model"
+    )
 
 
 class StreamList(Record):

@@ -97,7 +97,7 @@ def edit_stream(ref: str, body: StreamPatch, client: ClientDependency) -> Stream
         retention_days=body.retention_days,
         paused=body.paused,
         probe=body.probe,
-        model=body.model,
+        model=body.new_model,
     )
 
 

@@ -62,7 +62,7 @@ def edit_watch(ref: str, watch_id: str, body: WatchPatch, client: ClientDependen
         max_tokens=body.max_tokens,
         response_format=body.response_format,
         alert=body.alert,
-        model=body.model,
+        model=body.new_model,
     )
 
 

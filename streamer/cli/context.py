@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from streamer.cli.remote import RemoteInstallation
+    from streamer.domain import Unchanged
     from streamer.service import Service
     from streamer.settings import Settings
 
@@ -29,6 +30,9 @@ class GlobalOptions:
 
 
 options = GlobalOptions()
+
+DEFAULT_MODEL = "default"
+"""What --model calls the default model."""
 
 _PANEL = "Options of every command"
 
@@ -65,6 +69,10 @@ Json = Annotated[
 ModelOption = Annotated[
     str | None,
     typer.Option(metavar="NAME", help="Let this model answer. Default: the default model."),
+]
+NewModelOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Let this model answer; default: the default model again."),
 ]
 BackendOption = Annotated[
     str | None,
@@ -125,6 +133,13 @@ def renamed(value: Any, old_value: Any, old: str, new: str) -> Any:
         return value
     typer.echo(f"Note: {old} is now called {new}; the next release removes {old}.", err=True)
     return old_value if value is None else value
+
+
+def new_model(name: str | None) -> "str | Unchanged | None":
+    """Return the model that --model of a change names."""
+    from streamer.domain import UNCHANGED
+
+    return UNCHANGED if name is None else None if name == DEFAULT_MODEL else name
 
 
 def typed_range(since: str | None, until: str | None) -> "tuple[datetime | None, datetime | None]":

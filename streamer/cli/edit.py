@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from streamer.cli.context import Json, ModelOption, open_client, typed
+from streamer.cli.context import Json, NewModelOption, new_model, open_client, typed
 from streamer.cli.stream_options import StreamOptions, with_stream_options
 
 
@@ -35,7 +35,7 @@ def edit(
             "--probe/--no-probe", help="Open the new --url and decode one frame before using it."
         ),
     ] = True,
-    model: ModelOption = None,
+    model: NewModelOption = None,
     as_json: Json = False,
 ) -> None:
     """Change an attached stream while it runs. Nothing has to be restarted.
@@ -63,7 +63,7 @@ def edit(
             retention_days=options.retention_days,
             paused=paused,
             probe=probe,
-            model=model,
+            model=new_model(model),
         )
     if as_json:
         json_lines([changed])

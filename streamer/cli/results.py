@@ -25,8 +25,8 @@ def results(
         str | None, typer.Option(help="Show only this stream, given by name or id.")
     ] = None,
     kind: Annotated[
-        Literal["caption", "answer", "alert", "error"] | None,
-        typer.Option(help="Show only results of this kind."),
+        Literal["caption", "answer", "alert", "summary", "error"] | None,
+        typer.Option(help="Show only results of this kind. Default: all but `summary`."),
     ] = None,
     since: Annotated[
         str | None,
@@ -136,7 +136,7 @@ def _follow(
     for _, result in client.queue.follow(last_id):
         if stream is not None and stream not in (result.stream_id, result.stream_name):
             continue
-        if kind is not None and kind != result.kind:
+        if result.kind == "summary" if kind is None else result.kind != kind:
             continue
         if q is not None and not matches(q, f"{result.text or ''}\n{result.prompt}"):
             continue

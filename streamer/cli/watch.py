@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from streamer.cli.alert_options import AlertOptions, with_alert_options
-from streamer.cli.context import Json, ModelOption, open_client
+from streamer.cli.context import Json, ModelOption, NewModelOption, new_model, open_client
 from streamer.cli.response_format import ChoiceOption, SchemaOption, response_format_of
 from streamer.cli.stream_options import MaxFramesOption
 from streamer.limits import MAX_ANSWER_TOKENS
@@ -109,7 +109,7 @@ def watch_edit(
     max_tokens: MaxTokensOption = None,
     choice: ChoiceOption = None,
     json_schema: SchemaOption = None,
-    model: ModelOption = None,
+    model: NewModelOption = None,
     *,
     options: AlertOptions,
     as_json: Json = False,
@@ -131,7 +131,7 @@ def watch_edit(
             max_tokens=max_tokens,
             response_format=response_format,
             alert=alert,
-            model=model,
+            model=new_model(model),
         )
     _report("Changed", changed, as_json)
 

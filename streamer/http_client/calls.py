@@ -17,7 +17,17 @@ from streamer.api.schemas import (
     StreamList,
     WatchList,
 )
-from streamer.domain import Query, Record, Result, Sampling, Stream, Transport, Watch
+from streamer.domain import (
+    UNCHANGED,
+    Query,
+    Record,
+    Result,
+    Sampling,
+    Stream,
+    Transport,
+    Unchanged,
+    Watch,
+)
 from streamer.errors import ErrorCode, StreamerError
 from streamer.http_client.call import Call, Flow, Paged
 from streamer.http_client.listening import Listening
@@ -42,7 +52,7 @@ _SLICE = 30.0
 
 _MAX_PAGE = 1000
 
-Kind = Literal["caption", "answer", "alert", "error"]
+Kind = Literal["caption", "answer", "alert", "summary", "error"]
 
 
 class ServiceCalls:
@@ -99,9 +109,10 @@ class ServiceCalls:
         retention_days: float | None = None,
         paused: bool | None = None,
         probe: bool = True,
-        model: str | None = None,
+        model: str | Unchanged | None = UNCHANGED,
     ) -> Call[Stream]:
-        """Change a stream by id or name while it runs; arguments that are None change nothing.
+        """Change a stream by id or name while it runs; arguments that are None change nothing,
+        except that `model` then is the default model again.
 
         `watches` replaces all watches; those that ask the same as before continue.
 
@@ -118,10 +129,9 @@ class ServiceCalls:
             "retention_days": retention_days,
             "paused": paused,
             "probe": probe,
-            "model": model,
         }
         path = f"/v1/streams/{_segment(ref)}"
-        return Call("PATCH", path, Stream.read, body=_json(body), patience=_OPENING)
+        return Call("PATCH", path, Stream.read, body=_edited(body, model), patience=_OPENING)
 
     @staticmethod
     def pause(ref: str) -> Call[Stream]:
@@ -391,9 +401,10 @@ class WatchCalls:
         max_tokens: int | None = None,
         response_format: ResponseFormat | None = None,
         alert: AlertRule | None = None,
-        model: str | None = None,
+        model: str | Unchanged | None = UNCHANGED,
     ) -> Call[Watch]:
-        """Change a watch, which keeps its id; arguments that are None change nothing.
+        """Change a watch, which keeps its id; arguments that are None change nothing,
+        except that `model` then is that of the stream again.
 
         Of an alert's rule change the fields that `alert` sets.
 
@@ -406,10 +417,9 @@ class WatchCalls:
             "max_tokens": max_tokens,
             "response_format": response_format,
             "alert": alert and alert.model_dump(mode="json", exclude_unset=True),
-            "model": model,
         }
         path = f"/v1/streams/{_segment(ref)}/watches/{_segment(watch_id)}"
-        return Call("PATCH", path, Watch.read, body=_json(body))
+        return Call("PATCH", path, Watch.read, body=_edited(body, model))
 
     @staticmethod
     def remove(ref: str, watch_id: str) -> Call[Watch]:
@@ -617,6 +627,11 @@ def _post(
 def _json(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a body that are given, records as JSON."""
     return {name: _plain(value) for name, value in fields.items() if value is not None}
+
+
+def _edited(fields: Mapping[str, Any], model: str | Unchanged | None) -> dict[str, Any]:
+    """Return the fields of a change: of those that are None only the model."""
+    return _json(fields) if model is UNCHANGED else {**_json(fields), "model": model}
 
 
 def _plain(value: Any) -> Any:

@@ -24,7 +24,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
 from streamer.cursors import decode_cursor, encode_cursor, moment_of, time_order
-from streamer.domain import Result
+from streamer.domain import Result, ResultKind
 from streamer.errors import ErrorCode, StreamerError
 from streamer.timeline.database import TIME_LIMIT, Database, engine_of, parsed_url, translated
 from streamer.timeline.packing import pack_plan, pack_times, unpack_plan, unpack_times
@@ -116,6 +116,8 @@ class _Wanted:
             if value is not None:
                 # a database takes no index for an expression that it does not know
                 filters.append((name if indexed else func.coalesce(name, "")) == value)
+        if self.kind is None:  # what summaries are made of is asked for by name
+            filters.append(_columns.kind != ResultKind.SUMMARY.value)
         if self.literal and not self.terms:
             columns = (_columns.text, _columns.prompt)
             filters.append(or_(*(c.icontains(self.literal, autoescape=True) for c in columns)))

@@ -152,3 +152,22 @@ def test_the_command_line_edits_too(client: Service, yard: Stream) -> None:
     code, _, err = run("nobody", "--pause")
     assert code == 1
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_model_is_taken_back(client: Service, api: TestClient, yard: Stream) -> None:
+    # given a stream and a watch that name a model
+    served = "eye"
+    client.jobs.served.note(served)
+    watch = client.watches.add("yard", client.watch("Who?", model=served))
+    client.edit("yard", model=served)
+    # when other things change, it stays
+    assert client.edit("yard", paused=True).model == served
+    assert client.watches.edit("yard", watch.id, window=3).model == served
+    patched = api.patch("/v1/streams/yard", json={"paused": False})
+    assert patched.json()["model"] == served
+    # when it is null, the default answers again
+    patched = api.patch("/v1/streams/yard", json={"model": None})
+    assert (patched.status_code, patched.json()["model"]) == (200, None)
+    patched = api.patch(f"/v1/streams/yard/watches/{watch.id}", json={"model": None})
+    assert (patched.status_code, patched.json()["model"]) == (200, None)
+    assert client.stream("yard").model is None

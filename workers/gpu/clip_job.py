@@ -87,7 +87,7 @@ def answer_request(
     except StreamerError as error:
         clip, readable = request_in_part(str(stored.get("id")), stored), error
     # By a worker that died before it could finish the job.
-    if _insist(lambda: context.results.answered(clip.id)):
+    if insist(lambda: context.results.answered(clip.id)):
         return
     started = context.clock.time()
     try:
@@ -201,7 +201,7 @@ def _load(context: WorkerContext, clip: ClipRequest) -> list[bytes]:
     raise AssertionError("pauses never end")
 
 
-def _insist(call: Callable[[], _T]) -> _T:
+def insist(call: Callable[[], _T]) -> _T:
     """Repeat `call` while Redis refuses it, so that a computed answer is not wasted. Return its
     value.
 
@@ -269,7 +269,12 @@ def _publish(context: WorkerContext, clip: ClipRequest, result: Result) -> None:
     """Publish a result, as soon as Redis accepts it. Raises GiveBack when the worker stops
     before."""
     _complete(context, clip, result)
-    _note(clip, result, _insist(lambda: context.results.publish(result, owner_id=owner_of(clip))))
+    lasting = clip.part_of is not None
+
+    def publish() -> bool:
+        return context.results.publish(result, owner_id=owner_of(clip), lasting=lasting)
+
+    _note(clip, result, insist(publish))
 
 
 def _complete(context: WorkerContext, clip: ClipRequest, result: Result) -> None:

@@ -49,8 +49,8 @@ def infer(context: WorkerContext, clip: ClipRequest, parts: list[Any], plan: Pla
         with context.isolation.enter(alone=last_attempt(), check=check):
             check()
             handle = _submit(context, clip, parts, plan, deadline)
-            live = clip.kind is RequestKind.QUERY
-            writer = DeltaWriter(context, clip.id) if live else None
+            readers = clip.delta_id
+            writer = DeltaWriter(context, readers) if readers is not None else None
             return _wait(context, handle, deadline, cancel_check(), writer)
     except DeadlineExceeded:
         raise out_of_time(clip, timeout) from None

@@ -11,16 +11,18 @@ import structlog
 from nvila_core.errors import NVILAError, first_line
 from streamer.connections import Connections, log_lacks
 from streamer.errors import ErrorCode, StreamerError
-from streamer.jobs import CHAT_JOB, CLIP_JOB
+from streamer.jobs import CHAT_JOB, CLIP_JOB, SURVEY_JOB
 from streamer.logging_setup import log_ready
 from streamer.models import QUERIES, queue_name, queues_of_worker
 from streamer.settings import Settings
+from streamer.surveys import MAX_OPEN_SURVEYS
 from workers import context
 from workers.gpu.chat_job import answer_chat
 from workers.gpu.clip_job import answer_clip, publish_failure, publish_lost
 from workers.gpu.engine_backend import EngineBackend
 from workers.gpu.inference import out_of_memory
 from workers.gpu.loading import Loading
+from workers.gpu.survey_job import answer_survey
 from workers.gpu.watchdog import Watchdog
 from workers.process import restart
 from workers.remote.backend import RemoteBackend
@@ -102,13 +104,14 @@ def _serve(
         slots=settings.worker_slots,
         tier=2 if default else 1,
         kind=QUERIES,
-        functions={CLIP_JOB: answer_clip, CHAT_JOB: answer_chat},
+        functions={CLIP_JOB: answer_clip, CHAT_JOB: answer_chat, SURVEY_JOB: answer_survey},
         stopping=own.stopping,
         lease=settings.lease,
         on_failed=publish_failure,
         on_missing=publish_lost,
         sweep=sweep,
         defer=defer,
+        resting=2 * MAX_OPEN_SURVEYS,
         outage=connections.outage,
         clock=own.clock,
         measure=lambda: {

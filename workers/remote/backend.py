@@ -8,7 +8,7 @@ from nvila_core.generation.completion import Completion, Timings
 from nvila_core.resolution.policy import Budget, Measures, Plan, parse_policy
 from streamer.clock import Clock
 from streamer.conversation import Detail
-from streamer.domain import ClipRequest, RequestKind
+from streamer.domain import ClipRequest
 from streamer.settings import Settings
 from workers.backend import plan_by_details
 from workers.context import GiveBack, cancel_check, current, last_attempt, stop_check
@@ -84,9 +84,9 @@ class RemoteBackend:
             for jpeg, frame, choice in zip(jpegs, clip.frames, plan.frames, strict=True)
         ]
         body = chat_body(self._settings.model, clip, pictures)
-        live = clip.kind is RequestKind.QUERY
+        readers = clip.delta_id
         with_tokens = clip.logprobs is not None
-        writer = PieceWriter(context, clip.id, with_tokens=with_tokens) if live else None
+        writer = PieceWriter(context, readers, with_tokens=with_tokens) if readers else None
         try:
             with context.isolation.enter(alone=last_attempt(), check=check):
                 check()

@@ -138,6 +138,7 @@ class ThreadWorker(BaseWorker):
         defer: called before a job is taken; returns whether other workers should take it.
         grace: seconds that jobs have to finish, once `stopping` is set, before they are cancelled
             and return to the queue.
+        resting: jobs that it may hold without a slot; default: eight for each slot.
         poll: seconds until a stop is noticed, or a job whose wake-up was lost.
         measure: returns what to report with each heartbeat, beside the numbers of the process.
         outage: what Redis refuses at the moment.
@@ -167,6 +168,7 @@ class ThreadWorker(BaseWorker):
         on_missing: Callable[[str], None] = lambda _: None,
         sweep: Callable[[], object] = lambda: None,
         defer: Callable[[], bool] = lambda: False,
+        resting: int | None = None,
         grace: float = 3.0,
         poll: float = 1.0,
         measure: Callable[[], Mapping[str, float | str]] = dict,
@@ -189,6 +191,7 @@ class ThreadWorker(BaseWorker):
         self._outage = outage or Outage(client=connection)
         self._clock = clock or SystemClock()
         self._slot_count = slots
+        self._max_resting = _RESTING_PER_SLOT * slots if resting is None else resting
         self._tier = tier
         self._turn = 0
         self._reserved = 1 if slots > 1 and len(queues) > tier else 0
@@ -394,7 +397,7 @@ class ThreadWorker(BaseWorker):
 
     def _takes(self) -> int:
         """Return how many jobs the worker may take."""
-        crowded = len(self._slots) >= self._slot_count * (1 + _RESTING_PER_SLOT)
+        crowded = len(self._slots) >= self._slot_count + self._max_resting
         return 0 if crowded else self._free
 
     @property

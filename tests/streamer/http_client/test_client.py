@@ -81,6 +81,10 @@ def test_watches_are_added_changed_and_removed(remote: Client, here: Service) ->
     assert changed.alert is not None
     assert (changed.alert.cooldown, changed.alert.severity) == (5, "critical")
     assert remote.watches.get("door", watch.id).prompt == "Shut?"
+    here.jobs.served.note("eye")
+    assert remote.watches.edit("door", watch.id, model="eye").model == "eye"
+    assert remote.watches.edit("door", watch.id, window=4).model == "eye"
+    assert remote.watches.edit("door", watch.id, model=None).model is None
     assert remote.watches.remove("door", watch.id).id == watch.id
     assert [w.id for w in here.stream("door").watches] == [alert.id]
 

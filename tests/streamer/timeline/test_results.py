@@ -404,3 +404,13 @@ def test_any_range_selects_the_clips_that_overlap_it(timeline, clips, since, unt
     ]
     order = [(each.created_at if q is None else NOON, made.index(each)) for each in wanted]
     assert seen == [f"req_{number}" for _, number in sorted(order, reverse=True)]
+
+
+def test_the_parts_of_summaries_are_listed_by_their_kind_only(timeline):
+    # given a caption, and an answer that a summary was made of
+    timeline.record([result(0, text="Number zero."), result(1, kind="summary", text="Number one.")])
+    # then
+    assert [each.kind for each in timeline.query().results] == ["caption"]
+    assert [each.kind for each in timeline.query(q="number").results] == ["caption"]
+    (part,) = timeline.query(kind="summary").results
+    assert part.text == "Number one."
