@@ -126,6 +126,27 @@ def test_programs_start_without_what_they_do_not_need(
     assert done.stdout.splitlines()[-1].split() == ["imported"]
 
 
+SECONDS_TO_IMPORT = {"mcp", "openai", "schemathesis", "transformers"}
+
+
+def test_collecting_the_tests_imports_nothing_that_takes_seconds() -> None:
+    # every test process imports every test module, but runs only its share of the tests
+    found = [
+        f"{path.relative_to(ROOT)}: {name}"
+        for path in (ROOT / "tests").rglob("*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (
+            [node.module or ""]
+            if isinstance(node, ast.ImportFrom)
+            else [alias.name for alias in node.names]
+        )
+        if name.partition(".")[0] in SECONDS_TO_IMPORT
+    ]
+
+    assert found == [], "import it in the tests or in a fixture that need it"
+
+
 def test_the_http_client_is_light() -> None:
     heavy = {"torch", "redis", "rq", "av", "cv2", "numpy", "sqlalchemy", "fastapi", "workers"}
     code = f"import sys, streamer.http_client; print(*({heavy!r} & set(sys.modules)))"

@@ -4,21 +4,16 @@ import base64
 import sys
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 import cv2
-import httpx2
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from mcp import Client as Agent
-from mcp import StdioServerParameters
-from mcp.client.streamable_http import streamable_http_client
 
 from nvila_core.resolution.policy import Measures
 from streamer.agents import SKILL
-from streamer.agents.server import make_server
 from streamer.api_keys import ApiKeys
 from streamer.domain import Result, ResultKind, Scope, Stream
 from streamer.errors import ErrorCode
@@ -26,6 +21,9 @@ from streamer.service import Service
 from tests.streamer.incidents.conftest import Alert
 from tests.support.api_server import ApiServer
 from tests.support.installation import clean_environment
+
+if TYPE_CHECKING:
+    from mcp import Client as Agent
 
 READS = {
     *("list_streams", "get_snapshot", "ask", "search_timeline", "get_recap", "list_watches"),
@@ -36,8 +34,9 @@ CHANGES = {"add_watch", "remove_watch", "acknowledge_incident", "silence"}
 _T = TypeVar("_T")
 
 
-def run(call: Callable[[Agent], Coroutine[Any, Any, _T]], server: Any) -> _T:
+def run(call: Callable[["Agent"], Coroutine[Any, Any, _T]], server: Any) -> _T:
     """Return what `call` returns for an agent that is connected to `server`."""
+    from mcp import Client as Agent  # takes seconds, in each process that collects these tests
 
     async def connected() -> _T:
         async with Agent(server) as agent:
@@ -46,13 +45,20 @@ def run(call: Callable[[Agent], Coroutine[Any, Any, _T]], server: Any) -> _T:
     return anyio.run(connected)
 
 
+def serve(service: Service, *, operate: bool) -> Any:
+    """Return a server with the tools of an agent."""
+    from streamer.agents.server import make_server
+
+    return make_server(service, operate=operate)
+
+
 def use(service: Service, tool: str, *, operate: bool = True, **arguments: Any) -> Any:
     """Call one tool in this process, and return its result."""
 
-    async def call(agent: Agent) -> Any:
+    async def call(agent: "Agent") -> Any:
         return await agent.call_tool(tool, arguments)
 
-    return run(call, make_server(service, operate=operate))
+    return run(call, serve(service, operate=operate))
 
 
 @pytest.fixture
@@ -92,11 +98,11 @@ def record(client: Service, stream: Stream, count: int) -> datetime:
 
 
 def test_an_agent_finds_what_it_may_do(client: Service) -> None:
-    async def tools(agent: Agent) -> dict[str, Any]:
+    async def tools(agent: "Agent") -> dict[str, Any]:
         return {tool.name: tool for tool in (await agent.list_tools()).tools}
 
-    reading = run(tools, make_server(client, operate=False))
-    operating = run(tools, make_server(client, operate=True))
+    reading = run(tools, serve(client, operate=False))
+    operating = run(tools, serve(client, operate=True))
     assert set(reading) == READS
     assert set(operating) == READS | CHANGES
     for name, tool in operating.items():
@@ -200,7 +206,7 @@ def test_a_failure_tells_the_agent_what_to_do(
 
 
 def test_an_agent_connects_over_http(client: Service, yard: Stream) -> None:
-    async def call(agent: Agent) -> Any:
+    async def call(agent: "Agent") -> Any:
         return await agent.call_tool("list_streams", {})
 
     with ApiServer(client.settings) as server:
@@ -209,10 +215,13 @@ def test_an_agent_connects_over_http(client: Service, yard: Stream) -> None:
 
 
 def test_a_key_that_may_only_read_gets_only_tools_that_read(client: Service) -> None:
+    import httpx2
+    from mcp.client.streamable_http import streamable_http_client
+
     # given a key with the scope `read`
     _, secret = ApiKeys(client.connections.main, client.settings).add("reader", [Scope.READ])
 
-    async def names(agent: Agent) -> set[str]:
+    async def names(agent: "Agent") -> set[str]:
         return {tool.name for tool in (await agent.list_tools()).tools}
 
     with ApiServer(client.settings) as server:
@@ -237,6 +246,8 @@ def test_it_describes_itself(api: TestClient) -> None:
 
 @pytest.mark.slow  # starts the program
 def test_an_agent_starts_it_on_this_machine(client: Service, yard: Stream) -> None:
+    from mcp import StdioServerParameters
+
     environment = clean_environment(
         STREAMER_REDIS_URL=str(client.settings.redis_url),
         STREAMER_DATA_DIR=str(client.settings.data_dir),
@@ -247,7 +258,7 @@ def test_an_agent_starts_it_on_this_machine(client: Service, yard: Stream) -> No
         env=environment,
     )
 
-    async def call(agent: Agent) -> Any:
+    async def call(agent: "Agent") -> Any:
         tools = {tool.name for tool in (await agent.list_tools()).tools}
         return tools, await agent.call_tool("list_streams", {})
 

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -43,6 +44,14 @@ _READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "OMP_", "CUDA_", "H
 """Variables that an interpreter or a library reads only once, beginning with one of these."""
 
 
+_seconds_of_programs = 0.0
+
+
+def seconds_of_programs() -> float:
+    """Return the processor time of the programs of this process that have ended, in seconds."""
+    return _seconds_of_programs
+
+
 class Forked(subprocess.Popen[bytes]):
     """A process of the fork server, used as if it were a child of this one."""
 
@@ -65,17 +74,25 @@ class Forked(subprocess.Popen[bytes]):
         if self.returncode is None:
             if not select.select([self._status], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
-            self.returncode = int(self._status.recv(32))
+            code, seconds = self._status.recv(64).split()
             self._status.close()
+            self.returncode = int(code)
+            global _seconds_of_programs
+            _seconds_of_programs += float(seconds)
         return self.returncode
 
 
 class ForkServer:
-    """The process that programs are forked from; it starts with the first of them."""
+    """The process that programs are forked from. All test processes of a run share one, so that
+    it imports once: the first of them, or the process that distributes the tests, starts it.
+    """
 
     def __init__(self) -> None:
+        self.address: str | None = None
+        """Path of its socket; None before it is started."""
         self._process: subprocess.Popen[bytes] | None = None
-        self._socket: socket.socket | None = None
+        self._end: socket.socket | None = None
+        self._requests: socket.socket | None = None
 
     def can_start(self, env: Mapping[str, str]) -> bool:
         """Return whether a program would find everything as a fresh interpreter does."""
@@ -102,34 +119,59 @@ class ForkServer:
         assert pid, "the fork server has ended: its messages are on stderr"
         return Forked(arguments, int(pid), status)
 
-    def _connection(self) -> socket.socket:
-        if self._socket is None:
-            self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    def start(self) -> str:
+        """Start the process, unless it runs; return the path of its socket."""
+        if self.address is None:
+            self.address = f"{tempfile.mkdtemp(prefix='fork-server-')}/socket"
+            self._end, theirs = socket.socketpair()
             module = "tests.support.programs.fork_server"
-            with theirs:
+            with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+                listener.bind(self.address)
+                listener.listen()
+                descriptors = [theirs.fileno(), listener.fileno()]
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", module, str(theirs.fileno())],
+                    [sys.executable, "-m", module, *map(str, descriptors)],
                     cwd=ROOT,
                     stdin=subprocess.DEVNULL,
-                    pass_fds=[theirs.fileno()],
+                    pass_fds=descriptors,
                     start_new_session=True,
                 )
-        return self._socket
+        return self.address
+
+    def _connection(self) -> socket.socket:
+        if self._requests is None:
+            self._requests = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._requests.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+            self._requests.connect(self.start())
+        return self._requests
 
     def close(self) -> None:
-        """End the server; programs that still run get SIGTERM."""
-        if self._socket is not None and self._process is not None:
-            self._socket.close()
+        """End the server if this process started it; programs that still run get SIGTERM."""
+        if self._requests is not None:
+            self._requests.close()
+        if self._process is not None and self._end is not None and self.address is not None:
+            self._end.close()
             self._process.wait()
+            shutil.rmtree(Path(self.address).parent)
 
 
 _server = ForkServer()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Use the server of the process that distributes the tests, if there is one."""
+    _server.address = getattr(config, "workerinput", {}).get("fork_server")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Start the server that the test processes of pytest-xdist share."""
+    node.workerinput["fork_server"] = _server.start()
+
+
 @pytest.hookimpl(tryfirst=True)  # before what it has covered is collected
 def pytest_sessionfinish() -> None:
-    """End the server of this test process."""
+    """End the server that this process started."""
     _server.close()
 
 

@@ -4,7 +4,6 @@ import random
 from typing import TYPE_CHECKING
 
 import pytest
-import transformers  # its parts are imported where they are used: some take seconds
 
 from nvila_core.demo.questions import (
     MOTION_KINDS,
@@ -26,9 +25,11 @@ TIMES = (0.0, 1.0, 2.0, 3.0)
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> "PreTrainedTokenizerBase":
+    from transformers import AutoTokenizer  # takes seconds
+
     folder = tmp_path_factory.mktemp("tokenizer")
     train_tokenizer().write(folder)
-    return transformers.AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder)
 
 
 def test_a_caption_names_objects_by_kind_and_colour_with_their_motion() -> None:
@@ -89,7 +90,7 @@ def test_a_still_is_not_asked_about_motion() -> None:
 
 
 def test_every_word_is_one_token_and_decodes_to_itself(
-    tokenizer: "transformers.PreTrainedTokenizerBase",
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> None:
     for sentence in all_sentences():
         # when
@@ -102,7 +103,7 @@ def test_every_word_is_one_token_and_decodes_to_itself(
 
 
 def test_text_outside_the_world_survives_the_tokenizer(
-    tokenizer: "transformers.PreTrainedTokenizerBase",
+    tokenizer: "PreTrainedTokenizerBase",
 ) -> None:
     text = "Größe: 17 ✓ unknown words\n\tand tabs"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

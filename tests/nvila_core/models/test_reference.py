@@ -5,7 +5,6 @@ import sys
 
 import pytest
 import torch
-import transformers  # its models are imported where they are used: that takes seconds
 from torch import nn
 
 from nvila_core.config import LanguageConfig, VisionConfig
@@ -34,6 +33,8 @@ def randomise(module: nn.Module) -> None:
 def test_the_decoder_equals_transformers(
     dtype: torch.dtype, kv_heads: int, activation: str, factor: float
 ) -> None:
+    import transformers  # takes seconds
+
     # given the same weights in both
     shape = {
         "vocab_size": 40,
@@ -75,6 +76,8 @@ def test_the_decoder_equals_transformers(
 @pytest.mark.parametrize("select", [2, 3])
 @torch.inference_mode()
 def test_the_tower_equals_transformers(dtype: torch.dtype, select: int) -> None:
+    import transformers  # takes seconds
+
     # given the same weights in both
     config = transformers.SiglipVisionConfig(
         hidden_size=32,

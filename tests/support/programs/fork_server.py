@@ -1,8 +1,9 @@
 """Start Python programs that have their modules already: import those once, then fork.
 
-Each message of the socket whose descriptor is the argument asks for one program. Its process is
-what `python -m MODULE` or `python FILE` would be, less the processor time for imports: a process
-and session of its own, with its own arguments, environment, standard streams and exit code.
+The arguments are descriptors of two sockets: one that is closed when the server shall end, and one
+that listens. Each message of a connection asks for one program. Its process is what
+`python -m MODULE` or `python FILE` would be, less the processor time for imports: a process and
+session of its own, with its own arguments, environment, standard streams and exit code.
 """
 
 import contextlib
@@ -32,23 +33,34 @@ class Running(NamedTuple):
     status: socket.socket
 
 
-def serve(requests: socket.socket) -> dict[str, Any] | None:
-    """Start programs until `requests` is closed. Return None then; in the process of each program,
+def serve(end: socket.socket, listener: socket.socket) -> dict[str, Any] | None:
+    """Start programs until `end` is closed. Return None then; in the process of each program,
     return its request."""
     with selectors.DefaultSelector() as selector:
-        selector.register(requests, selectors.EVENT_READ)
+        selector.register(end, selectors.EVENT_READ)
+        selector.register(listener, selectors.EVENT_READ)
         while True:
             for key, _ in selector.select():
+                if key.fileobj is end:
+                    return None
+                if key.fileobj is listener:
+                    connection, _ = listener.accept()
+                    selector.register(connection, selectors.EVENT_READ, connection)
+                    continue
                 if isinstance(key.data, Running):
                     selector.unregister(key.fd)
                     os.close(key.fd)
-                    _, status = os.waitpid(key.data.pid, 0)
-                    _tell(key.data.status, os.waitstatus_to_exitcode(status))
+                    _, status, used = os.wait4(key.data.pid, 0)
+                    seconds = used.ru_utime + used.ru_stime
+                    _tell(key.data.status, f"{os.waitstatus_to_exitcode(status)} {seconds}")
                     key.data.status.close()
                     continue
+                requests: socket.socket = key.data
                 message, descriptors, *_ = socket.recv_fds(requests, MAX_MESSAGE, 3)
                 if not message:
-                    return None
+                    selector.unregister(requests)
+                    requests.close()
+                    continue
                 request: dict[str, Any] = json.loads(message)
                 for name in request["imports"]:
                     importlib.import_module(name)
@@ -57,30 +69,30 @@ def serve(requests: socket.socket) -> dict[str, Any] | None:
                 server = os.getpid()
                 pid = os.fork()
                 if pid == 0:
-                    _become_a_program(server, descriptors, keep=(selector, requests))
+                    _become_a_program(server, descriptors, keep=selector)
                     return request
                 output, errors, status_descriptor = descriptors
                 os.close(output)
                 os.close(errors)
                 status_socket = socket.socket(fileno=status_descriptor)
-                _tell(status_socket, pid)
+                _tell(status_socket, str(pid))
                 selector.register(
                     os.pidfd_open(pid), selectors.EVENT_READ, Running(pid, status_socket)
                 )
 
 
-def _tell(status: socket.socket, number: int) -> None:
+def _tell(status: socket.socket, message: str) -> None:
     with contextlib.suppress(OSError):  # the test that started the program has ended
-        status.send(str(number).encode())
+        status.send(message.encode())
 
 
-def _become_a_program(server: int, descriptors: list[int], keep: tuple[Any, ...]) -> None:
+def _become_a_program(server: int, descriptors: list[int], keep: Any) -> None:
     os.setsid()
     end_with_parent(server)
     nothing = os.open(os.devnull, os.O_RDONLY)
     for number, descriptor in enumerate((nothing, *descriptors[:2])):
         os.dup2(descriptor, number)
-    _kept.extend(keep)  # whose ends would close descriptors of the program
+    _kept.append(keep)  # whose sockets would close descriptors of the program
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
 
 
@@ -109,6 +121,6 @@ def run(request: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    wanted = serve(socket.socket(fileno=int(sys.argv[1])))
+    wanted = serve(*(socket.socket(fileno=int(number)) for number in sys.argv[1:]))
     if wanted is not None:
         run(wanted)
