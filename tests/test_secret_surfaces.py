@@ -32,7 +32,7 @@ from streamer.service import Service
 from streamer.settings import Settings
 from streamer.streams import StreamRegistry
 from tests.support.cameras import SilentServer
-from tests.support.installation import PROGRAM, clean_environment
+from tests.support.installation import PROGRAM, clean_environment, run_cli
 
 USER = "operator"
 PARTS = ("Kq7wTz", "Zr3vLn", "Xp9mBd", "Ty5nQh", "Gb2kVs")  # too long to come up by chance
@@ -205,26 +205,15 @@ def test_no_surface_shows_a_password(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
 
-    def commands(*lines: list[str], typed: str = "") -> list[int]:
-        """Run them at once, each to its end; what they print is a surface."""
-        started = [
-            subprocess.Popen(
-                [*PROGRAM, *line],
-                env=clean_environment(**environment),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-            )
-            for line in lines
-        ]
-        for number, (process, line) in enumerate(zip(started, lines, strict=True)):
-            output, _ = process.communicate(typed.encode(), timeout=100)
-            surfaces.add(f"command {number} {' '.join(line)[:20]}", output)
-        return [process.returncode for process in started]
+    def command(*line: str) -> int:
+        """Run it to its end; what it prints is a surface."""
+        done = run_cli(*line, timeout=100.0, **environment)
+        surfaces.add(f"command {' '.join(line)[:20]}", done.stdout + done.stderr)
+        return done.returncode
 
-    def at_once(*line: str) -> int:
+    def at_once(*line: str, typed: str = "") -> int:
         """The same in this process, which saves starting the program."""
-        done = CliRunner().invoke(app, line)
+        done = CliRunner().invoke(app, line, input=typed)
         surfaces.add(f"command {line[-1][:4]}", f"{done.output} {done.stderr} {done.exception!r}")
         return done.exit_code
 
@@ -237,10 +226,8 @@ def test_no_surface_shows_a_password(
     programs = {"ingest": ingest, "recorder": recorder, "api": server}
 
     # when cameras that cannot be had are tried and attached, in every way and with mistakes
-    assert commands(
-        ["--debug", "attach", raw(closed)],
-        ["attach", "--no-probe", "--json", "--name", "gone", raw(closed)],
-    ) == [1, 0]
+    assert command("--debug", "attach", raw(closed)) == 1
+    assert command("attach", "--no-probe", "--json", "--name", "gone", raw(closed)) == 0
     assert at_once("attach", "--no-probe", "--name", "locked", encoded(refusing.port)) == 0
     assert at_once("--debug", "attach", encoded(refusing.port)) == 1
     assert at_once("attach", "--name", "not a name", raw(closed)) == 2
@@ -248,7 +235,7 @@ def test_no_surface_shows_a_password(
     assert at_once("analyze", encoded(closed)) == 1
     assert at_once("probe", raw(refusing.port)) == 1
     assert at_once("edit", "gone", "--url", encoded(closed)) == 1
-    assert commands(["attach", "--no-probe", "--name", "typed", "-"], typed=raw(closed)) == [0]
+    assert at_once("attach", "--no-probe", "--name", "typed", "-", typed=raw(closed)) == 0
 
     for program in programs.values():
         program.wait_for('"ready"')

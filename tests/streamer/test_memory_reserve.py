@@ -33,7 +33,7 @@ from workers.rq.thread_worker import ThreadWorker
 LIMIT = 6 << 20
 
 
-QUESTION = np.random.default_rng(0).bytes(3000).hex()
+QUESTION = np.random.default_rng(0).bytes(6000).hex()
 
 
 @pytest.fixture

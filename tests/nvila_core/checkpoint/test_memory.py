@@ -62,7 +62,7 @@ def check(folder: Path, dtype: str) -> None:
     [pytest.param("bfloat16", "bfloat16", marks=pytest.mark.slow), ("bfloat16", "float32")],
 )
 def test_peak_of_a_small_model(tmp_path: Path, stored: str, dtype: str) -> None:
-    shape = Shape(hidden=512, layers=12, heads=8, inner=2048, vocab=20_000, vision_hidden=256)
+    shape = Shape(hidden=512, layers=6, heads=8, inner=2048, vocab=20_000, vision_hidden=256)
     folder = write_checkpoint(
         tmp_path / "small", shape, dtype=getattr(torch, stored), shard_bytes=2**26
     )

@@ -64,13 +64,7 @@ requests = st.tuples(
 )
 
 
-@settings(
-    max_examples=30,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)
-@given(
+mixes = given(
     mix=st.lists(requests, min_size=1, max_size=8),
     max_num_seqs=st.integers(1, 6),
     positions=st.integers(MAX_POSITIONS, 3 * MAX_POSITIONS),
@@ -78,7 +72,29 @@ requests = st.tuples(
     step_tiles=st.sampled_from([1, 3, 16]),
     cache=st.sampled_from([0, 20_000, 2**24]),
 )
-def test_every_answer_is_the_one_given_alone(
+
+
+def some(examples: int) -> settings:
+    """Return the settings of a test with so many examples, the same in every run."""
+    return settings(
+        max_examples=examples, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+    )
+
+
+@some(12)
+@mixes
+def test_every_answer_is_the_one_given_alone(stock: Stock, **mix: Any) -> None:
+    check_answers(stock, **mix)
+
+
+@pytest.mark.slow
+@some(200)
+@mixes
+def test_every_answer_of_many_mixes_is_the_one_given_alone(stock: Stock, **mix: Any) -> None:
+    check_answers(stock, **mix)
+
+
+def check_answers(
     stock: Stock,
     mix: list[Any],
     max_num_seqs: int,

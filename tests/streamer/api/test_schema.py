@@ -19,7 +19,7 @@ _INCOMPLETE = "^/readyz$|^/v1/chat/completions$"
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(["--phases", "examples,stateful", "-n", "2"], id="quick"),
+        pytest.param(["--phases", "stateful", "-n", "1"], id="quick"),
         pytest.param(
             ["-n", "5"], id="all phases", marks=[pytest.mark.slow, pytest.mark.timeout(1800)]
         ),

@@ -8,13 +8,39 @@ from pathlib import Path
 
 import httpx
 import psutil
+import pytest
 
 from streamer.local.process import spawn, stop
 from streamer.settings import Settings
+from tests.support.fork_server import spawn_python
 from tests.support.installation import PROGRAM, clean_environment, run_cli
 from tests.support.videos import write_video
 
 
+def test_a_program_started_by_hand_becomes_the_worker(
+    settings: Settings, tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    variables = {
+        "STREAMER_REDIS_URL": settings.redis_url or "",
+        "STREAMER_DATABASE_URL": f"sqlite:///{tmp_path / 'timeline.db'}",
+    }
+    log = tmp_path / "record.log"
+    running = spawn_python(
+        ["-m", "streamer.cli", "record"], env=clean_environment(**variables), log=log
+    )
+    try:
+        eventually(lambda: '"ready"' in log.read_text(), timeout=90)
+        process = psutil.Process(running.pid)
+        assert process.children() == []
+        assert process.cmdline()[1:] == ["-m", "workers.recorder"]
+        running.send_signal(signal.SIGINT)
+        assert running.wait(30) == 0, log.read_text()
+        assert "Traceback" not in log.read_text()
+    finally:
+        stop(running)
+
+
+@pytest.mark.slow
 def test_programs_started_by_hand_do_the_same_job(
     settings: Settings, model_path: str, tmp_path: Path, eventually: Callable[..., None]
 ) -> None:

@@ -107,6 +107,7 @@ def test_ctrl_c_leaves_nothing_behind(
     shown.assert_gone()
 
 
+@pytest.mark.slow  # tests/streamer/local/test_installation.py kills `streamer up`
 def test_a_killed_demo_leaves_no_process(
     demo: Callable[..., Demo], model_path: str, eventually: Callable[..., None]
 ) -> None:

@@ -167,17 +167,17 @@ def test_cameras_can_be_attached_while_the_model_loads(
                 client.require_worker()
 
 
-def test_ctrl_c_while_starting(tmp_path: Path, model_path: str) -> None:
-    for delay in (0.4, 1.5):
-        up = Up(tmp_path / f"data{delay}", "--model", model_path)
-        try:
-            time.sleep(delay)
-            code = up.interrupt(signal.SIGTERM)
-            assert code in (0, -signal.SIGTERM)  # before its handlers stood, the signal ended it
-            assert not re.search("Traceback", up.output)
-            assert not up.run_file.exists()
-        finally:
-            up.stop()
+@pytest.mark.parametrize("delay", [0.4, pytest.param(1.5, marks=pytest.mark.slow)])
+def test_ctrl_c_while_starting(tmp_path: Path, model_path: str, delay: float) -> None:
+    up = Up(tmp_path / "data", "--model", model_path)
+    try:
+        time.sleep(delay)
+        code = up.interrupt(signal.SIGTERM)
+        assert code in (0, -signal.SIGTERM)  # before its handlers stood, the signal ended it
+        assert not re.search("Traceback", up.output)
+        assert not up.run_file.exists()
+    finally:
+        up.stop()
     assert not _users_of(tmp_path)
 
 

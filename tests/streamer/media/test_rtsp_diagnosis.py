@@ -147,7 +147,9 @@ def camera(units: Path) -> Iterator[GstCamera]:
         yield camera
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 305, 307, 308])
+@pytest.mark.parametrize(
+    "status", [302, *(pytest.param(s, marks=pytest.mark.slow) for s in (301, 303, 305, 307, 308))]
+)
 def test_a_redirect_is_followed(camera: GstCamera, status: int) -> None:
     with ScriptedServer(redirecting(status, camera.url)) as server:
         url = f"rtsp://admin:hunter2@127.0.0.1:{server.port}/old"
@@ -208,7 +210,9 @@ def test_redirects_in_a_circle_end() -> None:
     assert len(server.requests) == 2 * (rtsp_diagnosis.MAX_REDIRECTS + 1)
 
 
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize(
+    "status", [301, *(pytest.param(s, marks=pytest.mark.slow) for s in (302, 303, 307, 308))]
+)
 def test_two_servers_that_redirect_to_each_other_are_told_at_opening(status: int) -> None:
     ports: list[int] = []
 

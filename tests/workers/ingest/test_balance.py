@@ -98,7 +98,7 @@ class Site:
                 rests = True
             elif rests and name not in self.resting:
                 rests = not place().resume()
-            time.sleep(0.01)
+            time.sleep(0.05)
         with self._lock:
             del self.holders[name]
         raise GiveBack

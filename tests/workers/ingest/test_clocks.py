@@ -26,7 +26,11 @@ class SetClock(SystemClock):
         return time.time() + self.ahead
 
 
-@pytest.mark.parametrize("shifts", [(3600.0, 0.0), (-3600.0, 0.0)])
+@pytest.mark.parametrize(
+    "shifts",
+    # each goes both forward and back
+    [(3600.0, 0.0), pytest.param((-3600.0, 0.0), marks=pytest.mark.slow)],
+)
 def test_a_camera_that_sets_its_clock_and_back_is_captioned_throughout(
     bench: Bench,
     loopback: LoopbackCamera,
@@ -74,7 +78,7 @@ def test_setting_the_clock_of_this_machine_silences_no_camera(
         assert request.end.timestamp() - request.start.timestamp() <= 1.5
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.1, 10.0])
+@pytest.mark.parametrize("rate", [0.0, pytest.param(0.1, marks=pytest.mark.slow), 10.0])
 def test_a_camera_whose_clock_runs_wrong_is_sampled_by_arrival(
     bench: Bench, loopback: LoopbackCamera, line: RtspProxy, eventually: Eventually, rate: float
 ) -> None:
