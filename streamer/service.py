@@ -14,6 +14,7 @@ from streamer.domain import (
     Query,
     Result,
     Sampling,
+    StoredFrameList,
     Stream,
     StreamSpec,
     Transport,
@@ -45,7 +46,7 @@ from streamer.response_format import ResponseFormat, TextFormat
 from streamer.results import Results
 from streamer.secret_box import SecretBox
 from streamer.settings import Settings
-from streamer.stored_frames import StoredFrameList, StoredFrames
+from streamer.stored_frames import StoredFrames
 from streamer.streams import StreamRegistry, keep_ids
 from streamer.summaries import Summary, summary_of
 from streamer.surveys import Surveys

@@ -3,11 +3,15 @@
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Self
 
-from pydantic import Field
-
-from streamer.domain import MAX_GAPS, FrameRef, Gap, Record, Result, Stream, Timestamp, to_datetime
+from streamer.domain import (
+    MAX_GAPS,
+    FrameRef,
+    Result,
+    StoredFrame,
+    StoredFrameList,
+    Stream,
+)
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.history import FrameHistory
 from streamer.frames.store import FrameStore
@@ -19,38 +23,6 @@ MAX_LISTED_FRAMES = 1000
 
 _STREAM_ID = re.compile(r"str_[0-9a-f]{1,32}(-past)?")
 _FRAME_ID = re.compile(r"\d{1,15}-\d{1,15}")
-
-
-class StoredFrame(Record):
-    """A sampled frame, and where its JPEG is."""
-
-    time: Timestamp = Field(description="when it was captured")
-    id: str | None = Field(default=None, description="null: it is not kept any more")
-    url: str | None = Field(default=None, description="path of its JPEG; null: it is not kept")
-    width: int | None = None
-    height: int | None = None
-    grid: tuple[int, int] | None = Field(
-        default=None, description="columns and rows of tiles in which the model saw it"
-    )
-
-    @classmethod
-    def of(cls, ref: FrameRef, grid: tuple[int, int] | None = None) -> Self:
-        """Return what can be said of a frame that is kept."""
-        return cls(
-            time=to_datetime(ref.time),
-            id=ref.id,
-            url=f"/v1/frames/{ref.stream_id}/{ref.id}.jpg",
-            width=ref.width,
-            height=ref.height,
-            grid=grid,
-        )
-
-
-class StoredFrameList(Record):
-    """Frames of a range, in order of time, and the parts of it of which none is kept."""
-
-    frames: list[StoredFrame]
-    gaps: list[Gap] = Field(default_factory=list)
 
 
 class StoredFrames:

@@ -5,9 +5,9 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 
 from streamer.api.dependencies import ClientDependency, DatabaseDependency
-from streamer.domain import rfc3339, to_datetime, utc_now
+from streamer.domain import StoredFrameList, rfc3339, to_datetime, utc_now
 from streamer.errors import ErrorCode, StreamerError
-from streamer.stored_frames import MAX_LISTED_FRAMES, StoredFrameList
+from streamer.stored_frames import MAX_LISTED_FRAMES
 from streamer.times import parse_time
 
 router = APIRouter(prefix="/v1", tags=["frames"])

@@ -9,9 +9,15 @@ from tenacity import AsyncRetrying
 
 from streamer.errors import StreamerError
 from streamer.http_client.call import Call, Flow, Paged, as_method
-from streamer.http_client.calls import IncidentCalls, ServiceCalls, SilenceCalls, WatchCalls
+from streamer.http_client.calls import (
+    IncidentCalls,
+    ServiceCalls,
+    SilenceCalls,
+    WatchCalls,
+    WebhookCalls,
+)
 from streamer.http_client.connection import Connection
-from streamer.http_client.listening import EventMessage, Listening
+from streamer.http_client.listening import Listener
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -58,11 +64,9 @@ async def _pages(sender: "_Sender", pages: Paged[_T]) -> AsyncIterator[list[_T]]
 
 
 def _listen(
-    make: Callable[_P, Listening],
-) -> Callable[Concatenate["_Sender", _P], AsyncIterator[EventMessage]]:
-    def method(
-        sender: "_Sender", /, *args: _P.args, **kwargs: _P.kwargs
-    ) -> AsyncIterator[EventMessage]:
+    make: Callable[_P, Listener[_T]],
+) -> Callable[Concatenate["_Sender", _P], AsyncIterator[_T]]:
+    def method(sender: "_Sender", /, *args: _P.args, **kwargs: _P.kwargs) -> AsyncIterator[_T]:
         return sender.listen(make(*args, **kwargs))
 
     as_method(method, make)
@@ -90,13 +94,13 @@ class _Sender:
             raise call.lost(error) from error
         return call.answer(response)
 
-    async def listen(self, listening: Listening) -> AsyncIterator[EventMessage]:
-        """Yield events, and connect again whenever the connection is lost.
+    async def listen(self, listening: Listener[_T]) -> AsyncIterator[_T]:
+        """Yield events to the last one, and connect again whenever the connection is lost.
 
         Raises StreamerError for a refusal, and if there is no first connection.
         """
         options = self._connection.listening
-        while True:
+        while not listening.ended:
             try:
                 async with self._http.stream(**listening.request, **options) as response:
                     if not response.is_success:
@@ -105,7 +109,7 @@ class _Sender:
                     async for line in response.aiter_lines():
                         if (event := listening.take(line)) is not None:
                             yield event
-                pause = listening.pause_after(None)
+                pause = 0.0 if listening.ended else listening.pause_after(None)
             except (httpx.HTTPError, StreamerError) as error:
                 pause = listening.pause_after(error)
             await asyncio.sleep(pause)
@@ -144,6 +148,19 @@ class _Silences(_Sender):
     end = _once(SilenceCalls.end)
 
 
+class _Webhooks(_Sender):
+    """The programs that are sent events."""
+
+    add = _once(WebhookCalls.add)
+    list = _once(WebhookCalls.list)
+    get = _once(WebhookCalls.get)
+    edit = _once(WebhookCalls.edit)
+    remove = _once(WebhookCalls.remove)
+    deliveries = _each(WebhookCalls.deliveries)
+    retry = _once(WebhookCalls.retry)
+    test = _once(WebhookCalls.test)
+
+
 class AsyncClient(_Sender):
     """The :class:`Client` for asyncio: the same methods, to be awaited or iterated over.
 
@@ -173,6 +190,8 @@ class AsyncClient(_Sender):
         """List, show and judge what alerts have found."""
         self.silences = _Silences(connection, self._http)
         """Keep incidents from being delivered for a while."""
+        self.webhooks = _Webhooks(connection, self._http)
+        """Let events be sent to programs."""
 
     async def __aenter__(self) -> Self:
         return self
@@ -191,8 +210,19 @@ class AsyncClient(_Sender):
     detach = _once(ServiceCalls.detach)
     streams = _whole(ServiceCalls.streams)
     stream = _once(ServiceCalls.stream)
+    snapshot = _once(ServiceCalls.snapshot)
+    frames = _once(ServiceCalls.frames)
+    frames_of = _once(ServiceCalls.frames_of)
+    picture = _once(ServiceCalls.picture)
+    clip = _once(ServiceCalls.clip)
+    upload = _whole(ServiceCalls.upload)
+    files = _once(ServiceCalls.files)
+    file = _once(ServiceCalls.file)
+    delete_file = _once(ServiceCalls.delete_file)
     ask = _whole(ServiceCalls.ask)
     submit = _once(ServiceCalls.submit)
+    summarize = _whole(ServiceCalls.summarize)
+    follow = _listen(ServiceCalls.follow)
     query = _whole(ServiceCalls.query)
     queries = _once(ServiceCalls.queries)
     cancel = _once(ServiceCalls.cancel)

@@ -50,6 +50,8 @@ class Call(Generic[_T]):
         read: makes the answer of the response's body.
         params: the query string; values that are None are left out.
         body: what is sent as JSON; None for no body.
+        content: what is sent as it is; None for no such body.
+        headers: headers of the request.
         patience: seconds that the server may need beyond the client's timeout.
         also: statuses that carry an answer although they are no success.
         key: idempotency key of a POST, by which a server knows a request that is sent again.
@@ -60,6 +62,8 @@ class Call(Generic[_T]):
     read: Callable[[bytes], _T]
     params: Mapping[str, Any] = field(default_factory=dict)
     body: Mapping[str, Any] | None = None
+    content: bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
     patience: float = 0.0
     also: frozenset[int] = frozenset()
     key: str = field(default_factory=lambda: uuid4().hex)
@@ -72,7 +76,11 @@ class Call(Generic[_T]):
             "url": self.path,
             "params": {name: value for name, value in self.params.items() if value is not None},
             "json": self.body,
-            "headers": {"Idempotency-Key": self.key} if self.method == "POST" else {},
+            "content": self.content,
+            "headers": {
+                **({"Idempotency-Key": self.key} if self.method == "POST" else {}),
+                **self.headers,
+            },
         }
 
     def answer(self, response: httpx.Response) -> _T:

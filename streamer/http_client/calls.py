@@ -4,18 +4,23 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
+from os import PathLike
 from typing import Any, Literal, TypeVar
 from urllib.parse import quote
 
 from streamer.alert_rule import AlertRule, Severity
 from streamer.api.schemas import (
+    DeliveryPage,
+    FileList,
     IncidentList,
+    NewWebhook,
     QueryList,
     Readiness,
     ResultPage,
     SilenceList,
     StreamList,
     WatchList,
+    WebhookList,
 )
 from streamer.domain import (
     UNCHANGED,
@@ -23,18 +28,23 @@ from streamer.domain import (
     Record,
     Result,
     Sampling,
+    StoredFrame,
+    StoredFrameList,
     Stream,
     Transport,
     Unchanged,
     Watch,
 )
 from streamer.errors import ErrorCode, StreamerError
+from streamer.files import UploadedFile
 from streamer.http_client.call import Call, Flow, Paged
-from streamer.http_client.listening import Listening
+from streamer.http_client.listening import Following, Listening
+from streamer.http_client.uploading import upload
 from streamer.incidents.records import Incident
 from streamer.incidents.silences import Matcher, Silence
 from streamer.response_format import ResponseFormat
 from streamer.times import When
+from streamer.webhooks.records import Delivery, Webhook
 
 _Record = TypeVar("_Record", bound=Record)
 
@@ -60,9 +70,10 @@ class ServiceCalls:
 
     @staticmethod
     def attach(
-        source: str,
+        source: str | None = None,
         name: str | None = None,
         *,
+        file: str | None = None,
         sampling: Sampling | None = None,
         watches: Sequence[WatchLike] | None = None,
         transport: Transport = "auto",
@@ -72,7 +83,9 @@ class ServiceCalls:
         live: bool | None = None,
         model: str | None = None,
     ) -> Call[Stream]:
-        """Attach a URL, or a file of the server; without `watches` every window gets a caption.
+        """Attach a URL or a path of the server, or an uploaded `file`, by its id.
+
+        Without `watches` every window gets a caption.
 
         A watch is a prompt, or a record; what it does not set is set by the server. `history` are
         the seconds that frames are kept, `retention_days` the days that results are. `live` says
@@ -84,6 +97,7 @@ class ServiceCalls:
         """
         body = {
             "url": source,
+            "file": file,
             "name": name,
             "sampling": sampling,
             "watches": _watches(watches),
@@ -169,10 +183,85 @@ class ServiceCalls:
         return Call("GET", f"/v1/streams/{_segment(ref)}", Stream.read)
 
     @staticmethod
+    def snapshot(ref: str) -> Call[bytes]:
+        """Return the newest frame of a stream as a JPEG.
+
+        Raises StreamerError: UNKNOWN_STREAM, NO_FRAMES.
+        """
+        return Call("GET", f"/v1/streams/{_segment(ref)}/snapshot.jpg", bytes)
+
+    @staticmethod
+    def frames(
+        ref: str, since: When, until: When = None, *, limit: int = 100
+    ) -> Call[StoredFrameList]:
+        """Return the frames of a range that are kept; of more than `limit`, evenly chosen ones.
+
+        Raises StreamerError: UNKNOWN_STREAM, INVALID_REQUEST.
+        """
+        params = {**_range(since, until), "limit": limit}
+        return Call("GET", f"/v1/streams/{_segment(ref)}/frames", StoredFrameList.read, params)
+
+    @staticmethod
+    def frames_of(query_id: str) -> Call[StoredFrameList]:
+        """Return the frames behind the answer to a query. Raises StreamerError(UNKNOWN_QUERY)."""
+        return Call("GET", f"/v1/queries/{_segment(query_id)}/frames", StoredFrameList.read)
+
+    @staticmethod
+    def picture(frame: StoredFrame) -> Call[bytes]:
+        """Return a frame that a list named, as a JPEG. Raises StreamerError(FRAMES_EXPIRED)."""
+        if frame.url is None:
+            raise StreamerError(
+                ErrorCode.FRAMES_EXPIRED,
+                "The frame is not kept any more: raise frame_ttl or history to keep later ones.",
+            )
+        return Call("GET", frame.url, bytes)
+
+    @staticmethod
+    def clip(ref: str, since: When, until: When = None) -> Call[bytes]:
+        """Return a video of a range, MP4, made of at most 256 frames that are kept.
+
+        Raises StreamerError: UNKNOWN_STREAM, NO_FRAMES, INVALID_REQUEST.
+        """
+        path = f"/v1/streams/{_segment(ref)}/clip.mp4"
+        return Call("GET", path, bytes, _range(since, until), patience=_OPENING)
+
+    @staticmethod
+    def upload(path: str | PathLike[str], *, resume: str | None = None) -> Flow[UploadedFile]:
+        """Upload a video or a picture, and return its record.
+
+        It is sent in parts, each of them again after a lost connection. `resume` is the id of an
+        unfinished upload of the same file, of which only the rest is sent.
+
+        Raises StreamerError: REQUEST_TOO_LARGE, STORAGE_FULL, a stream code for what is no video or
+        picture, UNKNOWN_FILE, UPLOAD_CONFLICT; INVALID_REQUEST if the file cannot be read.
+        """
+        return upload(path, resume)
+
+    @staticmethod
+    def files(limit: int = 100) -> Call[list[UploadedFile]]:
+        """Return up to `limit` uploaded files, newest first."""
+        read = lambda body: FileList.read(body).files  # noqa: E731
+        return Call("GET", "/v1/files", read, {"limit": limit})
+
+    @staticmethod
+    def file(file_id: str) -> Call[UploadedFile]:
+        """Return what is known of an uploaded file. Raises StreamerError(UNKNOWN_FILE)."""
+        return Call("GET", f"/v1/files/{_segment(file_id)}", UploadedFile.read)
+
+    @staticmethod
+    def delete_file(file_id: str) -> Call[UploadedFile]:
+        """Delete an uploaded file and return its record. Raises StreamerError(UNKNOWN_FILE)."""
+        return Call("DELETE", f"/v1/files/{_segment(file_id)}", UploadedFile.read)
+
+    @staticmethod
     def submit(
         prompt: str,
         stream: str | None = None,
         *,
+        streams: Sequence[str] | None = None,
+        file: str | None = None,
+        url: str | None = None,
+        window: float | None = None,
         since: When = None,
         until: When = None,
         max_frames: int | None = None,
@@ -184,7 +273,9 @@ class ServiceCalls:
         """Ask about a stream now or, with `since`, about a past range; do not wait for the answer.
 
         `stream` is an id or name; it may be None if only one stream is attached. Times are aware
-        datetimes, RFC 3339, or relative such as `-10m`.
+        datetimes, RFC 3339, or relative such as `-10m`. Several `streams`, an uploaded `file`, the
+        `url` of a recording, and a range with a `window` in seconds are asked window by window, and
+        the answer sums up what they show.
 
         Raises StreamerError: PROMPT_EMPTY, UNKNOWN_STREAM, NO_FRAMES, STREAM_STALE,
         INVALID_REQUEST, TOO_MANY_QUERIES.
@@ -192,6 +283,10 @@ class ServiceCalls:
         body = {
             "prompt": prompt,
             "stream": stream,
+            "streams": None if streams is None else list(streams),
+            "file": file,
+            "url": url,
+            "window": window,
             "since": _time("since", since),
             "until": _time("until", until),
             "max_frames": max_frames,
@@ -207,6 +302,10 @@ class ServiceCalls:
         prompt: str,
         stream: str | None = None,
         *,
+        streams: Sequence[str] | None = None,
+        file: str | None = None,
+        url: str | None = None,
+        window: float | None = None,
         since: When = None,
         until: When = None,
         max_frames: int | None = None,
@@ -224,6 +323,10 @@ class ServiceCalls:
         query = yield ServiceCalls.submit(
             prompt,
             stream,
+            streams=streams,
+            file=file,
+            url=url,
+            window=window,
             since=since,
             until=until,
             max_frames=max_frames,
@@ -232,17 +335,34 @@ class ServiceCalls:
             model=model,
             stale_ok=stale_ok,
         )
-        query = yield from ServiceCalls.query(query.id, wait=wait)
-        if query.result is None:
-            raise StreamerError(
-                ErrorCode.TIMEOUT,
-                f"No answer within {wait:g} s: query {query.id} is {query.status}. Wait longer, or "
-                "ask for it later by this id.",
-            )
-        result: Result = query.result
-        if result.error is not None:
-            raise StreamerError(result.error.code, result.error.message)
-        return result
+        return (yield from _answer(query, wait))
+
+    @staticmethod
+    def summarize(
+        stream: str,
+        since: When = "-1d",
+        until: When = None,
+        *,
+        model: str | None = None,
+        wait: float = 600.0,
+    ) -> Flow[Result]:
+        """Sum up what was recorded of a stream, wait up to `wait` seconds, and return the summary.
+
+        Raises StreamerError: UNKNOWN_STREAM; NOT_FOUND without any result in the range; TIMEOUT.
+        """
+        body = {"since": _time("since", since), "until": _time("until", until), "model": model}
+        path = f"/v1/streams/{_segment(stream)}/summary"
+        query = yield _post(path, Query, body, patience=_OPENING)
+        return (yield from _answer(query, wait))
+
+    @staticmethod
+    def follow(query_id: str) -> Following:
+        """Yield what becomes of a query until it has its result: its progress, and the pieces of
+        its answer while it is written.
+
+        Raises StreamerError(UNKNOWN_QUERY).
+        """
+        return Following(f"/v1/queries/{_segment(query_id)}/events")
 
     @staticmethod
     def query(query_id: str, wait: float = 0.0) -> Flow[Query]:
@@ -604,9 +724,125 @@ class SilenceCalls:
         return Call("DELETE", f"/v1/silences/{_segment(silence_id)}", Silence.read)
 
 
+class WebhookCalls:
+    """Calls for the programs that are sent events."""
+
+    @staticmethod
+    def add(
+        url: str,
+        *,
+        types: Sequence[str] | None = None,
+        streams: Sequence[str] | None = None,
+        description: str | None = None,
+        enabled: bool = True,
+    ) -> Call[NewWebhook]:
+        """Add a program to send events to; the record has its `secret`, which is not shown again.
+
+        `types` are such as `result.created` or `incident.*`, `streams` ids or names; None: all.
+
+        Raises StreamerError: INVALID_REQUEST, WEBHOOK_URL_FORBIDDEN.
+        """
+        body = {
+            "url": url,
+            "types": None if types is None else [*types],
+            "streams": None if streams is None else [*streams],
+            "description": description,
+            "enabled": enabled,
+        }
+        return _post("/v1/webhooks", NewWebhook, body)
+
+    @staticmethod
+    def list() -> Call[list[Webhook]]:
+        """Return all webhooks, oldest first."""
+        return Call("GET", "/v1/webhooks", lambda body: WebhookList.read(body).webhooks)
+
+    @staticmethod
+    def get(webhook_id: str) -> Call[Webhook]:
+        """Return a webhook. Raises StreamerError(UNKNOWN_WEBHOOK)."""
+        return Call("GET", f"/v1/webhooks/{_segment(webhook_id)}", Webhook.read)
+
+    @staticmethod
+    def edit(
+        webhook_id: str,
+        *,
+        url: str | None = None,
+        types: Sequence[str] | None = None,
+        streams: Sequence[str] | None = None,
+        description: str | None = None,
+        enabled: bool | None = None,
+    ) -> Call[Webhook]:
+        """Change a webhook; arguments that are None change nothing.
+
+        Raises StreamerError: UNKNOWN_WEBHOOK, INVALID_REQUEST, WEBHOOK_URL_FORBIDDEN.
+        """
+        body = {
+            "url": url,
+            "types": None if types is None else [*types],
+            "streams": None if streams is None else [*streams],
+            "description": description,
+            "enabled": enabled,
+        }
+        path = f"/v1/webhooks/{_segment(webhook_id)}"
+        return Call("PATCH", path, Webhook.read, body=_json(body))
+
+    @staticmethod
+    def remove(webhook_id: str) -> Call[Webhook]:
+        """Remove a webhook and its deliveries, and return it.
+
+        Raises StreamerError(UNKNOWN_WEBHOOK).
+        """
+        return Call("DELETE", f"/v1/webhooks/{_segment(webhook_id)}", Webhook.read)
+
+    @staticmethod
+    def deliveries(webhook_id: str, *, limit: int | None = None) -> Paged[Delivery]:
+        """Yield the deliveries of a webhook, newest first, up to `limit`.
+
+        Raises StreamerError(UNKNOWN_WEBHOOK).
+        """
+        path = f"/v1/webhooks/{_segment(webhook_id)}/deliveries"
+
+        def page(limit: int, cursor: str | None) -> Call[DeliveryPage]:
+            return Call("GET", path, DeliveryPage.read, {"limit": limit, "cursor": cursor})
+
+        return Paged(page, lambda found: found.deliveries, limit, _page_size(100))
+
+    @staticmethod
+    def retry(webhook_id: str, delivery_id: str) -> Call[Delivery]:
+        """Send a message again now. Raises StreamerError: UNKNOWN_WEBHOOK, UNKNOWN_DELIVERY."""
+        webhook, delivery = _segment(webhook_id), _segment(delivery_id)
+        return _post(f"/v1/webhooks/{webhook}/deliveries/{delivery}/retry", Delivery, {})
+
+    @staticmethod
+    def test(webhook_id: str) -> Call[Delivery]:
+        """Send a message of type `webhook.test`. Raises StreamerError(UNKNOWN_WEBHOOK)."""
+        return _post(f"/v1/webhooks/{_segment(webhook_id)}/test", Delivery, {})
+
+
 def question_call(fields: Mapping[str, Any]) -> Call[Query]:
     """Return the call that asks a question with these fields, which are None where not given."""
     return _post("/v1/queries", Query, fields, patience=_FIRST_FRAME)
+
+
+def _answer(query: Query, wait: float) -> Flow[Result]:
+    """Wait up to `wait` seconds for the answer to a query, and return it.
+
+    Raises StreamerError: the error of the query; TIMEOUT if there is no answer in time.
+    """
+    query = yield from ServiceCalls.query(query.id, wait=wait)
+    if query.result is None:
+        raise StreamerError(
+            ErrorCode.TIMEOUT,
+            f"No answer within {wait:g} s: query {query.id} is {query.status}. Wait longer, or "
+            "ask for it later by this id.",
+        )
+    result: Result = query.result
+    if result.error is not None:
+        raise StreamerError(result.error.code, result.error.message)
+    return result
+
+
+def _range(since: When, until: When) -> dict[str, str | None]:
+    return {"since": _time("since", since), "until": _time("until", until)}
 
 
 def _judgement(incident_id: str, fields: Mapping[str, Any]) -> Call[Incident]:

@@ -1,15 +1,18 @@
-"""Listen to events: read server-sent events line by line, and know where to go on."""
+"""Listen to events and to queries: read server-sent events, and go on where they broke."""
 
 import json
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Generic, Literal, TypeVar
 
 import httpx
+from pydantic import Field
 
-from streamer.domain import Record, Result, Timestamp
+from streamer.domain import ErrorInfo, Query, QueryStatus, Record, Result, Timestamp
 from streamer.errors import ErrorCode, StreamerError
 from streamer.http_client.call import PassingError, address, error_of, lost_connection
+
+_T = TypeVar("_T")
 
 _MAX_PAUSE = 15.0
 """Seconds between two tries to connect again, at most."""
@@ -40,22 +43,33 @@ class EventMessage(Record):
         return Result.shown(self.data) if self.type == "result.created" else None
 
 
-class Listening:
-    """One listener: what it wants, and how far it has come.
+class QueryUpdate(Record):
+    """What has become of a query.
 
-    The owner sends `request`, gives the response to `begin` and its lines to `take`; when the
-    response ends it waits for `pause_after`, and begins again.
+    `type` is `progress`, `delta` or, at the end, `result`.
     """
 
-    def __init__(
-        self, streams: Sequence[str] | None, types: Sequence[str] | None, after: str | None
-    ) -> None:
-        self._params = {
-            name: ",".join([words] if isinstance(words, str) else words)
-            for name, words in (("streams", streams), ("types", types))
-            if words is not None
-        }
-        self._position = after
+    type: Literal["progress", "delta", "result"]
+    text: str = Field(default="", description="a piece of the answer")
+    status: QueryStatus | None = None
+    position: int | None = Field(default=None, description="queries that are answered before it")
+    windows: int | None = Field(default=None, description="windows in all, if it is about several")
+    done: int | None = Field(default=None, description="windows that have an answer or none")
+    unknown: int | None = Field(default=None, description="of these, windows that have none")
+    query: Query | None = Field(default=None, description="the query with its result")
+
+
+class Listener(Generic[_T]):
+    """Reads server-sent events, and knows where to go on.
+
+    The owner sends `request`, gives the response to `begin` and its lines to `take`; when the
+    response ends it waits for `pause_after`, and begins again unless it has `ended`.
+    """
+
+    ended = False
+    """Whether the last event has come."""
+
+    def __init__(self) -> None:
         self._connected = False
         self._failures = 0
         self._fields: dict[str, str] = {}
@@ -63,13 +77,7 @@ class Listening:
     @property
     def request(self) -> dict[str, Any]:
         """Arguments of `httpx.Client.stream`, without a timeout."""
-        after = {} if self._position is None else {"after": self._position}
-        return {
-            "method": "GET",
-            "url": "/v1/events",
-            "params": self._params | after,
-            "headers": {"Accept": "text/event-stream"},
-        }
+        raise NotImplementedError
 
     def begin(self, response: httpx.Response) -> None:
         """Check the response, whose body has been read if it is a refusal. Raises StreamerError."""
@@ -84,7 +92,7 @@ class Listening:
         self._fields.clear()
         self._connected = True
 
-    def take(self, line: str) -> EventMessage | None:
+    def take(self, line: str) -> _T | None:
         """Read one line of the response; return the event that it completes."""
         if line:
             name, _, value = line.partition(":")
@@ -98,8 +106,11 @@ class Listening:
         if "data" not in fields:
             return None
         self._failures = 0
-        self._position = fields.get("id", self._position)
-        return _message(fields)
+        return self._read(fields)
+
+    def _read(self, fields: dict[str, str]) -> _T | None:
+        """Return the event of these fields."""
+        raise NotImplementedError
 
     def pause_after(self, error: Exception | None) -> float:
         """Return the seconds to wait before the next try; None: the response has ended.
@@ -116,6 +127,78 @@ class Listening:
         asked = error.retry_after if error is not None else None
         pause = min(_MAX_PAUSE, 0.25 * 2.0 ** min(self._failures - 1, 8)) * random.uniform(0.5, 1.0)
         return pause if asked is None else min(asked, _MAX_PAUSE)
+
+
+class Listening(Listener[EventMessage]):
+    """Listens to events: what it wants, and how far it has come."""
+
+    def __init__(
+        self, streams: Sequence[str] | None, types: Sequence[str] | None, after: str | None
+    ) -> None:
+        super().__init__()
+        self._params = {
+            name: ",".join([words] if isinstance(words, str) else words)
+            for name, words in (("streams", streams), ("types", types))
+            if words is not None
+        }
+        self._position = after
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """Arguments of `httpx.Client.stream`, without a timeout."""
+        after = {} if self._position is None else {"after": self._position}
+        return {
+            "method": "GET",
+            "url": "/v1/events",
+            "params": self._params | after,
+            "headers": {"Accept": "text/event-stream"},
+        }
+
+    def _read(self, fields: dict[str, str]) -> EventMessage | None:
+        self._position = fields.get("id", self._position)
+        return _message(fields)
+
+
+class Following(Listener[QueryUpdate]):
+    """Follows the query at `path` to its result. A server begins again with each connection."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__()
+        self._path = path
+        self._characters = 0
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """Arguments of `httpx.Client.stream`, without a timeout."""
+        return {"method": "GET", "url": self._path, "headers": {"Accept": "text/event-stream"}}
+
+    def _read(self, fields: dict[str, str]) -> QueryUpdate | None:
+        kind = fields.get("event", "")
+        try:
+            data = json.loads(fields["data"])
+            if kind == "progress":
+                return QueryUpdate.read({**data, "type": kind})
+            if kind == "delta":
+                return self._piece(int(data["at"]), str(data["text"]))
+            if kind == "result":
+                self.ended = True
+                query = Query.read(data)
+                return QueryUpdate(type="result", status=query.status, query=query)
+            problem = ErrorInfo.read(data) if kind == "error" else None
+        except (ValueError, KeyError, TypeError, StreamerError) as error:
+            raise StreamerError(
+                ErrorCode.RECORD_UNREADABLE,
+                "An event of the query cannot be read: if the API is newer than this program, "
+                "upgrade this program.",
+            ) from error
+        if problem is not None:
+            raise StreamerError(problem.code, problem.message)
+        return None
+
+    def _piece(self, at: int, text: str) -> QueryUpdate | None:
+        new = text[max(0, self._characters - at) :]
+        self._characters = max(self._characters, at + len(text))
+        return QueryUpdate(type="delta", text=new) if new else None
 
 
 def _message(fields: dict[str, str]) -> EventMessage | None:

@@ -12,6 +12,7 @@ from nvila_core.resolution.policy import Measures
 from streamer.domain import Result, new_id
 from streamer.service import Service
 from tests.support.api_server import ApiServer
+from tests.support.videos import write_video
 
 PAGE = Path(__file__).parents[3] / "docs" / "python.md"
 
@@ -42,11 +43,18 @@ def serve(client: Service, ended: threading.Event) -> None:
                         **common,
                     )
                     client.queue.publish(answer, owner_id=None)
+                    client.cancel(query.id)  # detaches the recording of a query that has ended
 
 
 def test_the_code_of_the_page_runs(
-    api_server: ApiServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    api_server: ApiServer,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
+    api_server.client.settings.webhook_hosts = ["198.51.100.7"]  # an address of documentation
+    write_video(tmp_path / "evening.mp4", seconds=1)
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("STREAMER_API_URL", api_server.url)
     pieces = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     ended = threading.Event()
