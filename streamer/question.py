@@ -2,7 +2,15 @@
 
 from typing import Annotated, Any, Self
 
-from pydantic import AwareDatetime, Field, Strict, WithJsonSchema, model_validator
+from pydantic import (
+    AwareDatetime,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    Strict,
+    WithJsonSchema,
+    model_validator,
+)
 
 from streamer.domain import ModelName, Record, rfc3339, utc_now
 from streamer.errors import ErrorCode, StreamerError, about
@@ -17,7 +25,7 @@ from streamer.limits import (
     check_prompt,
 )
 from streamer.response_format import ResponseFormat
-from streamer.times import moment
+from streamer.times import counts_from_now, moment
 
 # The text of a time becomes a datetime before the fields are validated.
 _Time = Annotated[
@@ -86,6 +94,8 @@ class Question(Record):
     model: ModelName | None = Field(
         default=None, description="model that is to answer; default: that of the stream"
     )
+    _asked: dict[str, Any] = PrivateAttr(default_factory=dict)
+
     stale_ok: bool = Field(
         default=False,
         description="about now: answer from an old frame, and mark the answer, if there is no "
@@ -110,6 +120,25 @@ class Question(Record):
         if fields.get("since") is not None and fields.get("until") is None:
             times["until"] = now
         return fields | times
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep_texts(cls, fields: Any, read: ModelWrapValidatorHandler[Self]) -> Self:
+        question = read(fields)
+        if isinstance(fields, dict):
+            times = {name: fields.get(name) for name in ("since", "until")}
+            question._asked = {
+                name: when
+                for name, when in times.items()
+                if when is None or (isinstance(when, str) and counts_from_now(when))
+            }
+        return question
+
+    @property
+    def as_asked(self) -> dict[str, Any]:
+        """The fields as JSON, in which relative times are as they were given: they count from the
+        clock of the service that gets them."""
+        return self.model_dump(mode="json") | self._asked
 
     @model_validator(mode="after")
     def _check(self) -> Self:

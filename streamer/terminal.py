@@ -132,8 +132,10 @@ def seen(result: Result) -> str:
 
 
 def caveats(result: Result) -> list[str]:
-    """Return, as sentences, what an answer does not rest on: old pictures, and gaps."""
+    """Return, as sentences, what an answer does not rest on: old pictures, gaps and windows."""
     found = []
+    if (result.data or {}).get("unknown") and result.warning is not None:
+        found.append(result.warning)
     if result.stale and result.newest_frame_age is not None:
         found.append(
             f"Old picture: it was taken {result.newest_frame_age:.0f} s before the question, and "

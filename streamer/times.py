@@ -43,6 +43,11 @@ def parse_time(text: str, now: datetime) -> datetime:
         ) from None
 
 
+def counts_from_now(text: str) -> bool:
+    """Return whether `text` is a time that depends on the clock of who reads it: `-10m`, `now`."""
+    return text.strip().lower() == "now" or _RELATIVE.fullmatch(text.strip()) is not None
+
+
 def parse_local_time(text: str, now: datetime, after: datetime | None = None) -> datetime:
     """Parse `text` like :func:`parse_time`, or as local time: `16:00`, `2026-01-31 16:00`.
 

@@ -1,5 +1,6 @@
 """Options of `watch add` and `watch edit` that make an alert of a question."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -10,6 +11,11 @@ from streamer.cli.stream_options import with_options
 
 if TYPE_CHECKING:
     from streamer.alert_rule import AlertRule
+
+
+_SCHEDULE = re.compile(
+    r"(?:(?P<days>[a-z,-]+) +)?(?P<start>\d\d:\d\d) *- *(?P<end>\d\d:\d\d)(?: +(?P<zone>\S+))?"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,14 @@ class AlertOptions:
             "Describe the scene.",
         ),
     ] = None
+    schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[DAYS] FROM-TO [ZONE]",
+            help="Open incidents in these hours only, such as '22:00-06:00' or 'mon-fri,sun "
+            "08:00-18:00 Europe/Berlin'; always: at any time. Default zone: UTC.",
+        ),
+    ] = None
     label: Annotated[
         list[str] | None,
         typer.Option(
@@ -89,6 +103,8 @@ class AlertOptions:
             "labels": _labels(self.label) if self.label else None,
         }
         named = {name: value for name, value in given.items() if value is not None}
+        if self.schedule is not None:
+            named["schedule"] = _schedule(self.schedule)
         return validated(AlertRule, **named) if named or self.alert else None
 
     def require_alert(self) -> None:
@@ -115,6 +131,38 @@ def _numbers(option: str, text: str | None, *names: str) -> dict[str, float] | N
             f"{','.join(names)}, such as {option} 0.7."
         ) from None
     return dict(zip(names, parts, strict=False))
+
+
+def _schedule(text: str) -> dict[str, Any] | None:
+    """Return the fields of the schedule that `text` describes; None for `always`."""
+    from streamer.alert_rule import DAYS
+
+    names = [str(day) for day in DAYS]
+    if text.strip() == "always":
+        return None
+    found = _SCHEDULE.fullmatch(text.strip())
+    if found is None:
+        raise typer.BadParameter(
+            f"--schedule: '{text[:60]}' cannot be read: write 22:00-06:00, mon-fri 08:00-18:00 or "
+            "sat,sun 00:00-00:00 Europe/Berlin."
+        )
+    schedule: dict[str, Any] = {"from": found["start"], "to": found["end"]}
+    if found["zone"]:
+        schedule["timezone"] = found["zone"]
+    if found["days"]:
+        days: list[str] = []
+        for part in found["days"].split(","):
+            first, _, last = part.partition("-")
+            unknown = next((day for day in (first, last or first) if day not in names), None)
+            if unknown is not None:
+                raise typer.BadParameter(
+                    f"--schedule: '{unknown[:20]}' is no day: write {', '.join(names)}."
+                )
+            begin, end = names.index(first), names.index(last or first)
+            length = (end - begin) % len(names) + 1
+            days += [names[(begin + number) % len(names)] for number in range(length)]
+        schedule["days"] = list(dict.fromkeys(days))
+    return schedule
 
 
 def _labels(texts: list[str]) -> dict[str, str]:

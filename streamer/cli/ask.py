@@ -1,5 +1,6 @@
 """`streamer ask`: ask one question about a stream, now or in the past."""
 
+import math
 import time
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
     from streamer.service import Service
 
 
+DEFAULT_TIMEOUT = 120.0
+"""Seconds to wait for the answer about one clip."""
+
+
 def ask(
     stream: Annotated[
         str | None,
@@ -27,6 +32,31 @@ def ask(
     ] = None,
     question: Annotated[
         str | None, typer.Argument(metavar="QUESTION", help="Question to ask.")
+    ] = None,
+    streams: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--stream",
+            metavar="STREAM",
+            help="Ask this stream, and others for which it is repeated, and sum up their answers.",
+        ),
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Ask about a recording, window by window: a video file, or its HTTP URL.",
+        ),
+    ] = None,
+    every: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            min=0.1,
+            max=3600,
+            help="Ask about each window of this length, and sum up the answers. Of --file and "
+            "--stream the default is setting `window` (10), or longer.",
+        ),
     ] = None,
     since: Annotated[
         str | None,
@@ -76,13 +106,18 @@ def ask(
         ),
     ] = True,
     timeout: Annotated[
-        float,
-        typer.Option(min=0.1, metavar="SECONDS", help="Wait no longer than this for the answer."),
-    ] = 120.0,
+        float | None,
+        typer.Option(
+            min=0.1,
+            metavar="SECONDS",
+            help="Wait no longer than this for the answer. Default: 120; for ever if it is about "
+            "several windows.",
+        ),
+    ] = None,
     verbose: Verbose = False,
     as_json: Json = False,
 ) -> None:
-    """Ask a question about a stream and print the answer."""
+    """Ask a question about a stream, or about a recording, and print the answer."""
     from streamer.question import Question
     from streamer.validation import validated
 
@@ -93,12 +128,17 @@ def ask(
         renamed(max_frames, frames, "--frames", "--max-frames"),
     )
 
+    source: dict[str, str] = {} if file is None else {"url": file}
+
     def read_question() -> Question:
         start, end = typed_range(since, until)
         return validated(
             Question,
             prompt=question,
             stream=stream,
+            streams=streams or None,
+            **source,
+            window=every,
             since=start,
             until=end,
             max_frames=count,
@@ -110,13 +150,29 @@ def ask(
 
     read_question()  # what is wrong with it is said even if nothing runs
     with open_client() as client:
-        asked = read_question()  # "-10m" counts from the time of Redis
         if wait:
             client.require_worker()
+        if file is not None:
+            source = _source(client, file)
+        asked = read_question()  # "-10m" counts from the time of Redis
         query = _submit(client, asked)
         if wait:
-            query = await_answer(client, query, timeout)
+            limit = math.inf if asked.is_survey else DEFAULT_TIMEOUT
+            query = await_answer(client, query, limit if timeout is None else timeout)
     show_query(query, as_json=as_json, costs=verbose)
+
+
+def _source(client: "Service | RemoteInstallation", file: str) -> dict[str, str]:
+    """Return the field of the question that names a recording; a file is uploaded to a service
+    elsewhere."""
+    from streamer.cli.remote import RemoteInstallation
+
+    if not isinstance(client, RemoteInstallation) or "://" in file:
+        return {"url": file}
+    from streamer.terminal import console
+
+    with console(stderr=True).status(f"Uploading {file} ..."):
+        return {"file": client.upload(file).id}
 
 
 def show_query(
@@ -167,9 +223,12 @@ def await_answer(
     try:
         loading = "The model is loading. " if client.jobs.model_loading() else ""
         waiting = f"{loading}Waiting for the answer about {query.stream_name} ..."
-        with console(stderr=True).status(waiting):
+        with console(stderr=True).status(waiting) as status:
             while query.result is None and (left := deadline - time.monotonic()) > 0:
                 query = client.query(query.id, wait=min(left, 1.0))
+                if query.progress is not None and query.progress.windows:
+                    done, windows = query.progress.done, query.progress.windows
+                    status.update(f"{waiting} {done} of {windows} windows")
     except KeyboardInterrupt:
         if interrupted_cancels:
             client.cancel(query.id)

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import typer
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from streamer.cli.remote import RemoteInstallation
     from streamer.domain import Unchanged
     from streamer.service import Service
     from streamer.settings import Settings
+    from streamer.times import When
 
 
 @dataclass
@@ -142,18 +141,20 @@ def new_model(name: str | None) -> "str | Unchanged | None":
     return UNCHANGED if name is None else None if name == DEFAULT_MODEL else name
 
 
-def typed_range(since: str | None, until: str | None) -> "tuple[datetime | None, datetime | None]":
-    """Return the times that were typed, which may be local such as `16:00`.
+def typed_range(since: str | None, until: str | None) -> "tuple[When, When]":
+    """Return the times that were typed: local ones, such as `16:00`, as moments; relative ones,
+    such as `-10m`, as they are, because they count from the clock of the service.
 
     Raises StreamerError(INVALID_REQUEST) for text that is not a time.
     """
     from streamer.domain import utc_now
-    from streamer.times import parse_local_time
+    from streamer.times import counts_from_now, parse_local_time
 
     now = utc_now()
     start = None if since is None else parse_local_time(since, now)
     end = None if until is None else parse_local_time(until, now, after=start)
-    return start, end
+    relative = [text is not None and counts_from_now(text) for text in (since, until)]
+    return (since if relative[0] else start), (until if relative[1] else end)
 
 
 def typed(source: str) -> str:

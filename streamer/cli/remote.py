@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from streamer.domain import Part, Query, Result, Stream, Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.http_client import Client
-from streamer.http_client.calls import question_call, watch_body
+from streamer.http_client.calls import question_call, summary_call, watch_body
 from streamer.limits import check_prompt
 from streamer.validation import validated
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from streamer.api.schemas import IncidentList
     from streamer.incidents.records import Feedback, Incident
     from streamer.incidents.silences import Silence
     from streamer.question import Question
+    from streamer.summaries import Summary
+    from streamer.times import When
 
 
 class RemoteInstallation:
@@ -39,6 +39,7 @@ class RemoteInstallation:
         self.query = client.query
         self.cancel = client.cancel
         self.results = client.results_page
+        self.upload = client.upload
 
     def __enter__(self) -> Self:
         return self
@@ -58,7 +59,25 @@ class RemoteInstallation:
 
     def submit(self, question: "Question", wait: float | None = None) -> Query:
         """Submit a question; the server decides how long it waits for a first frame."""
-        return self._client.send(question_call(question.model_dump(mode="json")))
+        return self._client.send(question_call(question.as_asked))
+
+    def summarize(
+        self, stream: str, since: "When", until: "When" = None, *, model: str | None = None
+    ) -> Query:
+        """Submit what was recorded of a stream to be summed up."""
+        return self._client.send(summary_call(stream, since, until, model))
+
+    def summary_of(self, stream: str, since: "When", until: "When" = None) -> "Summary":
+        """Return what was recorded of a stream in a range, in blocks, without a summary."""
+        from streamer.domain import utc_now
+        from streamer.summaries import summary_of
+        from streamer.terminal import by_time
+        from streamer.times import moment
+
+        found = list(self._client.results(stream=stream, since=since, until=until, page_size=1000))
+        now = utc_now()
+        start, end = moment(since, now) or now, moment(until, now) or now
+        return summary_of(stream, start, end, by_time(found))
 
     def require_worker(self) -> None:
         """Raise StreamerError(NO_WORKER) if no model worker is running, nor loading its model."""
@@ -94,7 +113,7 @@ class _Incidents:
         state: Literal["pending", "open", "resolved"] | None = None,
         stream: str | None = None,
         severity: Literal["info", "warning", "critical"] | None = None,
-        since: "datetime | None" = None,
+        since: "When" = None,
         unseen: bool = False,
         limit: int = 100,
     ) -> "IncidentList":

@@ -9,12 +9,11 @@ import typer
 from streamer.cli.context import Json, Verbose, open_client, typed_range, warn_of_missing
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from streamer.cli.remote import RemoteInstallation
     from streamer.domain import Result
     from streamer.http_client.calls import Kind
     from streamer.service import Service
+    from streamer.times import When
 
 
 def results(
@@ -74,7 +73,7 @@ def results(
 
     typed_range(since, until)  # what is wrong with it is said even if nothing runs
     with open_client() as client:
-        start, end = typed_range(since, until)  # "-10m" counts from the time of Redis
+        start, end = typed_range(since, until)
         warn_of_missing(client)
         labels.learn(client.streams())
         if not follow:
@@ -90,8 +89,8 @@ def _recorded(
     client: "Service | RemoteInstallation",
     stream: str | None,
     kind: "Kind | None",
-    since: "datetime | None",
-    until: "datetime | None",
+    since: "When",
+    until: "When",
     q: str | None,
     limit: int,
 ) -> "list[Result]":
@@ -121,17 +120,20 @@ def _follow(
     show: Callable[["list[Result]"], None],
     stream: str | None,
     kind: "Kind | None",
-    since: "datetime | None",
+    since: "When",
     q: str | None,
     limit: int | None,
 ) -> None:
+    from streamer.domain import utc_now
     from streamer.timeline.words import matches
+    from streamer.times import moment
 
     if stream is not None:
         client.require_results_of(stream)
     last_id = "$"
-    if since is not None:  # ids of the results queue start with milliseconds
-        last_id = f"{int(since.timestamp() * 1000)}-0"
+    start = moment(since, utc_now())
+    if start is not None:  # ids of the results queue start with milliseconds
+        last_id = f"{int(start.timestamp() * 1000)}-0"
     shown = 0
     for _, result in client.queue.follow(last_id):
         if stream is not None and stream not in (result.stream_id, result.stream_name):

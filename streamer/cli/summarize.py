@@ -1,21 +1,17 @@
 """`streamer summarize`: what happened in a range, in a few sentences and as a report."""
 
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamer.cli.context import Json, open_local_client, typed_range
+from streamer.cli.ask import await_answer
+from streamer.cli.context import Json, open_client, typed_range
 from streamer.errors import ErrorCode, StreamerError
 
 if TYPE_CHECKING:
     from streamer.domain import Result
-    from streamer.service import Service
-
-MAX_RESULTS = 100_000
-"""Results of a range that are summarised."""
+    from streamer.summaries import Summary
 
 
 def summarize(
@@ -46,76 +42,43 @@ def summarize(
     as_json: Json = False,
 ) -> None:
     """Summarise what happened on a stream, from its captions and answers, with the times."""
-    from streamer.domain import utc_now
-    from streamer.summaries import summary_of, to_markdown
-    from streamer.terminal import by_time, console, json_lines, plain
+    from streamer.summaries import to_markdown
+    from streamer.terminal import console, json_lines, plain
 
-    typed_range(since, until)  # what is wrong with it is said even if nothing runs
-    with open_local_client("summarize") as client:
-        start, end = typed_range(since, until)
-        assert start is not None
-        end = end or utc_now()
+    start, end = typed_range(since, until)  # what is wrong with it is said even if nothing runs
+    query = None
+    with open_client() as client:
         if model:
             client.require_worker()
-        found: list[Result] = []
-        cursor = None
-        while len(found) < MAX_RESULTS:
-            page = client.results(stream=stream, since=start, until=end, limit=1000, cursor=cursor)
-            found += page.results
-            cursor = page.next_cursor
-            if cursor is None:
-                break
-        with console(stderr=True).status(f"Summarising {len(found)} results ..."):
-            ask = _asker(client, time.monotonic() + timeout) if model else None
-            summary = summary_of(stream, start, end, by_time(found), ask)
-    if report is not None:
+            query = await_answer(client, client.summarize(stream, start, end), timeout)
+            start, end = query.since, query.until
+        if not model or as_json or report is not None:
+            summary = client.summary_of(stream, start, end)
+        else:
+            summary = None
+    result = None if query is None else query.result
+    if result is not None and result.error is not None:
+        raise StreamerError(result.error.code, result.error.message)
+    if summary is not None and result is not None:
+        _fill(summary, result)
+    if summary is not None and report is not None:
         _write(report, to_markdown(summary))
-    if as_json:
+    if as_json and summary is not None:
         json_lines([summary])
-    elif summary.text:
-        console().print(plain(summary.text), soft_wrap=True, markup=False)
-    elif report is None:
+    elif result is not None and result.text:
+        console().print(plain(result.text), soft_wrap=True, markup=False)
+    elif summary is not None and report is None:
         console().print(to_markdown(summary), soft_wrap=True, markup=False)
     if report is not None and not as_json:
         console(stderr=True).print(f"Wrote {report}", soft_wrap=True, markup=False)
 
 
-def _asker(client: "Service", deadline: float) -> Callable[[Sequence[str]], list[str | None]]:
-    """Return what asks the model questions without pictures.
-
-    Raises StreamerError: TIMEOUT; the error of a question if none has an answer.
-    """
-    from streamer.chats import ChatMessage
-    from streamer.summaries import SUMMARY_TOKENS
-
-    def ask(questions: Sequence[str]) -> list[str | None]:
-        queries = [
-            client.chats.submit(
-                client.chats.prepare([ChatMessage("user", [text])], max_tokens=SUMMARY_TOKENS)
-            )
-            for text in questions
-        ]
-        answers: list[str | None] = []
-        failure = None
-        for query in queries:
-            while query.result is None:
-                left = deadline - time.monotonic()
-                if left <= 0:
-                    for each in queries:
-                        client.cancel(each.id)
-                    raise StreamerError(
-                        ErrorCode.TIMEOUT,
-                        "The model has not answered in time: give a longer --timeout, or "
-                        "--no-model for a report without summaries.",
-                    )
-                query = client.query(query.id, wait=min(left, 1.0))
-            failure = failure or query.result.error
-            answers.append(query.result.text if query.result.error is None else None)
-        if failure is not None and not any(answers):
-            raise StreamerError(failure.code, failure.message)
-        return answers
-
-    return ask
+def _fill(summary: "Summary", result: "Result") -> None:
+    """Add the texts of a result to the summary of the same range."""
+    summary.text = result.text
+    texts = {each["start"]: each["text"] for each in (result.data or {}).get("blocks", [])}
+    for block in summary.blocks:
+        block.text = texts.get(block.model_dump(mode="json")["start"])
 
 
 def _write(path: Path, text: str) -> None:

@@ -350,9 +350,7 @@ class ServiceCalls:
 
         Raises StreamerError: UNKNOWN_STREAM; NOT_FOUND without any result in the range; TIMEOUT.
         """
-        body = {"since": _time("since", since), "until": _time("until", until), "model": model}
-        path = f"/v1/streams/{_segment(stream)}/summary"
-        query = yield _post(path, Query, body, patience=_OPENING)
+        query = yield summary_call(stream, since, until, model)
         return (yield from _answer(query, wait))
 
     @staticmethod
@@ -821,6 +819,12 @@ class WebhookCalls:
 def question_call(fields: Mapping[str, Any]) -> Call[Query]:
     """Return the call that asks a question with these fields, which are None where not given."""
     return _post("/v1/queries", Query, fields, patience=_FIRST_FRAME)
+
+
+def summary_call(stream: str, since: When, until: When, model: str | None) -> Call[Query]:
+    """Return the call that lets a range of a stream be summed up."""
+    path = f"/v1/streams/{_segment(stream)}/summary"
+    return _post(path, Query, {**_range(since, until), "model": model}, patience=_OPENING)
 
 
 def _answer(query: Query, wait: float) -> Flow[Result]:

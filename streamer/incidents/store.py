@@ -42,6 +42,7 @@ from streamer.incidents.records import (
 from streamer.incidents.silences import MAX_SILENCES, Silence
 from streamer.timeline.database import Database
 from streamer.timeline.tables import alert_states, incident_pictures, incidents, silences
+from streamer.times import When, moment
 
 MAX_INCIDENTS = 10_000
 """Incidents that are kept: the newest ones."""
@@ -231,7 +232,7 @@ class Incidents:
         stream: str | None = None,
         severity: str | None = None,
         watch: str | None = None,
-        since: datetime | None = None,
+        since: When = None,
         unseen: bool = False,
         limit: int = 100,
         cursor: str | None = None,
@@ -261,9 +262,10 @@ class Incidents:
             statement = statement.where(columns.severity == severity)
         if watch is not None:
             statement = statement.where(columns.watch_id == watch)
-        if since is not None:
+        start = moment(since, utc_now())
+        if start is not None:
             statement = statement.where(
-                (columns.updated_at >= since) | (columns.state != IncidentState.RESOLVED.value)
+                (columns.updated_at >= start) | (columns.state != IncidentState.RESOLVED.value)
             )
         if unseen:
             statement = statement.where(columns.seen.is_(False))
@@ -433,11 +435,11 @@ class Incidents:
         rows = self._database.read(lambda connection: connection.execute(statement).all())
         return [_incident(row) for row in rows]
 
-    def resolved_since(self, moment: datetime) -> list[Incident]:
-        """Return the incidents that are resolved and were changed since `moment`."""
+    def resolved_since(self, start: datetime) -> list[Incident]:
+        """Return the incidents that are resolved and were changed since `start`."""
         columns = incidents.c
         statement = select(incidents).where(
-            columns.state == IncidentState.RESOLVED.value, columns.updated_at >= moment
+            columns.state == IncidentState.RESOLVED.value, columns.updated_at >= start
         )
         rows = self._database.read(lambda connection: connection.execute(statement).all())
         return [_incident(row) for row in rows]

@@ -110,6 +110,7 @@ class _Run:
         found = sorted(insist(self._answers.all).values(), key=_order)
         answered = [result for result in found if result.error is None]
         data: dict[str, Any] = {
+            **_place(found),
             "windows": _entries(found),
             "unknown": len(found) - len(answered),
         }
@@ -425,6 +426,17 @@ def _form(result: Result) -> Mapping[str, Any]:
 def _media(result: Result) -> Mapping[str, Any]:
     names = ("media_start", "media_end")
     return {name: value for name, value in (result.data or {}).items() if name in names}
+
+
+def _place(found: Sequence[Result]) -> dict[str, Any]:
+    """Return where in a recording the windows are, as results say it; nothing of a stream."""
+    places = [place for result in found if (place := _media(result))]
+    if not places:
+        return {}
+    return {
+        "media_start": min(place["media_start"] for place in places),
+        "media_end": max(place["media_end"] for place in places),
+    }
 
 
 def _texts(survey: SurveyRequest) -> list[dict[str, Any]]:

@@ -4,6 +4,8 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +14,11 @@ from typer.testing import CliRunner
 
 from nvila_core.resolution.policy import Measures
 from streamer.cli.app import app
-from streamer.domain import Result
+from streamer.domain import Result, utc_now
+from streamer.question import Question
 from streamer.service import Service
 from tests.support.api_server import ApiServer
+from tests.support.videos import write_video
 
 Run = Callable[..., Any]
 CAMERA = "rtsp://me:hunter2@192.0.2.1/door"
@@ -149,7 +153,6 @@ def test_silences_and_incidents(run: Run, here: Service) -> None:
     "arguments",
     [
         ["analyze", "film.mp4"],
-        ["summarize", "door"],
         ["keys", "list"],
         ["doctor"],
         ["up"],
@@ -173,3 +176,37 @@ def test_a_service_that_is_away_is_one_sentence(run: Run, monkeypatch: pytest.Mo
     (line,) = done.stderr.strip().splitlines()
     assert done.exit_code == 1
     assert "http://127.0.0.1:1 cannot be reached" in line
+
+
+def test_times_count_from_the_clock_of_the_service(run: Run, here: Service) -> None:
+    # given a camera
+    stream = here.attach(CAMERA, "door", watches=[], probe=False)
+    here.frames.put(stream.id, b"jpeg", Measures(32, 24, change=0.0), time=time.time(), pts=0.0)
+    # when
+    asked = run("ask", "door", "What was there?", "--since", "-10m", "--no-wait", "--json")
+    # then
+    (query,) = records(asked)
+    since = datetime.fromisoformat(query["since"])
+    assert abs(since - (utc_now() - timedelta(minutes=10))) < timedelta(minutes=5)
+    # because it travels as it was typed, unlike a moment
+    typed = Question(prompt="?", since="-10m").as_asked
+    assert (typed["since"], typed["until"]) == ("-10m", None)
+    moment = Question(prompt="?", since=utc_now() - timedelta(minutes=10)).as_asked
+    assert moment["since"].endswith("Z")
+
+
+def test_a_file_and_several_cameras_are_asked(run: Run, here: Service, tmp_path: Path) -> None:
+    write_video(tmp_path / "evening.mp4", seconds=1)
+    for name in ("door", "gate"):
+        here.attach(CAMERA, name, watches=[], probe=False)
+
+    (about_file,) = records(
+        run("ask", "Who?", "--file", str(tmp_path / "evening.mp4"), "--no-wait", "--json")
+    )
+    (about_both,) = records(
+        run("ask", "Who?", "--stream", "door", "--stream", "gate", "--no-wait", "--json")
+    )
+
+    assert about_file["file"] == here.files.newest()[0].id
+    assert about_file["window"] is None
+    assert about_both["streams"] == [here.stream(name).id for name in ("door", "gate")]

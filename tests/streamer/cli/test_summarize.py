@@ -6,11 +6,14 @@ import time
 from datetime import timedelta
 
 import pytest
+from rq.job import Job
+from rq.serializers import JSONSerializer
 from typer.testing import CliRunner
 
 from streamer.cli.app import app
 from streamer.domain import Result, utc_now
 from streamer.summaries import clock_time
+from streamer.survey import SurveyRequest
 
 
 @pytest.fixture
@@ -60,8 +63,8 @@ def test_a_model_that_is_missing_is_named(run, captions):
     assert "No model worker is running" in done.stderr
 
 
-def test_the_model_is_asked_without_pictures(run, client, captions, monkeypatch):
-    # given a worker that answers what is in the queue
+def test_the_model_sums_up_what_was_recorded(run, client, captions, monkeypatch, tmp_path):
+    # given a worker that sums up what is in the queue
     monkeypatch.setattr("streamer.service.Service.require_worker", lambda self: None)
     stopping = threading.Event()
     asked = []
@@ -70,28 +73,38 @@ def test_the_model_is_asked_without_pictures(run, client, captions, monkeypatch)
         while not stopping.is_set():
             for query in client.queries():
                 if query.result is None:
-                    asked.append(query.prompt)
-                    text = f"It began at {query.prompt[:10]}."
-                    common = {"kind": "answer", "stream_id": "", "stream_name": "", "prompt": ""}
+                    job = Job.fetch(
+                        query.id, connection=client.connections.main, serializer=JSONSerializer
+                    )
+                    survey = SurveyRequest.read(job.args[0])
+                    asked.append(survey)
+                    for block in survey.blocks:
+                        block.text = "Six numbers."
+                    blocks = [each.model_dump(mode="json") for each in survey.blocks]
                     client.queue.publish(
-                        Result(request_id=query.id, text=text, **common), owner_id=None
+                        Result.answering(survey, text="It began.", data={"blocks": blocks}),
+                        owner_id=None,
                     )
             time.sleep(0.05)
 
     thread = threading.Thread(target=answer)
     thread.start()
     try:
-        done = run("lobby", "--since", "-1h", "--json")
+        done = run("lobby", "--since", "-1h", "--json", "--report", str(tmp_path / "report.md"))
     finally:
         stopping.set()
         thread.join(60)
-    # then its summary cites the first caption
+    # then it was given every caption, and its texts are in the summary and in the report
     assert done.exit_code == 0, done.output
     summary = json.loads(done.stdout)
-    assert summary["text"] == f"It began at [{clock_time(captions[0].start)}]."
-    assert summary["results"] == 6
-    assert len(asked) == 1
-    assert all(each.text in asked[0] for each in captions)
+    assert (summary["text"], summary["results"]) == ("It began.", 6)
+    assert summary["blocks"][0]["text"] == "Six numbers."
+    (survey,) = asked
+    lines = [line.text for block in survey.blocks for line in block.lines]
+    assert lines == [each.text for each in captions]
+    report = (tmp_path / "report.md").read_text()
+    assert "It began." in report
+    assert "Six numbers." in report
 
 
 def test_a_range_that_is_no_time_is_said_without_a_server(run):

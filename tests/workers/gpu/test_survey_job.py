@@ -9,7 +9,7 @@ import pytest
 
 from nvila_core.resolution.policy import Measures
 from streamer.deltas import Deltas
-from streamer.domain import QueryStatus, StreamSpec, rfc3339, to_datetime
+from streamer.domain import QueryStatus, Result, StreamSpec, rfc3339, to_datetime
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import CHAT_JOB, CLIP_JOB, INGEST, INGEST_JOB, SURVEY_JOB
 from streamer.limits import MAX_QUERY_WINDOWS
@@ -374,3 +374,36 @@ def test_no_more_surveys_are_open_than_workers_have_threads_for(client, monkeypa
     # when one has ended
     client.cancel(first.id)
     assert ask(client, streams=["lobby"]).status is QueryStatus.QUEUED
+
+
+def test_what_was_recorded_is_summed_up_by_blocks(own, client, script):
+    # given captions of more than one block
+    start = time.time() - 600
+    client.timeline.record(
+        [
+            Result(
+                request_id=f"req_{number}",
+                kind="caption",
+                stream_id="str_1",
+                stream_name="lobby",
+                start=to_datetime(start + number),
+                end=to_datetime(start + number + 1),
+                prompt="?",
+                text=f"{number} " * 500,
+            )
+            for number in range(10)
+        ]
+    )
+    # when
+    with working(own):
+        query = finished(client, client.summarize("lobby", "-1h"))
+    # then each block was summed up, and then the blocks
+    result = query.result
+    blocks = result.data["blocks"]
+    assert len(blocks) > 1
+    assert len(script.lists) == len(blocks) + 1
+    assert result.text.startswith("It began at [")
+    assert (result.data["results"], result.data["errors"]) == (10, 0)
+    assert all(block["text"].startswith("It began at [") for block in blocks)
+    found = [entry for _, entry in client.queue.read("0-0")]
+    assert [each.kind for each in found].count("summary") == len(blocks) + 1
