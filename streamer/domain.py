@@ -20,6 +20,7 @@ from pydantic import (
     PlainSerializer,
     SerializerFunctionWrapHandler,
     ValidationError,
+    ValidationInfo,
     computed_field,
     model_serializer,
     model_validator,
@@ -102,6 +103,10 @@ def unstorable(value: Any) -> str | None:
     return None
 
 
+_STORED = {"stored": True}
+"""Context in which fields that have been stored are read."""
+
+
 class Record(BaseModel):
     """Base of all records.
 
@@ -113,8 +118,10 @@ class Record(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _storable(cls, fields: Any) -> Any:
+    def _storable(cls, fields: Any, info: ValidationInfo) -> Any:
         """Refuse what JSON, Redis or a database cannot store, wherever in the fields it is."""
+        if info.context == _STORED:
+            return fields
         reason = unstorable(fields)
         if reason is not None:
             raise PydanticCustomError("unstorable", "{reason}", {"reason": reason})
@@ -128,7 +135,7 @@ class Record(BaseModel):
         """
         try:
             if isinstance(stored, dict):
-                return cls.model_validate(stored, extra="ignore")
+                return cls.model_validate(stored, extra="ignore", context=_STORED)
             return cls.model_validate_json(stored, extra="ignore")
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
@@ -596,6 +603,8 @@ class QueryStatus(OpenEnum):
 class FrameResolution(Record):
     """The resolution at which one frame was processed, and why."""
 
+    model_config = ConfigDict(frozen=True)  # results share it
+
     grid: tuple[int, int] = Field(
         description="columns and rows of tiles, in addition to a thumbnail"
     )
@@ -736,6 +745,34 @@ class Result(Record):
             **_seen(request),
         }
         return cls(**asked | outcome)
+
+
+VERIFIES = "verifies"
+"""Entry of the `data` of a request that asks whether a hit of a search is one: the hit's request.
+Such an answer is not recorded: it says nothing new about the stream."""
+
+
+class Match(Record):
+    """How well a result fits a search by meaning, and what the model says about it."""
+
+    request_id: str = Field(description="of the result")
+    similarity: float | None = Field(
+        default=None, description="of its meaning, at most 1; null: found by its words"
+    )
+    verdict: Literal["yes", "no", "pending", "unverified"] | None = Field(
+        default=None,
+        description="whether its frames show what is searched for, says the model; pending: it is "
+        "being asked; unverified: it cannot be asked, see reason; null: not asked (verify)",
+    )
+    probability: float | None = Field(default=None, description="of yes")
+    reason: str | None = Field(default=None, description="what is to be known about the verdict")
+
+
+class Hit(Record):
+    """A result, and how well it fits the search that found it."""
+
+    result: Result
+    match: Match
 
 
 def _seen(request: ClipRequest) -> dict[str, Any]:

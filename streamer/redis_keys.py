@@ -141,6 +141,9 @@ RECORDER = KEY_PREFIX + "recorder"
 """String: JSON `{"trouble"}`, what keeps a recorder from recording, or null. Its TTL is the lease
 of the recorders."""
 
+VECTORS = KEY_PREFIX + "vectors"
+"""String: held by the recorder that makes the vectors of search by meaning, under a TTL."""
+
 LOADING = KEY_PREFIX + "loading"
 """String: host of the model worker that last reported that it is loading its model. Its TTL is the
 lease."""

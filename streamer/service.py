@@ -3,7 +3,8 @@
 import threading
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Self
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from streamer.admission import Admission
 from streamer.alert_rule import AlertRule
@@ -11,6 +12,7 @@ from streamer.chats import Chats
 from streamer.connections import Connections, from_run_file
 from streamer.domain import (
     UNCHANGED,
+    Match,
     Query,
     Result,
     Sampling,
@@ -53,6 +55,7 @@ from streamer.surveys import Surveys
 from streamer.terminal import by_time
 from streamer.times import When, moment
 from streamer.validation import check_name, derive_name, validated
+from streamer.verification import Verifier
 from streamer.watches import Watches, check_alert, check_watch, require_open
 
 if TYPE_CHECKING:
@@ -60,6 +63,9 @@ if TYPE_CHECKING:
     from streamer.media.source import SourceInfo
     from streamer.timeline.results import Page, Timeline
     from streamer.webhooks.store import Webhooks
+
+SearchMode = Literal["words", "meaning"]
+"""How a text is searched for."""
 
 CAPTION_PROMPT = "Describe the scene."
 """Question about every window of a stream that is attached without watches."""
@@ -113,6 +119,7 @@ class Service:
         """The frames that are kept, as pictures and videos."""
         self.health = InstallationHealth(self.connections, self.jobs, lambda: self.timeline, clock)
         """Which parts of the installation work."""
+        self._verifier = Verifier(settings, self.registry, self.jobs, self.queue, self.pictures)
         self._queries = Queries(self._redis, settings, history, self.jobs, self.queue, clock)
         self._surveys = Surveys(
             self._redis, settings, self.registry, self.jobs, self._queries, self.windows
@@ -688,12 +695,30 @@ class Service:
         q: str | None = None,
         limit: int = 100,
         cursor: str | None = None,
+        mode: SearchMode = "words",
+        verify: bool = False,
     ) -> "Page":
         """Return a page of the timeline, newest first; `stream` may have been detached.
 
+        With the mode `meaning`, it has the results whose meaning is nearest to `q`, the nearest
+        first, and there is no other page. With `verify`, the model is asked whether the frames of
+        each hit show `q`; :meth:`verified` tells what it says.
+
         Raises StreamerError: INVALID_REQUEST; UNKNOWN_STREAM for a stream that is not attached and
-        has no results.
+        has no results; SEARCH_UNAVAILABLE without the extra `search`.
         """
+        if not q and (verify or mode == "meaning"):
+            raise StreamerError(
+                ErrorCode.INVALID_REQUEST,
+                "Searching by meaning, and verifying, need a text: give q.",
+                "q",
+            )
+        if cursor is not None and mode == "meaning":
+            raise StreamerError(
+                ErrorCode.INVALID_REQUEST,
+                "A search by meaning has one page: leave out cursor, and raise limit.",
+                "cursor",
+            )
         reason = unstorable([stream, kind, q])
         if reason is not None:
             raise StreamerError(ErrorCode.INVALID_REQUEST, f"No result can match: {reason}.")
@@ -704,18 +729,28 @@ class Service:
             start = moment(since, now)
         with about("until"):
             end = moment(until, now)
-        page = self.timeline.query(
-            stream=stream,
-            kind=kind,
-            since=start,
-            until=end,
-            q=q,
-            limit=limit,
-            cursor=cursor,
-        )
+        if mode == "meaning":
+            page = self.timeline.query_by_meaning(
+                q or "", stream=stream, kind=kind, since=start, until=end, limit=limit
+            )
+        else:
+            page = self.timeline.query(
+                stream=stream,
+                kind=kind,
+                since=start,
+                until=end,
+                q=q,
+                limit=limit,
+                cursor=cursor,
+            )
         if stream is not None and not page.results:
             self.require_results_of(stream)
-        return page
+        return self.verified(page, q) if verify and q else page
+
+    def verified(self, page: "Page", q: str) -> "Page":
+        """Return a page of hits with what the model says about them by now."""
+        matches = page.matches or [Match(request_id=hit.request_id) for hit in page.results]
+        return replace(page, matches=self._verifier.verify(q, page.results, matches))
 
     def require_results_of(self, stream: str) -> None:
         """Raise StreamerError(UNKNOWN_STREAM) unless `stream`, an id or a name, is attached or has

@@ -107,6 +107,12 @@ class StoredFrames:
             gaps=[gap for each in lists for gap in each.gaps][:MAX_GAPS],
         )
 
+    def kept(self, result: Result) -> list[FrameRef]:
+        """Return the frames that a result was made from and that are kept, in order of time."""
+        kept = self._kept(result)
+        times = (_milliseconds(time.timestamp()) for time in result.frame_times)
+        return sorted((kept[each] for each in {*times} & kept.keys()), key=lambda ref: ref.time)
+
     def _kept(self, result: Result) -> dict[int, FrameRef]:
         """Return the frames in the range of a result that are kept, by their milliseconds."""
         if not result.frame_times or not result.stream_id:

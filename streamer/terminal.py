@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from streamer.domain import Result, Stream, StreamCounters, utc_now
+from streamer.domain import Match, Result, Stream, StreamCounters, utc_now
 
 if TYPE_CHECKING:
     from rich.console import Console, OverflowMethod
@@ -194,9 +194,10 @@ def by_time(results: Iterable[Result]) -> list[Result]:
 
 
 def result_parts(
-    result: Result, name_width: int = 12, label: str = "", *, costs: bool = False
+    result: Result, name_width: int = 12, label: str = "", *, costs: bool = False, note: str = ""
 ) -> "tuple[Text, Text]":
-    """Format a result: its time and stream; and the label of its watch, its text, and its cost."""
+    """Format a result: its time and stream; and the label of its watch, its text, its cost, and a
+    note."""
     from rich.text import Text
 
     style = "red" if result.error is not None else "bold" if result.kind == "answer" else ""
@@ -212,16 +213,35 @@ def result_parts(
     body.append(answer_text(result), style)
     if costs and result.error is None:
         body.append(f"  {cost(result)}", "dim")
+    if note:
+        body.append(f"  {plain(note)}", "dim")
     for caveat in caveats(result):
         body.append(f"  {caveat}", "yellow")
     return head, body
 
 
 def print_result(
-    out: "Console", result: Result, name_width: int = 12, label: str = "", *, costs: bool = False
+    out: "Console",
+    result: Result,
+    name_width: int = 12,
+    label: str = "",
+    *,
+    costs: bool = False,
+    note: str = "",
 ) -> None:
-    """Print a result: time, stream, label of its watch, text and, with `costs`, its cost."""
-    print_hanging(out, *result_parts(result, name_width, label, costs=costs))
+    """Print a result: time, stream, label of its watch, text, with `costs` its cost, and `note`."""
+    print_hanging(out, *result_parts(result, name_width, label, costs=costs, note=note))
+
+
+def fit(match: Match) -> str:
+    """Format how well a result fits a search: `similarity 0.63 · verified: yes (0.92)`."""
+    parts = [] if match.similarity is None else [f"similarity {match.similarity:.2f}"]
+    if match.verdict in ("yes", "no"):
+        sure = "" if match.probability is None else f" ({match.probability:.2f})"
+        parts.append(f"verified: {match.verdict}{sure}")
+    elif match.verdict is not None:
+        parts.append(match.verdict if match.reason is None else f"{match.verdict}: {match.reason}")
+    return " · ".join(parts)
 
 
 def table(*headers: str, right: Iterable[str] = ()) -> "Table":

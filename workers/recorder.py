@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from streamer import redis_keys
 from streamer.clock import Clock, SystemClock
 from streamer.connections import Connections, log_lacks
-from streamer.domain import PartName, Result
+from streamer.domain import VERIFIES, PartName, Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.store import FrameStore, Retention
 from streamer.health import note_seen
@@ -34,6 +34,7 @@ from streamer.timeline.expiry import ResultExpiry
 from streamer.timeline.results import Timeline
 from workers.incidents import channels_of, incident_thread
 from workers.process import startup
+from workers.vectors import vector_thread
 from workers.webhooks import webhook_sender_of
 
 _log = structlog.get_logger(__name__)
@@ -201,7 +202,11 @@ class Recorder:
         return recorded
 
     def _store(self, results: list[Result]) -> int:
-        """Store results and count the windows of alerts, in one transaction."""
+        """Store results and count the windows of alerts, in one transaction.
+
+        What the model said about the hits of a search is left out.
+        """
+        results = [result for result in results if VERIFIES not in (result.data or {})]
         incidents = self._incidents
         if incidents is None:
             return self._timeline.record(results)
@@ -299,14 +304,17 @@ def record_results(settings: Settings, stopping: threading.Event) -> None:
                 settings, connections, timeline.database, database_outage, stopping
             )
             webhook_sender.start()
+            vectors = vector_thread(connections, timeline.database, stopping)
             log_ready()
             thread.start()
+            vectors.start()
             try:
                 recorder.run()
             finally:
                 stopping.set()
                 thread.end()
                 webhook_sender.join(_GRACE)
+                vectors.join(_GRACE)
             recorder.leave()
     except redis.exceptions.RedisError as error:
         if not (stopping.is_set() and will_pass(error)):

@@ -231,6 +231,10 @@ class Tools:
     def search_timeline(
         self,
         words: Annotated[str | None, Field(description="words that the text must have")] = None,
+        meaning: Annotated[
+            str | None,
+            Field(description="find what says something alike, nearest first, instead of `words`"),
+        ] = None,
         stream: Annotated[str | None, Field(description="only of this stream")] = None,
         since: Since = None,
         until: Until = None,
@@ -246,7 +250,14 @@ class Tools:
         what the model noticed. Results with `error` are windows that were not seen.
         """
         page = self._service.results(
-            stream=stream, kind=kind, since=since, until=until, q=words, limit=limit, cursor=cursor
+            stream=stream,
+            kind=kind,
+            since=since,
+            until=until,
+            q=words if meaning is None else meaning,
+            limit=limit,
+            cursor=cursor,
+            mode="words" if meaning is None else "meaning",
         )
         return Found(
             results=[_seen(result) for result in page.results],

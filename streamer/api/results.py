@@ -1,8 +1,11 @@
 """Routes of `/v1/results`: the timeline."""
 
+import asyncio
+import time
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Response
+from starlette.concurrency import run_in_threadpool
 
 from streamer.api.dependencies import (
     ClientDependency,
@@ -12,8 +15,14 @@ from streamer.api.dependencies import (
     Limit,
 )
 from streamer.api.schemas import ResultPage
+from streamer.service import SearchMode
+from streamer.timeline.results import Page
+from streamer.verification import MAX_VERIFIED
 
 router = APIRouter(prefix="/v1/results", tags=["results"])
+
+_LOOK_INTERVAL = 0.5
+"""Seconds between two looks at pending verdicts."""
 
 
 @router.get("", response_model=ResultPage)
@@ -41,17 +50,57 @@ async def list_results(
         str | None,
         Query(description='words of the answer or the prompt: `red car`, `"red car"` or `park*`'),
     ] = None,
+    mode: Annotated[
+        SearchMode,
+        Query(
+            description="words: results that contain the words of q, newest first; meaning: those "
+            "that say something alike, the nearest first, on one page (needs the extra `search`)"
+        ),
+    ] = "words",
+    verify: Annotated[
+        bool,
+        Query(
+            description="ask the model whether the frames of each hit show q; of a page the first "
+            f"{MAX_VERIFIED}. The same call again returns the verdicts that were pending"
+        ),
+    ] = False,
+    wait: Annotated[
+        float, Query(ge=0, le=60, description="seconds to wait for pending verdicts at most")
+    ] = 0.0,
     limit: Limit = 100,
     cursor: Cursor = None,
 ) -> Response:
-    """List recorded results, newest first."""
+    """List recorded results, newest first, or search them by words or by meaning."""
+    deadline = time.monotonic() + wait
 
-    def read() -> str:
-        page = client.results(
-            stream=stream, kind=kind, since=since, until=until, q=q, limit=limit, cursor=cursor
+    def read() -> Page:
+        return client.results(
+            stream=stream,
+            kind=kind,
+            since=since,
+            until=until,
+            q=q,
+            limit=limit,
+            cursor=cursor,
+            mode=mode,
+            verify=verify,
         )
+
+    page = await database.run(read)
+    while _pending(page) and time.monotonic() < deadline:
+        await asyncio.sleep(_LOOK_INTERVAL)
+        page = await run_in_threadpool(client.verified, page, q or "")
+
+    def write() -> str:
         return ResultPage(
-            results=page.results, next_cursor=page.next_cursor, missing=health.missing()
+            results=page.results,
+            next_cursor=page.next_cursor,
+            matches=page.matches,
+            missing=health.missing(),
         ).model_dump_json()
 
-    return Response(await database.run(read), media_type="application/json")
+    return Response(await database.run(write), media_type="application/json")
+
+
+def _pending(page: Page) -> bool:
+    return any(match.verdict == "pending" for match in page.matches or [])

@@ -10,6 +10,7 @@ from streamer.alert_rule import AlertRule, with_nested_rule
 from streamer.domain import (
     UNCHANGED,
     ErrorInfo,
+    Match,
     ModelName,
     Part,
     Query,
@@ -300,10 +301,16 @@ class QueryList(Record):
 
 
 class ResultPage(Record):
-    """Results, newest first. Pass `next_cursor` as `cursor` to get older ones."""
+    """Results, newest first; by meaning the nearest first. Pass `next_cursor` as `cursor` to get
+    the next ones."""
 
     results: list[Result]
     next_cursor: str | None
+    matches: list[Match] | None = Field(
+        default=None,
+        description="with mode=meaning or verify=true: for each result, in their order, how well "
+        "it fits",
+    )
     missing: list[Part] = _MISSING
 
 

@@ -1,6 +1,7 @@
 """`streamer results`: print the timeline, or follow new results."""
 
 import contextlib
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,10 +11,18 @@ from streamer.cli.context import Json, Verbose, open_client, typed_range, warn_o
 
 if TYPE_CHECKING:
     from streamer.cli.remote import RemoteInstallation
-    from streamer.domain import Result
+    from streamer.domain import Hit, Result
     from streamer.http_client.calls import Kind
     from streamer.service import Service
     from streamer.times import When
+
+_HITS = 16
+"""Hits of a search that are shown by default: as many as can be verified."""
+
+_MAX_WAIT = 120.0
+"""Seconds to wait for the verdicts of the model; those that are missing then are shown as such."""
+
+_LOOK_INTERVAL = 0.5
 
 
 def results(
@@ -45,6 +54,22 @@ def results(
             "--q", help="Show only results with these words: red car, '\"red car\"' or park*."
         ),
     ] = None,
+    meaning: Annotated[
+        bool,
+        typer.Option(
+            "--meaning",
+            help="Show the results that say something like --q, the nearest first, whatever their "
+            "words. Needs the extra 'search'.",
+        ),
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify",
+            help="Ask the model whether the frames of the first hits show --q, and leave out those "
+            "that do not.",
+        ),
+    ] = False,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -76,6 +101,15 @@ def results(
         start, end = typed_range(since, until)
         warn_of_missing(client)
         labels.learn(client.streams())
+        if meaning or verify:
+            if follow:
+                raise typer.BadParameter("--follow excludes --meaning and --verify.")
+            hits = _hits(client, stream, kind, start, end, q, limit or _HITS, meaning, verify)
+            if as_json:
+                json_lines(hits)
+            else:
+                _print_hits(hits, verbose)
+            return
         if not follow:
             show(_recorded(client, stream, kind, start, end, q, limit or 100))
             return
@@ -83,6 +117,52 @@ def results(
             raise typer.BadParameter("--follow and --until exclude each other: use one of them.")
         with contextlib.suppress(KeyboardInterrupt):  # Ctrl-C is how users end it
             _follow(client, show, stream, kind, start, q, limit)
+
+
+def _hits(
+    client: "Service | RemoteInstallation",
+    stream: str | None,
+    kind: "Kind | None",
+    since: "When",
+    until: "When",
+    q: str | None,
+    limit: int,
+    meaning: bool,
+    verify: bool,
+) -> "list[Hit]":
+    """Return the hits of a search; of those that are verified wait for the verdicts."""
+    from streamer.domain import Hit
+
+    deadline = time.monotonic() + _MAX_WAIT
+    while True:
+        page = client.results(
+            stream=stream,
+            kind=kind,
+            since=since,
+            until=until,
+            q=q,
+            limit=min(limit, 1000),
+            mode="meaning" if meaning else "words",
+            verify=verify,
+        )
+        pairs = zip(page.results, page.matches or [], strict=True)
+        hits = [Hit(result=result, match=match) for result, match in pairs]
+        pending = any(hit.match.verdict == "pending" for hit in hits)
+        if not pending or time.monotonic() >= deadline:
+            return hits
+        time.sleep(_LOOK_INTERVAL)
+
+
+def _print_hits(hits: "list[Hit]", verbose: bool) -> None:
+    from streamer.terminal import console, fit, print_result
+
+    out = console()
+    shown = [hit for hit in hits if hit.match.verdict != "no"]
+    for hit in shown:
+        print_result(out, hit.result, costs=verbose, note=fit(hit.match))
+    left_out = len(hits) - len(shown)
+    if left_out:
+        out.print(f"{left_out} left out: the model says that their frames do not show it.")
 
 
 def _recorded(

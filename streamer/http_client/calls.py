@@ -64,6 +64,9 @@ _MAX_PAGE = 1000
 
 Kind = Literal["caption", "answer", "alert", "summary", "error"]
 
+SearchMode = Literal["words", "meaning"]
+"""How a text is searched for."""
+
 
 class ServiceCalls:
     """Calls for streams, queries, results and the state of the service."""
@@ -401,14 +404,21 @@ class ServiceCalls:
         q: str | None = None,
         limit: int = 100,
         cursor: str | None = None,
+        mode: SearchMode = "words",
+        verify: bool = False,
+        wait: float = 0.0,
     ) -> Call[ResultPage]:
         """Return up to `limit` recorded results, newest first; see `results`.
 
-        `cursor` is the `next_cursor` of the page before.
+        `cursor` is the `next_cursor` of the page before. With the mode `meaning`, those whose
+        meaning is nearest to `q`, the nearest first. With `verify`, the model is asked whether the
+        frames of each hit show `q`; `matches` of the page has its verdicts, for which the server
+        waits up to `wait` seconds, at most 60.
 
-        Raises StreamerError: INVALID_REQUEST, UNKNOWN_STREAM, DATABASE_UNAVAILABLE.
+        Raises StreamerError: INVALID_REQUEST, UNKNOWN_STREAM, DATABASE_UNAVAILABLE,
+        SEARCH_UNAVAILABLE.
         """
-        params = {
+        params: dict[str, str | float | None] = {
             "stream": stream,
             "kind": kind,
             "since": _time("since", since),
@@ -417,7 +427,9 @@ class ServiceCalls:
             "limit": limit,
             "cursor": cursor,
         }
-        return Call("GET", "/v1/results", ResultPage.read, params)
+        if mode != "words" or verify:  # which an older server does not know
+            params |= {"mode": mode, "verify": str(verify).lower(), "wait": wait}
+        return Call("GET", "/v1/results", ResultPage.read, params, patience=wait)
 
     @staticmethod
     def results(

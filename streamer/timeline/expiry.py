@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Connection, delete, func, or_, select, tex
 from streamer.clock import Clock
 from streamer.domain import to_datetime
 from streamer.timeline.database import Database
-from streamer.timeline.tables import results
+from streamer.timeline.tables import result_vectors, results
 
 MAX_STEP = 1000
 """Results that one step deletes: a fraction of a second."""
@@ -107,8 +107,14 @@ class ResultExpiry:
             .order_by(_columns.created_at, _columns.number)
             .limit(number)
         )
-        statement = delete(results).where(_columns.number.in_(oldest.scalar_subquery()))
-        return self._database.write(lambda connection: connection.execute(statement).rowcount)
+
+        def write(connection: Connection) -> int:
+            numbers = list(connection.execute(oldest).scalars())
+            for table in (results, result_vectors):
+                connection.execute(delete(table).where(table.c.number.in_(numbers)))
+            return len(numbers)
+
+        return self._database.write(write)
 
 
 def size_of(connection: Connection) -> int:

@@ -5,6 +5,7 @@ Rows of release 0.1.0 hold the fields as the API shows them; they are returned u
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from itertools import groupby
 from typing import Any
 
@@ -29,8 +30,9 @@ def unpack_plan(stored: Any) -> Any:
         return stored
 
 
+# A page has a thousand of them and few different ones.
+@lru_cache(maxsize=4096, typed=True)
 def _frame(columns: Any, rows: Any, reason: Any) -> FrameResolution:
-    # A page has a thousand of them, so they are checked here, in a tenth of the time.
     if not (type(columns) is int and type(rows) is int and type(reason) is str):
         raise TypeError
     return FrameResolution.model_construct(grid=(columns, rows), reason=reason)

@@ -1,10 +1,11 @@
 """Record all results, and search them."""
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -24,13 +25,16 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
 from streamer.cursors import decode_cursor, encode_cursor, moment_of, time_order
-from streamer.domain import Result, ResultKind
+from streamer.domain import Match, Result, ResultKind
 from streamer.errors import ErrorCode, StreamerError
 from streamer.timeline.database import TIME_LIMIT, Database, engine_of, parsed_url, translated
 from streamer.timeline.packing import pack_plan, pack_times, unpack_plan, unpack_times
 from streamer.timeline.tables import MAX_ADVANCE, MAX_DELAY, RESULT_FIELDS
 from streamer.timeline.tables import results as _results
 from streamer.timeline.words import Term, fts5, parse_search, tsquery
+
+if TYPE_CHECKING:
+    from streamer.timeline.vectors import VectorIndex
 
 Also = Callable[[Connection, list[Result]], object]
 """What else is done with new results, in the transaction that stores them."""
@@ -47,6 +51,9 @@ _REQUIRED = {name for name, field in Result.model_fields.items() if field.is_req
 _RECENT = 10_000
 """Results among which a word that is not rare is found often enough for a page."""
 
+_RECENT_OF_STREAM = 2_000
+"""The same, of one stream: its results are not side by side."""
+
 _columns = _results.c
 _words = table("results_words", column("results_words"), column("rowid"))
 """The index of words in SQLite."""
@@ -54,10 +61,14 @@ _words = table("results_words", column("results_words"), column("rowid"))
 
 @dataclass(frozen=True)
 class Page:
-    """Results, newest first, and the cursor of the next page (None on the last page)."""
+    """Results, newest first, and the cursor of the next page (None on the last page).
+
+    Found by meaning, the nearest is the first, and `matches` says how near each is.
+    """
 
     results: list[Result]
     next_cursor: str | None
+    matches: list[Match] | None = None
 
 
 @dataclass(frozen=True)
@@ -79,20 +90,27 @@ class _Wanted:
         by_id = self.stream is not None and self._is_id(connection)
         ranged = self.since is not None or self.until is not None
         near = self._near() if ranged else []
+        far_first: Select[Any] | None = None
         if self.terms and self.dialect == "sqlite":
-            statement = self._search_sqlite(by_id, near, *self._numbers(connection))
-            far = self._search_sqlite(by_id, self._far_range(), far=True)
+            statement = self._search_sqlite(by_id, near, *self.numbers(connection))
+            far = self._search_sqlite(by_id, self._far_range(), far=True).limit(self.limit)
         else:
             filters = [*self._filters(by_id), *near]
+            often = True
             if self.terms:
+                numbers = self.numbers(connection)
+                filters += _between(_columns.number, *numbers)
+                often = self._often(connection, filters, numbers[1])
                 filters.append(self._has_words())
-                filters += _between(_columns.number, *self._numbers(connection))
-            order = self._order(indexed=not self.terms or self._often(connection, filters))
+            order = self._order(indexed=often)
             statement = select(_results).where(*filters).order_by(*order)
             far = self._far(by_id)
+            if self.terms and often:
+                far_first = self._far(by_id, newest=10 * self.limit)
         found = list(connection.execute(statement.limit(self.limit)))
         if ranged:
-            found += connection.execute(far.limit(self.limit))
+            first = [] if far_first is None else connection.execute(far_first).all()
+            found += first if len(first) == self.limit else connection.execute(far)
         return sorted(found, key=self._key, reverse=True)[: self.limit]
 
     def _key(self, row: Row[Any]) -> tuple[Any, ...]:
@@ -142,43 +160,60 @@ class _Wanted:
             near.append(func.coalesce(_columns.start, made) < self.until)
         return near
 
-    def _numbers(self, connection: Connection) -> tuple[int | None, int | None]:
+    def numbers(self, connection: Connection) -> tuple[int | None, int | None]:
         """Return the lowest and the highest number of a range, None for none, as a search reads
-        by number."""
+        by number. The lowest is above the highest if the range has no results."""
         made, number = _columns.created_at, _columns.number
         lowest = highest = None
         if self.since is not None:
-            first = select(number).where(made >= self.since - MAX_ADVANCE).order_by(made, number)
-            lowest = (connection.execute(first.limit(1)).scalar() or 0) - _DISORDER
+            first = select(number).where(
+                made >= self.since - MAX_ADVANCE, func.coalesce(_columns.end, made) >= self.since
+            )
+            first = first.order_by(made, number)
+            edge = first.limit(_DISORDER).subquery().c.number
+            lowest = connection.execute(select(func.min(edge))).scalar()
+            if lowest is None:
+                return 1, 0
         if self.until is not None:
-            last = select(number).where(made < self.until + MAX_DELAY)
+            last = select(number).where(
+                made < self.until + MAX_DELAY, func.coalesce(_columns.start, made) < self.until
+            )
             last = last.order_by(made.desc(), number.desc())
-            highest = (connection.execute(last.limit(1)).scalar() or 0) + _DISORDER
+            edge = last.limit(_DISORDER).subquery().c.number
+            highest = connection.execute(select(func.max(edge))).scalar()
+            if highest is None:
+                return 1, 0
         return lowest, highest
 
-    def _far(self, by_id: bool) -> Select[Any]:
+    def _far(self, by_id: bool, newest: int | None = None) -> Select[Any]:
         """Return a statement for the results of the range that are far from their clip.
 
         They are few, and found by the end of the clip; no other index would find them as fast.
+        With `newest`, words are looked for in the newest ones alone.
         """
         filters = [*self._far_range(), *self._filters(by_id, indexed=False)]
+        if newest is not None:
+            among = select(_columns.number).where(*filters).order_by(*self._order(indexed=False))
+            filters = [_columns.number.in_(among.limit(newest))]
         if self.terms:
             filters.append(self._has_words())
         numbers = select(_columns.number).where(*filters).order_by(*self._order(indexed=False))
         return select(_results).where(_columns.number.in_(numbers.limit(self.limit)))
 
-    def _often(self, connection: Connection, filters: list[ColumnElement[bool]]) -> bool:
+    def _often(
+        self, connection: Connection, filters: list[ColumnElement[bool]], highest: int | None
+    ) -> bool:
         """Return whether the newest results have enough matches, so that PostgreSQL is to read by
         number; otherwise it is to read its index of words. It guesses badly which is faster."""
         number = _columns.number
-        newest = select(func.max(number))
-        if self.after is not None:
-            newest = newest.where(number < self.after[1])
-        _, highest = self._numbers(connection)
-        if highest is not None:
-            newest = newest.where(number <= highest)
-        top = connection.execute(newest).scalar() or 0
-        matches = select(number).where(*filters, number > top - _RECENT).limit(self.limit)
+        newest = select(number).where(*filters)
+        if self.stream is not None:
+            newest = newest.order_by(number.desc()).limit(_RECENT_OF_STREAM)
+        else:
+            ends = [end for end in (highest, self.after[1] if self.after else None) if end]
+            top = min(ends) if ends else connection.execute(select(func.max(number))).scalar() or 0
+            newest = newest.where(number > top - _RECENT)
+        matches = select(number).where(number.in_(newest), self._has_words()).limit(self.limit)
         return len(connection.execute(matches).all()) == self.limit
 
     def _far_range(self) -> list[ColumnElement[bool]]:
@@ -245,6 +280,8 @@ class Timeline:
 
     def __init__(self, url: str, *, time_limit: float = TIME_LIMIT, upgrade: bool = False) -> None:
         self.database = Database(url, time_limit=time_limit, upgrade=upgrade)
+        self._index: VectorIndex | None = None
+        self._opening = threading.Lock()
 
     def close(self) -> None:
         """End the calls that run, and close the connections to the database."""
@@ -321,6 +358,57 @@ class Timeline:
         more = len(rows) > limit
         rows = rows[:limit]
         return Page([_result(row) for row in rows], _cursor(rows[-1]) if more else None)
+
+    def query_by_meaning(
+        self,
+        q: str,
+        *,
+        stream: str | None = None,
+        kind: str | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
+        limit: int = 100,
+    ) -> Page:
+        """Return the results whose meaning is nearest to that of `q`, the nearest first.
+
+        The other arguments are those of :meth:`query`. Captions and answers are searched.
+
+        Raises StreamerError(SEARCH_UNAVAILABLE) if the extra `search` is not installed here, or not
+        where the recorder runs.
+        """
+        from streamer.timeline.sentences import sentence_encoder
+        from streamer.timeline.vectors import VectorIndex
+
+        vector = sentence_encoder().encode([q])[0]
+        with self._opening:
+            if self._index is None:
+                self._index = VectorIndex(self.database)
+        wanted = _Wanted(
+            stream=stream,
+            kind=kind,
+            since=since,
+            until=until,
+            terms=[],
+            literal=None,
+            after=None,
+            limit=limit,
+            dialect=self.database.dialect,
+        )
+        found = self._index.nearest(
+            vector,
+            stream=stream,
+            kind=kind,
+            since=since,
+            until=until,
+            numbers=self.database.read(wanted.numbers),
+            limit=max(1, min(limit, _MAX_PAGE)),
+        )
+        results = [_result(each.row) for each in found]
+        matches = [
+            Match(request_id=result.request_id, similarity=each.similarity)
+            for result, each in zip(results, found, strict=True)
+        ]
+        return Page(results, None, matches)
 
     def get(self, request_id: str) -> Result | None:
         """Return the result of a request; None if there is none."""

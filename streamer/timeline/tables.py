@@ -84,7 +84,8 @@ results = Table(
     ),
     # Whether the clip is not close before `created_at`: see MAX_DELAY.
     Column("far", Boolean, nullable=False, server_default=false()),
-    Index("results_by_time", "created_at", "number"),
+    # With all that a range is decided by, so that looking for its ends reads no result.
+    Index("results_by_time", "created_at", "number", "start", "end", "far"),
     Index("results_by_kind", "kind", "created_at", "number"),
     Index("results_by_stream", "stream_id", "created_at", "number"),
     Index("results_by_stream_and_kind", "stream_id", "kind", "created_at", "number"),
@@ -94,9 +95,23 @@ results = Table(
 _far = results.c.far.is_(True)
 Index(
     "results_far",
-    *(results.c[name] for name in ("far", "end", "start", "created_at", "number")),
+    *(results.c[name] for name in ("far", "end", "start", "created_at", "number", "kind")),
     sqlite_where=_far,
     postgresql_where=_far,
+)
+
+result_vectors = Table(
+    "result_vectors",
+    metadata,
+    # Orders vectors by their making, so that a reader finds those that are new to it.
+    Column("position", BigInteger().with_variant(Integer, "sqlite"), primary_key=True),
+    # Of the result.
+    Column("number", BigInteger, nullable=False, unique=True),
+    # The sign of each dimension, as bits: what a search compares first.
+    Column("signs", LargeBinary, nullable=False),
+    # Each dimension as an int8.
+    Column("vector", LargeBinary, nullable=False),
+    sqlite_autoincrement=True,
 )
 
 incidents = Table(

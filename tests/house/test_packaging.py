@@ -19,7 +19,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("nvila_core", "streamer", "workers")
-USED = ("mcp", "model", "postgres", "notify")
+USED = ("mcp", "model", "postgres", "notify", "search")
 """The extras for users; `all` has them all."""
 
 EXTRAS = (*USED, "dev")

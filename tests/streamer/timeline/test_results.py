@@ -175,7 +175,7 @@ def test_rows_of_a_newer_recorder_are_shown_as_far_as_they_can_be_read(database_
         database.exec_driver_sql("ALTER TABLE results ADD COLUMN lens TEXT")
         for number, change in enumerate(
             (
-                "kind = 'summary', lens = 'wide'",
+                "kind = 'sketch', lens = 'wide'",
                 """error = '{"code": "LENS_CAP", "message": "Off!", "hint": 1}'""",
                 """gaps = '[{"start": "2026-11-22T12:00:00Z", "end": "2026-11-22T12:00:01Z",
                 "why": "dark"}]'""",
@@ -189,7 +189,7 @@ def test_rows_of_a_newer_recorder_are_shown_as_far_as_they_can_be_read(database_
     # then every row is in the list
     found = {each.request_id: each for each in timeline.query().results}
     assert sorted(found) == ["req_0", "req_1", "req_2", "req_3"]
-    assert found["req_0"].kind == "summary"
+    assert found["req_0"].kind == "sketch"
     errors = [error.code for error in (found["req_1"].error, found["req_3"].error) if error]
     assert errors == ["LENS_CAP", ErrorCode.RECORD_UNREADABLE]
     assert len(found["req_2"].gaps) == 1
