@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 import redis
+import structlog
 
 from streamer.connections import Connections, connect
 from streamer.local.redis_server import EmbeddedServer
@@ -38,6 +39,16 @@ pytest_plugins = [
     "tests.support.postgres",
     "tests.support.worker_process",
 ]
+
+# By default structlog draws each traceback with all local variables, which takes half a second.
+structlog.configure(
+    processors=[
+        *structlog.get_config()["processors"][:-1],
+        structlog.dev.ConsoleRenderer(
+            colors=False, exception_formatter=structlog.dev.plain_traceback
+        ),
+    ]
+)
 
 hypothesis.settings.register_profile("any machine", deadline=None)  # a slow example is no failure
 hypothesis.settings.load_profile("any machine")

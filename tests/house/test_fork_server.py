@@ -43,15 +43,16 @@ def run_fresh(arguments: list[str], env: dict[str, str]) -> "subprocess.Complete
     )
 
 
-@pytest.mark.parametrize("by_name", [False, True], ids=["file", "module"])
+@pytest.mark.parametrize("form", ["file", "module", "code"])
 def test_it_sees_what_a_fresh_program_sees(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_name: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     # given a program that reports all that it was given
     program = tmp_path / "report_all.py"
     program.write_text(REPORT)
     monkeypatch.chdir(tmp_path)
-    arguments = [*(["-m", "report_all"] if by_name else [str(program)]), "a b", "--c"]
+    forms = {"file": [str(program)], "module": ["-m", "report_all"], "code": ["-c", REPORT]}
+    arguments = [*forms[form], "a b", "--c"]
     env = {"GIVEN": "this"}
     # when it is started in both ways
     fresh = run_fresh(arguments, clean_environment(**env))

@@ -11,6 +11,8 @@ import pytest
 import structlog
 
 from streamer.logging_setup import configure_logging, redact_event
+from tests.support.fork_server import run_python
+from tests.support.installation import clean_environment
 
 URL = "rtsp://admin:s3cret@camera/live"
 SHOWN = "rtsp://admin:***@camera/live"
@@ -31,11 +33,14 @@ except OSError as error:
 """
 
 
-def run(program: str) -> str:
+def run(program: str, *, fresh: bool = False) -> str:
     """Run `program` and return what it wrote to stderr, which holds no secret."""
-    finished = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
-    )
+    if fresh:
+        finished = subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+        )
+    else:
+        finished = run_python(["-c", program], env=clean_environment())
     assert finished.stdout == ""
     assert "s3cret" not in finished.stderr
     return finished.stderr
@@ -50,11 +55,12 @@ def root() -> Iterator[logging.Logger]:
     """The root logger; its handlers and what else is set up for the process are restored."""
     logger, hooks = logging.getLogger(), (sys.excepthook, sys.unraisablehook)
     before = logger.handlers[:], logger.level, logging.lastResort
+    log = structlog.get_config()
     yield logger
     logger.handlers[:], level, logging.lastResort = before
     logger.setLevel(level)
     sys.excepthook, sys.unraisablehook = hooks
-    structlog.reset_defaults()
+    structlog.configure(**log)
 
 
 @pytest.mark.parametrize("level", ["debug", "info", "warning", "error"])
@@ -166,7 +172,8 @@ def test_a_command_that_logs_nothing_sets_nothing_up() -> None:
             "import sys\n"
             "from streamer.logging_setup import configure_logging_on_demand\n"
             "configure_logging_on_demand()\n"
-            "assert 'structlog' not in sys.modules\n"
+            "assert 'structlog' not in sys.modules\n",
+            fresh=True,
         )
         == ""
     )

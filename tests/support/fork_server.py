@@ -103,8 +103,10 @@ class ForkServer:
         self, arguments: Sequence[str], *, env: Mapping[str, str], stdout: int, stderr: int
     ) -> Forked:
         """Start `python ARGUMENTS`, with two open descriptors for its output."""
-        program = arguments[1] if arguments[0] == "-m" else Path(arguments[0]).name
-        needs_model = program.startswith(_NEED_MODEL)
+        program = arguments[1] if arguments[0] in ("-m", "-c") else Path(arguments[0]).name
+        needs_model = program.startswith(_NEED_MODEL) or (
+            arguments[0] == "-c" and "nvila_core" in program
+        )
         request = {
             "arguments": [os.fspath(argument) for argument in arguments],
             "env": dict(env),

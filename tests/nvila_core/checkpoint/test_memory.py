@@ -1,14 +1,14 @@
 """Loading takes at most 1.2 times the memory of the weights, with any dtypes."""
 
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 
 import pytest
 import torch
 
 from nvila_core.checkpoint.random_checkpoint import SHAPES, Shape, write_checkpoint
+from tests.support.fork_server import run_python
 
 PROGRAM = """
 import json, sys, threading, time
@@ -39,13 +39,8 @@ print(json.dumps({"peak": peak[0], "weights": weights}))
 
 
 def measure(folder: Path, dtype: str) -> tuple[int, int]:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(folder), dtype],
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=True,
-    )
+    done = run_python(["-c", PROGRAM, str(folder), dtype], env=os.environ, timeout=900)
+    assert done.returncode == 0, done.stderr
     numbers = json.loads(done.stdout)
     return numbers["peak"], numbers["weights"]
 

@@ -2,8 +2,9 @@
 
 The arguments are descriptors of two sockets: one that is closed when the server shall end, and one
 that listens. Each message of a connection asks for one program. Its process is what
-`python -m MODULE` or `python FILE` would be, less the processor time for imports: a process and
-session of its own, with its own arguments, environment, standard streams and exit code.
+`python -m MODULE`, `python -c CODE` or `python FILE` would be, less the processor time for imports:
+a process and session of its own, with its own arguments, environment, standard streams and exit
+code.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import socket
 import sys
 import threading
 import time
+import types
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -114,6 +116,12 @@ def run(request: dict[str, Any]) -> None:
         for name in (arguments[1], f"{arguments[1]}.__main__"):
             sys.modules.pop(name, None)  # runpy warns of a program that is a module already
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+    elif arguments[0] == "-c":
+        sys.argv[:] = ["-c", *arguments[2:]]
+        sys.path[0] = ""
+        main = types.ModuleType("__main__")
+        sys.modules["__main__"] = main
+        exec(compile(arguments[1], "<string>", "exec"), vars(main))
     else:
         sys.argv[:] = arguments
         sys.path[0] = str(Path(arguments[0]).parent)
