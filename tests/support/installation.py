@@ -187,5 +187,6 @@ def _end_shared() -> None:
             assert up.interrupt() == 0, up.output
             wait_gone(children)
             assert not up.run_file.exists()
+            assert "Traceback" not in up.log.read_text()
         finally:
             up.stop()
