@@ -49,6 +49,9 @@ def caption(installation: Up, camera: str) -> dict[str, object]:
     (result,) = installation.records(
         "results", "--follow", "--since", "-5m", "--stream", camera, "--limit", "1"
     )
+    # more of them would only take processor time from the tests
+    rarely = ("--prompt", "Describe the scene.", "--window", "60")
+    assert installation.cli("edit", camera, *rarely).returncode == 0
     return result
 
 

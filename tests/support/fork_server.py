@@ -24,12 +24,17 @@ from streamer.local.process import spawn
 
 ROOT = Path(__file__).parents[2]
 
+ADDRESS = "NVILA_TEST_FORK_SERVER"
+"""Variable with the path of the server's socket, for programs that start programs."""
+
 _SERVICE = (
     "httpx",
+    "streamer.api.server",
     "streamer.cli.app",
     "streamer.service",
     "streamer.terminal",
     "streamer.timeline",
+    "tests.support.fork_server",
     "workers.ingest.__main__",
     "workers.recorder",
 )
@@ -39,6 +44,7 @@ _MODEL = (
     "transformers.models.qwen2.tokenization_qwen2",
 )
 _NEED_MODEL = ("workers.gpu", "nvila_core", "caption_video.py", "many_questions.py")
+"""Programs that need `_MODEL` too begin with one of these."""
 
 _READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "OMP_", "CUDA_", "HF_")
 """Variables that an interpreter or a library reads only once, beginning with one of these."""
@@ -186,6 +192,30 @@ def spawn_python(
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         return _server.spawn(arguments, env=env, stdout=output.fileno(), stderr=output.fileno())
+
+
+def spawn_program(
+    argv: Sequence[str | Path], *, env: Mapping[str, str], log: Path
+) -> subprocess.Popen[bytes]:
+    """Start a Python program of an installation: in place of `streamer.local.process.spawn`."""
+    assert argv[0] == sys.executable
+    return spawn_python([str(part) for part in argv[1:]], env=env, log=log)
+
+
+def server_address() -> str:
+    """Return the path of the server's socket; start the server if it does not run."""
+    return _server.start()
+
+
+def use_server(address: str) -> None:
+    """Start programs with the server whose socket is at `address`."""
+    _server.address = address
+
+
+@pytest.fixture
+def forked_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let an installation in this process fork its programs, which saves their imports."""
+    monkeypatch.setattr("streamer.local.supervised_process.spawn", spawn_program)
 
 
 def run_python(

@@ -17,7 +17,7 @@ import pytest
 import nvila_core.demo
 from streamer.local.process import spawn, stop
 from streamer.settings import ENV_PREFIX, Settings
-from tests.support.fork_server import run_python
+from tests.support.fork_server import ADDRESS, run_python, server_address, spawn_python
 from tests.support.sessions import kill_session
 
 PROGRAM = [sys.executable, "-m", "streamer.cli"]
@@ -44,17 +44,28 @@ def run_cli(
 
 
 class Up:
-    """A `streamer up` in a child process."""
+    """A `streamer up` in a child process.
 
-    def __init__(self, data_dir: Path, *arguments: str, **variables: str) -> None:
+    Its programs are forked by the fork server, so that they need not import; with `fresh`, they are
+    what users start: fresh interpreters, and its children.
+    """
+
+    def __init__(
+        self, data_dir: Path, *arguments: str, fresh: bool = False, **variables: str
+    ) -> None:
         self.data_dir = data_dir
         self.log = data_dir.parent / f"{data_dir.name}-up.log"
         self.run_file = data_dir / "run.json"
-        self.process = spawn(
-            [*PROGRAM, "up", "--data-dir", str(data_dir), "--port", "0", *arguments],
-            env=clean_environment(**variables),
-            log=self.log,
-        )
+        arguments = ("up", "--data-dir", str(data_dir), "--port", "0", *arguments)
+        environment = clean_environment(**variables)
+        if fresh:
+            self.process = spawn([*PROGRAM, *arguments], env=environment, log=self.log)
+        else:
+            self.process = spawn_python(
+                ["-m", "tests.support.programs.up", *arguments],
+                env={**environment, ADDRESS: server_address()},
+                log=self.log,
+            )
 
     def wait_ready(self, timeout: float = 100.0) -> dict[str, Any]:
         """Wait until it is ready, the model too; return the content of the run file."""
@@ -96,8 +107,16 @@ class Up:
         return Settings(data_dir=self.data_dir)
 
     def descendants(self) -> list[psutil.Process]:
-        """Return all its descendants."""
-        return psutil.Process(self.process.pid).children(recursive=True)
+        """Return all that it has started: its descendants, and what writes its logs."""
+        logs = str(self.data_dir / "logs")
+        found = {
+            process.pid: process for process in psutil.Process(self.process.pid).children(True)
+        }
+        for process in psutil.process_iter():
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{process.pid}/fd/1").startswith(logs):
+                    found[process.pid] = process
+        return list(found.values())
 
     def find(self, word: str) -> list[psutil.Process]:
         """Return the descendants with `word` in their command line."""
@@ -115,8 +134,12 @@ class Up:
 
     def stop(self) -> None:
         """End it and all of its session."""
+        started = self.descendants() if self.process.poll() is None else []
         stop(self.process, 10.0)
         kill_session(self.process)
+        for process in started:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
 
     def cli(
         self, *arguments: str, timeout: float = 100.0, **variables: str

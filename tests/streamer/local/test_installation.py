@@ -28,7 +28,7 @@ def start(tmp_path: Path, model_path: str) -> Iterator[Callable[[], Up]]:
     started: list[Up] = []
 
     def make() -> Up:
-        started.append(Up(tmp_path / "data", "--model", model_path))
+        started.append(Up(tmp_path / "data", "--model", model_path, fresh=True))
         return started[-1]
 
     yield make
@@ -59,7 +59,10 @@ def test_a_second_up_says_that_it_runs_although_its_port_is_taken_too(tmp_path: 
 
 
 def test_what_dies_is_started_again_and_nothing_is_forgotten(
-    start: Callable[[], Up], tmp_path: Path, eventually: Callable[..., None]
+    start: Callable[[], Up],
+    tmp_path: Path,
+    eventually: Callable[..., None],
+    request: pytest.FixtureRequest,
 ) -> None:
     up = start()
     first = up.wait_ready()
@@ -98,6 +101,7 @@ def test_what_dies_is_started_again_and_nothing_is_forgotten(
     assert "Traceback" not in up.output
 
     # the next in the same directory: the stream is still attached
+    request.getfixturevalue("forked_programs")
     settings = Settings(data_dir=up.data_dir, api_port=0)
     with Installation(settings, model_workers=0, ingest_workers=0) as again:
         again.start()
@@ -135,6 +139,7 @@ def test_what_cannot_start_says_why(
     assert not _users_of(tmp_path)
 
 
+@pytest.mark.usefixtures("forked_programs")
 def test_cameras_can_be_attached_while_the_model_loads(
     tmp_path: Path, eventually: Callable[..., None]
 ) -> None:
@@ -169,7 +174,7 @@ def test_cameras_can_be_attached_while_the_model_loads(
 
 @pytest.mark.parametrize("delay", [0.4, pytest.param(1.5, marks=pytest.mark.slow)])
 def test_ctrl_c_while_starting(tmp_path: Path, model_path: str, delay: float) -> None:
-    up = Up(tmp_path / "data", "--model", model_path)
+    up = Up(tmp_path / "data", "--model", model_path, fresh=True)
     try:
         time.sleep(delay)
         code = up.interrupt(signal.SIGTERM)
@@ -213,6 +218,7 @@ def test_children_see_exactly_our_settings(monkeypatch: pytest.MonkeyPatch, tmp_
     ],
     ids=["a stream's history", "the setting", "none"],
 )
+@pytest.mark.usefixtures("forked_programs")
 def test_frames_survive_a_restart_if_a_history_is_kept(
     tmp_path: Path, of_stream: float | None, of_all: float, survive: bool
 ) -> None:
