@@ -4,7 +4,7 @@
 
 One layer has 6 query heads of size 128 on one key head, in float32, and each sequence has one new
 position. The two ways take turns; the table has medians. The engine chooses by
-`nvila_core.engine.batch.MIN_SAVED_BLOCKS`.
+`nvila_core.engine.grouped_attention.MIN_SAVED_BLOCKS`.
 """
 
 import argparse
@@ -15,9 +15,11 @@ from unittest.mock import patch
 import torch
 from report import publish
 
-from nvila_core.engine import batch
-from nvila_core.engine.batch import PagedBatch, SequenceSlice
+from nvila_core.engine import grouped_attention
+from nvila_core.engine.batch import SequenceSlice
+from nvila_core.engine.grouped_attention import GroupedBatch
 from nvila_core.engine.kv_cache import KVCache
+from nvila_core.models.rotation import Rotation
 
 HEADS, SIZE, BLOCK, OWN = 6, 128, 16, 2
 LENGTHS, SEQUENCES = (256, 672, 2048, 4096), (2, 8, 16)
@@ -50,16 +52,17 @@ def measure(cache: KVCache, length: int, count: int, rounds: int) -> tuple[float
         )
         for n in range(count)
     ]
-    query, key, value = (torch.randn(heads, count, SIZE) for heads in (HEADS, 1, 1))
+    query, key, value = (torch.randn(count, heads, SIZE) for heads in (HEADS, 1, 1))
     batches = []
     for worth in (NEVER, 0):
-        with patch.object(batch, "MIN_SAVED_BLOCKS", worth):
-            batches.append(PagedBatch(cache, rows, HEADS))
+        with patch.object(grouped_attention, "MIN_SAVED_BLOCKS", worth):
+            batches.append(GroupedBatch(cache, rows, HEADS))
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for made, spent in zip(batches, times, strict=True):
             began = time.perf_counter()
-            made.attend(0, query, key, value, SIZE**-0.5)
+            rotation = Rotation(made.positions, torch.ones(SIZE // 2), torch.float32)
+            made.attend(0, query, key, value, rotation, SIZE**-0.5)
             spent.append(1000 * (time.perf_counter() - began))
     return median(times[0]), median(times[1])
 

@@ -2,184 +2,105 @@
 
 Prefill chunks and single new tokens of any number of sequences lie one after another in one batch.
 All layers but attention work on rows, whatever sequence they belong to; attention reads each
-sequence's own blocks of the cache.
+sequence's own blocks of the cache. How it does so depends on the device: `GroupedAttention` on a
+processor, `TritonAttention` on a GPU.
 """
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nvila_core.engine.kv_cache import KVCache
-from nvila_core.engine.paged_attention import (
-    AttentionPart,
-    PagedDecode,
-    PrefillChunk,
-    SharedPrefixDecode,
-)
 from nvila_core.models.attention import AttentionBackend
 
-MIN_SAVED_BLOCKS = 128
-"""Block reads that a shared prefix must save: below, attention in two parts takes longer.
-
-Measured on two cores (benchmarks/shared_prefix.py): 0.3 ms a layer either way where 8 sequences
-share 16 blocks, 1.2 against 2.5 ms where they share 42.
-"""
+NO_TOKEN = -1
+"""Id of a position that holds a picture's features."""
 
 
 @dataclass(frozen=True)
 class SequenceSlice:
-    """`count` new positions of one sequence from `start` on, and the sequence's block table."""
+    """`count` new positions of one sequence from `start` on, and the sequence's block table.
+
+    Attributes:
+        ids: the token of each new position, or NO_TOKEN; empty: NO_TOKEN everywhere.
+        complete: whether the next token is drawn from the last position.
+    """
 
     start: int
     count: int
     blocks: list[int]
+    ids: Sequence[int] = ()
+    complete: bool = True
 
     @property
     def end(self) -> int:
         """The position after the last."""
         return self.start + self.count
 
+    def num_blocks(self, block_size: int) -> int:
+        """Return the number of blocks up to the end."""
+        return -(-self.end // block_size)
 
-class PagedBatch(AttentionBackend):
-    """The rows of one step, and their attention over a `KVCache`.
 
-    Args:
-        cache: holds earlier keys and values, and takes the new ones.
-        slices: the new positions of each sequence.
-        num_heads: query heads of a layer.
+class Batch(AttentionBackend, Protocol):
+    """The rows of one step, and their attention.
 
     Attributes:
-        order: for each sequence of the batch, in order of rows, its index in `slices`.
-        positions: int64 [N], the position of every row in its sequence.
-        parts: the rows, in order, divided by how attention reads the cache for them.
+        order: for each sequence of the batch, in order of rows, its index among the slices.
+        ids: [N], the token of every row, or NO_TOKEN.
+        positions: [N], the position of every row in its sequence.
+        slots: [N], where the cache keeps the row (block * block size + offset).
+        last_rows: [M], the last row of each complete sequence.
     """
 
-    def __init__(self, cache: KVCache, slices: Sequence[SequenceSlice], num_heads: int) -> None:
-        self.cache = cache
-        self.group = num_heads // cache.num_kv_heads
-        self.order: list[int] = []
-        self.parts: list[AttentionPart] = []
-        count = 0
-        decodes = [i for i, s in enumerate(slices) if s.count == 1]
-        for members, shared in self._group_decodes(slices, decodes):
-            rows = slice(count, count + len(members))
-            self.parts.append(self._decode([slices[i] for i in members], rows, shared))
-            self.order += members
-            count = rows.stop
-        for index, s in enumerate(slices):
-            if s.count > 1:
-                self.parts.append(self._prefill(s, slice(count, count + s.count)))
-                self.order.append(index)
-                count += s.count
-        ordered = [slices[i] for i in self.order]
-        positions = np.concatenate([np.arange(s.start, s.end) for s in ordered])
-        self.positions = self._tensor(positions)
-        self.slots = self._tensor(np.concatenate([self._slots(s) for s in ordered]))
+    order: list[int]
+    ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    last_rows: Tensor
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Store the rows' keys and values, and attend; see `AttentionBackend.attend`."""
-        heads, count, size = query.shape
-        self.cache.write(layer, self.slots, key.transpose(0, 1), value.transpose(0, 1))
-        grouped = query.unflatten(0, (heads // self.group, self.group))
-        out = query.new_empty(count, heads, size)
-        for part in self.parts:
-            out[part.rows] = part.attend(grouped[:, :, part.rows], self.cache, layer, scale)
-        return out
+    def are_finite(self) -> Tensor:
+        """Return bool [N]: whether the keys and values of each row are finite in all layers.
 
-    def _tensor(self, array: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(array).to(self.cache.device, non_blocking=True)
-
-    def _num_blocks(self, s: SequenceSlice) -> int:
-        """Return the number of blocks up to the slice's end."""
-        return -(-s.end // self.cache.block_size)
-
-    def _slots(self, s: SequenceSlice) -> NDArray[np.int64]:
-        size = self.cache.block_size
-        positions = np.arange(s.start, s.end)
-        first = s.start // size
-        blocks = np.asarray(s.blocks[first : self._num_blocks(s)], np.int64)
-        return blocks[positions // size - first] * size + positions % size
-
-    def _group_decodes(
-        self, slices: Sequence[SequenceSlice], decodes: list[int]
-    ) -> list[tuple[list[int], int]]:
-        """Group the sequences that are read together.
-
-        Sequences that begin with the same blocks form a group where these are at least half of
-        each; the others are grouped by length, so that none is padded to more than twice its own.
-
-        Returns:
-            The members of each group and their number of shared blocks.
+        Finite logits do not prove it: an infinite key can have weight 0 for one query, and make
+        the scores of another NaN.
         """
-        groups: list[tuple[list[int], int]] = []
-        alone: list[int] = []
-        left = sorted(decodes, key=lambda i: slices[i].blocks)
-        while left:
-            count, shared = self._shared_prefix([slices[i] for i in left])
-            if shared * (count - 1) < MIN_SAVED_BLOCKS:
-                alone += left[:count]
-            else:
-                groups.append((left[:count], shared))
-            left = left[count:]
-        alone.sort(key=lambda i: slices[i].end)
-        while alone:
-            limit = 2 * self._num_blocks(slices[alone[0]])
-            groups.append(([i for i in alone if self._num_blocks(slices[i]) <= limit], 0))
-            alone = alone[len(groups[-1][0]) :]
-        return groups
-
-    def _shared_prefix(self, slices: Sequence[SequenceSlice]) -> tuple[int, int]:
-        """Return how many of the first `slices` share a prefix, and how many blocks it has.
-
-        The slices must be sorted by their blocks.
-        """
-        longest = self._num_blocks(slices[0])
-        shared = longest - 1  # the last block is still being filled
-        for count, s in enumerate(slices[1:], 1):
-            longest = max(longest, self._num_blocks(s))
-            common = _common_prefix(
-                slices[0].blocks, s.blocks, min(shared, self._num_blocks(s) - 1)
-            )
-            if 2 * common < longest:
-                return count, shared
-            shared = common
-        return len(slices), shared
-
-    def _decode(self, slices: Sequence[SequenceSlice], rows: slice, shared: int) -> AttentionPart:
-        size = self.cache.block_size
-        width = max(map(self._num_blocks, slices)) - shared
-        tables = np.full((len(slices), width), self.cache.padding_block, np.int64)
-        for table, s in zip(tables, slices, strict=True):
-            own = s.blocks[shared : self._num_blocks(s)]
-            table[: len(own)] = own
-        ends = np.array([s.end - shared * size for s in slices])
-        masked = np.arange(tables.shape[1] * size)[None] >= ends[:, None]
-        mask = self._mask(masked)[:, None, None]
-        if not shared:
-            return PagedDecode(rows, self._tensor(tables), mask)
-        prefix = np.asarray(slices[0].blocks[:shared], np.int64)[None]
-        return SharedPrefixDecode(rows, self._tensor(prefix), self._tensor(tables), mask)
-
-    def _prefill(self, s: SequenceSlice, rows: slice) -> PrefillChunk:
-        table = np.asarray(s.blocks[: self._num_blocks(s)], np.int64)[None]
-        masked = np.arange(s.end)[None] > np.arange(s.start, s.end)[:, None]
-        mask = self._mask(masked).repeat(self.group, 1)
-        return PrefillChunk(rows, self._tensor(table), s.end, mask)
-
-    def _mask(self, masked: NDArray[np.bool_]) -> Tensor:
-        """Return an additive mask: -inf where `masked`, 0 elsewhere."""
-        mask = np.where(masked, np.float32(-np.inf), np.float32(0))
-        return self._tensor(mask).to(self.cache.dtype)
+        ...
 
 
-def _common_prefix(a: list[int], b: list[int], limit: int) -> int:
-    """Return the length of the common prefix of two block tables, at most `limit`."""
-    if a[:limit] == b[:limit]:
-        return limit
-    return bisect_left(range(limit), True, key=lambda n: a[: n + 1] != b[: n + 1])
+class AttentionPlanner(Protocol):
+    """Attention of a device over a cache: one plan a step, then one call a layer."""
+
+    def plan(self, slices: Sequence[SequenceSlice]) -> Batch:
+        """Return the batch of the new positions of each sequence."""
+        ...
+
+
+class StepRows:
+    """The rows of a step on the host.
+
+    Attributes:
+        ids, positions, slots, last_rows: int64, see `Batch`.
+    """
+
+    def __init__(self, slices: Sequence[SequenceSlice], block_size: int) -> None:
+        empty = np.zeros(0, np.int64)
+        no_token = np.full(1, NO_TOKEN, np.int64)
+        self.ids = np.concatenate(
+            [empty, *(np.asarray(s.ids) if s.ids else no_token.repeat(s.count) for s in slices)],
+            dtype=np.int64,
+        )
+        self.positions = np.concatenate([empty, *(np.arange(s.start, s.end) for s in slices)])
+        self.slots = np.concatenate([empty, *(_slots(s, block_size) for s in slices)])
+        ends = np.cumsum([s.count for s in slices], dtype=np.int64) - 1
+        self.last_rows = ends[[s.complete for s in slices]] if slices else empty
+
+
+def _slots(s: SequenceSlice, block_size: int) -> NDArray[np.int64]:
+    positions = np.arange(s.start, s.end)
+    first = s.start // block_size
+    blocks = np.asarray(s.blocks[first : s.num_blocks(block_size)], np.int64)
+    return blocks[positions // block_size - first] * block_size + positions % block_size

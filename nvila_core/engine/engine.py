@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nvila_core.engine.attention_choice import choose_attention
 from nvila_core.engine.block_pool import BlockPool
 from nvila_core.engine.handle import Handle
 from nvila_core.engine.kv_cache import KVCache
@@ -41,6 +42,7 @@ from nvila_core.generation.sampling import SamplingParams
 from nvila_core.generation.sequence import Sequence
 from nvila_core.model import NVILA
 from nvila_core.models.device import step_limits
+from nvila_core.models.merged import merge_projections
 from nvila_core.models.packed_linear import pack_linears
 from nvila_core.prompt.builder import Prompt
 from nvila_core.resolution.policy import Plan
@@ -123,6 +125,7 @@ class Engine:
             )
         num_blocks = -(-kv_cache_tokens // BLOCK_SIZE)
         self.model = model
+        merge_projections(model.language.model)
         pack_linears(model.language.model.layers)
         self.max_num_seqs, self.kv_cache_tokens = max_num_seqs, kv_cache_tokens
         self.max_model_len = min(model.max_model_len, kv_cache_tokens)
@@ -140,7 +143,9 @@ class Engine:
         )
         self.tile_cache = TileCache(tile_cache_bytes, tile_tolerance)
         self.encoder = TileEncoder(model, self.tile_cache, step_tiles)
-        self.runner = ModelRunner(model, self.cache, self.encoder)
+        self.runner = ModelRunner(
+            model, choose_attention(self.cache, model.config.num_heads), self.encoder
+        )
         self._clock = clock
         self._changed = threading.Condition()
         self._stepping = threading.Lock()

@@ -6,18 +6,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nvila_core.models.rotation import Rotation
+
 
 class AttentionBackend(Protocol):
     """Attention of one step's rows over keys and values that the backend holds."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Store the rows' keys and values, and compute one layer's attention.
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rotation: Rotation,
+        scale: float,
+    ) -> Tensor:
+        """Rotate and store the rows' keys, store their values, and compute a layer's attention.
 
         Args:
             layer: index of the layer.
-            query: [heads, N, head size] of N rows.
-            key: [kv heads, N, head size].
-            value: [kv heads, N, head size].
+            query: [N, heads, head size] of N rows, not yet rotated; may be overwritten.
+            key: [N, kv heads, head size], not yet rotated.
+            value: [N, kv heads, head size].
+            rotation: of the rows.
             scale: factor of the scores.
 
         Returns:
@@ -37,8 +48,18 @@ class SequenceCache:
         """Return the number of positions."""
         return self._keys[0].shape[1] if self._keys else 0
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(
+        self,
+        layer: int,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rotation: Rotation,
+        scale: float,
+    ) -> Tensor:
         """Append the rows of a layer and attend; see `AttentionBackend`."""
+        query = rotation.rotate(query).transpose(0, 1)
+        key, value = rotation.rotate(key).transpose(0, 1), value.transpose(0, 1)
         if layer == len(self._keys):
             self._keys.append(key)
             self._values.append(value)

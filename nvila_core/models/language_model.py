@@ -56,9 +56,14 @@ class LanguageModel(nn.Module):
     @torch.inference_mode()
     def embed(self, ids: Sequence[int]) -> Tensor:
         """Return the embeddings [len(ids), hidden]; zeros for ids without one, such as media."""
-        index = torch.tensor(list(ids), dtype=torch.long, device=self.device)
-        known = index < self.num_embeddings
-        embeds: Tensor = self.model.embed_tokens(index.clamp(max=self.num_embeddings - 1))
+        return self.embed_rows(torch.tensor(list(ids), dtype=torch.long, device=self.device))
+
+    @torch.inference_mode()
+    def embed_rows(self, ids: Tensor) -> Tensor:
+        """Return the embeddings [N, hidden] of ids [N]; zeros for ids without one."""
+        last = self.num_embeddings - 1
+        known = (ids >= 0) & (ids <= last)
+        embeds: Tensor = self.model.embed_tokens(ids.clamp(0, last))
         return embeds * known[:, None]
 
     @torch.inference_mode()
@@ -91,20 +96,20 @@ class LanguageModel(nn.Module):
         embeds: Tensor,
         positions: Tensor,
         backend: AttentionBackend,
-        rows: Sequence[int],
+        rows: Sequence[int] | Tensor,
     ) -> Tensor:
         """Run one step's rows, of any number of sequences, through all layers.
 
         Args:
             embeds: [N, hidden], one row for each new position.
-            positions: int64 [N], the position of each row in its sequence.
+            positions: [N], the position of each row in its sequence.
             backend: computes attention; holds the keys and values of earlier positions.
-            rows: the rows whose hidden states are needed.
+            rows: [M], the rows whose hidden states are needed.
 
         Returns:
-            Final hidden states [len(rows), hidden]. The last layer's feed-forward part is not
+            Final hidden states [M, hidden]. The last layer's feed-forward part is not
             computed for other rows.
         """
-        index = torch.tensor(rows, dtype=torch.long, device=embeds.device)
+        index = torch.as_tensor(rows, device=embeds.device)
         states: Tensor = self.model(embeds, positions, backend, index)
         return states

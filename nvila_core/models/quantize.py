@@ -71,6 +71,16 @@ class Linear8(QuantizedLinear):
         self.register_buffer("weight", torch.cat([codes for codes, _ in parts]))
         self.register_buffer("scale", torch.cat([scale for _, scale in parts]))
 
+    @classmethod
+    def of(cls, weight: Tensor, scale: Tensor, bias: Tensor | None) -> "Linear8":
+        """Return the layer of int8 codes [outputs, inputs] and their scales [outputs]."""
+        layer = cls.__new__(cls)
+        QuantizedLinear.__init__(layer)
+        layer.register_buffer("weight", weight)
+        layer.register_buffer("scale", scale)
+        layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        return layer
+
     def product(self, x: Tensor) -> Tensor:
         """Return x W^T [rows, outputs] for x [rows, inputs]."""
         if x.device.type == "cpu" and x.dtype is not torch.float32:

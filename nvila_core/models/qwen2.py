@@ -13,10 +13,8 @@ from torch import Tensor, nn
 from nvila_core.config import LanguageConfig
 from nvila_core.models.activations import activation_function
 from nvila_core.models.attention import AttentionBackend
-
-Rotation = tuple[Tensor, Tensor]
-"""Cosines and sines [N, head size] of N positions."""
-
+from nvila_core.models.fused import add_rms_norm, gated
+from nvila_core.models.rotation import RotaryEmbedding, Rotation
 
 class RMSNorm(nn.Module):
     """Root mean square normalisation of the last dimension (arXiv:1910.07467), in float32."""
@@ -26,69 +24,64 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return x [..., size], normalised and scaled, in the dtype of x."""
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * wide.to(x.dtype)
-
-
-class RotaryEmbedding(nn.Module):
-    """Rotary position embedding (arXiv:2104.09864), with linear scaling of the positions."""
-
-    inv_freq: Tensor
-
-    def __init__(self, config: LanguageConfig) -> None:
-        super().__init__()
-        # On the CPU even where parameters are built on the meta device: no file holds them.
-        steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
-        inv_freq = 1.0 / config.rope_theta ** (steps / config.head_dim) / config.rope_factor
-        self.register_buffer("inv_freq", inv_freq, persistent=False)
-
-    def forward(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
-        """Return cosines and sines [N, head size] in `dtype` of int64 positions [N]."""
-        angles = positions[:, None].float() * self.inv_freq
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Return x [heads, N, head size] rotated by the angles of its positions."""
-    cos, sin = rotation
-    first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the norm of x + residual [N, size], scaled, and that sum, both in x's dtype."""
+        return add_rms_norm(x, residual, self.weight, self.eps)
 
 
 class DecoderAttention(nn.Module):
-    """Self-attention with grouped queries: several query heads share a key and value head."""
+    """Self-attention with grouped queries: several query heads share a key and value head.
+
+    `merge_projections` replaces the three projections by `qkv_proj`.
+    """
+
+    qkv_proj: nn.Module | None
+    q_proj: nn.Module | None
+    k_proj: nn.Module | None
+    v_proj: nn.Module | None
 
     def __init__(self, config: LanguageConfig, layer: int) -> None:
         super().__init__()
         hidden, size = config.hidden_size, config.head_dim
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.layer, self.head_dim, self.scale = layer, size, size**-0.5
-        self.q_proj = nn.Linear(hidden, config.num_attention_heads * size)
-        self.k_proj = nn.Linear(hidden, config.num_key_value_heads * size)
-        self.v_proj = nn.Linear(hidden, config.num_key_value_heads * size)
-        self.o_proj = nn.Linear(config.num_attention_heads * size, hidden, bias=False)
+        self.qkv_proj = None
+        self.q_proj = nn.Linear(hidden, self.heads * size)
+        self.k_proj = nn.Linear(hidden, self.kv_heads * size)
+        self.v_proj = nn.Linear(hidden, self.kv_heads * size)
+        self.o_proj = nn.Linear(self.heads * size, hidden, bias=False)
+
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values [N, their heads, head size] of rows [N, hidden]."""
+        if self.qkv_proj is not None:
+            merged: Tensor = self.qkv_proj(x)
+            merged = merged.unflatten(-1, (-1, self.head_dim))
+            return merged.split([self.heads, self.kv_heads, self.kv_heads], 1)
+        projections = cast(tuple[nn.Module, ...], (self.q_proj, self.k_proj, self.v_proj))
+        return tuple(one(x).unflatten(-1, (-1, self.head_dim)) for one in projections)
 
     def forward(self, x: Tensor, rotation: Rotation, backend: AttentionBackend) -> Tensor:
         """Return the attention output [N, hidden] of rows [N, hidden]."""
-        query, key, value = (
-            projection(x).unflatten(-1, (-1, self.head_dim)).transpose(0, 1)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        query, key = rotate(query, rotation), rotate(key, rotation)
-        attended = backend.attend(self.layer, query, key, value, self.scale)
+        query, key, value = self.project(x)
+        attended = backend.attend(self.layer, query, key, value, rotation, self.scale)
         out: Tensor = self.o_proj(attended.flatten(1))
         return out
 
 
 class GatedFeedForward(nn.Module):
-    """Gated feed-forward network: [..., hidden] to [..., hidden]."""
+    """Gated feed-forward network: [N, hidden] to [N, hidden].
+
+    `merge_projections` replaces `gate_proj` and `up_proj` by `gate_up_proj`.
+    """
+
+    gate_up_proj: nn.Module | None
+    gate_proj: nn.Module | None
+    up_proj: nn.Module | None
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         hidden, inner = config.hidden_size, config.intermediate_size
+        self.gate_up_proj = None
         self.gate_proj = nn.Linear(hidden, inner, bias=False)
         self.up_proj = nn.Linear(hidden, inner, bias=False)
         self.down_proj = nn.Linear(inner, hidden, bias=False)
@@ -96,12 +89,20 @@ class GatedFeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return down(activation(gate(x)) * up(x))."""
-        out: Tensor = self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        if self.gate_up_proj is not None:
+            inner = gated(self.gate_up_proj(x), self.activation)
+        else:
+            gate, up = cast(tuple[nn.Module, nn.Module], (self.gate_proj, self.up_proj))
+            inner = self.activation(gate(x)) * up(x)
+        out: Tensor = self.down_proj(inner)
         return out
 
 
 class DecoderLayer(nn.Module):
-    """One layer: attention and feed-forward, each after a norm and around a residual."""
+    """One layer: attention and feed-forward, each after a norm and around a residual.
+
+    What a part adds to the residual is added by the norm that follows, so that both take one pass.
+    """
 
     def __init__(self, config: LanguageConfig, layer: int) -> None:
         super().__init__()
@@ -110,19 +111,30 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def attend(self, x: Tensor, rotation: Rotation, backend: AttentionBackend) -> Tensor:
-        """Return rows [N, hidden] after the attention and its residual."""
-        out: Tensor = x + self.self_attn(self.input_layernorm(x), rotation, backend)
-        return out
+    def attend(
+        self, x: Tensor, residual: Tensor | None, rotation: Rotation, backend: AttentionBackend
+    ) -> tuple[Tensor, Tensor]:
+        """Return what attention adds to the residual, and the residual before it, [N, hidden]."""
+        normed, residual = self.input_layernorm(x, residual)
+        return self.self_attn(normed, rotation, backend), residual
 
-    def feed_forward(self, x: Tensor) -> Tensor:
-        """Return rows [N, hidden] after the feed-forward network and its residual."""
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
+    def feed_forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what the feed-forward network adds, and the residual before it, [N, hidden]."""
+        normed, residual = self.post_attention_layernorm(x, residual)
+        return self.mlp(normed), residual
 
-    def forward(self, x: Tensor, rotation: Rotation, backend: AttentionBackend) -> Tensor:
-        """Return the layer's output [N, hidden] for rows [N, hidden]."""
-        return self.feed_forward(self.attend(x, rotation, backend))
+    def forward(
+        self, x: Tensor, residual: Tensor | None, rotation: Rotation, backend: AttentionBackend
+    ) -> tuple[Tensor, Tensor]:
+        """Return what the layer adds last, and the residual before it, [N, hidden].
+
+        Args:
+            x: [N, hidden], what the layer before has added last, or the embeddings.
+            residual: [N, hidden], the residual before it; None in the first layer.
+            rotation: of the rows.
+            backend: computes attention.
+        """
+        return self.feed_forward(*self.attend(x, residual, rotation, backend))
 
 
 class Qwen2Decoder(nn.Module):
@@ -149,23 +161,23 @@ class Qwen2Decoder(nn.Module):
 
         Args:
             embeds: [N, hidden], one row for each new position.
-            positions: int64 [N], the position of each row in its sequence.
+            positions: [N], the position of each row in its sequence.
             backend: computes attention; holds the keys and values of earlier positions.
-            rows: int64 [M], the rows whose hidden states are needed; None: all.
+            rows: [M], the rows whose hidden states are needed; None: all.
 
         Returns:
             Final hidden states [M, hidden]. The last layer's feed-forward part is not computed for
             other rows.
         """
         rotation = self.rotary_emb(positions, embeds.dtype)
-        hidden = embeds
+        hidden, residual = embeds, None
         *layers, last = cast(Iterable[DecoderLayer], self.layers)
         for layer in layers:
-            hidden = layer(hidden, rotation, backend)
-        hidden = last.attend(hidden, rotation, backend)
+            hidden, residual = layer(hidden, residual, rotation, backend)
+        hidden, residual = last.attend(hidden, residual, rotation, backend)
         if rows is not None:
-            hidden = hidden[rows]
+            hidden, residual = hidden.index_select(0, rows), residual.index_select(0, rows)
         if len(hidden):
-            hidden = last.feed_forward(hidden)
-        out: Tensor = self.norm(hidden)
+            hidden, residual = last.feed_forward(hidden, residual)
+        out: Tensor = self.norm(hidden, residual)[0]
         return out

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nvila_core.engine.batch import PagedBatch, SequenceSlice
+from nvila_core.engine.batch import SequenceSlice
 from nvila_core.engine.engine import BLOCK_SIZE, Engine
 from nvila_core.model import NVILA
 
@@ -87,14 +87,13 @@ class StepTimer:
 
     def _step(self, rows: Sequence[SequenceSlice]) -> float:
         language = self.model.language
-        heads = self.model.config.num_heads
-        total = sum(r.count for r in rows)
-        ends = range(total - len(rows), total)
+        ids = [0] * max(r.count for r in rows)
+        rows = [SequenceSlice(r.start, r.count, r.blocks, ids[: r.count]) for r in rows]
 
         def step() -> None:
-            batch = PagedBatch(self.engine.cache, rows, heads)
-            embeds = language.embed([0] * total)
-            hidden = language.forward_step(embeds, batch.positions, batch, ends)
+            batch = self.engine.runner.attention.plan(rows)
+            embeds = language.embed_rows(batch.ids)
+            hidden = language.forward_step(embeds, batch.positions, batch, batch.last_rows)
             language.logits(hidden, language.num_embeddings).argmax(-1).tolist()
 
         return self._fastest(step)

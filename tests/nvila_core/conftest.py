@@ -1,5 +1,6 @@
 """Fixtures of the model's tests: recordings of the original, and tiny random models."""
 
+import os
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,10 @@ from PIL import Image
 from nvila_core import NVILA
 from nvila_core.checkpoint.random_checkpoint import write_checkpoint
 from tests.support.recordings import find_recordings
+
+if not torch.cuda.is_available():
+    # before Triton is imported: its functions are interpreted or compiled from then on
+    os.environ["TRITON_INTERPRET"] = "1"
 
 torch.set_num_threads(1)  # tiny models: a second thread mostly waits for the first
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nvila_core.engine.batch import PagedBatch, SequenceSlice
+from nvila_core.engine.batch import SequenceSlice
+from nvila_core.engine.grouped_attention import GroupedAttention, GroupedBatch
 from nvila_core.engine.kv_cache import KVCache
 from nvila_core.engine.paged_attention import PagedDecode, PrefillChunk, SharedPrefixDecode
+from nvila_core.models.rotation import Rotation
 
 BLOCK, HEADS, KV_HEADS, SIZE = 16, 4, 2, 8
 
@@ -32,13 +34,15 @@ def cache() -> KVCache:
 
 def attended(
     cache: KVCache, rows: list[SequenceSlice]
-) -> tuple[PagedBatch, torch.Tensor, torch.Tensor]:
+) -> tuple[GroupedBatch, torch.Tensor, torch.Tensor]:
     """Return a batch, its attention, and the attention of every row computed alone."""
-    batch = PagedBatch(cache, rows, HEADS)
+    batch = GroupedAttention(cache, HEADS).plan(rows)
     total = sum(r.count for r in rows)
-    query = torch.randn(HEADS, total, SIZE)
-    key, value = torch.randn(2, KV_HEADS, total, SIZE)
-    got = batch.attend(0, query, key, value, 0.3)
+    query = torch.randn(total, HEADS, SIZE)
+    key, value = torch.randn(2, total, KV_HEADS, SIZE)
+    rotation = Rotation(batch.positions, torch.linspace(1, 0.1, SIZE // 2), torch.float32)
+    got = batch.attend(0, query, key, value, rotation, 0.3)
+    query = rotation.rotate(query).transpose(0, 1)
     expected, at = torch.empty_like(got), 0
     for r in (rows[i] for i in batch.order):
         keys, values = (part[0, : r.end] for part in cache.read(0, torch.tensor([r.blocks])))

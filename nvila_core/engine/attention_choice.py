@@ -1,0 +1,94 @@
+"""Choose how attention is computed: by the Triton kernel on a GPU, in PyTorch elsewhere."""
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from nvila_core.engine.batch import AttentionPlanner, SequenceSlice
+from nvila_core.engine.grouped_attention import GroupedAttention
+from nvila_core.engine.kv_cache import KVCache
+from nvila_core.errors import first_line
+from nvila_core.models.kernels import Switch
+from nvila_core.models.rotation import Rotation
+
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+"""Largest difference from PyTorch's attention, for values of the size of one."""
+
+CHECKED = (SequenceSlice(37, 1, [3, 0, 5]), SequenceSlice(11, 40, [1, 7, 2, 6]))
+"""A single row and a chunk, over blocks out of order."""
+
+
+def choose_attention(cache: KVCache, num_heads: int) -> AttentionPlanner:
+    """Return the attention for a cache's device.
+
+    On a GPU, the kernels first compute a small step. If they fail or are wrong, they are not used
+    in this process, and a warning says so.
+    """
+    if cache.device.type != "cuda" or Switch.disabled:
+        return GroupedAttention(cache, num_heads)
+    try:
+        from nvila_core.engine.triton_attention import TritonAttention
+
+        attention = TritonAttention(cache, num_heads)
+        problem = check_attention(cache, num_heads)
+    except Exception as error:  # which one depends on Triton, its compiler and the driver
+        problem = f"{type(error).__name__}: {first_line(error)}"
+    if not problem:
+        return attention
+    Switch.disabled = True
+    warnings.warn(
+        f"The Triton kernels do not work on {cache.device} ({problem}), so attention runs in "
+        "PyTorch, which is slower: check that the versions of triton and torch match, and that a "
+        "C compiler is installed.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return GroupedAttention(cache, num_heads)
+
+
+@torch.inference_mode()
+def check_attention(cache: KVCache, num_heads: int) -> str:
+    """Compare the kernels with PyTorch on a small step; return what is wrong, or nothing.
+
+    Args:
+        cache: the check makes a small one of the same kind.
+        num_heads: query heads of a layer.
+    """
+    from nvila_core.engine.triton_attention import TritonAttention
+
+    head_dim, device, dtype = cache.keys[0].shape[-1], cache.device, cache.dtype
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(device, dtype)
+
+    rows = sum(s.count for s in CHECKED)
+    query = noise(rows, num_heads, head_dim)
+    key, value = (noise(rows, cache.num_kv_heads, head_dim) for _ in range(2))
+    content = noise(2, 9, cache.block_size, cache.num_kv_heads, head_dim)
+    inv_freq = 100.0 ** -torch.linspace(0, 1, head_dim // 2, device=device)
+    found: list[Tensor] = []
+    for kind in (GroupedAttention, TritonAttention):
+        small = KVCache(
+            num_layers=1,
+            num_kv_heads=cache.num_kv_heads,
+            head_dim=head_dim,
+            num_blocks=8,
+            block_size=cache.block_size,
+            dtype=dtype,
+            device=device,
+        )
+        small.keys[0].copy_(content[0])
+        small.values[0].copy_(content[1])
+        batch = kind(small, num_heads).plan(CHECKED)
+        rotation = Rotation(batch.positions, inv_freq, dtype)
+        out = batch.attend(0, query.clone(), key, value, rotation, head_dim**-0.5)
+        found += [out.float(), small.keys[0].float(), small.values[0].float()]
+    for name, expected, got in zip(
+        ("attention differs", "stored keys differ", "stored values differ"), found[:3], found[3:], strict=True
+    ):
+        difference = float((expected - got).abs().max())
+        if not difference <= TOLERANCE[dtype] * max(1.0, float(expected.abs().max())):
+            return f"the {name} by {difference:.2g}"
+    return ""

@@ -1,0 +1,51 @@
+"""Rotary position embedding (arXiv:2104.09864), with linear scaling of the positions."""
+
+from functools import cached_property
+
+import torch
+from torch import Tensor, nn
+
+from nvila_core.config import LanguageConfig
+
+
+class Rotation:
+    """The angles of a step's rows.
+
+    Args:
+        positions: [N], the position of each row.
+        inv_freq: float32 [head size / 2], radians a position.
+        dtype: of what is rotated.
+    """
+
+    def __init__(self, positions: Tensor, inv_freq: Tensor, dtype: torch.dtype) -> None:
+        self.positions, self.inv_freq, self.dtype = positions, inv_freq, dtype
+
+    @cached_property
+    def tables(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [N, 1, head size]."""
+        angles = self.positions[:, None, None].float() * self.inv_freq
+        angles = torch.cat((angles, angles), dim=-1)
+        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+
+    def rotate(self, x: Tensor) -> Tensor:
+        """Return x [N, heads, head size] rotated by the angles of its rows."""
+        cos, sin = self.tables
+        first, second = x.chunk(2, dim=-1)
+        return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class RotaryEmbedding(nn.Module):
+    """The frequencies of a checkpoint."""
+
+    inv_freq: Tensor
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        # On the CPU even where parameters are built on the meta device: no file holds them.
+        steps = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
+        inv_freq = 1.0 / config.rope_theta ** (steps / config.head_dim) / config.rope_factor
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+
+    def forward(self, positions: Tensor, dtype: torch.dtype) -> Rotation:
+        """Return the rotation of rows at positions [N], for keys and queries in `dtype`."""
+        return Rotation(positions, self.inv_freq, dtype)

@@ -1,0 +1,191 @@
+"""Triton's kernels compute what PyTorch computes: in Triton's interpreter, which needs no GPU."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from nvila_core import NVILA, Engine, NotFinite, SamplingParams
+from nvila_core.engine import attention_choice, engine
+from nvila_core.engine.batch import SequenceSlice
+from nvila_core.engine.grouped_attention import GroupedAttention
+from nvila_core.engine.kv_cache import KVCache
+from nvila_core.models import fused
+from nvila_core.models.kernels import Switch
+from nvila_core.models.rotation import Rotation
+
+pytest.importorskip("triton", reason="the kernels need Triton, which this machine lacks")
+
+from nvila_core.engine.triton_attention import Tiling, TritonAttention, TritonBatch
+
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
+
+
+@pytest.fixture
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Use the kernels on the processor, where Triton interprets them."""
+    monkeypatch.setattr(Switch, "interpreted", True)
+    return
+
+
+def make_cache(dtype: torch.dtype, kv_heads: int, size: int) -> KVCache:
+    made = KVCache(
+        num_layers=1,
+        num_kv_heads=kv_heads,
+        head_dim=size,
+        num_blocks=20,
+        block_size=16,
+        dtype=dtype,
+        device=torch.device("cpu"),
+    )
+    made.keys[0].normal_()
+    made.values[0].normal_()
+    return made
+
+
+def attended(
+    kind: Any, cache: KVCache, rows: list[SequenceSlice], heads: int, **options: Any
+) -> tuple[torch.Tensor, ...]:
+    """Return attention by row of `rows`, and the cache afterwards."""
+    torch.manual_seed(1)
+    attention = kind(cache, heads, **options)
+    if kind is TritonAttention:  # several tiles a chunk, several passes a tile
+        attention.chunks, attention.single_rows = Tiling(32, 16, 1, 1), Tiling(16, 16, 1, 1)
+    planned = attention.plan(rows)
+    total, size = sum(r.count for r in rows), cache.keys[0].shape[-1]
+    kv_heads = cache.num_kv_heads
+    merged = torch.randn(total, heads + 2 * kv_heads, size).to(cache.dtype)
+    places = {i: slice(sum(r.count for r in rows[:i]), None) for i in range(len(rows))}
+    order = [
+        n
+        for i in planned.order
+        for n in range(places[i].start, places[i].start + rows[i].count)
+    ]
+    query, key, value = merged[order].split([heads, kv_heads, kv_heads], 1)
+    rotation = Rotation(planned.positions, torch.linspace(1, 0.1, size // 2), cache.dtype)
+    out = planned.attend(0, query, key, value, rotation, size**-0.5)
+    by_row = torch.empty_like(out)
+    by_row[order] = out
+    return by_row, cache.keys[0], cache.values[0]
+
+
+MIXED = [
+    SequenceSlice(40, 1, [3, 9, 1]),
+    SequenceSlice(13, 9, [7, 2]),  # a chunk that begins inside a block
+    SequenceSlice(0, 1, [4]),
+    SequenceSlice(50, 1, [7, 2, 6, 8]),  # shares blocks with the chunk
+]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "heads", "kv_heads", "size", "processors"),
+    [
+        (torch.float32, 4, 2, 12, 1),  # the head is no power of two
+        (torch.float32, 7, 1, 16, 8),  # the group neither; keys of single rows in parts
+        (torch.bfloat16, 6, 1, 32, 4),
+    ],
+)
+def test_the_kernel_equals_pytorch(
+    dtype: torch.dtype, heads: int, kv_heads: int, size: int, processors: int
+) -> None:
+    # given the same cache twice, and chunks and single rows with prefixes in common
+    torch.manual_seed(0)
+    first = make_cache(dtype, kv_heads, size)
+    second = make_cache(dtype, kv_heads, size)
+    second.keys[0].copy_(first.keys[0])
+    second.values[0].copy_(first.values[0])
+    # when
+    expected = attended(GroupedAttention, first, MIXED, heads)
+    found = attended(TritonAttention, second, MIXED, heads, processors=processors)
+    # then attention and what was stored are equal
+    limit = TOLERANCE[dtype]
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, rtol=limit, atol=limit)
+
+
+def test_a_batch_is_copied_at_once_and_builds_nothing_large() -> None:
+    # given a chunk of 2048 positions after 8192 others
+    cache = make_cache(torch.float32, 1, 8)
+    attention = TritonAttention(cache, 4)
+    copied: list[int] = []
+    stage = attention.stage
+
+    def count(numbers: Any) -> Any:
+        copied.append(sum(array.nbytes for array in numbers))
+        return stage(numbers)
+
+    attention.stage = count  # type: ignore[method-assign]
+    # when
+    planned = attention.plan([SequenceSlice(8192, 2048, [0] * 640)])
+    # then one copy of a few numbers for each row goes to the device
+    (nbytes,) = copied
+    assert nbytes < 2**20
+    assert planned.tiles[:, 1].sum() == 2048
+    assert planned.last_rows.tolist() == [2047]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_rows_with_keys_that_are_not_numbers_are_found(value: float) -> None:
+    cache = make_cache(torch.float32, 1, 8)
+    planned = TritonAttention(cache, 2).plan([SequenceSlice(0, 1, [0]), SequenceSlice(0, 2, [1])])
+    key, val = torch.randn(2, 3, 1, 8)
+    val[1, 0, 3] = value
+    rotation = Rotation(planned.positions, torch.ones(4), torch.float32)
+    planned.attend(0, torch.randn(3, 2, 8), key, val, rotation, 1.0)
+    assert planned.are_finite().tolist() == [True, False, True]
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_norm_and_gate_equal_pytorch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    x, residual = torch.randn(2, 3, 24).to(dtype)
+    weight = torch.randn(24).to(dtype)
+
+    def compute() -> tuple[torch.Tensor, ...]:
+        return (
+            *fused.add_rms_norm(x, residual, weight, 1e-5),
+            *fused.add_rms_norm(x, None, weight, 1e-5),
+            fused.gated(x, F.silu),
+        )
+
+    found = compute()
+    monkeypatch.setattr(Switch, "interpreted", False)
+    limit = TOLERANCE[dtype]
+    for a, b in zip(found, compute(), strict=True):
+        torch.testing.assert_close(a, b, rtol=limit, atol=limit)
+
+
+@pytest.mark.parametrize("all_kernels", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_engine_on_the_kernels_answers_as_generate(
+    all_kernels: bool, tiny_folder: Any, pictures: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given an engine on the kernels, which reads prompts in chunks
+    monkeypatch.setattr(Switch, "interpreted", all_kernels)
+    monkeypatch.setattr(engine, "choose_attention", TritonAttention)
+    model = NVILA.from_pretrained(tiny_folder)
+    runner = Engine(model, max_num_batched_tokens=48)
+    params = SamplingParams(max_tokens=3, ignore_eos=True)
+    photo = pictures.image()
+    asks = [[photo, "What is it?"], ["short"], [photo, "What is it like?"]]
+    # when requests with a common picture and text run together
+    handles = [runner.submit(ask, params) for ask in asks]
+    while runner.step():
+        pass
+    # then each answers as it does alone, in PyTorch
+    assert handles[2].result(0).usage.cached_tokens > 0
+    monkeypatch.setattr(Switch, "interpreted", False)
+    for ask, handle in zip(asks, handles, strict=True):
+        assert handle.result(0).token_ids == model.generate(ask, params).token_ids
+
+
+def test_kernels_that_compute_wrong_numbers_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given kernels that are right
+    cache = make_cache(torch.float32, 2, 16)
+    assert attention_choice.check_attention(cache, 4) == ""
+    # when the last of them computes nothing
+    monkeypatch.setattr(TritonBatch, "_launch", lambda self, tiles, *_: None)
+    monkeypatch.setattr(torch.Tensor, "new_empty", torch.Tensor.new_zeros)
+    # then the check says which numbers are wrong
+    assert "the attention differs by" in attention_choice.check_attention(cache, 4)
