@@ -6,6 +6,8 @@ SHELL := /bin/bash
 
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
+# the tests interpret and compile the GPU kernels; builds of PyTorch for CUDA bring their own
+TRITON ?= triton==3.9.0
 # /dev/null for the newest versions that pyproject.toml allows
 CONSTRAINTS ?= constraints.txt
 
@@ -64,6 +66,8 @@ $(BIN)/python:
 $(STAMP): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing $(TORCH) (1 of 3; the largest, once)"
 	@$(PIP) install "$(TORCH)"
+	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("triton") is None)' \
+	  || $(PIP) install --no-deps "$(TRITON)" || echo "No Triton for this machine: the tests of the GPU kernels will be skipped"
 	@echo "Installing the other pinned packages (2 of 3)"
 	@$(PIP) install --constraint $(CONSTRAINTS) setuptools
 	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; x = p["optional-dependencies"]; print(*p["dependencies"], *(r for name in x if name != "all" for r in x[name]), sep="\n")' > $(VENV)/requirements.txt

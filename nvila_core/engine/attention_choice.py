@@ -1,6 +1,7 @@
 """Choose how attention is computed: by the Triton kernel on a GPU, in PyTorch elsewhere."""
 
 import warnings
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -9,8 +10,12 @@ from nvila_core.engine.batch import AttentionPlanner, SequenceSlice
 from nvila_core.engine.grouped_attention import GroupedAttention
 from nvila_core.engine.kv_cache import KVCache
 from nvila_core.errors import first_line
+from nvila_core.model import NVILA
 from nvila_core.models.kernels import Switch
 from nvila_core.models.rotation import Rotation
+
+if TYPE_CHECKING:
+    from nvila_core.engine.decode_graphs import DecodeGraphs  # imports Triton
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 3e-2}
 """Largest difference from PyTorch's attention, for values of the size of one."""
@@ -45,6 +50,25 @@ def choose_attention(cache: KVCache, num_heads: int) -> AttentionPlanner:
         stacklevel=3,
     )
     return GroupedAttention(cache, num_heads)
+
+
+def make_graphs(
+    model: NVILA, attention: AttentionPlanner, max_model_len: int
+) -> "DecodeGraphs | None":
+    """Return what runs decode steps as CUDA graphs; None where attention does not allow it.
+
+    Args:
+        model: computes the steps.
+        attention: what `choose_attention` returned.
+        max_model_len: positions at most of a sequence.
+    """
+    if isinstance(attention, GroupedAttention) or model.device.type != "cuda":
+        return None
+    from nvila_core.engine.decode_graphs import DecodeGraphs
+    from nvila_core.engine.triton_attention import TritonAttention
+
+    assert isinstance(attention, TritonAttention)
+    return DecodeGraphs(model.language, attention, max_model_len, len(model.tokenizer))
 
 
 @torch.inference_mode()
@@ -86,7 +110,10 @@ def check_attention(cache: KVCache, num_heads: int) -> str:
         out = batch.attend(0, query.clone(), key, value, rotation, head_dim**-0.5)
         found += [out.float(), small.keys[0].float(), small.values[0].float()]
     for name, expected, got in zip(
-        ("attention differs", "stored keys differ", "stored values differ"), found[:3], found[3:], strict=True
+        ("attention differs", "stored keys differ", "stored values differ"),
+        found[:3],
+        found[3:],
+        strict=True,
     ):
         difference = float((expected - got).abs().max())
         if not difference <= TOLERANCE[dtype] * max(1.0, float(expected.abs().max())):

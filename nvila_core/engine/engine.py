@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nvila_core.engine.attention_choice import choose_attention
+from nvila_core.engine.attention_choice import choose_attention, make_graphs
 from nvila_core.engine.block_pool import BlockPool
 from nvila_core.engine.handle import Handle
 from nvila_core.engine.kv_cache import KVCache
@@ -143,9 +143,9 @@ class Engine:
         )
         self.tile_cache = TileCache(tile_cache_bytes, tile_tolerance)
         self.encoder = TileEncoder(model, self.tile_cache, step_tiles)
-        self.runner = ModelRunner(
-            model, choose_attention(self.cache, model.config.num_heads), self.encoder
-        )
+        attention = choose_attention(self.cache, model.config.num_heads)
+        graphs = make_graphs(model, attention, self.max_model_len)
+        self.runner = ModelRunner(model, attention, self.encoder, graphs)
         self._clock = clock
         self._changed = threading.Condition()
         self._stepping = threading.Lock()

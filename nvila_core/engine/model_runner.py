@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from itertools import islice
-from math import isfinite
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from nvila_core.engine.batch import AttentionPlanner, SequenceSlice
@@ -12,12 +13,29 @@ from nvila_core.engine.tile_encoder import TileEncoder
 from nvila_core.errors import NotFinite
 from nvila_core.model import NVILA
 
+if TYPE_CHECKING:
+    from nvila_core.engine.decode_graphs import DecodeGraphs  # imports Triton
+
 
 class ModelRunner:
-    """Runs the scheduled positions of many requests as one batch."""
+    """Runs the scheduled positions of many requests as one batch.
 
-    def __init__(self, model: NVILA, attention: AttentionPlanner, encoder: TileEncoder) -> None:
+    Args:
+        model: computes.
+        attention: plans the attention of each step.
+        encoder: has the features of pictures.
+        graphs: run steps in which every request decodes; None: they run as the others do.
+    """
+
+    def __init__(
+        self,
+        model: NVILA,
+        attention: AttentionPlanner,
+        encoder: TileEncoder,
+        graphs: "DecodeGraphs | None" = None,
+    ) -> None:
         self.model, self.attention, self.encoder = model, attention, encoder
+        self.graphs = graphs
 
     def forward(self, scheduled: list[ScheduledRequest]) -> list[Tensor | int | NotFinite | None]:
         """Run one batch through the language model.
@@ -29,30 +47,39 @@ class ModelRunner:
         """
         language, vocab = self.model.language, len(self.model.tokenizer)
         slices = [self._slice(item) for item in scheduled]
-        batch = self.attention.plan(slices)
-        ordered = [scheduled[i] for i in batch.order]
-        complete = [i for i in batch.order if slices[i].complete]
-        embeds = self.embed(ordered, batch.ids)
-        hidden = language.forward_step(embeds, batch.positions, batch, batch.last_rows)
-        drawn: list[Tensor | int | NotFinite | None] = [None] * len(scheduled)
-        if complete:
+        graph = self.graphs.run(slices) if self.graphs is not None else None
+        if graph is not None:
+            logits, outcome = graph
+            tokens, finite, sound = outcome.tolist()
+            order = complete = list(range(len(scheduled)))
+        else:
+            batch = self.attention.plan(slices)
+            order = batch.order
+            complete = [i for i in order if slices[i].complete]
+            embeds = self.embed([scheduled[i] for i in order], batch.ids)
+            hidden = language.forward_step(embeds, batch.positions, batch, batch.last_rows)
             logits = language.logits(hidden, vocab)
-            maxima, tokens = (part.tolist() for part in logits.max(-1))
-            for row, index in enumerate(complete):
-                if not isfinite(maxima[row]):
-                    drawn[index] = NotFinite()
-                elif scheduled[index].request.sequence.is_greedy:
-                    drawn[index] = tokens[row]
-                else:
-                    drawn[index] = logits[row]
-        finite = iter(batch.are_finite().tolist())
-        for index, item in zip(batch.order, ordered, strict=True):
-            if not all(list(islice(finite, item.num_scheduled_tokens))):
+            maxima, best = logits.max(-1)
+            numbers = torch.cat([best, maxima.isfinite(), batch.are_finite()]).tolist()
+            count = len(complete)
+            tokens, finite = numbers[:count], numbers[count : 2 * count]
+            sound = numbers[2 * count :]
+        drawn: list[Tensor | int | NotFinite | None] = [None] * len(scheduled)
+        for row, index in enumerate(complete):
+            if not finite[row]:
+                drawn[index] = NotFinite()
+            elif scheduled[index].request.sequence.is_greedy:
+                drawn[index] = tokens[row]
+            else:
+                drawn[index] = logits[row]
+        flags = iter(sound)
+        for index in order:
+            if not all(list(islice(flags, slices[index].count))):
                 drawn[index] = NotFinite()
         return drawn
 
     def embed(self, scheduled: Sequence[ScheduledRequest], ids: Tensor) -> Tensor:
-        """Return the embeddings [rows, hidden] of the scheduled positions, whose tokens are `ids`."""
+        """Return embeddings [rows, hidden] of the scheduled positions, whose tokens are `ids`."""
         embeds = self.model.language.embed_rows(ids)
         first = 0
         for item in scheduled:

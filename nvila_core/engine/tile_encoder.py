@@ -106,10 +106,21 @@ class TileEncoder:
         return features
 
     def _encode_batch(self, new: dict[bytes, tuple[Request, int]]) -> dict[bytes, Tensor]:
-        prompts = ((request.sequence.prompt, tile) for request, tile in new.values())
-        pixels = torch.cat(
-            [prompt.processor.normalise(prompt.pixels[tile, None]) for prompt, tile in prompts]
-        )
+        encoded = self.model.encode_tiles(self._pixels(list(new.values())))
         # Copy each tile, so that keeping one does not keep the whole batch.
-        encoded = self.model.encode_tiles(pixels)
         return {tile_hash: one.clone() for tile_hash, one in zip(new, encoded, strict=True)}
+
+    def _pixels(self, places: Sequence[tuple[Request, int]]) -> Tensor:
+        """Return normalised pixels float32 [tiles, 3, S, S]; on a GPU they travel as bytes."""
+        prompts = [(request.sequence.prompt, tile) for request, tile in places]
+        processors = {prompt.processor for prompt, _ in prompts}
+        if self.model.device.type != "cuda" or len(processors) > 1:
+            return torch.cat(
+                [prompt.processor.normalise(prompt.pixels[tile, None]) for prompt, tile in prompts]
+            )
+        shape = (len(prompts), *prompts[0][0].pixels.shape[1:])
+        host = torch.empty(shape, dtype=torch.uint8, pin_memory=True)
+        for target, (prompt, tile) in zip(host.numpy(), prompts, strict=True):
+            target[:] = prompt.pixels[tile]
+        pixels = host.to(self.model.device, non_blocking=True)
+        return processors.pop().normalise_on_device(pixels)

@@ -1,7 +1,7 @@
-"""Attention by a Triton kernel, for GPUs: all rows of a step in one launch, whatever they belong to.
+"""Attention by a Triton kernel, for GPUs: all rows of a step, whatever sequence they belong to.
 
-What the kernel needs to know of a step is a few numbers for each row and tile, and the block tables.
-They are written into one pinned buffer and copied at once; no mask and no index is built.
+What the kernel needs to know of a step is a few numbers for each row and tile, and the block
+tables. They are written into one pinned buffer and copied at once; no mask and no index is built.
 """
 
 import math
@@ -44,6 +44,9 @@ CHUNKS = Tiling(128, 64, 8, 2)
 CHUNKS_SMALL = Tiling(128, 32, 8, 2)
 """For GPUs where more keys at once would not fit the registers (8.x and 12.x)."""
 
+SINGLE_ROWS_FLOAT32 = Tiling(16, 32, 4, 1)
+CHUNKS_FLOAT32 = Tiling(64, 32, 8, 1)
+
 
 def chunk_tiling(capability: tuple[int, int]) -> Tiling:
     """Return the tiling of chunks that suits a GPU of a compute capability."""
@@ -71,13 +74,20 @@ class TritonAttention:
             found = torch.cuda.get_device_properties(cache.device)
             self.processors = found.multi_processor_count
             self.chunks, self.single_rows = chunk_tiling((found.major, found.minor)), SINGLE_ROWS
+            if cache.dtype is torch.float32:
+                self.chunks, self.single_rows = CHUNKS_FLOAT32, SINGLE_ROWS_FLOAT32
         self.processors = processors or self.processors
         if cache.keys[0].numel() >= 2**31:
             raise ValueError("a layer of the cache has more elements than 32 bits can number")
 
     def plan(self, slices: Sequence[SequenceSlice]) -> "TritonBatch":
         """Return the batch of a step's new positions, in the order of `slices`."""
-        return TritonBatch(self, slices)
+        step = StepRows(slices, self.cache.block_size)
+        tiles, num_single = self.tiles_of(slices)
+        numbers = [step.ids, step.positions, step.slots, np.zeros_like(step.ids), step.last_rows]
+        staged = self.stage([*(a.astype(np.int32) for a in numbers), tiles, self.tables_of(slices)])
+        *rows, last_rows, tiles_there, tables = staged
+        return TritonBatch(self, rows, last_rows, tiles_there, num_single, tables)
 
     def splits(self, rows: int) -> int:
         """Return the parts into which the keys of `rows` single rows are divided: a power of two.
@@ -137,6 +147,11 @@ class TritonAttention:
 class TritonBatch(Batch):
     """The rows of one step, and their attention over a `KVCache`.
 
+    Args:
+        attention: computes it.
+        rows: int32 [4, N]: id, position, slot of each row, and the zeros of `damaged`.
+        last_rows, tiles, num_single, tables: see the attributes.
+
     Attributes:
         tiles: int32 [T, 4], see `kernels.attention`; those of single rows come first.
         num_single: the number of those.
@@ -144,17 +159,20 @@ class TritonBatch(Batch):
         damaged: int32 [N], set by the kernels where a row's key or value is not finite.
     """
 
-    def __init__(self, attention: TritonAttention, slices: Sequence[SequenceSlice]) -> None:
+    def __init__(
+        self,
+        attention: TritonAttention,
+        rows: Sequence[Tensor],
+        last_rows: Tensor,
+        tiles: Tensor,
+        num_single: int,
+        tables: Tensor,
+    ) -> None:
         self.attention, self.cache = attention, attention.cache
-        self.order = list(range(len(slices)))
-        step = StepRows(slices, self.cache.block_size)
-        tiles, self.num_single = attention.tiles_of(slices)
-        numbers = [step.ids, step.positions, step.slots, np.zeros_like(step.ids), step.last_rows]
-        staged = attention.stage(
-            [*(a.astype(np.int32) for a in numbers), tiles, attention.tables_of(slices)]
-        )
-        self.ids, self.positions, self.slots, self.damaged = staged[:4]
-        self.last_rows, self.tiles, self.tables = staged[4:]
+        self.ids, self.positions, self.slots, self.damaged = rows
+        self.last_rows, self.tiles, self.tables = last_rows, tiles, tables
+        self.num_single = num_single
+        self.order = list(range(len(tables)))
 
     def attend(
         self,
@@ -167,7 +185,9 @@ class TritonBatch(Batch):
     ) -> Tensor:
         """Store the rows' keys and values, and attend; see `AttentionBackend.attend`."""
         rows, heads, size = query.shape
-        query, key, value = (one if _packed(one) else one.contiguous() for one in (query, key, value))
+        query, key, value = (
+            one if _packed(one) else one.contiguous() for one in (query, key, value)
+        )
         if key.stride(0) != value.stride(0):
             key, value = key.contiguous(), value.contiguous()
         keys, values = self.cache.keys[layer], self.cache.values[layer]

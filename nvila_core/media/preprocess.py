@@ -60,6 +60,12 @@ class Processor:
             np.take(self.table[channel], pixels[..., channel], out=out[:, channel], mode="clip")
         return torch.from_numpy(out)
 
+    def normalise_on_device(self, pixels: Tensor) -> Tensor:
+        """Return what `normalise` does, of uint8 pixels [n, H, W, 3] that a GPU holds."""
+        table = torch.from_numpy(self.table).to(pixels.device, non_blocking=True)
+        channels = pixels.permute(0, 3, 1, 2)
+        return torch.stack([table[c][channels[:, c].int()] for c in range(3)], dim=1)
+
 
 def to_rgb(image: object) -> Image.Image:
     """Convert a PIL image of any mode or a uint8 array [height, width, 3] to an RGB image.

@@ -42,7 +42,7 @@ def merge(parts: list[nn.Module | None]) -> nn.Module | None:
         weight = torch.cat([part.weight for part in linears])
         biased = linears[0].bias is not None
         outputs, inputs = weight.shape
-        linear = skip_init(nn.Linear, inputs, outputs, biased, device="meta")
+        linear: nn.Linear = skip_init(nn.Linear, inputs, outputs, biased, device="meta")
         linear.weight = nn.Parameter(weight, requires_grad=False)
         if biased:
             bias = torch.cat([part.bias for part in linears])

@@ -16,6 +16,7 @@ from nvila_core.models.attention import AttentionBackend
 from nvila_core.models.fused import add_rms_norm, gated
 from nvila_core.models.rotation import RotaryEmbedding, Rotation
 
+
 class RMSNorm(nn.Module):
     """Root mean square normalisation of the last dimension (arXiv:1910.07467), in float32."""
 
@@ -56,7 +57,8 @@ class DecoderAttention(nn.Module):
         if self.qkv_proj is not None:
             merged: Tensor = self.qkv_proj(x)
             merged = merged.unflatten(-1, (-1, self.head_dim))
-            return merged.split([self.heads, self.kv_heads, self.kv_heads], 1)
+            query, key, value = merged.split([self.heads, self.kv_heads, self.kv_heads], 1)
+            return query, key, value
         projections = cast(tuple[nn.Module, ...], (self.q_proj, self.k_proj, self.v_proj))
         return tuple(one(x).unflatten(-1, (-1, self.head_dim)) for one in projections)
 

@@ -1,13 +1,12 @@
 """Triton's kernels compute what PyTorch computes: in Triton's interpreter, which needs no GPU."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from nvila_core import NVILA, Engine, NotFinite, SamplingParams
+from nvila_core import NVILA, Engine, SamplingParams
 from nvila_core.engine import attention_choice, engine
 from nvila_core.engine.batch import SequenceSlice
 from nvila_core.engine.grouped_attention import GroupedAttention
@@ -18,16 +17,16 @@ from nvila_core.models.rotation import Rotation
 
 pytest.importorskip("triton", reason="the kernels need Triton, which this machine lacks")
 
+from nvila_core.engine.decode_graphs import Bucket, DecodeGraphs
 from nvila_core.engine.triton_attention import Tiling, TritonAttention, TritonBatch
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
 
 @pytest.fixture
-def interpreted(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Use the kernels on the processor, where Triton interprets them."""
     monkeypatch.setattr(Switch, "interpreted", True)
-    return
 
 
 def make_cache(dtype: torch.dtype, kv_heads: int, size: int) -> KVCache:
@@ -59,9 +58,7 @@ def attended(
     merged = torch.randn(total, heads + 2 * kv_heads, size).to(cache.dtype)
     places = {i: slice(sum(r.count for r in rows[:i]), None) for i in range(len(rows))}
     order = [
-        n
-        for i in planned.order
-        for n in range(places[i].start, places[i].start + rows[i].count)
+        n for i in planned.order for n in range(places[i].start, places[i].start + rows[i].count)
     ]
     query, key, value = merged[order].split([heads, kv_heads, kv_heads], 1)
     rotation = Rotation(planned.positions, torch.linspace(1, 0.1, size // 2), cache.dtype)
@@ -178,6 +175,48 @@ def test_the_engine_on_the_kernels_answers_as_generate(
     monkeypatch.setattr(Switch, "interpreted", False)
     for ask, handle in zip(asks, handles, strict=True):
         assert handle.result(0).token_ids == model.generate(ask, params).token_ids
+
+
+def test_a_padded_step_with_static_tensors_computes_the_same(tiny_folder: Any) -> None:
+    # given a model, and what a graph of four rows would replay
+    model = NVILA.from_pretrained(tiny_folder)
+    held = KVCache(
+        num_layers=2,
+        num_kv_heads=2,
+        head_dim=12,
+        num_blocks=8,
+        block_size=16,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+    attention = TritonAttention(held, 4)
+    graphs = DecodeGraphs(model.language, attention, 64, len(model.tokenizer))
+    bucket = Bucket(attention, 4, graphs.table_width)
+    # when steps of fewer rows fill it, and a sequence gets another block and another place
+    blocks = [5, 1]
+    first = [SequenceSlice(3, 1, [2], [70]), SequenceSlice(31, 1, blocks, [80])]
+    blocks_later = [*blocks, 7]
+    second = [SequenceSlice(32, 1, blocks_later, [90])]
+    for slices in (first, second):
+        bucket.fill(slices)
+        with torch.inference_mode():
+            logits, outcome = graphs.compute(bucket.batch)
+            planned = attention.plan(slices)
+            hidden = model.language.forward_step(
+                model.language.embed_rows(planned.ids),
+                planned.positions,
+                planned,
+                planned.last_rows,
+            )
+            expected = model.language.logits(hidden, len(model.tokenizer))
+        # then its rows are those of a step planned by itself
+        count = len(slices)
+        torch.testing.assert_close(logits[:count], expected, rtol=1e-5, atol=1e-5)
+        assert outcome[0, :count].tolist() == expected.argmax(-1).tolist()
+        assert outcome[1:, :count].tolist() == [[1] * count] * 2
+    # and padding has stored nothing
+    assert not held.keys[0][held.padding_block].any()
+    assert not held.keys[0][0].any()
 
 
 def test_kernels_that_compute_wrong_numbers_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,3 +114,10 @@ def test_transparent_pictures_are_laid_on_white() -> None:
 def test_what_is_not_an_image(bad: object) -> None:
     with pytest.raises(MediaError):
         to_rgb(bad)
+
+
+def test_pixels_are_normalised_alike_on_the_host_and_on_a_device() -> None:
+    processor = Processor(4, mean=(0.5, 0.4, 0.3), std=(0.5, 0.6, 0.7))
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 4, 4, 3), dtype=np.uint8)
+    on_device = processor.normalise_on_device(torch.from_numpy(pixels))
+    assert torch.equal(on_device, processor.normalise(pixels))

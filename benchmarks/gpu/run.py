@@ -1,0 +1,143 @@
+"""Check and measure the engine on a GPU that is lent for minutes; see README.md.
+
+    python benchmarks/gpu/run.py --out FOLDER [--seconds 240] [--part kernel --part decode]
+
+The parts run in order of importance. One that fails prints its traceback, and the next one runs;
+after each, FOLDER/gpu.json has all results so far.
+"""
+
+import argparse
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import absent
+
+MISSING = absent.install()
+
+import torch  # noqa: E402
+
+
+def card(device: torch.device) -> dict[str, Any]:
+    """Describe the machine, and measure its peaks."""
+    from timing import device_ms
+
+    found: dict[str, Any] = {"torch": torch.__version__, "missing": ", ".join(MISSING)}
+    try:
+        import triton
+
+        found["triton"] = triton.__version__
+    except ImportError:
+        found["triton"] = "missing"
+    if device.type == "cuda":
+        found["card"] = torch.cuda.get_device_name(device)
+    side = 8192 if device.type == "cuda" else 256
+    a = torch.randn(side, side, device=device, dtype=torch.bfloat16)
+    found["bf16 TFLOP/s"] = 2 * side**3 / device_ms(lambda: a @ a, device, 10) / 1e9
+    size = 2**31 if device.type == "cuda" else 2**22
+    source = torch.empty(size, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    found["copy GB/s"] = 2 * size / device_ms(lambda: target.copy_(source), device, 10) / 1e6
+    return {"": found}
+
+
+def parts(device: torch.device, small: bool) -> dict[str, Callable[[], dict[str, Any]]]:
+    """Return the parts in order of importance; `small` ones show on a CPU that they run."""
+
+    def check() -> dict[str, Any]:
+        import kernel
+
+        return kernel.check(device, 1 if small else 6)
+
+    def speed() -> dict[str, Any]:
+        import kernel
+
+        return kernel.speed(device, small)
+
+    def decode(name: str) -> Callable[[], dict[str, Any]]:
+        def run() -> dict[str, Any]:
+            import steps
+
+            if small:
+                return steps.measure("tiny", device, 64, (1, 2))
+            return steps.measure(name, device, 9800, (1, 8, 32) if name == "2b" else (1, 32))
+
+        return run
+
+    def tower() -> dict[str, Any]:
+        import vision
+
+        found: dict[str, Any] = vision.measure(device, *(("tiny", (1, 2)) if small else ()))
+        return found
+
+    def streams() -> dict[str, Any]:
+        import streams
+
+        return streams.measure(device, *(("tiny", 2, 4, 1) if small else ()))
+
+    return {
+        "card": lambda: card(device),
+        "check": check,
+        "decode": decode("2b"),
+        "tower": tower,
+        "speed": speed,
+        "streams": streams,
+        "8b": decode("8b"),
+    }
+
+
+def show(name: str, found: dict[str, Any], seconds: float) -> None:
+    """Print one part's results."""
+    print(f"\n## {name} ({seconds:.0f} s)", flush=True)
+    for label, entry in found.items():
+        values = entry.items() if isinstance(entry, dict) else [("", entry)]
+        cells = ", ".join(
+            f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in values
+        )
+        print(f"{label}: {cells}", flush=True)
+
+
+def main() -> int:
+    """Run the parts; return 1 where one failed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of gpu.json")
+    parser.add_argument("--seconds", type=float, default=240, help="begin no part after that")
+    parser.add_argument("--part", action="append", help="repeatable; default: all")
+    parser.add_argument("--device", default="cuda", help="cpu runs tiny sizes, interpreted")
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    args.out.mkdir(parents=True, exist_ok=True)
+    began, failed = time.perf_counter(), []
+    results: dict[str, Any] = {}
+    for name, part in parts(device, device.type != "cuda").items():
+        started = time.perf_counter()
+        if args.part and name not in args.part:
+            continue
+        if started - began > args.seconds:
+            print(f"\n## {name}: left out, the time is up", flush=True)
+            continue
+        try:
+            results[name] = part()
+            show(name, results[name], time.perf_counter() - started)
+        except Exception as error:
+            failed.append(name)
+            results[name] = {"failed": {"": repr(error)}}
+            print(f"\n## {name} FAILED", flush=True)
+            traceback.print_exc(file=sys.stdout)
+        (args.out / "gpu.json").write_text(json.dumps(results, indent=2, default=str))
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    print(f"\nfailed: {', '.join(failed) or 'none'}", flush=True)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

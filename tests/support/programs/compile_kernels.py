@@ -1,0 +1,116 @@
+"""Compile the Triton kernels for a GPU that need not be there; print JSON of what each uses.
+
+    python -m tests.support.programs.compile_kernels ARCH [--only NAME]
+
+ARCH is the compute capability without its dot, e.g. 90.
+"""
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from typing import Any
+
+import triton
+from triton import knobs
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from nvila_core.engine.triton_attention import SINGLE_ROWS, Tiling, chunk_tiling
+from nvila_core.kernels import attention, layer
+
+HEAD: dict[str, Any] = {"HEADS": 12, "KV_HEADS": 2, "HEAD_DIM": 128, "PADDED_DIM": 128}
+POINTERS = {
+    "partial": "*fp32",
+    "log_sums": "*fp32",
+    "inv_freq": "*fp32",
+    **dict.fromkeys(("tiles", "tables", "positions", "slots", "damaged"), "*i32"),
+}
+
+
+def attention_case(tiling: Tiling, splits: int) -> tuple[Any, dict[str, Any], Tiling]:
+    """Return the kernel, its constants and its sizes."""
+    sizes = {"TILE_ROWS": tiling.queries, "TILE_KEYS": tiling.keys, "SPLITS": splits}
+    return (
+        attention.paged_attention,
+        {**HEAD, "BLOCK_SIZE": 16, **sizes, "WIDEN": False},
+        tiling,
+    )
+
+
+def cases(arch: int) -> dict[str, tuple[Any, dict[str, Any], Tiling]]:
+    """Return the kernels with the sizes that the 2B model has on a GPU."""
+    plain = Tiling(0, 0, 4, 3)
+    halves = {"HALF": 64, "PADDED_HEADS": 16, "PADDED_KV_HEADS": 2, "PADDED_HALF": 64}
+    return {
+        "single rows": attention_case(SINGLE_ROWS, 32),
+        "chunks": attention_case(chunk_tiling(divmod(arch, 10)), 1),
+        "combine": (attention.combine_splits, {**HEAD, "SPLITS": 64}, plain),
+        "norm": (
+            layer.add_rms_norm,
+            {"SIZE": 1536, "PADDED_SIZE": 2048, "ADD": True},
+            plain,
+        ),
+        "gate": (layer.silu_mul, {"SIZE": 8960, "BLOCK": 1024}, plain),
+        "rotate": (
+            layer.rotate_and_store,
+            {"HEADS": 12, "KV_HEADS": 2, **halves},
+            Tiling(0, 0, 2, 3),
+        ),
+    }
+
+
+def compiled(arch: int, kernel: Any, constants: dict[str, Any], tiling: Tiling) -> dict[str, Any]:
+    """Compile one kernel and return its registers, spilled bytes and shared memory."""
+    names = kernel.arg_names
+    constants = {name: value for name, value in constants.items() if name in names}
+    scalars = {"scale": "fp32", "eps": "fp32", "count": "i32", "num_rows": "i32"}
+    scalars |= {name: "i32" for name in names if name.endswith("stride")}
+    signature = {
+        name: "constexpr" if name in constants else POINTERS.get(name, scalars.get(name, "*bf16"))
+        for name in names
+    }
+    aligned = [n for n in names if signature[n].startswith("*") or n.endswith("stride")]
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    made = triton.compile(
+        source,
+        target=GPUTarget("cuda", arch, 32),
+        options={"num_warps": tiling.warps, "num_stages": tiling.stages},
+    )
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        text = subprocess.run(
+            [knobs.nvidia.cuobjdump.path, "-res-usage", file.name],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    used = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    return {
+        "registers": used["REG"],
+        "spilled": used["STACK"] + used["LOCAL"],
+        "shared": made.metadata.shared,
+    }
+
+
+def main() -> None:
+    """Compile and print."""
+    arch = int(sys.argv[1])
+    only = sys.argv[3:] if "--only" in sys.argv else None
+    found = {
+        name: compiled(arch, *case)
+        for name, case in cases(arch).items()
+        if only is None or name in only
+    }
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
