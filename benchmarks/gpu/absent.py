@@ -9,7 +9,7 @@ import sys
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import Any
 
 NAMES = ("av", "llguidance")
 
@@ -17,7 +17,7 @@ NAMES = ("av", "llguidance")
 class StandIn(ModuleType):
     """Has every name, each a class that no object is made of."""
 
-    __path__: ClassVar[list[str]] = []
+    __path__: list[str] = []  # noqa: RUF012
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

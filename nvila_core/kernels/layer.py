@@ -8,7 +8,7 @@ import triton.language as tl
 
 
 @triton.jit
-def add_rms_norm(
+def sum_and_norm(
     x,
     residual,
     weight,

@@ -28,7 +28,7 @@ def add_rms_norm(
         total = x if residual is None else torch.empty_like(residual)
         normed = x.new_empty(x.shape)
         padded = 1 << (size - 1).bit_length()
-        kernels.add_rms_norm[(len(x),)](
+        kernels.sum_and_norm[(len(x),)](
             x,
             residual if residual is not None else x,
             weight,

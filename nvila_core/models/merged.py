@@ -21,12 +21,12 @@ def merge_projections(decoder: Qwen2Decoder) -> int:
     merged = 0
     for layer in cast(list[DecoderLayer], list(decoder.layers)):
         attention, mlp = layer.self_attn, layer.mlp
-        found = merge([attention.q_proj, attention.k_proj, attention.v_proj])
+        found = merged_linear([attention.q_proj, attention.k_proj, attention.v_proj])
         if found is not None:
             attention.qkv_proj = found
             attention.q_proj = attention.k_proj = attention.v_proj = None
             merged += 1
-        found = merge([mlp.gate_proj, mlp.up_proj])
+        found = merged_linear([mlp.gate_proj, mlp.up_proj])
         if found is not None:
             mlp.gate_up_proj = found
             mlp.gate_proj = mlp.up_proj = None
@@ -35,7 +35,7 @@ def merge_projections(decoder: Qwen2Decoder) -> int:
 
 
 @torch.inference_mode()
-def merge(parts: list[nn.Module | None]) -> nn.Module | None:
+def merged_linear(parts: list[nn.Module | None]) -> nn.Module | None:
     """Return one linear layer with the outputs of all `parts`, or None if they cannot be merged."""
     if all(type(part) is nn.Linear for part in parts):
         linears = cast(list[nn.Linear], parts)

@@ -48,7 +48,7 @@ def cases(arch: int) -> dict[str, tuple[Any, dict[str, Any], Tiling]]:
         "chunks": attention_case(chunk_tiling(divmod(arch, 10)), 1),
         "combine": (attention.combine_splits, {**HEAD, "SPLITS": 64}, plain),
         "norm": (
-            layer.add_rms_norm,
+            layer.sum_and_norm,
             {"SIZE": 1536, "PADDED_SIZE": 2048, "ADD": True},
             plain,
         ),
