@@ -206,14 +206,17 @@ class _Wanted:
         """Return whether the newest results have enough matches, so that PostgreSQL is to read by
         number; otherwise it is to read its index of words. It guesses badly which is faster."""
         number = _columns.number
-        newest = select(number).where(*filters)
+        # with its limit, PostgreSQL computes it as it stands: the newest first
+        newest = select(number, self._has_words().label("found")).where(*filters)
+        newest = newest.order_by(number.desc())
         if self.stream is not None:
-            newest = newest.order_by(number.desc()).limit(_RECENT_OF_STREAM)
+            newest = newest.limit(_RECENT_OF_STREAM)
         else:
             ends = [end for end in (highest, self.after[1] if self.after else None) if end]
             top = min(ends) if ends else connection.execute(select(func.max(number))).scalar() or 0
-            newest = newest.where(number > top - _RECENT)
-        matches = select(number).where(number.in_(newest), self._has_words()).limit(self.limit)
+            newest = newest.where(number > top - _RECENT).limit(_RECENT)
+        recent = newest.subquery()
+        matches = select(recent.c.number).where(recent.c.found).limit(self.limit)
         return len(connection.execute(matches).all()) == self.limit
 
     def _far_range(self) -> list[ColumnElement[bool]]:
