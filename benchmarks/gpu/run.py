@@ -51,10 +51,13 @@ def card(device: torch.device) -> dict[str, Any]:
 def parts(device: torch.device, small: bool) -> dict[str, Callable[[], dict[str, Any]]]:
     """Return the parts in order of importance; `small` ones show on a CPU that they run."""
 
-    def check() -> dict[str, Any]:
-        import kernel
+    def check(dtype: torch.dtype) -> Callable[[], dict[str, Any]]:
+        def run() -> dict[str, Any]:
+            import kernel
 
-        return kernel.check(device, 1 if small else 6)
+            return kernel.check(device, dtype, 1 if small else 5)
+
+        return run
 
     def speed() -> dict[str, Any]:
         import kernel
@@ -84,12 +87,13 @@ def parts(device: torch.device, small: bool) -> dict[str, Callable[[], dict[str,
 
     return {
         "card": lambda: card(device),
-        "check": check,
+        "check": check(torch.bfloat16),
         "decode": decode("2b"),
         "tower": tower,
         "speed": speed,
         "streams": streams,
         "8b": decode("8b"),
+        "float32": check(torch.float32),
     }
 
 
