@@ -13,6 +13,7 @@ A request that fails does not affect the others.
 
 import threading
 import time
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -371,19 +372,23 @@ class Engine:
         except Exception as error:
             if is_device_lost(error):
                 raise DeviceLost(first_line(error)) from error
-            if isinstance(error, torch.OutOfMemoryError):
-                torch.cuda.empty_cache()
-            if len(scheduled) == 1:
-                request = scheduled[0].request
-                # Nobody has checked what the step has written so far.
-                self.cache.zero(request.blocks[request.num_computed_tokens // BLOCK_SIZE :])
-                self._fail(request, error)
-                return
-            for item in scheduled:
-                self._compute([item])
+            failure = error
+        else:
+            for item, token in zip(scheduled, drawn, strict=True):
+                self._deliver(item, token)
             return
-        for item, token in zip(scheduled, drawn, strict=True):
-            self._deliver(item, token)
+        # The frames of the failed step hold its tensors, which the next try may need the room of.
+        traceback.clear_frames(failure.__traceback__)
+        if isinstance(failure, torch.OutOfMemoryError):
+            torch.cuda.empty_cache()
+        if len(scheduled) == 1:
+            request = scheduled[0].request
+            # Nobody has checked what the step has written so far.
+            self.cache.zero(request.blocks[request.num_computed_tokens // BLOCK_SIZE :])
+            self._fail(request, failure)
+            return
+        for item in scheduled:
+            self._compute([item])
 
     def _deliver(self, item: ScheduledRequest, drawn: Tensor | int | NotFinite | None) -> None:
         request, sequence = item.request, item.request.sequence

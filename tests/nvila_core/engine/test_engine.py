@@ -4,6 +4,7 @@ that affect one request only.
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -307,6 +308,33 @@ def test_a_failure_while_generating_fails_alone(
     with pytest.raises(type(error), match=str(error)):
         bad.result(0)
     assert engine.stats()["kv_tokens"] == 0
+
+
+def test_a_step_that_ran_out_of_memory_is_freed_before_it_is_tried_in_parts(
+    model: NVILA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a language model that has no room for two requests at once
+    engine = Engine(model)
+    handles = [engine.submit([name], exactly(2)) for name in ("one", "two")]
+    forward_step = model.language.forward_step
+    large: list[weakref.ref[torch.Tensor]] = []
+    alive: list[bool] = []
+
+    def forward_or_fail(embeds: Any, positions: Any, batch: Any, rows: Any) -> Any:
+        alive.extend(tensor() is not None for tensor in large)
+        if len(batch.order) > 1:
+            activations = torch.zeros(1000)
+            large.append(weakref.ref(activations))
+            raise torch.OutOfMemoryError("out of memory")
+        return forward_step(embeds, positions, batch, rows)
+
+    monkeypatch.setattr(model.language, "forward_step", forward_or_fail)
+    # when
+    run(engine)
+    # then both are answered, and no try found the tensors of the failed one in memory
+    assert [len(handle.result(0).token_ids) for handle in handles] == [2, 2]
+    assert alive
+    assert not any(alive)
 
 
 def test_logits_that_are_not_numbers_fail_alone_and_do_not_leak(
