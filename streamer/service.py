@@ -642,8 +642,12 @@ class Service:
         windows = [each["request_id"] for each in (result.data or {}).get("windows", [])]
         if not windows:
             return self.pictures.of_result(result)
-        kept = [each for each in self.queue.get_many(windows) if each is not None]
-        return self.pictures.of_results(kept)
+        found = self.queue.get_many(windows)
+        kept = [
+            each if each is not None else self.timeline.get(request_id)
+            for request_id, each in zip(windows, found, strict=True)
+        ]
+        return self.pictures.of_results([each for each in kept if each is not None])
 
     def position(self, query_id: str) -> int | None:
         """Return how many queries are answered before this one; None if it does not wait."""

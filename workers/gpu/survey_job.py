@@ -5,6 +5,7 @@ the survey's, so that a worker that takes it over asks nothing twice.
 """
 
 import hashlib
+import json
 from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -395,22 +396,25 @@ def _on_its_clock(result: Result) -> Result:
 
 
 def _entries(found: Sequence[Result]) -> list[dict[str, Any]]:
-    """Return the answers of windows as the data of the result has them."""
+    """Return the answers of windows as the data of the result has them, long ones shortened."""
     most = max(200, _MAX_TEXT // max(1, len(found)))
-    return [
-        {
-            "stream": result.stream_name,
-            "start": _json_time(result.start),
-            "end": _json_time(result.end),
-            **_form(result),
-            **_media(result),
-            "text": None if result.error is not None else shorten(result.text or "", most),
-            "error": None if result.error is None else result.error.code,
-            "frames": result.frames,
-            "request_id": result.request_id,
-        }
-        for result in found
-    ]
+    entries = []
+    for result in found:
+        form = _form(result)
+        entries.append(
+            {
+                "stream": result.stream_name,
+                "start": _json_time(result.start),
+                "end": _json_time(result.end),
+                **_media(result),
+                **(form if len(json.dumps(form)) <= most else {}),
+                "text": None if result.error is not None else shorten(result.text or "", most),
+                "error": None if result.error is None else result.error.code,
+                "frames": result.frames,
+                "request_id": result.request_id,
+            }
+        )
+    return entries
 
 
 def _json_time(moment: datetime | None) -> str | None:

@@ -5,7 +5,9 @@ import pytest
 
 from streamer import redis_keys
 from streamer.deltas import Delta, Deltas
-from streamer.domain import ClipRequest, Query, RequestKind, Result, utc_now
+from streamer.domain import ClipRequest, ErrorInfo, Query, RequestKind, Result, utc_now
+from streamer.errors import ErrorCode
+from streamer.surveys import SurveyAnswers
 from tests.support.api_server import listen
 
 
@@ -110,3 +112,34 @@ def test_an_unknown_query_is_an_error(api_server):
 
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "UNKNOWN_QUERY"
+
+
+def test_a_query_about_several_windows_tells_how_many_are_done(api_server, client):
+    # given a query of three windows, of which one has an answer and one has none
+    submit(client, "qry_1")
+    answers = SurveyAnswers(client.connections.main, "qry_1", 60)
+    answers.expect(3)
+    common = {"stream_id": "str_yard", "stream_name": "yard", "prompt": "?"}
+    failed = ErrorInfo(code=ErrorCode.NO_FRAMES, message="There are no frames.")
+    answers.add(
+        [
+            Result(request_id="req_1", kind="answer", text="A car.", **common),
+            Result(request_id="req_2", kind="error", error=failed, **common),
+        ]
+    )
+    # when
+    with listen(url(api_server, "qry_1")) as reader:
+        (first,) = reader.take(1)
+        # the same window again, which was answered after all
+        answers.add([Result(request_id="req_2", kind="answer", text="Two.", **common)])
+        answer(client, "qry_1", "One car, then two.")
+        last = list(reader)[-1]
+    # then
+    assert first.data == {
+        "status": "queued",
+        "position": 0,
+        "windows": 3,
+        "done": 2,
+        "unknown": 1,
+    }
+    assert last.data["progress"] == {"windows": 3, "done": 2, "unknown": 0}

@@ -1,6 +1,8 @@
 """Both HTTP clients against the real API, over a real Redis and database."""
 
 import asyncio
+import inspect
+import sys
 import threading
 import time
 from datetime import UTC, datetime, timedelta
@@ -11,7 +13,7 @@ from nvila_core.resolution.policy import Measures
 from streamer.alert_rule import AlertRule
 from streamer.domain import ErrorInfo, Result, Sampling, Stream, StreamState, Watch
 from streamer.errors import ErrorCode, StreamerError
-from streamer.http_client import Client
+from streamer.http_client import AsyncClient, Client
 from streamer.incidents.store import KeptPicture
 from streamer.response_format import ChoiceFormat
 from streamer.service import Service
@@ -294,3 +296,26 @@ def test_incidents_are_silenced(remote: Client) -> None:
     assert silence.ends_at - silence.starts_at == timedelta(minutes=5)
     assert remote.silences.end(silence.id) == silence
     assert remote.silences.list() == []
+
+
+def test_both_clients_have_the_same_methods() -> None:
+    """Their lists stand twice, because type checkers read them: a coroutine is another type."""
+
+    def methods(client: type) -> dict[str, dict[str, list[str]]]:
+        with_parts = inspect.getmembers(
+            sys.modules[client.__module__],
+            lambda part: inspect.isclass(part) and part.__module__ == client.__module__,
+        )
+        return {
+            name.removeprefix("Async"): {
+                method: list(inspect.signature(function).parameters)
+                for method, function in vars(part).items()
+                if inspect.isfunction(function) and not method.startswith("_")
+            }
+            for name, part in with_parts
+        }
+
+    threads, asynchronous = methods(Client), methods(AsyncClient)
+    assert len(threads["Client"]) > 25
+    del threads["Client"]["close"], asynchronous["Client"]["aclose"]
+    assert threads == asynchronous

@@ -407,3 +407,42 @@ def test_what_was_recorded_is_summed_up_by_blocks(own, client, script):
     assert all(block["text"].startswith("It began at [") for block in blocks)
     found = [entry for _, entry in client.queue.read("0-0")]
     assert [each.kind for each in found].count("summary") == len(blocks) + 1
+
+
+@pytest.mark.parametrize("stage", ["windows", "summary"])
+def test_a_worker_that_is_killed_is_replaced(
+    client, settings, script, worker_process, eventually, stage
+):
+    # given a worker in the middle of a question about several windows
+    camera(client)
+    now = time.time()
+    gate = script.gate if stage == "windows" else script.summary_gate
+    gate.clear()
+    with ScriptedModel(script) as server:
+        environment = {
+            "STREAMER_BACKEND": "openai",
+            "STREAMER_BASE_URL": server.url,
+            "STREAMER_MODEL": MODEL,
+            "STREAMER_MAX_FILE_CLIPS": "3",
+            "STREAMER_LEASE": "3",
+        }
+        first = worker_process("gpu", **environment)
+        query = ask(
+            client,
+            stream="lobby",
+            since=to_datetime(now - 60),
+            until=to_datetime(now),
+            window=10,
+        )
+        eventually(lambda: script.windows >= 2 if stage == "windows" else script.lists)
+        # when it is killed, and another one comes
+        first.kill()
+        gate.set()
+        worker_process("gpu", **environment)
+        query = finished(client, query)
+    # then every window has one answer, and the question has one
+    assert query.result.error is None, query.result.error
+    assert query.progress.model_dump() == {"windows": 6, "done": 6, "unknown": 0}
+    found = [entry.request_id for _, entry in client.queue.read("0-0")]
+    assert sorted(found) == sorted(set(found))
+    assert len(found) == 6 + 1 + 1
