@@ -144,6 +144,10 @@ of the recorders."""
 VECTORS = KEY_PREFIX + "vectors"
 """String: held by the recorder that makes the vectors of search by meaning, under a TTL."""
 
+MQTT_BRIDGE = KEY_PREFIX + "mqtt-bridge"
+"""String: JSON `{"name", "trouble"}`, the program that serves MQTT, and what keeps it from that, or
+null. Its TTL is the lease: one program serves at a time."""
+
 LOADING = KEY_PREFIX + "loading"
 """String: host of the model worker that last reported that it is loading its model. Its TTL is the
 lease."""

@@ -24,6 +24,7 @@ from nvila_core.file_kind import MAX_PIXELS
 from nvila_core.resolution.policy import parse_policy
 from streamer.errors import ErrorCode, StreamerError
 from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES
+from streamer.mqtt_address import MqttAddress
 
 ENV_PREFIX = "STREAMER_"
 CONFIG_VARIABLE = ENV_PREFIX + "CONFIG"
@@ -226,6 +227,14 @@ class Settings(BaseSettings):
         default=None, description="address of the API, for links in messages"
     )
 
+    mqtt_url: str | None = Field(default=None, repr=False)
+    mqtt_prefix: str = Field(
+        default="nvila",
+        max_length=64,
+        pattern=r"^[A-Za-z0-9_-]+(/[A-Za-z0-9_-]+)*$",
+        description="first level of all MQTT topics of this installation",
+    )
+
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8080, ge=0, le=65535)
     api_url: str | None = None
@@ -282,6 +291,13 @@ class Settings(BaseSettings):
     @classmethod
     def _http_address(cls, value: str | None) -> str | None:
         return None if value is None else _api_root(value)
+
+    @field_validator("mqtt_url")
+    @classmethod
+    def _broker(cls, value: str | None) -> str | None:
+        if value is not None:
+            MqttAddress.of(value)
+        return value
 
     @model_validator(mode="after")
     def _model_elsewhere(self) -> Self:

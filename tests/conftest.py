@@ -35,6 +35,7 @@ pytest_plugins = [
     "tests.support.fork_server",
     "tests.support.ingest_fixtures",
     "tests.support.installation",
+    "tests.support.mosquitto",
     "tests.support.chat_service",
     "tests.support.postgres",
     "tests.support.worker_process",

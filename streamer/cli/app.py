@@ -145,6 +145,7 @@ app.command("ingest")(with_global_options(processes.run_ingest_worker))
 app.command("worker")(with_global_options(processes.run_model_worker))
 app.command("mcp")(with_global_options(mcp.mcp))
 app.command("record")(with_global_options(processes.run_recorder))
+app.command("mqtt")(with_global_options(processes.run_mqtt_bridge))
 
 
 def _hide_passwords() -> None:

@@ -1,4 +1,4 @@
-"""`streamer serve | ingest | worker | record`: run one process of a cluster in the foreground."""
+"""`streamer serve | ingest | worker | record | mqtt`: run one process in the foreground."""
 
 import os
 import sys
@@ -65,6 +65,11 @@ def run_model_worker(
 def run_recorder() -> None:
     """Run the recorder, which writes results to the timeline database."""
     _become("workers.recorder")
+
+
+def run_mqtt_bridge() -> None:
+    """Run the MQTT bridge, which shows streams to Home Assistant. Needs the setting mqtt_url."""
+    _become("workers.mqtt")
 
 
 def _become(module: str, *arguments: str, **overrides: str | None) -> NoReturn:

@@ -146,6 +146,8 @@ class Installation:
                 (name if count == 1 else f"{name} {n}", [module]) for n in range(1, count + 1)
             ]
         programs += [("API", ["streamer.cli", "serve"]), ("recorder", ["workers.recorder"])]
+        if self.settings.mqtt_url is not None:
+            programs.append(("MQTT bridge", ["workers.mqtt"]))
         environment = child_environment(self.settings) | self._environment
         logs = self._wanted.data_dir / "logs"
         return [

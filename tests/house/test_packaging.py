@@ -19,7 +19,7 @@ from packaging.version import Version
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("nvila_core", "streamer", "workers")
-USED = ("mcp", "model", "postgres", "notify", "search")
+USED = ("discover", "mcp", "model", "mqtt", "postgres", "notify", "search")
 """The extras for users; `all` has them all."""
 
 EXTRAS = (*USED, "dev")

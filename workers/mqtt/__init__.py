@@ -1,0 +1,1 @@
+"""The MQTT bridge: streams as devices of Home Assistant, and questions over MQTT."""
