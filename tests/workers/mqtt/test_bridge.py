@@ -1,176 +1,26 @@
 """The MQTT bridge between a real Redis and a real broker."""
 
-import asyncio
 import json
-import threading
-import time
-from datetime import timedelta
 
 import pytest
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from structlog.testing import capture_logs
 
-from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
-from streamer.alert_rule import AlertRule
 from streamer.domain import (
     ErrorInfo,
     Result,
-    StreamSpec,
     StreamState,
-    StreamStatus,
-    Watch,
     utc_now,
 )
 from streamer.errors import ErrorCode
-from streamer.incidents.delivery import Deliveries
-from streamer.incidents.store import Incidents
-from streamer.mqtt_address import MqttAddress
-from streamer.response_format import ChoiceFormat, JsonFormat
-from streamer.service import Service
-from streamer.timeline.results import Timeline
-from tests.support.clips import jpeg_of, picture
 from tests.support.mosquitto import Broker, Listener
+from tests.support.mqtt_yard import ALERT, CAPTION, COUNT, GATE
+from tests.support.relay import Relay
 from tests.support.tls_front import Authority
-from workers.incidents import _publisher
-from workers.mqtt.bridge import Bridge
-from workers.recorder import Recorder
 
 PASSWORD = "hunter2 s@cret"
-ALERT = Watch(
-    id="wch_car",
-    prompt="Is a car parked in front of the gate?",
-    window=5,
-    alert=AlertRule.model_validate({"raise": {"k": 1, "n": 1}, "clear": {"m": 1}}),
-)
-CAPTION = Watch(id="wch_text", prompt="Describe the scene.")
-GATE = Watch(
-    id="wch_door",
-    prompt="Is the gate open?",
-    response_format=ChoiceFormat(choices=["open", "shut"]),
-)
-COUNT = Watch(
-    id="wch_many",
-    prompt="Count.",
-    response_format=JsonFormat(
-        json_schema={
-            "type": "object",
-            "properties": {
-                "people": {"type": "integer", "title": "People"},
-                "colour": {"enum": ["red", "blue"]},
-                "note": {"type": "string"},
-            },
-        }
-    ),
-)
-
-
-class Yard:
-    """A service with one stream, and what its workers would do."""
-
-    def __init__(self, service):
-        self.service = service
-        self.timeline = Timeline(service.settings.timeline_url)
-        incidents = Incidents(self.timeline.database)
-        self.recorder = Recorder(
-            service.connections.main,
-            self.timeline,
-            stopping=threading.Event(),
-            incidents=incidents,
-        )
-        self.recorder.join()
-        publisher = _publisher(service.connections.main)
-        self.deliveries = Deliveries(self.timeline.database, incidents, publisher, {}, None)
-        self.stream_id = ""
-        self.made, self.began = 0, utc_now() - timedelta(seconds=30)
-
-    def attach(self, name="gate", watches=(ALERT, CAPTION, GATE, COUNT), live=True):
-        spec = StreamSpec(name=name, url="rtsp://camera/1", live=live, watches=list(watches))
-        self.stream_id = self.service.registry.create(spec, "rtsp://camera/1").id
-        self.become(StreamState.RUNNING)
-        return self.stream_id
-
-    def become(self, state, code=None):
-        error = ErrorInfo(code=code, message="It is lost.") if code else None
-        status = StreamStatus(state=state, error=error, reported_at=utc_now())
-        self.service.registry.save_status(self.stream_id, status)
-
-    def store_frame(self):
-        return self.service.frames.put(
-            self.stream_id,
-            jpeg_of(picture()),
-            Measures(320, 240, change=0.0),
-            time=time.time(),
-            pts=0.0,
-            decode_ms=1.0,
-        )
-
-    def answer(self, watch, kind="caption", record=True, **fields):
-        self.made += 1
-        now = self.began + timedelta(seconds=5 * self.made)  # windows follow one another
-        given = {
-            "request_id": f"req_{self.made}",
-            "kind": kind,
-            "stream_id": self.stream_id,
-            "stream_name": "gate",
-            "watch_id": watch.id,
-            "start": now - timedelta(seconds=watch.window),
-            "end": now,
-            "prompt": watch.prompt,
-            "alert": watch.alert,
-        }
-        self.service.queue.publish(Result(**given | fields), owner_id=watch.id)
-        if record:
-            self.recorder.step()
-            self.deliveries.tell_events()
-
-    def car(self, probability):
-        data = {"yes": probability > 0.5, "probability": probability}
-        self.answer(ALERT, "alert", data=data, text="yes" if probability > 0.5 else "no")
-
-    def close(self):
-        self.timeline.close()
-
-
-@pytest.fixture
-def yard(settings):
-    with Service(settings) as service:
-        made = Yard(service)
-        yield made
-        made.close()
-
-
-@pytest.fixture
-def start(broker, settings):
-    """Run bridges; all end with the test."""
-    stopping, threads = [], []
-
-    def run(url=broker.url, prefix="nvila"):
-        settings_of_it = settings.model_copy(update={"mqtt_url": url, "mqtt_prefix": prefix})
-        stop = threading.Event()
-
-        def serve():
-            with Service(settings_of_it) as service:
-                asyncio.run(Bridge(service, MqttAddress.of(url), stop).run())
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        stopping.append(stop)
-        threads.append(thread)
-
-        def end():
-            stop.set()
-            thread.join(60)
-            assert not thread.is_alive()
-
-        return end
-
-    yield run
-    for stop in stopping:
-        stop.set()
-    for thread in threads:
-        thread.join(60)
 
 
 def configs(listener):
@@ -191,14 +41,16 @@ def said(logs, event):
     return [each for each in logs if each["event"] == event]
 
 
-def test_a_stream_is_a_device_with_an_entity_for_each_thing(yard, start, listener, eventually):
+def test_a_stream_is_a_device_with_an_entity_for_each_thing(
+    yard, start_bridge, listener, eventually
+):
     # given
     stream_id = yard.attach()
     yard.attach("film", live=False)
     yard.stream_id = stream_id
     yard.store_frame()
     # when
-    start()
+    start_bridge()
     eventually(lambda: "nvila/gate/answers/wch_many/1" in listener.kept)  # the last one
     # then
     found = configs(listener)
@@ -228,10 +80,10 @@ def test_a_stream_is_a_device_with_an_entity_for_each_thing(yard, start, listene
     assert not any("film" in topic for topic in listener.kept)
 
 
-def test_states_follow_the_answers(yard, start, listener, eventually):
+def test_states_follow_the_answers(yard, start_bridge, listener, eventually):
     # given
     yard.attach()
-    start()
+    start_bridge()
     eventually(lambda: state(listener, "gate", "caption") is None)
     assert state(listener, "gate", "alerts", "wch_car") is None
     # when
@@ -262,10 +114,10 @@ def test_states_follow_the_answers(yard, start, listener, eventually):
     eventually(lambda: state(listener, "gate", "answers", "wch_door") is None)
 
 
-def test_an_alert_is_on_while_its_incident_is_open(yard, start, listener, eventually):
+def test_an_alert_is_on_while_its_incident_is_open(yard, start_bridge, listener, eventually):
     # given
     yard.attach()
-    start()
+    start_bridge()
     alert = ("gate", "alerts", "wch_car")
     eventually(lambda: state(listener, *alert) is None)
     # when
@@ -287,19 +139,22 @@ def test_an_alert_is_on_while_its_incident_is_open(yard, start, listener, eventu
     # when nothing is seen: unknown, never off
     yard.become(StreamState.RECONNECTING, ErrorCode.STREAM_CONNECTION_FAILED)
     eventually(lambda: state(listener, *alert) is None)
+
     # then
-    types = [event["event_type"] for event in listener.all("nvila/gate/events")]
-    incidents = [each for each in types if each.startswith("incident.")]
+    def told():
+        return [event["event_type"] for event in listener.all("nvila/gate/events")]
+
+    eventually(lambda: told().count("stream.state_changed") >= 3)
+    incidents = [each for each in told() if each.startswith("incident.")]
     assert incidents == ["incident.opened", "incident.resolved"]
-    assert types.count("stream.state_changed") >= 3
     assert not any(kept for topic, _, kept in listener.heard if topic == "nvila/gate/events")
 
 
-def test_a_bridge_that_starts_knows_what_was_before(yard, start, listener, eventually):
+def test_a_bridge_that_starts_knows_what_was_before(yard, start_bridge, listener, eventually):
     yard.attach()
     yard.car(0.9)
     yard.answer(CAPTION, text="A car.")
-    end = start()
+    end = start_bridge()
     eventually(lambda: state(listener, "gate", "alerts", "wch_car") == "ON")
     eventually(lambda: state(listener, "gate", "caption") == "A car.")
     # when it ends
@@ -310,9 +165,9 @@ def test_a_bridge_that_starts_knows_what_was_before(yard, start, listener, event
     assert not yard.service.connections.main.exists(redis_keys.MQTT_BRIDGE)
 
 
-def test_the_switch_pauses_and_resumes(yard, start, listener, eventually):
+def test_the_switch_pauses_and_resumes(yard, start_bridge, listener, eventually):
     yard.attach()
-    start()
+    start_bridge()
     eventually(lambda: listener.kept.get("nvila/gate/watching") == b"ON")
     # when
     listener.say("nvila/gate/watching/set", "OFF")
@@ -324,11 +179,11 @@ def test_the_switch_pauses_and_resumes(yard, start, listener, eventually):
     eventually(lambda: listener.kept["nvila/gate/watching"] == b"ON")
 
 
-def test_detached_streams_leave_nothing_behind(yard, start, listener, eventually):
+def test_detached_streams_leave_nothing_behind(yard, start_bridge, listener, eventually):
     # given
     stream_id = yard.attach()
     yard.store_frame()
-    end = start()
+    end = start_bridge()
     eventually(lambda: "nvila/gate/camera" in listener.kept)
     # when one is detached while the bridge runs
     yard.service.registry.delete(stream_id)
@@ -341,16 +196,16 @@ def test_detached_streams_leave_nothing_behind(yard, start, listener, eventually
     end()
     yard.service.registry.delete(other)
     listener.say("homeassistant/sensor/nvila2_str_1/x/config", "{}", retain=True)
-    start()
+    start_bridge()
     # then
     eventually(lambda: listener.kept["nvila/status"] == b"online")
     eventually(lambda: not any("yard" in topic for topic in listener.kept))
     assert set(configs(listener)) == {("sensor", "x")}  # of another installation
 
 
-def test_a_renamed_stream_moves(yard, start, listener, eventually):
+def test_a_renamed_stream_moves(yard, start_bridge, listener, eventually):
     yard.attach()
-    start()
+    start_bridge()
     eventually(lambda: "nvila/gate/caption" in listener.kept)
     yard.service.registry.update("gate", name="drive", watches=[CAPTION])
     eventually(lambda: "nvila/drive/caption" in listener.kept)
@@ -359,9 +214,11 @@ def test_a_renamed_stream_moves(yard, start, listener, eventually):
     assert configs(listener)["sensor", "caption"]["device"]["name"] == "drive"
 
 
-def test_everything_is_sent_again_when_home_assistant_starts(yard, start, listener, eventually):
+def test_everything_is_sent_again_when_home_assistant_starts(
+    yard, start_bridge, listener, eventually
+):
     yard.attach()
-    start()
+    start_bridge()
     eventually(lambda: "nvila/gate/caption" in listener.kept)
     before = len(configs(listener))
     listener.heard.clear()
@@ -369,11 +226,11 @@ def test_everything_is_sent_again_when_home_assistant_starts(yard, start, listen
     eventually(lambda: len(configs(listener)) == before and "nvila/gate/caption" in listener.kept)
 
 
-def test_a_question_is_answered_once(yard, start, listener, eventually):
+def test_a_question_is_answered_once(yard, start_bridge, listener, eventually):
     # given
     yard.attach()
     yard.store_frame()
-    start()
+    end = start_bridge()
     eventually(lambda: listener.kept.get("nvila/status") == b"online")
     # when
     listener.say("nvila/gate/ask", "Is the gate open?")
@@ -398,7 +255,7 @@ def test_a_question_is_answered_once(yard, start, listener, eventually):
     # then
     eventually(lambda: listener.all("nvila/gate/answer") and listener.all("kitchen/answers"))
     eventually(lambda: listener.all("app/replies"))
-    time.sleep(1.2)  # a second answer would come with the next look
+    end()  # with what it still had to say
     (own,), (theirs,) = listener.all("nvila/gate/answer"), listener.all("kitchen/answers")
     (named,) = listener.all("app/replies")
     assert own["text"] == "Answer to Is the gate open?"
@@ -422,9 +279,11 @@ def test_a_question_is_answered_once(yard, start, listener, eventually):
         ("nobody", "Who?", "UNKNOWN_STREAM"),
     ],
 )
-def test_a_question_that_cannot_be_asked(yard, start, listener, eventually, stream, payload, code):
+def test_a_question_that_cannot_be_asked(
+    yard, start_bridge, listener, eventually, stream, payload, code
+):
     yard.attach()
-    start()
+    start_bridge()
     eventually(lambda: listener.kept.get("nvila/status") == b"online")
     listener.say(f"nvila/{stream}/ask", payload)
     eventually(lambda: listener.all(f"nvila/{stream}/answer"))
@@ -433,12 +292,12 @@ def test_a_question_that_cannot_be_asked(yard, start, listener, eventually, stre
     assert answer["error"]["message"].endswith(".")
 
 
-def test_a_kept_question_is_not_asked_again(yard, start, listener, eventually):
+def test_a_kept_question_is_not_asked_again(yard, start_bridge, listener, eventually):
     yard.attach()
     yard.store_frame()
     listener.say("nvila/gate/ask", "Old?", retain=True)
     listener.say("nvila/gate/watching/set", "OFF", retain=True)
-    start()
+    start_bridge()
     eventually(lambda: listener.kept.get("nvila/gate/availability") == b"online")
     listener.say("nvila/gate/ask", "New?")
     eventually(lambda: yard.service.queries())
@@ -446,46 +305,62 @@ def test_a_kept_question_is_not_asked_again(yard, start, listener, eventually):
     assert not yard.service.stream("gate").paused
 
 
-def test_a_broker_that_is_away_is_waited_for(yard, start, broker, listener, eventually):
+class Cable(Relay):
+    """A cable to the broker that can be pulled."""
+
+    pulled = False
+
+    def admits(self):
+        return not self.pulled
+
+
+def test_a_broker_that_is_away_is_waited_for(yard, start_bridge, broker, listener, eventually):
     # given
     yard.attach()
     yard.car(0.1)
-    with capture_logs() as logs:
-        start()
+    with capture_logs() as logs, Cable(broker.port) as cable:
+        end = start_bridge(f"mqtt://127.0.0.1:{cable.port}")
         eventually(lambda: state(listener, "gate", "alerts", "wch_car") == "OFF")
         # when it is away, and something happens meanwhile
-        broker.stop()
+        cable.pulled = True
+        cable.hang_up()
+        eventually(lambda: listener.kept.get("nvila/status") == b"offline")  # its last will
         yard.car(0.9)
         eventually(lambda: said(logs, "outage_began"))
         listener.heard.clear()
-        broker.start()
+        cable.pulled = False
         # then
         eventually(lambda: state(listener, "gate", "alerts", "wch_car") == "ON")
         eventually(lambda: listener.all("nvila/gate/events"))
-        time.sleep(1.2)  # what is doubled would come with the next look
-    events = [each["event_type"] for each in listener.all("nvila/gate/events")]
-    assert events == ["incident.opened"]
+        eventually(lambda: said(logs, "outage_ended"))
+        end()
+    assert [each["event_type"] for each in listener.all("nvila/gate/events")] == ["incident.opened"]
     assert len(said(logs, "outage_began")) == len(said(logs, "outage_ended")) == 1
+    assert [each for each in logs if each["log_level"] == "error"] == []
 
 
-def test_one_bridge_serves(yard, start, listener, eventually):
-    # given
+def test_one_bridge_serves(yard, start_bridge, listener, eventually):
+    # given two
     yard.attach()
-    end = start()
-    start()
+    ends = [start_bridge(), start_bridge()]
     eventually(lambda: listener.kept.get("nvila/status") == b"online")
+    holder = json.loads(yard.service.connections.main.get(redis_keys.MQTT_BRIDGE))["name"]
     # when
     yard.car(0.9)
     eventually(lambda: listener.all("nvila/gate/events"))
-    time.sleep(1.2)
+    # when one ends, and then the other, whichever it was
+    ends[0]()
+    eventually(lambda: listener.kept.get("nvila/status") == b"online")
+    yard.car(0.1)
+    eventually(lambda: len(listener.all("nvila/gate/events")) >= 2)
+    ends[1]()
     # then
-    assert len(listener.all("nvila/gate/events")) == 1
-    # when it ends, the other serves
-    end()
-    eventually(lambda: listener.kept["nvila/status"] == b"online")
+    told = [each["event_type"] for each in listener.all("nvila/gate/events")]
+    assert told == ["incident.opened", "incident.resolved"]
+    assert holder
 
 
-def test_login_and_encryption(yard, tmp_path, start, eventually):
+def test_login_and_encryption(yard, tmp_path, start_bridge, eventually):
     # given
     authority = Authority(tmp_path)
     plain, encrypted = Broker(tmp_path / "plain", PASSWORD), None
@@ -499,19 +374,19 @@ def test_login_and_encryption(yard, tmp_path, start, eventually):
         encrypted.start()
         with capture_logs() as logs:
             # when the password is wrong
-            end = start(f"mqtt://nvila:wrong-{PASSWORD[:7]}@127.0.0.1:{plain.port}")
+            end = start_bridge(f"mqtt://nvila:wrong-{PASSWORD[:7]}@127.0.0.1:{plain.port}")
             eventually(lambda: "ot authorized" in str(said(logs, "outage_began")))
             end()
             # when it is right
-            end = start(f"mqtt://nvila:hunter2%20s%40cret@127.0.0.1:{plain.port}")
+            end = start_bridge(f"mqtt://nvila:hunter2%20s%40cret@127.0.0.1:{plain.port}")
             eventually(lambda: listener.kept.get("nvila/status") == b"online")
             end()
             # when the broker has a certificate that is not trusted
-            end = start(f"mqtts://127.0.0.1:{encrypted.port}")
+            end = start_bridge(f"mqtts://127.0.0.1:{encrypted.port}")
             eventually(lambda: "certificate verify failed" in str(said(logs, "outage_began")))
             end()
             # when it is
-            start(f"mqtts://127.0.0.1:{encrypted.port}?ssl_ca_certs={authority.file}")
+            start_bridge(f"mqtts://127.0.0.1:{encrypted.port}?ssl_ca_certs={authority.file}")
             eventually(lambda: (held := redis.get(key)) and json.loads(held)["trouble"] is None)
         # then
         assert "hunter2" not in str(logs)
