@@ -35,6 +35,7 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.limits import (
     MAX_ANSWER_TOKENS,
     MAX_CLIP_FRAMES,
+    MAX_ENDPOINT_REFERENCE,
     MAX_LOGPROBS,
     MAX_MODEL_NAME,
     MAX_WATCHES,
@@ -344,6 +345,12 @@ class StreamSpec(Record):
     model: ModelName | None = Field(
         default=None,
         description="model of the stream's watches and queries that name none; null: the default",
+    )
+    endpoint_reference: str | None = Field(
+        default=None,
+        max_length=MAX_ENDPOINT_REFERENCE,
+        description="what the camera is called at every address: see POST /v1/discovery; null: "
+        "unknown",
     )
     created_at: Timestamp = Field(default_factory=utc_now)
 

@@ -24,6 +24,9 @@ PROMPT_SCHEMA: "JsonDict" = {
 MAX_SOURCE = 4096
 """Characters of a URL or path."""
 
+MAX_ENDPOINT_REFERENCE = 256
+"""Characters of what a camera is called at every address."""
+
 MAX_WEBHOOK_URL = 2048
 """Characters of the address of a webhook."""
 

@@ -59,6 +59,7 @@ from streamer.verification import Verifier
 from streamer.watches import Watches, check_alert, check_watch, require_open
 
 if TYPE_CHECKING:
+    from streamer.discovery import Discovery
     from streamer.incidents.store import Incidents
     from streamer.media.source import SourceInfo
     from streamer.timeline.results import Page, Timeline
@@ -233,12 +234,15 @@ class Service:
         paused: bool = False,
         stream_id: str | None = None,
         model: str | None = None,
+        endpoint_reference: str | None = None,
     ) -> Stream:
         """Attach a URL, file or device; without `watches` every window gets a caption.
 
         `live` says whether the end of the source is a lost connection; None: opening it tells.
         With `stream_id`, the stream gets this id; one that has it is returned instead.
-        `model` answers the watches and queries that name none.
+        `model` answers the watches and queries that name none. `endpoint_reference` is what the
+        camera is called at every address (see :meth:`discover`): a stream that is attached from it
+        with the same path is returned instead, at the address and with the password of `source`.
 
         Raises StreamerError: a stream code if the probe fails (nothing is attached then),
         NAME_TAKEN, INVALID_REQUEST for an invalid name, STREAM_URL_FORBIDDEN, UNKNOWN_MODEL.
@@ -248,6 +252,10 @@ class Service:
         with about("url"):
             check_length("source", source, MAX_SOURCE)
             public_url, full_url = self.admission.split(source)
+        if endpoint_reference is not None:
+            known = self._attached_from(endpoint_reference, public_url)
+            if known is not None:
+                return self._at_address(known, full_url, probe)
         if name is not None:
             check_name(name)
         self.jobs.served.require(model)
@@ -274,6 +282,7 @@ class Service:
             watches=watches,
             **({"id": stream_id} if stream_id is not None else {}),
             model=model,
+            endpoint_reference=endpoint_reference,
         )
 
     def attach_file(
@@ -323,6 +332,36 @@ class Service:
         Raises StreamerError with the stream code that says why it cannot be used.
         """
         return self.admission.probe(source, transport, live)
+
+    def discover(
+        self, address: str | None = None, user: str | None = None, password: str | None = None
+    ) -> "Discovery":
+        """Search for cameras at `address` (a host or a private network), by default by multicast.
+
+        Raises StreamerError: INVALID_REQUEST, STREAM_URL_FORBIDDEN, SETTINGS_INVALID.
+        """
+        from streamer.discovery import discover
+
+        return discover(self.settings, self.registry.list(), address, user, password)
+
+    def _attached_from(self, endpoint_reference: str, url: str) -> Stream | None:
+        """Return the stream that is attached from a camera, by the same path as `url`."""
+        from streamer.discovery import same_path
+
+        return next(
+            (
+                stream
+                for stream in self.registry.list()
+                if stream.endpoint_reference == endpoint_reference and same_path(stream.url, url)
+            ),
+            None,
+        )
+
+    def _at_address(self, stream: Stream, full_url: str, probe: bool) -> Stream:
+        """Give a stream another address or password, unless it has those; return it."""
+        if self.registry.secret_url(stream.id) == full_url:
+            return self._resumed(stream.id)
+        return self.edit(stream.id, source=full_url, probe=probe)
 
     def _resumed(self, stream_id: str) -> Stream:
         """Return a stream that was attached by a program that may have ended right after it."""

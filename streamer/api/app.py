@@ -12,6 +12,7 @@ from streamer import __version__
 from streamer.agents import LLMS_TXT
 from streamer.api import (
     chat,
+    discovery,
     events,
     files,
     frames,
@@ -59,6 +60,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 
 _PARTS = (
     streams,
+    discovery,
     frames,
     watches,
     queries,

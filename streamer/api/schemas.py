@@ -35,6 +35,7 @@ from streamer.incidents.silences import (
 from streamer.limits import (
     MAX_ANSWER_TOKENS,
     MAX_CLIP_FRAMES,
+    MAX_ENDPOINT_REFERENCE,
     MAX_SOURCE,
     MAX_WATCHES,
     MAX_WEBHOOK_URL,
@@ -198,6 +199,28 @@ class StreamBody(RequestBody):
     )
     model: ModelName | None = Field(
         default=None, description="model of the watches and queries that name none"
+    )
+    endpoint_reference: str | None = Field(
+        default=None,
+        max_length=MAX_ENDPOINT_REFERENCE,
+        description="what POST /v1/discovery calls the camera; a stream that is attached from it "
+        "with the same path is returned, with the new address",
+    )
+
+
+class DiscoveryBody(Record):
+    """A search for cameras."""
+
+    address: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=255,
+        description="host, or private network such as 192.168.1.0/24; default: the networks of "
+        "this machine, by multicast",
+    )
+    user: str | None = Field(default=None, max_length=256, description="user of the cameras")
+    password: str | None = Field(
+        default=None, max_length=256, description="password of the cameras; it is not stored"
     )
 
 

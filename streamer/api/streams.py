@@ -46,6 +46,7 @@ def attach_stream(body: StreamBody, client: ClientDependency, new_id: Idempotent
         paused=body.paused,
         stream_id=stream_id,
         model=body.model,
+        endpoint_reference=body.endpoint_reference,
     )
 
 

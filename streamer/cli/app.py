@@ -12,6 +12,7 @@ from streamer.cli import (
     ask,
     attach,
     demo,
+    discover,
     doctor,
     edit,
     incidents,
@@ -137,6 +138,7 @@ app.add_typer(silences, name="silence")
 app.command("results")(with_global_options(results.results))
 app.command("summarize")(with_global_options(summarize.summarize))
 app.add_typer(api_keys, name="keys")
+app.command("discover")(with_global_options(discover.discover))
 app.command("probe")(with_global_options(probe.probe_source))
 app.command("doctor")(with_global_options(doctor.doctor))
 app.command("tune")(with_global_options(tune.tune))

@@ -43,6 +43,14 @@ def attach(
     ] = True,
     live: LiveOption = None,
     model: ModelOption = None,
+    endpoint_reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="What `streamer discover` calls the camera at every address. A stream that is "
+            "attached from it gets the new address.",
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Attach a camera stream or a video file."""
@@ -70,6 +78,7 @@ def attach(
                 probe=probe,
                 live=live,
                 model=model,
+                endpoint_reference=endpoint_reference,
             )
         workers, loading = client.jobs.workers(), client.jobs.model_loading()
     if as_json:

@@ -33,6 +33,7 @@ class RemoteInstallation:
         self.queue = _Queue(client)
         self.health = self.jobs = _Health(client)
         self.attach = client.attach
+        self.discover = client.discover
         self.edit = client.edit
         self.streams = client.streams
         self.detach = client.detach

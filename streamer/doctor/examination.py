@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from streamer.doctor import database, machine, model, mqtt, redis_server
+from streamer.doctor import cameras, database, machine, model, mqtt, redis_server
 from streamer.doctor.check import Check, check, describe_error
 from streamer.settings import Settings
 
@@ -30,6 +30,7 @@ def examine(
             "redis": redis_server.servers,
             "database": database.database,
             "mqtt": mqtt.broker,
+            "cameras": cameras.moved,
             "model": lambda given: model.model(given, deadline - 0.5),
             "codecs": machine.codecs,
             "hardware": machine.hardware,

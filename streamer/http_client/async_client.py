@@ -204,6 +204,7 @@ class AsyncClient(_Sender):
         await self._http.aclose()
 
     attach = _once(ServiceCalls.attach)
+    discover = _once(ServiceCalls.discover)
     edit = _once(ServiceCalls.edit)
     pause = _once(ServiceCalls.pause)
     resume = _once(ServiceCalls.resume)

@@ -22,6 +22,7 @@ from streamer.api.schemas import (
     WatchList,
     WebhookList,
 )
+from streamer.discovery import Discovery
 from streamer.domain import (
     UNCHANGED,
     Query,
@@ -54,6 +55,9 @@ WatchLike = str | Watch
 _OPENING = 60.0
 """Seconds that the server may need to open a source."""
 
+_SEARCH = 60.0
+"""Seconds that a search for cameras may take."""
+
 _FIRST_FRAME = 15.0
 """Seconds for which the server may wait for the first frame of a stream."""
 
@@ -85,6 +89,7 @@ class ServiceCalls:
         probe: bool = True,
         live: bool | None = None,
         model: str | None = None,
+        endpoint_reference: str | None = None,
     ) -> Call[Stream]:
         """Attach a URL or a path of the server, or an uploaded `file`, by its id.
 
@@ -93,7 +98,9 @@ class ServiceCalls:
         A watch is a prompt, or a record; what it does not set is set by the server. `history` are
         the seconds that frames are kept, `retention_days` the days that results are. `live` says
         whether the end of the source is a lost connection; None: opening it tells. `model` answers
-        the watches and queries that name none.
+        the watches and queries that name none. `endpoint_reference` is what `discover` calls the
+        camera: a stream that is attached from it with the same path is returned instead, at the
+        address and with the password of `source`.
 
         Raises StreamerError: a stream code if the probe fails (nothing is attached then),
         NAME_TAKEN, INVALID_REQUEST, STREAM_URL_FORBIDDEN.
@@ -110,8 +117,25 @@ class ServiceCalls:
             "probe": probe,
             "live": live,
             "model": model,
+            "endpoint_reference": endpoint_reference,
         }
         return _post("/v1/streams", Stream, body, patience=_OPENING)
+
+    @staticmethod
+    def discover(
+        address: str | None = None, *, user: str | None = None, password: str | None = None
+    ) -> Call[Discovery]:
+        """Search for cameras by ONVIF, at a host or in a private network such as 192.168.1.0/24.
+
+        Without `address`, the server asks its networks by multicast. `user` and `password` are for
+        the cameras, which tell their streams to nobody else. Attach what is found with its
+        `endpoint_reference`, so that a camera whose address changes is found again.
+
+        Raises StreamerError: INVALID_REQUEST, STREAM_URL_FORBIDDEN for a network that is not
+        private, SETTINGS_INVALID if the server has no search.
+        """
+        body = {"address": address, "user": user, "password": password}
+        return _post("/v1/discovery", Discovery, body, patience=_SEARCH)
 
     @staticmethod
     def edit(

@@ -206,6 +206,7 @@ class Client(_Sender):
         self._http.close()
 
     attach = _once(ServiceCalls.attach)
+    discover = _once(ServiceCalls.discover)
     edit = _once(ServiceCalls.edit)
     pause = _once(ServiceCalls.pause)
     resume = _once(ServiceCalls.resume)

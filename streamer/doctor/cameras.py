@@ -1,0 +1,41 @@
+"""Look for cameras whose address has changed."""
+
+from collections.abc import Iterable
+
+from streamer.doctor.check import Check, check, describe_error
+from streamer.errors import StreamerError
+from streamer.settings import Settings
+
+
+def moved(settings: Settings) -> Iterable[Check]:
+    """Search for the cameras of lost streams near the address that each had.
+
+    Only for streams that were attached with an endpoint reference; nothing if all are well.
+    """
+    from redis.exceptions import RedisError
+
+    from streamer.connections import from_run_file
+    from streamer.discovery import find_moved
+    from streamer.redis_address import open_redis
+    from streamer.streams import StreamRegistry
+
+    try:
+        url = settings.redis_url or from_run_file(settings, "redis_url")
+        if url is None:
+            return
+        with open_redis(url, connect_timeout=2.0, timeout=2.0) as client:
+            streams = StreamRegistry(client).list()
+    except (StreamerError, RedisError, OSError):
+        return  # the check of Redis tells
+    try:
+        found = find_moved(streams)
+    except (StreamerError, OSError) as error:
+        yield check("cameras", "warn", f"They cannot be searched for: {describe_error(error)}.")
+        return
+    for name, address in found.items():
+        yield check(
+            f"camera {name}",
+            "warn",
+            f"It is at {address} now: give the stream its new URL with `streamer edit {name} "
+            "--url URL`, and keep the address of the camera fixed in your router.",
+        )
