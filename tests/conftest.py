@@ -15,6 +15,7 @@ import structlog
 
 from streamer.connections import Connections, connect
 from streamer.local.redis_server import EmbeddedServer
+from streamer.media import onvif
 from streamer.service import Service
 from streamer.settings import ENV_PREFIX, Settings
 
@@ -99,7 +100,11 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Remove the developer's own STREAMER_* variables, which would change the tests."""
+    """Remove the developer's own STREAMER_* variables, which would change the tests.
+
+    No test sends multicast into the network of the machine: it goes to a closed port.
+    """
+    monkeypatch.setattr(onvif, "GROUP", ("127.0.0.1", 9))
     for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
         monkeypatch.delenv(name)
 

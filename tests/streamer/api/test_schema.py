@@ -12,6 +12,9 @@ from tests.support.api_server import ApiServer
 _ENDLESS = "events$"
 """Answers that end only when the caller leaves."""
 
+_SEARCH = "^/v1/discovery$"
+"""Sends probes into the network."""
+
 _INCOMPLETE = "^/readyz$|^/v1/chat/completions$"
 """Tell, rightly, that no worker runs here: 503."""
 
@@ -38,7 +41,7 @@ def test_schemathesis_finds_no_failure(
                 "run",
                 f"{api.url}/openapi.json",
                 *options,
-                *("--exclude-path-regex", f"{_ENDLESS}|{_INCOMPLETE}"),
+                *("--exclude-path-regex", f"{_ENDLESS}|{_INCOMPLETE}|{_SEARCH}"),
                 # rules between fields, such as two times in order, are not in the schema
                 *("--exclude-checks", "positive_data_acceptance"),
                 *("--seed", "1", "--no-shrink", "--no-color", "--request-timeout", "60"),
