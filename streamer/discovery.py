@@ -78,7 +78,7 @@ class Discovery(Record):
     hosts: int | None = Field(description="addresses that were asked; null: the whole network")
 
 
-def discover(
+def find_cameras(
     settings: Settings,
     streams: Sequence[Stream],
     address: str | None = None,
@@ -145,7 +145,7 @@ def hosts_of(address: str, settings: Settings) -> list[str]:
 def find_moved(streams: Sequence[Stream]) -> dict[str, str]:
     """Return where the cameras of `streams` are now whose streams are lost: names to addresses.
 
-    Asks the 256 addresses around the one that each had. Raises StreamerError as `discover`.
+    Asks the 256 addresses around the one that each had. Raises StreamerError as `find_cameras`.
     """
     lost = {
         stream.endpoint_reference: stream

@@ -340,9 +340,9 @@ class Service:
 
         Raises StreamerError: INVALID_REQUEST, STREAM_URL_FORBIDDEN, SETTINGS_INVALID.
         """
-        from streamer.discovery import discover
+        from streamer.discovery import find_cameras
 
-        return discover(self.settings, self.registry.list(), address, user, password)
+        return find_cameras(self.settings, self.registry.list(), address, user, password)
 
     def _attached_from(self, endpoint_reference: str, url: str) -> Stream | None:
         """Return the stream that is attached from a camera, by the same path as `url`."""

@@ -59,7 +59,7 @@ def _search(
     settings: "Settings", address: str | None, user: str | None, password: str | None
 ) -> "Discovery":
     """Search from here, or where the service runs if it is elsewhere."""
-    from streamer.discovery import discover as search
+    from streamer.discovery import find_cameras
     from streamer.errors import ErrorCode, StreamerError
 
     try:
@@ -68,7 +68,7 @@ def _search(
     except StreamerError as error:
         if error.code is not ErrorCode.REDIS_UNAVAILABLE or settings.api_url is not None:
             raise
-    return search(settings, [], address, user, password)
+    return find_cameras(settings, [], address, user, password)
 
 
 def _show(found: "Discovery") -> None:

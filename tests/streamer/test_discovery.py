@@ -40,7 +40,7 @@ def camera(monkeypatch):
 
 
 def search(address="127.0.0.1", user=None, password=None, streams=(), **settings) -> Discovery:
-    return discovery.discover(Settings(**settings), streams, address, user, password)
+    return discovery.find_cameras(Settings(**settings), streams, address, user, password)
 
 
 def only(found: Discovery) -> FoundCamera:
@@ -218,7 +218,7 @@ from tests.support.onvif_camera import OnvifCamera
 with OnvifCamera(host="", claims="192.168.77.1", udp_port=3702) as camera:
     group = struct.pack("4s4s", *map(socket.inet_aton, ("239.255.255.250", "192.168.77.1")))
     camera._udp.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
-    found = discovery.discover(Settings(), [], None, "admin", "s3cret pass")
+    found = discovery.find_cameras(Settings(), [], None, "admin", "s3cret pass")
     print(found.model_dump_json())
 """
 

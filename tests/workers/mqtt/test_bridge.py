@@ -85,7 +85,7 @@ def test_states_follow_the_answers(yard, start_bridge, listener, eventually):
     yard.attach()
     start_bridge()
     eventually(lambda: state(listener, "gate", "caption") is None)
-    assert state(listener, "gate", "alerts", "wch_car") is None
+    eventually(lambda: state(listener, "gate", "alerts", "wch_car") is None)
     # when
     frame = yard.store_frame()
     long = "A car waits. " * 40
