@@ -80,7 +80,9 @@ class Yard:
 
     def become(self, state, code=None):
         error = ErrorInfo(code=code, message="It is lost.") if code else None
-        status = StreamStatus(state=state, error=error, reported_at=utc_now())
+        # a worker would report it again and again
+        reported_at = utc_now() + timedelta(hours=1)
+        status = StreamStatus(state=state, error=error, reported_at=reported_at)
         self.service.registry.save_status(self.stream_id, status)
 
     def store_frame(self):
