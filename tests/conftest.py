@@ -34,6 +34,7 @@ gc.disable()
 pytest_plugins = [
     "tests.support.api_server",
     "tests.support.fork_server",
+    "tests.support.cpu_report",
     "tests.support.ingest_fixtures",
     "tests.support.installation",
     "tests.support.mosquitto",
