@@ -103,21 +103,24 @@ def rotate_and_store(
         inv_freq + dim, mask=dim < HALF, other=0.0
     )
     cos, sin = tl.cos(angle)[None, :], tl.sin(angle)[None, :]
+    # Triton gives a name one shape in both branches: those of the first have names of their own.
     if part == 0:
-        head = tl.arange(0, PADDED_HEADS)
-        inside = (head < HEADS)[:, None] & (dim < HALF)[None, :]
-        source = query + row * query_stride + head[:, None] * (2 * HALF) + dim[None, :]
-        first = tl.load(source, mask=inside, other=0.0)
-        second = tl.load(source + HALF, mask=inside, other=0.0)
-        a, b = first.to(tl.float32), second.to(tl.float32)
-        tl.store(source, a * cos - b * sin, mask=inside)
-        tl.store(source + HALF, b * cos + a * sin, mask=inside)
+        q_head = tl.arange(0, PADDED_HEADS)
+        q_inside = (q_head < HEADS)[:, None] & (dim < HALF)[None, :]
+        q_place = query + row * query_stride + q_head[:, None] * (2 * HALF) + dim[None, :]
+        q_first = tl.load(q_place, mask=q_inside, other=0.0).to(tl.float32)
+        q_second = tl.load(q_place + HALF, mask=q_inside, other=0.0).to(tl.float32)
+        tl.store(q_place, q_first * cos - q_second * sin, mask=q_inside)
+        tl.store(q_place + HALF, q_second * cos + q_first * sin, mask=q_inside)
     else:
         slot = tl.load(slots + row).to(tl.int64)
         head = tl.arange(0, PADDED_KV_HEADS)
         inside = (head < KV_HEADS)[:, None] & (dim < HALF)[None, :]
         place = head[:, None] * (2 * HALF) + dim[None, :]
-        source = key if part == 1 else value
+        if part == 1:
+            source, target = key, keys
+        else:
+            source, target = value, values
         source += row * key_stride
         first = tl.load(source + place, mask=inside, other=0.0)
         second = tl.load(source + place + HALF, mask=inside, other=0.0)
@@ -132,7 +135,6 @@ def rotate_and_store(
         if tl.min(tl.min(finite.to(tl.int32), 1), 0) == 0:
             tl.store(damaged + row, 1)
         if slot >= 0:
-            target = keys if part == 1 else values
             target += slot * KV_HEADS * (2 * HALF)
             tl.store(target + place, first, mask=inside)
             tl.store(target + place + HALF, second, mask=inside)
