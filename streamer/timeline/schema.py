@@ -3,9 +3,12 @@
 import threading
 from pathlib import Path
 
+import structlog
 from sqlalchemy import Connection, inspect, text
 
 from streamer.errors import ErrorCode, StreamerError
+
+_log = structlog.get_logger(__name__)
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 
@@ -57,9 +60,14 @@ def upgrade_tables(connection: Connection) -> None:
     found = tables_version(connection)
     if found == HEAD:
         return
-    config = Config(attributes={"connection": connection})
+    count = connection.execute(text("SELECT count(*) FROM results")).scalar() if found else 0
+    if count:  # of many it takes a minute
+        _log.warning("timeline_upgrade_begins", version=found, to=HEAD, results=count)
+    config = Config(attributes={"connection": connection, "told": bool(count)})
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     with _alembic:
         if found == _FIRST:
             command.stamp(config, _FIRST)
         command.upgrade(config, "head")
+    if count:
+        _log.warning("timeline_upgraded", version=HEAD)

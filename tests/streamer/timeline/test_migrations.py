@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import sqlalchemy
+import structlog.testing
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -121,6 +122,68 @@ def test_a_database_of_0_1_0_is_upgraded_and_keeps_its_results(old, database_url
     assert timeline.database.read(schema.tables_version) == schema.HEAD
     timeline.close()
     Timeline(database_url).close()
+
+
+def test_an_upgrade_says_how_far_it_is(old, database_url):
+    with structlog.testing.capture_logs() as log:
+        Timeline(database_url, upgrade=True).close()
+
+    told = [(line["event"], line["version"]) for line in log]
+    assert log[0]["results"] == 5
+    assert told[0] == ("timeline_upgrade_begins", "0001")
+    assert ("timeline_upgrade_step", "0004") in told
+    assert told[-1] == ("timeline_upgraded", schema.HEAD)
+    # and an empty database is made without a word
+    with structlog.testing.capture_logs() as log:
+        Timeline(database_url, upgrade=True).close()
+    assert log == []
+
+
+def test_a_database_of_version_5_keeps_its_results_and_gets_the_indices(execute, database_url):
+    # given a database as it was before search by meaning
+    timeline = Timeline(database_url)
+    timeline.record(
+        [
+            Result(
+                request_id=f"req_{number}",
+                kind="caption",
+                stream_id="str_1",
+                stream_name="yard",
+                prompt="?",
+                text="a red car",
+            )
+            for number in range(30)
+        ]
+    )
+    dialect = timeline.database.dialect
+    timeline.close()
+    far = "far IS TRUE" if dialect == "postgresql" else "far IS 1"
+    execute(
+        "DROP TABLE result_vectors; DROP INDEX results_by_time; DROP INDEX results_far;"
+        "CREATE INDEX results_by_time ON results (created_at, number);"
+        'CREATE INDEX results_far ON results (far, "end", start, created_at, number)'
+        f" WHERE {far};"
+        "UPDATE alembic_version SET version_num = '0005';"
+        + (
+            "DROP INDEX results_words_by_stream; DROP INDEX results_words_by_name;"
+            if dialect == "postgresql"
+            else ""
+        )
+    )
+
+    timeline = Timeline(database_url, upgrade=True)
+
+    assert len(timeline.query(q="car", stream="yard").results) == 30
+    assert timeline.database.read(schema.tables_version) == schema.HEAD
+    found = timeline.database.read(
+        lambda connection: {
+            each["name"]: each["column_names"]
+            for each in sqlalchemy.inspect(connection).get_indexes("results")
+        }
+    )
+    assert found["results_by_time"] == ["created_at", "number", "start", "end", "far"]
+    assert found["results_far"][-1] == "kind"
+    timeline.close()
 
 
 def test_a_database_of_a_build_between_releases_is_upgraded(old, execute, database_url):
