@@ -142,7 +142,7 @@ def test_streams_are_devices_with_states(yard, start_bridge, broker, listener, h
     # then its entities appear
     becomes("switch.gate_watching", "on")
     becomes(car, "unknown")
-    becomes("sensor.gate_caption", "unknown")
+    becomes("sensor.gate_caption", "unavailable")
     becomes("camera.gate", "idle")
     eventually(lambda: seen("event.gate_event") is not None)
     eventually(lambda: seen("image.gate_caption_picture") is not None)
@@ -180,6 +180,7 @@ def test_streams_are_devices_with_states(yard, start_bridge, broker, listener, h
     yard.become(StreamState.RECONNECTING, ErrorCode.STREAM_CONNECTION_FAILED)
     becomes(car, "unknown")
     becomes("sensor.gate_caption", "unavailable")
+    becomes("sensor.gate_is_the_gate_open", "unavailable")
     # when it is detached
     yard.service.registry.delete("gate")
     becomes("sensor.gate_caption", "unavailable")

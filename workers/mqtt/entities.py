@@ -3,6 +3,7 @@
 Each entity is announced alone: Home Assistant 2024.3 does not know discovery of whole devices.
 """
 
+import json
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import quote
@@ -44,16 +45,19 @@ def configs_of(stream: Stream, topics: Topics, public_url: str | None) -> Iterat
         device["configuration_url"] = f"{public_url.rstrip('/')}/streams/{quote(stream.name)}"
     for component, entity, own in _entities(stream, topics):
         # What a stream shows is unknown without its camera; whether somebody watches is not.
-        needs = [topics.status]
+        needs = [{"topic": topics.status}]
         if component not in ("switch", "event", "binary_sensor"):
-            needs.append(topics.of(stream.name, "availability"))
+            needs.append({"topic": topics.of(stream.name, "availability")})
+        if component == "sensor":
+            known = "{{ 'offline' if value_json.state is none else 'online' }}"
+            needs.append({"topic": own["state_topic"], "value_template": known})
         yield (
             topics.config(component, stream.id, entity),
             {
                 "unique_id": f"nvila_{stream.id}_{entity}",
                 "device": device,
                 "origin": {"name": "NVILA Streamer", "sw_version": __version__},
-                "availability": [{"topic": topic} for topic in needs],
+                "availability": needs,
                 "availability_mode": "all",
                 **own,
             },
@@ -63,7 +67,7 @@ def configs_of(stream: Stream, topics: Topics, public_url: str | None) -> Iterat
 def _entities(stream: Stream, topics: Topics) -> Iterator[tuple[str, str, Config]]:
     """Yield component, id and own configuration of each entity."""
     name = stream.name
-    caption = _stateful(topics.of(name, "caption"))
+    caption = _stateful(topics.of(name, "caption"), "")
     yield "sensor", "caption", {"name": "Caption", "icon": "mdi:text-box-outline", **caption}
     yield "camera", "camera", {"name": None, "topic": topics.of(name, "camera")}
     picture = {"image_topic": topics.of(name, "image"), "content_type": "image/jpeg"}
@@ -82,7 +86,8 @@ def _entities(stream: Stream, topics: Topics) -> Iterator[tuple[str, str, Config
             alert = _stateful(topics.of(name, "alerts", watch.id))
             yield "binary_sensor", watch.id, {"name": title, **alert}
         for entity, title, more in answers_of(watch):
-            answer = _stateful(topics.of(name, "answers", *entity))
+            options = more.get("options", [None])
+            answer = _stateful(topics.of(name, "answers", *entity), options[0])
             yield "sensor", "-".join(entity), {"name": _short(title), **answer, **more}
 
 
@@ -137,11 +142,19 @@ def _enum(values: list[str]) -> Config:
     return {"device_class": "enum", "options": values}
 
 
-def _stateful(topic: str) -> Config:
-    """Return the configuration of an entity whose topic has `{"state", "attributes"}`."""
+def _stateful(topic: str, unknown: str | None = None) -> Config:
+    """Return the configuration of an entity whose topic has `{"state", "attributes"}`.
+
+    Home Assistant 2024.3 takes null for the text `None` where it expects a text or a listed value:
+    it gets `unknown` then, which it does not show because the sensor is unavailable.
+    """
+    shown = "{{ value_json.state }}"
+    if unknown is not None:
+        placeholder = json.dumps(unknown)
+        shown = "{{ " + placeholder + " if value_json.state is none else value_json.state }}"
     return {
         "state_topic": topic,
-        "value_template": "{{ value_json.state }}",
+        "value_template": shown,
         "json_attributes_topic": topic,
         "json_attributes_template": "{{ value_json.attributes | tojson }}",
     }

@@ -69,6 +69,9 @@ def test_a_stream_is_a_device_with_an_entity_for_each_thing(
     assert len(ids) == len(found)
     assert {config["device"]["name"] for config in found.values()} == {"gate"}
     assert found["sensor", "wch_door"]["options"] == ["open", "shut"]
+    # null would be the text "None" in Home Assistant
+    assert '"open" if value_json.state is none' in found["sensor", "wch_door"]["value_template"]
+    assert len(found["sensor", "wch_door"]["availability"]) == 3
     assert found["sensor", "wch_many-0"]["name"] == "People"
     for config in found.values():
         for key, topic in config.items():
