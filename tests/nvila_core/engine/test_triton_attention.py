@@ -154,7 +154,8 @@ def test_norm_and_gate_equal_pytorch(dtype: torch.dtype, monkeypatch: pytest.Mon
         torch.testing.assert_close(a, b, rtol=limit, atol=limit)
 
 
-@pytest.mark.parametrize("all_kernels", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("all_kernels", [False, True])
 def test_the_engine_on_the_kernels_answers_as_generate(
     all_kernels: bool, tiny_folder: Any, pictures: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
