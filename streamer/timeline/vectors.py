@@ -2,7 +2,8 @@
 
 A vector is stored twice: the signs of its dimensions, 48 bytes, and each dimension as an int8, 384
 bytes. A search compares the signs with all those that it holds in memory, and rates the best of
-them anew by the int8: a million results in about 50 ms, on both databases and without an extension.
+them anew by the int8. Comparing a million signs takes a tenth of a second of one core, on both
+databases and without an extension.
 """
 
 import threading
