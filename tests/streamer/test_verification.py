@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from rq.job import Job
 from rq.serializers import JSONSerializer
+from typer.testing import CliRunner
 
 from nvila_core.resolution.policy import Measures
 from streamer import verification
+from streamer.cli.app import app
 from streamer.cursors import encode_cursor
 from streamer.domain import ALERT_FORMAT, ClipRequest, ErrorInfo, Result, to_datetime
 from streamer.errors import ErrorCode
@@ -219,3 +221,21 @@ def test_by_meaning_over_the_api(api, client, hits):
     assert len(found["results"]) == len(found["matches"]) == 2
     assert all(0.2 < match["similarity"] <= 1 for match in found["matches"])
     assert found["next_cursor"] is None
+
+
+def test_the_command_line_leaves_out_what_the_model_refutes(client, hits, settings, monkeypatch):
+    monkeypatch.setenv("STREAMER_REDIS_URL", settings.redis_url or "")
+    monkeypatch.setenv("STREAMER_DATA_DIR", str(settings.data_dir))
+    search(client)
+    asked = questions(client)
+    answer(client, asked["kept"], 0.9)
+    answer(client, asked["partly"], 0.2)
+
+    shown = CliRunner().invoke(app, ["results", "--q", "car", "--verify"])
+
+    assert shown.exit_code == 0, shown.output
+    lines = " ".join(shown.output.split())
+    assert "a car (kept) verified: yes (0.90)" in lines
+    assert "a car (gone) unverified: Its frames are not kept any more." in lines
+    assert "a car (partly)" not in lines
+    assert "1 left out" in lines
