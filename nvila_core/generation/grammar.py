@@ -74,8 +74,9 @@ def schema_text(schema: object) -> str:
     return text
 
 
-def grammar_of(choice: Sequence[str] = (), schema: str | None = None) -> str:
-    """Return llguidance's grammar of a checked choice or of a checked schema, which it bounds.
+def grammar_of(choice: Sequence[str] = (), schema: str | None = None, *, bound: bool = True) -> str:
+    """Return llguidance's grammar of a checked choice or of a checked schema, which it bounds
+    unless `bound` is false.
 
     Raises:
         PromptError: the schema uses a feature that the grammar cannot guarantee, or no answer can
@@ -84,7 +85,8 @@ def grammar_of(choice: Sequence[str] = (), schema: str | None = None) -> str:
     if schema is None:
         return LLMatcher.grammar_from_lark("start: " + " | ".join(map(json.dumps, choice)))
     try:
-        text = json.dumps(bounded(json.loads(schema)), ensure_ascii=False)
+        wanted = json.loads(schema)
+        text = json.dumps(bounded(wanted) if bound else wanted, ensure_ascii=False)
         grammar = LLMatcher.grammar_from_json_schema(text, overrides=JSON_STYLE)
     except (AttributeError, TypeError):  # a keyword has a value that no schema may have there
         raise schema_error("A keyword has a value of the wrong type") from None
@@ -124,7 +126,8 @@ def fits_schema(value: Any, schema: str) -> str | None:
     """
     text = json.dumps(_in_order(value, json.loads(schema)), ensure_ascii=False)
     tokenizer = LLTokenizer("byte")
-    matcher = LLMatcher(tokenizer, grammar_of(schema=schema), limits=LIMITS)
+    # bounds are for models that write here; what another has written is there
+    matcher = LLMatcher(tokenizer, grammar_of(schema=schema, bound=False), limits=LIMITS)
     fits = matcher.consume_tokens(tokenizer.tokenize_bytes(text.encode(errors="replace")))
     return text if fits and matcher.is_accepting() else None
 

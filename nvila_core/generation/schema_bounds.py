@@ -4,6 +4,7 @@ What a schema leaves open, a model may fill until its tokens run out: more keys,
 one more item. The bounds admit only part of what the schema admits, never anything else.
 """
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,6 +13,9 @@ MAX_STRING = 500
 
 MAX_ITEMS = 50
 """Items of an array whose schema has no `maxItems`."""
+
+_EMPTY = 6
+"""Bytes of an empty value and what separates it from others."""
 
 _MAPS = ("properties", "patternProperties", "$defs", "definitions")
 _LISTS = ("prefixItems",)
@@ -30,6 +34,29 @@ def bounded(schema: dict[str, Any]) -> dict[str, Any]:
     """
     made: dict[str, Any] = _Bounds(schema).value(schema, "#")
     return made
+
+
+def least_rest(schema: Any) -> int:
+    """Return about how many bytes an answer needs at most to come to an end, wherever in it that
+    begins: the names of its properties, the longest of its fixed values, and empty values."""
+    if isinstance(schema, list):
+        return sum(least_rest(each) for each in schema)
+    if not isinstance(schema, dict):
+        return 0
+    fixed = [schema["const"]] if "const" in schema else schema.get("enum")
+    if isinstance(fixed, list) and fixed:
+        return max(len(json.dumps(value).encode()) for value in fixed) + 2
+    size = _EMPTY
+    for key in (*_MAPS, *_LISTS, *_VALUES, *_BRANCHES):
+        inner = schema.get(key)
+        if key in _MAPS and isinstance(inner, dict):
+            size += sum(len(json.dumps(name)) + _EMPTY + least_rest(s) for name, s in inner.items())
+        else:
+            size += least_rest(inner)
+    for key, each in (("minLength", 1), ("minItems", least_rest(schema.get("items")))):
+        if isinstance(schema.get(key), int):
+            size += schema[key] * each
+    return size
 
 
 class _Bounds:

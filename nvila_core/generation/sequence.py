@@ -71,7 +71,12 @@ class Sequence:
         """
         if not bool(logits.max().isfinite()):
             raise NotFinite
-        allowed = logits if self.constraint is None else self.constraint.mask(logits)
+        allowed = logits
+        if self.constraint is not None:
+            left = self.max_tokens - len(self.token_ids)
+            # An answer that is to be short has at least half of its tokens for what it says.
+            wanted = None if 2 * left > self.max_tokens else left
+            allowed = self.constraint.mask(logits, wanted)
         token = self.sampler.draw(allowed)
         if self.constraint is not None:
             self.constraint.advance(token)

@@ -1,7 +1,9 @@
 """Constrain answers to a form: mask the tokens that the form does not allow next."""
 
+import json
 import threading
 from collections import OrderedDict
+from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch import Tensor
 from nvila_core.errors import PromptError
 from nvila_core.generation.grammar import LIMITS, grammar_of, schema_error
 from nvila_core.generation.sampling import SamplingParams
+from nvila_core.generation.schema_bounds import least_rest
 from nvila_core.generation.schema_check import CHECKER
 from nvila_core.prompt.tokenizer import Tokenizer, byte_of_letter
 
@@ -19,18 +22,43 @@ MAX_CACHED_GRAMMARS = 128
 MAX_CACHED_BYTES = 256 << 20
 """Memory that compiling the cached grammars took; all but a few take less than a megabyte."""
 
+_QUOTE, _BACKSLASH = b'"\\'
+
 _Form = tuple[tuple[str, ...], str | None]
 """A choice, or a schema as text."""
 
 
+class Endings(NamedTuple):
+    """The tokens with which JSON comes to an end, and the bytes of all tokens.
+
+    Those that the tokenizer lacks are None.
+    """
+
+    stops: list[int]
+    brace: int | None
+    bracket: int | None
+    quote: int | None
+    comma: int | None
+    tokens: list[bytes]
+
+
 class Constraint:
-    """The progress of one answer through its form; for one thread at a time."""
+    """The progress of one answer through its form; for one thread at a time.
 
-    def __init__(self, matcher: LLMatcher) -> None:
-        self._matcher = matcher
+    Args:
+        reserve: tokens that JSON needs to come to an end.
+    """
 
-    def mask(self, logits: Tensor) -> Tensor:
+    def __init__(self, matcher: LLMatcher, endings: Endings, reserve: int = 0) -> None:
+        self._matcher, self._endings = matcher, endings
+        self._in_string = self._escaped = False
+        self.reserve = reserve
+
+    def mask(self, logits: Tensor, left: int | None = None) -> Tensor:
         """Return float32 logits [vocab] with -inf for every token that must not come next.
+
+        Of the last `reserve` tokens, given how many are left, each brings JSON to its end: strings,
+        arrays and objects are closed where the form allows it.
 
         Raises:
             PromptError: the form is too complex, or the model has no token for it.
@@ -38,6 +66,8 @@ class Constraint:
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
         allowed = np.unpackbits(bits, bitorder="little", count=len(logits)).astype(bool)
+        if left is not None and left <= self.reserve:
+            self._close(allowed)
         masked = logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), float("-inf"))
         if not bool((masked > float("-inf")).any()):
             raise PromptError(
@@ -45,6 +75,17 @@ class Constraint:
                 "must come next: request another form."
             )
         return masked
+
+    def _close(self, allowed: "np.ndarray[Any, np.dtype[np.bool_]]") -> None:
+        """Leave only a token that closes what is open, if one is allowed."""
+        of = self._endings
+        closing = [*of.stops, of.brace, of.bracket, of.quote, of.comma]
+        if self._in_string:
+            closing = [of.quote] if not self._escaped else []
+        token = next((i for i in closing if i is not None and allowed[i]), None)
+        if token is not None:
+            allowed[:] = False
+            allowed[token] = True
 
     def advance(self, token: int) -> None:
         """Move past the token that was drawn.
@@ -54,6 +95,13 @@ class Constraint:
         """
         self._matcher.consume_token(token)
         self._check()
+        for byte in self._endings.tokens[token] if self.reserve else b"":
+            if self._escaped:
+                self._escaped = False
+            elif byte == _QUOTE:
+                self._in_string = not self._in_string
+            else:
+                self._escaped = self._in_string and byte == _BACKSLASH
 
     @property
     def finished(self) -> bool:
@@ -121,6 +169,9 @@ class GrammarCompiler:
     def __init__(self, tokenizer: Tokenizer) -> None:
         table = TokenTable(tokenizer)
         self._tokenizer = LLTokenizer(TokenizerWrapper(table), eos_token=table.stop_ids)
+        places = {token: i for i, token in reversed(list(enumerate(table.tokens)))}
+        brace, bracket, quote, comma = (places.get(byte) for byte in (b"}", b"]", b'"', b","))
+        self._endings = Endings(table.stop_ids, brace, bracket, quote, comma, table.tokens)
         self._lock = threading.Lock()
         self._compiling = threading.Lock()
         self.compiled: OrderedDict[_Form, LLMatcher] = OrderedDict()
@@ -149,7 +200,11 @@ class GrammarCompiler:
             if matcher.is_error():
                 raise schema_error(matcher.get_error())
             self._keep(key, matcher, memory)
-            return Constraint(matcher.deep_copy())
+            return self._constraint(matcher, schema)
+
+    def _constraint(self, matcher: LLMatcher, schema: str | None) -> Constraint:
+        reserve = 0 if schema is None else least_rest(json.loads(schema))
+        return Constraint(matcher.deep_copy(), self._endings, reserve)
 
     def _cached(self, key: _Form) -> Constraint | None:
         with self._lock:
@@ -157,7 +212,7 @@ class GrammarCompiler:
             if matcher is None:
                 return None
             self.compiled.move_to_end(key)
-            return Constraint(matcher.deep_copy())
+            return self._constraint(matcher, key[1])
 
     def _keep(self, key: _Form, matcher: LLMatcher, memory: int) -> None:
         with self._lock:

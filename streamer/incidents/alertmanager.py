@@ -35,7 +35,10 @@ class Alertmanager:
         self._public_url = (public_url or "").rstrip("/")
 
     def send(self, incidents: Sequence[Incident], now: datetime) -> None:
-        """Send incidents that are open or have just been resolved. Raises StreamerError."""
+        """Send incidents: those that are open fire there; those that are resolved or silenced end.
+
+        Raises StreamerError(DELIVERY_FAILED).
+        """
         if not incidents:
             return
         alerts = [self._alert(incident, now) for incident in incidents]
@@ -50,12 +53,14 @@ class Alertmanager:
 
     def _alert(self, incident: Incident, now: datetime) -> dict[str, object]:
         texts = {"summary": incident.title, "description": incident.summary or incident.question}
-        ended = incident.state is IncidentState.RESOLVED and incident.resolved_at is not None
+        ended = incident.state is IncidentState.RESOLVED or bool(incident.silenced_by)
+        # Alertmanager refuses what starts after it ends, as where a clock is ahead of this one.
+        starts_at = min(incident.raised_at or incident.opened_at, now)
         alert: dict[str, object] = {
             # The incident's id keeps two incidents of one watch apart.
             "labels": {**incident.all_labels, "incident": incident.id},
             "annotations": texts,
-            "startsAt": rfc3339(incident.raised_at or incident.opened_at),
+            "startsAt": rfc3339(starts_at),
             "endsAt": rfc3339(now if ended else now + EXPIRY),
         }
         if self._public_url:

@@ -16,6 +16,7 @@ from streamer.incidents.alertmanager import RESEND, RESOLVED_FOR, Alertmanager
 from streamer.incidents.messages import EVENTS_CHANNEL, Message
 from streamer.incidents.records import IncidentState
 from streamer.incidents.store import Incidents
+from streamer.outage import Outage
 from streamer.timeline.database import Database
 
 CEILING = 10
@@ -59,6 +60,8 @@ class Deliveries:
         self._channels = channels or {}
         self._alertmanager = alertmanager
         self._next_resend = datetime.min.replace(tzinfo=UTC)
+        self._outage = Outage("alertmanager")
+        self._firing: set[str] = set()  # ids of what Alertmanager may take for open
 
     def tell_events(self) -> None:
         """Publish the messages that are due as events. Raises redis.exceptions.RedisError."""
@@ -127,9 +130,16 @@ class Deliveries:
         self._next_resend = now + timedelta(seconds=RESEND)
         active = [each for each in self._incidents.active() if each.state is IncidentState.OPEN]
         ended = self._incidents.resolved_since(now - RESOLVED_FOR)
+        firing = {each.id for each in active if not each.silenced_by}
+        # a silence ends what fires there already; what it does not know, it is not told
+        told = [
+            each for each in [*active, *ended] if not each.silenced_by or each.id in self._firing
+        ]
+        self._firing |= firing
         try:
-            self._alertmanager.send(
-                [each for each in [*active, *ended] if not each.silenced_by], now
-            )
+            self._alertmanager.send(told, now)
         except StreamerError as error:
-            _log.warning("alertmanager_away", reason=error.message)
+            self._outage.failed("incidents", error)
+        else:
+            self._outage.worked("incidents")
+            self._firing = firing

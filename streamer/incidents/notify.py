@@ -1,6 +1,7 @@
 """Send messages about incidents to people, through the services that Apprise knows."""
 
 import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ _ENDS = {
     ResolveReason.WATCH_REMOVED: "Its watch was removed.",
     ResolveReason.MANUAL: "Somebody resolved it.",
 }
+TIMEOUT = 30.0
+"""Seconds that a service may take for a message: less than another recorder waits before it sends
+the same."""
+
 _MAX_LISTED = 10
 """Messages that a digest names."""
 
@@ -32,9 +37,13 @@ class Notifier:
 
     Raises StreamerError(SETTINGS_INVALID) without the extra `notify`, or for a URL that Apprise
     does not know.
+
+    Args:
+        place: which of `notify_urls` it is, for messages: the URL holds secrets.
+        timeout: seconds that the service may take for a message.
     """
 
-    def __init__(self, url: str, place: int) -> None:
+    def __init__(self, url: str, place: int, timeout: float = TIMEOUT) -> None:
         try:
             import apprise
         except ImportError:
@@ -42,6 +51,8 @@ class Notifier:
                 ErrorCode.SETTINGS_INVALID,
                 "The setting notify_urls needs Apprise: install nvila-streamer[notify].",
             ) from None
+        self._place, self._timeout = place, timeout
+        self._sending: threading.Thread | None = None
         self._service: Any = apprise.Apprise()
         self._kinds: Any = apprise.NotifyType
         if not self._service.add(url):
@@ -61,16 +72,44 @@ class Notifier:
         kind = self._kinds.SUCCESS if over else self._kinds.WARNING
         if critical and not over:
             kind = self._kinds.FAILURE
-        with tempfile.TemporaryDirectory() as folder:
-            attached = None
-            if picture is not None and len(messages) == 1:
-                attached = str(Path(folder) / f"{messages[0].incident.id}.jpg")
-                Path(attached).write_bytes(picture)
-            if not self._service.notify(body=body, title=title, notify_type=kind, attach=attached):
-                raise StreamerError(
-                    ErrorCode.DELIVERY_FAILED,
-                    "The service of notify_urls did not take the message: see the recorder's log.",
-                )
+        fields = {"title": title, "body": body, "notify_type": kind}
+        self._notify(fields, picture if len(messages) == 1 else None)
+
+    def _notify(self, fields: dict[str, Any], picture: bytes | None) -> None:
+        """Send in a thread of its own: each service has its own idea of a time-out, and a slow one
+        must not keep other messages waiting. Raises StreamerError(DELIVERY_FAILED)."""
+        if self._sending is not None and self._sending.is_alive():
+            raise self._failure("is still busy with an earlier message")
+        outcome: list[bool | Exception] = []
+
+        def send() -> None:
+            try:
+                with tempfile.TemporaryDirectory() as folder:
+                    attached = None
+                    if picture is not None:
+                        attached = str(Path(folder) / "picture.jpg")
+                        Path(attached).write_bytes(picture)
+                    outcome.append(bool(self._service.notify(attach=attached, **fields)))
+            except Exception as error:  # whatever the code of one of a hundred services raises
+                outcome.append(error)
+
+        self._sending = threading.Thread(target=send, name="notify", daemon=True)
+        self._sending.start()
+        self._sending.join(self._timeout)
+        match outcome:
+            case []:
+                raise self._failure(f"did not answer within {self._timeout:g} s")
+            case [Exception() as error]:
+                raise self._failure(f"failed with {type(error).__name__}") from None
+            case [False]:
+                raise self._failure("did not take the message: the log says why")
+
+    def _failure(self, what: str) -> StreamerError:
+        return StreamerError(
+            ErrorCode.DELIVERY_FAILED,
+            f"The service of URL {self._place} of notify_urls {what}: check the URL and the "
+            "service.",
+        )
 
 
 def message_text(message: Message) -> tuple[str, str]:

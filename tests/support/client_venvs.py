@@ -29,16 +29,24 @@ def cache_folder() -> Path:
     return Path(named) if named else user_cache_path("nvila-streamer-test-clients")
 
 
-def python_with(name: str, *packages: str) -> Path:
-    """Return a Python that has `packages`, installed for the test `name` at its first run."""
+def python_with(name: str, *packages: str, alone: str | None = None) -> Path:
+    """Return a Python that has `packages`, installed for the test `name` at its first run.
+
+    `alone` is a package that is installed without what it requires.
+    """
     folder = cache_folder() / name
-    wanted, installed = "\n".join(packages), folder / "installed.txt"
+    wanted, installed = (
+        "\n".join([*packages, *([alone] if alone else [])]),
+        folder / "installed.txt",
+    )
     python = folder / "bin" / "python"
     if not (installed.is_file() and installed.read_text() == wanted):
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=INSTALL)
-        pip = [str(python), "-m", "pip", "install", "--quiet", *packages]
-        subprocess.run(pip, check=True, timeout=INSTALL)
+        pip = [str(python), "-m", "pip", "install", "--quiet"]
+        subprocess.run([*pip, *packages], check=True, timeout=INSTALL)
+        if alone is not None:
+            subprocess.run([*pip, "--no-deps", alone], check=True, timeout=INSTALL)
         installed.write_text(wanted)
     return python
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from nvila_core import NVILA, Engine, PromptError, SamplingParams
 from nvila_core.checkpoint.random_checkpoint import write_checkpoint
 from nvila_core.demo import CHECKPOINT
+from nvila_core.generation.sequence import Sequence
 from nvila_core.generation.structured_output import (
     MAX_CACHED_GRAMMARS,
     Constraint,
@@ -179,6 +180,61 @@ def test_max_tokens_may_cut_the_form(tiny: NVILA) -> None:
     answer = tiny.generate(["?"], params)
 
     assert (answer.text, answer.finish_reason) == ('"a', "length")
+
+
+ENTITY: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "type": {"enum": ["person", "vehicle", "unknown"]},
+        **{name: {"type": "string"} for name in ("first_seen", "movement", "interaction")},
+    },
+    "required": ["type", "first_seen", "movement", "interaction"],
+    "additionalProperties": False,
+}
+REPORT: dict[str, Any] = {
+    "$defs": {"Entity": ENTITY},
+    "type": "object",
+    "properties": {
+        "summary": {"type": "string"},
+        "score": {"type": "number"},
+        "observations": {"type": "array", "items": {"type": "string"}},
+        "entities": {"type": "array", "items": {"$ref": "#/$defs/Entity"}},
+        "more": {"type": "object", "additionalProperties": {"type": "integer"}},
+        "code": {"type": "string", "pattern": "^[A-Z]{2}[0-9}\\]]*$"},
+        "either": {"anyOf": [{"type": "null"}, ENTITY, {"type": "array"}]},
+        "reviewed": {"type": "boolean"},
+    },
+    "required": ["summary", "score", "observations", "entities", "code", "either", "reviewed"],
+}
+"""A report as programs that look at clips ask for: nothing in it has a bound."""
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_json_comes_to_an_end_before_its_tokens_do(model: NVILA, seed: int) -> None:
+    # given a model that writes anything, and would rather not end
+    params = SamplingParams(max_tokens=1000 + 300 * seed, json_schema=REPORT)
+    sequence = Sequence(model.prepare(["?"]), params, model.tokenizer, 10_000)
+    numbers = torch.Generator().manual_seed(seed)
+    quote = [i for i in range(len(model.tokenizer)) if b'"' in model.tokenizer.token_bytes(i)]
+    while sequence.finish_reason is None:
+        logits = 3 * torch.randn(len(model.tokenizer), generator=numbers)
+        logits[quote] -= 8 + seed % 3
+        sequence.accept(logits)
+    # then its answer is whole all the same
+    assert sequence.finish_reason == "stop"
+    report = json.loads(sequence.text)
+    assert set(REPORT["required"]) <= set(report)
+    assert all(set(each) == set(ENTITY["required"]) for each in report["entities"])
+
+
+def test_a_short_answer_is_not_closed_in_its_first_half(tiny: NVILA) -> None:
+    params = SamplingParams(max_tokens=60, json_schema=REPORT)
+    sequence = Sequence(tiny.prepare(["?"]), params, tiny.tokenizer, 1000)
+    for letter in b'{"summary": "A street.':
+        logits = torch.zeros(len(tiny.tokenizer))
+        logits[tiny.tokenizer.encode(chr(letter))[-1]] = 9
+        sequence.accept(logits)
+    assert sequence.text.endswith("A street.")
 
 
 def test_a_prefix_of_another_choice_may_end_there(demo: NVILA) -> None:

@@ -14,7 +14,7 @@ from streamer.timeline.results import Timeline
 from streamer.timeline.tables import metadata
 from tests.support.postgres import new_database
 
-START = datetime(2026, 11, 26, 8, 0, tzinfo=UTC)
+START = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
 
 
 class Alert:

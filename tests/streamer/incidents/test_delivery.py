@@ -15,7 +15,8 @@ from sqlalchemy import update
 from streamer.alert_rule import AlertRule
 from streamer.domain import utc_now
 from streamer.errors import ErrorCode, StreamerError
-from streamer.incidents.alertmanager import EXPIRY, Alertmanager
+from streamer.incidents import delivery
+from streamer.incidents.alertmanager import EXPIRY, RESEND, Alertmanager
 from streamer.incidents.delivery import CEILING, Deliveries
 from streamer.incidents.notify import Notifier, digest_text, message_text
 from streamer.incidents.records import Incident
@@ -44,6 +45,8 @@ class Web:
 
     def __init__(self) -> None:
         self.status = 200
+        self.answering = threading.Event()
+        self.answering.set()
         self.taken: list[tuple[str, Any]] = []
         web = self
 
@@ -51,6 +54,7 @@ class Web:
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 web.taken.append((self.path, json.loads(body)))
+                web.answering.wait(60)
                 self.send_response(web.status)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
@@ -201,7 +205,7 @@ def test_alertmanager_gets_what_is_open_and_what_has_ended(timeline, alert, web)
         "site": "north",
         "incident": incident.id,
     }
-    assert fired["startsAt"] == "2026-11-26T08:00:20.000Z"
+    assert fired["startsAt"] == "2026-11-20T08:00:20.000Z"
     assert datetime.fromisoformat(fired["endsAt"]) > utc_now() + EXPIRY / 2
     assert fired["annotations"]["image"] == (
         f"https://cameras.example/v1/incidents/{incident.id}/snapshot.jpg?which=best"
@@ -226,6 +230,50 @@ def test_alertmanager_gets_nothing_that_is_silenced(timeline, alert, web):
     told.tell_events()
     told.tell_alertmanager()
     assert web.taken == []
+
+
+def test_a_silence_ends_what_fires_in_alertmanager(timeline, alert, web, monkeypatch):
+    sink = Alertmanager(f"http://{web.address}")
+    told = Deliveries(timeline.database, alert.incidents, lambda _: None, alertmanager=sink)
+    alert.see(0.9, 0.9)
+    told.tell_events()
+    told.tell_alertmanager()
+    (incident,) = alert.incidents.page().incidents
+    # when somebody silences it, while Alertmanager is away for a moment
+    matchers = [Matcher(name="stream", value="lobby")]
+    alert.incidents.silence(Silence(matchers=matchers, ends_at=utc_now() + timedelta(hours=1)))
+    alert.incidents.silence_again(incident.id)
+    for status in (500, 200, 200):
+        web.status = status
+        wait_for_resend(monkeypatch)
+        told.tell_alertmanager()
+    # then it is over there, and is not told again
+    assert len(web.taken) == 3
+    for _, (ended,) in web.taken[1:]:
+        assert ended["labels"]["incident"] == incident.id
+        assert datetime.fromisoformat(ended["endsAt"]) <= datetime.fromisoformat(
+            web.taken[0][1][0]["endsAt"]
+        )
+
+
+def test_alertmanager_is_told_again_before_an_alert_expires(
+    timeline, alert, web, monkeypatch
+) -> None:
+    sink = Alertmanager(f"http://{web.address}")
+    told = Deliveries(timeline.database, alert.incidents, lambda _: None, alertmanager=sink)
+    alert.see(0.9, 0.9)
+    for _ in range(3):
+        told.tell_alertmanager()
+        wait_for_resend(monkeypatch)
+    ends = [datetime.fromisoformat(body[0]["endsAt"]) for _, body in web.taken]
+    assert len(ends) == 3
+    assert timedelta() < ends[1] - ends[0] < EXPIRY / 2
+
+
+def wait_for_resend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the time pass in which Alertmanager is sent nothing."""
+    now = getattr(delivery, "utc_now")() + timedelta(seconds=RESEND)  # noqa: B009
+    monkeypatch.setattr(delivery, "utc_now", lambda: now)
 
 
 def test_an_alertmanager_that_refuses_is_named_without_its_password(web):
@@ -276,11 +324,42 @@ def test_people_are_told_through_apprise(deliveries, alert, events, web):
     assert body["title"] == "Is a car parked in front of the gate? on lobby"
     assert body["attachments"]
     web.status = 500
-    with pytest.raises(StreamerError) as refused:
+    with pytest.raises(StreamerError, match="did not take the message") as refused:
         Notifier(f"json://{web.address}/hook", 1).send(events)
     assert refused.value.code is ErrorCode.DELIVERY_FAILED
     with pytest.raises(StreamerError):
         Notifier("nonsense", 1)
+
+
+def test_a_service_that_hangs_costs_a_message_a_bounded_time(deliveries, alert, events, web):
+    pytest.importorskip("apprise", reason="Apprise is not installed: nvila-streamer[notify]")
+    alert.see(0.9, 0.9)
+    deliveries.tell_events()
+    web.answering.clear()
+    # longer than this service's own time-outs would be patient
+    notifier = Notifier(f"json://me:hunter2@{web.address}/hook?rto=60", 2, timeout=0.1)
+    for reason in ("URL 2 of notify_urls did not answer within 0.1 s", "is still busy"):
+        with pytest.raises(StreamerError, match=reason) as refused:
+            notifier.send(events)
+        assert refused.value.code is ErrorCode.DELIVERY_FAILED
+        assert "hunter2" not in refused.value.message
+    web.answering.set()
+
+
+def test_a_service_whose_code_fails_is_a_delivery_that_failed(
+    deliveries, alert, events, monkeypatch
+) -> None:
+    apprise = pytest.importorskip("apprise", reason="Apprise is not installed")
+    alert.see(0.9, 0.9)
+    deliveries.tell_events()
+
+    def broken(*_: object, **__: object) -> bool:
+        raise OSError("no space left")
+
+    monkeypatch.setattr(apprise.Apprise, "notify", broken)
+    with pytest.raises(StreamerError, match="failed with OSError") as refused:
+        Notifier("json://127.0.0.1:1/hook", 1).send(events)
+    assert refused.value.code is ErrorCode.DELIVERY_FAILED
 
 
 def test_without_apprise_the_setting_says_what_is_missing(monkeypatch):

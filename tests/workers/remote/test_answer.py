@@ -71,6 +71,12 @@ def test_json_is_checked_against_the_schema() -> None:
         assert refusal.value.code is ErrorCode.FORM_IGNORED
 
 
+def test_json_from_elsewhere_may_be_longer_than_what_is_written_here() -> None:
+    schema = {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]}
+    long = json.dumps({"text": "word " * 500})
+    assert read(said(long), JsonFormat(json_schema=schema)).text == long
+
+
 @pytest.mark.parametrize("body", [{}, {"choices": []}, {"choices": [{"message": None}]}])
 def test_a_reply_of_another_kind_is_an_error(body) -> None:
     with pytest.raises(StreamerError) as refusal:
