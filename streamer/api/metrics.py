@@ -43,7 +43,10 @@ _COUNTERS: dict[str, tuple[str, Callable[[Stream], float]]] = {
 
 _GAUGES: dict[str, tuple[str, Callable[[Stream], float | None]]] = {
     "fps": ("Measured frames per second.", lambda s: s.counters.measured_fps),
-    "bits_per_second": ("Measured bits of video per second.", lambda s: s.counters.bit_rate),
+    "bytes_per_second": (
+        "Measured bytes of video per second.",
+        lambda s: None if s.counters.bit_rate is None else s.counters.bit_rate / 8,
+    ),
     "last_frame_age_seconds": ("Age of the newest frame in seconds.", lambda s: s.last_frame_age),
     "position_seconds": ("Stream time reached in seconds.", lambda s: s.counters.position),
     "state_since_seconds": (

@@ -38,9 +38,8 @@ def promtool():
 
 @pytest.fixture
 def metrics(settings, worker_process, random_checkpoint):
-    """What an installation tells that has a stream in trouble, an ingest worker and a model
-    worker."""
-    worker_process("ingest")
+    """What an installation tells with a stream in trouble and a model worker, and then with an
+    ingest worker, which takes the stream."""
     worker_process("gpu", STREAMER_MODEL=str(random_checkpoint), STREAMER_KV_CACHE_TOKENS="4096")
     with Service(settings) as client:
         spec = client.attach("rtsp://camera/yard", "yard", probe=False)
@@ -54,13 +53,18 @@ def metrics(settings, worker_process, random_checkpoint):
         counters.measured_fps, counters.bit_rate, counters.position = 24.5, 2e6, 8.0
         client.registry.save_status(spec.id, status)
         api = TestClient(create_app(client), base_url="http://127.0.0.1:8080")
-        yield api.get("/metrics").text
+        in_trouble = api.get("/metrics").text
+        worker_process("ingest")
+        yield in_trouble, api.get("/metrics").text
 
 
 def test_promtool_finds_nothing_wrong_with_the_metrics(promtool, metrics):
-    assert "streamer_stream_dropped_frames_total" in metrics
-    assert "streamer_worker_kv_cache_tokens" in metrics
-    assert promtool("check", "metrics", input=metrics) == ""
+    in_trouble, with_ingest = metrics
+    assert 'code="STREAM_TIMEOUT"' in in_trouble
+    assert "streamer_worker_kv_cache_tokens" in in_trouble
+    assert 'streamer_workers{kind="ingest"} 1.0' in with_ingest
+    for told in metrics:
+        assert promtool("check", "metrics", input=told) == ""
 
 
 def test_promtool_accepts_the_rules_and_their_tests(promtool):
@@ -71,7 +75,7 @@ def test_promtool_accepts_the_rules_and_their_tests(promtool):
 
 def test_rules_and_dashboard_ask_for_metrics_that_there_are(metrics):
     # a model worker with a server elsewhere tells whether it is there
-    told = set(re.findall(r"^(\w+)[{ ]", metrics, re.MULTILINE)) | {
+    told = set(re.findall(r"^(\w+)[{ ]", metrics[0], re.MULTILINE)) | {
         "streamer_worker_model_server_up"
     }
     rules = yaml.safe_load((CONFIGS / "alerts.yml").read_text())

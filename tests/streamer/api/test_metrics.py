@@ -80,7 +80,7 @@ def test_a_stream_tells_its_counters_its_state_and_its_trouble(
         ("streamer_stream_dropped_frames_total", "cause=decode_error"): 0,
         ("streamer_stream_reconnects_total", ""): 1,
         ("streamer_stream_fps", ""): 24.5,
-        ("streamer_stream_bits_per_second", ""): 2e6,
+        ("streamer_stream_bytes_per_second", ""): 2.5e5,
         ("streamer_stream_state", "streamer_stream_state=reconnecting"): 1,
         ("streamer_stream_state", "streamer_stream_state=running"): 0,
         ("streamer_stream_error", "code=STREAM_TIMEOUT"): 1,
