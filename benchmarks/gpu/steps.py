@@ -105,7 +105,7 @@ def measure(
             read = len(rows) * rows[0].end * 2 * steps.shape.layers * steps.shape.kv_heads
             read *= steps.shape.hidden // steps.shape.heads * 2
             times["graph GB/s"] = (weights + read) / times["graph"] / 1e6
-    found["graph memory, MB"] = {
+    found["reserved by PyTorch at the end, MB"] = {
         "": torch.cuda.memory_reserved() / 1e6 if device.type == "cuda" else 0.0
     }
     return found
