@@ -70,7 +70,7 @@ class Yard:
         publisher = _publisher(service.connections.main)
         self.deliveries = Deliveries(self.timeline.database, incidents, publisher, {}, None)
         self.stream_id = ""
-        self.made, self.began = 0, utc_now() - timedelta(seconds=30)
+        self.made, self.newest = 0, utc_now() - timedelta(seconds=30)
 
     def attach(self, name="gate", watches=(ALERT, CAPTION, GATE, COUNT), live=True):
         spec = StreamSpec(name=name, url="rtsp://camera/1", live=live, watches=list(watches))
@@ -97,7 +97,9 @@ class Yard:
 
     def answer(self, watch, kind="caption", record=True, **fields):
         self.made += 1
-        now = self.began + timedelta(seconds=5 * self.made)  # windows follow one another
+        # windows follow one another, and none is old
+        soonest = utc_now() - timedelta(seconds=30)
+        now = self.newest = max(self.newest + timedelta(seconds=5), soonest)
         given = {
             "request_id": f"req_{self.made}",
             "kind": kind,
