@@ -5,9 +5,13 @@ pattern is a place, though a page may be empty after it.
 """
 
 import re
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import TypeVar
 
 from streamer.errors import ErrorCode, StreamerError
+
+_T = TypeVar("_T")
 
 CURSOR_PATTERN = r"^[0-9a-f]{16}[0-9A-Za-z_-]{0,64}$"
 
@@ -31,6 +35,31 @@ def decode_cursor(cursor: str) -> tuple[int, str]:
             "cursor",
         )
     return min(int(cursor[:16], 16), 2**63 - 1), cursor[16:]
+
+
+def page_of(
+    records: Sequence[_T],
+    place: Callable[[_T], tuple[int, str]],
+    limit: int,
+    cursor: str | None,
+    *,
+    descending: bool = False,
+) -> tuple[list[_T], str | None]:
+    """Return up to `limit` of some records, in the order of their places, after `cursor`; and the
+    cursor of the rest, None if there is none.
+
+    Raises StreamerError(INVALID_REQUEST) for a text without the pattern.
+    """
+    found = sorted(records, key=place, reverse=descending)
+    if cursor is not None:
+        last = decode_cursor(cursor)
+        found = [
+            record
+            for record in found
+            if (place(record) < last if descending else place(record) > last)
+        ]
+    page = found[:limit]
+    return page, encode_cursor(*place(page[-1])) if len(found) > limit else None
 
 
 def time_order(moment: datetime) -> int:

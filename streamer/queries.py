@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import redis
 import structlog
+from rq.job import Job, JobStatus
 
 from streamer import redis_keys
 from streamer.clock import Clock, SystemClock
@@ -43,6 +44,39 @@ _STATE_WORDS = {StreamState.RUNNING: "running, but sends no pictures"}
 
 _log = structlog.get_logger(__name__)
 
+# One command, as a list has up to a thousand queries.
+# KEYS: queries. ARGV: limit, order and id after which the page begins, or ''
+# Returns whether there are more, order and id of the last one; per query its record, its answer and
+# without that the status of its job
+_PAGE = f"""
+local ids, last, more = {{}}, {{0, ''}}, 0
+local places = redis.call('ZREVRANGE', KEYS[1], 0, -1, 'WITHSCORES')
+for i = 1, #places, 2 do
+  local id, order = places[i], math.floor(tonumber(places[i + 1]) * 1000000 + 0.5)
+  local after = tonumber(ARGV[2])
+  if not after or order < after or (order == after and id < ARGV[3]) then
+    if #ids == tonumber(ARGV[1]) then
+      more = 1
+      break
+    end
+    table.insert(ids, id)
+    last = {{string.format('%.0f', order), id}}
+  end
+end
+local found = {{more, last[1], last[2]}}
+if #ids == 0 then return found end
+local keys = {{}}
+for _, id in ipairs(ids) do table.insert(keys, '{redis_keys.query("")}' .. id) end
+for _, id in ipairs(ids) do table.insert(keys, '{redis_keys.answer("")}' .. id) end
+local values = redis.call('MGET', unpack(keys))
+for i, id in ipairs(ids) do
+  local record, answer = values[i], values[#ids + i]
+  local status = not answer and redis.call('HGET', '{Job.key_for("")}' .. id, 'status')
+  table.insert(found, {{record, answer, status}})
+end
+return found
+"""
+
 _FINAL = {QueryStatus.DONE, QueryStatus.FAILED, QueryStatus.CANCELLED}
 
 
@@ -78,6 +112,7 @@ class Queries:
         self._results = results
         self._clock = clock or SystemClock()
         self._lost = LostRequests(redis, results)
+        self._page = redis.register_script(_PAGE)
 
     def ask(self, question: Question, stream: Stream, query_id: str | None = None) -> Query:
         """Submit a question about `stream`. It gets a new id, unless there is a `query_id`.
@@ -198,7 +233,7 @@ class Queries:
         return self._with_result(query, result)
 
     def _with_result(self, query: Query, result: Result | None) -> Query:
-        status = self._status(query.id)
+        status = self._status(query.id) if result is None else final_status(result)
         if status is None or (status in _FINAL and result is None):
             result = self._lost.settle(query)  # it arrived meanwhile, or Redis lost its job
             status = final_status(result) if result is not None else QueryStatus.FAILED
@@ -222,28 +257,26 @@ class Queries:
         Those that cannot be read are logged. Raises StreamerError(INVALID_REQUEST) for an invalid
         cursor.
         """
-        places = [
-            (round(time * 1_000_000), query_id.decode())
-            for query_id, time in cast(
-                "list[tuple[bytes, float]]",
-                self._redis.zrevrange(redis_keys.QUERIES, 0, -1, withscores=True),
-            )
-        ]
-        if cursor is not None:
-            after = decode_cursor(cursor)
-            places = [place for place in places if place < after]
-        places, rest = places[:limit], places[limit:]
-        if not places:
-            return [], None
-        kept = self._redis.mget([redis_keys.query(query_id) for _, query_id in places])
+        after = decode_cursor(cursor) if cursor is not None else ("", "")
+        page = self._page(keys=[redis_keys.QUERIES], args=[limit, *after])
+        rest, order, last_id, *found = cast(list[Any], page)
         queries = []
-        for raw in cast(list[bytes | None], kept):
+        for raw, answer, job in found:
             try:
-                queries += [Query.read(raw)] if raw is not None else []
+                query = Query.read(raw) if raw is not None else None
             except StreamerError as error:
                 _log.warning("query_unreadable", reason=error.message)
-        found = [self._with_result(query, self._results.get(query.id)) for query in queries]
-        return found, encode_cursor(*places[-1]) if rest else None
+                continue
+            if query is None:
+                continue
+            if answer is None and job is not None:
+                started = job == JobStatus.STARTED.value.encode()
+                status = QueryStatus.RUNNING if started else QueryStatus.QUEUED
+                queries.append(query.model_copy(update={"status": status}))
+            else:
+                result = Result.shown(answer, query.id) if answer else None
+                queries.append(self._with_result(query, result))
+        return queries, encode_cursor(int(order), last_id.decode()) if rest else None
 
     def cancel(self, query_id: str) -> Query:
         """Cancel a query; one that has a result is returned unchanged.

@@ -15,12 +15,13 @@ import redis
 from nvila_core.demo.questions import CAPTION
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
-from streamer.domain import ErrorInfo, QueryStatus, Result, Sampling, Stream
+from streamer.domain import ErrorInfo, Query, QueryStatus, Result, Sampling, Stream
 from streamer.errors import ErrorCode, StreamerError
 from streamer.models import QUERIES
 from streamer.service import CAPTION_PROMPT, Service
 from streamer.settings import Settings
 from streamer.validation import derive_name
+from tests.support.redis_commands import commands_of
 from tests.support.videos import write_audio, write_video
 
 PASSWORD = "hunter2secret"
@@ -272,6 +273,29 @@ def test_queries_are_listed_newest_first_and_bounded(client: Service) -> None:
     redis_client: redis.Redis = client.connections.main
     assert redis_client.ttl(redis_keys.query(ids[0])) > 0
     assert redis_client.ttl(redis_keys.QUERIES) > 0
+
+
+def test_queries_in_any_state_are_listed_with_one_command(
+    client: Service, redis_client: redis.Redis
+) -> None:
+    # given queries that wait, are being answered, have ended, are lost, and one of a newer release
+    add_frames(client, live(client), [time.time()])
+    waiting, running, done, failed, lost = (client.ask("?", "door") for _ in range(5))
+    redis_client.hset(f"rq:job:{running.id}", "status", "started")
+    answer(client, done.id, text="yes")
+    answer(client, failed.id, error=ErrorInfo(code=ErrorCode.MODEL_FAILED, message="No."))
+    redis_client.delete(f"rq:job:{lost.id}")
+    newer = client.ask("?", "door")
+    redis_client.set(redis_keys.query(newer.id), '{"id": 7}')
+    expected = [client.query(each.id) for each in (lost, failed, done, running, waiting)]
+    client.queries()  # loads the script
+    # when
+    listed: list[Query] = []
+    sent = commands_of(redis_client, lambda: listed.extend(client.queries(1000)))
+    # then
+    assert listed == expected
+    assert [query.status for query in listed] == ["failed", "failed", "done", "running", "queued"]
+    assert sent == ["EVALSHA"]
 
 
 def test_a_query_whose_job_was_lost_is_failed(client: Service) -> None:
