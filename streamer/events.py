@@ -5,6 +5,7 @@ readers know of the gap.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -40,6 +41,14 @@ class EventType(StrEnum):
     INCIDENT_RESOLVED = "incident.resolved"
     INCIDENT_ACKNOWLEDGED = "incident.acknowledged"
 
+
+TYPE_PATTERN = "|".join(
+    [
+        *(re.escape(each.value) for each in EventType),
+        *sorted({rf"{each.partition('.')[0]}\.\*" for each in EventType}),
+    ]
+)
+"""Regular expression of what a filter may name: a type of event, or all that begin alike."""
 
 # XTRIM deletes, so a full server lets the script write on: see streamer/memory_reserve.py.
 PUBLISH_EVENT = (

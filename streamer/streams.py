@@ -6,23 +6,27 @@ cannot be read is listed as `unreadable`, and an edit keeps the fields that it d
 
 import contextlib
 import json
-from collections.abc import Callable
-from datetime import datetime
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timedelta
 from typing import Any, cast
 
 import redis
 from rq.job import Job
 
 from streamer import redis_keys
+from streamer.cursors import page_of, time_order
 from streamer.domain import (
     MAX_WARNINGS,
     ErrorInfo,
     Stream,
+    StreamCounters,
     StreamSpec,
     StreamState,
     StreamStatus,
     Watch,
     new_id,
+    rfc3339,
     utc_now,
 )
 from streamer.errors import ErrorCode, StreamerError, Superseded
@@ -37,10 +41,10 @@ DETACHED = "detached"
 _ANNOUNCE = (
     PUBLISH_EVENT
     + f"""
--- Announces the state of a stream: its words, or cjson.null, and its error as JSON.
-local function announce(id, name, state, previous, reason)
-  local data = string.format('{{"state": %s, "previous": %s, "error": %s}}', cjson.encode(state),
-                             cjson.encode(previous), reason)
+-- Announces the state of a stream: its words, or cjson.null; its error and what was edited as JSON.
+local function announce(id, name, state, previous, reason, changed)
+  local data = string.format('{{"state": %s, "previous": %s, "error": %s, "changed": %s}}',
+                             cjson.encode(state), cjson.encode(previous), reason, changed or '[]')
   publish_event('{EventType.STREAM_STATE_CHANGED}', id, name, data)
 end
 
@@ -66,8 +70,11 @@ return 1
 )
 
 # Writes nothing if the stream has changed since it was read.
-# KEYS: names, streams, secrets. ARGV: id, spec before, old name, new name, new spec, URL or ''
-_CHANGE = """
+# KEYS: names, streams, secrets, status. ARGV: id, spec before, old name, new name, new spec, URL or
+# '', names of the changed fields as JSON
+_CHANGE = (
+    _ANNOUNCE
+    + f"""
 local current = redis.call('HGET', KEYS[2], ARGV[1])
 if not current then return -2 end
 if current == ARGV[5] then return 1 end  -- repeated, because the reply was lost
@@ -78,8 +85,15 @@ if ARGV[3] ~= ARGV[4] then
 end
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[5])
 if ARGV[6] ~= '' then redis.call('HSET', KEYS[3], ARGV[1], ARGV[6]) end
+if ARGV[7] ~= '[]' then
+  local status = record(redis.call('GET', KEYS[4]))
+  local state = status.state or '{StreamState.CONNECTING}'
+  local reason = type(status.error) == 'table' and cjson.encode(status.error) or 'null'
+  announce(ARGV[1], ARGV[4], state, state, reason, ARGV[7])
+end
 return 1
 """
+)
 
 # Frees the name only if it still belongs to this stream.
 # KEYS: names, streams, secrets, status. ARGV: name, id
@@ -127,6 +141,8 @@ _MAX_SILENCE = 30.0
 """Seconds without a report from its worker after which the status of a stream is out of date."""
 
 _ATTENDED = frozenset({StreamState.CONNECTING, StreamState.RUNNING, StreamState.RECONNECTING})
+
+_SUMMED = [name for name, field in StreamCounters.model_fields.items() if field.annotation is int]
 
 _NO_WORKER = ErrorInfo(
     code=ErrorCode.NO_WORKER,
@@ -186,18 +202,57 @@ class StreamRegistry:
 
     def list(self) -> list[Stream]:
         """Return all streams, oldest first; those that cannot be read as `unreadable`."""
+        return [*self.page()[0]]
+
+    def page(
+        self, limit: int | None = None, cursor: str | None = None
+    ) -> tuple[Sequence[Stream], str | None]:
+        """Return up to `limit` streams after `cursor`, as :meth:`list` does, and the cursor of the
+        rest. Records of others are not read.
+
+        Raises StreamerError(INVALID_REQUEST) for an invalid cursor.
+        """
         records = cast("dict[bytes, bytes]", self._redis.hgetall(redis_keys.STREAMS))
-        if not records:
-            return []
-        ids = [stream_id.decode() for stream_id in records]
+        places = [_place(stream_id.decode(), record) for stream_id, record in records.items()]
+        chosen, following = page_of(
+            places, lambda place: place, len(places) if limit is None else limit, cursor
+        )
+        if not chosen:
+            return [], None
+        ids = [stream_id for _, stream_id in chosen]
         statuses = self._redis.mget([redis_keys.status(stream_id) for stream_id in ids])
         found = [
-            self._listed(*each)
-            for each in zip(
-                ids, records.values(), cast("list[bytes | None]", statuses), strict=True
-            )
+            self._listed(stream_id, records[stream_id.encode()], status)
+            for stream_id, status in zip(ids, cast(Iterable[bytes | None], statuses), strict=True)
         ]
-        return sorted(found, key=lambda stream: stream.created_at)
+        return found, following
+
+    def totals(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Return how many streams are in each state, and the sums of their counters, in two
+        commands and without reading each record whole."""
+        ids = cast(Sequence[bytes], self._redis.hkeys(redis_keys.STREAMS))
+        keys = [redis_keys.status(stream_id.decode()) for stream_id in ids]
+        statuses = cast(Sequence[bytes | None], self._redis.mget(keys) if keys else [])
+        states, sums = Counter[str](), Counter[str]()
+        silent_since = rfc3339(utc_now() - timedelta(seconds=_MAX_SILENCE))
+        for raw in statuses:
+            try:
+                status = json.loads(raw or b"{}")
+                state = status.get("state", StreamState.CONNECTING)
+                if state in _ATTENDED and (status.get("reported_at") or "") < silent_since:
+                    state = StreamState.CONNECTING
+                states[str(state)] += 1
+                counters = status.get("counters") or {}
+                sums.update(
+                    {
+                        name: counters[name]
+                        for name in _SUMMED
+                        if isinstance(counters.get(name), int)
+                    }
+                )
+            except (ValueError, AttributeError, RecursionError):
+                states[StreamState.UNREADABLE.value] += 1
+        return dict(states), dict(sums)
 
     def retention_days(self) -> dict[str, float]:
         """Return, by id, the days of the streams whose results have a retention of their own."""
@@ -279,7 +334,12 @@ class StreamRegistry:
                 fields["url_version"] = old.url_version + 1
             new = validated(StreamSpec, **fields)
             outcome = self._change(
-                keys=[redis_keys.NAMES, redis_keys.STREAMS, redis_keys.SECRETS],
+                keys=[
+                    redis_keys.NAMES,
+                    redis_keys.STREAMS,
+                    redis_keys.SECRETS,
+                    redis_keys.status(old.id),
+                ],
                 args=[
                     old.id,
                     before,
@@ -287,6 +347,7 @@ class StreamRegistry:
                     new.name,
                     _rewritten(before, old, new),
                     self._box.seal(secret_url) if secret_url is not None else "",
+                    json.dumps(_changed(old, new)),
                 ],
             )
             if outcome == 0:
@@ -405,6 +466,15 @@ class StreamRegistry:
         )
 
 
+def _place(stream_id: str, record: bytes) -> tuple[int, str]:
+    """Return the place of a stream in lists, which are ordered by when it was attached."""
+    try:
+        made = datetime.fromisoformat(json.loads(record)["created_at"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return 0, stream_id
+    return time_order(made), stream_id
+
+
 def _stream(spec: StreamSpec, raw_status: bytes | None) -> Stream:
     status = (
         _status(raw_status, spec.created_at)
@@ -414,7 +484,11 @@ def _stream(spec: StreamSpec, raw_status: bytes | None) -> Stream:
     heard = status.reported_at or spec.created_at
     if status.state in _ATTENDED and (utc_now() - heard).total_seconds() > _MAX_SILENCE:
         status.state, status.since, status.error = StreamState.CONNECTING, heard, _NO_WORKER
-    return Stream(**spec.model_dump(), **status.model_dump())
+    # Both have been validated; to do it once more would take most of the time of a long list.
+    fields = {name: getattr(spec, name) for name in StreamSpec.model_fields}
+    return Stream.model_construct(
+        **fields, **{name: getattr(status, name) for name in StreamStatus.model_fields}
+    )
 
 
 def _status(raw: bytes, since: datetime) -> StreamStatus:
@@ -451,6 +525,12 @@ def _rewritten(before: bytes, old: StreamSpec, new: StreamSpec) -> str:
                 else _unknown_fields(raw) | fields["watches"][index]
             )
     return json.dumps(stored | {name: fields[name] for name in changed})
+
+
+def _changed(old: StreamSpec, new: StreamSpec) -> list[str]:
+    """Return the fields that an edit has changed; `url` also if only its password has."""
+    changed = {name for name in StreamSpec.model_fields if getattr(old, name) != getattr(new, name)}
+    return sorted({"url" if name == "url_version" else name for name in changed})
 
 
 def _unknown_fields(raw_watch: dict[str, Any]) -> dict[str, Any]:

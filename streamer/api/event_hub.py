@@ -6,7 +6,7 @@ import json
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -172,6 +172,11 @@ class EventHub:
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
 
+    @property
+    def listeners(self) -> int:
+        """How many listen now."""
+        return len(self._listeners)
+
     async def start(self) -> None:
         """Start the reader, unless it runs, and wait until it knows where to begin."""
         if self._thread is None:
@@ -192,7 +197,7 @@ class EventHub:
 
         Raises StreamerError(TOO_MANY_LISTENERS), redis.exceptions.RedisError.
         """
-        if len(self._listeners) >= MAX_LISTENERS:
+        if self.listeners >= MAX_LISTENERS:
             raise StreamerError(
                 ErrorCode.TOO_MANY_LISTENERS,
                 f"This server has {MAX_LISTENERS} listeners: close some, or start another server.",
@@ -208,7 +213,7 @@ class EventHub:
         hello = Hello(now=utc_now(), oldest=self._events.oldest())
         return Start(position, Notice("hello", position, hello.model_dump_json()), kept)
 
-    async def follow(self, start: Start, wants: EventFilter) -> AsyncIterator[Notice]:
+    async def follow(self, start: Start, wants: EventFilter) -> AsyncGenerator[Notice, None]:
         """Yield `hello`, then events as they come, and `resync` wherever some are missing.
 
         It ends, after a `resync`, when the listener is too slow.

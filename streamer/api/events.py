@@ -1,46 +1,48 @@
 """Routes of `/v1/events`: what happens, as server-sent events."""
 
 from collections.abc import AsyncIterator
+from contextlib import aclosing
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query
 from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import Field
 
 from streamer.api.dependencies import HubDependency
-from streamer.api.event_hub import EventHub, Start
+from streamer.api.event_hub import Notice
 from streamer.errors import ErrorCode, StreamerError
-from streamer.events import EventFilter, is_position
+from streamer.events import TYPE_PATTERN, EventFilter, is_position
 
 router = APIRouter(prefix="/v1/events", tags=["events"])
+
+_Types = Annotated[
+    str, Field(json_schema_extra={"pattern": f"^({TYPE_PATTERN})(,({TYPE_PATTERN}))*$"})
+]
+_Position = Annotated[str, Field(json_schema_extra={"pattern": "^[0-9]{1,19}(-[0-9]{1,19})?$"})]
 
 MAX_WORDS = 100
 """Streams, or types, that one listener may name."""
 
 
-class _Listening:
-    """A listener's wishes and its place, found before the response begins."""
-
-    def __init__(self, hub: EventHub, start: Start, wants: EventFilter) -> None:
-        self.hub, self.start, self.wants = hub, start, wants
-
-
-async def _listening(
+async def _notices(
     hub: HubDependency,
     streams: Annotated[
         list[str] | None,
         Query(description="ids or names of streams, separated by commas; default: all"),
     ] = None,
     types: Annotated[
-        list[str] | None,
+        list[_Types] | None,
         Query(description="types of events, separated by commas, such as incident.*; default: all"),
     ] = None,
     after: Annotated[
-        str | None, Query(description="id of an event: begin with the one that came after it")
+        _Position | None,
+        Query(description="id of an event: begin with the one that came after it"),
     ] = None,
     last_event_id: Annotated[
         str | None, Header(description="the same, as a browser sends it when it connects again")
     ] = None,
-) -> _Listening:
+) -> AsyncIterator[AsyncIterator[Notice]]:
+    """Find the place of a listener before the response begins, and free it after its end."""
     if after is not None and not is_position(after):
         raise StreamerError(
             ErrorCode.INVALID_REQUEST,
@@ -50,7 +52,8 @@ async def _listening(
     if last_event_id is not None:
         after = last_event_id if is_position(last_event_id) else "0"
     wants = EventFilter.of(_words("streams", streams), _words("types", types))
-    return _Listening(hub, await hub.begin(after), wants)
+    async with aclosing(hub.follow(await hub.begin(after), wants)) as notices:
+        yield notices
 
 
 def _words(name: str, given: list[str] | None) -> list[str] | None:
@@ -65,7 +68,7 @@ def _words(name: str, given: list[str] | None) -> list[str] | None:
 
 @router.get("", response_class=EventSourceResponse)
 async def stream_events(
-    listening: Annotated[_Listening, Depends(_listening)],
+    notices: Annotated[AsyncIterator[Notice], Depends(_notices)],
 ) -> AsyncIterator[ServerSentEvent]:
     """Send events as they happen, until the caller goes.
 
@@ -74,5 +77,5 @@ async def stream_events(
     says that events are missing: read the state again. A comment comes every 15 seconds. A listener
     that is too slow gets `resync`, and is closed.
     """
-    async for notice in listening.hub.follow(listening.start, listening.wants):
+    async for notice in notices:
         yield notice.sse

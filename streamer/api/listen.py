@@ -6,6 +6,9 @@ import socket
 from streamer.errors import ErrorCode, StreamerError
 from streamer.settings import Settings
 
+MAX_UNREAD_SECONDS = 60
+"""Seconds after which the system drops a connection whose other end takes no data."""
+
 
 def listen(settings: Settings) -> socket.socket:
     """Open a listening socket at the API's address.
@@ -25,4 +28,6 @@ def listen(settings: Settings) -> socket.socket:
     # Connections inherit it. Otherwise every answer but the first on a connection waits for the
     # caller's delayed acknowledgement, 44 ms: asyncio does not set it for a socket of this kind.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A closed connection whose caller reads nothing would stay until all of it was read.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, MAX_UNREAD_SECONDS * 1000)
     return listener

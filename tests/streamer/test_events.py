@@ -127,6 +127,32 @@ def test_a_stream_is_announced_from_its_attachment_to_its_end(registry, events):
     assert {(e.stream_id, e.stream_name) for e in events.read("0")} == {(spec.id, "yard")}
 
 
+def test_an_edit_is_announced_with_what_it_changed(registry, events):
+    # given a stream that has failed
+    spec = StreamSpec(name="yard", url="rtsp://camera", live=True)
+    registry.create(spec, "rtsp://camera")
+    error = ErrorInfo(code=ErrorCode.STREAM_TIMEOUT, message="It is silent.")
+    registry.save_status(spec.id, StreamStatus(state=StreamState.FAILED, error=error))
+    start = events.position()
+    # when it is edited: twice, in vain, with another password, and as an edit whose reply was lost
+    registry.update("yard", name="gate", paused=True)
+    registry.update("gate", name="gate")
+    registry.update("gate", url="rtsp://camera", secret_url="rtsp://me:secret@camera")
+    registry.update("gate", paused=False)
+    registry.update("gate", paused=False)
+    # then
+    found = [(event.stream_name, json.loads(event.data)) for event in events.read(start)]
+    assert [(name, data["changed"]) for name, data in found] == [
+        ("gate", ["name", "paused"]),
+        ("gate", ["url"]),
+        ("gate", ["paused"]),
+    ]
+    for _, data in found:
+        assert data["state"] == data["previous"] == "failed"
+        assert data["error"] == {"code": "STREAM_TIMEOUT", "message": "It is silent."}
+    assert "secret" not in str(found)
+
+
 def test_another_reason_for_the_same_state_is_announced(registry, events):
     spec = StreamSpec(name="yard", url="rtsp://camera", live=True)
     registry.create(spec, "rtsp://camera")

@@ -26,8 +26,9 @@ class ApiServer:
         self._socket = socket.create_server(("127.0.0.1", port), backlog=512)
         self.port = self._socket.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
+        self.app = create_app(self.client)
         config = uvicorn.Config(
-            create_app(self.client),
+            self.app,
             log_config=None,
             timeout_graceful_shutdown=1,
             ws_per_message_deflate=False,

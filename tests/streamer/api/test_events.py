@@ -1,5 +1,7 @@
 """Events over HTTP, with real clients of a real server."""
 
+import re
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -7,7 +9,7 @@ import httpx
 import pytest
 
 from streamer import redis_keys
-from streamer.api import event_hub
+from streamer.api import event_hub, send_limit
 from streamer.domain import Result
 from streamer.events import Events, EventType
 from tests.support.api_server import ApiServer, listen
@@ -218,6 +220,35 @@ def test_a_slow_listener_is_told_and_closed(url, events, monkeypatch):
         names = [sent.name for sent in slow]
     assert names[-1] == "resync"
     assert len(names) < MANY
+
+
+def test_a_listener_that_never_reads_is_closed_and_goes_on_later(
+    api_server, url, events, monkeypatch, eventually
+):
+    monkeypatch.setattr(send_limit, "SEND_PATIENCE", 0.3)
+    hub = api_server.app.state.events
+    large = {"text": "x" * 60_000}
+    # given a listener that reads nothing after its request
+    with socket.create_connection(("127.0.0.1", api_server.port)) as deaf:
+        deaf.sendall(b"GET /v1/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        eventually(lambda: hub.listeners == 1)
+        first = events.position()
+        # when more comes than its connection holds
+        for _ in range(MANY):
+            events.publish(EventType.RESULT_CREATED, large)
+        # then its place is free again, though it is not too far behind to be kept
+        eventually(lambda: hub.listeners == 0)
+        # and what it reads later ends
+        received = bytearray()
+        while part := deaf.recv(1 << 16):
+            received += part
+    ids = re.findall(rb"^id: (\S+)", received, re.MULTILINE)
+    assert ids[0].decode() == first
+    assert 1 < len(ids) < MANY
+    # and it goes on after the last one that it read, without a gap
+    with listen(url, headers={"Last-Event-ID": ids[-1].decode()}) as reader:
+        names = [sent.name for sent in reader.take(MANY + 2 - len(ids))]
+    assert names == ["hello", *["result.created"] * (MANY + 1 - len(ids))]
 
 
 def test_many_listeners_share_one_reader_of_redis(url, events, redis_client):

@@ -1,9 +1,13 @@
 """The listening socket of the API."""
 
 import asyncio
+import contextlib
+import select
 import socket
 
-from streamer.api.listen import listen
+import pytest
+
+from streamer.api import listen as listening
 from streamer.settings import Settings
 
 
@@ -18,7 +22,7 @@ def test_answers_are_sent_at_once(settings: Settings) -> None:
             await options.put(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
             writer.close()
 
-        listener = listen(settings.model_copy(update={"api_port": 0}))
+        listener = listening.listen(settings.model_copy(update={"api_port": 0}))
         port = listener.getsockname()[1]
         async with await asyncio.start_server(accepted, sock=listener):
             _, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -27,3 +31,23 @@ def test_answers_are_sent_at_once(settings: Settings) -> None:
             return found
 
     assert asyncio.run(serve()) != 0
+
+
+def test_a_connection_whose_other_end_reads_nothing_is_dropped(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "MAX_UNREAD_SECONDS", 1)
+    with (
+        listening.listen(settings.model_copy(update={"api_port": 0})) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as connection,
+    ):
+        # given a connection that is full
+        connection.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while connection.send(b"x" * (1 << 20)):
+                pass
+        # then the system ends it
+        broken = select.poll()
+        broken.register(connection, select.POLLERR)
+        assert broken.poll(60_000)
