@@ -4,16 +4,20 @@ import contextlib
 import errno
 import fcntl
 import io
+import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from streamer.cursors import page_of
 from streamer.domain import Record, Timestamp, new_id, utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.settings import Settings
@@ -28,6 +32,12 @@ MIN_FREE_BYTES = 256 << 20
 """Bytes of the disk that uploads leave free."""
 
 _ID = re.compile(r"file_[0-9a-f]{16}")
+_READY, _UPLOADING = ".json", ".upload"
+"""Suffixes of the records of complete files, and of uploads that go on."""
+
+_SWEEP_INTERVAL = 600.0
+"""Seconds between two looks for expired files."""
+
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
 
 
@@ -55,16 +65,32 @@ class UploadedFile(Record):
     media: MediaInfo | None = Field(default=None, description="null while it is uploaded")
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """What the folder says of a file, without its record."""
+
+    id: str
+    status: Literal["uploading", "ready"]
+    received: int
+    order: int
+    """When its last byte came, microseconds since the Unix epoch."""
+    expires: float
+    """Seconds since the Unix epoch."""
+
+
 class Files:
     """The uploaded files in `settings.files_dir`: for each the data, and its record as JSON.
 
-    A file is opened and one frame of it decoded when it is complete: what holds no video or
-    picture is refused. Several processes may use the folder at once.
+    A record is last modified when its file expires, so that a look at the folder tells what has
+    expired and what the rest takes, and records need not be read. A file is opened and one frame of
+    it decoded when it is complete: what holds no video or picture is refused. Several processes may
+    use the folder at once.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self.folder = settings.files_dir or settings.data_dir / "files"
+        self._swept_at = -math.inf
 
     def begin(self, filename: str, size: int, file_id: str | None = None) -> UploadedFile:
         """Accept an upload of `size` bytes; `append` adds the data. It gets a new id by default.
@@ -83,7 +109,7 @@ class Files:
                 "the setting max_file_bytes.",
             )
         with self._storing(), self._locked():
-            self._require_room(size, self.delete_expired())
+            self._require_room(size, self._kept())
             now = utc_now()
             file = UploadedFile(
                 id=file_id or new_id("file"),
@@ -147,7 +173,7 @@ class Files:
         try:
             if not _ID.fullmatch(file_id):
                 raise FileNotFoundError
-            file = UploadedFile.read(self._record(file_id).read_bytes())
+            file = self._read(file_id)
             if file.status == "uploading":  # what arrived is known even if the API was killed
                 arrived = self._data(file_id).stat().st_size
                 file = file.model_copy(update={"received": arrived})
@@ -160,7 +186,21 @@ class Files:
 
     def newest(self, limit: int = 100) -> list[UploadedFile]:
         """Return up to `limit` files, newest first."""
-        return self.delete_expired()[:limit]
+        return self.page(limit)[0]
+
+    def page(
+        self, limit: int = 100, cursor: str | None = None
+    ) -> tuple[list[UploadedFile], str | None]:
+        """Return up to `limit` files after `cursor`, newest first, and the cursor of the rest.
+
+        Raises StreamerError(INVALID_REQUEST) for an invalid cursor.
+        """
+        page, following = page_of(self._kept(), _place, limit, cursor, descending=True)
+        files = []
+        for stored in page:
+            with contextlib.suppress(StreamerError):  # it was just deleted
+                files.append(self.get(stored.id))
+        return files, following
 
     def path(self, file_id: str) -> Path:
         """Return the path of a complete file, and keep it for another `files_days`.
@@ -184,34 +224,62 @@ class Files:
         Raises StreamerError(UNKNOWN_FILE).
         """
         file = self.get(file_id)
-        for path in (self._record(file_id), self._data(file_id)):
+        for path in (self._record(file_id), self._draft(file_id), self._data(file_id)):
             path.unlink(missing_ok=True)
         return file
 
-    def delete_expired(self) -> list[UploadedFile]:
-        """Delete the files whose time is over; return the others, newest first."""
+    def sweep(self) -> None:
+        """Delete the files whose time is over, if it is time to look. Call it often."""
+        now = time.monotonic()
+        if now - self._swept_at >= _SWEEP_INTERVAL:
+            self._swept_at = now
+            self._kept()
+
+    def _kept(self) -> list[_Stored]:
+        """Delete the files whose time is over; return the others."""
         now = utc_now()
         kept = []
-        for file in self._all():
-            if file.expires_at > now:
-                kept.append(file)
+        for stored in self._stored():
+            if stored.expires > now.timestamp():
+                kept.append(stored)
                 continue
             with contextlib.suppress(StreamerError):
-                self.delete(file.id)
+                file = self.get(stored.id)
+                if file.expires_at <= now:
+                    self.delete(stored.id)
+                else:  # the folder was copied without its dates
+                    self._write(file)
+                    kept.append(stored)
         return kept
 
-    def _all(self) -> list[UploadedFile]:
-        files = []
-        for path in self.folder.glob("file_*.json"):
-            with contextlib.suppress(StreamerError):
-                files.append(self.get(path.stem))
-        return sorted(files, key=lambda file: file.created_at, reverse=True)
+    def _stored(self) -> Iterator[_Stored]:
+        """Look at the folder, and yield what it has; no record is read."""
+        try:
+            with os.scandir(self.folder) as entries:
+                seen = {entry.name: entry.stat() for entry in entries}
+        except FileNotFoundError:
+            return
+        for file_id, data in seen.items():
+            ready, draft = seen.get(file_id + _READY), seen.get(file_id + _UPLOADING)
+            record = ready or draft
+            if record is not None and _ID.fullmatch(file_id):
+                yield _Stored(
+                    id=file_id,
+                    status="ready" if ready is not None else "uploading",
+                    received=data.st_size,
+                    order=data.st_mtime_ns // 1000,
+                    expires=record.st_mtime,
+                )
 
-    def _require_room(self, size: int, files: list[UploadedFile]) -> None:
-        used = sum(file.bytes for file in files)
-        free = shutil.disk_usage(self.folder).free - sum(
-            file.bytes - file.received for file in files
-        )
+    def _require_room(self, size: int, files: list[_Stored]) -> None:
+        announced = {stored.id: stored.received for stored in files}
+        for stored in files:
+            if stored.status == "uploading":
+                with contextlib.suppress(StreamerError):
+                    announced[stored.id] = self.get(stored.id).bytes
+        used = sum(announced.values())
+        coming = used - sum(stored.received for stored in files)
+        free = shutil.disk_usage(self.folder).free - coming
         limit = self._settings.max_files_bytes
         if len(files) >= MAX_FILES or used + size > limit:
             reason = f"{len(files)} uploaded files take {used:,} of {limit:,} bytes"
@@ -252,12 +320,27 @@ class Files:
         return self.folder / file_id
 
     def _record(self, file_id: str) -> Path:
-        return self.folder / f"{file_id}.json"
+        return self.folder / f"{file_id}{_READY}"
+
+    def _draft(self, file_id: str) -> Path:
+        """Return the path of the record while the file is uploaded."""
+        return self.folder / f"{file_id}{_UPLOADING}"
+
+    def _read(self, file_id: str) -> UploadedFile:
+        try:
+            return UploadedFile.read(self._record(file_id).read_bytes())
+        except FileNotFoundError:
+            return UploadedFile.read(self._draft(file_id).read_bytes())
 
     def _write(self, file: UploadedFile) -> None:
-        draft = self.folder / f"{file.id}.new"
-        draft.write_text(file.model_dump_json())
-        draft.replace(self._record(file.id))
+        new = self.folder / f"{file.id}.new"
+        new.write_text(file.model_dump_json())
+        os.utime(new, (file.expires_at.timestamp(), file.expires_at.timestamp()))
+        if file.status == "uploading":
+            new.replace(self._draft(file.id))
+        else:
+            new.replace(self._record(file.id))
+            self._draft(file.id).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _writing(self, file_id: str) -> Iterator[tuple[UploadedFile, io.FileIO]]:
@@ -294,3 +377,7 @@ class Files:
                 f"{self.folder} cannot be written ({os.strerror(error.errno)}): free some space, "
                 "or choose another files_dir.",
             ) from None
+
+
+def _place(stored: _Stored) -> tuple[int, str]:
+    return stored.order, stored.id

@@ -155,16 +155,18 @@ class Archive:
     def _bundles(self, stream_id: str, since: float, until: float) -> list[FrameRef]:
         """Return the files that overlap a range, each as if it were one frame."""
         found = []
-        day = _midnight(since - 2 * BUNDLE_SECONDS)
-        while day.timestamp() < until:
-            for path in self._list(f"{self._root}/{stream_id}/{day:%Y-%m-%d}"):
+        first = _day(since - 2 * BUNDLE_SECONDS)
+        for folder in self._folders(f"{self._root}/{stream_id}", _DAY):
+            day = folder.rsplit("/", 1)[1]
+            if day < first or _end_of_day(day) - 86_400 >= until:
+                continue
+            for path in self._list(folder):
                 match = _BUNDLE.fullmatch(path.rsplit("/", 1)[1])
                 if match is None or float(match[2]) / 1000 < since - 0.001:
                     continue
                 start = float(match[1]) / 1000
                 if start < until:
                     found.append(_as_frame(stream_id, path, start, float(match[3])))
-            day += timedelta(days=1)
         return sorted(found, key=lambda ref: ref.time)
 
     def _read_index(self, stream_id: str, path: str) -> Iterator[ArchivedFrame]:

@@ -7,6 +7,7 @@ import cv2
 import structlog
 
 from streamer.connections import Connections, log_lacks
+from streamer.files import Files
 from streamer.frames.archive import Archive
 from streamer.frames.archive_writer import ArchiveWriter
 from streamer.jobs import INGEST, INGEST_JOB
@@ -42,6 +43,12 @@ def serve_streams(settings: Settings, stopping: threading.Event) -> None:
                 ArchiveWriter(archive, settings.archive_days, clock=own.clock)
             )
         _seal_secrets(own)
+        lost, files = LostStreams(own.streams, own.jobs, own.clock), Files(settings)
+
+        def sweep() -> None:
+            lost.sweep()
+            files.sweep()
+
         worker = ThreadWorker(
             [INGEST],
             connections.main,
@@ -52,7 +59,7 @@ def serve_streams(settings: Settings, stopping: threading.Event) -> None:
             on_failed=lambda job, _code, message: _log.error(
                 "stream_given_up", job=job.id, reason=message
             ),
-            sweep=LostStreams(own.streams, own.jobs, own.clock).sweep,
+            sweep=sweep,
             defer=lambda: balance.defers(),
             outage=connections.outage,
             clock=own.clock,

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -241,10 +242,66 @@ def test_a_file_that_nobody_uses_expires(
     client.files.path(used.id)
     monkeypatch.setattr("streamer.files.utc_now", lambda: begun + timedelta(days=days + 1))
     # then only that one is left
-    assert [file.id for file in client.files.newest()] == [used.id]
+    assert [file.id for file in client.files.page()[0]] == [used.id]
     for gone in (unused, given_up):
         with pytest.raises(StreamerError, match="has expired"):
             client.files.get(gone.id)
+
+
+def test_expired_files_are_deleted_by_ingest_workers_too(
+    client: Service, settings: Settings, video: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a file whose time is over, and one whose record lost its date
+    old, copied = (_store(client.files, video) for _ in range(2))
+    begun, days = domain.utc_now(), settings.files_days
+    monkeypatch.setattr("streamer.files.utc_now", lambda: begun + timedelta(days=days + 1))
+    client.files.path(copied.id)
+    os.utime(client.files.folder / f"{copied.id}.json", (0, 0))
+    # when a worker looks, as it does now and then
+    files = Files(settings)
+    files.sweep()
+    # then only the first one is gone, of which nothing is left
+    assert [file.id for file in client.files.page()[0]] == [copied.id]
+    assert not list(client.files.folder.glob(f"{old.id}*"))
+    # and it does not look again at once
+    monkeypatch.setattr("streamer.files.utc_now", lambda: begun + timedelta(days=3 * days))
+    files.sweep()
+    assert client.files.get(copied.id)
+
+
+def test_an_upload_reads_no_records_of_complete_files(
+    client: Service, video: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given complete files, and an upload that goes on
+    for _ in range(3):
+        _store(client.files, video)
+    going_on = client.files.begin("half.mp4", 1000)
+    read: list[str] = []
+    original = UploadedFile.read
+    monkeypatch.setattr(
+        UploadedFile, "read", lambda stored: (file := original(stored), read.append(file.id))[0]
+    )
+    # when another begins
+    client.files.begin("next.mp4", 1000)
+    # then
+    assert read == [going_on.id]
+
+
+def test_files_are_listed_page_by_page(api: TestClient, client: Service, video: bytes) -> None:
+    # given
+    ids = [_store(client.files, video).id for _ in range(5)]
+    for age, file_id in enumerate(reversed(ids)):
+        os.utime(client.files.folder / file_id, (1e9 - age, 1e9 - age))
+    # when
+    found: list[str] = []
+    cursor = None
+    while True:
+        page = api.get("/v1/files", params={"limit": 2} | ({"cursor": cursor} if cursor else {}))
+        found += [file["id"] for file in page.json()["files"]]
+        if (cursor := page.json()["next_cursor"]) is None:
+            break
+    # then
+    assert found == ids[::-1]
 
 
 def _store(files: Files, content: bytes) -> UploadedFile:
