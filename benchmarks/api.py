@@ -1,0 +1,167 @@
+"""Measure what the API adds to a request: beside a bare FastAPI route, over kept connections.
+
+    .venv/bin/python benchmarks/api.py [--requests 2000] [--rounds 5] [--json]
+
+A program with one bare FastAPI route and `streamer serve` run as processes on the same machine, and
+one client asks both in turn, round by round, so that both see the same load of the machine. Each
+request waits for the answer to the one before it. CPU time comes from the operating system.
+"""
+
+import argparse
+import http.client
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from report import publish
+
+from streamer.domain import StreamSpec
+from streamer.local.installation import child_environment
+from streamer.local.redis_server import EmbeddedServer
+from streamer.service import Service
+from streamer.settings import Settings
+
+BARE = """
+import socket, sys, uvicorn
+from fastapi import FastAPI
+
+app = FastAPI()
+
+@app.get("/healthz")
+async def healthz() -> dict[str, str]:
+    return {"status": "ok"}
+
+listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False)).run([listener])
+"""
+
+
+@dataclass
+class Route:
+    """A route, and what its requests took: seconds in all, and seconds of CPU, of each round."""
+
+    name: str
+    port: int
+    process: psutil.Process
+    path: str
+    seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+
+    def ask(self, requests: int) -> None:
+        """Send requests over one connection."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        for _ in range(10):
+            self._ask_once(connection)
+        before, began = _cpu(self.process), time.perf_counter()
+        for _ in range(requests):
+            self._ask_once(connection)
+        self.seconds.append((time.perf_counter() - began) / requests)
+        self.cpu.append((_cpu(self.process) - before) / requests)
+        connection.close()
+
+    def _ask_once(self, connection: http.client.HTTPConnection) -> None:
+        connection.request("GET", self.path)
+        answer = connection.getresponse()
+        answer.read()
+        if answer.status != 200:
+            raise SystemExit(f"{self.name}: {answer.status}")
+
+
+def _cpu(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def free_port() -> int:
+    """Return a port on which nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def serving(port: int, *command: str, settings: Settings) -> Iterator[psutil.Process]:
+    """Run a server, and yield its process once it answers."""
+    environment = child_environment(settings.model_copy(update={"api_port": port}))
+    with subprocess.Popen(
+        [sys.executable, *command],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as program:
+        try:
+            while True:
+                with suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                    break
+                if program.poll() is not None:
+                    raise SystemExit(f"{command} ended before it was ready")
+                time.sleep(0.05)
+            yield psutil.Process(program.pid)
+        finally:
+            program.terminate()
+            program.wait()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=2000, help="requests of a round")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with ExitStack() as running:
+        folder = Path(running.enter_context(tempfile.TemporaryDirectory()))
+        server = running.enter_context(
+            EmbeddedServer(folder / "redis", persistent=False, max_memory=None)
+        )
+        settings = Settings(redis_url=server.url, data_dir=folder)
+        with Service(settings) as client:
+            spec = StreamSpec(name="yard", url="rtsp://camera.example/main", live=True)
+            client.registry.create(spec, spec.url)
+        ports = free_port(), free_port()
+        bare = running.enter_context(
+            serving(ports[0], "-c", BARE, str(ports[0]), settings=settings)
+        )
+        own = running.enter_context(
+            serving(ports[1], "-m", "streamer.cli", "serve", settings=settings)
+        )
+        routes = [
+            Route("a bare route", ports[0], bare, "/healthz"),
+            Route("GET /healthz", ports[1], own, "/healthz"),
+            Route("GET /v1/session", ports[1], own, "/v1/session"),
+            Route("GET /v1/streams/yard", ports[1], own, "/v1/streams/yard"),
+        ]
+        for _ in range(options.rounds):
+            for route in routes:
+                route.ask(options.requests)
+    found = {
+        route.name: {
+            "ms": round(1e3 * statistics.median(route.seconds), 3),
+            "cpu_ms": round(1e3 * statistics.median(route.cpu), 3),
+            "ratio": round(_ratio(route.seconds, routes[0].seconds), 2),
+            "cpu_ratio": round(_ratio(route.cpu, routes[0].cpu), 2),
+        }
+        for route in routes
+    }
+    rows = [
+        (name, each["ms"], each["cpu_ms"], each["ratio"], each["cpu_ratio"])
+        for name, each in found.items()
+    ]
+    publish(found, ("", "ms", "ms of CPU", "times a bare route", "its CPU"), rows)
+
+
+def _ratio(ours: list[float], bare: list[float]) -> float:
+    """Return the median of the ratios of the rounds."""
+    return statistics.median(a / max(b, 1e-9) for a, b in zip(ours, bare, strict=True))
+
+
+if __name__ == "__main__":
+    main()
