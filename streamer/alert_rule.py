@@ -3,12 +3,12 @@
 from datetime import datetime
 from datetime import time as clock_time
 from typing import Annotated, Any, Literal, Self
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from streamer.limits import MAX_PROMPT
+from streamer.limits import MAX_PROMPT, PROMPT_SCHEMA
 
 ALERT_CHOICES = ["yes", "no"]
 """The answers of an alert: what is asked about is there, or not."""
@@ -93,7 +93,10 @@ class Schedule(_Part):
         default="00:00", alias="to", description="an end before the start is on the next day"
     )
     timezone: Annotated[str, AfterValidator(_known_zone)] = Field(
-        default="UTC", max_length=64, description="time zone of the hours"
+        default="UTC",
+        max_length=64,
+        description="time zone of the hours",
+        json_schema_extra=lambda schema: schema.update(enum=[*sorted(available_timezones())]),
     )
 
     def holds(self, moment: datetime) -> bool:
@@ -118,7 +121,15 @@ def _labelled(labels: dict[str, str]) -> dict[str, str]:
     return labels
 
 
-LabelName = Annotated[str, Field(pattern=r"^[a-zA-Z_][a-zA-Z0-9_]{0,63}$")]
+def _describe_labels(schema: dict[str, Any]) -> None:
+    """Say in the JSON schema which names are taken."""
+    (schema["additionalProperties"],) = schema.pop("patternProperties").values()
+    schema["propertyNames"] = {"pattern": _LABEL_NAME, "not": {"enum": list(RESERVED_LABELS)}}
+
+
+_LABEL_NAME = r"^[a-zA-Z_][a-zA-Z0-9_]{0,63}$"
+
+LabelName = Annotated[str, Field(pattern=_LABEL_NAME)]
 LabelValue = Annotated[str, Field(max_length=MAX_LABEL_VALUE)]
 
 
@@ -143,7 +154,12 @@ class AlertRule(_Part):
     title: str | None = Field(
         default=None, min_length=1, max_length=200, description="title; default: the question"
     )
-    describe: bool | Annotated[str, Field(min_length=1, max_length=MAX_PROMPT)] = Field(
+    describe: (
+        bool
+        | Annotated[
+            str, Field(min_length=1, max_length=MAX_PROMPT, json_schema_extra=PROMPT_SCHEMA)
+        ]
+    ) = Field(
         default=True,
         description="what the model is asked about a new incident, for its summary; true: "
         f"`{SUMMARY_PROMPT}`; false: nothing",
@@ -153,7 +169,11 @@ class AlertRule(_Part):
     )
     labels: Annotated[
         dict[LabelName, LabelValue], Field(max_length=MAX_LABELS), AfterValidator(_labelled)
-    ] = Field(default_factory=dict, description="labels for silences and receivers")
+    ] = Field(
+        default_factory=dict,
+        description="labels for silences and receivers",
+        json_schema_extra=_describe_labels,
+    )
 
     @model_validator(mode="after")
     def _apart(self) -> Self:

@@ -27,6 +27,10 @@ FILE_PREFIX = "file_"
 """Begins the ids of uploaded files."""
 
 STREAM_SCHEME = "stream://"
+
+MAX_LAST = 999_999_999
+"""Seconds that `last` of a camera's view may have."""
+
 _VIEW_FIELDS = ("last", "since", "until", "max_frames", "stale_ok")
 
 
@@ -74,12 +78,13 @@ class CameraView:
                     ErrorCode.INVALID_REQUEST,
                     "'last' replaces 'since' and 'until': give either it or them.",
                 )
-            seconds = parse_duration(str(last))
-            if not seconds:
+            seconds = parse_duration(last) if isinstance(last, str) else float(last)
+            if not 0 < seconds <= MAX_LAST:
                 raise StreamerError(
-                    ErrorCode.INVALID_REQUEST, "'last' must be longer than 0, such as 10s."
+                    ErrorCode.INVALID_REQUEST,
+                    f"'last' must be longer than 0 and at most {MAX_LAST:,} s, such as 10s.",
                 )
-            asked["since"] = f"-{seconds:f}s"
+            asked["since"] = f"-{max(seconds, 0.001):f}s"
         # What is asked stands in the conversation.
         return cls(validated(Question, prompt="chat", stream=stream, **asked), detail)
 

@@ -5,6 +5,7 @@ seconds since the Unix epoch, because they are often sorted, compared and subtra
 """
 
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -48,6 +49,7 @@ from streamer.response_format import (
     TextFormat,
     with_response_format,
 )
+from streamer.times import as_utc
 
 
 def new_id(prefix: str) -> str:
@@ -66,7 +68,7 @@ def to_datetime(epoch: float) -> datetime:
 
 
 def _as_utc(value: datetime) -> datetime:
-    return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else as_utc(value)
 
 
 def rfc3339(value: datetime) -> str:
@@ -104,8 +106,11 @@ def unstorable(value: Any) -> str | None:
     return None
 
 
+_SUSPECT = re.compile(rb"\\u0000|\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]|NaN|Inf|[eE]\+?\d{3}|\d{19}")
+"""What JSON has where :func:`unstorable` may refuse it; to look at each value takes longer."""
+
 _STORED = {"stored": True}
-"""Context in which fields that have been stored are read."""
+"""Context in which fields that have been stored are read, which have nothing suspect."""
 
 
 class Record(BaseModel):
@@ -137,7 +142,9 @@ class Record(BaseModel):
         try:
             if isinstance(stored, dict):
                 return cls.model_validate(stored, extra="ignore", context=_STORED)
-            return cls.model_validate_json(stored, extra="ignore")
+            text = stored if isinstance(stored, bytes) else stored.encode(errors="surrogatepass")
+            context = None if _SUSPECT.search(text) else _STORED
+            return cls.model_validate_json(stored, extra="ignore", context=context)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             place = ".".join(str(part) for part in first["loc"])
@@ -190,6 +197,21 @@ class StreamState(OpenEnum):
     UNREADABLE = "unreadable"
 
 
+def _describe_modes(schema: dict[str, Any]) -> None:
+    """Say in the JSON schema which fields go with a mode of :class:`Sampling`."""
+    if "properties" not in schema:  # of what is returned
+        return
+    fields = set().union(*_SAMPLING.values())
+    schema["anyOf"] = [
+        {
+            "properties": {"mode": {"const": mode}}
+            | {name: {"type": "null"} for name in sorted(fields - own.keys())},
+            **({} if mode == "fps" else {"required": ["mode"]}),
+        }
+        for mode, own in _SAMPLING.items()
+    ]
+
+
 class Sampling(Record):
     """How frames are sampled from a stream. Each mode has its own fields; the others are None.
 
@@ -197,6 +219,8 @@ class Sampling(Record):
     seconds; nothing else is decoded. `change`: frames that differ by `threshold` from the last
     sampled one, at most one every `min_interval` seconds and at least one every `max_interval`.
     """
+
+    model_config = Record.model_config | {"json_schema_extra": _describe_modes}
 
     mode: Literal["fps", "keyframes", "change"] = "fps"
     fps: float | None = Field(

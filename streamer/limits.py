@@ -17,7 +17,7 @@ MAX_PROMPT = 32_768
 PROMPT_SCHEMA: "JsonDict" = {
     "minLength": 1,
     "maxLength": MAX_PROMPT,
-    "pattern": r"^[^\u0000]*[^\s\u0000][^\u0000]*$",
+    "pattern": r"^[^\u0000]*[^\s\u0000\u001c-\u001f\u0085][^\u0000]*$",
 }
 """What :func:`check_prompt` asks of a prompt, as JSON schema: not empty or blank."""
 

@@ -1,5 +1,6 @@
 """A one-off question: one record from the CLI, the API and the client to the job."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
 from pydantic import (
@@ -25,16 +26,37 @@ from streamer.limits import (
     check_prompt,
 )
 from streamer.response_format import ResponseFormat
-from streamer.times import counts_from_now, moment
+from streamer.times import TIME_SCHEMA, counts_from_now, moment
 
 # The text of a time becomes a datetime before the fields are validated.
 _Time = Annotated[
     Annotated[AwareDatetime, Strict()] | None,
-    WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "null"}]}),
+    WithJsonSchema({"anyOf": [*TIME_SCHEMA["anyOf"], {"type": "null"}]}),
 ]
 
 
 _SUBJECTS = ("stream", "streams", "file", "url")
+
+_NULL, _GIVEN = {"type": "null"}, {"not": {"type": "null"}}
+
+
+def _about(given: Sequence[str], left_out: Sequence[str]) -> dict[str, Any]:
+    """Return the JSON schema of a question that has some fields and does not have others."""
+    properties = dict.fromkeys(given, _GIVEN) | dict.fromkeys(left_out, _NULL)
+    return {"required": list(given), "properties": properties}
+
+
+_SUBJECT_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        _about([], ["streams", "file", "url", "since", "until", "window"]),
+        _about([], ["stream", "file", "url", "since", "until", "window"]),
+        _about(["since"], ["streams", "file", "url"]),
+        _about(["since"], ["stream", "file", "url"]),
+        _about(["file"], ["stream", "streams", "url", "since", "until"]),
+        _about(["url"], ["stream", "streams", "file", "since", "until"]),
+    ]
+}
+"""What a question may be about, as JSON schema: `Question._check` says why."""
 
 
 class Question(Record):
@@ -43,6 +65,8 @@ class Question(Record):
     With `streams`, `file`, `url` or `window` it is asked of several windows, one by one, and the
     answer sums up what they show.
     """
+
+    model_config = Record.model_config | {"json_schema_extra": _SUBJECT_SCHEMA}
 
     prompt: str = Field(description="question to ask", json_schema_extra=PROMPT_SCHEMA)
     stream: str | None = Field(

@@ -54,13 +54,18 @@ class TextFormat(_Format):
     type: Literal["text"] = "text"
 
 
+_CHOICE = r"^[^\s\u0000](.*[^\s\u0000])?$"
+"""One line without white space around it, as JSON schema; `check` refuses what cannot be printed,
+too."""
+
+
 class ChoiceFormat(_Format):
     """One of the given choices, word for word; `data.choice` of the result repeats it."""
 
     type: Literal["choice"] = "choice"
-    choices: list[Annotated[str, Field(max_length=MAX_CHOICE)]] = Field(
-        min_length=1, max_length=MAX_CHOICES
-    )
+    choices: list[
+        Annotated[str, Field(max_length=MAX_CHOICE, json_schema_extra={"pattern": _CHOICE})]
+    ] = Field(min_length=1, max_length=MAX_CHOICES)
 
     @property
     def constraint(self) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -493,12 +493,23 @@ class Service:
 
     def streams(self) -> list[Stream]:
         """Return all attached streams, oldest first."""
-        found = sorted(self.registry.list(), key=lambda stream: (stream.created_at, stream.id))
+        return self._counted(self.registry.list())
+
+    def stream_page(
+        self, limit: int = 100, cursor: str | None = None
+    ) -> tuple[list[Stream], str | None]:
+        """Return up to `limit` attached streams after `cursor`, oldest first, and the cursor of the
+        rest."""
+        found, following = self.registry.page(limit, cursor)
+        return self._counted(found), following
+
+    def _counted(self, found: Sequence[Stream]) -> list[Stream]:
+        """Return streams with the unanswered windows of those that are recordings."""
         recordings = [stream for stream in found if not stream.live]
         left = self.jobs.unanswered([recording.id for recording in recordings])
         for recording, number in zip(recordings, left, strict=True):
             recording.unanswered = number
-        return found
+        return [*found]
 
     def stream(self, ref: str | None = None) -> Stream:
         """Return a stream by id or name; without `ref`, the only stream attached.

@@ -243,6 +243,9 @@ class Settings(BaseSettings):
     rate_limit: int | None = Field(
         default=None, ge=1, description="calls a minute of an API key; None: not limited"
     )
+    metrics_streams: int = Field(
+        default=200, ge=0, description="streams that have metrics of their own at /metrics"
+    )
     max_body_bytes: int = Field(
         default=2 << 20, ge=4096, description="maximum bytes of the body of an HTTP request"
     )

@@ -127,11 +127,14 @@ class StoredFrames:
         return found
 
     def _range(self, ref: str, since: datetime, until: datetime) -> tuple[Stream, float, float]:
+        stream = self._registry.get(ref)
         if until <= since:
             raise StreamerError(
-                ErrorCode.INVALID_REQUEST, "The range is empty: 'until' must be after 'since'."
+                ErrorCode.INVALID_REQUEST,
+                "The range is empty: 'until' must be after 'since'.",
+                "until",
             )
-        return self._registry.get(ref), since.timestamp(), until.timestamp()
+        return stream, since.timestamp(), until.timestamp()
 
 
 def _some(frames: Sequence[StoredFrame], most: int) -> list[StoredFrame]:

@@ -5,11 +5,27 @@ People at a terminal may also write local times, as the terminal shows them: `16
 
 import re
 from datetime import UTC, datetime, time, timedelta
+from typing import TYPE_CHECKING
 
 from streamer.errors import ErrorCode, StreamerError
 
+if TYPE_CHECKING:
+    from pydantic.config import JsonDict
+
 When = datetime | str | None
 """A time as callers give it: an aware datetime, a text for :func:`parse_time`, or None."""
+
+TIME_SCHEMA: "JsonDict" = {
+    "anyOf": [
+        {"type": "string", "format": "date-time"},
+        {
+            "type": "string",
+            "pattern": r"^(now|-([0-9]{1,9}(\.[0-9]{1,9})?[sm]|[0-9]{1,6}(\.[0-9]{1,9})?h"
+            r"|[0-9]{1,5}(\.[0-9]{1,9})?d))$",
+        },
+    ]
+}
+"""The texts that :func:`parse_time` is documented to take, as JSON schema."""
 
 _UNITS = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 _RELATIVE = re.compile(r"-(\d{1,9}(?:\.\d{1,9})?)([smhd])")
@@ -23,6 +39,8 @@ _LOST_PLUS = re.compile(r" (?=\d\d:\d\d$)")
 def parse_time(text: str, now: datetime) -> datetime:
     """Parse `text` as a UTC time; relative times count from `now` (aware).
 
+    RFC 3339 that UTC does not reach is the first or the last time.
+
     Raises StreamerError(INVALID_REQUEST), with examples, for any other text.
     """
     text = text.strip().encode(errors="replace").decode()
@@ -34,13 +52,21 @@ def parse_time(text: str, now: datetime) -> datetime:
         moment = datetime.fromisoformat(_LOST_PLUS.sub("+", text))
         if moment.tzinfo is None or len(text) < len("2026-01-31T09:30Z"):
             raise ValueError
-        return moment.astimezone(UTC)
+        return as_utc(moment)
     except (ValueError, OverflowError):
         raise StreamerError(
             ErrorCode.INVALID_REQUEST,
             f"'{text[:60]}' is not a time: write -90s, -10m, -2h, now, "
             "or RFC 3339 with a time zone such as 2026-01-31T09:30:00Z.",
         ) from None
+
+
+def as_utc(moment: datetime) -> datetime:
+    """Return an aware time in UTC: the first or the last one if UTC does not reach so far."""
+    try:
+        return moment.astimezone(UTC)
+    except OverflowError:
+        return (datetime.min if moment.year == 1 else datetime.max).replace(tzinfo=UTC)
 
 
 def counts_from_now(text: str) -> bool:

@@ -46,6 +46,7 @@ from streamer.api.rate_limit import RateLimit
 from streamer.api.redis_watch import RedisWatch
 from streamer.api.request_log import RequestLog
 from streamer.api.schemas import ErrorBody, Health, Readiness
+from streamer.api.send_limit import SendLimit
 from streamer.api_keys import ApiKeys
 from streamer.events import Events
 from streamer.health import CachedHealth
@@ -169,5 +170,6 @@ def create_app(client: Service, *, watch_events: bool = False) -> FastAPI:
         )
     app.add_middleware(Authentication, keyring=keyring)
     install_documentation(app)
+    app.add_middleware(SendLimit)
     app.add_middleware(RequestLog)  # the last one is around all others
     return app

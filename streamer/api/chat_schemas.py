@@ -6,10 +6,11 @@ Clients send many fields that mean nothing here: unknown ones are ignored, in th
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from streamer.chats import STREAM_SCHEME, CameraView, ChatMessage, ChatPart, SentPicture
+from streamer.api.schemas import TimeText
+from streamer.chats import MAX_LAST, STREAM_SCHEME, CameraView, ChatMessage, ChatPart, SentPicture
 from streamer.conversation import Detail, Role
 from streamer.deltas import DeltaToken
 from streamer.domain import Result, unstorable
@@ -37,14 +38,22 @@ MAX_PARTS = 1024
 """Parts of one message."""
 
 
+_REDUCED = {"max_tokens", "max_completion_tokens", "seed"}
+"""Fields that take numbers of any size."""
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     @model_validator(mode="before")
     @classmethod
     def _storable(cls, fields: Any) -> Any:
-        """Refuse what JSON, Redis or a database cannot store."""
-        reason = unstorable(fields)
+        """Refuse what JSON, Redis or a database cannot store; what is ignored may be anything."""
+        kept = fields
+        if isinstance(fields, dict):
+            names = {field.alias or name for name, field in cls.model_fields.items()} | {"file_id"}
+            kept = {name: fields[name] for name in fields.keys() & names - _REDUCED}
+        reason = unstorable(kept)
         if reason is not None:
             raise PydanticCustomError("unstorable", "{reason}", {"reason": reason})
         return fields
@@ -62,26 +71,50 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+_ADDRESS = "^(data:[!-~]+|https?://[!-~]+|file_[0-9a-f]{16}|stream://[A-Za-z0-9._-]+(\\?last=[1-9][0-9]{0,4}s)?)$"
+
+
 class Address(_Body):
     """Where a picture or video is."""
 
     url: str = Field(
-        description="data:, https://, stream://NAME[?last=10s|since=&until=], or the id of a file"
+        description="data:, https://, stream://NAME[?last=10s|since=&until=], or the id of a file",
+        json_schema_extra={"pattern": _ADDRESS},
     )
     detail: Detail | None = Field(
         default=None, description="low: one tile; high: tiles; auto: what the policy plans"
     )
 
 
+_Seconds = Annotated[
+    str,
+    Field(json_schema_extra={"pattern": r"^[0-9]{0,5}[1-9](\.[0-9]{1,6})?[smhd]?$"}),
+]
+"""A duration for :func:`streamer.times.parse_duration` that is longer than 0."""
+
+_RANGE_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"properties": {name: {"type": "null"} for name in ("since", "until")}},
+        {
+            "required": ["since"],
+            "properties": {"last": {"type": "null"}, "since": {"type": "string"}},
+        },
+    ]
+}
+"""`last` or a range, whose end needs a start, as JSON schema."""
+
+
 class StreamView(BaseModel):
     """What an attached stream shows; without `last` or `since`: now."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_RANGE_SCHEMA)
 
-    stream_id: str = Field(description="id or name of the stream")
-    last: str | float | None = Field(default=None, description="the last seconds, such as 10s")
-    since: str | None = Field(default=None, description="start of a range: RFC 3339 or -10m")
-    until: str | None = Field(default=None, description="end of the range; default: now")
+    stream_id: str = Field(min_length=1, description="id or name of the stream")
+    last: _Seconds | Annotated[float, Field(ge=0.001, le=MAX_LAST)] | None = Field(
+        default=None, description="the last seconds, such as 10s"
+    )
+    since: TimeText | None = Field(default=None, description="start of a range: RFC 3339 or -10m")
+    until: TimeText | None = Field(default=None, description="end of the range; default: now")
     max_frames: int | None = Field(default=None, ge=1, le=MAX_CLIP_FRAMES)
     stale_ok: bool = False
     detail: Detail | None = None
@@ -124,8 +157,23 @@ def _as_content(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
+_TEXTS_SCHEMA: dict[str, Any] = {
+    "type": "array",
+    "items": {"required": ["type"], "properties": {"type": {"const": "text"}}},
+}
+_PICTURES_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"properties": {"role": {"const": "user"}}},
+        {"properties": {"content": {"anyOf": [{"type": ["string", "null"]}, _TEXTS_SCHEMA]}}},
+    ]
+}
+"""Only messages of the user have pictures, as JSON schema."""
+
+
 class MessageBody(_Body):
     """A message of a conversation."""
+
+    model_config = ConfigDict(json_schema_extra=_PICTURES_SCHEMA)
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[
@@ -174,8 +222,21 @@ class ChunkOptions(_Body):
     include_usage: bool | None = None
 
 
+def _as_seed(number: int) -> int:
+    return number if abs(number) < 2**63 else number % 2**63
+
+
 class ChatBody(_Body):
     """A conversation to continue."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [
+                {"properties": {"top_logprobs": {"type": "null"}}},
+                {"required": ["logprobs"], "properties": {"logprobs": {"const": True}}},
+            ]
+        }
+    )
 
     model: str = Field(
         default="",
@@ -193,7 +254,7 @@ class ChatBody(_Body):
         default=None, ge=0, le=2, description="default: 0, the likeliest answer; 1 with n above 1"
     )
     top_p: float | None = Field(default=None, ge=0, le=1)
-    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    seed: Annotated[int, AfterValidator(_as_seed)] | None = None
     stop: Annotated[
         list[_Stop] | None,
         Field(max_length=MAX_STOPS),
@@ -210,7 +271,11 @@ class ChatBody(_Body):
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
     stream: bool | None = None
     stream_options: ChunkOptions | None = None
-    tool_choice: Any = Field(default=None, description="auto and none; tools are not called")
+    tool_choice: Any = Field(
+        default=None,
+        description="auto and none; tools are not called",
+        json_schema_extra={"enum": ["auto", "none", None]},
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:

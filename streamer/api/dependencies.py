@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 from streamer.api.database_threads import DatabaseThreads
 from streamer.api.event_hub import EventHub
 from streamer.cursors import CURSOR_PATTERN
+from streamer.domain import unstorable
 from streamer.errors import ErrorCode, StreamerError
 from streamer.health import CachedHealth
 from streamer.service import Service
@@ -52,7 +53,8 @@ Cursor = Annotated[
 
 
 async def refuse_unknown_parameters(request: Request) -> None:
-    """Raise StreamerError(INVALID_REQUEST) for a query parameter that the call does not have.
+    """Raise StreamerError(INVALID_REQUEST) for a query parameter that the call does not have, or
+    whose value neither database could store.
 
     A misspelt filter would otherwise return everything.
     """
@@ -68,6 +70,10 @@ async def refuse_unknown_parameters(request: Request) -> None:
             f"'{unknown[0][:80]}' is not a query parameter of this call, which {takes}: remove it.",
             unknown[0][:80],
         )
+    for name, value in request.query_params.multi_items():
+        reason = unstorable(value)
+        if reason is not None:
+            raise StreamerError(ErrorCode.INVALID_REQUEST, f"'{name}': {reason}.", name)
 
 
 def _query_parameters(dependant: Dependant) -> list[str]:

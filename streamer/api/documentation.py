@@ -8,6 +8,8 @@ from fastapi.responses import FileResponse
 from fastapi.routing import APIRoute
 from fastapi.staticfiles import StaticFiles
 
+from streamer.api.examples import EXAMPLES
+
 DOCS_PATH = "/docs"
 
 _STATIC = Path(__file__).parent / "static"
@@ -31,6 +33,7 @@ _OPEN = ("/healthz", "/readyz", "/v1/session")
 """Paths with a call that needs neither."""
 
 _LINKED = {"get": "Get", "patch": "Change", "delete": "Delete"}
+"""Names of the links to the calls of what was created; those to others are named by operation."""
 
 
 def operation_id(route: APIRoute) -> str:
@@ -61,13 +64,15 @@ def install_documentation(app: FastAPI) -> None:
                     if call in schema["paths"][path] and (call, path) != ("get", "/v1/session"):
                         schema["paths"][path][call]["security"] = []
             _link(schema["paths"])
+            _show(schema["paths"])
+            _exclude_nul(schema)
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _link(paths: dict[str, Any]) -> None:
-    """Link what each POST creates to the calls that read, change and delete it."""
+    """Link what each POST creates to the calls that are about it."""
     for path, calls in paths.items():
         children = [other for other in paths if other.rpartition("/")[0] == path]
         child = next((other for other in children if other.endswith("}")), None)
@@ -79,11 +84,44 @@ def _link(paths: dict[str, Any]) -> None:
         above = [part[1:-1] for part in path.split("/") if part.startswith("{")]
         parameters = {name: f"$request.path.{name}" for name in above}
         parameters[child.rpartition("/")[2][1:-1]] = "$response.body#/id"
+        below = [
+            other for other in paths if other.startswith(child) and "{" not in other[len(child) :]
+        ]
         created["links"] = {
-            name: {"operationId": paths[child][method]["operationId"], "parameters": parameters}
-            for method, name in _LINKED.items()
-            if method in paths[child]
+            _LINKED[method] if other == child else call["operationId"]: {
+                "operationId": call["operationId"],
+                "parameters": parameters,
+            }
+            for other in below
+            for method, call in paths[other].items()
         }
+
+
+_SHAPED = {"pattern", "format", "enum", "const"}
+"""What a JSON schema of a text may say of its characters."""
+
+
+def _exclude_nul(part: Any) -> None:
+    """Say of each text that it has no NUL character, which neither database can store."""
+    if isinstance(part, list):
+        for each in part:
+            _exclude_nul(each)
+    elif isinstance(part, dict):
+        if part.get("type") == "string" and not _SHAPED & part.keys():
+            part["pattern"] = "^[^\\u0000]*$"
+        for name, each in part.items():
+            if name not in ("default", "enum", "const", "example", "examples"):
+                _exclude_nul(each)
+
+
+def _show(paths: dict[str, Any]) -> None:
+    """Add the examples of bodies."""
+    for calls in paths.values():
+        for call in calls.values():
+            body = call.get("requestBody", {}).get("content", {}).get("application/json")
+            if body is not None:
+                shown = EXAMPLES.get(call["operationId"], {})
+                body["examples"] = {name: {"value": value} for name, value in shown.items()}
 
 
 def _answers(call: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:

@@ -2,16 +2,16 @@
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator
-from typing import Annotated, Any
+from typing import Any
 
 import anyio.from_thread
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect
 
-from streamer.api.dependencies import ClientDependency
+from streamer.api.dependencies import ClientDependency, Cursor, Limit
 from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.schemas import FileList
 from streamer.errors import ErrorCode, StreamerError
@@ -207,11 +207,10 @@ def _forget(client: Service, file_id: str) -> None:
 
 
 @router.get("")
-def list_files(
-    client: ClientDependency, limit: Annotated[int, Query(ge=1, le=1000)] = 100
-) -> FileList:
+def list_files(client: ClientDependency, limit: Limit = 100, cursor: Cursor = None) -> FileList:
     """List the uploaded files, newest first."""
-    return FileList(files=client.files.newest(limit))
+    files, next_cursor = client.files.page(limit, cursor)
+    return FileList(files=files, next_cursor=next_cursor)
 
 
 @router.get("/{file_id}")

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 
 from streamer.api.dependencies import ClientDependency, DatabaseDependency
+from streamer.api.schemas import TimeText
 from streamer.domain import StoredFrameList, rfc3339, to_datetime, utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.stored_frames import MAX_LISTED_FRAMES
@@ -19,9 +20,11 @@ _MP4: dict[int | str, dict[str, Any]] = {
     200: {"content": {"video/mp4": {}}, "description": "The video."}
 }
 
-Since = Annotated[str, Query(description="start of the range: RFC 3339 or relative such as -10m")]
+Since = Annotated[
+    TimeText, Query(description="start of the range: RFC 3339 or relative such as -10m")
+]
 Until = Annotated[
-    str, Query(description="end of the range: RFC 3339 or relative such as -5m; default: now")
+    TimeText, Query(description="end of the range: RFC 3339 or relative such as -5m; default: now")
 ]
 
 

@@ -5,12 +5,12 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 
 from streamer.alert_rule import Severity
-from streamer.api.dependencies import ClientDependency, Cursor, DatabaseDependency
-from streamer.api.schemas import IncidentList, IncidentPatch
+from streamer.api.dependencies import ClientDependency, Cursor, DatabaseDependency, Limit
+from streamer.api.schemas import IncidentList, IncidentPatch, TimeText
 from streamer.domain import utc_now
-from streamer.errors import ErrorCode, StreamerError
-from streamer.incidents.records import Feedback, Incident
-from streamer.limits import MAX_SEARCH, check_length
+from streamer.errors import ErrorCode, StreamerError, about
+from streamer.incidents.records import Feedback, Incident, IncidentState
+from streamer.limits import MAX_SEARCH
 from streamer.service import Service
 from streamer.times import moment
 
@@ -35,21 +35,22 @@ async def list_incidents(
         Literal["pending", "open", "resolved"] | None,
         Query(description="state; default: open and resolved"),
     ] = None,
-    stream: Annotated[str | None, Query(description="id or name of a stream")] = None,
-    watch: Annotated[str | None, Query(description="id of a watch")] = None,
+    stream: Annotated[
+        str | None, Query(max_length=MAX_SEARCH, description="id or name of a stream")
+    ] = None,
+    watch: Annotated[str | None, Query(max_length=MAX_SEARCH, description="id of a watch")] = None,
     severity: Annotated[Severity | None, Query(description="severity")] = None,
     since: Annotated[
-        str | None,
+        TimeText | None,
         Query(description="open or changed since then: RFC 3339 or relative such as -1d"),
     ] = None,
     unseen: Annotated[bool, Query(description="true: only incidents that no one has seen")] = False,
-    limit: Annotated[int, Query(ge=1, le=1000, description="maximum number of incidents")] = 100,
+    limit: Limit = 100,
     cursor: Cursor = None,
 ) -> Response:
     """List incidents, newest first."""
-    for name, given in (("stream", stream), ("watch", watch), ("cursor", cursor)):
-        check_length(name, given or "", MAX_SEARCH)
-    after = moment(since, utc_now())
+    with about("since"):
+        after = moment(since, utc_now())
 
     def read() -> str:
         page = client.incidents.page(
@@ -93,14 +94,22 @@ async def edit_incident(
 def _edited(client: Service, incident_id: str, body: IncidentPatch, by: str) -> Incident:
     incidents = client.incidents
     incident = incidents.get(incident_id)
+    if body.state not in (None, IncidentState.RESOLVED, incident.state):
+        raise StreamerError(
+            ErrorCode.INVALID_REQUEST,
+            f"The incident is {incident.state}: only 'resolved' can be set.",
+            "state",
+        )
     if body.seen:
         incident = incidents.see(incident_id, by)
-    if body.acknowledged:
+    if body.acknowledged is True:
         incident = incidents.acknowledge(incident_id, by, body.note)
     if body.feedback is not None:
         feedback = Feedback(verdict=body.feedback.verdict, by=by, note=body.feedback.note)
-        incident = incidents.judge(incident_id, feedback)
-    if body.state == "resolved":
+        known = incident.feedback
+        if known is None or (known.verdict, known.note) != (feedback.verdict, feedback.note):
+            incident = incidents.judge(incident_id, feedback)
+    if body.state is IncidentState.RESOLVED:
         incident = incidents.resolve(incident_id)
     return incident
 

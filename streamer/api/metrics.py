@@ -41,6 +41,9 @@ _COUNTERS: dict[str, tuple[str, Callable[[Stream], float]]] = {
     ),
 }
 
+_SUM_OF = {"received_bytes": "bytes", "decoded_frames": "decoded", "sampled_frames": "sampled"}
+"""Metrics whose counter has another name."""
+
 _GAUGES: dict[str, tuple[str, Callable[[Stream], float | None]]] = {
     "fps": ("Measured frames per second.", lambda s: s.counters.measured_fps),
     "bytes_per_second": (
@@ -96,7 +99,20 @@ class _Installation(Collector):
         yield from found
 
     def _streams(self) -> Iterator[Metric]:
-        streams = self._client.streams()
+        states, sums = self._client.registry.totals()
+        attached = GaugeMetricFamily("streamer_streams", "Attached streams.", labels=("state",))
+        for each in StreamState:
+            attached.add_metric((each.value,), states.get(each.value, 0))
+        yield attached
+        for name, (text, _) in _COUNTERS.items():
+            yield CounterMetricFamily(
+                f"streamer_streams_{name}",
+                f"{text} Of all streams.",
+                sums.get(_SUM_OF.get(name, name), 0),
+            )
+        # Bounded: a thousand streams would be 25,000 lines.
+        streams, _ = self._client.stream_page(max(1, self._client.settings.metrics_streams))
+        streams = streams[: self._client.settings.metrics_streams]
         for name, (text, count) in _COUNTERS.items():
             counter = CounterMetricFamily(f"streamer_stream_{name}", text, labels=_LABELS)
             for stream in streams:

@@ -14,7 +14,8 @@ from streamer.api.dependencies import (
     HealthDependency,
     Limit,
 )
-from streamer.api.schemas import ResultPage
+from streamer.api.schemas import ResultPage, TimeText
+from streamer.limits import MAX_SEARCH
 from streamer.service import SearchMode
 from streamer.timeline.results import Page
 from streamer.verification import MAX_VERIFIED
@@ -31,7 +32,8 @@ async def list_results(
     database: DatabaseDependency,
     health: HealthDependency,
     stream: Annotated[
-        str | None, Query(description="id or name of an attached or detached stream")
+        str | None,
+        Query(max_length=MAX_SEARCH, description="id or name of an attached or detached stream"),
     ] = None,
     kind: Annotated[
         Literal["caption", "answer", "alert", "summary", "error"] | None,
@@ -41,14 +43,17 @@ async def list_results(
         ),
     ] = None,
     since: Annotated[
-        str | None, Query(description="start of the range: RFC 3339 or relative such as -10m")
+        TimeText | None, Query(description="start of the range: RFC 3339 or relative such as -10m")
     ] = None,
     until: Annotated[
-        str | None, Query(description="end of the range: RFC 3339 or relative such as -10m")
+        TimeText | None, Query(description="end of the range: RFC 3339 or relative such as -10m")
     ] = None,
     q: Annotated[
         str | None,
-        Query(description='words of the answer or the prompt: `red car`, `"red car"` or `park*`'),
+        Query(
+            max_length=MAX_SEARCH,
+            description='words of the answer or the prompt: `red car`, `"red car"` or `park*`',
+        ),
     ] = None,
     mode: Annotated[
         SearchMode,

@@ -1,8 +1,8 @@
 """Request and response bodies of the API, in addition to the records of `streamer.domain`."""
 
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, Field, GetJsonSchemaHandler, model_validator
+from pydantic import BaseModel, Field, GetJsonSchemaHandler, WithJsonSchema, model_validator
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
@@ -25,7 +25,14 @@ from streamer.domain import (
     Watch,
 )
 from streamer.files import UploadedFile
-from streamer.incidents.records import MAX_NOTE, Incident, PersonName
+from streamer.incidents.records import (
+    MAX_NOTE,
+    Acknowledgement,
+    Feedback,
+    Incident,
+    IncidentState,
+    PersonName,
+)
 from streamer.incidents.silences import (
     MAX_MATCHERS,
     MAX_SILENCED_MINUTES,
@@ -43,7 +50,11 @@ from streamer.limits import (
 )
 from streamer.question import Question
 from streamer.response_format import ResponseFormat
+from streamer.times import TIME_SCHEMA
 from streamer.webhooks.records import Delivery, Webhook
+
+TimeText = Annotated[str, WithJsonSchema(TIME_SCHEMA)]
+"""A time for :func:`streamer.times.parse_time`."""
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -80,6 +91,23 @@ class RequestBody(Record):
         return schema
 
 
+def _either(one: str, other: str) -> dict[str, Any]:
+    """Return the JSON schema of an object that has exactly one of two fields."""
+    return {
+        "oneOf": [
+            {
+                "required": [given],
+                "properties": {given: {"not": {"type": "null"}}, left_out: {"type": "null"}},
+            }
+            for given, left_out in ((one, other), (other, one))
+        ]
+    }
+
+
+MIN_WINDOW = 0.1
+"""Seconds of the shortest window that can be asked for."""
+
+
 class WatchBody(RequestBody):
     """A standing question. Omitted fields take their values from the settings."""
 
@@ -92,7 +120,7 @@ class WatchBody(RequestBody):
 
     prompt: str = Field(description="question about every window", json_schema_extra=PROMPT_SCHEMA)
     window: float | None = Field(
-        default=None, gt=0, le=3600, description="seconds that one answer is about"
+        default=None, ge=MIN_WINDOW, le=3600, description="seconds that one answer is about"
     )
     max_frames: int | None = Field(
         default=None, ge=1, le=MAX_CLIP_FRAMES, description="maximum number of frames per window"
@@ -134,7 +162,7 @@ class WatchPatch(_ModelPatch):
         default=None, description="question about every window", json_schema_extra=PROMPT_SCHEMA
     )
     window: float | None = Field(
-        default=None, gt=0, le=3600, description="seconds that one answer is about"
+        default=None, ge=MIN_WINDOW, le=3600, description="seconds that one answer is about"
     )
     max_frames: int | None = Field(
         default=None, ge=1, le=MAX_CLIP_FRAMES, description="maximum number of frames per window"
@@ -154,6 +182,8 @@ class WatchPatch(_ModelPatch):
 
 class StreamBody(RequestBody):
     """A stream to attach: `url` or `file`."""
+
+    model_config = RequestBody.model_config | {"json_schema_extra": _either("url", "file")}
 
     answer = Stream
 
@@ -286,10 +316,10 @@ class QuestionBody(RequestBody, Question):
 class SummaryBody(Record):
     """The range of a stream to sum up."""
 
-    since: str = Field(
+    since: TimeText = Field(
         default="-1d", description="start of the range: RFC 3339 or relative such as -10m"
     )
-    until: str = Field(default="now", description="end of the range")
+    until: TimeText = Field(default="now", description="end of the range")
     model: ModelName | None = Field(
         default=None, description="model that sums up; default: the default model"
     )
@@ -314,6 +344,7 @@ class FileList(Record):
     """Uploaded files, newest first."""
 
     files: list[UploadedFile]
+    next_cursor: str | None = _NEXT
 
 
 class QueryList(Record):
@@ -344,30 +375,43 @@ class IncidentList(Record):
     next_cursor: str | None
 
 
-class FeedbackBody(Record):
+class FeedbackBody(RequestBody):
     """Whether an alert was right."""
+
+    answer = Feedback
 
     verdict: Literal["right", "wrong", "unsure"]
     note: str | None = Field(default=None, max_length=MAX_NOTE)
 
 
-class IncidentPatch(Record):
+class IncidentPatch(RequestBody):
     """What people say about an incident. Omitted fields change nothing."""
 
+    answer = Incident
+
     seen: bool | None = Field(default=None, description="true: it has been seen")
-    acknowledged: bool | None = Field(default=None, description="true: somebody takes care of it")
+    acknowledged: bool | Acknowledgement | None = Field(
+        default=None,
+        description="true: somebody takes care of it; what a GET returned changes nothing",
+    )
     note: str | None = Field(
         default=None, max_length=MAX_NOTE, description="note of the acknowledgement"
     )
     feedback: FeedbackBody | None = Field(default=None, description="whether it was right")
-    state: Literal["resolved"] | None = Field(default=None, description="resolved: it is over")
+    state: IncidentState | None = Field(
+        default=None, description="resolved: it is over; or the state that it has"
+    )
     by: PersonName | None = Field(
         default=None, description="who says so; default: the name of the key"
     )
 
 
-class SilenceBody(Record):
+class SilenceBody(RequestBody):
     """Incidents that are not to be delivered."""
+
+    model_config = RequestBody.model_config | {"json_schema_extra": _either("ends_at", "minutes")}
+
+    answer = Silence
 
     matchers: list[Matcher] = Field(
         min_length=1, max_length=MAX_MATCHERS, description="all of them must be fulfilled"
@@ -375,7 +419,7 @@ class SilenceBody(Record):
     starts_at: Timestamp | None = Field(default=None, description="default: now")
     ends_at: Timestamp | None = None
     minutes: float | None = Field(
-        default=None, gt=0, le=MAX_SILENCED_MINUTES, description="in place of `ends_at`"
+        default=None, ge=0.01, le=MAX_SILENCED_MINUTES, description="in place of `ends_at`"
     )
     reason: str = Field(default="", max_length=MAX_NOTE)
     created_by: PersonName | None = None
@@ -412,6 +456,13 @@ class ErrorDetail(ErrorInfo):
     request_id: str = Field(description="the `x-request-id` of the response")
 
 
+def _describe_type(schema: dict[str, Any]) -> None:
+    from streamer.events import TYPE_PATTERN  # needs Redis's client, which HTTP clients do without
+
+    schema["pattern"] = f"^({TYPE_PATTERN})$"
+
+
+_Type = Annotated[str, Field(json_schema_extra=_describe_type)]
 _TYPES: Any = Field(
     default=None,
     min_length=1,
@@ -427,15 +478,27 @@ _STREAMS: Any = Field(
 _DESCRIPTION: Any = Field(default=None, max_length=500, description="a note for people")
 
 
+_PORT = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+_WebhookUrl = Annotated[
+    str,
+    Field(
+        json_schema_extra={
+            "pattern": f"^https?://[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?(:{_PORT})?"
+            '([/?][!"$-~]*)?$'
+        }
+    ),
+]
+
+
 class WebhookBody(RequestBody):
     """A program to send events to."""
 
     answer = Webhook
 
-    url: str = Field(
+    url: _WebhookUrl = Field(
         min_length=1, max_length=MAX_WEBHOOK_URL, description="http:// or https:// address"
     )
-    types: list[str] | None = _TYPES
+    types: list[_Type] | None = _TYPES
     streams: list[str] | None = _STREAMS
     description: str | None = _DESCRIPTION
     enabled: bool = True
@@ -446,13 +509,13 @@ class WebhookPatch(RequestBody):
 
     answer = Webhook
 
-    url: str | None = Field(
+    url: _WebhookUrl | None = Field(
         default=None,
         min_length=1,
         max_length=MAX_WEBHOOK_URL,
         description="http:// or https:// address",
     )
-    types: list[str] | None = _TYPES
+    types: list[_Type] | None = _TYPES
     streams: list[str] | None = _STREAMS
     description: str | None = _DESCRIPTION
     enabled: bool | None = None
@@ -468,6 +531,7 @@ class WebhookList(Record):
     """All webhooks, oldest first."""
 
     webhooks: list[Webhook]
+    next_cursor: str | None = _NEXT
 
 
 class DeliveryPage(Record):

@@ -1,5 +1,6 @@
 """Routes of `/v1/silences`: incidents that are recorded but not delivered."""
 
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
 
@@ -12,26 +13,40 @@ from streamer.api.dependencies import (
     DatabaseDependency,
     Limit,
 )
+from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.schemas import SilenceBody, SilenceList
-from streamer.cursors import decode_cursor, encode_cursor, time_order
+from streamer.cursors import page_of, time_order
 from streamer.domain import utc_now
+from streamer.errors import StreamerError
 from streamer.incidents.silences import Silence
 from streamer.validation import validated
 
-router = APIRouter(prefix="/v1/silences", tags=["incidents"])
+router = APIRouter(prefix="/v1/silences", tags=["incidents"], route_class=IdempotentRoute)
 
 
 @router.post("", status_code=201)
 async def add_silence(
-    body: SilenceBody, client: ClientDependency, database: DatabaseDependency
+    body: SilenceBody,
+    client: ClientDependency,
+    database: DatabaseDependency,
+    new_id: IdempotentId,
 ) -> Silence:
     """Keep the incidents that fulfil all matchers from being delivered, for a while."""
     given: dict[str, Any] = body.model_dump(exclude={"minutes"}, exclude_none=True)
+    if new_id is not None:
+        given["id"] = f"sil_{new_id}"
     if body.minutes is not None:
         start = given.setdefault("starts_at", utc_now())
         given["ends_at"] = start + timedelta(minutes=body.minutes)
     silence = validated(Silence, **given)
-    return await database.run(lambda: client.incidents.silence(silence))
+
+    def add() -> Silence:
+        if new_id is not None:
+            with suppress(StreamerError):  # it was added before the API was killed
+                return client.incidents.silence_of(silence.id)
+        return client.incidents.silence(silence)
+
+    return await database.run(add)
 
 
 @router.get("")
@@ -42,15 +57,9 @@ async def list_silences(
     cursor: Cursor = None,
 ) -> SilenceList:
     """List the silences that have not ended, those that end first first."""
-    found = sorted(await database.run(lambda: client.incidents.silences()), key=_place)
-    if cursor is not None:
-        last = decode_cursor(cursor)
-        found = [silence for silence in found if _place(silence) > last]
-    page = found[:limit]
-    more = len(found) > limit
-    return SilenceList(
-        silences=page, next_cursor=encode_cursor(*_place(page[-1])) if more else None
-    )
+    found = await database.run(lambda: client.incidents.silences())
+    page, following = page_of(found, _place, limit, cursor)
+    return SilenceList(silences=page, next_cursor=following)
 
 
 def _place(silence: Silence) -> tuple[int, str]:

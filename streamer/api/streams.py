@@ -1,12 +1,11 @@
 """Routes of `/v1/streams`. Plain functions, because FastAPI runs those in its thread pool."""
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
 from streamer.api.dependencies import MAX_PAGE, ClientDependency, Cursor, HealthDependency, Limit
 from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.schemas import StreamBody, StreamList, StreamPatch, WatchBody
 from streamer.api.watches import watch_of
-from streamer.cursors import decode_cursor, encode_cursor, time_order
 from streamer.domain import Stream, Watch
 from streamer.errors import ErrorCode, StreamerError, about
 from streamer.service import Service
@@ -50,28 +49,19 @@ def attach_stream(body: StreamBody, client: ClientDependency, new_id: Idempotent
     )
 
 
-@router.get("")
+@router.get("", response_model=StreamList)
 def list_streams(
     client: ClientDependency,
     health: HealthDependency,
     limit: Limit = MAX_PAGE,
     cursor: Cursor = None,
-) -> StreamList:
+) -> Response:
     """List the attached streams with their states and counters, oldest first."""
-    streams = client.streams()
-    if cursor is not None:
-        after = decode_cursor(cursor)
-        streams = [stream for stream in streams if _place(stream) > after]
-    page = streams[:limit]
-    return StreamList(
-        streams=page,
-        next_cursor=encode_cursor(*_place(page[-1])) if len(streams) > limit else None,
-        missing=health.missing(),
+    page, following = client.stream_page(limit, cursor)
+    listed = StreamList.model_construct(
+        streams=page, next_cursor=following, missing=health.missing()
     )
-
-
-def _place(stream: Stream) -> tuple[int, str]:
-    return time_order(stream.created_at), stream.id
+    return Response(listed.model_dump_json(), media_type="application/json")
 
 
 @router.get("/{ref}")

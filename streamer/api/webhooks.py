@@ -1,10 +1,14 @@
 """Routes of `/v1/webhooks`: programs that are sent events."""
 
-from typing import Annotated
+from fastapi import APIRouter
 
-from fastapi import APIRouter, Query
-
-from streamer.api.dependencies import ClientDependency, Cursor, DatabaseDependency
+from streamer.api.dependencies import (
+    MAX_PAGE,
+    ClientDependency,
+    Cursor,
+    DatabaseDependency,
+    Limit,
+)
 from streamer.api.schemas import (
     DeliveryPage,
     NewWebhook,
@@ -12,6 +16,7 @@ from streamer.api.schemas import (
     WebhookList,
     WebhookPatch,
 )
+from streamer.cursors import page_of, time_order
 from streamer.webhooks.records import Delivery, Webhook
 
 router = APIRouter(prefix="/v1/webhooks", tags=["webhooks"])
@@ -37,9 +42,20 @@ async def add_webhook(
 
 
 @router.get("")
-async def list_webhooks(client: ClientDependency, database: DatabaseDependency) -> WebhookList:
+async def list_webhooks(
+    client: ClientDependency,
+    database: DatabaseDependency,
+    limit: Limit = MAX_PAGE,
+    cursor: Cursor = None,
+) -> WebhookList:
     """List the webhooks, oldest first."""
-    return WebhookList(webhooks=await database.run(lambda: client.webhooks.all()))
+    found = await database.run(lambda: client.webhooks.all())
+    page, following = page_of(found, _place, limit, cursor)
+    return WebhookList(webhooks=page, next_cursor=following)
+
+
+def _place(webhook: Webhook) -> tuple[int, str]:
+    return time_order(webhook.created_at), webhook.id
 
 
 @router.get("/{webhook_id}")
@@ -78,7 +94,7 @@ async def list_deliveries(
     webhook_id: str,
     client: ClientDependency,
     database: DatabaseDependency,
-    limit: Annotated[int, Query(ge=1, le=1000, description="maximum number of deliveries")] = 100,
+    limit: Limit = 100,
     cursor: Cursor = None,
 ) -> DeliveryPage:
     """List the deliveries of a webhook, newest first."""

@@ -1,9 +1,11 @@
 """Tools for agents, by an MCP client in this process, over HTTP, and over standard streams."""
 
 import base64
+import re
 import sys
 from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
@@ -24,6 +26,8 @@ from tests.support.installation import clean_environment
 
 if TYPE_CHECKING:
     from mcp import Client as Agent
+
+PAGE = Path(__file__).parents[2] / "docs" / "agents.md"
 
 READS = {
     *("list_streams", "get_snapshot", "ask", "search_timeline", "get_recap", "list_watches"),
@@ -212,6 +216,15 @@ def test_an_agent_connects_over_http(client: Service, yard: Stream) -> None:
     with ApiServer(client.settings) as server:
         for _ in range(2):  # no session is kept
             assert run(call, f"{server.url}/mcp").structured_content["result"][0]["name"] == "yard"
+
+
+def test_the_code_of_the_page_runs(
+    client: Service, yard: Stream, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    with ApiServer(client.settings) as server:
+        exec(code.replace("http://127.0.0.1:8080", server.url), {})
+    assert "'name': 'yard'" in capsys.readouterr().out
 
 
 def test_a_key_that_may_only_read_gets_only_tools_that_read(client: Service) -> None:

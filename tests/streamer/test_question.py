@@ -1,5 +1,6 @@
 """A question as one record: its times, its limits, and what is refused."""
 
+import re
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -67,5 +68,8 @@ def test_what_is_no_object_is_refused() -> None:
 def test_the_schema_takes_times_as_text() -> None:
     fields = Question.model_json_schema()["properties"]
     for name in ("since", "until"):
-        assert fields[name]["anyOf"] == [{"type": "string"}, {"type": "null"}]
+        absolute, relative, absent = fields[name]["anyOf"]
+        assert absolute == {"type": "string", "format": "date-time"}
+        assert re.search(relative["pattern"], "-1.5h")
+        assert absent == {"type": "null"}
         assert fields[name]["description"]

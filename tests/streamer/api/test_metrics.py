@@ -2,14 +2,17 @@
 
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
+import redis
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from streamer import redis_keys
 from streamer.api.app import create_app
+from streamer.api.metrics import render
 from streamer.clock import ServerClock
 from streamer.domain import (
     ClipRequest,
@@ -22,10 +25,12 @@ from streamer.domain import (
     utc_now,
 )
 from streamer.errors import ErrorCode
+from streamer.health import CachedHealth
 from streamer.local.redis_server import EmbeddedServer
 from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.clocks import ShiftedClock
+from tests.support.redis_commands import commands_of
 
 PASSWORD = "hunter2secret"
 URL = f"rtsp://me:{PASSWORD}@camera/live?token={PASSWORD}"
@@ -179,3 +184,29 @@ def test_events_that_redis_gave_up_are_counted(api: TestClient, client: Service)
     assert samples(api)["streamer_events_lost_total", ""] == 0
     client.connections.main.set(redis_keys.EVENTS_LOST, 3)
     assert samples(api)["streamer_events_lost_total", ""] == 3
+
+
+def test_many_streams_have_bounded_metrics_and_totals(
+    settings: Settings, redis_client: redis.Redis
+) -> None:
+    # given more streams than have metrics of their own, one of which nobody reports
+    client = Service(settings.model_copy(update={"metrics_streams": 2}))
+    for number in range(5):
+        spec = StreamSpec(name=f"cam-{number}", url="rtsp://camera/x", live=True)
+        client.registry.create(spec, spec.url)
+        reported = utc_now() - timedelta(seconds=60 if number == 4 else 0)
+        status = StreamStatus(state=StreamState.RUNNING, reported_at=reported)
+        status.counters.packets = 10
+        client.registry.save_status(spec.id, status)
+    # when
+    lines = render(client, CachedHealth(client.health)).decode().splitlines()
+    sent = commands_of(redis_client, lambda: client.registry.totals())
+    # then
+    shown = [line for line in lines if line.startswith("streamer_stream_packets_total{")]
+    assert len(shown) == 2
+    assert 'stream="cam-0"' in shown[0]
+    assert 'stream="cam-1"' in shown[1]
+    assert 'streamer_streams{state="running"} 4.0' in lines
+    assert 'streamer_streams{state="connecting"} 1.0' in lines
+    assert "streamer_streams_packets_total 50.0" in lines
+    assert sent == ["HKEYS", "MGET"]

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from streamer import redis_keys
+from streamer.api.examples import EXAMPLES
 from streamer.domain import QueryStatus
 from tests.support.chat_service import data_url, shown
 from tests.support.videos import write_video
@@ -553,6 +554,15 @@ def test_the_example_of_the_documentation_runs(chat_service):
     assert now
     assert past
     assert re.fullmatch(r'\{"people": (true|false), "mood": "(calm|busy)"\} \d+', report)
+
+
+@pytest.mark.parametrize("name", EXAMPLES["create_chat_completion"])
+def test_each_example_of_the_reference_is_answered(chat_service, name):
+    body = json.dumps(EXAMPLES["create_chat_completion"][name])
+    body = body.replace("last=10s", "last=1h")  # the frames are older
+    answer = httpx.post(f"{chat_service.url}/chat/completions", json=json.loads(body), timeout=120)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["message"]["content"]
 
 
 def test_an_overload_is_429(openai, ai, chat_service, monkeypatch):

@@ -14,6 +14,7 @@ from streamer.api.app import create_app
 from streamer.domain import Result, StreamState
 from streamer.service import Service
 from streamer.settings import Settings
+from tests.streamer.incidents.conftest import Alert
 from tests.support.videos import write_video
 
 CHOICE = {"type": "choice", "choices": ["open", "closed"]}
@@ -273,3 +274,54 @@ def test_what_is_no_page(api: TestClient, path: str) -> None:
         refused = api.get(f"/v1/{path}?{bad}")
         error = refused.json()["error"]
         assert (refused.status_code, error["param"]) == (422, bad.partition("=")[0]), bad
+
+
+def test_a_silence_goes_round(api: TestClient) -> None:
+    # given
+    matchers = [{"name": "stream", "value": "gate", "isRegex": False, "isEqual": True}]
+    key = {"Idempotency-Key": "quiet"}
+    body = {"matchers": matchers, "minutes": 5, "reason": "Works."}
+    made = api.post("/v1/silences", json=body, headers=key)
+    assert api.post("/v1/silences", json=body, headers=key).json() == made.json()
+    # when what GET returned is sent again
+    shown = api.get(f"/v1/silences/{made.json()['id']}").json()
+    again = api.post("/v1/silences", json=shown)
+    # then the same is silenced once more
+    own = {"id", "created_at"}
+    assert again.status_code == 201, again.text
+    assert {k: v for k, v in again.json().items() if k not in own} == {
+        k: v for k, v in shown.items() if k not in own
+    }
+    assert again.json()["id"] != shown["id"]
+
+
+def test_an_incident_goes_round(api: TestClient, client: Service) -> None:
+    # given an incident about which all has been said but that it is over
+    Alert(client.timeline).see(0.9, 0.9)
+    (incident,) = client.incidents.page().incidents
+    place = f"/v1/incidents/{incident.id}"
+    said = {"acknowledged": True, "note": "On my way.", "feedback": {"verdict": "right"}}
+    shown = api.patch(place, json=said | {"seen": True, "by": "ann"}).json()
+    # then what GET returned changes nothing
+    assert api.patch(place, json=api.get(place).json()).json() == shown
+    # and a state that it does not have is refused, but for the end
+    refused = api.patch(place, json=shown | {"state": "pending"})
+    assert (refused.status_code, refused.json()["error"]["param"]) == (422, "state")
+    ended = api.patch(place, json=shown | {"state": "resolved"}).json()
+    assert api.patch(place, json=ended).json() == ended
+    assert (ended["state"], ended["feedback"]) == ("resolved", shown["feedback"])
+
+
+def test_webhooks_have_pages(api: TestClient, client: Service) -> None:
+    # given webhooks of an allowed address
+    client.settings.webhook_hosts.append("127.0.0.1")
+    ids = [
+        api.post("/v1/webhooks", json={"url": f"http://127.0.0.1/{n}"}).json()["id"]
+        for n in range(3)
+    ]
+    # when
+    first = api.get("/v1/webhooks?limit=2").json()
+    rest = api.get("/v1/webhooks", params={"cursor": first["next_cursor"]}).json()
+    # then
+    assert [each["id"] for each in first["webhooks"] + rest["webhooks"]] == ids
+    assert rest["next_cursor"] is None
