@@ -20,6 +20,7 @@ from streamer.api import (
     metrics,
     models,
     page,
+    probe,
     queries,
     results,
     session,
@@ -62,6 +63,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 _PARTS = (
     streams,
     discovery,
+    probe,
     frames,
     watches,
     queries,

@@ -32,7 +32,7 @@ _MEDIA_TYPES = {
 }
 """The files that are served; others, such as licences, stay in the package."""
 
-_LAZY = ("src/pages/system.js", "vendor/uplot")
+_LAZY = ("src/metrics.js", "src/pages/system.js", "src/ui/chart.js", "vendor/uplot")
 """Files that one page needs: they are loaded when it is opened."""
 
 _IMMUTABLE = "public, max-age=31536000, immutable"

@@ -254,6 +254,15 @@ class DiscoveryBody(Record):
     )
 
 
+class ProbeBody(Record):
+    """A source to try."""
+
+    url: str = Field(
+        min_length=1, max_length=MAX_SOURCE, description="URL, or path of a file on the server"
+    )
+    transport: Transport = Field(default="auto", description="transport of RTSP")
+
+
 class StreamPatch(_ModelPatch):
     """Changes to a stream. Omitted fields keep their values."""
 

@@ -5,7 +5,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -51,6 +51,9 @@ WATCH_SECONDS = 5.0
 _MAX_READ_SECONDS = 2.0
 """Seconds to read a recording."""
 
+Told = Callable[[str, ProbeStep | None], None]
+"""Is called with the name of each step: when it begins, and with its outcome when it has ended."""
+
 _MARGIN = 0.75
 _RTSP = rtsp_diagnosis.SCHEMES
 
@@ -73,16 +76,17 @@ def probe(
     live: bool | None = None,
     watch: float = WATCH_SECONDS,
     limit: float = MAX_PROBE_SECONDS,
+    told: Told = lambda name, step: None,
 ) -> ProbeReport:
     """Try `source` step by step. If frames arrive, watch it for `watch` seconds and two key frames.
 
-    Without `live`, opening it tells whether it is live. Takes at most `limit` seconds. The report
-    describes what is wrong with the source. Raises StreamerError (INVALID_REQUEST,
-    STREAM_URL_FORBIDDEN) for an invalid or forbidden address.
+    `told` hears of each step. Without `live`, opening it tells whether it is live. Takes at most
+    `limit` seconds. The report describes what is wrong with the source. Raises StreamerError
+    (INVALID_REQUEST, STREAM_URL_FORBIDDEN) for an invalid or forbidden address.
     """
     shown, url = split_secret(parse_source(source))
     report = ProbeReport(url=shown, live=guess_live(url) if live is None else live)
-    prober = _Prober(report, url, transport, hwaccel, access or AccessPolicy(), watch, limit)
+    prober = _Prober(report, url, transport, hwaccel, access or AccessPolicy(), watch, limit, told)
     return prober.run(live)
 
 
@@ -96,6 +100,7 @@ class _Prober:
         access: AccessPolicy,
         watch: float,
         limit: float,
+        told: Told,
     ) -> None:
         self._report = report
         self._url = url
@@ -104,6 +109,7 @@ class _Prober:
         self._hwaccel = hwaccel
         self._access = access
         self._for = watch
+        self._told = told
         self._began = time.monotonic()
         self._deadline = self._began + limit - _MARGIN
         self._parts = urlsplit(url)
@@ -135,6 +141,7 @@ class _Prober:
     def _step(self, name: str) -> Iterator[ProbeStep]:
         step = ProbeStep(name=name, ok=False, ms=0.0)
         began = time.monotonic()
+        self._told(name, None)
         try:
             yield step
             step.ok = True
@@ -143,7 +150,11 @@ class _Prober:
             raise _FailedError(error, name) from None
         finally:
             step.ms = (time.monotonic() - began) * 1000
-            self._report.steps.append(step)
+            self._ended(step)
+
+    def _ended(self, step: ProbeStep) -> None:
+        self._report.steps.append(step)
+        self._told(step.name, step)
 
     # The network and the RTSP session
 
@@ -164,6 +175,8 @@ class _Prober:
         port = port_of(self._url)
         with self._step("name") as step:
             addresses = _resolve(host, port, self._left())
+            if self._parts.scheme in {"http", "https"}:
+                self._access.addresses(host, port, self._url)
             known = ", ".join(dict.fromkeys(str(entry[4][0]) for entry in addresses))
             step.detail = known if known == host else f"{host} is {known}"
         with self._step("connect") as step:
@@ -263,7 +276,7 @@ class _Prober:
                 ms=(time.monotonic() - began) * 1000,
                 detail=transport if answer.ok else f"{transport}: {answer.status} {answer.reason}",
             )
-            self._report.steps.append(step)
+            self._ended(step)
             if answer.ok:
                 self._transport = "udp" if transport == "udp" else "tcp"
                 return

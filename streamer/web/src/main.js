@@ -11,9 +11,12 @@ import { html } from "./ui/html.js";
 import { startKiosk } from "./ui/kiosk.js";
 import { Shell, Top } from "./ui/shell.js";
 import { Failed, Skeleton } from "./ui/states.js";
+import Ask from "./pages/ask.js";
+import Attach from "./pages/attach.js";
 import Incidents from "./pages/incidents.js";
 import Login from "./pages/login.js";
 import Missing from "./pages/missing.js";
+import Search from "./pages/search.js";
 import StreamPage from "./pages/stream.js";
 import Wall from "./pages/wall.js";
 
@@ -40,6 +43,10 @@ const PAGES = {
   wall: Wall,
   stream: StreamPage,
   incidents: Incidents,
+  search: Search,
+  ask: Ask,
+  attach: Attach,
+  system: lazily(() => import("./pages/system.js")),
   login: Login,
   missing: Missing,
 };

@@ -1,0 +1,63 @@
+/** A chart of numbers over time, by uPlot. */
+import { useEffect, useRef } from "preact/hooks";
+import uPlot from "uplot";
+import { isDark, theme } from "../theme.js";
+import { html } from "./html.js";
+
+let styled = false;
+
+// The style of the chart is needed on one page only.
+function loadStyle() {
+  if (styled) return;
+  styled = true;
+  const link = document.createElement("link");
+  link.rel = "stylesheet";
+  link.href = new URL("../../vendor/uplot.css", import.meta.url).href;
+  document.head.append(link);
+}
+
+const color = (name) => {
+  const probe = document.createElement("i");
+  probe.style.color = `var(--${name})`;
+  document.body.append(probe);
+  const found = getComputedStyle(probe).color;
+  probe.remove();
+  return found;
+};
+
+/** `times` in seconds; `lines`: [{label, color, values}]; `format` writes a value. */
+export function Chart({ title, times, lines, format, height = 130 }) {
+  const box = useRef(null);
+  const plot = useRef(null);
+  const dark = theme.value === null ? isDark() : theme.value === "dark";
+  const data = [times, ...lines.map((line) => line.values)];
+  useEffect(() => {
+    loadStyle();
+    const axis = { stroke: color("soft"), grid: { stroke: color("line"), width: 1 }, ticks: { show: false }, font: "11px Inter, system-ui, sans-serif" };
+    const made = new uPlot({
+      width: Math.max(200, box.current.clientWidth),
+      height,
+      legend: { show: false },
+      cursor: { y: false, drag: { x: false, y: false } },
+      padding: [10, 8, 0, 0],
+      scales: { y: { range: (_, low, high) => [0, Math.max(high * 1.15, 1e-9) || 1] } },
+      axes: [{ ...axis, space: 80, size: 26 }, { ...axis, size: 52, space: 28, values: (_, values) => values.map(format) }],
+      series: [{}, ...lines.map((line) => ({ label: line.label, stroke: color(line.color), width: 1.5, points: { show: false }, spanGaps: true }))],
+    }, data, box.current);
+    plot.current = made;
+    const fit = new ResizeObserver(() => made.setSize({ width: Math.max(200, box.current.clientWidth), height }));
+    fit.observe(box.current);
+    return () => {
+      fit.disconnect();
+      made.destroy();
+      plot.current = null;
+    };
+  }, [dark, lines.length, height]);
+  useEffect(() => plot.current?.setData(data), [times, lines]);
+  const newest = (line) => line.values.findLast((value) => value !== null && value !== undefined);
+  return html`<figure class="panel chart">
+    <figcaption class="row wrap"><h3 class="grow">${title}</h3>
+      ${lines.map((line) => html`<span key=${line.label} class="row small soft"><span class=${`key ${line.color}`} />${line.label} <strong class="number">${newest(line) === undefined ? "–" : format(newest(line))}</strong></span>`)}</figcaption>
+    <div ref=${box} style=${{ height: `${height}px` }} aria-hidden="true" />
+  </figure>`;
+}
