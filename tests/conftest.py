@@ -33,6 +33,7 @@ gc.disable()
 
 pytest_plugins = [
     "tests.support.api_server",
+    "tests.support.browser",
     "tests.support.fork_server",
     "tests.support.cpu_report",
     "tests.support.ingest_fixtures",

@@ -127,6 +127,7 @@ def _print_next_steps(out: "Console", installation: "Installation", *, loaded: b
     model = DEMO_MODEL if settings.model == "demo" else settings.model
     if settings.backend == "openai":
         model = f"{model} at {settings.base_url}"
+    out.print(Text.assemble("Open ", (url, "bold")), soft_wrap=True)
     rows = [("API", f"{url}/docs"), ("Model", model), ("Data", str(settings.data_dir))]
     for name, value in rows:
         out.print(Text.assemble((f"  {name:<7}", "dim"), value), soft_wrap=True)

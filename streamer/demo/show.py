@@ -11,6 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.text import Text
 
+from streamer.alert_rule import AlertRule
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.demo.scenery import (
     CAMERA_SECONDS,
@@ -22,7 +23,7 @@ from streamer.demo.scenery import (
 )
 from streamer.demo.tally import Tally
 from streamer.demo.timed_question import TimedQuestion
-from streamer.domain import Result, Sampling, Stream
+from streamer.domain import Result, Sampling, Stream, Watch
 from streamer.local.installation import Installation
 from streamer.local.signals import Interrupted, StopSignals
 from streamer.service import CAPTION_PROMPT, Service
@@ -31,6 +32,9 @@ from streamer.terminal import console, print_result
 
 WINDOW, FPS, FRAMES = 4.0, 1.0, 4
 """Window in seconds, rate and frames of the demo model's training: four frames, 1 s apart."""
+
+CAMERA = "camera"
+CAR = "Is there a car?"
 
 EXTRA_SECONDS = 60.0
 """Maximum seconds to wait longer for late captions or answers."""
@@ -46,7 +50,7 @@ def run_demo(
     """Run the demo and return its exit code: 0 if all captions and both answers arrived."""
     out = console()
     with StopSignals() as stop, _temporary_directory() as directory:
-        show = Show(settings, directory, out, stop, sources, model)
+        show = Show(settings, directory, out, stop, sources, model, keep=keep)
         try:
             code = show.play(time.monotonic() + seconds)
             if keep:
@@ -79,7 +83,10 @@ class Show:
         stop: StopSignals,
         sources: list[str],
         model: str | None,
+        *,
+        keep: bool = False,
     ) -> None:
+        self._keep = keep
         self._out = out
         self._stop = stop
         self._sources = sources
@@ -119,6 +126,10 @@ class Show:
         self._introduce()
         with self._out.status("Rendering a street, starting servers, loading the model ..."):
             sources = self._prepare()
+        self._out.print(
+            Text.assemble("Open ", (self._installation.api_url, "bold"), " in a browser."),
+            soft_wrap=True,
+        )
         self._attach(sources)
         questions = self._questions()
         self._watch_and_ask(questions, until)
@@ -150,7 +161,7 @@ class Show:
             self._stop.check()
         sources: list[tuple[str, str | None]] = [(source, None) for source in self._sources]
         if not self._sources:
-            sources.append((enter(LoopbackCamera(street.path)).url, "camera"))
+            sources.append((enter(LoopbackCamera(street.path)).url, CAMERA))
         sources.append((str(film.path), "recording"))
         self._client = enter(Service(self._installation.settings))
         return sources
@@ -160,14 +171,21 @@ class Show:
         self._last_id = client.queue.last_id()
         for source, name in sources:
             self._stop.call(partial(client.probe, source))  # may block; safe to abandon
-            watch = client.watch(CAPTION_PROMPT, window=WINDOW, max_frames=FRAMES)
+            watches = [client.watch(CAPTION_PROMPT, window=WINDOW, max_frames=FRAMES)]
+            if self._keep and name == CAMERA and not self._own_model:
+                watches.append(self._alert())
             stream = client.attach(
-                source, name, sampling=Sampling(fps=FPS), watches=[watch], probe=False
+                source, name, sampling=Sampling(fps=FPS), watches=watches, probe=False
             )
             self._streams.append(stream)
             self._out.print(
                 Text.assemble("Attached ", (stream.name, "cyan"), f": {stream.url}"), soft_wrap=True
             )
+
+    def _alert(self) -> Watch:
+        """Return a watch that opens an incident while a car is on the street."""
+        rule = AlertRule(title="A car is on the street", cooldown=0)
+        return self._client.watch(CAR, window=WINDOW, max_frames=FRAMES, alert=rule)
 
     def _questions(self) -> "list[TimedQuestion]":
         stream = self._streams[0]
@@ -236,7 +254,8 @@ class Show:
     def keep_running(self) -> None:
         """Keep running until a signal arrives."""
         self._out.print(
-            f"Still running. API: {self._installation.api_url}/docs. In another terminal:\n"
+            f"Still running. Open {self._installation.api_url}\n"
+            "In another terminal:\n"
             f"  export STREAMER_DATA_DIR={self._installation.settings.data_dir}\n"
             f'  streamer ask {self._streams[0].name} "{CAPTION_PROMPT}"\n'
             "Press Ctrl-C to stop it and remove everything.",

@@ -103,7 +103,11 @@ export const api = {
   silences: () => get("/v1/silences"),
 
   models: () => get("/v1/models"),
-  ready: () => call("GET", "/readyz", undefined, { quiet: true }).catch((error) => ({ status: "not ready", parts: [], error })),
+  /** The parts of the installation, also if one is missing (503). */
+  async ready() {
+    const response = await fetch("/readyz");
+    return response.json();
+  },
   async metrics() {
     const response = await fetch("/metrics");
     if (!response.ok) throw new ApiError(response.status, (await response.json().catch(() => null))?.error);

@@ -55,7 +55,7 @@ function Workers({ metrics, cpu }) {
   const of = (name) => byLabel(metrics[`streamer_worker_${name}`], "worker");
   const slots = of("slots"), busy = of("slots_busy"), memory = of("resident_bytes"), running = of("running"), used = of("kv_tokens"), reusable = of("kv_reusable"), room = of("kv_cache_tokens"), prefix = of("prefix_hit_rate"), tiles = of("tile_hit_rate");
   const names = Object.keys(slots).sort();
-  if (!names.length) return html`<section class="panel"><header><h2>Workers</h2></header><${Empty} small icon="system" title="No worker runs" text="Start the service with streamer up." /></section>`;
+  if (!names.length) return html`<section class="panel"><header><h2>Workers</h2></header><${Empty} small icon="system" title="No worker runs" text=${html`Start the service with <code>streamer up</code>.`} /></section>`;
   return html`<section class="panel" aria-labelledby="workers-title"><header><h2 id="workers-title" class="grow">Workers</h2></header>
     <div class="scroll" tabindex="0" role="region" aria-label="Workers"><table><thead><tr><th scope="col">Name</th><th scope="col">Busy</th><th scope="col">CPU</th><th scope="col">Memory</th><th scope="col">Requests</th><th scope="col">KV cache</th><th scope="col">From cache</th></tr></thead>
     <tbody>${names.map((name) => html`<tr key=${name}><th scope="row"><code>${name}</code></th>

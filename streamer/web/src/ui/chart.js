@@ -2,6 +2,7 @@
 import { useEffect, useRef } from "preact/hooks";
 import uPlot from "uplot";
 import { isDark, theme } from "../theme.js";
+import { clockTime } from "../time.js";
 import { html } from "./html.js";
 
 let styled = false;
@@ -40,8 +41,8 @@ export function Chart({ title, times, lines, format, height = 130 }) {
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false } },
       padding: [10, 8, 0, 0],
-      scales: { y: { range: (_, low, high) => [0, Math.max(high * 1.15, 1e-9) || 1] } },
-      axes: [{ ...axis, space: 80, size: 26 }, { ...axis, size: 52, space: 28, values: (_, values) => values.map(format) }],
+      scales: { y: { range: (_, low, high) => [0, high > 0 ? high * 1.15 : 1] } },
+      axes: [{ ...axis, space: 90, size: 26, values: (_, values) => values.map((value) => clockTime(value * 1000)) }, { ...axis, size: 52, space: 28, values: (_, values) => values.map(format) }],
       series: [{}, ...lines.map((line) => ({ label: line.label, stroke: color(line.color), width: 1.5, points: { show: false }, spanGaps: true }))],
     }, data, box.current);
     plot.current = made;

@@ -1,0 +1,302 @@
+"""The web page in a browser, over the real API: a test plays cameras and the model."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+from streamer.deltas import Delta, Deltas
+from streamer.domain import ErrorInfo, StreamState
+from streamer.errors import ErrorCode
+from streamer.local.redis_server import EmbeddedServer
+from streamer.settings import Settings
+from tests.support.api_server import ApiServer
+from tests.support.browser import open_page, serious_problems, take_picture
+from tests.support.page_service import Camera, PageService
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+QUESTION = "Is a car parked in front of the gate?"
+CAPTION = "A red car turns into the yard."
+MAX_SHIFT = 0.05
+"""Layout shift of a page; up to 0.1 counts as good."""
+
+
+class Scene:
+    """A service with two cameras, an open incident and some captions."""
+
+    def __init__(self, service: PageService) -> None:
+        self.service = service
+        self.gate = service.camera("gate", 2_000_000_011, alert=QUESTION)
+        self.yard = service.camera("yard", 2_000_000_018)
+        now = time.time()
+        for camera in (self.gate, self.yard):
+            camera.show(*(now - 40 + 4 * step for step in range(11)))
+            camera.caption(CAPTION)
+        for probability in (0.8, 0.93, 0.97):
+            self.gate.show()
+            self.gate.answer_alert(probability)
+
+    @property
+    def incident(self) -> str:
+        """The id of the incident."""
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            found = self.service.client.incidents.page(state="open").incidents
+            if found:
+                return str(found[0].id)
+            time.sleep(0.05)
+        raise AssertionError("no incident was opened")
+
+
+@pytest.fixture(scope="module")
+def settings_of_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    folder = tmp_path_factory.mktemp("page")
+    with EmbeddedServer(folder / "redis", persistent=False, max_memory=256 * 2**20) as server:
+        yield Settings(redis_url=server.url, data_dir=folder / "data", log_level="error")
+
+
+@pytest.fixture(scope="module")
+def scene(settings_of_page: Settings, browser: "Browser") -> Iterator[Scene]:
+    with PageService(settings_of_page) as service:
+        yield Scene(service)
+
+
+@pytest.fixture
+def page(browser: "Browser", scene: Scene) -> "Iterator[Page]":
+    # a test service has no workers, so `/readyz` is 503
+    with open_page(browser, scene.service.url, expected="/readyz") as opened:
+        yield opened
+
+
+ROUTES = {
+    "wall": ("/", "text=A red car turns into the yard."),
+    "stream": ("/streams/gate", "text=A red car turns into the yard."),
+    "seen": ("/streams/gate?view=seen", "img[alt^='Frame of']"),
+    "incidents": ("/incidents", "[data-incident]"),
+    "incident": ("/incidents/{incident}", "#incident-title"),
+    "search": ("/search?q=car", "mark"),
+    "ask": ("/ask", "textarea"),
+    "attach": ("/attach", "input"),
+    "system": ("/system", ".figures"),
+    "login": ("/login", "input"),
+}
+
+
+@pytest.mark.parametrize("phone", [False, True], ids=["desktop", "phone"])
+def test_every_route_is_accessible_and_stands_still(
+    browser: "Browser", scene: Scene, phone: bool
+) -> None:
+    incident = scene.incident
+    with open_page(browser, scene.service.url, phone=phone, dark=phone, expected="/readyz") as page:
+        for name, (path, shown) in ROUTES.items():
+            page.goto(path.format(incident=incident))
+            page.wait_for_selector(shown)
+            scene.gate.show()
+            take_picture(page, f"{name}-{'phone-dark' if phone else 'desktop-light'}")
+            assert serious_problems(page) == [], name
+            assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, name
+            assert page.evaluate("window.layoutShift ?? 0") <= MAX_SHIFT, name
+            assert page.title().endswith("NVILA Streamer"), name
+
+
+def test_the_wall_shows_new_captions_and_what_becomes_of_a_camera(
+    page: "Page", scene: Scene
+) -> None:
+    page.goto("/")
+    tile = page.locator("[data-stream=yard]")
+    tile.get_by_text(CAPTION).wait_for()
+
+    scene.yard.show()
+    scene.yard.caption("Two people carry a box.")
+    tile.get_by_text("Two people carry a box.").wait_for()
+
+    error = ErrorInfo(code=ErrorCode.STREAM_TIMEOUT, message="The camera does not answer.")
+    scene.yard.report(StreamState.RECONNECTING, error)
+    tile.get_by_text("Connection lost").first.wait_for()
+    assert "ago" in tile.inner_text()
+    take_picture(page, "wall-camera-lost")
+
+    scene.yard.show()
+    page.wait_for_selector("[data-stream=yard][data-state=live]")
+
+
+def test_dragging_selects_a_range_and_the_answer_is_written_as_it_comes(
+    page: "Page", scene: Scene
+) -> None:
+    page.goto("/streams/gate")
+    track = page.get_by_role("slider")
+    box = track.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + 0.80 * box["width"], box["y"] + 20)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.999 * box["width"], box["y"] + 20, steps=4)
+    page.mouse.up()
+    assert "since=" in page.url
+
+    page.get_by_placeholder("Ask about this range").fill("How many cars passed?")
+    page.keyboard.press("Enter")
+    page.get_by_text("Waits").first.wait_for()
+    query = scene.service.client.queries(1)[0]
+    assert query.since is not None
+    deltas = Deltas(scene.service.client.connections.main)
+    deltas.add(query.id, Delta(text="Three cars", at=0))
+    page.get_by_text("Three cars").wait_for()
+    scene.gate.answer(query.id, "Three cars passed.", prompt=query.prompt)
+    answer = page.locator(".answer")
+    answer.get_by_text("Three cars passed.").wait_for()
+    answer.get_by_text("4 frames · 8 tiles · 1,028 tokens (363 cached) · 812 ms").wait_for()
+    answer.locator(".thumbnail img").first.wait_for()
+    take_picture(page, "stream-answered")
+
+
+def test_tiles_are_drawn_with_the_reason_for_them(page: "Page", scene: Scene) -> None:
+    scene.gate.show(*(time.time() - 3 + step for step in range(4)))
+    scene.gate.caption("A van stops.")
+    page.goto("/streams/gate?view=seen")
+    page.get_by_text("2 \N{MULTIPLICATION SIGN} 2 tiles and an overview").wait_for()
+    page.get_by_text("detail that one tile would lose").first.wait_for()
+    assert page.locator(".tiles path").count() == 3  # two lines and the frame
+
+
+def test_incidents_are_worked_through_by_keyboard(page: "Page", scene: Scene) -> None:
+    client = scene.service.client
+    incident = scene.incident
+    page.goto("/incidents")
+    page.wait_for_selector("[data-incident]")
+    page.keyboard.press("j")
+    page.wait_for_url(f"**/incidents/{incident}")
+    page.get_by_role("button", name="Take care of it").wait_for()
+
+    page.keyboard.press("y")
+    page.wait_for_selector("button[aria-pressed=true]:has-text('Right')")
+    page.keyboard.press("s")
+    page.keyboard.press("Enter")  # the first of the menu
+    page.get_by_text("No messages about this for 15 minutes").wait_for()
+    page.keyboard.press("a")
+    page.get_by_role("button", name="Taken care of").wait_for()
+    page.keyboard.press("e")
+    _until(lambda: client.incidents.get(incident).seen_by)
+
+    told = client.incidents.get(incident)
+    assert told.feedback is not None
+    assert told.feedback.verdict == "right"
+    assert told.acknowledged is not None
+    assert len(client.incidents.silences()) == 1
+    page.get_by_role("button", name="Undo").click()
+    _until(lambda: not client.incidents.silences())
+    page.keyboard.press("Escape")
+    page.wait_for_url("**/incidents")
+
+
+def test_a_new_incident_is_said_aloud_and_its_end_is_shown(page: "Page", scene: Scene) -> None:
+    dock = scene.service.camera("dock", 2_000_000_025, alert="Is the door open?")
+    dock.show(*(time.time() - 4 + step for step in range(4)))
+    page.goto("/")
+    page.wait_for_selector("[data-stream=dock]")
+    for probability in (0.9, 0.95):
+        dock.show()
+        dock.answer_alert(probability)
+    said = "[role=alert]:has-text('New incident on dock: Is the door open')"
+    page.wait_for_selector(said, state="attached")
+    page.wait_for_selector("[data-stream=dock].alert")
+    for _ in range(3):
+        dock.show()
+        dock.answer_alert(0.05)
+    page.wait_for_selector("[data-stream=dock]:not(.alert)")
+    scene.service.client.detach("dock")
+    page.wait_for_selector("[data-stream=dock]", state="detached")
+
+
+def test_a_watch_is_edited_in_place_and_a_removed_one_comes_back(
+    page: "Page", scene: Scene
+) -> None:
+    client = scene.service.client
+    page.goto("/streams/yard")
+    page.get_by_role("button", name="Edit: Describe the scene.").click()
+    page.get_by_label("Question about every window").fill("What do people do?")
+    page.get_by_role("button", name="Save").click()
+    page.get_by_role("button", name="Remove: What do people do?").click()
+    page.get_by_text("No standing question").wait_for()
+    page.get_by_role("button", name="Undo").click()
+    page.get_by_role("button", name="Remove: What do people do?").wait_for()
+    assert [watch.prompt for watch in client.stream("yard").watches] == ["What do people do?"]
+
+
+def test_the_palette_goes_anywhere_by_a_few_letters(page: "Page") -> None:
+    page.goto("/")
+    page.wait_for_selector("[data-stream=yard]")
+    page.keyboard.press("Control+k")
+    page.keyboard.type("yar")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/streams/yard")
+    page.keyboard.press("g")
+    page.keyboard.press("i")
+    page.wait_for_url("**/incidents")
+    page.go_back()
+    page.wait_for_url("**/streams/yard")
+
+
+def test_a_restart_of_the_service_leaves_no_gap(
+    browser: "Browser", tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    # given a page that shows a camera
+    folder = tmp_path_factory.mktemp("restart")
+    down = False
+    with EmbeddedServer(folder / "redis", persistent=False, max_memory=None) as redis:
+        settings = Settings(redis_url=redis.url, data_dir=folder / "data", log_level="error")
+        with PageService(settings) as service:
+            camera = service.camera("gate")
+            camera.show()
+            camera.caption("The first caption.", frames=1)
+            port = service.api.port
+            window = open_page(browser, service.url, allow_offline=lambda: True)
+            page = window.__enter__()
+            page.goto("/")
+            page.get_by_text("The first caption.").wait_for()
+            page.evaluate("window.mark = 'not loaded again'")
+        # when the API is away while the model goes on
+        down = True
+        page.get_by_text("The service cannot be reached").wait_for()
+        with PageService(settings, port) as service:
+            other = Camera(service.client, service.client.stream("gate"), 7)
+            other.show()
+            other.caption("What was said meanwhile.", frames=1)
+            # then the page goes on by itself
+            page.get_by_text("What was said meanwhile.").wait_for()
+            page.get_by_text("The service cannot be reached").wait_for(state="detached")
+            assert page.evaluate("window.mark") == "not loaded again"
+            window.__exit__(None, None, None)
+    assert down
+
+
+def test_a_key_is_asked_for_and_leads_back(
+    browser: "Browser", tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("keys")
+    with EmbeddedServer(folder / "redis", persistent=False, max_memory=None) as redis:
+        settings = Settings(
+            redis_url=redis.url, data_dir=folder / "data", log_level="error", api_keys=["s3cret"]
+        )
+        with (
+            ApiServer(settings) as api,
+            open_page(browser, api.url, expected="401") as page,
+        ):
+            page.goto("/search?q=car")
+            page.wait_for_url("**/login?next=*")
+            page.get_by_label("Key").fill("wrong")
+            page.keyboard.press("Enter")
+            page.get_by_text("The API key is wrong").wait_for()
+            page.get_by_label("Key").fill("s3cret")
+            page.keyboard.press("Enter")
+            page.wait_for_url("**/search?q=car")
+            page.get_by_text("Nothing was found").wait_for()
+
+
+def _until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "did not come true"
+        time.sleep(0.05)
