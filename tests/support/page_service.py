@@ -91,13 +91,14 @@ class Camera:
         """Publish the caption of the newest frames, as the model worker does."""
         return self._publish("caption", self.watch(), frames, text=text, **fields)
 
-    def answer_alert(self, probability: float, frames: int = 4) -> Result:
-        """Publish the answer to the window of the alert."""
+    def answer_alert(self, probability: float) -> Result:
+        """Publish the answer to a window of the alert: a new picture."""
+        self.show()
         watch = self.watch(alert=True)
         yes = probability > 0.5
         data = {"yes": yes, "probability": probability}
         return self._publish(
-            "alert", watch, frames, text="yes" if yes else "no", data=data, alert=watch.alert
+            "alert", watch, 1, text="yes" if yes else "no", data=data, alert=watch.alert
         )
 
     def answer(self, query_id: str, text: str, frames: int = 4, **fields: Any) -> Result:

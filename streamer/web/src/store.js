@@ -185,35 +185,46 @@ export async function refreshStreams() {
   }
 }
 
-async function loadPast() {
-  const [results, open] = await Promise.all([
-    api.results({ limit: Math.min(300, Math.max(60, streamIds.value.length * 12)) }).catch(() => ({ results: [] })),
+const KEPT_PAST = 200;
+
+// What was said lately, and the incidents of the last day.
+async function readPast() {
+  const [results, found] = await Promise.all([
+    api.results({ limit: KEPT_PAST }).catch(() => ({ results: [] })),
     api.incidents({ limit: 200, since: "-1d" }).catch(() => ({ incidents: [] })),
   ]);
-  batch(() => {
-    for (const result of results.results.reverse()) addResult(result);
-    let known = incidents.value;
-    for (const incident of open.incidents) known = withIncident(known, incident);
-    incidents.value = known;
-  });
-  // those that said nothing lately
+  return { results: results.results.reverse(), incidents: found.incidents };
+}
+
+function addPast(past) {
+  for (const result of past.results) addResult(result);
+  let known = incidents.value;
+  for (const incident of past.incidents) known = withIncident(known, incident);
+  incidents.value = known;
+}
+
+// The newest results of streams that said nothing lately.
+async function readSilent() {
   const silent = streamIds.value.filter((id) => !camera(id).results.value.length).slice(0, 24);
   await Promise.all(silent.map((id) => api.results({ stream: id, limit: 1 }).then((page) => page.results.forEach(addResult), () => {})));
 }
 
+// All at once, so that nothing moves on screen as parts of it arrive.
 async function loadAll() {
-  const found = await api.streams();
+  const [found, past] = await Promise.all([api.streams(), readPast()]);
   batch(() => {
     for (const stream of found.streams) camera(stream.id).stream.value = stream;
     streamIds.value = found.streams.map((stream) => stream.id);
     missing.value = found.missing;
+    addPast(past);
     phase.value = "ready";
   });
-  await loadPast();
+  await readSilent();
 }
 
 async function reload() {
-  await Promise.all([refreshStreams(), loadPast()]);
+  const [past] = await Promise.all([readPast(), refreshStreams()]);
+  batch(() => addPast(past));
   generation.value++;
 }
 

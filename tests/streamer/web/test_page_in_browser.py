@@ -31,13 +31,17 @@ class Scene:
         self.service = service
         self.gate = service.camera("gate", 2_000_000_011, alert=QUESTION)
         self.yard = service.camera("yard", 2_000_000_018)
-        now = time.time()
+        self.refresh()
         for camera in (self.gate, self.yard):
-            camera.show(*(now - 40 + 4 * step for step in range(11)))
             camera.caption(CAPTION)
         for probability in (0.8, 0.93, 0.97):
-            self.gate.show()
             self.gate.answer_alert(probability)
+
+    def refresh(self) -> None:
+        """Let the cameras run: show what they have seen in the last seconds."""
+        now = time.time()
+        for camera in (self.gate, self.yard):
+            camera.show(*(now - 20 + 4 * step for step in range(6)))
 
     @property
     def incident(self) -> str:
@@ -67,6 +71,7 @@ def scene(settings_of_page: Settings, browser: "Browser") -> Iterator[Scene]:
 @pytest.fixture
 def page(browser: "Browser", scene: Scene) -> "Iterator[Page]":
     # a test service has no workers, so `/readyz` is 503
+    scene.refresh()
     with open_page(browser, scene.service.url, expected="/readyz") as opened:
         yield opened
 
@@ -92,9 +97,9 @@ def test_every_route_is_accessible_and_stands_still(
     incident = scene.incident
     with open_page(browser, scene.service.url, phone=phone, dark=phone, expected="/readyz") as page:
         for name, (path, shown) in ROUTES.items():
+            scene.refresh()
             page.goto(path.format(incident=incident))
             page.wait_for_selector(shown)
-            scene.gate.show()
             take_picture(page, f"{name}-{'phone-dark' if phone else 'desktop-light'}")
             assert serious_problems(page) == [], name
             assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, name
@@ -197,13 +202,11 @@ def test_a_new_incident_is_said_aloud_and_its_end_is_shown(page: "Page", scene: 
     page.goto("/")
     page.wait_for_selector("[data-stream=dock]")
     for probability in (0.9, 0.95):
-        dock.show()
         dock.answer_alert(probability)
     said = "[role=alert]:has-text('New incident on dock: Is the door open')"
     page.wait_for_selector(said, state="attached")
     page.wait_for_selector("[data-stream=dock].alert")
     for _ in range(3):
-        dock.show()
         dock.answer_alert(0.05)
     page.wait_for_selector("[data-stream=dock]:not(.alert)")
     scene.service.client.detach("dock")
@@ -259,14 +262,14 @@ def test_a_restart_of_the_service_leaves_no_gap(
             page.evaluate("window.mark = 'not loaded again'")
         # when the API is away while the model goes on
         down = True
-        page.get_by_text("The service cannot be reached").wait_for()
+        page.get_by_text("The service cannot be reached since").wait_for()
         with PageService(settings, port) as service:
             other = Camera(service.client, service.client.stream("gate"), 7)
             other.show()
             other.caption("What was said meanwhile.", frames=1)
             # then the page goes on by itself
             page.get_by_text("What was said meanwhile.").wait_for()
-            page.get_by_text("The service cannot be reached").wait_for(state="detached")
+            page.get_by_text("The service cannot be reached since").wait_for(state="detached")
             assert page.evaluate("window.mark") == "not loaded again"
             window.__exit__(None, None, None)
     assert down

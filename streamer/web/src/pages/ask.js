@@ -9,8 +9,8 @@ import { camera, phase, shownIds } from "../store.js";
 import { rangeText, rfc3339, serverNow } from "../time.js";
 import { Answer, AskBox } from "../ui/answers.js";
 import { html } from "../ui/html.js";
-import { Banners, Top } from "../ui/shell.js";
-import { Empty } from "../ui/states.js";
+import { Top } from "../ui/shell.js";
+import { Empty, Skeleton } from "../ui/states.js";
 
 /** Cameras that are asked at once, at most. */
 export const MOST = 24;
@@ -69,8 +69,7 @@ export default function Ask() {
   const groups = grouped(questions.value);
   return html`
     <${Top} title="Ask" />
-    <${Banners} />
-    ${phase.value === "ready" && !names.length
+    ${phase.value !== "ready" ? html`<${Skeleton} lines=${4} />` : !names.length
       ? html`<${Empty} icon="ask" title="There is no camera to ask" text="Attach one first."><a class="button primary" href="/attach">Attach a camera</a><//>`
       : html`<div class="askall">
         <section class="panel body" aria-label="Question">

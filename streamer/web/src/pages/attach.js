@@ -9,7 +9,7 @@ import { postForEvents } from "../sse.js";
 import { camera, mayOperate, phase, putStream } from "../store.js";
 import { html } from "../ui/html.js";
 import { LivePicture } from "../ui/picture.js";
-import { Banners, Top } from "../ui/shell.js";
+import { Top } from "../ui/shell.js";
 import { Empty, Problem, Sentence, Spinner } from "../ui/states.js";
 
 const WORDS = {
@@ -121,7 +121,6 @@ export default function Attach() {
   const begun = steps.value.length > 0 || attached;
   return html`
     <${Top} title="Attach a camera" back="/" />
-    <${Banners} />
     <div class="attach">
       <form class="panel body" onSubmit=${submit}>
         <label class="label">Address

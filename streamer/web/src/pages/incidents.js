@@ -9,7 +9,7 @@ import { navigate, query, setQuery, streamPath } from "../router.js";
 import { camera, generation, idOf, incidents, mayOperate, phase, putIncident } from "../store.js";
 import { ago, duration, moment, now, rfc3339, secondsSince } from "../time.js";
 import { html } from "../ui/html.js";
-import { Banners, Top } from "../ui/shell.js";
+import { Top } from "../ui/shell.js";
 import { Empty, Failed, Skeleton } from "../ui/states.js";
 import { complain, later, say } from "../ui/toast.js";
 
@@ -218,7 +218,6 @@ export default function Incidents({ id }) {
       <span class="grow" />
       <div class="segments" role="group" aria-label="Which incidents">${FILTERS.map(([value, label]) => html`<button key=${value} aria-pressed=${filter === value} onClick=${() => setQuery({ show: value === "open" ? null : value })}>${label}</button>`)}</div>
     <//>
-    <${Banners} />
     <div class=${`inbox ${id ? "chosen" : ""}`}>
       <section class="inbox-list" aria-label="Incidents">
         ${error ? html`<${Failed} error=${error} retry=${retry} />`

@@ -8,7 +8,7 @@ import { query, setQuery, streamPath } from "../router.js";
 import { camera, phase, shownIds } from "../store.js";
 import { moment, rfc3339 } from "../time.js";
 import { html } from "../ui/html.js";
-import { Banners, Top } from "../ui/shell.js";
+import { Top } from "../ui/shell.js";
 import { Empty, Failed, Skeleton } from "../ui/states.js";
 
 const KINDS = [["", "Everything"], ["caption", "Captions"], ["answer", "Answers"], ["alert", "Alerts"], ["error", "Failures"]];
@@ -93,7 +93,6 @@ export default function Search() {
     ${options.map(([value, text]) => html`<option key=${value} value=${value}>${text}</option>`)}</select></label>`;
   return html`
     <${Top} title="Search" />
-    <${Banners} />
     <form class="searchbar" role="search" onSubmit=${(event) => { event.preventDefault(); clearTimeout(timer.current); setQuery({ q: typed.trim() }); }}>
       <span class="searchfield"><${Icon} name="search" size=${17} /><input id="search" class="field" type="search" maxlength="1000" autofocus placeholder=${"red car, \"red car\" or park*"} aria-label="Words of captions, questions and answers" value=${typed} onInput=${onInput} /></span>
       <div class="row wrap">

@@ -13,7 +13,7 @@ import { Answer, AskBox } from "../ui/answers.js";
 import { SeenFrames } from "../ui/frames.js";
 import { html } from "../ui/html.js";
 import { conditionWord, LivePicture, useCondition } from "../ui/picture.js";
-import { Banners, Top } from "../ui/shell.js";
+import { Top } from "../ui/shell.js";
 import { Empty, Sentence, Skeleton } from "../ui/states.js";
 import { SPANS, Timeline, usePast } from "../ui/timeline.js";
 import { complain, later, say } from "../ui/toast.js";
@@ -159,7 +159,6 @@ function Loaded({ id, stream }) {
         <button class="button plain square narrow" aria-label=${stream.paused ? "Resume" : "Pause"} onClick=${pause}><${Icon} name=${stream.paused ? "play" : "pause"} /></button>
         <button class="button plain square" aria-label="Detach this camera" title="Detach" onClick=${detach}><${Icon} name="trash" /></button>`}
     <//>
-    <${Banners} />
     ${incident && html`<a class=${`banner ${incident.severity === "critical" ? "bad" : ""}`} href=${`/incidents/${incident.id}`}><${Icon} name="bell" size=${16} /><span class="grow"><strong>${incident.title}</strong> for ${duration(secondsSince(incident.opened_at, now.value))}</span><span>Open</span></a>`}
     ${stream.error && (state === "lost" || state === "failed") && html`<div class="banner bad" role="status"><${Icon} name="warning" size=${16} /><span><${Sentence} text=${stream.error.message} /></span></div>`}
     <div class="stream">

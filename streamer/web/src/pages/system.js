@@ -9,7 +9,7 @@ import { camera, phase, session, shownIds, streamIds } from "../store.js";
 import { ago, now, secondsSince } from "../time.js";
 import { Chart } from "../ui/chart.js";
 import { html } from "../ui/html.js";
-import { Banners, Top } from "../ui/shell.js";
+import { Top } from "../ui/shell.js";
 import { Empty, Failed, Sentence, Skeleton } from "../ui/states.js";
 
 const PERIOD = 2000;
@@ -101,7 +101,6 @@ export default function System() {
   return html`
     <${Top} title="System"><span class="grow" />
       <a class="button plain" href="/docs">API reference</a><a class="button plain wide" href="/metrics" target="_blank">Metrics</a><//>
-    <${Banners} />
     ${failure.value && !known ? html`<${Failed} error=${failure.value} retry=${read} />`
       : !known ? html`<${Skeleton} lines=${8} />`
       : html`<div class="system">

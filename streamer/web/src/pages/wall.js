@@ -10,7 +10,7 @@ import { ago, now, secondsSince } from "../time.js";
 import { html } from "../ui/html.js";
 import { kiosk } from "../ui/kiosk.js";
 import { conditionWord, LivePicture, useCondition } from "../ui/picture.js";
-import { Banners, Top } from "../ui/shell.js";
+import { Top } from "../ui/shell.js";
 import { Sparkline } from "../ui/sparkline.js";
 import { Empty, Sentence, Skeleton } from "../ui/states.js";
 
@@ -110,7 +110,6 @@ export default function Wall() {
         <button class="button plain square wide" aria-label="Only the wall, in full screen" title="Only the wall (F)" onClick=${() => (kiosk.value = true)}><${Icon} name="expand" /></button>
         ${mayOperate.value && html`<a class="button" href="/attach"><${Icon} name="plus" size=${16} /><span>Attach</span></a>`}`}
     <//>
-    <${Banners} />
     <${Alarms} />
     ${!ready ? html`<${Loading} />` : !live ? html`<${Nothing} />`
       : html`<div class="wall" style=${style}>${ids.map((id) => html`<${Tile} key=${id} id=${id} width=${width} />`)}</div>`}`;

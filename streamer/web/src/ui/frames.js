@@ -48,7 +48,10 @@ export function SeenFrames({ result, load }) {
   const [tiles, setTiles] = useState(true);
   useEffect(() => setAt(null), [result.request_id]);
   if (error) return html`<div class="picture"><div class="note"><span>${error.message}</span><button class="button" onClick=${retry}>Try again</button></div></div>`;
-  if (!frames) return html`<div class="picture" aria-busy="true" />`;
+  if (!frames) {
+    const several = result.frames > 1;
+    return html`<div class="seen" aria-busy="true"><div class="picture" /><div class="reason" />${several && html`<div class="strip"><span class="gone" /></div>`}</div>`;
+  }
   if (!frames.length) return html`<div class="picture"><div class="note"><${Icon} name="film" /><span>No frames belong to this result.</span></div></div>`;
   const size = (frame) => (frame.url ? 1000 : 0) + (frame.grid?.[0] ?? 1) * (frame.grid?.[1] ?? 1);
   const most = frames.reduce((best, frame, index) => (size(frame) >= size(frames[best]) ? index : best), 0);

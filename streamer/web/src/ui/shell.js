@@ -1,9 +1,10 @@
 /** The frame of the page: navigation, what is wrong with the installation, and the page itself. */
+import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
 import { Icon } from "../icons.js";
 import { useKeys } from "../keys.js";
 import { address, navigate, route, streamPath } from "../router.js";
-import { announcement, camera, link, mayOperate, missing, openIncidents, phase, session, shownIds, start, unseenCount } from "../store.js";
+import { announcement, camera, link, mayOperate, missing, phase, shownIds, start, unseenCount } from "../store.js";
 import { duration, now } from "../time.js";
 import { toggleTheme } from "../theme.js";
 import { Help, helpOpen } from "./help.js";
@@ -73,15 +74,18 @@ function Lost() {
   const seconds = (Date.now() - since) / 1000;
   // read, so that it is renewed each second
   if (now.value === 0 || state !== "lost" || seconds < 2) return null;
-  return html`<div class="banner" role="status"><span class="spinner" aria-hidden="true" />
-    <span>The service cannot be reached since ${duration(seconds)}. What is shown may be out of date; it is tried again by itself.</span></div>`;
+  return html`<div class="notice"><span class="spinner" aria-hidden="true" />
+    <span class="grow">The service cannot be reached since ${duration(seconds)}. What is shown may be out of date; it is tried again by itself.</span></div>`;
 }
 
 function Missing() {
-  const shown = missing.value.filter((part) => part.message);
-  if (!shown.length) return null;
-  return html`<div class="banner" role="status"><${Icon} name="warning" size=${16} />
-    <ul class="stack" style=${{ gap: "2px" }}>${shown.map((part) => html`<li key=${part.name}><${Sentence} text=${part.message.replace(/\.?$/, ".")} /></li>`)}</ul></div>`;
+  const closed = useSignal("");
+  const messages = missing.value.map((part) => part.message).filter(Boolean);
+  const key = messages.join();
+  if (!messages.length || closed.value === key) return null;
+  return html`<div class="notice"><${Icon} name="warning" size=${16} />
+    <ul class="grow">${messages.map((message) => html`<li key=${message}><${Sentence} text=${message.replace(/\.?$/, ".")} /></li>`)}</ul>
+    <button class="button plain square" aria-label="Close" onClick=${() => (closed.value = key)}><${Icon} name="close" size=${15} /></button></div>`;
 }
 
 /** The head of a page: its name, and what can be done. */
@@ -131,13 +135,7 @@ export function Shell({ children }) {
       </main>
       <${Bottom} />
     </div>
+    <div class="notices" role="status"><${Lost} /><${Missing} /></div>
     <${Palette} /><${Help} /><${Toasts} />
     <div class="aloud" role="alert" aria-live="assertive">${announcement.value}</div>`;
 }
-
-/** What is wrong with the connection or the installation, above the content of a page. */
-export function Banners() {
-  return html`<${Lost} /><${Missing} />`;
-}
-
-export { openIncidents, session };
