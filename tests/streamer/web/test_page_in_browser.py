@@ -32,16 +32,15 @@ class Scene:
         self.gate = service.camera("gate", 2_000_000_011, alert=QUESTION)
         self.yard = service.camera("yard", 2_000_000_018)
         self.refresh()
-        for camera in (self.gate, self.yard):
-            camera.caption(CAPTION)
         for probability in (0.8, 0.93, 0.97):
             self.gate.answer_alert(probability)
 
     def refresh(self) -> None:
-        """Let the cameras run: show what they have seen in the last seconds."""
+        """Let the cameras run: the pictures of the last seconds, and a caption of them."""
         now = time.time()
         for camera in (self.gate, self.yard):
             camera.show(*(now - 20 + 4 * step for step in range(6)))
+            camera.caption(CAPTION)
 
     @property
     def incident(self) -> str:
