@@ -4,7 +4,6 @@ import json
 import socket
 from pathlib import Path
 
-import httpx
 import pytest
 from fastapi.testclient import TestClient
 
@@ -72,7 +71,7 @@ def test_the_step_that_fails_is_the_last_and_comes_with_advice(
 def test_addresses_that_may_not_be_opened_are_refused(
     api: TestClient, url: str, status: int, code: str
 ) -> None:
-    refused: httpx.Response = api.post("/v1/probe", json={"url": url})
+    refused = api.post("/v1/probe", json={"url": url})
     assert (refused.status_code, refused.json()["error"]["code"]) == (status, code)
 
 

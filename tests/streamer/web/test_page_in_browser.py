@@ -18,6 +18,8 @@ from tests.support.page_service import Camera, PageService
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
+pytestmark = pytest.mark.slow
+
 QUESTION = "Is a car parked in front of the gate?"
 CAPTION = "A red car turns into the yard."
 MAX_SHIFT = 0.05
@@ -39,7 +41,9 @@ class Scene:
         """Let the cameras run: the pictures of the last seconds, and a caption of them."""
         now = time.time()
         for camera in (self.gate, self.yard):
-            camera.show(*(now - 20 + 4 * step for step in range(6)))
+            shown = camera.frames[-1].time if camera.frames else 0.0
+            since = max(now - 20, shown)
+            camera.show(*(since + (now - since) * step / 6 for step in range(1, 7)))
             camera.caption(CAPTION)
 
     @property
