@@ -35,7 +35,7 @@ async def _checked(body: ProbeBody, client: ClientDependency) -> ProbeBody:
 
 
 @router.post("", response_class=EventSourceResponse)
-async def probe_source(
+async def try_source(
     body: Annotated[ProbeBody, Depends(_checked)], client: ClientDependency
 ) -> AsyncIterator[ServerSentEvent]:
     """Try a source step by step, for at most 15 seconds, and send server-sent events meanwhile.
