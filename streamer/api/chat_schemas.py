@@ -38,8 +38,10 @@ MAX_PARTS = 1024
 """Parts of one message."""
 
 
-_REDUCED = {"max_tokens", "max_completion_tokens", "seed"}
-"""Fields that take numbers of any size."""
+_CHECKED_ELSEWHERE = {
+    *("max_tokens", "max_completion_tokens", "seed"),  # numbers of any size
+    *("messages", "content", "image_url", "video_url", "stream_options"),  # bodies of their own
+}
 
 
 class _Body(BaseModel):
@@ -52,7 +54,7 @@ class _Body(BaseModel):
         kept = fields
         if isinstance(fields, dict):
             names = {field.alias or name for name, field in cls.model_fields.items()} | {"file_id"}
-            kept = {name: fields[name] for name in fields.keys() & names - _REDUCED}
+            kept = {name: fields[name] for name in fields.keys() & names - _CHECKED_ELSEWHERE}
         reason = unstorable(kept)
         if reason is not None:
             raise PydanticCustomError("unstorable", "{reason}", {"reason": reason})
