@@ -23,6 +23,7 @@ EXAMPLES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "an uploaded file": {"file": "file_4be1a07c5d2f9a36", "name": "evening"},
     },
+    "try_source": {"a camera": {"url": "rtsp://camera.example:554/main", "transport": "tcp"}},
     "discover_cameras": {"a network": {"address": "192.168.1.0/24", "user": "viewer"}},
     "edit_stream": {
         "another name": {"name": "front-yard"},
@@ -73,6 +74,14 @@ EXAMPLES: dict[str, dict[str, dict[str, Any]]] = {
             "stream": "yard",
             "response_format": {"type": "choice", "choices": ["yes", "no"]},
         },
+        "windows of a past range": {
+            "prompt": "Is a car parked in front of the gate?",
+            "stream": "yard",
+            "since": "-8h",
+            "window": 60,
+        },
+        "several streams": {"prompt": "Is anybody there?", "streams": ["yard", "gate"]},
+        "an uploaded file": {"prompt": "Who comes and goes?", "file": "file_4be1a07c5d2f9a36"},
     },
     "summarise_stream": {"the last day": {"since": "-1d"}},
     "edit_incident": {

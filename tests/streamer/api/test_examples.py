@@ -97,6 +97,9 @@ def test_each_example_is_accepted(
     else:
         attach_camera(client, "yard")
     match operation:
+        case "ask_question":
+            attach_camera(client, "gate")
+            store_video(client, tmp_path)
         case "edit_stream" | "add_watch":
             ids["ref"] = client.stream("yard").id
         case "summarise_stream":
