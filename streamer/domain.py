@@ -50,6 +50,7 @@ from streamer.response_format import (
     with_response_format,
 )
 from streamer.times import as_utc
+from streamer.yes_or_no import MIN_YES_NO_TOKENS, SPELLED_FORMAT
 
 
 def new_id(prefix: str) -> str:
@@ -535,6 +536,15 @@ class RequestKind(StrEnum):
     FILE = "file"
 
 
+VERIFIES = "verifies"
+"""Entry of the `data` of a request that asks whether a hit of a search is one: the hit's request.
+Such an answer is neither recorded nor announced: it says nothing new about the stream."""
+
+
+def _verifies(data: dict[str, Any] | None) -> bool:
+    return VERIFIES in (data or {})
+
+
 class ClipRequest(Record):
     """A question about the frames of one clip, as a job carries it."""
 
@@ -577,15 +587,31 @@ class ClipRequest(Record):
     @property
     def delta_id(self) -> str | None:
         """The query whose answer people read while it is generated; None if they do not."""
-        return self.id if self.kind is RequestKind.QUERY and self.part_of is None else None
+        asked = self.kind is RequestKind.QUERY and self.part_of is None
+        return self.id if asked and not _verifies(self.data) else None
+
+    @property
+    def asks_yes_or_no(self) -> bool:
+        """Whether the service itself asks for yes or no, so that their spelling is its own matter:
+        an alert, or whether a hit of a search is one."""
+        of_service = self.alert is not None or _verifies(self.data)
+        return of_service and self.response_format == ALERT_FORMAT
+
+    @property
+    def allowed_format(self) -> ResponseFormat:
+        """The format to which the model is held: `response_format`, or all spellings of yes and no;
+        then `yes_or_no.in_one_spelling` reads the answer."""
+        return SPELLED_FORMAT if self.asks_yes_or_no else self.response_format
 
     @property
     def sampling(self) -> dict[str, Any]:
         """Arguments of `nvila_core.SamplingParams`."""
+        # a spelling that takes more tokens than another is not cut
+        least = MIN_YES_NO_TOKENS if self.asks_yes_or_no else self.max_tokens
         return {
-            "max_tokens": self.max_tokens,
+            "max_tokens": max(self.max_tokens, least),
             "logprobs": self.logprobs,
-            **self.response_format.constraint,
+            **self.allowed_format.constraint,
         }
 
     @classmethod
@@ -777,10 +803,10 @@ class Result(Record):
         }
         return cls(**asked | outcome)
 
-
-VERIFIES = "verifies"
-"""Entry of the `data` of a request that asks whether a hit of a search is one: the hit's request.
-Such an answer is not recorded: it says nothing new about the stream."""
+    @property
+    def verifies(self) -> bool:
+        """Whether it is about a hit of a search; see `VERIFIES`."""
+        return _verifies(self.data)
 
 
 class Match(Record):

@@ -33,8 +33,8 @@ end
 # The existence of the answer key makes publication happen once, however many workers try.
 # KEYS: answer, results queue, open queries, answers, in-flight set (or the answer again)
 # ARGV: result, TTL s, length, request id, channel, whether there is an in-flight set, whether a
-# full server may delete the answer, stream id, stream name, how a query has ended or '', whether
-# the result is an event
+# full server may delete the answer, stream id, stream name, how a query has ended or '' for no
+# event of it, whether the result is an event
 _PUBLISH = (
     SHRINK_ANSWERS
     + _COUNT_OUT
@@ -73,7 +73,8 @@ class Results:
         """Publish a result; return False, without publishing, if its request has one already.
 
         `owner_id` is the watch, the recording or the query whose in-flight set the request leaves.
-        With `lasting`, it can be fetched for as long as the answer to a query.
+        With `lasting`, it can be fetched for as long as the answer to a query. Of a result that
+        verifies a hit of a search there is no event.
         """
         answer = redis_keys.answer(result.request_id)
         # A query's answer can be fetched later. Of other requests only "already published"
@@ -101,8 +102,8 @@ class Results:
                 int(owner_id is None or owner_id != result.stream_id),  # not of a recording
                 result.stream_id or "",
                 result.stream_name or "",
-                _finished(result) if owner_id is None else "",
-                int(result.kind is not ResultKind.SUMMARY),
+                _finished(result) if owner_id is None and not result.verifies else "",
+                int(result.kind is not ResultKind.SUMMARY and not result.verifies),
             ],
         )
         return bool(published)
@@ -183,12 +184,16 @@ class Results:
         return cast(list[Any], answer)[0][1] if answer else []
 
     def follow(self, last_id: str = "$", block: float = 1.0) -> Iterator[tuple[str, Result]]:
-        """Yield entries after `last_id` (`$`: the newest) as they arrive, without end."""
+        """Yield entries after `last_id` (`$`: the newest) as they arrive, without end.
+
+        Results that verify a hit of a search are left out.
+        """
         position = self.last_id() if last_id == "$" else last_id
         while True:
             for entry_id, result in self.read(position, block):
                 position = entry_id
-                yield entry_id, result
+                if not result.verifies:
+                    yield entry_id, result
 
 
 def _finished(result: Result) -> str:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from streamer import redis_keys
 from streamer.clock import Clock, SystemClock
 from streamer.connections import Connections, log_lacks
-from streamer.domain import VERIFIES, PartName, Result
+from streamer.domain import PartName, Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.store import FrameStore, Retention
 from streamer.health import note_seen
@@ -206,7 +206,7 @@ class Recorder:
 
         What the model said about the hits of a search is left out.
         """
-        results = [result for result in results if VERIFIES not in (result.data or {})]
+        results = [result for result in results if not result.verifies]
         incidents = self._incidents
         if incidents is None:
             return self._timeline.record(results)

@@ -1,5 +1,6 @@
 """Hits of a search are verified by the model, over the API and in the recorder."""
 
+import json
 import threading
 import time
 
@@ -16,11 +17,15 @@ from streamer.cli.app import app
 from streamer.cursors import encode_cursor
 from streamer.domain import ALERT_FORMAT, ClipRequest, ErrorInfo, Result, to_datetime
 from streamer.errors import ErrorCode
+from streamer.events import Events
 from streamer.timeline.results import Timeline
 from streamer.timeline.sentences import sentence_encoder
 from streamer.timeline.vectors import VectorStore
+from streamer.webhooks.addresses import WebhookAddresses
+from streamer.webhooks.store import Webhooks
 from workers.recorder import Recorder
 from workers.vectors import VectorMaker
+from workers.webhooks import WebhookSender
 
 CAMERA = "rtsp://192.0.2.1/door"
 
@@ -167,6 +172,40 @@ def test_the_answers_are_not_recorded(client, hits, timeline):
     assert len(timeline.query().results) == len(hits)
     pending = client.connections.main.xpending("streamer:results", "recorder")["pending"]
     assert pending == 0
+
+
+def test_the_answers_are_not_announced(client, hits, timeline):
+    # given a webhook for everything, and a question that fails
+    webhooks = Webhooks(timeline.database, WebhookAddresses(("127.0.0.1",)))
+    webhook, _ = webhooks.create("http://127.0.0.1:9/")
+    sender = WebhookSender(
+        client.connections.main,
+        client.settings,
+        webhooks,
+        WebhookAddresses(("127.0.0.1",)),
+        stopping=threading.Event(),
+    )
+    sender.relay()
+    events = Events(client.connections.main)
+    start, results = events.position(), client.queue.last_id()
+    search(client)
+    asked = questions(client)
+    error = ErrorInfo(code=ErrorCode.MODEL_FAILED, message="The model failed.")
+
+    # when they are answered, and then another query is
+    answer(client, asked["kept"], 0.9)
+    answer(client, asked["partly"], 0.5, error=error, text=None)
+    other = asked["kept"].model_copy(update={"id": "qry_another", "data": None})
+    client.queue.publish(Result.answering(other, text="a car"), owner_id=None)
+    sender.relay()
+
+    # then listeners hear of the other one alone, and the verdicts are there
+    told = [json.loads(event.data) for event in events.read(start)]
+    assert [each.get("request_id", each.get("id")) for each in told] == ["qry_another"] * 2
+    deliveries, _ = webhooks.deliveries(webhook.id)
+    assert sorted(each.type for each in deliveries) == ["query.finished", "result.created"]
+    assert next(client.queue.follow(results))[1].request_id == "qry_another"
+    assert {match.verdict for match in search(client).values()} == {"yes", "unverified"}
 
 
 def test_over_the_api_one_waits_for_the_verdicts(api, client, hits):

@@ -7,7 +7,6 @@ import redis
 import structlog
 from rq.job import Job
 
-from streamer.alert_rule import ALERT_CHOICES
 from streamer.domain import (
     ClipRequest,
     ErrorInfo,
@@ -28,6 +27,7 @@ from streamer.jobs import (
 )
 from streamer.limits import MAX_JOB_BYTES
 from streamer.redis_errors import trouble_of, will_pass
+from streamer.yes_or_no import YES, in_one_spelling
 from workers.context import Abandon, BrokeDown, GiveBack, WorkerContext, current, stop_check
 from workers.gpu.clip_plan import plan_clip
 from workers.time_limit import time_left
@@ -155,6 +155,8 @@ def ask_model(context: WorkerContext, clip: ClipRequest, started: float) -> tupl
     jpegs = _load(context, clip)
     plan = plan_clip(context, clip, started)
     completion = context.model.answer(clip, jpegs, plan)
+    if clip.asks_yes_or_no:
+        completion = in_one_spelling(completion)
     usage, timings = completion.usage, completion.timings
     complete = clip.response_format.complete(completion.text, completion.finish_reason)
     result = Result.answering(
@@ -232,7 +234,7 @@ def _data(clip: ClipRequest, completion: "Completion") -> dict[str, Any] | None:
     each choice is; of an alert only how probable yes is."""
     if clip.alert is not None:
         shares = completion.choice_probabilities or {completion.text: 1.0}
-        probability = shares.get(ALERT_CHOICES[0], 0.0)
+        probability = shares.get(YES, 0.0)
         return {**(clip.data or {}), "yes": probability >= 0.5, "probability": probability}
     data = {**(clip.data or {}), **clip.response_format.parse(completion.text)}
     if completion.choice_probabilities is not None:

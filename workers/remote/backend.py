@@ -99,7 +99,7 @@ class RemoteBackend:
             raise out_of_time(clip, self._settings.job_timeout) from None
         completion = read_answer(
             reply,
-            clip.response_format,
+            clip.allowed_format,
             tiles=sum(columns * rows for columns, rows in (f.grid for f in plan.frames)),
             timings=Timings(generate_ms=1000 * (self._clock.monotonic() - started)),
         )

@@ -51,7 +51,8 @@ def chat_body(model: str, clip: ClipRequest, pictures: Sequence[bytes]) -> dict[
         optional = {"seed": clip.seed, "stop": clip.stop or None}
         body |= wanted | {key: value for key, value in optional.items() if value is not None}
     if schema is not None:
-        form = {"name": ANSWER, "strict": True, "schema": schema}
+        allowed = answer_schema(clip.allowed_format)
+        form = {"name": ANSWER, "strict": True, "schema": allowed}
         constrained = {"type": "json_schema", "json_schema": form}
         body["response_format"] = constrained if schema else {"type": "json_object"}
     if clip.logprobs is not None:

@@ -6,19 +6,22 @@ from datetime import timedelta
 import cv2
 import numpy as np
 import pytest
+import torch
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from nvila_core import SamplingParams, Video
+from nvila_core import NVILA, Engine, SamplingParams, Video
+from nvila_core.demo import CHECKPOINT
 from streamer import redis_keys
 from streamer.alert_rule import AlertRule
 from streamer.deltas import Deltas
-from streamer.domain import ALERT_FORMAT, QueryStatus, RequestKind
+from streamer.domain import ALERT_FORMAT, VERIFIES, QueryStatus, RequestKind
 from streamer.errors import ErrorCode
 from streamer.frames.jpeg import from_jpeg
 from streamer.response_format import ChoiceFormat, JsonFormat
 from tests.support.clips import frames, picture, request, run
 from workers.gpu.clip_job import answer_clip, publish_failure
+from workers.gpu.engine_backend import EngineBackend
 
 
 def test_a_clip_is_answered_with_what_it_cost(own, model):
@@ -253,14 +256,14 @@ def test_an_alert_is_observed_by_its_probability(own, model):
         own, data={"media_start": 0.0}, alert=rule, response_format=ALERT_FORMAT, logprobs=0
     )
     result = run(own, asked)
-    # then its result has the probability that the model gives to yes, among yes and no
+    # then its result has the probability that the model gives to yes, however it spells it
     shown = [from_jpeg(jpeg, 320, 240) for jpeg in own.frames.load(asked.frames)]
     alone = model.generate(
         model.prepare([Video(shown, sampled=True), "What is there?"], num_video_frames=4),
-        SamplingParams(max_tokens=6, choice=["yes", "no"], logprobs=0),
+        SamplingParams(max_tokens=6, choice=["yes", "no", "Yes", "No"], logprobs=0),
     )
     assert alone.choice_probabilities is not None
-    expected = alone.choice_probabilities["yes"]
+    expected = alone.choice_probabilities["yes"] + alone.choice_probabilities["Yes"]
     assert 0 < expected < 1
     assert result.kind == "alert"
     assert result.data == {
@@ -273,3 +276,92 @@ def test_an_alert_is_observed_by_its_probability(own, model):
     own.frames.discard("str_1")
     lost = request(own, refs=asked.frames, alert=rule, response_format=ALERT_FORMAT, logprobs=0)
     assert run(own, lost).kind == "error"
+
+
+QUESTION = "Is there a car?"
+
+
+@pytest.fixture(scope="module")
+def demo():
+    """The model that the package ships, which answers yes and no with one token each."""
+    return NVILA.from_pretrained(CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def capital():
+    """The same model, taught to answer Yes, in two tokens, and No."""
+    taught = NVILA.from_pretrained(CHECKPOINT)
+    encode, table = taught.tokenizer.encode, taught.language.embedding_table
+    (yes,), (no,), (y, _), (capital_no,) = map(encode, ("yes", "no", "Yes", "No"))
+    assert {yes, no, y, capital_no}.isdisjoint(encode(QUESTION))
+    with torch.no_grad():
+        table[[yes, y, no, capital_no]] = table[[y, yes, capital_no, no]]
+    return taught
+
+
+@pytest.fixture
+def writes_capitals(own, capital, monkeypatch):
+    """This process as a model worker whose model prefers Yes and No."""
+    with Engine(capital) as engine:
+        monkeypatch.setattr(own, "engine", engine)
+        monkeypatch.setattr(own, "backend", EngineBackend(engine, own.settings))
+        yield own
+
+
+def shares_of(model, asked, own, choices):
+    shown = [
+        from_jpeg(jpeg, frame.width, frame.height)
+        for frame, jpeg in zip(asked.frames, own.frames.load(asked.frames), strict=True)
+    ]
+    parts = [Video(shown, sampled=True), asked.prompt]
+    params = SamplingParams(choice=choices, logprobs=0)
+    return model.generate(
+        model.prepare(parts, num_video_frames=len(shown)), params
+    ).choice_probabilities
+
+
+@pytest.mark.parametrize("max_tokens", [1, 8])
+def test_a_model_that_writes_capitals_is_understood(writes_capitals, demo, capital, max_tokens):
+    # given a model that knows as much as another, but begins its answers with a capital
+    own = writes_capitals
+    asked = request(
+        own,
+        prompt=QUESTION,
+        alert=AlertRule(),
+        response_format=ALERT_FORMAT,
+        logprobs=0,
+        max_tokens=max_tokens,
+    )
+    spelled = shares_of(capital, asked, own, ["yes", "no", "Yes", "No"])
+    assert spelled["Yes"] + spelled["No"] > 0.9
+    # when it is asked for an alert, and about the hit of a search
+    alert = run(own, asked)
+    verdict = run(
+        own,
+        request(
+            own,
+            RequestKind.QUERY,
+            refs=asked.frames,
+            prompt=QUESTION,
+            response_format=ALERT_FORMAT,
+            logprobs=0,
+            max_tokens=max_tokens,
+            data={VERIFIES: "req_1"},
+        ),
+    )
+    # then both have the probability of the model that writes small letters, as they always had it
+    expected = shares_of(demo, asked, own, ["yes", "no"])
+    yes = pytest.approx(expected["yes"], abs=0.02)
+    likely = max(expected, key=expected.get)
+    assert (alert.error, alert.text) == (None, likely)
+    assert alert.data == {"yes": likely == "yes", "probability": yes}
+    assert (verdict.error, verdict.text) == (None, likely)
+    assert verdict.data == {
+        VERIFIES: "req_1",
+        "choice": likely,
+        "probabilities": {"yes": yes, "no": pytest.approx(expected["no"], abs=0.02)},
+    }
+    # and what a user's own choices are, stays word for word
+    form = ChoiceFormat(choices=["yes", "no"])
+    own_choice = run(own, request(own, response_format=form, max_tokens=8, refs=asked.frames))
+    assert own_choice.text in form.choices

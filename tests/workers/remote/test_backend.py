@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import logging
+import math
 import socket
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from streamer.conversation import ChatRequest, FramesPart, TextPart, Turn
 from streamer.deltas import Deltas
 from streamer.doctor.examination import examine
 from streamer.doctor.model import model
-from streamer.domain import RequestKind, utc_now
+from streamer.domain import ALERT_FORMAT, VERIFIES, RequestKind, utc_now
 from streamer.errors import ErrorCode
 from streamer.health import InstallationHealth
 from streamer.response_format import ChoiceFormat, JsonFormat
@@ -133,6 +134,60 @@ def test_an_alert_without_log_probabilities_is_a_plain_yes_or_no_and_says_so(own
     result = run(own, asked)
 
     assert (result.data["yes"], result.data["probability"]) == (True, 1.0)
+    assert "no log-probabilities" in result.warning
+
+
+def token(text, p, **others):
+    """A token of probability `p`, and what else the server found likely in its place."""
+    top = [{"token": t, "logprob": math.log(q)} for t, q in {text: p, **others}.items()]
+    return {"token": text, "logprob": math.log(p), "top_logprobs": top}
+
+
+@pytest.mark.parametrize(
+    ("written", "tokens"),
+    [
+        ('{"answer": "Yes"}', [token('{"answer": "', 1.0), token("Yes", 0.5, No=0.2, yes=0.1)]),
+        (
+            '{"answer": "Yes"}',
+            [token('{"answer": "', 1.0), token("Y", 0.5, N=0.2, yes=0.1), token("es", 1.0)],
+        ),
+        ("Yes", [token("Yes", 0.5, No=0.2, yes=0.1, Maybe=0.2)]),
+    ],
+    ids=["one token", "several tokens", "alone"],
+)
+def test_a_server_whose_model_writes_yes_with_a_capital_is_understood(
+    own, server, written, tokens
+) -> None:
+    server.script = lambda _: said(written, logprobs={"content": tokens})
+    form = {"response_format": ALERT_FORMAT, "logprobs": 0, "max_tokens": 1}
+
+    # when it is asked for an alert, and about the hit of a search
+    alert = run(own, request(own, alert=AlertRule(), **form))
+    hit = {"data": {VERIFIES: "req_1"}}
+    verdict = run(own, request(own, RequestKind.QUERY, **form, **hit))
+
+    # then it may write both, and is asked in the words of before
+    for body in server.asked:
+        schema = body["response_format"]["json_schema"]["schema"]
+        assert schema["properties"]["answer"]["enum"] == ["yes", "no", "Yes", "No"]
+        assert '"enum": ["yes", "no"]' in words_in(body)[-1]
+    # and both spellings count, renormalised
+    yes = pytest.approx(0.6 / 0.8)
+    assert (alert.error, alert.text, alert.warning) == (None, "yes", None)
+    assert alert.data == {"yes": True, "probability": yes}
+    assert (verdict.error, verdict.text) == (None, "yes")
+    assert verdict.data["probabilities"] == {"yes": yes, "no": pytest.approx(0.2 / 0.8)}
+    # while one who asks for a choice gets it word for word
+    server.script = lambda _: said('{"answer": "Yes"}')
+    assert run(own, request(own, response_format=ALERT_FORMAT)).error.code is ErrorCode.FORM_IGNORED
+
+
+def test_an_alert_is_a_plain_no_where_the_server_says_no_with_a_capital(own, server) -> None:
+    server.script = lambda _: said('{"answer": "No"}')
+
+    result = run(own, request(own, response_format=ALERT_FORMAT, logprobs=0, alert=AlertRule()))
+
+    assert (result.text, result.data) == ("no", {"yes": False, "probability": 0.0})
     assert "no log-probabilities" in result.warning
 
 
