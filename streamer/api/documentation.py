@@ -65,6 +65,7 @@ def install_documentation(app: FastAPI) -> None:
                         schema["paths"][path][call]["security"] = []
             _link(schema["paths"])
             _show(schema["paths"])
+            _describe_errors(schema["paths"])
             _exclude_nul(schema)
         return schema
 
@@ -122,6 +123,16 @@ def _show(paths: dict[str, Any]) -> None:
             if body is not None:
                 shown = EXAMPLES.get(call["operationId"], {})
                 body["examples"] = {name: {"value": value} for name, value in shown.items()}
+
+
+def _describe_errors(paths: dict[str, Any]) -> None:
+    """Say that errors are JSON, also those of calls that return something else."""
+    for calls in paths.values():
+        for call in calls.values():
+            for status, answer in _answers(call):
+                if status in ("4XX", "5XX"):
+                    (body,) = answer["content"].values()
+                    answer["content"] = {"application/json": body}
 
 
 def _answers(call: dict[str, Any] | None) -> list[tuple[str, dict[str, Any]]]:

@@ -1,8 +1,17 @@
 """Request and response bodies of the API, in addition to the records of `streamer.domain`."""
 
+import re
+from datetime import datetime
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, Field, GetJsonSchemaHandler, WithJsonSchema, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
@@ -55,6 +64,19 @@ from streamer.webhooks.records import Delivery, Webhook
 
 TimeText = Annotated[str, WithJsonSchema(TIME_SCHEMA)]
 """A time for :func:`streamer.times.parse_time`."""
+
+_DATE = re.compile(r"\s*\d{4}-")
+
+
+def _refuse_numbers(value: Any) -> Any:
+    """Refuse a number, which could be seconds or milliseconds."""
+    dated = isinstance(value, datetime) or (isinstance(value, str) and _DATE.match(value))
+    if not dated:
+        raise PydanticCustomError("time", "write a time such as 2026-01-31T09:30:00Z")
+    return value
+
+
+_WrittenTime = Annotated[Timestamp, BeforeValidator(_refuse_numbers)]
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -425,8 +447,8 @@ class SilenceBody(RequestBody):
     matchers: list[Matcher] = Field(
         min_length=1, max_length=MAX_MATCHERS, description="all of them must be fulfilled"
     )
-    starts_at: Timestamp | None = Field(default=None, description="default: now")
-    ends_at: Timestamp | None = None
+    starts_at: _WrittenTime | None = Field(default=None, description="default: now")
+    ends_at: _WrittenTime | None = None
     minutes: float | None = Field(
         default=None, ge=0.01, le=MAX_SILENCED_MINUTES, description="in place of `ends_at`"
     )

@@ -7,8 +7,10 @@ express: those between two numbers or times, and those about what is outside the
 import re
 
 BEYOND_SCHEMAS = {
-    "two numbers": r"can never be: give a k|must be below|is shorter than 'min_interval'",
+    "two numbers": r"can never be: give a k|must be below|is shorter than 'min_interval'"
+    r"|^INVALID_REQUEST Windows of .* are more than",
     "two times": r"The range is empty|'ends_at' must be after 'starts_at'",
+    "what an Idempotency-Key was used for": r"^IDEMPOTENCY_MISMATCH",
     "which frames are kept": r"^FRAMES_EXPIRED",
     "which names are known": r"no address is known for",
     "which streams are attached": r"No stream is attached|Several streams are attached",

@@ -86,3 +86,12 @@ def test_what_is_created_is_linked_to_its_calls(spec: dict) -> None:
             assert list(link["parameters"].values()) == ["$response.body#/id"]
     watch = spec["paths"]["/v1/streams/{ref}/watches"]["post"]["responses"]["201"]["links"]["Get"]
     assert watch["parameters"] == {"ref": "$request.path.ref", "watch_id": "$response.body#/id"}
+
+
+def test_errors_are_json_whatever_a_call_returns(spec: dict) -> None:
+    for calls in spec["paths"].values():
+        for call in calls.values():
+            for status in ("4XX", "5XX"):
+                assert list(call["responses"][status]["content"]) == ["application/json"]
+    stream = spec["paths"]["/v1/events"]["get"]["responses"]["200"]["content"]
+    assert list(stream) == ["text/event-stream"]

@@ -184,6 +184,8 @@ def test_silences_have_pages(api: TestClient) -> None:
         ({"matchers": [{"name": "a", "value": "(a+)+b", "isRegex": True}]}, "repeats too much"),
         ({"matchers": [{"name": "a-b", "value": "x"}]}, "name"),
         ({"minutes": 1e9}, "minutes"),
+        ({"starts_at": 0}, "write a time such as"),
+        ({"starts_at": "1767225600"}, "write a time such as"),
     ],
 )
 def test_silences_that_cannot_be(api: TestClient, change: dict[str, Any], said: str) -> None:
