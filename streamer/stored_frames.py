@@ -11,6 +11,8 @@ from streamer.domain import (
     StoredFrame,
     StoredFrameList,
     Stream,
+    rfc3339,
+    to_datetime,
 )
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.history import FrameHistory
@@ -92,7 +94,7 @@ class StoredFrames:
         frames = []
         for number, time in enumerate(result.frame_times):
             grid = grids[number] if number < len(grids) else None
-            ref = kept.get(_milliseconds(time.timestamp()))
+            ref = kept.get(rfc3339(time))
             frames.append(
                 StoredFrame.of(ref, grid) if ref is not None else StoredFrame(time=time, grid=grid)
             )
@@ -110,20 +112,20 @@ class StoredFrames:
     def kept(self, result: Result) -> list[FrameRef]:
         """Return the frames that a result was made from and that are kept, in order of time."""
         kept = self._kept(result)
-        times = (_milliseconds(time.timestamp()) for time in result.frame_times)
+        times = (rfc3339(time) for time in result.frame_times)
         return sorted((kept[each] for each in {*times} & kept.keys()), key=lambda ref: ref.time)
 
-    def _kept(self, result: Result) -> dict[int, FrameRef]:
-        """Return the frames in the range of a result that are kept, by their milliseconds."""
+    def _kept(self, result: Result) -> dict[str, FrameRef]:
+        """Return the frames in the range of a result that are kept, by their time in records."""
         if not result.frame_times or not result.stream_id:
             return {}
         first, last = min(result.frame_times), max(result.frame_times)
-        found: dict[int, FrameRef] = {}
+        found: dict[str, FrameRef] = {}
         for stream_id in (self._history.restored_id(result.stream_id), result.stream_id):
             refs = self._frames.between(
                 stream_id, first.timestamp() - 0.001, last.timestamp() + 0.002
             )
-            found |= {_milliseconds(ref.time): ref for ref in self._frames.present(refs)}
+            found |= {rfc3339(to_datetime(ref.time)): ref for ref in self._frames.present(refs)}
         return found
 
     def _range(self, ref: str, since: datetime, until: datetime) -> tuple[Stream, float, float]:
@@ -141,7 +143,3 @@ def _some(frames: Sequence[StoredFrame], most: int) -> list[StoredFrame]:
     """Return at most `most` frames, evenly chosen."""
     share = max(1.0, len(frames) / most)
     return [frames[int(number * share)] for number in range(min(len(frames), most))]
-
-
-def _milliseconds(time: float) -> int:
-    return round(time * 1000)

@@ -139,6 +139,32 @@ def test_the_frames_behind_an_answer(api, client, stored):
     assert api.get("/v1/results/no/frames").status_code == 404
 
 
+def test_frames_are_found_by_times_of_whole_milliseconds(api, client):
+    # given frames at any microsecond, and a result, whose record has milliseconds
+    stream = client.attach(CAMERA, "door", watches=[], probe=False)
+    now = int(time.time()) - 5
+    refs = [
+        client.frames.put(
+            stream.id, jpeg_of(9), Measures(64, 48, change=0.0), time=now + fraction, pts=0
+        )
+        for fraction in (0.1234, 0.2345678, 0.3459, 0.9999)
+    ]
+    times = [to_datetime(ref.time) for ref in refs]
+    result = Result(
+        request_id="req_1",
+        kind="caption",
+        stream_id=stream.id,
+        stream_name="door",
+        prompt="?",
+        frame_times=times,
+    )
+    client.timeline.record([result])
+
+    found = api.get("/v1/results/req_1/frames").json()["frames"]
+
+    assert [frame["id"] for frame in found] == [ref.id for ref in refs]
+
+
 def test_the_frames_behind_the_answer_to_a_query(api, client, stored):
     query = client.ask("What?", "door", max_frames=2, stale_ok=True)
     assert api.get(f"/v1/queries/{query.id}/frames").json()["frames"] == []
