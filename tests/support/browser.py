@@ -87,10 +87,24 @@ def open_page(
     assert not problems, problems
 
 
+_COMPLETE = """
+() => {
+  const visible = (each) => {
+    const { top, bottom, width } = each.getBoundingClientRect();
+    return width > 0 && bottom > 0 && top < innerHeight;
+  };
+  const shown = (selector) => [...document.querySelectorAll(selector)].filter(visible);
+  return shown("img").every((each) => each.complete) && !shown(".skeleton, .shot:empty").length
+    && shown(".picture:not(:has(.note)) > canvas").every((each) => each.width > 16);
+}
+"""
+
+
 def take_picture(page: "Page", name: str) -> None:
     """Store a picture of what the window shows, where a folder is set for it."""
     folder = os.environ.get("PAGE_SCREENSHOTS")
     if folder:
+        page.wait_for_function(_COMPLETE)
         Path(folder).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=Path(folder) / f"{name}.png")
 

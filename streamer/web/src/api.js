@@ -77,6 +77,7 @@ export const api = {
     } while (cursor);
     return { streams: found, missing: page.missing };
   },
+  discover: (wanted, options) => call("POST", "/v1/discovery", wanted, options),
   stream: (name) => get(`/v1/streams/${ref(name)}`),
   attach: (stream) => call("POST", "/v1/streams", stream),
   editStream: (name, changes) => call("PATCH", `/v1/streams/${ref(name)}`, changes),

@@ -1,5 +1,5 @@
 /** Keys: which does what, and the list of them for `?`. */
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 import { signal } from "@preact/signals-core";
 
 /** Groups of keys that work now: `{title, keys: [[key, label, run], ...]}`. */
@@ -53,7 +53,7 @@ export function startKeys() {
     clearTimeout(prefixTimer);
     const begins = !prefix && groups.value.some((group) => group.keys.some(([key]) => key.startsWith(`${name} `)));
     prefix = begins ? name : null;
-    prefixTimer = setTimeout(() => (prefix = null), 900);
+    prefixTimer = setTimeout(() => (prefix = null), 1500);
   });
 }
 
@@ -61,7 +61,7 @@ export function startKeys() {
 export function useKeys(title, keys) {
   const latest = useRef(keys);
   latest.current = keys;
-  useEffect(() => {
+  useLayoutEffect(() => {
     const group = {
       title,
       keys: keys.map(([key, label], index) => [key, label, (event) => latest.current[index]?.[2](event)]),

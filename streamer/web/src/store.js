@@ -228,6 +228,24 @@ async function reload() {
   generation.value++;
 }
 
+const PATIENCE = 2000;
+let greeted = null;
+
+// Wait until events come, so that none is missed between them and what is read. Without a socket go
+// on, and read again when it opens.
+function listening() {
+  socket.stop();
+  return new Promise((resolve) => {
+    greeted = resolve;
+    setTimeout(() => {
+      if (greeted !== resolve) return;
+      greeted = reload;
+      resolve();
+    }, PATIENCE);
+    socket.start();
+  });
+}
+
 const followers = new Map();
 const pictureViewers = new Map();
 
@@ -236,7 +254,11 @@ const socketUrl = () => `${location.protocol === "https:" ? "wss" : "ws"}://${lo
 export const socket = new LiveSocket(typeof location === "undefined" ? "" : socketUrl(), {
   event: handle,
   resync: () => reload(),
-  hello: (message) => setServerTime(message.now),
+  hello: (message) => {
+    setServerTime(message.now);
+    greeted?.();
+    greeted = null;
+  },
   picture: (picture) => {
     const { stream_id: id, time } = picture.header;
     camera(id).pictureAt.value = Date.parse(time);
@@ -292,18 +314,17 @@ let started = false;
 export async function start() {
   onUnauthorized(askForKey);
   try {
-    session.value = await api.session();
+    [session.value] = await Promise.all([api.session(), listening()]);
     phase.value = "loading";
     await loadAll();
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
+    socket.stop();
     if (error.status === 401) askForKey();
     else if (error.status === 0 || error.passes) setTimeout(start, 2000);
     phase.value = error;
     return;
   }
-  socket.stop();
-  socket.start();
   if (!started) {
     started = true;
     setInterval(() => document.hidden || link.value.state !== "open" || refreshStreams(), REFRESH);

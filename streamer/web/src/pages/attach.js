@@ -4,9 +4,10 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import { api } from "../api.js";
 import { bitRate, milliseconds, saying } from "../format.js";
 import { Icon } from "../icons.js";
-import { streamPath } from "../router.js";
+import { query, setQuery, streamPath } from "../router.js";
 import { postForEvents } from "../sse.js";
 import { camera, mayOperate, phase, putStream } from "../store.js";
+import { Discover } from "../ui/discover.js";
 import { html } from "../ui/html.js";
 import { LivePicture } from "../ui/picture.js";
 import { Top } from "../ui/shell.js";
@@ -75,6 +76,7 @@ export default function Attach() {
   const [url, setUrl] = useState("");
   const [name, setName] = useState("");
   const [named, setNamed] = useState(false);
+  const [endpoint, setEndpoint] = useState(null);
   const [question, setQuestion] = useState("");
   const [busy, setBusy] = useState(false);
   const [error, setError] = useState(null);
@@ -87,7 +89,7 @@ export default function Attach() {
     return html`<${Top} title="Attach a camera" back="/" /><${Empty} icon="camera" title="This key may only read" text="Sign in with a key that has the scope operate."><a class="button" href="/login?next=/attach">Sign in</a><//>`;
   }
   const attach = async () => {
-    const body = { url: url.trim(), name: (name || suggestedName(url)) || undefined, probe: false, live: report.value ? report.value.live : undefined };
+    const body = { url: url.trim(), name: (name || suggestedName(url)) || undefined, probe: false, live: report.value ? report.value.live : undefined, endpoint_reference: endpoint ?? undefined };
     if (question.trim()) body.watches = [{ prompt: question.trim() }];
     try {
       const stream = await api.attach(body);
@@ -97,7 +99,7 @@ export default function Attach() {
       setError(problem);
     }
   };
-  const submit = async (event) => {
+  const tryOut = async (event) => {
     event.preventDefault();
     setError(null);
     setAttached(null);
@@ -117,15 +119,29 @@ export default function Attach() {
     }
     setBusy(false);
   };
+  const choose = (camera) => {
+    setUrl(camera.url);
+    setName(camera.name);
+    setNamed(true);
+    setEndpoint(camera.endpoint);
+    setAttached(null);
+    setError(null);
+    steps.value = [];
+    report.value = null;
+    setQuery({ find: null });
+  };
+  const finding = query.value.get("find") !== null;
   const failed = report.value && !report.value.ok;
   const begun = steps.value.length > 0 || attached;
   return html`
-    <${Top} title="Attach a camera" back="/" />
-    <div class="attach">
-      <form class="panel body" onSubmit=${submit}>
+    <${Top} title="Attach a camera" back="/"><span class="grow" />
+      <div class="segments" role="group" aria-label="How to find it"><button aria-pressed=${!finding} onClick=${() => setQuery({ find: null })}>Address</button><button aria-pressed=${finding} onClick=${() => setQuery({ find: "network" })}>Search<span class="wide"> the network</span></button></div><//>
+    ${finding && html`<div class="attach"><${Discover} choose=${choose} /></div>`}
+    <div class="attach" hidden=${finding}>
+      <form class="panel body" onSubmit=${tryOut}>
         <label class="label">Address
           <input class="field" type="text" inputmode="url" required autofocus spellcheck="false" autocomplete="off" autocapitalize="off" maxlength="4096" placeholder="rtsp://user:password@192.168.1.20/stream1"
-            value=${url} onInput=${(event) => { setUrl(event.target.value); if (!named) setName(suggestedName(event.target.value)); }} disabled=${busy} /></label>
+            value=${url} onInput=${(event) => { setUrl(event.target.value); setEndpoint(null); if (!named) setName(suggestedName(event.target.value)); }} disabled=${busy} /></label>
         <div class="row wrap two">
           <label class="label grow">Name
             <input class="field" type="text" spellcheck="false" pattern="[A-Za-z0-9][A-Za-z0-9._\\-]*" maxlength="64" title="Letters, digits, dots, dashes" placeholder="gate" value=${name} onInput=${(event) => { setName(event.target.value); setNamed(true); }} disabled=${busy} /></label>

@@ -9,6 +9,7 @@ import { navigate, query, setQuery, streamPath } from "../router.js";
 import { camera, generation, idOf, incidents, mayOperate, phase, putIncident } from "../store.js";
 import { ago, duration, moment, now, rfc3339, secondsSince } from "../time.js";
 import { html } from "../ui/html.js";
+import { Thumbnail } from "../ui/picture.js";
 import { Top } from "../ui/shell.js";
 import { Empty, Failed, Skeleton } from "../ui/states.js";
 import { complain, later, say } from "../ui/toast.js";
@@ -73,7 +74,7 @@ const actions = {
 
 function Thumb({ incident }) {
   const path = incident.snapshot.best ?? incident.snapshot.opened;
-  return path ? html`<img class="thumb" src=${path} alt="" width="64" height="36" loading="lazy" />` : html`<span class="thumb" />`;
+  return html`<${Thumbnail} path=${path} width=${64} height=${36} />`;
 }
 
 function Line({ incident, current }) {
@@ -99,17 +100,19 @@ function Pictures({ incident }) {
   const [which, setWhich] = useState("best");
   const [film, setFilm] = useState(false);
   const [gone, setGone] = useState(false);
+  const [lost, setLost] = useState(null);
   useEffect(() => { setFilm(false); setGone(false); }, [incident.id]);
   const given = ["opened", "best", "last"].filter((each) => incident.snapshot[each]);
   const shown = given.includes(which) ? which : given[0];
   const names = { opened: "First", best: "Clearest", last: "Latest" };
+  const path = `/v1/incidents/${incident.id}/snapshot.jpg?which=${shown}&version=${shown === "opened" ? 1 : incident.version}`;
   return html`<div class="panel player">
     <div class="picture">
       ${film
         ? gone ? html`<div class="note"><${Icon} name="film" /><span>The frames of this incident are not kept any more</span></div>`
                : html`<video src=${incident.clip} controls autoplay muted playsinline onError=${() => setGone(true)} />`
-        : shown ? html`<img src=${`/v1/incidents/${incident.id}/snapshot.jpg?which=${shown}&version=${shown === "opened" ? 1 : incident.version}`} alt=${`${incident.title}: ${names[shown].toLowerCase()} picture`} />`
-                : html`<div class="note"><${Icon} name="camera" /><span>No picture was kept</span></div>`}
+        : shown && path !== lost ? html`<img src=${path} onError=${() => setLost(path)} alt=${`${incident.title}: ${names[shown].toLowerCase()} picture`} />`
+                : html`<div class="note"><${Icon} name="camera" /><span>${shown ? "This picture is not kept any more" : "No picture was kept"}</span></div>`}
     </div>
     <div class="tools"><div class="segments" role="group" aria-label="Picture">
       ${given.map((each) => html`<button key=${each} aria-pressed=${!film && each === shown} onClick=${() => { setFilm(false); setWhich(each); }}>${names[each]}</button>`)}
@@ -128,7 +131,7 @@ function Detail({ incident, snoozing, setSnoozing }) {
   const name = id ? camera(id).stream.value.name : incident.stream_name;
   const from = rfc3339(Date.parse(incident.opened_at) - 10_000), to = rfc3339(Date.parse(incident.resolved_at ?? incident.last_seen_at) + 10_000);
   return html`<article class="incident" aria-labelledby="incident-title">
-    <div class="row wrap"><h2 id="incident-title" class="grow">${incident.title}</h2>
+    <div class="row top-line"><h2 id="incident-title" class="grow">${incident.title}</h2>
       <span class=${`tag ${incident.severity}`}>${incident.severity}</span><span class=${`tag ${open ? "accent" : ""}`}>${open ? "Open" : "Resolved"}</span></div>
     <p class="soft">${id ? html`<a class="link" href=${streamPath(name)}>${name}</a>` : incident.stream_name} · began ${moment(incident.opened_at)} · ${open ? "for" : "lasted"} ${duration(lasted(incident, now.value))}${incident.reopened ? ` · came back ${plural(incident.reopened, "time")}` : ""}</p>
     <${Pictures} incident=${incident} />

@@ -26,7 +26,7 @@ export default function Login() {
     setBusy(true);
     setError(null);
     try {
-      session.value = await api.signIn(key.trim());
+      session.value = await api.signIn(event.target.elements.key.value.trim());
       navigate(next, { replace: true });
       start();
     } catch (problem) {
@@ -39,8 +39,8 @@ export default function Login() {
     <h1>Sign in</h1>
     <p class="soft">This installation asks for a key. Make one on its machine with <code>streamer keys add NAME</code>.</p>
     <label class="label">Key
-      <input class="field" type="password" autocomplete="current-password" required autofocus value=${key} onInput=${(event) => setKey(event.target.value)} /></label>
+      <input class="field" name="key" type="password" autocomplete="current-password" required autofocus value=${key} onInput=${(event) => setKey(event.target.value)} /></label>
     <${Problem} error=${error} />
-    <button class="button primary" disabled=${busy || !key.trim()}>${busy ? "Signing in …" : "Sign in"}</button>
+    <button class="button primary" disabled=${busy}>${busy ? "Signing in …" : "Sign in"}</button>
   </form></div>`;
 }

@@ -1,7 +1,7 @@
 /** Search what the model has said. */
 import { useEffect, useRef, useState } from "preact/hooks";
 import { api } from "../api.js";
-import { cost, marked, saying } from "../format.js";
+import { cost, marked, percent, saying } from "../format.js";
 import { Icon } from "../icons.js";
 import { useKeys } from "../keys.js";
 import { query, setQuery, streamPath } from "../router.js";
@@ -9,7 +9,7 @@ import { camera, phase, shownIds } from "../store.js";
 import { moment, rfc3339 } from "../time.js";
 import { html } from "../ui/html.js";
 import { Top } from "../ui/shell.js";
-import { Empty, Failed, Skeleton } from "../ui/states.js";
+import { Empty, Failed, Skeleton, Spinner } from "../ui/states.js";
 
 const KINDS = [["", "Everything"], ["caption", "Captions"], ["answer", "Answers"], ["alert", "Alerts"], ["error", "Failures"]];
 const SINCE = [["", "Any time"], ["-1h", "Last hour"], ["-1d", "Last day"], ["-7d", "Last week"], ["-30d", "Last month"]];
@@ -17,7 +17,10 @@ const SINCE = [["", "Any time"], ["-1h", "Last hour"], ["-1d", "Last day"], ["-7
 /** The parameters of a call from those of the address. */
 export function searchOf(params) {
   const get = (name) => params.get(name) || null;
-  return { q: get("q"), stream: get("stream"), kind: get("kind"), since: get("since"), ...(params.get("mode") === "meaning" && get("q") ? { mode: "meaning" } : {}) };
+  const given = { q: get("q"), stream: get("stream"), kind: get("kind"), since: get("since") };
+  if (given.q && params.get("mode") === "meaning") given.mode = "meaning";
+  if (given.q && params.get("verify")) given.verify = "true";
+  return given;
 }
 
 // The picture of a result, asked for when it comes on screen.
@@ -38,16 +41,26 @@ function Shot({ result }) {
   return html`<span class="shot" ref=${box}>${url ? html`<img src=${url} alt="" width="128" height="72" />` : url === null ? html`<${Icon} name="camera" size=${18} />` : null}</span>`;
 }
 
+const VERDICTS = { yes: "Shows it", no: "Does not show it", unverified: "Not checked" };
+
+// What the model says about a hit.
+function Verdict({ match }) {
+  if (!match?.verdict) return null;
+  if (match.verdict === "pending") return html`<span class="tag"><${Spinner} />Checking</span>`;
+  const sure = typeof match.probability === "number" ? ` · ${percent(match.verdict === "no" ? 1 - match.probability : match.probability)}` : "";
+  return html`<span class=${`tag ${match.verdict === "yes" ? "accent" : ""}`} title=${match.reason ?? ""}>${VERDICTS[match.verdict]}${sure}</span>`;
+}
+
 function Hit({ result, match, words }) {
   const at = result.start ?? result.created_at;
   const name = result.stream_name ?? "";
   const to = streamPath(name, { view: "seen", result: result.request_id, since: rfc3339(at), until: rfc3339(Math.max(Date.parse(result.end ?? at), Date.parse(at) + 1000)) });
-  return html`<li><a class="hit" href=${to}>
+  return html`<li><a class=${match?.verdict === "no" ? "hit doubted" : "hit"} href=${to}>
     <${Shot} result=${result} />
     <span class="grow stack" style=${{ gap: "3px" }}>
       <span class="row small soft"><span class="clip">${name}</span><span class="number">${moment(at)}</span>
         ${result.kind !== "caption" && html`<span class="tag">${result.kind}</span>`}
-        ${match?.verdict && html`<span class=${`tag ${match.verdict === "yes" ? "accent" : ""}`}>${match.verdict}</span>`}</span>
+        <${Verdict} match=${match} /></span>
       ${(result.kind === "answer" || result.kind === "alert") && html`<span class="soft">${result.prompt}</span>`}
       <span class=${result.kind === "error" ? "bad" : ""}>${marked(saying(result), words).map(([piece, hit]) => (hit ? html`<mark>${piece}</mark>` : piece))}</span>
       <span class="small soft number">${cost(result)}</span>
@@ -66,14 +79,20 @@ export default function Search() {
   useEffect(() => {
     if (phase.value !== "ready") return;
     const stop = new AbortController();
-    api.results({ ...given, limit: 40 }, { signal: stop.signal }).then(
-      (page) => setFound({ results: page.results, matches: page.matches ?? null, next: page.next_cursor, error: null }),
+    const read = async () => {
+      let page;
+      do {
+        page = await api.results({ ...given, limit: 40, wait: page ? 20 : null }, { signal: stop.signal });
+        setFound({ results: page.results, matches: page.matches ?? null, next: page.next_cursor, error: null });
+      } while (page.matches?.some((match) => match.verdict === "pending"));
+    };
+    read().catch(
       (error) => error.name === "AbortError" || setFound({ results: null, matches: null, next: null, error }));
     return () => stop.abort();
   }, [key, attempt, phase.value]);
   const more = async () => {
     try {
-      const page = await api.results({ ...given, limit: 40, cursor: found.next });
+      const page = await api.results({ ...given, verify: null, limit: 40, cursor: found.next });
       setFound({ ...found, results: [...found.results, ...page.results], next: page.next_cursor });
     } catch (error) {
       setFound({ ...found, error });
@@ -93,19 +112,20 @@ export default function Search() {
     ${options.map(([value, text]) => html`<option key=${value} value=${value}>${text}</option>`)}</select></label>`;
   return html`
     <${Top} title="Search" />
-    <form class="searchbar" role="search" onSubmit=${(event) => { event.preventDefault(); clearTimeout(timer.current); setQuery({ q: typed.trim() }); }}>
+    <form class="searchbar" role="search" onSubmit=${(event) => { event.preventDefault(); clearTimeout(timer.current); setQuery({ q: document.getElementById("search").value.trim() }); }}>
       <span class="searchfield"><${Icon} name="search" size=${17} /><input id="search" class="field" type="search" maxlength="1000" autofocus placeholder=${"red car, \"red car\" or park*"} aria-label="Words of captions, questions and answers" value=${typed} onInput=${onInput} /></span>
       <div class="row wrap">
         ${select("stream", "Camera", [["", "All cameras"], ...(stream && !names.includes(stream) ? [[stream, stream]] : []), ...names.map((name) => [name, name])])}
         ${select("kind", "Kind", KINDS)}
         ${select("since", "Time", SINCE)}
         <div class="segments" role="group" aria-label="Search by"><button type="button" aria-pressed=${params.get("mode") !== "meaning"} onClick=${() => setQuery({ mode: null })}>Words</button><button type="button" aria-pressed=${params.get("mode") === "meaning"} onClick=${() => setQuery({ mode: "meaning" })}>Meaning</button></div>
+        <button type="button" class="button" aria-pressed=${given.verify === "true"} disabled=${!given.q} title="Ask the model whether the frames of each result show it" onClick=${() => setQuery({ verify: given.verify ? null : "1" })}><${Icon} name="eye" size=${16} />Check the frames</button>
       </div>
     </form>
     <div aria-live="polite" class="aloud">${found.results ? `${found.results.length} results` : ""}</div>
     ${found.error ? html`<${Failed} error=${found.error} retry=${() => setAttempt(attempt + 1)} title="The search failed" />`
       : !found.results ? html`<div class="hits">${[1, 2, 3, 4].map((line) => html`<div class="hit" key=${line}><span class="shot skeleton" /><span class="grow"><${Skeleton} lines=${2} /></span></div>`)}</div>`
-      : !found.results.length ? html`<${Empty} icon="search" title=${filtered ? "Nothing was found" : "Nothing has been said yet"} text=${filtered ? "Try other words, or a longer time." : "Captions and answers appear here as they come."}>${filtered && html`<button class="button" onClick=${() => setQuery({ q: null, stream: null, kind: null, since: null, mode: null })}>Clear the search</button>`}<//>`
+      : !found.results.length ? html`<${Empty} icon="search" title=${filtered ? "Nothing was found" : "Nothing has been said yet"} text=${filtered ? "Try other words, or a longer time." : "Captions and answers appear here as they come."}>${filtered && html`<button class="button" onClick=${() => setQuery({ q: null, stream: null, kind: null, since: null, mode: null, verify: null })}>Clear the search</button>`}<//>`
       : html`<ul class="hits">${found.results.map((result, index) => html`<${Hit} key=${result.id} result=${result} match=${found.matches?.[index]} words=${given.q} />`)}</ul>
         ${found.next && html`<div class="row more"><button class="button" onClick=${more}>Older ones</button></div>`}`}`;
 }

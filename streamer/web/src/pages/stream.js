@@ -32,7 +32,7 @@ function Details({ stream }) {
   return html`<section class="panel" aria-labelledby="details-title"><header><h2 id="details-title">Details</h2></header>
     <dl class="details">
       <${Detail} name="Source"><code>${stream.url}</code><//>
-      ${counters.codec && html`<${Detail} name="Video">${CODECS[counters.codec] ?? counters.codec.toUpperCase()}, ${counters.width} × ${counters.height}<//>`}
+      ${counters.codec && html`<${Detail} name="Video">${CODECS[counters.codec] ?? counters.codec.toUpperCase()}${counters.width ? `, ${counters.width} × ${counters.height}` : ""}<//>`}
       ${counters.measured_fps && html`<${Detail} name="Rate">${counters.measured_fps.toFixed(1)} frames/s${counters.bit_rate ? `, ${bitRate(counters.bit_rate)}` : ""}<//>`}
       <${Detail} name="Sampled">${count(counters.sampled)} frames, ${stream.sampling.mode === "fps" ? `${stream.sampling.fps} a second` : stream.sampling.mode === "change" ? "on change" : "key frames"}<//>
       <${Detail} name="Received">${bytes(counters.bytes)}<//>
@@ -174,7 +174,7 @@ function Loaded({ id, stream }) {
           </div>
         </section>
         <section class="panel" aria-labelledby="timeline-title">
-          <header class="row"><h2 id="timeline-title" class="grow">Timeline</h2>
+          <header class="row spans"><h2 id="timeline-title" class="grow">Timeline</h2>
             <span class="row tight">
               <button class="button plain square" aria-label="Earlier" onClick=${() => setUntil(end - span * 500)}><${Icon} name="back" size=${16} /></button>
               <button class="button plain square" aria-label="Later" disabled=${until === null} onClick=${() => setUntil(end + span * 500 >= now.value ? null : end + span * 500)}><${Icon} name="next" size=${16} /></button></span>

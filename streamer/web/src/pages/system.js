@@ -113,9 +113,9 @@ export default function System() {
         </dl>
         <div class="charts">
           <${Chart} title="Processors" times=${times} format=${(value) => value.toFixed(value < 10 ? 1 : 0)} lines=${[line("in use", "accent", "cpu")]} />
-          <${Chart} title="Tokens a second" times=${times} format=${(value) => short(value)} lines=${[line("read", "accent", "prompt"), line("written", "good", "completion")]} />
-          <${Chart} title="Requests that wait" times=${times} format=${(value) => short(value)} lines=${[line("questions", "bad", "queries"), line("watches", "accent", "watches"), line("recordings", "good", "files")]} />
-          <${Chart} title="Memory of the workers" times=${times} format=${(value) => bytes(Math.round(value))} lines=${[line("resident", "accent", "memory")]} />
+          <${Chart} title="Tokens a second" whole times=${times} format=${(value) => short(value)} lines=${[line("read", "accent", "prompt"), line("written", "good", "completion")]} />
+          <${Chart} title="Requests that wait" whole times=${times} format=${(value) => short(value)} lines=${[line("questions", "bad", "queries"), line("watches", "accent", "watches"), line("recordings", "good", "files")]} />
+          <${Chart} title="Memory of the workers" whole times=${times} format=${(value) => bytes(Math.round(value))} lines=${[line("resident", "accent", "memory")]} />
         </div>
         <${Parts} />
         <${Workers} metrics=${known.metrics} cpu=${known.cpu} />

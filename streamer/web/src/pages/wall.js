@@ -9,7 +9,7 @@ import { camera, condition, mayOperate, newestFrameTime, openIncidents, phase, r
 import { ago, now, secondsSince } from "../time.js";
 import { html } from "../ui/html.js";
 import { kiosk } from "../ui/kiosk.js";
-import { conditionWord, LivePicture, useCondition } from "../ui/picture.js";
+import { conditionWord, LivePicture, Thumbnail, useCondition } from "../ui/picture.js";
 import { Top } from "../ui/shell.js";
 import { Sparkline } from "../ui/sparkline.js";
 import { Empty, Sentence, Skeleton } from "../ui/states.js";
@@ -32,9 +32,7 @@ function ordered(ids, open, at) {
 function Alarm({ incident }) {
   const path = `/incidents/${incident.id}`;
   return html`<li><a class=${`alarm ${incident.severity}`} href=${path}>
-    ${incident.snapshot.best
-      ? html`<img class="thumb" src=${incident.snapshot.best} width="72" height="44" alt="" loading="lazy" />`
-      : html`<span class="thumb" />`}
+    <${Thumbnail} path=${incident.snapshot.best} width=${72} height=${44} />
     <span class="grow stack" style=${{ gap: 0 }}>
       <strong class="clip">${incident.title}</strong>
       <span class="soft small clip">${incident.stream_name} · ${ago(secondsSince(incident.opened_at, now.value))}${incident.acknowledged ? ` · ${incident.acknowledged.by} takes care` : ""}</span>
@@ -64,7 +62,8 @@ function Tile({ id, width }) {
     <span class="about">
       <span class="row"><span class=${`dot ${state}`} /><span class="name clip">${stream.name}</span>
         <span class=${`small clip ${state === "live" ? "aloud" : "soft"}`}>${conditionWord(state)}</span></span>
-      <${Sparkline} values=${costs.value} label=${spent === undefined ? "Tokens per frame: none yet" : `Tokens per frame: ${Math.round(spent)}`} />
+      <span class="row spent"><span class="small soft number" aria-hidden="true" title="Tokens per frame">${spent === undefined ? "" : Math.round(spent)}</span>
+        <${Sparkline} values=${costs.value} label=${spent === undefined ? "Tokens per frame: none yet" : `Tokens per frame: ${Math.round(spent)}`} /></span>
       <span class=${`caption ${trouble ? "fresh" : state === "live" && newest ? "fresh" : ""}`} title=${newest ? ago(secondsSince(newest.created_at, now.peek())) : ""}>${text}</span>
     </span>
   </a>`;

@@ -16,7 +16,7 @@ export function AskBox({ placeholder, onAsk, id = "ask", disabled = false, initi
   const field = useRef(null);
   const send = (event) => {
     event?.preventDefault();
-    const prompt = text.trim();
+    const prompt = field.current.value.trim();
     if (!prompt || disabled) return;
     setText("");
     field.current.style.height = "";

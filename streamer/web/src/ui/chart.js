@@ -26,8 +26,11 @@ const color = (name) => {
   return found;
 };
 
-/** `times` in seconds; `lines`: [{label, color, values}]; `format` writes a value. */
-export function Chart({ title, times, lines, format, height = 130 }) {
+// Steps of an axis of whole numbers.
+const WHOLE = Array.from({ length: 16 }, (_, power) => [1, 2, 5].map((step) => step * 10 ** power)).flat();
+
+/** `times` in seconds; `lines`: [{label, color, values}]; `format` writes a value; `whole`: it has no fraction. */
+export function Chart({ title, times, lines, format, whole = false, height = 140 }) {
   const box = useRef(null);
   const plot = useRef(null);
   const dark = theme.value === null ? isDark() : theme.value === "dark";
@@ -40,9 +43,12 @@ export function Chart({ title, times, lines, format, height = 130 }) {
       height,
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false } },
-      padding: [10, 8, 0, 0],
-      scales: { y: { range: (_, low, high) => [0, high > 0 ? high * 1.15 : 1] } },
-      axes: [{ ...axis, space: 90, size: 26, values: (_, values) => values.map((value) => clockTime(value * 1000)) }, { ...axis, size: 52, space: 28, values: (_, values) => values.map(format) }],
+      padding: [10, 26, 0, 0],
+      scales: {
+        x: { range: (_, low, high) => (low < high ? [low, high] : [(high ?? Date.now() / 1000) - 60, high ?? Date.now() / 1000]) },
+        y: { range: (_, low, high) => [0, high > 0 ? high * 1.15 : 1] },
+      },
+      axes: [{ ...axis, space: 90, size: 26, values: (_, values) => values.map((value) => clockTime(value * 1000)) }, { ...axis, size: 52, space: 28, ...(whole ? { incrs: WHOLE } : {}), values: (_, values) => values.map(format) }],
       series: [{}, ...lines.map((line) => ({ label: line.label, stroke: color(line.color), width: 1.5, points: { show: false }, spanGaps: true }))],
     }, data, box.current);
     plot.current = made;

@@ -1,6 +1,6 @@
 /** The palette (Ctrl-K): every place and every action, by a few letters. */
 import { signal } from "@preact/signals";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { score } from "../format.js";
 import { Icon } from "../icons.js";
 import { navigate, streamPath } from "../router.js";
@@ -58,7 +58,7 @@ function Content({ close }) {
   const onKeyDown = (event) => {
     const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
     if (step) setAt((place + step + shown.length) % shown.length);
-    else if (event.key === "Enter" && !event.isComposing) choose(shown[place]);
+    else if (event.key === "Enter" && !event.isComposing) choose(event.target.value === typed ? shown[place] : entries(event.target.value)[0]);
     else return;
     event.preventDefault();
   };
@@ -78,7 +78,7 @@ function Content({ close }) {
 export function Palette() {
   const dialog = useRef(null);
   const open = paletteOpen.value;
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (open && !dialog.current.open) dialog.current.showModal();
     if (!open && dialog.current.open) dialog.current.close();
   }, [open]);

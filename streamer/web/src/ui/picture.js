@@ -1,5 +1,5 @@
 /** The newest pictures of a stream, and what stands in their place. */
-import { useEffect, useRef } from "preact/hooks";
+import { useEffect, useRef, useState } from "preact/hooks";
 import { CanvasFeed } from "../live.js";
 import { camera, condition, newestFrameTime } from "../store.js";
 import { ago, duration, now, secondsSince } from "../time.js";
@@ -34,6 +34,13 @@ export function useCondition(id) {
 export function Age({ id }) {
   const { age } = useCondition(id);
   return age === null ? null : html`<span class="age number">${ago(age)}</span>`;
+}
+
+/** A small picture; a dark field with a camera where there is none. */
+export function Thumbnail({ path, width, height }) {
+  const [lost, setLost] = useState(null);
+  if (!path || path === lost) return html`<span class="thumb none"><${Icon} name="camera" size=${16} /></span>`;
+  return html`<img class="thumb" src=${path} width=${width} height=${height} alt="" loading="lazy" onError=${() => setLost(path)} />`;
 }
 
 /** The newest pictures of a stream. */

@@ -1,6 +1,7 @@
 /** The frame of the page: navigation, what is wrong with the installation, and the page itself. */
 import { useSignal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
+import { plural } from "../format.js";
 import { Icon } from "../icons.js";
 import { useKeys } from "../keys.js";
 import { address, navigate, route, streamPath } from "../router.js";
@@ -84,7 +85,8 @@ function Missing() {
   const key = messages.join();
   if (!messages.length || closed.value === key) return null;
   return html`<div class="notice"><${Icon} name="warning" size=${16} />
-    <ul class="grow">${messages.map((message) => html`<li key=${message}><${Sentence} text=${message.replace(/\.?$/, ".")} /></li>`)}</ul>
+    <p class="grow narrow"><a class="link" href="/system">${plural(messages.length, "part")} of the service ${messages.length === 1 ? "does" : "do"} not run</a></p>
+    <ul class="grow wide">${messages.map((message) => html`<li key=${message}><${Sentence} text=${message.replace(/\.?$/, ".")} /></li>`)}</ul>
     <button class="button plain square" aria-label="Close" onClick=${() => (closed.value = key)}><${Icon} name="close" size=${15} /></button></div>`;
 }
 

@@ -88,11 +88,11 @@ export function usePast(id, name, start, end, following) {
       api.results({ stream: id, limit: 400, ...range }, options),
       api.incidents({ stream: id, limit: 100, since }),
       api.frames(id, { since, until: rfc3339(Math.min(end, serverNow())), limit: 2 }, options).catch(() => ({ gaps: [] })),
-      pastChanges(id, start, stop.signal),
     ]).then(
-      ([results, incidents, frames, changes]) => stop.signal.aborted || (past.value = { results: results.results, incidents: incidents.incidents, gaps: frames.gaps, changes, loading: false, error: null }),
+      ([results, incidents, frames]) => stop.signal.aborted || (past.value = { ...past.peek(), results: results.results, incidents: incidents.incidents, gaps: frames.gaps, loading: false, error: null }),
       (error) => stop.signal.aborted || (past.value = { ...past.peek(), loading: false, error }),
     );
+    pastChanges(id, start, stop.signal).then((changes) => stop.signal.aborted || (past.value = { ...past.peek(), changes }));
     return () => stop.abort();
   }, [key]);
   const live = camera(id);
@@ -113,7 +113,12 @@ export function usePast(id, name, start, end, following) {
 /** The timeline. `range` is {since, until} in milliseconds, or null. */
 export function Timeline({ start, end, past, range, selected, onRange, onSelect }) {
   const box = useRef(null);
-  const [drag, setDrag] = useState(null);
+  const [drag, setShownDrag] = useState(null);
+  const dragged = useRef(null); // events may come faster than the page is drawn
+  const setDrag = (range) => {
+    dragged.current = range;
+    setShownDrag(range);
+  };
   const [hover, setHover] = useState(null);
   const [cursor, setCursor] = useState(null);
   const left = (time) => `${(100 * place(time, start, end)).toFixed(3)}%`;
@@ -132,11 +137,11 @@ export function Timeline({ start, end, past, range, selected, onRange, onSelect 
   const onPointerMove = (event) => {
     const time = timeAt(event);
     setHover(time);
-    if (drag) setDrag([drag[0], time]);
+    if (dragged.current) setDrag([dragged.current[0], time]);
   };
-  const onPointerUp = () => {
-    if (!drag) return;
-    const [a, b] = drag;
+  const onPointerUp = (event) => {
+    if (!dragged.current) return;
+    const a = dragged.current[0], b = timeAt(event);
     setDrag(null);
     if (Math.abs(b - a) < (end - start) / 150) {
       const result = nearest(past.results, a, reach);
@@ -166,7 +171,7 @@ export function Timeline({ start, end, past, range, selected, onRange, onSelect 
     event.stopPropagation();
   };
   const chosen = drag ? selection(drag[0], drag[1], start, end) : range;
-  const ticks = useMemo(() => timeTicks(start, end, 8), [Math.round(start / 1000), Math.round(end / 1000)]);
+  const ticks = useMemo(() => timeTicks(start, end, 8).filter((time) => Math.abs(place(time, start, end) - 0.5) < 0.47), [Math.round(start / 1000), Math.round(end / 1000)]);
   const under = hover !== null && !drag ? nearest(past.results, hover, reach) : null;
   const captions = [], alerts = [], failures = [];
   for (const result of past.results) {
