@@ -255,7 +255,7 @@ def test_cancel(api: TestClient, stream_id: str) -> None:
         # fields of later issues are refused, not ignored
         ({"prompt": "?", "stream": "clip", "response_format": {}}, (422, "INVALID_REQUEST")),
         ({"prompt": "?", "stream": "clip", "webhook": "http://h"}, (422, "INVALID_REQUEST")),
-        ({"prompt": "?", "file": "f"}, (422, "INVALID_REQUEST")),
+        ({"prompt": "?", "file": "f"}, (404, "UNKNOWN_FILE")),
     ],
 )
 def test_ask_refusals(
