@@ -145,7 +145,7 @@ def test_a_stream_without_results_and_a_detached_one_are_known(
 @pytest.mark.parametrize(
     ("method", "path", "words"),
     [
-        ("GET", "/v1/results?steam=door", "takes stream, kind, since, until, q, mode, verify, wait,"),
+        ("GET", "/v1/results?steam=door", "takes stream, kind, since, until, q, mode, verify,"),
         ("GET", "/v1/results?stream=door&Limit=1", "'Limit' is not a query parameter"),
         ("GET", "/v1/queries?limt=3", "takes limit"),
         ("GET", "/v1/queries/qry_1?wiat=3", "takes wait"),
