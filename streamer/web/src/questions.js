@@ -6,12 +6,12 @@ import { followQuery } from "./store.js";
 
 const KEPT = 40;
 
-/** Newest first: signals of `{id, key, prompt, stream, since, until, state, position, text, result, error}`. */
+/** Newest first: signals of `{id, key, prompt, stream or streams, since, until, state, position, text, result, error}`. */
 export const questions = signal([]);
 
 /** What a question is after a step: a pure function. */
 export function after(question, step, data) {
-  if (step === "progress") return { ...question, state: data.status, position: data.position };
+  if (step === "progress") return { ...question, state: data.status, position: data.position, done: data.done, windows: data.windows };
   if (step === "delta") return { ...question, state: "writing", text: withPiece(question.text, data.at, data.text) };
   if (step === "error") return { ...question, state: "failed", error: data };
   if (step === "result") {
@@ -35,17 +35,17 @@ export function pending({ state }) {
 let key = 0;
 
 /** Ask a question; its signal tells what becomes of it. */
-export function ask({ prompt, stream, since = null, until = null, group = null }) {
-  const question = signal({ key: ++key, id: null, group, prompt, stream, since, until, asked: Date.now(), state: "sending", position: null, text: "", result: null, error: null });
+export function ask({ prompt, stream = null, streams = null, since = null, until = null, group = null }) {
+  const question = signal({ key: ++key, id: null, group, prompt, stream, streams, since, until, asked: Date.now(), state: "sending", position: null, text: "", result: null, error: null });
   questions.value = [question, ...questions.value].slice(0, KEPT * 4);
   send(question);
   return question;
 }
 
 async function send(question) {
-  const { prompt, stream, since, until } = question.value;
+  const { prompt, stream, streams, since, until } = question.value;
   try {
-    const body = { prompt, stream };
+    const body = streams ? { prompt, streams } : { prompt, stream };
     if (since) Object.assign(body, { since, until });
     const query = await api.ask(body);
     question.value = { ...question.value, id: query.id, state: query.status };

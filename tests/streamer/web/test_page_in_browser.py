@@ -1,4 +1,7 @@
-"""The web page in a browser, over the real API: a test plays cameras and the model."""
+"""The web page in a browser, over the real API: a test plays cameras and the model.
+
+A core of the tests runs by default: a browser is expensive without a graphics card.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -203,6 +206,7 @@ def test_incidents_are_worked_through_by_keyboard(page: "Page", scene: Scene) ->
     page.wait_for_url("**/incidents")
 
 
+@pytest.mark.slow
 def test_a_new_incident_is_said_aloud_and_its_end_is_shown(page: "Page", scene: Scene) -> None:
     dock = scene.service.camera("dock", 2_000_000_025, alert="Is the door open?")
     dock.show(*(time.time() - 4 + step for step in range(4)))
@@ -220,6 +224,7 @@ def test_a_new_incident_is_said_aloud_and_its_end_is_shown(page: "Page", scene: 
     page.wait_for_selector("[data-stream=dock]", state="detached")
 
 
+@pytest.mark.slow
 def test_a_watch_is_edited_in_place_and_a_removed_one_comes_back(
     page: "Page", scene: Scene
 ) -> None:
@@ -235,6 +240,29 @@ def test_a_watch_is_edited_in_place_and_a_removed_one_comes_back(
     assert [watch.prompt for watch in client.stream("yard").watches] == ["What do people do?"]
 
 
+@pytest.mark.slow
+def test_one_answer_is_asked_of_all_cameras(page: "Page", scene: Scene) -> None:
+    page.goto("/ask")
+    page.get_by_role("button", name="One answer").click()
+    page.get_by_placeholder("Ask 2 cameras at once").fill("Is anybody there?")
+    page.keyboard.press("Enter")
+    page.get_by_text("Waits").first.wait_for()
+    query = scene.service.client.queries(1)[0]
+    assert query.streams == [scene.gate.stream.id, scene.yard.stream.id]
+    seen = scene.yard.caption("A man opens the door.")
+    place = seen.model_dump(mode="json", include={"start", "end", "text", "error", "request_id"})
+    windows = [{"stream": "yard", **place}]
+    scene.yard.answer(
+        query.id, "One man, in the yard.", prompt=query.prompt, data={"windows": windows}
+    )
+    answer = page.locator(".answer")
+    answer.get_by_text("One man, in the yard.").wait_for()
+    answer.get_by_text("A man opens the door.").wait_for()
+    answer.locator(".thumbnail img").first.wait_for()
+    take_picture(page, "ask-one-answer")
+
+
+@pytest.mark.slow
 def test_a_search_asks_the_model_whether_the_frames_show_it(page: "Page", scene: Scene) -> None:
     scene.gate.show(*(time.time() - 3 + step for step in range(4)))
     said = scene.gate.caption("A ladder leans on the wall.")
@@ -277,6 +305,7 @@ def test_cameras_of_the_network_are_found_and_attached(
     assert page.get_by_label("Name").input_value().startswith("Front-door")
 
 
+@pytest.mark.slow
 def test_a_picture_that_is_gone_leaves_words_in_its_place(page: "Page", scene: Scene) -> None:
     page.route("**/snapshot.jpg*", lambda route: route.fulfill(status=200, body=b"no picture"))
     page.goto(f"/incidents/{scene.incident}")
@@ -339,6 +368,7 @@ def test_a_restart_of_the_service_leaves_no_gap(
     assert down
 
 
+@pytest.mark.slow
 def test_a_key_is_asked_for_and_leads_back(
     browser: "Browser", tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -37,7 +37,7 @@ function Group({ members }) {
   return html`<section class="panel group" aria-label=${prompt}>
     <header><h2 class="grow">${prompt}</h2><span class="soft small number">${since ? rangeText(since, until) : "Now"}${open ? ` · ${members.length - open} of ${plural(members.length, "answer")}` : ""}</span>
       <button class="button plain square" aria-label="Take it off the page" onClick=${() => members.forEach(forget)}><${Icon} name="close" size=${15} /></button></header>
-    <div class="answers">${ordered.map((question) => html`<${Answer} key=${question.value.key} question=${question} named />`)}</div>
+    <div class=${members.length > 1 ? "answers" : "answers one"}>${ordered.map((question) => html`<${Answer} key=${question.value.key} question=${question} named />`)}</div>
   </section>`;
 }
 
@@ -48,11 +48,13 @@ export default function Ask() {
   const names = shownIds.value.map((id) => camera(id).stream.value?.name).filter(Boolean).sort((a, b) => a.localeCompare(b, undefined, { numeric: true }));
   const chosen = names.filter((name) => !left.has(name)).slice(0, MOST);
   const range = params.get("last") ?? "";
+  const together = params.get("answer") === "one" && chosen.length > 1;
   const onAsk = (prompt) => {
     const until = serverNow();
     const since = range ? rfc3339(until - Number(range) * 1000) : null;
     group += 1;
-    for (const stream of chosen) ask({ prompt, stream, since, until: since && rfc3339(until), group });
+    if (together) ask({ prompt, streams: chosen, since, until: since && rfc3339(until), group });
+    else for (const stream of chosen) ask({ prompt, stream, since, until: since && rfc3339(until), group });
   };
   useEffect(() => {
     if (!first.current || phase.value !== "ready" || !chosen.length) return;
@@ -76,6 +78,7 @@ export default function Ask() {
           <${AskBox} placeholder=${chosen.length === 1 ? `Ask ${chosen[0]}` : `Ask ${plural(chosen.length, "camera")} at once`} onAsk=${onAsk} disabled=${!chosen.length} />
           <div class="row wrap">
             <label><span class="aloud">About</span><select class="field" value=${range} onChange=${(event) => setQuery({ last: event.target.value })}>${RANGES.map(([value, label]) => html`<option key=${value} value=${value}>${label}</option>`)}</select></label>
+            ${names.length > 1 && html`<div class="segments" role="group" aria-label="Answers"><button aria-pressed=${!together} onClick=${() => setQuery({ answer: null })}>Each camera</button><button aria-pressed=${together} disabled=${chosen.length < 2} onClick=${() => setQuery({ answer: "one" })}>One answer</button></div>`}
             <div class="chips" role="group" aria-label="Cameras to ask">
               ${names.length > 1 && html`<button class="chip" onClick=${() => setLeft(left.size ? new Set() : new Set(names))}>${left.size ? "All" : "None"}</button>`}
               ${names.map((name) => html`<button key=${name} class="chip" aria-pressed=${!left.has(name)} onClick=${() => toggle(name)}>${name}</button>`)}
@@ -84,6 +87,6 @@ export default function Ask() {
           ${names.length - left.size > MOST && html`<p class="warn small">${MOST} cameras are asked at once, at most.</p>`}
         </section>
         ${groups.length ? groups.map(([number, members]) => html`<${Group} key=${number} members=${members} />`)
-          : html`<${Empty} icon="ask" title="Ask anything that can be seen" text="Each camera is asked by itself, and answers with the pictures and the times that the answer rests on." />`}
+          : html`<${Empty} icon="ask" title="Ask anything that can be seen" text=${together ? "All cameras are looked at, and one answer sums up what they show." : "Each camera is asked by itself, and answers with the pictures and the times that the answer rests on."} />`}
       </div>`}`;
 }

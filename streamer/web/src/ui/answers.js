@@ -38,19 +38,27 @@ export function AskBox({ placeholder, onAsk, id = "ask", disabled = false, initi
 }
 
 function Progress({ question }) {
-  const { state, position } = question;
-  const text = state === "sending" ? "Sending" : state === "queued" ? (position ? `Waits: ${plural(position, "question")} before it` : "Waits") : "Looking";
+  const { state, position, done, windows } = question;
+  const text = state === "sending" ? "Sending" : state === "queued" ? (position ? `Waits: ${plural(position, "question")} before it` : "Waits") : windows ? `Looking: ${done ?? 0} of ${plural(windows, "window")}` : "Looking";
   return html`<span class="row soft"><span class="spinner" aria-hidden="true" />${text} …</span>`;
+}
+
+// What was answered about each window of a question about several.
+function Windows({ windows }) {
+  return html`<ul class="windows">${windows.map((each) => html`<li key=${each.request_id}>
+    <a class="tag" href=${streamPath(each.stream, { view: "seen", result: each.request_id, since: each.start, until: each.end })}>${each.stream}</a>
+    <span class=${each.error ? "bad" : ""}>${each.error ?? each.text}</span>
+    <span class="soft small number">${rangeText(each.start, each.end)}</span></li>`)}</ul>`;
 }
 
 /** One answer. `question` is a signal of questions.js. */
 export function Answer({ question, named = false, onRange }) {
-  const { id, prompt, stream, since, until, state, text, result, error } = question.value;
+  const { id, prompt, stream, streams, since, until, state, text, result, error } = question.value;
   const open = pending(question.value);
   const when = result?.frames_from ? rangeText(result.frames_from, result.frames_to) : since ? rangeText(since, until) : "Now";
   return html`<article class="answer" aria-busy=${open}>
     <header class="row">
-      ${named ? html`<a class="tag" href=${streamPath(stream)}>${stream}</a>` : html`<h3 class="grow">${prompt}</h3>`}
+      ${streams ? html`<span class="tag">${plural(streams.length, "camera")}</span>` : named ? html`<a class="tag" href=${streamPath(stream)}>${stream}</a>` : html`<h3 class="grow">${prompt}</h3>`}
       ${named && html`<span class="grow" />`}
       ${open && id && html`<button class="button plain" onClick=${() => cancel(question)}>Cancel</button>`}
       ${!open && !named && html`<button class="button plain square" aria-label="Take it off the page" onClick=${() => forget(question)}><${Icon} name="close" size=${15} /></button>`}
@@ -60,6 +68,7 @@ export function Answer({ question, named = false, onRange }) {
       ${open && !text && html`<${Progress} question=${question.value} />`}
       ${error && html`<p class="bad"><${Sentence} text=${error.message} /></p>`}
     </div>
+    ${streams && result?.data?.windows?.length > 0 && html`<${Windows} windows=${result.data.windows} />`}
     ${result?.gaps?.length > 0 && html`<p class="warn small">${plural(result.gaps.length, "part")} of the range ${result.gaps.length === 1 ? "has" : "have"} no frames: the answer says nothing about them.</p>`}
     ${result?.stale && html`<p class="warn small">The newest frame was old when this was asked.</p>`}
     ${result && !error && html`<${Thumbnails} id=${id} load=${(options) => api.framesOfQuery(id, options)} />`}
