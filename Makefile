@@ -22,7 +22,8 @@ export PYTHONDONTWRITEBYTECODE :=
 
 VENV   := .venv
 BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
+RUN    := $(VENV)/.installed
+TOOLS  := $(VENV)/.tools-installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 
 .PHONY: help install demo test test-all test-clients lint types check docs lock clean
@@ -30,9 +31,9 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-install: $(STAMP) ## create .venv with pinned packages
+install: $(TOOLS) ## create .venv with pinned packages, those of the tests too
 
-demo: install ## run the demo: two cameras, live captions, two questions; under three minutes
+demo: $(RUN) ## run the demo: two cameras, live captions, two questions; under three minutes
 	@$(BIN)/streamer demo
 
 test: install ## the tests
@@ -63,17 +64,27 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) >/dev/null 2>&1 || $(PYTHON) -m virtualenv --quiet $(VENV) 2>/dev/null || { \
 	  rm -rf $(VENV); echo "$(PYTHON) cannot create a virtual environment: install its venv module (Debian and Ubuntu: python3-venv), then run make again." >&2; exit 1; }
 
-$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+# $(call requirements,LIST): what pyproject.toml asks for; LIST is a Python expression of p, the
+# project, and x, its extras
+requirements = $(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; x = p["optional-dependencies"]; print(*$(1), sep="\n")' > $(VENV)/requirements.txt
+
+$(RUN): pyproject.toml constraints.txt | $(BIN)/python
 	@echo "Installing $(TORCH) (1 of 3; the largest, once)"
 	@$(PIP) install "$(TORCH)"
-	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("triton") is None)' \
-	  || $(PIP) install --no-deps "$(TRITON)" || echo "No Triton for this machine: the tests of the GPU kernels will be skipped"
 	@echo "Installing the other pinned packages (2 of 3)"
 	@$(PIP) install --constraint $(CONSTRAINTS) setuptools
-	@$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; x = p["optional-dependencies"]; print(*p["dependencies"], *(r for name in x if name != "all" for r in x[name]), sep="\n")' > $(VENV)/requirements.txt
+	@$(call requirements,p["dependencies"] + [r for name in x if name not in ("all", "dev") for r in x[name]])
 	@$(PIP) install --constraint $(CONSTRAINTS) --requirement $(VENV)/requirements.txt
 	@echo "Installing this project (3 of 3)"
 	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(TOOLS): $(RUN)
+	@echo "Installing the tools of the tests"
+	@$(call requirements,x["dev"])
+	@$(PIP) install --constraint $(CONSTRAINTS) --requirement $(VENV)/requirements.txt
+	@$(BIN)/python -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("triton") is None)' \
+	  || $(PIP) install --no-deps "$(TRITON)" || echo "No Triton for this machine: the tests of the GPU kernels will be skipped"
 	@touch $@
 
 docs: install ## write docs/cli.md from the commands
