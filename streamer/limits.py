@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 MAX_PROMPT = 32_768
 """Characters of a prompt."""
 
+_VISIBLE = r"[^\s\u0000-\u001f]"
+SOURCE_SCHEMA: "JsonDict" = {"pattern": rf"^\s*{_VISIBLE}([^\u0000-\u001f]*{_VISIBLE})?\s*$"}
+"""What :func:`streamer.media.urls.parse_source` asks of every address and path, as JSON schema."""
+
 PROMPT_SCHEMA: "JsonDict" = {
     "minLength": 1,
     "maxLength": MAX_PROMPT,

@@ -23,6 +23,7 @@ from streamer.limits import (
     MAX_SOURCE,
     MAX_WINDOW,
     PROMPT_SCHEMA,
+    SOURCE_SCHEMA,
     check_prompt,
 )
 from streamer.response_format import ResponseFormat
@@ -81,7 +82,7 @@ class Question(Record):
     file: str | None = Field(
         default=None, max_length=MAX_SOURCE, description="id of an uploaded file to ask about"
     )
-    url: str | None = Field(
+    url: Annotated[str, Field(json_schema_extra=SOURCE_SCHEMA)] | None = Field(
         default=None,
         min_length=1,
         max_length=MAX_SOURCE,

@@ -56,6 +56,7 @@ from streamer.limits import (
     MAX_WATCHES,
     MAX_WEBHOOK_URL,
     PROMPT_SCHEMA,
+    SOURCE_SCHEMA,
 )
 from streamer.question import Question
 from streamer.response_format import ResponseFormat
@@ -77,6 +78,8 @@ def _refuse_numbers(value: Any) -> Any:
 
 
 _WrittenTime = Annotated[Timestamp, BeforeValidator(_refuse_numbers)]
+
+_Source = Annotated[str, Field(json_schema_extra=SOURCE_SCHEMA)]
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 
@@ -209,7 +212,7 @@ class StreamBody(RequestBody):
 
     answer = Stream
 
-    url: str | None = Field(
+    url: _Source | None = Field(
         default=None,
         min_length=1,
         max_length=MAX_SOURCE,
@@ -279,7 +282,7 @@ class DiscoveryBody(Record):
 class ProbeBody(Record):
     """A source to try."""
 
-    url: str = Field(
+    url: _Source = Field(
         min_length=1, max_length=MAX_SOURCE, description="URL, or path of a file on the server"
     )
     transport: Transport = Field(default="auto", description="transport of RTSP")
@@ -290,7 +293,7 @@ class StreamPatch(_ModelPatch):
 
     answer = Stream
 
-    url: str | None = Field(
+    url: _Source | None = Field(
         default=None,
         min_length=1,
         max_length=MAX_SOURCE,

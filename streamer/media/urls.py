@@ -284,13 +284,18 @@ def parse_source(text: str) -> str:
     """Return the URL for a source that a user wrote: paths absolute, passwords percent-encoded.
 
     Raises StreamerError: STREAM_URL_FORBIDDEN for a scheme that is not allowed, INVALID_REQUEST
-    for an empty address or one without a host.
+    for an address that is empty, has a control character or has no host.
     """
     text = text.strip()
-    if not text or any(ord(character) < 32 for character in text):
+    if not text:
         raise StreamerError(
             ErrorCode.INVALID_REQUEST,
             "The source is empty: give the URL of a camera or the path of a file.",
+        )
+    if any(ord(character) < 32 for character in text):
+        raise StreamerError(
+            ErrorCode.INVALID_REQUEST,
+            "The source has a control character, such as a line break: remove it.",
         )
     scheme = _scheme_of(text)
     if scheme == "file":

@@ -11,6 +11,8 @@ from fastapi.testclient import TestClient
 
 from streamer.api import documentation
 from streamer.api.app import create_app
+from streamer.errors import StreamerError
+from streamer.media.urls import parse_source
 from streamer.service import Service
 from streamer.settings import Settings
 
@@ -95,3 +97,19 @@ def test_errors_are_json_whatever_a_call_returns(spec: dict) -> None:
                 assert list(call["responses"][status]["content"]) == ["application/json"]
     stream = spec["paths"]["/v1/events"]["get"]["responses"]["200"]["content"]
     assert list(stream) == ["text/event-stream"]
+
+
+@pytest.mark.parametrize(
+    "source", ["", " \t", "a", " a\n", "\x1fa\x1c", "a\x0eb", "a\tb", "rtsp://a/b c"]
+)
+def test_sources_have_the_pattern_of_what_is_accepted(spec: dict, source: str) -> None:
+    # given
+    pattern = spec["components"]["schemas"]["ProbeBody"]["properties"]["url"]["pattern"]
+    try:
+        # when
+        parse_source(source)
+    except StreamerError:
+        # then
+        assert re.search(pattern, source) is None
+    else:
+        assert re.search(pattern, source) is not None
