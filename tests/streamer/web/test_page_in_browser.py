@@ -1,6 +1,6 @@
 """The web page in a browser, over the real API: a test plays cameras and the model.
 
-A core of the tests runs by default: a browser is expensive without a graphics card.
+A browser is expensive without a graphics card, so these tests are slow ones.
 """
 
 import time
@@ -25,6 +25,8 @@ from tests.support.page_service import Camera, PageService
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
+
+pytestmark = pytest.mark.slow
 
 QUESTION = "Is a car parked in front of the gate?"
 CAPTION = "A red car turns into the yard."
@@ -99,7 +101,6 @@ ROUTES = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("phone", [False, True], ids=["desktop", "phone"])
 def test_every_route_is_accessible_and_stands_still(
     browser: "Browser", scene: Scene, phone: bool
@@ -206,7 +207,6 @@ def test_incidents_are_worked_through_by_keyboard(page: "Page", scene: Scene) ->
     page.wait_for_url("**/incidents")
 
 
-@pytest.mark.slow
 def test_a_new_incident_is_said_aloud_and_its_end_is_shown(page: "Page", scene: Scene) -> None:
     dock = scene.service.camera("dock", 2_000_000_025, alert="Is the door open?")
     dock.show(*(time.time() - 4 + step for step in range(4)))
@@ -224,7 +224,6 @@ def test_a_new_incident_is_said_aloud_and_its_end_is_shown(page: "Page", scene: 
     page.wait_for_selector("[data-stream=dock]", state="detached")
 
 
-@pytest.mark.slow
 def test_a_watch_is_edited_in_place_and_a_removed_one_comes_back(
     page: "Page", scene: Scene
 ) -> None:
@@ -240,7 +239,6 @@ def test_a_watch_is_edited_in_place_and_a_removed_one_comes_back(
     assert [watch.prompt for watch in client.stream("yard").watches] == ["What do people do?"]
 
 
-@pytest.mark.slow
 def test_one_answer_is_asked_of_all_cameras(page: "Page", scene: Scene) -> None:
     page.goto("/ask")
     page.get_by_role("button", name="One answer").click()
@@ -262,7 +260,6 @@ def test_one_answer_is_asked_of_all_cameras(page: "Page", scene: Scene) -> None:
     take_picture(page, "ask-one-answer")
 
 
-@pytest.mark.slow
 def test_a_search_asks_the_model_whether_the_frames_show_it(page: "Page", scene: Scene) -> None:
     scene.gate.show(*(time.time() - 3 + step for step in range(4)))
     said = scene.gate.caption("A ladder leans on the wall.")
@@ -305,7 +302,6 @@ def test_cameras_of_the_network_are_found_and_attached(
     assert page.get_by_label("Name").input_value().startswith("Front-door")
 
 
-@pytest.mark.slow
 def test_a_picture_that_is_gone_leaves_words_in_its_place(page: "Page", scene: Scene) -> None:
     page.route("**/snapshot.jpg*", lambda route: route.fulfill(status=200, body=b"no picture"))
     page.goto(f"/incidents/{scene.incident}")
@@ -334,7 +330,6 @@ def test_the_palette_goes_anywhere_by_a_few_letters(page: "Page") -> None:
     page.wait_for_url("**/streams/yard")
 
 
-@pytest.mark.slow
 def test_a_restart_of_the_service_leaves_no_gap(
     browser: "Browser", tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -368,7 +363,6 @@ def test_a_restart_of_the_service_leaves_no_gap(
     assert down
 
 
-@pytest.mark.slow
 def test_a_key_is_asked_for_and_leads_back(
     browser: "Browser", tmp_path_factory: pytest.TempPathFactory
 ) -> None:
