@@ -22,31 +22,51 @@ export function onUnauthorized(run) {
   unauthorized = run;
 }
 
-/** Call the API. `body` is sent as JSON; `quiet` leaves a 401 to the caller. */
-export async function call(method, path, body, { signal, quiet = false, keepalive = false, headers = {} } = {}) {
-  let response;
+// milliseconds for an answer; the longest that the page waits for is a search for cameras
+const PATIENCE = 60_000;
+
+const limited = (signal) => AbortSignal.any([AbortSignal.timeout(PATIENCE), ...(signal ? [signal] : [])]);
+
+const unreachable = () => new ApiError(0, { code: "UNREACHABLE", message: "The service cannot be reached. Check that it runs." });
+
+/** Send a request; `body` is sent as JSON. A service that cannot be reached is an ApiError. */
+export async function request(method, path, body, { signal, keepalive = false } = {}) {
+  const headers = body === undefined ? {} : { "Content-Type": "application/json" };
   try {
-    response = await fetch(path, {
-      method,
-      signal,
-      keepalive,
-      headers: body === undefined ? headers : { "Content-Type": "application/json", ...headers },
-      body: body === undefined ? undefined : JSON.stringify(body),
-    });
+    return await fetch(path, { method, signal, keepalive, headers, body: body === undefined ? undefined : JSON.stringify(body) });
   } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new ApiError(0, { code: "UNREACHABLE", message: "The service cannot be reached. Check that it runs." });
+    throw error.name === "AbortError" ? error : unreachable();
   }
-  if (response.status === 204) return null;
-  const text = await response.text();
-  let answer = null;
+}
+
+/** The text of a response. A connection that is lost before its end is an ApiError too. */
+async function textOf(response) {
   try {
-    answer = text ? JSON.parse(text) : null;
-  } catch {
-    // a proxy's page
+    return await response.text();
+  } catch (error) {
+    throw error.name === "AbortError" ? error : unreachable();
   }
-  if (response.ok) return answer;
-  const error = new ApiError(response.status, answer?.error);
+}
+
+/** The ApiError of a response that is not a success. */
+export async function errorOf(response) {
+  return new ApiError(response.status, parsed(await textOf(response))?.error);
+}
+
+// null for what is no JSON, such as a proxy's page
+function parsed(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return null;
+  }
+}
+
+/** Call the API, and return its answer; `quiet` leaves a 401 to the caller. */
+export async function call(method, path, body, { signal, quiet = false, keepalive = false } = {}) {
+  const response = await request(method, path, body, { signal: limited(signal), keepalive });
+  if (response.ok) return parsed(await textOf(response));
+  const error = await errorOf(response);
   if (response.status === 401 && !quiet) unauthorized(error);
   throw error;
 }
@@ -78,7 +98,6 @@ export const api = {
     return { streams: found, missing: page.missing };
   },
   discover: (wanted, options) => call("POST", "/v1/discovery", wanted, options),
-  stream: (name) => get(`/v1/streams/${ref(name)}`),
   attach: (stream) => call("POST", "/v1/streams", stream),
   editStream: (name, changes) => call("PATCH", `/v1/streams/${ref(name)}`, changes),
   detach: (name, options) => call("DELETE", `/v1/streams/${ref(name)}`, undefined, options),
@@ -93,7 +112,6 @@ export const api = {
   framesOfQuery: (id, options) => get(`/v1/queries/${ref(id)}/frames`, {}, options),
 
   ask: (question) => call("POST", "/v1/queries", question),
-  query: (id, wait = 0) => get(`/v1/queries/${ref(id)}`, { wait: wait || null }),
   cancel: (id) => call("DELETE", `/v1/queries/${ref(id)}`),
 
   incidents: (params) => get("/v1/incidents", params),
@@ -101,17 +119,17 @@ export const api = {
   editIncident: (id, changes, options) => call("PATCH", `/v1/incidents/${ref(id)}`, changes, options),
   silence: (silence) => call("POST", "/v1/silences", silence),
   unsilence: (id) => call("DELETE", `/v1/silences/${ref(id)}`),
-  silences: () => get("/v1/silences"),
 
-  models: () => get("/v1/models"),
   /** The parts of the installation, also if one is missing (503). */
   async ready() {
-    const response = await fetch("/readyz");
-    return response.json();
+    const response = await request("GET", "/readyz", undefined, { signal: limited() });
+    const parts = parsed(await textOf(response));
+    if (!parts?.parts) throw new ApiError(response.status, parts?.error);
+    return parts;
   },
   async metrics() {
-    const response = await fetch("/metrics");
-    if (!response.ok) throw new ApiError(response.status, (await response.json().catch(() => null))?.error);
-    return response.text();
+    const response = await request("GET", "/metrics", undefined, { signal: limited() });
+    if (!response.ok) throw await errorOf(response);
+    return textOf(response);
   },
 };

@@ -1,5 +1,5 @@
 /** Server-sent events of one response, as they come. */
-import { ApiError } from "./api.js";
+import { errorOf, request } from "./api.js";
 
 /** The events in a text, and what is left of the last one that is not complete. */
 export function parseEvents(text) {
@@ -22,14 +22,8 @@ export function parseEvents(text) {
 
 /** POST `body`, and hand each event of the response to `run(name, data)`. */
 export async function postForEvents(path, body, run, { signal } = {}) {
-  let response;
-  try {
-    response = await fetch(path, { method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body), signal });
-  } catch (error) {
-    if (error.name === "AbortError") throw error;
-    throw new ApiError(0, { code: "UNREACHABLE", message: "The service cannot be reached. Check that it runs." });
-  }
-  if (!response.ok) throw new ApiError(response.status, (await response.json().catch(() => null))?.error);
+  const response = await request("POST", path, body, { signal });
+  if (!response.ok) throw await errorOf(response);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {

@@ -308,11 +308,13 @@ export function askForKey() {
   navigate(next === "/" ? "/login" : `/login?next=${encodeURIComponent(next)}`, { replace: true });
 }
 
-let started = false;
+const RETRY = 2000;
+let started = false, retry;
 
 /** Find out who uses the page, load what it shows, and listen to what happens. */
 export async function start() {
   onUnauthorized(askForKey);
+  clearTimeout(retry);
   try {
     [session.value] = await Promise.all([api.session(), listening()]);
     phase.value = "loading";
@@ -321,7 +323,8 @@ export async function start() {
     if (!(error instanceof ApiError)) throw error;
     socket.stop();
     if (error.status === 401) askForKey();
-    else if (error.status === 0 || error.passes) setTimeout(start, 2000);
+    clearTimeout(retry); // of a start that "Try again" began beside this one
+    if (error.passes) retry = setTimeout(start, RETRY);
     phase.value = error;
     return;
   }

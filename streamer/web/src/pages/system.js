@@ -21,8 +21,11 @@ const reading = signal(null);
 const failure = signal(null);
 const health = signal(null);
 let previous = null;
+let reads = false;
 
 async function read() {
+  if (reads) return; // the service is slow: do not pile up calls
+  reads = true;
   try {
     const [text, ready] = await Promise.all([api.metrics(), api.ready()]);
     const metrics = parseMetrics(text);
@@ -39,6 +42,7 @@ async function read() {
   } catch (error) {
     failure.value = error;
   }
+  reads = false;
 }
 
 function Parts() {
