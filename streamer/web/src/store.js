@@ -8,6 +8,8 @@ import { now, secondsSince, serverNow, setServerTime } from "./time.js";
 
 const KEPT_RESULTS = 60;
 const KEPT_COSTS = 40;
+const KEPT_CHANGES = 500;
+const KEPT_INCIDENTS = 2000;
 const REFRESH = 15000;
 
 /** Who uses the page: `{key, scopes}`; null: not known yet. */
@@ -35,8 +37,16 @@ export const generation = signal(0);
 /** What to say aloud: a new incident. */
 export const announcement = signal("");
 
-/** Ids of streams that are about to be detached. */
+/** Ids of streams and watches that are about to be removed: they are not shown, and may come back. */
 export const leaving = signal(new Set());
+
+/** Show a stream or a watch no more, or again. */
+export function setLeaving(id, leaves) {
+  const ids = new Set(leaving.value);
+  if (leaves) ids.add(id);
+  else ids.delete(id);
+  leaving.value = ids;
+}
 
 const cameras = new Map();
 
@@ -112,11 +122,15 @@ function addResult(result) {
   if (results.value !== before && spent !== null && result.watch_id) costs.value = [...costs.value, spent].slice(-KEPT_COSTS);
 }
 
-/** Take an incident over, unless a newer version is known. */
+/** Take over an incident, unless a newer version is known; of too many, forget the resolved one that changed first. */
 export function withIncident(known, incident) {
   const before = known.get(incident.id);
   if (before && before.version > incident.version) return known;
-  return new Map(known).set(incident.id, incident);
+  const found = new Map(known);
+  found.delete(incident.id);
+  found.set(incident.id, incident);
+  if (found.size > KEPT_INCIDENTS) found.delete([...found.values()].find((each) => each.state === "resolved")?.id);
+  return found;
 }
 
 export function putIncident(incident) {
@@ -130,8 +144,10 @@ export function putStream(stream) {
   });
 }
 
+/** Forget a stream that is detached. */
 export function dropStream(id) {
   streamIds.value = streamIds.value.filter((each) => each !== id);
+  cameras.delete(id);
 }
 
 const listeners = new Set();
@@ -159,7 +175,7 @@ function handle(event) {
       }
     } else if (event.type === "stream.state_changed") {
       const { stream, changes } = camera(event.stream_id);
-      changes.value = [...changes.value, { time: event.time, ...event.data }].slice(-500);
+      changes.value = [...changes.value, { time: event.time, ...event.data }].slice(-KEPT_CHANGES);
       if (event.data.state === "detached") dropStream(event.stream_id);
       else {
         if (stream.value) stream.value = { ...stream.value, state: event.data.state, error: event.data.error, since: event.time };
@@ -287,6 +303,7 @@ export function watchPictures(id, fps, width, show) {
   const stop = socket.watch(id, fps, width);
   return () => {
     viewers.delete(show);
+    if (!viewers.size) pictureViewers.delete(id);
     stop();
   };
 }

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { condition, interval, newestFrameTime, rank, withIncident, withResult } from "../../../streamer/web/src/store.js";
+import { camera, condition, dropStream, interval, idOf, newestFrameTime, putStream, rank, withIncident, withResult } from "../../../streamer/web/src/store.js";
 
 const stream = (fields) => ({ state: "running", live: true, sampling: { mode: "fps", fps: 1 }, error: null, ...fields });
 const AT = 1_000_000_000_000;
@@ -52,4 +52,23 @@ test("an older version of an incident changes nothing", () => {
   const known = withIncident(new Map(), { id: "inc_1", version: 3, state: "resolved" });
   assert.equal(withIncident(known, { id: "inc_1", version: 2, state: "open" }), known);
   assert.equal(withIncident(known, { id: "inc_1", version: 4, state: "open" }).get("inc_1").state, "open");
+});
+
+test("of too many incidents, the resolved one that changed first is forgotten", () => {
+  let known = withIncident(new Map(), { id: "inc_open", version: 1, state: "open" });
+  for (let number = 0; number < 2100; number++) known = withIncident(known, { id: `inc_${number}`, version: 1, state: "resolved" });
+  known = withIncident(known, { id: "inc_101", version: 2, state: "resolved" });
+  known = withIncident(known, { id: "inc_new", version: 1, state: "open" });
+  assert.equal(known.size, 2000);
+  assert.ok(known.has("inc_open") && known.has("inc_101") && known.has("inc_new"));
+  assert.ok(!known.has("inc_100") && !known.has("inc_102"));
+});
+
+test("a stream that is detached is forgotten", () => {
+  putStream({ id: "str_1", name: "gate" });
+  const before = camera("str_1");
+  assert.equal(idOf("gate"), "str_1");
+  dropStream("str_1");
+  assert.equal(idOf("gate"), null);
+  assert.notEqual(camera("str_1"), before);
 });

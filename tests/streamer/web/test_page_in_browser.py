@@ -234,6 +234,10 @@ def test_a_watch_is_edited_in_place_and_a_removed_one_comes_back(
     page.get_by_role("button", name="Save").click()
     page.get_by_role("button", name="Remove: What do people do?").click()
     page.get_by_text("No standing question").wait_for()
+    with page.expect_response("**/v1/streams?*"):  # the streams are read again meanwhile
+        page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.evaluate("new Promise((drawn) => requestAnimationFrame(() => setTimeout(drawn)))")
+    assert page.get_by_text("No standing question").is_visible()
     page.get_by_role("button", name="Undo").click()
     page.get_by_role("button", name="Remove: What do people do?").wait_for()
     assert [watch.prompt for watch in client.stream("yard").watches] == ["What do people do?"]

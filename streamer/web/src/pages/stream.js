@@ -7,7 +7,7 @@ import { Icon } from "../icons.js";
 import { useKeys } from "../keys.js";
 import { ask, questions } from "../questions.js";
 import { navigate, query, setQuery } from "../router.js";
-import { camera, idOf, leaving, mayOperate, openIncidents, phase, putStream, refreshStreams, streamIds } from "../store.js";
+import { camera, dropStream, idOf, mayOperate, openIncidents, phase, putStream, refreshStreams, setLeaving } from "../store.js";
 import { ago, duration, moment, now, rangeText, rfc3339, secondsSince } from "../time.js";
 import { Answer, AskBox } from "../ui/answers.js";
 import { SeenFrames } from "../ui/frames.js";
@@ -122,16 +122,16 @@ function Loaded({ id, stream }) {
   const detach = () => {
     later(`${stream.name} is detached`, {
       hide: () => {
-        leaving.value = new Set([...leaving.value, id]);
+        setLeaving(id, true);
         navigate("/");
       },
       run: async (options) => {
         await api.detach(id, options);
-        streamIds.value = streamIds.value.filter((each) => each !== id);
-        leaving.value = new Set([...leaving.value].filter((each) => each !== id));
+        dropStream(id);
+        setLeaving(id, false);
         refreshStreams();
       },
-      restore: () => (leaving.value = new Set([...leaving.value].filter((each) => each !== id))),
+      restore: () => setLeaving(id, false),
     });
   };
   const step = (by) => {

@@ -1,7 +1,7 @@
 /** The standing questions of a stream, edited in place. */
 import { useState } from "preact/hooks";
 import { api } from "../api.js";
-import { camera, mayOperate } from "../store.js";
+import { camera, leaving, mayOperate, setLeaving } from "../store.js";
 import { Icon } from "../icons.js";
 import { html } from "./html.js";
 import { Empty, Problem } from "./states.js";
@@ -66,13 +66,12 @@ function Form({ stream, watch, close }) {
       setBusy(false);
     }
   };
-  const kinds = [["text", "Text"], ["choice", "Choice"], ["alert", "Alert"]];
-  const fixed = watch?.alert ? ["alert"] : watch ? ["text", "choice", "alert"] : ["text", "choice", "alert"];
+  const kinds = [["text", "Text"], ["choice", "Choice"], ["alert", "Alert"]].filter(([kind]) => kind === "alert" || !watch?.alert);
   return html`<form class="watch-form stack" onSubmit=${save} onKeyDown=${(event) => { if (event.key === "Escape") { event.stopPropagation(); close(); } }}>
     <label class="label">Question about every window
       <textarea class="field" rows="2" required autofocus value=${form.prompt} onInput=${set("prompt")} placeholder="Is a car parked in front of the gate?" /></label>
     ${form.kind !== "json" && html`<div class="segments" role="group" aria-label="Kind of answer">
-      ${kinds.filter(([kind]) => fixed.includes(kind)).map(([kind, label]) => html`<button type="button" key=${kind} aria-pressed=${form.kind === kind} onClick=${() => setForm({ ...form, kind })}>${label}</button>`)}
+      ${kinds.map(([kind, label]) => html`<button type="button" key=${kind} aria-pressed=${form.kind === kind} onClick=${() => setForm({ ...form, kind })}>${label}</button>`)}
     </div>`}
     ${form.kind === "choice" && html`<label class="label">Answers, with commas between them<input class="field" required value=${form.choices} onInput=${set("choices")} /></label>`}
     ${form.kind === "alert" && html`
@@ -90,12 +89,15 @@ function Form({ stream, watch, close }) {
 
 function WatchLine({ stream, watch, edit }) {
   const remove = () => {
-    const signal = camera(stream.id).stream;
-    const before = signal.value.watches;
     later("Watch removed", {
-      hide: () => (signal.value = { ...signal.value, watches: before.filter((each) => each.id !== watch.id) }),
-      run: (options) => api.removeWatch(stream.id, watch.id, options),
-      restore: () => (signal.value = { ...signal.value, watches: before }),
+      hide: () => setLeaving(watch.id, true),
+      run: async (options) => {
+        await api.removeWatch(stream.id, watch.id, options);
+        const signal = camera(stream.id).stream;
+        if (signal.value) signal.value = { ...signal.value, watches: signal.value.watches.filter((each) => each.id !== watch.id) };
+        setLeaving(watch.id, false);
+      },
+      restore: () => setLeaving(watch.id, false),
     });
   };
   const kind = kindOf(watch);
@@ -115,11 +117,12 @@ function WatchLine({ stream, watch, edit }) {
 export function Watches({ stream }) {
   const [editing, setEditing] = useState(null);
   const close = () => setEditing(null);
+  const watches = stream.watches.filter((watch) => !leaving.value.has(watch.id));
   return html`<section class="panel" aria-labelledby="watches-title">
     <header><h2 id="watches-title" class="grow">Watches</h2>
       ${mayOperate.value && editing !== "new" && html`<button class="button plain" onClick=${() => setEditing("new")}><${Icon} name="plus" size=${15} />Add</button>`}</header>
-    ${!stream.watches.length && editing !== "new" && html`<${Empty} small icon="eye" title="No standing question" text="A watch asks the model about every few seconds of this camera." />`}
-    <ul>${stream.watches.map((watch) => editing === watch.id
+    ${!watches.length && editing !== "new" && html`<${Empty} small icon="eye" title="No standing question" text="A watch asks the model about every few seconds of this camera." />`}
+    <ul>${watches.map((watch) => editing === watch.id
       ? html`<li key=${watch.id}><${Form} stream=${stream} watch=${watch} close=${close} /></li>`
       : html`<${WatchLine} key=${watch.id} stream=${stream} watch=${watch} edit=${() => setEditing(watch.id)} />`)}
     </ul>
