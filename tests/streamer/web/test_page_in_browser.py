@@ -354,14 +354,14 @@ def test_a_restart_of_the_service_leaves_no_gap(
             page.evaluate("window.mark = 'not loaded again'")
         # when the API is away while the model goes on
         down = True
-        page.get_by_text("The service cannot be reached since").wait_for()
+        page.get_by_text("The page tries again by itself.").wait_for()
         with PageService(settings, port) as service:
             other = Camera(service.client, service.client.stream("gate"), 7)
             other.show()
             other.caption("What was said meanwhile.", frames=1)
             # then the page goes on by itself
             page.get_by_text("What was said meanwhile.").wait_for()
-            page.get_by_text("The service cannot be reached since").wait_for(state="detached")
+            page.get_by_text("The page tries again by itself.").wait_for(state="detached")
             assert page.evaluate("window.mark") == "not loaded again"
             window.__exit__(None, None, None)
     assert down

@@ -90,12 +90,14 @@ export default function Search() {
       (error) => error.name === "AbortError" || setFound({ results: null, matches: null, next: null, error }));
     return () => stop.abort();
   }, [key, attempt, phase.value]);
+  useEffect(() => () => clearTimeout(timer.current), []);
   const more = async () => {
+    const add = (changes) => setFound((now) => (now === found ? { ...found, ...changes } : now)); // unless the search has changed
     try {
       const page = await api.results({ ...given, verify: null, limit: 40, cursor: found.next });
-      setFound({ ...found, results: [...found.results, ...page.results], next: page.next_cursor });
+      add({ results: [...found.results, ...page.results], next: page.next_cursor });
     } catch (error) {
-      setFound({ ...found, error });
+      add({ error });
     }
   };
   const onInput = (event) => {

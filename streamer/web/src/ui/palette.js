@@ -5,21 +5,28 @@ import { score } from "../format.js";
 import { Icon } from "../icons.js";
 import { navigate, streamPath } from "../router.js";
 import { api } from "../api.js";
-import { askForKey, camera, mayOperate, openIncidents, session, shownIds } from "../store.js";
+import { askForKey, camera, mayOperate, openIncidents, session, shownIds, socket } from "../store.js";
 import { toggleTheme } from "../theme.js";
 import { html } from "./html.js";
 import { helpOpen } from "./help.js";
 import { kiosk } from "./kiosk.js";
+import { complain } from "./toast.js";
 
 export const paletteOpen = signal(false);
 
-/** Actions of the page that is shown: [{title, icon, run, keys}]. */
-export const pageActions = signal([]);
+async function signOut() {
+  try {
+    await api.signOut();
+    socket.stop(); // it was opened with the session, and would go on
+    askForKey();
+  } catch (error) {
+    complain(error);
+  }
+}
 
 function entries(typed) {
   const go = (to) => () => navigate(to);
   const found = [
-    ...pageActions.value,
     ...openIncidents.value.map((each) => ({ title: `${each.title}, ${each.stream_name}`, icon: "bell", hint: "Incident", run: go(`/incidents/${each.id}`) })),
     ...shownIds.value.map((id) => camera(id).stream.value).filter(Boolean).map((stream) => ({ title: stream.name, icon: "camera", hint: "Camera", run: go(streamPath(stream.name)) })),
     { title: "Cameras", icon: "wall", hint: "G then W", run: go("/") },
@@ -32,7 +39,7 @@ function entries(typed) {
     { title: "Show only the wall", icon: "expand", hint: "F", run: () => { navigate("/"); kiosk.value = true; } },
     { title: "Keys", icon: "keys", hint: "?", run: () => (helpOpen.value = true) },
     { title: "Reference of the API", icon: "next", run: () => location.assign("/docs") },
-    session.value?.key && { title: "Sign out", icon: "out", run: () => api.signOut().finally(askForKey) },
+    session.value?.key && { title: "Sign out", icon: "out", run: signOut },
   ].filter(Boolean);
   const ranked = found.map((entry) => [score(typed, `${entry.title} ${entry.hint === "Camera" ? "camera" : ""}`), entry]).filter(([points]) => points > 0);
   if (typed.trim()) {

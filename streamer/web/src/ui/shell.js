@@ -73,10 +73,10 @@ function Bottom() {
 function Lost() {
   const { state, since } = link.value;
   const seconds = (Date.now() - since) / 1000;
-  // read, so that it is renewed each second
+  // `now` is read, so that this is drawn each second; screen readers hear the message once
   if (now.value === 0 || state !== "lost" || seconds < 2) return null;
   return html`<div class="notice"><span class="spinner" aria-hidden="true" />
-    <span class="grow">The service cannot be reached since ${duration(seconds)}. What is shown may be out of date; it is tried again by itself.</span></div>`;
+    <span class="grow">The service cannot be reached<span aria-hidden="true"> for ${duration(seconds)}</span>. What is shown may be out of date. The page tries again by itself.</span></div>`;
 }
 
 function Missing() {
@@ -93,13 +93,11 @@ function Missing() {
 /** The head of a page: its name, and what can be done. */
 export function Top({ title, back, children }) {
   const heading = useRef(null);
-  const first = useRef(true);
   useEffect(() => {
     document.title = `${title} · NVILA Streamer`;
   }, [title]);
   const path = address.value.split("?")[0];
   useEffect(() => {
-    if (first.current) first.current = false;
     if (Top.visited && Top.visited !== path) heading.current?.focus({ preventScroll: true });
     Top.visited = path;
   }, [path]);
