@@ -28,7 +28,6 @@ _MEDIA_TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".mjs": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
-    ".webmanifest": "application/manifest+json",
 }
 """The files that are served; others, such as licences, stay in the package."""
 
@@ -112,10 +111,9 @@ def load_page() -> WebPage:
             "default-src 'none'",
             f"script-src 'self' {hashes}",
             "style-src 'self'",
-            "img-src 'self' blob: data:",
-            "media-src 'self' blob:",
+            "img-src 'self'",
+            "media-src 'self'",
             "connect-src 'self'",
-            "manifest-src 'self'",
             "base-uri 'none'",
             "form-action 'self'",
             "frame-ancestors 'none'",

@@ -2,12 +2,10 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any, Self
 
 import cv2
-import pytest
 
 from nvila_core.demo.video import StreetVideo
 from nvila_core.resolution.policy import Measures
@@ -206,10 +204,3 @@ class PageService:
             probe=False,
         )
         return Camera(self.client, stream, seed)
-
-
-@pytest.fixture
-def page_service(settings: Settings) -> Iterator[PageService]:
-    """A service without cameras."""
-    with PageService(settings) as service:
-        yield service

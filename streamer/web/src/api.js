@@ -114,7 +114,7 @@ export const api = {
   ask: (question) => call("POST", "/v1/queries", question),
   cancel: (id) => call("DELETE", `/v1/queries/${ref(id)}`),
 
-  incidents: (params) => get("/v1/incidents", params),
+  incidents: (params, options) => get("/v1/incidents", params, options),
   incident: (id) => get(`/v1/incidents/${ref(id)}`),
   editIncident: (id, changes, options) => call("PATCH", `/v1/incidents/${ref(id)}`, changes, options),
   silence: (silence) => call("POST", "/v1/silences", silence),

@@ -85,7 +85,7 @@ export function withPiece(text, at, piece) {
 export function marked(text, query) {
   const words = (query ?? "").toLowerCase().match(/[\p{L}\p{N}]+/gu);
   if (!words) return [[text, false]];
-  const pattern = new RegExp(`(${words.map((word) => word.replace(/[^\p{L}\p{N}]/gu, "")).join("|")})`, "giu");
+  const pattern = new RegExp(`(${words.join("|")})`, "giu");
   return text.split(pattern).map((piece, index) => [piece, index % 2 === 1]).filter(([piece]) => piece);
 }
 

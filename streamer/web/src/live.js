@@ -3,11 +3,10 @@ import { watchPictures } from "./store.js";
 
 /** Show pictures on a canvas while it is on screen and the page is visible. */
 export class CanvasFeed {
-  constructor(canvas, streamId, { fps = 1, width = 640, shown = () => {} }) {
+  constructor(canvas, streamId, { fps, width }) {
     this._canvas = canvas;
     this._streamId = streamId;
     this._wish = { fps, width };
-    this._shown = shown;
     this._onScreen = false;
     this._observer = new IntersectionObserver((entries) => {
       this._onScreen = entries.at(-1).isIntersecting;
@@ -44,6 +43,5 @@ export class CanvasFeed {
     }
     canvas.getContext("2d", { alpha: false }).drawImage(bitmap, 0, 0);
     bitmap.close();
-    this._shown(header);
   }
 }

@@ -4,7 +4,7 @@ import { api } from "./api.js";
 import { withPiece } from "./format.js";
 import { followQuery } from "./store.js";
 
-const KEPT = 40;
+const KEPT = 160;
 
 /** Newest first: signals of `{id, key, prompt, stream or streams, since, until, state, position, text, result, error}`. */
 export const questions = signal([]);
@@ -37,7 +37,7 @@ let key = 0;
 /** Ask a question; its signal tells what becomes of it. */
 export function ask({ prompt, stream = null, streams = null, since = null, until = null, group = null }) {
   const question = signal({ key: ++key, id: null, group, prompt, stream, streams, since, until, asked: Date.now(), state: "sending", position: null, text: "", result: null, error: null });
-  questions.value = [question, ...questions.value].slice(0, KEPT * 4);
+  questions.value = [question, ...questions.value].slice(0, KEPT);
   send(question);
   return question;
 }

@@ -4,7 +4,7 @@ import { api, ApiError, onUnauthorized } from "./api.js";
 import { tokensPerFrame } from "./format.js";
 import { address, navigate, route } from "./router.js";
 import { LiveSocket } from "./socket.js";
-import { now, secondsSince, serverNow, setServerTime } from "./time.js";
+import { secondsSince, setServerTime } from "./time.js";
 
 const KEPT_RESULTS = 60;
 const KEPT_COSTS = 40;
@@ -150,14 +150,6 @@ export function dropStream(id) {
   cameras.delete(id);
 }
 
-const listeners = new Set();
-
-/** Hear each event until the returned function is called. */
-export function onEvent(run) {
-  listeners.add(run);
-  return () => listeners.delete(run);
-}
-
 let refreshTimer;
 
 function refreshSoon() {
@@ -183,7 +175,6 @@ function handle(event) {
       }
     } else if (event.type === "worker.state_changed") refreshSoon();
   });
-  for (const run of listeners) run(event);
 }
 
 /** Read the streams again. */
@@ -356,5 +347,3 @@ export async function start() {
     });
   }
 }
-
-export { now, serverNow };

@@ -84,7 +84,7 @@ function Line({ incident, current }) {
     <${Thumb} incident=${incident} />
     <span class="grow"><span class="row"><span class="title clip grow">${incident.title}</span>
         ${fresh && html`<span class="dot unseen"><span class="aloud">New</span></span>`}</span>
-      <span class="row small soft"><span class="clip grow">${incident.stream_name} · ${incident.state === "open" ? `for ${duration(lasted(incident, now.value))}` : `${duration(lasted(incident, now.value))}`}</span>
+      <span class="row small soft"><span class="clip grow">${incident.stream_name} · ${incident.state === "open" ? "for " : ""}${duration(lasted(incident, now.value))}</span>
         <span class="number">${incident.state === "open" ? "Open" : ago(secondsSince(incident.resolved_at ?? incident.last_seen_at, now.value))}</span></span></span>
   </a></li>`;
 }

@@ -91,7 +91,7 @@ function Loaded({ id, stream }) {
   const [picked, setPicked] = useState(null);
   const end = until ?? Math.ceil(now.value / 1000) * 1000;
   const start = end - span * 1000;
-  const past = usePast(id, stream.name, start, end, until === null);
+  const past = usePast(id, start, end, until === null);
   const range = params.get("since") && params.get("until") ? { since: Date.parse(params.get("since")), until: Date.parse(params.get("until")) } : null;
   const setRange = (chosen) => setQuery({ since: chosen && rfc3339(chosen.since), until: chosen && rfc3339(chosen.until) });
   const view = params.get("view") === "seen" || params.get("result") ? "seen" : "live";

@@ -127,4 +127,3 @@ export default function System() {
         <p class="soft small">Version ${known.metrics.streamer_info?.[0]?.labels.version ?? "unknown"}${session.value?.key ? ` · signed in with the key “${session.value.key}”` : ""} · ${plural(rows.length, "reading")}</p>
       </div>`}`;
 }
-

@@ -86,14 +86,16 @@ export function SeenFrames({ result, load }) {
   </div>`;
 }
 
+const MAX_THUMBNAILS = 8;
+
 /** A row of small pictures: those that an answer used. */
-export function Thumbnails({ load, id, most = 8 }) {
+export function Thumbnails({ load, id }) {
   const { frames, error } = useFrames(load, id);
   const [large, setLarge] = useState(null);
   if (error) return null;
   const shown = (frames ?? []).filter((frame) => frame.url);
-  const step = Math.max(1, shown.length / most);
-  const chosen = Array.from({ length: Math.min(most, shown.length) }, (_, index) => shown[Math.floor(index * step)]);
+  const step = Math.max(1, shown.length / MAX_THUMBNAILS);
+  const chosen = Array.from({ length: Math.min(MAX_THUMBNAILS, shown.length) }, (_, index) => shown[Math.floor(index * step)]);
   if (frames && !chosen.length) return html`<p class="soft small">The frames are not kept any more.</p>`;
   return html`<div class="thumbs">
     ${(frames ? chosen : [null, null]).map((frame, index) => frame
@@ -103,4 +105,3 @@ export function Thumbnails({ load, id, most = 8 }) {
     ${large !== null && chosen[large] && html`<img class="large" src=${chosen[large].url} alt=${`Frame of ${moment(chosen[large].time)}`} />`}
   </div>`;
 }
-

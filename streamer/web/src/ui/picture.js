@@ -27,7 +27,7 @@ export function useCondition(id) {
   const known = stream.value;
   if (!known) return { stream: null, state: "waiting", age: null };
   const at = newestFrameTime(known, pictureAt.value);
-  return { stream: known, state: condition(known, at, now.value), age: secondsSince(at, now.value), at };
+  return { stream: known, state: condition(known, at, now.value), age: secondsSince(at, now.value) };
 }
 
 /** The age of the newest picture: "3 s ago". */
@@ -44,7 +44,7 @@ export function Thumbnail({ path, width, height }) {
 }
 
 /** The newest pictures of a stream. */
-export function LivePicture({ id, fps = 1, width = 640, ratio, children }) {
+export function LivePicture({ id, fps, width }) {
   const canvas = useRef(null);
   const { stream, state, age } = useCondition(id);
   useEffect(() => {
@@ -54,13 +54,12 @@ export function LivePicture({ id, fps = 1, width = 640, ratio, children }) {
   const old = state !== "live" && state !== "waiting";
   const name = stream?.name ?? "camera";
   const nothing = age === null;
-  return html`<div class=${old ? "picture old" : "picture"} style=${ratio ? { aspectRatio: ratio } : null}>
+  return html`<div class=${old ? "picture old" : "picture"}>
     <canvas ref=${canvas} width="16" height="9" role="img" aria-label=${`Newest picture of ${name}`} />
     ${state !== "lost" && state !== "failed" && html`<${Age} id=${id} />`}
     ${(nothing || state === "failed" || state === "lost") && html`<div class="note">
       <${Icon} name=${state === "failed" || state === "lost" ? "warning" : state === "paused" ? "pause" : "camera"} size=${22} />
       <span>${nothing ? (state === "waiting" ? "Waiting for the first picture" : WORDS[state]) : `${WORDS[state]} ${duration(age)} ago`}</span>
     </div>`}
-    ${children}
   </div>`;
 }

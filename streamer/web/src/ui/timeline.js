@@ -3,7 +3,6 @@ import { useEffect, useMemo, useRef, useState } from "preact/hooks";
 import { useSignal } from "@preact/signals";
 import { api } from "../api.js";
 import { saying } from "../format.js";
-
 import { camera, generation, incidents as known } from "../store.js";
 import { clockTime, duration, moment, rangeText, rfc3339, serverNow, timeTicks } from "../time.js";
 import { html } from "./html.js";
@@ -51,8 +50,8 @@ export function outages(changes, start, end) {
 }
 
 // Changes of state since a moment: the events that are kept, read until no more come.
-async function pastChanges(name, since, signal) {
-  const params = new URLSearchParams({ streams: name, types: "stream.state_changed", after: `${Math.round(since)}-0` });
+async function pastChanges(id, since, signal) {
+  const params = new URLSearchParams({ streams: id, types: "stream.state_changed", after: `${Math.round(since)}-0` });
   const stop = new AbortController();
   signal.addEventListener("abort", () => stop.abort());
   let timer = setTimeout(() => stop.abort(), 3000), text = "";
@@ -75,7 +74,7 @@ async function pastChanges(name, since, signal) {
 }
 
 /** What the timeline of a stream shows: results, incidents, gaps and changes between two moments. */
-export function usePast(id, name, start, end, following) {
+export function usePast(id, start, end, following) {
   const past = useSignal({ results: [], incidents: [], gaps: [], changes: [], loading: true, error: null });
   const since = rfc3339(start);
   const key = `${id} ${Math.round(start / 60000)} ${Math.round(end / 60000)} ${generation.value}`;
@@ -86,7 +85,7 @@ export function usePast(id, name, start, end, following) {
     past.value = { ...past.peek(), loading: true };
     Promise.all([
       api.results({ stream: id, limit: 400, ...range }, options),
-      api.incidents({ stream: id, limit: 100, since }),
+      api.incidents({ stream: id, limit: 100, since }, options),
       api.frames(id, { since, until: rfc3339(Math.min(end, serverNow())), limit: 2 }, options).catch(() => ({ gaps: [] })),
     ]).then(
       ([results, incidents, frames]) => stop.signal.aborted || (past.value = { ...past.peek(), results: results.results, incidents: incidents.incidents, gaps: frames.gaps, loading: false, error: null }),
@@ -122,7 +121,7 @@ export function Timeline({ start, end, past, range, selected, onRange, onSelect 
   const [hover, setHover] = useState(null);
   const [cursor, setCursor] = useState(null);
   const left = (time) => `${(100 * place(time, start, end)).toFixed(3)}%`;
-  const width = (from, to) => `${(100 * Math.max(0.15, 100 * place(to, start, end) - 100 * place(from, start, end)) / 100).toFixed(3)}%`;
+  const width = (from, to) => `${Math.max(0.15, 100 * (place(to, start, end) - place(from, start, end))).toFixed(3)}%`;
   const timeAt = (event) => {
     const rect = box.current.getBoundingClientRect();
     return start + Math.max(0, Math.min(1, (event.clientX - rect.left) / rect.width)) * (end - start);
@@ -179,7 +178,6 @@ export function Timeline({ start, end, past, range, selected, onRange, onSelect 
     if (at < 0 || at > 1000) continue;
     (result.kind === "error" ? failures : result.kind === "alert" ? alerts : captions).push(`M${at} 0V10`);
   }
-  const shownAt = cursor ?? null;
   return html`<div class="timeline">
     <div class="track" ref=${box} tabindex="0" role="slider" aria-label="Timeline: arrow keys move, with Shift they select a range, Enter shows the nearest caption"
       aria-valuemin=${Math.round(start / 1000)} aria-valuemax=${Math.round(end / 1000)} aria-valuenow=${Math.round((cursor ?? end) / 1000)}
@@ -195,7 +193,7 @@ export function Timeline({ start, end, past, range, selected, onRange, onSelect 
       <svg class="ticks alerts" viewBox="0 0 1000 10" preserveAspectRatio="none" aria-hidden="true"><path d=${alerts.join("")} /></svg>
       <svg class="ticks failures" viewBox="0 0 1000 10" preserveAspectRatio="none" aria-hidden="true"><path d=${failures.join("")} /></svg>
       ${selected?.end && html`<span class="cursor chosen" style=${{ left: left(Date.parse(selected.end)) }} />`}
-      ${shownAt !== null && html`<span class="cursor" style=${{ left: left(shownAt) }} />`}
+      ${cursor !== null && html`<span class="cursor" style=${{ left: left(cursor) }} />`}
       ${chosen && html`<span class="chosen-range" style=${{ left: left(chosen.since), width: width(chosen.since, chosen.until) }} />`}
       ${hover !== null && !drag && html`<span class="cursor hover" style=${{ left: left(hover) }} />`}
     </div>
@@ -207,4 +205,3 @@ export function Timeline({ start, end, past, range, selected, onRange, onSelect 
         : past.loading ? "Loading …" : past.error ? past.error.message : "Drag to select a range; click to see what the model saw."}</p>
   </div>`;
 }
-
