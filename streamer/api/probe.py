@@ -1,6 +1,7 @@
 """Route of `/v1/probe`: try a source step by step before it is attached."""
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from typing import Annotated
 
@@ -49,7 +50,11 @@ async def try_source(
     def told(name: str, step: ProbeStep | None) -> None:
         loop.call_soon_threadsafe(news.put_nowait, step or ProbeBegun(name=name))
 
-    def run() -> ProbeReport:
+    left = threading.Event()
+
+    def run() -> ProbeReport | None:
+        if left.is_set():  # the caller did not wait for its turn: leave the camera alone
+            return None
         from streamer.media.probe.prober import probe  # imports FFmpeg, which takes long
 
         return probe(
@@ -63,7 +68,11 @@ async def try_source(
 
     task = asyncio.ensure_future(to_thread.run_sync(run, abandon_on_cancel=True, limiter=_limiter))
     task.add_done_callback(lambda _: news.put_nowait(None))
-    while (record := await news.get()) is not None:
-        name = "step" if isinstance(record, ProbeStep) else "begun"
-        yield ServerSentEvent(event=name, raw_data=record.model_dump_json())
-    yield ServerSentEvent(event="report", raw_data=(await task).model_dump_json())
+    try:
+        while (record := await news.get()) is not None:
+            name = "step" if isinstance(record, ProbeStep) else "begun"
+            yield ServerSentEvent(event=name, raw_data=record.model_dump_json())
+        if (report := await task) is not None:
+            yield ServerSentEvent(event="report", raw_data=report.model_dump_json())
+    finally:
+        left.set()
