@@ -130,7 +130,7 @@ def _sha256(text: str) -> str:
 def is_page_path(path: str) -> bool:
     """Return whether `path` is an address of the page or of a file of it.
 
-    They need no key: they are the same for everybody, and hold nothing of the installation.
+    They need no key: they are the same in every installation, and contain nothing of it.
     """
     return path in _ROUTES or path.startswith((*_NESTED, f"{STATIC_PATH}/"))
 

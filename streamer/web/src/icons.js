@@ -1,4 +1,4 @@
-/** Icons: lines on a grid of 20. They say nothing to a screen reader; the text beside them does. */
+/** Icons: lines on a grid of 20. They are hidden from screen readers: the text beside them says what they mean. */
 import { html } from "./ui/html.js";
 
 const PATHS = {

@@ -1,4 +1,4 @@
-/** The newest pictures of a stream on a canvas. */
+/** Draw the newest pictures of a stream on a canvas. */
 import { watchPictures } from "./store.js";
 
 /** Show pictures on a canvas while it is on screen and the page is visible. */

@@ -15,7 +15,7 @@ export function parseMetrics(text) {
   return found;
 }
 
-/** Values by one label: `{label: value}`, those of equal labels added. */
+/** Group samples by a label, and add the values of each group: `{label: value}`. */
 export function byLabel(samples, label) {
   const found = {};
   for (const sample of samples ?? []) found[sample.labels[label]] = (found[sample.labels[label]] ?? 0) + sample.value;
@@ -27,7 +27,7 @@ export function total(samples) {
   return samples?.length ? samples.reduce((sum, sample) => sum + sample.value, 0) : null;
 }
 
-/** How fast counters rise, by worker, from two samples `seconds` apart; a counter that fell began anew. */
+/** Increase of each counter per second between two readings, `{label: value}`; one that fell was reset to zero between them. */
 export function rates(before, after, seconds) {
   const found = {};
   for (const [name, value] of Object.entries(after)) {
@@ -38,7 +38,7 @@ export function rates(before, after, seconds) {
   return found;
 }
 
-/** One row of history from two readings: what the charts show. */
+/** Return the values of the charts from two readings that are `seconds` apart. */
 export function row(before, after, seconds) {
   const rate = (name) => {
     const found = Object.values(rates(byLabel(before[name], "worker"), byLabel(after[name], "worker"), seconds));

@@ -1,4 +1,4 @@
-/** Questions that were asked in this page, and what becomes of each: they outlive a change of page. */
+/** Questions that were asked here, and their answers; they are kept when another page is opened. */
 import { signal } from "@preact/signals-core";
 import { api } from "./api.js";
 import { withPiece } from "./format.js";
@@ -9,7 +9,7 @@ const KEPT = 160;
 /** Newest first: signals of `{id, key, prompt, stream or streams, since, until, state, position, text, result, error}`. */
 export const questions = signal([]);
 
-/** What a question is after a step: a pure function. */
+/** Return a question after a step of its answer. */
 export function after(question, step, data) {
   if (step === "progress") return { ...question, state: data.status, position: data.position, done: data.done, windows: data.windows };
   if (step === "delta") return { ...question, state: "writing", text: withPiece(question.text, data.at, data.text) };
@@ -34,7 +34,7 @@ export function pending({ state }) {
 
 let key = 0;
 
-/** Ask a question; its signal tells what becomes of it. */
+/** Ask a question; return its signal. */
 export function ask({ prompt, stream = null, streams = null, since = null, until = null, group = null }) {
   const question = signal({ key: ++key, id: null, group, prompt, stream, streams, since, until, asked: Date.now(), state: "sending", position: null, text: "", result: null, error: null });
   questions.value = [question, ...questions.value].slice(0, KEPT);

@@ -34,7 +34,7 @@ export const incidents = signal(new Map());
 /** Counts reloads after a gap: pages that show past things read them again. */
 export const generation = signal(0);
 
-/** What to say aloud: a new incident. */
+/** What screen readers say: a new incident. */
 export const announcement = signal("");
 
 /** Ids of streams and watches that are about to be removed: they are not shown, and may come back. */
@@ -194,7 +194,7 @@ export async function refreshStreams() {
 
 const KEPT_PAST = 200;
 
-// What was said lately, and the incidents of the last day.
+// The newest results, and the incidents of the last day.
 async function readPast() {
   const [results, found] = await Promise.all([
     api.results({ limit: KEPT_PAST }).catch(() => ({ results: [] })),
@@ -238,8 +238,8 @@ async function reload() {
 const PATIENCE = 2000;
 let greeted = null;
 
-// Wait until events come, so that none is missed between them and what is read. Without a socket go
-// on, and read again when it opens.
+// Wait until the socket sends events, so that none is missed while the past is read. If it does not
+// open, go on without it, and read the past again when it opens.
 function listening() {
   socket.stop();
   return new Promise((resolve) => {
@@ -277,7 +277,7 @@ export const socket = new LiveSocket(typeof location === "undefined" ? "" : sock
   state: (state) => {
     const before = link.value.state;
     if (state === before) return;
-    // What is lost stays lost until it is open: tries in between change nothing on screen.
+    // a try in between changes nothing on screen: the link is lost until it is open
     if (state === "connecting" && before === "lost") return;
     link.value = { state, since: Date.now() };
     if (state === "open" && before === "lost") reload();

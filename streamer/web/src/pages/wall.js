@@ -48,6 +48,13 @@ function Alarms() {
   </ul></section>`;
 }
 
+// What a tile says: what is wrong, else the newest result, else what is awaited.
+function spoken(stream, trouble, newest) {
+  if (trouble) return html`<${Sentence} text=${stream.error.message} />`;
+  if (newest) return saying(newest);
+  return stream.watches.length ? "No caption yet" : "No watch asks about this camera: add one";
+}
+
 function Tile({ id, width }) {
   const { results, costs } = camera(id);
   const { stream, state } = useCondition(id);
@@ -55,7 +62,6 @@ function Tile({ id, width }) {
   const incident = openIncidents.value.find((each) => each.stream_id === id);
   const newest = results.value.find((each) => each.kind === "caption") ?? results.value[0];
   const trouble = (state === "failed" || state === "lost") && stream.error;
-  const text = trouble ? html`<${Sentence} text=${stream.error.message} />` : newest ? saying(newest) : stream.watches.length ? "No caption yet" : "Nobody asks about this camera: add a watch";
   const spent = costs.value.at(-1);
   return html`<a class=${`tile ${incident ? `alert ${incident.severity}` : ""}`} href=${streamPath(stream.name)} data-stream=${stream.name} data-state=${state}>
     <${LivePicture} id=${id} fps=${1} width=${width} />
@@ -64,7 +70,7 @@ function Tile({ id, width }) {
         <span class=${`small clip ${state === "live" ? "aloud" : "soft"}`}>${conditionWord(state)}</span></span>
       <span class="row spent"><span class="small soft number" aria-hidden="true" title="Tokens per frame">${spent === undefined ? "" : Math.round(spent)}</span>
         <${Sparkline} values=${costs.value} label=${spent === undefined ? "Tokens per frame: none yet" : `Tokens per frame: ${Math.round(spent)}`} /></span>
-      <span class=${`caption ${trouble ? "fresh" : state === "live" && newest ? "fresh" : ""}`} title=${newest ? ago(secondsSince(newest.created_at, now.peek())) : ""}>${text}</span>
+      <span class=${trouble || (state === "live" && newest) ? "caption fresh" : "caption"} title=${newest ? ago(secondsSince(newest.created_at, now.peek())) : ""}>${spoken(stream, trouble, newest)}</span>
     </span>
   </a>`;
 }
@@ -95,13 +101,12 @@ export default function Wall() {
   ]);
   useEffect(() => () => (kiosk.value = false), []);
   const ready = phase.value === "ready";
-  const live = ids.length;
   const style = columns ? { "--columns": columns, "--tile": "0px" } : {};
   return html`
     <${Top} title="Cameras">
-      <span class="soft number clip wide">${ready && live ? plural(live, "camera") : ""}</span>
+      <span class="soft number clip wide">${ready && ids.length ? plural(ids.length, "camera") : ""}</span>
       <span class="grow" />
-      ${ready && live > 0 && html`
+      ${ready && ids.length > 0 && html`
         <label class="row small soft wide"><span class="aloud">Columns</span>
           <select class="field" value=${columns} onChange=${(event) => setQuery({ columns: event.target.value })}>
             ${COLUMNS.map((each) => html`<option value=${each}>${each === "" ? "Fit" : `${each} columns`.replace("1 columns", "1 column")}</option>`)}
@@ -110,6 +115,6 @@ export default function Wall() {
         ${mayOperate.value && html`<a class="button" href="/attach"><${Icon} name="plus" size=${16} /><span>Attach</span></a>`}`}
     <//>
     <${Alarms} />
-    ${!ready ? html`<${Loading} />` : !live ? html`<${Nothing} />`
+    ${!ready ? html`<${Loading} />` : !ids.length ? html`<${Nothing} />`
       : html`<div class="wall" style=${style}>${ids.map((id) => html`<${Tile} key=${id} id=${id} width=${width} />`)}</div>`}`;
 }

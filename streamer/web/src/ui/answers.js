@@ -8,7 +8,7 @@ import { streamPath } from "../router.js";
 import { rangeText } from "../time.js";
 import { Thumbnails } from "./frames.js";
 import { html } from "./html.js";
-import { Sentence } from "./states.js";
+import { Sentence, Spinner } from "./states.js";
 
 /** A text field that grows, and a button: Enter asks, Shift-Enter begins a line. */
 export function AskBox({ placeholder, onAsk, id = "ask", disabled = false, initial = "" }) {
@@ -37,10 +37,14 @@ export function AskBox({ placeholder, onAsk, id = "ask", disabled = false, initi
   </form>`;
 }
 
+function progress({ state, position, done, windows }) {
+  if (state === "sending") return "Sending";
+  if (state === "queued") return position ? `Waits: ${plural(position, "question")} before it` : "Waits";
+  return windows ? `Looking: ${done ?? 0} of ${plural(windows, "window")}` : "Looking";
+}
+
 function Progress({ question }) {
-  const { state, position, done, windows } = question;
-  const text = state === "sending" ? "Sending" : state === "queued" ? (position ? `Waits: ${plural(position, "question")} before it` : "Waits") : windows ? `Looking: ${done ?? 0} of ${plural(windows, "window")}` : "Looking";
-  return html`<span class="row soft"><span class="spinner" aria-hidden="true" />${text} …</span>`;
+  return html`<span class="row soft"><${Spinner} />${progress(question)} …</span>`;
 }
 
 // What was answered about each window of a question about several.

@@ -1,4 +1,4 @@
-/** The newest pictures of a stream, and what stands in their place. */
+/** The newest pictures of a stream, and the notes that are shown without one. */
 import { useEffect, useRef, useState } from "preact/hooks";
 import { CanvasFeed } from "../live.js";
 import { camera, condition, newestFrameTime } from "../store.js";

@@ -1,4 +1,4 @@
-/** What stands where there is nothing, nothing yet, or a failure: each with the next action. */
+/** Empty, loading and failed states, each with the next action. */
 import { Icon } from "../icons.js";
 import { html } from "./html.js";
 
@@ -28,7 +28,7 @@ export function Problem({ error }) {
   return html`<div class="problem" role="alert"><${Icon} name="warning" size=${16} /><span><${Sentence} text=${error.message ?? error} /></span></div>`;
 }
 
-/** Lines where text will be. */
+/** Lines in the place of text that is not loaded yet. */
 export function Skeleton({ lines = 3 }) {
   return html`<div class="stack" aria-hidden="true">
     ${Array.from({ length: lines }, (_, line) => html`<div class="skeleton" style=${{ height: "14px", width: `${92 - ((line * 23) % 50)}%` }} />`)}
