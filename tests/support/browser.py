@@ -7,7 +7,7 @@ Pictures go to the folder of the environment variable PAGE_SCREENSHOTS, if it is
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +56,6 @@ def open_page(
     phone: bool = False,
     dark: bool = False,
     expected: str = "$^",
-    allow_offline: Callable[[], bool] = lambda: False,
 ) -> "Iterator[Page]":
     """Open a window. `expected` is a pattern of console errors that the test provokes."""
     context = browser.new_context(
@@ -74,7 +73,7 @@ def open_page(
     problems: list[str] = []
 
     def note(message: "ConsoleMessage") -> None:
-        if message.type != "error" or allow_offline():
+        if message.type != "error":
             return
         text = f"{message.text} {message.location.get('url', '')}"
         if not re.search(expected, text):

@@ -5,6 +5,7 @@ A browser is expensive without a graphics card, so these tests are slow ones.
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -32,6 +33,9 @@ QUESTION = "Is a car parked in front of the gate?"
 CAPTION = "A red car turns into the yard."
 MAX_SHIFT = 0.05
 """Layout shift of a page; up to 0.1 counts as good."""
+
+CONNECTION_LOST = "net::ERR_|WebSocket"
+"""Console errors of a page whose service is away."""
 
 
 class Scene:
@@ -177,7 +181,9 @@ def test_tiles_are_drawn_with_the_reason_for_them(page: "Page", scene: Scene) ->
     page.locator(".tiles path").nth(2).wait_for(state="attached")  # two lines and the frame
 
 
-def test_incidents_are_worked_through_by_keyboard(page: "Page", scene: Scene) -> None:
+def test_incidents_are_worked_through_by_keyboard(
+    page: "Page", scene: Scene, eventually: Callable[..., None]
+) -> None:
     client = scene.service.client
     incident = scene.incident
     page.goto("/incidents")
@@ -194,7 +200,7 @@ def test_incidents_are_worked_through_by_keyboard(page: "Page", scene: Scene) ->
     page.keyboard.press("a")
     page.get_by_role("button", name="Taken care of").wait_for()
     page.keyboard.press("e")
-    _until(lambda: client.incidents.get(incident).seen_by)
+    eventually(lambda: client.incidents.get(incident).seen_by)
 
     told = client.incidents.get(incident)
     assert told.feedback is not None
@@ -202,7 +208,7 @@ def test_incidents_are_worked_through_by_keyboard(page: "Page", scene: Scene) ->
     assert told.acknowledged is not None
     assert len(client.incidents.silences()) == 1
     page.get_by_role("button", name="Undo").click()
-    _until(lambda: not client.incidents.silences())
+    eventually(lambda: not client.incidents.silences())
     page.keyboard.press("Escape")
     page.wait_for_url("**/incidents")
 
@@ -264,11 +270,13 @@ def test_one_answer_is_asked_of_all_cameras(page: "Page", scene: Scene) -> None:
     take_picture(page, "ask-one-answer")
 
 
-def test_a_search_asks_the_model_whether_the_frames_show_it(page: "Page", scene: Scene) -> None:
+def test_a_search_asks_the_model_whether_the_frames_show_it(
+    page: "Page", scene: Scene, eventually: Callable[..., None]
+) -> None:
     scene.gate.show(*(time.time() - 3 + step for step in range(4)))
     said = scene.gate.caption("A ladder leans on the wall.")
     client = scene.service.client
-    _until(lambda: client.timeline.get(said.request_id))
+    eventually(lambda: client.timeline.get(said.request_id))
     page.goto("/search?q=ladder")
     page.get_by_role("button", name="Check the frames").click()
     page.get_by_text("Checking").wait_for()
@@ -314,7 +322,9 @@ def test_a_picture_that_is_gone_leaves_words_in_its_place(page: "Page", scene: S
     take_picture(page, "incident-without-picture")
 
 
-def test_the_palette_goes_anywhere_by_a_few_letters(page: "Page") -> None:
+def test_the_palette_goes_anywhere_by_a_few_letters(
+    page: "Page", eventually: Callable[..., None]
+) -> None:
     page.goto("/")
     page.wait_for_selector("[data-stream=yard]")
     page.keyboard.press("Control+k")
@@ -329,7 +339,7 @@ def test_the_palette_goes_anywhere_by_a_few_letters(page: "Page") -> None:
         page.keyboard.press("i")  # counts for a while only after "g": a busy machine tries again
         return page.url.endswith("/incidents")
 
-    _until(reached)
+    eventually(reached)
     page.go_back()
     page.wait_for_url("**/streams/yard")
 
@@ -337,23 +347,23 @@ def test_the_palette_goes_anywhere_by_a_few_letters(page: "Page") -> None:
 def test_a_restart_of_the_service_leaves_no_gap(
     browser: "Browser", tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    # given a page that shows a camera
     folder = tmp_path_factory.mktemp("restart")
-    down = False
-    with EmbeddedServer(folder / "redis", persistent=False, max_memory=None) as redis:
+    with (
+        EmbeddedServer(folder / "redis", persistent=False, max_memory=None) as redis,
+        ExitStack() as window,
+    ):
+        # given a page that shows a camera
         settings = Settings(redis_url=redis.url, data_dir=folder / "data", log_level="error")
         with PageService(settings) as service:
             camera = service.camera("gate")
             camera.show()
             camera.caption("The first caption.", frames=1)
             port = service.api.port
-            window = open_page(browser, service.url, allow_offline=lambda: True)
-            page = window.__enter__()
+            page = window.enter_context(open_page(browser, service.url, expected=CONNECTION_LOST))
             page.goto("/")
             page.get_by_text("The first caption.").wait_for()
             page.evaluate("window.mark = 'not loaded again'")
         # when the API is away while the model goes on
-        down = True
         page.get_by_text("The page tries again by itself.").wait_for()
         with PageService(settings, port) as service:
             other = Camera(service.client, service.client.stream("gate"), 7)
@@ -363,8 +373,7 @@ def test_a_restart_of_the_service_leaves_no_gap(
             page.get_by_text("What was said meanwhile.").wait_for()
             page.get_by_text("The page tries again by itself.").wait_for(state="detached")
             assert page.evaluate("window.mark") == "not loaded again"
-            window.__exit__(None, None, None)
-    assert down
+            window.close()
 
 
 def test_a_key_is_asked_for_and_leads_back(
@@ -388,10 +397,3 @@ def test_a_key_is_asked_for_and_leads_back(
             page.keyboard.press("Enter")
             page.wait_for_url("**/search?q=car")
             page.get_by_text("Nothing was found").wait_for()
-
-
-def _until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "did not come true"
-        time.sleep(0.05)
