@@ -107,7 +107,8 @@ def check_attention(cache: KVCache, num_heads: int) -> str:
         small.values[0].copy_(content[1])
         batch = kind(small, num_heads).plan(CHECKED)
         rotation = Rotation(batch.positions, inv_freq, dtype)
-        out = batch.attend(0, query.clone(), key, value, rotation, head_dim**-0.5)
+        with torch.cuda.device_of(query):  # Triton launches on the current device
+            out = batch.attend(0, query.clone(), key, value, rotation, head_dim**-0.5)
         found += [out.float(), small.keys[0].float(), small.values[0].float()]
     for name, expected, got in zip(
         ("attention differs", "stored keys differ", "stored values differ"),

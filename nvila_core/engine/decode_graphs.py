@@ -95,13 +95,14 @@ class DecodeGraphs:
         self.table_width = -(-blocks // TABLE_ALIGNMENT) * TABLE_ALIGNMENT
         self.enabled = True
         self._pool: Any = None
+        self._stream: Any = None
         self._buckets: dict[int, Bucket] = {}
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
 
     def run(self, slices: Sequence[SequenceSlice]) -> tuple[Tensor, Tensor] | None:
         """Return the logits and the outcome of a step, see `ModelRunner`; None without a graph.
 
-        They are valid until the next step of as many rows.
+        They are valid until the next step: the graphs share their memory.
         """
         if not self.enabled or not slices or len(slices) > BUCKETS[-1]:
             return None
@@ -127,19 +128,24 @@ class DecodeGraphs:
         maxima, tokens = logits.max(-1)
         return logits, torch.stack([tokens.int(), maxima.isfinite().int(), 1 - batch.damaged])
 
+    def _record(self, graph: torch.cuda.CUDAGraph, batch: TritonBatch) -> tuple[Tensor, Tensor]:
+        """Record a step on the current device into a graph; return where it leaves its results."""
+        # Graphs that share memory share a stream. PyTorch's default is one for all devices.
+        stream = self._stream = self._stream or torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # libraries allocate and compile at the first call
+            self.compute(batch)
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph, self._pool, stream, capture_error_mode="thread_local"):
+            return self.compute(batch)
+
     def _capture(self, bucket: Bucket) -> bool:
         """Capture the graph of a bucket; if that fails, say so once and do without graphs."""
         try:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):  # libraries allocate and compile at the first call
-                self.compute(bucket.batch)
-            torch.cuda.current_stream().wait_stream(stream)
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                logits, outcome = self.compute(bucket.batch)
-            self._pool = self._pool or graph.pool()
-        except (RuntimeError, torch.OutOfMemoryError) as error:
+            with torch.cuda.device(bucket.device.device):
+                logits, outcome = self._record(graph, bucket.batch)
+        except RuntimeError as error:
             self.enabled = False
             warnings.warn(
                 f"Decode steps run without CUDA graphs, because capturing one failed "
@@ -148,6 +154,7 @@ class DecodeGraphs:
                 stacklevel=2,
             )
             return False
+        self._pool = self._pool or graph.pool()
         # The first call has set the flags of rows that are not finite; the replay must not see it.
         bucket.device.copy_(bucket.host, non_blocking=True)
         self._graphs[bucket.rows] = (graph, logits, outcome)

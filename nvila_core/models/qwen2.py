@@ -171,6 +171,12 @@ class Qwen2Decoder(nn.Module):
             Final hidden states [M, hidden]. The last layer's feed-forward part is not computed for
             other rows.
         """
+        with torch.cuda.device_of(embeds):  # Triton launches on the current device
+            return self._run(embeds, positions, backend, rows)
+
+    def _run(
+        self, embeds: Tensor, positions: Tensor, backend: AttentionBackend, rows: Tensor | None
+    ) -> Tensor:
         rotation = self.rotary_emb(positions, embeds.dtype)
         hidden, residual = embeds, None
         *layers, last = cast(Iterable[DecoderLayer], self.layers)
