@@ -10,28 +10,21 @@ from nvila_core.models.quantize import Linear8
 from nvila_core.models.qwen2 import DecoderLayer, Qwen2Decoder
 
 
-def merge_projections(decoder: Qwen2Decoder) -> int:
+def merge_projections(decoder: Qwen2Decoder) -> None:
     """Merge query, key and value, and gate and up, in every layer; in place.
 
-    Weights in 4 bits stay apart, because their kernels reorder each.
-
-    Returns:
-        The number of merged projections; 0 where they are merged already.
+    Weights in 4 bits stay separate, because their kernels reorder each.
     """
-    merged = 0
     for layer in cast(list[DecoderLayer], list(decoder.layers)):
         attention, mlp = layer.self_attn, layer.mlp
         found = merged_linear([attention.q_proj, attention.k_proj, attention.v_proj])
         if found is not None:
             attention.qkv_proj = found
             attention.q_proj = attention.k_proj = attention.v_proj = None
-            merged += 1
         found = merged_linear([mlp.gate_proj, mlp.up_proj])
         if found is not None:
             mlp.gate_up_proj = found
             mlp.gate_proj = mlp.up_proj = None
-            merged += 1
-    return merged
 
 
 @torch.inference_mode()
