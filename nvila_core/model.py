@@ -20,6 +20,7 @@ from nvila_core.generation.sequence import Sequence
 from nvila_core.media.item import Media, VideoAs
 from nvila_core.models.attention import SequenceCache
 from nvila_core.models.device import choose_device, choose_dtype
+from nvila_core.models.kernels import try_kernels
 from nvila_core.models.language_model import LanguageModel
 from nvila_core.models.media_encoders import from_tiles, project, tile_features, video_positions
 from nvila_core.models.projector import Projector
@@ -91,6 +92,7 @@ class NVILA:
         dtype = choose_dtype(dtype, device)
         precision = choose_precision(quantize, device, dtype)
         checkpoint = Checkpoint.open(find_checkpoint(path_or_hub_id, revision))
+        try_kernels(device)
         vision, projector, language = checkpoint.load(dtype, device, precision)
         name = Path(path_or_hub_id).name or "nvila"
         return cls(checkpoint.config, checkpoint.tokenizer, vision, projector, language, name)

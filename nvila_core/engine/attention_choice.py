@@ -1,6 +1,5 @@
 """Choose how attention is computed: by the Triton kernel on a GPU, in PyTorch elsewhere."""
 
-import warnings
 from typing import TYPE_CHECKING
 
 import torch
@@ -41,14 +40,7 @@ def choose_attention(cache: KVCache, num_heads: int) -> AttentionPlanner:
         problem = f"{type(error).__name__}: {first_line(error)}"
     if not problem:
         return attention
-    Switch.disabled = True
-    warnings.warn(
-        f"The Triton kernels do not work on {cache.device} ({problem}), so attention runs in "
-        "PyTorch, which is slower: check that the versions of triton and torch match, and that a "
-        "C compiler is installed.",
-        RuntimeWarning,
-        stacklevel=3,
-    )
+    Switch.turn_off(cache.device, problem)
     return GroupedAttention(cache, num_heads)
 
 

@@ -1,9 +1,13 @@
-"""Where Triton's kernels run: on a GPU, unless they are missing or have failed their check."""
+"""Where Triton's kernels run: on a GPU, unless they are missing or do not work there."""
 
+import warnings
 from functools import cache
 from types import ModuleType
 
+import torch
 from torch import Tensor
+
+from nvila_core.errors import first_line
 
 
 class Switch:
@@ -11,6 +15,31 @@ class Switch:
 
     disabled = False
     interpreted = False
+
+    @classmethod
+    def turn_off(cls, device: torch.device, problem: str) -> None:
+        """Let PyTorch compute in this process from now on, with a warning that says why."""
+        cls.disabled = True
+        warnings.warn(
+            f"The Triton kernels do not work on {device} ({problem}), so PyTorch computes instead, "
+            "which is slower: check that the versions of triton and torch match, and that a C "
+            "compiler is installed.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def try_kernels(device: torch.device) -> None:
+    """Launch one kernel, and turn all of them off if it does not compile or run."""
+    x = torch.zeros(2, device=device)
+    kernels = kernels_for(x)
+    if kernels is None:
+        return
+    try:
+        with torch.cuda.device_of(x):
+            kernels.silu_mul[(1,)](x, torch.empty_like(x), 1, 1, 16)
+    except Exception as error:  # which one depends on Triton, its compiler and the driver
+        Switch.turn_off(device, f"{type(error).__name__}: {first_line(error)}")
 
 
 def kernels_for(x: Tensor) -> ModuleType | None:

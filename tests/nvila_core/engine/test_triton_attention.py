@@ -12,13 +12,14 @@ from nvila_core.engine.batch import SequenceSlice
 from nvila_core.engine.grouped_attention import GroupedAttention
 from nvila_core.engine.kv_cache import KVCache
 from nvila_core.models import fused
-from nvila_core.models.kernels import Switch
+from nvila_core.models.kernels import Switch, kernels_for, try_kernels
 from nvila_core.models.rotation import Rotation
 
 pytest.importorskip("triton", reason="the kernels need Triton, which this machine lacks")
 
 from nvila_core.engine.decode_graphs import Bucket, DecodeGraphs
 from nvila_core.engine.triton_attention import Tiling, TritonAttention, TritonBatch
+from nvila_core.kernels import layer
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 
@@ -152,6 +153,28 @@ def test_norm_and_gate_equal_pytorch(dtype: torch.dtype, monkeypatch: pytest.Mon
     limit = TOLERANCE[dtype]
     for a, b in zip(found, compute(), strict=True):
         torch.testing.assert_close(a, b, rtol=limit, atol=limit)
+
+
+@pytest.mark.usefixtures("interpreted")
+def test_kernels_that_do_not_compile_are_turned_off_before_a_model_uses_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given kernels that run
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(Switch, "disabled", False)
+    try_kernels(cpu)
+    assert kernels_for(torch.zeros(1)) is layer
+
+    class Broken:
+        def __getitem__(self, grid: Any) -> Any:
+            raise RuntimeError("Failed to find C compiler.\nSet CC.")
+
+    # when one no longer compiles
+    monkeypatch.setattr(layer, "silu_mul", Broken())
+    with pytest.warns(RuntimeWarning, match=r"cpu \(RuntimeError: Failed to find C compiler\.\)"):
+        try_kernels(cpu)
+    # then PyTorch computes
+    assert kernels_for(torch.zeros(1)) is None
 
 
 @pytest.mark.slow
