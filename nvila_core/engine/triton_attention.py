@@ -17,6 +17,7 @@ from nvila_core.engine.batch import Batch, SequenceSlice, StepRows
 from nvila_core.engine.kv_cache import KVCache
 from nvila_core.kernels import attention as kernels
 from nvila_core.kernels import layer as layer_kernels
+from nvila_core.models.kernels import power_of_two
 from nvila_core.models.rotation import Rotation
 
 MAX_SPLITS = 64
@@ -272,11 +273,6 @@ class TritonBatch(Batch):
             kernels.combine_splits[(len(tiles), heads)](
                 partial, log_sums, out, tiles, rows, heads, size, padded, splits, num_warps=4
             )
-
-
-def power_of_two(size: int) -> int:
-    """Return the smallest power of two that is at least `size`."""
-    return 1 << (size - 1).bit_length()
 
 
 def _packed(x: Tensor) -> bool:

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nvila_core.models.activations import Activation
-from nvila_core.models.kernels import kernels_for
+from nvila_core.models.kernels import kernels_for, power_of_two
 
 SILU_BLOCK = 1024
 """Elements of one program."""
@@ -27,7 +27,7 @@ def add_rms_norm(
         x = x if x.stride(-1) == 1 else x.contiguous()
         total = x if residual is None else torch.empty_like(residual)
         normed = x.new_empty(x.shape)
-        padded = 1 << (size - 1).bit_length()
+        padded = power_of_two(size)
         kernels.sum_and_norm[(len(x),)](
             x,
             residual if residual is not None else x,

@@ -49,6 +49,11 @@ def kernels_for(x: Tensor) -> ModuleType | None:
     return load()
 
 
+def power_of_two(size: int) -> int:
+    """Return the smallest power of two that is at least `size`, as Triton's tensors need."""
+    return 1 << (size - 1).bit_length()
+
+
 @cache
 def load() -> ModuleType | None:
     """Import the kernels; None without Triton."""
