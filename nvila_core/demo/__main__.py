@@ -41,7 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
     start.add_argument(
         "--resume", action="store_true", help="continue from the state in the run's folder"
     )
-    train.add_argument("--again", action="store_true", help="repeat most of the last stage")
+    train.add_argument(
+        "--again", action="store_true", help="repeat the last three quarters of the last stage"
+    )
     start.add_argument(
         "--start-from",
         type=Path,
@@ -56,7 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
     train.add_argument(
         "--frozen",
         type=float,
-        help="share of the last stage in which the vision tower is frozen; 0 on a GPU",
+        help="share of the last stage in which the vision tower is frozen, so that its features "
+        "can be cached (default: 0.8; 0: it learns throughout)",
     )
     evaluate = commands.add_parser(
         "evaluate", help="measure the exact-match accuracy on held-out scenes"

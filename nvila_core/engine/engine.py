@@ -377,13 +377,13 @@ class Engine:
             for item, token in zip(scheduled, drawn, strict=True):
                 self._deliver(item, token)
             return
-        # The frames of the failed step hold its tensors, which the next try may need the room of.
+        # The frames of the failed step keep its tensors, and the next try may need their memory.
         traceback.clear_frames(failure.__traceback__)
         if isinstance(failure, torch.OutOfMemoryError):
             torch.cuda.empty_cache()
         if len(scheduled) == 1:
             request = scheduled[0].request
-            # Nobody has checked what the step has written so far.
+            # The failed step has written keys and values that no check has seen.
             self.cache.zero(request.blocks[request.num_computed_tokens // BLOCK_SIZE :])
             self._fail(request, failure)
             return

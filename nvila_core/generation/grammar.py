@@ -126,7 +126,7 @@ def fits_schema(value: Any, schema: str) -> str | None:
     """
     text = json.dumps(_in_order(value, json.loads(schema)), ensure_ascii=False)
     tokenizer = LLTokenizer("byte")
-    # bounds are for models that write here; what another has written is there
+    # The bounds limit what the engine's model writes; a finished answer may exceed them.
     matcher = LLMatcher(tokenizer, grammar_of(schema=schema, bound=False), limits=LIMITS)
     fits = matcher.consume_tokens(tokenizer.tokenize_bytes(text.encode(errors="replace")))
     return text if fits and matcher.is_accepting() else None

@@ -37,8 +37,8 @@ def bounded(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def least_rest(schema: Any) -> int:
-    """Return about how many bytes an answer needs at most to come to an end, wherever in it that
-    begins: the names of its properties, the longest of its fixed values, and empty values."""
+    """Estimate the bytes that complete an answer from any point in it: the names of all properties,
+    the longest of fixed values, and empty values."""
     if isinstance(schema, list):
         return sum(least_rest(each) for each in schema)
     if not isinstance(schema, dict):

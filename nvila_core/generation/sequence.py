@@ -74,7 +74,7 @@ class Sequence:
         allowed = logits
         if self.constraint is not None:
             left = self.max_tokens - len(self.token_ids)
-            # An answer that is to be short has at least half of its tokens for what it says.
+            # The first half of the tokens is for content, however many the ending may need.
             wanted = None if 2 * left > self.max_tokens else left
             allowed = self.constraint.mask(logits, wanted)
         token = self.sampler.draw(allowed)

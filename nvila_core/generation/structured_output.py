@@ -29,9 +29,9 @@ _Form = tuple[tuple[str, ...], str | None]
 
 
 class Endings(NamedTuple):
-    """The tokens with which JSON comes to an end, and the bytes of all tokens.
+    """The tokens that end JSON, and the bytes of all tokens.
 
-    Those that the tokenizer lacks are None.
+    A token that the tokenizer lacks is None.
     """
 
     stops: list[int]
@@ -46,7 +46,7 @@ class Constraint:
     """The progress of one answer through its form; for one thread at a time.
 
     Args:
-        reserve: tokens that JSON needs to come to an end.
+        reserve: tokens that complete the answer from any point in it; 0: it is not JSON.
     """
 
     def __init__(self, matcher: LLMatcher, endings: Endings, reserve: int = 0) -> None:
@@ -57,8 +57,8 @@ class Constraint:
     def mask(self, logits: Tensor, left: int | None = None) -> Tensor:
         """Return float32 logits [vocab] with -inf for every token that must not come next.
 
-        Of the last `reserve` tokens, given how many are left, each brings JSON to its end: strings,
-        arrays and objects are closed where the form allows it.
+        If at most `reserve` tokens are left, strings, arrays and objects are closed where the form
+        allows it. `left` None: the answer need not end yet.
 
         Raises:
             PromptError: the form is too complex, or the model has no token for it.
