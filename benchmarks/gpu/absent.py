@@ -1,7 +1,7 @@
 """Let the model be imported where libraries that these benchmarks never call are missing.
 
 A machine with a GPU that is lent for minutes has PyTorch, and often neither PyAV (videos in files)
-nor llguidance (answers in JSON). Stand-ins for them can be imported, and fail when they are used.
+nor llguidance (answers in JSON). Stand-ins for them can be imported; they do nothing.
 """
 
 import importlib.util
@@ -15,7 +15,7 @@ NAMES = ("av", "llguidance")
 
 
 class StandIn(ModuleType):
-    """Has every name, each a class that no object is made of."""
+    """Has every name: each is an empty class."""
 
     __path__: list[str] = []  # noqa: RUF012
 

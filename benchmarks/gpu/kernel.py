@@ -92,7 +92,7 @@ def check(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> dict[str
                 steps = [errors(shape, dtype, device, draw) for _ in range(rounds)]
         except Exception as error:
             traceback.print_exc(file=sys.stdout)
-            found[label] = {"failed": repr(error)[:200]}
+            found[label] = {"failed": repr(error)[:200], "right": False}
             continue
         worst, stored = (max(column) for column in zip(*steps, strict=True))
         found[label] = {

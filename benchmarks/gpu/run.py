@@ -1,9 +1,9 @@
 """Check and measure the engine on a GPU that is lent for minutes; see README.md.
 
-    python benchmarks/gpu/run.py --out FOLDER [--seconds 240] [--part kernel --part decode]
+    python benchmarks/gpu/run.py --out FOLDER [--seconds 240] [--part check --part decode]
 
-The parts run in order of importance. One that fails prints its traceback, and the next one runs;
-after each, FOLDER/gpu.json has all results so far.
+The parts run in order of importance. One that fails, or whose numbers are wrong, fails the run, and
+the next one runs; after each, FOLDER/gpu.json has all results so far.
 """
 
 import argparse
@@ -114,14 +114,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of gpu.json")
     parser.add_argument("--seconds", type=float, default=240, help="begin no part after that")
-    parser.add_argument("--part", action="append", help="repeatable; default: all")
     parser.add_argument("--device", default="cuda", help="cpu runs tiny sizes, interpreted")
+    parser.add_argument("--part", action="append", help="repeatable; default: all")
     args = parser.parse_args()
     device = torch.device(args.device)
+    known = parts(device, device.type != "cuda")
+    if unknown := set(args.part or ()) - set(known):
+        parser.error(f"no part {', '.join(sorted(unknown))}: choose from {', '.join(known)}")
     args.out.mkdir(parents=True, exist_ok=True)
     began, failed = time.perf_counter(), []
     results: dict[str, Any] = {}
-    for name, part in parts(device, device.type != "cuda").items():
+    for name, part in known.items():
         started = time.perf_counter()
         if args.part and name not in args.part:
             continue
@@ -131,6 +134,8 @@ def main() -> int:
         try:
             results[name] = part()
             show(name, results[name], time.perf_counter() - started)
+            if any(entry.get("right") is False for entry in results[name].values()):
+                failed.append(name)
         except Exception as error:
             failed.append(name)
             results[name] = {"failed": {"": repr(error)}}

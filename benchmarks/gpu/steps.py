@@ -1,4 +1,4 @@
-"""Steps of the language model: before, with the kernels, and as a graph."""
+"""Steps of the language model: in PyTorch, with the kernels, and as a graph."""
 
 from functools import partial
 from typing import Any
@@ -60,7 +60,7 @@ class Steps:
 def measure(
     name: str, device: torch.device, length: int = 9800, counts: tuple[int, ...] = (1, 8, 32)
 ) -> dict[str, Any]:
-    """Return milliseconds of decode steps and of a chunk, the old way and the new ways."""
+    """Return milliseconds of decode steps and chunks: in PyTorch ("before"), kernels, graph."""
     from nvila_core.engine.decode_graphs import DecodeGraphs
     from nvila_core.engine.triton_attention import TritonAttention
 

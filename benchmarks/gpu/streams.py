@@ -1,4 +1,4 @@
-"""Captions at the rival's workload: clips of 80 new frames of one tile, answers of 100 tokens."""
+"""Captions at the workload of NVIDIA VSS: clips of 80 new frames of a tile, 100 tokens each."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
