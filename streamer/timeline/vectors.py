@@ -62,7 +62,7 @@ class VectorStore:
     def __init__(self, database: Database, max_vectors: int = MAX_VECTORS) -> None:
         self._database = database
         self._max_vectors = max_vectors
-        self._below: int | None = None
+        self._below: int | None = None  # number from which on no result needs a vector
 
     def new(self, limit: int) -> list[tuple[int, str]]:
         """Return number and text of up to `limit` results that came after the newest vector."""
@@ -85,31 +85,28 @@ class VectorStore:
     def old(self, limit: int) -> list[tuple[int, str]] | None:
         """Return number and text of up to `limit` older results without a vector, newest first.
 
-        None: there are none. They must be added before the next call.
+        None: there are none. Results that are not added are returned again.
         """
 
         def read(connection: Connection) -> list[tuple[int, str]] | None:
             last = connection.execute(select(func.max(_columns.number))).scalar()
             if last is None:
                 return None
-            if self._below is None:
-                oldest = connection.execute(select(func.min(_vectors.c.number))).scalar()
-                self._below = last + 1 if oldest is None else oldest
+            oldest = connection.execute(select(func.min(_vectors.c.number))).scalar()
+            below = min(end for end in (last + 1, oldest, self._below) if end is not None)
             first = connection.execute(select(func.min(_columns.number))).scalar() or 0
-            if self._below <= max(first, last - self._max_vectors + 1):
+            if below <= max(first, last - self._max_vectors + 1):
                 return None
-            lowest = self._below - limit
-            known = select(_vectors.c.number).where(
-                _vectors.c.number < self._below, _vectors.c.number >= lowest
-            )
+            lowest = below - limit
             statement = (
                 _texts()
-                .where(_columns.number < self._below, _columns.number >= lowest)
-                .where(_columns.number.not_in(known))
+                .where(_columns.number < below, _columns.number >= lowest)
                 .order_by(_columns.number.desc())
             )
-            self._below = lowest
-            return _read_texts(connection, statement)
+            found = _read_texts(connection, statement)
+            if not found:
+                self._below = lowest
+            return found
 
         return self._database.read(read)
 

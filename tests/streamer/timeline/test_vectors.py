@@ -46,10 +46,10 @@ def scenes():
     return [result(number, text) for number, text in enumerate(SCENES)]
 
 
-def index_all(timeline: Timeline, encode=None) -> list[int]:
+def index_all(timeline: Timeline, store: VectorStore | None = None) -> list[int]:
     """Give every result its vector, as the recorder does; return their numbers in order."""
-    encode = encode or sentence_encoder().encode
-    store = VectorStore(timeline.database)
+    encode = sentence_encoder().encode
+    store = store or VectorStore(timeline.database)
     made: list[int] = []
     while True:
         found = store.new(2)
@@ -158,6 +158,22 @@ def test_new_results_come_first_and_older_ones_newest_first(timeline):
     assert store.new(3) == []
     assert len(found(timeline, "a car", limit=100)) == 8
     assert not set(rest) & set(older)
+
+
+def test_older_results_are_returned_until_they_have_vectors(timeline):
+    # given results of which those in the middle have no text
+    texts = ["a car", "a car", None, None, None, "a car", "a car"]
+    timeline.record([result(number, text) for number, text in enumerate(texts)])
+    store = VectorStore(timeline.database)
+
+    # when their vectors cannot be stored at first
+    first = store.old(2)
+
+    # then they are returned again, and then those below the middle
+    assert first
+    assert store.old(2) == first
+    assert len(index_all(timeline, store=store)) == 4
+    assert store.old(2) is None
 
 
 def test_results_that_were_deleted_are_not_found(timeline):
