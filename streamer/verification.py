@@ -52,7 +52,9 @@ class Verifier:
     def verify(self, q: str, hits: Sequence[Result], matches: Sequence[Match]) -> list[Match]:
         """Return `matches`, one for each hit, with what is known by now; ask what is not.
 
-        The first MAX_VERIFIED are asked about, as questions that wait in the queue like others.
+        The first MAX_VERIFIED are asked about, as questions that wait in the queue like others. A
+        match that has a verdict stays as it is, unless that is `pending`.
+
         Raises redis.exceptions.RedisError.
         """
         asked = hits[:MAX_VERIFIED]
@@ -61,8 +63,10 @@ class Verifier:
         for hit, match, request_id, answer in zip(
             asked, matches, ids, self._results.get_many(ids), strict=False
         ):
-            known = self._ask(q, hit, request_id) if answer is None else _told(hit, answer)
-            found.append(match.model_copy(update=known))
+            if match.verdict in (None, "pending"):
+                known = self._ask(q, hit, request_id) if answer is None else _told(hit, answer)
+                match = match.model_copy(update=known)
+            found.append(match)
         late = _unverified(f"Only the first {MAX_VERIFIED} results are verified: lower the limit.")
         return found + [match.model_copy(update=late) for match in matches[len(asked) :]]
 

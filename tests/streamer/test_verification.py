@@ -126,6 +126,22 @@ def test_the_model_is_asked_about_the_frames_of_each_hit_once(client, hits):
     assert search(client, "a car")["kept"].verdict == "pending"
 
 
+def test_waiting_for_verdicts_looks_for_no_frames_again(client, hits, monkeypatch):
+    # given a hit whose frames are gone, and two about which the model is asked
+    page = client.results(q="car", verify=True)
+    answer(client, questions(client)["kept"], 0.9)
+
+    # when the page is looked at again
+    looked: list[Result] = []
+    monkeypatch.setattr(client.pictures, "kept", looked.append)
+    page = client.verified(page, "car")
+
+    # then
+    assert looked == []
+    verdicts = {match.request_id: match.verdict for match in page.matches}
+    assert verdicts == {"kept": "yes", "partly": "pending", "gone": "unverified"}
+
+
 def test_what_the_model_cannot_say_is_unverified(client, hits):
     search(client)
     error = ErrorInfo(code=ErrorCode.MODEL_FAILED, message="The model failed.")
