@@ -6,10 +6,13 @@ The results are those of 100 cameras that are asked every ten seconds, with a pl
 one in fifty is an answer, an error or about the past, and one in 10,000 has the word that is looked
 for. Without `--database` the timeline is an SQLite file in a temporary folder. Each filter is asked
 `--rounds` times for a page of 100, by other cameras and times; the table shows median and p95.
+With the extra `search`, every result gets the vector of one of a thousand texts, a little changed,
+and search by meaning is measured too: the first one reads all vectors into memory.
 """
 
 import argparse
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,16 +21,21 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any
 
+import numpy as np
 from report import publish
 from sqlalchemy import text
 
 from streamer.domain import FrameResolution, Result
+from streamer.errors import StreamerError
 from streamer.timeline.results import Timeline
+from streamer.timeline.search_extra import require_search
 
 CAMERAS = 100
 BATCH = 1000
 START = datetime(2026, 1, 1, tzinfo=UTC)
 SEED = 2_000_000_107
+TEXTS = 1000
+SINGLE = ("encode_text", "first_meaning")
 WORDS = ["a", "person", "walks", "past", "the", "gate", "two", "cars", "one", "red", "bus", "door"]
 
 
@@ -50,6 +58,7 @@ def main() -> None:
             [
                 ["record, a row", f"{found['record_us'] / 1000:.2f}", ""],
                 ["bytes of a row", f"{found['row_bytes']:.0f}", ""],
+                *([n, f"{found[f'{n}_ms']:.1f}", ""] for n in SINGLE if f"{n}_ms" in found),
                 *([n, f"{found[f'{n}_ms']:.1f}", f"{found[f'{n}_p95_ms']:.1f}"] for n in names),
             ],
         )
@@ -65,16 +74,60 @@ def measure(timeline: Timeline, rows: int, rounds: int) -> dict[str, Any]:
         "record_us": 1e6 * (time.perf_counter() - began[1]) / rows,
         "row_bytes": size(timeline) / rows,
     }
-    dice = random.Random(SEED)
     for name, filters in filters_of(rows, timeline).items():
-        times = []
-        for _ in range(rounds):
-            wanted = filters(dice)
-            began_at = time.perf_counter()
-            timeline.query(**wanted)
-            times.append(1000 * (time.perf_counter() - began_at))
-        found[f"{name}_ms"] = median(times)
-        found[f"{name}_p95_ms"] = quantiles(times, n=20)[-1]
+        found |= timed(name, timeline.query, filters, rounds)
+    try:
+        require_search()
+    except StreamerError as error:
+        print(f"Search by meaning is not measured: {error.message}", file=sys.stderr)
+        return found
+    return found | measure_meaning(timeline, rows, rounds)
+
+
+def timed(
+    name: str,
+    query: Callable[..., object],
+    filters: Callable[[random.Random], dict[str, Any]],
+    rounds: int,
+) -> dict[str, float]:
+    """Return the median and the p95 of a filter."""
+    dice = random.Random(SEED)
+    times = []
+    for _ in range(rounds):
+        wanted = filters(dice)
+        began = time.perf_counter()
+        query(**wanted)
+        times.append(1000 * (time.perf_counter() - began))
+    return {f"{name}_ms": median(times), f"{name}_p95_ms": quantiles(times, n=20)[-1]}
+
+
+def measure_meaning(timeline: Timeline, rows: int, rounds: int) -> dict[str, float]:
+    """Give every result a vector and return the figures of search by meaning."""
+    from streamer.timeline.sentences import DIMENSIONS, sentence_encoder
+    from streamer.timeline.vectors import VectorStore
+
+    dice = np.random.default_rng(SEED)
+    texts = [each.text for each in map(result, range(TEXTS)) if each.text]
+    encoder = sentence_encoder()
+    began = time.perf_counter()
+    encoded = np.concatenate([encoder.encode(texts[n : n + 32]) for n in range(0, len(texts), 32)])
+    found = {"encode_text_ms": 1000 * (time.perf_counter() - began) / len(texts)}
+    store = VectorStore(timeline.database)
+    while (older := store.old(BATCH)) is not None:
+        vectors = encoded[[number % len(texts) for number, _ in older]]
+        vectors = vectors + dice.normal(0, 0.01, (len(older), DIMENSIONS)).astype(np.float32)
+        store.add([number for number, _ in older], vectors)
+
+    def search(**wanted: Any) -> object:
+        return timeline.query_by_meaning("a bus at the gate", **wanted)
+
+    began = time.perf_counter()
+    search()
+    found["first_meaning_ms"] = 1000 * (time.perf_counter() - began)
+    filters = filters_of(rows, timeline)
+    for other in ("newest", "stream", "range"):
+        name = "meaning" if other == "newest" else f"meaning_{other}"
+        found |= timed(name, search, filters[other], rounds)
     return found
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from streamer.timeline.vectors import VectorStore
 
 _BATCH = 32
-"""Texts of one step: under a second of one core."""
+"""Texts of one step: long ones take some seconds, far less than `_HOLD`."""
 
 _PAUSE = 2.0
 """Seconds between two looks for new results."""
@@ -30,7 +30,7 @@ _HOLD = 60.0
 """Seconds after which another recorder goes on if this one is silent."""
 
 _TELL_EVERY = 10_000
-"""Older results after which the log says how far the thread has come."""
+"""Older results between two lines of progress in the log."""
 
 _log = structlog.get_logger(__name__)
 
@@ -41,7 +41,7 @@ Encode = Callable[[Sequence[str]], Any]
 class VectorMaker:
     """Gives every result its vector: first the new ones, then the older ones, newest first.
 
-    Any number of recorders may have one; a key in Redis says whose turn it is.
+    Several recorders may run one each; a lock in Redis lets one of them work at a time.
 
     Args:
         client: the Redis server of the installation.

@@ -1,7 +1,7 @@
 """Turn sentences into vectors whose angle tells how alike their meanings are: MiniLM, in numpy.
 
-A program that records or searches needs one small network and no PyTorch, whose import alone
-takes longer than a thousand sentences.
+The recorder and the API need one small network, and so no PyTorch: neither its memory nor the
+seconds of its import.
 """
 
 import json

@@ -1,9 +1,8 @@
 """Search results by meaning: the vectors of their texts, in the database and in memory.
 
 A vector is stored twice: the signs of its dimensions, 48 bytes, and each dimension as an int8, 384
-bytes. A search compares the signs with all those that it holds in memory, and rates the best of
-them anew by the int8. Comparing a million signs takes a tenth of a second of one core, on both
-databases and without an extension.
+bytes. A search finds the nearest vectors by their signs, all of which are in memory, and ranks
+these by their int8. Neither database needs an extension. `benchmarks/timeline.py` measures it.
 """
 
 import threading
@@ -26,13 +25,13 @@ from streamer.timeline.tables import result_vectors as _vectors
 from streamer.timeline.tables import results as _results
 
 MAX_VECTORS = 2_000_000
-"""Newest results that are searched by meaning: in memory they take 64 bytes each."""
+"""Newest results that are searched by meaning: in memory they take 60 bytes each."""
 
 MIN_SIMILARITY = 0.2
 """Similarity below which a result has nothing to do with the question."""
 
 _CANDIDATES = 1000
-"""Results that are rated anew by their int8, at least."""
+"""Results that a search finds by their signs and ranks by their int8, at least."""
 
 _LOAD = 20_000
 """Vectors that one step reads into memory."""
@@ -42,7 +41,7 @@ _DISORDER = 2_000
 at the same time finish in any order."""
 
 _SHORT = 3
-"""Words of an answer, up to which it says nothing without its question."""
+"""Longest answer, in words, that is searched together with its question: `yes` says nothing."""
 
 _SEARCHED = [ResultKind.CAPTION.value, ResultKind.ANSWER.value]
 _SIGNS = DIMENSIONS // 8
@@ -223,7 +222,7 @@ class VectorIndex:
         numbers: tuple[int | None, int | None],
         count: int,
     ) -> list[int]:
-        """Return the numbers of the results whose signs are nearest to those of the vector."""
+        """Return the numbers of the results whose signs differ least from those of the vector."""
         with self._lock:
             self._read_new()
             held = slice(0, self._count)
