@@ -1,5 +1,7 @@
 """The sentence encoder: the network of the package, computed without PyTorch."""
 
+import json
+import subprocess
 import sys
 
 import numpy as np
@@ -21,6 +23,8 @@ REFERENCE = {
     "vehicle": [-0.01483418, 0.07957941, 0.0102834, 0.04271466],
 }
 
+NOT_NEEDED = ["sentence_transformers", "torch", "transformers", "sklearn", "scipy"]
+
 
 def test_vectors_are_those_of_the_reference_alone_and_together():
     encoder = sentence_encoder()
@@ -40,6 +44,22 @@ def test_a_long_text_is_read_to_a_limit():
     whole, more = sentence_encoder().encode(["a car " * MAX_TOKENS, "a car " * MAX_TOKENS + "x"])
 
     np.testing.assert_allclose(whole, more, atol=1e-6)
+
+
+def test_what_the_package_of_the_weights_requires_is_not_needed():
+    # given a Python without it, as docs/timeline.md says how to install one
+    program = f"""
+import sys
+for package in {NOT_NEEDED}:
+    sys.modules[package] = None
+from streamer.timeline.sentences import sentence_encoder
+print(sentence_encoder().encode(["vehicle"])[0, :2].tolist())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(json.loads(done.stdout), REFERENCE["vehicle"][:2], atol=1e-5)
 
 
 @pytest.mark.slow
