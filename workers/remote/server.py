@@ -308,10 +308,9 @@ class ChatServer:
             if not streamed.complete:
                 raise httpx.RemoteProtocolError("the answer broke off")
             return reply.status_code, reply.headers, json.dumps(streamed.body()).encode()
-        status = streamed.status
-        if streamed.began and status >= 500:  # another answer must not follow its first half
+        if streamed.began:  # whatever its status: another answer must not follow its first half
             raise httpx.RemoteProtocolError(f"broke off: {self.server.says(streamed.error)}")
-        return status, reply.headers, streamed.error
+        return streamed.status, reply.headers, streamed.error
 
     def _read(self, content: bytes) -> dict[str, Any]:
         try:

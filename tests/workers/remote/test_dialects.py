@@ -203,6 +203,8 @@ def test_a_cancelled_question_closes_the_connection_to_the_server(own, server) -
     [
         [],  # Ollama, whose model fails: the stream ends
         [{"error": {"message": "CUDA error", "type": "InternalServerError", "code": 500}}],  # vLLM
+        # with the status of a bad request, and a word for which another would leave out a field
+        [{"error": {"message": "a logprobs tensor is empty", "code": 400}}],
         ['error: {"code": 500, "message": "slot unavailable"}\n\n'],  # llama.cpp of 2024
         [piece("", "abort"), "data: [DONE]\n\n"],  # vLLM and SGLang, when they are stopped
         ["data: <html>\n\n"],  # a proxy
@@ -211,7 +213,8 @@ def test_a_cancelled_question_closes_the_connection_to_the_server(own, server) -
 def test_an_answer_that_is_broken_off_is_asked_again_by_another_job(own, server, end) -> None:
     server.script = lambda _: streamed([piece("A str"), *end])
     with pytest.raises(BrokeDown):
-        answer_clip(request(own, RequestKind.QUERY).model_dump(mode="json"))
+        answer_clip(request(own, RequestKind.QUERY, logprobs=1).model_dump(mode="json"))
+    assert len(server.asked) == 1
 
 
 def test_a_whole_answer_that_was_aborted_is_not_taken_for_one(own, server) -> None:
