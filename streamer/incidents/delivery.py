@@ -131,13 +131,13 @@ class Deliveries:
         active = [each for each in self._incidents.active() if each.state is IncidentState.OPEN]
         ended = self._incidents.resolved_since(now - RESOLVED_FOR)
         firing = {each.id for each in active if not each.silenced_by}
-        # a silence ends what fires there already; what it does not know, it is not told
-        told = [
+        # a silenced incident is sent only if it may be firing there, to end it
+        sent = [
             each for each in [*active, *ended] if not each.silenced_by or each.id in self._firing
         ]
         self._firing |= firing
         try:
-            self._alertmanager.send(told, now)
+            self._alertmanager.send(sent, now)
         except StreamerError as error:
             self._outage.failed("incidents", error)
         else:

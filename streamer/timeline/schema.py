@@ -61,7 +61,7 @@ def upgrade_tables(connection: Connection) -> None:
     if found == HEAD:
         return
     count = connection.execute(text("SELECT count(*) FROM results")).scalar() if found else 0
-    if count:  # of many it takes a minute
+    if count:  # an upgrade of many results takes minutes
         _log.warning("timeline_upgrade_begins", version=found, to=HEAD, results=count)
     config = Config(attributes={"connection": connection, "told": bool(count)})
     config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))

@@ -49,13 +49,13 @@ _BLIND = (
     "only 'text' content type",
     "missing data required for image input",
 )
-"""What servers say of a picture for a model without eyes, in lower case."""
+"""What servers say of a picture for a model without vision, in lower case."""
 
 _BROKEN_OFF = ("abort", "error", "load", "unload")
-"""Reasons for the end of an answer that is not one; beside those of OpenAI's API."""
+"""Values of `finish_reason`, beside those of OpenAI's API, of an answer that is not whole."""
 
 _FEWEST = 256
-"""Tokens of an answer below which the prompt is what is too long."""
+"""Tokens to which an answer is shortened to fit the context; beyond, the prompt is too long."""
 
 _OPTIONAL = {
     "max_completion_tokens": ("max_tokens",),

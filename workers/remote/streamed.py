@@ -103,7 +103,7 @@ class StreamedReply:
 
 
 class PieceWriter:
-    """Publishes the pieces of one answer, for those who wait for it.
+    """Publishes the pieces of one answer.
 
     What Redis refuses is published with the next piece; the result has the whole text.
     """

@@ -193,7 +193,7 @@ def test_a_cancelled_question_closes_the_connection_to_the_server(own, server) -
     assert started.wait(LIMIT)
     stop.set()  # what a cancellation sets
     working.join()
-    # then the server, too, hears that nobody wants the answer
+    # then the server stops generating, too
     assert outcome == ["given back"]
     assert closed.wait(LIMIT)
 

@@ -38,7 +38,7 @@ def upgrade() -> None:
     op.create_index("results_words_by_name", "results", ["stream_name", "number"])
     op.create_index("results_by_time_new", "results", by_time)
     op.create_index("results_far_new", "results", far, **where)
-    # last, because from here on nobody reads until the step is done
+    # last, because this locks the table for readers until the step is done
     for name in ("results_by_time", "results_far"):
         op.drop_index(name, "results")
         op.execute(f"ALTER INDEX {name}_new RENAME TO {name}")
