@@ -5,6 +5,7 @@ seconds of its import.
 """
 
 import json
+import threading
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
@@ -45,13 +46,15 @@ class SentenceEncoder:
         self._tokenizer.enable_truncation(MAX_TOKENS)
         self._tokenizer.no_padding()
         self._threads = ThreadpoolController()
+        self._lock = threading.Lock()
 
     def encode(self, sentences: Sequence[str]) -> _Array:
         """Return the vectors of sentences: float32 [sentences, DIMENSIONS], each of length 1."""
         if not sentences:
             return np.zeros((0, DIMENSIONS), np.float32)
         # a matrix is small: several threads would spend more time on waiting for each other
-        with self._threads.limit(limits=1, user_api="blas"):
+        # (the limit is that of the process: two at once would not restore it)
+        with self._lock, self._threads.limit(limits=1, user_api="blas"):
             return self._encode(sentences)
 
     def _encode(self, sentences: Sequence[str]) -> _Array:

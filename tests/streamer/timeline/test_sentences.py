@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -44,6 +45,20 @@ def test_a_long_text_is_read_to_a_limit():
     whole, more = sentence_encoder().encode(["a car " * MAX_TOKENS, "a car " * MAX_TOKENS + "x"])
 
     np.testing.assert_allclose(whole, more, atol=1e-6)
+
+
+def test_searches_at_the_same_time_leave_the_threads_of_the_process_as_they_were():
+    from threadpoolctl import threadpool_info
+
+    encoder = sentence_encoder()
+    before = threadpool_info()
+
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(encoder.encode, [["vehicle"] * count for count in range(1, 9)]))
+
+    assert threadpool_info() == before
+    for vectors in made:
+        np.testing.assert_allclose(vectors[-1, :4], REFERENCE["vehicle"], atol=1e-5)
 
 
 def test_what_the_package_of_the_weights_requires_is_not_needed():
