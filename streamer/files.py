@@ -7,6 +7,7 @@ import io
 import math
 import os
 import re
+import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator
@@ -254,11 +255,11 @@ class Files:
 
     def _stored(self) -> Iterator[_Stored]:
         """Look at the folder, and yield what it has; no record is read."""
-        try:
-            with os.scandir(self.folder) as entries:
-                seen = {entry.name: entry.stat() for entry in entries}
-        except FileNotFoundError:
-            return
+        seen: dict[str, os.stat_result] = {}
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.folder) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):  # it was just renamed or deleted
+                    seen[entry.name] = entry.stat()
         for file_id, data in seen.items():
             ready, draft = seen.get(file_id + _READY), seen.get(file_id + _UPLOADING)
             record = ready or draft
@@ -327,13 +328,15 @@ class Files:
         return self.folder / f"{file_id}{_UPLOADING}"
 
     def _read(self, file_id: str) -> UploadedFile:
-        try:
-            return UploadedFile.read(self._record(file_id).read_bytes())
-        except FileNotFoundError:
-            return UploadedFile.read(self._draft(file_id).read_bytes())
+        # The record takes the place of the draft, maybe between two looks.
+        for path in (self._record(file_id), self._draft(file_id)):
+            with contextlib.suppress(FileNotFoundError):
+                return UploadedFile.read(path.read_bytes())
+        return UploadedFile.read(self._record(file_id).read_bytes())
 
     def _write(self, file: UploadedFile) -> None:
-        new = self.folder / f"{file.id}.new"
+        # Another request may write it at this moment.
+        new = self.folder / f"{file.id}.{secrets.token_hex(4)}.new"
         new.write_text(file.model_dump_json())
         os.utime(new, (file.expires_at.timestamp(), file.expires_at.timestamp()))
         if file.status == "uploading":

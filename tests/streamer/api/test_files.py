@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -302,6 +303,26 @@ def test_files_are_listed_page_by_page(api: TestClient, client: Service, video: 
             break
     # then
     assert found == ids[::-1]
+
+
+def test_requests_that_use_a_file_at_once_hinder_no_one(client: Service, video: bytes) -> None:
+    # given a complete file
+    stored = _store(client.files, video)
+    with ThreadPoolExecutor(4) as users:
+        # when several requests use it, each of which moves its end
+        uses = [users.submit(client.files.path, stored.id) for _ in range(400)]
+        # then the folder has it at every moment
+        while not all(use.done() for use in uses):
+            assert [file.id for file in client.files.page()[0]] == [stored.id]
+    # and each request has it
+    assert {use.result().name for use in uses} == {stored.id}
+
+
+def test_a_name_that_vanishes_during_a_look_hides_no_other(client: Service, video: bytes) -> None:
+    stored = _store(client.files, video)
+    (client.files.folder / "gone.new").symlink_to("nowhere")
+
+    assert [file.id for file in client.files.page()[0]] == [stored.id]
 
 
 def _store(files: Files, content: bytes) -> UploadedFile:
