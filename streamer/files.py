@@ -185,10 +185,6 @@ class Files:
                 f"There is no file '{file_id[:80]}': it was deleted, or has expired.",
             ) from None
 
-    def newest(self, limit: int = 100) -> list[UploadedFile]:
-        """Return up to `limit` files, newest first."""
-        return self.page(limit)[0]
-
     def page(
         self, limit: int = 100, cursor: str | None = None
     ) -> tuple[list[UploadedFile], str | None]:

@@ -207,6 +207,6 @@ def test_a_file_and_several_cameras_are_asked(run: Run, here: Service, tmp_path:
         run("ask", "Who?", "--stream", "door", "--stream", "gate", "--no-wait", "--json")
     )
 
-    assert about_file["file"] == here.files.newest()[0].id
+    assert about_file["file"] == here.files.page()[0][0].id
     assert about_file["window"] is None
     assert about_both["streams"] == [here.stream(name).id for name in ("door", "gate")]
