@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 When = datetime | str | None
 """A time as callers give it: an aware datetime, a text for :func:`parse_time`, or None."""
 
+RELATIVE_PATTERN = (
+    r"(now|-([0-9]{1,9}(\.[0-9]{1,9})?[sm]|[0-9]{1,6}(\.[0-9]{1,9})?h|[0-9]{1,5}(\.[0-9]{1,9})?d))"
+)
+"""Regular expression of the texts for :func:`parse_time` that count from now."""
+
 TIME_SCHEMA: "JsonDict" = {
     "anyOf": [
         {"type": "string", "format": "date-time"},
-        {
-            "type": "string",
-            "pattern": r"^(now|-([0-9]{1,9}(\.[0-9]{1,9})?[sm]|[0-9]{1,6}(\.[0-9]{1,9})?h"
-            r"|[0-9]{1,5}(\.[0-9]{1,9})?d))$",
-        },
+        {"type": "string", "pattern": f"^{RELATIVE_PATTERN}$"},
     ]
 }
 """The texts that :func:`parse_time` is documented to take, as JSON schema."""

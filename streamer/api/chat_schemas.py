@@ -24,6 +24,7 @@ from streamer.limits import (
     MAX_TURNS,
 )
 from streamer.response_format import ChoiceFormat, JsonFormat, ResponseFormat, TextFormat
+from streamer.times import RELATIVE_PATTERN
 
 CAMERA_PREFIX = "stream/"
 """Begins the names of models that are cameras."""
@@ -73,7 +74,24 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-_ADDRESS = "^(data:[!-~]+|https?://[!-~]+|file_[0-9a-f]{16}|stream://[A-Za-z0-9._-]+(\\?last=[1-9][0-9]{0,4}s)?)$"
+_LAST = (
+    r"([1-9][0-9]{0,5}(\.[0-9]{1,6})?[sm]?|[1-9][0-9]{0,4}(\.[0-9]{1,6})?h"
+    r"|[1-9][0-9]{0,3}(\.[0-9]{1,6})?d|0\.[0-9]{0,5}[1-9][smhd]?)"
+)
+"""Regular expression of the durations for :func:`streamer.times.parse_duration` that are longer
+than 0 and at most MAX_LAST."""
+
+_DATE = (
+    "[12][0-9]{3}-((0[1-9]|1[0-2])-(0[1-9]|1[0-9]|2[0-8])|(0[13-9]|1[0-2])-(29|30)"
+    "|(0[13578]|1[02])-31)"
+)
+_TIME = rf"({RELATIVE_PATTERN}|{_DATE}T([01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](\.[0-9]{{1,6}})?Z)"
+"""Regular expression of the times that an address has, but for 29 February."""
+
+_VIEW = rf"(last={_LAST}|since={_TIME}(&until={_TIME})?)"
+_ADDRESS = (
+    rf"^(data:[!-~]+|https?://[!-~]+|file_[0-9a-f]{{16}}|stream://[A-Za-z0-9._-]+(\?{_VIEW})?)$"
+)
 
 
 class Address(_Body):
@@ -88,11 +106,7 @@ class Address(_Body):
     )
 
 
-_Seconds = Annotated[
-    str,
-    Field(json_schema_extra={"pattern": r"^[0-9]{0,5}[1-9](\.[0-9]{1,6})?[smhd]?$"}),
-]
-"""A duration for :func:`streamer.times.parse_duration` that is longer than 0."""
+_Seconds = Annotated[str, Field(json_schema_extra={"pattern": f"^{_LAST}$"})]
 
 _RANGE_SCHEMA: dict[str, Any] = {
     "anyOf": [

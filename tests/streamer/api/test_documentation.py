@@ -11,6 +11,7 @@ from fastapi.testclient import TestClient
 
 from streamer.api import documentation
 from streamer.api.app import create_app
+from streamer.chats import CameraView
 from streamer.errors import StreamerError
 from streamer.media.urls import parse_source
 from streamer.service import Service
@@ -113,3 +114,51 @@ def test_sources_have_the_pattern_of_what_is_accepted(spec: dict, source: str) -
         assert re.search(pattern, source) is None
     else:
         assert re.search(pattern, source) is not None
+
+
+@pytest.mark.parametrize(
+    "last",
+    [
+        "10s",
+        "90",
+        "1.5m",
+        "2h",
+        "30d",
+        "0.5s",
+        "0.05",
+        "100000",
+        "0",
+        "0s",
+        "",
+        "-5s",
+        "7w",
+        "99999d",
+    ],
+)
+def test_the_last_seconds_have_the_pattern_of_what_is_accepted(spec: dict, last: str) -> None:
+    # given
+    schemas = spec["components"]["schemas"]
+    pattern = schemas["StreamView"]["properties"]["last"]["anyOf"][0]["pattern"]
+    address = schemas["Address"]["properties"]["url"]["pattern"]
+    try:
+        # when
+        CameraView.at(f"stream://yard?last={last}")
+    except StreamerError:
+        # then
+        assert re.search(pattern, last) is None
+        assert re.search(address, f"stream://yard?last={last}") is None
+    else:
+        assert re.search(pattern, last) is not None
+        assert re.search(address, f"stream://yard?last={last}") is not None
+
+
+@pytest.mark.parametrize(
+    "view",
+    ["", "?since=-10m", "?since=-10m&until=-5m", "?since=2026-01-31T09:30:00Z&until=now"],
+)
+def test_the_address_of_a_stream_has_the_pattern_of_what_is_accepted(spec: dict, view: str) -> None:
+    pattern = spec["components"]["schemas"]["Address"]["properties"]["url"]["pattern"]
+    # accepted
+    CameraView.at(f"stream://yard{view}")
+    # and described
+    assert re.search(pattern, f"stream://yard{view}") is not None
