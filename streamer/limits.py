@@ -49,8 +49,11 @@ MAX_CLIP_FRAMES = 256
 
 MAX_ANSWER_TOKENS = 4096
 
+MIN_WINDOW = 0.1
+"""Seconds of the shortest window that can be asked for."""
+
 MAX_WINDOW = 3600
-"""Seconds of a window of a watch."""
+"""Seconds of the longest window."""
 
 MAX_QUERY_STREAMS = 64
 """Streams that one query is about."""

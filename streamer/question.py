@@ -22,6 +22,7 @@ from streamer.limits import (
     MAX_QUERY_WINDOWS,
     MAX_SOURCE,
     MAX_WINDOW,
+    MIN_WINDOW,
     PROMPT_SCHEMA,
     SOURCE_SCHEMA,
     check_prompt,
@@ -90,7 +91,7 @@ class Question(Record):
     )
     window: float | None = Field(
         default=None,
-        ge=0.1,
+        ge=MIN_WINDOW,
         le=MAX_WINDOW,
         description="seconds of a range or a recording that one answer is about; default: of a "
         "range all, of recordings and several streams the setting, or what keeps the windows "

@@ -55,6 +55,8 @@ from streamer.limits import (
     MAX_SOURCE,
     MAX_WATCHES,
     MAX_WEBHOOK_URL,
+    MAX_WINDOW,
+    MIN_WINDOW,
     PROMPT_SCHEMA,
     SOURCE_SCHEMA,
 )
@@ -129,10 +131,6 @@ def _either(one: str, other: str) -> dict[str, Any]:
     }
 
 
-MIN_WINDOW = 0.1
-"""Seconds of the shortest window that can be asked for."""
-
-
 class WatchBody(RequestBody):
     """A standing question. Omitted fields take their values from the settings."""
 
@@ -145,7 +143,7 @@ class WatchBody(RequestBody):
 
     prompt: str = Field(description="question about every window", json_schema_extra=PROMPT_SCHEMA)
     window: float | None = Field(
-        default=None, ge=MIN_WINDOW, le=3600, description="seconds that one answer is about"
+        default=None, ge=MIN_WINDOW, le=MAX_WINDOW, description="seconds that one answer is about"
     )
     max_frames: int | None = Field(
         default=None, ge=1, le=MAX_CLIP_FRAMES, description="maximum number of frames per window"
@@ -187,7 +185,7 @@ class WatchPatch(_ModelPatch):
         default=None, description="question about every window", json_schema_extra=PROMPT_SCHEMA
     )
     window: float | None = Field(
-        default=None, ge=MIN_WINDOW, le=3600, description="seconds that one answer is about"
+        default=None, ge=MIN_WINDOW, le=MAX_WINDOW, description="seconds that one answer is about"
     )
     max_frames: int | None = Field(
         default=None, ge=1, le=MAX_CLIP_FRAMES, description="maximum number of frames per window"
