@@ -58,7 +58,7 @@ class Route:
 
     def ask(self, requests: int) -> None:
         """Send requests over one connection."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         for _ in range(10):
             self._ask_once(connection)
         before, began = _cpu(self.process), time.perf_counter()

@@ -1,6 +1,6 @@
 """Examples of the bodies of requests, for the reference of the API and the programs that read it.
 
-A test sends each of them.
+A test sends each of them, except that of a search for cameras, which it only validates.
 """
 
 from typing import Any

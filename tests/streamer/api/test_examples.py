@@ -17,6 +17,7 @@ from fastapi.testclient import TestClient
 from nvila_core.resolution.policy import Measures
 from streamer.api.app import create_app
 from streamer.api.examples import EXAMPLES
+from streamer.api.schemas import DiscoveryBody
 from streamer.domain import Result, Watch, new_id
 from streamer.service import Service
 from streamer.settings import Settings
@@ -124,6 +125,11 @@ def test_each_example_is_accepted(
         answer = api.request("PATCH" if operation.startswith("edit_") else "POST", path, json=body)
         # then
         assert answer.is_success, (name, answer.text)
+
+
+@pytest.mark.parametrize("name", EXAMPLES["discover_cameras"])
+def test_the_examples_of_a_search_for_cameras_are_valid(name: str) -> None:
+    DiscoveryBody(**EXAMPLES["discover_cameras"][name])
 
 
 def run(script: str, folder: Path) -> str:
