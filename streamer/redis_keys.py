@@ -20,6 +20,10 @@ STREAMS = KEY_PREFIX + "streams"
 NAMES = KEY_PREFIX + "names"
 """Hash: stream name -> stream id; makes names unique."""
 
+DETACHED_COUNTERS = KEY_PREFIX + "detached-counters"
+"""Hash: name of a counter -> the sum of all streams that were detached. As many as there are
+names."""
+
 SECRETS = KEY_PREFIX + "secrets"
 """Hash: stream id -> the full URL with its password, encrypted if there is a key; `key-check`: a
 known word encrypted with that key. Only ingest workers read it."""

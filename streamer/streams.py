@@ -95,16 +95,26 @@ return 1
 """
 )
 
-# Frees the name only if it still belongs to this stream.
-# KEYS: names, streams, secrets, status. ARGV: name, id
+_SUMMED = [name for name, field in StreamCounters.model_fields.items() if field.annotation is int]
+
+# Frees the name only if it still belongs to this stream. Keeps its counters in the sums.
+# KEYS: names, streams, secrets, status, detached counters. ARGV: name, id, names of the counters
 _DELETE = (
     _ANNOUNCE
     + f"""
-local state = record(redis.call('GET', KEYS[4])).state or '{StreamState.CONNECTING}'
+local status = record(redis.call('GET', KEYS[4]))
+local state = status.state or '{StreamState.CONNECTING}'
+local counters = type(status.counters) == 'table' and status.counters or {{}}
 redis.call('DEL', KEYS[4])
 redis.call('HDEL', KEYS[3], ARGV[2])
 if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
 if redis.call('HDEL', KEYS[2], ARGV[2]) == 0 then return 0 end
+for index = 3, #ARGV do
+  local count = counters[ARGV[index]]
+  if type(count) == 'number' then
+    redis.call('HINCRBY', KEYS[5], ARGV[index], string.format('%.0f', count))
+  end
+end
 announce(ARGV[2], ARGV[1], '{DETACHED}', state, 'null')
 return 1
 """
@@ -141,8 +151,6 @@ _MAX_SILENCE = 30.0
 """Seconds without a report from its worker after which the status of a stream is out of date."""
 
 _ATTENDED = frozenset({StreamState.CONNECTING, StreamState.RUNNING, StreamState.RECONNECTING})
-
-_SUMMED = [name for name, field in StreamCounters.model_fields.items() if field.annotation is int]
 
 _NO_WORKER = ErrorInfo(
     code=ErrorCode.NO_WORKER,
@@ -228,12 +236,20 @@ class StreamRegistry:
         return found, following
 
     def totals(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Return how many streams are in each state, and the sums of their counters, in two
-        commands and without reading each record whole."""
+        """Return how many streams are in each state, and the sums of the counters of these and of
+        all that were detached, which never fall; without reading each record whole."""
         ids = cast(Sequence[bytes], self._redis.hkeys(redis_keys.STREAMS))
         keys = [redis_keys.status(stream_id.decode()) for stream_id in ids]
-        statuses = cast(Sequence[bytes | None], self._redis.mget(keys) if keys else [])
-        states, sums = Counter[str](), Counter[str]()
+        # Together: a stream that is detached meanwhile is in one of the two.
+        with self._redis.pipeline() as pipeline:
+            pipeline.hgetall(redis_keys.DETACHED_COUNTERS)
+            if keys:
+                pipeline.mget(keys)
+            read = pipeline.execute()
+        detached = cast("dict[bytes, bytes]", read[0])
+        statuses = cast(Sequence[bytes | None], read[1] if keys else [])
+        states = Counter[str]()
+        sums = Counter({name.decode(): int(count) for name, count in detached.items()})
         silent_since = rfc3339(utc_now() - timedelta(seconds=_MAX_SILENCE))
         for raw in statuses:
             try:
@@ -368,8 +384,9 @@ class StreamRegistry:
                 redis_keys.STREAMS,
                 redis_keys.SECRETS,
                 redis_keys.status(stream.id),
+                redis_keys.DETACHED_COUNTERS,
             ],
-            args=[stream.name, stream.id],
+            args=[stream.name, stream.id, *_SUMMED],
         )
         return stream
 

@@ -28,21 +28,19 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _LABELS = ("stream", "stream_id")
 
-_COUNTERS: dict[str, tuple[str, Callable[[Stream], float]]] = {
-    "packets": ("Video packets received.", lambda s: s.counters.packets),
-    "received_bytes": ("Bytes of video received.", lambda s: s.counters.bytes),
-    "decoded_frames": ("Frames decoded.", lambda s: s.counters.decoded),
-    "sampled_frames": ("Frames sampled and stored.", lambda s: s.counters.sampled),
-    "reconnects": ("Reconnects after a lost connection.", lambda s: s.counters.reconnects),
-    "clips": ("Clips submitted to the model.", lambda s: s.counters.clips),
+_COUNTERS = {
+    "packets": ("Video packets received.", "packets"),
+    "received_bytes": ("Bytes of video received.", "bytes"),
+    "decoded_frames": ("Frames decoded.", "decoded"),
+    "sampled_frames": ("Frames sampled and stored.", "sampled"),
+    "reconnects": ("Reconnects after a lost connection.", "reconnects"),
+    "clips": ("Clips submitted to the model.", "clips"),
     "clips_dropped": (
         "Clips of live watches dropped because the model was behind.",
-        lambda s: s.counters.clips_dropped,
+        "clips_dropped",
     ),
 }
-
-_SUM_OF = {"received_bytes": "bytes", "decoded_frames": "decoded", "sampled_frames": "sampled"}
-"""Metrics whose counter has another name."""
+"""Help and field of `StreamCounters`, by metric."""
 
 _GAUGES: dict[str, tuple[str, Callable[[Stream], float | None]]] = {
     "fps": ("Measured frames per second.", lambda s: s.counters.measured_fps),
@@ -104,19 +102,19 @@ class _Installation(Collector):
         for each in StreamState:
             attached.add_metric((each.value,), states.get(each.value, 0))
         yield attached
-        for name, (text, _) in _COUNTERS.items():
+        for name, (text, field) in _COUNTERS.items():
             yield CounterMetricFamily(
                 f"streamer_streams_{name}",
-                f"{text} Of all streams.",
-                sums.get(_SUM_OF.get(name, name), 0),
+                f"{text} Of all streams, detached ones too.",
+                sums.get(field, 0),
             )
         # Bounded: a thousand streams would be 25,000 lines.
         streams, _ = self._client.stream_page(max(1, self._client.settings.metrics_streams))
         streams = streams[: self._client.settings.metrics_streams]
-        for name, (text, count) in _COUNTERS.items():
+        for name, (text, field) in _COUNTERS.items():
             counter = CounterMetricFamily(f"streamer_stream_{name}", text, labels=_LABELS)
             for stream in streams:
-                counter.add_metric(_labels(stream), count(stream))
+                counter.add_metric(_labels(stream), getattr(stream.counters, field))
             yield counter
         for name, (text, read) in _GAUGES.items():
             gauge = GaugeMetricFamily(f"streamer_stream_{name}", text, labels=_LABELS)

@@ -209,4 +209,9 @@ def test_many_streams_have_bounded_metrics_and_totals(
     assert 'streamer_streams{state="running"} 4.0' in lines
     assert 'streamer_streams{state="connecting"} 1.0' in lines
     assert "streamer_streams_packets_total 50.0" in lines
-    assert sent == ["HKEYS", "MGET"]
+    assert sent == ["HKEYS", "MULTI", "HGETALL", "MGET", "EXEC"]
+    # and the sums, which are counters, do not fall when streams are detached
+    for number in range(5):
+        client.detach(f"cam-{number}")
+        states, sums = client.registry.totals()
+        assert (sum(states.values()), sums["packets"]) == (4 - number, 50)
