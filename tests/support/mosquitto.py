@@ -121,6 +121,12 @@ class Listener:
             payload = payload.encode()
         self._client.publish(topic, payload, qos=1, **options).wait_for_publish(30)
 
+    def keep(self, topics: list[str], payload: str) -> None:
+        """Let the broker keep a message on each topic; wait until it has them."""
+        sent = [self._client.publish(topic, payload, qos=1, retain=True) for topic in topics]
+        for each in sent:
+            each.wait_for_publish(30)
+
     @property
     def kept(self) -> dict[str, bytes]:
         """What the broker keeps, as far as it was heard, by topic."""

@@ -210,32 +210,44 @@ class Bridge:
     # What the broker keeps
 
     async def _sweep(self, client: Client) -> None:
-        """Remove what the broker keeps of streams that were detached while nobody looked."""
+        """Remove what the broker keeps of streams that were detached while no bridge ran."""
         topics, nonce = self.topics, secrets.token_bytes(8)
         filters = [topics.sweep, *topics.kept]
-        for each in filters:
-            await client.subscribe(each, qos=1)
-        await client.publish(topics.sweep, nonce, qos=1)
-        wanted = self._home.kept(self._now())
-        names = {stream.name for stream in self._home.streams}
         gone: set[str] = set()
-        async with asyncio.timeout(_SWEEP):
-            async for message in client.messages:
-                topic = message.topic.value
-                if topic == topics.sweep:
-                    if message.payload == nonce:
-                        break
-                    continue
-                name = topics.stream_of(topic)
-                if topic in wanted or not (name or topics.is_own_config(topic)):
-                    continue
-                gone.add(topic)
-                if name is not None and name not in names:
-                    rest = ("caption", "watching", "camera", "image")
-                    gone |= {topics.of(name, each) for each in rest}
+        # It reads while the bridge subscribes, because the client's queue is bounded.
+        reader = asyncio.create_task(self._find_gone(client, nonce, gone))
+        try:
+            for each in filters:
+                await client.subscribe(each, qos=0)  # a broker drops what is too much for its queue
+            await client.publish(topics.sweep, nonce, qos=1)
+            await asyncio.wait_for(reader, _SWEEP)
+        except TimeoutError:
+            _log.warning("mqtt_sweep_incomplete", reason="the broker keeps too many messages")
+        finally:
+            reader.cancel()
+            await asyncio.gather(reader, return_exceptions=True)
         await client.unsubscribe(filters)
         for topic in sorted(gone):
             await client.publish(topic, b"", qos=1, retain=True)
+
+    async def _find_gone(self, client: Client, nonce: bytes, gone: set[str]) -> None:
+        """Add to `gone` the topics that have no stream any more, until `nonce` arrives."""
+        topics = self.topics
+        wanted = self._home.kept(self._now())
+        names = {stream.name for stream in self._home.streams}
+        async for message in client.messages:
+            topic = message.topic.value
+            if topic == topics.sweep:
+                if message.payload == nonce:
+                    return
+                continue
+            name = topics.stream_of(topic)
+            if topic in wanted or not (name or topics.is_own_config(topic)):
+                continue
+            gone.add(topic)
+            if name is not None and name not in names:
+                rest = ("caption", "watching", "camera", "image")
+                gone |= {topics.of(name, each) for each in rest}
 
     async def _publish(self, client: Client) -> None:
         """Publish what has changed, then events and answers."""

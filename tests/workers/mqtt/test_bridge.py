@@ -206,6 +206,24 @@ def test_detached_streams_leave_nothing_behind(yard, start_bridge, listener, eve
     assert set(configs(listener)) == {("sensor", "x")}  # of another installation
 
 
+def test_a_home_with_thousands_of_entities_is_swept(
+    yard, start_bridge, broker, listener, eventually
+):
+    # given a broker that keeps more than a client's queue holds, and of a stream that is gone
+    topics = [f"homeassistant/sensor/other_{number}/x/config" for number in range(4000)]
+    topics.append("homeassistant/sensor/nvila_str_0a/caption/config")
+    listener.keep(topics, json.dumps({"name": "x" * 800}))
+    yard.attach()
+    # when
+    with capture_logs() as logs:
+        start_bridge()
+        eventually(lambda: "nvila/gate/caption" in listener.kept)
+    # then
+    eventually(lambda: topics[-1] not in listener.kept)
+    assert len([topic for topic in listener.kept if "/other_" in topic]) == 4000
+    assert [each for each in logs if each["log_level"] in ("warning", "error")] == []
+
+
 def test_a_renamed_stream_moves(yard, start_bridge, listener, eventually):
     yard.attach()
     start_bridge()
