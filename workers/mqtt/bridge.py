@@ -31,7 +31,7 @@ from streamer.service import Service
 from workers.mqtt.entities import EVENTS
 from workers.mqtt.home import Home, Kept, ShownFrame
 from workers.mqtt.questions import Asked, answer_to
-from workers.mqtt.topics import BIRTH, Topics
+from workers.mqtt.topics import BIRTH, MAX_TOPIC, Topics
 
 CAMERA_INTERVAL = 10.0
 """Seconds between two pictures of a camera."""
@@ -426,8 +426,8 @@ class Bridge:
 
     async def _receive(self, client: Client) -> None:
         async for message in client.messages:
-            if message.retain:
-                continue  # it was meant for somebody before
+            if message.retain or len(message.topic.value) > MAX_TOPIC:
+                continue  # sent before this bridge ran, or about no stream: names are shorter
             if message.topic.value == BIRTH:
                 if message.payload == b"online":
                     self._published = {}  # tell it everything

@@ -12,6 +12,9 @@ BIRTH = f"{DISCOVERY}/status"
 MAX_TOPIC = 256
 """Characters of a topic that a caller may name for an answer."""
 
+MAX_LEVELS = 64
+"""Levels of such a topic."""
+
 
 @dataclass(frozen=True)
 class Topics:
@@ -66,9 +69,12 @@ class Topics:
     def may_answer(self, topic: str) -> bool:
         """Return whether an answer may be published to a topic that a caller names.
 
-        Topics of the bridge itself and of Home Assistant's discovery are commands to somebody.
+        The bridge's own topics and those of Home Assistant's discovery are commands. A broker ends
+        the connection of a client whose topic has control characters or too many levels.
         """
-        if not 0 < len(topic) <= MAX_TOPIC or re.search(r"[+#\0]", topic) or topic[0] == "$":
+        if not 0 < len(topic) <= MAX_TOPIC or topic.count("/") >= MAX_LEVELS:
+            return False
+        if not topic.isprintable() or re.search("[+#]", topic) or topic[0] == "$":
             return False
         if topic.startswith(f"{self.prefix}/"):
             return topic.split("/")[self.prefix.count("/") + 2 :][:1] == ["answer"]

@@ -296,6 +296,10 @@ def test_a_question_is_answered_once(yard, start_bridge, listener, eventually):
         ("gate", '{"prompt": "?", "reply_to": "nvila/gate/ask"}', "INVALID_REQUEST"),
         ("gate", '{"prompt": "?", "reply_to": "homeassistant/status"}', "INVALID_REQUEST"),
         ("gate", '{"prompt": "?", "reply_to": "a/#"}', "INVALID_REQUEST"),
+        # a broker hangs up on a client that publishes to these
+        ("gate", '{"prompt": "?", "reply_to": "a\\u0001b"}', "INVALID_REQUEST"),
+        ("gate", '{"prompt": "?", "reply_to": "\\ud800"}', "INVALID_REQUEST"),
+        ("gate", json.dumps({"prompt": "?", "reply_to": "/" * 250}), "INVALID_REQUEST"),
         ("gate", "Without frames?", "NO_FRAMES"),
         ("nobody", "Who?", "UNKNOWN_STREAM"),
     ],
