@@ -133,7 +133,7 @@ class Bridge:
         self._served = False
         self._asked: dict[str, _Waiting] = {}
         self._outbox: deque[_Outgoing] = deque(maxlen=MAX_OUTBOX)
-        self._published: dict[str, Kept] = {}
+        self._published: dict[str, Kept | None] = {}  # None: to be published again
         self._pictured_at: dict[str, float] = {}
 
     async def run(self) -> None:
@@ -430,7 +430,7 @@ class Bridge:
                 continue  # sent before this bridge ran, or about no stream: names are shorter
             if message.topic.value == BIRTH:
                 if message.payload == b"online":
-                    self._published = {}  # tell it everything
+                    self._published = dict.fromkeys(self._published)
                 continue
             await asyncio.to_thread(self._obey, message)
 

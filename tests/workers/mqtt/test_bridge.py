@@ -247,6 +247,23 @@ def test_everything_is_sent_again_when_home_assistant_starts(
     eventually(lambda: len(configs(listener)) == before and "nvila/gate/caption" in listener.kept)
 
 
+def test_a_stream_that_is_detached_while_home_assistant_starts_leaves_nothing_behind(
+    yard, start_bridge, listener, eventually
+):
+    # given a bridge that waits for Redis
+    yard.attach()
+    start_bridge()
+    eventually(lambda: "nvila/gate/caption" in listener.kept)
+    main = yard.service.connections.main
+    main.client_pause(1500)
+    # when both happen before it looks again
+    listener.say("homeassistant/status", "online")
+    yard.service.registry.delete("gate")
+    # then
+    eventually(lambda: not any("gate" in topic for topic in listener.kept))
+    assert configs(listener) == {}
+
+
 def test_a_question_is_answered_once(yard, start_bridge, listener, eventually):
     # given
     yard.attach()
