@@ -146,6 +146,7 @@ class Bridge:
                 if not waiting:
                     _log.info("mqtt_waits", reason="another bridge serves this installation")
                 waiting = True
+                self._position = None  # the other bridge publishes the events of this time
                 await self._pause(_BLOCK)
                 continue
             waiting = False

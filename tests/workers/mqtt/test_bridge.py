@@ -402,6 +402,28 @@ def test_one_bridge_serves(yard, start_bridge, listener, eventually):
     assert holder
 
 
+def test_a_bridge_that_lost_its_turn_repeats_nothing_later(
+    yard, start_bridge, listener, eventually
+):
+    # given a bridge that has served, and another that took over
+    yard.attach()
+    start_bridge()
+    eventually(lambda: state(listener, "gate", "alerts", "wch_car") is None)
+    main = yard.service.connections.main
+    with capture_logs() as logs:
+        main.set(redis_keys.MQTT_BRIDGE, json.dumps({"name": "other", "trouble": None}))
+        eventually(lambda: said(logs, "mqtt_waits"))
+    # when the other publishes an event, and ends
+    yard.car(0.9)
+    main.delete(redis_keys.MQTT_BRIDGE)
+    eventually(lambda: state(listener, "gate", "alerts", "wch_car") == "ON")
+    yard.car(0.1)
+    # then
+    eventually(lambda: listener.all("nvila/gate/events"))
+    told = [each["event_type"] for each in listener.all("nvila/gate/events")]
+    assert told == ["incident.resolved"]
+
+
 def test_login_and_encryption(yard, tmp_path, start_bridge, eventually):
     # given
     authority = Authority(tmp_path)
