@@ -137,8 +137,8 @@ def start_bridge(broker, settings):
     """Run bridges; all end with the test."""
     stopping, threads = [], []
 
-    def run(url=broker.url, prefix="nvila"):
-        settings_of_it = settings.model_copy(update={"mqtt_url": url, "mqtt_prefix": prefix})
+    def run(url=broker.url, **changed):
+        settings_of_it = settings.model_copy(update={"mqtt_url": url} | changed)
         stop = threading.Event()
 
         def serve():

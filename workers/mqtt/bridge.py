@@ -476,6 +476,7 @@ class Bridge:
                         f"one below {topic}.",
                     )
                 topic = wanted
+            self._forget_old()
             if len(self._asked) >= MAX_ASKED:
                 raise StreamerError(
                     ErrorCode.TOO_MANY_QUERIES,
@@ -512,10 +513,15 @@ class Bridge:
             self._outbox.append(_Outgoing(waiting.topic, answer, waiting.correlation))
 
     def _answer_all(self) -> None:
-        """Answer what was answered while events were lost; give up what is too old."""
+        """Answer what was answered while events were lost."""
+        self._forget_old()
+        for query_id in list(self._asked):
+            self._answer(query_id)
+
+    def _forget_old(self) -> None:
+        """Forget the questions without an answer whose records have expired."""
         oldest = time.monotonic() - self._service.settings.query_ttl
         for query_id, waiting in list(self._asked.items()):
-            self._answer(query_id)
             if waiting.since < oldest:
                 self._asked.pop(query_id, None)
 

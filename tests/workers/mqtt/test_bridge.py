@@ -334,6 +334,29 @@ def test_a_question_that_cannot_be_asked(
     assert answer["error"]["message"].endswith(".")
 
 
+def test_questions_that_no_model_answers_do_not_keep_others_out(
+    yard, start_bridge, listener, eventually, monkeypatch
+):
+    # given as many as may wait, and no model
+    monkeypatch.setattr("workers.mqtt.bridge.MAX_ASKED", 1)
+    yard.attach()
+    yard.store_frame()
+    start_bridge(query_ttl=2)
+    eventually(lambda: listener.kept.get("nvila/status") == b"online")
+    listener.say("nvila/gate/ask", "First?")
+    listener.say("nvila/gate/ask", "Second?")
+    eventually(lambda: listener.all("nvila/gate/answer"))
+    assert listener.all("nvila/gate/answer")[0]["error"]["code"] == "TOO_MANY_QUERIES"
+
+    # when their records have expired
+    def is_taken():
+        listener.say("nvila/gate/ask", "Third?")
+        return any(query.prompt == "Third?" for query in yard.service.queries())
+
+    # then
+    eventually(is_taken)
+
+
 def test_a_kept_question_is_not_asked_again(yard, start_bridge, listener, eventually):
     yard.attach()
     yard.store_frame()
