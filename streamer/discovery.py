@@ -5,7 +5,7 @@ import socket
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import Field
 
@@ -131,7 +131,7 @@ def hosts_of(address: str, settings: Settings) -> list[str]:
             "address",
         )
     hosts = [str(host) for host in network.hosts()]
-    for host in (hosts[0], hosts[-1], *hosts):
+    for host in hosts:
         if not _allowed(host, settings):
             raise StreamerError(
                 ErrorCode.STREAM_URL_FORBIDDEN,
@@ -224,7 +224,9 @@ def _ask_all(
             return _late(reply)
         told = onvif.ask_device(reply.service, user, password, deadline=deadline, verify=verify)
         if told.reached and not reply.endpoint_reference:
-            told.endpoint_reference = onvif.endpoint_reference_of(reply.service, user, password)
+            told.endpoint_reference = onvif.endpoint_reference_of(
+                reply.service, user, password, verify=verify
+            )
         return told
 
     asked = [pool.submit(ask, reply) for reply in replies]
@@ -272,7 +274,5 @@ def _camera(reply: Reply, told: Details, streams: Sequence[Stream]) -> FoundCame
 
 def _plain(text: str) -> str:
     """Return a text of a device without what JSON or a terminal cannot show."""
-    from urllib.parse import unquote
-
     shown = unquote(text) if "%" in text and "://" not in text else text
     return "".join(each for each in shown if each.isprintable())

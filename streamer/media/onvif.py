@@ -231,21 +231,12 @@ def ask_device(
     The password is sent as a digest only. No question begins after `deadline`, of the monotonic
     clock. What fails is in the `error` of the answer.
     """
-    from onveef import OnvifClient, OnvifError
+    from onveef import OnvifError
 
     details = Details()
     address = urlsplit(service).hostname or ""
     try:
-        with OnvifClient(
-            service,
-            username=user or "",
-            password=password or "",
-            timeout_s=_TIMEOUT,
-            retries=0,
-            http_auth="digest",
-            verify_tls=verify,
-            max_response_bytes=1 << 20,
-        ) as device:
+        with _client(service, user, password, verify) as device:
             _ask(device, details, deadline)
     except OnvifError as error:
         details.error = _explained(error, address, user)
@@ -267,22 +258,32 @@ def _ask(device: Any, details: Details, deadline: float) -> None:
         details.profiles.append(_profile(profile, url))
 
 
-def endpoint_reference_of(service: str, user: str | None, password: str | None) -> str:
+def endpoint_reference_of(
+    service: str, user: str | None, password: str | None, *, verify: bool = True
+) -> str:
     """Return what a device calls itself at every address; empty if it does not tell."""
-    from onveef import OnvifClient
-
     try:
-        with OnvifClient(
-            service,
-            username=user or "",
-            password=password or "",
-            timeout_s=_TIMEOUT,
-            retries=0,
-            http_auth="digest",
-        ) as device:
+        with _client(service, user, password, verify) as device:
             return str(device.get_endpoint_reference())[:256]
     except Exception:  # few devices have this call
         return ""
+
+
+def _client(service: str, user: str | None, password: str | None, verify: bool) -> Any:
+    """Return a client of a device; no proxy of the environment leads to a private network."""
+    import httpx
+    from onveef import OnvifClient
+
+    return OnvifClient(
+        service,
+        username=user or "",
+        password=password or "",
+        timeout_s=_TIMEOUT,
+        retries=0,
+        http_auth="digest",
+        transport=httpx.HTTPTransport(verify=verify),
+        max_response_bytes=1 << 20,
+    )
 
 
 def _profile(profile: dict[str, Any], url: str) -> Profile:

@@ -69,6 +69,16 @@ def test_a_camera_tells_its_streams_to_its_user(camera):
     assert PASSWORD.encode() not in camera.seen
 
 
+def test_cameras_are_asked_without_the_proxy_of_the_environment(camera, monkeypatch):
+    # given a proxy that does not exist
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    # then
+    assert len(only(search(user="admin", password=PASSWORD)).streams) == 2
+
+
 @pytest.mark.parametrize(("user", "word"), [(None, "--user"), ("admin", "refused")])
 def test_a_camera_that_does_not_know_the_user_is_found_all_the_same(camera, user, word):
     shown = only(search(user=user, password="wrong" if user else None))
