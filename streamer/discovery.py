@@ -16,16 +16,16 @@ from streamer.media.onvif import Details, Reply
 from streamer.settings import Settings
 
 MAX_HOSTS = 1024
-"""Addresses of one search: a network of 22 bits."""
+"""Addresses of one search: a /22 network."""
 
 LISTEN = 3.0
-"""Seconds for which answers to a probe are waited for."""
+"""Seconds to wait for answers to a probe."""
 
 ASK = 20.0
-"""Seconds in which the cameras that were found are asked for their streams."""
+"""Seconds to ask all found cameras for their streams."""
 
 _AT_ONCE = 16
-"""Cameras that are asked at the same time."""
+"""Cameras to ask at the same time."""
 
 _PRIVATE = [
     ipaddress.ip_network(text)
@@ -51,7 +51,7 @@ class FoundCamera(Record):
 
     address: str = Field(description="its address now")
     endpoint_reference: str | None = Field(
-        default=None, description="what it is called at every address; attach its streams with it"
+        default=None, description="its id, the same at every address; attach its streams with it"
     )
     name: str = ""
     manufacturer: str = ""
@@ -67,7 +67,7 @@ class FoundCamera(Record):
     )
     moved: list[str] = Field(
         default_factory=list,
-        description="those of them that are looked for at another address: attach them again",
+        description="those of them whose URL has another address: attach them again",
     )
 
 
@@ -87,8 +87,8 @@ def find_cameras(
 ) -> Discovery:
     """Search for cameras at `address` (a host or a network such as 192.168.1.0/24).
 
-    Without it, ask the network of each interface by multicast. `user` and `password` are for the
-    cameras, which tell their streams to nobody else. `streams` are those that are attached.
+    Without it, ask the network of each interface by multicast. `user` and `password` log in to the
+    cameras: most list their streams only after a login. `streams` are the attached streams.
 
     Raises StreamerError: INVALID_REQUEST, STREAM_URL_FORBIDDEN for an address that is not private,
     SETTINGS_INVALID without the extra `discover`.
@@ -127,7 +127,7 @@ def hosts_of(address: str, settings: Settings) -> list[str]:
         raise StreamerError(
             ErrorCode.INVALID_REQUEST,
             f"{text[:80]} has {network.num_addresses} addresses, more than {MAX_HOSTS}: search in "
-            "a part of it, such as a network of 24 bits.",
+            "a part of it, such as a /24 network.",
             "address",
         )
     hosts = [str(host) for host in network.hosts()]
@@ -143,7 +143,7 @@ def hosts_of(address: str, settings: Settings) -> list[str]:
 
 
 def find_moved(streams: Sequence[Stream]) -> dict[str, str]:
-    """Return where the cameras of `streams` are now whose streams are lost: names to addresses.
+    """Return the new addresses of cameras whose streams are lost, by the stream's name.
 
     Asks the 256 addresses around the one that each had. Raises StreamerError as `find_cameras`.
     """
@@ -195,8 +195,9 @@ def _resolved(name: str) -> str:
     except (OSError, UnicodeError):
         raise StreamerError(
             ErrorCode.INVALID_REQUEST,
-            f"'{name[:80]}' is neither a host, an IPv4 address, nor a network: write 192.168.1.20 "
-            "or 192.168.1.0/24.",
+            # what stands before an @ is a login
+            f"'{name.rpartition('@')[2][:80]}' is neither a host, an IPv4 address, nor a network: "
+            "write 192.168.1.20 or 192.168.1.0/24.",
             "address",
         ) from None
 
@@ -273,6 +274,6 @@ def _camera(reply: Reply, told: Details, streams: Sequence[Stream]) -> FoundCame
 
 
 def _plain(text: str) -> str:
-    """Return a text of a device without what JSON or a terminal cannot show."""
+    """Return a device's text without the characters that a terminal cannot show."""
     shown = unquote(text) if "%" in text and "://" not in text else text
     return "".join(each for each in shown if each.isprintable())

@@ -1,4 +1,4 @@
-"""The address of an MQTT broker: where it is, who logs in, and which certificate it must have."""
+"""The address of an MQTT broker: host, port, login and TLS."""
 
 import ssl
 from dataclasses import dataclass, field
@@ -17,9 +17,9 @@ class MqttAddress:
 
     Attributes:
         host, port: where it listens.
-        username, password: who logs in; None: nobody.
-        tls: whether the connection is encrypted; then the broker's certificate must be trusted.
-        ca_certs: file with the authorities to trust in place of the system's.
+        username, password: the login; None: connect without one.
+        tls: whether to encrypt the connection, and verify the broker's certificate.
+        ca_certs: file with the authorities to trust; None: those of the system.
     """
 
     host: str
@@ -33,16 +33,17 @@ class MqttAddress:
     def of(cls, url: str) -> Self:
         """Read an address such as `mqtts://user:password@broker:8883?ssl_ca_certs=ca.pem`.
 
-        Raises ValueError with what to write; the message does not have the URL, because of its
-        password.
+        Raises ValueError that shows the form, without the URL because it may have a password.
         """
         try:
             parts = urlsplit(url.strip())
             port = parts.port
         except ValueError:
-            raise ValueError(f"{_FORM}; percent-encode what is special in the password") from None
+            raise ValueError(
+                f"{_FORM}; percent-encode special characters in the password"
+            ) from None
         if parts.scheme not in _PORTS or not parts.hostname or parts.path not in ("", "/"):
-            raise ValueError(f"{_FORM}; percent-encode what is special in the password")
+            raise ValueError(f"{_FORM}; percent-encode special characters in the password")
         parameters = dict(parse_qsl(parts.query, keep_blank_values=True))
         certificates = parameters.pop(_CERTIFICATES, None)
         if parameters or parts.fragment:
@@ -62,5 +63,5 @@ class MqttAddress:
         return f"{'mqtts' if self.tls else 'mqtt'}://{host}:{self.port}"
 
     def tls_context(self) -> ssl.SSLContext | None:
-        """Return how to encrypt; None without TLS. Raises OSError for an unreadable file."""
+        """Return the TLS context; None without TLS. Raises OSError for an unreadable file."""
         return ssl.create_default_context(cafile=self.ca_certs) if self.tls else None

@@ -47,8 +47,8 @@ def attach(
         str | None,
         typer.Option(
             metavar="TEXT",
-            help="What `streamer discover` calls the camera at every address. A stream that is "
-            "attached from it gets the new address.",
+            help="Id of the camera at every address, as `streamer discover` shows it. A stream "
+            "that is attached with it gets the new address.",
         ),
     ] = None,
     as_json: Json = False,

@@ -29,8 +29,8 @@ def discover(
     user: Annotated[
         str | None,
         typer.Option(
-            help="Log in to the cameras as this user, so that they tell their streams. The "
-            f"password is asked for, or taken from {PASSWORD_VARIABLE}."
+            help="Log in to the cameras as this user: most list their streams only after a login. "
+            f"The password is asked for, or taken from {PASSWORD_VARIABLE}."
         ),
     ] = None,
     as_json: Json = False,
@@ -98,7 +98,7 @@ def _lines(camera: "FoundCamera") -> "list[tuple[Text, Text]]":
             (Text("  stream      ", "dim"), Text.assemble(stream.url, (f"  {facts}", "dim")))
         )
     for name in camera.attached:
-        moved = ", which looks for it elsewhere: attach it again" if name in camera.moved else ""
+        moved = ", at another address: attach it again" if name in camera.moved else ""
         rows.append((Text("  attached    ", "dim"), Text(f"as {name}{moved}")))
     if camera.error is not None:
         rows.append((Text("  Note: ", "yellow"), Text(camera.error.message)))

@@ -10,7 +10,7 @@ from streamer.settings import Settings
 def moved(settings: Settings) -> Iterable[Check]:
     """Search for the cameras of lost streams near the address that each had.
 
-    Only for streams that were attached with an endpoint reference; nothing if all are well.
+    Check only streams with an endpoint reference. Yield nothing if none is lost.
     """
     from redis.exceptions import RedisError
 

@@ -127,9 +127,9 @@ class ServiceCalls:
     ) -> Call[Discovery]:
         """Search for cameras by ONVIF, at a host or in a private network such as 192.168.1.0/24.
 
-        Without `address`, the server asks its networks by multicast. `user` and `password` are for
-        the cameras, which tell their streams to nobody else. Attach what is found with its
-        `endpoint_reference`, so that a camera whose address changes is found again.
+        Without `address`, the server asks its networks by multicast. `user` and `password` log
+        in to the cameras: most list their streams only after a login. Attach a found stream with
+        its `endpoint_reference`, so that a camera whose address changes is found again.
 
         Raises StreamerError: INVALID_REQUEST, STREAM_URL_FORBIDDEN for a network that is not
         private, SETTINGS_INVALID if the server has no search.

@@ -25,10 +25,10 @@ MAX_REPLIES = 256
 """Cameras of one search."""
 
 MAX_PROFILES = 16
-"""Streams that are asked for of one camera."""
+"""Streams of one camera."""
 
 _TIMEOUT = 4.0
-"""Seconds that a camera has for one answer over HTTP."""
+"""Seconds to wait for one answer of a camera over HTTP."""
 
 _BATCH, _BATCH_PAUSE = 64, 0.1
 """Hosts that are asked at once, and seconds between: each has to be looked up in the network."""
@@ -44,9 +44,9 @@ class Reply:
 
     Attributes:
         address: where the answer came from.
-        endpoint_reference: what the device is called at every address; empty if it does not tell.
+        endpoint_reference: the id of the device, the same at every address; empty if unknown.
         service: URL of its device service, at `address`.
-        name, hardware, location: what it tells of itself; empty where it does not.
+        name, hardware, location: as the device announces them; empty if it does not.
     """
 
     address: str
@@ -71,7 +71,7 @@ class Profile:
 
 @dataclass
 class Details:
-    """What a camera tells over HTTP; `error` says why a part of it is missing."""
+    """A camera's answers over HTTP; `error` says why some are missing."""
 
     manufacturer: str = ""
     model: str = ""
@@ -202,10 +202,10 @@ def _parse(data: bytes, sender: str) -> Iterator[Reply]:
 
 
 def at_address(url: str, address: str) -> str | None:
-    """Return an http(s) URL that a device tells, at the address from which it has answered.
+    """Return a device's http(s) URL with the host replaced by `address`, from which it answered.
 
-    Devices often tell one that is not theirs any more; and no device may send us elsewhere.
-    None for a URL that is none.
+    Devices often announce an address that they no longer have, and no device may send requests to
+    another host. Return None for any other URL.
     """
     try:
         parts = urlsplit(url)
@@ -228,8 +228,8 @@ def ask_device(
 ) -> Details:
     """Ask the device at the URL `service` what it is and which streams it has.
 
-    The password is sent as a digest only. No question begins after `deadline`, of the monotonic
-    clock. What fails is in the `error` of the answer.
+    Send the password as a digest only, and no request after `deadline` of the monotonic clock. A
+    failure is in the `error` of the answer.
     """
     from onveef import OnvifError
 
@@ -261,7 +261,7 @@ def _ask(device: Any, details: Details, deadline: float) -> None:
 def endpoint_reference_of(
     service: str, user: str | None, password: str | None, *, verify: bool = True
 ) -> str:
-    """Return what a device calls itself at every address; empty if it does not tell."""
+    """Return the id that a device has at every address; empty if it gives none."""
     try:
         with _client(service, user, password, verify) as device:
             return str(device.get_endpoint_reference())[:256]
@@ -311,7 +311,9 @@ def _explained(error: Exception, address: str, user: str | None) -> StreamerErro
     code = getattr(error, "code", "")
     if code == "onvif_unauthorized":
         if not user:
-            message = f"The camera at {address} wants a user and a password: give --user (`user`)."
+            message = (
+                f"The camera at {address} requires a user and a password: give --user (`user`)."
+            )
         else:
             message = (
                 f"The camera at {address} refused user and password: check them; many cameras have "
@@ -325,6 +327,6 @@ def _explained(error: Exception, address: str, user: str | None) -> StreamerErro
         )
     return StreamerError(
         ErrorCode.STREAM_CONNECTION_FAILED,
-        f"The camera at {address} did not tell its streams ({reason}): take the URL from its "
+        f"The camera at {address} did not list its streams ({reason}): take the URL from its "
         "manual, and check it with `streamer probe`.",
     )

@@ -158,6 +158,7 @@ def test_nonsense_is_no_camera(data):
         ("224.0.0.1", ErrorCode.STREAM_URL_FORBIDDEN),
         ("192.168.255.0/21", None),
         ("no such host.invalid", ErrorCode.INVALID_REQUEST),
+        (f"admin:{PASSWORD}@camera.invalid", ErrorCode.INVALID_REQUEST),
         ("", ErrorCode.INVALID_REQUEST),
     ],
 )
@@ -169,6 +170,7 @@ def test_only_private_networks_of_a_bounded_size_are_searched(address, code):
     with pytest.raises(StreamerError) as refused:
         discovery.hosts_of(address, Settings())
     assert refused.value.code is code
+    assert PASSWORD not in refused.value.message
 
 
 def test_an_operator_may_allow_more():

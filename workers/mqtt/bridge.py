@@ -40,7 +40,7 @@ MAX_WIDTH = 1280
 """Pixels in width of a picture."""
 
 MAX_EVENT_AGE = 300.0
-"""Seconds after which an event is no longer told: a broker that was away need not hear of it."""
+"""Seconds after which an event is no longer published: the broker was away too long."""
 
 MAX_ASKED = 256
 """Questions that wait for their answers."""
@@ -102,8 +102,8 @@ class _Waiting:
 class Bridge:
     """Serves one broker. Of several bridges of an installation one serves, the others wait.
 
-    What the broker is to keep is computed again and again, and differences are published; after a
-    lost connection everything is, once. Events and answers are published once each.
+    Compute again and again what the broker is to keep, and publish the differences; after a lost
+    connection publish everything once. Publish events and answers once each.
 
     Args:
         service: the installation.
@@ -154,7 +154,7 @@ class Bridge:
             try:
                 await self._serve()
             except (MqttError, OSError, TimeoutError) as error:
-                if self._served:  # whether it is away, the next attempt tells
+                if self._served:  # the next attempt shows whether it is away
                     pauses = self._broker_outage.pauses()
                 else:
                     self._broker_outage.failed("serve", self._unreachable(error))
@@ -305,7 +305,7 @@ class Bridge:
             )
         except redis.exceptions.RedisError as error:
             self._redis_outage.failed("mqtt lease", error)
-            return self._held_at != float("-inf")  # nobody else can take it now
+            return self._held_at != float("-inf")  # no other bridge can take it now
         self._redis_outage.worked("mqtt lease")
         self._held_at = now if held else float("-inf")
         return bool(held)
@@ -353,7 +353,7 @@ class Bridge:
                 _log.warning("event_unreadable", id=event.id, reason=str(error))
 
     def _take(self, event: Event, *, tell: bool) -> None:
-        """Take note of an event; `tell` it to the broker if it is one of those."""
+        """Note an event; with `tell`, publish it if Home Assistant knows its type."""
         silenced = False
         if event.type == EventType.RESULT_CREATED:
             result = Result.shown(event.data.encode())
@@ -533,7 +533,7 @@ def _known_already(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> 
 
 
 def _told(data: dict[str, Any]) -> dict[str, Any]:
-    """Return what an event tells of its data: an incident's or a state's main fields."""
+    """Return the fields of an event's data to publish: those of an incident or of a state."""
     if "watch_id" not in data:
         return {key: data.get(key) for key in ("state", "previous", "error")}
     names = ("title", "question", "severity", "state", "summary", "version", "watch_id")

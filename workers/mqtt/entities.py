@@ -1,6 +1,6 @@
-"""The entities of a stream, as Home Assistant is told of them by MQTT discovery.
+"""The configurations of a stream's entities, for Home Assistant's MQTT discovery.
 
-Each entity is announced alone: Home Assistant 2024.3 does not know discovery of whole devices.
+Each entity has a message of its own: Home Assistant 2024.3 cannot discover whole devices.
 """
 
 import json
@@ -24,7 +24,7 @@ EVENTS = (
     EventType.INCIDENT_ACKNOWLEDGED,
     EventType.STREAM_STATE_CHANGED,
 )
-"""What the event entity of a stream tells."""
+"""Types of the event entity of a stream."""
 
 _MAX_PROPERTIES = 32
 """Sensors of one watch that is answered in JSON."""
@@ -44,7 +44,7 @@ def configs_of(stream: Stream, topics: Topics, public_url: str | None) -> Iterat
     if public_url:
         device["configuration_url"] = f"{public_url.rstrip('/')}/streams/{quote(stream.name)}"
     for component, entity, own in _entities(stream, topics):
-        # What a stream shows is unknown without its camera; whether somebody watches is not.
+        # Without its camera, what a stream shows is unknown; its switch, events and alerts are not.
         needs = [{"topic": topics.status}]
         if component not in ("switch", "event", "binary_sensor"):
             needs.append({"topic": topics.of(stream.name, "availability")})

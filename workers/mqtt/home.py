@@ -26,7 +26,7 @@ MAX_TEXT = 16_000
 """Characters of a text among the attributes of an entity."""
 
 _MIN_FRESH, _FRESH_WINDOWS = 60.0, 4
-"""Seconds, and windows, for which an answer tells what is there; the longer of both."""
+"""Seconds, and windows, for which an answer holds; the longer of both."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Home:
         public_url: address of the page, for links; None: no links.
 
     Attributes:
-        online: whether the service works; False: nothing is known.
+        online: whether the service works.
     """
 
     def __init__(self, topics: Topics, public_url: str | None = None) -> None:
@@ -167,7 +167,7 @@ def _end(result: Result) -> float:
 
 
 def _tells(result: Result, watch: Watch, now: float) -> bool:
-    """Return whether an alert's newest window says what is there at the time `now`."""
+    """Return whether an alert's newest window is recent enough to hold at the time `now`."""
     lasts = max(_MIN_FRESH, _FRESH_WINDOWS * watch.window)
     return result.kind is ResultKind.ALERT and now - _end(result) <= lasts
 

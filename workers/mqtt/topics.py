@@ -29,7 +29,7 @@ class Topics:
 
     @property
     def sweep(self) -> str:
-        """What the bridge tells itself, to know that it has seen what the broker keeps."""
+        """Where the bridge publishes a mark to itself: it comes after what the broker keeps."""
         return f"{self.prefix}/sweep"
 
     @property
@@ -58,7 +58,7 @@ class Topics:
         return name if topic.startswith(f"{self.prefix}/") and rest else None
 
     def config(self, component: str, stream_id: str, entity: str) -> str:
-        """Return the topic on which Home Assistant is told of an entity."""
+        """Return the topic of an entity's configuration for Home Assistant."""
         return f"{DISCOVERY}/{component}/{self._node(stream_id)}/{entity}/config"
 
     def is_own_config(self, topic: str) -> bool:
