@@ -1,7 +1,7 @@
 /** Search what the model has said. */
 import { useEffect, useRef, useState } from "preact/hooks";
 import { api } from "../api.js";
-import { cost, marked, percent, saying } from "../format.js";
+import { cost, marked, percent, plural, saying } from "../format.js";
 import { Icon } from "../icons.js";
 import { useKeys } from "../keys.js";
 import { query, setQuery, streamPath } from "../router.js";
@@ -124,7 +124,7 @@ export default function Search() {
         <button type="button" class="button" aria-pressed=${given.verify === "true"} disabled=${!given.q} title="Ask the model whether the frames of each result show it" onClick=${() => setQuery({ verify: given.verify ? null : "1" })}><${Icon} name="eye" size=${16} />Check the frames</button>
       </div>
     </form>
-    <div aria-live="polite" class="aloud">${found.results ? `${found.results.length} results` : ""}</div>
+    <div aria-live="polite" class="aloud">${found.results ? plural(found.results.length, "result") : ""}</div>
     ${found.error ? html`<${Failed} error=${found.error} retry=${() => setAttempt(attempt + 1)} title="The search failed" />`
       : !found.results ? html`<div class="hits">${[1, 2, 3, 4].map((line) => html`<div class="hit" key=${line}><span class="shot skeleton" /><span class="grow"><${Skeleton} lines=${2} /></span></div>`)}</div>`
       : !found.results.length ? html`<${Empty} icon="search" title=${filtered ? "Nothing was found" : "Nothing has been said yet"} text=${filtered ? "Try other words, or a longer time." : "Captions and answers appear here as they come."}>${filtered && html`<button class="button" onClick=${() => setQuery({ q: null, stream: null, kind: null, since: null, mode: null, verify: null })}>Clear the search</button>`}<//>`

@@ -21,11 +21,11 @@ const reading = signal(null);
 const failure = signal(null);
 const health = signal(null);
 let previous = null;
-let reads = false;
+let busy = false;
 
 async function read() {
-  if (reads) return; // the service is slow: do not pile up calls
-  reads = true;
+  if (busy) return; // the service is slow: do not pile up calls
+  busy = true;
   try {
     const [text, ready] = await Promise.all([api.metrics(), api.ready()]);
     const metrics = parseMetrics(text);
@@ -42,7 +42,7 @@ async function read() {
   } catch (error) {
     failure.value = error;
   }
-  reads = false;
+  busy = false;
 }
 
 function Parts() {

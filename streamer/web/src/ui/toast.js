@@ -4,9 +4,10 @@ import { html } from "./html.js";
 
 const toasts = signal([]);
 const DELAY = 6000;
+let shown = 0;
 
 function show(text, { action, run, bad = false, end = () => {}, delay = DELAY }) {
-  const toast = { text, action, bad };
+  const toast = { key: ++shown, text, action, bad };
   const close = () => {
     clearTimeout(toast.timer);
     toasts.value = toasts.value.filter((each) => each !== toast);
@@ -67,7 +68,7 @@ if (typeof addEventListener === "function") {
 
 export function Toasts() {
   return html`<div class="toasts" role="status" aria-live="polite">
-    ${toasts.value.map((toast) => html`<div class=${toast.bad ? "toast bad" : "toast"}>
+    ${toasts.value.map((toast) => html`<div key=${toast.key} class=${toast.bad ? "toast bad" : "toast"}>
       <span class="grow">${toast.text}</span>
       ${toast.action && html`<button onClick=${toast.run}>${toast.action}</button>`}
     </div>`)}
