@@ -6,7 +6,7 @@ window and then for the summary. What it has found is here, so that another work
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import cast
+from typing import Any, cast
 
 import redis
 
@@ -118,10 +118,10 @@ class Surveys:
         self._windows = windows
 
     def window_of(self, question: Question, length: float | None, streams: int = 1) -> float:
-        """Return the seconds of each window, of `streams` for `length` seconds each; None if that
-        is not known.
+        """Return the seconds of each window of `streams` streams, each `length` seconds long; None:
+        the length is not known.
 
-        Raises StreamerError(INVALID_REQUEST) if the question's own makes too many.
+        Raises StreamerError(INVALID_REQUEST) if the window of the question makes too many.
         """
         shortest = 0.0 if length is None else length * streams / MAX_QUERY_WINDOWS
         if question.window is None:
@@ -137,22 +137,8 @@ class Surveys:
 
     def require_room(self) -> None:
         """Raise StreamerError(TOO_MANY_QUERIES) if as many surveys are open as may be."""
-        known = cast("list[bytes]", self._redis.zrange(redis_keys.OPEN_SURVEYS, 0, -1))
-        if not known:
-            return
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for query_id in known:
-                pipeline.exists(redis_keys.answer(query_id.decode()))
-                pipeline.exists(redis_keys.query(query_id.decode()))
-            found = cast("list[int]", pipeline.execute())
-        ended = [
-            query_id
-            for query_id, answered, there in zip(known, found[::2], found[1::2], strict=True)
-            if answered or not there
-        ]
-        if ended:
-            self._redis.zrem(redis_keys.OPEN_SURVEYS, *ended)
-        if len(known) - len(ended) >= MAX_OPEN_SURVEYS:
+        still_open = release_ended(self._redis, self._jobs, self._registry, self._windows)
+        if still_open >= MAX_OPEN_SURVEYS:
             raise StreamerError(
                 ErrorCode.TOO_MANY_QUERIES,
                 f"{MAX_OPEN_SURVEYS} questions about several windows are open, and no more may be: "
@@ -241,9 +227,11 @@ class Surveys:
 
     def _submit(self, request: SurveyRequest, asked: dict[str, object]) -> Query:
         self.require_room()
+        query = self._queries.submit(request, **asked)
+        # After its query, as a survey without one has ended.
         self._redis.zadd(redis_keys.OPEN_SURVEYS, {request.id: request.created_at.timestamp()})
         self._redis.expire(redis_keys.OPEN_SURVEYS, max(1, int(self._settings.query_ttl)))
-        return self._queries.submit(request, **asked)
+        return query
 
     def progress(self, query_id: str) -> QueryProgress | None:
         """Return how far a query about several windows is; None for another one."""
@@ -252,14 +240,7 @@ class Surveys:
 
     def release(self, query: Query) -> None:
         """Stop what a query that has ended has asked for, if it was about several windows."""
-        recording = query.file is not None or query.url is not None
-        release(
-            self._jobs,
-            self._registry,
-            self._windows,
-            query.id,
-            query.stream_id if recording else None,
-        )
+        release(self._jobs, self._registry, self._windows, query.id, _recording_of(query))
 
 
 def release(
@@ -281,6 +262,37 @@ def release(
     jobs.stop_ingest(recording_id)
     jobs.abandon(recording_id)
     windows.forget(recording_id)
+
+
+def release_ended(
+    redis: redis.Redis, jobs: Jobs, registry: StreamRegistry, windows: RecordedWindows
+) -> int:
+    """Release the surveys that have ended, and return how many are open.
+
+    A survey releases itself at its end; one whose job Redis lost, or that failed for good, cannot.
+    """
+    known = cast("list[bytes]", redis.zrange(redis_keys.OPEN_SURVEYS, 0, -1))
+    ids = [query_id.decode() for query_id in known]
+    with redis.pipeline(transaction=False) as pipeline:
+        for query_id in ids:
+            pipeline.exists(redis_keys.answer(query_id))
+            pipeline.get(redis_keys.query(query_id))
+        found = cast("list[Any]", pipeline.execute())
+    ended = 0
+    for query_id, answered, record in zip(ids, found[::2], found[1::2], strict=True):
+        if answered or record is None:
+            recording_id = None
+            with suppress(StreamerError):  # there is no record, or it cannot be read
+                recording_id = _recording_of(Query.read(record or b""))
+            release(jobs, registry, windows, query_id, recording_id)
+            redis.zrem(redis_keys.OPEN_SURVEYS, query_id)
+            ended += 1
+    return len(ids) - ended
+
+
+def _recording_of(query: Query) -> str | None:
+    """Return the id of the recording that was attached for a query; None without one."""
+    return query.stream_id if query.file is not None or query.url is not None else None
 
 
 def _names(streams: Sequence[Stream]) -> str:

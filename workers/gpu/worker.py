@@ -15,7 +15,7 @@ from streamer.jobs import CHAT_JOB, CLIP_JOB, SURVEY_JOB
 from streamer.logging_setup import log_ready
 from streamer.models import QUERIES, queue_name, queues_of_worker
 from streamer.settings import Settings
-from streamer.surveys import MAX_OPEN_SURVEYS
+from streamer.surveys import MAX_OPEN_SURVEYS, release_ended
 from workers import context
 from workers.gpu.chat_job import answer_chat
 from workers.gpu.clip_job import answer_clip, publish_failure, publish_lost
@@ -97,6 +97,7 @@ def _serve(
     def sweep() -> None:
         models.note(model)
         own.lost_requests.sweep()
+        release_ended(connections.main, own.jobs, own.streams, own.windows)
 
     worker = ThreadWorker(
         queues_of_worker(model, default=default),

@@ -6,16 +6,20 @@ from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
+from rq.job import Job
+from rq.serializers import JSONSerializer
 
 from nvila_core.resolution.policy import Measures
+from streamer.conversation import ChatRequest, TextPart, Turn
 from streamer.deltas import Deltas
-from streamer.domain import QueryStatus, Result, StreamSpec, rfc3339, to_datetime
+from streamer.domain import QueryStatus, Result, StreamSpec, rfc3339, to_datetime, utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import CHAT_JOB, CLIP_JOB, INGEST, INGEST_JOB, SURVEY_JOB
 from streamer.limits import MAX_QUERY_WINDOWS
 from streamer.models import CLIP_QUEUES
 from streamer.question import Question
 from streamer.response_format import ChoiceFormat
+from streamer.surveys import release_ended
 from tests.support.clips import jpeg_of, picture
 from tests.support.scripted_model import MODEL, ScriptedModel, refused, said
 from tests.support.videos import write_video
@@ -148,6 +152,13 @@ def camera(client, name="lobby", seconds=60, every=1.0):
 
 def ask(client, **fields):
     return client.submit(Question(prompt="Is a car there?", **fields))
+
+
+def chat_of(query_id):
+    """Return a request for a summary of a survey."""
+    now = utc_now()
+    turns = [Turn(role="user", content=[TextPart(text="Sum up.")])]
+    return ChatRequest(start=now, end=now, prompt="?", frames=[], turns=turns, part_of=query_id)
 
 
 def finished(client, query):
@@ -335,6 +346,36 @@ def test_a_recording_that_cannot_be_attached_leaves_nothing(client, tmp_path):
     assert refusal.value.code is ErrorCode.STREAM_URL_FORBIDDEN
     assert client.streams() == []
     assert client.queries() == []
+
+
+@pytest.mark.parametrize("end", ["lost", "failed"])
+def test_a_survey_that_ends_without_its_job_leaves_nothing(client, own, tmp_path, end):
+    # given a question about a recording, of which a window is being asked about
+    write_video(tmp_path / "clip.mp4", seconds=2)
+    query = ask(client, url=str(tmp_path / "clip.mp4"))
+    own.jobs.submit(chat_of(query.id))
+    job = Job.fetch(query.id, connection=own.connections.main, serializer=JSONSerializer)
+    # when Redis loses its job, or it fails for good, and workers sweep
+    if end == "lost":
+        own.connections.main.delete(job.key)
+        assert own.lost_requests.sweep() == 1
+    else:
+        publish_failure(job, ErrorCode.MODEL_FAILED, "It killed its workers.")
+    still_open = release_ended(own.connections.main, own.jobs, own.streams, own.windows)
+    # then its recording is detached, and its requests are gone
+    assert client.query(query.id).status is QueryStatus.FAILED
+    assert client.streams() == []
+    assert own.jobs.in_flight(query.id) == 0
+    assert still_open == 0
+
+
+def test_a_survey_that_is_open_keeps_its_recording(client, own, tmp_path):
+    write_video(tmp_path / "clip.mp4", seconds=2)
+    query = ask(client, url=str(tmp_path / "clip.mp4"))
+
+    assert release_ended(own.connections.main, own.jobs, own.streams, own.windows) == 1
+
+    assert [stream.id for stream in client.streams()] == [query.stream_id]
 
 
 def test_more_windows_than_may_be_are_refused(client):
