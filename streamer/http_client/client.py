@@ -98,7 +98,7 @@ class _Sender:
         Raises StreamerError for a refusal, and if there is no first connection.
         """
         options = self._connection.listening
-        while not listening.ended:
+        while True:
             try:
                 with self._http.stream(**listening.request, **options) as response:
                     if not response.is_success:
@@ -107,7 +107,9 @@ class _Sender:
                     for line in response.iter_lines():
                         if (event := listening.take(line)) is not None:
                             yield event
-                pause = 0.0 if listening.ended else listening.pause_after(None)
+                        if listening.ended:
+                            return
+                pause = listening.pause_after(None)
             except (httpx.HTTPError, StreamerError) as error:
                 pause = listening.pause_after(error)
             time.sleep(pause)
@@ -147,7 +149,7 @@ class _Silences(_Sender):
 
 
 class _Webhooks(_Sender):
-    """The programs that are sent events."""
+    """The webhooks: programs that receive events."""
 
     add = _once(WebhookCalls.add)
     list = _once(WebhookCalls.list)
@@ -193,7 +195,7 @@ class Client(_Sender):
         self.silences = _Silences(connection, self._http)
         """Keep incidents from being delivered for a while."""
         self.webhooks = _Webhooks(connection, self._http)
-        """Let events be sent to programs."""
+        """Send events to programs."""
 
     def __enter__(self) -> Self:
         return self
