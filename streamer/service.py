@@ -50,7 +50,7 @@ from streamer.secret_box import SecretBox
 from streamer.settings import Settings
 from streamer.stored_frames import StoredFrames
 from streamer.streams import StreamRegistry, keep_ids
-from streamer.summaries import Summary, summary_of
+from streamer.summaries import MAX_SUMMARISED, Summary, summary_of
 from streamer.surveys import Surveys
 from streamer.terminal import by_time
 from streamer.times import When, moment
@@ -77,9 +77,6 @@ FIRST_FRAME_WAIT = 10.0
 
 CLIP_MARGIN = 10.0
 """Seconds before and after an incident that its video shows."""
-
-MAX_SUMMARISED = 100_000
-"""Results of a range that are summarised, the newest ones."""
 
 FRAME_POLL_INTERVAL = 0.2
 """Seconds between two looks whether a frame has come."""

@@ -19,6 +19,9 @@ MAX_BLOCKS = 50
 MAX_QUESTION = 2000
 """Characters of the question that is repeated with its answers."""
 
+MAX_SUMMARISED = 100_000
+"""Results of a range that are summarised, the newest ones."""
+
 SUMMARY_TOKENS = 160
 """Tokens of each summary."""
 

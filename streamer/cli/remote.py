@@ -71,14 +71,16 @@ class RemoteInstallation:
     def summary_of(self, stream: str, since: "When", until: "When" = None) -> "Summary":
         """Return what was recorded of a stream in a range, in blocks, without a summary."""
         from streamer.domain import utc_now
-        from streamer.summaries import summary_of
+        from streamer.summaries import MAX_SUMMARISED, summary_of
         from streamer.terminal import by_time
         from streamer.times import moment
 
-        found = list(self._client.results(stream=stream, since=since, until=until, page_size=1000))
+        found = self._client.results(
+            stream=stream, since=since, until=until, limit=MAX_SUMMARISED, page_size=1000
+        )
         now = utc_now()
         start, end = moment(since, now) or now, moment(until, now) or now
-        return summary_of(stream, start, end, by_time(found))
+        return summary_of(stream, start, end, by_time(list(found)))
 
     def require_worker(self) -> None:
         """Raise StreamerError(NO_WORKER) if no model worker is running, nor loading its model."""

@@ -210,3 +210,19 @@ def test_a_file_and_several_cameras_are_asked(run: Run, here: Service, tmp_path:
     assert about_file["file"] == here.files.page()[0][0].id
     assert about_file["window"] is None
     assert about_both["streams"] == [here.stream(name).id for name in ("door", "gate")]
+
+
+def test_a_range_is_summarised_from_so_many_results(
+    run: Run, here: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given more captions than are summarised
+    common = {"kind": "caption", "stream_id": "str_1", "stream_name": "door", "prompt": "?"}
+    here.timeline.record(
+        [Result(request_id=f"req_{n}", text=f"Number {n}.", **common) for n in range(3)]
+    )
+    monkeypatch.setattr("streamer.summaries.MAX_SUMMARISED", 2)
+    # when
+    (summary,) = records(run("summarize", "door", "--since", "-1h", "--no-model", "--json"))
+    # then the newest ones are
+    lines = {line["text"] for line in summary["blocks"][0]["lines"]}
+    assert lines == {"Number 1.", "Number 2."}
