@@ -809,6 +809,10 @@ class Result(Record):
         return _verifies(self.data)
 
 
+SearchMode = Literal["words", "meaning"]
+"""How a text is searched for."""
+
+
 class Match(Record):
     """How well a result fits a search by meaning, and what the model says about it."""
 

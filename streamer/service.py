@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from streamer.admission import Admission
 from streamer.alert_rule import AlertRule
@@ -16,6 +16,7 @@ from streamer.domain import (
     Query,
     Result,
     Sampling,
+    SearchMode,
     StoredFrameList,
     Stream,
     StreamSpec,
@@ -64,9 +65,6 @@ if TYPE_CHECKING:
     from streamer.media.source import SourceInfo
     from streamer.timeline.results import Page, Timeline
     from streamer.webhooks.store import Webhooks
-
-SearchMode = Literal["words", "meaning"]
-"""How a text is searched for."""
 
 CAPTION_PROMPT = "Describe the scene."
 """Question about every window of a stream that is attached without watches."""

@@ -15,8 +15,8 @@ from streamer.api.dependencies import (
     Limit,
 )
 from streamer.api.schemas import ResultPage, TimeText
+from streamer.domain import SearchMode
 from streamer.limits import MAX_SEARCH
-from streamer.service import SearchMode
 from streamer.timeline.results import Page
 from streamer.verification import MAX_VERIFIED
 

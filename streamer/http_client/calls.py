@@ -29,6 +29,7 @@ from streamer.domain import (
     Record,
     Result,
     Sampling,
+    SearchMode,
     StoredFrame,
     StoredFrameList,
     Stream,
@@ -67,9 +68,6 @@ _SLICE = 30.0
 _MAX_PAGE = 1000
 
 Kind = Literal["caption", "answer", "alert", "summary", "error"]
-
-SearchMode = Literal["words", "meaning"]
-"""How a text is searched for."""
 
 
 class ServiceCalls:
