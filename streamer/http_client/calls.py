@@ -774,13 +774,7 @@ class WebhookCalls:
 
         Raises StreamerError: INVALID_REQUEST, WEBHOOK_URL_FORBIDDEN.
         """
-        body = {
-            "url": url,
-            "types": None if types is None else [*types],
-            "streams": None if streams is None else [*streams],
-            "description": description,
-            "enabled": enabled,
-        }
+        body = _webhook(url, types, streams, description, enabled)
         return _post("/v1/webhooks", NewWebhook, body)
 
     @staticmethod
@@ -807,15 +801,9 @@ class WebhookCalls:
 
         Raises StreamerError: UNKNOWN_WEBHOOK, INVALID_REQUEST, WEBHOOK_URL_FORBIDDEN.
         """
-        body = {
-            "url": url,
-            "types": None if types is None else [*types],
-            "streams": None if streams is None else [*streams],
-            "description": description,
-            "enabled": enabled,
-        }
+        body = _webhook(url, types, streams, description, enabled)
         path = f"/v1/webhooks/{_segment(webhook_id)}"
-        return Call("PATCH", path, Webhook.read, body=_json(body))
+        return Call("PATCH", path, Webhook.read, body=body)
 
     @staticmethod
     def remove(webhook_id: str) -> Call[Webhook]:
@@ -886,6 +874,25 @@ def _range(since: When, until: When) -> dict[str, str | None]:
 def _judgement(incident_id: str, fields: Mapping[str, Any]) -> Call[Incident]:
     path = f"/v1/incidents/{_segment(incident_id)}"
     return Call("PATCH", path, Incident.read, body=_json(fields))
+
+
+def _webhook(
+    url: str | None,
+    types: Sequence[str] | None,
+    streams: Sequence[str] | None,
+    description: str | None,
+    enabled: bool | None,
+) -> dict[str, Any]:
+    """Return the body that adds or changes a webhook: the fields that are not None."""
+    return _json(
+        {
+            "url": url,
+            "types": None if types is None else [*types],
+            "streams": None if streams is None else [*streams],
+            "description": description,
+            "enabled": enabled,
+        }
+    )
 
 
 def _page_size(wanted: int) -> int:
