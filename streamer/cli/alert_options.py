@@ -156,7 +156,7 @@ def _schedule(text: str) -> dict[str, Any] | None:
             unknown = next((day for day in (first, last or first) if day not in names), None)
             if unknown is not None:
                 raise typer.BadParameter(
-                    f"--schedule: '{unknown[:20]}' is no day: write {', '.join(names)}."
+                    f"--schedule: '{unknown[:20]}' is not a day: write {', '.join(names)}."
                 )
             begin, end = names.index(first), names.index(last or first)
             length = (end - begin) % len(names) + 1

@@ -9,7 +9,7 @@ import typer
 from streamer.cli.context import Json, ModelOption, Verbose, open_client, renamed, typed_range
 from streamer.cli.response_format import ChoiceOption, SchemaOption, response_format_of
 from streamer.errors import ErrorCode, StreamerError
-from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES
+from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES, MAX_WINDOW
 
 if TYPE_CHECKING:
     from streamer.cli.remote import RemoteInstallation
@@ -53,7 +53,7 @@ def ask(
         typer.Option(
             metavar="SECONDS",
             min=0.1,
-            max=3600,
+            max=MAX_WINDOW,
             help="Ask about each window of this length, and sum up the answers. Of --file and "
             "--stream the default is setting `window` (10), or longer.",
         ),
@@ -110,8 +110,8 @@ def ask(
         typer.Option(
             min=0.1,
             metavar="SECONDS",
-            help="Wait no longer than this for the answer. Default: 120; for ever if it is about "
-            "several windows.",
+            help="Wait no longer than this for the answer. Default: 120; no limit if it is "
+            "about several windows.",
         ),
     ] = None,
     verbose: Verbose = False,

@@ -71,7 +71,9 @@ ModelOption = Annotated[
 ]
 NewModelOption = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="Let this model answer; default: the default model again."),
+    typer.Option(
+        metavar="NAME", help="Let this model answer. `default` removes the choice of a model."
+    ),
 ]
 BackendOption = Annotated[
     str | None,
@@ -135,7 +137,7 @@ def renamed(value: Any, old_value: Any, old: str, new: str) -> Any:
 
 
 def new_model(name: str | None) -> "str | Unchanged | None":
-    """Return the model that --model of a change names."""
+    """Return the model that --model of a change names; None for `default`."""
     from streamer.domain import UNCHANGED
 
     return UNCHANGED if name is None else None if name == DEFAULT_MODEL else name

@@ -44,10 +44,7 @@ class EventMessage(Record):
 
 
 class QueryUpdate(Record):
-    """What has become of a query.
-
-    `type` is `progress`, `delta` or, at the end, `result`.
-    """
+    """The progress of a query, a piece (`delta`) of its answer, or at the end its `result`."""
 
     type: Literal["progress", "delta", "result"]
     text: str = Field(default="", description="a piece of the answer")

@@ -58,6 +58,18 @@ def test_a_stream_is_attached_changed_and_detached(run: Run, here: Service) -> N
     assert here.streams() == []
 
 
+def test_a_stream_and_a_watch_go_back_to_the_default_model(run: Run, here: Service) -> None:
+    here.jobs.served.note("eye")
+    watch = here.watch("Is it open?", model="eye")
+    here.attach(CAMERA, "door", watches=[watch], probe=False, model="eye")
+    others = ("edit", "door", "--resume"), ("watch", "edit", "door", watch.id, "--window", "4")
+
+    for command in others:
+        assert records(run(*command, "--json"))[0]["model"] == "eye"
+    for command in others:
+        assert records(run(*command, "--model", "default", "--json"))[0]["model"] is None
+
+
 def test_what_is_missing_there_is_said(run: Run) -> None:
     attached = run("attach", CAMERA, "--no-probe", "--name", "door")
     listed = run("streams")

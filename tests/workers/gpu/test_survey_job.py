@@ -210,7 +210,7 @@ def test_several_streams_are_asked_at_once(own, client, script):
     assert "gate: A street." in script.lists[0]
 
 
-def test_windows_without_an_answer_are_told(own, client, script):
+def test_windows_without_an_answer_are_counted(own, client, script):
     # given a camera that was away for the first half, and a model that fails once
     camera(client, seconds=30)
     now = time.time()
