@@ -408,6 +408,13 @@ class Jobs:
         """Return whether the request has a job, which may have ended."""
         return bool(self._redis.exists(Job.key_for(request_id)))
 
+    def existing(self, request_ids: Sequence[str]) -> list[bool]:
+        """Return which of some requests have a job, as :meth:`exists` does, in one round trip."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for request_id in request_ids:
+                pipeline.exists(Job.key_for(request_id))
+            return [bool(found) for found in pipeline.execute()]
+
     def cancel(self, request_id: str) -> QueryStatus:
         """Cancel a request: its result is the error CANCELLED, unless it already has a result.
 

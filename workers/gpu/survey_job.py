@@ -313,7 +313,7 @@ class _Run:
         context = self._context
         ids = list(waiting)
         # The jobs first: one that is gone has its result, or never will.
-        there = [insist(partial(context.jobs.exists, each)) for each in ids]
+        there = insist(partial(context.jobs.existing, ids))
         found = insist(partial(context.results.get_many, ids))
         fresh = []
         for request_id, result, has_job in zip(ids, found, there, strict=True):
