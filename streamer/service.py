@@ -674,7 +674,7 @@ class Service:
         Raises StreamerError(UNKNOWN_QUERY).
         """
         query = self._queries.get(query_id, wait)
-        return query.model_copy(update={"progress": self._surveys.progress(query_id)})
+        return query.model_copy(update={"progress": self._surveys.progress(query)})
 
     def frames_of_query(self, query_id: str) -> StoredFrameList:
         """Return the frames behind the answer to a query; none before it has one.

@@ -233,9 +233,11 @@ class Surveys:
         self._redis.expire(redis_keys.OPEN_SURVEYS, max(1, int(self._settings.query_ttl)))
         return query
 
-    def progress(self, query_id: str) -> QueryProgress | None:
+    def progress(self, query: Query) -> QueryProgress | None:
         """Return how far a query about several windows is; None for another one."""
-        progress = SurveyAnswers(self._redis, query_id, self._settings.query_ttl).progress()
+        if all(each is None for each in (query.streams, query.file, query.url, query.window)):
+            return None
+        progress = SurveyAnswers(self._redis, query.id, self._settings.query_ttl).progress()
         return None if progress.windows is None and not progress.done else progress
 
     def release(self, query: Query) -> None:

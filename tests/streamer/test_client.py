@@ -298,6 +298,16 @@ def test_queries_in_any_state_are_listed_with_one_command(
     assert sent == ["EVALSHA"]
 
 
+def test_an_answer_is_fetched_with_two_commands(client: Service, redis_client: redis.Redis) -> None:
+    add_frames(client, live(client), [time.time()])
+    query = client.ask("?", "door")
+    answer(client, query.id, text="yes")
+
+    sent = commands_of(redis_client, lambda: client.query(query.id))
+
+    assert sent == ["GET", "GET"]
+
+
 def test_a_query_whose_job_was_lost_is_failed(client: Service) -> None:
     add_frames(client, live(client), [time.time()])
     query = client.ask("?", "door")

@@ -16,7 +16,7 @@ def client(api_server):
     return api_server.client
 
 
-def submit(client, query_id):
+def submit(client, query_id, **asked):
     """Submit a question about no frame."""
     request = ClipRequest(
         id=query_id,
@@ -28,7 +28,7 @@ def submit(client, query_id):
         prompt="?",
         frames=[],
     )
-    record = Query.of(request).model_dump_json()
+    record = Query.of(request, **asked).model_dump_json()
     client.jobs.submit(request, record=lambda pipe: pipe.set(redis_keys.query(query_id), record))
 
 
@@ -116,7 +116,7 @@ def test_an_unknown_query_is_an_error(api_server):
 
 def test_a_query_about_several_windows_tells_how_many_are_done(api_server, client):
     # given a query of three windows, of which one has an answer and one has none
-    submit(client, "qry_1")
+    submit(client, "qry_1", window=10)
     answers = SurveyAnswers(client.connections.main, "qry_1", 60)
     answers.expect(3)
     common = {"stream_id": "str_yard", "stream_name": "yard", "prompt": "?"}
