@@ -216,7 +216,7 @@ class StreamRegistry:
         self, limit: int | None = None, cursor: str | None = None
     ) -> tuple[Sequence[Stream], str | None]:
         """Return up to `limit` streams after `cursor`, as :meth:`list` does, and the cursor of the
-        rest. Records of others are not read.
+        rest. Of the others only the time is parsed.
 
         Raises StreamerError(INVALID_REQUEST) for an invalid cursor.
         """

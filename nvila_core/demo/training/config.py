@@ -33,7 +33,10 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Hyperparameters of the training; the defaults are those of the shipped checkpoint."""
+    """Hyperparameters of the training; the defaults suit two CPU cores.
+
+    The README of `nvila_core/demo` has those of the shipped checkpoint's last run, on a GPU.
+    """
 
     seed: int = 20261122
     muon_lr: float = 0.006

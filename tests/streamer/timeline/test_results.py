@@ -383,7 +383,7 @@ def test_any_range_selects_the_clips_that_overlap_it(timeline, clips, since, unt
         for each in made
         if (since is None or each.end >= NOON + since * minute)
         and (until is None or each.start < NOON + until * minute)
-        and (q is None or q in each.text)
+        and (q is None or q in (each.text or ""))
     ]
     order = [(each.created_at if q is None else NOON, made.index(each)) for each in wanted]
     assert seen == [f"req_{number}" for _, number in sorted(order, reverse=True)]

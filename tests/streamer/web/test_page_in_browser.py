@@ -1,6 +1,6 @@
 """The web page in a browser, over the real API: a test plays cameras and the model.
 
-A browser is expensive without a graphics card, so these tests are slow ones.
+A browser is expensive without a graphics card: by default it only opens the wall.
 """
 
 import time
@@ -26,8 +26,6 @@ from tests.support.page_service import Camera, PageService
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
-
-pytestmark = pytest.mark.slow
 
 QUESTION = "Is a car parked in front of the gate?"
 CAPTION = "A red car turns into the yard."
@@ -105,6 +103,7 @@ ROUTES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phone", [False, True], ids=["desktop", "phone"])
 def test_every_route_is_accessible_and_stands_still(
     browser: "Browser", scene: Scene, phone: bool
@@ -143,6 +142,7 @@ def test_the_wall_shows_new_captions_and_what_becomes_of_a_camera(
     page.wait_for_selector("[data-stream=yard][data-state=live]")
 
 
+@pytest.mark.slow
 def test_dragging_selects_a_range_and_the_answer_is_written_as_it_comes(
     page: "Page", scene: Scene
 ) -> None:
@@ -172,6 +172,7 @@ def test_dragging_selects_a_range_and_the_answer_is_written_as_it_comes(
     take_picture(page, "stream-answered")
 
 
+@pytest.mark.slow
 def test_tiles_are_drawn_with_the_reason_for_them(page: "Page", scene: Scene) -> None:
     scene.gate.show(*(time.time() - 3 + step for step in range(4)))
     scene.gate.caption("A van stops.")
@@ -181,6 +182,7 @@ def test_tiles_are_drawn_with_the_reason_for_them(page: "Page", scene: Scene) ->
     page.locator(".tiles path").nth(2).wait_for(state="attached")  # two lines and the frame
 
 
+@pytest.mark.slow
 def test_incidents_are_worked_through_by_keyboard(
     page: "Page", scene: Scene, eventually: Callable[..., None]
 ) -> None:
@@ -213,6 +215,7 @@ def test_incidents_are_worked_through_by_keyboard(
     page.wait_for_url("**/incidents")
 
 
+@pytest.mark.slow
 def test_a_new_incident_is_said_aloud_and_its_end_is_shown(page: "Page", scene: Scene) -> None:
     dock = scene.service.camera("dock", 2_000_000_025, alert="Is the door open?")
     dock.show(*(time.time() - 4 + step for step in range(4)))
@@ -230,6 +233,7 @@ def test_a_new_incident_is_said_aloud_and_its_end_is_shown(page: "Page", scene: 
     page.wait_for_selector("[data-stream=dock]", state="detached")
 
 
+@pytest.mark.slow
 def test_a_watch_is_edited_in_place_and_a_removed_one_comes_back(
     page: "Page", scene: Scene
 ) -> None:
@@ -249,6 +253,7 @@ def test_a_watch_is_edited_in_place_and_a_removed_one_comes_back(
     assert [watch.prompt for watch in client.stream("yard").watches] == ["What do people do?"]
 
 
+@pytest.mark.slow
 def test_one_answer_is_asked_of_all_cameras(page: "Page", scene: Scene) -> None:
     page.goto("/ask")
     page.get_by_role("button", name="One answer").click()
@@ -270,6 +275,7 @@ def test_one_answer_is_asked_of_all_cameras(page: "Page", scene: Scene) -> None:
     take_picture(page, "ask-one-answer")
 
 
+@pytest.mark.slow
 def test_a_search_asks_the_model_whether_the_frames_show_it(
     page: "Page", scene: Scene, eventually: Callable[..., None]
 ) -> None:
@@ -291,6 +297,7 @@ def test_a_search_asks_the_model_whether_the_frames_show_it(
     take_picture(page, "search-checked")
 
 
+@pytest.mark.slow
 def test_cameras_of_the_network_are_found_and_attached(
     page: "Page", scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,6 +321,7 @@ def test_cameras_of_the_network_are_found_and_attached(
     assert page.get_by_label("Name").input_value().startswith("Front-door")
 
 
+@pytest.mark.slow
 def test_a_picture_that_is_gone_leaves_words_in_its_place(page: "Page", scene: Scene) -> None:
     page.route("**/snapshot.jpg*", lambda route: route.fulfill(status=200, body=b"no picture"))
     page.goto(f"/incidents/{scene.incident}")
@@ -322,6 +330,7 @@ def test_a_picture_that_is_gone_leaves_words_in_its_place(page: "Page", scene: S
     take_picture(page, "incident-without-picture")
 
 
+@pytest.mark.slow
 def test_the_palette_goes_anywhere_by_a_few_letters(
     page: "Page", eventually: Callable[..., None]
 ) -> None:
@@ -344,6 +353,7 @@ def test_the_palette_goes_anywhere_by_a_few_letters(
     page.wait_for_url("**/streams/yard")
 
 
+@pytest.mark.slow
 def test_a_restart_of_the_service_leaves_no_gap(
     browser: "Browser", tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -376,6 +386,7 @@ def test_a_restart_of_the_service_leaves_no_gap(
             window.close()
 
 
+@pytest.mark.slow
 def test_a_key_is_asked_for_and_leads_back(
     browser: "Browser", tmp_path_factory: pytest.TempPathFactory
 ) -> None:
