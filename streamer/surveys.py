@@ -279,7 +279,7 @@ def release_ended(
         for query_id in ids:
             pipeline.exists(redis_keys.answer(query_id))
             pipeline.get(redis_keys.query(query_id))
-        found = cast("list[Any]", pipeline.execute())
+        found = pipeline.execute()
     ended = 0
     for query_id, answered, record in zip(ids, found[::2], found[1::2], strict=True):
         if answered or record is None:
