@@ -6,7 +6,7 @@ window and then for the summary. What it has found is here, so that another work
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import cast
 
 import redis
 
