@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from nvila_core.errors import NVILAError as NVILAError
     from nvila_core.errors import PromptError as PromptError
     from nvila_core.errors import PromptTooLong as PromptTooLong
+    from nvila_core.errors import QueueFull as QueueFull
     from nvila_core.generation.completion import Completion as Completion
     from nvila_core.generation.completion import Timings as Timings
     from nvila_core.generation.completion import Usage as Usage
@@ -67,6 +68,7 @@ HOMES = {
     "Prompt": "prompt.builder",
     "PromptError": "errors",
     "PromptTooLong": "errors",
+    "QueueFull": "errors",
     "SamplingParams": "generation.sampling",
     "Timings": "generation.completion",
     "TokenLogprob": "generation.logprobs",

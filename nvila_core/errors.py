@@ -110,6 +110,16 @@ class DeadlineExceeded(NVILAError):  # noqa: N818
         )
 
 
+class QueueFull(NVILAError):  # noqa: N818
+    """The engine has as many waiting requests as it may."""
+
+    def __init__(self, max_waiting: int) -> None:
+        super().__init__(
+            f"The engine has {max_waiting} requests waiting, as many as max_waiting allows: "
+            "submit again when some are answered, or raise max_waiting."
+        )
+
+
 class NotFinite(NVILAError):  # noqa: N818
     """What the model computed for a request is NaN or infinite."""
 

@@ -26,7 +26,7 @@ from nvila_core.engine.block_pool import BlockPool
 from nvila_core.engine.handle import Handle
 from nvila_core.engine.kv_cache import KVCache
 from nvila_core.engine.model_runner import ModelRunner
-from nvila_core.engine.prefix_keys import BlockHashes, PromptLayout, hash_media, hash_tiles
+from nvila_core.engine.prefix_keys import PromptLayout, hash_tiles
 from nvila_core.engine.request import NEVER, Request
 from nvila_core.engine.scheduler import ScheduledRequest, Scheduler
 from nvila_core.engine.tile_cache import TileCache
@@ -37,6 +37,7 @@ from nvila_core.errors import (
     EngineStopped,
     NotFinite,
     NVILAError,
+    QueueFull,
     first_line,
 )
 from nvila_core.generation.sampling import SamplingParams
@@ -71,6 +72,8 @@ class Engine:
         tile_cache_bytes: size of the cache of encoded tiles.
         tile_tolerance: how much a tile may differ from a cached one and still use its features; see
             `TileCache`.
+        max_waiting: maximum number of requests that wait to run; more are refused. Each holds the
+            pixels of its pictures.
         clock: returns seconds; measures deadlines and timings.
         step_tokens: deprecated name of `max_num_batched_tokens`.
 
@@ -98,6 +101,7 @@ class Engine:
         step_tiles: int | None = None,
         tile_cache_bytes: int = 2**28,
         tile_tolerance: float = 0.0,
+        max_waiting: int = 1024,
         clock: Callable[[], float] = time.monotonic,
         step_tokens: int | None = None,
     ) -> None:
@@ -115,11 +119,15 @@ class Engine:
             max_num_batched_tokens = limits.max_num_batched_tokens
         if step_tiles is None:
             step_tiles = limits.step_tiles
-        if min(max_num_seqs, kv_cache_tokens, max_num_batched_tokens, step_tiles) < 1:
-            raise NVILAError(
-                "max_num_seqs, kv_cache_tokens, max_num_batched_tokens and step_tiles must be at "
-                "least 1."
-            )
+        limits_given = {
+            "max_num_seqs": max_num_seqs,
+            "kv_cache_tokens": kv_cache_tokens,
+            "max_num_batched_tokens": max_num_batched_tokens,
+            "step_tiles": step_tiles,
+            "max_waiting": max_waiting,
+        }
+        if low := [name for name, limit in limits_given.items() if limit < 1]:
+            raise NVILAError(f"{low[0]} must be at least 1, not {limits_given[low[0]]}.")
         if tile_cache_bytes < 0 or not 0 <= tile_tolerance < 1:
             raise NVILAError(
                 "tile_cache_bytes must be 0 or more, and tile_tolerance at least 0 and below 1."
@@ -129,6 +137,7 @@ class Engine:
         merge_projections(model.language.model)
         pack_linears(model.language.model.layers)
         self.max_num_seqs, self.kv_cache_tokens = max_num_seqs, kv_cache_tokens
+        self.max_waiting = max_waiting
         self.max_model_len = min(model.max_model_len, kv_cache_tokens)
         self.cache = KVCache(
             num_layers=model.config.num_layers,
@@ -179,8 +188,10 @@ class Engine:
 
         Raises:
             PromptError: the prompt cannot be used, e.g. PromptTooLong.
+            QueueFull: too many requests wait already.
             EngineStopped: the engine was stopped.
         """
+        self._must_have_room()  # before the work of preparing a prompt
         prompt = parts_or_prompt
         if not isinstance(prompt, Prompt):
             prompt = self.model.prepare(parts_or_prompt, policy=policy, plan=plan, **options)
@@ -204,11 +215,16 @@ class Engine:
         with self._changed:
             if self._stopped:
                 raise self._stopped
+            self._must_have_room()
             self._totals["submitted"] += 1
             request.arrival_index = self._totals["submitted"]
             self._arrived.append(request)
             self._changed.notify_all()
         return handle
+
+    def _must_have_room(self) -> None:
+        if len(self._arrived) + len(self.scheduler.waiting) >= self.max_waiting:
+            raise QueueFull(self.max_waiting)
 
     def start(self) -> None:
         """Run `step` in a thread of the engine until `stop` is called.
@@ -262,6 +278,13 @@ class Engine:
                 (item.request, item.request.num_computed_tokens + item.num_scheduled_tokens)
                 for item in scheduled
             ]
+            for request, end in needed:
+                if self.encoder.lacks_similar_tile(request, end):
+                    # Its own pixels must not be kept as those of the similar tile.
+                    self.scheduler.restart(request)
+                    request.use_tiles(request.own_tile_hashes, BLOCK_SIZE)
+                    request.scheduled_time = None
+            needed = [(r, end) for r, end in needed if r in self.scheduler.running]
             self.encoder.encode(needed, self._fail)
             self._compute(self._with_encoded_tiles(scheduled))
             self._totals["steps"] += 1
@@ -325,14 +348,8 @@ class Engine:
             arrived, self._arrived = self._arrived, []
         for request in arrived:
             sequence = request.sequence
-            prompt = sequence.prompt
-            request.tile_hashes = self.tile_cache.resolve(request.tile_hashes, prompt.pixels)
-            request.block_hashes = BlockHashes(
-                request.layout,
-                hash_media(prompt, request.tile_hashes),
-                sequence.token_ids,
-                BLOCK_SIZE,
-            )
+            similar = self.tile_cache.resolve(request.own_tile_hashes, sequence.prompt.pixels)
+            request.use_tiles(similar, BLOCK_SIZE)
             self.scheduler.add(request)
             if sequence.finish_reason:  # the prompt leaves no room for an answer
                 self._end(request, sequence.completion())

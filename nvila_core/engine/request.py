@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from nvila_core.engine.handle import Handle
-from nvila_core.engine.prefix_keys import BlockHashes, PromptLayout
+from nvila_core.engine.prefix_keys import BlockHashes, PromptLayout, hash_media
 from nvila_core.generation.sequence import Sequence
 
 NEVER = float("inf")
@@ -22,7 +22,9 @@ class Request:
         sequence: the prompt and what has been generated.
         handle: what the caller of `Engine.submit` holds.
         layout: the prompt's positions.
-        tile_hashes: hashes of the prompt's tiles.
+        tile_hashes: hashes of the tiles whose features are used: of the prompt's own tiles, or of
+            similar ones.
+        own_tile_hashes: hashes of the prompt's own tiles.
         priority: as given, or that of a request which waits for blocks that this one computes.
         deadline: seconds on the engine's clock.
         timeout: seconds from arrival to deadline, as given.
@@ -46,6 +48,7 @@ class Request:
     deadline: float
     timeout: float
     arrival_time: float
+    own_tile_hashes: list[bytes] = field(init=False)
     arrival_index: int = 0
     scheduled_time: float | None = None
     block_hashes: BlockHashes = field(init=False)
@@ -55,6 +58,9 @@ class Request:
     num_encoded_tiles: int = 0
     tile_features: dict[int, Tensor] = field(default_factory=dict)
     media_embeddings: dict[int, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.own_tile_hashes = self.tile_hashes
 
     def __lt__(self, other: "Request") -> bool:
         return self._order < other._order
@@ -92,6 +98,16 @@ class Request:
             if span.index not in self.media_embeddings and not encoded:
                 return max(self.num_computed_tokens, span.start)
         return end
+
+    def use_tiles(self, tile_hashes: list[bytes], block_size: int) -> None:
+        """Use the features of these tiles, one for each tile of the prompt."""
+        self.tile_hashes = tile_hashes
+        self.block_hashes = BlockHashes(
+            self.layout,
+            hash_media(self.sequence.prompt, tile_hashes),
+            self.sequence.token_ids,
+            block_size,
+        )
 
     def drop_media(self) -> None:
         """Free the features and embeddings of all media."""

@@ -59,6 +59,12 @@ class Scheduler:
         else:
             self.waiting = [r for r in self.waiting if r is not request]
 
+    def restart(self, request: Request) -> None:
+        """Let a running request wait again; it keeps what it has generated."""
+        self.running = [r for r in self.running if r is not request]
+        self._free(request)
+        self.add(request)
+
     def schedule(self) -> list[ScheduledRequest]:
         """Return the work of the next step: decoding requests, then prompts, in serving order."""
         budget = self.max_num_batched_tokens
@@ -157,9 +163,7 @@ class Scheduler:
 
     def _preempt(self, request: Request) -> None:
         self.num_preemptions += 1
-        self.running = [r for r in self.running if r is not request]
-        self._free(request)
-        self.add(request)
+        self.restart(request)
 
     def _free(self, request: Request) -> None:
         self.pool.free(request.blocks)

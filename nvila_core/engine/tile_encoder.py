@@ -68,6 +68,14 @@ class TileEncoder:
         for request in dict.fromkeys(request for request, _ in users):
             request.sequence.encode_ms += elapsed
 
+    def lacks_similar_tile(self, request: Request, end: int) -> bool:
+        """Return whether a tile before `end` uses a similar tile, whose features are gone."""
+        return any(
+            request.tile_hashes[tile] != request.own_tile_hashes[tile]
+            and self.cache.get(request.tile_hashes[tile]) is None
+            for tile in request.missing_tiles(end)
+        )
+
     def embed_media(self, request: Request, index: int) -> Tensor:
         """Return the embeddings [positions, D] of a media token whose tiles are all encoded."""
         if index not in request.media_embeddings:

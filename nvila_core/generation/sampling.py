@@ -43,7 +43,8 @@ class SamplingParams:
         top_p: sample from the fewest tokens whose probabilities add up to this.
         top_k: sample from this many of the most likely tokens; 0 means all.
         seed: makes sampling repeatable; None uses a new random seed for each request.
-        repetition_penalty: above 1 makes tokens of the prompt and the answer less likely.
+        repetition_penalty: above 1 makes tokens of the prompt and the answer less likely, but the
+            end-of-turn tokens of the prompt.
         stop: a string or strings that end the answer; they are not part of it.
         ignore_eos: continue to `max_tokens` through end-of-turn tokens.
         choice: the answer is exactly one of these strings.

@@ -14,6 +14,12 @@ MAX_STRING = 500
 MAX_ITEMS = 50
 """Items of an array whose schema has no `maxItems`."""
 
+MAX_NUMBER = 10**15
+"""Size of a number whose schema has no `minimum` or `maximum`: a float holds no more digits."""
+
+NUMBER_STEP = 1e-6
+"""`multipleOf` of a number whose schema has none: its decimals end."""
+
 _EMPTY = 6
 """Bytes of an empty value and what separates it from others."""
 
@@ -29,8 +35,9 @@ def bounded(schema: dict[str, Any]) -> dict[str, Any]:
     """Return `schema` with bounds where it has none.
 
     An object that names its properties admits no others, as in OpenAI's strict mode, unless
-    `additionalProperties` says so. Strings get `maxLength` and arrays `maxItems`. An object without
-    `properties`, and a schema without a type, stay open.
+    `additionalProperties` says so. Strings get `maxLength`, arrays `maxItems`, numbers `minimum`,
+    `maximum` and a number of decimals. An object without `properties`, and a schema without a type,
+    stay open.
     """
     made: dict[str, Any] = _Bounds(schema).value(schema, "#")
     return made
@@ -78,7 +85,7 @@ class _Bounds:
         for key in _BRANCHES:
             if isinstance(schema.get(key), list):
                 new[key] = [self.value(s, f"{at}/{key}/{i}") for i, s in enumerate(schema[key])]
-        return _bound_text(_bound_items(_close(new)))
+        return _bound_numbers(_bound_text(_bound_items(_close(new))))
 
     def part(self, schema: Any, at: str) -> Any:
         """Bound what is inside the subschema at `at`, which describes a value along with others."""
@@ -208,6 +215,27 @@ def _bound_items(schema: dict[str, Any]) -> dict[str, Any]:
     ):
         return schema
     return {**schema, "maxItems": max(MAX_ITEMS, least, len(first))}
+
+
+def _bound_numbers(schema: dict[str, Any]) -> dict[str, Any]:
+    lower, upper = ("minimum", "exclusiveMinimum"), ("maximum", "exclusiveMaximum")
+    given = {key: schema[key] for key in (*lower, *upper, "multipleOf") if key in schema}
+    decimals = _may_be(schema, "number", tuple(given))
+    if (
+        not (decimals or _may_be(schema, "integer", ()))
+        or not {"enum", "const"}.isdisjoint(schema)
+        or not all(type(value) in (int, float) for value in given.values())
+    ):
+        return schema
+    new, sizes = dict(schema), [abs(value) for value in given.values() if value]
+    most = max([MAX_NUMBER, *sizes])
+    if given.keys().isdisjoint(lower):
+        new["minimum"] = -most
+    if given.keys().isdisjoint(upper):
+        new["maximum"] = most
+    if decimals and "multipleOf" not in given and min(sizes, default=1) >= 1000 * NUMBER_STEP:
+        new["multipleOf"] = NUMBER_STEP
+    return new
 
 
 def _may_be(schema: dict[str, Any], kind: str, keywords: tuple[str, ...]) -> bool:

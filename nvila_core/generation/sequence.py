@@ -1,5 +1,6 @@
 """The state of one generation: its tokens, its text so far, and why it stopped."""
 
+from codecs import getincrementaldecoder
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +17,8 @@ UNFINISHED = "\ufffd"
 """Text of a token that ends in the middle of a character."""
 
 MIN_SETTLED_TOKENS = 16
-"""Minimum number of tokens to decode together before their text is settled."""
+"""Minimum number of tokens to decode together before their text is settled, where a token's bytes
+are not known."""
 
 
 class Sequence:
@@ -42,8 +44,9 @@ class Sequence:
     ) -> None:
         self.prompt, self.params, self.tokenizer = prompt, params, tokenizer
         self.max_tokens = min(params.max_tokens, max_model_len - prompt.num_tokens)
-        media = (tokenizer.image_id, tokenizer.video_id)
-        self.sampler = TokenSampler(params, [i for i in prompt.token_ids if i not in media])
+        # The template ends every turn with the token that is to end the answer too.
+        ignored = {tokenizer.image_id, tokenizer.video_id, *tokenizer.stop_ids}
+        self.sampler = TokenSampler(params, [i for i in prompt.token_ids if i not in ignored])
         self.constraint = make_constraint(params, tokenizer)
         self.recorder = (
             None
@@ -155,19 +158,25 @@ class Sequence:
 
 
 class Detokenizer:
-    """Decodes a growing list of ids without decoding all of it again for every token.
-
-    Byte-level tokenizers give the same text in pieces as at once, if no piece ends in the middle of
-    a character.
-    """
+    """Decodes a growing list of ids without decoding all of it again for every token."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._settled = ""
+        self._decoder = getincrementaldecoder("utf-8")("replace")
         self._open: list[int] = []
+        """Tokens whose text is not settled; of tokenizers that are no byte-level BPE."""
 
     def add(self, token: int) -> str:
         """Append a token and return the whole text."""
+        if not self._tokenizer.is_byte_level:
+            return self._add_to_open(token)
+        if token not in self._tokenizer.special_ids:
+            self._settled += self._decoder.decode(self._tokenizer.token_bytes(token))
+        incomplete, _ = self._decoder.getstate()
+        return self._settled + incomplete.decode(errors="replace")
+
+    def _add_to_open(self, token: int) -> str:
         self._open.append(token)
         tail = self._tokenizer.decode(self._open)
         if len(self._open) >= MIN_SETTLED_TOKENS and not tail.endswith(UNFINISHED):

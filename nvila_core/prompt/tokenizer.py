@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer as RawTokenizer
+from tokenizers.decoders import ByteLevel
 
 from nvila_core.errors import CheckpointError, PromptError, as_checkpoint_error, first_line
 from nvila_core.json_fields import Fields, read_json
@@ -67,11 +68,19 @@ class Tokenizer:
         self.control_pattern = re.compile("|".join(re.escape(token) for token in by_length))
         self.control_ids = added
         self.control_names = {i: token for token, i in added.items()}
+        self.special_ids = frozenset(
+            i for i, token in self.hf.added_tokens_decoder.items() if token.special
+        )
+        """Ids that `decode` leaves out."""
         # Used instead of `hf`, which sets its truncation at each call: not safe with two threads.
         self.backend: RawTokenizer = self.hf.backend_tokenizer
         self.backend.no_truncation()
         self.backend.no_padding()
         self.plain_backend = without_added_tokens(self.backend)
+        self.is_byte_level = (
+            isinstance(self.backend.decoder, ByteLevel) and not self.hf.clean_up_tokenization_spaces
+        )
+        """Whether a text is the bytes of its tokens, one after another."""
         self.max_length = self.find_max_length()
         self.stop_ids = frozenset(self.find_stop_ids())
         self.num_embeddings = len(self.hf)

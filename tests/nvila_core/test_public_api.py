@@ -23,7 +23,7 @@ from nvila_core import (
 NAMES = """
     Adaptive Budget CheckpointError Completion DeadlineExceeded DeviceLost EmptyPrompt Engine
     EngineStopped Fixed Handle Measures MediaError MediaWarning Meter NVILA NVILAError
-    Native NotFinite Plan Policy Prompt PromptError PromptTooLong SamplingParams Timings
+    Native NotFinite Plan Policy Prompt PromptError PromptTooLong QueueFull SamplingParams Timings
     TokenLogprob Usage Video measure
 """
 SAMPLING = """
@@ -45,7 +45,7 @@ PARAMETERS = [
     (
         Engine,
         "model max_num_seqs kv_cache_tokens max_num_batched_tokens step_tiles tile_cache_bytes "
-        "tile_tolerance clock step_tokens",
+        "tile_tolerance max_waiting clock step_tokens",
     ),
     (Engine.submit, "parts_or_prompt params policy priority deadline plan options"),
     (Engine.start, ""),

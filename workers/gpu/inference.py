@@ -87,7 +87,7 @@ def _submit(
     plan: Plan,
     deadline: float,
 ) -> "Handle":
-    from nvila_core import EngineStopped, SamplingParams
+    from nvila_core import EngineStopped, QueueFull, SamplingParams
 
     assert context.engine is not None
     try:
@@ -100,6 +100,8 @@ def _submit(
         )
     except EngineStopped as error:  # it broke down over other requests, before this one
         context.fail(error.reason)
+        raise GiveBack from None
+    except QueueFull:  # more slots than the engine lets wait
         raise GiveBack from None
 
 

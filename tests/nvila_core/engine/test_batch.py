@@ -15,21 +15,25 @@ from nvila_core.models.rotation import Rotation
 BLOCK, HEADS, KV_HEADS, SIZE = 16, 4, 2, 8
 
 
-@pytest.fixture(scope="module")
-def cache() -> KVCache:
+def make_cache(dtype: torch.dtype) -> KVCache:
     made = KVCache(
         num_layers=1,
         num_kv_heads=KV_HEADS,
         head_dim=SIZE,
         num_blocks=400,
         block_size=BLOCK,
-        dtype=torch.float32,
+        dtype=dtype,
         device=torch.device("cpu"),
     )
-    torch.manual_seed(0)
     made.keys[0].normal_()
     made.values[0].normal_()
     return made
+
+
+@pytest.fixture(scope="module")
+def cache() -> KVCache:
+    torch.manual_seed(0)
+    return make_cache(torch.float32)
 
 
 def attended(
@@ -76,6 +80,47 @@ def test_rows_with_a_long_shared_prefix_read_it_once(cache: KVCache) -> None:
     assert [part.shared_blocks.shape for part in shared] == [(1, 40)]
     assert sorted(batch.order) == list(range(7))
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_shared_prefix_in_bfloat16_is_as_exact_as_pytorchs_attention() -> None:
+    # Given four sequences that share 60 blocks in bfloat16
+    torch.manual_seed(3)
+    held = make_cache(torch.bfloat16)
+    ends = [61 * BLOCK + 5 * n for n in range(4)]
+    rows = [
+        SequenceSlice(end - 1, 1, [*range(60), 60 + 2 * n, 61 + 2 * n])
+        for n, end in enumerate(ends)
+    ]
+    batch = GroupedAttention(held, HEADS).plan(rows)
+    (part,) = batch.parts
+    assert isinstance(part, SharedPrefixDecode)
+    query = 2 * torch.randn(KV_HEADS, HEADS // KV_HEADS, 4, SIZE).to(torch.bfloat16)
+
+    # When each attends together with the others, and alone
+    together = part.attend(query, held, 0, 0.7)
+
+    def alone(dtype: torch.dtype) -> torch.Tensor:
+        found = []
+        for at, index in enumerate(batch.order):
+            keys, values = held.read(0, torch.tensor([rows[index].blocks]))
+            seen = slice(0, ends[index])
+            found.append(
+                F.scaled_dot_product_attention(
+                    query[None, :, :, at].to(dtype),
+                    keys[:, seen].transpose(1, 2).to(dtype),
+                    values[:, seen].transpose(1, 2).to(dtype),
+                    scale=0.7,
+                ).flatten(1, 2)
+            )
+        return torch.cat(found)
+
+    # Then it is no further from the exact result than PyTorch is
+    exact = alone(torch.float64)
+    error, usual = (
+        (found.double() - exact).pow(2).mean().sqrt() for found in (together, alone(torch.bfloat16))
+    )
+    assert together.dtype is torch.bfloat16
+    assert 0 < error < 1.2 * usual
 
 
 def test_sequences_with_a_short_shared_prefix_are_grouped_by_length(cache: KVCache) -> None:

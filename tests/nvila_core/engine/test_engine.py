@@ -23,11 +23,13 @@ from nvila_core import (
     EngineStopped,
     NVILAError,
     PromptTooLong,
+    QueueFull,
     SamplingParams,
     Video,
 )
 from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
 from nvila_core.engine.engine import BLOCK_SIZE
+from nvila_core.engine.prefix_keys import hash_tiles
 
 WAIT = 60
 FOREVER = SamplingParams(max_tokens=100_000, ignore_eos=True)
@@ -226,6 +228,39 @@ def test_with_a_tolerance_sensor_noise_is_not_encoded_again(model: NVILA, pictur
         run(engine)
         usages.append(handle.result(0).usage)
     assert [usage.cached_tiles for usage in usages] == [0, 1, 0]
+
+
+def test_a_tile_is_kept_as_itself_where_the_one_it_resembles_is_gone(
+    model: NVILA, tiny: NVILA, pictures: Any
+) -> None:
+    # given an engine that keeps the features of one tile, and has a request about a similar one
+    features = model.encode_tiles(torch.zeros(1, 3, 112, 112))
+    engine = Engine(
+        model, max_num_seqs=1, tile_tolerance=0.03, tile_cache_bytes=features.nbytes * 3 // 2
+    )
+    still = np.full((112, 112, 3), 120, np.uint8)
+    noisy = (still + np.random.default_rng(1).integers(-3, 4, still.shape)).astype(np.uint8)
+    asks = [  # no common prefix, so that all need the features of their tiles
+        [name, Image.fromarray(picture)]
+        for name, picture in (("One", still), ("Two", noisy), ("Three", pictures.array()))
+    ]
+    first, similar, other = (hash_tiles(model.prepare(ask))[0] for ask in asks)
+    engine.submit(asks[0], exactly(2))
+    run(engine)
+    assert engine.tile_cache.get(first) is not None
+    # when a third one takes its place first
+    asked = engine.submit(asks[1], exactly(6))
+    engine.submit(asks[2], exactly(2), priority=1)
+    run(engine)
+    # then the similar tile is encoded, kept as what it is, and answered about
+    assert [engine.tile_cache.get(key) is not None for key in (first, similar, other)] == [
+        False,
+        True,
+        False,
+    ]
+    assert asked.result(0).usage.cached_tiles == 0
+    assert asked.result(0).token_ids == tiny.generate(asks[1], exactly(6)).token_ids
+    assert engine.stats()["preemptions"] == 0
 
 
 def test_a_long_prompt_does_not_stall_decoding(model: NVILA, pictures: Any) -> None:
@@ -428,6 +463,26 @@ def test_stop_fails_unfinished_requests_and_start_runs_again(model: NVILA) -> No
     engine.start()
     assert engine.submit(["c"], exactly(2)).result(WAIT).text is not None
     engine.stop()
+
+
+def test_more_waiting_requests_than_allowed_are_refused(model: NVILA) -> None:
+    # given as many as may wait, which nothing has looked at yet
+    engine = Engine(model, max_num_seqs=1, max_waiting=2)
+    first = engine.submit(["a"], FOREVER)
+    second = engine.submit(["b"], exactly(2))
+    # then one more is refused, and says what to do
+    with pytest.raises(QueueFull, match="2 requests waiting, as many as max_waiting allows"):
+        engine.submit(["c"])
+    # when the first runs
+    engine.step()
+    # then another may wait instead of it, and no more
+    third = engine.submit(["c"], exactly(2))
+    with pytest.raises(QueueFull):
+        engine.submit(["d"])
+    first.cancel()
+    run(engine)
+    assert [h.result(0).usage.completion_tokens for h in (second, third)] == [2, 2]
+    assert engine.stats()["submitted"] == 3
 
 
 def test_result_times_out_and_the_request_continues(model: NVILA) -> None:

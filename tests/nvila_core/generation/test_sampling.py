@@ -1,13 +1,20 @@
 """Sampling of tokens, and the text of a sequence."""
 
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nvila_core import NVILA, PromptError, SamplingParams
+from nvila_core.demo import CHECKPOINT
 from nvila_core.generation.sampling import TokenSampler
-from nvila_core.generation.sequence import Sequence
+from nvila_core.generation.sequence import Detokenizer, Sequence
+from nvila_core.prompt.tokenizer import Tokenizer
+
+demo_tokenizer = cache(lambda: Tokenizer(CHECKPOINT / "llm"))
 
 LOGITS = torch.tensor([0.0, 3.0, 2.0, 1.0, -5.0])
 
@@ -51,6 +58,25 @@ def test_repetition_penalty_counts_prompt_and_answer() -> None:
     assert [sampler.draw(LOGITS) for _ in range(2)] == [2, 1]
     negative = TokenSampler(SamplingParams(repetition_penalty=2.0), [0])
     assert negative.draw(torch.tensor([-1.0, -1.5])) == 1
+
+
+def test_the_end_of_the_turn_is_as_likely_with_a_penalty(tiny: NVILA) -> None:
+    # given a prompt whose turns end with the token that is to end the answer
+    (stop,) = tiny.tokenizer.stop_ids
+    prompt = tiny.prepare(["x"])
+    assert stop in prompt.token_ids
+    params = SamplingParams(repetition_penalty=2.0)
+    sequence = Sequence(prompt, params, tiny.tokenizer, tiny.max_model_len)
+    # when it is a little more likely than a token that the prompt lacks, and a word much more
+    (word,) = tiny.tokenizer.encode("x")
+    (lacking,) = tiny.tokenizer.encode("Z")
+    assert word in prompt.token_ids
+    assert lacking not in prompt.token_ids
+    logits = torch.full((len(tiny.tokenizer),), -9.0)
+    logits[stop], logits[lacking], logits[word] = 3.0, 2.9, 5.0
+    sequence.accept(logits)
+    # then it is drawn, because the penalty holds for the word only
+    assert sequence.token_ids == [stop]
 
 
 def test_tokens_without_a_row_are_never_drawn() -> None:
@@ -122,6 +148,38 @@ def test_an_incomplete_character_is_not_streamed(tiny: NVILA) -> None:
         )
         deltas.append(sequence.take_delta())
     assert deltas == ["", "", "", "🙂"]
+
+
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(ids=st.lists(st.integers(0, 300) | st.integers(515, 531), max_size=60))
+def test_text_by_token_is_the_text_at_once(ids: list[int]) -> None:
+    # given any tokens: incomplete characters, bytes that begin none, special tokens
+    tokenizer = demo_tokenizer()
+    text = Detokenizer(tokenizer)
+    # when they come one by one, then at each of them the text is that of all so far
+    for count, token in enumerate(ids, 1):
+        assert text.add(token) == tokenizer.decode(ids[:count])
+
+
+@pytest.mark.parametrize("letter", ["\u00f0", "\u0122"])  # the bytes 0xf0 and 0x80
+def test_text_that_never_completes_a_character_is_decoded_once(
+    letter: str, tiny: NVILA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a byte that begins a character, or continues one
+    token = int(tiny.tokenizer.backend.token_to_id(letter) or 0)
+    decoded: list[int] = []
+    decode, token_bytes = tiny.tokenizer.decode, tiny.tokenizer.token_bytes
+    monkeypatch.setattr(tiny.tokenizer, "decode", lambda ids: [decoded.extend(ids), decode(ids)][1])
+    monkeypatch.setattr(
+        tiny.tokenizer, "token_bytes", lambda i: [decoded.append(i), token_bytes(i)][1]
+    )
+    # when it comes a thousand times
+    text = Detokenizer(tiny.tokenizer)
+    for _ in range(1000):
+        whole = text.add(token)
+    # then no token was decoded more than once
+    assert len(decoded) <= 1000
+    assert whole == decode([token] * 1000) == "\ufffd" * 1000
 
 
 def test_end_of_turn_stops_unless_ignored(tiny: NVILA) -> None:

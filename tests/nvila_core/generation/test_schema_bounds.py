@@ -9,7 +9,7 @@ import torch
 from nvila_core import NVILA, PromptError, SamplingParams
 from nvila_core.demo import CHECKPOINT
 from nvila_core.generation.grammar import grammar_of, is_complete, schema_text
-from nvila_core.generation.schema_bounds import MAX_ITEMS, MAX_STRING, bounded
+from nvila_core.generation.schema_bounds import MAX_ITEMS, MAX_NUMBER, MAX_STRING, bounded
 from nvila_core.generation.structured_output import make_constraint
 from nvila_core.prompt.tokenizer import Tokenizer
 
@@ -121,11 +121,21 @@ def accepts(tokenizer: Tokenizer, schema: dict[str, Any], answer: Any) -> bool:
         ({"type": "string", "pattern": "^x+$"}, "x" * MAX_STRING, "x" * (MAX_STRING + 1)),
         ({"type": "array", "items": NUMBER}, [1] * MAX_ITEMS, [1] * (MAX_ITEMS + 1)),
         ({"items": TEXT}, ["a"], ["x" * (MAX_STRING + 1)]),
+        # so do numbers
+        (NUMBER, -MAX_NUMBER, MAX_NUMBER + 1),
+        ({"type": ["integer", "null"], "minimum": 0}, None, MAX_NUMBER + 1),
+        ({"properties": {"n": {"type": "number"}}}, {"n": 2.5}, {"n": 10 * MAX_NUMBER}),
+        ({"type": "number"}, -0.123456, 0.1234567),
+        ({"type": "number", "minimum": 0, "maximum": 1}, 0.5, 0.12345678),
         # what the schema says itself holds
         ({"type": "string", "minLength": 600}, "x" * 600, "x" * 601),
         ({"type": "string", "maxLength": 600}, "x" * 600, "x" * 601),
         ({"type": "array", "minItems": 60, "items": NUMBER}, [1] * 60, [1] * 61),
         ({"type": "array", "maxItems": 60, "items": NUMBER}, [1] * 60, [1] * 61),
+        ({"type": "integer", "maximum": 10**17}, 10**17, 10**18),
+        ({"type": "integer", "maximum": -(10**18)}, -(10**18), -(10**18) + 1),
+        ({"type": "number", "maximum": 1e-7}, -0.1234567, 1),
+        ({"type": "number", "multipleOf": 0.0000001}, 0.1234567, 0.12345678),
         ({"enum": ["y" * 700]}, "y" * 700, "y"),
         (
             {"properties": {"a": NUMBER}, "additionalProperties": NUMBER},
