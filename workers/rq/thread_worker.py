@@ -56,6 +56,11 @@ _RESTING_PER_SLOT = 8
 _DEFER = 0.2
 """Seconds that other workers get to take the next job."""
 
+_TURNS = (0, 1, 0, 1, 0, 1, 0, 2)
+"""Which priority is asked first when a job is taken, and at the next, and so on; 0 is the highest.
+When all have work, each gets its share: none starves, and what waits for the highest waits for one
+other job at most. The turn of one without work passes to the highest that has some."""
+
 _log = structlog.get_logger(__name__)
 
 _BROKE_DOWN = (
@@ -118,9 +123,10 @@ class WorkerLoad:
 class ThreadWorker(BaseWorker):
     """Runs several jobs at once, each in a thread.
 
-    With several queues the last slot is kept free for the first, so that bulk work cannot fill all
-    slots. Queues may come in tiers of equal priority, which take turns. A job that waits for
-    something can rest meanwhile, without a slot. What a job's function returns is not stored.
+    Queues of a lower priority get a share of the takes, not only what those of a higher one leave.
+    They never fill all slots: the last one is kept for the highest priority. Queues may come in
+    tiers of equal priority, which take turns. A job that waits for something can rest meanwhile,
+    without a slot. What a job's function returns is not stored.
 
     Args:
         queues: names of the queues, by priority.
@@ -192,9 +198,10 @@ class ThreadWorker(BaseWorker):
         self._clock = clock or SystemClock()
         self._slot_count = slots
         self._max_resting = _RESTING_PER_SLOT * slots if resting is None else resting
-        self._tier = tier
+        self._tiers = [self.queues[at : at + tier] for at in range(0, len(queues), tier)]
+        self._turns = [turn for turn in _TURNS if turn < len(self._tiers)]
         self._turn = 0
-        self._reserved = 1 if slots > 1 and len(queues) > tier else 0
+        self._reserved = 1 if slots > 1 and len(self._tiers) > 1 else 0
         self._functions = dict(functions)
         self._grace = grace
         self._on_failed = on_failed
@@ -370,7 +377,9 @@ class ThreadWorker(BaseWorker):
         if not taken:
             return False
         queue_key, job_id = (part.decode() for part in cast(list[bytes], taken))
-        self._begin(self._queue_of_key[queue_key], job_id)
+        queue = self._queue_of_key[queue_key]
+        self._pass_turn(queue)
+        self._begin(queue, job_id)
         return True
 
     def _open_queues(self) -> list[Queue]:
@@ -379,21 +388,28 @@ class ThreadWorker(BaseWorker):
             if self._takes() <= 0:
                 self._changed.wait(self._poll)
                 return []  # ask `defer` again: the job that left the slot may be for another worker
-            free = self._takes()
-            self._wants_nudge = 0 < free <= self._reserved
-            if self.stopping.is_set() or free <= 0:
+            if self.stopping.is_set():
                 return []
+            bulk = sum(
+                not slot.resting and slot.queue not in self._tiers[0]
+                for slot in list(self._slots.values())
+            )
+            self._wants_nudge = bulk >= self._slot_count - self._reserved
             self._taking = 1
-            return self._in_turn(self.queues[: self._tier] if self._wants_nudge else self.queues)
+            return list(self._tiers[0]) if self._wants_nudge else self._in_turn()
 
-    def _in_turn(self, queues: Sequence[Queue]) -> list[Queue]:
-        """Return the queues with another one first in each tier than the last time."""
-        size, self._turn = self._tier, self._turn + 1
-        return [
-            queues[start + (self._turn + i) % size]
-            for start in range(0, len(queues), size)
-            for i in range(size)
-        ]
+    def _in_turn(self) -> list[Queue]:
+        """Return all queues in the order in which they are asked for the next job."""
+        tiers = list(self._tiers)
+        tiers.insert(0, tiers.pop(self._turns[self._turn % len(self._turns)]))
+        return [queue for tier in tiers for queue in tier]
+
+    def _pass_turn(self, queue: Queue) -> None:
+        """Note that a job of `queue` was taken: the next is taken elsewhere first."""
+        self._turn += 1
+        tier = next(tier for tier in self._tiers if queue in tier)
+        tier.remove(queue)
+        tier.append(queue)
 
     def _takes(self) -> int:
         """Return how many jobs the worker may take."""

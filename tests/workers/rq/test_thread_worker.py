@@ -111,17 +111,6 @@ def test_a_job_that_rests_can_be_stopped(bench):
     assert bench.queue().get_job_ids() == ["s"]
 
 
-def test_queries_go_before_watches_before_files(bench):
-    for queue in ("files", "watches", "queries"):
-        for i in range(3):
-            bench.put("note", f"{queue}{i}", queue)
-    bench.worker("queries", "watches", "files", "--burst", slots=1)
-    bench.eventually(lambda: len(bench.reported("ran")) == 9)
-    assert bench.reported("ran") == [
-        f"{q}{i}" for q in ("queries", "watches", "files") for i in "012"
-    ]
-
-
 def test_one_slot_is_kept_for_queries_and_the_others_are_refilled_at_once(bench):
     # given more bulk work than slots
     for i in range(4):
