@@ -38,6 +38,7 @@ from streamer.limits import (
 from streamer.lost_requests import LostRequests
 from streamer.memory_reserve import HAS_ROOM, require_room, words_of
 from streamer.models import CLIP_QUEUES, QUERIES, Models, clip_queue
+from streamer.places import SPLIT, Places
 from streamer.recorded_windows import RecordedWindows
 from streamer.redis_address import await_replica
 from streamer.results import Results, final_status
@@ -64,6 +65,9 @@ _DONE_TTL = 0  # a clip job is deleted as soon as its result is published
 _FAILED_TTL = 3600  # seconds; its result is published too
 _WEBHOOK_TIMEOUT = 60
 _IN_FLIGHT_TTL = 86_400
+_MAX_RACES = 3
+"""How often a clip looks for a place, while workers take those that it finds."""
+
 _MAX_WAKE_TOKENS = 256
 _WAKE_TTL = 3600
 
@@ -97,29 +101,16 @@ return 'accepted'
 """
 )
 
-# Members whose job is gone, for example with a server's memory, would count forever.
-# KEYS: in-flight. ARGV: job key prefix
-_SPLIT = """
-local living, lost = {}, {}
-for _, id in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do
-  local there = redis.call('EXISTS', ARGV[1] .. id) == 1
-  table.insert(there and living or lost, id)
-end
-"""
+_IN_FLIGHT = SPLIT + "return {#living, lost}"
 
-_IN_FLIGHT = _SPLIT + "return {#living, lost}"
-
-# KEYS: in-flight. ARGV: job key prefix, number of jobs to keep, job of the stream and token of its
-# owner, or '', prefix of the queues
-_DROP_OLDEST = (
-    _SPLIT
+# KEYS: in-flight. ARGV: prefix of jobs, prefix of the queues
+_DROP_WAITING = (
+    SPLIT
     + """
-if ARGV[4] ~= '' and redis.call('HGET', ARGV[3], 'token') ~= ARGV[4] then return {-1, {}} end
-local excess, dropped = #living - tonumber(ARGV[2]), 0
+local dropped = 0
 for _, id in ipairs(living) do
-  if dropped >= excess then break end
   local queue = redis.call('HGET', ARGV[1] .. id, 'origin')
-  if queue and redis.call('LREM', ARGV[5] .. queue, 1, id) > 0 then
+  if queue and redis.call('LREM', ARGV[2] .. queue, 1, id) > 0 then
     redis.call('DEL', ARGV[1] .. id)
     redis.call('ZREM', KEYS[1], id)
     dropped = dropped + 1
@@ -237,7 +228,7 @@ class Jobs:
         self._webhooks = Queue(WEBHOOKS, connection=redis, serializer=JSONSerializer)
         self._accept_script = redis.register_script(_ACCEPT)
         self._count = redis.register_script(_IN_FLIGHT)
-        self._drop = redis.register_script(_DROP_OLDEST)
+        self._drop = redis.register_script(_DROP_WAITING)
         self._remove_script = redis.register_script(_REMOVE)
 
     def submit(
@@ -246,7 +237,7 @@ class Jobs:
         record: Callable[[redis.client.Pipeline], None] = lambda _: None,
         token: int | None = None,
     ) -> None:
-        """Submit a request. It gets exactly one result, unless :meth:`drop_oldest` drops it.
+        """Submit a request. It gets exactly one result, unless :meth:`drop_waiting` drops it.
 
         A request that was submitted before is not submitted again. `record` adds commands to the
         transaction that stores the job. Behind Sentinel the call returns once a replica has the job
@@ -260,17 +251,7 @@ class Jobs:
         name = clip_queue(request.kind, request.model)
         owner = owner_of(request)
         with self._redis.pipeline() as pipeline:
-            self._queue(name).enqueue_call(
-                _function_of(request),
-                args=(request.model_dump(mode="json"),),
-                timeout=max(1, round(self._settings.job_timeout)),
-                result_ttl=_DONE_TTL,
-                failure_ttl=_FAILED_TTL,
-                description=f"clip {request.id}",
-                job_id=request.id,
-                retry=Retry(max=_max_retries(request), enqueue_at_front=True),
-                pipeline=pipeline,
-            )
+            self._queue(name).enqueue_call(pipeline=pipeline, **self._call(request))
             # After RQ's own commands: RQ calls multi(), which requires an empty pipeline.
             if owner is not None:
                 key = redis_keys.in_flight(owner)
@@ -282,6 +263,69 @@ class Jobs:
             _push_wake(pipeline, name)
             self._accept(request, words_of(pipeline.command_stack), token)
         await_replica(self._redis)
+
+    def submit_newest(self, request: ClipRequest, most: int, token: int | None = None) -> int:
+        """Submit a clip of a live watch of which at most `most` are to be in flight.
+
+        If so many are, the oldest one that no worker has taken is dropped: the others move up to
+        its place in the queue, and the new clip takes the last of theirs. Returns the number of
+        dropped clips: they get no result, so the caller counts them.
+
+        Raises redis.exceptions.OutOfMemoryError when Redis has no room for new work. With the
+        `token` of the worker that runs the stream, raises Superseded if another one does by now.
+        """
+        queue = self._queue(clip_queue(request.kind, request.model))
+        owner = owner_of(request)
+        assert owner is not None
+        places = Places(self._redis, queue, owner, request.stream_id or "", token)
+        dropped = 0
+        for _ in range(_MAX_RACES):
+            waiting = places.look(most)
+            self._end_lost(owner, waiting.lost)
+            dropped += waiting.dropped
+            if not waiting.ids:
+                break
+            if self._move_up(places, waiting.ids, request, queue, owner):
+                return dropped + 1
+        self.submit(request, token=token)
+        return dropped
+
+    def _move_up(
+        self, places: Places, ids: list[str], request: ClipRequest, queue: Queue, owner: str
+    ) -> bool:
+        """Give each of the waiting jobs `ids` the content of the next one, and the last one
+        `request`. Return False if one of them does not wait any more."""
+        later = Job.fetch_many(ids[1:], self._redis, serializer=JSONSerializer)
+        contents = [read_request(job) if job is not None else None for job in later]
+        with self._redis.pipeline() as pipeline:
+            pipeline.multi()
+            for place, content in zip(ids, [*contents, request], strict=True):
+                if content is None:  # it was answered or cancelled meanwhile
+                    return False
+                moved = content.model_copy(update={"id": place})
+                job = queue.create_job(**self._call(moved))
+                job.origin, job.enqueued_at = queue.name, utc_now()
+                job.save(pipeline=pipeline)
+                score = moved.created_at.timestamp()
+                pipeline.zadd(redis_keys.in_flight(owner), {place: score})
+            pipeline.expire(redis_keys.in_flight(owner), _IN_FLIGHT_TTL)
+            replaced = places.replace(ids, request.id, words_of(pipeline.command_stack))
+        if replaced:
+            await_replica(self._redis)
+        return replaced
+
+    def _call(self, request: ClipRequest) -> dict[str, Any]:
+        """Return the job of a request, as RQ's arguments."""
+        return {
+            "func": _function_of(request),
+            "args": (request.model_dump(mode="json"),),
+            "timeout": max(1, round(self._settings.job_timeout)),
+            "result_ttl": _DONE_TTL,
+            "failure_ttl": _FAILED_TTL,
+            "description": f"clip {request.id}",
+            "job_id": request.id,
+            "retry": Retry(max=_max_retries(request), enqueue_at_front=True),
+        }
 
     def _accept(self, request: ClipRequest, commands: list[Any], token: int | None) -> None:
         """Run the commands that store a request, if there is room for it."""
@@ -324,32 +368,24 @@ class Jobs:
         """Raise redis.exceptions.OutOfMemoryError when Redis has no room for new work."""
         require_room(self._redis)
 
-    def drop_oldest(
-        self, owner_id: str, keep: int, *, stream_id: str = "", token: int | None = None
-    ) -> int:
-        """Drop queued clips of a watch or recording, oldest first, until `keep` are in flight.
+    def drop_waiting(self, owner_id: str) -> int:
+        """Drop the clips of a watch or recording that no worker has taken; return their number.
 
-        Clips that a worker has started are not dropped. Returns the number of dropped clips: they
-        get no result, so the caller counts them. With the `token` of the worker that runs
-        `stream_id`, raises Superseded if another one does by now.
+        They get no result.
         """
-        answer = self._drop(
-            keys=[redis_keys.in_flight(owner_id)],
-            args=[
-                Job.redis_job_namespace_prefix,
-                keep,
-                Job.key_for(redis_keys.stream_job(stream_id)),
-                token or "",
-                Queue.redis_queue_namespace_prefix,
-            ],
+        number, lost = cast(
+            "tuple[int, list[bytes]]",
+            self._drop(
+                keys=[redis_keys.in_flight(owner_id)],
+                args=[Job.redis_job_namespace_prefix, Queue.redis_queue_namespace_prefix],
+            ),
         )
-        if answer[0] == -1:
-            raise Superseded
-        return self._end_lost(owner_id, answer)
+        self._end_lost(owner_id, lost)
+        return number
 
     def abandon(self, owner_id: str) -> None:
         """Remove the waiting requests of `owner_id` and stop those that run: they get no result."""
-        self.drop_oldest(owner_id, 0)
+        self.drop_waiting(owner_id)
         key = redis_keys.in_flight(owner_id)
         for request_id in cast("list[bytes]", self._redis.zrange(key, 0, -1)):
             job = self._fetch(request_id.decode())
@@ -367,19 +403,20 @@ class Jobs:
 
     def in_flight(self, owner_id: str) -> int:
         """Return the number of unanswered clips of a watch or recording."""
-        answer = self._count(
-            keys=[redis_keys.in_flight(owner_id)], args=[Job.redis_job_namespace_prefix]
+        number, lost = cast(
+            "tuple[int, list[bytes]]",
+            self._count(
+                keys=[redis_keys.in_flight(owner_id)], args=[Job.redis_job_namespace_prefix]
+            ),
         )
-        return self._end_lost(owner_id, answer)
+        self._end_lost(owner_id, lost)
+        return number
 
-    def _end_lost(self, owner_id: str, answer: Any) -> int:
-        """Give the requests whose jobs Redis lost their error results; return the number before
-        them in the answer of a script."""
-        number, lost = cast("tuple[int, list[bytes]]", answer)
+    def _end_lost(self, owner_id: str, lost: Iterable[bytes]) -> None:
+        """Give the requests whose jobs Redis lost their error results."""
         for request_id in lost:
             if not self._lost.publish(request_id.decode()):  # its stream is detached
                 self._redis.zrem(redis_keys.in_flight(owner_id), request_id)
-        return number
 
     def status(self, request_id: str) -> QueryStatus:
         """Return the status of a request. Raises StreamerError(UNKNOWN_QUERY)."""

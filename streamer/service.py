@@ -480,7 +480,7 @@ class Service:
         stream = self.registry.delete(ref)
         self.jobs.stop_ingest(stream.id)
         for owner in [watch.id for watch in stream.watches] if stream.live else [stream.id]:
-            self.jobs.drop_oldest(owner, 0)
+            self.jobs.drop_waiting(owner)
         self.frames.discard(stream.id)
         self.windows.forget(stream.id)
         self._history.forget(stream.id)

@@ -122,7 +122,7 @@ def test_the_lost_clip_of_a_watch_or_a_recording_is_counted_out_with_a_result(
     assert result.error is not None
     assert (result.request_id, result.error.code) == (gone.id, ErrorCode.JOB_LOST)
     assert (result.stream_name, result.watch_id) == (name, stream.watches[0].id)
-    assert client.jobs.drop_oldest(owner, 0) == 1
+    assert client.jobs.drop_waiting(owner) == 1
     assert not client.queue.answered(waiting.id)
 
 

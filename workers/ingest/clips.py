@@ -47,8 +47,8 @@ def max_clips_in_flight(spec: StreamSpec, settings: Settings) -> int:
 class LiveClips:
     """Submits the clips of a live stream, and never waits.
 
-    A new clip replaces the oldest one of its watch that still waits, when too many do. One that
-    comes while Redis is away is dropped. Both are counted.
+    A new clip takes the place of the oldest one of its watch that still waits, when too many are in
+    flight. One that comes while Redis is away is dropped. Both are counted.
 
     Args:
         token: shows that this worker runs the stream.
@@ -77,11 +77,9 @@ class LiveClips:
         )
         self._counters.clips += 1
         try:
-            keep = self._settings.max_pending_clips - 1
-            self._counters.clips_dropped += self.jobs.drop_oldest(
-                watch.id, keep, stream_id=spec.id, token=self._token
+            self._counters.clips_dropped += self.jobs.submit_newest(
+                request, self._settings.max_pending_clips, self._token
             )
-            self.jobs.submit(request, token=self._token)
         except redis.exceptions.RedisError as error:
             self._counters.clips_dropped += 1
             self._outage.failed("clips", error)

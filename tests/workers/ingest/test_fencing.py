@@ -158,14 +158,12 @@ def test_clips_of_a_former_owner_are_refused(bench: Bench, workers: Workers) -> 
     with pytest.raises(Superseded):
         workers.jobs.submit(request(bench, spec), token=first.token)
     with pytest.raises(Superseded):
-        workers.jobs.drop_oldest(spec.watches[0].id, 0, stream_id=spec.id, token=first.token)
+        workers.jobs.submit_newest(request(bench, spec), 1, first.token)
     # then nothing has changed, and its successor may
     assert len(bench.requests(WATCHES)) == 1
-    workers.jobs.submit(request(bench, spec), token=second.token)
+    assert workers.jobs.submit_newest(request(bench, spec), 2, second.token) == 0
+    assert workers.jobs.submit_newest(request(bench, spec), 2, second.token) == 1
     assert len(bench.requests(WATCHES)) == 2
-    assert (
-        workers.jobs.drop_oldest(spec.watches[0].id, 1, stream_id=spec.id, token=second.token) == 1
-    )
 
 
 def test_a_clip_is_refused_when_the_stream_is_taken_over_while_it_is_submitted(
@@ -199,7 +197,13 @@ def test_a_clip_whose_answer_is_lost_is_submitted_once(
             line.lose_answer_to(b"RPUSH")
             jobs.submit(request(bench, spec), token=slot.token)
             assert line.lost == 1
-    assert len(bench.requests(WATCHES)) == 2
+            # also when it takes the place of another
+            places = [waiting.id for waiting in bench.requests(WATCHES)]
+            newest = request(bench, spec)
+            line.lose_answer_to(newest.id.encode())
+            assert jobs.submit_newest(newest, 2, slot.token) == 1
+            assert line.lost == 2
+    assert [waiting.id for waiting in bench.requests(WATCHES)] == places
 
 
 def test_a_camera_that_was_taken_over_is_let_go_at_the_next_frame(

@@ -87,10 +87,10 @@ def test_each_model_has_queues_of_its_own(service, own) -> None:
     # then a worker of a model takes what names it, by priority, and nothing else
     kinds = [kind.value for kind in (RequestKind.QUERY, RequestKind.WATCH, RequestKind.FILE)]
     assert Worker(service, EAR, default=False).run() == [(kind, EAR) for kind in kinds]
-    # and one of the default model also what names none, a query of either before any watch
+    # and one of the default model also what names none
     taken = Worker(service, EYE, default=True).run()
-    assert [kind for kind, _ in taken] == [kind for kind in kinds for _ in range(2)]
-    assert {model for _, model in taken} == {EYE, None}
+    assert set(taken) == {(kind, model) for kind in kinds for model in (EYE, None)}
+    assert len(taken) == 6
 
 
 def test_what_names_a_model_takes_turns_with_what_names_none(service, own) -> None:
@@ -193,25 +193,16 @@ def test_running_workers_tell_their_models(service) -> None:
     assert service.jobs.served.known() == [EYE]
 
 
-def test_the_oldest_clips_of_a_watch_are_dropped_in_the_queue_of_its_model(service, own) -> None:
-    asked = [
-        submit(service, own, model, RequestKind.WATCH, watch_id="wch_1")
-        for model in (None, EYE, EYE)
-    ]
+def test_clips_that_wait_for_the_former_model_of_a_stream_are_dropped(service, own) -> None:
+    # given clips of a watch that wait, and another model that its stream has got since
+    asked = [submit(service, own, None, RequestKind.WATCH, watch_id="wch_1") for _ in range(2)]
     service.jobs.served.note(EYE)
-
-    assert service.jobs.drop_oldest("wch_1", 1) == 2
-
-    assert not service.jobs.exists(asked[0].id)
-    assert service.jobs.depths() == {
-        "queries": 0,
-        "watches": 0,
-        "files": 0,
-        f"queries:{EYE}": 0,
-        f"watches:{EYE}": 1,
-        f"files:{EYE}": 0,
-        "ingest": 0,
-    }
+    # when the next clip comes, then it waits for that model, and the others are gone
+    newest = request(own, RequestKind.WATCH, model=EYE, refs=[], watch_id="wch_1")
+    assert service.jobs.submit_newest(newest, 2) == 2
+    assert not any(service.jobs.existing([clip.id for clip in asked]))
+    depths = service.jobs.depths()
+    assert (depths["watches"], depths[f"watches:{EYE}"]) == (0, 1)
 
 
 def test_few_models_are_remembered(service, connections) -> None:
