@@ -2,9 +2,10 @@
 import { batch, computed, signal } from "@preact/signals-core";
 import { api, ApiError, onUnauthorized } from "./api.js";
 import { tokensPerFrame } from "./format.js";
+import { beforeFrame } from "./frame.js";
 import { address, navigate, route } from "./router.js";
 import { LiveSocket } from "./socket.js";
-import { secondsSince, setServerTime } from "./time.js";
+import { now, secondsSince, setServerTime } from "./time.js";
 
 const KEPT_RESULTS = 60;
 const KEPT_COSTS = 40;
@@ -50,11 +51,18 @@ export function setLeaving(id, leaves) {
 
 const cameras = new Map();
 
-/** The signals of a stream: `stream`, `results` (newest first), `costs`, `pictureAt`, `changes`. */
+/**
+ * The signals of a stream: `stream`, `results` (newest first), `costs`, `pictureAt`, `changes`; and what
+ * follows from them: `frameTime`, `state` (see `condition`) and `incident`, the open one or null.
+ */
 export function camera(id) {
   let found = cameras.get(id);
   if (!found) {
-    found = { id, stream: signal(null), results: signal([]), costs: signal([]), pictureAt: signal(null), changes: signal([]) };
+    const stream = signal(null), pictureAt = signal(null);
+    const frameTime = computed(() => newestFrameTime(stream.value, pictureAt.value));
+    const state = computed(() => (stream.value ? condition(stream.value, frameTime.value, now.value) : "waiting"));
+    const incident = computed(() => openByStream.value.get(id) ?? null);
+    found = { id, stream, pictureAt, frameTime, state, incident, results: signal([]), costs: signal([]), changes: signal([]) };
     cameras.set(id, found);
   }
   return found;
@@ -72,6 +80,8 @@ export const shownIds = computed(() => streamIds.value.filter((id) => !leaving.v
 export const openIncidents = computed(() =>
   [...incidents.value.values()].filter((each) => each.state === "open").sort((a, b) => (a.opened_at < b.opened_at ? 1 : -1)),
 );
+// the newest of each stream
+const openByStream = computed(() => new Map(openIncidents.value.toReversed().map((each) => [each.stream_id, each])));
 export const unseenCount = computed(() => openIncidents.value.filter((each) => !each.seen_by.length && !each.acknowledged).length);
 
 /** When the newest frame of a stream was captured, in milliseconds; null: no frame yet. */
@@ -158,23 +168,21 @@ function refreshSoon() {
 }
 
 function handle(event) {
-  batch(() => {
-    if (event.type === "result.created") addResult(event.data);
-    else if (event.type.startsWith("incident.")) {
-      putIncident(event.data);
-      if (event.type === "incident.opened") {
-        announcement.value = `New incident on ${event.data.stream_name}: ${event.data.title}`;
-      }
-    } else if (event.type === "stream.state_changed") {
-      const { stream, changes } = camera(event.stream_id);
-      changes.value = [...changes.value, { time: event.time, ...event.data }].slice(-KEPT_CHANGES);
-      if (event.data.state === "detached") dropStream(event.stream_id);
-      else {
-        if (stream.value) stream.value = { ...stream.value, state: event.data.state, error: event.data.error, since: event.time };
-        refreshSoon();
-      }
-    } else if (event.type === "worker.state_changed") refreshSoon();
-  });
+  if (event.type === "result.created") addResult(event.data);
+  else if (event.type.startsWith("incident.")) {
+    putIncident(event.data);
+    if (event.type === "incident.opened") {
+      announcement.value = `New incident on ${event.data.stream_name}: ${event.data.title}`;
+    }
+  } else if (event.type === "stream.state_changed") {
+    const { stream, changes } = camera(event.stream_id);
+    changes.value = [...changes.value, { time: event.time, ...event.data }].slice(-KEPT_CHANGES);
+    if (event.data.state === "detached") dropStream(event.stream_id);
+    else {
+      if (stream.value) stream.value = { ...stream.value, state: event.data.state, error: event.data.error, since: event.time };
+      refreshSoon();
+    }
+  } else if (event.type === "worker.state_changed") refreshSoon();
 }
 
 /** Read the streams again. */
@@ -259,7 +267,7 @@ const pictureViewers = new Map();
 const socketUrl = () => `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/ws`;
 
 export const socket = new LiveSocket(typeof location === "undefined" ? "" : socketUrl(), {
-  event: handle,
+  event: (event) => beforeFrame(() => handle(event)),
   resync: () => reload(),
   hello: (message) => {
     setServerTime(message.now);
@@ -268,12 +276,12 @@ export const socket = new LiveSocket(typeof location === "undefined" ? "" : sock
   },
   picture: (picture) => {
     const { stream_id: id, time } = picture.header;
-    camera(id).pictureAt.value = Date.parse(time);
+    beforeFrame(() => (camera(id).pictureAt.value = Date.parse(time)));
     const viewers = pictureViewers.get(id);
     const shown = viewers ? Promise.all([...viewers].map((show) => show(picture))) : Promise.resolve();
     shown.catch(() => {}).then(() => socket.acknowledge(picture.header));
   },
-  query: (step, id, data) => followers.get(id)?.(step, data),
+  query: (step, id, data) => beforeFrame(() => followers.get(id)?.(step, data)),
   state: (state) => {
     const before = link.value.state;
     if (state === before) return;

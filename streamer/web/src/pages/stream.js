@@ -7,12 +7,12 @@ import { Icon } from "../icons.js";
 import { useKeys } from "../keys.js";
 import { ask, questions } from "../questions.js";
 import { navigate, query, setQuery } from "../router.js";
-import { camera, dropStream, idOf, mayOperate, openIncidents, phase, putStream, refreshStreams, setLeaving } from "../store.js";
+import { camera, dropStream, idOf, mayOperate, phase, putStream, refreshStreams, setLeaving } from "../store.js";
 import { ago, duration, moment, now, rangeText, rfc3339, secondsSince } from "../time.js";
 import { Answer, AskBox } from "../ui/answers.js";
 import { SeenFrames } from "../ui/frames.js";
 import { html } from "../ui/html.js";
-import { conditionWord, LivePicture, useCondition } from "../ui/picture.js";
+import { conditionWord, LivePicture, useAge, useCondition } from "../ui/picture.js";
 import { Top } from "../ui/shell.js";
 import { Empty, Sentence, Skeleton } from "../ui/states.js";
 import { SPANS, Timeline, usePast } from "../ui/timeline.js";
@@ -84,7 +84,8 @@ function Questions({ stream, range, clearRange, showRange }) {
 
 function Loaded({ id, stream }) {
   const params = query.value;
-  const { state, age } = useCondition(id);
+  const { state } = useCondition(id);
+  const age = useAge(id);
   const [span, setSpan] = useState(900);
   const [until, setUntil] = useState(null);
   const [clip, setClip] = useState(null);
@@ -148,7 +149,7 @@ function Loaded({ id, stream }) {
     ["p", "Pause or resume", () => mayOperate.value && pause()],
     ["Escape", "Back to now; then to the cameras", () => (clip || range || view === "seen" ? (setRange(null), showLive()) : navigate("/"))],
   ]);
-  const incident = openIncidents.value.find((each) => each.stream_id === id);
+  const incident = camera(id).incident.value;
   const listed = range ? past.results.filter((result) => { const at = Date.parse(result.end ?? result.created_at); return at >= range.since && at <= range.until + 1000; }) : past.results;
   return html`
     <${Top} title=${stream.name} back="/">

@@ -5,7 +5,7 @@ import { plural, saying } from "../format.js";
 import { Icon } from "../icons.js";
 import { useKeys } from "../keys.js";
 import { navigate, query, setQuery, streamPath } from "../router.js";
-import { camera, condition, mayOperate, newestFrameTime, openIncidents, phase, rank, shownIds } from "../store.js";
+import { camera, mayOperate, openIncidents, phase, rank, shownIds } from "../store.js";
 import { ago, now, secondsSince } from "../time.js";
 import { html } from "../ui/html.js";
 import { kiosk } from "../ui/kiosk.js";
@@ -17,13 +17,10 @@ import { Empty, Sentence, Skeleton } from "../ui/states.js";
 const COLUMNS = ["", "1", "2", "3", "4", "5", "6"];
 
 /** The cameras in the order of the wall. */
-function ordered(ids, open, at) {
-  const troubled = new Set(open.map((incident) => incident.stream_id));
+function ordered(ids) {
   const keyed = ids.map((id) => {
-    const { stream, pictureAt } = camera(id);
-    const known = stream.value;
-    const state = known ? condition(known, newestFrameTime(known, pictureAt.value), at) : "waiting";
-    return [rank(state, troubled.has(id)), known?.name ?? "", id];
+    const { stream, state, incident } = camera(id);
+    return [rank(state.value, incident.value !== null), stream.value?.name ?? "", id];
   });
   keyed.sort((a, b) => a[0] - b[0] || a[1].localeCompare(b[1], undefined, { numeric: true }));
   return keyed.map(([, , id]) => id).join(" ");
@@ -56,10 +53,9 @@ function spoken(stream, trouble, newest) {
 }
 
 function Tile({ id, width }) {
-  const { results, costs } = camera(id);
+  const { results, costs, incident: { value: incident } } = camera(id);
   const { stream, state } = useCondition(id);
   if (!stream) return null;
-  const incident = openIncidents.value.find((each) => each.stream_id === id);
   const newest = results.value.find((each) => each.kind === "caption") ?? results.value[0];
   const trouble = (state === "failed" || state === "lost") && stream.error;
   const spent = costs.value.at(-1);
@@ -89,7 +85,7 @@ function Nothing() {
 
 export default function Wall() {
   const columns = query.value.get("columns") ?? "";
-  const order = useComputed(() => ordered(shownIds.value, openIncidents.value, now.value));
+  const order = useComputed(() => ordered(shownIds.value));
   const ids = order.value ? order.value.split(" ") : [];
   const width = columns === "1" ? 1280 : columns === "2" ? 960 : columns === "" || columns === "3" ? 640 : 480;
   useKeys("Cameras", [

@@ -5,17 +5,14 @@ import { isDark, theme } from "../theme.js";
 import { clockTime } from "../time.js";
 import { html } from "./html.js";
 
-let styled = false;
-
-// The style of the chart is needed on one page only.
-function loadStyle() {
-  if (styled) return;
-  styled = true;
+// The style of the charts is needed on one page only; it is there before the first of them, so that none moves.
+await new Promise((arrived) => {
   const link = document.createElement("link");
   link.rel = "stylesheet";
   link.href = new URL("../../vendor/uplot.css", import.meta.url).href;
+  link.onload = link.onerror = arrived;
   document.head.append(link);
-}
+});
 
 const color = (name) => {
   const probe = document.createElement("i");
@@ -36,7 +33,6 @@ export function Chart({ title, times, lines, format, whole = false, height = 140
   const dark = theme.value === null ? isDark() : theme.value === "dark";
   const data = [times, ...lines.map((line) => line.values)];
   useEffect(() => {
-    loadStyle();
     const axis = { stroke: color("soft"), grid: { stroke: color("line"), width: 1 }, ticks: { show: false }, font: "11px Inter, system-ui, sans-serif" };
     const made = new uPlot({
       width: Math.max(200, box.current.clientWidth),
