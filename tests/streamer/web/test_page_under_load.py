@@ -106,7 +106,9 @@ CHANGED = """
       if (place.closest(".picture")) continue;
       changed.add(place.closest("[data-stream]")?.dataset.stream ?? place.outerHTML);
     }
-  }).observe(document.querySelector(".app"), { subtree: true, childList: true, characterData: true, attributes: true });
+  }).observe(document.querySelector(".app"), {
+    subtree: true, childList: true, characterData: true, attributes: true,
+  });
 }
 """
 
