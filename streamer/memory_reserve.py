@@ -67,16 +67,17 @@ HAS_ROOM = (
     RESERVE_USED
     + SHRINK_ANSWERS
     + f"""
--- Deletes results that every consumer group of the queue has acknowledged.
+-- Deletes results that every consumer group of the queue, the recorder's too, has acknowledged.
 local function trim_results()
   local known, groups = pcall(redis.call, 'XINFO', 'GROUPS', '{redis_keys.RESULTS}')
-  local first, first_ms, first_seq
+  local recorded, first, first_ms, first_seq = false, nil, nil, nil
   for _, group in ipairs(known and groups or {{}}) do
     local name, delivered
     for i = 1, #group, 2 do
       if group[i] == 'name' then name = group[i + 1] end
       if group[i] == 'last-delivered-id' then delivered = group[i + 1] end
     end
+    recorded = recorded or name == '{redis_keys.RECORDER_GROUP}'
     local pending = redis.call('XPENDING', '{redis_keys.RESULTS}', name)
     local id = pending[1] > 0 and pending[2] or delivered
     local ms, seq = string.match(id, '(%d+)-(%d+)')
@@ -85,7 +86,7 @@ local function trim_results()
       first, first_ms, first_seq = id, ms, seq
     end
   end
-  if first then redis.call('XTRIM', '{redis_keys.RESULTS}', 'MINID', first) end
+  if recorded then redis.call('XTRIM', '{redis_keys.RESULTS}', 'MINID', first) end
 end
 
 -- Deletes events but for the newest: a listener that is further behind is told so.

@@ -3,7 +3,15 @@
 KEY_PREFIX = "streamer:"
 
 RESULTS = KEY_PREFIX + "results"
-"""Redis Stream, field `json`: every result once. Bounded by `results_maxlen`."""
+"""Redis Stream, field `json`: every result once. Bounded by `results_maxlen`, but for results that
+are not recorded yet: with those by `results_max_bytes`."""
+
+RECORDER_GROUP = "recorder"
+"""The consumer group of `RESULTS` in which any number of recorders share the work."""
+
+RESULTS_LOST = KEY_PREFIX + "results-lost"
+"""Hash: `count` results were given up before they were recorded, the last of them at `last`, epoch
+seconds."""
 
 EVENTS = KEY_PREFIX + "events"
 """Redis Stream: what happened, for listeners. Bounded in length and age."""

@@ -13,6 +13,7 @@ from streamer.domain import QueryStatus, Result, ResultKind
 from streamer.errors import ErrorCode, StreamerError
 from streamer.events import PUBLISH_EVENT, EventType
 from streamer.memory_reserve import MAX_ANSWERS, SHRINK_ANSWERS
+from streamer.results_queue import BOUND_RESULTS
 from streamer.settings import Settings
 
 FIELD = b"json"
@@ -23,8 +24,8 @@ _log = structlog.get_logger(__name__)
 _COUNT_OUT = """
 local function count_out(open_queries, id)
   local bytes = redis.call('HGET', open_queries, id)
-  if not bytes then return end
   redis.call('HDEL', open_queries, id)
+  if not bytes then return end
   redis.call('HINCRBY', open_queries, 'total', -bytes)
 end
 """
@@ -32,17 +33,18 @@ end
 # It deletes first: then a full server allows the script to write, and no answer is refused.
 # The existence of the answer key makes publication happen once, however many workers try.
 # KEYS: answer, results queue, open queries, answers, in-flight set (or the answer again)
-# ARGV: result, TTL s, length, request id, channel, whether there is an in-flight set, whether a
-# full server may delete the answer, stream id, stream name, how a query has ended or '' for no
-# event of it, whether the result is an event
+# ARGV: result, TTL s, length of the queue, request id, channel, whether there is an in-flight set,
+# whether a full server may delete the answer, stream id, stream name, how a query has ended or ''
+# for no event of it, whether the result is an event, bytes of the queue
 _PUBLISH = (
     SHRINK_ANSWERS
     + _COUNT_OUT
     + PUBLISH_EVENT
+    + BOUND_RESULTS
     + f"""
-redis.call('XTRIM', KEYS[2], 'MAXLEN', '~', ARGV[3])
-if ARGV[6] == '1' then redis.call('ZREM', KEYS[5], ARGV[4]) end
 count_out(KEYS[3], ARGV[4])
+bound_results(tonumber(ARGV[3]), tonumber(ARGV[12]))
+if ARGV[6] == '1' then redis.call('ZREM', KEYS[5], ARGV[4]) end
 if not redis.call('SET', KEYS[1], ARGV[1], 'NX', 'EX', ARGV[2]) then return 0 end
 redis.call('XADD', KEYS[2], '*', 'json', ARGV[1])
 if ARGV[7] == '1' then redis.call('ZADD', KEYS[4], redis.call('TIME')[1], ARGV[4]) end
@@ -104,6 +106,7 @@ class Results:
                 result.stream_name or "",
                 _finished(result) if owner_id is None and not result.verifies else "",
                 int(result.kind is not ResultKind.SUMMARY and not result.verifies),
+                self._settings.results_max_bytes,
             ],
         )
         return bool(published)

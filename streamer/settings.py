@@ -204,7 +204,14 @@ class Settings(BaseSettings):
     retention_bytes: int | None = Field(
         default=None, ge=1 << 20, description="bytes of the database of results; None: any"
     )
-    results_maxlen: int = Field(default=10000, ge=100)
+    results_maxlen: int = Field(
+        default=10000, ge=100, description="recorded results that stay in the results queue"
+    )
+    results_max_bytes: int = Field(
+        default=256 << 20,
+        ge=1 << 20,
+        description="bytes of the results queue, with results that are not recorded yet",
+    )
     query_ttl: float = Field(default=86400.0, gt=0)
     max_queries: int = Field(
         default=10000, ge=1, description="unanswered queries before more are refused"

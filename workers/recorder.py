@@ -39,9 +39,7 @@ from workers.webhooks import webhook_sender_of
 
 _log = structlog.get_logger(__name__)
 
-GROUP = "recorder"
-"""The consumer group, in which any number of recorders share the work."""
-
+_GROUP = redis_keys.RECORDER_GROUP
 _BATCH = 256
 _MAX_REMEMBERED = 10_000
 _BLOCK_MS = 1000
@@ -144,7 +142,7 @@ class Recorder:
     def join(self) -> None:
         """Create the group, from the oldest result on, so that none is missed."""
         try:
-            self._redis.xgroup_create(redis_keys.RESULTS, GROUP, id="0", mkstream=True)
+            self._redis.xgroup_create(redis_keys.RESULTS, _GROUP, id="0", mkstream=True)
         except redis.exceptions.ResponseError as error:
             if not str(error).startswith("BUSYGROUP"):
                 raise
@@ -179,7 +177,7 @@ class Recorder:
                 self._leave(entry_id, error)
         recorded = self._record(results)
         if results:
-            self._redis.xack(redis_keys.RESULTS, GROUP, *results)
+            self._redis.xack(redis_keys.RESULTS, _GROUP, *results)
         _log.debug("recorded", results=recorded)
         return recorded
 
@@ -234,14 +232,14 @@ class Recorder:
 
     def leave(self) -> None:
         """Leave the group, unless this recorder holds results that it could not record."""
-        consumers = cast(list[Any], self._redis.xinfo_consumers(redis_keys.RESULTS, GROUP))
+        consumers = cast(list[Any], self._redis.xinfo_consumers(redis_keys.RESULTS, _GROUP))
         for consumer in consumers:
             if consumer["name"] == self._name.encode() and consumer["pending"] == 0:
-                self._redis.xgroup_delconsumer(redis_keys.RESULTS, GROUP, self._name)
+                self._redis.xgroup_delconsumer(redis_keys.RESULTS, _GROUP, self._name)
 
     def _read(self, block: int | None) -> list[Any]:
         answer = self._redis.xreadgroup(
-            GROUP, self._name, {redis_keys.RESULTS: ">"}, count=_BATCH, block=block
+            _GROUP, self._name, {redis_keys.RESULTS: ">"}, count=_BATCH, block=block
         )
         return cast(list[Any], answer)[0][1] if answer else []
 
@@ -251,7 +249,7 @@ class Recorder:
             return []
         answer = self._redis.xautoclaim(
             redis_keys.RESULTS,
-            GROUP,
+            _GROUP,
             self._name,
             min_idle_time=round(self._claim_after * 1000),
             start_id=self._claim_from,

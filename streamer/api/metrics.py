@@ -22,6 +22,7 @@ from streamer import __version__
 from streamer.domain import Stream, StreamState
 from streamer.events import Events
 from streamer.health import CachedHealth
+from streamer.results_queue import read_backlog
 from streamer.service import Service
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -164,6 +165,7 @@ class _Installation(Collector):
         )
         left.add_metric((), self._client.health.unreadable_results())
         yield left
+        yield from self._backlog()
         lost = CounterMetricFamily(
             "streamer_events_lost", "Events that Redis gave up because it was full."
         )
@@ -174,6 +176,28 @@ class _Installation(Collector):
             if part.last_seen_at is not None:
                 seen.add_metric((part.name,), part.last_seen_at.timestamp())
         yield from (up, seen)
+
+    def _backlog(self) -> Iterator[Metric]:
+        """Yield how far the recorder is behind."""
+        backlog = read_backlog(self._client.connections.main)
+        if backlog.results is not None:
+            yield GaugeMetricFamily(
+                "streamer_results_unrecorded",
+                "Results that are not in the timeline yet.",
+                backlog.results,
+            )
+        now = self._client.connections.clock.time()
+        yield GaugeMetricFamily(
+            "streamer_results_unrecorded_age_seconds",
+            "Age of the oldest result that is not in the timeline yet; 0 if there is none.",
+            0.0 if backlog.oldest is None else max(0.0, now - backlog.oldest),
+        )
+        lost = CounterMetricFamily(
+            "streamer_results_lost",
+            "Results that were given up before they were recorded, because there were too many.",
+        )
+        lost.add_metric((), backlog.lost)
+        yield lost
 
     def _workers(self) -> Iterator[Metric]:
         running = GaugeMetricFamily("streamer_workers", "Running workers.", labels=("kind",))

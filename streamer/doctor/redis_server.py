@@ -23,6 +23,12 @@ _TIMEOUT = 2.0
 _MAX_LATENCY = 0.005
 """Seconds that a command may take without a warning."""
 
+_MAX_BEHIND = 60.0
+"""Seconds that a result may be unrecorded without a warning."""
+
+_TOLD_FOR = 86_400.0
+"""Seconds for which a loss of results is told."""
+
 _MAX_SKEW_OK, _MAX_SKEW = 0.5, 5.0
 """Seconds that the clocks may differ without a warning, and without a failure."""
 
@@ -208,12 +214,39 @@ def _workers_clocks(client: "redis.Redis") -> Iterable[Check]:
             f"The clocks of these machines differ from Redis: {', '.join(wrong)}. Enable time "
             "synchronization (NTP) there; the service goes by Redis.",
         )
+    yield from _recorder(client)
+
+
+def _recorder(client: "redis.Redis") -> Iterable[Check]:
+    """Report whether a recorder runs, how far it is behind, and what was given up."""
+    from streamer.results_queue import read_backlog
+
+    backlog = read_backlog(client)
+    now = client.time()[0]
+    behind = backlog.oldest is not None and now - backlog.oldest > _MAX_BEHIND
+    waiting = "Results" if backlog.results is None else f"{backlog.results} results"
     if client.exists(redis_keys.RECORDER):
         yield check("recorder", "ok", "A recorder is running.")
     else:
         seen = _last_seen(client, "recorder")
         message = f"None is running{seen}, so new results are missing from the timeline"
         yield check("recorder", "warn", f"{message}: start one with `streamer record`.")
+    if behind and backlog.oldest is not None:
+        yield check(
+            "results",
+            "warn",
+            f"{waiting} are not in the timeline yet, the oldest of "
+            f"{rfc3339(to_datetime(backlog.oldest))}. They are kept in Redis, up to "
+            "results_max_bytes: see the log of the recorder, or start another.",
+        )
+    if backlog.lost_at is not None and now - backlog.lost_at < _TOLD_FOR:
+        yield check(
+            "lost results",
+            "warn",
+            f"{backlog.lost} results were given up before they were recorded, the last at "
+            f"{rfc3339(to_datetime(backlog.lost_at))}: keep a recorder running, or raise "
+            "results_max_bytes.",
+        )
 
 
 def _last_seen(client: "redis.Redis", name: str) -> str:

@@ -20,7 +20,9 @@ from streamer.incidents.store import Incidents
 from streamer.results import Results
 from streamer.timeline.expiry import ResultExpiry
 from streamer.timeline.results import Timeline
-from workers.recorder import GROUP, Recorder
+from workers.recorder import Recorder
+
+GROUP = redis_keys.RECORDER_GROUP
 
 
 @pytest.fixture
