@@ -59,7 +59,11 @@ MAX_QUERY_STREAMS = 64
 """Streams that one query is about."""
 
 MAX_QUERY_WINDOWS = 500
-"""Windows that one query is about, of all its streams together."""
+"""Windows that one query is about, of all its streams together, where their number is known before;
+and the entries of its answer."""
+
+MAX_RECORDING_WINDOWS = 10_000
+"""Windows of a query about a recording whose length is not known before it has been read."""
 
 MAX_MODEL_NAME = 200
 """Characters of the name of a model; its queues in Redis are named after it."""

@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
 
 from streamer.admission import Admission
@@ -809,6 +810,10 @@ class Service:
         except StreamerError:
             if not self.timeline.query(stream=stream, limit=1).results:
                 raise
+
+    def now(self) -> datetime:
+        """Return the time of the service: that of its Redis, from which `-10m` counts."""
+        return utc_now()
 
     def follow(self) -> Iterator[Result]:
         """Yield results as they are published from now on, without end."""

@@ -2,12 +2,14 @@
 
 import sys
 from collections.abc import Iterator
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from streamer.domain import Part, Query, Result, Stream, Watch
+from streamer.domain import Part, Query, Result, Stream, Watch, to_datetime
 from streamer.errors import ErrorCode, StreamerError
 from streamer.http_client import Client
 from streamer.http_client.calls import question_call, summary_call, watch_body
+from streamer.http_client.listening import Greeting
 from streamer.limits import check_prompt
 from streamer.validation import validated
 
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
     from streamer.question import Question
     from streamer.summaries import Summary
     from streamer.times import When
+
+_MAX_RECORDED = 1000
+"""Results of the timeline that are shown before those that are followed."""
 
 
 class RemoteInstallation:
@@ -52,6 +57,10 @@ class RemoteInstallation:
         """Return a stream by id or name."""
         return self._client.stream(ref)
 
+    def now(self) -> datetime:
+        """Return the time of the service, from which `-10m` counts."""
+        return next(self._client.listen(Greeting())).now
+
     def watch(self, prompt: str, **given: Any) -> Watch:
         """Make a watch; what is None is not set, so that the server's settings decide."""
         check_prompt(prompt)
@@ -70,7 +79,6 @@ class RemoteInstallation:
 
     def summary_of(self, stream: str, since: "When", until: "When" = None) -> "Summary":
         """Return what was recorded of a stream in a range, in blocks, without a summary."""
-        from streamer.domain import utc_now
         from streamer.summaries import MAX_SUMMARISED, summary_of
         from streamer.terminal import by_time
         from streamer.times import moment
@@ -78,7 +86,7 @@ class RemoteInstallation:
         found = self._client.results(
             stream=stream, since=since, until=until, limit=MAX_SUMMARISED, page_size=1000
         )
-        now = utc_now()
+        now = self.now()
         start, end = moment(since, now) or now, moment(until, now) or now
         return summary_of(stream, start, end, by_time(list(found)))
 
@@ -149,13 +157,46 @@ class _Queue:
         self._client = client
 
     def follow(self, last_id: str = "$") -> Iterator[tuple[str, Result]]:
-        """Yield results that come after `last_id`, with their ids; `$`: from now on."""
+        """Yield results that come after `last_id`, with their ids; `$`: from now on.
+
+        Those that are older than the oldest event that is kept are of the timeline.
+        """
         after = None if last_id == "$" else last_id
+        shown: set[str] = set()
+        hello = next(self._client.listen(Greeting())) if after is not None else None
+        if after is not None and hello is not None and not _is_kept(after, hello.oldest):
+            after = hello.oldest or hello.position
+            for result in self._recorded(_time_of(last_id), _time_of(after)):
+                shown.add(result.id)
+                yield last_id, result
         for event in self._client.events(types=["result.created"], after=after):
             if event.result is not None:
-                yield event.id, event.result
+                if event.result.id not in shown:
+                    yield event.id, event.result
             else:
                 print("Some results are missing here: see `streamer results`.", file=sys.stderr)
+
+    def _recorded(self, since: datetime, until: datetime) -> "list[Result]":
+        from streamer.terminal import by_time
+
+        found = self._client.results(
+            since=since, until=until, limit=_MAX_RECORDED, page_size=_MAX_RECORDED
+        )
+        return by_time(list(found))
+
+
+def _is_kept(after: str, oldest: str | None) -> bool:
+    """Return whether all events after the id `after` are kept."""
+    return oldest is not None and _order(oldest) <= _order(after)
+
+
+def _order(event_id: str) -> tuple[int, int]:
+    milliseconds, _, number = event_id.partition("-")
+    return int(milliseconds), int(number or 0)
+
+
+def _time_of(event_id: str) -> datetime:
+    return to_datetime(_order(event_id)[0] / 1000)
 
 
 class _Health:

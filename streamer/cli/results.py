@@ -204,14 +204,13 @@ def _follow(
     q: str | None,
     limit: int | None,
 ) -> None:
-    from streamer.domain import utc_now
     from streamer.timeline.words import matches
     from streamer.times import moment
 
     if stream is not None:
         client.require_results_of(stream)
     last_id = "$"
-    start = moment(since, utc_now())
+    start = moment(since, client.now()) if isinstance(since, str) else since
     if start is not None:  # ids of the results queue start with milliseconds
         last_id = f"{int(start.timestamp() * 1000)}-0"
     shown = 0

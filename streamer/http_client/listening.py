@@ -156,6 +156,40 @@ class Listening(Listener[EventMessage]):
         return _message(fields)
 
 
+class Hello(Record):
+    """What a listener is told first.
+
+    Attributes:
+        now: the time of the service.
+        oldest: the id of the oldest event that is kept; None if there is none.
+        position: the id of the newest event, to go on from.
+    """
+
+    now: Timestamp
+    oldest: str | None = None
+    position: str
+
+
+class Greeting(Listener[Hello]):
+    """Listens to the first event alone."""
+
+    @property
+    def request(self) -> dict[str, Any]:
+        """Arguments of `httpx.Client.stream`, without a timeout."""
+        return {"method": "GET", "url": "/v1/events", "headers": {"Accept": "text/event-stream"}}
+
+    def _read(self, fields: dict[str, str]) -> Hello:
+        self.ended = True
+        try:
+            return Hello.read({**json.loads(fields["data"]), "position": fields["id"]})
+        except (ValueError, KeyError, TypeError, StreamerError) as error:
+            raise StreamerError(
+                ErrorCode.RECORD_UNREADABLE,
+                "The first event cannot be read: if the API is newer than this program, upgrade "
+                "this program.",
+            ) from error
+
+
 class Following(Listener[QueryUpdate]):
     """Follows the query at `path` to its result. A server begins again with each connection."""
 

@@ -6,6 +6,7 @@ the survey's, so that a worker that takes it over asks nothing twice.
 
 import hashlib
 import json
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
@@ -26,7 +27,7 @@ from streamer.domain import (
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.history import FrameHistory
 from streamer.jobs import error_result
-from streamer.limits import MAX_PROMPT, MAX_QUERY_WINDOWS
+from streamer.limits import MAX_PROMPT, MAX_QUERY_WINDOWS, MAX_RECORDING_WINDOWS
 from streamer.queries import NotYet, Queries, Seen
 from streamer.question import Question
 from streamer.recordings import RecordingResults, media_start
@@ -231,6 +232,7 @@ class _Run:
                     ErrorCode.UNKNOWN_STREAM,
                     f"'{survey.stream_name}' was detached before it was answered: ask again.",
                 )
+            self._note_cut(progress.done)
             return
         following = RecordingResults(
             context.streams,
@@ -252,18 +254,23 @@ class _Run:
                 expected = max(1, round(counters.duration / (survey.window or 1.0)))
             if expected is not None:
                 insist(partial(self._answers.expect, expected))
-            if counters.clips > MAX_QUERY_WINDOWS:
-                raise StreamerError(
-                    ErrorCode.INVALID_REQUEST,
-                    f"The recording has more than {MAX_QUERY_WINDOWS} windows: ask about longer "
-                    "ones (window, --every).",
-                    "window",
-                )
+            if len(following.results) >= MAX_RECORDING_WINDOWS and not following.finished:
+                insist(partial(self._answers.expect, len(following.results)))
+                self._note_cut(len(following.results))
+                return
             self._check()
         trouble = following.status.error or next(iter(following.status.warnings), None)
         if trouble is not None and not following.results:
             raise StreamerError(trouble.code, trouble.message)
         self._incomplete = trouble.message if trouble is not None else None
+
+    def _note_cut(self, windows: int) -> None:
+        """Note that the rest of the recording is not read, if it has too many windows."""
+        if windows >= MAX_RECORDING_WINDOWS:
+            self._incomplete = (
+                f"Only the first {windows} windows of the recording were read: ask about longer "
+                "ones (window, --every) to have more of it read."
+            )
 
     # Summary
 
@@ -396,25 +403,34 @@ def _on_its_clock(result: Result) -> Result:
 
 
 def _entries(found: Sequence[Result]) -> list[dict[str, Any]]:
-    """Return the answers of windows as the data of the result has them, long ones shortened."""
-    most = max(200, _MAX_TEXT // max(1, len(found)))
-    entries = []
-    for result in found:
-        form = _form(result)
-        entries.append(
-            {
-                "stream": result.stream_name,
-                "start": _json_time(result.start),
-                "end": _json_time(result.end),
-                **_media(result),
-                **(form if len(json.dumps(form)) <= most else {}),
-                "text": None if result.error is not None else shorten(result.text or "", most),
-                "error": None if result.error is None else result.error.code,
-                "frames": result.frames,
-                "request_id": result.request_id,
-            }
-        )
-    return entries
+    """Return the answers of windows as the data of the result has them, long ones shortened.
+
+    Of more than `MAX_QUERY_WINDOWS`, several in a row share an entry.
+    """
+    each = math.ceil(len(found) / MAX_QUERY_WINDOWS)
+    groups = [found[at : at + each] for at in range(0, len(found), each or 1)]
+    most = max(200, _MAX_TEXT // max(1, len(groups)))
+    return [_entry(group, most) for group in groups]
+
+
+def _entry(group: Sequence[Result], most: int) -> dict[str, Any]:
+    """Return the entry of windows in a row, with at most `most` characters of each answer."""
+    answered = [result for result in group if result.error is None]
+    first = (answered or group)[0]
+    texts = list(dict.fromkeys(result.text or "" for result in answered))
+    form = _form(first) if len(texts) == 1 else {}
+    return {
+        "stream": first.stream_name,
+        "start": _json_time(group[0].start),
+        "end": _json_time(group[-1].end),
+        **_place(group),
+        **(form if len(json.dumps(form)) <= most else {}),
+        "text": shorten(" / ".join(texts), most) if answered else None,
+        "error": None if first.error is None else first.error.code,
+        "frames": sum(result.frames for result in group),
+        "request_id": first.request_id,
+        **({"windows": len(group)} if len(group) > 1 else {}),
+    }
 
 
 def _json_time(moment: datetime | None) -> str | None:

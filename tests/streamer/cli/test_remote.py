@@ -1,6 +1,7 @@
 """Commands on a machine that reaches the service only by its API: STREAMER_API_URL is set."""
 
 import json
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from streamer.domain import Result, utc_now
 from streamer.question import Question
 from streamer.service import Service
 from tests.support.api_server import ApiServer
+from tests.support.fork_server import run_python
 from tests.support.videos import write_video
 
 Run = Callable[..., Any]
@@ -147,6 +149,37 @@ def test_results_are_listed_and_followed(run: Run, here: Service) -> None:
         ended.set()
         publisher.join()
     assert [result["kind"] for result in followed] == ["caption", "caption"]
+
+
+def test_what_is_followed_counts_from_the_clock_of_the_service(
+    api_server: ApiServer, here: Service
+) -> None:
+    # given results of just now, and a machine of the user whose clock is an hour ahead
+    for number in range(2):
+        recent = Result(
+            request_id=f"req_{number}",
+            kind="caption",
+            stream_id="str_1",
+            stream_name="door",
+            prompt="?",
+            text=f"Caption {number}.",
+        )
+        here.timeline.record([recent])
+        here.queue.publish(recent, owner_id=None)
+    program = (
+        "from streamer import clock\n"
+        "from streamer.cli.app import app\n"
+        "from tests.support.clocks import ShiftedClock\n"
+        "clock.share(ShiftedClock(3600.0))\n"
+        "app(['results', '--follow', '--since=-10m', '--limit', '2', '--json'])\n"
+    )
+    environment = {"STREAMER_API_URL": api_server.url, "PATH": os.environ["PATH"]}
+    # when the user follows the results of the last ten minutes
+    done = run_python(["-c", program], env=environment)
+    # then they are those of the service's last ten minutes
+    assert done.returncode == 0, done.stderr
+    texts = [json.loads(line)["text"] for line in done.stdout.splitlines()]
+    assert texts == ["Caption 0.", "Caption 1."]
 
 
 def test_silences_and_incidents(run: Run, here: Service) -> None:

@@ -285,6 +285,59 @@ def test_a_recording_is_read_answered_and_detached(own, client, script, tmp_path
     assert all(frame.url for frame in frames)
 
 
+def unknown_length(path, seconds):
+    """Write a video that does not say how long it is, as programs that write to a pipe do."""
+    write_video(path, seconds=seconds, container_options={"live": "1"})
+    return str(path)
+
+
+def test_a_recording_of_unknown_length_has_as_many_windows_as_it_needs(
+    own, client, script, tmp_path, monkeypatch
+):
+    # given a recording with more windows than an answer has entries
+    monkeypatch.setattr("workers.gpu.survey_job.MAX_QUERY_WINDOWS", 3)
+    source = unknown_length(tmp_path / "clip.mkv", 5)
+    assert client.admission.probe(source, "auto", live=False).duration is None
+    script.seen = lambda number: refused(400, "too hot") if number == 1 else "A street."
+
+    with working(own):
+        query = finished(client, ask(client, url=source, window=1))
+
+    # then each window was asked about, and several share an entry
+    result = query.result
+    assert result.error is None, result.error
+    assert query.progress.model_dump() == {"windows": 5, "done": 5, "unknown": 1}
+    windows = result.data["windows"]
+    assert [(w["media_start"], round(w["media_end"])) for w in windows] == [(0, 2), (2, 4), (4, 5)]
+    assert [w.get("windows") for w in windows] == [2, 2, None]
+    assert [w["text"] for w in windows] == ["A street."] * 3
+    assert [w["error"] for w in windows] == [None] * 3
+    assert sum(w["frames"] for w in windows) == result.frames
+    assert result.data["unknown"] == 1
+    # and the summary was made of all of them
+    assert result.text.startswith("It began at [00:00:0")
+
+
+def test_of_an_endless_recording_the_beginning_is_answered(
+    own, client, script, tmp_path, monkeypatch
+):
+    # given a recording with more windows than a query may have
+    monkeypatch.setattr("workers.gpu.survey_job.MAX_RECORDING_WINDOWS", 3)
+    source = unknown_length(tmp_path / "clip.mkv", 30)
+
+    with working(own):
+        query = finished(client, ask(client, url=source, window=1))
+
+    # then it was read so far, and the answer says so
+    result = query.result
+    assert result.error is None, result.error
+    assert "Only the first " in result.warning
+    assert 3 <= len(result.data["windows"]) < 20
+    assert result.data["windows"][0]["media_start"] == 0
+    assert client.streams() == []
+    assert client.jobs.in_flight(query.id) == 0
+
+
 @pytest.mark.parametrize("stage", ["windows", "summary"])
 def test_another_worker_goes_on_and_asks_nothing_twice(own, client, script, eventually, stage):
     camera(client)
