@@ -98,11 +98,11 @@ def _unrecorded(client: redis.Redis) -> tuple[int | None, bytes | None]:
     queue, name = redis_keys.RESULTS, redis_keys.RECORDER_GROUP
     if not client.exists(queue):
         return 0, None
-    groups = cast("list[dict[str, Any]]", client.xinfo_groups(queue))
+    groups = client.xinfo_groups(queue)
     group = next((each for each in groups if each["name"] == name.encode()), None)
     if group is None:  # there was no recorder yet
         first = cast("list[Any]", client.xrange(queue, count=1))
-        return cast(int, client.xlen(queue)), first[0][0] if first else None
+        return client.xlen(queue), first[0][0] if first else None
     delivered = cast(bytes, group["last-delivered-id"])
     waiting = cast("list[Any]", client.xrange(queue, min=b"(" + delivered, count=1))
     pending, lag = int(group["pending"]), group.get("lag")
@@ -110,6 +110,6 @@ def _unrecorded(client: redis.Redis) -> tuple[int | None, bytes | None]:
         lag = 0
     results = None if lag is None else int(lag) + pending
     if pending:
-        held = cast("dict[str, Any]", client.xpending(queue, name))
+        held = client.xpending(queue, name)
         return results, held["min"]
     return results, waiting[0][0] if waiting else None

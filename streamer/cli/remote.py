@@ -9,7 +9,7 @@ from streamer.domain import Part, Query, Result, Stream, Watch, to_datetime
 from streamer.errors import ErrorCode, StreamerError
 from streamer.http_client import Client
 from streamer.http_client.calls import question_call, summary_call, watch_body
-from streamer.http_client.listening import Greeting
+from streamer.http_client.listening import FirstEvent
 from streamer.limits import check_prompt
 from streamer.validation import validated
 
@@ -59,7 +59,7 @@ class RemoteInstallation:
 
     def now(self) -> datetime:
         """Return the time of the service, from which `-10m` counts."""
-        return next(self._client.listen(Greeting())).now
+        return next(self._client.listen(FirstEvent())).now
 
     def watch(self, prompt: str, **given: Any) -> Watch:
         """Make a watch; what is None is not set, so that the server's settings decide."""
@@ -163,7 +163,7 @@ class _Queue:
         """
         after = None if last_id == "$" else last_id
         shown: set[str] = set()
-        hello = next(self._client.listen(Greeting())) if after is not None else None
+        hello = next(self._client.listen(FirstEvent())) if after is not None else None
         if after is not None and hello is not None and not _is_kept(after, hello.oldest):
             after = hello.oldest or hello.position
             for result in self._recorded(_time_of(last_id), _time_of(after)):

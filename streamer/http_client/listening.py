@@ -156,7 +156,7 @@ class Listening(Listener[EventMessage]):
         return _message(fields)
 
 
-class Hello(Record):
+class Greeting(Record):
     """What a listener is told first.
 
     Attributes:
@@ -170,7 +170,7 @@ class Hello(Record):
     position: str
 
 
-class Greeting(Listener[Hello]):
+class FirstEvent(Listener[Greeting]):
     """Listens to the first event alone."""
 
     @property
@@ -178,10 +178,10 @@ class Greeting(Listener[Hello]):
         """Arguments of `httpx.Client.stream`, without a timeout."""
         return {"method": "GET", "url": "/v1/events", "headers": {"Accept": "text/event-stream"}}
 
-    def _read(self, fields: dict[str, str]) -> Hello:
+    def _read(self, fields: dict[str, str]) -> Greeting:
         self.ended = True
         try:
-            return Hello.read({**json.loads(fields["data"]), "position": fields["id"]})
+            return Greeting.read({**json.loads(fields["data"]), "position": fields["id"]})
         except (ValueError, KeyError, TypeError, StreamerError) as error:
             raise StreamerError(
                 ErrorCode.RECORD_UNREADABLE,

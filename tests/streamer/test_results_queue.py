@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import redis
@@ -104,9 +105,8 @@ def test_recorded_results_are_trimmed_to_the_length_whatever_is_left_unread(
         assert recorder.step() == 100
     # then the queue is about as long as it may be, and has the unread one still
     assert 100 <= redis_client.xlen(redis_keys.RESULTS) < 250
-    assert redis_client.xrange(redis_keys.RESULTS, count=1)[0][1] == {
-        b"json": b"of a newer release"
-    }
+    oldest: Any = redis_client.xrange(redis_keys.RESULTS, count=1)
+    assert oldest[0][1] == {b"json": b"of a newer release"}
     assert read_backlog(redis_client).results == 1
     assert read_backlog(redis_client).lost == 0
 
@@ -129,8 +129,8 @@ def test_beyond_its_bytes_the_oldest_are_given_up_and_counted(
     assert metric(settings, "streamer_results_lost_total") == backlog.lost
     told = found_by_doctor(settings)["lost results"]
     assert told.startswith(f"{backlog.lost} results were given up before they were recorded")
-    newest = redis_client.xrevrange(redis_keys.RESULTS, count=1)[0][1]
-    assert b'"req_399"' in newest[b"json"]
+    newest: Any = redis_client.xrevrange(redis_keys.RESULTS, count=1)
+    assert b'"req_399"' in newest[0][1][b"json"]
     # and a recorder records those that are left
     recorder = recorder_of(redis_client, timeline)
     recorded = 0
