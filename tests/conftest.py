@@ -36,6 +36,7 @@ pytest_plugins = [
     "tests.support.browser",
     "tests.support.fork_server",
     "tests.support.cpu_report",
+    "tests.support.databases",
     "tests.support.ingest_fixtures",
     "tests.support.installation",
     "tests.support.mosquitto",
@@ -139,8 +140,14 @@ def redis_client(valkey: EmbeddedServer) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
-def settings(valkey: EmbeddedServer, redis_client: redis.Redis, tmp_path: Path) -> Settings:
-    """Settings of an empty installation: no keys, no files."""
+def settings(
+    valkey: EmbeddedServer,
+    redis_client: redis.Redis,
+    empty_timeline: Callable[[Path], str],
+    tmp_path: Path,
+) -> Settings:
+    """Settings of an empty installation: no keys, no files but an empty timeline."""
+    empty_timeline(tmp_path / "data")
     return Settings(redis_url=valkey.url, data_dir=tmp_path / "data", log_level="debug")
 
 

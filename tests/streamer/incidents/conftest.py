@@ -1,18 +1,17 @@
 """Incidents in real databases."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
-from sqlalchemy import Connection
 
 from streamer.alert_rule import AlertRule
 from streamer.domain import ErrorInfo, Result
 from streamer.errors import ErrorCode
 from streamer.incidents.store import Incidents, KeptPicture
 from streamer.timeline.results import Timeline
-from streamer.timeline.tables import metadata
-from tests.support.postgres import new_database
+from tests.support.databases import empty
 
 START = datetime(2026, 11, 20, 8, 0, tzinfo=UTC)
 
@@ -60,36 +59,24 @@ class Alert:
             self.record(self.result(place, probability))
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    """The address of a database that the tests of a module share; `timeline` empties it."""
+    request: pytest.FixtureRequest, empty_timeline: Callable[[Path], str], tmp_path: Path
+) -> str:
+    """The address of the database of `timeline`."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path_factory.mktemp('incidents') / 'timeline.db'}"
-        return
-    with new_database(request.getfixturevalue("postgres_port")) as name:
-        port = request.getfixturevalue("postgres_port")
-        yield f"postgresql+psycopg://test@127.0.0.1:{port}/{name}"
+        return empty_timeline(tmp_path)
+    url: str = request.getfixturevalue("shared_postgres")
+    return url
 
 
 @pytest.fixture
 def timeline(database_url: str) -> Iterator[Timeline]:
     """An empty timeline."""
-    opened = Timeline(database_url, upgrade=True)
+    opened = Timeline(database_url)
     empty(opened)
     yield opened
     opened.close()
-
-
-def empty(timeline: Timeline) -> None:
-    """Delete everything that is in a timeline."""
-
-    def delete_all(connection: Connection) -> None:
-        for table in metadata.tables.values():
-            connection.execute(table.delete())
-
-    timeline.database.write(delete_all)
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ from streamer.incidents.records import Incident, IncidentState
 from streamer.incidents.store import TYPES
 from streamer.timeline.results import Timeline
 from streamer.timeline.tables import incident_messages, incidents
-from tests.streamer.incidents.conftest import Alert, empty
+from tests.streamer.incidents.conftest import Alert
 from tests.streamer.incidents.test_machine import SUBJECT, window
+from tests.support.databases import empty
 
 PROBABILITIES = st.sampled_from([0.95, 0.75, 0.5, 0.2, 0.05, None])
 RULES = st.sampled_from(

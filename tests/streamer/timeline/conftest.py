@@ -1,6 +1,5 @@
 """Fixtures: each test runs on SQLite and on PostgreSQL."""
 
-import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,7 +8,7 @@ import pytest
 
 from streamer.domain import Result
 from streamer.timeline.results import Timeline
-from streamer.timeline.tables import metadata
+from tests.support.databases import empty
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 
@@ -47,29 +46,14 @@ def database_url(dialect, request, tmp_path) -> str:
     return f"postgresql+psycopg://test@127.0.0.1:{port}/{name}"
 
 
-@pytest.fixture(scope="session")
-def shared_postgres(postgres_port: int) -> str:
-    """The address of one database for many tests: making one takes a second."""
-    import psycopg
-
-    name = f"shared_{os.getpid()}"
-    admin = f"postgresql://test@127.0.0.1:{postgres_port}/postgres"
-    with psycopg.connect(admin, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}".encode())
-    return f"postgresql+psycopg://test@127.0.0.1:{postgres_port}/{name}"
-
-
 @pytest.fixture
-def timeline(dialect, request, tmp_path) -> Iterator[Timeline]:
+def timeline(dialect, request, empty_timeline, tmp_path) -> Iterator[Timeline]:
     """The timeline in a database that holds nothing."""
     if dialect == "sqlite":
-        opened = Timeline(f"sqlite:///{tmp_path / 'data' / 'timeline.db'}")
+        opened = Timeline(empty_timeline(tmp_path / "data"))
     else:
         opened = Timeline(request.getfixturevalue("shared_postgres"))
-        tables = ", ".join(f'"{table}"' for table in metadata.tables)
-        opened.database.write(
-            lambda connection: connection.exec_driver_sql(f"TRUNCATE {tables} RESTART IDENTITY")
-        )
+        empty(opened)
     yield opened
     opened.close()
 

@@ -10,6 +10,7 @@ from streamer.timeline.results import Timeline
 from streamer.webhooks.addresses import WebhookAddresses
 from streamer.webhooks.store import Webhooks
 from tests.support.clocks import ManualClock
+from tests.support.databases import empty
 
 
 @pytest.fixture
@@ -21,15 +22,13 @@ def time(monkeypatch) -> ManualClock:
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
-def timeline(request, tmp_path) -> Iterator[Timeline]:
+def timeline(request, empty_timeline, tmp_path) -> Iterator[Timeline]:
     """An empty database of each kind."""
     if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'timeline.db'}"
+        opened = Timeline(empty_timeline(tmp_path))
     else:
-        port = request.getfixturevalue("postgres_port")
-        name = request.getfixturevalue("postgres_database")
-        url = f"postgresql+psycopg://test@127.0.0.1:{port}/{name}"
-    opened = Timeline(url)
+        opened = Timeline(request.getfixturevalue("shared_postgres"))
+        empty(opened)
     yield opened
     opened.close()
 
