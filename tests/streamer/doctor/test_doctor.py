@@ -57,6 +57,7 @@ def test_a_machine_that_is_well(settings: Settings) -> None:
 def test_the_database_is_asked_and_not_changed(settings: Settings) -> None:
     # given no database, an empty one, one with a result, one that is damaged, and one that is away
     path = settings.data_dir / "timeline.db"
+    path.unlink()
     found = only(database.database, settings)["database"]
     assert (found.state, path.exists()) == ("ok", False)
     assert "makes its table" in found.message
