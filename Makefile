@@ -26,7 +26,7 @@ RUN    := $(VENV)/.installed
 TOOLS  := $(VENV)/.tools-installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 
-.PHONY: help install demo test test-all test-clients lint types check docs lock clean
+.PHONY: help install demo test test-all test-clients test-package lint types check docs audit lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,9 @@ test-all: install ## the tests and the slow ones
 
 test-clients: install ## programs of others, unmodified, against the API; installs each in its own venv
 	@$(BIN)/python -m pytest -m clients
+
+test-package: install ## the wheel, installed with its pins into an empty environment, where the demo runs
+	@$(BIN)/python -m pytest -m slow tests/house/test_published_package.py
 
 lint: install ## ruff and the import rules
 	@$(BIN)/ruff check .
@@ -89,6 +92,11 @@ $(TOOLS): $(RUN)
 
 docs: install ## write docs/cli.md from the commands
 	@$(BIN)/typer streamer.cli.app utils docs --name streamer --title "Command line" --output docs/cli.md >/dev/null
+
+audit: $(BIN)/python ## ask for known vulnerabilities of the pinned packages
+	@$(BIN)/python -m venv $(VENV)/audit
+	@$(VENV)/audit/bin/python -m pip --disable-pip-version-check --no-input --quiet install pip-audit
+	@$(VENV)/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 lock: install ## write constraints.txt from what .venv holds
 	@# without the CUDA libraries of PyTorch: which ones it brings depends on its build

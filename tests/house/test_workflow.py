@@ -57,6 +57,15 @@ def test_the_newest_dependencies_are_tried_every_week() -> None:
     assert targets("newest")[-2:] == ["test", "demo"]
 
 
+def test_vulnerabilities_and_the_wheel_are_looked_at_every_week() -> None:
+    for job, target in (("audit", "audit"), ("published", "test-package")):
+        assert "schedule" in JOBS[job]["if"]
+        assert targets(job)[-1] == target
+    recipe = re.search(r"^audit:.*\n((?:\t.*\n)+)", MAKEFILE, re.MULTILINE)
+    assert recipe is not None
+    assert "pip-audit --requirement constraints.txt" in recipe[1]
+
+
 def test_actions_are_pinned_to_major_versions() -> None:
     used = [step["uses"] for job in JOBS.values() for step in job["steps"] if "uses" in step]
 

@@ -83,3 +83,21 @@ def test_broken_template(tmp_path: Path, template: str) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
     with pytest.raises(CheckpointError, match="template"):
         NVILA.from_pretrained(root)
+
+
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "''.__class__.__mro__[1].__subclasses__()",
+        "cycler.__init__.__globals__.os.getcwd()",
+        "self.__init__.__globals__",
+        "lipsum.__globals__['os'].system('true')",
+    ],
+)
+def test_a_template_runs_no_code(tmp_path: Path, expression: str) -> None:
+    root = write_checkpoint(tmp_path / "attack")
+    path = root / "llm/tokenizer_config.json"
+    template = "{{ " + expression + " }}"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": template}))
+    with pytest.raises(CheckpointError, match="template"):
+        NVILA.from_pretrained(root)
