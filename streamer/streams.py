@@ -4,10 +4,11 @@ Records that a newer release has written are read as far as this one can: a stre
 cannot be read is listed as `unreadable`, and an edit keeps the fields that it does not know.
 """
 
+import builtins
 import contextlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, cast
 
@@ -128,22 +129,30 @@ redis.call('HSET', KEYS[1], ARGV[1], ARGV[3])
 return 1
 """
 
-# KEYS: streams, status, job of the stream
-# ARGV: id, status, token of the owner or '', state, code of its error or '', error as JSON
-_SAVE_STATUS = (
+# KEYS: streams, then for each stream: status, job. ARGV: for each: id, status, token of the owner
+# or '', state, code of its error or '', error as JSON. Returns for each 1; 0 if it was detached; -1
+# if it has another owner.
+_SAVE_STATUSES = (
     _ANNOUNCE
     + f"""
-if ARGV[3] ~= '' and redis.call('HGET', KEYS[3], 'token') ~= ARGV[3] then return -1 end
-local spec = redis.call('HGET', KEYS[1], ARGV[1])
-if not spec then return 0 end
-local before = record(redis.call('GET', KEYS[2]))
-redis.call('SET', KEYS[2], ARGV[2])
-local previous = before.state or '{StreamState.CONNECTING}'
-local code = type(before.error) == 'table' and before.error.code or ''
-if previous ~= ARGV[4] or code ~= ARGV[5] then
-  announce(ARGV[1], record(spec).name or '', ARGV[4], previous, ARGV[6])
+local function save(status_key, job, id, status, token, state, error_code, reason)
+  if token ~= '' and redis.call('HGET', job, 'token') ~= token then return -1 end
+  local spec = redis.call('HGET', KEYS[1], id)
+  if not spec then return 0 end
+  local before = record(redis.call('GET', status_key))
+  redis.call('SET', status_key, status)
+  local previous = before.state or '{StreamState.CONNECTING}'
+  local code = type(before.error) == 'table' and before.error.code or ''
+  if previous ~= state or code ~= error_code then
+    announce(id, record(spec).name or '', state, previous, reason)
+  end
+  return 1
 end
-return 1
+local saved = {{}}
+for i = 1, #ARGV / 6 do
+  saved[i] = save(KEYS[2 * i], KEYS[2 * i + 1], unpack(ARGV, 6 * i - 5, 6 * i))
+end
+return saved
 """
 )
 
@@ -174,7 +183,7 @@ class StreamRegistry:
         self._create = redis.register_script(_CREATE)
         self._change = redis.register_script(_CHANGE)
         self._delete = redis.register_script(_DELETE)
-        self._save_status = redis.register_script(_SAVE_STATUS)
+        self._save_statuses = redis.register_script(_SAVE_STATUSES)
 
     def create(self, spec: StreamSpec, url: str) -> Stream:
         """Attach `spec`; `url` is the full URL with its password.
@@ -207,6 +216,13 @@ class StreamRegistry:
         """
         raw = cast(bytes | None, self._redis.hget(redis_keys.STREAMS, stream_id))
         return StreamSpec.read(raw) if raw is not None else None
+
+    def records(self, stream_ids: Sequence[str]) -> Sequence[bytes | None]:
+        """Return the specs of some streams as they are stored, in one round trip; None for each
+        that is not attached."""
+        if not stream_ids:
+            return []
+        return cast("Sequence[bytes | None]", self._redis.hmget(redis_keys.STREAMS, [*stream_ids]))
 
     def list(self) -> list[Stream]:
         """Return all streams, oldest first; those that cannot be read as `unreadable`."""
@@ -449,24 +465,37 @@ class StreamRegistry:
 
         With a `token`, raises Superseded if another worker runs the stream by now.
         """
-        saved = self._save_status(
-            keys=[
-                redis_keys.STREAMS,
-                redis_keys.status(stream_id),
-                Job.key_for(redis_keys.stream_job(stream_id)),
-            ],
-            args=[
+        (saved,) = self._save({stream_id: (status, token)})
+        if saved == -1:
+            raise Superseded
+        return bool(saved)
+
+    def save_statuses(
+        self, statuses: Mapping[str, tuple[StreamStatus, int | None]]
+    ) -> builtins.list[str]:
+        """Store statuses by stream id, each with the token of its worker, in one round trip. Those
+        of streams that were detached are not stored.
+
+        Returns the ids of those that are refused, because another worker runs them by now.
+        """
+        outcomes = self._save(statuses) if statuses else []
+        pairs = zip(statuses, outcomes, strict=True)
+        return [stream_id for stream_id, saved in pairs if saved == -1]
+
+    def _save(self, statuses: Mapping[str, tuple[StreamStatus, int | None]]) -> builtins.list[int]:
+        keys, args = [redis_keys.STREAMS], builtins.list[str | int]()
+        for stream_id, (status, token) in statuses.items():
+            error = status.error
+            keys += [redis_keys.status(stream_id), Job.key_for(redis_keys.stream_job(stream_id))]
+            args += [
                 stream_id,
                 status.model_dump_json(),
                 token or "",
                 status.state,
-                status.error.code if status.error is not None else "",
-                status.error.model_dump_json() if status.error is not None else "null",
-            ],
-        )
-        if saved == -1:
-            raise Superseded
-        return bool(saved)
+                error.code if error is not None else "",
+                error.model_dump_json() if error is not None else "null",
+            ]
+        return cast("builtins.list[int]", self._save_statuses(keys=keys, args=args))
 
     @staticmethod
     def _unknown(ref: str) -> StreamerError:

@@ -18,6 +18,7 @@ from streamer.settings import Settings
 from streamer.streams import StreamRegistry
 from workers.backend import Backend
 from workers.isolation import Isolation
+from workers.registry_batch import RegistryBatch
 
 if TYPE_CHECKING:
     from nvila_core import Engine
@@ -100,6 +101,7 @@ class WorkerContext:
     failure: str | None = None
     late_frames: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+    _registry_batch: RegistryBatch | None = field(default=None, repr=False)
 
     def note_late(self, frames: int) -> None:
         """Count frames that were dropped because this process decodes too slowly."""
@@ -126,6 +128,14 @@ class WorkerContext:
     def streams(self) -> StreamRegistry:
         """The attached streams."""
         return StreamRegistry(self.connections.main, SecretBox(self.settings.secret_key))
+
+    @property
+    def registry_batch(self) -> RegistryBatch:
+        """The attached streams, asked once for all that this process runs."""
+        with self._lock:
+            if self._registry_batch is None:
+                self._registry_batch = RegistryBatch(self.streams, self.clock)
+            return self._registry_batch
 
     @cached_property
     def jobs(self) -> Jobs:
@@ -170,16 +180,19 @@ def enter_slot(
     token: int | None = None,
     last_attempt: bool = False,
     place: Place | None = None,
+    first_attempt: bool = False,
 ) -> None:
     """Attach to the calling thread the event that says that its job is no longer wanted.
 
     `token`: shows that this worker owns the job. `last_attempt`: workers died or broke down over
-    this job, and it will not be retried. `place`: that of the job in its worker.
+    this job, and it will not be retried. `place`: that of the job in its worker. `first_attempt`:
+    no worker has begun the job before.
     """
     _thread.cancelled = cancelled
     _thread.token = token
     _thread.last_attempt = last_attempt
     _thread.place = place
+    _thread.first_attempt = first_attempt
 
 
 def token() -> int | None:
@@ -193,6 +206,11 @@ def token() -> int | None:
 def last_attempt() -> bool:
     """Return whether the job of the calling thread has used up its retries."""
     return getattr(_thread, "last_attempt", False)
+
+
+def first_attempt() -> bool:
+    """Return whether the job of the calling thread was never begun before."""
+    return getattr(_thread, "first_attempt", False)
 
 
 def place() -> Place:

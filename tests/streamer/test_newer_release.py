@@ -39,6 +39,7 @@ from streamer.service import Service
 from streamer.settings import Settings
 from streamer.streams import StreamRegistry
 from workers.ingest.spec_follower import SpecFollower
+from workers.registry_batch import RegistryBatch
 
 URL = "rtsp://admin:s3cret@camera/live"
 
@@ -265,12 +266,13 @@ def test_an_edit_keeps_the_fields_that_it_does_not_know(client, redis_client):
 def test_a_stream_whose_edit_cannot_be_read_runs_on_as_it_was(client, redis_client, settings):
     stream_id = attach(client.registry, "yard")
     spec = client.registry.find(stream_id)
-    follower = SpecFollower(client.registry, spec, lease=settings.lease, clock=SystemClock())
+    registry = RegistryBatch(client.registry, SystemClock())
+    follower = SpecFollower(registry, spec, lease=settings.lease, clock=SystemClock())
     rewrite(redis_client, stream_id, sampling={"mode": "saliency"})
-    assert not follower.look()
+    assert not follower.look(fresh=True)
     assert (follower.spec, follower.detached, follower.lost) == (spec, False, False)
     rewrite(redis_client, stream_id, sampling={"mode": "fps", "fps": 2})
-    assert follower.look()
+    assert follower.look(fresh=True)
 
 
 def test_the_answer_of_a_newer_worker_is_shown_or_said_to_be_unreadable(client, api, redis_client):

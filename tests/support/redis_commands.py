@@ -1,8 +1,11 @@
-"""The commands that a piece of code sends to a real Redis."""
+"""The commands that a piece of code sends to a real Redis, and its round trips."""
 
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 import redis
+from redis.connection import AbstractConnection
 
 _CONNECTING = {"AUTH", "CLIENT", "HELLO", "SELECT"}
 
@@ -21,3 +24,36 @@ def commands_of(client: redis.Redis, call: Callable[[], object]) -> list[str]:
             if command["client_type"] != "lua" and name not in _CONNECTING:
                 sent.append(name)
     return sent
+
+
+class Trips:
+    """Round trips to Redis: how often something was sent, however many commands it held.
+
+    Attributes:
+        sent: the first command of each, in order.
+    """
+
+    def __init__(self) -> None:
+        self.sent: list[str] = []
+
+    def of(self, call: Callable[[], object]) -> list[str]:
+        """Return the first commands of what all threads send while `call` runs."""
+        before = len(self.sent)
+        call()
+        return self.sent[before:]
+
+
+def counted_trips(monkeypatch: pytest.MonkeyPatch) -> Trips:
+    """Return the round trips that this process makes from now on, but for those that open
+    connections."""
+    trips, send = Trips(), AbstractConnection.send_packed_command
+
+    def counted(self: AbstractConnection, command: Any, *args: Any, **options: Any) -> Any:
+        data = command if isinstance(command, bytes) else b"".join(command)
+        name = data.split(b"\r\n", 3)[2].decode()
+        if name not in _CONNECTING:
+            trips.sent.append(name)
+        return send(self, command, *args, **options)
+
+    monkeypatch.setattr(AbstractConnection, "send_packed_command", counted)
+    return trips

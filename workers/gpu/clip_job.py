@@ -28,7 +28,15 @@ from streamer.jobs import (
 from streamer.limits import MAX_JOB_BYTES
 from streamer.redis_errors import trouble_of, will_pass
 from streamer.yes_or_no import YES, in_one_spelling
-from workers.context import Abandon, BrokeDown, GiveBack, WorkerContext, current, stop_check
+from workers.context import (
+    Abandon,
+    BrokeDown,
+    GiveBack,
+    WorkerContext,
+    current,
+    first_attempt,
+    stop_check,
+)
 from workers.gpu.clip_plan import plan_clip
 from workers.time_limit import time_left
 
@@ -87,7 +95,7 @@ def answer_request(
     except StreamerError as error:
         clip, readable = request_in_part(str(stored.get("id")), stored), error
     # By a worker that died before it could finish the job.
-    if insist(lambda: context.results.answered(clip.id)):
+    if not first_attempt() and insist(lambda: context.results.answered(clip.id)):
         return
     started = context.clock.time()
     try:

@@ -137,17 +137,21 @@ class Balance:
         with self._redis.pipeline(transaction=False) as pipeline:
             pipeline.hset(key, items=_items(own))
             pipeline.expire(key, self._ttl)
+            pipeline.smembers(worker_registration.WORKERS_BY_QUEUE_KEY % self._queue.name)
             pipeline.llen(self._queue.key)
             # A full server refuses the report: streams are taken all the same.
-            waiting = pipeline.execute(raise_on_error=False)[-1]
-        if isinstance(waiting, Exception):
-            raise waiting
-        names = [name.rpartition(":")[2] for name in worker_registration.get_keys(self._queue)]
+            *_, members, waiting = pipeline.execute(raise_on_error=False)
+        for answer in (members, waiting):
+            if isinstance(answer, Exception):
+                raise answer
+        names = [member.decode().rpartition(":")[2] for member in members]
         others = [name for name in names if name != own.name]
+        if not others:
+            return own, [], waiting
         with self._redis.pipeline(transaction=False) as pipeline:
             for name in others:
                 pipeline.hmget(redis_keys.worker(name), _FIELDS)
-            found = cast("list[list[bytes | None]]", pipeline.execute()) if others else []
+            found = cast("list[list[bytes | None]]", pipeline.execute())
         reports = map(_parsed, others, found)
         return own, [report for report in reports if report is not None], waiting
 

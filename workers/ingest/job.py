@@ -64,7 +64,8 @@ def _report(own: context.WorkerContext, stream_id: str, error: Exception) -> Err
     failure = error if isinstance(error, StreamerError) else unexpected(error, stream_id)
     try:
         reporter = StatusReporter(
-            own.streams,
+            own.registry_batch,
+            own.streams.status(stream_id),
             stream_id,
             stream_id,
             own.worker_name,

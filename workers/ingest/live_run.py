@@ -253,8 +253,8 @@ class LiveRun(StreamRun):
         super()._stay_paused()
         self._first_attempt, self._has_run = True, False
 
-    def _look(self) -> None:
-        super()._look()
+    def _look(self, *, fresh: bool = False) -> None:
+        super()._look(fresh=fresh)
         late, self._late = self.counters.dropped.late - self._late, self.counters.dropped.late
         self._context.note_late(late)
 

@@ -8,11 +8,11 @@ import structlog
 from streamer.clock import Clock
 from streamer.domain import StreamSpec
 from streamer.errors import StreamerError
-from streamer.streams import StreamRegistry
+from workers.registry_batch import RegistryBatch
 
 _log = structlog.get_logger(__name__)
 
-_INTERVAL = 0.5
+_INTERVAL = 0.25
 """Seconds between two look-ups."""
 
 
@@ -29,7 +29,7 @@ class SpecFollower:
     """
 
     def __init__(
-        self, registry: StreamRegistry, spec: StreamSpec, *, lease: float, clock: Clock
+        self, registry: RegistryBatch, spec: StreamSpec, *, lease: float, clock: Clock
     ) -> None:
         self.registry = registry
         self._lease = lease
@@ -50,11 +50,12 @@ class SpecFollower:
         """Whether another worker may run the stream by now."""
         return self._clock.monotonic() - self._answered_at > self._lease
 
-    def look(self) -> bool:
-        """Look up the spec, if the registry answers. Return whether it has changed."""
+    def look(self, *, fresh: bool = False) -> bool:
+        """Look up the spec, if the registry answers. Return whether it has changed. It may be a
+        second old, unless it is to be `fresh`."""
         self._looked_at = self._clock.monotonic()
         try:
-            spec = self.registry.find(self.spec.id)
+            spec = self.registry.find(self.spec.id, fresh=fresh)
         except redis.exceptions.RedisError:
             return False
         except StreamerError as error:  # a newer release edited it: go on as before
@@ -65,7 +66,7 @@ class SpecFollower:
             return False
         self._answered_at = self._clock.monotonic()
         self.detached = spec is None
-        if spec is None or spec == self.spec:
+        if spec is None or spec is self.spec or spec == self.spec:
             return False
         self.spec = spec
         return True

@@ -1,13 +1,15 @@
 """Report the status of a stream: at once when its state changes, otherwise once a second."""
 
+from collections.abc import Callable
+
 import redis
 import structlog
 
 from streamer.clock import Clock
-from streamer.domain import ErrorInfo, StreamCounters, StreamState, to_datetime
+from streamer.domain import ErrorInfo, StreamCounters, StreamState, StreamStatus, to_datetime
 from streamer.errors import StreamerError
 from streamer.outage import Outage
-from streamer.streams import StreamRegistry
+from workers.registry_batch import RegistryBatch
 
 _INTERVAL = 1.0
 """Seconds between two saves of an unchanged state."""
@@ -29,7 +31,8 @@ class StatusReporter:
 
     def __init__(
         self,
-        registry: StreamRegistry,
+        registry: RegistryBatch,
+        status: StreamStatus,
         stream_id: str,
         name: str,
         worker: str | None,
@@ -45,7 +48,7 @@ class StatusReporter:
         self._token = token
         self._saved_at = float("-inf")
         self.saved = True
-        self.status = registry.status(stream_id)
+        self.status = status
         self.status.worker = worker
 
     @property
@@ -86,23 +89,31 @@ class StatusReporter:
             self.save()
 
     def tick(self) -> None:
-        """Save the status if a second has passed; call it often."""
+        """Save the status if a second has passed, together with those of other streams; call it
+        often. Raises Superseded."""
         if self._clock.monotonic() - self._saved_at >= _INTERVAL:
-            self.save()
+            self._stamp()
+            self._try(lambda: self._registry.post(self._stream_id, self.status, self._token))
 
     def save(self) -> None:
         """Save the status now, if Redis takes it."""
-        try:
-            self.insist()
-        except redis.exceptions.RedisError as error:
-            self._outage.failed("status", error)
-        else:
-            self._outage.worked("status")
+        self._try(self.insist)
 
     def insist(self) -> None:
         """Save the status now. Raises Superseded, redis.exceptions.RedisError."""
         self.saved = False
+        self._stamp()
+        self._registry.save(self._stream_id, self.status, self._token)
+        self.saved = True
+
+    def _stamp(self) -> None:
         self._saved_at = self._clock.monotonic()
         self.status.reported_at = to_datetime(self._clock.time())
-        self._registry.save_status(self._stream_id, self.status, self._token)
-        self.saved = True
+
+    def _try(self, save: Callable[[], None]) -> None:
+        try:
+            save()
+        except redis.exceptions.RedisError as error:
+            self._outage.failed("status", error)
+        else:
+            self._outage.worked("status")

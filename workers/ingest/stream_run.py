@@ -72,10 +72,11 @@ class StreamRun(ABC):
         self._clock = clock or context.clock
         self.token = token()
         self.follower = SpecFollower(
-            context.streams, spec, lease=context.settings.lease, clock=self._clock
+            context.registry_batch, spec, lease=context.settings.lease, clock=self._clock
         )
         self._reporter = StatusReporter(
-            context.streams,
+            context.registry_batch,
+            context.streams.status(spec.id),
             spec.id,
             spec.name,
             context.worker_name,
@@ -101,6 +102,8 @@ class StreamRun(ABC):
             self._run_or_give_back()
         except Superseded:
             raise Abandon from None
+        finally:
+            self._context.registry_batch.leave(self.spec.id)
         if self.follower.detached:
             # Whatever detached it deleted its frames and windows, but one may have come since.
             self._context.frames.discard(self.spec.id)
@@ -118,7 +121,7 @@ class StreamRun(ABC):
         except GiveBack:
             if self.follower.lost:
                 raise Abandon from None
-            self._look()
+            self._look(fresh=True)
             if not self.follower.detached:
                 self._reporter.save()
                 raise
@@ -188,10 +191,10 @@ class StreamRun(ABC):
         """Return whether to leave the source, or to end a wait."""
         return self._stopping()
 
-    def _look(self) -> None:
+    def _look(self, *, fresh: bool = False) -> None:
         """Follow an edited spec, and report how the stream is."""
         before = self.spec
-        if self.follower.look():
+        if self.follower.look(fresh=fresh):
             self._follow(before, self.spec)
         self.source_counter.update()
         self._reporter.tick()

@@ -64,6 +64,7 @@ class Slot:
         resting: whether the job waits without a slot.
         wanting: whether it rests only because no slot is free.
         movable: whether another worker can continue the job.
+        first_attempt: whether no worker has begun the job before.
     """
 
     def __init__(self, job: Job, queue: Queue, execution: Execution, token: int) -> None:
@@ -76,6 +77,7 @@ class Slot:
         self.resting = False
         self.wanting = False
         self.movable = False
+        self.first_attempt = False
         self._closed = False
         self._lock = threading.Lock()
 

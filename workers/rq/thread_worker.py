@@ -31,7 +31,7 @@ from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
-from rq.suspension import is_suspended
+from rq.suspension import WORKERS_SUSPENDED
 from rq.worker import BaseWorker
 
 from streamer import redis_keys
@@ -70,12 +70,20 @@ _BROKE_DOWN = (
 
 # Takes a job by priority, and deletes the wake-ups of queues that turn out empty. It begins with a
 # command that needs no memory and does nothing: a full server then lets it write.
-# KEYS: queue, intermediate, wake; three for each queue
+# KEYS: queue, intermediate, wake; three for each queue. ARGV: the key that says that all workers
+# are suspended, prefix of the keys of jobs
+# Returns the key of the queue, the id of the job, its record and how many jobs wait after it; false
+# if there is none, or '' if the workers are suspended.
 _TAKE = """
 redis.call('LTRIM', KEYS[2], 0, -1)
+if redis.call('EXISTS', ARGV[1]) == 1 then return '' end
 for i = 1, #KEYS, 3 do
   local id = redis.call('LMOVE', KEYS[i], KEYS[i + 1], 'LEFT', 'RIGHT')
-  if id then return {KEYS[i], id} end
+  if id then
+    local left = 0
+    for j = i, #KEYS, 3 do left = left + redis.call('LLEN', KEYS[j]) end
+    return {KEYS[i], id, redis.call('HGETALL', ARGV[2] .. id), left}
+  end
   redis.call('DEL', KEYS[i + 2])
 end
 return false
@@ -201,6 +209,7 @@ class ThreadWorker(BaseWorker):
         self._tiers = [self.queues[at : at + tier] for at in range(0, len(queues), tier)]
         self._turns = [turn for turn in _TURNS if turn < len(self._tiers)]
         self._turn = 0
+        self._empty: set[Queue] = set()  # queues that had no job left when one was last taken
         self._reserved = 1 if slots > 1 and len(self._tiers) > 1 else 0
         self._functions = dict(functions)
         self._grace = grace
@@ -346,9 +355,6 @@ class ThreadWorker(BaseWorker):
     def _step(self) -> bool | None:
         """Take one job, or wait for one. Return False if there is none, None if none may run."""
         self._maintenance.tick()
-        if is_suspended(self.connection):
-            self.stopping.wait(self._poll)
-            return None
         if self._defer():
             self.stopping.wait(_DEFER)
             return None
@@ -356,30 +362,40 @@ class ThreadWorker(BaseWorker):
         if not queues:
             return None
         try:
-            taken = self._take(queues)
+            # What is pushed to an empty queue wakes this worker: it need not ask before it waits.
+            known_empty = self._empty >= set(queues)
+            taken = False if known_empty else self._take(queues)
         finally:
             self._taking = 0
+        if taken is None:
+            self.stopping.wait(self._poll)
+            return None
         if taken:
             return True
+        self._empty = set()
         wakes = [redis_keys.wake(queue.name) for queue in queues]
         self.connection.blpop([self._nudge_key, *wakes], timeout=self._poll)
-        return False if len(queues) == len(self.queues) else None
+        return False if len(queues) == len(self.queues) and not known_empty else None
 
-    def _take(self, queues: Sequence[Queue]) -> bool:
-        """Begin the next job of `queues`; return False if there is none."""
+    def _take(self, queues: Sequence[Queue]) -> bool | None:
+        """Begin the next job of `queues`; return False if there is none, None if all workers are
+        suspended."""
         taken = self._take_script(
             keys=[
                 key
                 for queue in queues
                 for key in (queue.key, queue.intermediate_queue_key, redis_keys.wake(queue.name))
-            ]
+            ],
+            args=[WORKERS_SUSPENDED, self.job_class.redis_job_namespace_prefix],
         )
         if not taken:
-            return False
-        queue_key, job_id = (part.decode() for part in cast(list[bytes], taken))
-        queue = self._queue_of_key[queue_key]
+            return None if taken == b"" else False
+        queue_key, job_id, record, left = cast("tuple[bytes, bytes, list[bytes], int]", taken)
+        self._empty = set() if left else set(queues)
+        fields = dict(zip(record[::2], record[1::2], strict=True))
+        queue = self._queue_of_key[queue_key.decode()]
         self._pass_turn(queue)
-        self._begin(queue, job_id)
+        self._begin(queue, job_id.decode(), fields)
         return True
 
     def _open_queues(self) -> list[Queue]:
@@ -459,11 +475,10 @@ class ThreadWorker(BaseWorker):
         slot.cancelled.set()
         return slot.job.id
 
-    def _begin(self, queue: Queue, job_id: str) -> None:
+    def _begin(self, queue: Queue, job_id: str, record: dict[bytes, bytes]) -> None:
         try:
-            job = self.job_class.fetch(job_id, self.connection, self.serializer)
-        except redis.exceptions.RedisError:
-            raise
+            job = self.job_class(job_id, connection=self.connection, serializer=self.serializer)
+            job.restore(record)
         except Exception as error:  # cancelled or lost meanwhile, or unreadable for any worker
             if isinstance(error, NoSuchJobError):
                 self._on_missing(job_id)
@@ -471,11 +486,13 @@ class ThreadWorker(BaseWorker):
                 _log.error("job_unreadable", job=job_id, reason=type(error).__name__)
             queue.intermediate_queue.remove(job_id)
             return
+        first_attempt = job.started_at is None
         try:
             slot = self._jobs.begin(job, queue, self.name, self._now())
         except NotTaken as reason:
             _log.info("job_not_taken", job=job_id, reason=str(reason))
             return
+        slot.first_attempt = first_attempt
         with self._changed:
             self._slots[slot.execution.id] = slot
             self.executions[slot.execution.id] = slot.execution
@@ -483,7 +500,13 @@ class ThreadWorker(BaseWorker):
 
     def _run(self, slot: Slot) -> None:
         last_attempt = slot.job.retries_left == 0
-        enter_slot(slot.cancelled, slot.token, last_attempt, _Place(self, slot))
+        enter_slot(
+            slot.cancelled,
+            slot.token,
+            last_attempt,
+            _Place(self, slot),
+            first_attempt=slot.first_attempt,
+        )
         try:
             self.perform_job(slot.job, slot.queue, slot.execution)
         except Exception as error:

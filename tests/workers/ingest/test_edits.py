@@ -142,7 +142,7 @@ def test_a_slot_that_cannot_reach_redis_for_a_lease_abandons_its_stream(
 class _Away:
     """A registry whose Redis does not answer."""
 
-    def find(self, _stream_id: str) -> object:
+    def find(self, _stream_id: str, *, fresh: bool) -> object:
         raise redis.exceptions.ConnectionError("gone")
 
 
