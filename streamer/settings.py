@@ -117,6 +117,7 @@ class Settings(BaseSettings):
         description="maximum tiles encoded in an engine step; None: chosen for the device",
     )
     tile_cache_bytes: int = Field(default=2**28, ge=0)
+    frame_cache_bytes: int = Field(default=2**26, ge=0)
     tile_tolerance: float = Field(default=0.0, ge=0, lt=1)
     threads: int | None = Field(default=None, ge=1, description="PyTorch threads of a gpu worker")
     compile: bool = False

@@ -19,11 +19,12 @@ MAX_SIDE = 1920
 MAX_STORED_SIDE = 4096
 """Pixels of the longer side of a frame that is decoded; earlier versions stored no larger ones."""
 
-_REDUCED = (
-    (8, cv2.IMREAD_REDUCED_COLOR_8),
-    (4, cv2.IMREAD_REDUCED_COLOR_4),
-    (2, cv2.IMREAD_REDUCED_COLOR_2),
-)
+_REDUCED = {
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    1: cv2.IMREAD_COLOR_RGB,
+}
 
 
 def to_bgr(image: VideoFrame, on_scaled: Callable[[], None] = lambda: None) -> NDArray[np.uint8]:
@@ -78,6 +79,15 @@ def to_jpeg(bgr: NDArray[np.uint8], quality: int) -> bytes:
     return data.tobytes()
 
 
+def reduction(width: int, height: int, enough: tuple[int, int] | None) -> int:
+    """Return by how much :func:`from_jpeg` reduces a frame that has to stay as large as `enough`:
+    1, 2, 4 or 8."""
+    if enough is None:
+        return 1
+    fits = (n for n in _REDUCED if width // n >= enough[0] and height // n >= enough[1])
+    return next(fits, 1)
+
+
 def from_jpeg(
     jpeg: bytes, width: int, height: int, enough: tuple[int, int] | None = None
 ) -> NDArray[np.uint8]:
@@ -90,11 +100,7 @@ def from_jpeg(
     """
     if max(_size(jpeg)) > MAX_STORED_SIDE:
         raise ValueError("a picture larger than any frame")
-    flags = cv2.IMREAD_COLOR_RGB
-    for factor, reduced in _REDUCED:
-        if enough and width // factor >= enough[0] and height // factor >= enough[1]:
-            flags = reduced
-            break
+    flags = _REDUCED[reduction(width, height, enough)]
     image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags) if jpeg else None
     if image is None:
         raise ValueError("not a picture")

@@ -11,6 +11,7 @@ from streamer.settings import Settings
 from workers.backend import plan_by_details
 from workers.context import current
 from workers.gpu.inference import infer
+from workers.gpu.opened_frames import OpenedFrames
 from workers.process import restart
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class EngineBackend:
     def __init__(self, engine: "Engine", settings: Settings) -> None:
         self._engine = engine
         self._settings = settings
+        self.frames = OpenedFrames(settings.frame_cache_bytes)
 
     def plan(
         self, frames: Sequence[Measures], budget: Budget, details: Sequence[Detail] | None = None
@@ -45,7 +47,7 @@ class EngineBackend:
 
     def answer(self, clip: ClipRequest, jpegs: Sequence[bytes], plan: Plan) -> "Completion":
         """See `Backend.answer`."""
-        images = decode_frames(clip.frames, jpegs, self._sizes(plan))
+        images = self._open(clip.frames, jpegs, self._sizes(plan))
         if isinstance(clip, ChatRequest):
             parts = messages_of(clip, images)
         else:
@@ -62,6 +64,26 @@ class EngineBackend:
             "restarts": len(restart.recent_restarts()),
             "max_model_len": self._engine.max_model_len,
         }
+
+    def _open(
+        self,
+        frames: Sequence[FrameRef],
+        jpegs: Sequence[bytes],
+        sizes: Sequence[tuple[int, int] | None],
+    ) -> "list[np.ndarray[Any, Any]]":
+        """Open the pictures of a clip, RGB uint8 [height, width, 3], no larger than planned.
+
+        Raises StreamerError(FRAME_DAMAGED).
+        """
+        try:
+            return [
+                self.frames.open(frame, jpeg, size)
+                for frame, jpeg, size in zip(frames, jpegs, sizes, strict=True)
+            ]
+        except ValueError:
+            raise StreamerError(
+                ErrorCode.FRAME_DAMAGED, "A stored frame is damaged: ask again about other frames."
+            ) from None
 
     def _sizes(self, plan: Plan) -> list[tuple[int, int] | None]:
         """Return the minimum width and height in pixels at which each frame must be decoded; None:
@@ -107,23 +129,3 @@ def messages_of(chat: ChatRequest, images: "list[np.ndarray[Any, Any]]") -> list
             content.append(Image.fromarray(shown[0]) if single else Video(shown, sampled=True))
         messages.append({"role": turn.role, "content": content})
     return messages
-
-
-def decode_frames(
-    frames: Sequence[FrameRef], jpegs: Sequence[bytes], sizes: Sequence[tuple[int, int] | None]
-) -> "list[np.ndarray[Any, Any]]":
-    """Decode the pictures of a clip, RGB uint8 [height, width, 3], no larger than planned.
-
-    Raises StreamerError(FRAME_DAMAGED).
-    """
-    from streamer.frames.jpeg import from_jpeg
-
-    try:
-        return [
-            from_jpeg(jpeg, frame.width, frame.height, size)
-            for frame, jpeg, size in zip(frames, jpegs, sizes, strict=True)
-        ]
-    except ValueError:
-        raise StreamerError(
-            ErrorCode.FRAME_DAMAGED, "A stored frame is damaged: ask again about other frames."
-        ) from None

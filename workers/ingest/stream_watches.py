@@ -1,6 +1,7 @@
 """Gather the frames of one stream into the windows of its watches."""
 
 import math
+import zlib
 from collections.abc import Callable, Sequence
 
 from streamer.domain import FrameRef, StreamSpec, Watch
@@ -99,7 +100,14 @@ class StreamWatches:
             pick=select_frames,
             tolerance=_JITTER / self._spec.sampling.max_fps if live else _ROUNDING,
             first_length=watch.window if self._resumed else _MAX_FIRST_WINDOW,
+            shift=watch.window * _share_of(self._spec.id),
         )
+
+
+def _share_of(stream_id: str) -> float:
+    """Return a number of [0, 1) that differs from stream to stream: when in the length of a window
+    its windows end. All watches of a stream share it, and so the pictures that a worker opened."""
+    return zlib.crc32(stream_id.encode()) / 2**32
 
 
 def _cut(watch: Watch) -> tuple[float, int]:

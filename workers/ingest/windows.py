@@ -38,7 +38,8 @@ class WindowGatherer:
     windows of a live stream start at its first frame, and start over when a clock was stepped (the
     frame's `epoch` changes): no window spans two datings. Those of a recording start at 0. A
     window without frames does not exist. The first window of a live stream may be shorter, so that
-    its first answer comes early.
+    its first answer comes early. So may the next two: they move the ends of all that follow forward
+    by `shift`, so that those of streams that started together do not end together.
 
     Args:
         length: seconds of a window.
@@ -48,6 +49,7 @@ class WindowGatherer:
         tolerance: seconds. A frame that is less early for the next window belongs to it, because
             timestamps jitter and sums are rounded.
         first_length: seconds of the first window of a live stream.
+        shift: seconds, less than `length`.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class WindowGatherer:
         pick: Callable[[Sequence[FrameRef], int], list[FrameRef]],
         tolerance: float = 1e-6,
         first_length: float = math.inf,
+        shift: float = 0.0,
     ) -> None:
         self._length = length
         self._max_frames = max_frames
@@ -75,6 +78,9 @@ class WindowGatherer:
         self._stride = 1
         # seconds that the first window lacks at its start
         self._cut = max(0.0, length - first_length) if live else 0.0
+        # by how much windows are still to be cut: by half each, so that none is very short
+        self._shift = shift if live else 0.0
+        self._shifts = [self._shift / 2] * 2
 
     def __len__(self) -> int:
         """Return the number of frames that are held."""
@@ -92,16 +98,21 @@ class WindowGatherer:
             self.restart()
         if self._origin is None:
             self._origin = frame.pts - self._cut
-        index = math.floor((frame.pts - self._origin + self._tolerance) / self._length)
-        index = max(index, self._open_from)
+        index = self._index_at(frame.pts)
         if index > self._index:
             closed.append(self.flush())
+            index = self._index_at(frame.pts)  # the window may have moved the next one
         if self._newest is None:
             self._index = index
         self._gather(frame)
         if frame.pts + quiet + self._tolerance >= self._origin + (self._index + 1) * self._length:
             closed.append(self.flush())
         return [window for window in closed if window is not None]
+
+    def _index_at(self, pts: float) -> int:
+        assert self._origin is not None
+        index = math.floor((pts - self._origin + self._tolerance) / self._length)
+        return max(index, self._open_from)
 
     def advance(self, pts: float) -> Window | None:
         """Return the open window if it has ended: no frame will follow before `pts`."""
@@ -123,11 +134,16 @@ class WindowGatherer:
             frames.append(self._passed)
         start = self._origin + self._index * self._length
         stop = start + self._length
-        start, self._cut = start + self._cut, 0.0
+        if self._index == self._open_from:  # else nothing came while the cut one was open
+            start += self._cut
+        self._cut = 0.0
         if end is not None:
             stop = min(stop, max(end, self._newest.pts))
         window = Window(start, stop, self._pick(frames, self._max_frames), self._date(self._newest))
         self._open_from = self._index + 1
+        if self._shifts:
+            self._cut = self._shifts.pop()
+            self._origin -= self._cut
         self._clear()
         return window
 
@@ -144,6 +160,7 @@ class WindowGatherer:
         self._clear()
         if self._live:
             self._origin, self._open_from, self._wall_epoch = None, 0, None
+            self._cut, self._shifts = 0.0, [self._shift / 2] * 2
 
     def _gather(self, frame: FrameRef) -> None:
         if self._passed is not None:

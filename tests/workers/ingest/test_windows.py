@@ -1,3 +1,5 @@
+import math
+from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -5,8 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.domain import FrameRef
+from streamer.domain import FrameRef, StreamSpec
 from streamer.frames.selection import select_frames
+from tests.support.ingest_bench import watch
+from workers.ingest.stream_watches import StreamWatches
 from workers.ingest.windows import Window, WindowGatherer
 
 
@@ -194,3 +198,50 @@ def test_the_first_window_of_a_live_stream_may_be_shorter() -> None:
     spans = [(w.start, w.end) for w in (*early, lost, *later)]
     assert spans == [(5.0, 7.0), (7.0, 17.0), (17.0, 20.0), (30.0, 40.0)]
     assert [len(w.frames) for w in early] == [2, 10]
+
+
+@given(
+    shift=st.floats(0, 9.99),
+    first=st.floats(1, 10),
+    gap=st.tuples(st.integers(1, 60), st.integers(0, 40)),
+)
+def test_windows_are_moved_by_a_shift_and_stay_back_to_back(
+    shift: float, first: float, gap: tuple[int, int]
+) -> None:
+    # given frames ten times a second, but for a gap
+    frames = [n / 10 for n in range(800) if not gap[0] <= n / 10 < sum(gap)]
+    moved = WindowGatherer(
+        10, 100, live=True, pick=select_frames, first_length=first, shift=shift, tolerance=1e-6
+    )
+
+    # when they are cut into windows
+    windows = closed(moved, [ref(pts) for pts in frames])
+
+    # then each frame is in the window of its time, and no window is long, nor very short
+    for before, window in pairwise(windows):
+        assert window.start >= before.end - 1e-6
+    for number, window in enumerate(windows):
+        assert window.start - 1e-5 <= window.frames[0].pts
+        assert window.frames[-1].pts < window.end + 1e-5
+        assert 4.9 <= window.end - window.start <= 10 + 1e-6 or number == 0
+    # and all ends but the first two are moved as far as is wanted
+    for window in windows[2:]:
+        off = (window.end - first + shift) % 10
+        assert min(off, 10 - off) < 1e-5
+
+
+def test_streams_that_start_together_ask_at_different_times() -> None:
+    # given a hundred cameras that are attached at once, and deliver a frame a second
+    asked: list[float] = []
+    for number in range(100):
+        stream = StreamSpec(name=f"c{number}", url="", live=True, watches=[watch(10.0)])
+        watches = StreamWatches(stream, lambda _spec, _watch, window: asked.append(window.end))
+        for second in range(60):
+            watches.add(ref(second), quiet=0.9)
+
+    # when their windows are regular
+    ends = Counter(math.floor(end) for end in asked if 30 <= end < 50)
+
+    # then about as many end in each second
+    assert max(ends.values()) <= 20
+    assert len(ends) == 20
