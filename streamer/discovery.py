@@ -142,18 +142,23 @@ def hosts_of(address: str, settings: Settings) -> list[str]:
     return hosts
 
 
+def lost_cameras(streams: Sequence[Stream]) -> list[Stream]:
+    """Return the streams of known cameras that do not answer at the address in the URL."""
+    return [
+        stream
+        for stream in streams
+        if stream.endpoint_reference and not stream.paused and stream.state in _LOST
+    ]
+
+
 def find_moved(streams: Sequence[Stream]) -> dict[str, str]:
     """Return the new addresses of cameras whose streams are lost, by the stream's name.
 
     Asks the 256 addresses around the one that each had. Raises StreamerError as `find_cameras`.
     """
-    lost = {
-        stream.endpoint_reference: stream
-        for stream in streams
-        if stream.endpoint_reference and not stream.paused and stream.state in _LOST
-    }
+    lost = lost_cameras(streams)
     around: dict[str, None] = {}
-    for stream in lost.values():
+    for stream in lost:
         host = ipaddress_of(stream)
         if host is not None and any(host in network for network in _PRIVATE):
             network = ipaddress.IPv4Network(f"{host}/24", strict=False)
@@ -161,11 +166,15 @@ def find_moved(streams: Sequence[Stream]) -> dict[str, str]:
     if not around:
         return {}
     onvif.require_onvif()
+    addresses = {
+        reply.endpoint_reference: reply.address
+        for reply in onvif.probe_hosts(list(around)[:MAX_HOSTS], LISTEN)
+    }
     found = {}
-    for reply in onvif.probe_hosts(list(around)[:MAX_HOSTS], LISTEN):
-        stream_of_it = lost.get(reply.endpoint_reference)
-        if stream_of_it is not None and _is_elsewhere(stream_of_it, reply.address):
-            found[stream_of_it.name] = reply.address
+    for stream in lost:
+        address = addresses.get(stream.endpoint_reference or "")
+        if address is not None and _is_elsewhere(stream, address):
+            found[stream.name] = address
     return found
 
 

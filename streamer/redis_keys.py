@@ -153,6 +153,10 @@ RECORDER = KEY_PREFIX + "recorder"
 """String: JSON `{"trouble"}`, what keeps a recorder from recording, or null. Its TTL is the lease
 of the recorders."""
 
+CAMERA_SEARCH = KEY_PREFIX + "camera-search"
+"""String: held by the ingest worker that searches for moved cameras, or has just done so; under a
+TTL."""
+
 VECTORS = KEY_PREFIX + "vectors"
 """String: held by the recorder that makes the vectors of search by meaning, under a TTL."""
 

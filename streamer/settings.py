@@ -197,6 +197,11 @@ class Settings(BaseSettings):
         default=MAX_LIVE_PIXELS, ge=1, description="maximum pixels of a frame of a live stream"
     )
     reconnect_cap: float = Field(default=60.0, gt=0)
+    find_moved_after: float | None = Field(
+        default=180.0,
+        gt=0,
+        description="seconds after which a lost camera is searched for in its network; None: never",
+    )
     hwaccel: Literal["none", "auto", "cuda"] = "auto"
 
     retention_days: float | None = Field(

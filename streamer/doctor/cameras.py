@@ -33,9 +33,13 @@ def moved(settings: Settings) -> Iterable[Check]:
         yield check("cameras", "warn", f"They cannot be searched for: {describe_error(error)}.")
         return
     for name, address in found.items():
+        how = (
+            f"give the stream its new URL with `streamer edit {name} --url URL`"
+            if settings.find_moved_after is None
+            else "an ingest worker gives the stream that address in a few minutes"
+        )
         yield check(
             f"camera {name}",
             "warn",
-            f"It is at {address} now: give the stream its new URL with `streamer edit {name} "
-            "--url URL`, and keep the address of the camera fixed in your router.",
+            f"It is at {address} now: {how}. Keep the address of the camera fixed in your router.",
         )

@@ -200,6 +200,14 @@ def with_password(url: str) -> str:
     return f"{scheme}://{user}:{rest[len(user) :]}" if at and ":" not in user else url
 
 
+def with_host(url: str, host: str) -> str:
+    """Return `url` at another host: user, password, port and path stay."""
+    parts = urlsplit(url)
+    user, at, _ = parts.netloc.rpartition("@")
+    port = f":{parts.port}" if parts.port is not None else ""
+    return parts._replace(netloc=f"{user}{at}{host}{port}").geturl()
+
+
 def _end_of_user(rest: str) -> int:
     """Return the position of the `@` between user and host in `rest` (after `://`), or -1."""
     authority = re.split(r"[/?#]", rest, maxsplit=1)[0]

@@ -17,6 +17,7 @@ from workers import context
 from workers.ingest.balance import Balance
 from workers.ingest.job import run_stream
 from workers.ingest.lost_streams import LostStreams
+from workers.ingest.moved_cameras import MovedCameras
 from workers.process import malloc
 from workers.rq.thread_worker import ThreadWorker
 
@@ -44,9 +45,12 @@ def serve_streams(settings: Settings, stopping: threading.Event) -> None:
             )
         _seal_secrets(own)
         lost, files = LostStreams(own.streams, own.jobs, own.clock), Files(settings)
+        moved = MovedCameras(connections.main, own.streams, settings.find_moved_after, own.clock)
+        stack.callback(moved.close)
 
         def sweep() -> None:
             lost.sweep()
+            moved.sweep()
             files.sweep()
 
         worker = ThreadWorker(
