@@ -574,6 +574,10 @@ class ClipRequest(Record):
     stale: bool = Field(default=False, description="about now, but without a recent frame")
     alert: AlertRule | None = Field(default=None, description="the rule of an alert's window")
     part_of: str | None = Field(default=None, description="the query that this is one part of")
+    traceparent: str | None = Field(
+        default=None,
+        description="trace context (W3C) of its submission, while traces are collected",
+    )
 
     _read_old = model_validator(mode="before")(with_response_format)
 
@@ -752,6 +756,11 @@ class Result(Record):
         default=None,
         description="the rule of the alert whose window this is; null in the timeline",
     )
+    traceparent: str | None = Field(
+        default=None,
+        description="trace context (W3C) of the answer, while traces are collected; null in the "
+        "timeline",
+    )
     total_ms: float = Field(
         default=0.0,
         description="ms to the result: from the capture of the newest frame for a live watch, "
@@ -799,6 +808,7 @@ class Result(Record):
             "gaps": request.gaps,
             "stale": request.stale,
             "alert": request.alert,
+            "traceparent": request.traceparent,
             **_seen(request),
         }
         return cls(**asked | outcome)

@@ -44,6 +44,7 @@ from streamer.redis_address import await_replica
 from streamer.results import Results, final_status
 from streamer.settings import Settings
 from streamer.survey import SurveyRequest
+from streamer.tracing import submitting
 
 INGEST = "ingest"
 
@@ -248,6 +249,15 @@ class Jobs:
         With the `token` of the worker that runs the stream, raises Superseded if another one does
         by now.
         """
+        with submitting(request) as traced:
+            self._submit(traced, record, token)
+
+    def _submit(
+        self,
+        request: ClipRequest,
+        record: Callable[[redis.client.Pipeline], None],
+        token: int | None,
+    ) -> None:
         name = clip_queue(request.kind, request.model)
         owner = owner_of(request)
         with self._redis.pipeline() as pipeline:

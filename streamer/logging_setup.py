@@ -8,6 +8,7 @@ import logging
 import sys
 import threading
 from collections.abc import Mapping, MutableMapping
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -81,6 +82,13 @@ def log_ready(**facts: Any) -> None:
     logger.setLevel(logging.INFO)
     wrapper = structlog.make_filtering_bound_logger(logging.INFO)
     structlog.wrap_logger(logger, wrapper_class=wrapper).info("ready", **facts)
+
+
+def log_about(**facts: str) -> AbstractContextManager[None]:
+    """Return a context in which each line that this thread logs has `facts` too."""
+    import structlog
+
+    return structlog.contextvars.bound_contextvars(**facts)
 
 
 def configure_logging_on_demand(level: str = "warning") -> None:

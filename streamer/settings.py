@@ -269,6 +269,9 @@ class Settings(BaseSettings):
     )
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    otlp_url: str | None = Field(
+        default=None, repr=False, description="address of an OpenTelemetry collector for traces"
+    )
 
     @field_validator("policy")
     @classmethod
@@ -307,6 +310,16 @@ class Settings(BaseSettings):
     @classmethod
     def _http_address(cls, value: str | None) -> str | None:
         return None if value is None else _api_root(value)
+
+    @field_validator("otlp_url")
+    @classmethod
+    def _collector(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        parts = urlsplit(value.strip())
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query:
+            raise ValueError("give an http(s) address such as http://127.0.0.1:4318")
+        return value.strip().rstrip("/").removesuffix("/v1/traces")
 
     @field_validator("mqtt_url")
     @classmethod

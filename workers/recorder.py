@@ -13,7 +13,7 @@ import redis
 import structlog
 from sqlalchemy import Connection
 
-from streamer import redis_keys
+from streamer import redis_keys, tracing
 from streamer.clock import Clock, SystemClock
 from streamer.connections import Connections, log_lacks
 from streamer.domain import PartName, Result
@@ -184,7 +184,8 @@ class Recorder:
     def _record(self, results: dict[bytes, Result]) -> int:
         """Store results, and take those out of `results` that the database refuses."""
         try:
-            return self._store(list(results.values()))
+            with tracing.recording(results.values()):
+                return self._store(list(results.values()))
         except StreamerError as error:
             if error.code is not ErrorCode.RECORD_UNREADABLE:
                 raise
@@ -322,4 +323,4 @@ def record_results(settings: Settings, stopping: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(startup.run_program(record_results))
+    sys.exit(startup.run_program("recorder", record_results))

@@ -15,6 +15,7 @@ from streamer.errors import StreamerError
 from streamer.logging_setup import configure_logging, log_ready
 from streamer.service import Service
 from streamer.settings import Settings
+from streamer.tracing import end_tracing, start_tracing
 
 _GRACE = 2
 """Seconds that running requests have to finish when the server stops."""
@@ -42,6 +43,7 @@ def run_server(settings: Settings) -> None:
     REDIS_UNAVAILABLE.
     """
     configure_logging(settings.log_level)
+    start_tracing(settings, "api")
     listener = listen(settings)
     try:
         require_keys(settings)
@@ -64,4 +66,7 @@ def run_server(settings: Settings) -> None:
     url = f"http://{host}:{listener.getsockname()[1]}"
     # The socket listens already, so a program that reads this line can connect.
     log_ready(url=url)
-    Server(config).run(sockets=[listener])
+    try:
+        Server(config).run(sockets=[listener])
+    finally:
+        end_tracing()

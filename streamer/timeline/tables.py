@@ -44,7 +44,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
 
 
-RESULT_FIELDS = [name for name in Result.model_fields if name != "alert"]
+RESULT_FIELDS = [name for name in Result.model_fields if name not in ("alert", "traceparent")]
 """Fields of a result that are stored; the rule of an alert is with its incidents."""
 
 _COUNTS = ("frames", "tiles")

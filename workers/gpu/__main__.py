@@ -13,7 +13,7 @@ def main() -> int:
     parser.add_argument("--burst", action="store_true", help="exit when the queues are empty")
     arguments = parser.parse_args()
     return startup.run_program(
-        lambda settings, stopping: serve_clips(settings, stopping, burst=arguments.burst)
+        "worker", lambda settings, stopping: serve_clips(settings, stopping, burst=arguments.burst)
     )
 
 

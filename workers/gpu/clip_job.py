@@ -7,6 +7,7 @@ import redis
 import structlog
 from rq.job import Job
 
+from streamer import tracing
 from streamer.domain import (
     ClipRequest,
     ErrorInfo,
@@ -26,6 +27,7 @@ from streamer.jobs import (
     within_limits,
 )
 from streamer.limits import MAX_JOB_BYTES
+from streamer.logging_setup import log_about
 from streamer.redis_errors import trouble_of, will_pass
 from streamer.yes_or_no import YES, in_one_spelling
 from workers.context import (
@@ -98,6 +100,18 @@ def answer_request(
     if not first_attempt() and insist(lambda: context.results.answered(clip.id)):
         return
     started = context.clock.time()
+    with log_about(stream=clip.stream_name), tracing.answering(clip, started):
+        _publish(context, *_result_of(context, clip, readable, answer, started))
+
+
+def _result_of(
+    context: WorkerContext,
+    clip: ClipRequest,
+    readable: _Request | StreamerError,
+    answer: Callable[[WorkerContext, _Request, float], Result],
+    started: float,
+) -> tuple[ClipRequest, Result]:
+    """Return the request, as its result may repeat it, and its result."""
     try:
         if isinstance(readable, StreamerError):
             raise readable
@@ -116,7 +130,7 @@ def answer_request(
             f"The model failed on this request ({type(error).__name__}): see the worker's log.",
         )
         result.queue_ms = _queue_ms(clip, started)
-    _publish(context, clip, result)
+    return clip, result
 
 
 def publish_failure(job: Job, code: ErrorCode, message: str) -> None:
@@ -160,9 +174,11 @@ def ask_model(context: WorkerContext, clip: ClipRequest, started: float) -> tupl
 
     Raises StreamerError, GiveBack, BrokeDown: see `workers.backend`.
     """
-    jpegs = _load(context, clip)
+    with tracing.step("load"):
+        jpegs = _load(context, clip)
     plan = plan_clip(context, clip, started)
-    completion = context.model.answer(clip, jpegs, plan)
+    with tracing.step("model"):
+        completion = context.model.answer(clip, jpegs, plan)
     if clip.asks_yes_or_no:
         completion = in_one_spelling(completion)
     usage, timings = completion.usage, completion.timings
@@ -284,7 +300,9 @@ def _publish(context: WorkerContext, clip: ClipRequest, result: Result) -> None:
     def publish() -> bool:
         return context.results.publish(result, owner_id=owner_of(clip), lasting=lasting)
 
-    _note(clip, result, insist(publish))
+    with tracing.step("publish"):
+        published = insist(publish)
+    _note(clip, result, published)
 
 
 def _complete(context: WorkerContext, clip: ClipRequest, result: Result) -> None:
@@ -295,6 +313,7 @@ def _complete(context: WorkerContext, clip: ClipRequest, result: Result) -> None
     live = clip.kind is RequestKind.WATCH and clip.frames
     since = clip.frames[-1].time if live else clip.created_at.timestamp()
     result.total_ms = max(0.0, 1000 * (result.created_at.timestamp() - since))
+    tracing.note_result(result)
 
 
 def _note(clip: ClipRequest, result: Result, published: bool) -> None:

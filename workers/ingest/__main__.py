@@ -8,7 +8,7 @@ from workers.process import startup
 
 def main() -> int:
     """Run the program and return its exit code."""
-    return startup.run_program(serve_streams)
+    return startup.run_program("ingest", serve_streams)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import redis
 
 from streamer.domain import StreamState
 from streamer.errors import ErrorCode, StreamerError, Superseded
+from streamer.logging_setup import log_about
 from workers import context
 from workers.ingest.backoff import Backoff
 from workers.ingest.failures import unexpected
@@ -56,7 +57,8 @@ def _run(own: context.WorkerContext, stream_id: str, stop: Callable[[], bool]) -
     own.connections.outage.worked("streams")
     if spec is not None:
         kind = LiveRun if spec.live else RecordingRun
-        kind(own, spec, stop=stop).run()
+        with log_about(stream=spec.name):
+            kind(own, spec, stop=stop).run()
 
 
 def _report(own: context.WorkerContext, stream_id: str, error: Exception) -> ErrorCode:

@@ -39,4 +39,4 @@ def serve_mqtt(settings: Settings, stopping: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(startup.run_program(serve_mqtt))
+    sys.exit(startup.run_program("mqtt", serve_mqtt))

@@ -15,13 +15,14 @@ from streamer.errors import StreamerError
 from streamer.logging_setup import configure_logging
 from streamer.media.urls import redact
 from streamer.settings import Settings, load_settings
+from streamer.tracing import end_tracing, start_tracing
 from workers.process.restart import NeedsRestart, restart_process
 
 _log = structlog.get_logger(__name__)
 
 
-def run_program(program: Callable[[Settings, threading.Event], None]) -> int:
-    """Run `program(settings, stopping)` and return the exit code.
+def run_program(name: str, program: Callable[[Settings, threading.Event], None]) -> int:
+    """Run `program(settings, stopping)` and return the exit code. Traces call it `name`.
 
     SIGTERM and SIGINT end it at once with exit code 0, until the program (or the ThreadWorker that
     it runs) handles them. A StreamerError becomes one sentence in the log and exit code 1;
@@ -38,6 +39,7 @@ def run_program(program: Callable[[Settings, threading.Event], None]) -> int:
     try:
         settings = load_settings()
         configure_logging(settings.log_level)
+        start_tracing(settings, name)
         program(settings, stopping)
     except StreamerError as error:
         if settings is None:  # the log is not set up
@@ -47,8 +49,11 @@ def run_program(program: Callable[[Settings, threading.Event], None]) -> int:
         return 1
     except NeedsRestart as error:
         assert settings is not None
+        end_tracing()  # the process is replaced
         _log.error(restart_process(str(error), settings.max_restarts))
         return 1
+    finally:
+        end_tracing()
     return 0
 
 

@@ -38,6 +38,7 @@ from streamer import redis_keys
 from streamer.clock import Clock, SystemClock
 from streamer.domain import to_datetime
 from streamer.errors import ErrorCode
+from streamer.logging_setup import log_about
 from streamer.media.urls import redact
 from streamer.memory_reserve import in_reserve
 from streamer.outage import Outage
@@ -508,7 +509,8 @@ class ThreadWorker(BaseWorker):
             first_attempt=slot.first_attempt,
         )
         try:
-            self.perform_job(slot.job, slot.queue, slot.execution)
+            with log_about(job=slot.job.id):
+                self.perform_job(slot.job, slot.queue, slot.execution)
         except Exception as error:
             # Its end could not be recorded: the job is run again after its lease.
             if not isinstance(error, redis.exceptions.RedisError) or not will_pass(error):

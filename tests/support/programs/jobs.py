@@ -122,4 +122,4 @@ def serve(settings: Settings, stopping: threading.Event) -> None:
 
 
 if __name__ == "__main__":
-    startup.exit_process(startup.run_program(serve))
+    startup.exit_process(startup.run_program("jobs", serve))
