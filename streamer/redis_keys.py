@@ -77,6 +77,17 @@ def jpeg(stream_id: str, frame_id: str) -> str:
     return f"{KEY_PREFIX}jpeg:{stream_id}:{frame_id}"
 
 
+VIDEO_WANTED = KEY_PREFIX + "video-wanted"
+"""Sorted set: ids of the streams whose video is watched, by until when, epoch seconds. Bounded in
+length, under a TTL."""
+
+
+def video(stream_id: str) -> str:
+    """Return the key of a Redis Stream: the newest pieces of a video that is watched. Bounded in
+    bytes, under a TTL."""
+    return f"{KEY_PREFIX}video:{stream_id}"
+
+
 def in_flight(owner_id: str) -> str:
     """Return the key of a sorted set: unanswered requests of a watch or recording, by time."""
     return f"{KEY_PREFIX}in-flight:{owner_id}"

@@ -259,6 +259,9 @@ class Settings(BaseSettings):
     metrics_streams: int = Field(
         default=200, ge=0, description="streams that have metrics of their own at /metrics"
     )
+    max_video_viewers: int = Field(
+        default=32, ge=0, description="viewers of live video of an API process; 0: none"
+    )
     max_body_bytes: int = Field(
         default=2 << 20, ge=4096, description="maximum bytes of the body of an HTTP request"
     )

@@ -23,6 +23,7 @@ from workers.registry_batch import RegistryBatch
 if TYPE_CHECKING:
     from nvila_core import Engine
     from streamer.frames.archive_writer import ArchiveWriter
+    from workers.video_relay import VideoRelay
 
 
 class GiveBack(Exception):  # noqa: N818 - a request, not an error
@@ -100,6 +101,7 @@ class WorkerContext:
     clock: Clock = field(default_factory=shared)
     failure: str | None = None
     late_frames: int = 0
+    _video: "VideoRelay | None" = field(default=None, repr=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
     _registry_batch: RegistryBatch | None = field(default=None, repr=False)
 
@@ -123,6 +125,18 @@ class WorkerContext:
     def frames(self) -> FrameStore:
         """The frames of all streams."""
         return FrameStore(self.connections.frames, Retention.of(self.settings), clock=self.clock)
+
+    @property
+    def video(self) -> "VideoRelay":
+        """What relays the video of the streams that somebody watches."""
+        from streamer.live_video import LiveVideo
+        from workers.video_relay import VideoRelay  # imports PyAV, which model workers do without
+
+        with self._lock:
+            if self._video is None:
+                video = LiveVideo(self.connections.frames, self.clock)
+                self._video = VideoRelay(video, self.connections.frames_outage, self.clock)
+            return self._video
 
     @cached_property
     def streams(self) -> StreamRegistry:

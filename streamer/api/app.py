@@ -48,9 +48,11 @@ from streamer.api.redis_watch import RedisWatch
 from streamer.api.request_log import RequestLog
 from streamer.api.schemas import ErrorBody, Health, Readiness
 from streamer.api.send_limit import SendLimit
+from streamer.api.videos import Videos
 from streamer.api_keys import ApiKeys
 from streamer.events import Events
 from streamer.health import CachedHealth
+from streamer.live_video import LiveVideo
 from streamer.service import Service
 from streamer.worker_states import WorkerStates
 
@@ -137,6 +139,14 @@ def create_app(client: Service, *, watch_events: bool = False) -> FastAPI:
     app.state.redis_watch = redis_watch
     app.state.events = hub
     app.state.pictures = Pictures(client.frames, client.connections.frames_outage)
+    connections = client.connections
+    videos = Videos(
+        LiveVideo(connections.frames, connections.clock),
+        connections.frames_outage,
+        connections.clock,
+        max_viewers=client.settings.max_video_viewers,
+    )
+    app.state.videos = videos
     app.state.database = database
     install_error_handlers(app)
 
@@ -156,7 +166,7 @@ def create_app(client: Service, *, watch_events: bool = False) -> FastAPI:
     @app.get("/metrics", tags=["service"], response_class=PlainTextResponse)
     async def prometheus(client: ClientDependency) -> Response:
         """Return metrics of streams, queues and workers in Prometheus's text format."""
-        text = await health_database.run(lambda: metrics.render(client, health))
+        text = await health_database.run(lambda: metrics.render(client, health, videos))
         return Response(text, media_type=metrics.CONTENT_TYPE)
 
     @app.get("/llms.txt", include_in_schema=False, response_class=PlainTextResponse)

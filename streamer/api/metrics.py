@@ -19,6 +19,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from streamer import __version__
+from streamer.api.videos import Videos
 from streamer.domain import Stream, StreamState
 from streamer.events import Events
 from streamer.health import CachedHealth
@@ -58,22 +59,23 @@ _GAUGES: dict[str, tuple[str, Callable[[Stream], float | None]]] = {
 }
 
 
-def render(client: Service, health: CachedHealth) -> bytes:
+def render(client: Service, health: CachedHealth, videos: Videos) -> bytes:
     """Return the metrics of the installation in Prometheus's text format.
 
     If Redis does not answer, `streamer_redis_up` is 0 and no other metrics follow.
     """
     registry = CollectorRegistry()
-    registry.register(_Installation(client, health))
+    registry.register(_Installation(client, health, videos))
     return generate_latest(registry)
 
 
 class _Installation(Collector):
     """Collector that reads everything once per scrape."""
 
-    def __init__(self, client: Service, health: CachedHealth) -> None:
+    def __init__(self, client: Service, health: CachedHealth, videos: Videos) -> None:
         self._client = client
         self._health = health
+        self._videos = videos
 
     def describe(self) -> list[Metric]:
         """Return nothing in advance: the names are known only after Redis has been read."""
@@ -94,6 +96,16 @@ class _Installation(Collector):
             "streamer_clock_offset_seconds",
             "Seconds by which the clock of the API's machine is ahead of Redis.",
             self._client.connections.clock.offset,
+        )
+        yield GaugeMetricFamily(
+            "streamer_video_viewers",
+            "Viewers of live video of this API process.",
+            self._videos.viewers,
+        )
+        yield CounterMetricFamily(
+            "streamer_video_skips",
+            "Times that a viewer of this API process was too slow, and frames were left out.",
+            self._videos.skips,
         )
         yield from found
 

@@ -112,7 +112,7 @@ def load_page() -> WebPage:
             f"script-src 'self' {hashes}",
             "style-src 'self'",
             "img-src 'self'",
-            "media-src 'self'",
+            "media-src 'self' blob:",  # live video, which the page puts together
             "connect-src 'self'",
             "base-uri 'none'",
             "form-action 'self'",

@@ -1,4 +1,4 @@
-"""The WebSocket `/v1/ws`: events, pictures and answers over one connection, for a web page."""
+"""The WebSocket `/v1/ws`: events, pictures, video and answers over one connection, for a page."""
 
 import asyncio
 import contextlib
@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from streamer.api import query_progress
 from streamer.api.event_hub import EventHub
 from streamer.api.pictures import Feed, Pictures
+from streamer.api.videos import Videos
 from streamer.domain import Record
 from streamer.errors import ErrorCode, StreamerError
 from streamer.events import EventFilter, is_position
@@ -32,6 +33,9 @@ PATIENCE = 30.0
 MAX_NAMED = 100
 """Streams, types or queries that one message may name."""
 
+MAX_VIDEOS = 4
+"""Streams whose video one socket may watch at once."""
+
 MAX_MESSAGE = 64 << 10
 """Characters of a message that a socket takes."""
 
@@ -46,6 +50,12 @@ class Frames(Record):
     width: int = Field(default=640, ge=16, le=1920, description="maximum width, pixels")
 
 
+class Video(Record):
+    """Whose video to send."""
+
+    streams: Annotated[_Names, Field(max_length=MAX_VIDEOS)]
+
+
 class Subscribe(Record):
     """What to send from now on, in place of what was sent before."""
 
@@ -57,6 +67,7 @@ class Subscribe(Record):
         default=None, description="ids or names of the streams whose events to send; null: all"
     )
     frames: Frames | None = None
+    video: Video | None = None
     queries: _Names = Field(default_factory=list, description="queries whose answers to follow")
     after: str | None = Field(default=None, description="id of the last event that is known")
 
@@ -94,8 +105,10 @@ class _Conversation:
         self._client = cast(Service, state.client)
         self._hub = cast(EventHub, state.events)
         self._pictures = cast(Pictures, state.pictures)
+        self._videos = cast(Videos, state.videos)
         self._turn = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._films: dict[tuple[str, str], asyncio.Task[None]] = {}  # by id and name of the stream
         self._unacknowledged: dict[str, tuple[str, float]] = {}  # frame and time, by stream
         self._news = asyncio.Event()
         self._slow = asyncio.Event()
@@ -112,9 +125,10 @@ class _Conversation:
                     )
         finally:
             await self._stop()
-            for task in (reader, slow):
+            others = (reader, slow, *self._films.values())
+            for task in others:
                 task.cancel()
-            await asyncio.gather(reader, slow, return_exceptions=True)
+            await asyncio.gather(*others, return_exceptions=True)
 
     async def _read(self) -> None:
         with contextlib.suppress(WebSocketDisconnect, RuntimeError, _TooSlow):
@@ -153,6 +167,7 @@ class _Conversation:
         wants = EventFilter.of(wish.streams, wish.events)
         frames = wish.frames or Frames(streams=[])
         watched = await run_in_threadpool(self._resolve, frames.streams)
+        filmed = await run_in_threadpool(self._resolve, wish.video.streams if wish.video else [])
         await self._stop()
         if wish.events != []:
             start = await self._hub.begin(wish.after)
@@ -161,11 +176,22 @@ class _Conversation:
             self._spawn(self._send_pictures(watched, frames))
         for query_id in dict.fromkeys(wish.queries):
             self._spawn(self._send_answer(query_id))
+        await self._show(filmed)
 
     def _resolve(self, streams: list[str]) -> list[tuple[str, str]]:
         """Return the id of each stream, once, and how the socket calls it."""
         found = {self._client.registry.get(ref).id: ref for ref in streams}
         return list(found.items())
+
+    async def _show(self, streams: list[tuple[str, str]]) -> None:
+        """Send the video of `streams`. One that is sent already goes on without a break."""
+        ended = [self._films.pop(film) for film in self._films.keys() - set(streams)]
+        for task in ended:
+            task.cancel()
+        await asyncio.gather(*ended, return_exceptions=True)
+        for film in streams:
+            if film not in self._films or self._films[film].done():
+                self._films[film] = asyncio.create_task(self._attempt(self._send_video(*film)))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         self._tasks.add(asyncio.create_task(self._attempt(work)))
@@ -226,6 +252,16 @@ class _Conversation:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._news.wait(), min(1.0, 1.0 / wish.fps))
                 self._news.clear()
+
+    async def _send_video(self, stream_id: str, stream: str) -> None:
+        try:
+            with self._videos.watch(stream_id, stream) as viewer:
+                while True:
+                    await self._send(await viewer.next())
+        except StreamerError as error:
+            reason = {"code": error.code.value, "message": error.message}
+            about = {"stream": stream, "stream_id": stream_id, "error": reason}
+            await self._send(json.dumps({"type": "video.refused", **about}))
 
     async def _refuse(self, error: StreamerError) -> None:
         reason = {"code": error.code.value, "message": error.message}

@@ -8,7 +8,7 @@ the thread closes the container when FFmpeg's own timeout releases it.
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -79,7 +79,8 @@ class PacketReader:
     """Opens `url` and queues its video packets.
 
     With a full queue, a recording waits. A live source loses its oldest packets, up to a key frame;
-    `dropped` counts them.
+    `dropped` counts them. `tap` is called with each packet as it arrives, in the reading thread,
+    before it is queued: it must be quick, and raise nothing.
     """
 
     def __init__(
@@ -95,9 +96,11 @@ class PacketReader:
         transport: Transport = "auto",
         access: AccessPolicy | None = None,
         poll: float = 1.0,
+        tap: Callable[[Arrival], None] | None = None,
     ) -> None:
         self._url = url
         self._live = live
+        self._tap = tap
         self._open_timeout = open_timeout
         self._read_timeout = read_timeout
         self._start = start
@@ -273,7 +276,10 @@ class PacketReader:
                 live=self._live, gap=_frame_distance(stream), bursts=self.segmented
             )
             for packet, codec in self._packets(container, stream):
-                if not self._put(self._arrived(packet, codec)):
+                arrival = self._arrived(packet, codec)
+                if self._tap is not None and packet.size and not self._closed:
+                    self._tap(arrival)
+                if not self._put(arrival):
                     return
         except Exception as failure:  # any error must reach the waiting reader
             error = source_errors.from_exception(failure, self._url, timeout=self._read_timeout)

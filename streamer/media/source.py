@@ -97,6 +97,7 @@ class Source:
             them. Without one, all frames are decoded.
         poll: seconds between two requests of a snapshot URL.
         shift: returns the seconds by which the sampler's time is ahead of stream time.
+        tap: called with each packet as it arrives, see `PacketReader`.
 
     `__enter__` and iteration raise StreamerError with a stream code; `__enter__` raises CANCELLED
     if `stopping` becomes true. Iteration ends at the end of a recording, and when stopping.
@@ -119,6 +120,7 @@ class Source:
         sampler: Callable[[], Sampler] | None = None,
         poll: float = 1.0,
         shift: Callable[[], float] = lambda: 0.0,
+        tap: Callable[[Arrival], None] | None = None,
     ) -> None:
         self._url = url
         self._live = live
@@ -141,6 +143,7 @@ class Source:
             transport=transport,
             access=access,
             poll=poll,
+            tap=tap,
         )
         self._info: SourceInfo | None = None
         self._reached = 0.0

@@ -1,5 +1,6 @@
 """Encoded test videos: every frame shows its number, readable after lossy coding."""
 
+import io
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -28,6 +29,12 @@ def number_of(picture: np.ndarray) -> int:
     bar = width // _BITS
     row = picture[height // 8].mean(axis=-1)
     return sum(1 << bit for bit in range(_BITS) if row[bit * bar + bar // 2] > 128)
+
+
+def decoded_numbers(video: bytes) -> list[int]:
+    """Decode a whole video, and return the number that each of its pictures shows."""
+    with av.open(io.BytesIO(video), "r") as container:
+        return [number_of(frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
 
 
 def write_video(

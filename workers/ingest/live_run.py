@@ -126,7 +126,7 @@ class LiveRun(StreamRun):
 
     def _run(self) -> None:
         try:
-            with self._writer:
+            with self._writer, self._context.video.outlet(self.spec.id) as self._video:
                 self._writer.then(self._claim)
                 self._read()
         finally:
@@ -187,7 +187,8 @@ class LiveRun(StreamRun):
         return None if self._leaving() else failure
 
     def _connect(self) -> Source:
-        source = self._open(shift=lambda: self._timeline.shift)
+        tap = self._video.tap(self._settings.max_live_pixels)
+        source = self._open(shift=lambda: self._timeline.shift, tap=tap)
         self._readers = [old for old in self._readers if not old.released] + [source.reader]
         return source
 

@@ -10,6 +10,7 @@ from streamer.clock import Clock
 from streamer.domain import StreamSpec, StreamState
 from streamer.errors import ErrorCode, StreamerError, Superseded
 from streamer.media.access_policy import AccessPolicy
+from streamer.media.packet_reader import Arrival
 from streamer.media.source import Source
 from streamer.media.source_errors import levels_scaled
 from workers.context import Abandon, GiveBack, WorkerContext, place, token
@@ -130,8 +131,13 @@ class StreamRun(ABC):
     def _run(self) -> None:
         """Read the stream until its end. Raises GiveBack when something else ends the run."""
 
-    def _open(self, start: float = 0.0, shift: Callable[[], float] = lambda: 0.0) -> Source:
-        """Return the stream's source, not opened yet; see `Source` for `start` and `shift`."""
+    def _open(
+        self,
+        start: float = 0.0,
+        shift: Callable[[], float] = lambda: 0.0,
+        tap: Callable[[Arrival], None] | None = None,
+    ) -> Source:
+        """Return the stream's source, not opened yet; see `Source` for the arguments."""
         return Source(
             self._context.streams.secret_url(self.spec.id),
             live=self.spec.live,
@@ -147,6 +153,7 @@ class StreamRun(ABC):
             sampler=lambda: self.intake.sampler,
             poll=1 / self.spec.sampling.max_fps,
             shift=shift,
+            tap=tap,
         )
 
     def _count(self, source: Source) -> None:

@@ -67,7 +67,10 @@ def serve_streams(settings: Settings, stopping: threading.Event) -> None:
             defer=lambda: balance.defers(),
             outage=connections.outage,
             clock=own.clock,
-            measure=lambda: {"clock_offset_seconds": connections.clock.offset},
+            measure=lambda: {
+                "clock_offset_seconds": connections.clock.offset,
+                **own.video.numbers(),
+            },
         )
         balance = Balance(
             connections.main,

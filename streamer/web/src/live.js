@@ -1,37 +1,36 @@
 /** Draw the newest pictures of a stream on a canvas. */
 import { watchPictures } from "./store.js";
 
+/** Call `begin` when an element is on screen and the page visible, and what it returned when that ends. Returns what ends it for good. */
+export function whileSeen(element, begin) {
+  let onScreen = false, end = null;
+  const renew = () => {
+    const seen = onScreen && !document.hidden;
+    if (seen && !end) end = begin();
+    else if (!seen && end) {
+      end();
+      end = null;
+    }
+  };
+  const observer = new IntersectionObserver((entries) => {
+    onScreen = entries.at(-1).isIntersecting;
+    renew();
+  }, { rootMargin: "120px" });
+  observer.observe(element);
+  document.addEventListener("visibilitychange", renew);
+  return () => {
+    observer.disconnect();
+    document.removeEventListener("visibilitychange", renew);
+    onScreen = false;
+    renew();
+  };
+}
+
 /** Show pictures on a canvas while it is on screen and the page is visible. */
 export class CanvasFeed {
   constructor(canvas, streamId, { fps, width }) {
     this._canvas = canvas;
-    this._streamId = streamId;
-    this._wish = { fps, width };
-    this._onScreen = false;
-    this._observer = new IntersectionObserver((entries) => {
-      this._onScreen = entries.at(-1).isIntersecting;
-      this._renew();
-    }, { rootMargin: "120px" });
-    this._observer.observe(canvas);
-    this._visibility = () => this._renew();
-    document.addEventListener("visibilitychange", this._visibility);
-  }
-
-  close() {
-    this._observer.disconnect();
-    document.removeEventListener("visibilitychange", this._visibility);
-    this._onScreen = false;
-    this._renew();
-  }
-
-  _renew() {
-    const wanted = this._onScreen && !document.hidden;
-    if (wanted && !this._stop) {
-      this._stop = watchPictures(this._streamId, this._wish.fps, this._wish.width, (picture) => this._show(picture));
-    } else if (!wanted && this._stop) {
-      this._stop();
-      this._stop = null;
-    }
+    this.close = whileSeen(canvas, () => watchPictures(streamId, fps, width, (picture) => this._show(picture)));
   }
 
   async _show({ header, bytes }) {

@@ -15,10 +15,11 @@ export function readPicture(buffer) {
   return { header, bytes: new Uint8Array(buffer, 4 + length) };
 }
 
-/** The message that subscribes to what is wanted. `pictures` are {stream, fps, width}. */
-export function subscription({ pictures, queries, position }) {
+/** The message that subscribes to what is wanted. `pictures` are {stream, fps, width}, `videos` streams. */
+export function subscription({ pictures, videos = [], queries, position }) {
   const message = { type: "subscribe", queries: [...new Set(queries)].slice(0, 100) };
   if (position) message.after = position;
+  if (videos.length) message.video = { streams: [...new Set(videos)].slice(0, 4) };
   if (pictures.length) {
     message.frames = {
       streams: [...new Set(pictures.map((each) => each.stream))].slice(0, 100),
@@ -30,7 +31,7 @@ export function subscription({ pictures, queries, position }) {
 }
 
 /**
- * A socket that stays open. `on` has the functions `event`, `resync`, `hello`, `picture`, `query`,
+ * A socket that stays open. `on` has the functions `event`, `resync`, `hello`, `picture`, `video`, `query`,
  * `state` ("connecting", "open" or "lost"), `refused` and `unauthorized`.
  */
 export class LiveSocket {
@@ -42,6 +43,7 @@ export class LiveSocket {
     this._later = later;
     this._cancel = cancel;
     this._pictures = new Set();
+    this._videos = [];
     this._queries = new Set();
     this._attempt = 0;
     this._socket = null;
@@ -78,6 +80,16 @@ export class LiveSocket {
     };
   }
 
+  /** Ask for the video of a stream until the returned function is called. */
+  film(stream) {
+    this._videos.push(stream);
+    this._renew();
+    return () => {
+      this._videos.splice(this._videos.indexOf(stream), 1);
+      this._renew();
+    };
+  }
+
   /** Follow the answer to a query until the returned function is called. */
   follow(queryId) {
     this._queries.add(queryId);
@@ -106,7 +118,11 @@ export class LiveSocket {
       if (socket !== this._socket) return;
       this._heard = true;
       if (typeof message.data === "string") this._handle(JSON.parse(message.data));
-      else this.on.picture(readPicture(message.data));
+      else {
+        const { header, bytes } = readPicture(message.data);
+        if (header.type === "video") this.on.video(header, bytes);
+        else this.on.picture({ header, bytes });
+      }
     };
     socket.onclose = (event) => {
       if (socket === this._socket) this._lost(event.code);
@@ -140,6 +156,8 @@ export class LiveSocket {
       this.on.resync(message.reason);
     } else if (message.type.startsWith("query.")) {
       this.on.query(message.type.slice(6), message.query_id, message.data);
+    } else if (message.type === "video.refused") {
+      this.on.video(message, null);
     } else if (message.type === "error") {
       this.on.refused(message.error);
     }
@@ -155,7 +173,7 @@ export class LiveSocket {
 
   _subscribe() {
     if (this._socket?.readyState !== 1) return;
-    const message = subscription({ pictures: [...this._pictures], queries: this._queries, position: this.position });
+    const message = subscription({ pictures: [...this._pictures], videos: this._videos, queries: this._queries, position: this.position });
     const wish = JSON.stringify({ ...message, after: null });
     if (wish === this._subscribed) return;
     this._subscribed = wish;

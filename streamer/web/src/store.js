@@ -263,6 +263,7 @@ function listening() {
 
 const followers = new Map();
 const pictureViewers = new Map();
+const videoViewers = new Map();
 
 const socketUrl = () => `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/v1/ws`;
 
@@ -281,6 +282,7 @@ export const socket = new LiveSocket(typeof location === "undefined" ? "" : sock
     const shown = viewers ? Promise.all([...viewers].map((show) => show(picture))) : Promise.resolve();
     shown.catch(() => {}).then(() => socket.acknowledge(picture.header));
   },
+  video: (header, bytes) => videoViewers.get(header.stream_id)?.(header, bytes),
   query: (step, id, data) => beforeFrame(() => followers.get(id)?.(step, data)),
   state: (state) => {
     const before = link.value.state;
@@ -303,6 +305,16 @@ export function watchPictures(id, fps, width, show) {
   return () => {
     viewers.delete(show);
     if (!viewers.size) pictureViewers.delete(id);
+    stop();
+  };
+}
+
+/** Give the video of a stream to `take(header, bytes)` until the returned function is called. */
+export function watchVideo(id, take) {
+  videoViewers.set(id, take);
+  const stop = socket.film(id);
+  return () => {
+    videoViewers.delete(id);
     stop();
   };
 }

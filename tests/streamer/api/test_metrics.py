@@ -199,7 +199,8 @@ def test_many_streams_have_bounded_metrics_and_totals(
         status.counters.packets = 10
         client.registry.save_status(spec.id, status)
     # when
-    lines = render(client, CachedHealth(client.health)).decode().splitlines()
+    videos = create_app(client).state.videos
+    lines = render(client, CachedHealth(client.health), videos).decode().splitlines()
     sent = commands_of(redis_client, lambda: client.registry.totals())
     # then
     shown = [line for line in lines if line.startswith("streamer_stream_packets_total{")]

@@ -100,6 +100,7 @@ def test_the_policy_lets_nothing_run_but_the_files_and_the_import_map(api: TestC
     digest = b64encode(hashlib.sha256(inline.encode()).digest()).decode()
     assert policy["script-src"] == f"'self' 'sha256-{digest}'"
     assert policy["default-src"] == "'none'"
+    assert policy["media-src"] == "'self' blob:"  # live video, which the page puts together
     assert not {"'unsafe-inline'", "'unsafe-eval'", "*"} & set(" ".join(policy.values()).split())
     assert " style=" not in html.text
     # every file of the map exists

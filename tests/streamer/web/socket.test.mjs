@@ -6,7 +6,7 @@ import { LiveSocket, pauseBefore, readPicture, subscription } from "../../../str
 function stage() {
   const sockets = [], timers = [], heard = [];
   const on = Object.fromEntries(
-    ["event", "resync", "hello", "picture", "query", "state", "refused", "unauthorized"].map((name) => [name, (...given) => heard.push([name, ...given])]),
+    ["event", "resync", "hello", "picture", "video", "query", "state", "refused", "unauthorized"].map((name) => [name, (...given) => heard.push([name, ...given])]),
   );
   on.alive = async () => false;
   const live = new LiveSocket("ws://here/v1/ws", on, {
@@ -116,4 +116,29 @@ test("a picture is a header and its bytes", () => {
 test("a subscription names at most a hundred streams", () => {
   const pictures = Array.from({ length: 150 }, (_, number) => ({ stream: `str_${number}`, fps: 1, width: 640 }));
   assert.equal(subscription({ pictures, queries: [], position: null }).frames.streams.length, 100);
+});
+
+test("video is asked for and handed on, and so is why there is none", () => {
+  const { live, sockets, heard, open, say, due } = stage();
+  live.start();
+  const socket = open();
+  const stop = live.film("str_1");
+  due(100);
+  assert.deepEqual(socket.sent.at(-1).video, { streams: ["str_1"] });
+
+  const header = new TextEncoder().encode(JSON.stringify({ type: "video", stream_id: "str_1", start: true }));
+  const message = new Uint8Array(4 + header.length + 3);
+  new DataView(message.buffer).setUint32(0, header.length);
+  message.set(header, 4);
+  message.set([7, 8, 9], 4 + header.length);
+  sockets[0].onmessage({ data: message.buffer });
+  assert.equal(heard.at(-1)[0], "video");
+  assert.deepEqual([heard.at(-1)[1].stream_id, [...heard.at(-1)[2]]], ["str_1", [7, 8, 9]]);
+  const refusal = { type: "video.refused", stream_id: "str_1", error: { code: "TOO_MANY_LISTENERS", message: "" } };
+  say(refusal);
+  assert.deepEqual(heard.at(-1), ["video", refusal, null]);
+
+  stop();
+  due(100);
+  assert.equal(socket.sent.at(-1).video, undefined);
 });

@@ -12,11 +12,12 @@ import { ago, duration, moment, now, rangeText, rfc3339, secondsSince } from "..
 import { Answer, AskBox } from "../ui/answers.js";
 import { SeenFrames } from "../ui/frames.js";
 import { html } from "../ui/html.js";
-import { conditionWord, LivePicture, useAge, useCondition } from "../ui/picture.js";
+import { conditionWord, useAge, useCondition } from "../ui/picture.js";
 import { Top } from "../ui/shell.js";
 import { Empty, Sentence, Skeleton } from "../ui/states.js";
 import { SPANS, Timeline, usePast } from "../ui/timeline.js";
 import { complain, later, say } from "../ui/toast.js";
+import { LiveVideo } from "../ui/video.js";
 import { Watches } from "../ui/watches.js";
 
 function Detail({ name, children }) {
@@ -67,7 +68,7 @@ function Player({ id, stream, view, selected, clip, closeClip }) {
     if (!selected) return html`<div class="picture"><div class="note"><${Icon} name="eye" /><span>The model has not looked yet</span></div></div>`;
     return html`<${SeenFrames} result=${selected} load=${(options) => api.framesOfResult(selected.request_id, options)} />`;
   }
-  return html`<${LivePicture} id=${id} fps=${5} width=${1280} />`;
+  return html`<${LiveVideo} id=${id} codec=${stream.counters.codec} />`;
 }
 
 function Questions({ stream, range, clearRange, showRange }) {

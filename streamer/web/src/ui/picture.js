@@ -50,8 +50,8 @@ function Since({ id }) {
   return duration(useAge(id) ?? 0);
 }
 
-/** The newest pictures of a stream. */
-export function LivePicture({ id, fps, width }) {
+/** The newest pictures of a stream; with `video`, its live video hides them. */
+export function LivePicture({ id, fps, width, video = false, children }) {
   const canvas = useRef(null);
   const { stream, state } = useCondition(id);
   useEffect(() => {
@@ -63,7 +63,8 @@ export function LivePicture({ id, fps, width }) {
   const nothing = useComputed(() => camera(id).frameTime.value === null).value;
   return html`<div class=${old ? "picture old" : "picture"}>
     <canvas ref=${canvas} width="16" height="9" role="img" aria-label=${`Newest picture of ${name}`} />
-    ${state !== "lost" && state !== "failed" && html`<${Age} id=${id} />`}
+    ${children}
+    ${state !== "lost" && state !== "failed" && (video && state === "live" ? html`<span class="age">Live video</span>` : html`<${Age} id=${id} />`)}
     ${(nothing || state === "failed" || state === "lost") && html`<div class="note">
       <${Icon} name=${state === "failed" || state === "lost" ? "warning" : state === "paused" ? "pause" : "camera"} size=${22} />
       <span>${nothing ? (state === "waiting" ? "Waiting for the first picture" : WORDS[state]) : html`${WORDS[state]} <${Since} id=${id} /> ago`}</span>

@@ -1,0 +1,74 @@
+"""Live video in a browser: a real camera, a real ingest slot, the real API and page."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from streamer.local.redis_server import EmbeddedServer
+from streamer.settings import Settings
+from tests.support.browser import open_page, take_picture
+from tests.support.cameras import GstCamera, write_units
+from tests.support.ingest_bench import Bench
+from tests.support.page_service import PageService
+from tests.support.videos import write_video
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+PLAYING = "video.live.playing"
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PageService]:
+    folder = tmp_path_factory.mktemp("video")
+    with EmbeddedServer(folder / "redis", persistent=False, max_memory=256 * 2**20) as server:
+        settings = Settings(
+            redis_url=server.url,
+            data_dir=folder / "data",
+            log_level="error",
+            reconnect_cap=0.5,
+        )
+        with PageService(settings) as opened:
+            yield opened
+
+
+def plays(page: "Page", seconds: float) -> None:
+    """Wait until the video is shown, and has played for so long."""
+    page.locator(PLAYING).wait_for()
+    at = page.locator(PLAYING).evaluate("(video) => video.currentTime")
+    page.wait_for_function(
+        "(until) => document.querySelector('video.live.playing')?.currentTime > until",
+        arg=at + seconds,
+    )
+
+
+@pytest.mark.slow
+def test_a_camera_plays_as_video_until_it_dies_and_when_it_is_back(
+    browser: "Browser", service: PageService, tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    write_video(tmp_path / "v.mp4", seconds=4, width=640, height=360)
+    bench = Bench(service.settings, service.client.connections)
+    with GstCamera(write_units([tmp_path / "v.mp4"], tmp_path / "v.units")) as camera:
+        spec = bench.attach(camera.url, live=True, fps=2, name="gate")
+        with bench.run(spec), open_page(browser, service.url, expected="/readyz") as page:
+            page.goto("/streams/gate")
+            # given video that plays, close to now
+            plays(page, 2.0)
+            page.get_by_text("Live video", exact=True).wait_for()
+            video = page.locator(PLAYING)
+            assert video.evaluate("(it) => [it.videoWidth, it.videoHeight]") == [640, 360]
+            take_picture(page, "stream-video")
+            # when the camera dies
+            camera.kill()
+            page.get_by_text("Connection lost").first.wait_for()
+            assert "ago" in page.locator(".picture .note").inner_text()
+            take_picture(page, "stream-video-lost")
+            # then it plays again when the camera is back, without a reload
+            camera.start()
+            plays(page, 1.0)
+            # and nobody remuxes for a page that shows something else
+            page.get_by_role("button", name="What the model saw").click()
+            page.locator("video.live").wait_for(state="detached")
+            eventually(lambda: not bench.context.video.numbers()["video_streams"])
