@@ -2,8 +2,9 @@
 
 An API process says which streams it wants, again and again (:meth:`LiveVideo.want`). The ingest
 worker of such a stream remuxes its packets, once for all viewers, and adds them in *pieces* to the
-Redis Stream `redis_keys.video(id)`. It keeps what a viewer needs to begin, and no more: the frames
-since the key frame before the newest one. When nobody wants the stream, its pieces are deleted.
+Redis Stream `redis_keys.video_pieces(id)`. It keeps what a viewer needs to begin, and no more: the
+frames since the key frame before the newest one. When nobody wants the stream, its pieces are
+deleted.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,7 @@ return refused
 
 
 @dataclass(frozen=True)
-class Piece:
+class VideoPiece:
     """A few frames that follow each other, as fragments of MP4.
 
     Attributes:
@@ -100,9 +101,9 @@ class LiveVideo:
         found = self._redis.zrangebyscore(redis_keys.VIDEO_WANTED, self._clock.time(), "+inf")
         return frozenset(stream_id.decode() for stream_id in cast(list[bytes], found))
 
-    def add(self, stream_id: str, pieces: Sequence[Piece], oldest: str | None) -> list[str]:
+    def add(self, stream_id: str, pieces: Sequence[VideoPiece], oldest: str | None) -> list[str]:
         """Add pieces, forget those before the id `oldest`, and return the ids of the new ones."""
-        key = redis_keys.video(stream_id)
+        key = redis_keys.video_pieces(stream_id)
         with self._redis.pipeline(transaction=False) as pipeline:
             for piece in pieces:
                 pipeline.xadd(key, _fields(piece), minid=oldest, approximate=False)
@@ -110,17 +111,19 @@ class LiveVideo:
             *ids, _ = pipeline.execute()
         return [each.decode() for each in ids]
 
-    def kept(self, stream_id: str) -> list[tuple[str, Piece]]:
+    def kept(self, stream_id: str) -> list[tuple[str, VideoPiece]]:
         """Return all pieces of a stream, oldest first, each with its id."""
-        return _read(self._redis.xrange(redis_keys.video(stream_id)))
+        return _read(self._redis.xrange(redis_keys.video_pieces(stream_id)))
 
-    def read(self, after: Mapping[str, str], block: float) -> dict[str, list[tuple[str, Piece]]]:
+    def read(
+        self, after: Mapping[str, str], block: float
+    ) -> dict[str, list[tuple[str, VideoPiece]]]:
         """Return the pieces of each stream that came after an id; wait up to `block` seconds."""
         positions: dict[Any, Any] = {
-            redis_keys.video(stream_id): place for stream_id, place in after.items()
+            redis_keys.video_pieces(stream_id): place for stream_id, place in after.items()
         }
         answer = self._redis.xread(positions, count=64, block=max(1, round(block * 1000)))
-        prefix = redis_keys.video("")
+        prefix = redis_keys.video_pieces("")
         return {
             key.decode().removeprefix(prefix): _read(entries)
             for key, entries in cast(list[Any], answer or [])
@@ -128,21 +131,21 @@ class LiveVideo:
 
     def discard(self, stream_id: str) -> None:
         """Delete the pieces of a stream that nobody watches."""
-        self._redis.unlink(redis_keys.video(stream_id))
+        self._redis.unlink(redis_keys.video_pieces(stream_id))
 
 
-def _fields(piece: Piece) -> dict[Any, Any]:
+def _fields(piece: VideoPiece) -> dict[Any, Any]:
     fields: dict[Any, Any] = {
         "run": piece.run, "number": piece.number, "time": piece.time, "data": piece.data
     }  # fmt: skip
     return fields | ({"init": piece.init, "mime": piece.mime} if piece.key else {})
 
 
-def _read(entries: Any) -> list[tuple[str, Piece]]:
+def _read(entries: Any) -> list[tuple[str, VideoPiece]]:
     return [
         (
             entry_id.decode(),
-            Piece(
+            VideoPiece(
                 run=int(fields[b"run"]),
                 number=int(fields[b"number"]),
                 time=float(fields[b"time"]),

@@ -82,7 +82,7 @@ VIDEO_WANTED = KEY_PREFIX + "video-wanted"
 length, under a TTL."""
 
 
-def video(stream_id: str) -> str:
+def video_pieces(stream_id: str) -> str:
     """Return the key of a Redis Stream: the newest pieces of a video that is watched. Bounded in
     bytes, under a TTL."""
     return f"{KEY_PREFIX}video:{stream_id}"

@@ -16,7 +16,7 @@ import redis
 import structlog
 
 from streamer.clock import Clock
-from streamer.live_video import MAX_BYTES, LiveVideo, Piece
+from streamer.live_video import MAX_BYTES, LiveVideo, VideoPiece
 from streamer.media.packet_reader import Arrival
 from streamer.media.remuxer import CODECS, Fragment, Remuxer
 from streamer.outage import Outage
@@ -51,7 +51,7 @@ class VideoTap:
         self._remuxer: Remuxer | None = None
         self._failures = 0
         self._lock = threading.Lock()
-        self._pending: deque[Piece] = deque()
+        self._pending: deque[VideoPiece] = deque()
         self._bytes = 0  # of the pending pieces
         self._numbers = itertools.count()
         self._run = 0
@@ -85,7 +85,7 @@ class VideoTap:
         for fragment in fragments:
             self._add(fragment, arrival.time)
 
-    def take(self) -> list[Piece]:
+    def take(self) -> list[VideoPiece]:
         """Return the pieces that are ready. Call it in another thread."""
         with self._lock:
             taken = list(self._pending)
@@ -110,13 +110,13 @@ class VideoTap:
             last = self._pending[-1] if self._pending else None
             if last is not None and last.run == self._run and not fragment.key:
                 data = last.data + fragment.data
-                self._pending[-1] = Piece(
+                self._pending[-1] = VideoPiece(
                     last.run, last.number, last.time, data, last.init, last.mime
                 )
                 return
             init, mime = (fragment.init, fragment.mime) if fragment.key else (b"", "")
             number = next(self._numbers)
-            self._pending.append(Piece(self._run, number, time, fragment.data, init, mime))
+            self._pending.append(VideoPiece(self._run, number, time, fragment.data, init, mime))
 
 
 class VideoOutlet:

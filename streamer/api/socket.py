@@ -50,7 +50,7 @@ class Frames(Record):
     width: int = Field(default=640, ge=16, le=1920, description="maximum width, pixels")
 
 
-class Video(Record):
+class VideoWish(Record):
     """Whose video to send."""
 
     streams: Annotated[_Names, Field(max_length=MAX_VIDEOS)]
@@ -67,7 +67,7 @@ class Subscribe(Record):
         default=None, description="ids or names of the streams whose events to send; null: all"
     )
     frames: Frames | None = None
-    video: Video | None = None
+    video: VideoWish | None = None
     queries: _Names = Field(default_factory=list, description="queries whose answers to follow")
     after: str | None = Field(default=None, description="id of the last event that is known")
 

@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from streamer.clock import Clock
 from streamer.domain import rfc3339, to_datetime
 from streamer.errors import ErrorCode, StreamerError
-from streamer.live_video import MAX_BYTES, MAX_WATCHED, RENEWAL, LiveVideo, Piece
+from streamer.live_video import MAX_BYTES, MAX_WATCHED, RENEWAL, LiveVideo, VideoPiece
 from streamer.outage import Outage
 
 MAX_QUEUED = 4 << 20
@@ -48,13 +48,13 @@ class Viewer:
     stream: str
     refused: StreamerError | None = None
     skips: int = 0
-    _queue: deque[Piece] = field(default_factory=deque)
+    _queue: deque[VideoPiece] = field(default_factory=deque)
     _bytes: int = 0
     _need_key: bool = True
     _run: int = 0
     _news: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def offer(self, piece: Piece, *, gap: bool = False) -> None:
+    def offer(self, piece: VideoPiece, *, gap: bool = False) -> None:
         """Queue a piece. With `gap`, pieces before it are missing."""
         if self._bytes + piece.size > MAX_QUEUED and self._queue:
             self._queue.clear()
@@ -103,8 +103,8 @@ class _Film:
     def __init__(self) -> None:
         self.viewers: list[Viewer] = []
         self.place: str | None = None  # of the newest piece in Redis; None: not looked yet
-        self._since_key: deque[Piece] = deque()
-        self._last: Piece | None = None
+        self._since_key: deque[VideoPiece] = deque()
+        self._last: VideoPiece | None = None
 
     def begin(self, viewer: Viewer, now: float) -> None:
         """Add a viewer, who begins with the newest key frame, unless the camera is gone."""
@@ -113,7 +113,7 @@ class _Film:
             for piece in self._since_key:
                 viewer.offer(piece)
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: VideoPiece) -> None:
         """Take the next piece, and give it to all viewers."""
         last, expected = self._last, 0
         if last is not None:
@@ -206,7 +206,7 @@ class Videos:
         finally:
             self._task = None
 
-    def _read(self, places: Mapping[str, str | None]) -> dict[str, tuple[str, list[Piece]]]:
+    def _read(self, places: Mapping[str, str | None]) -> dict[str, tuple[str, list[VideoPiece]]]:
         """Return the new place in each stream that has something new, and its new pieces."""
         known = {stream_id: place for stream_id, place in places.items() if place is not None}
         if len(known) == len(places):
@@ -223,7 +223,7 @@ class Videos:
         return found
 
     def _distribute(
-        self, found: Mapping[str, tuple[str, list[Piece]]], refused: AbstractSet[str]
+        self, found: Mapping[str, tuple[str, list[VideoPiece]]], refused: AbstractSet[str]
     ) -> None:
         for stream_id, (place, pieces) in found.items():
             film = self._films.get(stream_id)

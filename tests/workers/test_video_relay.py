@@ -9,7 +9,7 @@ import pytest
 
 from streamer.clock import SystemClock
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.live_video import MAX_WATCHED, LiveVideo, Piece
+from streamer.live_video import MAX_WATCHED, LiveVideo, VideoPiece
 from streamer.media.packet_reader import Arrival
 from tests.support.cameras import GstCamera
 from tests.support.ingest_bench import Bench
@@ -31,9 +31,9 @@ class Viewer:
         self._video = video
         self._stream_id = stream_id
         self._place = "0-0"
-        self.pieces: list[Piece] = []
+        self.pieces: list[VideoPiece] = []
 
-    def look(self) -> list[Piece]:
+    def look(self) -> list[VideoPiece]:
         """Say that the stream is watched, and return all pieces that have come so far."""
         self._video.want([self._stream_id])
         new = self._video.read({self._stream_id: self._place}, 0.01).get(self._stream_id, [])
@@ -43,7 +43,7 @@ class Viewer:
         return self.pieces
 
 
-def numbers(pieces: Sequence[Piece]) -> list[int]:
+def numbers(pieces: Sequence[VideoPiece]) -> list[int]:
     """Decode pieces of one run as a browser does; return the numbers that their pictures show."""
     assert len({piece.run for piece in pieces}) == 1
     return decoded_numbers(pieces[0].init + b"".join(piece.data for piece in pieces))

@@ -4,16 +4,18 @@ import json
 import struct
 from collections.abc import Callable
 from contextlib import ExitStack
+from itertools import pairwise
 from typing import Any
 
 import av
+import httpx
 import pytest
 from websockets.sync.client import ClientConnection, connect
 
 from streamer.api import videos
 from streamer.clock import Clock, SystemClock
 from streamer.domain import StreamSpec
-from streamer.live_video import LiveVideo, Piece
+from streamer.live_video import LiveVideo, VideoPiece
 from streamer.media.remuxer import Fragment, Remuxer
 from streamer.service import Service
 from streamer.settings import Settings
@@ -52,7 +54,7 @@ class Film:
             # a box that players pass over makes a piece as large as that of a better camera
             free = struct.pack(">I4s", padding + 8, b"free") + bytes(padding) if padding else b""
             data = fragment.data + free
-            piece = Piece(self.run, self.number, self.clock.time(), data, init, mime)
+            piece = VideoPiece(self.run, self.number, self.clock.time(), data, init, mime)
             self.video.add(self.id, [piece], None)
             self.number += 1
 
@@ -170,6 +172,7 @@ def test_a_lost_piece_makes_viewers_wait_for_a_key_frame(
 def test_a_viewer_that_does_not_read_is_skipped_to_a_key_frame(
     api_server: ApiServer,
     film: Film,
+    fragments: list[Fragment],
     eventually: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -178,17 +181,30 @@ def test_a_viewer_that_does_not_read_is_skipped_to_a_key_frame(
     with Page(api_server) as slow, Page(api_server) as quick:
         eventually(lambda: films.viewers == 2)
         # when one reads, and the other does not
-        for _ in range(20):
-            film.add(24, padding=100_000)
-            for _ in range(24):
-                quick.hear()
-        # then what waits for the other has not grown with it, and begins with a key frame
         viewers = films._films[film.id].viewers
-        waiting = [viewer for viewer in viewers if viewer.skips]
-        assert len(waiting) == 1
-        assert sum(piece.size for piece in waiting[0]._queue) <= 1 << 20
-        slow.connection.close()
+        while not any(viewer.skips for viewer in viewers):
+            film.add(1, padding=300_000)
+            quick.hear()
+        # then what waits for it has not grown with the film
+        (skipped,) = [viewer for viewer in viewers if viewer.skips]
+        assert sum(piece.size for piece in skipped._queue) <= 1 << 20
+        # and what it reads later has gaps, each of which ends with a key frame
+        film.add(24)
+        film.run, film.number = 2, 0
+        film.add(1)
+        heard = [slow.hear()[1]]
+        while "start" not in (following := slow.hear())[0]:
+            heard.append(following[1])
+        shown = [n for data in heard for n, each in enumerate(fragments) if each.data in data]
+        assert len(shown) == len(heard)
+        jumps = [b for a, b in pairwise(shown) if b != (a + 1) % 24]
+        assert jumps
+        assert all(number % 12 == 0 for number in jumps)
+        metrics = httpx.get(f"{api_server.url}/metrics").text
+        assert "streamer_video_viewers 2.0" in metrics
     eventually(lambda: films.viewers == 0)
+    metrics = httpx.get(f"{api_server.url}/metrics").text
+    assert f"streamer_video_skips_total {films.skips:.1f}" in metrics
     assert films.skips > 0
 
 
