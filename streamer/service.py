@@ -366,9 +366,8 @@ class Service:
 
     def _create(self, full_url: str, name: str | None, base: str, **fields: Any) -> Stream:
         self.jobs.require_room()
-        number = 1
         while True:
-            unique = base if number == 1 else f"{base}-{number}"
+            unique = base if name is not None else self.registry.free_name(base)
             spec = validated(StreamSpec, name=unique, **fields)
             try:
                 self.registry.create(spec, full_url)
@@ -376,7 +375,6 @@ class Service:
             except StreamerError as error:
                 if name is not None or error.code is not ErrorCode.NAME_TAKEN:
                     raise
-                number += 1
         self.jobs.start_ingest(spec.id)
         return self.stream(spec.id)
 

@@ -286,6 +286,24 @@ class StreamRegistry:
                 states[StreamState.UNREADABLE.value] += 1
         return dict(states), dict(sums)
 
+    def free_name(self, base: str) -> str:
+        """Return `base` or, if it is taken, `base-2`, `base-3` and so on: a name that is free, in a
+        number of round trips that hardly grows with the number of streams."""
+        powers = [1 << power for power in range(32)]
+        taken = cast(
+            "list[bytes | None]",
+            self._redis.hmget(redis_keys.NAMES, [_numbered(base, n) for n in powers]),
+        )
+        free = next(n for n, owner in zip(powers, taken, strict=True) if owner is None)
+        low = free // 2  # taken, or 0
+        while free - low > 1:
+            middle = (low + free) // 2
+            if self._redis.hexists(redis_keys.NAMES, _numbered(base, middle)):
+                low = middle
+            else:
+                free = middle
+        return _numbered(base, free)
+
     def retention_days(self) -> dict[str, float]:
         """Return, by id, the days of the streams whose results have a retention of their own."""
         records = cast("dict[bytes, bytes]", self._redis.hgetall(redis_keys.STREAMS))
@@ -510,6 +528,10 @@ class StreamRegistry:
             ErrorCode.NAME_TAKEN,
             f"A stream '{name}' already exists: choose another name, or detach that stream first.",
         )
+
+
+def _numbered(base: str, number: int) -> str:
+    return base if number == 1 else f"{base}-{number}"
 
 
 def _place(stream_id: str, record: bytes) -> tuple[int, str]:

@@ -14,6 +14,7 @@ from streamer.domain import (
 )
 from streamer.errors import ErrorCode, StreamerError
 from streamer.streams import StreamRegistry
+from tests.support.redis_commands import commands_of
 
 URL = "rtsp://admin:s3cret@camera/live"
 
@@ -185,3 +186,19 @@ def test_retention_of_streams_is_read_at_once(client) -> None:
     client.edit("b", retention_days=2)
 
     assert client.registry.retention_days() == {spec.id: 2.0}
+
+
+def test_a_free_name_takes_few_round_trips_however_many_are_taken(registry, redis_client):
+    # given names of which some in between are free again
+    assert registry.free_name("yard") == "yard"
+    taken = {f"yard-{n}": "id" for n in range(2, 1000) if n != 700} | {"yard": "id"}
+    redis_client.hset(redis_keys.NAMES, mapping=taken)
+
+    # when a free one is looked for
+    found = []
+    sent = commands_of(redis_client, lambda: found.append(registry.free_name("yard")))
+
+    # then it is one of those, after a handful of commands
+    assert found[0] in {"yard-700", "yard-1000"}
+    assert len(sent) <= 12
+    assert registry.free_name("gate") == "gate"

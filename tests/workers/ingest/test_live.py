@@ -35,7 +35,8 @@ def test_a_camera_is_sampled_and_asked_about(
     first, second = bench.requests(WATCHES)
     assert (first.kind, first.watch_id) == (RequestKind.WATCH, spec.watches[0].id)
     # on a busy machine a frame may fall into the next window; none is lost
-    assert all(4 <= len(request.frames) <= 6 for request in (first, second))
+    assert 4 <= len(first.frames) <= 6
+    assert 2 <= len(second.frames) <= 6  # up to half is cut off, so that cameras take turns
     assert (first.end - first.start).total_seconds() == pytest.approx(1.0)
     assert second.start == first.end
     assert first.data is None
@@ -48,7 +49,7 @@ def test_a_camera_is_sampled_and_asked_about(
     assert status.counters.duration is None
     # the status in Redis is up to a second old; the last one is written when the slot ends
     counters = bench.status(spec).counters
-    assert counters.packets >= 45
+    assert counters.packets >= 35
     assert 0 < counters.decoded <= counters.packets
     assert counters.sampled == bench.frames.count(spec.id)
     assert counters.clips >= 2
