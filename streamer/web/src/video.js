@@ -15,6 +15,8 @@ const KEPT = 6; // seconds of played video
 const SILENCE = 5000;
 const RETRY = 1000;
 const MAX_FAILURES = 4;
+const FORGIVEN = 60000;
+const PATIENCE = 4000;
 const MAX_QUEUED = 16 << 20;
 
 /** The class that plays pieces of video; undefined: this browser has none. */
@@ -57,6 +59,7 @@ export class VideoPlayer {
     this._streamId = streamId;
     this._tell = tell;
     this._failures = 0;
+    this._failedAt = 0;
     this._url = null;
     video.onerror = () => this._url && this._fail();
     video.onplaying = () => this._source && this._tell("playing");
@@ -72,11 +75,13 @@ export class VideoPlayer {
   }
 
   _begin() {
+    this._late = setTimeout(() => this._tell("Pictures until the camera’s next key frame"), PATIENCE);
     this._unwatch = watchVideo(this._streamId, (header, bytes) => this._take(header, bytes));
   }
 
   _stop() {
     clearTimeout(this._retry);
+    clearTimeout(this._late);
     this._unwatch?.();
     this._unwatch = null;
     this._clear();
@@ -102,22 +107,28 @@ export class VideoPlayer {
   }
 
   _fail() {
-    if (++this._failures < MAX_FAILURES) return this._restart(RETRY * this._failures);
+    const now = performance.now();
+    this._failures = now - this._failedAt < FORGIVEN ? this._failures + 1 : 1;
+    this._failedAt = now;
+    if (this._failures < MAX_FAILURES) return this._restart(RETRY * this._failures);
+    this._giveUp("Pictures, because this browser cannot decode the video");
+  }
+
+  _giveUp(why) {
     this._stop();
-    this._tell("Pictures, because this browser cannot decode the video");
+    this._tell(why);
   }
 
   _take(header, bytes) {
     if (header.error) {
-      this._stop();
-      this._tell("Pictures, because too much video is watched at the moment");
+      this._giveUp("Pictures, because the service sends no more video now");
       this._retry = setTimeout(() => this._begin(), 30 * RETRY);
       return;
     }
     const now = performance.now();
-    if (header.start) this._open(header.content_type);
-    else if (!this._source) return this._restart(RETRY);
-    else this._wait = longestPause(this._wait, (now - this._heard) / 1000);
+    if (header.start && !this._open(header.content_type)) return;
+    if (!this._source) return this._restart(RETRY);
+    if (!header.start) this._wait = longestPause(this._wait, (now - this._heard) / 1000);
     this._heard = now;
     clearTimeout(this._doubt);
     this._doubt = setTimeout(() => this._clear(), SILENCE + 2000 * this._wait);
@@ -127,11 +138,13 @@ export class VideoPlayer {
     else this._append();
   }
 
+  // Returns whether the browser takes this video.
   _open(type) {
     const Source = mediaSource();
+    clearTimeout(this._late);
     if (!Source.isTypeSupported(type)) {
-      this._failures = MAX_FAILURES;
-      return this._fail();
+      this._giveUp("Pictures, because this browser does not play this video");
+      return false;
     }
     this._clear();
     const source = new Source();
@@ -146,6 +159,7 @@ export class VideoPlayer {
     };
     this._video.disableRemotePlayback = true; // what Safari on phones asks for
     this._video.src = this._url;
+    return true;
   }
 
   _append() {

@@ -1,13 +1,16 @@
 """Live video in a browser: a real camera, a real ingest slot, the real API and page."""
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from streamer.connections import Connections
 from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import Settings
+from tests.support.api_server import ApiServer
 from tests.support.browser import open_page, take_picture
 from tests.support.cameras import GstCamera, write_units
 from tests.support.ingest_bench import Bench
@@ -18,6 +21,9 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 PLAYING = "video.live.playing"
+
+SERVICE_AWAY = "/readyz|net::ERR_|WebSocket"
+"""Console errors of a page whose service is away."""
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +48,51 @@ def plays(page: "Page", seconds: float) -> None:
         "(until) => document.querySelector('video.live.playing')?.currentTime > until",
         arg=at + seconds,
     )
+
+
+@pytest.mark.slow
+def test_a_camera_that_browsers_do_not_play_is_shown_in_pictures_with_a_word(
+    browser: "Browser", service: PageService, tmp_path: Path
+) -> None:
+    write_video(tmp_path / "v.mp4", codec="libx265", seconds=2, width=640, height=360)
+    bench = Bench(service.settings, service.client.connections)
+    with GstCamera(write_units([tmp_path / "v.mp4"], tmp_path / "v.units")) as camera:
+        spec = bench.attach(camera.url, live=True, fps=5, name="yard")
+        with bench.run(spec), open_page(browser, service.url, expected="/readyz") as page:
+            page.goto("/streams/yard")
+            page.get_by_text("Pictures, because this browser plays no H.265").wait_for()
+            shown = "(width) => document.querySelector('.picture canvas').width === width"
+            page.wait_for_function(shown, arg=640)
+            take_picture(page, "stream-pictures-and-why")
+            assert page.locator(PLAYING).count() == 0
+            assert bench.context.video.numbers()["video_streams"] == 0
+
+
+@pytest.mark.slow
+def test_a_video_comes_back_by_itself_when_the_service_restarts(
+    browser: "Browser", service: PageService, tmp_path: Path
+) -> None:
+    write_video(tmp_path / "v.mp4", seconds=2, width=320, height=240)
+    with (
+        Connections(service.settings) as connections,
+        GstCamera(write_units([tmp_path / "v.mp4"], tmp_path / "v.units")) as camera,
+        ExitStack() as window,
+    ):
+        # given a page that plays a camera
+        bench = Bench(service.settings, connections)
+        spec = bench.attach(camera.url, live=True, fps=1, name="dock")
+        window.enter_context(bench.run(spec))
+        with ApiServer(service.settings) as api:
+            port = api.port
+            page = window.enter_context(open_page(browser, api.url, expected=SERVICE_AWAY))
+            page.goto("/streams/dock")
+            plays(page, 1.0)
+        # when the API is away, and comes back
+        page.get_by_text("The page tries again by itself.").wait_for()
+        with ApiServer(service.settings, port):
+            page.get_by_text("The page tries again by itself.").wait_for(state="detached")
+            plays(page, 1.0)
+            window.close()
 
 
 @pytest.mark.slow

@@ -68,7 +68,7 @@ function Player({ id, stream, view, selected, clip, closeClip }) {
     if (!selected) return html`<div class="picture"><div class="note"><${Icon} name="eye" /><span>The model has not looked yet</span></div></div>`;
     return html`<${SeenFrames} result=${selected} load=${(options) => api.framesOfResult(selected.request_id, options)} />`;
   }
-  return html`<${LiveVideo} id=${id} codec=${stream.counters.codec} />`;
+  return html`<${LiveVideo} id=${id} codec=${stream.live ? stream.counters.codec : null} />`;
 }
 
 function Questions({ stream, range, clearRange, showRange }) {

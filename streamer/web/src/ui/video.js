@@ -2,7 +2,7 @@
 import { useEffect, useRef, useState } from "preact/hooks";
 import { VideoPlayer, unplayable } from "../video.js";
 import { html } from "./html.js";
-import { LivePicture } from "./picture.js";
+import { LivePicture, useCondition } from "./picture.js";
 
 const PICTURES = { fps: 5, width: 1280 };
 const BEHIND_VIDEO = { fps: 1, width: 320 }; // they say how old the newest picture is
@@ -12,6 +12,7 @@ export function LiveVideo({ id, codec }) {
   const element = useRef(null);
   const [told, setTold] = useState("waiting");
   const why = unplayable(codec);
+  const { state } = useCondition(id);
   useEffect(() => {
     if (!codec || why) return undefined;
     const player = new VideoPlayer(element.current, id, setTold);
@@ -21,6 +22,6 @@ export function LiveVideo({ id, codec }) {
   const reason = why ?? (told === "playing" || told === "waiting" ? null : told);
   return html`<${LivePicture} id=${id} video=${playing} ...${playing ? BEHIND_VIDEO : PICTURES}>
     <video ref=${element} class=${playing ? "live playing" : "live"} muted playsinline aria-label="Live video" />
-    ${reason && html`<p class="why">${reason}</p>`}
+    ${reason && state === "live" && html`<p class="why">${reason}</p>`}
   <//>`;
 }
