@@ -170,7 +170,11 @@ Content = Annotated[
 
 
 def _as_content(value: Any) -> Any:
-    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+    """Return content as parts: a text alone, or among parts, is a part too (Frigate 0.15)."""
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, list):
+        return parts
+    return [{"type": "text", "text": p} if isinstance(p, str) else p for p in parts]
 
 
 _TEXTS_SCHEMA: dict[str, Any] = {
@@ -195,7 +199,7 @@ class MessageBody(_Body):
     content: Annotated[
         list[Content] | None,
         Field(max_length=MAX_PARTS),
-        BeforeValidator(_as_content, json_schema_input_type=str | list[Content] | None),
+        BeforeValidator(_as_content, json_schema_input_type=str | list[Content | str] | None),
     ] = None
 
 

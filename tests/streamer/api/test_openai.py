@@ -245,26 +245,62 @@ def test_an_idempotent_request_is_answered_once(ai, chat_service):
     assert len(chat_service.client.queries(1000)) == before + 1
 
 
-# What programs were seen to send.
-FRIGATE = {
-    "model": "demo",
-    "messages": [
-        {
-            "role": "user",
-            "content": [
-                {"type": "text", "text": "Describe the person in the picture."},
-                {"type": "image_url", "image_url": {"url": data_url(), "detail": "low"}},
-            ],
-        }
-    ],
-    "timeout": 60,
-}
-LLM_VISION = {
-    "model": "gpt-4o-mini",
-    "messages": [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}],
-    "max_tokens": 1,
-    "temperature": 0.5,
-}
+# What programs send, byte by byte, but for their words and pictures.
+OLDER_FRIGATE = (  # 0.15: the prompt is a bare text among parts
+    '{"model":"demo","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"PICTURE",'
+    '"detail":"low"}},"Describe the person."]}]}'
+)
+FRIGATE = (  # 0.16: an object's pictures, then the prompt
+    '{"model":"demo","messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"PICTURE",'
+    '"detail":"low"}},{"type":"image_url","image_url":{"url":"PICTURE","detail":"low"}},'
+    '{"type":"text","text":"Décris la personne."}]}]}'
+)
+FRIGATE_REVIEW = (  # 0.17: the prompt, pictures with captions, and pydantic's schema of an answer
+    '{"model":"demo","messages":[{"role":"user","content":[{"type":"text","text":"Review it."},'
+    '{"type":"text","text":"Frame 1"},{"type":"image_url","image_url":{"url":"PICTURE",'
+    '"detail":"low"}}]}],"response_format":{"type":"json_schema","json_schema":'
+    '{"name":"review_metadata","strict":true,"schema":{"properties":{"title":{"description":'
+    '"Under 10 words.","maxLength":80,"title":"Title","type":"string"},"confidence":{"description":'
+    '"How sure it is.","maximum":1.0,"minimum":0.0,"title":"Confidence","type":"number"},'
+    '"potential_threat_level":{"description":"Threat level.","maximum":2,"minimum":0,"title":'
+    '"Potential Threat Level","type":"integer"},"other_concerns":{"anyOf":[{"items":{"type":'
+    '"string"},"type":"array"},{"type":"null"}],"default":null,"description":"Concerns.","title":'
+    '"Other Concerns"}},"required":["title","confidence","potential_threat_level"],"title":'
+    '"ReviewMetadata","type":"object","additionalProperties":false}}}}'
+)
+FRIGATE_CHAT = (  # 0.17: its chat, which offers tools and is streamed
+    '{"model":"demo","messages":[{"role":"system","content":"Look."},{"role":"user","content":'
+    '"Who was at the door?"}],"stream":true,"stream_options":{"include_usage":true},'
+    '"tool_choice":"auto","tools":[{"type":"function","function":{"name":"search_objects",'
+    '"description":"Search for objects.","parameters":{"type":"object","properties":{"camera":'
+    '{"type":"string"}}}}}]}'
+)
+LLM_VISION_KEY = (  # how it tries a key
+    '{"model": "gpt-4o-mini", "messages": [{"role": "user", "content": [{"type": "text", '
+    '"text": "Hi"}]}]}'
+)
+LLM_VISION = (  # 1.5: a system prompt, what it remembers, and a picture with its name
+    '{"model": "gpt-4o-mini", "messages": [{"role": "system", "content": "Describe the images."}, '
+    '{"role": "user", "content": [{"type": "text", "text": "These serve as reference."}, {"type": '
+    '"text", "text": "Dog:"}, {"type": "image_url", "image_url": {"url": "PICTURE"}}]}, {"role": '
+    '"user", "content": [{"type": "text", "text": "Image 1:"}, {"type": "image_url", "image_url": '
+    '{"url": "PICTURE"}}, {"type": "text", "text": "Wer ist vor der T\\u00fcr?"}]}], '
+    '"max_completion_tokens": 100, "temperature": 0.5, "top_p": 0.9}'
+)
+LLM_VISION_JSON = (  # with a structure
+    '{"model": "gpt-4o-mini", "messages": [{"role": "system", "content": "Describe the images."}, '
+    '{"role": "user", "content": [{"type": "text", "text": "Image 1:"}, {"type": "image_url", '
+    '"image_url": {"url": "PICTURE"}}, {"type": "text", "text": "Is the door open?"}]}], '
+    '"max_completion_tokens": 1000, "temperature": 0.5, "top_p": 0.9, "response_format": {"type": '
+    '"json_schema", "json_schema": {"name": "response", "schema": {"type": "object", "properties": '
+    '{"open": {"type": "boolean"}, "why": {"type": "string"}}, "required": ["open", "why"], '
+    '"additionalProperties": false}, "strict": true}}}'
+)
+LLM_VISION_TITLE = (  # a title for what was seen: two messages of the user in a row
+    '{"model": "gpt-4o-mini", "messages": [{"role": "user", "content": [{"type": "text", "text": '
+    '"Write a title."}]}, {"role": "user", "content": [{"type": "text", "text": "A person is at '
+    'the door."}]}], "max_completion_tokens": 4096, "temperature": 0.5, "top_p": 0.9}'
+)
 HOMESEC = {
     "model": "demo",
     "messages": [
@@ -291,16 +327,80 @@ HOMESEC = {
 }
 
 
-@pytest.mark.parametrize("body", [FRIGATE, LLM_VISION, HOMESEC])
-def test_a_body_that_a_program_was_seen_to_send(chat_service, body):
+def as_sent(body):
+    """Return the bytes of a body, with a picture in it."""
+    return body.replace("PICTURE", data_url()).encode()
+
+
+def post(chat_service, body):
+    """Send the bytes of a body as programs do."""
+    headers = {"Content-Type": "application/json", "Authorization": "Bearer unused"}
+    return httpx.post(
+        f"{chat_service.url}/chat/completions", content=as_sent(body), headers=headers, timeout=120
+    )
+
+
+@pytest.mark.parametrize(
+    "body",
+    [OLDER_FRIGATE, FRIGATE, LLM_VISION_KEY, LLM_VISION, LLM_VISION_TITLE],
+    ids=["Frigate 0.15", "Frigate", "LLM Vision's key", "LLM Vision", "LLM Vision's title"],
+)
+def test_a_body_of_a_program_is_answered(chat_service, body):
+    response = post(chat_service, body)
+    # its programs read nothing else
+    assert response.status_code == 200, response.text
+    assert response.json()["choices"][0]["message"]["content"].strip()
+
+
+@pytest.mark.parametrize(
+    ("body", "fields"),
+    [
+        (FRIGATE_REVIEW, {"title", "confidence", "potential_threat_level"}),
+        (LLM_VISION_JSON, {"open", "why"}),
+    ],
+    ids=["Frigate", "LLM Vision"],
+)
+def test_the_schema_of_a_program_is_followed(chat_service, body, fields):
+    response = post(chat_service, body)
+    assert response.status_code == 200, response.text
+    (choice,) = response.json()["choices"]
+    assert choice["finish_reason"] == "stop"
+    assert fields <= set(json.loads(choice["message"]["content"]))
+
+
+def test_the_chat_of_frigate_is_streamed_and_calls_no_tool(chat_service):
+    response = post(chat_service, FRIGATE_CHAT)
+    assert response.status_code == 200, response.text
+    lines = [line for line in response.text.splitlines() if line.startswith("data: {")]
+    chunks = [json.loads(line.removeprefix("data: ")) for line in lines]
+    deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
+    assert "".join(delta.get("content") or "" for delta in deltas).strip()
+    assert not any(delta.get("tool_calls") for delta in deltas)
+    assert chunks[-1]["usage"]["completion_tokens"] > 0
+
+
+@pytest.mark.parametrize("body", [FRIGATE, FRIGATE_REVIEW], ids=["an object", "a review"])
+def test_openais_package_sends_the_bodies_of_frigate(ai, chat_service, body):
+    # given the arguments that Frigate hands to OpenAI's package
+    wanted = json.loads(as_sent(body))
+    arguments = {
+        key: wanted[key] for key in ("model", "messages", "response_format") if key in wanted
+    }
+    # when
+    answer = ai.chat.completions.with_raw_response.create(**arguments, timeout=120)
+    # then what goes over the wire is the body, to the byte
+    assert answer.http_request.content == as_sent(body)
+
+
+def test_a_body_that_homesec_was_seen_to_send(chat_service):
+    body = HOMESEC
     response = httpx.post(f"{chat_service.url}/chat/completions", json=body, timeout=120)
     assert response.status_code == 200, response.text
     answer = response.json()
     (choice,) = answer["choices"]
     assert choice["message"]["role"] == "assistant"
-    if "response_format" in body:
-        assert choice["finish_reason"] == "stop"
-        assert set(json.loads(choice["message"]["content"])) == {"risk", "people"}
+    assert choice["finish_reason"] == "stop"
+    assert set(json.loads(choice["message"]["content"])) == {"risk", "people"}
     # a name that no model has stands for the model that is there
     models = httpx.get(f"{chat_service.url}/models", timeout=60).json()["data"]
     assert answer["model"] in {model["id"] for model in models}
