@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from streamer.domain import FrameRef, thinned
 
-_MAX_DRIFT = 0.5
+MAX_DRIFT = 0.5
 """Seconds by which stream time and wall clock may drift apart before windows are dated again."""
 
 
@@ -151,7 +151,7 @@ class WindowGatherer:
         """Return the wall clock of stream time 0. It follows the frames when they drift away, so
         that windows stay back to back on the wall clock, too."""
         epoch = frame.time - frame.pts
-        if self._wall_epoch is None or abs(epoch - self._wall_epoch) > _MAX_DRIFT:
+        if self._wall_epoch is None or abs(epoch - self._wall_epoch) > MAX_DRIFT:
             self._wall_epoch = epoch
         return self._wall_epoch
 

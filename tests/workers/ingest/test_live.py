@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,6 +15,8 @@ from streamer.domain import (
     RequestKind,
     Sampling,
     StreamState,
+    StreamStatus,
+    utc_now,
 )
 from streamer.errors import ErrorCode
 from streamer.models import WATCHES
@@ -246,3 +249,34 @@ def test_redis_away_costs_a_camera_frames_and_nothing_else(
     assert counters.sampled == bench.frames.count(spec.id)
     assert counters.sampled >= 2 * (counters.dropped.redis_away - 1)
     assert counters.reconnects == 0
+
+
+def test_a_camera_that_is_taken_over_is_not_asked_twice_about_the_same_time(
+    bench: Bench, loopback: LoopbackCamera, eventually: Callable[..., None]
+) -> None:
+    # given a camera about whose newest second an earlier worker has asked
+    spec = bench.attach(loopback.url, watch(0.5), live=True, fps=5)
+    seen = utc_now() + timedelta(seconds=3)
+    before = StreamStatus(last_frame_at=seen)
+    before.counters.sampled = 1
+    bench.registry.save_status(spec.id, before)
+
+    # when another worker takes it over
+    with bench.run(spec):
+        eventually(lambda: bench.requests(WATCHES))
+
+    # then its first window begins after that time, although its frames were stored before
+    assert bench.requests(WATCHES)[0].start > seen
+    stored = bench.frames.between(spec.id, 0, seen.timestamp())
+    assert stored
+
+
+def test_a_camera_whose_clock_was_set_back_is_asked_about_at_once(
+    bench: Bench, loopback: LoopbackCamera, eventually: Callable[..., None]
+) -> None:
+    spec = bench.attach(loopback.url, watch(0.5), live=True, fps=5)
+    before = StreamStatus(last_frame_at=utc_now() + timedelta(hours=1))
+    before.counters.sampled = 1
+    bench.registry.save_status(spec.id, before)
+    with bench.run(spec):
+        eventually(lambda: bench.requests(WATCHES))
