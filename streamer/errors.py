@@ -135,7 +135,10 @@ class StreamerError(Exception):
 
     `param` is the dotted path of the field that is wrong, such as `watches.0.window`. `request_id`
     is that of the call of the API that failed, by which the server's log tells more.
+    `retry_after` is the number of seconds after which the same request may succeed, if known.
     """
+
+    retry_after: float | None = None
 
     def __init__(
         self,

@@ -38,6 +38,7 @@ from streamer.limits import (
 from streamer.lost_requests import LostRequests
 from streamer.memory_reserve import HAS_ROOM, require_room, words_of
 from streamer.models import CLIP_QUEUES, QUERIES, Models, clip_queue
+from streamer.pace import EXPECTED_WAIT
 from streamer.places import SPLIT, Places
 from streamer.recorded_windows import RecordedWindows
 from streamer.redis_address import await_replica
@@ -66,39 +67,55 @@ _DONE_TTL = 0  # a clip job is deleted as soon as its result is published
 _FAILED_TTL = 3600  # seconds; its result is published too
 _WEBHOOK_TIMEOUT = 60
 _IN_FLIGHT_TTL = 86_400
+_MAX_RETRY_AFTER = 60.0
+"""Seconds after which a refused query may be asked again, at most: by then others may have left."""
+
 _MAX_RACES = 3
 """How often a clip looks for a place, while workers take those that it finds."""
 
 _MAX_WAKE_TOKENS = 256
 _WAKE_TTL = 3600
 
-# KEYS: job, answer, open queries, job of the stream. ARGV: request id, bytes of it and its answer,
-# maximum number (0: it is no query) and bytes of the open queries, TTL s, token of the stream's
-# worker or '', commands that store it
+# KEYS: job, answer, open queries, job of the stream, queue, its registry of jobs that run
+# ARGV: request id, bytes of it and its answer, maximum number (0: it is no query) and bytes of the
+# open queries, TTL s, token of the stream's worker or '', seconds that a query may be expected to
+# wait, commands that store it
+# Returns what became of it, and the seconds that queries are expected to wait, '' if not known.
 _ACCEPT = (
     HAS_ROOM
+    + EXPECTED_WAIT
     + """
-if ARGV[6] ~= '' and redis.call('HGET', KEYS[4], 'token') ~= ARGV[6] then return 'superseded' end
-if redis.call('EXISTS', KEYS[1], KEYS[2]) > 0 then return 'known' end
+if ARGV[6] ~= '' and redis.call('HGET', KEYS[4], 'token') ~= ARGV[6] then
+  return {'superseded', ''}
+end
+if redis.call('EXISTS', KEYS[1], KEYS[2]) > 0 then return {'known', ''} end
 local max_queries = tonumber(ARGV[3])
 if max_queries > 0 then
+  local waiting, wait = expected_wait(KEYS[5])
+  local shown = tostring(wait or '')
   local bytes = tonumber(redis.call('HGET', KEYS[3], 'total') or '0')
-  if redis.call('HLEN', KEYS[3]) > max_queries then return 'too many' end
-  if bytes > 0 and bytes + tonumber(ARGV[2]) > tonumber(ARGV[4]) then return 'too large' end
+  if redis.call('HLEN', KEYS[3]) > max_queries then return {'too many', shown} end
+  if bytes > 0 and bytes + tonumber(ARGV[2]) > tonumber(ARGV[4]) then
+    return {'too large', shown}
+  end
+  -- As many as are being answered may always wait: that takes as long as answering does.
+  if wait and wait > tonumber(ARGV[7]) and waiting > redis.call('ZCARD', KEYS[6]) then
+    return {'too slow', shown}
+  end
 end
-if not has_room(tonumber(ARGV[2])) then return 'full' end
+if not has_room(tonumber(ARGV[2])) then return {'full', ''} end
 if max_queries > 0 then
   redis.call('HSET', KEYS[3], ARGV[1], ARGV[2])
   redis.call('HINCRBY', KEYS[3], 'total', ARGV[2])
   redis.call('EXPIRE', KEYS[3], ARGV[5])
 end
-local at = 7
+local at = 8
 while at <= #ARGV do
   local count = tonumber(ARGV[at])
   redis.call(unpack(ARGV, at + 1, at + count))
   at = at + count + 1
 end
-return 'accepted'
+return {'accepted', ''}
 """
 )
 
@@ -341,12 +358,15 @@ class Jobs:
         """Run the commands that store a request, if there is room for it."""
         settings = self._settings
         query = request.kind is RequestKind.QUERY and request.part_of is None
-        outcome = self._accept_script(
+        queue = self._queue(clip_queue(request.kind, request.model))
+        answer = self._accept_script(
             keys=[
                 Job.key_for(request.id),
                 redis_keys.answer(request.id),
                 redis_keys.OPEN_QUERIES,
                 Job.key_for(redis_keys.stream_job(request.stream_id or "")),
+                queue.key,
+                queue.started_job_registry.key,
             ],
             args=[
                 request.id,
@@ -355,24 +375,39 @@ class Jobs:
                 settings.max_query_bytes,
                 _IN_FLIGHT_TTL,
                 "" if token is None else token,
+                settings.max_query_wait,
                 *commands,
             ],
         )
+        outcome, wait = cast("list[bytes]", answer)
         if outcome == b"superseded":
             raise Superseded
         if outcome == b"full":
             raise redis.exceptions.OutOfMemoryError("no room for new work")
-        if outcome in (b"too many", b"too large"):
-            limit = (
-                f"{settings.max_queries} questions (max_queries)"
-                if outcome == b"too many"
-                else f"{settings.max_query_bytes >> 20} MiB of questions (max_query_bytes)"
+        if outcome.startswith(b"too "):
+            raise self._too_many(outcome.decode(), float(wait) if wait else None)
+
+    def _too_many(self, outcome: str, wait: float | None) -> StreamerError:
+        """Return the error of a query that is refused; `wait` is how many seconds it would have
+        waited, if that is known."""
+        settings = self._settings
+        if outcome == "too slow" and wait is not None:
+            problem = (
+                f"A question would wait about {wait:.0f} s for a model worker, longer than "
+                f"{settings.max_query_wait:g} s (max_query_wait)"
             )
-            raise StreamerError(
-                ErrorCode.TOO_MANY_QUERIES,
-                f"No more than {limit} may wait for an answer: ask again when some are answered, "
-                "or add a model worker.",
-            )
+        elif outcome == "too many":
+            problem = f"No more than {settings.max_queries} questions (max_queries) may wait"
+        else:
+            mebibytes = settings.max_query_bytes >> 20
+            problem = f"No more than {mebibytes} MiB of questions (max_query_bytes) may wait"
+        error = StreamerError(
+            ErrorCode.TOO_MANY_QUERIES,
+            f"{problem}: ask again when some are answered, or add a model worker.",
+        )
+        if wait is not None:
+            error.retry_after = min(wait, _MAX_RETRY_AFTER)
+        return error
 
     def require_room(self) -> None:
         """Raise redis.exceptions.OutOfMemoryError when Redis has no room for new work."""

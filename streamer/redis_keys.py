@@ -142,6 +142,12 @@ def wake(queue: str) -> str:
     return f"{KEY_PREFIX}wake:{queue}"
 
 
+def pace(queue: str) -> str:
+    """Return the key of a hash: `taken` jobs of a queue in `seconds` in which others waited, and
+    `since` when some wait. Under a TTL."""
+    return f"{KEY_PREFIX}pace:{queue}"
+
+
 def worker(name: str) -> str:
     """Return the key of a hash: statistics of a worker process. Its TTL is the lease."""
     return f"{KEY_PREFIX}worker:{name}"

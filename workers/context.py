@@ -195,18 +195,21 @@ def enter_slot(
     last_attempt: bool = False,
     place: Place | None = None,
     first_attempt: bool = False,
+    wait: float = 0.0,
 ) -> None:
     """Attach to the calling thread the event that says that its job is no longer wanted.
 
     `token`: shows that this worker owns the job. `last_attempt`: workers died or broke down over
     this job, and it will not be retried. `place`: that of the job in its worker. `first_attempt`:
-    no worker has begun the job before.
+    no worker has begun the job before. `wait`: seconds that those behind the job in its queue are
+    expected to wait.
     """
     _thread.cancelled = cancelled
     _thread.token = token
     _thread.last_attempt = last_attempt
     _thread.place = place
     _thread.first_attempt = first_attempt
+    _thread.wait = wait
 
 
 def token() -> int | None:
@@ -225,6 +228,12 @@ def last_attempt() -> bool:
 def first_attempt() -> bool:
     """Return whether the job of the calling thread was never begun before."""
     return getattr(_thread, "first_attempt", False)
+
+
+def wait_behind() -> float:
+    """Return the seconds that the last job of its queue was expected to wait when the job of the
+    calling thread was taken; 0 if none waited."""
+    return getattr(_thread, "wait", 0.0)
 
 
 def place() -> Place:

@@ -1,5 +1,6 @@
 """Return every failure in one shape, without password or traceback."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -148,7 +149,9 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(StreamerError)
     async def known(request: Request, error: StreamerError) -> JSONResponse:
         status = _status_at(request, error.http_status)
-        return ErrorResponse(status, error.code, error.message, param=error.param)
+        known = error.retry_after
+        wait = {} if known is None else {"Retry-After": str(max(1, math.ceil(known)))}
+        return ErrorResponse(status, error.code, error.message, wait, param=error.param)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:

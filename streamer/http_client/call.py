@@ -28,11 +28,8 @@ _CODES = {
 class PassingError(StreamerError):
     """A failure after which the same request may be sent again.
 
-    Attributes:
-        retry_after: seconds that the server asked to wait; None if it did not say.
+    Its `retry_after` is what the server asked to wait; None if it did not say.
     """
-
-    retry_after: float | None = None
 
     @classmethod
     def like(cls, error: StreamerError, retry_after: float | None = None) -> "PassingError":

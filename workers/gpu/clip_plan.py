@@ -3,7 +3,7 @@
 from nvila_core.resolution.policy import Budget, Plan
 from streamer.conversation import ChatRequest
 from streamer.domain import ClipRequest, RequestKind
-from workers.context import WorkerContext
+from workers.context import WorkerContext, wait_behind
 
 
 def plan_clip(context: WorkerContext, clip: ClipRequest, started: float) -> Plan:
@@ -16,14 +16,18 @@ def plan_clip(context: WorkerContext, clip: ClipRequest, started: float) -> Plan
 def worker_load(context: WorkerContext, clip: ClipRequest, started: float) -> float:
     """Measure how far this worker is behind, from 0 to 1.
 
-    The larger of two shares: requests that wait for the model for each that it runs at once and,
-    for a live clip, its wait in the queue as a share of its window. A recording can wait, so its
-    clips are planned as on an idle worker.
+    The larger of two shares: requests that wait for the model for each that it runs at once, and
+    how long requests wait in the queue of this one, as a share of what they may: a live clip as
+    long as its window, because then the next one comes, and a query `max_query_wait`. A recording
+    can wait, so its clips are planned as on an idle worker.
     """
     if clip.kind is RequestKind.FILE:
         return 0.0
-    late = 0.0
+    wait = wait_behind()
     if clip.kind is RequestKind.WATCH:
-        window = (clip.end - clip.start).total_seconds()
-        late = (started - clip.created_at.timestamp()) / max(window, 1e-3)
-    return min(1.0, max(0.0, context.model.waiting(), late))
+        # Its own wait is no measure alone: it may have taken over the place of an older clip.
+        wait = max(wait, started - clip.created_at.timestamp())
+        may = (clip.end - clip.start).total_seconds()
+    else:
+        may = context.settings.max_query_wait
+    return min(1.0, max(0.0, context.model.waiting(), wait / max(may, 1e-3)))

@@ -65,6 +65,7 @@ class Slot:
         wanting: whether it rests only because no slot is free.
         movable: whether another worker can continue the job.
         first_attempt: whether no worker has begun the job before.
+        wait: seconds that the last job of its queue was expected to wait when this one was taken.
     """
 
     def __init__(self, job: Job, queue: Queue, execution: Execution, token: int) -> None:
@@ -78,6 +79,7 @@ class Slot:
         self.wanting = False
         self.movable = False
         self.first_attempt = False
+        self.wait = 0.0
         self._closed = False
         self._lock = threading.Lock()
 

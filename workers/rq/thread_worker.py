@@ -42,6 +42,7 @@ from streamer.logging_setup import log_about
 from streamer.media.urls import redact
 from streamer.memory_reserve import in_reserve
 from streamer.outage import Outage
+from streamer.pace import EXPECTED_WAIT, NOTE_TAKEN
 from streamer.redis_errors import will_pass
 from workers.context import Abandon, BrokeDown, GiveBack, enter_slot
 from workers.rq.executions import Executions, NotTaken
@@ -73,22 +74,30 @@ _BROKE_DOWN = (
 # command that needs no memory and does nothing: a full server then lets it write.
 # KEYS: queue, intermediate, wake; three for each queue. ARGV: the key that says that all workers
 # are suspended, prefix of the keys of jobs
-# Returns the key of the queue, the id of the job, its record and how many jobs wait after it; false
-# if there is none, or '' if the workers are suspended.
-_TAKE = """
+# Returns the key of the queue, the id of the job, its record, how many jobs wait after it, and the
+# seconds that the last one of its queue is expected to wait, 0 if that is not known; false if there
+# is none, or '' if the workers are suspended.
+_TAKE = (
+    EXPECTED_WAIT
+    + NOTE_TAKEN
+    + """
 redis.call('LTRIM', KEYS[2], 0, -1)
 if redis.call('EXISTS', ARGV[1]) == 1 then return '' end
 for i = 1, #KEYS, 3 do
   local id = redis.call('LMOVE', KEYS[i], KEYS[i + 1], 'LEFT', 'RIGHT')
   if id then
+    note_taken(KEYS[i])
+    local _, wait = expected_wait(KEYS[i])
     local left = 0
     for j = i, #KEYS, 3 do left = left + redis.call('LLEN', KEYS[j]) end
-    return {KEYS[i], id, redis.call('HGETALL', ARGV[2] .. id), left}
+    local record = redis.call('HGETALL', ARGV[2] .. id)
+    return {KEYS[i], id, record, left, tostring(wait or 0)}
   end
   redis.call('DEL', KEYS[i + 2])
 end
 return false
 """
+)
 
 
 @dataclass(frozen=True)
@@ -391,12 +400,14 @@ class ThreadWorker(BaseWorker):
         )
         if not taken:
             return None if taken == b"" else False
-        queue_key, job_id, record, left = cast("tuple[bytes, bytes, list[bytes], int]", taken)
+        queue_key, job_id, record, left, wait = cast(
+            "tuple[bytes, bytes, list[bytes], int, bytes]", taken
+        )
         self._empty = set() if left else set(queues)
         fields = dict(zip(record[::2], record[1::2], strict=True))
         queue = self._queue_of_key[queue_key.decode()]
         self._pass_turn(queue)
-        self._begin(queue, job_id.decode(), fields)
+        self._begin(queue, job_id.decode(), fields, float(wait))
         return True
 
     def _open_queues(self) -> list[Queue]:
@@ -476,7 +487,7 @@ class ThreadWorker(BaseWorker):
         slot.cancelled.set()
         return slot.job.id
 
-    def _begin(self, queue: Queue, job_id: str, record: dict[bytes, bytes]) -> None:
+    def _begin(self, queue: Queue, job_id: str, record: dict[bytes, bytes], wait: float) -> None:
         try:
             job = self.job_class(job_id, connection=self.connection, serializer=self.serializer)
             job.restore(record)
@@ -494,6 +505,7 @@ class ThreadWorker(BaseWorker):
             _log.info("job_not_taken", job=job_id, reason=str(reason))
             return
         slot.first_attempt = first_attempt
+        slot.wait = wait
         with self._changed:
             self._slots[slot.execution.id] = slot
             self.executions[slot.execution.id] = slot.execution
@@ -507,6 +519,7 @@ class ThreadWorker(BaseWorker):
             last_attempt,
             _Place(self, slot),
             first_attempt=slot.first_attempt,
+            wait=slot.wait,
         )
         try:
             with log_about(job=slot.job.id):

@@ -1,5 +1,6 @@
 """How many tiles the frames of a clip get, with a real engine and a real Redis."""
 
+import threading
 import time
 from collections import Counter
 from datetime import timedelta
@@ -12,6 +13,7 @@ from nvila_core.resolution.policy import Adaptive, Fixed, Measures, Native
 from streamer.domain import RequestKind, utc_now
 from streamer.frames.jpeg import from_jpeg
 from tests.support.clips import jpeg_of, picture, request, run
+from workers import context
 from workers.gpu.clip_plan import worker_load
 
 SIGN = (20.0, 20.0, 20.0)
@@ -164,3 +166,22 @@ def test_requests_that_wait_in_the_engine_are_a_load(own, monkeypatch):
         monkeypatch.setattr(own.engine, "stats", lambda n=waiting: stats | {"waiting": n})
         loads.append(worker_load(own, asked, time.time()))
     assert loads == [0, 0.5, 1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "waits", "load"),
+    [
+        (RequestKind.WATCH, 1.0, 0.25),  # of a window of four seconds
+        (RequestKind.WATCH, 30.0, 1),
+        (RequestKind.QUERY, 1.0, 0.5),  # of max_query_wait
+        (RequestKind.QUERY, 30.0, 1),
+        (RequestKind.FILE, 30.0, 0),
+    ],
+)
+def test_requests_that_wait_in_the_queue_make_plans_cheaper_until_none_does(own, kind, waits, load):
+    asked = request(own, kind, refs=seen_by_camera(own, [SIGN] * 3))
+    context.enter_slot(threading.Event(), wait=waits)
+    started = asked.created_at.timestamp()
+    assert worker_load(own, asked, started) == pytest.approx(load)
+    context.enter_slot(threading.Event())
+    assert worker_load(own, asked, started) == 0
