@@ -5,9 +5,9 @@
 The results are those of 100 cameras that are asked every ten seconds, with a plan of eight frames;
 one in fifty is an answer, an error or about the past, and one in 10,000 has the word that is looked
 for. Without `--database` the timeline is an SQLite file in a temporary folder. Each filter is asked
-`--rounds` times for a page of 100, by other cameras and times; the table shows median and p95, and the
-median processor time of this program: on a busy machine that is what counts. A PostgreSQL server
-has its own.
+`--rounds` times for a page of 100, by other cameras and times; the table shows median and p95,
+and the median processor time of this program: on a busy machine that is what counts. A PostgreSQL
+server has its own.
 With the extra `search`, every result gets the vector of one of a thousand texts, a little changed,
 and search by meaning is measured too: the first one reads all vectors into memory.
 """
