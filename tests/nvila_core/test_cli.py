@@ -118,11 +118,13 @@ def test_errors_are_one_line(
     assert words in printed.err
 
 
-def test_runs_without_the_service(tiny_folder: Path) -> None:
+def test_runs_without_the_service_and_the_models_of_transformers(tiny_folder: Path) -> None:
+    # those bring torch.distributed and torch._dynamo along: half of a model worker's start
     program = (
         "import sys; from nvila_core.cli import main\n"
         f"code = main(['ask', '--model', {str(tiny_folder)!r}, '--max-tokens', '2', 'Hello?'])\n"
-        "others = {'redis', 'rq', 'streamer', 'workers', 'fastapi'} & set(sys.modules)\n"
+        "others = {'redis', 'rq', 'streamer', 'workers', 'fastapi', 'torch._dynamo',"
+        " 'transformers.modeling_utils', 'torch.distributed.tensor'} & set(sys.modules)\n"
         "assert code == 0 and not others, (code, others)"
     )
     done = subprocess.run(

@@ -28,12 +28,13 @@ ADDRESS = "NVILA_TEST_FORK_SERVER"
 """Variable with the path of the server's socket, for programs that start programs."""
 
 _SERVICE = (
+    "alembic.command",
     "httpx",
     "streamer.api.server",
     "streamer.cli.app",
     "streamer.service",
     "streamer.terminal",
-    "streamer.timeline",
+    "streamer.timeline.results",
     "tests.support.fork_server",
     "workers.ingest.__main__",
     "workers.recorder",
@@ -43,7 +44,10 @@ _MODEL = (
     "nvila_core.engine.engine",
     "transformers.models.qwen2.tokenization_qwen2",
 )
-_NEED_MODEL = ("workers.gpu", "nvila_core", "caption_video.py", "many_questions.py")
+_NEED_MODEL = (
+    *("workers.gpu", "nvila_core", "tests.support.programs.broken_gpu"),
+    *("caption_video.py", "many_questions.py"),
+)
 """Programs that need `_MODEL` too begin with one of these."""
 
 _READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "OMP_", "CUDA_", "HF_")

@@ -1,10 +1,9 @@
 """A POST that is sent again with the same `Idempotency-Key`."""
 
-import multiprocessing
-import os
+import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,8 @@ from streamer.api_keys import ApiKeys
 from streamer.domain import Scope
 from streamer.service import Service
 from streamer.settings import Settings
+from tests.support.fork_server import run_python
+from tests.support.installation import clean_environment
 from tests.support.videos import write_video
 
 HERE = "http://127.0.0.1:8080"
@@ -34,8 +35,8 @@ QUERY = {"prompt": "What?", "stream": "yard", "stale_ok": True}
 
 
 @pytest.fixture
-def settings(settings: Settings, tmp_path: Path) -> Settings:
-    return settings.model_copy(update={"lease": 2.0, "data_dir": tmp_path})
+def settings(settings: Settings) -> Settings:
+    return settings.model_copy(update={"lease": 2.0})
 
 
 @pytest.fixture
@@ -182,41 +183,56 @@ def test_while_the_first_one_runs_the_second_is_told_to_wait(client: Service) ->
         assert api.post("/slow", json={}, headers=KEY).json() == answers[0].json() == {"calls": 1}
 
 
-def _post_and_die(
-    settings: Settings, method: str, path: str, body: dict[str, Any], headers: dict[str, str]
-) -> None:
-    """Serve one call in this process, and kill it when the call has done its work."""
-    client = Service(settings)
-    owner, name = (client.watches, "add") if method == "add" else (client, method)
-    work: Callable[..., Any] = getattr(owner, name)
+POST_AND_DIE = """
+import json, os, signal, sys
+from fastapi.testclient import TestClient
+from streamer.api.app import create_app
+from streamer.service import Service
+from streamer.settings import Settings
 
-    def work_and_die(*arguments: Any, **options: Any) -> None:
-        work(*arguments, **options)
-        os.kill(os.getpid(), signal.SIGKILL)
+owner, method, base_url, path, body, headers = json.loads(sys.argv[1])
+client = Service(Settings())
+owner = getattr(client, owner) if owner else client
+work = getattr(owner, method)
 
-    setattr(owner, name, work_and_die)
-    with TestClient(create_app(client), base_url=HERE) as api:
-        api.post(path, json=body, headers=headers)
+def work_and_die(*arguments, **options):
+    work(*arguments, **options)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+setattr(owner, method, work_and_die)
+with TestClient(create_app(client), base_url=base_url) as api:
+    api.post(path, json=body, headers=headers)
+"""
+"""Serves one call, and is killed when the call has done its work."""
 
 
 @pytest.mark.parametrize(
-    ("method", "path", "body"),
+    ("owner", "method", "path", "body"),
     [
-        ("submit", "/v1/queries", QUERY),
-        ("attach", "/v1/streams", STREAM),
-        ("add", "/v1/streams/yard/watches", WATCH),
+        ("", "submit", "/v1/queries", QUERY),
+        ("", "attach", "/v1/streams", STREAM),
+        ("watches", "add", "/v1/streams/yard/watches", WATCH),
     ],
 )
 def test_nothing_happens_twice_when_the_api_is_killed_before_it_answers(
-    api: TestClient, settings: Settings, yard: str, method: str, path: str, body: dict[str, Any]
+    api: TestClient,
+    settings: Settings,
+    yard: str,
+    owner: str,
+    method: str,
+    path: str,
+    body: dict[str, Any],
 ) -> None:
     # given an API process that is killed between accepting and answering
-    process = multiprocessing.get_context("spawn").Process(
-        target=_post_and_die, args=(settings, method, path, body, KEY)
+    killed = run_python(
+        ["-c", POST_AND_DIE, json.dumps([owner, method, HERE, path, body, KEY])],
+        env=clean_environment(
+            STREAMER_REDIS_URL=str(settings.redis_url),
+            STREAMER_DATA_DIR=str(settings.data_dir),
+            STREAMER_LEASE=str(settings.lease),
+        ),
     )
-    process.start()
-    process.join(120)
-    assert process.exitcode == -signal.SIGKILL
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
     (created,) = _ids(api, path)
     # when the caller tries again, at another process, until the lease of the first has ended
     while True:

@@ -23,7 +23,7 @@ _SEARCH = "^/v1/discovery$"
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(["--phases", "examples,stateful", "-n", "1"], id="quick"),
+        pytest.param(["--phases", "examples", "-n", "1"], id="examples"),
         pytest.param(
             ["-n", "5"], id="all phases", marks=[pytest.mark.slow, pytest.mark.timeout(3600)]
         ),

@@ -171,10 +171,12 @@ def test_the_program_starts_without_heavy_imports() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_the_service_does_not_import_torch() -> None:
+def test_neither_the_service_nor_a_worker_that_asks_a_server_imports_torch() -> None:
     code = (
         "import sys, streamer.service, streamer.local.installation, streamer.api.app,"
-        "streamer.demo.show, streamer.media.source, streamer.timeline.results;"
+        "streamer.demo.show, streamer.media.source, streamer.timeline.results,"
+        "streamer.frames.jpeg, workers.gpu.worker, workers.remote.backend;"
+        "from nvila_core import Completion;"
         "print('torch' in sys.modules)"
     )
     done = subprocess.run(

@@ -77,7 +77,8 @@ def demo(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
         # about when it starts its servers
         pytest.param(1.5, signal.SIGINT, marks=pytest.mark.slow),
         pytest.param(4.0, signal.SIGINT, marks=pytest.mark.slow),  # while it draws and loads
-        ("Attached own", signal.SIGHUP),  # while it attaches
+        # while it attaches
+        pytest.param("Attached own", signal.SIGHUP, marks=pytest.mark.slow),
     ],
 )
 def test_ctrl_c_leaves_nothing_behind(

@@ -23,12 +23,14 @@ from tests.support.videos import write_video
 
 
 @pytest.fixture
-def start(tmp_path: Path, model_path: str) -> Iterator[Callable[[], Up]]:
-    """Start `streamer up` in one and the same data directory."""
+def start(tmp_path: Path) -> Iterator[Callable[[], Up]]:
+    """Start `streamer up` in one and the same data directory. Its model is elsewhere: a worker that
+    loads one takes five seconds of processor time at each start."""
     started: list[Up] = []
+    model = ("--model", "elsewhere", "--backend", "openai", "--base-url", "http://127.0.0.1:1/v1")
 
     def make() -> Up:
-        started.append(Up(tmp_path / "data", "--model", model_path, fresh=True))
+        started.append(Up(tmp_path / "data", *model, fresh=True))
         return started[-1]
 
     yield make

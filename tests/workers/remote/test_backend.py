@@ -6,8 +6,6 @@ import json
 import logging
 import math
 import socket
-import subprocess
-import sys
 import threading
 import time
 from datetime import timedelta
@@ -412,15 +410,6 @@ def test_a_model_that_the_server_lacks_is_said(own, server) -> None:
         answer_clip(request(own, RequestKind.QUERY).model_dump(mode="json"))
     assert own.backend.closed()
     assert "has no model" in own.backend.stats()["trouble"]
-
-
-def test_a_worker_that_asks_a_server_does_not_import_torch() -> None:
-    code = (
-        "import sys; import workers.gpu.worker, workers.remote.backend, streamer.frames.jpeg; "
-        "from nvila_core import Completion; print('torch' in sys.modules)"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.strip() == "False"
 
 
 def test_doctor_looks_for_the_model_in_the_list_of_its_server(remote, server) -> None:
