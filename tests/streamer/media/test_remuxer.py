@@ -1,6 +1,8 @@
 """Remuxing: what comes out decodes to the frames that went in, one fragment each."""
 
+import re
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -88,6 +90,28 @@ def test_a_camera_that_changes_its_size_gets_another_initialization(tmp_path: Pa
         with av.open(str(tmp_path / "part.mp4"), "r") as container:
             stream = container.streams.video[0]
             assert (stream.codec_context.width, stream.codec_context.height) == size
+
+
+def test_a_camera_that_says_only_once_how_it_encodes_is_remuxed_too(tmp_path: Path) -> None:
+    # given packets without parameter sets, which such a camera sends in its description only
+    write_video(tmp_path / "v.ts", seconds=1)
+    with av.open(str(tmp_path / "v.ts"), "r") as container:
+        stream = container.streams.video[0]
+        remuxer, bare = Remuxer(stream, MAX_PIXELS), 0
+        found: list[Fragment] = []
+        for packet in container.demux(stream):
+            units = re.split(rb"\x00{1,2}\x00\x01", bytes(packet))[1:]
+            slices = [unit for unit in units if unit[0] & 0x1F not in (7, 8)]
+            bare += len(units) - len(slices)
+            stripped = av.Packet(b"".join(b"\0\0\0\1" + unit for unit in slices))
+            stripped.pts, stripped.dts = packet.pts, packet.dts
+            stripped.time_base = stream.time_base or Fraction(1, 90_000)
+            stripped.is_keyframe = packet.is_keyframe
+            found += remuxer.mux(stripped) if packet.size else remuxer.finish()
+    assert bare >= 4
+    # then nothing is missing
+    assert decoded_numbers(film(found)) == list(range(25))
+    assert len({fragment.init for fragment in found}) == 1
 
 
 class _Untimed:
