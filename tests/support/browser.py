@@ -101,11 +101,15 @@ _COMPLETE = """
 """
 
 
-def take_picture(page: "Page", name: str) -> None:
-    """Store a picture of what the window shows, where a folder is set for it."""
+def take_picture(page: "Page", name: str, *, complete: bool = True) -> None:
+    """Store a picture of what the window shows, where a folder is set for it.
+
+    With `complete`, wait until everything has arrived that the window shows.
+    """
     folder = os.environ.get("PAGE_SCREENSHOTS")
     if folder:
-        page.wait_for_function(_COMPLETE)
+        if complete:
+            page.wait_for_function(_COMPLETE)
         Path(folder).mkdir(parents=True, exist_ok=True)
         page.screenshot(path=Path(folder) / f"{name}.png")
 

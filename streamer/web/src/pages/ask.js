@@ -71,7 +71,7 @@ export default function Ask() {
   const groups = grouped(questions.value);
   return html`
     <${Top} title="Ask" />
-    ${phase.value !== "ready" ? html`<${Skeleton} lines=${4} />` : !names.length
+    ${phase.value !== "ready" ? html`<div class="askall" aria-busy="true"><div class="panel body"><${Skeleton} lines=${3} /></div></div>` : !names.length
       ? html`<${Empty} icon="ask" title="There is no camera to ask" text="Attach one first."><a class="button primary" href="/attach">Attach a camera</a><//>`
       : html`<div class="askall">
         <section class="panel body" aria-label="Question">

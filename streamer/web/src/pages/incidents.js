@@ -221,16 +221,16 @@ export default function Incidents({ id }) {
       <span class="grow" />
       <div class="segments" role="group" aria-label="Which incidents">${FILTERS.map(([value, label]) => html`<button key=${value} aria-pressed=${filter === value} onClick=${() => setQuery({ show: value === "open" ? null : value })}>${label}</button>`)}</div>
     <//>
-    <div class=${`inbox ${id ? "chosen" : ""}`}>
+    <div class=${`inbox ${id ? "chosen" : error || (!listed.length && !loading) ? "bare" : ""}`}>
       <section class="inbox-list" aria-label="Incidents">
         ${error ? html`<${Failed} error=${error} retry=${retry} />`
-          : !listed.length ? (loading ? html`<div class="body"><${Skeleton} lines=${6} /></div>` : empty)
+          : !listed.length ? (loading ? html`<div aria-busy="true">${[1, 2, 3].map((line) => html`<div class="inbox-line" key=${line}><span class="thumb skeleton" /><span class="grow"><${Skeleton} lines=${2} /></span></div>`)}</div>` : empty)
           : html`<ul>${listed.map((incident) => html`<${Line} key=${incident.id} incident=${incident} current=${incident.id === id} />`)}</ul>`}
         ${next && html`<button class="button plain" onClick=${more}>Older ones</button>`}
       </section>
       <section class="inbox-detail" aria-label="Incident">
         ${chosen ? html`<${Detail} key=${chosen.id} ...${{ incident: chosen, snoozing, setSnoozing }} />`
-          : unknown ? html`<${Empty} icon="warning" title="There is no such incident" text=${unknown.message} />`
+          : unknown ? html`<${Empty} icon="warning" title="There is no such incident" text=${unknown.message}><a class="button" href="/incidents?show=all">All incidents</a><//>`
           : id ? html`<${Skeleton} lines=${6} />`
           : listed.length > 0 && html`<${Empty} icon="bell" title=${plural(listed.length, "incident")}><span class="row soft"><kbd>J</kbd> and <kbd>K</kbd> move, <kbd>E</kbd> marks as seen</span><//>`}
       </section>

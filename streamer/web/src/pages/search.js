@@ -116,7 +116,7 @@ export default function Search() {
     <${Top} title="Search" />
     <form class="searchbar" role="search" onSubmit=${(event) => { event.preventDefault(); clearTimeout(timer.current); setQuery({ q: document.getElementById("search").value.trim() }); }}>
       <span class="searchfield"><${Icon} name="search" size=${17} /><input id="search" class="field" type="search" maxlength="1000" autofocus placeholder=${"red car, \"red car\" or park*"} aria-label="Words of captions, questions and answers" value=${typed} onInput=${onInput} /></span>
-      <div class="row wrap">
+      <div class="row wrap filters">
         ${select("stream", "Camera", [["", "All cameras"], ...(stream && !names.includes(stream) ? [[stream, stream]] : []), ...names.map((name) => [name, name])])}
         ${select("kind", "Kind", KINDS)}
         ${select("since", "Time", SINCE)}
@@ -127,7 +127,7 @@ export default function Search() {
     <div aria-live="polite" class="aloud">${found.results ? plural(found.results.length, "result") : ""}</div>
     ${found.error ? html`<${Failed} error=${found.error} retry=${() => setAttempt(attempt + 1)} title="The search failed" />`
       : !found.results ? html`<div class="hits">${[1, 2, 3, 4].map((line) => html`<div class="hit" key=${line}><span class="shot skeleton" /><span class="grow"><${Skeleton} lines=${2} /></span></div>`)}</div>`
-      : !found.results.length ? html`<${Empty} icon="search" title=${filtered ? "Nothing was found" : "Nothing has been said yet"} text=${filtered ? "Try other words, or a longer time." : "Captions and answers appear here as they come."}>${filtered && html`<button class="button" onClick=${() => setQuery({ q: null, stream: null, kind: null, since: null, mode: null, verify: null })}>Clear the search</button>`}<//>`
+      : !found.results.length ? html`<${Empty} icon="search" title=${filtered ? "Nothing was found" : "Nothing has been said yet"} text=${filtered ? "Try other words, or a longer time." : "Captions and answers appear here as they come."}>${filtered && html`<button class="button" onClick=${() => setQuery({ q: null, stream: null, kind: null, since: null, mode: null, verify: null })}>Clear the search</button>`}${!filtered && !names.length && html`<a class="button primary" href="/attach">Attach a camera</a>`}<//>`
       : html`<ul class="hits">${found.results.map((result, index) => html`<${Hit} key=${result.id} result=${result} match=${found.matches?.[index]} words=${given.q} />`)}</ul>
         ${found.next && html`<div class="row more"><button class="button" onClick=${more}>Older ones</button></div>`}`}`;
 }

@@ -14,7 +14,7 @@ import { SeenFrames } from "../ui/frames.js";
 import { html } from "../ui/html.js";
 import { conditionWord, useAge, useCondition } from "../ui/picture.js";
 import { Top } from "../ui/shell.js";
-import { Empty, Sentence, Skeleton } from "../ui/states.js";
+import { Empty, Failed, Sentence, Skeleton } from "../ui/states.js";
 import { SPANS, Timeline, usePast } from "../ui/timeline.js";
 import { complain, later, say } from "../ui/toast.js";
 import { LiveVideo } from "../ui/video.js";
@@ -190,6 +190,7 @@ function Loaded({ id, stream }) {
         <section class="panel" aria-labelledby="captions-title">
           <header><h2 id="captions-title" class="grow">${range ? "In this range" : "Captions and answers"}</h2><span class="soft small number">${listed.length ? count(listed.length) : ""}</span></header>
           ${past.loading && !listed.length ? html`<div class="body"><${Skeleton} lines=${4} /></div>`
+            : !listed.length && past.error ? html`<${Failed} small error=${past.error} retry=${past.retry} />`
             : !listed.length ? html`<${Empty} small icon="eye" title=${range ? "Nothing was said in this range" : "No caption yet"} text=${range ? "Ask about it: the frames may still be kept." : stream.watches.length ? "The first one comes after a window of the watch." : "Add a watch, and the model describes what happens."} />`
             : html`<ul class="lines">${listed.slice(0, 120).map((result) => html`<${Line} key=${result.id} result=${result} selected=${view === "seen" && selected?.id === result.id} choose=${() => choose(result)} />`)}</ul>`}
         </section>

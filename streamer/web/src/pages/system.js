@@ -106,7 +106,8 @@ export default function System() {
     <${Top} title="System"><span class="grow" />
       <a class="button plain" href="/docs">API reference</a><a class="button plain wide" href="/metrics" target="_blank">Metrics</a><//>
     ${failure.value && !known ? html`<${Failed} error=${failure.value} retry=${read} />`
-      : !known ? html`<${Skeleton} lines=${8} />`
+      : !known ? html`<div class="system" aria-busy="true"><div class="panel body"><${Skeleton} lines=${2} /></div>
+        <div class="charts">${[1, 2, 3, 4].map((chart) => html`<div class="panel chart" key=${chart}><${Skeleton} lines=${2} /></div>`)}</div></div>`
       : html`<div class="system">
         <dl class="figures">
           <div><dt>Cameras</dt><dd class="number">${count(shownIds.value.length)}</dd></div>

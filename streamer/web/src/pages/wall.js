@@ -87,7 +87,8 @@ export default function Wall() {
   const columns = query.value.get("columns") ?? "";
   const order = useComputed(() => ordered(shownIds.value));
   const ids = order.value ? order.value.split(" ") : [];
-  const width = columns === "1" ? 1280 : columns === "2" ? 960 : columns === "" || columns === "3" ? 640 : 480;
+  const beside = columns ? Number(columns) : Math.min(3, ids.length);
+  const width = beside < 2 ? 1280 : beside === 2 ? 960 : beside === 3 ? 640 : 480;
   useKeys("Cameras", [
     ["f", "Only the wall, in full screen", () => (kiosk.value = !kiosk.value)],
     ["Escape", "", () => (kiosk.value = false)],

@@ -13,9 +13,9 @@ export function Empty({ icon = "camera", title, text, children, small = false })
 }
 
 /** A failure: its reason, and a button that tries again. */
-export function Failed({ error, retry, title = "This could not be loaded" }) {
-  return html`<div class="state" role="alert">
-    <${Icon} name="warning" size=${28} />
+export function Failed({ error, retry, title = "This could not be loaded", small = false }) {
+  return html`<div class=${small ? "state small" : "state"} role="alert">
+    <${Icon} name="warning" size=${small ? 22 : 28} />
     <h2>${title}</h2>
     <p><${Sentence} text=${error.message} /></p>
     ${retry && html`<div class="row"><button class="button" onClick=${retry}>Try again</button></div>`}

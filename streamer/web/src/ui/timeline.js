@@ -6,6 +6,7 @@ import { saying } from "../format.js";
 import { camera, generation, incidents as known } from "../store.js";
 import { clockTime, duration, moment, rangeText, rfc3339, serverNow, timeTicks } from "../time.js";
 import { html } from "./html.js";
+import { Sentence } from "./states.js";
 
 export const SPANS = [[900, "15 min"], [3600, "1 h"], [21600, "6 h"], [86400, "24 h"]];
 
@@ -76,8 +77,9 @@ async function pastChanges(id, since, signal) {
 /** What the timeline of a stream shows: results, incidents, gaps and changes between two moments. */
 export function usePast(id, start, end, following) {
   const past = useSignal({ results: [], incidents: [], gaps: [], changes: [], loading: true, error: null });
+  const attempt = useSignal(0);
   const since = rfc3339(start);
-  const key = `${id} ${Math.round(start / 60000)} ${Math.round(end / 60000)} ${generation.value}`;
+  const key = `${attempt.value} ${id} ${Math.round(start / 60000)} ${Math.round(end / 60000)} ${generation.value}`;
   useEffect(() => {
     const stop = new AbortController();
     const range = following ? { since } : { since, until: rfc3339(end) };
@@ -106,7 +108,7 @@ export function usePast(id, start, end, following) {
   }
   const lately = new Set(past.value.changes.map((change) => change.time));
   const changes = [...past.value.changes, ...live.changes.value.filter((change) => !lately.has(change.time))];
-  return { ...past.value, results, incidents, changes };
+  return { ...past.value, results, incidents, changes, retry: () => attempt.value++ };
 }
 
 /** The timeline. `range` is {since, until} in milliseconds, or null. */
@@ -170,7 +172,7 @@ export function Timeline({ start, end, past, range, selected, onRange, onSelect 
     event.stopPropagation();
   };
   const chosen = drag ? selection(drag[0], drag[1], start, end) : range;
-  const ticks = useMemo(() => timeTicks(start, end, 8).filter((time) => Math.abs(place(time, start, end) - 0.5) < 0.47), [Math.round(start / 1000), Math.round(end / 1000)]);
+  const ticks = useMemo(() => timeTicks(start, end, 8).filter((time) => Math.abs(place(time, start, end) - 0.5) < 0.45), [Math.round(start / 1000), Math.round(end / 1000)]);
   const under = hover !== null && !drag ? nearest(past.results, hover, reach) : null;
   const captions = [], alerts = [], failures = [];
   for (const result of past.results) {
@@ -202,6 +204,6 @@ export function Timeline({ start, end, past, range, selected, onRange, onSelect 
       ? html`${rangeText(chosen.since, chosen.until)} · ${duration((chosen.until - chosen.since) / 1000)}`
       : under
         ? html`<span class="number">${moment(under.end ?? under.created_at)}</span> ${saying(under)}`
-        : past.loading ? "Loading …" : past.error ? past.error.message : "Drag to select a range; click to see what the model saw."}</p>
+        : past.loading ? "Loading …" : past.error ? html`<${Sentence} text=${past.error.message} />` : "Drag to select a range; click to see what the model saw."}</p>
   </div>`;
 }
