@@ -71,9 +71,9 @@ export default function Ask() {
   const groups = grouped(questions.value);
   return html`
     <${Top} title="Ask" />
-    ${phase.value !== "ready" ? html`<div class="askall" aria-busy="true"><div class="panel body"><${Skeleton} lines=${3} /></div></div>` : !names.length
+    ${phase.value !== "ready" ? html`<div class="askall" key="loading" aria-busy="true"><div class="panel body"><${Skeleton} lines=${3} /></div></div>` : !names.length
       ? html`<${Empty} icon="ask" title="There is no camera to ask" text="Attach one first."><a class="button primary" href="/attach">Attach a camera</a><//>`
-      : html`<div class="askall">
+      : html`<div class="askall" key="loaded">
         <section class="panel body" aria-label="Question">
           <${AskBox} placeholder=${chosen.length === 1 ? `Ask ${chosen[0]}` : `Ask ${plural(chosen.length, "camera")} at once`} onAsk=${onAsk} disabled=${!chosen.length} />
           <div class="row wrap">

@@ -106,9 +106,9 @@ export default function System() {
     <${Top} title="System"><span class="grow" />
       <a class="button plain" href="/docs">API reference</a><a class="button plain wide" href="/metrics" target="_blank">Metrics</a><//>
     ${failure.value && !known ? html`<${Failed} error=${failure.value} retry=${read} />`
-      : !known ? html`<div class="system" aria-busy="true"><div class="panel body"><${Skeleton} lines=${2} /></div>
+      : !known ? html`<div class="system" key="loading" aria-busy="true"><div class="panel body"><${Skeleton} lines=${2} /></div>
         <div class="charts">${[1, 2, 3, 4].map((chart) => html`<div class="panel chart" key=${chart}><${Skeleton} lines=${2} /></div>`)}</div></div>`
-      : html`<div class="system">
+      : html`<div class="system" key="loaded">
         <dl class="figures">
           <div><dt>Cameras</dt><dd class="number">${count(shownIds.value.length)}</dd></div>
           <div><dt>Workers</dt><dd class="number">${count(total(known.metrics.streamer_workers) ?? 0)}</dd></div>

@@ -72,7 +72,7 @@ function Tile({ id, width }) {
 }
 
 function Loading() {
-  return html`<div class="wall" aria-busy="true">${[1, 2, 3, 4].map((key) => html`<div class="tile" key=${key}>
+  return html`<div class="wall" key="loading" aria-busy="true">${[1, 2, 3, 4].map((key) => html`<div class="tile" key=${key}>
     <div class="picture" /><div class="about"><${Skeleton} lines=${2} /></div></div>`)}</div>`;
 }
 
@@ -113,5 +113,5 @@ export default function Wall() {
     <//>
     <${Alarms} />
     ${!ready ? html`<${Loading} />` : !ids.length ? html`<${Nothing} />`
-      : html`<div class="wall" style=${style}>${ids.map((id) => html`<${Tile} key=${id} id=${id} width=${width} />`)}</div>`}`;
+      : html`<div class="wall" key="loaded" style=${style}>${ids.map((id) => html`<${Tile} key=${id} id=${id} width=${width} />`)}</div>`}`;
 }

@@ -33,9 +33,10 @@ export function Chart({ title, times, lines, format, whole = false, height = 140
   const dark = theme.value === null ? isDark() : theme.value === "dark";
   const data = [times, ...lines.map((line) => line.values)];
   useEffect(() => {
+    const place = box.current;
     const axis = { stroke: color("soft"), grid: { stroke: color("line"), width: 1 }, ticks: { show: false }, font: "11px Inter, system-ui, sans-serif" };
     const made = new uPlot({
-      width: Math.max(200, box.current.clientWidth),
+      width: Math.max(200, place.clientWidth),
       height,
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false } },
@@ -46,10 +47,10 @@ export function Chart({ title, times, lines, format, whole = false, height = 140
       },
       axes: [{ ...axis, space: 90, size: 26, values: (_, values) => values.map((value) => clockTime(value * 1000)) }, { ...axis, size: 52, space: 28, ...(whole ? { incrs: WHOLE } : {}), values: (_, values) => values.map(format) }],
       series: [{}, ...lines.map((line) => ({ label: line.label, stroke: color(line.color), width: 1.5, points: { show: false }, spanGaps: true }))],
-    }, data, box.current);
+    }, data, place);
     plot.current = made;
-    const fit = new ResizeObserver(() => made.setSize({ width: Math.max(200, box.current.clientWidth), height }));
-    fit.observe(box.current);
+    const fit = new ResizeObserver(() => made.setSize({ width: Math.max(200, place.clientWidth), height }));
+    fit.observe(place);
     return () => {
       fit.disconnect();
       made.destroy();
