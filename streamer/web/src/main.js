@@ -21,7 +21,7 @@ import StreamPage from "./pages/stream.js";
 import Wall from "./pages/wall.js";
 
 /** A page that is loaded when it is opened. */
-function lazily(load) {
+function lazily(title, load) {
   let Page = null;
   return function Lazy(given) {
     const [error, setError] = useState(null);
@@ -34,8 +34,8 @@ function lazily(load) {
       if (!Page) attempt();
     }, []);
     if (Page) return html`<${Page} ...${given} />`;
-    if (error) return html`<${Top} title="NVILA Streamer" /><${Failed} error=${{ message: "A part of the page could not be loaded. The service may have been upgraded." }} retry=${() => location.reload()} />`;
-    return html`<${Top} title="Loading" /><${Skeleton} lines=${4} />`;
+    if (error) return html`<${Top} title=${title} /><${Failed} error=${{ message: "A part of the page could not be loaded. The service may have been upgraded." }} retry=${() => location.reload()} />`;
+    return html`<${Top} title=${title} /><div class="panel body" aria-busy="true"><${Skeleton} lines=${4} /></div>`;
   };
 }
 
@@ -46,7 +46,7 @@ const PAGES = {
   search: Search,
   ask: Ask,
   attach: Attach,
-  system: lazily(() => import("./pages/system.js")),
+  system: lazily("System", () => import("./pages/system.js")),
   login: Login,
   missing: Missing,
 };

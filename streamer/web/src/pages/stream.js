@@ -2,7 +2,7 @@
 import { useComputed } from "@preact/signals";
 import { useEffect, useState } from "preact/hooks";
 import { api } from "../api.js";
-import { bitRate, bytes, cost, count, saying, short } from "../format.js";
+import { bitRate, bytes, cost, count, plural, saying, short } from "../format.js";
 import { Icon } from "../icons.js";
 import { useKeys } from "../keys.js";
 import { ask, questions } from "../questions.js";
@@ -35,7 +35,7 @@ function Details({ stream }) {
       <${Detail} name="Source"><code>${stream.url}</code><//>
       ${counters.codec && html`<${Detail} name="Video">${CODECS[counters.codec] ?? counters.codec.toUpperCase()}${counters.width ? `, ${counters.width} × ${counters.height}` : ""}<//>`}
       ${counters.measured_fps && html`<${Detail} name="Rate">${counters.measured_fps.toFixed(1)} frames/s${counters.bit_rate ? `, ${bitRate(counters.bit_rate)}` : ""}<//>`}
-      <${Detail} name="Sampled">${count(counters.sampled)} frames, ${stream.sampling.mode === "fps" ? `${stream.sampling.fps} a second` : stream.sampling.mode === "change" ? "on change" : "key frames"}<//>
+      <${Detail} name="Sampled">${plural(counters.sampled, "frame")}, ${stream.sampling.mode === "fps" ? `${stream.sampling.fps} a second` : stream.sampling.mode === "change" ? "on change" : "key frames"}<//>
       <${Detail} name="Received">${bytes(counters.bytes)}<//>
       <${Detail} name="Dropped">${dropped.length ? dropped.map(([cause, number]) => `${short(number)} ${CAUSES[cause] ?? cause}`).join(", ") : "none"}<//>
       <${Detail} name="Reconnects">${count(counters.reconnects)}<//>
