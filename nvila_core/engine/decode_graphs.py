@@ -99,14 +99,20 @@ class DecodeGraphs:
         self._buckets: dict[int, Bucket] = {}
         self._graphs: dict[int, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
 
-    def run(self, slices: Sequence[SequenceSlice]) -> tuple[Tensor, Tensor] | None:
-        """Return the logits and the outcome of a step, see `ModelRunner`; None without a graph.
+    def takes(self, s: SequenceSlice) -> bool:
+        """Return whether a graph can compute a sequence's new positions: one, after which a token
+        is drawn."""
+        return s.count == 1 and s.complete and s.ids[0] >= 0
 
-        They are valid until the next step: the graphs share their memory.
+    def run(self, slices: Sequence[SequenceSlice]) -> tuple[Tensor, Tensor] | None:
+        """Compute sequences that `takes` accepts; None without a graph for so many.
+
+        Returns:
+            Logits float32 [N, vocab], and int32 [3, N]: the likeliest tokens, whether their logits
+            are finite, and whether keys and values are. They are valid until the next call: the
+            graphs share their memory.
         """
         if not self.enabled or not slices or len(slices) > BUCKETS[-1]:
-            return None
-        if any(s.count != 1 or not s.complete or s.ids[0] < 0 for s in slices):
             return None
         rows = BUCKETS[bisect_left(BUCKETS, len(slices))]
         if rows not in self._buckets:

@@ -19,13 +19,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from nvila_core.engine.attention_choice import choose_attention, make_graphs
 from nvila_core.engine.block_pool import BlockPool
 from nvila_core.engine.handle import Handle
 from nvila_core.engine.kv_cache import KVCache
-from nvila_core.engine.model_runner import ModelRunner
+from nvila_core.engine.model_runner import Drawn, ModelRunner
 from nvila_core.engine.prefix_keys import PromptLayout, hash_tiles
 from nvila_core.engine.request import NEVER, Request
 from nvila_core.engine.scheduler import ScheduledRequest, Scheduler
@@ -407,7 +406,7 @@ class Engine:
         for item in scheduled:
             self._compute([item])
 
-    def _deliver(self, item: ScheduledRequest, drawn: Tensor | int | NotFinite | None) -> None:
+    def _deliver(self, item: ScheduledRequest, drawn: Drawn) -> None:
         request, sequence = item.request, item.request.sequence
         if isinstance(drawn, NotFinite):
             self.cache.zero(self.scheduler.pool.invalidate(request.blocks))
@@ -418,8 +417,10 @@ class Engine:
             return
         request.drop_media()
         try:
+            if isinstance(drawn, Exception):
+                raise drawn
             if isinstance(drawn, int):
-                sequence.append(drawn)
+                sequence.take(drawn)
             else:
                 sequence.accept(drawn)
         except Exception as error:

@@ -1,6 +1,7 @@
 """Run a step's scheduled positions through the language model."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -10,11 +11,40 @@ from torch import Tensor
 from nvila_core.engine.batch import AttentionPlanner, SequenceSlice
 from nvila_core.engine.scheduler import ScheduledRequest
 from nvila_core.engine.tile_encoder import TileEncoder
-from nvila_core.errors import NotFinite
+from nvila_core.errors import NotFinite, PromptError
+from nvila_core.generation.draw import Draw, draw_tokens
 from nvila_core.model import NVILA
+from nvila_core.models.staging import fetch
 
 if TYPE_CHECKING:
     from nvila_core.engine.decode_graphs import DecodeGraphs  # imports Triton
+
+
+Drawn = Tensor | int | Exception | None
+"""What a step gives a request: its next token; logits float32 [vocab] to draw it from and to record
+how likely it was; None where positions of the prompt remain to be computed; NotFinite where what
+was computed for it is NaN or infinite; another exception where no token can be drawn."""
+
+
+@dataclass(frozen=True)
+class Launched:
+    """Rows that the device computes, and where it leaves the results.
+
+    Attributes:
+        order: the requests of the rows.
+        complete: the requests of `logits`.
+        logits: float32 [M, vocab].
+        likeliest: int32 [M], the token with the highest logit.
+        finite: int32 [M], 1 where that logit is finite.
+        sound: int32 [N], 1 where the keys and values of a row are finite.
+    """
+
+    order: list[int]
+    complete: list[int]
+    logits: Tensor
+    likeliest: Tensor
+    finite: Tensor
+    sound: Tensor
 
 
 class ModelRunner:
@@ -24,7 +54,7 @@ class ModelRunner:
         model: computes.
         attention: plans the attention of each step.
         encoder: has the features of pictures.
-        graphs: run steps in which every request decodes; None: they run as the others do.
+        graphs: compute the requests of a step that decode; None: they run with the others.
     """
 
     def __init__(
@@ -37,46 +67,102 @@ class ModelRunner:
         self.model, self.attention, self.encoder = model, attention, encoder
         self.graphs = graphs
 
-    def forward(self, scheduled: list[ScheduledRequest]) -> list[Tensor | int | NotFinite | None]:
-        """Run one batch through the language model.
+    def forward(self, scheduled: list[ScheduledRequest]) -> list[Drawn]:
+        """Run one batch through the language model, and return what each request gets.
+
+        The host waits for the device once: it prepares the draws while the device computes.
+        """
+        slices = [self._slice(item) for item in scheduled]
+        launched = self._replay(slices)
+        replayed = {index for part in launched for index in part.order}
+        rest = [index for index in range(len(scheduled)) if index not in replayed]
+        if rest:
+            launched.append(self._launch(scheduled, slices, rest))
+        drawn: list[Drawn] = [None] * len(scheduled)
+        numbers: list[Tensor] = []
+        sampled: list[list[int]] = []
+        for part in launched:
+            requests, tokens = self._sample(scheduled, part, drawn)
+            sampled.append(requests)
+            numbers += [part.likeliest, part.finite, part.sound, *tokens]
+        found = iter(fetch(torch.cat(numbers)))
+        for part, requests in zip(launched, sampled, strict=True):
+            count = len(part.complete)
+            likeliest, finite = list(islice(found, count)), list(islice(found, count))
+            sound = [all(list(islice(found, slices[index].count))) for index in part.order]
+            for row, index in enumerate(part.complete):
+                sequence = scheduled[index].request.sequence
+                if sequence.recorder is not None:
+                    drawn[index] = part.logits[row]
+                elif sequence.is_greedy:
+                    drawn[index] = likeliest[row]
+            for index in requests:
+                drawn[index] = next(found)
+            checks = zip((*part.complete, *part.order), (*finite, *sound), strict=True)
+            for index, good in checks:
+                if not good:
+                    drawn[index] = NotFinite()
+        return drawn
+
+    def _replay(self, slices: Sequence[SequenceSlice]) -> list[Launched]:
+        """Compute the requests that decode by a graph, if there is one."""
+        if self.graphs is None:
+            return []
+        single = [index for index, s in enumerate(slices) if self.graphs.takes(s)]
+        graph = self.graphs.run([slices[index] for index in single])
+        if graph is None:
+            return []
+        logits, outcome = graph
+        return [Launched(single, single, logits, *outcome.unbind())]
+
+    def _launch(
+        self,
+        scheduled: Sequence[ScheduledRequest],
+        slices: Sequence[SequenceSlice],
+        chosen: Sequence[int],
+    ) -> Launched:
+        """Compute the requests `chosen` as one batch."""
+        language = self.model.language
+        batch = self.attention.plan([slices[index] for index in chosen])
+        order = [chosen[place] for place in batch.order]
+        embeds = self.embed([scheduled[index] for index in order], batch.ids)
+        hidden = language.forward_step(embeds, batch.positions, batch, batch.last_rows)
+        logits = language.logits(hidden, len(self.model.tokenizer))
+        highest, likeliest = logits.max(-1)
+        return Launched(
+            order,
+            [index for index in order if slices[index].complete],
+            logits,
+            likeliest.int(),
+            highest.isfinite().int(),
+            batch.are_finite().int(),
+        )
+
+    def _sample(
+        self, scheduled: Sequence[ScheduledRequest], part: Launched, drawn: list[Drawn]
+    ) -> tuple[list[int], list[Tensor]]:
+        """Draw tokens that are not simply the likeliest.
 
         Returns:
-            For each request its next token, or logits float32 [vocab] to draw it from, or None
-            where positions of the prompt remain to be computed; NotFinite where what was computed
-            for it is NaN or infinite.
+            The requests that get one, and their tokens int32 [requests], if there are any. Into
+            `drawn` goes the error of a request whose next token cannot be drawn.
         """
-        language, vocab = self.model.language, len(self.model.tokenizer)
-        slices = [self._slice(item) for item in scheduled]
-        graph = self.graphs.run(slices) if self.graphs is not None else None
-        if graph is not None:
-            logits, outcome = graph
-            tokens, finite, sound = outcome.tolist()
-            order = complete = list(range(len(scheduled)))
-        else:
-            batch = self.attention.plan(slices)
-            order = batch.order
-            complete = [i for i in order if slices[i].complete]
-            embeds = self.embed([scheduled[i] for i in order], batch.ids)
-            hidden = language.forward_step(embeds, batch.positions, batch, batch.last_rows)
-            logits = language.logits(hidden, vocab)
-            maxima, best = logits.max(-1)
-            numbers = torch.cat([best, maxima.isfinite(), batch.are_finite()]).tolist()
-            count = len(complete)
-            tokens, finite = numbers[:count], numbers[count : 2 * count]
-            sound = numbers[2 * count :]
-        drawn: list[Tensor | int | NotFinite | None] = [None] * len(scheduled)
-        for row, index in enumerate(complete):
-            if not finite[row]:
-                drawn[index] = NotFinite()
-            elif scheduled[index].request.sequence.is_greedy:
-                drawn[index] = tokens[row]
+        rows: list[int] = []
+        draws: list[Draw] = []
+        for row, index in enumerate(part.complete):
+            sequence = scheduled[index].request.sequence
+            if sequence.recorder is not None or sequence.is_greedy:
+                continue
+            try:
+                draws.append(sequence.next_draw())
+            except PromptError as error:
+                drawn[index] = error
             else:
-                drawn[index] = logits[row]
-        flags = iter(sound)
-        for index in order:
-            if not all(list(islice(flags, slices[index].count))):
-                drawn[index] = NotFinite()
-        return drawn
+                rows.append(row)
+        if not rows:
+            return [], []
+        tokens = draw_tokens(part.logits, draws, rows)
+        return [part.complete[row] for row in rows], [tokens.int()]
 
     def embed(self, scheduled: Sequence[ScheduledRequest], ids: Tensor) -> Tensor:
         """Return embeddings [rows, hidden] of the scheduled positions, whose tokens are `ids`."""

@@ -19,6 +19,7 @@ from nvila_core.kernels import attention as kernels
 from nvila_core.kernels import layer as layer_kernels
 from nvila_core.models.kernels import power_of_two
 from nvila_core.models.rotation import Rotation
+from nvila_core.models.staging import stage
 
 MAX_SPLITS = 64
 """Parts at most of the keys of one row."""
@@ -86,7 +87,10 @@ class TritonAttention:
         step = StepRows(slices, self.cache.block_size)
         tiles, num_single = self.tiles_of(slices)
         numbers = [step.ids, step.positions, step.slots, np.zeros_like(step.ids), step.last_rows]
-        staged = self.stage([*(a.astype(np.int32) for a in numbers), tiles, self.tables_of(slices)])
+        staged = stage(
+            [*(a.astype(np.int32) for a in numbers), tiles, self.tables_of(slices)],
+            self.cache.device,
+        )
         *rows, last_rows, tiles_there, tables = staged
         return TritonBatch(self, rows, last_rows, tiles_there, num_single, tables)
 
@@ -98,20 +102,6 @@ class TritonAttention:
         programs = max(1, rows * self.cache.num_kv_heads)
         wanted = self.processors * PROGRAMS_PER_PROCESSOR / programs
         return min(MAX_SPLITS, 1 << max(0, math.ceil(math.log2(max(1.0, wanted)))))
-
-    def stage(self, numbers: Sequence[NDArray[np.int32]]) -> list[Tensor]:
-        """Copy arrays to the device in one go; the copies are views of one tensor int32."""
-        sizes = [-(-array.size // TABLE_ALIGNMENT) * TABLE_ALIGNMENT for array in numbers]
-        host = torch.empty(sum(sizes), dtype=torch.int32, pin_memory=not self.interpreted)
-        view, start, places = host.numpy(), 0, []
-        for array, size in zip(numbers, sizes, strict=True):
-            view[start : start + array.size] = array.reshape(-1)
-            places.append(slice(start, start + array.size))
-            start += size
-        device = host.to(self.cache.device, non_blocking=True)
-        return [
-            device[place].view(array.shape) for place, array in zip(places, numbers, strict=True)
-        ]
 
     def tiles_of(self, slices: Sequence[SequenceSlice]) -> tuple[NDArray[np.int32], int]:
         """Return the tiles int32 [T, 4] of slices, single rows first, and the number of those.

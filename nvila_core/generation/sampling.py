@@ -6,10 +6,10 @@ from math import isfinite
 from numbers import Integral, Real
 from typing import Any
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from nvila_core.errors import PromptError, is_unicode
+from nvila_core.generation.draw import Bits, Draw
 from nvila_core.generation.grammar import check_choice, schema_text
 from nvila_core.generation.logprobs import MAX_TOP_LOGPROBS
 
@@ -148,7 +148,7 @@ class SamplingParams:
 
 
 class TokenSampler:
-    """Draws the tokens of one sequence.
+    """What drawing the tokens of one sequence needs, token by token.
 
     Args:
         params: temperature, top_k, top_p, seed and repetition penalty.
@@ -157,50 +157,45 @@ class TokenSampler:
 
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int]) -> None:
         self.params = params
-        self.used = set(prompt_ids) if params.repetition_penalty != 1.0 else None
-        self.generator: torch.Generator | None = None
+        self._used: Bits | None = None
+        if params.repetition_penalty != 1.0:
+            self._used = np.zeros(0, np.uint8)
+            for token in set(prompt_ids):
+                self.note(token)
+        self._random: np.random.Generator | None = None
         if params.temperature > 0:
-            self.generator = torch.Generator()
-            if params.seed is None:
-                self.generator.seed()
-            else:
-                self.generator.manual_seed(params.seed)
+            seed = None if params.seed is None else params.seed % 2**64
+            self._random = np.random.default_rng(seed)
 
     @property
     def is_greedy(self) -> bool:
-        """Whether `draw` returns the most likely token."""
-        return self.used is None and self.generator is None
+        """Whether the most likely token is drawn."""
+        return self._used is None and self._random is None
 
-    @torch.inference_mode()
-    def draw(self, logits: Tensor) -> int:
-        """Draw the next token from float32 logits [vocab]."""
-        if self.used is not None:
-            logits = self.penalise(logits)
-        token = int(logits.argmax()) if self.generator is None else self.sample(logits.cpu())
-        if self.used is not None:
-            self.used.add(token)
-        return token
+    def next(self, allowed: Bits | None = None) -> Draw:
+        """Return what the next draw needs; call it once for each token.
 
-    def penalise(self, logits: Tensor) -> Tensor:
-        """Divide positive and multiply negative logits of used tokens by the penalty."""
-        assert self.used is not None
-        used = [i for i in self.used if i < logits.shape[0]]
-        index = torch.tensor(used, dtype=torch.long, device=logits.device)
-        penalty, values = self.params.repetition_penalty, logits[index]
-        return logits.index_copy(
-            0, index, torch.where(values > 0, values / penalty, values * penalty)
+        Args:
+            allowed: the tokens that may come next; None: all.
+        """
+        params = self.params
+        return Draw(
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            penalty=params.repetition_penalty,
+            number=0.0 if self._random is None else self._random.random(),
+            used=self._used,
+            allowed=allowed,
         )
 
-    def sample(self, logits: Tensor) -> int:
-        """Draw from the softmax of logits [vocab] after temperature, top_k and top_p."""
-        params = self.params
-        values, order = (logits / params.temperature).sort(descending=True, stable=True)
-        if params.top_k:
-            top_k = min(params.top_k, len(values))
-            values, order = values[:top_k], order[:top_k]
-        probabilities = values.softmax(-1)
-        if params.top_p < 1:
-            preceding = probabilities.cumsum(-1) - probabilities
-            preceding[0] = -1  # the likeliest stays, however small top_p is
-            probabilities = torch.where(preceding < params.top_p, probabilities, 0.0)
-        return int(order[torch.multinomial(probabilities, 1, generator=self.generator)])
+    def note(self, token: int) -> None:
+        """Count a token that was drawn."""
+        if self._used is None:
+            return
+        place, bit = divmod(token, 8)
+        if place >= len(self._used):
+            grown = np.zeros(max(place + 1, 2 * len(self._used)), np.uint8)
+            grown[: len(self._used)] = self._used
+            self._used = grown
+        self._used[place] |= 1 << bit

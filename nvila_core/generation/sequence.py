@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from nvila_core.errors import NotFinite
+from nvila_core.errors import NotFinite, PromptError
 from nvila_core.generation.completion import Completion, FinishReason, Timings, Usage
+from nvila_core.generation.draw import NO_TOKEN_POSSIBLE, Draw, draw_tokens, masked
 from nvila_core.generation.logprobs import LogprobRecorder, TokenLogprob
 from nvila_core.generation.sampling import SamplingParams, TokenSampler
 from nvila_core.generation.structured_output import make_constraint
@@ -60,32 +61,61 @@ class Sequence:
         self.queue_ms = self.encode_ms = self.generate_ms = 0.0
         self.text, self.sent = "", 0
         self._decoded = Detokenizer(tokenizer)
+        self._draw: Draw | None = None
 
     @property
     def is_greedy(self) -> bool:
-        """Whether all that is needed of the next logits is the most likely token."""
-        return self.sampler.is_greedy and self.constraint is None and self.recorder is None
+        """Whether the next token is the most likely one, whatever it is."""
+        return self.sampler.is_greedy and self.constraint is None
+
+    def next_draw(self) -> Draw:
+        """Return what drawing the next token needs; the same until `take` is called.
+
+        Raises:
+            PromptError: the form is too complex.
+        """
+        if self._draw is not None:
+            return self._draw
+        allowed = None
+        if self.constraint is not None:
+            left = self.max_tokens - len(self.token_ids)
+            # The first half of the tokens is for content, however many the ending may need.
+            allowed = self.constraint.allowed(None if 2 * left > self.max_tokens else left)
+        self._draw = self.sampler.next(allowed)
+        return self._draw
+
+    def take(self, token: int) -> None:
+        """Append the token that was drawn as `next_draw` says.
+
+        Raises:
+            PromptError: none was possible.
+        """
+        if token == NO_TOKEN_POSSIBLE:
+            raise PromptError(
+                "The model cannot answer in the requested form, because it has no token for what "
+                "must come next: request another form."
+            )
+        self._draw = None
+        self.sampler.note(token)
+        if self.constraint is not None:
+            self.constraint.advance(token)
+        self.append(token)
 
     def accept(self, logits: Tensor) -> int:
         """Draw the next token from float32 logits [vocab] and append it.
 
         Raises:
             NotFinite: no logit is finite, or one is NaN or infinitely high.
+            PromptError: the form is too complex, or the model has no token for it.
         """
         if not bool(logits.max().isfinite()):
             raise NotFinite
-        allowed = logits
-        if self.constraint is not None:
-            left = self.max_tokens - len(self.token_ids)
-            # The first half of the tokens is for content, however many the ending may need.
-            wanted = None if 2 * left > self.max_tokens else left
-            allowed = self.constraint.mask(logits, wanted)
-        token = self.sampler.draw(allowed)
-        if self.constraint is not None:
-            self.constraint.advance(token)
-        if self.recorder is not None:
+        draw = self.next_draw()
+        token = int(draw_tokens(logits[None], [draw]))
+        if self.recorder is not None and token != NO_TOKEN_POSSIBLE:
+            allowed = logits if draw.allowed is None else masked(logits, draw.allowed)
             self.recorder.add(logits, allowed, token)
-        self.append(token)
+        self.take(token)
         return token
 
     def append(self, token: int) -> None:

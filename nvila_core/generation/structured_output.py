@@ -3,15 +3,14 @@
 import json
 import threading
 from collections import OrderedDict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import torch
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
-from torch import Tensor
 
 from nvila_core.errors import PromptError
+from nvila_core.generation.draw import Bits
 from nvila_core.generation.grammar import LIMITS, grammar_of, schema_error
 from nvila_core.generation.sampling import SamplingParams
 from nvila_core.generation.schema_bounds import least_rest
@@ -54,44 +53,39 @@ class Constraint:
         self._in_string = self._escaped = False
         self.reserve = reserve
 
-    def mask(self, logits: Tensor, left: int | None = None) -> Tensor:
-        """Return float32 logits [vocab] with -inf for every token that must not come next.
+    def allowed(self, left: int | None = None) -> Bits:
+        """Return the tokens that may come next.
 
         If at most `reserve` tokens are left, strings, arrays and objects are closed where the form
         allows it. `left` None: the answer need not end yet.
 
         Raises:
-            PromptError: the form is too complex, or the model has no token for it.
+            PromptError: the form is too complex.
         """
         bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
         self._check()
-        allowed = np.unpackbits(bits, bitorder="little", count=len(logits)).astype(bool)
         if left is not None and left <= self.reserve:
-            self._close(allowed)
-        masked = logits.masked_fill(~torch.from_numpy(allowed).to(logits.device), float("-inf"))
-        if not bool((masked > float("-inf")).any()):
-            raise PromptError(
-                "The model cannot answer in the requested form, because it has no token for what "
-                "must come next: request another form."
-            )
-        return masked
+            return self._closing(bits)
+        return bits
 
-    def _close(self, allowed: "np.ndarray[Any, np.dtype[np.bool_]]") -> None:
-        """Leave only a token that closes what is open, if one is allowed."""
+    def _closing(self, allowed: Bits) -> Bits:
+        """Return only a token that closes what is open, if one is allowed."""
         of = self._endings
         closing = [*of.stops, of.brace, of.bracket, of.quote, of.comma]
         if self._in_string:
             closing = [of.quote] if not self._escaped else []
-        token = next((i for i in closing if i is not None and allowed[i]), None)
-        if token is not None:
-            allowed[:] = False
-            allowed[token] = True
+        for token in closing:
+            if token is not None and allowed[token // 8] >> token % 8 & 1:
+                only = np.zeros_like(allowed)
+                only[token // 8] = 1 << token % 8
+                return only
+        return allowed
 
     def advance(self, token: int) -> None:
         """Move past the token that was drawn.
 
         Raises:
-            PromptError: `mask` does not allow the token.
+            PromptError: the form does not allow the token.
         """
         self._matcher.consume_token(token)
         self._check()

@@ -4,7 +4,6 @@ from typing import cast
 
 import torch
 from torch import nn
-from torch.nn.utils import skip_init
 
 from nvila_core.models.quantize import Linear8
 from nvila_core.models.qwen2 import DecoderLayer, Qwen2Decoder
@@ -35,7 +34,7 @@ def merged_linear(parts: list[nn.Module | None]) -> nn.Module | None:
         weight = torch.cat([part.weight for part in linears])
         biased = linears[0].bias is not None
         outputs, inputs = weight.shape
-        linear: nn.Linear = skip_init(nn.Linear, inputs, outputs, biased, device="meta")
+        linear = nn.Linear(inputs, outputs, biased, device="meta")
         linear.weight = nn.Parameter(weight, requires_grad=False)
         if biased:
             bias = torch.cat([part.bias for part in linears])

@@ -185,7 +185,8 @@ class Qwen2Decoder(nn.Module):
         hidden, residual = last.attend(hidden, residual, rotation, backend)
         if rows is not None:
             hidden, residual = hidden.index_select(0, rows), residual.index_select(0, rows)
-        if len(hidden):
-            hidden, residual = last.feed_forward(hidden, residual)
+        if not len(hidden):
+            return hidden
+        hidden, residual = last.feed_forward(hidden, residual)
         out: Tensor = self.norm(hidden, residual)[0]
         return out

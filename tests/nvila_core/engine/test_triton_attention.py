@@ -11,12 +11,13 @@ from nvila_core.engine import attention_choice, engine
 from nvila_core.engine.batch import SequenceSlice
 from nvila_core.engine.grouped_attention import GroupedAttention
 from nvila_core.engine.kv_cache import KVCache
-from nvila_core.models import fused
+from nvila_core.models import fused, staging
 from nvila_core.models.kernels import Switch, kernels_for, try_kernels
 from nvila_core.models.rotation import Rotation
 
 pytest.importorskip("triton", reason="the kernels need Triton, which this machine lacks")
 
+from nvila_core.engine import triton_attention
 from nvila_core.engine.decode_graphs import Bucket, DecodeGraphs
 from nvila_core.engine.triton_attention import Tiling, TritonAttention, TritonBatch
 from nvila_core.kernels import layer
@@ -103,18 +104,19 @@ def test_the_kernel_equals_pytorch(
         torch.testing.assert_close(a, b, rtol=limit, atol=limit)
 
 
-def test_a_batch_is_copied_at_once_and_builds_nothing_large() -> None:
+def test_a_batch_is_copied_at_once_and_builds_nothing_large(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     # given a chunk of 2048 positions after 8192 others
     cache = make_cache(torch.float32, 1, 8)
     attention = TritonAttention(cache, 4)
     copied: list[int] = []
-    stage = attention.stage
 
-    def count(numbers: Any) -> Any:
+    def count(numbers: Any, device: torch.device) -> Any:
         copied.append(sum(array.nbytes for array in numbers))
-        return stage(numbers)
+        return staging.stage(numbers, device)
 
-    attention.stage = count  # type: ignore[method-assign]
+    monkeypatch.setattr(triton_attention, "stage", count)
     # when
     planned = attention.plan([SequenceSlice(8192, 2048, [0] * 640)])
     # then one copy of a few numbers for each row goes to the device
@@ -177,14 +179,76 @@ def test_kernels_that_do_not_compile_are_turned_off_before_a_model_uses_them(
     assert kernels_for(torch.zeros(1)) is None
 
 
+class ReplayedGraphs(DecodeGraphs):
+    """Decode steps over static tensors, computed again where a GPU would replay a graph."""
+
+    replayed = 0
+
+    def _capture(self, bucket: Bucket) -> bool:
+        logits, outcome = self.compute(bucket.batch)
+        graph: Any = Replay(self, bucket, logits, outcome)
+        self._graphs[bucket.rows] = (graph, logits, outcome)
+        bucket.batch.damaged.zero_()
+        return True
+
+
+class Replay:
+    """What a bucket's graph would do: compute the step, and leave the results where they were."""
+
+    def __init__(self, graphs: ReplayedGraphs, bucket: Bucket, *results: torch.Tensor) -> None:
+        self._graphs, self._bucket, self._results = graphs, bucket, results
+
+    def replay(self) -> None:
+        self._graphs.replayed += 1
+        computed = self._graphs.compute(self._bucket.batch)
+        for result, new in zip(self._results, computed, strict=True):
+            result.copy_(new)
+
+
+def replayed_graphs(model: NVILA, attention: Any, max_model_len: int) -> ReplayedGraphs:
+    return ReplayedGraphs(model.language, attention, max_model_len, len(model.tokenizer))
+
+
+def test_rows_beside_a_chunk_are_computed_by_the_graph_and_stay_the_same(
+    tiny_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given two engines on the kernels, one of them with graphs, and a request that decodes
+    monkeypatch.setattr(engine, "choose_attention", TritonAttention)
+    plain = Engine(NVILA.from_pretrained(tiny_folder), kv_cache_tokens=256)
+    monkeypatch.setattr(engine, "make_graphs", replayed_graphs)
+    graphs = Engine(NVILA.from_pretrained(tiny_folder), kv_cache_tokens=256)
+    params = SamplingParams(max_tokens=4, ignore_eos=True, temperature=1.0, seed=5)
+    for each in (plain, graphs):
+        each.submit(["One"], params)
+        each.step()
+        # when a step has a row of it beside the prompt of another
+        each.submit(["Another"], params)
+        each.step()
+    # then the graph has computed the row, and both engines have drawn and stored the same
+    assert isinstance(graphs.runner.graphs, ReplayedGraphs)
+    assert graphs.runner.graphs.replayed == 1
+    tokens = [[r.sequence.token_ids for r in each.scheduler.running] for each in (plain, graphs)]
+    assert tokens[0] == tokens[1]
+    assert [len(ids) for ids in tokens[0]] == [2, 1]
+    for a, b in zip(plain.cache.keys, graphs.cache.keys, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("graphs", [False, True])
 @pytest.mark.parametrize("all_kernels", [False, True])
 def test_the_engine_on_the_kernels_answers_as_generate(
-    all_kernels: bool, tiny_folder: Any, pictures: Any, monkeypatch: pytest.MonkeyPatch
+    all_kernels: bool,
+    graphs: bool,
+    tiny_folder: Any,
+    pictures: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # given an engine on the kernels, which reads prompts in chunks
     monkeypatch.setattr(Switch, "interpreted", all_kernels)
     monkeypatch.setattr(engine, "choose_attention", TritonAttention)
+    if graphs:
+        monkeypatch.setattr(engine, "make_graphs", replayed_graphs)
     model = NVILA.from_pretrained(tiny_folder)
     runner = Engine(model, max_num_batched_tokens=48)
     params = SamplingParams(max_tokens=3, ignore_eos=True)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from nvila_core import NVILA, PromptError, SamplingParams
 from nvila_core.demo import CHECKPOINT
+from nvila_core.generation.draw import draw_tokens
 from nvila_core.generation.sampling import TokenSampler
 from nvila_core.generation.sequence import Detokenizer, Sequence
 from nvila_core.prompt.tokenizer import Tokenizer
@@ -19,9 +20,16 @@ demo_tokenizer = cache(lambda: Tokenizer(CHECKPOINT / "llm"))
 LOGITS = torch.tensor([0.0, 3.0, 2.0, 1.0, -5.0])
 
 
+def draw(sampler: TokenSampler, logits: torch.Tensor) -> int:
+    """Draw the next token of a sequence."""
+    token = int(draw_tokens(logits[None], [sampler.next()]))
+    sampler.note(token)
+    return token
+
+
 def draws(params: SamplingParams, count: int = 400, logits: torch.Tensor = LOGITS) -> set[int]:
     sampler = TokenSampler(params, [])
-    return {sampler.draw(logits) for _ in range(count)}
+    return {draw(sampler, logits) for _ in range(count)}
 
 
 def test_greedy_is_the_default() -> None:
@@ -39,14 +47,14 @@ def test_temperature_top_k_and_top_p_narrow_the_choice() -> None:
 
 def test_frequencies_follow_the_softmax() -> None:
     sampler = TokenSampler(SamplingParams(temperature=1.0, seed=3), [])
-    counts = torch.bincount(torch.tensor([sampler.draw(LOGITS) for _ in range(4000)]), minlength=5)
+    counts = torch.bincount(torch.tensor([draw(sampler, LOGITS) for _ in range(4000)]), minlength=5)
     torch.testing.assert_close(counts / 4000, LOGITS.softmax(0), atol=0.03, rtol=0)
 
 
 def test_seed_repeats_a_sequence() -> None:
     def run(seed: int | None) -> list[int]:
         sampler = TokenSampler(SamplingParams(temperature=1.0, seed=seed), [])
-        return [sampler.draw(torch.zeros(1000)) for _ in range(20)]
+        return [draw(sampler, torch.zeros(1000)) for _ in range(20)]
 
     assert run(5) == run(5) != run(6)
     assert run(None) != run(None)
@@ -55,9 +63,9 @@ def test_seed_repeats_a_sequence() -> None:
 def test_repetition_penalty_counts_prompt_and_answer() -> None:
     sampler = TokenSampler(SamplingParams(repetition_penalty=2.0), [1])
     # 3 / 2 is below 2, then 2 / 2 is below 1.5
-    assert [sampler.draw(LOGITS) for _ in range(2)] == [2, 1]
+    assert [draw(sampler, LOGITS) for _ in range(2)] == [2, 1]
     negative = TokenSampler(SamplingParams(repetition_penalty=2.0), [0])
-    assert negative.draw(torch.tensor([-1.0, -1.5])) == 1
+    assert draw(negative, torch.tensor([-1.0, -1.5])) == 1
 
 
 def test_the_end_of_the_turn_is_as_likely_with_a_penalty(tiny: NVILA) -> None:

@@ -8,6 +8,7 @@ import torch
 
 from nvila_core import NVILA, PromptError, SamplingParams
 from nvila_core.demo import CHECKPOINT
+from nvila_core.generation.draw import masked
 from nvila_core.generation.grammar import grammar_of, is_complete, schema_text
 from nvila_core.generation.schema_bounds import MAX_ITEMS, MAX_NUMBER, MAX_STRING, bounded
 from nvila_core.generation.structured_output import make_constraint
@@ -34,7 +35,7 @@ def accepts(tokenizer: Tokenizer, schema: dict[str, Any], answer: Any) -> bool:
         return False
     if rules.finished:
         return True
-    allowed = rules.mask(torch.zeros(len(tokenizer))).isfinite()
+    allowed = masked(torch.zeros(len(tokenizer)), rules.allowed()).isfinite()
     return bool(allowed[sorted(tokenizer.stop_ids)].any())
 
 

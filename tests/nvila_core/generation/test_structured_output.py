@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from nvila_core import NVILA, Engine, PromptError, SamplingParams
 from nvila_core.checkpoint.random_checkpoint import write_checkpoint
 from nvila_core.demo import CHECKPOINT
+from nvila_core.generation.draw import masked
 from nvila_core.generation.sequence import Sequence
 from nvila_core.generation.structured_output import (
     MAX_CACHED_GRAMMARS,
@@ -243,7 +244,7 @@ def test_a_prefix_of_another_choice_may_end_there(demo: NVILA) -> None:
     ids = demo.tokenizer.encode("a")
     rules.advance(ids[0])
 
-    allowed = set(rules.mask(free).isfinite().nonzero().flatten().tolist())
+    allowed = set(masked(free, rules.allowed()).isfinite().nonzero().flatten().tolist())
 
     assert allowed == {*demo.tokenizer.stop_ids, *demo.tokenizer.encode("b")}
     assert not rules.finished
@@ -256,7 +257,7 @@ def test_the_table_holds_the_exact_bytes_of_every_token(model: NVILA) -> None:
         quoted = json.dumps(text)
         rules = GrammarCompiler(tokenizer).constraint((text,), None)
         for token in ids:  # every token of the text is allowed at its place
-            assert rules.mask(torch.zeros(len(tokenizer)))[token] == 0, quoted
+            assert masked(torch.zeros(len(tokenizer)), rules.allowed())[token] == 0, quoted
             rules.advance(token)
         assert rules.finished
 
@@ -282,12 +283,13 @@ def test_tokens_without_an_embedding_are_never_drawn(tmp_path: Path) -> None:
 
 
 def test_a_model_without_the_tokens_says_so(tiny: NVILA) -> None:
-    rules = constraint(tiny.tokenizer, choice=["x"])
+    params = SamplingParams(choice=["x"])
+    sequence = Sequence(tiny.prepare(["?"]), params, tiny.tokenizer, 1000)
     lacking = torch.zeros(len(tiny.tokenizer))
     lacking[tiny.tokenizer.encode("x")] = float("-inf")
 
     with pytest.raises(PromptError, match="no token for what must come next"):
-        rules.mask(lacking)
+        sequence.accept(lacking)
 
 
 @pytest.mark.parametrize(
@@ -367,10 +369,10 @@ def test_many_threads_may_make_constraints_at_once(tiny: NVILA) -> None:
         try:
             for i in range(20):
                 rules = constraint(tiny.tokenizer, choice=[f"number {(number + i) % 7}"])
-                rules.mask(torch.zeros(len(tiny.tokenizer)))
+                masked(torch.zeros(len(tiny.tokenizer)), rules.allowed())
                 rules = constraint(tiny.tokenizer, json_schema=schema)
                 for token in expected:
-                    assert rules.mask(torch.zeros(len(tiny.tokenizer)))[token] == 0
+                    assert masked(torch.zeros(len(tiny.tokenizer)), rules.allowed())[token] == 0
                     rules.advance(token)
                 followed.append(rules.finished)
         except BaseException as error:

@@ -1,0 +1,217 @@
+"""What a step asks of a GPU, counted on one without numbers, at the true sizes of NVILA-Lite."""
+
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+from nvila_core import NVILA, SamplingParams
+from nvila_core.config import LanguageConfig
+from nvila_core.engine.handle import Handle
+from nvila_core.engine.kv_cache import KVCache
+from nvila_core.engine.model_runner import ModelRunner
+from nvila_core.engine.prefix_keys import PromptLayout
+from nvila_core.engine.request import NEVER, Request
+from nvila_core.engine.scheduler import ScheduledRequest
+from nvila_core.generation.sequence import Sequence
+from nvila_core.models.language_model import LanguageModel
+from nvila_core.models.merged import merge_projections
+from nvila_core.models.quantize import Linear4, Linear8, QuantizedLinear, pack_int4
+
+pytest.importorskip("triton", reason="the kernels need Triton, which this machine lacks")
+
+from nvila_core.engine.decode_graphs import DecodeGraphs
+from nvila_core.engine.triton_attention import TritonAttention
+from tests.support.fake_cuda import FakeCuda, fake_cuda
+
+pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
+
+VOCAB = 151_648
+SMALL = LanguageConfig(VOCAB, 1536, 8960, 28, 12, 2, 32768, tie_word_embeddings=True)
+LARGE = LanguageConfig(VOCAB, 3584, 18944, 28, 28, 4, 32768)
+SHAPES = {"2B": SMALL, "8B": LARGE}
+CUDA = torch.device("cuda:0")
+POSITIONS = 2**16
+
+GREEDY = SamplingParams()
+KINDS = (
+    GREEDY,
+    SamplingParams(temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.05, seed=1),
+    SamplingParams(temperature=1.0),
+    SamplingParams(choice=("yes", "no")),
+)
+
+
+@pytest.fixture
+def cuda() -> Iterator[FakeCuda]:
+    """A GPU."""
+    with fake_cuda() as device:
+        yield device
+
+
+def make_runner(shape: str, dtype: torch.dtype, bits: int = 16, *, graphs: bool = True) -> Any:
+    """Return what runs the steps of a language model on the GPU."""
+    config = SHAPES[shape]
+    with unset_fake_temporarily(), torch.device("meta"):
+        language = LanguageModel(config)
+    for module in language.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            there = torch.empty(parameter.shape, dtype=dtype, device=CUDA)
+            module.register_parameter(name, torch.nn.Parameter(there, requires_grad=False))
+    rotary: Any = language.model.rotary_emb
+    rotary.inv_freq = torch.empty(config.head_dim // 2, device=CUDA)
+    if bits < 16:
+        for name, module in list(language.model.layers.named_modules()):
+            if type(module) is torch.nn.Linear:
+                language.model.layers.set_submodule(name, in_bits(module, bits, dtype))
+    merge_projections(language.model)
+    cache = KVCache(
+        num_layers=config.num_hidden_layers,
+        num_kv_heads=config.num_key_value_heads,
+        head_dim=config.head_dim,
+        num_blocks=POSITIONS // 16,
+        block_size=16,
+        dtype=dtype,
+        device=CUDA,
+    )
+    attention = TritonAttention(cache, config.num_attention_heads)
+    model: Any = SimpleNamespace(language=language, tokenizer=range(VOCAB), device=CUDA)
+    encoder: Any = None  # the prompts have no pictures
+    steps = DecodeGraphs(language, attention, 16384, VOCAB) if graphs else None
+    return ModelRunner(model, attention, encoder, steps)
+
+
+def in_bits(linear: torch.nn.Linear, bits: int, dtype: torch.dtype) -> torch.nn.Module:
+    """Return a quantized layer of the same shape."""
+    outputs, inputs = linear.weight.shape
+    if bits == 8:
+        codes = torch.empty(outputs, inputs, dtype=torch.int8, device=CUDA)
+        return Linear8.of(codes, torch.empty(outputs, dtype=dtype, device=CUDA), linear.bias)
+    layer = Linear4.__new__(Linear4)
+    QuantizedLinear.__init__(layer)
+    layer.bias, layer.group = linear.bias, 64
+    codes = torch.empty(outputs, inputs, dtype=torch.int32, device=CUDA)
+    layer.register_buffer("weight", pack_int4(codes))
+    scales = torch.empty(inputs // 64, outputs, 2, dtype=torch.bfloat16, device=CUDA)
+    layer.register_buffer("scales", scales)
+    return layer
+
+
+def scheduled(
+    model: NVILA, prompt: int, computed: int, count: int, params: SamplingParams = GREEDY
+) -> ScheduledRequest:
+    """Return a request with `prompt` positions, and what a step computes of it."""
+    prepared = model.prepare(["x"])
+    text = replace(prepared, token_ids=(prepared.token_ids * prompt)[:prompt], num_tokens=prompt)
+    request = Request(
+        sequence=Sequence(text, params, model.tokenizer, 2 * POSITIONS),
+        handle=Handle(),
+        layout=PromptLayout(text, ()),
+        tile_hashes=[],
+        priority=0,
+        deadline=NEVER,
+        timeout=NEVER,
+        arrival_time=0.0,
+    )
+    request.blocks = list(range(-(-prompt // 16)))
+    request.num_computed_tokens = computed
+    return ScheduledRequest(request, count)
+
+
+@pytest.mark.parametrize("shape", ["2B", pytest.param("8B", marks=pytest.mark.slow)])
+def test_a_decode_step_is_few_launches_and_one_copy_each_way(
+    shape: str, tiny: NVILA, cuda: FakeCuda
+) -> None:
+    # given eight requests that decode, and a GPU without graphs
+    items = [scheduled(tiny, 9800 + n, 9799 + n, 1) for n in range(8)]
+    runner = make_runner(shape, torch.bfloat16, graphs=False)
+    cuda.reset()
+    # when
+    drawn = runner.forward(items)
+    # then the host starts few kernels, and never waits but for the tokens
+    assert drawn == [1] * 8
+    assert cuda.launches.total() <= 300, cuda.launches
+    assert (cuda.copies_in, cuda.copies_out, cuda.waits) == (1, 1, 0)
+    assert cuda.launches["paged_attention"] == SHAPES[shape].num_hidden_layers
+
+
+def test_a_graph_is_one_launch(tiny: NVILA, cuda: FakeCuda) -> None:
+    # given a step whose graph has been captured
+    items = [scheduled(tiny, 9800 + n, 9799 + n, 1) for n in range(8)]
+    runner = make_runner("2B", torch.bfloat16)
+    runner.forward(items)
+    cuda.reset()
+    # when it is computed again
+    runner.forward(items)
+    # then the rest is reading its results
+    assert cuda.launches == {"graph": 1, "cat": 1}
+    assert (cuda.copies_in, cuda.copies_out, cuda.waits) == (1, 1, 0)
+
+
+def test_requests_that_decode_beside_a_chunk_are_one_launch(tiny: NVILA, cuda: FakeCuda) -> None:
+    # given a captured step of eight requests that decode
+    decoding = [scheduled(tiny, 9800 + n, 9799 + n, 1) for n in range(8)]
+    chunk = scheduled(tiny, 3000, 1000, 500)
+    runner = make_runner("2B", torch.bfloat16)
+    runner.forward(decoding)
+    cuda.reset()
+    # when a chunk of a prompt comes between them
+    drawn = runner.forward([*decoding[:4], chunk, *decoding[4:]])
+    # then they are still one launch, before those of the chunk, and all is read at once
+    assert drawn == [1, 1, 1, 1, None, 1, 1, 1, 1]
+    assert next(iter(cuda.launches)) == "graph"
+    assert cuda.launches["graph"] == 1
+    assert "combine_splits" not in cuda.launches  # no single row is left
+    assert (cuda.copies_in, cuda.copies_out, cuda.waits) == (2, 1, 0)
+
+
+def test_drawing_tokens_never_waits_and_copies_no_logits(tiny: NVILA, cuda: FakeCuda) -> None:
+    # given a captured step of requests that sample, are penalised, or choose
+    items = [scheduled(tiny, 200 + n, 199 + n, 1, KINDS[n % 4]) for n in range(30)]
+    runner = make_runner("2B", torch.bfloat16)
+    runner.forward(items)
+    cuda.reset()
+    # when
+    drawn = runner.forward(items)
+    # then their numbers and sets of tokens go there in one copy, and the tokens come back in one
+    assert drawn == [1] * 30
+    assert (cuda.copies_in, cuda.copies_out, cuda.waits) == (2, 1, 0)
+    assert cuda.launches.total() <= 60, cuda.launches
+    assert cuda.host_bytes < 2**20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_chunk_after_many_positions_builds_nothing_large(
+    shape: str, tiny: NVILA, cuda: FakeCuda
+) -> None:
+    # given a chunk of 2,048 positions after 8,192
+    items = [scheduled(tiny, 10_240, 8192, 2048)]
+    runner = make_runner(shape, torch.bfloat16)
+    cuda.reset()
+    # when
+    tracemalloc.start()
+    runner.forward(items)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    # then the host makes little, and waits for nothing but the token
+    assert cuda.host_bytes < 2**20
+    assert peak < 2**20
+    assert (cuda.copies_in, cuda.copies_out, cuda.waits) == (1, 1, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("bits", [8, 4])
+def test_quantized_layers_run_on_the_gpu(bits: int, tiny: NVILA, cuda: FakeCuda) -> None:
+    # given a model in 8 or 4 bits
+    runner = make_runner("2B", torch.bfloat16, bits)
+    items = [scheduled(tiny, 60, 59, 1), scheduled(tiny, 300, 100, 200)]
+    cuda.reset()
+    # when a row and a chunk are computed, then no device or dtype is wrong, and nothing waits
+    assert runner.forward(items) == [1, 1]
+    assert cuda.waits == 0
