@@ -14,7 +14,7 @@ from nvila_core.engine.tile_encoder import TileEncoder
 from nvila_core.errors import NotFinite, PromptError
 from nvila_core.generation.draw import Draw, draw_tokens
 from nvila_core.model import NVILA
-from nvila_core.models.staging import fetch
+from nvila_core.models.staging import fetch_numbers
 
 if TYPE_CHECKING:
     from nvila_core.engine.decode_graphs import DecodeGraphs  # imports Triton
@@ -85,7 +85,7 @@ class ModelRunner:
             requests, tokens = self._sample(scheduled, part, drawn)
             sampled.append(requests)
             numbers += [part.likeliest, part.finite, part.sound, *tokens]
-        found = iter(fetch(torch.cat(numbers)))
+        found = iter(fetch_numbers(torch.cat(numbers)))
         for part, requests in zip(launched, sampled, strict=True):
             count = len(part.complete)
             likeliest, finite = list(islice(found, count)), list(islice(found, count))

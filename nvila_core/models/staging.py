@@ -43,7 +43,7 @@ def stage(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
     ]
 
 
-def fetch(numbers: Tensor) -> list[int]:
+def fetch_numbers(numbers: Tensor) -> list[int]:
     """Return whole numbers [N] of a device, when it has computed them: the only wait of a step."""
     if numbers.device.type != "cuda":
         return [int(number) for number in numbers.tolist()]
