@@ -548,6 +548,7 @@ def _verifies(data: dict[str, Any] | None) -> bool:
 class ClipRequest(Record):
     """A question about the frames of one clip, as a job carries it."""
 
+    version: int = Field(default=1, description="of the record: see `streamer/record_version.py`")
     id: str = Field(default_factory=lambda: new_id("req"))
     kind: RequestKind
     stream_id: str

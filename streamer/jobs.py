@@ -40,6 +40,7 @@ from streamer.memory_reserve import HAS_ROOM, require_room, words_of
 from streamer.models import CLIP_QUEUES, QUERIES, Models, clip_queue
 from streamer.pace import EXPECTED_WAIT
 from streamer.places import SPLIT, Places
+from streamer.record_version import RECORD_VERSION
 from streamer.recorded_windows import RecordedWindows
 from streamer.redis_address import await_replica
 from streamer.results import Results, final_status
@@ -266,7 +267,8 @@ class Jobs:
         With the `token` of the worker that runs the stream, raises Superseded if another one does
         by now.
         """
-        with submitting(request) as traced:
+        written = request.model_copy(update={"version": RECORD_VERSION})
+        with submitting(written) as traced:
             self._submit(traced, record, token)
 
     def _submit(

@@ -25,6 +25,7 @@ from streamer.incidents.store import Incidents
 from streamer.logging_setup import log_ready
 from streamer.memory_reserve import in_reserve
 from streamer.outage import Outage
+from streamer.record_version import join_records
 from streamer.redis_errors import will_pass
 from streamer.results import read_entry
 from streamer.secret_box import SecretBox
@@ -269,6 +270,7 @@ def record_results(settings: Settings, stopping: threading.Event) -> None:
         channels = channels_of(settings)
         incidents = Incidents(timeline.database, list(channels))
         with Connections(settings, patient=True) as connections:
+            join_records(connections.main)
             log_lacks(connections)
             clock = connections.clock
             database_outage = Outage("timeline")

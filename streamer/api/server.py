@@ -13,6 +13,7 @@ from streamer.api_keys import require_keys
 from streamer.connections import log_lacks
 from streamer.errors import StreamerError
 from streamer.logging_setup import configure_logging, log_ready
+from streamer.record_version import join_records
 from streamer.service import Service
 from streamer.settings import Settings
 from streamer.tracing import end_tracing, start_tracing
@@ -51,6 +52,7 @@ def run_server(settings: Settings) -> None:
     except StreamerError:
         listener.close()
         raise
+    join_records(client.connections.main)
     log_lacks(client.connections)
     config = uvicorn.Config(
         create_app(client, watch_events=True),

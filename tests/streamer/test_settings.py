@@ -7,7 +7,64 @@ from typing import Any
 import pytest
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.settings import CONFIG_VARIABLE, load_settings
+from streamer.settings import CONFIG_VARIABLE, RENAMED, Settings, load_settings
+
+OF_0_1_0 = [
+    "allowed_dirs",
+    "allowed_hosts",
+    "api_host",
+    "api_keys",
+    "api_port",
+    "archive_days",
+    "archive_url",
+    "clip_tokens",
+    "compile",
+    "data_dir",
+    "database_url",
+    "device",
+    "dtype",
+    "fps",
+    "frame_bytes_per_stream",
+    "frame_ttl",
+    "frames_memory",
+    "frames_per_stream",
+    "frames_redis_url",
+    "history",
+    "https_verify",
+    "hwaccel",
+    "ingest_slots",
+    "job_timeout",
+    "jpeg_quality",
+    "kv_cache_tokens",
+    "lease",
+    "log_level",
+    "max_file_clips",
+    "max_frames",
+    "max_num_batched_tokens",
+    "max_num_seqs",
+    "max_pending_clips",
+    "max_restarts",
+    "max_tokens",
+    "model",
+    "open_timeout",
+    "policy",
+    "quantize",
+    "query_ttl",
+    "read_timeout",
+    "reconnect_cap",
+    "recorded_frame_ttl",
+    "redis_url",
+    "results_maxlen",
+    "secret_key",
+    "step_tiles",
+    "step_timeout",
+    "threads",
+    "tile_cache_bytes",
+    "tile_tolerance",
+    "window",
+    "worker_slots",
+]
+"""All settings of release 0.1.0."""
 
 OLD, NEW = "step_tokens", "max_num_batched_tokens"
 
@@ -26,6 +83,12 @@ def test_an_old_name_in_the_file_works_and_names_the_new_one(config: Path) -> No
         settings = load_settings()
     assert settings.max_num_batched_tokens == 96
     assert len(caught) == 1
+
+
+def test_every_setting_of_the_first_release_is_known_or_has_a_new_name() -> None:
+    assert len(OF_0_1_0) > 40
+    assert set(OF_0_1_0) <= set(Settings.model_fields) | set(RENAMED)
+    assert set(RENAMED.values()) <= set(Settings.model_fields)
 
 
 def test_an_old_name_as_a_keyword_works() -> None:

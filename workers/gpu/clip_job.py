@@ -28,6 +28,7 @@ from streamer.jobs import (
 )
 from streamer.limits import MAX_JOB_BYTES
 from streamer.logging_setup import log_about
+from streamer.record_version import require_readable
 from streamer.redis_errors import trouble_of, will_pass
 from streamer.yes_or_no import YES, in_one_spelling
 from workers.context import (
@@ -115,6 +116,7 @@ def _result_of(
     try:
         if isinstance(readable, StreamerError):
             raise readable
+        require_readable(readable.version)
         result = answer(context, readable, started)
     except (GiveBack, BrokeDown):
         raise

@@ -14,6 +14,7 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import CHAT_JOB, CLIP_JOB, SURVEY_JOB
 from streamer.logging_setup import log_ready
 from streamer.models import QUERIES, queue_name, queues_of_worker
+from streamer.record_version import join_records
 from streamer.settings import Settings
 from streamer.surveys import MAX_OPEN_SURVEYS, release_ended
 from workers import context
@@ -51,6 +52,7 @@ def serve_clips(settings: Settings, stopping: threading.Event, burst: bool = Fal
         Connections(settings, patient=True) as connections,
         Loading(connections.main, settings.lease) as loading,
     ):
+        join_records(connections.main)
         log_lacks(connections)
         own = context.WorkerContext(
             settings=settings,

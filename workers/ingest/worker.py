@@ -12,6 +12,7 @@ from streamer.frames.archive import Archive
 from streamer.frames.archive_writer import ArchiveWriter
 from streamer.jobs import INGEST, INGEST_JOB
 from streamer.logging_setup import log_ready
+from streamer.record_version import join_records
 from streamer.settings import Settings
 from workers import context
 from workers.ingest.balance import Balance
@@ -29,6 +30,7 @@ def serve_streams(settings: Settings, stopping: threading.Event) -> None:
     malloc.limit_arenas()
     cv2.setNumThreads(1)  # the slots are the threads: more of them, from OpenCV, only compete
     with Connections(settings, patient=True) as connections, ExitStack() as stack:
+        join_records(connections.main)
         log_lacks(connections)
         own = context.WorkerContext(
             settings=settings,

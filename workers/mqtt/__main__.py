@@ -9,6 +9,7 @@ from streamer.connections import log_lacks
 from streamer.errors import ErrorCode, StreamerError
 from streamer.logging_setup import log_ready
 from streamer.mqtt_address import MqttAddress
+from streamer.record_version import join_records
 from streamer.service import Service
 from streamer.settings import Settings
 from workers.process import startup
@@ -31,6 +32,7 @@ def serve_mqtt(settings: Settings, stopping: threading.Event) -> None:
     from workers.mqtt.bridge import Bridge
 
     with Service(settings, patient=True) as service:
+        join_records(service.connections.main)
         log_lacks(service.connections)
         startup.stop_on_signals(stopping)
         bridge = Bridge(service, MqttAddress.of(settings.mqtt_url), stopping)

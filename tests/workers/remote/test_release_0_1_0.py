@@ -1,0 +1,175 @@
+"""What release 0.1.0 left in Redis is read and worked off: recorded by that release's own code."""
+
+import base64
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rq import Queue
+from rq.serializers import JSONSerializer
+
+from streamer import redis_keys
+from streamer.domain import QueryStatus, StreamState
+from streamer.errors import ErrorCode, StreamerError
+from streamer.jobs import INGEST
+from streamer.record_version import RECORD_VERSION, join_records
+from streamer.service import Service
+from streamer.timeline.results import Timeline
+from tests.support.clips import request
+from tests.support.scripted_model import said
+from workers.gpu.clip_job import answer_clip
+from workers.gpu.worker import serve_clips
+from workers.recorder import Recorder
+
+KEPT = Path(__file__).parents[2] / "streamer" / "release_0_1_0.redis.json"
+
+REQUESTS = {"req_caption", "req_choice", "req_file"}
+RESULTS = {"req_old", "req_bad"}
+
+
+def restore(client) -> None:
+    """Store every key as it was, with its kind and a lifetime if it had one."""
+    raw = base64.b64decode
+    for entry in json.loads(KEPT.read_text()):
+        key, value = entry["key"], entry["value"]
+        match entry["type"]:
+            case "string":
+                client.set(key, raw(value))
+            case "hash":
+                client.hset(key, mapping={field: raw(each) for field, each in value.items()})
+            case "list":
+                client.rpush(key, *map(raw, value))
+            case "set":
+                client.sadd(key, *map(raw, value))
+            case "zset":
+                client.zadd(key, {raw(member): score for member, score in value})
+            case "stream":
+                for entry_id, fields in value:
+                    kept = {field: raw(each) for field, each in fields.items()}
+                    if "expires" in kept:  # when a frame does, in milliseconds
+                        kept["expires"] = b"9e15"
+                    client.xadd(key, kept, id=entry_id)
+        if entry["expires"]:
+            client.expire(key, 900)
+
+
+@pytest.fixture
+def remote(remote):
+    """The same settings, by which no request is too old, however long ago it was recorded."""
+    return remote.model_copy(update={"job_timeout": 1e9})
+
+
+@pytest.fixture
+def service(remote, redis_client):
+    """The service on a Redis that 0.1.0 has used."""
+    restore(redis_client)
+    with Service(remote) as opened:
+        yield opened
+
+
+def test_its_streams_are_attached_with_all_they_have(service):
+    door, yard = sorted(service.streams(), key=lambda stream: stream.name)
+
+    # nobody runs it now, but what was counted is kept
+    assert (yard.name, yard.state, yard.counters.packets) == ("yard", StreamState.CONNECTING, 40)
+    assert yard.history == 3600
+    assert [watch.prompt for watch in yard.watches] == ["What is there?", "Is the gate open?"]
+    assert yard.watches[1].response_format.choices == ["yes", "no"]
+    assert service.registry.secret_url(yard.id) == "rtsp://admin:s3cret@camera/yard"
+    assert (door.name, door.sampling.fps, len(door.watches)) == ("door", 2.0, 1)
+    frames = service.frames.newest(yard.id, 10)
+    assert [frame.pts for frame in frames] == [0, 1, 2]
+    assert all(jpeg.startswith(b"\xff\xd8") for jpeg in service.frames.load(frames))
+    # and each still has its one job, which an ingest worker of this release takes
+    for stream in (yard, door):
+        service.jobs.start_ingest(stream.id)
+    queue = Queue(INGEST, connection=service.connections.main, serializer=JSONSerializer)
+    assert sorted(queue.job_ids) == sorted(f"ingest-{stream.id}" for stream in (yard, door))
+    # and can be edited and detached
+    service.edit("yard", paused=True)
+    assert service.stream("yard").paused
+    service.detach("door")
+    assert [stream.name for stream in service.streams()] == ["yard"]
+
+
+def test_its_questions_are_found_and_what_waits_is_answered_and_recorded(remote, server, service):
+    # given a question that 0.1.0 answered, and four requests that it did not get to
+    server.script = lambda body: said("yes" if "gate" in json.dumps(body) else "A red box.")
+    by_status = {query.status: query for query in service.queries()}
+    answered, waiting = by_status[QueryStatus.DONE], by_status[QueryStatus.QUEUED]
+    assert answered.result is not None
+    assert (answered.prompt, answered.result.text) == ("How many cars?", "Two.")
+    # when a worker and a recorder of this release run
+    stopping = threading.Event()
+    worker = threading.Thread(target=serve_clips, args=(remote, stopping, True))
+    worker.start()
+    worker.join(120)
+    assert not worker.is_alive()
+    timeline = Timeline(remote.timeline_url)
+    recorder = Recorder(service.connections.main, timeline, stopping=stopping)
+    recorder.join()
+    while recorder.step():
+        pass
+    # then each has its one result, beside those of 0.1.0
+    found: dict[str, Any] = {each.request_id: each for each in timeline.query().results}
+    timeline.close()
+    assert set(found) == {*REQUESTS, *RESULTS, answered.id, waiting.id}
+    assert found["req_old"].text == "A gate."
+    assert found["req_bad"].error.code is ErrorCode.FRAMES_EXPIRED
+    assert found["req_caption"].text == "A red box."
+    assert found["req_choice"].data["choice"] == "yes"
+    assert found["req_file"].data["media_end"] == 3.0
+    assert all(found[name].error is None for name in {*REQUESTS, waiting.id})
+    assert service.query(waiting.id).status is QueryStatus.DONE
+    assert recorder.left_count == 0
+    # and nothing waits or is in flight any more
+    assert sum(service.jobs.depths()[name] for name in ("queries", "watches", "files")) == 0
+    assert service.jobs.unanswered(["wch_text", "wch_choice"]) == [0, 0]
+
+
+def test_a_redis_of_an_older_release_gets_the_version_of_this_one(redis_client):
+    restore(redis_client)
+    assert redis_client.get(redis_keys.RECORD_VERSION) is None
+
+    join_records(redis_client)
+
+    assert int(redis_client.get(redis_keys.RECORD_VERSION)) == RECORD_VERSION == 2
+
+
+def test_the_next_release_may_share_a_redis_and_the_one_after_it_may_not(redis_client, remote):
+    redis_client.set(redis_keys.RECORD_VERSION, RECORD_VERSION + 1)
+    join_records(redis_client)
+    assert int(redis_client.get(redis_keys.RECORD_VERSION)) == RECORD_VERSION + 1  # not lowered
+
+    redis_client.set(redis_keys.RECORD_VERSION, RECORD_VERSION + 2)
+    for start in (join_records, lambda _: serve_clips(remote, threading.Event(), burst=True)):
+        with pytest.raises(StreamerError, match="upgrade this program") as refusal:
+            start(redis_client)
+        assert refusal.value.code is ErrorCode.RECORD_UNREADABLE
+
+
+@pytest.mark.parametrize(("version", "readable"), [(1, True), (3, True), (4, False)])
+def test_a_job_is_answered_if_its_release_is_near_enough(own, version, readable):
+    # given a job that a program of another release has submitted since this worker started
+    asked = request(own)
+    own.jobs.submit(asked)
+    stored = asked.model_dump(mode="json") | {"version": version, "lens": {"fov": 90}}
+
+    answer_clip(stored)
+
+    result = own.results.get(asked.id)
+    assert (result.error is None) is readable
+    if not readable:
+        assert result.error.code is ErrorCode.RECORD_UNREADABLE
+        assert "version 4" in result.error.message
+
+
+def test_jobs_carry_the_version_of_this_release(own):
+    from tests.workers.remote.test_tracing import stored_request
+
+    asked = request(own)
+    own.jobs.submit(asked)
+
+    assert stored_request(own, asked.id)["version"] == RECORD_VERSION
