@@ -1,6 +1,7 @@
 """Make the vectors of search by meaning, in a thread of the recorder."""
 
 import contextlib
+import functools
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -158,7 +159,9 @@ def vector_thread(
         from streamer.timeline.sentences import SentenceEncoder
         from streamer.timeline.vectors import VectorStore
 
-        encoder = SentenceEncoder()
-        return VectorMaker(connections.main, VectorStore(database), encoder.encode)
+        encoder = functools.cache(SentenceEncoder)  # 100 MB, and not before there is a result
+        return VectorMaker(
+            connections.main, VectorStore(database), lambda texts: encoder().encode(texts)
+        )
 
     return VectorThread(make, stopping, connections.outage)

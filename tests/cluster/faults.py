@@ -1,22 +1,49 @@
-"""Faults that hit a cluster at random: each begins, lasts a while, and ends."""
+"""Faults that hit a cluster: each begins, lasts a while, and ends."""
 
+import contextlib
 import random
 import signal
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
 
 import redis
 
 from tests.cluster.load import Load
 from tests.cluster.machines import Cluster, pick_seconds
+from tests.cluster.servers import MAX_MEMORY
 
 _FULL_MARGIN = 64 << 10
 """Bytes that a server has left when it is made full."""
 
+_MAX_STEP = 3600
+"""Seconds, at most, by which the clock of a host is set forward or back."""
+
+_SERVERS = "servers of jobs"
+"""What of two faults only one may hit at a time: a write survives one server, not both."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A kind of fault.
+
+    Attributes:
+        name: as the ledger counts it.
+        begin: begins it, and returns what ends it.
+        seconds: how long it lasts, at least and at most.
+        group: only one fault of a group may last at a time; None: any number.
+    """
+
+    name: str
+    begin: Callable[[], Callable[[], None]]
+    seconds: tuple[float, float] = (1.0, 30.0)
+    group: str | None = None
+
 
 class Faults:
-    """Injects random faults.
+    """Injects faults.
 
     Args:
         cluster, load: what they hit.
@@ -32,9 +59,26 @@ class Faults:
         self._random = random.Random(seed)
         self._every = every
         self._next = time.monotonic() + every
-        self._ends: list[tuple[float, Callable[[], None]]] = []
-        self._busy: dict[str, float] = {}
+        self._last: list[tuple[float, Fault, Callable[[], None]]] = []
         self.counts: Counter[str] = Counter()
+        self.kinds = [
+            Fault("program killed", self._kill, (0.1, 0.2)),
+            Fault("program stopped", self._terminate, (0.1, 0.2)),
+            Fault("program frozen", self._freeze),
+            Fault("program cut off", self._cut),
+            Fault("slow link", self._slow_down),
+            Fault("server of jobs killed", self._kill_server, (4, 12), _SERVERS),
+            Fault("server of jobs frozen", self._freeze_server, (0.5, 15), _SERVERS),
+            Fault("server of jobs cut off", self._cut_server, (4, 20), _SERVERS),
+            Fault("server of jobs full", self._fill, (2, 20), _SERVERS),
+            Fault("disk of jobs full", self._fill_disk, (2, 20), _SERVERS),
+            Fault("server of frames frozen", self._freeze_frames, (0.5, 13)),
+            Fault("database crashed", self._crash_database, (2, 20), "database"),
+            Fault("database cut off", self._cut_database, (2, 20), "database"),
+            Fault("camera lost", self._lose_camera, (1, 20)),
+        ]
+        if cluster.clocks:
+            self.kinds.append(Fault("clock stepped", self._step_clock))
 
     def tick(self) -> None:
         """End the faults that are over, and begin one that is due."""
@@ -42,88 +86,119 @@ class Faults:
         self._end(lambda at: at <= now)
         if now >= self._next:
             self._next = now + self._random.expovariate(1 / self._every)
-            self._begin()
+            lasting = {fault.group for _, fault, _ in self._last} - {None}
+            self._begin(self._random.choice([k for k in self.kinds if k.group not in lasting]))
 
     def calm(self) -> None:
         """End all faults."""
-        while self._ends:
+        while self._last:
             self._end(lambda _: True)
 
+    def drill(self, fault: Fault) -> None:
+        """Let one fault begin, last and end, with no other beside it."""
+        self.calm()
+        self._begin(fault)
+        while self._last:
+            for part in (self._cluster, self._load):
+                part.tick()
+            self._end(lambda at: at <= time.monotonic())
+            time.sleep(0.1)
+
+    def _begin(self, fault: Fault) -> None:
+        try:
+            end = fault.begin()
+        except redis.exceptions.RedisError:
+            return  # what it would hit is down
+        self.counts[fault.name] += 1
+        until = time.monotonic() + pick_seconds(self._random, *fault.seconds)
+        self._last.append((until, fault, end))
+
     def _end(self, due: Callable[[float], bool]) -> None:
-        for end in [end for end in self._ends if due(end[0])]:
-            self._ends.remove(end)
+        for lasting in [each for each in self._last if due(each[0])]:
+            self._last.remove(lasting)
             try:
-                end[1]()
-            except redis.exceptions.RedisError:  # frozen: again in a moment
-                self._for(0.5, end[1])
+                lasting[2]()
+            except redis.exceptions.RedisError:  # it is down: again in a moment
+                self._last.append((time.monotonic() + 0.5, lasting[1], lasting[2]))
 
-    def _begin(self) -> None:
-        rng = self._random
-        kinds: list[tuple[str, Callable[[], None]]] = [
-            ("program killed", self._kill),
-            ("program stopped", self._terminate),
-            ("program frozen", self._freeze_program),
-            ("program cut off", self._cut),
-            ("connections reset", self._reset),
-            ("jobs server silent", lambda: self._freeze_server("main")),
-            ("frames server silent", lambda: self._freeze_server("frames")),
-            ("jobs server full", self._fill),
-            ("camera lost", self._lose_camera),
-        ]
-        name, begin = rng.choice(kinds)
-        self.counts[name] += 1
-        begin()
+    def _kill(self) -> Callable[[], None]:
+        machine = self._random.choice(self._cluster.machines)
+        machine.end(signal.SIGKILL, self._random.uniform(0.2, 3))
+        return _nothing
 
-    def _for(self, seconds: float, end: Callable[[], None]) -> None:
-        self._ends.append((time.monotonic() + seconds, end))
-
-    def _kill(self) -> None:
-        self._random.choice(self._cluster.machines).end(
-            signal.SIGKILL, self._random.uniform(0.2, 3)
-        )
-
-    def _terminate(self) -> None:
+    def _terminate(self) -> Callable[[], None]:
         machine = self._random.choice(self._cluster.machines)
         machine.thaw()
         machine.end(signal.SIGTERM, self._random.uniform(0.2, 3))
+        return _nothing
 
-    def _freeze_program(self) -> None:
+    def _freeze(self) -> Callable[[], None]:
         machine = self._random.choice(self._cluster.machines)
         machine.freeze()
-        self._for(pick_seconds(self._random, 1, 30), machine.thaw)
+        return machine.thaw
 
-    def _cut(self) -> None:
-        cables = self._random.choice(self._cluster.machines).cables
-        for cable in cables:
-            cable.cut = True
+    def _cut(self) -> Callable[[], None]:
+        host = self._random.choice(self._cluster.machines).host
+        host.cut()
+        return host.mend
 
-        def mend() -> None:
-            for cable in cables:
-                cable.cut = False
+    def _slow_down(self) -> Callable[[], None]:
+        host = self._random.choice(self._cluster.machines).host
+        host.slow_down()
+        return host.mend
 
-        self._for(pick_seconds(self._random, 1, 30), mend)
+    def _step_clock(self) -> Callable[[], None]:
+        machine = self._random.choice(self._cluster.machines)
+        machine.set_clock(self._random.randint(-_MAX_STEP, _MAX_STEP))
+        return lambda: machine.set_clock(0)
 
-    def _reset(self) -> None:
-        for cable in self._random.choice(self._cluster.machines).cables:
-            cable.hang_up()
+    def _kill_server(self) -> Callable[[], None]:
+        server = self._cluster.jobs.primary()
+        server.signal(signal.SIGKILL)
+        return server.start
 
-    def _freeze_server(self, name: str) -> None:
-        server = getattr(self._cluster, name)
-        self._cluster.freeze(server)
-        self._for(pick_seconds(self._random, 0.5, 13), lambda: self._cluster.thaw(server))
+    def _freeze_server(self) -> Callable[[], None]:
+        server = self._cluster.jobs.primary()
+        server.signal(signal.SIGSTOP)
+        return lambda: server.signal(signal.SIGCONT)
 
-    def _fill(self) -> None:
-        limit = self._cluster.main.max_memory or 0
+    def _cut_server(self) -> Callable[[], None]:
+        host = self._cluster.jobs.primary().host
+        host.cut()
+        return host.mend
 
-        def set_limit(limit: int | None = None) -> None:
-            with redis.Redis.from_url(self._cluster.main.url, socket_timeout=1) as client:
+    def _fill(self) -> Callable[[], None]:
+        server = self._cluster.jobs.primary()
+
+        def set_limit(margin: int | None) -> None:
+            with server.client() as client:
                 used = int(client.info("memory")["used_memory"])
-                client.config_set("maxmemory", limit or used + _FULL_MARGIN)
+                limit = MAX_MEMORY if margin is None else used + margin
+                client.config_set("maxmemory", limit)
 
-        self._for(0.0, set_limit)
-        self._for(pick_seconds(self._random, 2, 20), lambda: set_limit(limit))
+        set_limit(_FULL_MARGIN)
+        return lambda: set_limit(None)
 
-    def _lose_camera(self) -> None:
+    def _fill_disk(self) -> Callable[[], None]:
+        server = self._cluster.jobs.primary()
+        server.fill_disk()
+        return server.free_disk
+
+    def _freeze_frames(self) -> Callable[[], None]:
+        server = self._cluster.frames
+        server.signal(signal.SIGSTOP)
+        return lambda: server.signal(signal.SIGCONT)
+
+    def _crash_database(self) -> Callable[[], None]:
+        self._cluster.database.crash()
+        return self._cluster.database.start
+
+    def _cut_database(self) -> Callable[[], None]:
+        host = self._cluster.database.host
+        host.cut()
+        return host.mend
+
+    def _lose_camera(self) -> Callable[[], None]:
         proxy = self._random.choice(self._load.cameras).proxy
         proxy.faults.refuse = True
         proxy.hang_up()
@@ -131,4 +206,58 @@ class Faults:
         def mend() -> None:
             proxy.faults.refuse = False
 
-        self._for(pick_seconds(self._random, 1, 20), mend)
+        return mend
+
+
+def _nothing() -> None:
+    """End a fault that ends by itself."""
+
+
+class Recovery:
+    """Measures how long a cluster takes until it works again after a fault.
+
+    It works when a question that is asked after the fault has its answer in the database, and every
+    camera has a newer frame.
+
+    Attributes:
+        seconds: from the end of a fault, by its name.
+        slow: the faults after which it did not work within `limit` seconds.
+    """
+
+    def __init__(self, cluster: Cluster, load: Load, limit: float) -> None:
+        self._cluster, self._load = cluster, load
+        self._limit = limit
+        self.seconds: dict[str, list[float]] = {}
+        self.slow: Counter[str] = Counter()
+
+    def measure(self, fault: str) -> None:
+        """Wait until the cluster works again, from now on."""
+        began, asked, fresh_from = time.monotonic(), "", time.time()
+        self.seconds.setdefault(fault, [])
+        with self._cluster.client() as client:
+            client.first_frame_wait = 0.0
+            while time.monotonic() - began < self._limit:
+                for part in (self._cluster, self._load):
+                    part.tick()
+                with contextlib.suppress(Exception):  # it does not work yet
+                    if not asked:
+                        camera = self._load.cameras[0]
+                        asked = client.ask("What is there?", camera.name, max_tokens=4).id
+                        self._load.accepted.queries.add(asked)
+                    seen = [
+                        client.stream(camera.stream_id).last_frame_at
+                        for camera in self._load.cameras
+                    ]
+                    fresh = all(at is not None and at.timestamp() > fresh_from for at in seen)
+                    if fresh and client.timeline.get(asked) is not None:
+                        self.seconds[fault].append(round(time.monotonic() - began, 1))
+                        return
+                time.sleep(0.1)
+        self.slow[fault] += 1
+
+    def __str__(self) -> str:
+        rows = ["| fault | times | p50 s | max s |", "|---|---:|---:|---:|"]
+        for name, seconds in self.seconds.items():
+            middle = f"{median(seconds):.1f} | {max(seconds)}" if seconds else "- | -"
+            rows.append(f"| {name} | {len(seconds)} | {middle} |")
+        return "\n".join(rows)

@@ -189,7 +189,7 @@ class Balance:
         """Detach all streams, and note what is left of them in Redis a while later."""
         for stream in client.streams():
             client.detach(stream.id)
-        with redis.Redis.from_url(self._cluster.main.url) as connection:
+        with self._cluster.open_jobs() as connection:
             self._wait(lambda: not _left(connection), 4 * self._cluster.settings.lease)
             self._ledger.orphans = _left(connection)
 

@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 from urllib.parse import urlsplit
 
 import redis
@@ -16,8 +16,10 @@ import redis
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain import Result, Sampling
 from streamer.errors import StreamerError
+from streamer.http_client import Client
 from streamer.results import Results
-from tests.cluster.machines import Cluster
+from tests.cluster.machines import API_KEY, Cluster
+from tests.cluster.network import OWN_ADDRESS
 from tests.support.rtsp_proxy import RtspProxy
 from tests.support.videos import write_video
 
@@ -103,7 +105,7 @@ class Load:
         port = urlsplit(self._source.url).port or 0
         with self._cluster.client() as client:
             for number in range(self._count):
-                proxy = RtspProxy(port, self._seed + number)
+                proxy = RtspProxy(port, self._seed + number, OWN_ADDRESS)
                 proxy.__enter__()
                 camera = Camera(f"camera-{number}", proxy)
                 self.cameras.append(camera)
@@ -139,13 +141,17 @@ class Load:
         self._paused.set()
 
     def _ask(self) -> None:
-        with self._cluster.client() as client:
+        """Ask about cameras, every other time through the API."""
+        api = Client(self._cluster.api_url, api_key=API_KEY, timeout=10.0)
+        with self._cluster.client() as client, api:
             client.first_frame_wait = 0.0
             while not self._paused.wait(self._random.expovariate(self._questions)):
                 camera = self._random.choice(self.cameras).name
                 past = {"since": "-20s"} if self._random.random() < 0.4 else {"stale_ok": True}
+                by_api = self._random.random() < 0.5
                 with self._refusals():
-                    query = client.ask("What is there?", camera, max_tokens=4, **past)
+                    ask: Any = api.submit if by_api else client.ask
+                    query = ask("What is there?", camera, max_tokens=4, **past)
                     self.accepted.queries.add(query.id)
 
     def _record(self) -> None:
@@ -167,7 +173,7 @@ class Load:
     def _read(self) -> None:
         """Note every entry of the results queue, each once."""
         position = "0-0"
-        with redis.Redis.from_url(self._cluster.main.url, socket_timeout=20) as connection:
+        with self._cluster.open_jobs() as connection:
             results = Results(connection, self._cluster.settings)
             while not self._stopped.is_set():
                 try:

@@ -1,94 +1,84 @@
-"""The programs of a cluster, each with cables of its own to the two Redis servers."""
+"""The programs of a cluster, each on a host of its own, and the servers that they share."""
 
-import asyncio
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
-from urllib.parse import urlsplit
+
+import redis
 
 from nvila_core.checkpoint.random_checkpoint import write_checkpoint
 from streamer.local.process import spawn, stop
-from streamer.local.redis_server import EmbeddedServer
+from streamer.redis_address import open_redis
 from streamer.service import Service
 from streamer.settings import ENV_PREFIX, Settings
-from tests.support.relay import Relay
+from tests.cluster.network import Host, make_switch
+from tests.cluster.servers import Postgres, RedisPair, RedisServer
+
+API_KEY = "cluster-key-0123456789"
+API_PORT = 8080
 
 PROGRAMS = {
-    "ingest-1": "workers.ingest",
-    "ingest-2": "workers.ingest",
-    "model-1": "workers.gpu",
-    "model-2": "workers.gpu",
-    "recorder": "workers.recorder",
+    "ingest-1": ["workers.ingest"],
+    "ingest-2": ["workers.ingest"],
+    "model-1": ["workers.gpu"],
+    "model-2": ["workers.gpu"],
+    "model-3": ["workers.gpu"],
+    "recorder": ["workers.recorder"],
+    "api": ["streamer.cli", "serve"],
 }
-"""Programs of the cluster: name to module."""
+"""Programs of the cluster: the name of each and its host, to what `python -m` runs."""
 
 _MAX_DOWN = 3.0
 """Seconds, at most, after which what a fault ended is started again, as a supervisor does."""
 
 
-class Cable(Relay):
-    """A connection to a server that can be cut: nothing passes, and neither end notices."""
-
-    cut = False
-
-    async def pause(self) -> None:
-        """Wait until data may pass."""
-        while self.cut:
-            await asyncio.sleep(0.02)
-
-
 class Machine:
-    """One program, its cables, and the faults that it can suffer.
+    """One program on its host, and the faults that it can suffer.
 
     Attributes:
         name: name of the program in the ledger.
+        host: where it runs.
         starts: how often it was started.
         deaths: exit codes with which it ended although it was ready and no fault ended it.
         failed_starts: how often it ended before it was ready: a server was silent when it started.
-        cables: to the server of the jobs and to that of the frames.
     """
 
     def __init__(
-        self, name: str, module: str, folder: Path, servers: list[EmbeddedServer], model: Path
+        self, host: Host, arguments: list[str], folder: Path, variables: dict[str, str]
     ) -> None:
-        self.name = name
+        self.name = host.name
+        self.host = host
         self.starts = 0
         self.deaths: list[int] = []
         self.failed_starts = 0
-        self.log = folder / f"{name}.log"
-        self.cables = [Cable(server.port) for server in servers]
-        for cable in self.cables:
-            cable.__enter__()
-        urls = [
-            urlsplit(server.url)._replace(netloc=_through(server.url, cable.port)).geturl()
-            for server, cable in zip(servers, self.cables, strict=True)
-        ]
-        variables = {
-            "REDIS_URL": urls[0],
-            "FRAMES_REDIS_URL": urls[1],
-            "DATA_DIR": str(folder / "data"),
-            "MODEL": str(model),
-            "RECONNECT_CAP": "3",
-            "JOB_TIMEOUT": "60",
-        }
+        self.log = folder / f"{self.name}.log"
+        self._clock = folder / f"{self.name}.clock"
+        self.set_clock(0)
         kept = {key: value for key, value in os.environ.items() if not key.startswith(ENV_PREFIX)}
         self._environment = {
             **kept,
             "OMP_NUM_THREADS": "1",
-            **{ENV_PREFIX + key: value for key, value in variables.items()},
+            "CLOCK_SHIFT": str(self._clock),
+            **variables,
         }
-        self._command = [sys.executable, "-m", module]
+        self._command = host.command([sys.executable, "-m", *arguments])
         self._process: subprocess.Popen[bytes] | None = None
         self._expected_end = False
         self._start_at = 0.0
         self._log_start = 0
+
+    def set_clock(self, ahead: int) -> None:
+        """Let the wall clock of the host be `ahead` seconds ahead of what it should be."""
+        with self._clock.open("r+b" if self._clock.exists() else "wb") as shift:
+            shift.write(str(ahead).encode().ljust(16, b"\0"))
 
     def tick(self) -> None:
         """Start the program if it is due; note an end that no fault caused."""
@@ -128,8 +118,6 @@ class Machine:
         if self._process is not None:
             self.thaw()
             stop(self._process, 10.0)
-        for cable in self.cables:
-            cable.__exit__()
 
     def _signal(self, number: signal.Signals) -> None:
         if self._process is not None and self._process.poll() is None:
@@ -138,51 +126,85 @@ class Machine:
 
 
 class Cluster:
-    """Two Redis servers, two ingest workers, two model workers and a recorder.
+    """Redis with a replica and Sentinels, a server of frames, PostgreSQL, two ingest workers, three
+    model workers, a recorder and an API, each on a host of its own.
 
     Args:
         folder: for data and logs.
 
     Attributes:
-        main, frames: the servers.
+        jobs, frames, database: the servers.
         machines: the programs.
-        settings: those of a client on the machine of the servers.
+        settings: those of a client on the machine of this program.
+        clocks: whether the clocks of the hosts can be set; it takes a C compiler.
     """
 
     def __init__(self, folder: Path) -> None:
-        # Every write is on disk before it is confirmed: only then does a ledger have to balance.
-        durable = ["appendfsync always"]
-        self.main = EmbeddedServer(
-            folder / "main", persistent=True, max_memory=256 << 20, extra_config=durable
-        )
-        self.frames = EmbeddedServer(folder / "frames", persistent=False, max_memory=256 << 20)
         self._folder = folder
         self.machines: list[Machine] = []
-        self._stopped = threading.Event()
+        self.clocks = shutil.which("cc") is not None
 
     def __enter__(self) -> "Cluster":
+        make_switch()
+        names = ["jobs-1", "jobs-2", "frames", "database", *PROGRAMS]
+        hosts = {name: Host(name, number) for number, name in enumerate(names, 1)}
         model = write_checkpoint(self._folder / "model")
-        self.main.start()
+        self.jobs = RedisPair((hosts["jobs-1"], hosts["jobs-2"]), hosts["database"], self._folder)
+        self.frames = RedisServer(hosts["frames"], self._folder, durable=False)
+        self.database = Postgres(hosts["database"], self._folder / "postgres.log")
+        self.jobs.start()
         self.frames.start()
+        self.database.start()
+        variables = {
+            "REDIS_URL": self.jobs.url,
+            "FRAMES_REDIS_URL": self.frames.url,
+            "DATABASE_URL": self.database.url,
+            "DATA_DIR": str(self._folder / "data"),
+            "MODEL": str(model),
+            "RECONNECT_CAP": "3",
+            "JOB_TIMEOUT": "60",
+            "API_KEYS": API_KEY,
+            "API_PORT": str(API_PORT),
+        }
         self.settings = Settings(
-            redis_url=self.main.url,
+            redis_url=self.jobs.url,
             frames_redis_url=self.frames.url,
+            database_url=self.database.url,
             data_dir=self._folder / "data",
             reconnect_cap=3.0,
             job_timeout=60.0,
         )
-        self.machines = [
-            Machine(name, module, self._folder, [self.main, self.frames], model)
-            for name, module in PROGRAMS.items()
-        ]
+        for name, arguments in PROGRAMS.items():
+            own = {ENV_PREFIX + key: value for key, value in variables.items()}
+            own[f"{ENV_PREFIX}API_HOST"] = hosts[name].address
+            if self.clocks:
+                own["LD_PRELOAD"] = str(self._clock_shim)
+            self.machines.append(Machine(hosts[name], arguments, self._folder, own))
         return self
 
     def __exit__(self, *_: object) -> None:
         for machine in self.machines:
             machine.stop()
-        for server in (self.main, self.frames):
-            self.thaw(server)
+        for server in (self.jobs, self.frames, self.database):
             server.stop()
+
+    @cached_property
+    def _clock_shim(self) -> Path:
+        library = self._folder / "clock_shim.so"
+        source = Path(__file__).with_name("clock_shim.c")
+        command = ["cc", "-shared", "-fPIC", "-O2", "-o", str(library), str(source), "-ldl"]
+        subprocess.run(command, check=True)
+        return library
+
+    @property
+    def api_url(self) -> str:
+        """The address of the API."""
+        (host,) = (machine.host for machine in self.machines if machine.name == "api")
+        return f"http://{host.address}:{API_PORT}"
+
+    def open_jobs(self) -> redis.Redis:
+        """Return a client of the primary, whichever server it is."""
+        return open_redis(self.jobs.url, connect_timeout=2, timeout=5, retries=3)
 
     def tick(self) -> None:
         """Supervise the programs; call it from the main thread a few times a second."""
@@ -195,32 +217,15 @@ class Cluster:
         with Service(self.settings, patient=True) as client:
             yield client
 
-    @staticmethod
-    def freeze(server: EmbeddedServer) -> None:
-        """Stop a server in mid-step."""
-        if server.pid is not None:
-            os.kill(server.pid, signal.SIGSTOP)
-
-    @staticmethod
-    def thaw(server: EmbeddedServer) -> None:
-        """Let a frozen server continue."""
-        if server.pid is not None:
-            os.kill(server.pid, signal.SIGCONT)
-
     def wait_until_ready(self, timeout: float) -> None:
         """Wait until all programs run. Raises TimeoutError."""
         deadline = time.monotonic() + timeout
         with self.client() as client:
-            while client.jobs.workers() != {"ingest": 2, "clips": 2}:
+            while client.jobs.workers() != {"ingest": 2, "clips": 3}:
                 self.tick()
                 if time.monotonic() > deadline:
                     raise TimeoutError(f"the cluster did not start within {timeout:g} s")
                 time.sleep(0.2)
-
-
-def _through(url: str, port: int) -> str:
-    """Return user, password and host of `url` with another port."""
-    return f"{urlsplit(url).netloc.rpartition(':')[0]}:{port}"
 
 
 def pick_seconds(rng: random.Random, low: float, high: float) -> float:

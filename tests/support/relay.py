@@ -8,14 +8,17 @@ from typing import Self
 
 
 class Relay:
-    """Listen on a free loopback port and relay every connection to `port`.
+    """Listen on a free port of `host` and relay every connection to `port` of loopback.
 
     A subclass may refuse connections (`admits`), change what passes (`read_request`,
     `read_answer`) and let it wait (`pause`). With `context`, TLS ends here.
     """
 
-    def __init__(self, port: int, *, context: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, port: int, *, context: ssl.SSLContext | None = None, host: str = "127.0.0.1"
+    ) -> None:
         self.port = 0
+        self.host = host
         self.accepted = 0
         """Number of connections that arrived so far."""
         self._upstream = port
@@ -63,7 +66,7 @@ class Relay:
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
         server = self._loop.run_until_complete(
-            asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._context)
+            asyncio.start_server(self._serve, self.host, 0, ssl=self._context)
         )
         self.port = server.sockets[0].getsockname()[1]
         self._ready.set()

@@ -34,15 +34,15 @@ class Faults:
 class RtspProxy(Relay):
     """Relay of RTSP over TCP to the camera at `port`, with `faults`."""
 
-    def __init__(self, port: int, seed: int = 1) -> None:
-        super().__init__(port)
+    def __init__(self, port: int, seed: int = 1, host: str = "127.0.0.1") -> None:
+        super().__init__(port, host=host)
         self.faults = Faults()
         self._random = random.Random(seed)
         self._first_stamps: dict[int, int] = {}  # by the offset of the timestamp in its packet
 
     def through(self, url: str) -> str:
         """Return `url` with the address of this proxy."""
-        return urlsplit(url)._replace(netloc=f"127.0.0.1:{self.port}").geturl()
+        return urlsplit(url)._replace(netloc=f"{self.host}:{self.port}").geturl()
 
     def admits(self) -> bool:
         """Return whether a new connection may pass."""
