@@ -464,6 +464,11 @@ class Stream(StreamSpec, StreamStatus):
         description="windows of a recording that have no result yet: with 0, and the state ended "
         "or failed, every result is there; null for a live stream",
     )
+    kept_seconds: float | None = Field(
+        default=None,
+        description="seconds since the oldest frame was captured that is kept in Redis; null "
+        "without frames, and for a recording",
+    )
 
     @computed_field(description="seconds since the newest frame was captured")  # type: ignore[prop-decorator]
     @property

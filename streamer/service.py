@@ -1,11 +1,14 @@
 """Python client of the service. The CLI and the HTTP API are thin layers over it."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Self
+
+import redis
 
 from streamer.admission import Admission
 from streamer.alert_rule import AlertRule
@@ -31,6 +34,7 @@ from streamer.domain import (
 from streamer.errors import ErrorCode, StreamerError, about
 from streamer.files import Files
 from streamer.frames.history import FrameHistory
+from streamer.frames.kept import note_kept
 from streamer.frames.store import FrameStore, Retention
 from streamer.health import InstallationHealth
 from streamer.jobs import Jobs
@@ -503,7 +507,13 @@ class Service:
         left = self.jobs.unanswered([recording.id for recording in recordings])
         for recording, number in zip(recordings, left, strict=True):
             recording.unanswered = number
+        self._note_kept(found)
         return [*found]
+
+    def _note_kept(self, found: Sequence[Stream]) -> None:
+        """Note for how long the frames of streams are kept, unless their server is away."""
+        with contextlib.suppress(redis.exceptions.RedisError):
+            note_kept(self.frames, found, self.connections.clock.time())
 
     def stream(self, ref: str | None = None) -> Stream:
         """Return a stream by id or name; without `ref`, the only stream attached.
@@ -515,10 +525,11 @@ class Service:
             stream = self.registry.get(ref)
             if not stream.live:
                 stream.unanswered = self.jobs.in_flight(stream.id)
+            self._note_kept([stream])
             return stream
         streams = self.streams()
         if len(streams) == 1:
-            return self.registry.get(streams[0].id)
+            return self.stream(streams[0].id)
         raise StreamerError(
             ErrorCode.INVALID_REQUEST,
             f"Several streams are attached: name one of {', '.join(s.name for s in streams[:20])}."

@@ -118,6 +118,7 @@ def _show(out: "Console", stream: "Stream") -> None:
         ("kind", Text("live" if stream.live else "recording")),
         ("video", Text(video(stream) or "not known yet")),
         ("last frame", Text(time_of_day(stream.last_frame_at))),
+        ("frames kept", Text(frames_kept(stream))),
         ("sampling", Text(sampling(stream.sampling))),
         ("history", Text("setting `history`" if stream.history is None else _days(stream.history))),
         ("transport", Text(stream.transport)),
@@ -131,6 +132,13 @@ def _show(out: "Console", stream: "Stream") -> None:
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
         print_hanging(out, Text(f"  {name:<{width}}  ", "dim"), value)
+
+
+def frames_kept(stream: "Stream") -> str:
+    """Return for how long the frames of a live stream are kept."""
+    if stream.kept_seconds is None:
+        return "none yet" if stream.live else "for `recorded_frame_ttl`"
+    return f"for {stream.kept_seconds:.0f} s"
 
 
 def counters(stream: "Stream") -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from streamer.doctor import cameras, database, machine, model, mqtt, redis_server
+from streamer.doctor import cameras, database, frames, machine, model, mqtt, redis_server
 from streamer.doctor.check import Check, check, describe_error
 from streamer.settings import Settings
 
@@ -31,6 +31,7 @@ def examine(
             "database": database.database,
             "mqtt": mqtt.broker,
             "cameras": cameras.moved,
+            "frames": frames.spans,
             "model": lambda given: model.model(given, deadline - 0.5),
             "codecs": machine.codecs,
             "hardware": machine.hardware,

@@ -27,6 +27,9 @@ one that changed most stays in each slot of time."""
 
 _PAGE = 256
 
+_MAX_EXPIRED = 3
+"""Expired frames that are passed over in the search for the oldest."""
+
 _MIN_ROOM = 4 << 20
 """Bytes of old frames to delete at once when the server is full."""
 
@@ -232,6 +235,22 @@ class FrameStore:
             return None
         oldest = next(self._oldest_first(stream_id), newest[0])
         return oldest.time, newest[0].time
+
+    def oldest_times(self, stream_ids: Sequence[str]) -> list[float | None]:
+        """Return when the oldest frame of each of some streams was captured, in seconds since the
+        Unix epoch; None for one without frames. Takes one round trip."""
+        with self._redis.pipeline(transaction=False) as pipeline:
+            for stream_id in stream_ids:
+                # Frames that have expired leave the index when the next one is stored.
+                pipeline.xrange(redis_keys.frame_index(stream_id), count=_MAX_EXPIRED)
+            found = pipeline.execute()
+        now = self._clock.time() * 1000
+        times: list[float | None] = []
+        for entries in found:
+            kept = (fields for _, fields in entries if float(fields[b"expires"]) > now)
+            oldest = next(kept, None)
+            times.append(float(json.loads(oldest[b"ref"])["time"]) if oldest else None)
+        return times
 
     def count(self, stream_id: str) -> int:
         """Return the number of frames in the index."""
