@@ -55,8 +55,15 @@ structlog.configure(
     ]
 )
 
-hypothesis.settings.register_profile("any machine", deadline=None)  # a slow example is no failure
-hypothesis.settings.load_profile("any machine")
+# A slow example is no failure; in the default suite tests that do not say how many have fewer.
+hypothesis.settings.register_profile("quick", deadline=None, max_examples=40)
+hypothesis.settings.register_profile("slow too", deadline=None, max_examples=100)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Choose the number of examples, before test modules are imported."""
+    quick = "not slow" in config.option.markexpr
+    hypothesis.settings.load_profile("quick" if quick else "slow too")
 
 
 ROOT = Path(__file__).parents[1]
@@ -70,7 +77,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     pytest-xdist gives each process a part of the list, and who is done takes from the end of what
     others have: if slow tests came last, all but one would wait for it. Tests of one file stay
-    together, as do those of the shared installation, so that one process starts it.
+    together, as do those of the shared installation and those on PostgreSQL, so that one process
+    starts each.
     """
     processes = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     slow: dict[str, list[pytest.Item]] = {}
@@ -79,6 +87,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         room = item.path.relative_to(ROOT / "tests").as_posix()
         if "installation" in getattr(item, "fixturenames", ()):
             slow.setdefault("installation", []).append(item)
+        elif "postgres" in item.name or "postgres_port" in getattr(item, "fixturenames", ()):
+            slow.setdefault("postgresql", []).append(item)
         elif room.startswith(_SLOW_ROOMS) or "/" not in room:
             slow.setdefault(room, []).append(item)
         else:
