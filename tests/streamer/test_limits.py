@@ -105,7 +105,8 @@ LIMITS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
 
 
 def ask(client: Service, fields: dict[str, Any]) -> None:
-    client.ask(**{"prompt": "What?", "stream": "yard", "stale_ok": True} | fields)
+    given: dict[str, Any] = {"prompt": "What?", "stream": "yard", "stale_ok": True} | fields
+    client.ask(**given)
 
 
 def submit(client: Service, fields: dict[str, Any]) -> None:
