@@ -223,7 +223,7 @@ class Settings(BaseSettings):
         default=10000, ge=1, description="unanswered queries before more are refused"
     )
     max_query_wait: float = Field(
-        default=2.0, gt=0, description="seconds that a query may be expected to wait for a worker"
+        default=0.5, gt=0, description="seconds that a query may be expected to wait for a worker"
     )
     max_query_bytes: int = Field(
         default=64 << 20, ge=1 << 20, description="bytes of unanswered queries and their answers"

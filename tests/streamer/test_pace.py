@@ -25,7 +25,8 @@ from workers.rq.thread_worker import ThreadWorker
 
 @pytest.fixture
 def yard(client: Service) -> Service:
-    """An installation with a camera that has a picture."""
+    """An installation with a camera that has a picture, in which a query may wait two seconds."""
+    client.settings.max_query_wait = 2.0
     spec = StreamSpec(name="yard", url="rtsp://cam/", live=True)
     client.registry.create(spec, spec.url)
     now = SystemClock().time()

@@ -180,6 +180,7 @@ def test_requests_that_wait_in_the_engine_are_a_load(own, monkeypatch):
 )
 def test_requests_that_wait_in_the_queue_make_plans_cheaper_until_none_does(own, kind, waits, load):
     asked = request(own, kind, refs=seen_by_camera(own, [SIGN] * 3))
+    own.settings.max_query_wait = 2.0
     context.enter_slot(threading.Event(), wait=waits)
     started = asked.created_at.timestamp()
     assert worker_load(own, asked, started) == pytest.approx(load)
