@@ -1,4 +1,4 @@
-"""Linters and validators of others on docker/, deploy/ and configs/."""
+"""Linters and validators of others on docker/ and configs/."""
 
 import json
 import re
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.clients
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
-KUBERNETES = ROOT / "deploy" / "kubernetes"
+KUBERNETES = ROOT / "configs" / "kubernetes"
 
 NOT_OF_KUBERNETES = {"kustomization.yaml", "scaling.yaml"}
 """Files whose kinds belong to kustomize and KEDA."""

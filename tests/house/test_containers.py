@@ -1,4 +1,4 @@
-"""docker/ and deploy/kubernetes/ refer to existing files, commands, settings and keys, run without
+"""docker/ and configs/kubernetes/ refer to existing files, commands, settings and keys, run without
 privileges, and check health."""
 
 import contextlib
@@ -34,7 +34,7 @@ from tests.support.fork_server import run_python
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
-KUBERNETES = ROOT / "deploy" / "kubernetes"
+KUBERNETES = ROOT / "configs" / "kubernetes"
 HEALTHCHECK = DOCKER / "healthcheck.py"
 VARIABLES = {ENV_PREFIX + name.upper() for name in Settings.model_fields}
 
@@ -336,7 +336,7 @@ def test_the_base_packages_bring_no_pytorch() -> None:
 
 
 def objects(kind: str, name: str | None = None) -> list[dict[str, Any]]:
-    """Return the objects of a kind in deploy/kubernetes/."""
+    """Return the objects of a kind in configs/kubernetes/."""
     given = [
         each
         for path in sorted(KUBERNETES.glob("*.yaml"))

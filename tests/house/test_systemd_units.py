@@ -1,4 +1,4 @@
-"""deploy/systemd/: units that systemd accepts, for programs that exist, with few rights."""
+"""configs/systemd/: units that systemd accepts, for programs that exist, with few rights."""
 
 import json
 import re
@@ -13,7 +13,7 @@ from streamer.settings import ENV_PREFIX, Settings
 from tests.house.test_containers import check_command
 
 ROOT = Path(__file__).parents[2]
-UNITS = sorted((ROOT / "deploy" / "systemd").glob("*.service"))
+UNITS = sorted((ROOT / "configs" / "systemd").glob("*.service"))
 PROGRAM = "/opt/streamer/.venv/bin/streamer"
 
 MAX_EXPOSURE = 2.5
