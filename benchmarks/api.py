@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 from report import publish
 
-from streamer.domain import StreamSpec
+from streamer.domain.stream import StreamSpec
 from streamer.local.installation import child_environment
 from streamer.local.redis_server import EmbeddedServer
 from streamer.service import Service

@@ -31,7 +31,7 @@ from urllib.parse import urlsplit
 import psutil
 from report import percentiles, publish
 
-from streamer.domain import Result
+from streamer.domain.result import Result
 from streamer.events import Events, EventType
 from streamer.local.installation import child_environment
 from streamer.local.redis_server import EmbeddedServer

@@ -40,7 +40,8 @@ from rtsp_sender import RtspSender
 
 from streamer import redis_keys
 from streamer.connections import Connections
-from streamer.domain import Sampling, StreamCounters, StreamSpec
+from streamer.domain.sampling import Sampling
+from streamer.domain.stream import StreamCounters, StreamSpec
 from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import Settings
 

@@ -17,7 +17,8 @@ from report import percentiles, publish
 
 from nvila_core.demo.video import StreetVideo, write_video
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.domain import Result, Sampling
+from streamer.domain.result import Result
+from streamer.domain.sampling import Sampling
 from streamer.local.installation import Installation
 from streamer.local.signals import StopSignals
 from streamer.service import CAPTION_PROMPT, Service

@@ -37,7 +37,7 @@ from report import publish
 from nvila_core import NVILA, Engine
 from nvila_core.demo import CHECKPOINT
 from streamer.connections import Connections
-from streamer.domain import Sampling
+from streamer.domain.sampling import Sampling
 from streamer.frames.jpeg import from_jpeg
 from streamer.jobs import CLIP_JOB
 from streamer.local.redis_server import EmbeddedServer

@@ -19,7 +19,10 @@ from typing import Any
 from report import percentiles, publish
 
 from streamer.connections import connect
-from streamer.domain import ClipRequest, RequestKind, Result, utc_now
+from streamer.domain.kinds import RequestKind
+from streamer.domain.request import ClipRequest
+from streamer.domain.result import Result
+from streamer.domain.timestamp import utc_now
 from streamer.errors import StreamerError
 from streamer.jobs import CLIP_JOB, Jobs, owner_of
 from streamer.local.redis_server import EmbeddedServer

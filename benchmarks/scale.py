@@ -25,7 +25,13 @@ from report import publish
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.connections import Connections
-from streamer.domain import ClipRequest, FrameRef, RequestKind, Result, StreamSpec, Watch, utc_now
+from streamer.domain.frame import FrameRef
+from streamer.domain.kinds import RequestKind
+from streamer.domain.request import ClipRequest
+from streamer.domain.result import Result
+from streamer.domain.stream import StreamSpec
+from streamer.domain.timestamp import utc_now
+from streamer.domain.watch import Watch
 from streamer.jobs import CLIP_JOB
 from streamer.local.redis_server import EmbeddedServer
 from streamer.logging_setup import configure_logging

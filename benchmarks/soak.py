@@ -31,7 +31,8 @@ from footage import write_street
 from report import publish
 
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.domain import Sampling, Stream, StreamState
+from streamer.domain.sampling import Sampling
+from streamer.domain.stream import Stream, StreamState
 from streamer.local.process import spawn, stop
 from streamer.local.redis_server import EmbeddedServer
 from streamer.service import Service

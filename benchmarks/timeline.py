@@ -27,7 +27,8 @@ import numpy as np
 from report import publish
 from sqlalchemy import text
 
-from streamer.domain import FrameResolution, Result
+from streamer.domain.frame import FrameResolution
+from streamer.domain.result import Result
 from streamer.errors import StreamerError
 from streamer.timeline.results import Timeline
 from streamer.timeline.search_extra import require_search

@@ -24,7 +24,8 @@ from report import publish
 from rtsp_sender import RtspSender
 
 from nvila_core.demo.video import StreetVideo, write_video
-from streamer.domain import Sampling, StreamState
+from streamer.domain.sampling import Sampling
+from streamer.domain.stream import StreamState
 from streamer.local.installation import Installation
 from streamer.service import CAPTION_PROMPT, Service
 from streamer.settings import Settings

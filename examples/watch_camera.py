@@ -7,7 +7,7 @@ Needs a running service (`streamer up`).
 
 import argparse
 
-from streamer.domain import Sampling
+from streamer.domain.sampling import Sampling
 from streamer.service import Service
 from streamer.settings import load_settings
 

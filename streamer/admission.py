@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from streamer.domain import Stream, Transport
+from streamer.domain.stream import Stream, Transport
 from streamer.errors import ErrorCode, StreamerError
 from streamer.settings import Settings
 

@@ -15,7 +15,9 @@ from pydantic import Field
 
 from streamer import redis_keys
 from streamer.connections import Connections
-from streamer.domain import Record, Scope, Timestamp, to_datetime, utc_now
+from streamer.domain.record import Record
+from streamer.domain.scope import Scope
+from streamer.domain.timestamp import Timestamp, to_datetime, utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.settings import Settings
 from streamer.validation import check_name

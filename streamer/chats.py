@@ -11,7 +11,11 @@ from streamer.admission import Admission
 from streamer.clock import Clock, SystemClock
 from streamer.connections import Connections
 from streamer.conversation import ChatRequest, Detail, FramesPart, Role, TextPart, Turn
-from streamer.domain import MAX_GAPS, FrameRef, Gap, Query, Stream, new_id, to_datetime
+from streamer.domain.frame import MAX_GAPS, FrameRef, Gap
+from streamer.domain.ids import new_id
+from streamer.domain.query import Query
+from streamer.domain.stream import Stream
+from streamer.domain.timestamp import to_datetime
 from streamer.errors import ErrorCode, StreamerError, about
 from streamer.files import Files
 from streamer.frames.store import FrameStore, Retention

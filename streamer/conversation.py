@@ -5,7 +5,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from streamer.domain import ClipRequest, Record, RequestKind, ResultKind
+from streamer.domain.kinds import RequestKind, ResultKind
+from streamer.domain.record import Record
+from streamer.domain.request import ClipRequest
 from streamer.errors import ErrorCode, StreamerError
 from streamer.limits import (
     MAX_ANSWER_TOKENS,

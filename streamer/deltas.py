@@ -18,7 +18,7 @@ import redis
 from pydantic import Field
 
 from streamer import redis_keys
-from streamer.domain import Record
+from streamer.domain.record import Record
 from streamer.limits import MAX_ANSWER_TOKENS
 
 _TTL = 600

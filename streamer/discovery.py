@@ -9,7 +9,9 @@ from urllib.parse import unquote, urlsplit
 
 from pydantic import Field
 
-from streamer.domain import ErrorInfo, Record, Stream, StreamState
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.record import Record
+from streamer.domain.stream import Stream, StreamState
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import onvif
 from streamer.media.onvif import Details, Reply

@@ -15,7 +15,7 @@ from typing import Any, cast
 import redis
 
 from streamer import redis_keys
-from streamer.domain import rfc3339, to_datetime
+from streamer.domain.timestamp import rfc3339, to_datetime
 from streamer.errors import ErrorCode, StreamerError
 from streamer.memory_reserve import RESERVE_USED
 

@@ -19,7 +19,9 @@ from typing import Literal
 from pydantic import Field
 
 from streamer.cursors import page_of
-from streamer.domain import Record, Timestamp, new_id, utc_now
+from streamer.domain.ids import new_id
+from streamer.domain.record import Record
+from streamer.domain.timestamp import Timestamp, utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.settings import Settings
 

@@ -13,7 +13,8 @@ import structlog
 from streamer import redis_keys
 from streamer.clock import Clock, SystemClock
 from streamer.connections import Connections
-from streamer.domain import Part, PartName, PartState, rfc3339, to_datetime
+from streamer.domain.part import Part, PartName, PartState
+from streamer.domain.timestamp import rfc3339, to_datetime
 from streamer.errors import StreamerError
 from streamer.jobs import Jobs
 

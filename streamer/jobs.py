@@ -17,14 +17,12 @@ from rq.serializers import JSONSerializer
 from nvila_core.errors import shorten
 from streamer import redis_keys
 from streamer.conversation import ChatRequest
-from streamer.domain import (
-    ClipRequest,
-    ErrorInfo,
-    QueryStatus,
-    RequestKind,
-    Result,
-    utc_now,
-)
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.kinds import RequestKind
+from streamer.domain.query import QueryStatus
+from streamer.domain.request import ClipRequest
+from streamer.domain.result import Result
+from streamer.domain.timestamp import utc_now
 from streamer.errors import ErrorCode, StreamerError, Superseded
 from streamer.limits import (
     MAX_ANSWER_TOKENS,

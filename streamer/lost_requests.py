@@ -7,7 +7,12 @@ import structlog
 from rq.job import Job
 
 from streamer import redis_keys
-from streamer.domain import ErrorInfo, Query, Result, ResultKind, Stream, to_datetime
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.kinds import ResultKind
+from streamer.domain.query import Query
+from streamer.domain.result import Result
+from streamer.domain.stream import Stream
+from streamer.domain.timestamp import to_datetime
 from streamer.errors import ErrorCode, StreamerError
 from streamer.recorded_windows import RecordedWindows
 from streamer.results import Results

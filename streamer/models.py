@@ -9,7 +9,7 @@ import redis
 from rq import Queue, worker_registration
 
 from streamer import redis_keys
-from streamer.domain import RequestKind
+from streamer.domain.kinds import RequestKind
 from streamer.errors import ErrorCode, StreamerError
 from streamer.limits import MAX_MODEL_NAME
 

@@ -12,20 +12,14 @@ from rq.job import Job, JobStatus
 from streamer import redis_keys
 from streamer.clock import Clock, SystemClock
 from streamer.cursors import decode_cursor, encode_cursor
-from streamer.domain import (
-    ClipRequest,
-    FrameRef,
-    Gap,
-    Query,
-    QueryStatus,
-    RequestKind,
-    Result,
-    Stream,
-    StreamState,
-    new_id,
-    rfc3339,
-    to_datetime,
-)
+from streamer.domain.frame import FrameRef, Gap
+from streamer.domain.ids import new_id
+from streamer.domain.kinds import RequestKind
+from streamer.domain.query import Query, QueryStatus
+from streamer.domain.request import ClipRequest
+from streamer.domain.result import Result
+from streamer.domain.stream import Stream, StreamState
+from streamer.domain.timestamp import rfc3339, to_datetime
 from streamer.errors import ErrorCode, StreamerError, about
 from streamer.frames.coverage import NEWEST, find_gaps, max_silence, sampling_interval
 from streamer.frames.history import FrameHistory

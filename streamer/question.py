@@ -13,7 +13,8 @@ from pydantic import (
     model_validator,
 )
 
-from streamer.domain import ModelName, Record, rfc3339, utc_now
+from streamer.domain.record import ModelName, Record
+from streamer.domain.timestamp import rfc3339, utc_now
 from streamer.errors import ErrorCode, StreamerError, about
 from streamer.limits import (
     MAX_ANSWER_TOKENS,

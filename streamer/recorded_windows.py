@@ -11,7 +11,11 @@ from typing import Any, cast
 import redis
 
 from streamer import redis_keys
-from streamer.domain import ClipRequest, ErrorInfo, Result, ResultKind, Stream
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.kinds import ResultKind
+from streamer.domain.request import ClipRequest
+from streamer.domain.result import Result
+from streamer.domain.stream import Stream
 
 _TTL = 7 * 86400
 """Seconds after the last request for which the windows of a recording are known."""

@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 
 from streamer.clock import Clock, SystemClock
-from streamer.domain import ErrorInfo, Result, Stream, StreamState, StreamStatus
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.result import Result
+from streamer.domain.stream import Stream, StreamState, StreamStatus
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import Jobs
 from streamer.recorded_windows import RecordedWindow, RecordedWindows

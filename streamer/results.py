@@ -9,7 +9,9 @@ import redis
 import structlog
 
 from streamer import redis_keys
-from streamer.domain import QueryStatus, Result, ResultKind
+from streamer.domain.kinds import ResultKind
+from streamer.domain.query import QueryStatus
+from streamer.domain.result import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.events import PUBLISH_EVENT, EventType
 from streamer.memory_reserve import MAX_ANSWERS, SHRINK_ANSWERS

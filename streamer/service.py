@@ -14,23 +14,15 @@ from streamer.admission import Admission
 from streamer.alert_rule import AlertRule
 from streamer.chats import Chats
 from streamer.connections import Connections, from_run_file
-from streamer.domain import (
-    UNCHANGED,
-    Match,
-    Query,
-    Result,
-    Sampling,
-    SearchMode,
-    StoredFrameList,
-    Stream,
-    StreamSpec,
-    Transport,
-    Unchanged,
-    Watch,
-    new_id,
-    unstorable,
-    utc_now,
-)
+from streamer.domain.frame import StoredFrameList
+from streamer.domain.ids import new_id
+from streamer.domain.query import Query
+from streamer.domain.record import unstorable
+from streamer.domain.result import Match, Result, SearchMode
+from streamer.domain.sampling import Sampling
+from streamer.domain.stream import UNCHANGED, Stream, StreamSpec, Transport, Unchanged
+from streamer.domain.timestamp import utc_now
+from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError, about
 from streamer.files import Files
 from streamer.frames.history import FrameHistory

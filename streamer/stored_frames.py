@@ -4,16 +4,10 @@ import re
 from collections.abc import Sequence
 from datetime import datetime
 
-from streamer.domain import (
-    MAX_GAPS,
-    FrameRef,
-    Result,
-    StoredFrame,
-    StoredFrameList,
-    Stream,
-    rfc3339,
-    to_datetime,
-)
+from streamer.domain.frame import MAX_GAPS, FrameRef, StoredFrame, StoredFrameList
+from streamer.domain.result import Result
+from streamer.domain.stream import Stream
+from streamer.domain.timestamp import rfc3339, to_datetime
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.history import FrameHistory
 from streamer.frames.store import FrameStore

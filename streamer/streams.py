@@ -17,19 +17,18 @@ from rq.job import Job
 
 from streamer import redis_keys
 from streamer.cursors import page_of, time_order
-from streamer.domain import (
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.ids import new_id
+from streamer.domain.stream import (
     MAX_WARNINGS,
-    ErrorInfo,
     Stream,
     StreamCounters,
     StreamSpec,
     StreamState,
     StreamStatus,
-    Watch,
-    new_id,
-    rfc3339,
-    utc_now,
 )
+from streamer.domain.timestamp import rfc3339, utc_now
+from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError, Superseded
 from streamer.events import PUBLISH_EVENT, EventType
 from streamer.response_format import with_response_format

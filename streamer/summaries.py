@@ -8,7 +8,9 @@ from itertools import groupby
 from pydantic import Field
 
 from nvila_core.errors import shorten
-from streamer.domain import Record, Result, Timestamp
+from streamer.domain.record import Record
+from streamer.domain.result import Result
+from streamer.domain.timestamp import Timestamp
 
 MAX_BLOCK = 6000
 """Bytes of captions that the model reads at once: about 2,000 tokens in any language."""

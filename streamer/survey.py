@@ -5,7 +5,10 @@ from typing import NamedTuple
 
 from pydantic import Field
 
-from streamer.domain import ClipRequest, FrameRef, Record, RequestKind
+from streamer.domain.frame import FrameRef
+from streamer.domain.kinds import RequestKind
+from streamer.domain.record import Record
+from streamer.domain.request import ClipRequest
 from streamer.limits import MAX_QUERY_STREAMS, MAX_QUERY_WINDOWS, check_prompt
 from streamer.summaries import SummaryBlock
 

@@ -11,14 +11,11 @@ from typing import cast
 import redis
 
 from streamer import redis_keys
-from streamer.domain import (
-    Query,
-    QueryProgress,
-    Result,
-    Stream,
-    new_id,
-    utc_now,
-)
+from streamer.domain.ids import new_id
+from streamer.domain.query import Query, QueryProgress
+from streamer.domain.result import Result
+from streamer.domain.stream import Stream
+from streamer.domain.timestamp import utc_now
 from streamer.errors import ErrorCode, StreamerError, about
 from streamer.jobs import Jobs
 from streamer.limits import MAX_QUERY_WINDOWS

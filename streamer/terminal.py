@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
-from streamer.domain import Match, Result, Stream, StreamCounters, utc_now
+from streamer.domain.result import Match, Result
+from streamer.domain.stream import Stream, StreamCounters
+from streamer.domain.timestamp import utc_now
 
 if TYPE_CHECKING:
     from rich.console import Console, OverflowMethod

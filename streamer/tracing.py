@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from streamer import __version__, clock
-from streamer.domain import ClipRequest, RequestKind, Result
+from streamer.domain.kinds import RequestKind
+from streamer.domain.request import ClipRequest
+from streamer.domain.result import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.settings import Settings
 

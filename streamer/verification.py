@@ -6,17 +6,13 @@ from collections.abc import Sequence
 
 import redis
 
-from streamer.domain import (
-    ALERT_FORMAT,
-    VERIFIES,
-    ClipRequest,
-    FrameRef,
-    Match,
-    QueryStatus,
-    RequestKind,
-    Result,
-    to_datetime,
-)
+from streamer.domain.frame import FrameRef
+from streamer.domain.kinds import RequestKind
+from streamer.domain.query import QueryStatus
+from streamer.domain.request import VERIFIES, ClipRequest
+from streamer.domain.result import Match, Result
+from streamer.domain.timestamp import to_datetime
+from streamer.domain.watch import ALERT_FORMAT
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.selection import select_frames
 from streamer.jobs import Jobs

@@ -8,15 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from streamer.alert_rule import AlertRule, merged_rule
-from streamer.domain import (
-    ALERT_FORMAT,
-    UNCHANGED,
-    Stream,
-    StreamSpec,
-    StreamState,
-    Unchanged,
-    Watch,
-)
+from streamer.domain.stream import UNCHANGED, Stream, StreamSpec, StreamState, Unchanged
+from streamer.domain.watch import ALERT_FORMAT, Watch
 from streamer.errors import ErrorCode, StreamerError, about
 from streamer.jobs import Jobs
 from streamer.limits import MAX_WATCHES, check_prompt

@@ -12,7 +12,8 @@ import redis
 
 from nvila_core.resolution.policy import Measures
 from streamer.connections import connect
-from streamer.domain import QueryStatus, StreamSpec
+from streamer.domain.query import QueryStatus
+from streamer.domain.stream import StreamSpec
 from streamer.errors import StreamerError
 from streamer.media.urls import redact
 from streamer.redis_address import SentinelAddress

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 from nvila_core.resolution.grids import SINGLE_TILE
 from nvila_core.resolution.policy import Budget, GridChoice, Measures, Native, Plan, TilingConfig
 from streamer.conversation import Detail
-from streamer.domain import ClipRequest
+from streamer.domain.request import ClipRequest
 
 if TYPE_CHECKING:
     from nvila_core import Completion

@@ -16,7 +16,8 @@ from sqlalchemy import Connection
 from streamer import redis_keys, tracing
 from streamer.clock import Clock, SystemClock
 from streamer.connections import Connections, log_lacks
-from streamer.domain import PartName, Result
+from streamer.domain.part import PartName
+from streamer.domain.result import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.store import FrameStore, Retention
 from streamer.health import note_seen

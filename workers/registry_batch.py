@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import redis
 
 from streamer.clock import Clock
-from streamer.domain import StreamSpec, StreamStatus
+from streamer.domain.stream import StreamSpec, StreamStatus
 from streamer.errors import StreamerError, Superseded
 from streamer.streams import StreamRegistry
 

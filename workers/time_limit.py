@@ -1,6 +1,7 @@
 """How long the answer to a clip may take."""
 
-from streamer.domain import ClipRequest, RequestKind
+from streamer.domain.kinds import RequestKind
+from streamer.domain.request import ClipRequest
 from streamer.errors import ErrorCode, StreamerError
 from workers.context import WorkerContext
 

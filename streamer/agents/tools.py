@@ -7,7 +7,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field
 
 from streamer.alert_rule import Severity
-from streamer.domain import Gap, Result, Stream, Timestamp, Watch, utc_now
+from streamer.domain.frame import Gap
+from streamer.domain.result import Result
+from streamer.domain.stream import Stream
+from streamer.domain.timestamp import Timestamp, utc_now
+from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.jpeg import scale_jpeg
 from streamer.incidents.records import Incident

@@ -19,7 +19,7 @@ from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.models import served_models
 from streamer.conversation import ChatRequest
 from streamer.deltas import Delta, DeltaToken
-from streamer.domain import Result
+from streamer.domain.result import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.queries import NotYet
 from streamer.service import FRAME_POLL_INTERVAL, Service

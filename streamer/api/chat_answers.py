@@ -14,7 +14,8 @@ from starlette.concurrency import run_in_threadpool
 from streamer.api.event_hub import EventHub
 from streamer.conversation import ChatRequest
 from streamer.deltas import Delta, Deltas
-from streamer.domain import Result, new_id
+from streamer.domain.ids import new_id
+from streamer.domain.result import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.service import Service
 

@@ -13,7 +13,8 @@ from streamer.api.schemas import TimeText
 from streamer.chats import MAX_LAST, STREAM_SCHEME, CameraView, ChatMessage, ChatPart, SentPicture
 from streamer.conversation import Detail, Role
 from streamer.deltas import DeltaToken
-from streamer.domain import Result, unstorable
+from streamer.domain.record import unstorable
+from streamer.domain.result import Result
 from streamer.errors import ErrorCode, StreamerError, about
 from streamer.limits import (
     MAX_ANSWER_TOKENS,

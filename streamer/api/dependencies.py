@@ -10,7 +10,7 @@ from starlette.requests import HTTPConnection
 from streamer.api.database_threads import DatabaseThreads
 from streamer.api.event_hub import EventHub
 from streamer.cursors import CURSOR_PATTERN
-from streamer.domain import unstorable
+from streamer.domain.record import unstorable
 from streamer.errors import ErrorCode, StreamerError
 from streamer.health import CachedHealth
 from streamer.service import Service

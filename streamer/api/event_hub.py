@@ -16,7 +16,8 @@ from fastapi.sse import ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
 from streamer import redis_keys
-from streamer.domain import Record, Timestamp, utc_now
+from streamer.domain.record import Record
+from streamer.domain.timestamp import Timestamp, utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.events import Event, EventFilter, Events, EventType, event_order
 from streamer.outage import Outage

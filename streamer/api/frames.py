@@ -6,7 +6,8 @@ from fastapi import APIRouter, Query, Response
 
 from streamer.api.dependencies import ClientDependency, DatabaseDependency
 from streamer.api.schemas import TimeText
-from streamer.domain import StoredFrameList, rfc3339, to_datetime, utc_now
+from streamer.domain.frame import StoredFrameList
+from streamer.domain.timestamp import rfc3339, to_datetime, utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.stored_frames import MAX_LISTED_FRAMES
 from streamer.times import parse_time

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request, Response
 from streamer.alert_rule import Severity
 from streamer.api.dependencies import ClientDependency, Cursor, DatabaseDependency, Limit
 from streamer.api.schemas import IncidentList, IncidentPatch, TimeText
-from streamer.domain import utc_now
+from streamer.domain.timestamp import utc_now
 from streamer.errors import ErrorCode, StreamerError, about
 from streamer.incidents.records import Feedback, Incident, IncidentState
 from streamer.limits import MAX_SEARCH

@@ -20,7 +20,7 @@ from prometheus_client.registry import Collector
 
 from streamer import __version__
 from streamer.api.videos import Videos
-from streamer.domain import Stream, StreamState
+from streamer.domain.stream import Stream, StreamState
 from streamer.events import Events
 from streamer.health import CachedHealth
 from streamer.results_queue import read_backlog

@@ -11,7 +11,8 @@ from functools import cached_property
 import redis
 from starlette.concurrency import run_in_threadpool
 
-from streamer.domain import FrameRef, rfc3339, to_datetime
+from streamer.domain.frame import FrameRef
+from streamer.domain.timestamp import rfc3339, to_datetime
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.store import FrameStore
 from streamer.outage import Outage

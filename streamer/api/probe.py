@@ -12,7 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from streamer.api.dependencies import ClientDependency
 from streamer.api.schemas import ProbeBody
-from streamer.domain import Record
+from streamer.domain.record import Record
 from streamer.media.probe.report import ProbeReport, ProbeStep
 
 MAX_PROBES = 4

@@ -14,7 +14,7 @@ from streamer.api.dependencies import ClientDependency, Cursor, HubDependency, L
 from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.query_progress import follow
 from streamer.api.schemas import QueryList, QuestionBody
-from streamer.domain import Query
+from streamer.domain.query import Query
 from streamer.queries import NotYet
 from streamer.service import FRAME_POLL_INTERVAL
 

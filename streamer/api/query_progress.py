@@ -11,7 +11,9 @@ from starlette.concurrency import run_in_threadpool
 
 from streamer.api.event_hub import EventHub
 from streamer.deltas import Delta, Deltas
-from streamer.domain import ErrorInfo, Query, QueryStatus, Record
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.query import Query, QueryStatus
+from streamer.domain.record import Record
 from streamer.errors import StreamerError
 from streamer.service import Service
 

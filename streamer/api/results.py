@@ -15,7 +15,7 @@ from streamer.api.dependencies import (
     Limit,
 )
 from streamer.api.schemas import ResultPage, TimeText
-from streamer.domain import SearchMode
+from streamer.domain.result import SearchMode
 from streamer.limits import MAX_SEARCH
 from streamer.timeline.results import Page
 from streamer.verification import MAX_VERIFIED

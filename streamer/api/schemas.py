@@ -16,23 +16,16 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from streamer.alert_rule import AlertRule, with_nested_rule
-from streamer.domain import (
-    UNCHANGED,
-    ErrorInfo,
-    Match,
-    ModelName,
-    Part,
-    Query,
-    Record,
-    Result,
-    Sampling,
-    Scope,
-    Stream,
-    Timestamp,
-    Transport,
-    Unchanged,
-    Watch,
-)
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.part import Part
+from streamer.domain.query import Query
+from streamer.domain.record import ModelName, Record
+from streamer.domain.result import Match, Result
+from streamer.domain.sampling import Sampling
+from streamer.domain.scope import Scope
+from streamer.domain.stream import UNCHANGED, Stream, Transport, Unchanged
+from streamer.domain.timestamp import Timestamp
+from streamer.domain.watch import Watch
 from streamer.files import UploadedFile
 from streamer.incidents.records import (
     MAX_NOTE,

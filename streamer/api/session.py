@@ -8,7 +8,7 @@ from streamer.api.auth import SESSION_COOKIE, SESSION_PATH, session_token
 from streamer.api.keyring import Keyring
 from streamer.api.schemas import Session, SessionBody
 from streamer.api_keys import SESSION_SECONDS
-from streamer.domain import Scope
+from streamer.domain.scope import Scope
 from streamer.errors import ErrorCode, StreamerError
 
 router = APIRouter(prefix=SESSION_PATH, tags=["session"])

@@ -16,7 +16,7 @@ from streamer.api.dependencies import (
 from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.schemas import SilenceBody, SilenceList
 from streamer.cursors import page_of, time_order
-from streamer.domain import utc_now
+from streamer.domain.timestamp import utc_now
 from streamer.errors import StreamerError
 from streamer.incidents.silences import Silence
 from streamer.validation import validated

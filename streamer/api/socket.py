@@ -16,7 +16,7 @@ from streamer.api import query_progress
 from streamer.api.event_hub import EventHub
 from streamer.api.pictures import Feed, Pictures
 from streamer.api.videos import Videos
-from streamer.domain import Record
+from streamer.domain.record import Record
 from streamer.errors import ErrorCode, StreamerError
 from streamer.events import EventFilter, is_position
 from streamer.redis_errors import trouble_of

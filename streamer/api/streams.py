@@ -6,7 +6,8 @@ from streamer.api.dependencies import MAX_PAGE, ClientDependency, Cursor, Health
 from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.schemas import StreamBody, StreamList, StreamPatch, WatchBody
 from streamer.api.watches import watch_of
-from streamer.domain import Stream, Watch
+from streamer.domain.stream import Stream
+from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError, about
 from streamer.service import Service
 

@@ -5,7 +5,7 @@ from fastapi import APIRouter
 from streamer.api.dependencies import ClientDependency, DatabaseDependency
 from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.schemas import SummaryBody
-from streamer.domain import Query
+from streamer.domain.query import Query
 
 router = APIRouter(prefix="/v1/streams/{ref}", tags=["queries"], route_class=IdempotentRoute)
 

@@ -17,7 +17,7 @@ import redis
 from starlette.concurrency import run_in_threadpool
 
 from streamer.clock import Clock
-from streamer.domain import rfc3339, to_datetime
+from streamer.domain.timestamp import rfc3339, to_datetime
 from streamer.errors import ErrorCode, StreamerError
 from streamer.live_video import MAX_BYTES, MAX_WATCHED, RENEWAL, LiveVideo, VideoPiece
 from streamer.outage import Outage

@@ -6,7 +6,7 @@ from streamer.api.dependencies import MAX_PAGE, ClientDependency, Cursor, Limit
 from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.schemas import WatchBody, WatchList, WatchPatch
 from streamer.cursors import decode_cursor, encode_cursor
-from streamer.domain import Watch
+from streamer.domain.watch import Watch
 from streamer.service import Service
 
 router = APIRouter(

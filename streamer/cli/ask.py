@@ -13,7 +13,7 @@ from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES, MAX_WINDOW
 
 if TYPE_CHECKING:
     from streamer.cli.remote import RemoteInstallation
-    from streamer.domain import Query
+    from streamer.domain.query import Query
     from streamer.question import Question
     from streamer.service import Service
 

@@ -13,7 +13,7 @@ import typer
 
 if TYPE_CHECKING:
     from streamer.cli.remote import RemoteInstallation
-    from streamer.domain import Unchanged
+    from streamer.domain.stream import Unchanged
     from streamer.service import Service
     from streamer.settings import Settings
     from streamer.times import When
@@ -138,7 +138,7 @@ def renamed(value: Any, old_value: Any, old: str, new: str) -> Any:
 
 def new_model(name: str | None) -> "str | Unchanged | None":
     """Return the model that --model of a change names; None for `default`."""
-    from streamer.domain import UNCHANGED
+    from streamer.domain.stream import UNCHANGED
 
     return UNCHANGED if name is None else None if name == DEFAULT_MODEL else name
 
@@ -149,7 +149,7 @@ def typed_range(since: str | None, until: str | None) -> "tuple[When, When]":
 
     Raises StreamerError(INVALID_REQUEST) for text that is not a time.
     """
-    from streamer.domain import utc_now
+    from streamer.domain.timestamp import utc_now
     from streamer.times import counts_from_now, parse_local_time
 
     now = utc_now()

@@ -151,7 +151,7 @@ def _state(incident: "Incident") -> str:
 
 def _is_unknown(incident: "Incident") -> bool:
     """Return whether there has been no answer for longer than a few windows may take."""
-    from streamer.domain import utc_now
+    from streamer.domain.timestamp import utc_now
 
     return (utc_now() - incident.last_known_at).total_seconds() > 60
 

@@ -26,7 +26,7 @@ def keys_add(
 ) -> None:
     """Add a key and show it, once."""
     from streamer.api_keys import ApiKeys
-    from streamer.domain import Scope
+    from streamer.domain.scope import Scope
     from streamer.terminal import console
 
     unknown = [word for word in scope or () if word not in list(Scope)]

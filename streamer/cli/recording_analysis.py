@@ -3,7 +3,8 @@
 from collections.abc import Callable
 
 from streamer.clock import Clock, SystemClock
-from streamer.domain import Result, Stream, StreamState
+from streamer.domain.result import Result
+from streamer.domain.stream import Stream, StreamState
 from streamer.errors import ErrorCode, StreamerError
 from streamer.recordings import RecordingResults, media_start
 from streamer.service import Service

@@ -5,7 +5,12 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from streamer.domain import Part, Query, Result, Stream, Watch, to_datetime
+from streamer.domain.part import Part
+from streamer.domain.query import Query
+from streamer.domain.result import Result
+from streamer.domain.stream import Stream
+from streamer.domain.timestamp import to_datetime
+from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.http_client import Client
 from streamer.http_client.calls import question_call, summary_call, watch_body

@@ -11,7 +11,7 @@ from streamer.cli.context import Json, Verbose, open_client, typed_range, warn_o
 
 if TYPE_CHECKING:
     from streamer.cli.remote import RemoteInstallation
-    from streamer.domain import Hit, Result
+    from streamer.domain.result import Hit, Result
     from streamer.http_client.calls import Kind
     from streamer.service import Service
     from streamer.times import When
@@ -131,7 +131,7 @@ def _hits(
     verify: bool,
 ) -> "list[Hit]":
     """Return the hits of a search; of those that are verified wait for the verdicts."""
-    from streamer.domain import Hit
+    from streamer.domain.result import Hit
 
     deadline = time.monotonic() + _MAX_WAIT
     while True:

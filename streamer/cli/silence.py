@@ -34,7 +34,7 @@ def silence_add(
     as_json: Json = False,
 ) -> None:
     """Keep incidents from being delivered for a while. They are recorded all the same."""
-    from streamer.domain import utc_now
+    from streamer.domain.timestamp import utc_now
     from streamer.incidents.silences import Matcher, Silence
     from streamer.times import parse_duration
     from streamer.validation import validated

@@ -14,7 +14,8 @@ from streamer.limits import MAX_CLIP_FRAMES
 
 if TYPE_CHECKING:
     from streamer.cli.remote import RemoteInstallation
-    from streamer.domain import Sampling, Watch
+    from streamer.domain.sampling import Sampling
+    from streamer.domain.watch import Watch
     from streamer.service import Service
 
 
@@ -125,7 +126,7 @@ class StreamOptions:
 
         Raises StreamerError(INVALID_REQUEST) for options that exclude each other.
         """
-        from streamer.domain import Sampling
+        from streamer.domain.sampling import Sampling
         from streamer.validation import validated
 
         given = {

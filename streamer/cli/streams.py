@@ -10,7 +10,9 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from streamer.domain import Drops, Sampling, Stream, Watch
+    from streamer.domain.sampling import Sampling
+    from streamer.domain.stream import Drops, Stream
+    from streamer.domain.watch import Watch
 
 MAX_NAME_WIDTH = 24
 """Columns that names are padded to; longer ones are shown whole, out of line."""

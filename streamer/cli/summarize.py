@@ -10,7 +10,7 @@ from streamer.cli.context import Json, open_client, typed_range
 from streamer.errors import ErrorCode, StreamerError
 
 if TYPE_CHECKING:
-    from streamer.domain import Result
+    from streamer.domain.result import Result
     from streamer.summaries import Summary
 
 

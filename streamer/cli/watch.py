@@ -11,7 +11,7 @@ from streamer.cli.stream_options import MaxFramesOption
 from streamer.limits import MAX_ANSWER_TOKENS
 
 if TYPE_CHECKING:
-    from streamer.domain import Watch
+    from streamer.domain.watch import Watch
 
 StreamArgument = Annotated[str, typer.Argument(metavar="STREAM", help="Name or id of the stream.")]
 WatchArgument = Annotated[

@@ -23,7 +23,10 @@ from streamer.demo.scenery import (
 )
 from streamer.demo.tally import Tally
 from streamer.demo.timed_question import TimedQuestion
-from streamer.domain import Result, Sampling, Stream, Watch
+from streamer.domain.result import Result
+from streamer.domain.sampling import Sampling
+from streamer.domain.stream import Stream
+from streamer.domain.watch import Watch
 from streamer.local.installation import Installation
 from streamer.local.signals import Interrupted, StopSignals
 from streamer.service import CAPTION_PROMPT, Service

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from statistics import quantiles
 from typing import TYPE_CHECKING
 
-from streamer.domain import Result, Stream
+from streamer.domain.result import Result
+from streamer.domain.stream import Stream
 
 if TYPE_CHECKING:
     from rich.table import Table

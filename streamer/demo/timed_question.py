@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from streamer.domain import Query, Result, Stream
+from streamer.domain.query import Query
+from streamer.domain.result import Result
+from streamer.domain.stream import Stream
 from streamer.errors import ErrorCode, StreamerError
 from streamer.service import Service
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from streamer.domain import Record
+from streamer.domain.record import Record
 
 State = Literal["ok", "warn", "fail"]
 

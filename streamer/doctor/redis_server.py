@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from streamer import redis_keys
 from streamer.clock import MAX_OFFSET, Clock, SystemClock
 from streamer.doctor.check import Check, State, check, describe_error, format_size
-from streamer.domain import rfc3339, to_datetime
+from streamer.domain.timestamp import rfc3339, to_datetime
 from streamer.errors import StreamerError
 from streamer.settings import Settings
 

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from streamer.domain import FrameRef
+from streamer.domain.frame import FrameRef
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.selection import select_frames
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from streamer.clock import Clock, SystemClock
-from streamer.domain import FrameRef
+from streamer.domain.frame import FrameRef
 from streamer.frames.archive import BUNDLE_SECONDS, Archive
 
 MAX_BUFFERED = 64 << 20

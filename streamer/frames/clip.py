@@ -4,7 +4,7 @@ import io
 from collections.abc import Sequence
 from fractions import Fraction
 
-from streamer.domain import FrameRef
+from streamer.domain.frame import FrameRef
 
 MAX_CLIP_WIDTH = 1280
 """Width to which larger frames are scaled."""

@@ -4,7 +4,9 @@ from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from statistics import median
 
-from streamer.domain import MAX_GAPS, FrameRef, Gap, Sampling, to_datetime
+from streamer.domain.frame import MAX_GAPS, FrameRef, Gap
+from streamer.domain.sampling import Sampling
+from streamer.domain.timestamp import to_datetime
 
 MIN_LIMIT = 5.0
 """Seconds without a frame that always pass for sampling."""

@@ -7,7 +7,8 @@ import redis
 
 from streamer.clock import Clock, SystemClock
 from streamer.connections import Connections, from_run_file
-from streamer.domain import FrameRef, Gap, Stream
+from streamer.domain.frame import FrameRef, Gap
+from streamer.domain.stream import Stream
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.archive import Archive, ArchivedFrame
 from streamer.frames.coverage import (

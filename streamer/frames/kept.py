@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from streamer.domain import ErrorInfo, Stream, StreamState
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.stream import Stream, StreamState
 from streamer.errors import ErrorCode
 from streamer.frames.store import FrameStore
 

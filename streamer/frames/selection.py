@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import accumulate
 
-from streamer.domain import FrameRef, thinned
+from streamer.domain.frame import FrameRef, thinned
 
 _OFF_CENTRE_COST = 0.01
 """Change that a frame loses when it lies half a slot off its place: a little more than the noise

@@ -13,7 +13,8 @@ from redis.commands.core import Script
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.clock import Clock, SystemClock
-from streamer.domain import FrameRef, StreamSpec
+from streamer.domain.frame import FrameRef
+from streamer.domain.stream import StreamSpec
 from streamer.errors import ErrorCode, StreamerError, Superseded
 from streamer.frames import scripts
 from streamer.redis_errors import is_full

@@ -23,20 +23,13 @@ from streamer.api.schemas import (
     WebhookList,
 )
 from streamer.discovery import Discovery
-from streamer.domain import (
-    UNCHANGED,
-    Query,
-    Record,
-    Result,
-    Sampling,
-    SearchMode,
-    StoredFrame,
-    StoredFrameList,
-    Stream,
-    Transport,
-    Unchanged,
-    Watch,
-)
+from streamer.domain.frame import StoredFrame, StoredFrameList
+from streamer.domain.query import Query
+from streamer.domain.record import Record
+from streamer.domain.result import Result, SearchMode
+from streamer.domain.sampling import Sampling
+from streamer.domain.stream import UNCHANGED, Stream, Transport, Unchanged
+from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.files import UploadedFile
 from streamer.http_client.call import Call, Flow, Paged

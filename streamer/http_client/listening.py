@@ -8,7 +8,11 @@ from typing import Any, Generic, Literal, TypeVar
 import httpx
 from pydantic import Field
 
-from streamer.domain import ErrorInfo, Query, QueryStatus, Record, Result, Timestamp
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.query import Query, QueryStatus
+from streamer.domain.record import Record
+from streamer.domain.result import Result
+from streamer.domain.timestamp import Timestamp
 from streamer.errors import ErrorCode, StreamerError
 from streamer.http_client.call import PassingError, address, error_of, lost_connection
 

@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 import httpx
 
-from streamer.domain import rfc3339
+from streamer.domain.timestamp import rfc3339
 from streamer.errors import ErrorCode, StreamerError
 from streamer.incidents.records import Incident, IncidentState
 from streamer.media.urls import redact

@@ -9,7 +9,7 @@ import redis
 import structlog
 from sqlalchemy import Connection
 
-from streamer.domain import utc_now
+from streamer.domain.timestamp import utc_now
 from streamer.errors import StreamerError
 from streamer.incidents import messages
 from streamer.incidents.alertmanager import RESEND, RESOLVED_FOR, Alertmanager

@@ -6,15 +6,12 @@ import redis
 import structlog
 
 from streamer.clock import Clock
-from streamer.domain import (
-    ClipRequest,
-    FrameRef,
-    RequestKind,
-    Result,
-    Stream,
-    StreamState,
-    utc_now,
-)
+from streamer.domain.frame import FrameRef
+from streamer.domain.kinds import RequestKind
+from streamer.domain.request import ClipRequest
+from streamer.domain.result import Result
+from streamer.domain.stream import Stream, StreamState
+from streamer.domain.timestamp import utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.selection import select_frames
 from streamer.frames.store import FrameStore

@@ -12,7 +12,7 @@ from typing import Any
 
 from sqlalchemy import Connection, delete, exists, func, select, update
 
-from streamer.domain import rfc3339, utc_now
+from streamer.domain.timestamp import rfc3339, utc_now
 from streamer.events import EventType
 from streamer.incidents.records import Incident
 from streamer.timeline.tables import incident_messages

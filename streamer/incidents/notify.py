@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from streamer.domain import rfc3339
+from streamer.domain.timestamp import rfc3339
 from streamer.errors import ErrorCode, StreamerError
 from streamer.events import EventType
 from streamer.incidents.messages import Message

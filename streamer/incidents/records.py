@@ -6,7 +6,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from streamer.alert_rule import Severity
-from streamer.domain import Record, Timestamp, new_id, utc_now
+from streamer.domain.ids import new_id
+from streamer.domain.record import Record
+from streamer.domain.timestamp import Timestamp, utc_now
 
 MAX_RESULT_IDS = 100
 """Results that an incident names: the newest ones."""

@@ -10,7 +10,9 @@ from pydantic import AfterValidator, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from streamer.alert_rule import MAX_LABEL_VALUE, LabelName
-from streamer.domain import Record, Timestamp, new_id, utc_now
+from streamer.domain.ids import new_id
+from streamer.domain.record import Record
+from streamer.domain.timestamp import Timestamp, utc_now
 from streamer.incidents.records import MAX_NOTE, Incident, PersonName
 
 MAX_MATCHERS = 32

@@ -14,7 +14,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
 from streamer.cursors import decode_cursor, encode_cursor
-from streamer.domain import Result, ResultKind, rfc3339, utc_now
+from streamer.domain.kinds import ResultKind
+from streamer.domain.result import Result
+from streamer.domain.timestamp import rfc3339, utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.events import EventType
 from streamer.incidents import messages

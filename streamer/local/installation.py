@@ -14,7 +14,7 @@ import redis
 
 from streamer.api_keys import require_keys
 from streamer.connections import run_file_path
-from streamer.domain import StreamState
+from streamer.domain.stream import StreamState
 from streamer.errors import ErrorCode, StreamerError
 from streamer.local.redis_server import EmbeddedServer
 from streamer.local.supervised_process import SupervisedProcess

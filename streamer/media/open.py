@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 from nvila_core.file_kind import HEIC, file_kind, read_head
-from streamer.domain import Transport
+from streamer.domain.stream import Transport
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import source_errors
 from streamer.media.access_policy import AccessPolicy

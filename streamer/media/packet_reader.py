@@ -21,7 +21,7 @@ from av.stream import Discard
 from av.video.stream import VideoStream
 
 from streamer.clock import Clock, SystemClock
-from streamer.domain import Transport
+from streamer.domain.stream import Transport
 from streamer.errors import StreamerError
 from streamer.media import hardware, parameter_sets, rtsp_diagnosis, source_errors
 from streamer.media.access_policy import AccessPolicy

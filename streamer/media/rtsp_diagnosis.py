@@ -12,7 +12,7 @@ from urllib.parse import urljoin, urlsplit
 
 import av
 
-from streamer.domain import Transport
+from streamer.domain.stream import Transport
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import source_errors, tls
 from streamer.media.access_policy import AccessPolicy

@@ -8,7 +8,7 @@ import numpy as np
 from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 
-from streamer.domain import Sampling
+from streamer.domain.sampling import Sampling
 
 _TOLERANCE = 0.001
 """Seconds by which a timestamp may precede its due time: containers round to milliseconds."""

@@ -14,7 +14,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
 from streamer.clock import Clock, SystemClock
-from streamer.domain import Transport
+from streamer.domain.stream import Transport
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import source_errors
 from streamer.media.access_policy import AccessPolicy

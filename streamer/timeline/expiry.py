@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import ColumnElement, Connection, delete, func, or_, select, text
 
 from streamer.clock import Clock
-from streamer.domain import to_datetime
+from streamer.domain.timestamp import to_datetime
 from streamer.timeline.database import Database
 from streamer.timeline.tables import result_vectors, results
 

@@ -25,7 +25,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DataError, IntegrityError
 
 from streamer.cursors import decode_cursor, encode_cursor, moment_of, time_order
-from streamer.domain import Match, Result, ResultKind
+from streamer.domain.kinds import ResultKind
+from streamer.domain.result import Match, Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.timeline.database import TIME_LIMIT, Database, engine_of, parsed_url, translated
 from streamer.timeline.packing import pack_plan, pack_times, unpack_plan, unpack_times

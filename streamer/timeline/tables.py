@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from streamer.domain import Result
+from streamer.domain.result import Result
 
 
 class UtcDateTime(TypeDecorator[datetime]):

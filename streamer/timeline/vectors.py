@@ -16,7 +16,7 @@ import numpy as np
 from sqlalchemy import Connection, Row, bindparam, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 
-from streamer.domain import ResultKind
+from streamer.domain.kinds import ResultKind
 from streamer.errors import ErrorCode, StreamerError
 from streamer.timeline.database import Database
 from streamer.timeline.search_extra import INSTALL_SEARCH

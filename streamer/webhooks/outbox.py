@@ -8,7 +8,8 @@ from typing import Any
 from sqlalchemy import Connection, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from streamer.domain import new_id, rfc3339, utc_now
+from streamer.domain.ids import new_id
+from streamer.domain.timestamp import rfc3339, utc_now
 from streamer.events import EventFilter
 from streamer.timeline.tables import webhook_deliveries, webhooks
 from streamer.webhooks.records import DeliveryState

@@ -2,7 +2,8 @@
 
 from pydantic import Field
 
-from streamer.domain import Record, Timestamp
+from streamer.domain.record import Record
+from streamer.domain.timestamp import Timestamp
 from streamer.open_enum import OpenEnum
 
 TEST_TYPE = "webhook.test"

@@ -10,7 +10,7 @@ from functools import lru_cache
 import httpx
 from standardwebhooks import Webhook as Signer
 
-from streamer.domain import utc_now
+from streamer.domain.timestamp import utc_now
 from streamer.errors import StreamerError
 from streamer.media import tls
 from streamer.webhooks.addresses import WebhookAddresses

@@ -17,7 +17,8 @@ from sqlalchemy import Connection, Row, and_, delete, exists, func, insert, or_,
 from sqlalchemy.dialects import postgresql, sqlite
 
 from streamer.cursors import decode_cursor, encode_cursor
-from streamer.domain import new_id, rfc3339, utc_now
+from streamer.domain.ids import new_id
+from streamer.domain.timestamp import rfc3339, utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.events import EventFilter
 from streamer.secret_box import SecretBox

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from streamer.alert_rule import AlertRule
-from streamer.domain import utc_now
+from streamer.domain.timestamp import utc_now
 from streamer.incidents import delivery
 from streamer.incidents.alertmanager import Alertmanager
 from streamer.incidents.delivery import Deliveries

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from streamer.domain import StreamState
+from streamer.domain.stream import StreamState
 from streamer.errors import ErrorCode
 from tests.support.client_venvs import python_with
 from tests.support.mqtt_yard import ALERT, CAPTION, COUNT, GATE

@@ -11,7 +11,9 @@ import yaml
 from fastapi.testclient import TestClient
 
 from streamer.api.app import create_app
-from streamer.domain import Drops, ErrorInfo, StreamState, StreamStatus, utc_now
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.stream import Drops, StreamState, StreamStatus
+from streamer.domain.timestamp import utc_now
 from streamer.errors import ErrorCode
 from streamer.service import Service
 

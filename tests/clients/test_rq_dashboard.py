@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from streamer.domain import ClipRequest, RequestKind, utc_now
+from streamer.domain.kinds import RequestKind
+from streamer.domain.request import ClipRequest
+from streamer.domain.timestamp import utc_now
 from tests.support.client_venvs import python_with
 
 pytestmark = pytest.mark.clients

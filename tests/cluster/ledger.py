@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import redis
 
-from streamer.domain import StreamState
+from streamer.domain.stream import StreamState
 from streamer.service import Service
 from streamer.settings import Settings
 from tests.cluster.load import RECORDING_SECONDS, WINDOW, Load

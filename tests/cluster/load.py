@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 import redis
 
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.domain import Result, Sampling
+from streamer.domain.result import Result
+from streamer.domain.sampling import Sampling
 from streamer.errors import StreamerError
 from streamer.http_client import Client
 from streamer.results import Results

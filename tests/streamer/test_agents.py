@@ -17,7 +17,10 @@ from fastapi.testclient import TestClient
 from nvila_core.resolution.policy import Measures
 from streamer.agents import SKILL
 from streamer.api_keys import ApiKeys
-from streamer.domain import Result, ResultKind, Scope, Stream
+from streamer.domain.kinds import ResultKind
+from streamer.domain.result import Result
+from streamer.domain.scope import Scope
+from streamer.domain.stream import Stream
 from streamer.errors import ErrorCode
 from streamer.service import Service
 from tests.streamer.incidents.conftest import Alert

@@ -15,7 +15,11 @@ import redis
 from nvila_core.demo.questions import CAPTION
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
-from streamer.domain import ErrorInfo, Query, QueryStatus, Result, Sampling, Stream
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.query import Query, QueryStatus
+from streamer.domain.result import Result
+from streamer.domain.sampling import Sampling
+from streamer.domain.stream import Stream
 from streamer.errors import ErrorCode, StreamerError
 from streamer.models import QUERIES
 from streamer.service import CAPTION_PROMPT, Service

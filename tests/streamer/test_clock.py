@@ -6,7 +6,7 @@ from structlog.testing import capture_logs
 from streamer import clock
 from streamer.clock import ServerClock, SystemClock
 from streamer.connections import Connections
-from streamer.domain import utc_now
+from streamer.domain.timestamp import utc_now
 from streamer.settings import Settings
 from tests.support.clocks import ManualClock, ShiftedClock
 

@@ -15,7 +15,8 @@ from streamer import discovery
 from streamer.cli.app import app
 from streamer.discovery import Discovery, FoundCamera
 from streamer.doctor import cameras
-from streamer.domain import StreamState, StreamStatus, utc_now
+from streamer.domain.stream import StreamState, StreamStatus
+from streamer.domain.timestamp import utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import onvif
 from streamer.settings import Settings

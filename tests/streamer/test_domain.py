@@ -2,18 +2,15 @@
 
 import pytest
 
-from streamer.domain import (
-    ClipRequest,
-    ErrorInfo,
-    FrameRef,
-    Query,
-    QueryStatus,
-    RequestKind,
-    Result,
-    StreamSpec,
-    Watch,
-    to_datetime,
-)
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.frame import FrameRef
+from streamer.domain.kinds import RequestKind
+from streamer.domain.query import Query, QueryStatus
+from streamer.domain.request import ClipRequest
+from streamer.domain.result import Result
+from streamer.domain.stream import StreamSpec
+from streamer.domain.timestamp import to_datetime
+from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode
 from streamer.response_format import ChoiceFormat
 

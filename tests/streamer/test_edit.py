@@ -8,7 +8,8 @@ from fastapi.testclient import TestClient
 
 from streamer.api.app import create_app
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.domain import Sampling, Stream
+from streamer.domain.sampling import Sampling
+from streamer.domain.stream import Stream
 from streamer.errors import ErrorCode, StreamerError
 from streamer.service import Service
 from tests.support.installation import run_cli

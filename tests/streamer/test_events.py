@@ -8,7 +8,9 @@ import redis
 
 from streamer import redis_keys
 from streamer.connections import connect
-from streamer.domain import ErrorInfo, Result, StreamSpec, StreamState, StreamStatus
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.result import Result
+from streamer.domain.stream import StreamSpec, StreamState, StreamStatus
 from streamer.errors import ErrorCode
 from streamer.events import MAX_AGE, MAX_EVENTS, Events, EventType, is_position
 from streamer.local.redis_server import EmbeddedServer

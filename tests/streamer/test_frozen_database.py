@@ -12,7 +12,8 @@ import pytest
 from streamer.api import database_threads
 from streamer.api.app import create_app
 from streamer.api.database_threads import MAX_THREADS
-from streamer.domain import Result, StreamSpec
+from streamer.domain.result import Result
+from streamer.domain.stream import StreamSpec
 from streamer.errors import ErrorCode, StreamerError
 from streamer.service import Service
 from streamer.settings import Settings

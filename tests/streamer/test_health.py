@@ -16,7 +16,7 @@ from streamer.api.app import create_app
 from streamer.cli.app import app
 from streamer.doctor.examination import examine
 from streamer.doctor.redis_server import servers
-from streamer.domain import Part
+from streamer.domain.part import Part
 from streamer.local.redis_server import EmbeddedServer
 from streamer.service import Service
 from streamer.settings import Settings

@@ -7,7 +7,11 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from streamer import redis_keys
-from streamer.domain import ClipRequest, QueryStatus, RequestKind, Result, utc_now
+from streamer.domain.kinds import RequestKind
+from streamer.domain.query import QueryStatus
+from streamer.domain.request import ClipRequest
+from streamer.domain.result import Result
+from streamer.domain.timestamp import utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import CLIP_JOB, INGEST, Jobs, read_request
 from streamer.models import CLIP_QUEUES, FILES, QUERIES, WATCHES

@@ -16,7 +16,7 @@ from nvila_core.generation.schema_limits import MAX_SCHEMA_DEPTH
 from nvila_core.resolution.policy import Measures
 from streamer.api.app import create_app
 from streamer.cli.app import app
-from streamer.domain import Watch
+from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.limits import (
     MAX_ANSWER_TOKENS,

@@ -8,7 +8,8 @@ import redis
 
 from streamer import redis_keys
 from streamer.connections import connect
-from streamer.domain import StreamSpec, Watch
+from streamer.domain.stream import StreamSpec
+from streamer.domain.watch import Watch
 from streamer.jobs import Jobs
 from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import Settings

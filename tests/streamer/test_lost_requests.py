@@ -10,7 +10,11 @@ from rq.job import Job
 
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
-from streamer.domain import ClipRequest, QueryStatus, StreamSpec, Watch, utc_now
+from streamer.domain.query import QueryStatus
+from streamer.domain.request import ClipRequest
+from streamer.domain.stream import StreamSpec
+from streamer.domain.timestamp import utc_now
+from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode
 from streamer.lost_requests import LostRequests
 from streamer.service import Service

@@ -15,7 +15,12 @@ from fastapi.testclient import TestClient
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.api.app import create_app
-from streamer.domain import ClipRequest, Query, QueryStatus, RequestKind, Result, StreamSpec, Watch
+from streamer.domain.kinds import RequestKind
+from streamer.domain.query import Query, QueryStatus
+from streamer.domain.request import ClipRequest
+from streamer.domain.result import Result
+from streamer.domain.stream import StreamSpec
+from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import CLIP_JOB
 from streamer.local.redis_server import EmbeddedServer

@@ -18,21 +18,15 @@ from streamer import redis_keys
 from streamer.api.app import create_app
 from streamer.cli.app import app
 from streamer.clock import SystemClock
-from streamer.domain import (
-    ClipRequest,
-    ErrorInfo,
-    FrameRef,
-    Gap,
-    Query,
-    QueryStatus,
-    RequestKind,
-    Result,
-    StreamSpec,
-    StreamState,
-    StreamStatus,
-    Watch,
-    utc_now,
-)
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.frame import FrameRef, Gap
+from streamer.domain.kinds import RequestKind
+from streamer.domain.query import Query, QueryStatus
+from streamer.domain.request import ClipRequest
+from streamer.domain.result import Result
+from streamer.domain.stream import StreamSpec, StreamState, StreamStatus
+from streamer.domain.timestamp import utc_now
+from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.lost_requests import LostRequests
 from streamer.service import Service

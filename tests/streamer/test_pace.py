@@ -14,7 +14,7 @@ from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.api.app import create_app
 from streamer.clock import SystemClock
-from streamer.domain import StreamSpec
+from streamer.domain.stream import StreamSpec
 from streamer.errors import ErrorCode, StreamerError
 from streamer.models import QUERIES
 from streamer.pace import expected_wait

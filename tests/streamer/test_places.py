@@ -12,7 +12,9 @@ from rq import Queue
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from streamer.domain import ClipRequest, RequestKind, Result
+from streamer.domain.kinds import RequestKind
+from streamer.domain.request import ClipRequest
+from streamer.domain.result import Result
 from streamer.jobs import CLIP_JOB, Jobs, read_request
 from streamer.models import WATCHES
 from streamer.results import Results

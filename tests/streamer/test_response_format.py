@@ -18,7 +18,8 @@ from nvila_core.generation.schema_limits import MAX_SCHEMA
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.cli.app import app
-from streamer.domain import ClipRequest, Watch
+from streamer.domain.request import ClipRequest
+from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.response_format import ChoiceFormat, JsonFormat, TextFormat
 from streamer.service import Service

@@ -4,7 +4,7 @@ import time
 import pytest
 
 from streamer import redis_keys
-from streamer.domain import Result
+from streamer.domain.result import Result
 from streamer.results import Results
 
 

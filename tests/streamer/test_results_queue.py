@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from streamer import redis_keys
 from streamer.api.app import create_app
 from streamer.doctor import redis_server
-from streamer.domain import Result
+from streamer.domain.result import Result
 from streamer.results import Results
 from streamer.results_queue import read_backlog
 from streamer.service import Service

@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 
-from streamer.domain import Sampling, StreamSpec
+from streamer.domain.sampling import Sampling
+from streamer.domain.stream import StreamSpec
 from streamer.errors import ErrorCode, StreamerError
 from streamer.validation import validated
 

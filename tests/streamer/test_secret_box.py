@@ -5,7 +5,7 @@ import pytest
 from cryptography.fernet import Fernet
 
 from streamer import redis_keys
-from streamer.domain import StreamSpec
+from streamer.domain.stream import StreamSpec
 from streamer.errors import ErrorCode, StreamerError
 from streamer.secret_box import SecretBox
 from streamer.settings import Settings, load_settings

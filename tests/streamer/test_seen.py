@@ -19,22 +19,15 @@ from typer.testing import CliRunner
 from nvila_core.resolution.policy import Measures
 from streamer.api.app import create_app
 from streamer.cli.app import app
-from streamer.domain import (
-    MAX_GAPS,
-    ClipRequest,
-    ErrorInfo,
-    FrameRef,
-    Gap,
-    RequestKind,
-    Result,
-    Sampling,
-    Stream,
-    StreamSpec,
-    StreamState,
-    Watch,
-    to_datetime,
-    utc_now,
-)
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.frame import MAX_GAPS, FrameRef, Gap
+from streamer.domain.kinds import RequestKind
+from streamer.domain.request import ClipRequest
+from streamer.domain.result import Result
+from streamer.domain.sampling import Sampling
+from streamer.domain.stream import Stream, StreamSpec, StreamState
+from streamer.domain.timestamp import to_datetime, utc_now
+from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.archive import Archive
 from streamer.frames.coverage import find_gaps, sampling_interval, window_gaps

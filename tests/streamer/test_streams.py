@@ -3,15 +3,10 @@ import threading
 import pytest
 
 from streamer import redis_keys
-from streamer.domain import (
-    ErrorInfo,
-    Stream,
-    StreamSpec,
-    StreamState,
-    StreamStatus,
-    Watch,
-    to_datetime,
-)
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.stream import Stream, StreamSpec, StreamState, StreamStatus
+from streamer.domain.timestamp import to_datetime
+from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.streams import StreamRegistry
 from tests.support.redis_commands import commands_of

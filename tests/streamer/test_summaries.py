@@ -4,7 +4,8 @@ import re
 from datetime import UTC, datetime, timedelta
 
 from streamer import summaries
-from streamer.domain import ErrorInfo, Result
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.result import Result
 from streamer.errors import ErrorCode
 from streamer.summaries import MAX_BLOCK, MAX_BLOCKS, clock_time, to_markdown
 

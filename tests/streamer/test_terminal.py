@@ -7,7 +7,9 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
 
-from streamer.domain import ErrorInfo, Result, utc_now
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.result import Result
+from streamer.domain.timestamp import utc_now
 from streamer.errors import ErrorCode
 from streamer.terminal import (
     age,

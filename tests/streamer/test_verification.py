@@ -15,7 +15,11 @@ from nvila_core.resolution.policy import Measures
 from streamer import verification
 from streamer.cli.app import app
 from streamer.cursors import encode_cursor
-from streamer.domain import ALERT_FORMAT, ClipRequest, ErrorInfo, Result, to_datetime
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.request import ClipRequest
+from streamer.domain.result import Result
+from streamer.domain.timestamp import to_datetime
+from streamer.domain.watch import ALERT_FORMAT
 from streamer.errors import ErrorCode
 from streamer.events import Events
 from streamer.timeline.results import Timeline

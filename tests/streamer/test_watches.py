@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from streamer.domain import Stream, StreamState, StreamStatus
+from streamer.domain.stream import Stream, StreamState, StreamStatus
 from streamer.errors import ErrorCode, StreamerError
 from streamer.limits import MAX_WATCHES
 from streamer.response_format import ChoiceFormat, JsonFormat, TextFormat

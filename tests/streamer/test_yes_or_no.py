@@ -4,7 +4,10 @@ import pytest
 
 from nvila_core.generation.completion import Completion, Usage
 from streamer.alert_rule import AlertRule
-from streamer.domain import ALERT_FORMAT, VERIFIES, ClipRequest, RequestKind, utc_now
+from streamer.domain.kinds import RequestKind
+from streamer.domain.request import VERIFIES, ClipRequest
+from streamer.domain.timestamp import utc_now
+from streamer.domain.watch import ALERT_FORMAT
 from streamer.response_format import ChoiceFormat
 from streamer.yes_or_no import SPELLINGS, in_one_spelling
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from nvila_core.demo import CHECKPOINT
 from nvila_core.resolution.meter import Meter
-from streamer.domain import StreamSpec
+from streamer.domain.stream import StreamSpec
 from streamer.local.redis_server import EmbeddedServer
 from streamer.service import Service
 from streamer.settings import Settings

@@ -7,7 +7,9 @@ import cv2
 import numpy as np
 
 from nvila_core.resolution.policy import Measures
-from streamer.domain import ClipRequest, RequestKind, utc_now
+from streamer.domain.kinds import RequestKind
+from streamer.domain.request import ClipRequest
+from streamer.domain.timestamp import utc_now
 from workers.gpu.clip_job import answer_clip
 
 

@@ -9,7 +9,7 @@ import cv2
 
 from nvila_core.demo.video import StreetVideo
 from nvila_core.resolution.policy import Measures
-from streamer.domain import StreamState
+from streamer.domain.stream import StreamState
 from tests.support.page_service import SIZE, Camera, PageService
 
 SAYINGS = (

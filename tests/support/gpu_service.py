@@ -6,7 +6,9 @@ import cv2
 import numpy as np
 
 from nvila_core.resolution.policy import Measures
-from streamer.domain import ClipRequest, RequestKind, utc_now
+from streamer.domain.kinds import RequestKind
+from streamer.domain.request import ClipRequest
+from streamer.domain.timestamp import utc_now
 from streamer.frames.store import FrameStore, Retention
 from streamer.jobs import Jobs
 from streamer.results import Results

@@ -11,15 +11,12 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from streamer.connections import Connections
-from streamer.domain import (
-    ClipRequest,
-    RequestKind,
-    Result,
-    Sampling,
-    StreamSpec,
-    StreamStatus,
-    Watch,
-)
+from streamer.domain.kinds import RequestKind
+from streamer.domain.request import ClipRequest
+from streamer.domain.result import Result
+from streamer.domain.sampling import Sampling
+from streamer.domain.stream import StreamSpec, StreamStatus
+from streamer.domain.watch import Watch
 from streamer.jobs import owner_of, read_request
 from streamer.media.urls import split_secret
 from streamer.models import FILES, WATCHES

@@ -11,7 +11,11 @@ from PIL import Image
 
 from nvila_core.resolution.policy import Measures
 from streamer.alert_rule import AlertRule
-from streamer.domain import ErrorInfo, Result, StreamSpec, StreamState, StreamStatus, Watch, utc_now
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.result import Result
+from streamer.domain.stream import StreamSpec, StreamState, StreamStatus
+from streamer.domain.timestamp import utc_now
+from streamer.domain.watch import Watch
 from streamer.incidents.delivery import Deliveries
 from streamer.incidents.store import Incidents
 from streamer.mqtt_address import MqttAddress

@@ -10,21 +10,14 @@ import cv2
 from nvila_core.demo.video import StreetVideo
 from nvila_core.resolution.policy import Measures
 from streamer.alert_rule import AlertRule
-from streamer.domain import (
-    ErrorInfo,
-    FrameRef,
-    FrameResolution,
-    Result,
-    Sampling,
-    Stream,
-    StreamCounters,
-    StreamState,
-    StreamStatus,
-    Watch,
-    new_id,
-    to_datetime,
-    utc_now,
-)
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.frame import FrameRef, FrameResolution
+from streamer.domain.ids import new_id
+from streamer.domain.result import Result
+from streamer.domain.sampling import Sampling
+from streamer.domain.stream import Stream, StreamCounters, StreamState, StreamStatus
+from streamer.domain.timestamp import to_datetime, utc_now
+from streamer.domain.watch import Watch
 from streamer.frames.store import FrameStore, Retention
 from streamer.incidents.store import Incidents
 from streamer.service import Service

@@ -14,7 +14,8 @@ from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.alert_rule import AlertRule
 from streamer.clock import SystemClock
-from streamer.domain import Result, to_datetime, utc_now
+from streamer.domain.result import Result
+from streamer.domain.timestamp import to_datetime, utc_now
 from streamer.frames.store import FrameStore, Retention
 from streamer.incidents.store import Incidents
 from streamer.results import Results

@@ -9,16 +9,11 @@ import redis
 
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
-from streamer.domain import (
-    ClipRequest,
-    Result,
-    Sampling,
-    StreamCounters,
-    StreamSpec,
-    StreamState,
-    StreamStatus,
-    utc_now,
-)
+from streamer.domain.request import ClipRequest
+from streamer.domain.result import Result
+from streamer.domain.sampling import Sampling
+from streamer.domain.stream import StreamCounters, StreamSpec, StreamState, StreamStatus
+from streamer.domain.timestamp import utc_now
 from streamer.errors import Superseded
 from streamer.jobs import CLIP_JOB
 from streamer.models import CLIP_QUEUES

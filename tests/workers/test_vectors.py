@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from streamer import redis_keys
-from streamer.domain import Result
+from streamer.domain.result import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.outage import Outage
 from streamer.timeline.results import Timeline

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from streamer import redis_keys
-from streamer.domain import Result
+from streamer.domain.result import Result
 from streamer.events import Events, EventType
 from streamer.results import Results
 from streamer.timeline.results import Timeline

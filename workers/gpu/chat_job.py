@@ -3,7 +3,7 @@
 from typing import Any
 
 from streamer.conversation import ChatRequest
-from streamer.domain import Result
+from streamer.domain.result import Result
 from workers.context import WorkerContext
 from workers.gpu.clip_job import answer_request, ask_model
 

@@ -8,15 +8,12 @@ import structlog
 from rq.job import Job
 
 from streamer import tracing
-from streamer.domain import (
-    ClipRequest,
-    ErrorInfo,
-    FrameResolution,
-    RequestKind,
-    Result,
-    ResultKind,
-    to_datetime,
-)
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.frame import FrameResolution
+from streamer.domain.kinds import RequestKind, ResultKind
+from streamer.domain.request import ClipRequest
+from streamer.domain.result import Result
+from streamer.domain.timestamp import to_datetime
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import (
     check_request,

@@ -2,7 +2,8 @@
 
 from nvila_core.resolution.policy import Budget, Plan
 from streamer.conversation import ChatRequest
-from streamer.domain import ClipRequest, RequestKind
+from streamer.domain.kinds import RequestKind
+from streamer.domain.request import ClipRequest
 from workers.context import WorkerContext, wait_behind
 
 

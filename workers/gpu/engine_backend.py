@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from nvila_core.resolution.policy import Budget, Measures, Native, Plan, parse_policy
 from streamer.conversation import ChatRequest, Detail
-from streamer.domain import ClipRequest, FrameRef
+from streamer.domain.frame import FrameRef
+from streamer.domain.request import ClipRequest
 from streamer.errors import ErrorCode, StreamerError
 from streamer.settings import Settings
 from workers.backend import plan_by_details

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nvila_core.resolution.policy import Plan
-from streamer.domain import ClipRequest, RequestKind
+from streamer.domain.kinds import RequestKind
+from streamer.domain.request import ClipRequest
 from streamer.errors import ErrorCode, StreamerError
 from workers.context import (
     BrokeDown,

@@ -5,7 +5,7 @@ from collections import OrderedDict
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from streamer.domain import FrameRef
+from streamer.domain.frame import FrameRef
 
 if TYPE_CHECKING:
     import numpy as np

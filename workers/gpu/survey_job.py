@@ -15,15 +15,12 @@ from typing import Any
 
 from nvila_core.errors import shorten
 from streamer.conversation import ChatRequest, TextPart, Turn
-from streamer.domain import (
-    ClipRequest,
-    ErrorInfo,
-    FrameRef,
-    RequestKind,
-    Result,
-    rfc3339,
-    to_datetime,
-)
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.frame import FrameRef
+from streamer.domain.kinds import RequestKind
+from streamer.domain.request import ClipRequest
+from streamer.domain.result import Result
+from streamer.domain.timestamp import rfc3339, to_datetime
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.history import FrameHistory
 from streamer.jobs import error_result

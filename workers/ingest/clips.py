@@ -7,7 +7,10 @@ from datetime import timedelta
 
 import redis
 
-from streamer.domain import ClipRequest, StreamCounters, StreamSpec, Watch, to_datetime
+from streamer.domain.request import ClipRequest
+from streamer.domain.stream import StreamCounters, StreamSpec
+from streamer.domain.timestamp import to_datetime
+from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.coverage import window_gaps
 from streamer.jobs import Jobs

@@ -9,7 +9,8 @@ from av.video.frame import VideoFrame
 
 from nvila_core.resolution.meter import Meter
 from nvila_core.resolution.policy import Measures
-from streamer.domain import FrameRef, StreamCounters, StreamSpec
+from streamer.domain.frame import FrameRef
+from streamer.domain.stream import StreamCounters, StreamSpec
 from streamer.frames.jpeg import to_bgr, to_jpeg
 from streamer.frames.store import FrameStore, Retention
 from streamer.media.sampler import make_sampler

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import redis
 
-from streamer.domain import StreamState
+from streamer.domain.stream import StreamState
 from streamer.errors import ErrorCode, StreamerError, Superseded
 from streamer.logging_setup import log_about
 from workers import context

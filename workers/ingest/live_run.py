@@ -6,7 +6,8 @@ import redis
 import structlog
 
 from streamer.clock import Clock
-from streamer.domain import StreamSpec, StreamState, to_datetime
+from streamer.domain.stream import StreamSpec, StreamState
+from streamer.domain.timestamp import to_datetime
 from streamer.errors import ErrorCode, StreamerError, Superseded
 from streamer.media.packet_reader import PacketReader
 from streamer.media.source import DecodedFrame, Source

@@ -5,7 +5,7 @@ import math
 import structlog
 
 from streamer.clock import Clock
-from streamer.domain import Stream, StreamState
+from streamer.domain.stream import Stream, StreamState
 from streamer.jobs import Jobs
 from streamer.streams import StreamRegistry
 

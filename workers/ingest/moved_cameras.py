@@ -10,7 +10,7 @@ import structlog
 from streamer import redis_keys
 from streamer.clock import Clock
 from streamer.discovery import find_moved, lost_cameras
-from streamer.domain import Stream, StreamSpec
+from streamer.domain.stream import Stream, StreamSpec
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media.urls import split_secret, with_host
 from streamer.redis_errors import trouble_of

@@ -6,7 +6,9 @@ from typing import TypeVar
 import redis
 
 from streamer.clock import Clock
-from streamer.domain import FrameRef, StreamSpec, StreamState, to_datetime
+from streamer.domain.frame import FrameRef
+from streamer.domain.stream import StreamSpec, StreamState
+from streamer.domain.timestamp import to_datetime
 from streamer.errors import StreamerError, Superseded
 from streamer.media.source import DecodedFrame, Source
 from streamer.media.source_errors import ended_early

@@ -6,7 +6,7 @@ from collections import deque
 import redis
 
 from streamer.clock import Clock
-from streamer.domain import StreamCounters
+from streamer.domain.stream import StreamCounters
 from streamer.media.source import Source
 from streamer.redis_errors import is_full
 

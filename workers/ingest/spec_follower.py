@@ -6,7 +6,7 @@ import redis
 import structlog
 
 from streamer.clock import Clock
-from streamer.domain import StreamSpec
+from streamer.domain.stream import StreamSpec
 from streamer.errors import StreamerError
 from workers.registry_batch import RegistryBatch
 

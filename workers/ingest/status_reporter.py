@@ -6,7 +6,9 @@ import redis
 import structlog
 
 from streamer.clock import Clock
-from streamer.domain import ErrorInfo, StreamCounters, StreamState, StreamStatus, to_datetime
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.stream import StreamCounters, StreamState, StreamStatus
+from streamer.domain.timestamp import to_datetime
 from streamer.errors import StreamerError
 from streamer.outage import Outage
 from workers.registry_batch import RegistryBatch

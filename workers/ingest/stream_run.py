@@ -7,7 +7,7 @@ from collections.abc import Callable
 import redis
 
 from streamer.clock import Clock
-from streamer.domain import StreamSpec, StreamState
+from streamer.domain.stream import StreamSpec, StreamState
 from streamer.errors import ErrorCode, StreamerError, Superseded
 from streamer.media.access_policy import AccessPolicy
 from streamer.media.packet_reader import Arrival

@@ -4,7 +4,9 @@ import math
 import zlib
 from collections.abc import Callable, Sequence
 
-from streamer.domain import FrameRef, StreamSpec, Watch
+from streamer.domain.frame import FrameRef
+from streamer.domain.stream import StreamSpec
+from streamer.domain.watch import Watch
 from streamer.frames.selection import select_frames
 from workers.ingest.windows import Window, WindowGatherer
 

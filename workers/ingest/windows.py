@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from streamer.domain import FrameRef, thinned
+from streamer.domain.frame import FrameRef, thinned
 
 MAX_DRIFT = 0.5
 """Seconds by which stream time and wall clock may drift apart before windows are dated again."""

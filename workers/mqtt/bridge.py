@@ -19,7 +19,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from streamer import redis_keys
-from streamer.domain import Result
+from streamer.domain.result import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.events import Event, Events, EventType
 from streamer.frames.jpeg import scale_jpeg

@@ -9,7 +9,8 @@ from typing import Any
 from urllib.parse import quote
 
 from streamer import __version__
-from streamer.domain import Stream, Watch
+from streamer.domain.stream import Stream
+from streamer.domain.watch import Watch
 from streamer.events import EventType
 from streamer.response_format import ChoiceFormat, JsonFormat
 from workers.mqtt.topics import Topics

@@ -5,15 +5,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from streamer.domain import (
-    FrameRef,
-    Result,
-    ResultKind,
-    Stream,
-    StreamState,
-    Watch,
-    rfc3339,
-)
+from streamer.domain.frame import FrameRef
+from streamer.domain.kinds import ResultKind
+from streamer.domain.result import Result
+from streamer.domain.stream import Stream, StreamState
+from streamer.domain.timestamp import rfc3339
+from streamer.domain.watch import Watch
 from streamer.incidents.records import Incident, IncidentState
 from streamer.response_format import TextFormat
 from workers.mqtt.entities import answer_in, answers_of, configs_of

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Self
 
-from streamer.domain import Query
+from streamer.domain.query import Query
 from streamer.errors import ErrorCode, StreamerError
 from streamer.question import Question
 from streamer.validation import validated

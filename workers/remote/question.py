@@ -10,7 +10,8 @@ from typing import Any
 from nvila_core.resolution.grids import Grid
 from nvila_core.resolution.policy import TilingConfig
 from streamer.conversation import ChatRequest
-from streamer.domain import ClipRequest, FrameRef
+from streamer.domain.frame import FrameRef
+from streamer.domain.request import ClipRequest
 from streamer.errors import ErrorCode, StreamerError
 from streamer.limits import MAX_LOGPROBS
 from streamer.response_format import ResponseFormat

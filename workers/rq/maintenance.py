@@ -18,7 +18,7 @@ from rq.job import Job
 from rq.queue import Queue
 
 from streamer.clock import Clock, SystemClock
-from streamer.domain import to_datetime
+from streamer.domain.timestamp import to_datetime
 from streamer.errors import ErrorCode
 from workers.rq.executions import Executions
 

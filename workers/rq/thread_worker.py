@@ -36,7 +36,7 @@ from rq.worker import BaseWorker
 
 from streamer import redis_keys
 from streamer.clock import Clock, SystemClock
-from streamer.domain import to_datetime
+from streamer.domain.timestamp import to_datetime
 from streamer.errors import ErrorCode
 from streamer.logging_setup import log_about
 from streamer.media.urls import redact

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from streamer.domain import ErrorInfo, Transport
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.stream import Transport
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import rtsp_diagnosis, source_errors, tls
 from streamer.media.access_policy import AccessPolicy

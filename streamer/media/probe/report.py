@@ -2,7 +2,8 @@
 
 from pydantic import Field
 
-from streamer.domain import ErrorInfo, Record
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.record import Record
 
 
 class ProbeStep(Record):

@@ -14,7 +14,8 @@ from structlog.testing import capture_logs
 
 from nvila_core.resolution.policy import Measures
 from streamer.api.app import create_app
-from streamer.domain import Result, utc_now
+from streamer.domain.result import Result
+from streamer.domain.timestamp import utc_now
 from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.videos import write_video

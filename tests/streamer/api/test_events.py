@@ -10,7 +10,7 @@ import pytest
 
 from streamer import redis_keys
 from streamer.api import event_hub, send_limit
-from streamer.domain import Result
+from streamer.domain.result import Result
 from streamer.events import Events, EventType
 from tests.support.api_server import ApiServer, listen
 
@@ -310,7 +310,10 @@ def test_a_waiting_request_gets_its_answer_as_it_comes(api_server, monkeypatch):
 
 def submit_bare(client, query_id):
     """Submit a question about no frame, as far as the record of its query goes."""
-    from streamer.domain import ClipRequest, Query, RequestKind, utc_now
+    from streamer.domain.kinds import RequestKind
+    from streamer.domain.query import Query
+    from streamer.domain.request import ClipRequest
+    from streamer.domain.timestamp import utc_now
 
     request = ClipRequest(
         id=query_id,

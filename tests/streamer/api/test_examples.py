@@ -18,7 +18,9 @@ from nvila_core.resolution.policy import Measures
 from streamer.api.app import create_app
 from streamer.api.examples import EXAMPLES
 from streamer.api.schemas import DiscoveryBody
-from streamer.domain import Result, Watch, new_id
+from streamer.domain.ids import new_id
+from streamer.domain.result import Result
+from streamer.domain.watch import Watch
 from streamer.service import Service
 from streamer.settings import Settings
 from tests.streamer.incidents.conftest import Alert

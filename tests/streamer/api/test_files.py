@@ -15,8 +15,8 @@ import pytest
 import uvicorn
 from fastapi.testclient import TestClient
 
-from streamer import domain
 from streamer.api.app import create_app
+from streamer.domain import timestamp
 from streamer.errors import ErrorCode, StreamerError
 from streamer.files import Files, UploadedFile
 from streamer.service import Service
@@ -237,7 +237,7 @@ def test_a_file_that_nobody_uses_expires(
     used, unused = (_store(client.files, video) for _ in range(2))
     given_up = client.files.begin("half.mp4", 1000)
     days = client.settings.files_days
-    begun = domain.utc_now()
+    begun = timestamp.utc_now()
     # when one of them is used in the meantime, and the time of the others is over
     monkeypatch.setattr("streamer.files.utc_now", lambda: begun + timedelta(days=days - 1))
     client.files.path(used.id)
@@ -254,7 +254,7 @@ def test_expired_files_are_deleted_by_ingest_workers_too(
 ) -> None:
     # given a file whose time is over, and one whose record lost its date
     old, copied = (_store(client.files, video) for _ in range(2))
-    begun, days = domain.utc_now(), settings.files_days
+    begun, days = timestamp.utc_now(), settings.files_days
     monkeypatch.setattr("streamer.files.utc_now", lambda: begun + timedelta(days=days + 1))
     client.files.path(copied.id)
     os.utime(client.files.folder / f"{copied.id}.json", (0, 0))

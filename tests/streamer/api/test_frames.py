@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from nvila_core.resolution.policy import Measures
-from streamer.domain import FrameResolution, Result, rfc3339, to_datetime, utc_now
+from streamer.domain.frame import FrameResolution
+from streamer.domain.result import Result
+from streamer.domain.timestamp import rfc3339, to_datetime, utc_now
 
 CAMERA = "rtsp://192.0.2.1/door"
 

@@ -20,7 +20,7 @@ from streamer.api import idempotency
 from streamer.api.app import create_app
 from streamer.api.idempotency import IDEMPOTENCY_SECONDS, IdempotentRoute
 from streamer.api_keys import ApiKeys
-from streamer.domain import Scope
+from streamer.domain.scope import Scope
 from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.fork_server import run_python

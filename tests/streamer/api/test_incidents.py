@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from nvila_core.resolution.policy import Measures
 from streamer.cli.app import app as program
-from streamer.domain import Stream, to_datetime
+from streamer.domain.stream import Stream
+from streamer.domain.timestamp import to_datetime
 from streamer.incidents.store import KeptPicture
 from streamer.service import Service
 from tests.streamer.incidents.conftest import Alert

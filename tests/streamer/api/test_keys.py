@@ -18,7 +18,7 @@ from streamer import redis_keys
 from streamer.api.app import create_app
 from streamer.api_keys import SESSION_SECONDS, ApiKeys, require_keys
 from streamer.cli.app import app as cli
-from streamer.domain import Scope
+from streamer.domain.scope import Scope
 from streamer.errors import ErrorCode, StreamerError
 from streamer.local.redis_server import EmbeddedServer
 from streamer.service import Service

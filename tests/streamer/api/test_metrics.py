@@ -14,16 +14,11 @@ from streamer import redis_keys
 from streamer.api.app import create_app
 from streamer.api.metrics import render
 from streamer.clock import ServerClock
-from streamer.domain import (
-    ClipRequest,
-    Drops,
-    ErrorInfo,
-    RequestKind,
-    StreamSpec,
-    StreamState,
-    StreamStatus,
-    utc_now,
-)
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.kinds import RequestKind
+from streamer.domain.request import ClipRequest
+from streamer.domain.stream import Drops, StreamSpec, StreamState, StreamStatus
+from streamer.domain.timestamp import utc_now
 from streamer.errors import ErrorCode
 from streamer.health import CachedHealth
 from streamer.local.redis_server import EmbeddedServer

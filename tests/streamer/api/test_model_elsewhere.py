@@ -11,7 +11,9 @@ import pytest
 from nvila_core.demo import CHECKPOINT
 from nvila_core.resolution.policy import Measures
 from streamer.alert_rule import AlertRule
-from streamer.domain import ClipRequest, RequestKind, utc_now
+from streamer.domain.kinds import RequestKind
+from streamer.domain.request import ClipRequest
+from streamer.domain.timestamp import utc_now
 from streamer.response_format import ChoiceFormat, JsonFormat, TextFormat
 from streamer.service import Service
 from streamer.settings import ENV_PREFIX

@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streamer.api.app import create_app
-from streamer.domain import ClipRequest, Watch, unstorable
+from streamer.domain.record import unstorable
+from streamer.domain.request import ClipRequest
+from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.service import Service
 from streamer.settings import Settings

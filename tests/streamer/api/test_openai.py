@@ -16,7 +16,7 @@ import pytest
 
 from streamer import redis_keys
 from streamer.api.examples import EXAMPLES
-from streamer.domain import QueryStatus
+from streamer.domain.query import QueryStatus
 from tests.support.chat_service import data_url, shown
 from tests.support.videos import write_video
 

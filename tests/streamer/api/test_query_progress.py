@@ -5,7 +5,12 @@ import pytest
 
 from streamer import redis_keys
 from streamer.deltas import Delta, Deltas
-from streamer.domain import ClipRequest, ErrorInfo, Query, RequestKind, Result, utc_now
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.kinds import RequestKind
+from streamer.domain.query import Query
+from streamer.domain.request import ClipRequest
+from streamer.domain.result import Result
+from streamer.domain.timestamp import utc_now
 from streamer.errors import ErrorCode
 from streamer.surveys import SurveyAnswers
 from tests.support.api_server import listen

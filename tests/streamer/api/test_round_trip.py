@@ -11,7 +11,8 @@ from fastapi.testclient import TestClient
 
 from nvila_core.resolution.policy import Measures
 from streamer.api.app import create_app
-from streamer.domain import Result, StreamState
+from streamer.domain.result import Result
+from streamer.domain.stream import StreamState
 from streamer.service import Service
 from streamer.settings import Settings
 from tests.streamer.incidents.conftest import Alert

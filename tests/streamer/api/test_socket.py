@@ -17,7 +17,7 @@ from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.api import event_hub, pictures, socket
 from streamer.deltas import Delta, Deltas
-from streamer.domain import StreamSpec
+from streamer.domain.stream import StreamSpec
 from streamer.events import Events, EventType
 from tests.streamer.api.test_query_progress import answer, submit
 from tests.support.api_server import ApiServer

@@ -14,7 +14,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from streamer.api import videos
 from streamer.clock import Clock, SystemClock
-from streamer.domain import StreamSpec
+from streamer.domain.stream import StreamSpec
 from streamer.live_video import LiveVideo, VideoPiece
 from streamer.media.remuxer import Fragment, Remuxer
 from streamer.service import Service

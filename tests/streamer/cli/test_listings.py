@@ -9,7 +9,8 @@ from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
 from streamer.cli.app import app
-from streamer.domain import Result, utc_now
+from streamer.domain.result import Result
+from streamer.domain.timestamp import utc_now
 from streamer.service import Service
 from streamer.settings import Settings
 from streamer.terminal import WatchLabels, result_parts

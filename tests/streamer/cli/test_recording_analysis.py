@@ -13,14 +13,10 @@ from rq.serializers import JSONSerializer
 from streamer import redis_keys
 from streamer.cli.recording_analysis import PATIENCE, Analysis
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.domain import (
-    ClipRequest,
-    ErrorInfo,
-    Result,
-    StreamCounters,
-    StreamState,
-    StreamStatus,
-)
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.request import ClipRequest
+from streamer.domain.result import Result
+from streamer.domain.stream import StreamCounters, StreamState, StreamStatus
 from streamer.errors import ErrorCode, StreamerError
 from streamer.service import Service
 from tests.support.clocks import ManualClock

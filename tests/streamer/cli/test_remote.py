@@ -15,7 +15,8 @@ from typer.testing import CliRunner
 
 from nvila_core.resolution.policy import Measures
 from streamer.cli.app import app
-from streamer.domain import Result, utc_now
+from streamer.domain.result import Result
+from streamer.domain.timestamp import utc_now
 from streamer.question import Question
 from streamer.service import Service
 from tests.support.api_server import ApiServer

@@ -3,14 +3,9 @@
 import json
 
 from streamer.cli.streams import drops, video
-from streamer.domain import (
-    Drops,
-    ErrorInfo,
-    StreamCounters,
-    StreamState,
-    StreamStatus,
-    utc_now,
-)
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.stream import Drops, StreamCounters, StreamState, StreamStatus
+from streamer.domain.timestamp import utc_now
 from streamer.errors import ErrorCode
 from streamer.service import Service
 from tests.support.installation import run_cli

@@ -11,7 +11,8 @@ from rq.serializers import JSONSerializer
 from typer.testing import CliRunner
 
 from streamer.cli.app import app
-from streamer.domain import Result, utc_now
+from streamer.domain.result import Result
+from streamer.domain.timestamp import utc_now
 from streamer.summaries import clock_time
 from streamer.survey import SurveyRequest
 

@@ -10,7 +10,9 @@ from typer.testing import CliRunner
 
 from nvila_core.resolution.policy import Measures
 from streamer.cli.app import app
-from streamer.domain import ErrorInfo, StreamCounters, StreamState, StreamStatus, utc_now
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.stream import StreamCounters, StreamState, StreamStatus
+from streamer.domain.timestamp import utc_now
 from streamer.errors import ErrorCode
 from streamer.service import Service
 from streamer.settings import Settings

@@ -17,7 +17,7 @@ from streamer.cli.app import app
 from streamer.doctor import database, machine, model, redis_server
 from streamer.doctor.check import Check
 from streamer.doctor.examination import Examination, examine
-from streamer.domain import Result
+from streamer.domain.result import Result
 from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import Settings
 from streamer.timeline.results import Timeline

@@ -9,7 +9,7 @@ import zipfile
 import fsspec
 import pytest
 
-from streamer.domain import FrameRef
+from streamer.domain.frame import FrameRef
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.archive import Archive
 from streamer.frames.archive_writer import ArchiveWriter

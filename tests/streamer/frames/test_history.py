@@ -7,7 +7,9 @@ import pytest
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.connections import run_file_path
-from streamer.domain import ClipRequest, FrameRef, StreamSpec
+from streamer.domain.frame import FrameRef
+from streamer.domain.request import ClipRequest
+from streamer.domain.stream import StreamSpec
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.archive import Archive
 from streamer.frames.history import FrameHistory

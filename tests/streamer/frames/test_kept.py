@@ -9,7 +9,9 @@ from typer.testing import CliRunner
 from nvila_core.resolution.policy import Measures
 from streamer.cli.app import app
 from streamer.doctor import frames
-from streamer.domain import Stream, StreamSpec, StreamState, StreamStatus, Watch, to_datetime
+from streamer.domain.stream import Stream, StreamSpec, StreamState, StreamStatus
+from streamer.domain.timestamp import to_datetime
+from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode
 from streamer.service import Service
 

@@ -9,7 +9,8 @@ from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.cli.report import sentence
 from streamer.connections import Connections, connect
-from streamer.domain import Result, StreamSpec
+from streamer.domain.result import Result
+from streamer.domain.stream import StreamSpec
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.store import FrameStore, Retention
 from streamer.local.redis_server import EmbeddedServer

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from streamer.domain import FrameRef
+from streamer.domain.frame import FrameRef
 from streamer.frames.selection import select_frames
 
 

@@ -11,7 +11,11 @@ import pytest
 
 from nvila_core.resolution.policy import Measures
 from streamer.alert_rule import AlertRule
-from streamer.domain import ErrorInfo, Result, Sampling, Stream, StreamState, Watch
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.result import Result
+from streamer.domain.sampling import Sampling
+from streamer.domain.stream import Stream, StreamState
+from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.http_client import AsyncClient, Client
 from streamer.incidents.store import KeptPicture

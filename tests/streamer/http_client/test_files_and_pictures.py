@@ -9,7 +9,7 @@ import pytest
 
 from nvila_core.resolution.policy import Measures
 from streamer.deltas import Delta, Deltas
-from streamer.domain import Result
+from streamer.domain.result import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.http_client import Client, uploading
 from streamer.service import Service

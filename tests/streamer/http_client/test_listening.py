@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from streamer.domain import Result
+from streamer.domain.result import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.events import Events, EventType
 from streamer.http_client import Client

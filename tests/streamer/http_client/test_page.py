@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from nvila_core.resolution.policy import Measures
-from streamer.domain import Result, new_id
+from streamer.domain.ids import new_id
+from streamer.domain.result import Result
 from streamer.service import Service
 from tests.support.api_server import ApiServer
 from tests.support.videos import write_video

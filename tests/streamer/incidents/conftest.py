@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from streamer.alert_rule import AlertRule
-from streamer.domain import ErrorInfo, Result
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.result import Result
 from streamer.errors import ErrorCode
 from streamer.incidents.store import Incidents, KeptPicture
 from streamer.timeline.results import Timeline

@@ -13,7 +13,7 @@ import redis
 from sqlalchemy import update
 
 from streamer.alert_rule import AlertRule
-from streamer.domain import utc_now
+from streamer.domain.timestamp import utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.incidents import delivery
 from streamer.incidents.alertmanager import EXPIRY, RESEND, Alertmanager

@@ -9,7 +9,8 @@ from rq.serializers import JSONSerializer
 
 from nvila_core.resolution.policy import Measures
 from streamer.alert_rule import AlertRule
-from streamer.domain import StreamState, StreamStatus, to_datetime, utc_now
+from streamer.domain.stream import StreamState, StreamStatus
+from streamer.domain.timestamp import to_datetime, utc_now
 from streamer.incidents.keeper import Keeper, pictures_of
 from streamer.incidents.records import IncidentState
 from streamer.incidents.silences import Matcher, Silence

@@ -8,7 +8,8 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from streamer.alert_rule import AlertRule
-from streamer.domain import Result, utc_now
+from streamer.domain.result import Result
+from streamer.domain.timestamp import utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.incidents.records import Feedback, IncidentState, ResolveReason
 from streamer.incidents.silences import Matcher, Silence

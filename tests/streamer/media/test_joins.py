@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from streamer.domain import Sampling
+from streamer.domain.sampling import Sampling
 from streamer.media.sampler import make_sampler
 from streamer.media.source import DecodedFrame, Source
 from tests.support.videos import number_of, numbered_picture, write_video

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.domain import Sampling
+from streamer.domain.sampling import Sampling
 from streamer.media.sampler import ChangeSampler, FpsSampler, KeyframeSampler, make_sampler
 from tests.support.videos import numbered_picture
 

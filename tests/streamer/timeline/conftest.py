@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from streamer.domain import Result
+from streamer.domain.result import Result
 from streamer.timeline.results import Timeline
 from tests.support.databases import empty
 

@@ -4,7 +4,8 @@ from datetime import timedelta
 
 import pytest
 
-from streamer.domain import Result, to_datetime
+from streamer.domain.result import Result
+from streamer.domain.timestamp import to_datetime
 from streamer.timeline import expiry
 from streamer.timeline.expiry import ResultExpiry, size_of
 from tests.support.clocks import ManualClock

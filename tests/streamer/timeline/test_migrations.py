@@ -15,7 +15,8 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from streamer.domain import FrameResolution, Result
+from streamer.domain.frame import FrameResolution
+from streamer.domain.result import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.timeline import schema
 from streamer.timeline.database import Database, engine_of

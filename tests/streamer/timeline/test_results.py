@@ -6,7 +6,9 @@ import sqlalchemy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streamer.domain import ErrorInfo, FrameResolution, Result
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.frame import FrameResolution
+from streamer.domain.result import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.timeline.database import engine_of
 from streamer.timeline.results import Timeline

@@ -14,7 +14,8 @@ from rq.serializers import JSONSerializer
 
 from streamer import discovery
 from streamer.deltas import Delta, Deltas
-from streamer.domain import ErrorInfo, StreamState
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.stream import StreamState
 from streamer.errors import ErrorCode
 from streamer.local.redis_server import EmbeddedServer
 from streamer.media import onvif

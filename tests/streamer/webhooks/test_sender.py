@@ -10,7 +10,7 @@ import pytest
 from standardwebhooks import Webhook as Signer
 from standardwebhooks import WebhookVerificationError
 
-from streamer.domain import utc_now
+from streamer.domain.timestamp import utc_now
 from streamer.webhooks.addresses import WebhookAddresses
 from streamer.webhooks.sender import Outgoing, send
 from tests.support.receiver import Receiver

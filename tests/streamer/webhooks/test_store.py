@@ -7,7 +7,7 @@ from itertools import chain
 import pytest
 from sqlalchemy import select
 
-from streamer.domain import rfc3339, utc_now
+from streamer.domain.timestamp import rfc3339, utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.timeline.tables import webhooks as webhooks_table
 from streamer.webhooks import outbox, store

@@ -9,7 +9,7 @@ from PIL import Image
 
 from nvila_core import SamplingParams, Video
 from streamer.conversation import ChatRequest, FramesPart, TextPart, Turn
-from streamer.domain import utc_now
+from streamer.domain.timestamp import utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import CLIP_JOB
 from streamer.models import CLIP_QUEUES

@@ -10,7 +10,8 @@ import torch
 
 from nvila_core import EngineStopped, Handle, SamplingParams
 from streamer import redis_keys
-from streamer.domain import RequestKind, utc_now
+from streamer.domain.kinds import RequestKind
+from streamer.domain.timestamp import utc_now
 from streamer.errors import ErrorCode
 from tests.support.clips import frames, jpeg_of, picture, request, run
 from workers import context

@@ -15,7 +15,10 @@ from nvila_core.demo import CHECKPOINT
 from streamer import redis_keys
 from streamer.alert_rule import AlertRule
 from streamer.deltas import Deltas
-from streamer.domain import ALERT_FORMAT, VERIFIES, QueryStatus, RequestKind
+from streamer.domain.kinds import RequestKind
+from streamer.domain.query import QueryStatus
+from streamer.domain.request import VERIFIES
+from streamer.domain.watch import ALERT_FORMAT
 from streamer.errors import ErrorCode
 from streamer.frames.jpeg import from_jpeg
 from streamer.response_format import ChoiceFormat, JsonFormat

@@ -10,7 +10,8 @@ import pytest
 
 from nvila_core import Budget, SamplingParams, Video
 from nvila_core.resolution.policy import Adaptive, Fixed, Measures, Native
-from streamer.domain import RequestKind, utc_now
+from streamer.domain.kinds import RequestKind
+from streamer.domain.timestamp import utc_now
 from streamer.frames.jpeg import from_jpeg
 from tests.support.clips import jpeg_of, picture, request, run
 from workers import context

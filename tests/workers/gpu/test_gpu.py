@@ -6,7 +6,8 @@ import pytest
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from streamer.domain import QueryStatus, RequestKind
+from streamer.domain.kinds import RequestKind
+from streamer.domain.query import QueryStatus
 from streamer.errors import ErrorCode
 from streamer.models import CLIP_QUEUES, QUERIES
 from tests.support.gpu_service import Service

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nvila_core import NVILA
-from streamer.domain import RequestKind
+from streamer.domain.kinds import RequestKind
 from streamer.errors import ErrorCode, StreamerError
 from streamer.models import CLIP_QUEUES
 from tests.support.gpu_service import Service

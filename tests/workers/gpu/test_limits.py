@@ -10,7 +10,7 @@ from rq.exceptions import DeserializationError
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from streamer.domain import RequestKind
+from streamer.domain.kinds import RequestKind
 from streamer.errors import ErrorCode
 from streamer.jobs import CLIP_JOB
 from streamer.limits import (
@@ -180,7 +180,8 @@ def test_a_bomb_of_zeros_is_not_unpacked(redis_client):
 def test_a_large_job_of_a_known_query_ends_that_query(own, redis_client, fields):
     # given a query of the service, whose job has grown
     from streamer import redis_keys
-    from streamer.domain import ClipRequest, Query
+    from streamer.domain.query import Query
+    from streamer.domain.request import ClipRequest
 
     clip = ClipRequest.model_validate(fields)
     redis_client.set(redis_keys.query(clip.id), Query.of(clip).model_dump_json())

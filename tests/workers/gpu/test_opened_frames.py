@@ -5,7 +5,7 @@ import threading
 import numpy as np
 import pytest
 
-from streamer.domain import FrameRef
+from streamer.domain.frame import FrameRef
 from streamer.frames import jpeg as jpeg_module
 from streamer.frames.jpeg import from_jpeg, to_jpeg
 from tests.support.clips import frames, request, run

@@ -12,7 +12,8 @@ import redis
 from streamer import connections as connections_module
 from streamer import redis_keys
 from streamer.connections import Connections
-from streamer.domain import ClipRequest, Result
+from streamer.domain.request import ClipRequest
+from streamer.domain.result import Result
 from streamer.jobs import CLIP_JOB
 from streamer.local.redis_server import EmbeddedServer
 from streamer.models import CLIP_QUEUES

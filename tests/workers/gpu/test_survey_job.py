@@ -12,7 +12,10 @@ from rq.serializers import JSONSerializer
 from nvila_core.resolution.policy import Measures
 from streamer.conversation import ChatRequest, TextPart, Turn
 from streamer.deltas import Deltas
-from streamer.domain import QueryStatus, Result, StreamSpec, rfc3339, to_datetime, utc_now
+from streamer.domain.query import QueryStatus
+from streamer.domain.result import Result
+from streamer.domain.stream import StreamSpec
+from streamer.domain.timestamp import rfc3339, to_datetime, utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import CHAT_JOB, CLIP_JOB, INGEST, INGEST_JOB, SURVEY_JOB
 from streamer.limits import MAX_QUERY_WINDOWS

@@ -12,7 +12,8 @@ from rq.serializers import JSONSerializer
 
 from streamer.connections import Connections
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.domain import Sampling, StreamState
+from streamer.domain.sampling import Sampling
+from streamer.domain.stream import StreamState
 from streamer.jobs import INGEST
 from streamer.service import Service
 from streamer.settings import Settings

@@ -12,7 +12,7 @@ from streamer import clock
 from streamer.clock import SystemClock
 from streamer.connections import Connections
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.domain import StreamState
+from streamer.domain.stream import StreamState
 from streamer.models import QUERIES
 from streamer.service import Service
 from streamer.settings import Settings

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.domain import Sampling, Stream, StreamState
+from streamer.domain.sampling import Sampling
+from streamer.domain.stream import Stream, StreamState
 from streamer.jobs import INGEST
 from streamer.service import Service
 from tests.support.cameras import SilentServer

@@ -7,7 +7,7 @@ from pathlib import Path
 import redis
 
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.domain import StreamState
+from streamer.domain.stream import StreamState
 from streamer.frames.history import FrameHistory
 from streamer.models import FILES, WATCHES
 from streamer.queries import Queries

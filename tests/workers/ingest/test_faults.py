@@ -9,7 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.domain import StreamSpec, StreamState
+from streamer.domain.stream import StreamSpec, StreamState
 from streamer.errors import ErrorCode
 from tests.support.cameras import GstCamera, SilentServer, require_gst, write_units
 from tests.support.clocks import SkippingClock

@@ -15,7 +15,9 @@ from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.connections import connect
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.domain import ClipRequest, StreamSpec, StreamState, to_datetime
+from streamer.domain.request import ClipRequest
+from streamer.domain.stream import StreamSpec, StreamState
+from streamer.domain.timestamp import to_datetime
 from streamer.errors import Superseded
 from streamer.frames.store import FrameStore, Retention
 from streamer.jobs import INGEST, Jobs

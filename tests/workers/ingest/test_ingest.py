@@ -8,9 +8,7 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.domain import (
-    StreamState,
-)
+from streamer.domain.stream import StreamState
 from streamer.jobs import INGEST
 from tests.support.ingest_bench import Bench, watch
 

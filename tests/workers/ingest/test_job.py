@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.domain import StreamSpec, StreamState
+from streamer.domain.stream import StreamSpec, StreamState
 from streamer.errors import ErrorCode, StreamerError
 from tests.support.clocks import SkippingClock
 from tests.support.ingest_bench import Bench

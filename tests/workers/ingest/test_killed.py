@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 
 from streamer import redis_keys
 from streamer.cli.app import app
-from streamer.domain import Result, StreamState
+from streamer.domain.result import Result
+from streamer.domain.stream import StreamState
 from streamer.errors import ErrorCode
 from streamer.jobs import INGEST
 from streamer.models import FILES, QUERIES

@@ -11,13 +11,10 @@ import pytest
 import redis
 
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.domain import (
-    RequestKind,
-    Sampling,
-    StreamState,
-    StreamStatus,
-    utc_now,
-)
+from streamer.domain.kinds import RequestKind
+from streamer.domain.sampling import Sampling
+from streamer.domain.stream import StreamState, StreamStatus
+from streamer.domain.timestamp import utc_now
 from streamer.errors import ErrorCode
 from streamer.models import WATCHES
 from tests.support.cameras import GstCamera, SilentServer

@@ -8,7 +8,8 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from streamer import redis_keys
-from streamer.domain import StreamSpec, StreamState, to_datetime
+from streamer.domain.stream import StreamSpec, StreamState
+from streamer.domain.timestamp import to_datetime
 from streamer.jobs import INGEST
 from tests.support.clocks import ManualClock
 from tests.support.ingest_bench import Bench

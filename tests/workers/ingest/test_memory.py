@@ -11,7 +11,7 @@ import pytest
 from streamer import redis_keys
 from streamer.connections import Connections
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.domain import StreamState
+from streamer.domain.stream import StreamState
 from streamer.errors import ErrorCode
 from streamer.frames.archive import Archive
 from streamer.frames.archive_writer import ArchiveWriter

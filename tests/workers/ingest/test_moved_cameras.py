@@ -7,7 +7,8 @@ import pytest
 
 from streamer import discovery, redis_keys
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.domain import StreamSpec, StreamState, StreamStatus, utc_now
+from streamer.domain.stream import StreamSpec, StreamState, StreamStatus
+from streamer.domain.timestamp import utc_now
 from streamer.events import Events
 from streamer.media import onvif
 from tests.support.ingest_bench import Bench

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 
-from streamer.domain import StreamState
+from streamer.domain.stream import StreamState
 from streamer.models import FILES
 from tests.support.ingest_bench import Bench, watch
 from tests.support.videos import write_video

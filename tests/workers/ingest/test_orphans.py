@@ -9,7 +9,8 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from streamer import redis_keys
-from streamer.domain import StreamSpec, to_datetime
+from streamer.domain.stream import StreamSpec
+from streamer.domain.timestamp import to_datetime
 from streamer.jobs import INGEST, INGEST_JOB
 from tests.support.ingest_bench import Bench
 from workers import context

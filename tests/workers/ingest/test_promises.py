@@ -10,7 +10,7 @@ from rq import Queue
 from rq.job import Job
 
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.domain import StreamSpec, StreamState
+from streamer.domain.stream import StreamSpec, StreamState
 from streamer.jobs import INGEST
 from tests.support.cameras import SilentServer
 from tests.support.clocks import SkippingClock

@@ -7,12 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from streamer.domain import (
-    ClipRequest,
-    RequestKind,
-    StreamState,
-    StreamStatus,
-)
+from streamer.domain.kinds import RequestKind
+from streamer.domain.request import ClipRequest
+from streamer.domain.stream import StreamState, StreamStatus
 from streamer.errors import ErrorCode
 from streamer.models import FILES
 from streamer.streams import StreamRegistry

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.domain import Sampling, StreamSpec, StreamState
+from streamer.domain.sampling import Sampling
+from streamer.domain.stream import StreamSpec, StreamState
 from streamer.models import WATCHES
 from tests.support.ingest_bench import Bench, watch
 from tests.support.videos import numbered_picture, write_video

@@ -8,7 +8,7 @@ import av
 import numpy as np
 import pytest
 
-from streamer.domain import StreamState
+from streamer.domain.stream import StreamState
 from tests.support.ingest_bench import Bench
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.domain import Sampling, Stream, StreamState
+from streamer.domain.sampling import Sampling
+from streamer.domain.stream import Stream, StreamState
 from streamer.errors import ErrorCode
 from streamer.service import Service
 from tests.support.cameras import SilentServer

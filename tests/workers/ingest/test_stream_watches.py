@@ -6,7 +6,9 @@ from itertools import pairwise
 import pytest
 
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.domain import ClipRequest, FrameRef, StreamCounters, StreamSpec
+from streamer.domain.frame import FrameRef
+from streamer.domain.request import ClipRequest
+from streamer.domain.stream import StreamCounters, StreamSpec
 from streamer.models import FILES, WATCHES
 from streamer.outage import Outage
 from streamer.service import Service

@@ -13,7 +13,7 @@ import pytest
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from streamer.domain import StreamSpec, StreamState
+from streamer.domain.stream import StreamSpec, StreamState
 from streamer.jobs import INGEST
 from streamer.local.redis_server import EmbeddedServer
 from tests.support.ingest_bench import Bench

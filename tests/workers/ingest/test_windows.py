@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streamer.domain import FrameRef, StreamSpec
+from streamer.domain.frame import FrameRef
+from streamer.domain.stream import StreamSpec
 from streamer.frames.selection import select_frames
 from tests.support.ingest_bench import watch
 from workers.ingest.stream_watches import StreamWatches

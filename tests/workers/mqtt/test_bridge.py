@@ -8,12 +8,10 @@ from paho.mqtt.properties import Properties
 from structlog.testing import capture_logs
 
 from streamer import redis_keys
-from streamer.domain import (
-    ErrorInfo,
-    Result,
-    StreamState,
-    utc_now,
-)
+from streamer.domain.error_info import ErrorInfo
+from streamer.domain.result import Result
+from streamer.domain.stream import StreamState
+from streamer.domain.timestamp import utc_now
 from streamer.errors import ErrorCode
 from tests.support.mosquitto import Broker, Listener
 from tests.support.mqtt_yard import ALERT, CAPTION, COUNT, GATE

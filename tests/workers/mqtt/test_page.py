@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from streamer.domain import Stream, StreamSpec
+from streamer.domain.stream import Stream, StreamSpec
 from streamer.mqtt_address import MqttAddress
 from tests.support.mqtt_yard import ALERT, CAPTION, COUNT, GATE
 from workers.mqtt.entities import EVENTS

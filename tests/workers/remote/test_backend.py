@@ -20,7 +20,10 @@ from streamer.conversation import ChatRequest, FramesPart, TextPart, Turn
 from streamer.deltas import Deltas
 from streamer.doctor.examination import examine
 from streamer.doctor.model import model
-from streamer.domain import ALERT_FORMAT, VERIFIES, RequestKind, utc_now
+from streamer.domain.kinds import RequestKind
+from streamer.domain.request import VERIFIES
+from streamer.domain.timestamp import utc_now
+from streamer.domain.watch import ALERT_FORMAT
 from streamer.errors import ErrorCode
 from streamer.health import InstallationHealth
 from streamer.response_format import ChoiceFormat, JsonFormat

@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from streamer.deltas import Deltas
 from streamer.doctor.examination import examine
 from streamer.doctor.model import model
-from streamer.domain import RequestKind
+from streamer.domain.kinds import RequestKind
 from streamer.errors import ErrorCode
 from streamer.response_format import ChoiceFormat, JsonFormat
 from tests.support.clips import request, run

@@ -9,7 +9,9 @@ from rq.serializers import JSONSerializer
 
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
-from streamer.domain import RequestKind, StreamSpec, Watch
+from streamer.domain.kinds import RequestKind
+from streamer.domain.stream import StreamSpec
+from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.health import InstallationHealth
 from streamer.jobs import CLIP_JOB

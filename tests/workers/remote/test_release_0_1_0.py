@@ -11,7 +11,8 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from streamer import redis_keys
-from streamer.domain import QueryStatus, StreamState
+from streamer.domain.query import QueryStatus
+from streamer.domain.stream import StreamState
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import INGEST
 from streamer.record_version import RECORD_VERSION, join_records

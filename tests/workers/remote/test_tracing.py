@@ -15,7 +15,8 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from streamer import tracing
-from streamer.domain import RequestKind, Result
+from streamer.domain.kinds import RequestKind
+from streamer.domain.result import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.settings import Settings, load_settings
 from streamer.timeline.results import Timeline

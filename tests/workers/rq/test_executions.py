@@ -16,7 +16,7 @@ from rq.utils import current_timestamp
 
 from streamer import redis_keys
 from streamer.connections import connect
-from streamer.domain import to_datetime
+from streamer.domain.timestamp import to_datetime
 from streamer.local.redis_server import EmbeddedServer
 from tests.support.forgetful_redis import ForgetfulLine
 from workers.rq.executions import AbandonedJob, Executions, NotTaken

@@ -1,0 +1,1 @@
+"""Records of the service: streams, watches, frames, requests, results and queries."""
