@@ -97,8 +97,9 @@ if max_queries > 0 then
   if bytes > 0 and bytes + tonumber(ARGV[2]) > tonumber(ARGV[4]) then
     return {'too large', shown}
   end
-  -- As many as are being answered may always wait: that takes as long as answering does.
-  if wait and wait > tonumber(ARGV[7]) and waiting > redis.call('ZCARD', KEYS[6]) then
+  -- Half as many as are being answered may always wait: about as long as an answer takes, where
+  -- watches and recordings get half of the slots.
+  if wait and wait > tonumber(ARGV[7]) and 2 * waiting > redis.call('ZCARD', KEYS[6]) then
     return {'too slow', shown}
   end
 end
