@@ -266,8 +266,7 @@ class Jobs:
         With the `token` of the worker that runs the stream, raises Superseded if another one does
         by now.
         """
-        written = request.model_copy(update={"version": RECORD_VERSION})
-        with submitting(written) as traced:
+        with submitting(_written(request)) as traced:
             self._submit(traced, record, token)
 
     def _submit(
@@ -307,15 +306,16 @@ class Jobs:
         assert owner is not None
         places = Places(self._redis, queue, owner, request.stream_id or "", token)
         dropped = 0
-        for _ in range(_MAX_RACES):
-            waiting = places.look(most)
-            self._end_lost(owner, waiting.lost)
-            dropped += waiting.dropped
-            if not waiting.ids:
-                break
-            if self._move_up(places, waiting.ids, request, queue, owner):
-                return dropped + 1
-        self.submit(request, token=token)
+        with submitting(_written(request)) as traced:
+            for _ in range(_MAX_RACES):
+                waiting = places.look(most)
+                self._end_lost(owner, waiting.lost)
+                dropped += waiting.dropped
+                if not waiting.ids:
+                    break
+                if self._move_up(places, waiting.ids, traced, queue, owner):
+                    return dropped + 1
+            self._submit(traced, lambda _: None, token)
         return dropped
 
     def _move_up(
@@ -709,6 +709,11 @@ class Jobs:
             args=[job.id, int(waiting)],
         )
         return bool(gone)
+
+
+def _written(request: ClipRequest) -> ClipRequest:
+    """Return a request as this release stores it."""
+    return request.model_copy(update={"version": RECORD_VERSION})
 
 
 def _function_of(request: ClipRequest) -> str:

@@ -126,9 +126,9 @@ def test_a_lost_camera_is_reconnected(
             assert status.counters.reconnects == 1
             eventually(lambda: bench.frames.newest(spec.id)[0].pts > before.pts)
             slot.stop()
-    # then stream time has advanced with the wall clock
+    # then stream time has advanced with the wall clock, the time without a camera included
     after = bench.frames.newest(spec.id)[0]
-    assert after.pts - before.pts == pytest.approx(after.time - before.time, abs=0.2)
+    assert after.pts - before.pts == pytest.approx(after.time - before.time, abs=1.0)
 
 
 def test_a_camera_that_freezes_is_noticed_and_comes_back(
