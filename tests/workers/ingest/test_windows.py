@@ -235,7 +235,9 @@ def test_streams_that_start_together_ask_at_different_times() -> None:
     # given a hundred cameras that are attached at once, and deliver a frame a second
     asked: list[float] = []
     for number in range(100):
-        stream = StreamSpec(name=f"c{number}", url="", live=True, watches=[watch(10.0)])
+        stream = StreamSpec(
+            id=f"str_{number:016x}", name=f"c{number}", url="", live=True, watches=[watch(10.0)]
+        )
         watches = StreamWatches(stream, lambda _spec, _watch, window: asked.append(window.end))
         for second in range(60):
             watches.add(ref(second), quiet=0.9)
