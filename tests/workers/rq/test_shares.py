@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from uuid import uuid4
 
 import pytest
 import redis
@@ -30,10 +31,8 @@ class Desk:
         """Let `number` more jobs wait in a queue."""
         waiting = Queue(queue, connection=self._redis, serializer=JSONSerializer)
         for _ in range(number):
-            job = waiting.enqueue_call("job", timeout=60)
-            assert job is not None
-            job.args = (job.id, queue)
-            job.save()
+            job_id = uuid4().hex  # with its arguments from the start: a worker may take it at once
+            waiting.enqueue_call("job", args=(job_id, queue), job_id=job_id, timeout=60)
 
     def run(self, queues: Sequence[str] = CLIP_QUEUES, slots: int = 1, tier: int = 1) -> list[str]:
         """Run all that waits; return the queues of the jobs in the order in which they ran."""
