@@ -4,8 +4,8 @@
 
 Starts a local installation in a temporary folder and attaches a rendered street, served over RTSP
 on loopback, as each of the cameras. Debian's Chromium (Playwright, of the extra `dev`) opens the
-page: each load with an empty cache. The CPU time is that of the process of the API, less what it
-needs while nobody looks.
+page: each load with an empty cache. The CPU time is that of the API process, less what
+it needs without a viewer.
 """
 
 import argparse

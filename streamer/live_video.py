@@ -3,7 +3,7 @@
 An API process says which streams it wants, again and again (:meth:`LiveVideo.want`). The ingest
 worker of such a stream remuxes its packets, once for all viewers, and adds them in *pieces* to the
 Redis Stream `redis_keys.video_pieces(id)`. It keeps what a viewer needs to begin, and no more: the
-frames since the key frame before the newest one. When nobody wants the stream, its pieces are
+frames since the key frame before the newest one. The pieces of a stream without viewers are
 deleted.
 """
 
@@ -130,7 +130,7 @@ class LiveVideo:
         }
 
     def discard(self, stream_id: str) -> None:
-        """Delete the pieces of a stream that nobody watches."""
+        """Delete the pieces of a stream without viewers."""
         self._redis.unlink(redis_keys.video_pieces(stream_id))
 
 

@@ -1,7 +1,7 @@
 """Relay the video of watched streams: packets become pieces that browsers play.
 
-The thread that reads a stream's packets hands each to a :class:`VideoTap`, which costs next to
-nothing while nobody watches. Otherwise it remuxes them. One thread of the process asks which
+The thread that reads a stream's packets hands each to a :class:`VideoTap`, which does
+nothing without viewers. Otherwise it remuxes them. One thread of the process asks which
 streams are watched, and moves what has been remuxed to Redis.
 """
 

@@ -1,6 +1,6 @@
 """The video of streams for the sockets of this process: read once, whatever the number of viewers.
 
-A viewer that is too slow is skipped to a key frame, so that nobody's memory grows with it.
+A viewer that is too slow skips to the next key frame, so that its queue stays bounded.
 """
 
 import asyncio

@@ -26,8 +26,8 @@ _MAX_LATENCY = 0.005
 _MAX_BEHIND = 60.0
 """Seconds that a result may be unrecorded without a warning."""
 
-_TOLD_FOR = 86_400.0
-"""Seconds for which a loss of results is told."""
+_REPORTED_FOR = 86_400.0
+"""Seconds for which a loss of results is reported."""
 
 _MAX_SKEW_OK, _MAX_SKEW = 0.5, 5.0
 """Seconds that the clocks may differ without a warning, and without a failure."""
@@ -239,7 +239,7 @@ def _recorder(client: "redis.Redis") -> Iterable[Check]:
             f"{rfc3339(to_datetime(backlog.oldest))}. They are kept in Redis, up to "
             "results_max_bytes: see the log of the recorder, or start another.",
         )
-    if backlog.lost_at is not None and now - backlog.lost_at < _TOLD_FOR:
+    if backlog.lost_at is not None and now - backlog.lost_at < _REPORTED_FOR:
         yield check(
             "lost results",
             "warn",

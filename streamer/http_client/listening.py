@@ -161,7 +161,7 @@ class Listening(Listener[EventMessage]):
 
 
 class Greeting(Record):
-    """What a listener is told first.
+    """The first event of a connection.
 
     Attributes:
         now: the time of the service.

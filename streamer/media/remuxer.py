@@ -94,8 +94,8 @@ class Remuxer:
         return muxer.finish() if muxer is not None else []
 
     def _renew(self, key_frame: bytes) -> list[Fragment]:
-        """Begin, and begin anew where a key frame is encoded in another way than those before it;
-        return the last frame before."""
+        """Start a new muxer at the first key frame, and where the encoding changes; return the last
+        frame of the old one."""
         sets = _parameter_sets(self._codec, key_frame)
         if self._muxer is not None and sets in ((), self._sets):
             return []

@@ -100,7 +100,7 @@ export class VideoPlayer {
     this._tell("waiting");
   }
 
-  // Ask for the video anew: it begins with a key frame then.
+  // Subscribe again: the video then begins with a key frame.
   _restart(after) {
     this._stop();
     this._retry = setTimeout(() => this._begin(), after);
