@@ -519,7 +519,7 @@ class Service:
                 stream.unanswered = self.jobs.in_flight(stream.id)
             self._note_kept([stream])
             return stream
-        streams = self.streams()
+        streams = self.registry.list()
         if len(streams) == 1:
             return self.stream(streams[0].id)
         raise StreamerError(
