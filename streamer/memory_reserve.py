@@ -63,20 +63,30 @@ end
 """
 """Lua: how old answers make room."""
 
+RESULT_GROUPS = f"""
+-- Returns the id of the last result that each consumer group of the results queue was given.
+local function result_groups()
+  local known, groups = pcall(redis.call, 'XINFO', 'GROUPS', '{redis_keys.RESULTS}')
+  local found = {{}}
+  for _, group in ipairs(known and groups or {{}}) do
+    local fields = {{}}
+    for i = 1, #group, 2 do fields[group[i]] = group[i + 1] end
+    found[fields['name']] = fields['last-delivered-id']
+  end
+  return found
+end
+"""
+"""Lua: who reads the results queue, and how far."""
+
 HAS_ROOM = (
     RESERVE_USED
     + SHRINK_ANSWERS
+    + RESULT_GROUPS
     + f"""
 -- Deletes results that every consumer group of the queue, the recorder's too, has acknowledged.
 local function trim_results()
-  local known, groups = pcall(redis.call, 'XINFO', 'GROUPS', '{redis_keys.RESULTS}')
   local recorded, first, first_ms, first_seq = false, nil, nil, nil
-  for _, group in ipairs(known and groups or {{}}) do
-    local name, delivered
-    for i = 1, #group, 2 do
-      if group[i] == 'name' then name = group[i + 1] end
-      if group[i] == 'last-delivered-id' then delivered = group[i + 1] end
-    end
+  for name, delivered in pairs(result_groups()) do
     recorded = recorded or name == '{redis_keys.RECORDER_GROUP}'
     local pending = redis.call('XPENDING', '{redis_keys.RESULTS}', name)
     local id = pending[1] > 0 and pending[2] or delivered

@@ -10,6 +10,7 @@ from typing import Any, cast
 import redis
 
 from streamer import redis_keys
+from streamer.memory_reserve import RESULT_GROUPS
 
 _BATCH = 32
 """Results by which the queue may be too long: it is not trimmed for each new one."""
@@ -17,25 +18,14 @@ _BATCH = 32
 _MOST = 64
 """Results that are deleted at once."""
 
-BOUND_RESULTS = f"""
+BOUND_RESULTS = (
+    RESULT_GROUPS
+    + f"""
 local function is_after(id, other)
   local ms, seq = string.match(id, '(%d+)-(%d+)')
   local other_ms, other_seq = string.match(other, '(%d+)-(%d+)')
   if ms == other_ms then return tonumber(seq) > tonumber(other_seq) end
   return tonumber(ms) > tonumber(other_ms)
-end
-
--- Returns the id of the result that the recorder was given last; nil if there was no recorder yet.
-local function last_delivered()
-  local known, groups = pcall(redis.call, 'XINFO', 'GROUPS', '{redis_keys.RESULTS}')
-  for _, group in ipairs(known and groups or {{}}) do
-    local name, delivered
-    for i = 1, #group, 2 do
-      if group[i] == 'name' then name = group[i + 1] end
-      if group[i] == 'last-delivered-id' then delivered = group[i + 1] end
-    end
-    if name == '{redis_keys.RECORDER_GROUP}' then return delivered end
-  end
 end
 
 -- Deletes the oldest results beyond a length, if the recorder has acknowledged them, and beyond a
@@ -46,8 +36,12 @@ local function bound_results(max_length, max_bytes)
   local full, most = bytes > max_bytes, length - max_length
   if most < {_BATCH} and not full then return end
   if full then most = math.max(most, math.ceil(length * (bytes - max_bytes) / bytes)) end
-  local delivered, gone, lost = last_delivered(), {{}}, 0
-  for _, entry in ipairs(redis.call('XRANGE', queue, '-', '+', 'COUNT', math.min(most, {_MOST}))) do
+  local delivered, gone, lost = result_groups()[group], {{}}, 0
+  if not delivered and not full then return end
+  -- Without a recorder for a while, nothing up to what it was given last is left to look at.
+  local last = full and '+' or delivered
+  local oldest = redis.call('XRANGE', queue, '-', last, 'COUNT', math.min(most, {_MOST}))
+  for _, entry in ipairs(oldest) do
     local id = entry[1]
     local recorded = delivered and not is_after(id, delivered)
       and #redis.call('XPENDING', queue, group, id, id, 1) == 0
@@ -61,6 +55,7 @@ local function bound_results(max_length, max_bytes)
   end
 end
 """
+)
 """Lua: how a script that publishes a result bounds the queue."""
 
 
