@@ -249,13 +249,19 @@ def release(
     query_id: str,
     recording_id: str | None,
 ) -> None:
-    """Stop the requests of a survey, and detach the recording that was attached for it.
+    """Stop the requests of a survey, and detach the recording that was attached for it."""
+    jobs.abandon(query_id)
+    if recording_id is not None:
+        release_recording(jobs, registry, windows, recording_id)
+
+
+def release_recording(
+    jobs: Jobs, registry: StreamRegistry, windows: RecordedWindows, recording_id: str
+) -> None:
+    """Detach the recording that was attached for a survey.
 
     Its frames stay for as long as those of any recording, for those who look at the answers.
     """
-    jobs.abandon(query_id)
-    if recording_id is None:
-        return
     with suppress(StreamerError):  # it is detached
         registry.delete(recording_id)
     jobs.stop_ingest(recording_id)

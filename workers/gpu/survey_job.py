@@ -30,7 +30,7 @@ from streamer.question import Question
 from streamer.recordings import RecordingResults, media_start
 from streamer.summaries import SUMMARY_TOKENS, summarise, summary_of
 from streamer.survey import SurveyRequest, SurveyWindow
-from streamer.surveys import SurveyAnswers, release
+from streamer.surveys import SurveyAnswers, release_recording
 from workers.context import Abandon, BrokeDown, GiveBack, WorkerContext, place, stop_check
 from workers.gpu.clip_job import answer_request, insist
 
@@ -105,7 +105,7 @@ class _Run:
             text = summarise(survey.blocks, self._ask)
             return self._summed(text, {"blocks": _texts(survey), **survey.counts})
         self._ask_windows()
-        self.release()
+        self._release_recording()
         found = sorted(insist(self._answers.all).values(), key=_order)
         answered = [result for result in found if result.error is None]
         data: dict[str, Any] = {
@@ -130,11 +130,23 @@ class _Run:
 
     def release(self) -> None:
         """Stop what the survey has asked for, and detach its recording."""
+        insist(partial(self._context.jobs.abandon, self._survey.id))
+        self._release_recording()
+
+    def _release_recording(self) -> None:
+        """Detach the recording. The requests for the summary, which an earlier worker may have
+        submitted, go on."""
         context, survey = self._context, self._survey
-        recording = survey.stream_id if survey.recording else None
-        insist(
-            partial(release, context.jobs, context.streams, context.windows, survey.id, recording)
-        )
+        if survey.recording:
+            insist(
+                partial(
+                    release_recording,
+                    context.jobs,
+                    context.streams,
+                    context.windows,
+                    survey.stream_id,
+                )
+            )
 
     # Windows
 
