@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import quote
@@ -11,6 +12,9 @@ from urllib.parse import quote
 from streamer.errors import ErrorCode, StreamerError
 
 _START_TIMEOUT = 10.0
+_MAX_CLIENTS = 128
+"""Clients that are served at once; others wait. The server reads the file in a thread for each."""
+
 _SUFFIXES = frozenset({".mp4", ".mkv"})
 
 
@@ -94,6 +98,7 @@ class LoopbackCamera:
         from aio_rtsp_toolkit.server import RtspServer
 
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._loop.set_default_executor(ThreadPoolExecutor(_MAX_CLIENTS, "loopback-camera"))
         # Clients that `stop` cuts off raise errors of no interest.
         self._loop.set_exception_handler(lambda *_: None)
         server = RtspServer(str(self._video.parent), host="127.0.0.1", port=self._port)

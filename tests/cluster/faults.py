@@ -3,6 +3,7 @@
 import contextlib
 import random
 import signal
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +14,8 @@ import redis
 
 from tests.cluster.load import Load
 from tests.cluster.machines import Cluster, pick_seconds
-from tests.cluster.servers import MAX_MEMORY
+from tests.cluster.network import can_lose
+from tests.cluster.servers import MAX_MEMORY, Postgres
 
 _FULL_MARGIN = 64 << 10
 """Bytes that a server has left when it is made full."""
@@ -67,15 +69,22 @@ class Faults:
             Fault("program frozen", self._freeze),
             Fault("program cut off", self._cut),
             Fault("slow link", self._slow_down),
+            *([Fault("lossy link", self._lose)] if can_lose() else []),
             Fault("server of jobs killed", self._kill_server, (4, 12), _SERVERS),
             Fault("server of jobs frozen", self._freeze_server, (0.5, 15), _SERVERS),
             Fault("server of jobs cut off", self._cut_server, (4, 20), _SERVERS),
             Fault("server of jobs full", self._fill, (2, 20), _SERVERS),
             Fault("disk of jobs full", self._fill_disk, (2, 20), _SERVERS),
             Fault("server of frames frozen", self._freeze_frames, (0.5, 13)),
-            Fault("database crashed", self._crash_database, (2, 20), "database"),
-            Fault("database cut off", self._cut_database, (2, 20), "database"),
             Fault("camera lost", self._lose_camera, (1, 20)),
+        ]
+        database = cluster.database
+        if isinstance(database, Postgres):
+            kinds = [("crashed", self._crash(database)), ("cut off", self._cut_off(database))]
+        else:
+            kinds = [("locked", database.lock), ("disk full", database.fill_disk)]
+        self.kinds += [
+            Fault(f"database {name}", begin, (2, 20), "database") for name, begin in kinds
         ]
         if cluster.clocks:
             self.kinds.append(Fault("clock stepped", self._step_clock))
@@ -107,8 +116,8 @@ class Faults:
     def _begin(self, fault: Fault) -> None:
         try:
             end = fault.begin()
-        except redis.exceptions.RedisError:
-            return  # what it would hit is down
+        except (redis.exceptions.RedisError, sqlite3.OperationalError):
+            return  # what it would hit is down or busy
         self.counts[fault.name] += 1
         until = time.monotonic() + pick_seconds(self._random, *fault.seconds)
         self._last.append((until, fault, end))
@@ -147,6 +156,11 @@ class Faults:
         host.slow_down()
         return host.mend
 
+    def _lose(self) -> Callable[[], None]:
+        host = self._random.choice(self._cluster.machines).host
+        host.lose()
+        return host.mend
+
     def _step_clock(self) -> Callable[[], None]:
         machine = self._random.choice(self._cluster.machines)
         machine.set_clock(self._random.randint(-_MAX_STEP, _MAX_STEP))
@@ -180,23 +194,28 @@ class Faults:
         return lambda: set_limit(None)
 
     def _fill_disk(self) -> Callable[[], None]:
-        server = self._cluster.jobs.primary()
-        server.fill_disk()
-        return server.free_disk
+        return self._cluster.jobs.primary().fill_disk()
 
     def _freeze_frames(self) -> Callable[[], None]:
         server = self._cluster.frames
         server.signal(signal.SIGSTOP)
         return lambda: server.signal(signal.SIGCONT)
 
-    def _crash_database(self) -> Callable[[], None]:
-        self._cluster.database.crash()
-        return self._cluster.database.start
+    @staticmethod
+    def _crash(database: Postgres) -> Callable[[], Callable[[], None]]:
+        def begin() -> Callable[[], None]:
+            database.crash()
+            return database.start
 
-    def _cut_database(self) -> Callable[[], None]:
-        host = self._cluster.database.host
-        host.cut()
-        return host.mend
+        return begin
+
+    @staticmethod
+    def _cut_off(database: Postgres) -> Callable[[], Callable[[], None]]:
+        def begin() -> Callable[[], None]:
+            database.host.cut()
+            return database.host.mend
+
+        return begin
 
     def _lose_camera(self) -> Callable[[], None]:
         proxy = self._random.choice(self._load.cameras).proxy
@@ -254,6 +273,12 @@ class Recovery:
                         return
                 time.sleep(0.1)
         self.slow[fault] += 1
+
+    def summary(self) -> dict[str, tuple[float, float]]:
+        """Return the median and the longest recovery in seconds, by fault."""
+        return {
+            name: (round(median(each), 1), max(each)) for name, each in self.seconds.items() if each
+        }
 
     def __str__(self) -> str:
         rows = ["| fault | times | p50 s | max s |", "|---|---:|---:|---:|"]

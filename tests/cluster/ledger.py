@@ -15,6 +15,7 @@ from streamer.service import Service
 from streamer.settings import Settings
 from tests.cluster.load import RECORDING_SECONDS, WINDOW, Load
 from tests.cluster.machines import Cluster
+from tests.cluster.samples import Growth
 
 MAX_RECOVERY = 60.0
 """Seconds after the last fault in which every camera has to run again."""
@@ -31,8 +32,15 @@ _OVERLAP = 0.05
 
 @dataclass
 class Ledger:
-    """One line: what was accepted, what came of it, and what must be zero."""
+    """One line: what was accepted, what came of it, and what must be zero.
 
+    `recovery` is the median and the longest recovery in seconds, by fault.
+    """
+
+    database: str = ""
+    seed: int = 0
+    faults: dict[str, int] = field(default_factory=dict)
+    recovery: dict[str, tuple[float, float]] = field(default_factory=dict)
     accepted: int = 0
     refused: dict[str, int] = field(default_factory=dict)
     answered: int = 0
@@ -53,8 +61,9 @@ class Ledger:
     deaths: dict[str, list[int]] = field(default_factory=dict)
     starts: dict[str, int] = field(default_factory=dict)
     failed_starts: int = 0
+    growth: dict[str, list[Growth]] = field(default_factory=dict)
 
-    def faults(self) -> list[str]:
+    def wrong(self) -> list[str]:
         """Return what is wrong, as sentences."""
         zero = (
             "lost",
@@ -71,6 +80,12 @@ class Ledger:
             wrong.append(f"left in Redis: {', '.join(self.orphans)}")
         if self.deaths:
             wrong.append(f"programs died: {self.deaths}")
+        for name, resources in self.growth.items():
+            wrong += [
+                f"{name}: {each.resource} grows by {each.per_hour:g} an hour"
+                for each in resources
+                if each.too_much
+            ]
         return wrong
 
     def __str__(self) -> str:
@@ -88,14 +103,33 @@ class Balance:
         self._cluster, self._load = cluster, load
         self._ledger = Ledger()
 
+    def count_cameras(self) -> None:
+        """Wait until all cameras run, a minute at most, and count those that do not. All faults
+        have ended."""
+        ledger, began = self._ledger, time.monotonic()
+        with self._cluster.client() as client:
+            self._wait(lambda: self._cameras_down(client) == 0, MAX_RECOVERY)
+            seconds = round(time.monotonic() - began, 1)
+            ledger.seconds_until_running = max(ledger.seconds_until_running, seconds)
+            ledger.cameras_not_running += self._cameras_down(client)
+
+    def so_far(self) -> str:
+        """Return what can be said while the cluster works, as a sentence."""
+        published = [len(results) for results in list(self._load.published.values())]
+        open_queries = self._load.accepted.queries - self._load.published.keys()
+        return (
+            f"{len(self._load.accepted.queries)} questions accepted, {len(open_queries)} not "
+            f"answered yet; {sum(published)} results, {sum(n > 1 for n in published)} doubled; "
+            f"{self._ledger.cameras_not_running} cameras did not run again; "
+            f"deaths: {sum(len(machine.deaths) for machine in self._cluster.machines)}."
+        )
+
     def draw_up(self) -> Ledger:
         """Return the ledger. All faults have ended, and nothing new is asked."""
         ledger, load = self._ledger, self._load
+        began = time.monotonic()
+        self.count_cameras()
         with self._cluster.client() as client:
-            began = time.monotonic()
-            self._wait(lambda: self._cameras_down(client) == 0, MAX_RECOVERY)
-            ledger.seconds_until_running = round(time.monotonic() - began, 1)
-            ledger.cameras_not_running = self._cameras_down(client)
             self._wait(lambda: self._settled(client), MAX_SETTLING)
             ledger.seconds_until_settled = round(time.monotonic() - began, 1)
             self._count_queries(client)
@@ -125,12 +159,10 @@ class Balance:
 
     def _settled(self, client: Service) -> bool:
         accepted, published = self._load.accepted, self._load.published
-        over = {
-            stream.id
-            for stream in client.streams()
-            if stream.state in (StreamState.ENDED, StreamState.FAILED) and not stream.unanswered
-        }
-        return accepted.recordings.keys() <= over and accepted.queries <= published.keys()
+        self._load.note_ended(client)
+        return accepted.recordings.keys() <= accepted.over and (
+            accepted.queries <= published.keys()
+        )
 
     def _count_queries(self, client: Service) -> None:
         ledger, failed = self._ledger, Counter[str]()

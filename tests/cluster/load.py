@@ -16,18 +16,26 @@ import redis
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain.result import Result
 from streamer.domain.sampling import Sampling
+from streamer.domain.stream import StreamState
 from streamer.errors import StreamerError
 from streamer.http_client import Client
 from streamer.results import Results
+from streamer.service import Service
 from tests.cluster.machines import API_KEY, Cluster
 from tests.cluster.network import OWN_ADDRESS
 from tests.support.rtsp_proxy import RtspProxy
 from tests.support.videos import write_video
 
 WINDOW = 4.0
-"""Seconds of a window, of cameras and recordings."""
+"""Seconds of a window, of recordings and few cameras."""
 
 RECORDING_SECONDS = 40.0
+
+_MAX_CLIPS = 2.0
+"""Clips a second of all cameras together: many of them are asked about less often."""
+
+_KEPT = 30.0
+"""Seconds for which a recording stays attached after its end."""
 
 
 @dataclass
@@ -60,11 +68,13 @@ class Accepted:
     Attributes:
         queries: ids of the queries.
         recordings: id of the stream to its name.
+        over: ids of the recordings that have ended, and whose last answer is there.
         refused: how often each error code refused new work.
     """
 
     queries: set[str] = field(default_factory=set)
     recordings: dict[str, str] = field(default_factory=dict)
+    over: set[str] = field(default_factory=set)
     refused: Counter[str] = field(default_factory=Counter)
 
 
@@ -104,6 +114,7 @@ class Load:
     def __enter__(self) -> Self:
         self._source.start()
         port = urlsplit(self._source.url).port or 0
+        window = max(WINDOW, self._count / _MAX_CLIPS)
         with self._cluster.client() as client:
             for number in range(self._count):
                 proxy = RtspProxy(port, self._seed + number, OWN_ADDRESS)
@@ -114,7 +125,7 @@ class Load:
                     camera.proxy.through(self._source.url),
                     camera.name,
                     sampling=Sampling(fps=1.0),
-                    watches=[client.watch("What is there?", window=WINDOW)],
+                    watches=[client.watch("What is there?", window=window)],
                     probe=False,
                     live=True,
                 )
@@ -156,9 +167,11 @@ class Load:
                     self.accepted.queries.add(query.id)
 
     def _record(self) -> None:
-        number = 0
+        number, over_since = 0, dict[str, float]()
         with self._cluster.client() as client:
             while not self._paused.wait(self._random.uniform(5, 15)):
+                with contextlib.suppress(StreamerError, redis.exceptions.RedisError):
+                    self._detach_ended(client, over_since)
                 with self._refusals():
                     name = f"recording-{number}"
                     stream = client.attach(
@@ -170,6 +183,23 @@ class Load:
                     )
                     self.accepted.recordings[stream.id] = name
                     number += 1
+
+    def note_ended(self, client: Service) -> set[str]:
+        """Note which recordings are over; return those that are attached still."""
+        over = {
+            stream.id
+            for stream in client.streams()
+            if stream.id in self.accepted.recordings and not stream.unanswered
+            if stream.state in (StreamState.ENDED, StreamState.FAILED)
+        }
+        self.accepted.over |= over
+        return over
+
+    def _detach_ended(self, client: Service, over_since: dict[str, float]) -> None:
+        now = time.monotonic()
+        for stream_id in self.note_ended(client):
+            if now - over_since.setdefault(stream_id, now) > _KEPT:
+                client.detach(stream_id)
 
     def _read(self) -> None:
         """Note every entry of the results queue, each once."""

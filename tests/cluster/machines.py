@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -20,7 +21,7 @@ from streamer.redis_address import open_redis
 from streamer.service import Service
 from streamer.settings import ENV_PREFIX, Settings
 from tests.cluster.network import Host, make_switch
-from tests.cluster.servers import Postgres, RedisPair, RedisServer
+from tests.cluster.servers import Postgres, RedisPair, RedisServer, SqliteFile
 
 API_KEY = "cluster-key-0123456789"
 API_PORT = 8080
@@ -35,6 +36,9 @@ PROGRAMS = {
     "api": ["streamer.cli", "serve"],
 }
 """Programs of the cluster: the name of each and its host, to what `python -m` runs."""
+
+_SHORT_LIVES: dict[str, Any] = {"frame_ttl": 120, "query_ttl": 600, "results_maxlen": 2000}
+"""Settings with which Redis holds as much after ten minutes as after hours."""
 
 _MAX_DOWN = 3.0
 """Seconds, at most, after which what a fault ended is started again, as a supervisor does."""
@@ -74,6 +78,12 @@ class Machine:
         self._expected_end = False
         self._start_at = 0.0
         self._log_start = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The process id of the program; None if it does not run."""
+        process = self._process
+        return process.pid if process is not None and process.poll() is None else None
 
     def set_clock(self, ahead: int) -> None:
         """Let the wall clock of the host be `ahead` seconds ahead of what it should be."""
@@ -126,11 +136,12 @@ class Machine:
 
 
 class Cluster:
-    """Redis with a replica and Sentinels, a server of frames, PostgreSQL, two ingest workers, three
+    """Redis with a replica and Sentinels, a server of frames, a database, two ingest workers, three
     model workers, a recorder and an API, each on a host of its own.
 
     Args:
         folder: for data and logs.
+        database: `postgresql` or `sqlite`: the recorder and the API share the file.
 
     Attributes:
         jobs, frames, database: the servers.
@@ -139,8 +150,9 @@ class Cluster:
         clocks: whether the clocks of the hosts can be set; it takes a C compiler.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, database: str = "postgresql") -> None:
         self._folder = folder
+        self._dialect = database
         self.machines: list[Machine] = []
         self.clocks = shutil.which("cc") is not None
 
@@ -151,10 +163,14 @@ class Cluster:
         model = write_checkpoint(self._folder / "model")
         self.jobs = RedisPair((hosts["jobs-1"], hosts["jobs-2"]), hosts["database"], self._folder)
         self.frames = RedisServer(hosts["frames"], self._folder, durable=False)
-        self.database = Postgres(hosts["database"], self._folder / "postgres.log")
+        self.database: Postgres | SqliteFile
         self.jobs.start()
         self.frames.start()
-        self.database.start()
+        if self._dialect == "sqlite":
+            self.database = SqliteFile(self._folder)
+        else:
+            self.database = Postgres(hosts["database"], self._folder / "postgres.log")
+            self.database.start()
         variables = {
             "REDIS_URL": self.jobs.url,
             "FRAMES_REDIS_URL": self.frames.url,
@@ -163,6 +179,7 @@ class Cluster:
             "MODEL": str(model),
             "RECONNECT_CAP": "3",
             "JOB_TIMEOUT": "60",
+            **{key.upper(): str(value) for key, value in _SHORT_LIVES.items()},
             "API_KEYS": API_KEY,
             "API_PORT": str(API_PORT),
         }
@@ -173,6 +190,7 @@ class Cluster:
             data_dir=self._folder / "data",
             reconnect_cap=3.0,
             job_timeout=60.0,
+            **_SHORT_LIVES,
         )
         for name, arguments in PROGRAMS.items():
             own = {ENV_PREFIX + key: value for key, value in variables.items()}
@@ -185,8 +203,10 @@ class Cluster:
     def __exit__(self, *_: object) -> None:
         for machine in self.machines:
             machine.stop()
-        for server in (self.jobs, self.frames, self.database):
-            server.stop()
+        self.jobs.stop()
+        self.frames.stop()
+        if isinstance(self.database, Postgres):
+            self.database.stop()
 
     @cached_property
     def _clock_shim(self) -> Path:

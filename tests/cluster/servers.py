@@ -1,12 +1,11 @@
-"""The servers of a cluster on their hosts: Redis with a replica and Sentinels, PostgreSQL."""
+"""What the programs of a cluster share: Redis with a replica and Sentinels, and a database."""
 
 import contextlib
 import os
 import pwd
-import shutil
 import signal
+import sqlite3
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import redis
 
 from streamer.local.process import spawn, stop
 from streamer.local.redis_server import server_binary
-from tests.cluster.network import Host, mount_disk
+from tests.cluster.network import SCRATCH, Host, mount_disk
 from tests.support.postgres import program
 
 PASSWORD = "cluster"
@@ -85,15 +84,9 @@ class RedisServer(Server):
         """Return a client of this very server."""
         return redis.Redis.from_url(self.url, socket_timeout=2, socket_connect_timeout=2)
 
-    def fill_disk(self) -> None:
-        """Leave no room on its disk."""
-        with contextlib.suppress(OSError), (self._folder / "filler").open("wb", 0) as filler:
-            while True:
-                filler.write(bytes(1 << 20))
-
-    def free_disk(self) -> None:
-        """Undo `fill_disk`."""
-        (self._folder / "filler").unlink(missing_ok=True)
+    def fill_disk(self) -> Callable[[], None]:
+        """Leave no room on its disk; return what undoes it."""
+        return _fill(self._folder)
 
 
 class RedisPair:
@@ -166,7 +159,8 @@ class Postgres(Server):
         initdb, postgres = program("initdb"), program("postgres")
         assert initdb is not None
         assert postgres is not None
-        self._folder = Path(tempfile.mkdtemp(prefix="cluster-postgres-"))
+        self._folder = SCRATCH / "postgres"
+        self._folder.mkdir()
         nobody = pwd.getpwnam("nobody")
         os.chown(self._folder, nobody.pw_uid, nobody.pw_gid)
         user = ["setpriv", f"--reuid={nobody.pw_uid}", f"--regid={nobody.pw_gid}", "--clear-groups"]
@@ -204,10 +198,48 @@ class Postgres(Server):
         self.signal(signal.SIGQUIT)
 
     def stop(self) -> None:
-        """End it for good, and delete its data."""
+        """End it for good."""
         self.crash()
         super().stop()
-        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class SqliteFile:
+    """An SQLite file on a small disk, which the recorder and the API share."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "database"
+        mount_disk(self._folder, _DISK)
+        self._file = self._folder / "timeline.db"
+
+    @property
+    def url(self) -> str:
+        """Its address, as the setting `database_url`."""
+        return f"sqlite:///{self._file}"
+
+    def lock(self) -> Callable[[], None]:
+        """Let no other program write; return what undoes it. Raises sqlite3.OperationalError."""
+        connection = sqlite3.connect(self._file, timeout=0, isolation_level=None)
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError:
+            connection.close()
+            raise
+        return connection.close
+
+    def fill_disk(self) -> Callable[[], None]:
+        """Leave no room on its disk; return what undoes it."""
+        return _fill(self._folder)
+
+
+def _fill(disk: Path) -> Callable[[], None]:
+    filler = disk / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", 0) as file:
+        while True:
+            file.write(bytes(1 << 20))
+    with contextlib.suppress(OSError), filler.open("ab", 0) as file:
+        while True:  # what is left of the last piece
+            file.write(bytes(1 << 10))
+    return lambda: filler.unlink(missing_ok=True)
 
 
 def _wait(condition: Callable[[], bool], failure: str) -> None:

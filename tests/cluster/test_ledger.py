@@ -2,22 +2,27 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
+import uuid
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.cluster.ledger import MAX_DOUBLE_READING, Ledger
 from tests.cluster.network import what_is_missing
+from tests.cluster.samples import Growth, lowest_of_minutes, slope
 
 BALANCED = Ledger(accepted=9, answered=7, failed={"FRAMES_EXPIRED": 2}, recordings=3, captions=40)
 
 
 def test_a_ledger_that_balances_has_no_faults() -> None:
-    assert BALANCED.faults() == []
+    assert BALANCED.wrong() == []
 
 
 @pytest.mark.parametrize(
@@ -32,21 +37,52 @@ def test_a_ledger_that_balances_has_no_faults() -> None:
         {"longest_double_reading_s": MAX_DOUBLE_READING + 0.1},
         {"orphans": ["rq:job:ingest-str_1"]},
         {"deaths": {"recorder": [1]}},
+        {"growth": {"api": [Growth("memory_mib", 30, 200.0, 400.0, 50.0, 5.0)]}},
     ],
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_each_fault_is_named(wrong: dict[str, Any]) -> None:
-    assert len(replace(BALANCED, **wrong).faults()) == 1
+    assert len(replace(BALANCED, **wrong).wrong()) == 1
+
+
+@pytest.mark.parametrize(
+    "growth",
+    [
+        Growth("threads", 10, 9.0, 9.0, 50.0, 5.0),
+        Growth("threads", 60, 9.0, 9.0, 50.0, 30.0),
+        Growth("threads", 60, 9.0, 9.0, 3.0, 0.1),
+    ],
+    ids=["too short to tell", "not beyond doubt", "little"],
+)
+def test_growth_counts_when_it_is_beyond_doubt(growth: Growth) -> None:
+    assert replace(BALANCED, growth={"api": [growth]}).wrong() == []
+
+
+def test_a_restart_is_no_growth() -> None:
+    before = [(float(at), 500.0 + at / 60) for at in range(0, 600, 60)]
+    after = [(float(at), 100.0 + at / 60) for at in range(700, 1300, 60)]
+
+    per_hour, error = slope([before, after])
+
+    assert per_hour == pytest.approx(60)
+    assert error == pytest.approx(0, abs=1e-6)
+
+
+def test_of_a_minute_the_lowest_counts_and_one_that_has_begun_does_not() -> None:
+    samples = [(10.0, 7.0), (40.0, 5.0), (69.0, 90.0), (70.0, 6.0), (110.0, 8.0), (131.0, 1.0)]
+
+    assert lowest_of_minutes(samples) == [(10.0, 5.0), (70.0, 6.0)]
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("seed", [1, 2])
-def test_nothing_is_lost_or_done_twice(seed: int) -> None:
+@pytest.mark.parametrize(("seed", "database"), [(1, "postgresql"), (2, "sqlite")])
+def test_nothing_is_lost_or_done_twice(seed: int, database: str) -> None:
     missing = what_is_missing()
     if missing is not None:
         pytest.skip(missing)
     command = [sys.executable, "-m", "tests.cluster", "--seed", str(seed), "--minutes", "2"]
+    command += ["--database", database]
 
     done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
 
@@ -59,7 +95,7 @@ def test_nothing_is_lost_or_done_twice(seed: int) -> None:
 
 NETWORK = '''
 import socket, subprocess, sys, time
-from tests.cluster.network import Host, enter, make_switch
+from tests.cluster.network import Host, can_lose, enter, make_switch
 
 if (code := enter("hosts_of_a_test", [])) is not None:
     sys.exit(code)
@@ -99,6 +135,11 @@ hosts[1].slow_down()
 eventually(lambda: answers(hosts[1]))
 hosts[1].mend()
 assert answers(hosts[1])
+if can_lose():
+    hosts[1].lose()
+    eventually(lambda: answers(hosts[1]))
+    hosts[1].mend()
+assert answers(hosts[1])
 for server in servers:
     server.kill()
 '''
@@ -118,3 +159,52 @@ def test_hosts_have_cables_that_can_be_cut_and_mended(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stderr
     assert not Path("/run/netns/one").exists()  # nothing is left on this machine
+
+
+ENDLESS = """
+import subprocess, sys, time
+from tests.cluster.network import enter
+
+if (code := enter("endless", sys.argv[1:])) is not None:
+    sys.exit(code)
+# One that forgets its parent, as a program does that changes its user.
+asleep = "import sys, time; print(flush=True); time.sleep(3600)"
+child = [sys.executable, "-c", asleep, sys.argv[1]]
+subprocess.Popen(["setpriv", "--reuid=65534", "--clear-groups", *child], start_new_session=True)
+time.sleep(3600)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_everything_ends_with_the_program(tmp_path: Path, number: signal.Signals) -> None:
+    missing = what_is_missing()
+    if missing is not None:
+        pytest.skip(missing)
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    path = os.pathsep.join([str(Path(__file__).parents[2]), str(tmp_path)])
+    mark = uuid.uuid4().hex
+    program = subprocess.Popen(
+        [sys.executable, "-m", "endless", mark],
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+    )
+    assert program.stdout is not None
+    assert program.stdout.readline() == b"\n"  # the child runs
+    assert len(_marked(mark)) > 1
+
+    program.send_signal(number)
+    program.wait(60)
+
+    deadline = time.monotonic() + 60
+    while _marked(mark):
+        assert time.monotonic() < deadline, _marked(mark)
+        time.sleep(0.05)
+
+
+def _marked(mark: str) -> list[list[str]]:
+    every = psutil.process_iter(["cmdline", "status"])
+    return [
+        each.info["cmdline"]
+        for each in every
+        if mark in (each.info["cmdline"] or []) and each.info["status"] != psutil.STATUS_ZOMBIE
+    ]

@@ -1,5 +1,7 @@
+import os
 import socket
 import threading
+from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
 
@@ -41,6 +43,18 @@ def test_several_may_watch(tmp_path: Path) -> None:
         with Source(camera.url, live=True) as first, Source(camera.url, live=True) as second:
             assert next(iter(first)).image.width == next(iter(second)).image.width == 320
         assert inspect_source(camera.url).codec == "hevc"
+
+
+def test_more_may_watch_than_the_machine_has_processors(tmp_path: Path) -> None:
+    write_video(tmp_path / "small.mp4", seconds=2, width=64, height=48)
+    # asyncio's own threads are four more than processors, and at most 32
+    count = min(32, (os.cpu_count() or 1) + 4) + 1
+
+    with LoopbackCamera(tmp_path / "small.mp4") as camera, ExitStack() as stack:
+        sources = [stack.enter_context(Source(camera.url, live=True)) for _ in range(count)]
+        seen = [next(iter(source)) for source in sources]  # none hangs up before all have one
+
+    assert len(seen) == count
 
 
 def test_stopping_hangs_up_and_leaves_nothing(tmp_path: Path) -> None:
