@@ -79,7 +79,8 @@ class NVILA:
             path_or_hub_id: a folder, or a repository of the Hugging Face hub, which is downloaded
                 if it is not cached.
             device: "cpu", "cuda", "cuda:1", or "auto": a GPU where there is one.
-            dtype: "float32", "float16", "bfloat16", or "auto": float32 on a CPU, bfloat16 on a GPU.
+            dtype: "float32", "float16", "bfloat16", or "auto": bfloat16, except on a CPU without
+                instructions for it, where it is float32.
             revision: branch, tag or commit on the hub.
             quantize: "int8", or "int4" for the language model with an int8 vision tower: needs less
                 memory, and answers may differ. None keeps full precision.

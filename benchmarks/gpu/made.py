@@ -21,6 +21,8 @@ NAMES = {
     "tie_word_embeddings",
 }  # fmt: skip
 BLOCK = 16
+REPEATED = 2**20 + 7
+"""Random numbers that are repeated."""
 
 
 def filled(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
@@ -31,9 +33,20 @@ def filled(module: nn.Module, device: torch.device, dtype: torch.dtype) -> Any:
         if parameter.ndim == 1:
             parameter.data = torch.full_like(parameter, float(not name.endswith("bias")))
         else:
-            parameter.data.normal_(0.0, parameter[0].numel() ** -0.5)
+            fill_noise(parameter.data)
+            parameter.data.mul_(parameter[0].numel() ** -0.5)
         parameter.data = parameter.data.to(dtype)
     return module.eval()
+
+
+def fill_noise(tensor: torch.Tensor) -> None:
+    """Fill a tensor with normal noise; on a CPU, where drawing is slow, it repeats itself."""
+    if tensor.device.type != "cpu":
+        tensor.normal_()
+        return
+    noise, flat = torch.randn(min(REPEATED, tensor.numel())), tensor.view(-1)
+    for part in flat.split(len(noise)):
+        part.copy_(noise[: len(part)])
 
 
 def language(shape: Shape, device: torch.device, dtype: torch.dtype) -> LanguageModel:

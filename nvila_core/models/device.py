@@ -1,16 +1,23 @@
 """Choose the device and dtype of a model, and the size of the engine's steps on it."""
 
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 import torch
 
 from nvila_core.errors import NVILAError
+from nvila_core.models.packed_linear import can_pack
 
 DTYPES = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
 }
+
+
+BFLOAT16_FEATURES = {"avx512_bf16", "amx_bf16"}
+"""Features of x86 processors that multiply bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +57,34 @@ def choose_device(device: str | torch.device) -> torch.device:
 
 
 def choose_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """Return the dtype of that name; "auto" is float32 on a CPU and bfloat16 on a GPU.
+    """Return the dtype of that name; "auto" is bfloat16, or float32 on a CPU that lacks it.
 
     Raises:
         NVILAError: the model cannot compute in the dtype.
     """
     if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
+        fast = device.type != "cpu" or (multiplies_bfloat16() and can_pack(torch.bfloat16))
+        return torch.bfloat16 if fast else torch.float32
     chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
     if chosen not in DTYPES.values():
         raise NVILAError(f"Unsupported dtype {dtype!r}: use 'auto' or one of {', '.join(DTYPES)}.")
     assert chosen is not None
     return chosen
+
+
+@cache
+def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Return whether this processor has instructions that multiply bfloat16.
+
+    Args:
+        cpuinfo: file in which Linux lists the processor's features; where there is none, no.
+    """
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return False
+    features = next((line.split() for line in lines if line.startswith("flags")), [])
+    return not BFLOAT16_FEATURES.isdisjoint(features)
 
 
 def step_limits(device: torch.device) -> StepLimits:

@@ -152,6 +152,9 @@ class Tuner:
         return found if best == default else replace(found, threads=best)
 
     def _dtype(self, found: EngineSettings, timer: StepTimer) -> tuple[EngineSettings, NVILA]:
+        if self.model.dtype is not torch.float32:
+            self._note("Dtype: bfloat16, because this processor has instructions for it.")
+            return found, self.model
         if main_memory()[0] < 2 * weight_bytes(self.model.language):
             self._note("Dtype: bfloat16 was not tried: a second model does not fit into memory.")
             return found, self.model

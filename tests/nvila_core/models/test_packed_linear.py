@@ -3,36 +3,50 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from nvila_core.models import packed_linear
-from nvila_core.models.packed_linear import PackedLinear, available, pack_linears
+from nvila_core.models.packed_linear import TOLERANCES, PackedLinear, can_pack, pack_linears
 
-pytestmark = pytest.mark.skipif(not available(), reason="this PyTorch has no oneDNN")
+pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="this PyTorch has no oneDNN")
+BOTH = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 
 
+def need(dtype: torch.dtype) -> None:
+    if not can_pack(dtype):
+        pytest.skip(f"this processor has no AVX-512, which packed {dtype} needs")
+
+
+@BOTH
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 24), (2, 24), (33, 24), (1, 7, 24), (0, 24)])
-def test_the_product_is_the_same(shape: tuple[int, ...], bias: bool) -> None:
+def test_the_product_is_the_same(shape: tuple[int, ...], bias: bool, dtype: torch.dtype) -> None:
+    need(dtype)
     torch.manual_seed(0)
-    linear = nn.Linear(24, 40, bias=bias)
-    expected = linear(x := torch.randn(shape))
+    linear = nn.Linear(24, 40, bias=bias, dtype=dtype)
+    x = torch.randn(shape, dtype=dtype)
+    bias_used = linear.bias.double() if bias else None
+    expected = F.linear(x.double(), linear.weight.double(), bias_used)
     model = nn.Sequential(linear)
 
     assert pack_linears(model) == 1
 
     assert isinstance(model[0], PackedLinear)
     with torch.inference_mode():
-        torch.testing.assert_close(model(x), expected.detach())
+        found = model(x)
+    assert found.dtype == dtype
+    error = TOLERANCES[dtype]
+    torch.testing.assert_close(found.double(), expected.detach(), rtol=error, atol=error)
 
 
-def test_only_float32_linear_layers_on_a_cpu_are_replaced() -> None:
+def test_only_linear_layers_on_a_cpu_in_a_dtype_of_onednn_are_replaced() -> None:
     class Own(nn.Linear):
         pass
 
     model = nn.ModuleDict(
         {
             "inner": nn.Sequential(nn.Linear(4, 4), nn.GELU()),
-            "sixteen": nn.Linear(4, 4, dtype=torch.bfloat16),
+            "sixteen": nn.Linear(4, 4, dtype=torch.float16),
             "own": Own(4, 4),
             "elsewhere": nn.Linear(4, 4, device="meta"),
         }
@@ -46,21 +60,48 @@ def test_only_float32_linear_layers_on_a_cpu_are_replaced() -> None:
     assert (kinds["sixteen"], kinds["own"], kinds["elsewhere"]) == (nn.Linear, Own, nn.Linear)
 
 
-def test_the_original_weights_are_freed() -> None:
-    model = nn.Sequential(nn.Linear(4, 4))
+@BOTH
+def test_the_original_weights_are_freed(dtype: torch.dtype) -> None:
+    need(dtype)
+    model = nn.Sequential(nn.Linear(4, 4, dtype=dtype))
 
     pack_linears(model)
 
     assert list(model.parameters()) == []
 
 
-def test_without_the_operations_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_linear, "available", lambda: False)
-    model = nn.Sequential(nn.Linear(4, 4))
+@BOTH
+def test_without_the_operations_nothing_changes(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    # Given a PyTorch, or a processor, that cannot pack the dtype
+    monkeypatch.setattr(packed_linear, "can_pack", lambda dtype: False)
+    model = nn.Sequential(nn.Linear(4, 4, dtype=dtype))
 
+    # When the model is packed
     assert pack_linears(model) == 0
 
+    # Then its layers stay, and compute
     assert type(model[0]) is nn.Linear
+    assert model(torch.ones(2, 4, dtype=dtype)).isfinite().all()
+
+
+@BOTH
+def test_wrong_products_are_noticed(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    # Given operations that exist, but leave out the bias
+    class Wrong:
+        @staticmethod
+        def _reorder_linear_weight(weight: torch.Tensor, rows: None) -> torch.Tensor:
+            return weight
+
+        @staticmethod
+        def _linear_pointwise(x: torch.Tensor, weight: torch.Tensor, *_: object) -> torch.Tensor:
+            return F.linear(x, weight)
+
+    monkeypatch.setattr(packed_linear, "MKLDNN", Wrong)
+
+    # Then the dtype counts as one that cannot be packed
+    assert not can_pack.__wrapped__(dtype)
 
 
 def test_the_check_draws_no_random_numbers() -> None:
@@ -68,6 +109,6 @@ def test_the_check_draws_no_random_numbers() -> None:
     expected = torch.rand(1)
 
     torch.manual_seed(3)
-    available.__wrapped__()
+    can_pack.__wrapped__(torch.float32)
 
     assert torch.equal(torch.rand(1), expected)

@@ -160,6 +160,27 @@ def test_settings_that_are_slower_are_not_written(
     assert "the defaults stay" in tuning.summary
 
 
+def test_no_other_dtype_is_tried_where_bfloat16_is_the_default(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    # given a processor on which "auto" is bfloat16
+    loaded: list[str] = []
+
+    def load(dtype: str) -> NVILA:
+        loaded.append(dtype)
+        return NVILA.from_pretrained(tiny_folder, "cpu", "bfloat16")
+
+    monkeypatch.setattr(Tuner, "_sizes", lambda self, found, timer: found)
+
+    # when it is tuned
+    tuning = Tuner(load, 1).run()
+
+    # then no second model is loaded, and the setting stays
+    assert loaded == ["auto"]
+    assert tuning.settings.dtype == "auto"
+    assert any(note.startswith("Dtype: bfloat16, because") for note in tuning.notes)
+
+
 @pytest.mark.parametrize("sequences", [1, 8, 256])
 def test_a_gain_takes_no_more_memory_than_the_requests_can_use(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch, threads: int, sequences: int
