@@ -168,7 +168,7 @@ class Faults:
 
     def _kill_server(self) -> Callable[[], None]:
         server = self._cluster.jobs.primary()
-        server.signal(signal.SIGKILL)
+        server.kill()
         return server.start
 
     def _freeze_server(self) -> Callable[[], None]:

@@ -61,6 +61,7 @@ class Ledger:
     deaths: dict[str, list[int]] = field(default_factory=dict)
     starts: dict[str, int] = field(default_factory=dict)
     failed_starts: int = 0
+    servers_repaired: int = 0
     growth: dict[str, list[Growth]] = field(default_factory=dict)
 
     def wrong(self) -> list[str]:
@@ -121,7 +122,8 @@ class Balance:
             f"{len(self._load.accepted.queries)} questions accepted, {len(open_queries)} not "
             f"answered yet; {sum(published)} results, {sum(n > 1 for n in published)} doubled; "
             f"{self._ledger.cameras_not_running} cameras did not run again; "
-            f"deaths: {sum(len(machine.deaths) for machine in self._cluster.machines)}."
+            f"deaths: {sum(len(machine.deaths) for machine in self._cluster.machines)}; "
+            f"servers repaired: {sum(server.repairs for server in self._cluster.jobs.servers)}."
         )
 
     def draw_up(self) -> Ledger:
@@ -137,6 +139,7 @@ class Balance:
             self._count_captions()
             self._detach_all(client)
         ledger.refused = dict(load.accepted.refused)
+        ledger.servers_repaired = sum(server.repairs for server in self._cluster.jobs.servers)
         ledger.longest_double_reading_s = max(camera.doubled_for for camera in load.cameras)
         for machine in self._cluster.machines:
             ledger.starts[machine.name] = machine.starts

@@ -227,7 +227,8 @@ class Cluster:
         return open_redis(self.jobs.url, connect_timeout=2, timeout=5, retries=3)
 
     def tick(self) -> None:
-        """Supervise the programs; call it from the main thread a few times a second."""
+        """Supervise programs and servers; call it from the main thread a few times a second."""
+        self.jobs.tick()
         for machine in self.machines:
             machine.tick()
 

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pwd
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -28,16 +29,28 @@ _START_TIMEOUT = 60.0
 
 
 class Server:
-    """A program on a host that faults can end, freeze and start again."""
+    """A program on a host that faults can end, freeze and start again.
+
+    Attributes:
+        host: where it runs.
+        down: whether a fault has ended it, and not yet started it again.
+    """
 
     def __init__(self, host: Host, command: list[str | Path], log: Path) -> None:
         self.host = host
         self._command = host.command(command)
         self._log = log
         self._process: subprocess.Popen[bytes] | None = None
+        self.down = True
+
+    @property
+    def runs(self) -> bool:
+        """Whether its process is there, frozen or not."""
+        return self._process is not None and self._process.poll() is None
 
     def start(self) -> None:
         """Start it, unless it runs."""
+        self.down = False
         if self._process is None or self._process.poll() is not None:
             self._process = spawn(self._command, log=self._log)
 
@@ -45,6 +58,11 @@ class Server:
         """Send a signal to it, if it runs."""
         if self._process is not None and self._process.poll() is None:
             os.kill(self._process.pid, number)
+
+    def kill(self) -> None:
+        """End it at once, until it is started again."""
+        self.down = True
+        self.signal(signal.SIGKILL)
 
     def stop(self) -> None:
         """End it for good."""
@@ -54,10 +72,14 @@ class Server:
 
 
 class RedisServer(Server):
-    """A Redis on a host, with a small disk of its own if it is `durable`."""
+    """A Redis on a host, with a small disk of its own if it is `durable`.
+
+    `repairs` is how often its data was deleted because it could not read it.
+    """
 
     def __init__(self, host: Host, folder: Path, *lines: str, durable: bool = True) -> None:
         self._folder = folder / host.name
+        self.repairs = 0
         if durable:
             mount_disk(self._folder, _DISK)
             lines = (*lines, "appendonly yes", "min-replicas-to-write 1", "min-replicas-max-lag 2")
@@ -87,6 +109,12 @@ class RedisServer(Server):
     def fill_disk(self) -> Callable[[], None]:
         """Leave no room on its disk; return what undoes it."""
         return _fill(self._folder)
+
+    def repair(self) -> None:
+        """Start it without its data."""
+        shutil.rmtree(self._folder / "appendonlydir", ignore_errors=True)
+        self.repairs += 1
+        self.start()
 
 
 class RedisPair:
@@ -130,11 +158,14 @@ class RedisPair:
 
     def primary(self) -> RedisServer:
         """Return the server that says that it is the primary; the first if none does."""
-        for server in self.servers:
-            with contextlib.suppress(redis.exceptions.RedisError), server.client() as client:
-                if client.info("replication")["role"] == "master":
-                    return server
-        return self.servers[0]
+        return next((each for each in self.servers if _is_primary(each)), self.servers[0])
+
+    def tick(self) -> None:
+        """Do what an operator does with a server that does not start: one whose disk was full may
+        be unable to read its own file. The other one, if it is the primary, has all of it."""
+        for server, other in (self.servers, reversed(self.servers)):
+            if not server.down and not server.runs and _is_primary(other):
+                server.repair()
 
     def stop(self) -> None:
         """End all."""
@@ -229,6 +260,12 @@ class SqliteFile:
     def fill_disk(self) -> Callable[[], None]:
         """Leave no room on its disk; return what undoes it."""
         return _fill(self._folder)
+
+
+def _is_primary(server: RedisServer) -> bool:
+    with contextlib.suppress(redis.exceptions.RedisError), server.client() as client:
+        return bool(client.info("replication")["role"] == "master")
+    return False
 
 
 def _fill(disk: Path) -> Callable[[], None]:
