@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from nvila_core.engine.background_tower import BackgroundTower
 from nvila_core.engine.batch import AttentionPlanner, SequenceSlice
 from nvila_core.engine.grouped_attention import GroupedAttention
 from nvila_core.engine.kv_cache import KVCache
@@ -61,6 +62,11 @@ def make_graphs(
 
     assert isinstance(attention, TritonAttention)
     return DecodeGraphs(model.language, attention, max_model_len, len(model.tokenizer))
+
+
+def make_tower(model: NVILA) -> BackgroundTower | None:
+    """Return what encodes tiles beside the steps; None on a CPU, which has no room beside them."""
+    return BackgroundTower(model) if model.device.type == "cuda" else None
 
 
 @torch.inference_mode()

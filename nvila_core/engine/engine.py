@@ -8,6 +8,9 @@ resized in parallel, and only wait for results. A step:
     batch         runs all positions through the language model at once
     delivery      draws a token for every sequence whose positions are all computed
 
+On a GPU the tiles are encoded beside the steps: a step starts passes of the tower, takes the features
+of those that are done, and computes the chunks whose pictures are there.
+
 A request that fails does not affect the others.
 """
 
@@ -16,11 +19,12 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
 
-from nvila_core.engine.attention_choice import choose_attention, make_graphs
+from nvila_core.engine.attention_choice import choose_attention, make_graphs, make_tower
 from nvila_core.engine.block_pool import BlockPool
 from nvila_core.engine.handle import Handle
 from nvila_core.engine.kv_cache import KVCache
@@ -42,7 +46,7 @@ from nvila_core.errors import (
 from nvila_core.generation.sampling import SamplingParams
 from nvila_core.generation.sequence import Sequence
 from nvila_core.model import NVILA
-from nvila_core.models.device import step_limits
+from nvila_core.models.device import is_device_lost, step_limits
 from nvila_core.models.merged import merge_projections
 from nvila_core.models.packed_linear import pack_linears
 from nvila_core.prompt.builder import Prompt
@@ -50,6 +54,9 @@ from nvila_core.resolution.policy import Plan
 
 BLOCK_SIZE = 16
 """Positions in a block of the cache: two prompts share whole blocks only."""
+
+TOWER_POLL_SECONDS = 0.002
+"""How often the engine looks whether features are there while it has nothing else to do."""
 
 USAGE = ("prompt_tokens", "cached_tokens", "completion_tokens", "tiles", "cached_tiles")
 TOTALS = ("submitted", "finished", "failed", "cancelled", "steps", *USAGE)
@@ -151,10 +158,15 @@ class Engine:
             BlockPool(num_blocks), BLOCK_SIZE, max_num_seqs, max_num_batched_tokens
         )
         self.tile_cache = TileCache(tile_cache_bytes, tile_tolerance)
-        self.encoder = TileEncoder(model, self.tile_cache, step_tiles)
+        self.encoder = TileEncoder(model, self.tile_cache, step_tiles, make_tower(model))
         attention = choose_attention(self.cache, model.config.num_heads)
         graphs = make_graphs(model, attention, self.max_model_len)
         self.runner = ModelRunner(model, attention, self.encoder, graphs)
+        self._stream: Any = None
+        if model.device.type == "cuda":
+            # Passes of the tower, on a stream of lower priority, let its kernels go first.
+            self._stream = torch.cuda.Stream(model.device, priority=-1)
+            self._stream.wait_stream(torch.cuda.current_stream(model.device))
         self._clock = clock
         self._changed = threading.Condition()
         self._stepping = threading.Lock()
@@ -266,30 +278,57 @@ class Engine:
         Raises:
             DeviceLost: the device failed; no request can be answered any more.
         """
-        with self._stepping, torch.inference_mode():
-            self._queue_arrived()
-            self._end_cancelled_and_overdue()
-            scheduled = self.scheduler.schedule()
-            for item in scheduled:
-                if item.request.scheduled_time is None:
-                    self._begin(item.request)
-            needed = [
-                (item.request, item.request.num_computed_tokens + item.num_scheduled_tokens)
-                for item in scheduled
-            ]
-            for request, end in needed:
-                if self.encoder.lacks_similar_tile(request, end):
-                    # Its own pixels must not be kept as those of the similar tile.
-                    self.scheduler.restart(request)
-                    request.use_tiles(request.own_tile_hashes, BLOCK_SIZE)
-                    request.scheduled_time = None
-            needed = [(r, end) for r, end in needed if r in self.scheduler.running]
-            self.encoder.encode(needed, self._fail)
-            self._compute(self._with_encoded_tiles(scheduled))
-            self._totals["steps"] += 1
-            left = bool(self.scheduler.waiting or self.scheduler.running)
+        try:
+            with self._stepping, torch.inference_mode(), self._on_stream():
+                self._step()
+                left = bool(self.scheduler.waiting or self.scheduler.running)
+        except Exception as error:
+            if is_device_lost(error):
+                raise DeviceLost(first_line(error)) from error
+            raise
         with self._changed:
             return left or bool(self._arrived)
+
+    def _step(self) -> None:
+        encoder, scheduler = self.encoder, self.scheduler
+        beside = encoder.tower is not None
+        self._queue_arrived()
+        self._end_cancelled_and_overdue()
+        encoder.take(self._fail)
+        scheduled = scheduler.schedule(encoder.ready if beside else None)
+        needed = [
+            (item.request, item.request.num_computed_tokens + item.num_scheduled_tokens)
+            for item in scheduled
+        ]
+        if beside:  # the tower works ahead of the chunks
+            needed = [(r, r.num_tokens) for r in sorted(scheduler.running) if r.num_new_tokens > 1]
+        for request in dict.fromkeys((*(item.request for item in scheduled), *dict(needed))):
+            if request.scheduled_time is None:
+                self._begin(request)
+        for request, end in needed:
+            if encoder.lacks_similar_tile(request, end):
+                # Its own pixels must not be kept as those of the similar tile.
+                scheduler.restart(request)
+                request.use_tiles(request.own_tile_hashes, BLOCK_SIZE)
+                request.scheduled_time = None
+        needed = [(r, end) for r, end in needed if r in scheduler.running]
+        (encoder.start if beside else encoder.encode)(needed, self._fail)
+        work = self._with_encoded_tiles(scheduled)
+        if not work and encoder.is_busy:
+            self._wait_for_tower()
+            return
+        self._compute(work)
+        self._totals["steps"] += 1
+
+    def _wait_for_tower(self) -> None:
+        """Wait a moment for features, or less if a request comes or is cancelled."""
+        with self._changed:
+            if not (self._arrived or self._stopped or self.encoder.is_done()):
+                self._changed.wait(TOWER_POLL_SECONDS)
+
+    def _on_stream(self) -> AbstractContextManager[Any]:
+        """Return a context in which a GPU computes on the engine's stream."""
+        return nullcontext() if self._stream is None else torch.cuda.stream(self._stream)
 
     def stats(self) -> dict[str, int]:
         """Return counts of the current state and since the start.
@@ -466,10 +505,5 @@ class Engine:
                 request.handle.finish(error)
             for request in (*self.scheduler.running, *self.scheduler.waiting):
                 self._end(request, error)
-
-
-def is_device_lost(error: BaseException) -> bool:
-    """Return whether an exception means that the device's context is broken for good."""
-    return isinstance(error, torch.AcceleratorError) and not isinstance(
-        error, torch.OutOfMemoryError
-    )
+            with suppress(Exception), self._on_stream():  # the device may be lost
+                self.encoder.finish()

@@ -2,7 +2,8 @@
 
 A step takes one position of every decoding request, then as much of the prompts as its token budget
 leaves, in serving order: a long prompt is prefilled in chunks and delays no other request for
-longer than a step. A prompt is admitted when blocks for all of it are free; when decoding needs
+longer than a step. Where pictures are encoded beside the steps, a prompt is computed as far as its
+pictures are there, in chunks that are worth a step. A prompt is admitted when blocks for all of it are free; when decoding needs
 more blocks than there are, the last request in serving order is preempted and resumes later where
 it was. Chunked prefill follows Sarathi-Serve (Agrawal et al. 2024), preemption by recomputing
 follows vLLM (Kwon et al. 2023).
@@ -14,6 +15,18 @@ from dataclasses import dataclass
 
 from nvila_core.engine.block_pool import BlockPool
 from nvila_core.engine.request import Request
+
+
+MIN_CHUNK_SHARE = 0.25
+"""Share of a step's positions that a chunk must have whose prompt waits for the tower: a chunk of few
+positions takes as long as one of many."""
+
+MAX_UNREADY_STEPS = 2
+"""Steps of positions that wait for the tower before another prompt with pictures is admitted: it
+would hold blocks and compute nothing."""
+
+Ready = Callable[[Request, int], int]
+"""Returns the position, at most the given one, up to which a request's pictures are encoded."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +78,13 @@ class Scheduler:
         self._free(request)
         self.add(request)
 
-    def schedule(self) -> list[ScheduledRequest]:
-        """Return the work of the next step: decoding requests, then prompts, in serving order."""
+    def schedule(self, ready: Ready | None = None) -> list[ScheduledRequest]:
+        """Return the work of the next step: decoding requests, then prompts, in serving order.
+
+        Args:
+            ready: where pictures are encoded beside the steps; None: they will be encoded as this
+                step needs them.
+        """
         budget = self.max_num_batched_tokens
         scheduled: list[ScheduledRequest] = []
         for request in sorted(self.running):
@@ -76,19 +94,32 @@ class Scheduler:
                 scheduled.append(ScheduledRequest(request, 1))
                 budget -= 1
         prefilling = sorted([r for r in self.running if r.num_new_tokens > 1] + self.waiting)
-        full = False
+        full, unready = False, 0
         for request in prefilling:
             if budget <= 0:
                 break
             if request not in self.running:
+                if unready >= MAX_UNREADY_STEPS * self.max_num_batched_tokens and request.tile_hashes:
+                    continue
                 admitted = not full and self._admit(request)
                 full = full or admitted is False  # else small prompts could overtake it for ever
                 if not admitted:
                     continue
             count = min(request.num_new_tokens, budget)
-            scheduled.append(ScheduledRequest(request, count))
-            budget -= count
+            if ready is not None:
+                count = self._count_ready(request, count, ready)
+                unready += request.num_new_tokens - count
+            if count:
+                scheduled.append(ScheduledRequest(request, count))
+                budget -= count
         return [item for item in scheduled if item.request in self.running]
+
+    def _count_ready(self, request: Request, wanted: int, ready: Ready) -> int:
+        """Return how many of the next `wanted` positions to compute: 0 while too few are ready."""
+        start = request.num_computed_tokens
+        count = ready(request, start + wanted) - start
+        enough = min(wanted, MIN_CHUNK_SHARE * self.max_num_batched_tokens)
+        return count if count >= enough else 0
 
     def mark_computed(self, request: Request, count: int) -> None:
         """Record that `count` more positions are computed, and cache the blocks they fill."""

@@ -63,8 +63,14 @@ class Processor:
     def normalise_on_device(self, pixels: Tensor) -> Tensor:
         """Return what `normalise` does, of uint8 pixels [n, H, W, 3] that a GPU holds."""
         table = torch.from_numpy(self.table).to(pixels.device, non_blocking=True)
-        channels = pixels.permute(0, 3, 1, 2)
-        return torch.stack([table[c][channels[:, c].int()] for c in range(3)], dim=1)
+        return look_up_levels(pixels, table)
+
+
+def look_up_levels(pixels: Tensor, table: Tensor) -> Tensor:
+    """Return float32 [n, 3, H, W]: the values in `Processor.table` of uint8 pixels [n, H, W, 3]."""
+    channels = pixels.permute(0, 3, 1, 2)
+    values = [table[c].take(channels[:, c].long()) for c in range(3)]
+    return torch.stack(values, dim=1)
 
 
 def to_rgb(image: object) -> Image.Image:

@@ -90,3 +90,10 @@ def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 def step_limits(device: torch.device) -> StepLimits:
     """Return the default limits of an engine's step on a device."""
     return STEP_LIMITS.get(device.type, STEP_LIMITS["cpu"])
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Return whether an exception means that the device's context is broken for good."""
+    return isinstance(error, torch.AcceleratorError) and not isinstance(
+        error, torch.OutOfMemoryError
+    )
