@@ -80,10 +80,15 @@ def parts(device: torch.device, small: bool) -> dict[str, Callable[[], dict[str,
         found: dict[str, Any] = vision.measure(device, *(("tiny", (1, 2)) if small else ()))
         return found
 
+    def shares() -> dict[str, Any]:
+        import shares
+
+        return shares.measure(device, *(("tiny", 64, 2, 2) if small else ()))
+
     def streams() -> dict[str, Any]:
         import streams
 
-        return streams.measure(device, *(("tiny", 2, 4, 1) if small else ()))
+        return streams.measure(device, *(("tiny", 2, 4, 1, 60) if small else ()))
 
     return {
         "card": lambda: card(device),
@@ -91,6 +96,7 @@ def parts(device: torch.device, small: bool) -> dict[str, Callable[[], dict[str,
         "decode": decode("2b"),
         "tower": tower,
         "speed": speed,
+        "shares": shares,
         "streams": streams,
         "8b": decode("8b"),
         "float32": check(torch.float32),

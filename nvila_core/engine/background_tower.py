@@ -20,6 +20,7 @@ from torch import Tensor
 from nvila_core.errors import first_line
 from nvila_core.media.preprocess import Processor, look_up_levels
 from nvila_core.model import NVILA
+from nvila_core.models.staging import stage
 from nvila_core.models.vision_tower import MAX_TILES_PER_PASS
 
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, MAX_TILES_PER_PASS)
@@ -93,7 +94,7 @@ class StreamPass:
         """Return the features of each tile and whether they are finite; see `Pass.take`."""
         slot = self._slot
         slot.done.synchronize()
-        finite = [bool(flag) for flag in slot.finite[: self._count].tolist()]
+        finite = [bool(flag) for flag in slot.finite.numpy()[: self._count]]
         assert slot.features is not None
         # Each tile by itself, so that keeping one does not keep the whole pass; in one launch.
         features = list(slot.features[: self._count].unbind())
@@ -150,7 +151,7 @@ class BackgroundTower:
             self.stream.wait_event(slot.taken)
             self.pixels[:count].copy_(slot.pixels[:count], non_blocking=True)
             if processor != self._processor:
-                self.table.copy_(torch.from_numpy(processor.table))
+                self.table.copy_(stage([processor.table], self.device)[0])
                 self._processor = processor
             features, finite = self._run(count)
             if slot.features is None:

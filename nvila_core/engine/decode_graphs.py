@@ -137,7 +137,7 @@ class DecodeGraphs:
     def _record(self, graph: torch.cuda.CUDAGraph, batch: TritonBatch) -> tuple[Tensor, Tensor]:
         """Record a step on the current device into a graph; return where it leaves its results."""
         # Graphs that share memory share a stream. PyTorch's default is one for all devices.
-        stream = self._stream = self._stream or torch.cuda.Stream()
+        stream = self._stream = self._stream or torch.cuda.Stream(priority=-1)
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):  # libraries allocate and compile at the first call
             self.compute(batch)

@@ -8,8 +8,8 @@ resized in parallel, and only wait for results. A step:
     batch         runs all positions through the language model at once
     delivery      draws a token for every sequence whose positions are all computed
 
-On a GPU the tiles are encoded beside the steps: a step starts passes of the tower, takes the features
-of those that are done, and computes the chunks whose pictures are there.
+On a GPU the tiles are encoded beside the steps: a step starts passes of the tower, takes the
+features of those that are done, and computes the chunks whose pictures are there.
 
 A request that fails does not affect the others.
 """

@@ -3,9 +3,9 @@
 A step takes one position of every decoding request, then as much of the prompts as its token budget
 leaves, in serving order: a long prompt is prefilled in chunks and delays no other request for
 longer than a step. Where pictures are encoded beside the steps, a prompt is computed as far as its
-pictures are there, in chunks that are worth a step. A prompt is admitted when blocks for all of it are free; when decoding needs
-more blocks than there are, the last request in serving order is preempted and resumes later where
-it was. Chunked prefill follows Sarathi-Serve (Agrawal et al. 2024), preemption by recomputing
+pictures are there, in chunks that are worth a step. A prompt is admitted when blocks for all of it
+are free; when decoding needs more blocks than there are, the last request in serving order is
+preempted and resumes later where it was. Chunked prefill follows Sarathi-Serve (Agrawal et al. 2024), preemption by recomputing
 follows vLLM (Kwon et al. 2023).
 """
 
@@ -16,10 +16,9 @@ from dataclasses import dataclass
 from nvila_core.engine.block_pool import BlockPool
 from nvila_core.engine.request import Request
 
-
 MIN_CHUNK_SHARE = 0.25
-"""Share of a step's positions that a chunk must have whose prompt waits for the tower: a chunk of few
-positions takes as long as one of many."""
+"""Share of a step's positions that a chunk must have while its prompt waits for the tower: one of
+few positions takes as long as one of many."""
 
 MAX_UNREADY_STEPS = 2
 """Steps of positions that wait for the tower before another prompt with pictures is admitted: it
@@ -99,7 +98,10 @@ class Scheduler:
             if budget <= 0:
                 break
             if request not in self.running:
-                if unready >= MAX_UNREADY_STEPS * self.max_num_batched_tokens and request.tile_hashes:
+                if (
+                    unready >= MAX_UNREADY_STEPS * self.max_num_batched_tokens
+                    and request.tile_hashes
+                ):
                     continue
                 admitted = not full and self._admit(request)
                 full = full or admitted is False  # else small prompts could overtake it for ever

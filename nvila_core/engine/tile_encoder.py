@@ -1,7 +1,7 @@
 """Run the tiles of scheduled requests through the vision tower, in batches and never twice.
 
-On a CPU a step encodes the tiles that it needs. With a `Tower` that works beside the language model,
-a step starts passes and takes the features of those that are done.
+On a CPU a step encodes the tiles that it needs. With a `Tower` that works beside the language
+model, a step starts passes and takes the features of those that are done.
 """
 
 import time
@@ -17,7 +17,6 @@ from nvila_core.engine.tile_cache import TileCache
 from nvila_core.errors import NotFinite
 from nvila_core.model import NVILA
 from nvila_core.models.device import is_device_lost
-
 
 OnFailure = Callable[[Request, Exception], None]
 

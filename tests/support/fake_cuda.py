@@ -95,6 +95,11 @@ class Substitutes(TorchFunctionMode):
         """Index by operations, and copy between the device and memory that has numbers."""
         if func is Tensor.__getitem__ and args[0].is_cuda:
             return part_of(*args)
+        if func is Tensor.__getitem__ and is_pinned(args[0]):
+            with unset_fake_temporarily():
+                part: Any = args[0][args[1]]
+            part.pinned = True
+            return part
         if func is Tensor.__setitem__ and args[0].is_cuda:
             part, value = part_of(*args[:2]), args[2]
             return part.copy_(value) if is_tensor(value) else part.fill_(value)
@@ -110,6 +115,12 @@ class Substitutes(TorchFunctionMode):
         if func is Tensor.copy_ and is_pinned(args[0]):
             self._device.copies_out += 1
             return args[0]
+        if func is Tensor.copy_ and args[0].is_cuda and args[1].is_cuda:
+            self._device.launches["copy"] += 1
+            return args[0]
+        if func is torch._foreach_copy_ and all(t.is_cuda for t in (*args[0], *args[1])):
+            self._device.launches["foreach_copy"] += 1
+            return None
         return func(*args, **(kwargs or {}))
 
 
@@ -164,11 +175,31 @@ class FakeGraph:
 class FakeStream:
     """A stream of launches."""
 
-    def __init__(self, device: FakeCuda) -> None:
-        self._device = device
+    def __init__(self, device: FakeCuda, priority: int = 0) -> None:
+        self._device, self.priority = device, priority
 
     def wait_stream(self, other: object) -> None:
         """Let the device wait; the host does not."""
+
+    def wait_event(self, event: "FakeEvent") -> None:
+        """Let the device wait; the host does not."""
+
+    def synchronize(self) -> None:
+        """Wait for a copy to the host, which is counted as such."""
+
+
+class FakeEvent:
+    """A moment in a stream, which has come when somebody asks."""
+
+    def __init__(self, device: FakeCuda) -> None:
+        self._device = device
+
+    def record(self, stream: object = None) -> None:
+        """Set the moment."""
+
+    def query(self) -> bool:
+        """Return whether it has come."""
+        return True
 
     def synchronize(self) -> None:
         """Wait for a copy to the host, which is counted as such."""
@@ -217,7 +248,8 @@ def fake_cuda(processors: int = 132) -> Iterator[FakeCuda]:
             patch.setattr(torch, name, on_host(name))
         patch.setattr(torch.cuda, "get_device_properties", lambda *_: properties)
         patch.setattr(torch.cuda, "current_stream", lambda *_: FakeStream(device))
-        patch.setattr(torch.cuda, "Stream", lambda *_, **__: FakeStream(device))
+        patch.setattr(torch.cuda, "Stream", lambda *_, priority=0: FakeStream(device, priority))
+        patch.setattr(torch.cuda, "Event", lambda **_: FakeEvent(device))
         patch.setattr(torch.cuda, "CUDAGraph", lambda: FakeGraph(device))
         for name in ("device_of", "device", "stream", "graph"):
             patch.setattr(torch.cuda, name, nothing)

@@ -6,12 +6,14 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from nvila_core import NVILA, SamplingParams
-from nvila_core.config import LanguageConfig
+from nvila_core.config import LanguageConfig, VisionConfig
+from nvila_core.engine.background_tower import BUCKETS, MAX_PASSES, BackgroundTower
 from nvila_core.engine.handle import Handle
 from nvila_core.engine.kv_cache import KVCache
 from nvila_core.engine.model_runner import ModelRunner
@@ -19,9 +21,12 @@ from nvila_core.engine.prefix_keys import PromptLayout
 from nvila_core.engine.request import NEVER, Request
 from nvila_core.engine.scheduler import ScheduledRequest
 from nvila_core.generation.sequence import Sequence
+from nvila_core.media.preprocess import Processor
 from nvila_core.models.language_model import LanguageModel
 from nvila_core.models.merged import merge_projections
+from nvila_core.models.projector import build_projector
 from nvila_core.models.quantize import Linear4, Linear8, QuantizedLinear, pack_int4
+from nvila_core.models.vision_tower import VisionTower
 
 pytest.importorskip("triton", reason="the kernels need Triton, which this machine lacks")
 
@@ -215,3 +220,58 @@ def test_quantized_layers_run_on_the_gpu(bits: int, tiny: NVILA, cuda: FakeCuda)
     # when a row and a chunk are computed, then no device or dtype is wrong, and nothing waits
     assert runner.forward(items) == [1, 1]
     assert cuda.waits == 0
+
+
+def make_tower() -> BackgroundTower:
+    """Return the tower of NVILA-Lite on the GPU."""
+    config = VisionConfig(1152, 4304, 27, 16, 448, 14, 26)
+    with unset_fake_temporarily(), torch.device("meta"):
+        vision = VisionTower(config)
+        projector = build_projector("mlp_downsample_3x3_fix", 1152, 1536)
+    for network in (vision, projector):
+        for module in network.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                there = torch.empty(parameter.shape, dtype=torch.bfloat16, device=CUDA)
+                module.register_parameter(name, torch.nn.Parameter(there, requires_grad=False))
+    model: Any = SimpleNamespace(
+        device=CUDA,
+        config=SimpleNamespace(vision=config),
+        encode_tiles=lambda pixels: projector(vision(pixels)),
+    )
+    return BackgroundTower(model)
+
+
+@pytest.mark.parametrize("count", [1, 5, BUCKETS[-1]])
+def test_a_pass_of_the_tower_is_one_launch_and_one_copy(count: int, cuda: FakeCuda) -> None:
+    # given a tower whose graph for so many tiles has been captured
+    tower, processor = make_tower(), Processor(448)
+    with unset_fake_temporarily():
+        tiles = [np.zeros((448, 448, 3), np.uint8)] * count
+    with torch.inference_mode():
+        tower.start(tiles, processor).take()
+        cuda.reset()
+        # when tiles are encoded
+        started = tower.start(tiles, processor)
+        # then the host starts a graph and keeps its results; it waits for nothing
+        assert cuda.launches == {"graph": 1, "copy": 1}
+        assert (cuda.copies_in, cuda.copies_out, cuda.waits) == (1, 1, 0)
+        # and when it takes the features, they are copied at once
+        features, finite = started.take()
+    assert [tuple(one.shape) for one in features] == [(121, 1536)] * count
+    assert len(finite) == count
+    assert cuda.launches == {"graph": 1, "copy": 1, "foreach_copy": 1}
+    assert cuda.waits == 0
+
+
+def test_no_more_passes_are_in_flight_than_have_memory(cuda: FakeCuda) -> None:
+    # given a tower
+    tower, processor = make_tower(), Processor(448)
+    with unset_fake_temporarily():
+        tiles = [np.zeros((448, 448, 3), np.uint8)]
+    with torch.inference_mode():
+        # when as many passes are started as it has room for
+        passes = [tower.start(tiles, processor) for _ in range(MAX_PASSES)]
+        # then there is room when the features of one are taken
+        assert not tower.has_room()
+        passes[0].take()
+        assert tower.has_room()
