@@ -5,8 +5,8 @@ leaves, in serving order: a long prompt is prefilled in chunks and delays no oth
 longer than a step. Where pictures are encoded beside the steps, a prompt is computed as far as its
 pictures are there, in chunks that are worth a step. A prompt is admitted when blocks for all of it
 are free; when decoding needs more blocks than there are, the last request in serving order is
-preempted and resumes later where it was. Chunked prefill follows Sarathi-Serve (Agrawal et al. 2024), preemption by recomputing
-follows vLLM (Kwon et al. 2023).
+preempted and resumes later where it was. Chunked prefill follows Sarathi-Serve (Agrawal et al.
+2024), preemption by recomputing follows vLLM (Kwon et al. 2023).
 """
 
 import bisect

@@ -298,7 +298,7 @@ def test_a_prompt_that_waits_for_the_tower_lets_texts_pass_but_no_pictures(
     # when it runs for a while
     for _ in range(30):
         engine.step()
-    # then the text is answered, and no more prompts with pictures than the tower is ahead hold blocks
+    # then the text is answered, and one prompt with pictures holds blocks, the others none
     assert text.done
     assert not any(look.done for look in looks)
     assert len(engine.scheduler.running) == 1
