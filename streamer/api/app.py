@@ -42,6 +42,7 @@ from streamer.api.errors import install_error_handlers
 from streamer.api.event_hub import EventHub
 from streamer.api.idempotency import Idempotency
 from streamer.api.keyring import Keyring
+from streamer.api.page import PageFiles
 from streamer.api.pictures import Pictures
 from streamer.api.rate_limit import RateLimit
 from streamer.api.redis_watch import RedisWatch
@@ -187,6 +188,7 @@ def create_app(client: Service, *, watch_events: bool = False) -> FastAPI:
         )
     app.add_middleware(Authentication, keyring=keyring)
     install_documentation(app)
+    app.add_middleware(PageFiles)
     app.add_middleware(SendLimit)
     app.add_middleware(RequestLog)  # the last one is around all others
     return app

@@ -20,6 +20,9 @@ from streamer.outage import Outage
 MAX_FEEDS = 500
 """Pictures that one process makes: streams, times the sizes that they are watched in."""
 
+MAX_PAUSE = 1.0
+"""Seconds between two looks for new frames."""
+
 _QUALITY = 80
 _LENGTH = struct.Struct(">I")
 
@@ -81,6 +84,7 @@ class Pictures:
         self._outage = outage
         self._feeds: dict[tuple[str, str, int], Feed] = {}
         self._task: asyncio.Task[None] | None = None
+        self._opened = asyncio.Event()
 
     @contextlib.contextmanager
     def watch(
@@ -102,6 +106,7 @@ class Pictures:
             feed.viewers.append(viewer)
         if feeds and self._task is None:
             self._task = asyncio.create_task(self._run())
+        self._opened.set()
         try:
             yield feeds
         finally:
@@ -111,11 +116,15 @@ class Pictures:
                     del self._feeds[key]
 
     async def _run(self) -> None:
-        """Look for new frames as often as the most demanding viewer wants, while any watches."""
+        """Look for new frames as often as the most demanding viewer wants, while any watches.
+
+        A viewer who comes in between waits for no other's turn.
+        """
         try:
             while self._feeds:
                 feeds = list(self._feeds.values())
-                pause = min(1.0, 1.0 / max(feed.fps for feed in feeds))
+                self._opened.clear()
+                pause = min(MAX_PAUSE, 1.0 / max(feed.fps for feed in feeds))
                 try:
                     changed = await run_in_threadpool(self._renew, feeds)
                 except redis.exceptions.RedisError as error:
@@ -127,7 +136,8 @@ class Pictures:
                         feed.picture = picture
                         for news, _ in feed.viewers:
                             news.set()
-                await asyncio.sleep(pause)
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._opened.wait(), pause)
         finally:
             self._task = None
 

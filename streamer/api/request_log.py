@@ -11,6 +11,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streamer.api.errors import ErrorResponse
+from streamer.api.page import STATIC_PATH
 from streamer.errors import ErrorCode
 
 REQUEST_ID = "x-request-id"
@@ -19,8 +20,9 @@ _log = structlog.get_logger("streamer.api")
 
 _ACCEPTED_ID = re.compile(r"[A-Za-z0-9._:=/+-]{1,128}")
 _MAX_PATH = 200
-_QUIET_PATHS = {"/healthz"}
-"""Paths that a supervisor calls every few seconds: logged at level `debug` unless they fail."""
+_QUIET_PATHS = ("/healthz", f"{STATIC_PATH}/")
+"""Beginnings of paths that a supervisor calls every few seconds, or a browser dozens of at once:
+logged at level `debug` unless they fail."""
 
 _UNEXPECTED = "Unexpected error: see the log of `streamer serve`."
 
@@ -89,5 +91,5 @@ def _record(scope: Scope, state: dict[str, Any], status: int, ms: float) -> None
         level = logging.WARNING if status >= 500 else logging.INFO
         _log.log(level, "request_refused", **fields, code=refusal.code, reason=refusal.message)
     else:
-        quiet = scope["path"] in _QUIET_PATHS
+        quiet = scope["path"].startswith(_QUIET_PATHS)
         _log.log(logging.DEBUG if quiet else logging.INFO, "request", **fields)

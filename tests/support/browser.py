@@ -4,6 +4,7 @@ Console errors, uncaught errors and violations of the content security policy fa
 Pictures go to the folder of the environment variable PAGE_SCREENSHOTS, if it is set.
 """
 
+import json
 import os
 import re
 import shutil
@@ -124,4 +125,19 @@ def serious_problems(page: "Page") -> list[str]:
         for each in found["violations"]
         if each["impact"] in ("serious", "critical")
         for node in each["nodes"]
+    ]
+
+
+def main_thread_tasks(trace: bytes) -> list[float]:
+    """Return the CPU seconds of each task of the page's main thread in a trace of the browser."""
+    events = json.loads(trace)["traceEvents"]
+    main = {
+        (event["pid"], event["tid"])
+        for event in events
+        if event["name"] == "thread_name" and event["args"]["name"] == "CrRendererMain"
+    }
+    return [
+        event["tdur"] / 1e6
+        for event in events
+        if event["name"] == "RunTask" and (event["pid"], event["tid"]) in main and "tdur" in event
     ]

@@ -3,6 +3,9 @@
 const PAUSES = [250, 500, 1000, 2000, 4000, 8000];
 const SILENCE = 25000;
 
+// milliseconds in which wishes are gathered: those of one scroll come one by one
+const TOGETHER = 60;
+
 /** Milliseconds before the next try, with up to a quarter more at random. */
 export function pauseBefore(attempt, random = Math.random) {
   return PAUSES[Math.min(attempt, PAUSES.length - 1)] * (1 + random() / 4);
@@ -73,7 +76,7 @@ export class LiveSocket {
   watch(stream, fps, width) {
     const wish = { stream, fps, width };
     this._pictures.add(wish);
-    this._renew();
+    this._renew(this._pictures.size === 1 ? 0 : TOGETHER);
     return () => {
       this._pictures.delete(wish);
       this._renew();
@@ -163,12 +166,12 @@ export class LiveSocket {
     }
   }
 
-  _renew() {
+  _renew(pause = TOGETHER) {
     if (this._renewal) return;
     this._renewal = this._later(() => {
       this._renewal = null;
       this._subscribe();
-    }, 60);
+    }, pause);
   }
 
   _subscribe() {

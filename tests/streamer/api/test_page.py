@@ -6,6 +6,7 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Iterator
+from urllib.parse import urljoin
 
 import pytest
 from fastapi.testclient import TestClient
@@ -114,6 +115,58 @@ def test_the_first_load_is_small(api: TestClient) -> None:
     assert len(sizes) > 20  # without a build step, each module is a file
     assert not any("uplot" in path for path in sizes)
     assert sum(sizes.values()) + len(gzip.compress(html.content)) <= MAX_FIRST_LOAD
+
+
+STATIC_IMPORT = re.compile(
+    r"""(?:^|[;}])\s*(?:import|export)\s*(?:[\w{},*$\s]*?\bfrom\s*)?["']([^"']+)["']""",
+    re.MULTILINE,
+)
+
+PAGES = {
+    "/": "wall",
+    "/streams/yard": "stream",
+    "/incidents": "incidents",
+    "/incidents/inc_1": "incidents",
+    "/search": "search",
+    "/ask": "ask",
+    "/attach": "attach",
+    "/system": "system",
+    "/login": "login",
+}
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_a_document_names_every_module_of_its_first_picture_and_no_other(
+    api: TestClient, path: str
+) -> None:
+    html = api.get(path, headers=BROWSER).text
+    base = f"/static/{page.load_page().version}/"
+    (inline,) = re.findall(r"<script type=\"importmap\">(.*?)</script>", html, re.DOTALL)
+    imports = json.loads(inline)["imports"]
+    named = set(re.findall(r'<link rel="modulepreload" href="([^"]+)">', html))
+
+    entries = {*re.findall(r'<script type="module"[^>]* src="([^"]+)"', html)}
+    entries.add(f"{base}src/pages/{PAGES[path]}.js")
+    needed, unread = set(entries), list(entries)
+    while unread:
+        module = unread.pop()
+        for name in STATIC_IMPORT.findall(api.get(module).text):
+            address = imports.get(name) or urljoin(module, name)
+            if address not in needed:
+                needed.add(address)
+                unread.append(address)
+
+    assert named == needed
+    assert len(re.findall("modulepreload", html)) == len(named)
+
+
+def test_all_but_the_login_show_the_frame_of_the_page_before_their_modules_are_there(
+    api: TestClient,
+) -> None:
+    for path in PAGES:
+        html = api.get(path, headers=BROWSER).text
+        assert ('class="side"' in html) == (path != "/login"), path
+        assert "{{" not in html
 
 
 def test_every_module_is_named_by_a_file_that_exists() -> None:

@@ -203,6 +203,23 @@ def test_a_picture_is_made_once_for_all_viewers_of_a_size(api_server, client, mo
     assert sorted(made) == [80, 160]
 
 
+def test_a_viewer_waits_for_no_other_viewers_next_picture(api_server, client, monkeypatch):
+    # given somebody who wants a picture now and then
+    monkeypatch.setattr(pictures, "MAX_PAUSE", 1000)
+    put(client, attach(client, "yard"), 10)
+    frames = {"streams": ["yard"], "fps": 0.001, "width": 160}
+    url = api_server.url.replace("http", "ws") + "/v1/ws"
+    with connect(url) as first, connect(url) as second:
+        Page(first).say("subscribe", events=[], frames=frames)
+        Page(first).hear()
+
+        # when another comes, then its picture comes at once
+        Page(second).say("subscribe", events=[], frames=frames | {"width": 80})
+        header, _ = Page(second).hear()
+
+    assert header["width"] == 80
+
+
 def test_a_page_that_acknowledges_nothing_is_closed(page, client, monkeypatch):
     monkeypatch.setattr(socket, "PATIENCE", 0.2)
     put(client, attach(client, "yard"), 10)

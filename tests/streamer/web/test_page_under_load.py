@@ -4,7 +4,6 @@ What is measured is CPU time of the page's main thread and the size of its heap:
 what else the machine does.
 """
 
-import json
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import pytest
 
 from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import Settings
-from tests.support.browser import open_page, take_picture
+from tests.support.browser import main_thread_tasks, open_page, take_picture
 from tests.support.crowd import Crowd
 from tests.support.page_service import PageService
 
@@ -57,21 +56,6 @@ def crowd(service: PageService) -> Crowd:
     return Crowd(service, CAMERAS)
 
 
-def _tasks(trace: bytes) -> list[float]:
-    """Return the CPU seconds of each task of the page's main thread in a trace of the browser."""
-    events = json.loads(trace)["traceEvents"]
-    main = {
-        (event["pid"], event["tid"])
-        for event in events
-        if event["name"] == "thread_name" and event["args"]["name"] == "CrRendererMain"
-    }
-    return [
-        event["tdur"] / 1e6
-        for event in events
-        if event["name"] == "RunTask" and (event["pid"], event["tid"]) in main and "tdur" in event
-    ]
-
-
 def _all_are_shown(page: "Page") -> None:
     page.wait_for_function(
         f"() => document.querySelectorAll('.tile[data-state=live]').length === {CAMERAS}"
@@ -90,7 +74,7 @@ def test_a_wall_of_fifty_cameras_stays_smooth(
         for part in range(10):
             page.mouse.wheel(0, 600 if part < 5 else -600)
             page.wait_for_timeout(CALM / 10)
-        tasks = _tasks(browser.stop_tracing())
+        tasks = main_thread_tasks(browser.stop_tracing())
     assert len(tasks) > 100
     long = [seconds for seconds in tasks if seconds > LONG_TASK]
     assert len(long) <= 2, long
