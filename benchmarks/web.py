@@ -3,12 +3,15 @@
     .venv/bin/python benchmarks/web.py [--cameras 12] [--seconds 30] [--loads 5] [--json]
 
 Starts a local installation in a temporary folder and attaches a rendered street, served over RTSP
-on loopback, as each of the cameras. Debian's Chromium (Playwright, of the extra `dev`) opens the
-page: each load with an empty cache. The CPU time is that of the API process, less what
-it needs without a viewer.
+on loopback, as each of the cameras: `--cameras 1` is what `streamer demo --keep` leaves. Debian's
+Chromium (Playwright, of the extra `dev`), which has been open for a moment, opens the page: each
+load with an empty cache. The CPU time by second is that of the API process, less what it needs
+without a viewer. Times of a load count on a machine that does nothing else: see the load average.
 """
 
 import argparse
+import contextlib
+import os
 import shutil
 import statistics
 import tempfile
@@ -31,6 +34,9 @@ from streamer.service import CAPTION_PROMPT, Service
 from streamer.settings import Settings
 
 SEED = 2_000_000_103
+SETTLED = 2000
+"""Milliseconds after which a new window of the browser is idle."""
+
 VIEWPORT: ViewportSize = {"width": 1440, "height": 900}
 
 MOMENTS = """
@@ -81,7 +87,9 @@ class Traffic:
         devtools.send("Network.enable")
 
 
-def first_loads(browser: Browser, url: str, path: str, loads: int) -> dict[str, float]:
+def first_loads(
+    browser: Browser, url: str, path: str, api: psutil.Process, loads: int
+) -> dict[str, float]:
     """Return the medians of some first loads of a page, up to its first picture or its video."""
     found = []
     for _ in range(loads):
@@ -90,8 +98,11 @@ def first_loads(browser: Browser, url: str, path: str, loads: int) -> dict[str, 
         page = context.new_page()
         traffic = Traffic()
         traffic.watch(page)
-        page.goto(path)
-        page.wait_for_function("() => window.moments.picture ?? window.moments.video")
+        page.wait_for_timeout(SETTLED)
+        busy, api_cpu, browser_cpu = os.getloadavg()[0], cpu_of(api), cpu_of_browser()
+        page.goto(path, wait_until="commit")
+        page.wait_for_function("() => window.moments.picture ?? window.moments.video", polling=50)
+        api_cpu, browser_cpu = cpu_of(api) - api_cpu, cpu_of_browser() - browser_cpu
         paint = page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime")
         each = {
             "files": traffic.requests["page"],
@@ -100,6 +111,9 @@ def first_loads(browser: Browser, url: str, path: str, loads: int) -> dict[str, 
             "calls_kb": traffic.bytes["api"] / 1000,
             "first_paint_ms": float(paint),
             "picture_ms": float(page.evaluate("window.moments.picture ?? window.moments.video")),
+            "load_browser_cpu_ms": 1000 * browser_cpu,
+            "load_api_cpu_ms": 1000 * api_cpu,
+            "load_average": busy,
         }
         if path != "/":
             page.wait_for_function("() => window.moments.video", timeout=60_000)
@@ -148,6 +162,16 @@ def cpu_of(process: psutil.Process) -> float:
     """Return the CPU seconds of a process so far."""
     times = process.cpu_times()
     return float(times.user + times.system)
+
+
+def cpu_of_browser() -> float:
+    """Return the CPU seconds of all processes of the browser so far."""
+    seconds = 0.0
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has ended meanwhile
+            if "chromium" in process.name():
+                seconds += cpu_of(process)
+    return seconds
 
 
 def api_of(installation: Installation) -> psutil.Process:
@@ -209,8 +233,8 @@ def main() -> None:
                 browser = playwright.chromium.launch(
                     executable_path=chromium, args=["--no-sandbox", "--disable-gpu"]
                 )
-                wall = first_loads(browser, url, "/", options.loads)
-                stream = first_loads(browser, url, "/streams/camera-01", options.loads)
+                wall = first_loads(browser, url, "/", api, options.loads)
+                stream = first_loads(browser, url, "/streams/camera-01", api, options.loads)
                 before, began = cpu_of(api), time.monotonic()
                 time.sleep(options.seconds)
                 alone = 1000 * (cpu_of(api) - before) / (time.monotonic() - began)
@@ -237,6 +261,9 @@ LABELS = {
     "first_paint_ms": "first paint, ms",
     "picture_ms": "first live picture, ms",
     "video_ms": "live video plays, ms",
+    "load_browser_cpu_ms": "CPU of the browser until then, ms",
+    "load_api_cpu_ms": "CPU of the API until then, ms",
+    "load_average": "load average of the machine before",
     "api_cpu_ms": "CPU of the API, ms a second",
     "events": "events a second",
     "pictures": "pictures or pieces of video a second",
