@@ -97,7 +97,8 @@ class Listener:
 
         self.heard: list[tuple[str, bytes, bool]] = []
         ready = threading.Event()
-        options = SubscribeOptions(qos=1, retainAsPublished=True)
+        # QoS 0, as a broker drops others that its queue cannot hold while this client is slow
+        options = SubscribeOptions(qos=0, retainAsPublished=True)
         self._client = Client(CallbackAPIVersion.VERSION2, protocol=MQTTv5)
         if password is not None:
             self._client.username_pw_set("nvila", password)

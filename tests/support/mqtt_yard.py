@@ -149,7 +149,7 @@ def start_bridge(broker, settings):
             from workers.mqtt.bridge import Bridge
 
             with Service(settings_of_it) as service:
-                asyncio.run(Bridge(service, MqttAddress.of(url), stop).run())
+                asyncio.run(Bridge(service, MqttAddress.of(url), stop, poll=0.2).run())
 
         thread = threading.Thread(target=serve)
         thread.start()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import os
 import secrets
 import socket
@@ -48,9 +49,6 @@ MAX_ASKED = 256
 MAX_OUTBOX = 1000
 """Events and answers that wait for the broker; the oldest are given up."""
 
-_BLOCK = 1.0
-"""Seconds to wait for an event, and between two looks at the streams."""
-
 _LOAD_INTERVAL = 10.0
 """Seconds between two attempts to read what was before, while the database is away."""
 
@@ -58,7 +56,7 @@ _LOADED_RESULTS = 100
 """Results of each stream that are read at the start."""
 
 _SWEEP = 10.0
-"""Seconds to wait for what the broker keeps."""
+"""Seconds to wait for more of what the broker keeps."""
 
 _TIMEOUT = 10.0
 """Seconds for any answer of the broker."""
@@ -109,10 +107,19 @@ class Bridge:
         service: the installation.
         address: the broker.
         stopping: set when the bridge is to end.
+        poll: seconds to wait for an event, and between two looks at the streams.
     """
 
-    def __init__(self, service: Service, address: MqttAddress, stopping: threading.Event) -> None:
+    def __init__(
+        self,
+        service: Service,
+        address: MqttAddress,
+        stopping: threading.Event,
+        *,
+        poll: float = 1.0,
+    ) -> None:
         settings = service.settings
+        self._poll = poll
         self._service = service
         self._address = address
         self._stopping = stopping
@@ -147,7 +154,7 @@ class Bridge:
                     _log.info("mqtt_waits", reason="another bridge serves this installation")
                 waiting = True
                 self._position = None  # the other bridge publishes the events of this time
-                await self._pause(_BLOCK)
+                await self._pause(self._poll)
                 continue
             waiting = False
             self._served = False
@@ -201,7 +208,7 @@ class Bridge:
                     self._served = True
                     if receiver.done():
                         receiver.result()
-                    await asyncio.to_thread(self._look, _BLOCK)
+                    await asyncio.to_thread(self._look, self._poll)
                 if self._stopping.is_set():
                     await client.publish(topics.status, b"offline", qos=1, retain=True)
             finally:
@@ -216,39 +223,54 @@ class Bridge:
         filters = [topics.sweep, *topics.kept]
         gone: set[str] = set()
         # It reads while the bridge subscribes, because the client's queue is bounded.
-        reader = asyncio.create_task(self._find_gone(client, nonce, gone))
+        reading = asyncio.create_task(self._find_gone(client, nonce, gone))
+        asking = asyncio.create_task(self._ask_for_kept(client, filters, nonce))
         try:
-            for each in filters:
-                await client.subscribe(each, qos=0)  # a broker drops what is too much for its queue
-            await client.publish(topics.sweep, nonce, qos=1)
-            await asyncio.wait_for(reader, _SWEEP)
+            await asyncio.gather(reading, asking)
         except TimeoutError:
             _log.warning("mqtt_sweep_incomplete", reason="the broker keeps too many messages")
         finally:
-            reader.cancel()
-            await asyncio.gather(reader, return_exceptions=True)
+            for task in (reading, asking):
+                task.cancel()
+            await asyncio.gather(reading, asking, return_exceptions=True)
         await client.unsubscribe(filters)
         for topic in sorted(gone):
             await client.publish(topic, b"", qos=1, retain=True)
 
+    async def _ask_for_kept(self, client: Client, filters: list[str], nonce: bytes) -> None:
+        """Let the broker send what it keeps under `filters`, and then `nonce`."""
+        for each in filters:
+            # the answer comes behind the messages, and QoS 0 as a broker drops what its queue for
+            # others cannot hold
+            await client.subscribe(each, qos=0, timeout=math.inf)
+        await client.publish(self.topics.sweep, nonce, qos=0)
+
     async def _find_gone(self, client: Client, nonce: bytes, gone: set[str]) -> None:
-        """Add to `gone` the topics that have no stream any more, until `nonce` arrives."""
+        """Add to `gone` the topics that have no stream any more, until `nonce` arrives.
+
+        Raises TimeoutError when the broker sends nothing more that it keeps: however long a slow
+        machine reads, that has an end.
+        """
         topics = self.topics
         wanted = self._home.kept(self._now())
         names = {stream.name for stream in self._home.streams}
-        async for message in client.messages:
-            topic = message.topic.value
-            if topic == topics.sweep:
-                if message.payload == nonce:
-                    return
-                continue
-            name = topics.stream_of(topic)
-            if topic in wanted or not (name or topics.is_own_config(topic)):
-                continue
-            gone.add(topic)
-            if name is not None and name not in names:
-                rest = ("caption", "watching", "camera", "image")
-                gone |= {topics.of(name, each) for each in rest}
+        clock = asyncio.get_running_loop()
+        async with asyncio.timeout(_SWEEP) as silence:
+            async for message in client.messages:
+                topic = message.topic.value
+                if message.retain:
+                    silence.reschedule(clock.time() + _SWEEP)
+                if topic == topics.sweep:
+                    if message.payload == nonce:
+                        return
+                    continue
+                name = topics.stream_of(topic)
+                if topic in wanted or not (name or topics.is_own_config(topic)):
+                    continue
+                gone.add(topic)
+                if name is not None and name not in names:
+                    rest = ("caption", "watching", "camera", "image")
+                    gone |= {topics.of(name, each) for each in rest}
 
     async def _publish(self, client: Client) -> None:
         """Publish what has changed, then events and answers."""

@@ -471,8 +471,9 @@ def test_login_and_encryption(yard, tmp_path, start_bridge, eventually):
             eventually(lambda: "certificate verify failed" in str(said(logs, "outage_began")))
             end()
             # when it is
-            start_bridge(f"mqtts://127.0.0.1:{encrypted.port}?ssl_ca_certs={authority.file}")
+            end = start_bridge(f"mqtts://127.0.0.1:{encrypted.port}?ssl_ca_certs={authority.file}")
             eventually(lambda: (held := redis.get(key)) and json.loads(held)["trouble"] is None)
+            end()
         # then
         assert "hunter2" not in str(logs)
     finally:
