@@ -113,7 +113,7 @@ def serve(settings: Settings, stopping: threading.Event) -> None:
             lease=settings.lease,
             on_failed=on_failed,
             grace=float(os.environ.get("GRACE", "3")),
-            poll=float(os.environ.get("POLL", "1")),
+            poll=float(os.environ.get("POLL", "0.2")),
         )
         worker.work(
             burst="--burst" in arguments,

@@ -450,7 +450,7 @@ def test_a_suspended_worker_waits(bench):
 
 
 def test_an_idle_worker_sends_few_commands(bench):
-    bench.worker(lease=15)
+    bench.worker(lease=15, POLL="1")
     time.sleep(1.0)
     before = bench.redis.info("stats")["total_commands_processed"]
     time.sleep(3.0)
