@@ -50,8 +50,9 @@ def server(tmp_path: Path) -> Iterator[EmbeddedServer]:
 
 @pytest.fixture
 def client(server: EmbeddedServer, tmp_path: Path) -> Iterator[Service]:
-    """An installation on it, with a camera that has a frame."""
-    with Service(Settings(redis_url=server.url, data_dir=tmp_path)) as opened:
+    """An installation on it, with a camera that has a frame; a slow machine refuses no question."""
+    settings = Settings(redis_url=server.url, data_dir=tmp_path, max_query_wait=3600)
+    with Service(settings) as opened:
         attach_yard(opened)
         yield opened
 
