@@ -11,8 +11,8 @@ TRITON ?= triton==3.9.0
 # /dev/null for the newest versions that pyproject.toml allows
 CONSTRAINTS ?= constraints.txt
 
-# two test processes for each core, as tests wait as well as compute; at most eight
-WORKERS  ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > 4 ? 8 : 2 * cores)))
+# three test processes for each core, as tests wait as well as compute; at most twelve
+WORKERS  ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > 4 ? 12 : 3 * cores)))
 # CI=1 (or COVERAGE=1) prints how much of the code the tests run, programs that they start included
 COVERAGE ?= $(CI)
 PYTEST   = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(if $(COVERAGE),--cov --cov-report=term)
