@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from nvila_core.generation.completion import Completion
     from nvila_core.prompt.builder import Prompt
 
+QUANTIZATIONS = ("int8", "int4", "fp8", "fp8-vision")
+
 EXAMPLES = """examples:
   python -m nvila_core ask --model Efficient-Large-Model/NVILA-Lite-2B photo.jpg "What is this?"
   python -m nvila_core ask --model ./checkpoint --stream clip.mp4 "What happens?"
@@ -52,7 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     ask.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:1")
     ask.add_argument("--dtype", default="auto", help="auto (default), float32, float16 or bfloat16")
     ask.add_argument(
-        "--quantize", choices=("int8", "int4"), help="store weights in fewer bits to save memory"
+        "--quantize", choices=QUANTIZATIONS, help="store weights in fewer bits to save memory"
     )
     ask.add_argument("--system", help="system prompt (default: the checkpoint's)")
     ask.add_argument(
@@ -113,9 +115,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     tune.add_argument("--model", required=True, help="checkpoint folder or Hugging Face hub id")
     tune.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:1")
-    tune.add_argument(
-        "--quantize", choices=("int8", "int4"), help="quantization to tune for; see ask"
-    )
+    tune.add_argument("--quantize", choices=QUANTIZATIONS, help="quantization to tune for; see ask")
     tune.add_argument(
         "--seconds", type=float, default=60, help="approximate duration of tuning (default 60)"
     )

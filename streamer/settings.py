@@ -103,7 +103,7 @@ class Settings(BaseSettings):
     default_model: str | None = None
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    quantize: Literal["int8", "int4"] | None = None
+    quantize: Literal["int8", "int4", "fp8", "fp8-vision"] | None = None
     max_num_seqs: int = Field(default=32, ge=1)
     kv_cache_tokens: int = Field(default=65536, ge=256)
     max_num_batched_tokens: int | None = Field(

@@ -85,6 +85,11 @@ def parts(device: torch.device, small: bool) -> dict[str, Callable[[], dict[str,
 
         return shares.measure(device, *(("tiny", 64, 2, 2) if small else ()))
 
+    def formats() -> dict[str, Any]:
+        import formats
+
+        return formats.measure(device, small)
+
     def streams() -> dict[str, Any]:
         import streams
 
@@ -95,6 +100,7 @@ def parts(device: torch.device, small: bool) -> dict[str, Callable[[], dict[str,
         "check": check(torch.bfloat16),
         "decode": decode("2b"),
         "tower": tower,
+        "fp8": formats,
         "speed": speed,
         "shares": shares,
         "streams": streams,

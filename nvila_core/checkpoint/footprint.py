@@ -25,7 +25,7 @@ from nvila_core.checkpoint.loader import Checkpoint
 from nvila_core.checkpoint.weights import Weights
 from nvila_core.errors import NVILAError
 from nvila_core.models.device import choose_device, choose_dtype
-from nvila_core.models.quantize import choose_precision, quantized_bytes
+from nvila_core.models.quantize import MODES, Format, Precision, choose_precision, quantized_bytes
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def measure_footprint(
         device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one.
         dtype: "float32", "float16", "bfloat16" or "auto".
         kv_cache_tokens: positions of the key-value cache.
-        quantize: "int8" or "int4"; None: full precision.
+        quantize: "int8", "int4", "fp8" or "fp8-vision"; None: full precision.
 
     Raises:
         CheckpointError: a file is missing or malformed.
@@ -77,10 +77,11 @@ def measure_footprint(
     kind = choose_dtype(dtype, place)
     precision = choose_precision(quantize, place, kind)
     checkpoint = Checkpoint.open(root)
+    formats = precision or Precision()
     weights = (
-        stored_bytes(checkpoint.llm, kind, precision.language if precision else None)
-        + stored_bytes(checkpoint.vision, kind, precision.vision if precision else None)
-        + stored_bytes(checkpoint.projector, kind)
+        stored_bytes(checkpoint.llm, kind, formats.language)
+        + stored_bytes(checkpoint.vision, kind, formats.vision)
+        + stored_bytes(checkpoint.projector, kind, formats.projector)
     )
     gpu = place.type == "cuda"
     free, total = torch.cuda.mem_get_info(place) if gpu else main_memory()
@@ -97,13 +98,13 @@ def measure_footprint(
     )
 
 
-def stored_bytes(weights: Weights, dtype: torch.dtype, bits: int | None = None) -> int:
-    """Return the bytes of tensors once `Weights.fill` has loaded them as `dtype` and `bits`."""
+def stored_bytes(weights: Weights, dtype: torch.dtype, kind: Format | None = None) -> int:
+    """Return the bytes of tensors once `Weights.fill` has loaded them as `dtype` and `kind`."""
     total = 0
     for name, tensor in weights.tensors.items():
         # Inside the layers, every tensor of two dimensions is the weight of a linear layer.
-        if bits and ".layers." in name and len(tensor.shape) == 2:
-            total += quantized_bytes(*tensor.shape, bits, dtype)
+        if kind and "layers." in name and len(tensor.shape) == 2:
+            total += quantized_bytes(*tensor.shape, kind, dtype)
         else:
             total += math.prod(tensor.shape) * dtype.itemsize
     return total
@@ -129,7 +130,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("model", help="folder of the checkpoint, or repository on the hub")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:1")
     parser.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16")
-    parser.add_argument("--quantize", help="int8 or int4")
+    parser.add_argument("--quantize", choices=MODES, help="weights in fewer bits")
     parser.add_argument(
         "--kv-cache-tokens", type=int, default=65536, help="positions of the key-value cache"
     )

@@ -18,11 +18,11 @@ from nvila_core.config import DOWNSAMPLING, LanguageConfig, ModelConfig, VisionC
 from nvila_core.errors import CheckpointError
 from nvila_core.json_fields import Fields
 from nvila_core.models.projector import Projector, build_projector
+from nvila_core.models.quantize import Format, Precision
 from nvila_core.prompt.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from nvila_core.models.language_model import LanguageModel
-    from nvila_core.models.quantize import Precision
     from nvila_core.models.vision_tower import VisionTower
 
 FLAT_TYPES = ("vila", "nvila_lite", "nvila")
@@ -52,25 +52,25 @@ class Checkpoint:
         return open_folders(root, top)
 
     def load(
-        self, dtype: torch.dtype, device: torch.device, precision: "Precision | None" = None
+        self, dtype: torch.dtype, device: torch.device, precision: Precision | None = None
     ) -> "tuple[VisionTower, Projector, LanguageModel]":
         """Read the tensors and return the modules.
 
         Args:
             dtype: dtype to compute in.
             device: device of the modules.
-            precision: bits of quantized weights; None: full precision.
+            precision: formats of quantized weights; None: full precision.
 
         Raises:
             CheckpointError: the weights contradict the config.
         """
-        bits = (None, None) if precision is None else (precision.language, precision.vision)
-        language = load_language(self.config.llm, self.llm, dtype, device, bits[0])
-        vision = load_vision(self.config.vision, self.vision, dtype, device, bits[1])
+        kinds = precision or Precision()
+        language = load_language(self.config.llm, self.llm, dtype, device, kinds.language)
+        vision = load_vision(self.config.vision, self.vision, dtype, device, kinds.vision)
         width, hidden = self.config.projector_input, self.config.llm.hidden_size
         with torch.device("meta"):
             projector = build_projector(self.config.projector_type, width, hidden)
-        self.projector.fill(projector, dtype, device)
+        self.projector.fill(projector, dtype, device, kind=kinds.projector)
         return vision, projector.eval(), language
 
 
@@ -167,7 +167,7 @@ def load_language(
     weights: Weights,
     dtype: torch.dtype,
     device: torch.device,
-    bits: int | None = None,
+    kind: Format | None = None,
 ) -> "LanguageModel":
     """Build the language model on the meta device and load its weights, so that memory holds them
     once.
@@ -177,7 +177,7 @@ def load_language(
         weights: the tensors.
         dtype: dtype to compute in.
         device: device of the model.
-        bits: 8 or 4: quantize the linear layers; None: full precision.
+        kind: format of the linear layers; None: full precision.
 
     Raises:
         CheckpointError: the weights contradict the config.
@@ -193,7 +193,7 @@ def load_language(
     with torch.device("meta"):
         model = LanguageModel(config)
     unused = ["lm_head."] if config.tie_word_embeddings else []
-    weights.fill(model, dtype, device, unused=unused, bits=bits)
+    weights.fill(model, dtype, device, unused=unused, kind=kind)
     model.model.rotary_emb.to(device)
     return model.eval()
 
@@ -203,7 +203,7 @@ def load_vision(
     weights: Weights,
     dtype: torch.dtype,
     device: torch.device,
-    bits: int | None = None,
+    kind: Format | None = None,
 ) -> "VisionTower":
     """Build the vision tower on the meta device and load the weights of the layers in use.
 
@@ -212,7 +212,7 @@ def load_vision(
         weights: the tensors.
         dtype: dtype to compute in.
         device: device of the tower.
-        bits: 8 or 4: quantize the linear layers; None: full precision.
+        kind: format of the linear layers; None: full precision.
 
     Raises:
         CheckpointError: the weights contradict the config.
@@ -235,6 +235,6 @@ def load_vision(
         dtype,
         device,
         unused=[*skipped, "post_layernorm.", "head.", "embeddings.position_ids"],
-        bits=bits,
+        kind=kind,
     )
     return tower.eval()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nvila_core.errors import CheckpointError, as_checkpoint_error
 from nvila_core.file_kind import GIT_LFS, HTML, file_kind, read_head
 from nvila_core.json_fields import Fields, read_json
-from nvila_core.models.quantize import quantized
+from nvila_core.models.quantize import Format, quantized
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -140,7 +140,7 @@ class Weights:
         dtype: torch.dtype,
         device: torch.device,
         unused: Iterable[str] = (),
-        bits: int | None = None,
+        kind: Format | None = None,
     ) -> None:
         """Load the parameters of a module that was built on the meta device.
 
@@ -149,7 +149,7 @@ class Weights:
             dtype: dtype of the parameters.
             device: device of the parameters.
             unused: prefixes of the names of tensors to ignore.
-            bits: 8 or 4: quantize the linear layers inside `layers`, one at a time.
+            kind: quantize the linear layers inside `layers`, one at a time; None: do not.
 
         Raises:
             CheckpointError: a tensor is missing, has another shape, is not of a float dtype, or is
@@ -178,9 +178,9 @@ class Weights:
         for name in wanted:
             owner, _, leaf = name.rpartition(".")
             linear = isinstance(module.get_submodule(owner), nn.Linear)
-            if bits and linear and leaf == "weight" and ".layers." in owner:
+            if kind and linear and leaf == "weight" and "layers." in owner:
                 mapped = self.read(name, FLOATS[self.tensors[name].dtype], device)
-                module.set_submodule(owner, quantized(mapped, bits, dtype))
+                module.set_submodule(owner, quantized(mapped, kind, dtype))
                 continue
             tensor = nn.Parameter(self.read(name, dtype, device), requires_grad=False)
             setattr(module.get_submodule(owner), leaf, tensor)

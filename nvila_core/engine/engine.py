@@ -47,7 +47,7 @@ from nvila_core.generation.sampling import SamplingParams
 from nvila_core.generation.sequence import Sequence
 from nvila_core.model import NVILA
 from nvila_core.models.device import is_device_lost, step_limits
-from nvila_core.models.merged import merge_projections
+from nvila_core.models.merged import merge_projections, merge_tower
 from nvila_core.models.packed_linear import pack_linears
 from nvila_core.prompt.builder import Prompt
 from nvila_core.resolution.policy import Plan
@@ -141,6 +141,7 @@ class Engine:
         num_blocks = -(-kv_cache_tokens // BLOCK_SIZE)
         self.model = model
         merge_projections(model.language.model)
+        merge_tower(model.vision)
         pack_linears(model.language.model.layers)
         self.max_num_seqs, self.kv_cache_tokens = max_num_seqs, kv_cache_tokens
         self.max_waiting = max_waiting

@@ -8,9 +8,11 @@ from torch.nn import functional as F
 
 Activation = Callable[[Tensor], Tensor]
 
+GELU_TANH: Activation = partial(F.gelu, approximate="tanh")
+
 _OWN: dict[str, Activation] = {
     "gelu": F.gelu,
-    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+    "gelu_pytorch_tanh": GELU_TANH,
     "relu": F.relu,
     "silu": F.silu,
 }

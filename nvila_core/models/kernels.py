@@ -1,5 +1,6 @@
 """Where Triton's kernels run: on a GPU, unless they are missing or do not work there."""
 
+import importlib
 import warnings
 from functools import cache
 from types import ModuleType
@@ -42,11 +43,11 @@ def try_kernels(device: torch.device) -> None:
         Switch.turn_off(device, f"{type(error).__name__}: {first_line(error)}")
 
 
-def kernels_for(x: Tensor) -> ModuleType | None:
-    """Return the kernels of `nvila_core.kernels.layer`, or None where PyTorch computes."""
+def kernels_for(x: Tensor, module: str = "layer") -> ModuleType | None:
+    """Return the kernels of a module of `nvila_core.kernels`, or None where PyTorch computes."""
     if Switch.disabled or not (x.is_cuda or Switch.interpreted):
         return None
-    return load()
+    return load(module)
 
 
 def power_of_two(size: int) -> int:
@@ -55,10 +56,9 @@ def power_of_two(size: int) -> int:
 
 
 @cache
-def load() -> ModuleType | None:
-    """Import the kernels; None without Triton."""
+def load(module: str) -> ModuleType | None:
+    """Import a module of kernels; None without Triton."""
     try:
-        from nvila_core.kernels import layer
+        return importlib.import_module(f"nvila_core.kernels.{module}")
     except ImportError:
         return None
-    return layer

@@ -1,18 +1,19 @@
-"""Merge the projections of a decoder layer that read the same rows: fewer, larger products."""
+"""Merge the projections of a layer that read the same rows: fewer, larger products."""
 
 from typing import cast
 
 import torch
 from torch import nn
 
-from nvila_core.models.quantize import Linear8
+from nvila_core.models.quantize import Linear4, Linear8, LinearFP8
 from nvila_core.models.qwen2 import DecoderLayer, Qwen2Decoder
+from nvila_core.models.vision_tower import EncoderLayer, VisionTower
 
 
 def merge_projections(decoder: Qwen2Decoder) -> None:
     """Merge query, key and value, and gate and up, in every layer; in place.
 
-    Weights in 4 bits stay separate, because their kernels reorder each.
+    Weights in 4 bits stay separate on a CPU, because its kernels reorder each.
     """
     for layer in cast(list[DecoderLayer], list(decoder.layers)):
         attention, mlp = layer.self_attn, layer.mlp
@@ -24,6 +25,21 @@ def merge_projections(decoder: Qwen2Decoder) -> None:
         if found is not None:
             mlp.gate_up_proj = found
             mlp.gate_proj = mlp.up_proj = None
+
+
+def merge_tower(tower: VisionTower) -> None:
+    """Merge query, key and value in every layer of a tower on a GPU; in place.
+
+    On a CPU, whose products gain nothing from it, the tower stays as it was loaded.
+    """
+    if tower.positions.device.type == "cpu":
+        return
+    for layer in cast(list[EncoderLayer], list(tower.encoder.layers)):
+        attention = layer.self_attn
+        found = merged_linear([attention.q_proj, attention.k_proj, attention.v_proj])
+        if found is not None:
+            attention.qkv_proj = found
+            attention.q_proj = attention.k_proj = attention.v_proj = None
 
 
 @torch.inference_mode()
@@ -40,10 +56,25 @@ def merged_linear(parts: list[nn.Module | None]) -> nn.Module | None:
             bias = torch.cat([part.bias for part in linears])
             linear.bias = nn.Parameter(bias, requires_grad=False)
         return linear
-    if all(type(part) is Linear8 for part in parts):
-        quantized = cast(list[Linear8], parts)
-        codes = torch.cat([part.weight for part in quantized])
-        scale = torch.cat([part.scale for part in quantized])
-        biases = [part.bias for part in quantized if part.bias is not None]
-        return Linear8.of(codes, scale, torch.cat(biases) if biases else None)
+    if all(type(part) is Linear8 for part in parts) or all(
+        type(part) is LinearFP8 for part in parts
+    ):
+        eight = cast(list[Linear8 | LinearFP8], parts)
+        codes = torch.cat([part.weight for part in eight])
+        scale = torch.cat([part.scale for part in eight])
+        return type(eight[0]).of(codes, scale, merged_bias([part.bias for part in eight]))
+    if all(type(part) is Linear4 for part in parts):
+        four = cast(list[Linear4], parts)
+        if four[0].weight.device.type == "cpu" or len({part.group for part in four}) > 1:
+            return None
+        codes = torch.cat([part.weight for part in four])
+        scales = torch.cat([part.scales for part in four], dim=1)
+        bias = merged_bias([part.bias for part in four])
+        return Linear4.of(codes, scales, four[0].group, bias)
     return None
+
+
+def merged_bias(biases: list[torch.Tensor | None]) -> torch.Tensor | None:
+    """Return the biases of all parts, which have one, or None if none of them has."""
+    given = [bias for bias in biases if bias is not None]
+    return torch.cat(given) if given else None

@@ -6,6 +6,7 @@ indices are those of the published `mm_projector/model.safetensors` (`layers.{n}
 
 from math import isqrt
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,7 +47,8 @@ class Projector(nn.Module):
         self.layers = layers
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.layers(x)
+        with torch.cuda.device_of(x):  # Triton launches on the current device
+            out: Tensor = self.layers(x)
         return out
 
 

@@ -1,38 +1,60 @@
-"""Linear layers with weights in 8 or 4 bits; activations keep their dtype.
+"""Linear layers with weights in 8 or 4 bits.
 
-* 8 bits: a scale for each output. Rows are dequantized a few at a time, so that they stay in the
-  processor's cache; on a CPU in 16 bits PyTorch's own kernel multiplies without dequantizing.
-* 4 bits: a scale and an offset for each 64 or 32 weights along the input; computed by PyTorch's
-  kernels, which need bfloat16.
+* int8: a scale for each output. On a GPU a kernel multiplies few rows, and widens the weights in
+  registers; for many rows they are widened first. On a CPU rows are dequantized a few at a time, so
+  that they stay in the processor's cache; in 16 bits PyTorch's own kernel multiplies without
+  dequantizing.
+* int4: a scale and an offset for each 64 or 32 weights along the input. On a CPU PyTorch's kernel
+  computes, which needs bfloat16.
+* fp8: weights and activations in FP8 (e4m3), with a scale for each output and each row, for tensor
+  cores of GPUs that multiply FP8. A CPU only emulates it, which shows how answers change.
 
-Embeddings, norms, the projector and the output head keep their precision.
+Embeddings, norms, and the output head keep their precision, and so do activations but in fp8.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nvila_core.errors import NVILAError, first_line
+from nvila_core.models.activations import GELU_TANH, Activation
+from nvila_core.models.kernels import Switch, kernels_for
+from nvila_core.models.quantized_products import (
+    pack_halves,
+    product_4_bits,
+    product_8_bits,
+    quantize_rows,
+)
 
-MODES = ("int8", "int4")
+Format = Literal["int8", "int4", "fp8"]
+
+MODES = ("int8", "int4", "fp8", "fp8-vision")
 GROUP_SIZES = (64, 32)
-MAX_DEQUANTIZED = {"cpu": 2**20, "cuda": 2**26}
+MAX_DEQUANTIZED = {"cpu": 2**20, "cuda": 2**28}
 """Weights dequantized at a time: as many as a CPU's cache holds; a GPU has room for more."""
 
 MAX_QUANTIZED = 2**18
 """Weights quantized at a time."""
+
+FP8_CAPABILITY = (8, 9)
+"""Compute capability at least of GPUs that multiply FP8."""
+
+FAST_ACCUMULATION = True
+"""Add products of FP8 in fewer bits than float32: Hopper multiplies faster."""
 
 KERNELS = torch.ops.aten
 
 
 @dataclass(frozen=True)
 class Precision:
-    """Bits of the linear layers of the language model and of the vision tower."""
+    """Formats of the linear layers of each network; None: full precision."""
 
-    language: int
-    vision: int
+    language: Format | None = None
+    vision: Format | None = None
+    projector: Format | None = None
 
 
 class QuantizedLinear(nn.Module):
@@ -50,13 +72,15 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return x W^T + bias."""
         out = self.product(x.reshape(-1, x.shape[-1]))
-        if self.bias is not None:
-            out = out + self.bias
         return out.reshape(*x.shape[:-1], -1)
 
     def product(self, x: Tensor) -> Tensor:
-        """Return x W^T [rows, outputs] for x [rows, inputs]."""
+        """Return x W^T + bias [rows, outputs] for x [rows, inputs]."""
         raise NotImplementedError
+
+    def biased(self, out: Tensor) -> Tensor:
+        """Return out + bias."""
+        return out if self.bias is None else out + self.bias
 
 
 class Linear8(QuantizedLinear):
@@ -82,13 +106,57 @@ class Linear8(QuantizedLinear):
         return layer
 
     def product(self, x: Tensor) -> Tensor:
-        """Return x W^T [rows, outputs] for x [rows, inputs]."""
+        """Return x W^T + bias [rows, outputs] for x [rows, inputs]."""
+        if (found := product_8_bits(x, self.weight, self.scale, self.bias)) is not None:
+            return found
         if x.device.type == "cpu" and x.dtype is not torch.float32:
-            out: Tensor = KERNELS._weight_int8pack_mm(x, self.weight, self.scale)
-            return out
+            return self.biased(KERNELS._weight_int8pack_mm(x, self.weight, self.scale))
         rows = max(1, MAX_DEQUANTIZED[x.device.type] // self.weight.shape[1])
+        if x.device.type != "cpu" and rows >= len(self.weight):
+            return F.linear(x, self.weight * self.scale[:, None], self.bias)
         parts = [F.linear(x, part.to(x.dtype)) for part in self.weight.split(rows)]
-        return torch.cat(parts, dim=-1).mul_(self.scale)
+        return self.biased(torch.cat(parts, dim=-1).mul_(self.scale))
+
+
+class LinearFP8(QuantizedLinear):
+    """FP8 [outputs, inputs] with a float32 scale for each row; rows of x are quantized alike."""
+
+    weight: Tensor
+    scale: Tensor
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        parts = [quantize_rows(part.float()) for part in split_rows(weight)]
+        self.register_buffer("weight", torch.cat([codes for codes, _ in parts]))
+        self.register_buffer("scale", torch.cat([scale for _, scale in parts]).flatten())
+
+    @classmethod
+    def of(cls, weight: Tensor, scale: Tensor, bias: Tensor | None) -> "LinearFP8":
+        """Return the layer of FP8 codes [outputs, inputs] and their float32 scales [outputs]."""
+        layer = cls.__new__(cls)
+        QuantizedLinear.__init__(layer)
+        layer.register_buffer("weight", weight)
+        layer.register_buffer("scale", scale)
+        layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        return layer
+
+    def product(self, x: Tensor, gelu: bool = False) -> Tensor:
+        """Return x W^T + bias [rows, outputs] for x [rows, inputs], or for GELU(x)."""
+        codes, scales = quantize_rows(x, gelu)
+        if x.is_cuda:
+            return torch._scaled_mm(
+                codes,
+                self.weight.t(),
+                scales,
+                self.scale[None],
+                self.bias,
+                out_dtype=x.dtype,
+                use_fast_accum=FAST_ACCUMULATION,
+            )
+        rows = max(1, MAX_DEQUANTIZED["cpu"] // self.weight.shape[1])
+        wide = codes.float()
+        sums = torch.cat([F.linear(wide, part.float()) for part in self.weight.split(rows)], -1)
+        return self.biased(sums.mul_(scales).mul_(self.scale).to(x.dtype))
 
 
 class Linear4(QuantizedLinear):
@@ -101,16 +169,38 @@ class Linear4(QuantizedLinear):
         super().__init__()
         self.group = group
         parts = [quantize_int4(part.float(), group) for part in split_rows(weight)]
-        self.register_buffer("weight", torch.cat([pack_int4(codes) for codes, _ in parts]))
+        self.register_buffer("weight", torch.cat([pack_int4(codes, group) for codes, _ in parts]))
         scales = torch.cat([scale for _, scale in parts])
         self.register_buffer("scales", scales.transpose(0, 1).contiguous())
 
+    @classmethod
+    def of(cls, weight: Tensor, scales: Tensor, group: int, bias: Tensor | None) -> "Linear4":
+        """Return the layer of packed codes and their scales; see `product_4_bits`."""
+        layer = cls.__new__(cls)
+        QuantizedLinear.__init__(layer)
+        layer.group = group
+        layer.register_buffer("weight", weight)
+        layer.register_buffer("scales", scales)
+        layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        return layer
+
     def product(self, x: Tensor) -> Tensor:
-        """Return x W^T [rows, outputs] for x [rows, inputs]."""
-        cpu = x.device.type == "cpu"
-        kernel = KERNELS._weight_int4pack_mm_for_cpu if cpu else KERNELS._weight_int4pack_mm
-        out: Tensor = kernel(x.bfloat16(), self.weight, self.group, self.scales)
-        return out.to(x.dtype)
+        """Return x W^T + bias [rows, outputs] for x [rows, inputs]."""
+        if x.device.type != "cpu":
+            return product_4_bits(x, self.weight, self.scales, self.group, self.bias)
+        out = KERNELS._weight_int4pack_mm_for_cpu(
+            x.bfloat16(), self.weight, self.group, self.scales
+        )
+        return self.biased(out.to(x.dtype))
+
+
+def after_activation(linear: nn.Module, x: Tensor, activation: Activation) -> Tensor:
+    """Return linear(activation(x)); FP8 rows are quantized as they are activated."""
+    if isinstance(linear, LinearFP8) and activation is GELU_TANH:
+        product = linear.product(x.reshape(-1, x.shape[-1]), gelu=True)
+        return product.reshape(*x.shape[:-1], -1)
+    out: Tensor = linear(activation(x))
+    return out
 
 
 def split_rows(weight: Tensor) -> tuple[Tensor, ...]:
@@ -143,38 +233,43 @@ def quantize_int4(weight: Tensor, group: int) -> tuple[Tensor, Tensor]:
     return codes.to(torch.int32).flatten(1), torch.stack([scale, middle], -1)
 
 
-def pack_int4(codes: Tensor) -> Tensor:
+def pack_int4(codes: Tensor, group: int) -> Tensor:
     """Pack int32 codes [outputs, inputs] from 0 to 15 in the order that the kernel reads."""
-    packed: Tensor
-    if codes.device.type == "cpu":
-        packed = KERNELS._convert_weight_to_int4pack_for_cpu(codes, 1)
-        return packed
-    inner = next(n for n in (8, 4, 2) if codes.shape[1] % (16 * n) == 0)
-    halves = (codes[:, ::2] << 4 | codes[:, 1::2]).to(torch.uint8)
-    packed = KERNELS._convert_weight_to_int4pack(halves, inner)
+    if codes.device.type != "cpu":
+        return pack_halves(codes, group)
+    packed: Tensor = KERNELS._convert_weight_to_int4pack_for_cpu(codes, 1)
     return packed
 
 
-def quantized(weight: Tensor, bits: int, dtype: torch.dtype) -> QuantizedLinear:
+def quantized(weight: Tensor, kind: Format, dtype: torch.dtype) -> QuantizedLinear:
     """Return the quantized layer of `weight` [outputs, inputs], for inputs of `dtype`."""
     outputs, inputs = weight.shape
-    group = group_size(outputs, inputs, bits)
+    if kind == "fp8" and fits_fp8(outputs, inputs):
+        return LinearFP8(weight)
+    group = group_size(outputs, inputs) if kind == "int4" else None
     return Linear8(weight, dtype) if group is None else Linear4(weight, group)
 
 
-def group_size(outputs: int, inputs: int, bits: int) -> int | None:
-    """Return the number of weights that share a scale in 4 bits; None for a layer that gets 8 bits.
+def fits_fp8(outputs: int, inputs: int) -> bool:
+    """Return whether FP8 products take a layer; others get int8."""
+    return outputs % 16 == 0 and inputs % 16 == 0
 
-    Layers that the 4-bit kernels do not support get 8 bits: inputs must be a multiple of 32,
+
+def group_size(outputs: int, inputs: int) -> int | None:
+    """Return the number of weights that share a scale in int4; None for a layer that gets int8.
+
+    Layers that the 4-bit kernels do not support get int8: inputs must be a multiple of 32,
     outputs of 16.
     """
     group = next((size for size in GROUP_SIZES if inputs % size == 0), None)
-    return group if bits == 4 and outputs % 16 == 0 else None
+    return group if outputs % 16 == 0 else None
 
 
-def quantized_bytes(outputs: int, inputs: int, bits: int, dtype: torch.dtype) -> int:
+def quantized_bytes(outputs: int, inputs: int, kind: Format, dtype: torch.dtype) -> int:
     """Return the bytes that `quantized` needs for a weight [outputs, inputs]."""
-    group = group_size(outputs, inputs, bits)
+    if kind == "fp8" and fits_fp8(outputs, inputs):
+        return outputs * (inputs + torch.float32.itemsize)
+    group = group_size(outputs, inputs) if kind == "int4" else None
     if group is None:
         return outputs * (inputs + dtype.itemsize)
     return outputs * (inputs // 2 + 2 * torch.bfloat16.itemsize * inputs // group)
@@ -192,36 +287,72 @@ def choose_precision(
         return None
     if quantize not in MODES:
         raise NVILAError(
-            f"Unknown quantization {quantize!r}: use 'int8' or 'int4', or omit it for full "
-            "precision."
+            f"Unknown quantization {quantize!r}: use 'int8', 'int4', 'fp8' or 'fp8-vision', or "
+            "omit it for full precision."
         )
-    bits = 4 if quantize == "int4" else 8
-    for used in {bits, 8}:  # the kernels differ by processor and by PyTorch's version
-        check_kernel(used, device, dtype)
-    return Precision(language=bits, vision=8)
+    if quantize in ("fp8", "fp8-vision"):
+        require_fp8(device, dtype)
+        check_kernel("fp8", device, dtype)
+        check_kernel("int8", device, dtype)  # layers that FP8 products do not take
+        language: Format | None = "fp8" if quantize == "fp8" else None
+        return Precision(language, vision="fp8", projector="fp8")
+    language = "int4" if quantize == "int4" else "int8"
+    for kind in dict.fromkeys((language, "int8")):  # they differ by processor and by version
+        check_kernel(kind, device, dtype)
+    return Precision(language, vision="int8")
 
 
-@torch.inference_mode()
-def check_kernel(bits: int, device: torch.device, dtype: torch.dtype) -> None:
-    """Multiply a small quantized matrix as the model will.
+def require_fp8(device: torch.device, dtype: torch.dtype) -> None:
+    """Raise NVILAError where a device does not multiply FP8."""
+    if device.type != "cuda":
+        raise NVILAError(f"FP8 needs a GPU, and the device is {device}: set quantize to int8.")
+    properties = torch.cuda.get_device_properties(device)
+    if (properties.major, properties.minor) < FP8_CAPABILITY:
+        raise NVILAError(
+            f"FP8 needs a GPU of compute capability 8.9 or more (Ada, Hopper, Blackwell), and "
+            f"{properties.name} has {properties.major}.{properties.minor}: set quantize to int8."
+        )
+    if dtype != torch.bfloat16:
+        raise NVILAError(
+            f"FP8 computes in bfloat16, not in {str(dtype).removeprefix('torch.')}: set dtype to "
+            "auto or bfloat16."
+        )
+
+
+def check_kernel(kind: Format, device: torch.device, dtype: torch.dtype) -> None:
+    """Multiply a small quantized matrix as the model will, with few rows and with many.
+
+    Where Triton's kernels fail, they are turned off with a warning, and PyTorch must do.
 
     Raises:
         NVILAError: the kernel fails or its product is wrong.
     """
-    problem = "the product is wrong"
-    try:
-        weight = torch.linspace(-1, 1, 64 * 128, device=device).sin().reshape(64, 128)
-        x = torch.linspace(-1, 1, 3 * 128, device=device).cos().reshape(3, 128)
-        expected = x @ weight.T
-        found = quantized(weight, bits, dtype)(x.to(dtype)).float()
-        good = bool((found - expected).norm() < 0.1 * expected.norm())
-    except Exception as error:  # which exception a kernel raises depends on the platform
-        good, problem = False, first_line(error)
-    if not good:
+    problem = product_problem(kind, device, dtype)
+    if problem and device.type == "cuda" and kernels_for(torch.empty(0, device=device), "linear"):
+        Switch.turn_off(device, f"a product in {kind}: {problem}")
+        problem = product_problem(kind, device, dtype)
+    if problem:
         raise NVILAError(
-            f"Weights in {bits} bits do not work on {device} in {str(dtype).removeprefix('torch.')}"
+            f"Weights in {kind} do not work on {device} in {str(dtype).removeprefix('torch.')}"
             f" ({problem}): omit quantize, or use another device or dtype."
         )
+
+
+@torch.inference_mode()
+def product_problem(kind: Format, device: torch.device, dtype: torch.dtype) -> str:
+    """Return what is wrong with a small product in a format, or nothing."""
+    try:
+        weight = torch.linspace(-1, 1, 64 * 128, device=device).sin().reshape(64, 128)
+        x = torch.linspace(-1, 1, 100 * 128, device=device).cos().reshape(-1, 128)
+        expected = x @ weight.T
+        layer = quantized(weight, kind, dtype)
+        for rows in (3, len(x)):
+            found = layer(x[:rows].to(dtype)).float() - expected[:rows]
+            if not found.norm() < 0.1 * expected[:rows].norm():
+                return "the product is wrong"
+    except Exception as error:  # which exception a kernel raises depends on the platform
+        return first_line(error)
+    return ""
 
 
 def weight_bytes(module: nn.Module) -> int:

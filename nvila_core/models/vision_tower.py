@@ -4,12 +4,15 @@ Parameter names are those of the published checkpoints. See `qwen2` for why thes
 transformers' modules.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nvila_core.config import VisionConfig
 from nvila_core.models.activations import activation_function
+from nvila_core.models.quantize import after_activation
 
 MAX_TILES_PER_PASS = 16
 """Tiles in one pass through the tower, which bounds its memory."""
@@ -32,22 +35,38 @@ class Embeddings(nn.Module):
 
 
 class EncoderAttention(nn.Module):
-    """Self-attention over all patches of a tile."""
+    """Self-attention over all patches of a tile.
+
+    `merge_tower` replaces the three projections by `qkv_proj`.
+    """
+
+    qkv_proj: nn.Module | None
+    q_proj: nn.Module | None
+    k_proj: nn.Module | None
+    v_proj: nn.Module | None
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         width = config.hidden_size
         self.num_heads = config.num_heads
+        self.qkv_proj = None
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
         self.q_proj = nn.Linear(width, width)
         self.out_proj = nn.Linear(width, width)
 
+    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values [tiles, patches, C]."""
+        if self.qkv_proj is not None:
+            merged: Tensor = self.qkv_proj(x)
+            return merged.chunk(3, dim=-1)
+        projections = cast(tuple[nn.Module, ...], (self.q_proj, self.k_proj, self.v_proj))
+        return tuple(one(x) for one in projections)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return the attention output [tiles, patches, C] of x [tiles, patches, C]."""
         query, key, value = (
-            projection(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            one.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for one in self.project(x)
         )
         attended = F.scaled_dot_product_attention(query, key, value)
         out: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))
@@ -65,8 +84,7 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return fc2(activation(fc1(x)))."""
-        out: Tensor = self.fc2(self.activation(self.fc1(x)))
-        return out
+        return after_activation(self.fc2, self.fc1(x), self.activation)
 
 
 class EncoderLayer(nn.Module):
@@ -125,7 +143,8 @@ class VisionTower(nn.Module):
         if not len(pixels):
             return self.positions.new_empty((0, *self.positions.shape))
         features = []
-        for part in pixels.split(MAX_TILES_PER_PASS):
-            hidden = self.embeddings(part.to(self.positions.device, self.positions.dtype))
-            features.append(self.encoder(hidden))
-        return torch.cat(features)
+        with torch.cuda.device_of(self.positions):  # Triton launches on the current device
+            for part in pixels.split(MAX_TILES_PER_PASS):
+                hidden = self.embeddings(part.to(self.positions.device, self.positions.dtype))
+                features.append(self.encoder(hidden))
+            return torch.cat(features)

@@ -94,8 +94,9 @@ BaseUrlOption = Annotated[
 QuantizeOption = Annotated[
     str | None,
     typer.Option(
-        metavar="int8|int4",
-        help="Store the weights in 8 or 4 bits to save memory. Default: full precision.",
+        metavar="int8|int4|fp8|fp8-vision",
+        help="Store the weights in 8 or 4 bits to save memory. Default: full precision. FP8 needs "
+        "a GPU that multiplies it.",
     ),
 ]
 

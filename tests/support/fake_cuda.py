@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nvila_core.kernels import attention, layer
+from nvila_core.kernels import attention, layer, linear
 from nvila_core.models.kernels import Switch
 
 WITHOUT_LAUNCH = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "lift_fresh"}
@@ -77,7 +77,8 @@ class FakeCuda(TorchDispatchMode):
         def launch(*args: Any, **options: Any) -> None:
             tensors = [t for t in args if isinstance(t, Tensor)]
             assert all(t.is_cuda for t in tensors), f"{name} gets a tensor of the host"
-            floats = {t.dtype for t in tensors if t.is_floating_point()} - {torch.float32}
+            floats = {t.dtype for t in tensors if t.is_floating_point()}
+            floats -= {torch.float32, torch.float8_e4m3fn}
             assert len(floats) <= 1, f"{name} gets {floats}"
             self.launches[name] += 1
 
@@ -257,6 +258,8 @@ def fake_cuda(processors: int = 132) -> Iterator[FakeCuda]:
             for name in ("paged_attention", "combine_splits", "sum_and_norm", "silu_mul"):
                 if hasattr(module, name):
                     patch.setattr(module, name, device.kernel(name))
+        for name in ("quantize_rows", "product_8_bits", "product_4_bits", "widen_4_bits"):
+            patch.setattr(linear, name, device.kernel(name))
         patch.setattr(layer, "rotate_and_store", device.kernel("rotate_and_store"))
         patch.setattr(Switch, "disabled", False)
         stack.enter_context(Substitutes(device))

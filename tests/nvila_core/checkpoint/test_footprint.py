@@ -12,6 +12,7 @@ from nvila_core.checkpoint.footprint import main, measure_footprint, stored_byte
 from nvila_core.checkpoint.hub import find_downloaded
 from nvila_core.checkpoint.loader import Checkpoint
 from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
+from nvila_core.models.quantize import Format
 
 
 def test_the_footprint_is_what_loading_takes(random_checkpoint: Path) -> None:
@@ -32,7 +33,7 @@ def test_the_footprint_is_what_loading_takes(random_checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("quantize", ["int8", "int4"])
-def test_fewer_bits_take_what_loading_takes(tmp_path: Path, quantize: str, dtype: str) -> None:
+def test_fewer_bits_take_what_loading_takes(tmp_path: Path, quantize: Format, dtype: str) -> None:
     # given widths that the 4-bit kernels take in groups of 64, in groups of 32, and not at all
     shape = Shape(hidden=64, inner=96, vision_hidden=48, vision_inner=72)
     folder = write_checkpoint(tmp_path / "model", shape)
@@ -41,9 +42,8 @@ def test_fewer_bits_take_what_loading_takes(tmp_path: Path, quantize: str, dtype
 
     model = NVILA.from_pretrained(folder, dtype=dtype, quantize=quantize)
     plain = NVILA.from_pretrained(folder, dtype=dtype)
-    assert stored_bytes(
-        Checkpoint.open(folder).llm, model.dtype, 4 if quantize == "int4" else 8
-    ) == weights_of(model.language)
+    stored = stored_bytes(Checkpoint.open(folder).llm, model.dtype, quantize)
+    assert stored == weights_of(model.language)
     # the checkpoint also holds a layer of the tower that is never run
     spared = weights_of(plain.vision) - weights_of(model.vision)
     spared += weights_of(plain.language) - weights_of(model.language)

@@ -23,9 +23,9 @@ from nvila_core.engine.scheduler import ScheduledRequest
 from nvila_core.generation.sequence import Sequence
 from nvila_core.media.preprocess import Processor
 from nvila_core.models.language_model import LanguageModel
-from nvila_core.models.merged import merge_projections
+from nvila_core.models.merged import merge_projections, merge_tower
 from nvila_core.models.projector import build_projector
-from nvila_core.models.quantize import Linear4, Linear8, QuantizedLinear, pack_int4
+from nvila_core.models.quantize import Format, Linear4, Linear8, LinearFP8
 from nvila_core.models.vision_tower import VisionTower
 
 pytest.importorskip("triton", reason="the kernels need Triton, which this machine lacks")
@@ -59,7 +59,9 @@ def cuda() -> Iterator[FakeCuda]:
         yield device
 
 
-def make_runner(shape: str, dtype: torch.dtype, bits: int = 16, *, graphs: bool = True) -> Any:
+def make_runner(
+    shape: str, dtype: torch.dtype, kind: Format | None = None, *, graphs: bool = True
+) -> Any:
     """Return what runs the steps of a language model on the GPU."""
     config = SHAPES[shape]
     with unset_fake_temporarily(), torch.device("meta"):
@@ -70,10 +72,10 @@ def make_runner(shape: str, dtype: torch.dtype, bits: int = 16, *, graphs: bool 
             module.register_parameter(name, torch.nn.Parameter(there, requires_grad=False))
     rotary: Any = language.model.rotary_emb
     rotary.inv_freq = torch.empty(config.head_dim // 2, device=CUDA)
-    if bits < 16:
+    if kind is not None:
         for name, module in list(language.model.layers.named_modules()):
             if type(module) is torch.nn.Linear:
-                language.model.layers.set_submodule(name, in_bits(module, bits, dtype))
+                language.model.layers.set_submodule(name, in_format(module, kind, dtype))
     merge_projections(language.model)
     cache = KVCache(
         num_layers=config.num_hidden_layers,
@@ -91,20 +93,18 @@ def make_runner(shape: str, dtype: torch.dtype, bits: int = 16, *, graphs: bool 
     return ModelRunner(model, attention, encoder, steps)
 
 
-def in_bits(linear: torch.nn.Linear, bits: int, dtype: torch.dtype) -> torch.nn.Module:
+def in_format(linear: torch.nn.Linear, kind: Format, dtype: torch.dtype) -> torch.nn.Module:
     """Return a quantized layer of the same shape."""
     outputs, inputs = linear.weight.shape
-    if bits == 8:
+    if kind == "int8":
         codes = torch.empty(outputs, inputs, dtype=torch.int8, device=CUDA)
         return Linear8.of(codes, torch.empty(outputs, dtype=dtype, device=CUDA), linear.bias)
-    layer = Linear4.__new__(Linear4)
-    QuantizedLinear.__init__(layer)
-    layer.bias, layer.group = linear.bias, 64
-    codes = torch.empty(outputs, inputs, dtype=torch.int32, device=CUDA)
-    layer.register_buffer("weight", pack_int4(codes))
+    if kind == "fp8":
+        codes = torch.empty(outputs, inputs, dtype=torch.float8_e4m3fn, device=CUDA)
+        return LinearFP8.of(codes, torch.empty(outputs, device=CUDA), linear.bias)
+    packed = torch.empty(outputs, inputs // 2, dtype=torch.uint8, device=CUDA)
     scales = torch.empty(inputs // 64, outputs, 2, dtype=torch.bfloat16, device=CUDA)
-    layer.register_buffer("scales", scales)
-    return layer
+    return Linear4.of(packed, scales, 64, linear.bias)
 
 
 def scheduled(
@@ -210,11 +210,29 @@ def test_a_chunk_after_many_positions_builds_nothing_large(
     assert (cuda.copies_in, cuda.copies_out, cuda.waits) == (1, 1, 0)
 
 
+@pytest.mark.parametrize(
+    ("kind", "launches"),
+    [("int8", 300), ("int4", 300), pytest.param("fp8", 412, marks=pytest.mark.slow)],
+)
+def test_a_quantized_decode_step_is_few_launches(
+    kind: Format, launches: int, tiny: NVILA, cuda: FakeCuda
+) -> None:
+    # given eight requests that decode with quantized weights
+    items = [scheduled(tiny, 9800 + n, 9799 + n, 1) for n in range(8)]
+    runner = make_runner("2B", torch.bfloat16, kind, graphs=False)
+    cuda.reset()
+    # when
+    assert runner.forward(items) == [1] * 8
+    # then it takes as many launches as in full precision; FP8 one more for each product's rows
+    assert cuda.launches.total() <= launches, cuda.launches
+    assert (cuda.copies_in, cuda.copies_out, cuda.waits) == (1, 1, 0)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("bits", [8, 4])
-def test_quantized_layers_run_on_the_gpu(bits: int, tiny: NVILA, cuda: FakeCuda) -> None:
-    # given a model in 8 or 4 bits
-    runner = make_runner("2B", torch.bfloat16, bits)
+@pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
+def test_quantized_layers_run_on_the_gpu(kind: Format, tiny: NVILA, cuda: FakeCuda) -> None:
+    # given a quantized model
+    runner = make_runner("2B", torch.bfloat16, kind)
     items = [scheduled(tiny, 60, 59, 1), scheduled(tiny, 300, 100, 200)]
     cuda.reset()
     # when a row and a chunk are computed, then no device or dtype is wrong, and nothing waits
@@ -275,3 +293,27 @@ def test_no_more_passes_are_in_flight_than_have_memory(cuda: FakeCuda) -> None:
         assert not tower.has_room()
         passes[0].take()
         assert tower.has_room()
+
+
+@pytest.mark.parametrize("kind", [None, "fp8"])
+def test_the_tower_runs_on_the_gpu(kind: Format | None, cuda: FakeCuda) -> None:
+    # given a tower of two layers of the true sizes
+    config = VisionConfig(1152, 4304, 3, 16, 448, 14, 2)
+    with unset_fake_temporarily(), torch.device("meta"):
+        tower = VisionTower(config)
+    for module in tower.modules():
+        for name, parameter in list(module.named_parameters(recurse=False)):
+            there = torch.empty(parameter.shape, dtype=torch.bfloat16, device=CUDA)
+            module.register_parameter(name, torch.nn.Parameter(there, requires_grad=False))
+    if kind is not None:
+        for name, module in list(tower.encoder.named_modules()):
+            if type(module) is torch.nn.Linear:
+                tower.encoder.set_submodule(name, in_format(module, kind, torch.bfloat16))
+    merge_tower(tower)
+    cuda.reset()
+    # when tiles are encoded, then nothing waits, and the launches of a layer are few
+    features = tower(torch.empty(2, 3, 448, 448, device=CUDA))
+    assert features.shape == (2, 1024, 1152)
+    assert cuda.waits == 0
+    assert cuda.launches["_scaled_mm"] == (8 if kind == "fp8" else 0)
+    assert cuda.launches["quantize_rows"] == cuda.launches["_scaled_mm"]

@@ -12,13 +12,15 @@ import sys
 import tempfile
 from typing import Any
 
+import torch
 import triton
 from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from nvila_core.engine.triton_attention import SINGLE_ROWS, Tiling, chunk_tiling
-from nvila_core.kernels import attention, layer
+from nvila_core.kernels import attention, layer, linear
+from nvila_core.models import quantized_products
 
 HEAD: dict[str, Any] = {"HEADS": 12, "KV_HEADS": 2, "HEAD_DIM": 128, "PADDED_DIM": 128}
 POINTERS = {
@@ -26,7 +28,11 @@ POINTERS = {
     "log_sums": "*fp32",
     "inv_freq": "*fp32",
     **dict.fromkeys(("tiles", "tables", "positions", "slots", "damaged"), "*i32"),
+    "scales": "*fp32",
+    "codes": "*fp8e4nv",
 }
+FP8 = 89
+"""Compute capability from which GPUs convert FP8."""
 
 
 def attention_case(tiling: Tiling, splits: int) -> tuple[Any, dict[str, Any], Tiling]:
@@ -39,7 +45,42 @@ def attention_case(tiling: Tiling, splits: int) -> tuple[Any, dict[str, Any], Ti
     )
 
 
-def cases(arch: int) -> dict[str, tuple[Any, dict[str, Any], Tiling]]:
+def product_case(kind: str, rows: int) -> tuple[Any, dict[str, Any], Any]:
+    """Return a product with weights in 8 or 4 bits, of a feed-forward network."""
+    tiling = quantized_products.tiling_of(rows, torch.bfloat16)
+    sizes = {"OUTPUTS": 17920, "INPUTS": 1536, "BIASED": True, "WIDEN": False}
+    sizes |= {"TILE_ROWS": tiling.rows, "TILE_OUTPUTS": tiling.outputs}
+    if kind == "*u8":
+        types = {"weight": kind, "scales": "*bf16"}
+        sizes |= {"GROUP": 64, "TILE_GROUPS": quantized_products.TILE_GROUPS}
+        return linear.product_4_bits, {**sizes, "types": types}, tiling
+    types = {"weight": kind, "scale": "*bf16"}
+    return linear.product_8_bits, {**sizes, "TILE_INPUTS": tiling.inputs, "types": types}, tiling
+
+
+def quantized_cases(arch: int) -> dict[str, tuple[Any, dict[str, Any], Any]]:
+    """Return the kernels of quantized layers."""
+    widen = {"OUTPUTS": 17920, "INPUTS": 1536, "GROUP": 64, "TILE_OUTPUTS": 64}
+    found = {
+        "widen 4 bits": (
+            linear.widen_4_bits,
+            {**widen, "types": {"weight": "*u8", "scales": "*bf16"}},
+            Tiling(0, 0, 4, 3),
+        )
+    }
+    for rows in (1, 32, 64):
+        found[f"int8, {rows} rows"] = product_case("*i8", rows)
+    for rows in (1, 32):
+        found[f"int4, {rows} rows"] = product_case("*u8", rows)
+    if arch < FP8:
+        return found
+    for size, block, gelu in ((4304, 8192, True), (8960, 2048, False)):
+        sizes = {"SIZE": size, "BLOCK": block, "GELU": gelu}
+        found[f"quantize {size}"] = (linear.quantize_rows, sizes, Tiling(0, 0, 2, 3))
+    return found
+
+
+def cases(arch: int) -> dict[str, tuple[Any, dict[str, Any], Any]]:
     """Return the kernels with the sizes that the 2B model has on a GPU."""
     plain = Tiling(0, 0, 4, 3)
     halves = {"HALF": 64, "PADDED_HEADS": 16, "PADDED_KV_HEADS": 2, "PADDED_HALF": 64}
@@ -58,17 +99,19 @@ def cases(arch: int) -> dict[str, tuple[Any, dict[str, Any], Tiling]]:
             {"HEADS": 12, "KV_HEADS": 2, **halves},
             Tiling(0, 0, 2, 3),
         ),
+        **quantized_cases(arch),
     }
 
 
-def compiled(arch: int, kernel: Any, constants: dict[str, Any], tiling: Tiling) -> dict[str, Any]:
+def compiled(arch: int, kernel: Any, constants: dict[str, Any], tiling: Any) -> dict[str, Any]:
     """Compile one kernel and return its registers, spilled bytes and shared memory."""
     names = kernel.arg_names
+    pointers = POINTERS | constants.get("types", {})
     constants = {name: value for name, value in constants.items() if name in names}
-    scalars = {"scale": "fp32", "eps": "fp32", "count": "i32", "num_rows": "i32"}
+    scalars = {"scale": "fp32", "eps": "fp32", "count": "i32", "num_rows": "i32", "rows": "i32"}
     scalars |= {name: "i32" for name in names if name.endswith("stride")}
     signature = {
-        name: "constexpr" if name in constants else POINTERS.get(name, scalars.get(name, "*bf16"))
+        name: "constexpr" if name in constants else pointers.get(name, scalars.get(name, "*bf16"))
         for name in names
     }
     aligned = [n for n in names if signature[n].startswith("*") or n.endswith("stride")]
