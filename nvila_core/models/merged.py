@@ -69,8 +69,8 @@ def merged_linear(parts: list[nn.Module | None]) -> nn.Module | None:
             return None
         codes = torch.cat([part.weight for part in four])
         scales = torch.cat([part.scales for part in four], dim=1)
-        bias = merged_bias([part.bias for part in four])
-        return Linear4.of(codes, scales, four[0].group, bias)
+        biases = [part.bias for part in four]
+        return Linear4.of(codes, scales, four[0].group, merged_bias(biases))
     return None
 
 

@@ -32,7 +32,7 @@ TILE_GROUPS = 4
 
 
 @dataclass(frozen=True)
-class Tiling:
+class ProductTiling:
     """Sizes of the programs of a product: rows, outputs, inputs of a pass, warps, stages."""
 
     rows: int
@@ -42,14 +42,14 @@ class Tiling:
     stages: int
 
 
-def tiling_of(rows: int, dtype: torch.dtype) -> Tiling:
+def tiling_of(rows: int, dtype: torch.dtype) -> ProductTiling:
     """Return the fastest tiling on an H100 for a number of rows."""
     stages = 2 if dtype == torch.float32 else 4
     if rows <= 16:
-        return Tiling(16, 32, 256, 4, stages)
+        return ProductTiling(16, 32, 256, 4, stages)
     if rows <= 32:
-        return Tiling(32, 32, 128, 4, stages)
-    return Tiling(64, 64, 128, 4, min(stages, 3))
+        return ProductTiling(32, 32, 128, 4, stages)
+    return ProductTiling(64, 64, 128, 4, min(stages, 3))
 
 
 def product_8_bits(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor | None:
@@ -136,7 +136,8 @@ def pack_halves(codes: Tensor, group: int) -> Tensor:
     The first half of each group is in the low bits, the second in the high bits.
     """
     low, high = codes.unflatten(1, (-1, 2, group // 2)).unbind(2)
-    return (high << 4 | low).to(torch.uint8).flatten(1)
+    packed: Tensor = (high << 4 | low).to(torch.uint8)
+    return packed.flatten(1)
 
 
 def widened_4_bits(weight: Tensor, scales: Tensor, group: int, dtype: torch.dtype) -> Tensor:
@@ -153,7 +154,8 @@ def widened_4_bits(weight: Tensor, scales: Tensor, group: int, dtype: torch.dtyp
     halves = weight.unflatten(1, (-1, group // 2))
     codes = torch.cat([halves & 15, halves >> 4], dim=-1).float() - 8
     step, middle = scales.float().transpose(0, 1)[..., None].unbind(2)
-    return (codes * step + middle).flatten(1).to(dtype)
+    wide: Tensor = (codes * step + middle).flatten(1)
+    return wide.to(dtype)
 
 
 def quantize_rows(x: Tensor, gelu: bool = False) -> tuple[Tensor, Tensor]:

@@ -61,7 +61,7 @@ def product_case(kind: str, rows: int) -> tuple[Any, dict[str, Any], Any]:
 def quantized_cases(arch: int) -> dict[str, tuple[Any, dict[str, Any], Any]]:
     """Return the kernels of quantized layers."""
     widen = {"OUTPUTS": 17920, "INPUTS": 1536, "GROUP": 64, "TILE_OUTPUTS": 64}
-    found = {
+    found: dict[str, tuple[Any, dict[str, Any], Any]] = {
         "widen 4 bits": (
             linear.widen_4_bits,
             {**widen, "types": {"weight": "*u8", "scales": "*bf16"}},
