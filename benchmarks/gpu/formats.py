@@ -35,15 +35,13 @@ def difference(found: Tensor, expected: Tensor) -> dict[str, float]:
     return {"error": float((a - b).norm() / b.norm()), "least cosine": float(cosines.min())}
 
 
-def recorded(
-    model: nn.Module, kinds: tuple[type, ...], run: Callable[[], Any]
-) -> dict[str, Tensor]:
-    """Return the outputs of the layers of some kinds, by name, of one run."""
+def recorded(model: nn.Module, kind: type[nn.Module], run: Callable[[], Any]) -> dict[str, Tensor]:
+    """Return the outputs of the layers of a kind, by name, of one run."""
     found: dict[str, Tensor] = {}
     hooks = [
         module.register_forward_hook(lambda _m, _x, out, name=name: found.__setitem__(name, out))
         for name, module in model.named_modules()
-        if isinstance(module, kinds)
+        if isinstance(module, kind)
     ]
     run()
     for hook in hooks:
@@ -70,7 +68,7 @@ def towers(device: torch.device, name: str, counts: tuple[int, ...]) -> dict[str
     few = torch.rand(min(4, counts[-1]), 3, shape.image, shape.image, device=device) * 2 - 1
     for kind, model in models.items():
         merge_tower(model)
-        rows[kind] = recorded(model.encoder, (type(model.encoder.layers[0]),), partial(model, few))
+        rows[kind] = recorded(model.encoder, type(model.encoder.layers[0]), partial(model, few))
         features[kind] = model(few)
         found[f"tower, {kind}, MB"] = {"": weight_bytes(model) / 1e6}
     for layer, expected in rows["bf16"].items():
