@@ -91,27 +91,15 @@ class _Wanted:
         by_id = self.stream is not None and self._is_id(connection)
         ranged = self.since is not None or self.until is not None
         near = self._near() if ranged else []
-        far_first: Select[Any] | None = None
-        if self.terms and self.dialect == "sqlite":
-            statement = self._search_sqlite(by_id, near, *self.numbers(connection))
-            far = self._search_sqlite(by_id, self._far_range(), far=True).limit(self.limit)
+        if self.terms:
+            numbers = self._with_words(connection, by_id, near)
+            statement = select(_results).where(_columns.number.in_(numbers))
+            found = list(connection.execute(statement)) if numbers else []
         else:
-            filters = [*self._filters(by_id), *near]
-            often = True
-            if self.terms:
-                numbers = self.numbers(connection)
-                filters += _between(_columns.number, *numbers)
-                often = self._often(connection, filters, numbers[1])
-                filters.append(self._has_words())
-            order = self._order(indexed=often)
-            statement = select(_results).where(*filters).order_by(*order)
-            far = self._far(by_id)
-            if self.terms and often:
-                far_first = self._far(by_id, newest=10 * self.limit)
-        found = list(connection.execute(statement.limit(self.limit)))
-        if ranged:
-            first = [] if far_first is None else connection.execute(far_first).all()
-            found += first if len(first) == self.limit else connection.execute(far)
+            statement = select(_results).where(*self._filters(by_id), *near).limit(self.limit)
+            found = list(connection.execute(statement.order_by(*self._order())))
+            if ranged:
+                found += connection.execute(self._far(by_id))
         return sorted(found, key=self._key, reverse=True)[: self.limit]
 
     def _key(self, row: Row[Any]) -> tuple[Any, ...]:
@@ -162,63 +150,137 @@ class _Wanted:
         return near
 
     def numbers(self, connection: Connection) -> tuple[int | None, int | None]:
-        """Return the lowest and the highest number of a range, None for none, as a search reads
-        by number. The lowest is above the highest if the range has no results."""
-        made, number = _columns.created_at, _columns.number
-        lowest = highest = None
+        """Return the lowest and the highest number of the results of a range that are close to
+        their clip, None for none, as a search reads by number. The lowest is above the highest if
+        there are none."""
+        made, number, near = _columns.created_at, _columns.number, _columns.far.is_(False)
+        ends: list[ColumnElement[Any]] = []
         if self.since is not None:
             first = select(number).where(
-                made >= self.since - MAX_ADVANCE, func.coalesce(_columns.end, made) >= self.since
+                made >= self.since - MAX_ADVANCE,
+                func.coalesce(_columns.end, made) >= self.since,
+                near,
             )
-            first = first.order_by(made, number)
-            edge = first.limit(_DISORDER).subquery().c.number
-            lowest = connection.execute(select(func.min(edge))).scalar()
-            if lowest is None:
-                return 1, 0
+            edge = first.order_by(made, number).limit(_DISORDER).subquery().c.number
+            ends.append(select(func.min(edge)).scalar_subquery())
         if self.until is not None:
             last = select(number).where(
-                made < self.until + MAX_DELAY, func.coalesce(_columns.start, made) < self.until
+                made < self.until + MAX_DELAY,
+                func.coalesce(_columns.start, made) < self.until,
+                near,
             )
             last = last.order_by(made.desc(), number.desc())
             edge = last.limit(_DISORDER).subquery().c.number
-            highest = connection.execute(select(func.max(edge))).scalar()
-            if highest is None:
-                return 1, 0
-        return lowest, highest
+            ends.append(select(func.max(edge)).scalar_subquery())
+        if not ends:
+            return None, None
+        found = list(connection.execute(select(*ends)).one())
+        if None in found:
+            return 1, 0
+        return found[0] if self.since is not None else None, (
+            found[-1] if self.until is not None else None
+        )
 
-    def _far(self, by_id: bool, newest: int | None = None) -> Select[Any]:
+    def _far(self, by_id: bool) -> Select[Any]:
         """Return a statement for the results of the range that are far from their clip.
 
         They are few, and found by the end of the clip; no other index would find them as fast.
-        With `newest`, words are looked for in the newest ones alone.
         """
         filters = [*self._far_range(), *self._filters(by_id, indexed=False)]
-        if newest is not None:
-            among = select(_columns.number).where(*filters).order_by(*self._order(indexed=False))
-            filters = [_columns.number.in_(among.limit(newest))]
-        if self.terms:
-            filters.append(self._has_words())
         numbers = select(_columns.number).where(*filters).order_by(*self._order(indexed=False))
         return select(_results).where(_columns.number.in_(numbers.limit(self.limit)))
 
-    def _often(
-        self, connection: Connection, filters: list[ColumnElement[bool]], highest: int | None
-    ) -> bool:
-        """Return whether the newest results have enough matches, so that PostgreSQL is to read by
-        number; otherwise it is to read its index of words. It guesses badly which is faster."""
+    def _with_words(
+        self, connection: Connection, by_id: bool, near: list[ColumnElement[bool]]
+    ) -> list[int]:
+        """Return the numbers of the newest results that have the words."""
+        lowest, highest = self.numbers(connection)
+        if self.dialect == "sqlite":
+            search = self._search_sqlite(by_id, near, *_between(_words.c.rowid, lowest, highest))
+            found = _numbers(connection, search.limit(self.limit))
+        else:
+            filters = [*self._filters(by_id), *near, *_between(_columns.number, lowest, highest)]
+            found = self._search_postgresql(connection, filters, lowest, highest)
+        if near:
+            full = len(found) == self.limit
+            found += self._far_with_words(connection, by_id, found[-1] if full else 0)
+        return sorted(found, reverse=True)[: self.limit]
+
+    def _far_with_words(self, connection: Connection, by_id: bool, after: int) -> list[int]:
+        """Return the same of the results of the range that are far from their clip, and whose
+        number is above `after`.
+
+        A word may be in most results, and few of them be of the range: so these are looked at one
+        by one, the newest first, unless it takes too many to fill a page.
+        """
+        number = _columns.number
+        filters = [*self._far_range(), *self._filters(by_id, indexed=False), number > after]
+        newest = func.coalesce(number, number).desc()
+        for some in (2 * self.limit, 20 * self.limit):
+            among = _numbers(
+                connection, select(number).where(*filters).order_by(newest).limit(some)
+            )
+            found = self._having_words(connection, among)
+            if len(among) < some or len(found) == self.limit:
+                return found
+        if self.dialect == "sqlite":
+            search = self._search_sqlite(by_id, self._far_range(), _words.c.rowid > after, far=True)
+        else:
+            search = select(number).where(*filters, self._has_words()).order_by(newest)
+        return _numbers(connection, search.limit(self.limit))
+
+    def _having_words(self, connection: Connection, numbers: list[int]) -> list[int]:
+        """Return those of some results, all far from their clip, that have the words, the newest
+        first."""
+        if not numbers:
+            return []
+        if self.dialect == "sqlite":
+            number = _words.c.rowid
+            # the sum keeps SQLite from asking FTS5 once for each number
+            search = select(number).where(
+                _words.c.results_words.match(f"{self._fts5()} AND far : 1"),
+                *_between(number, min(numbers), max(numbers)),
+                (number + 0).in_(numbers),
+            )
+            search = search.order_by(number.desc())
+        else:
+            number = _columns.number
+            search = select(number).where(number.in_(numbers), self._has_words())
+            search = search.order_by(func.coalesce(number, number).desc())
+        return _numbers(connection, search.limit(self.limit))
+
+    def _search_postgresql(
+        self,
+        connection: Connection,
+        filters: list[ColumnElement[bool]],
+        lowest: int | None,
+        highest: int | None,
+    ) -> list[int]:
+        """Return the numbers of the newest matches.
+
+        PostgreSQL guesses badly whether to read by number or its index of words. So the newest
+        results are read by number first: a word that is not rare is found often enough there.
+        """
         number = _columns.number
         # with its limit, PostgreSQL computes it as it stands: the newest first
         newest = select(number, self._has_words().label("found")).where(*filters)
         newest = newest.order_by(number.desc())
-        if self.stream is not None:
+        ends = [end for end in (highest, self.after[1] if self.after else None) if end is not None]
+        if not ends and self.stream is None:
+            ends = [connection.execute(select(func.max(number))).scalar() or 0]
+        all_of_it = bool(ends) and min(ends) - (lowest or 0) < _RECENT
+        if self.stream is not None and not all_of_it:
             newest = newest.limit(_RECENT_OF_STREAM)
         else:
-            ends = [end for end in (highest, self.after[1] if self.after else None) if end]
-            top = min(ends) if ends else connection.execute(select(func.max(number))).scalar() or 0
-            newest = newest.where(number > top - _RECENT).limit(_RECENT)
+            newest = newest.where(number > min(ends) - _RECENT).limit(_RECENT)
         recent = newest.subquery()
         matches = select(recent.c.number).where(recent.c.found).limit(self.limit)
-        return len(connection.execute(matches).all()) == self.limit
+        found = _numbers(connection, matches)
+        if all_of_it or len(found) == self.limit:
+            return found
+        search = select(number).where(*filters, self._has_words())
+        search = search.order_by(*self._order(indexed=False))  # not by number
+        return _numbers(connection, search.limit(self.limit))
 
     def _far_range(self) -> list[ColumnElement[bool]]:
         since = self.since or datetime.min.replace(tzinfo=UTC)
@@ -230,20 +292,21 @@ class _Wanted:
         words: ColumnElement[Any] = literal_column("results.words")
         return words.bool_op("@@")(func.to_tsquery("simple", tsquery(self.terms)))
 
+    def _fts5(self) -> str:
+        return f"{{text prompt}} : ({fts5(self.terms)})"
+
     def _search_sqlite(
         self,
         by_id: bool,
         in_range: list[ColumnElement[bool]],
-        lowest: int | None = None,
-        highest: int | None = None,
-        *,
+        *numbers: ColumnElement[bool],
         far: bool = False,
     ) -> Select[Any]:
-        """Return a statement that reads the matches in FTS5's own order, which is by number.
+        """Return a statement for the numbers of matches, in FTS5's own order, which is by number.
 
         Names and kinds are words there too, so that a filter needs no look at each match.
         """
-        query = f"{{text prompt}} : ({fts5(self.terms)})"
+        query = self._fts5()
         column = "stream_id" if by_id else "stream_name"
         for name, value in ((column, self.stream), ("kind", self.kind)):
             terms = parse_search(f'"{value}"') if value is not None else []
@@ -253,15 +316,17 @@ class _Wanted:
             query += " AND far : 1"
         matched = _words.c.results_words.match(query)
         if self.after is not None:
-            before = self.after[1] - 1
-            highest = before if highest is None else min(before, highest)
-        filters = [*self._filters(by_id), *in_range, *_between(_words.c.rowid, lowest, highest)]
+            numbers = (*numbers, _words.c.rowid < self.after[1])
         return (
-            select(_results)
+            select(_words.c.rowid)
             .select_from(_words.join(_results, _words.c.rowid == _columns.number))
-            .where(matched, *filters)
+            .where(matched, *self._filters(by_id), *in_range, *numbers)
             .order_by(_words.c.rowid.desc())
         )
+
+
+def _numbers(connection: Connection, statement: Select[Any]) -> list[int]:
+    return list(connection.execute(statement).scalars())
 
 
 def _between(
