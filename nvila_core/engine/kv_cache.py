@@ -1,6 +1,8 @@
 """The keys and values of all sequences, in blocks that any sequence may use."""
 
+import mmap
 from collections.abc import Sequence
+from math import prod
 
 import torch
 from torch import Tensor
@@ -39,8 +41,8 @@ class KVCache:
         self.num_kv_heads, self.dtype, self.device = num_kv_heads, dtype, device
         shape = (num_layers, 2, num_blocks + 1, block_size, num_kv_heads, head_dim)
         try:
-            self._storage = torch.zeros(shape, dtype=dtype, device=device)
-        except (torch.OutOfMemoryError, RuntimeError) as error:
+            self._storage = _zeros(shape, dtype, device)
+        except (torch.OutOfMemoryError, RuntimeError, OSError, OverflowError) as error:
             raise NVILAError(
                 f"There is no room for a key-value cache of {num_blocks * block_size} positions "
                 f"({num_layers} layers, {num_kv_heads} heads of {head_dim}, {dtype}) on {device}, "
@@ -76,3 +78,14 @@ class KVCache:
         """Zero blocks that may hold NaN, before another sequence owns them."""
         index = torch.tensor(blocks, dtype=torch.long, device=self.device)
         self._storage.index_fill_(2, index, 0)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return zeros. On a CPU a part of them takes memory only once it is written, so that an idle
+    worker does not hold the memory of a full cache."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    return torch.frombuffer(mmap.mmap(-1, prod(shape) * dtype.itemsize, private), dtype=dtype).view(
+        shape
+    )

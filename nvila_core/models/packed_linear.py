@@ -10,7 +10,6 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import skip_init
 
 MKLDNN = torch.ops.mkldnn
 
@@ -63,9 +62,10 @@ def can_pack(dtype: torch.dtype) -> bool:
     """
     if dtype not in TOLERANCES:
         return False
-    linear = skip_init(nn.Linear, 24, 40)  # drawing weights would advance the global seed
-    linear.weight.copy_(torch.linspace(-1, 1, 24 * 40).cos().reshape(40, 24))
-    linear.bias.copy_(torch.linspace(0, 1, 40))
+    # Drawing weights would advance the global seed, and `skip_init` imports sympy for a second.
+    linear = nn.Linear(24, 40, device="meta")
+    linear.weight = nn.Parameter(torch.linspace(-1, 1, 24 * 40).cos().reshape(40, 24))
+    linear.bias = nn.Parameter(torch.linspace(0, 1, 40))
     linear.to(dtype)
     x = torch.linspace(-1, 1, 3 * 24).sin().reshape(3, 24).to(dtype)
     expected = F.linear(x.double(), linear.weight.double(), linear.bias.double())
