@@ -1,10 +1,11 @@
 """Measure what the API adds to a request: beside a bare FastAPI route, over kept connections.
 
-    .venv/bin/python benchmarks/api.py [--requests 2000] [--rounds 5] [--json]
+    .venv/bin/python benchmarks/api.py [--requests 2000] [--rounds 5] [--streams 1] [--json]
 
 A program with one bare FastAPI route and `streamer serve` run as processes on the same machine, and
 one client asks both in turn, round by round, so that both see the same load of the machine. Each
-request waits for the answer to the one before it. CPU time comes from the operating system.
+request waits for the answer to the one before it. CPU time comes from the operating system. With
+`--streams` of more than one, lists of so many streams and `/metrics` are asked for too.
 """
 
 import argparse
@@ -23,7 +24,9 @@ from pathlib import Path
 import psutil
 from report import publish
 
-from streamer.domain.stream import StreamSpec
+from streamer.domain.stream import StreamCounters, StreamSpec, StreamState, StreamStatus
+from streamer.domain.timestamp import utc_now
+from streamer.domain.watch import Watch
 from streamer.local.installation import child_environment
 from streamer.local.redis_server import EmbeddedServer
 from streamer.service import Service
@@ -110,11 +113,25 @@ def serving(port: int, *command: str, settings: Settings) -> Iterator[psutil.Pro
             program.wait()
 
 
+def attach(client: Service, name: str) -> None:
+    """Attach a camera that has just reported."""
+    watches = [Watch(prompt="Describe the scene in one sentence.")]
+    spec = StreamSpec(name=name, url="rtsp://camera.example/main", live=True, watches=watches)
+    client.registry.create(spec, spec.url)
+    counters = StreamCounters(packets=90_000, bytes=2 << 28, decoded=3600, sampled=3600, clips=360)
+    counters = counters.model_copy(update={"width": 1920, "height": 1080, "codec": "h264"})
+    now = utc_now()
+    status = StreamStatus(state=StreamState.RUNNING, reported_at=now, worker="ingest-1")
+    status = status.model_copy(update={"last_frame_at": now, "counters": counters})
+    client.registry.save_status(spec.id, status)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--requests", type=int, default=2000, help="requests of a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--streams", type=int, default=1, help="streams that are attached")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with ExitStack() as running:
@@ -124,8 +141,9 @@ def main() -> None:
         )
         settings = Settings(redis_url=server.url, data_dir=folder)
         with Service(settings) as client:
-            spec = StreamSpec(name="yard", url="rtsp://camera.example/main", live=True)
-            client.registry.create(spec, spec.url)
+            attach(client, "yard")
+            for number in range(1, options.streams):
+                attach(client, f"camera-{number}")
         ports = free_port(), free_port()
         bare = running.enter_context(
             serving(ports[0], "-c", BARE, str(ports[0]), settings=settings)
@@ -139,6 +157,9 @@ def main() -> None:
             Route("GET /v1/session", ports[1], own, "/v1/session"),
             Route("GET /v1/streams/yard", ports[1], own, "/v1/streams/yard"),
         ]
+        if options.streams > 1:
+            paths = ("/v1/streams?limit=100", "/v1/streams?limit=1000", "/metrics")
+            routes += [Route(f"GET {path}", ports[1], own, path) for path in paths]
         for _ in range(options.rounds):
             for route in routes:
                 route.ask(options.requests)

@@ -10,9 +10,11 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any, cast
 
 import redis
+from pydantic_core import from_json
 from rq.job import Job
 
 from streamer import redis_keys
@@ -268,7 +270,7 @@ class StreamRegistry:
         silent_since = rfc3339(utc_now() - timedelta(seconds=_MAX_SILENCE))
         for raw in statuses:
             try:
-                status = json.loads(raw or b"{}")
+                status = from_json(raw or b"{}")
                 state = status.get("state", StreamState.CONNECTING)
                 if state in _ATTENDED and (status.get("reported_at") or "") < silent_since:
                     state = StreamState.CONNECTING
@@ -339,7 +341,7 @@ class StreamRegistry:
     def _listed(self, stream_id: str, record: bytes, raw_status: bytes | None) -> Stream:
         """Return a stream; of one that cannot be read, what can be read of it and why."""
         try:
-            return _stream(StreamSpec.read(record), raw_status)
+            return _stream(_read_spec(record), raw_status)
         except StreamerError as error:
             name = self._name_of(stream_id)
             spec = StreamSpec.read_in_part(record, id=stream_id, name=name, url="", live=True)
@@ -533,6 +535,17 @@ def _numbered(base: str, number: int) -> str:
     return base if number == 1 else f"{base}-{number}"
 
 
+_MAX_KNOWN = 2048
+"""Records of which what was read is kept, as specs seldom change: some kilobytes each."""
+
+
+@lru_cache(maxsize=_MAX_KNOWN)
+def _read_spec(record: bytes) -> StreamSpec:
+    """Return a stored spec; do not change it. Raises StreamerError(RECORD_UNREADABLE)."""
+    return StreamSpec.read(record)
+
+
+@lru_cache(maxsize=_MAX_KNOWN)
 def _place(stream_id: str, record: bytes) -> tuple[int, str]:
     """Return the place of a stream in lists, which are ordered by when it was attached."""
     try:
@@ -552,10 +565,10 @@ def _stream(spec: StreamSpec, raw_status: bytes | None) -> Stream:
     if status.state in _ATTENDED and (utc_now() - heard).total_seconds() > _MAX_SILENCE:
         status.state, status.since, status.error = StreamState.CONNECTING, heard, _NO_WORKER
     # Both have been validated; to do it once more would take most of the time of a long list.
-    fields = {name: getattr(spec, name) for name in StreamSpec.model_fields}
-    return Stream.model_construct(
-        **fields, **{name: getattr(status, name) for name in StreamStatus.model_fields}
-    )
+    return _EMPTY.model_copy(update=spec.__dict__ | status.__dict__)
+
+
+_EMPTY = Stream.model_construct(name="", url="", live=True)
 
 
 def _status(raw: bytes, since: datetime) -> StreamStatus:

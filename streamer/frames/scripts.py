@@ -261,3 +261,22 @@ settle(stream)
 if redis.call('ZCARD', AGES) == 0 then redis.call('UNLINK', BYTES) end
 """
 )
+
+# Frames that have expired leave the index when the next one is stored.
+# KEYS: indices of streams. ARGV: now in milliseconds, how many expired frames to pass over. Returns
+# for each the reference of its oldest frame, or ''.
+OLDEST = """
+local found = {}
+for i, index in ipairs(KEYS) do
+  found[i] = ''
+  for _, entry in ipairs(redis.call('XRANGE', index, '-', '+', 'COUNT', ARGV[2])) do
+    local fields = {}
+    for f = 1, #entry[2], 2 do fields[entry[2][f]] = entry[2][f + 1] end
+    if tonumber(fields.expires) > tonumber(ARGV[1]) then
+      found[i] = fields.ref
+      break
+    end
+  end
+end
+return found
+"""

@@ -118,6 +118,7 @@ class FrameStore:
         self._clock = clock or SystemClock()
         self._put = redis.register_script(scripts.PUT)
         self._make_room = redis.register_script(scripts.MAKE_ROOM)
+        self._oldest = redis.register_script(scripts.OLDEST)
         self._claim = redis.register_script(scripts.CLAIM)
         self._discard = redis.register_script(scripts.DISCARD)
 
@@ -240,18 +241,16 @@ class FrameStore:
     def oldest_times(self, stream_ids: Sequence[str]) -> list[float | None]:
         """Return when the oldest frame of each of some streams was captured, in seconds since the
         Unix epoch; None for one without frames. Takes one round trip."""
-        with self._redis.pipeline(transaction=False) as pipeline:
-            for stream_id in stream_ids:
-                # Frames that have expired leave the index when the next one is stored.
-                pipeline.xrange(redis_keys.frame_index(stream_id), count=_MAX_EXPIRED)
-            found = pipeline.execute()
-        now = self._clock.time() * 1000
-        times: list[float | None] = []
-        for entries in found:
-            kept = (fields for _, fields in entries if float(fields[b"expires"]) > now)
-            oldest = next(kept, None)
-            times.append(float(json.loads(oldest[b"ref"])["time"]) if oldest else None)
-        return times
+        if not stream_ids:
+            return []
+        found = cast(
+            list[bytes | None],
+            self._oldest(
+                keys=[redis_keys.frame_index(stream_id) for stream_id in stream_ids],
+                args=[round(self._clock.time() * 1000), _MAX_EXPIRED],
+            ),
+        )
+        return [float(json.loads(ref)["time"]) if ref else None for ref in found]
 
     def count(self, stream_id: str) -> int:
         """Return the number of frames in the index."""

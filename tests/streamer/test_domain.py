@@ -8,10 +8,10 @@ from streamer.domain.kinds import RequestKind
 from streamer.domain.query import Query, QueryStatus
 from streamer.domain.request import ClipRequest
 from streamer.domain.result import Result
-from streamer.domain.stream import StreamSpec
+from streamer.domain.stream import StreamCounters, StreamSpec
 from streamer.domain.timestamp import to_datetime
 from streamer.domain.watch import Watch
-from streamer.errors import ErrorCode
+from streamer.errors import ErrorCode, StreamerError
 from streamer.response_format import ChoiceFormat
 
 CHOICE = ChoiceFormat(choices=["yes", "no"])
@@ -64,3 +64,30 @@ def test_a_query_is_what_its_request_asked() -> None:
     assert (query.id, query.status, query.result) == (request.id, QueryStatus.QUEUED, None)
     for field in ("stream_id", "stream_name", "prompt", "start", "end", "created_at"):
         assert getattr(query, field) == getattr(request, field)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *('{"position": 1e400}', '{"position":-1.5E+400}', '{"position": 10E0400}'),
+        *('{"packets": 12345678901234567890}', '{"packets":-9223372036854775809}'),
+        *('{"position": NaN}', '{"position": Infinity}', '{"bit_rate": -Infinity}'),
+        *('{"codec": "\\u0000"}', '{"codec": "\\ud800"}', '{"codec": "\\uDfff"}'),
+        '{"dropped": {"late": 99999999999999999999}}',
+    ],
+)
+def test_a_stored_record_with_what_cannot_be_stored_again_is_refused(raw: str) -> None:
+    with pytest.raises(StreamerError) as caught:
+        StreamCounters.read(raw.encode())
+
+    assert caught.value.code == ErrorCode.RECORD_UNREADABLE
+
+
+@pytest.mark.parametrize(
+    "codec",
+    ["7e123", "1" * 30, "e+400", "a:123e456", "\uac00\ud55c", "é", "\\u00e9", "Info", "NaNo"],
+)
+def test_texts_that_look_like_such_numbers_are_read(codec: str) -> None:
+    stored = StreamCounters(codec=codec, position=1e16, packets=10**18)
+
+    assert StreamCounters.read(stored.model_dump_json()) == stored

@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import pytest
+import redis
 from fastapi.testclient import TestClient
 from typer.testing import CliRunner
 
@@ -14,6 +15,7 @@ from streamer.domain.timestamp import to_datetime
 from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode
 from streamer.service import Service
+from tests.support.redis_commands import commands_of
 
 
 def attach(client: Service, name: str, *, kept: float, runs: float, live: bool = True) -> Stream:
@@ -72,3 +74,20 @@ def test_a_stream_without_frames_and_a_recording_have_no_span(client: Service) -
     assert client.stream("hall").kept_seconds is None
     assert attach(client, "film", kept=60, runs=60, live=False).kept_seconds is None
     assert [check.message for check in frames.spans(client.settings)] == []
+
+
+def test_a_page_of_streams_takes_as_many_commands_as_one_stream(
+    client: Service, redis_client: redis.Redis
+) -> None:
+    # given one stream, listed
+    attach(client, "yard", kept=60, runs=60)
+    client.stream_page()
+    alone = commands_of(redis_client, client.stream_page)
+    # when there are ten
+    for number in range(9):
+        attach(client, f"door-{number}", kept=60, runs=60)
+    page, _ = client.stream_page()
+    # then a list asks Redis no more often
+    assert [stream.kept_seconds is not None for stream in page] == [True] * 10
+    assert commands_of(redis_client, client.stream_page) == alone
+    assert len(alone) <= 4
