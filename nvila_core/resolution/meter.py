@@ -32,6 +32,8 @@ MAX_NOISE = 8.0
 even if no part of the scene is plain."""
 MIN_LUMA, MAX_LUMA = 8, 247
 """Cells outside this range of mean luma do not count for the noise, which is clipped there."""
+VIDEO_BLACK, VIDEO_SPAN = 16, 219
+"""Luma of black in most videos, and the levels from there to white (BT.601, BT.709)."""
 CHANGE_THRESHOLD = 3.0
 """Mean difference, 0 to 255, beyond the noise, from which on a cell has changed."""
 STRIP_PIXELS = 2**20
@@ -57,12 +59,15 @@ class Meter:
         self._previous: tuple[Pixels, Cells] | None = None
         self._buffers = BufferPool()
 
-    def measure(self, picture: Pixels) -> Measures:
+    def measure(self, picture: Pixels, video_range: bool = False) -> Measures:
         """Measure a frame, and keep a small copy to compare the next frame with.
 
         Args:
             picture: uint8 [height, width, 3], RGB or BGR, or luma [height, width].
+            video_range: whether luma goes from 16 to 235, as in most videos, instead of 0 to 255.
+                The measures are about the same.
         """
+        gain = 255 / VIDEO_SPAN if video_range else 1.0
         height, width = picture.shape[:2]
         levels: list[Pixels] = []  # halved once, twice, ...
         residues: list[Cells] = []
@@ -71,11 +76,12 @@ class Meter:
             cells, level = self._octave(level, len(levels))
             levels.append(level)
             if cells is not None:
-                residues.append(cells)
+                residues.append(np.minimum(cells * gain, 255) if video_range else cells)
         levels = levels or [self._luma(picture)]
         octaves, noise = [], 0.0
         for i, cells in enumerate(residues):
-            cells, floor = subtract_noise(cells, levels[min(i + CELL_HALVINGS, len(levels)) - 1])
+            luma = levels[min(i + CELL_HALVINGS, len(levels)) - 1]
+            cells, floor = subtract_noise(cells, luma, video_range)
             noise = floor if i == 0 else noise
             octaves.append(cells)
         small = levels[min(COMPARISON_HALVINGS, len(levels)) - 1]
@@ -85,10 +91,11 @@ class Meter:
         detail = tuple(strength(cells) for cells in octaves)
         if previous is None:
             return Measures(width, height, detail, detail, 1.0)
-        change = round(float(np.abs(thumbnail - previous[1]).mean()) / 255, 5)
+        difference = gain * float(np.abs(thumbnail - previous[1]).mean())
+        change = round(min(1.0, difference / 255), 5)
         if previous[0].shape != small.shape:
             return Measures(width, height, detail, detail, change)
-        changed = changed_cells(small, previous[0], noise, self._buffers)
+        changed = changed_cells(small, previous[0], noise, self._buffers, gain)
         if not changed.any():
             return Measures(width, height, detail, (0.0,) * len(detail), change)
         fresh = tuple(strength(cells * shrink(changed, cells.shape[::-1])) for cells in octaves)
@@ -173,12 +180,13 @@ def means_of_4x4(pixels: Pixels, buffers: BufferPool) -> Cells:
     return mean
 
 
-def subtract_noise(cells: Cells, luma: Pixels) -> tuple[Cells, float]:
+def subtract_noise(cells: Cells, luma: Pixels, video_range: bool = False) -> tuple[Cells, float]:
     """Subtract the sensor noise from cells.
 
     Args:
         cells: strength of each cell; overwritten.
         luma: the image at any scale of at least one pixel for each cell; fastest at exactly one.
+        video_range: whether it goes from 16 to 235.
 
     Returns:
         The cells without noise, and the noise: the strength of the quietest cells.
@@ -187,7 +195,10 @@ def subtract_noise(cells: Cells, luma: Pixels) -> tuple[Cells, float]:
         height, width = cells.shape
         side = min(luma.shape[0] // height, luma.shape[1] // width)  # whole, or shrinking is slow
         luma = shrink(luma[: height * side, : width * side], (width, height))
-    exposed = cells[(luma > MIN_LUMA) & (luma < MAX_LUMA)]
+    low, high = MIN_LUMA, MAX_LUMA
+    if video_range:
+        low, high = (round(VIDEO_BLACK + level * VIDEO_SPAN / 255) for level in (low, high))
+    exposed = cells[(luma > low) & (luma < high)]
     floor = 0.0
     if len(exposed) >= MIN_CELLS**2:
         place = int(QUIETEST_SHARE * len(exposed))
@@ -196,10 +207,13 @@ def subtract_noise(cells: Cells, luma: Pixels) -> tuple[Cells, float]:
     return np.sqrt(np.maximum(energy, 0, out=energy), out=energy), floor
 
 
-def changed_cells(small: Pixels, previous: Pixels, noise: float, buffers: BufferPool) -> Cells:
+def changed_cells(
+    small: Pixels, previous: Pixels, noise: float, buffers: BufferPool, gain: float = 1.0
+) -> Cells:
     """Return how much an image differs from the previous one, 0 to 1 for each of its 4x4 cells.
 
-    A change of the brightness of the whole image does not count.
+    A change of the brightness of the whole image does not count. `gain` turns differences of the
+    images into those of 0 to 255.
     """
     light = round(cv2.mean(small)[0] - cv2.mean(previous)[0])
     level: Any = buffers("level", *small.shape)
@@ -208,7 +222,7 @@ def changed_cells(small: Pixels, previous: Pixels, noise: float, buffers: Buffer
     large = min(level.shape) >= CELL_SIZE >> COMPARISON_HALVINGS
     changed = means_of_4x4(level, buffers) if large else shrink(level.astype(np.float32), (1, 1))
     limit = CHANGE_THRESHOLD + noise
-    clipped: Cells = np.clip((np.rint(changed) - limit) / limit, 0, 1)
+    clipped: Cells = np.clip((np.rint(gain * changed) - limit) / limit, 0, 1)
     return clipped
 
 

@@ -27,6 +27,37 @@ _REDUCED = {
 }
 
 
+_LUMA_FIRST = frozenset(
+    ("yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p", "nv12", "gray")
+)
+"""Formats of video whose first plane has the luma of each pixel in 8 bits."""
+
+_FULL_RANGE = 2
+"""Number of FFmpeg for luma from 0 to 255; without it, that of most formats is 16 to 235."""
+
+
+def luma_plane(image: VideoFrame) -> tuple[NDArray[np.uint8], bool] | None:
+    """Return the luma uint8 [height, width] of a frame without copying it, and whether it goes from
+    16 to 235 instead of 0 to 255.
+
+    Return None if :func:`to_bgr` makes more of the frame than another format: then the luma is not
+    that of the picture.
+    """
+    name, width, height = image.format.name, image.width, image.height
+    if name not in _LUMA_FIRST or image.interlaced_frame or max(width, height) > MAX_SIDE:
+        return None
+    if display_matrix(image) is not None:
+        return None
+    full = image.color_range == _FULL_RANGE or name.startswith(("yuvj", "gray"))
+    return _rows(image, width), not full
+
+
+def _rows(image: VideoFrame, length: int) -> NDArray[np.uint8]:
+    """Return the first plane, without copying it: rows of `length` bytes."""
+    plane = image.planes[0]
+    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: image.height, :length]
+
+
 def to_bgr(image: VideoFrame, on_scaled: Callable[[], None] = lambda: None) -> NDArray[np.uint8]:
     """Convert a frame to upright BGR uint8 [height, width, 3], no side longer than MAX_SIDE.
 
@@ -57,7 +88,7 @@ def _to_array(
         return cv2.cvtColor(small, code)  # type: ignore[return-value]
     # By default a converter has a thread per core, and lives as long as its frame.
     converted = image.reformat(width, height, "bgr24", interpolation="AREA", threads=1)
-    return converted.to_ndarray()  # type: ignore[return-value]
+    return _rows(converted, 3 * width).reshape(height, width, 3)
 
 
 def _deinterlaced(image: VideoFrame, on_scaled: Callable[[], None]) -> NDArray[np.uint8]:

@@ -130,6 +130,7 @@ class RecordingClips:
         self.submitted: set[str] = set()
         self.resumed = False
         self.warning: str | None = None
+        self._in_flight = math.inf  # at most: others only answer clips
 
     def submit(self, spec: StreamSpec, watch: Watch, window: Window) -> None:
         """Ask a watch's question about one window, as soon as there is room for its clip.
@@ -145,11 +146,19 @@ class RecordingClips:
         if self.resumed and self._is_known(request.id):
             self._windows.note(request)
         else:
-            while self.jobs.in_flight(spec.id) >= self._room():
-                self._wait()
+            self._await_room(spec)
+            self._in_flight += 1
             self.jobs.submit(request, token=self._token)
             self._counters.clips += 1
         self.submitted.add(request.id)
+
+    def _await_room(self, spec: StreamSpec) -> None:
+        """Wait until another clip may be in flight; Redis counts them only when that is in
+        doubt."""
+        while self._in_flight >= self._room():
+            self._in_flight = self.jobs.in_flight(spec.id)
+            if self._in_flight >= self._room():
+                self._wait()
 
     def _is_known(self, request_id: str) -> bool:
         try:

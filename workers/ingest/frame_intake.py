@@ -11,7 +11,7 @@ from nvila_core.resolution.meter import Meter
 from nvila_core.resolution.policy import Measures
 from streamer.domain.frame import FrameRef
 from streamer.domain.stream import StreamCounters, StreamSpec
-from streamer.frames.jpeg import to_bgr, to_jpeg
+from streamer.frames.jpeg import luma_plane, to_bgr, to_jpeg
 from streamer.frames.store import FrameStore, Retention
 from streamer.media.sampler import make_sampler
 from streamer.media.source import DecodedFrame
@@ -88,7 +88,8 @@ class FrameIntake:
         try:
             bgr = to_bgr(frame.image, self._note_scaled)
             jpeg = to_jpeg(bgr, self._context.settings.jpeg_quality)
-            measures = self._meter.measure(bgr)
+            luma = luma_plane(frame.image)
+            measures = self._meter.measure(*(luma or (bgr,)))
         except (av.FFmpegError, cv2.error, ValueError):
             raise cannot_decode(self._spec.url, self._counters.codec) from None
         self._counters.width, self._counters.height = frame.image.width, frame.image.height

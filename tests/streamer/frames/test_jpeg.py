@@ -5,7 +5,8 @@ import cv2
 import numpy as np
 import pytest
 
-from streamer.frames.jpeg import MAX_SIDE, from_jpeg, to_bgr, to_jpeg
+from nvila_core.resolution.meter import Meter
+from streamer.frames.jpeg import MAX_SIDE, from_jpeg, luma_plane, to_bgr, to_jpeg
 from tests.support.videos import number_of, numbered_picture, write_video
 
 
@@ -24,6 +25,66 @@ def test_colours_survive_every_pixel_format(pix_fmt: str) -> None:
     rgb = to_bgr(frame(picture, pix_fmt))[..., ::-1]
     for x in (16, 48, 80):
         assert np.abs(rgb[32, x].astype(int) - picture[32, x]).max() <= 8
+
+
+@pytest.mark.parametrize(
+    ("pix_fmt", "video_range"),
+    [("yuv420p", True), ("yuv444p", True), ("nv12", True), ("yuvj420p", False), ("gray", False)],
+)
+@pytest.mark.parametrize("size", [(240, 320), (101, 333)])
+def test_the_luma_of_a_frame_measures_as_its_picture(
+    pix_fmt: str, video_range: bool, size: tuple[int, int]
+) -> None:
+    # given two frames with fine structures, of which one moves, and flat black and white
+    random = np.random.default_rng(3)
+    noise = random.integers(0, 256, (*size, 1), np.uint8)
+    pictures = []
+    for shift in (0, 9):
+        picture = np.zeros((*size, 3), np.uint8)
+        picture[: size[0] // 2] = 255
+        picture[20:80, 20:120] = np.roll(noise, shift, 1)[20:80, 20:120]
+        pictures.append(picture)
+
+    # when each is measured by its luma plane, and as a picture
+    by_luma, by_picture = Meter(), Meter(bgr=True)
+    for picture in pictures:
+        image = frame(picture, pix_fmt)
+        found = luma_plane(image)
+        assert found is not None
+        luma, has_video_range = found
+        assert luma.shape == size
+        assert has_video_range == video_range
+        seen, expected = by_luma.measure(luma, has_video_range), by_picture.measure(to_bgr(image))
+
+        # then the measures are the same, but for the rounding of the picture
+        assert (seen.width, seen.height) == (expected.width, expected.height)
+        assert seen.change == pytest.approx(expected.change, abs=0.005)
+        assert seen.detail == pytest.approx(expected.detail, abs=1.0)
+        assert seen.fresh == pytest.approx(expected.fresh, abs=1.0)
+    assert max(seen.fresh) > 10, "something has moved"
+
+
+@pytest.mark.parametrize(
+    ("shape", "pix_fmt"),
+    [
+        ((64, 96), "rgb24"),  # has no luma
+        ((64, 96), "yuv420p10le"),  # has more than 8 bits
+        ((64, 96), "gray16le"),  # is scaled by its range
+        ((1082, 1924), "yuv420p"),  # is stored smaller
+    ],
+)
+def test_the_luma_of_a_frame_that_is_changed_is_not_used(
+    shape: tuple[int, int], pix_fmt: str
+) -> None:
+    assert luma_plane(frame(np.zeros((*shape, 3), np.uint8), pix_fmt)) is None
+
+
+def test_a_frame_in_full_range_says_so_in_its_header() -> None:
+    image = frame(np.full((64, 96, 3), 255, np.uint8))
+    image.color_range = 2  # FFmpeg's number of "pc"
+
+    assert luma_plane(image) is not None
+    assert not luma_plane(image)[1]
 
 
 def test_the_size_is_kept_up_to_a_bound() -> None:

@@ -133,3 +133,41 @@ def test_editing_one_watch_leaves_the_others_undisturbed(
     for before, after in pairwise(windows):
         steps = (after.start - before.end).total_seconds() / 0.4
         assert steps == pytest.approx(round(steps), abs=0.01)
+
+
+def test_clips_in_flight_are_counted_only_when_they_may_fill_the_room(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a recording of which three clips may be in flight
+    spec = bench.attach("file:///x.mp4", watch(1.0), live=False, fps=1)
+    jobs, waits, counted = bench.context.jobs, [], []
+    count = jobs.in_flight
+
+    def in_flight(owner: str) -> int:
+        counted.append(count(owner))
+        return counted[-1]
+
+    def answer_two() -> None:
+        waits.append(len(bench.requests(FILES)))
+        for request in bench.requests(FILES)[:2]:
+            jobs.cancel(request.id)
+
+    monkeypatch.setattr(jobs, "in_flight", in_flight)
+    clips = RecordingClips(
+        jobs,
+        bench.context.windows,
+        StreamCounters(),
+        room=lambda: 3,
+        wait=answer_two,
+        insist=lambda call: call(),
+    )
+    watches = StreamWatches(spec, clips.submit)
+
+    # when five windows are asked about, and two clips end while the fourth waits
+    for second in range(6):
+        watches.add(frame(spec, second), 0.0)
+
+    # then the first clip, and the one that found no room, were counted, and no more was in flight
+    assert counted == [0, 3, 1]
+    assert waits == [3]
+    assert count(spec.id) == len(bench.requests(FILES)) == 3
