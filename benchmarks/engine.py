@@ -1,6 +1,7 @@
 """Measure the engine beside transformers' own `generate`, with the same weights in one run.
 
-    .venv/bin/python benchmarks/engine.py ratios [--scenario a --scenario d] [--json]
+    .venv/bin/python benchmarks/engine.py ratios [--scenario a --scenario d] [--dtype float32
+        --dtype bfloat16] [--json]
     .venv/bin/python benchmarks/engine.py curves [--svg docs/engine-curves.svg] [--json]
     .venv/bin/python benchmarks/engine.py gpu [--shape 2b|8b|tiny] [--json]
 
@@ -33,41 +34,48 @@ def shape_of(args: argparse.Namespace, default: str) -> Shape:
     return shape if args.tile is None else replace(shape, image=args.tile)
 
 
+def only_dtype(args: argparse.Namespace) -> str | None:
+    """Return the dtype, where one is measured; None: the default."""
+    return args.dtype[-1] if args.dtype else None
+
+
 def clock(args: argparse.Namespace) -> Callable[[], float]:
     """Return the clock to measure with."""
     return time.process_time if args.cpu_time else time.perf_counter
 
 
 def ratios(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str], list[Any]]:
-    """Measure the four workloads; return results, header and rows."""
+    """Measure the four workloads in each dtype; return results, header and rows."""
     from engine_ratios import SCENARIOS, Bench, measure
 
-    bench = Bench(
-        folder,
-        shape_of(args, "small"),
-        args.dtype or "float32",
-        args.max_num_batched_tokens,
-        args.answer,
-        args.sample,
-        clock(args),
-    )
-    found = measure(bench, args.scenario or list(SCENARIOS), args.rounds)
-    rows = [
-        [f"({key}) {r['what']}", r["alone_s"], r["engine_s"], r["ratio"], r["aim"]]
-        for key, r in found.items()
-    ]
-    results = {
-        "scenarios": found,
-        "equal_answers": f"{bench.equal} of {bench.compared}",
-    }
-    return results, ["", "one at a time, s", "engine, s", "ratio", "aim"], rows
+    results, rows = {}, []
+    for dtype in args.dtype or ["float32"]:
+        bench = Bench(
+            folder,
+            shape_of(args, "small"),
+            dtype,
+            args.max_num_batched_tokens,
+            args.answer,
+            args.sample,
+            clock(args),
+        )
+        found = measure(bench, args.scenario or list(SCENARIOS), args.rounds)
+        rows += [
+            [dtype, f"({key}) {r['what']}", r["alone_s"], r["engine_s"], r["ratio"], r["aim"]]
+            for key, r in found.items()
+        ]
+        results[dtype] = {
+            "scenarios": found,
+            "equal_answers": f"{bench.equal} of {bench.compared}",
+        }
+    return results, ["dtype", "", "one at a time, s", "engine, s", "ratio", "aim"], rows
 
 
 def curves(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[str], list[Any]]:
     """Measure how the cost grows, and draw it; return results, header and rows."""
     from engine_curves import Curves, draw, measure
 
-    shape, dtype = shape_of(args, "small"), args.dtype or "float32"
+    shape, dtype = shape_of(args, "small"), only_dtype(args) or "float32"
     points = measure(Curves(folder, shape, dtype, args.answer, clock(args)), args.limit)
     if args.svg:
         args.svg.write_text(draw(points))
@@ -81,7 +89,8 @@ def gpu(args: argparse.Namespace, folder: Path) -> tuple[dict[str, Any], list[st
     """Measure shares of peak and streams; return results, header and rows."""
     from engine_gpu import measure
 
-    found = measure(folder, shape_of(args, "2b"), args.device, args.dtype, args.seconds, args.limit)
+    dtype, shape = only_dtype(args), shape_of(args, "2b")
+    found = measure(folder, shape, args.device, dtype, args.seconds, args.limit)
     rows = [[name, *entry.values()] for name, entry in found.items()]
     return {"gpu": found}, ["", "measured", "of", "share"], rows
 
@@ -97,7 +106,12 @@ def main() -> None:
         type=int,
         help="positions in a step of the engine; default: its own",
     )
-    parser.add_argument("--dtype", help="default: float32; bfloat16 on a GPU")
+    parser.add_argument(
+        "--dtype",
+        action="append",
+        choices=("float32", "bfloat16", "float16"),
+        help="default: float32; bfloat16 on a GPU; repeatable for `ratios`",
+    )
     parser.add_argument(
         "--device", default="cuda", help="device of `gpu`; cpu makes sense only with --shape tiny"
     )

@@ -3,6 +3,7 @@
 import struct
 from collections.abc import Callable
 from io import BytesIO
+from typing import Any
 
 import cv2
 import numpy as np
@@ -54,8 +55,9 @@ def luma_plane(image: VideoFrame) -> tuple[NDArray[np.uint8], bool] | None:
 
 def _rows(image: VideoFrame, length: int) -> NDArray[np.uint8]:
     """Return the first plane, without copying it: rows of `length` bytes."""
-    plane = image.planes[0]
-    return np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: image.height, :length]
+    plane: Any = image.planes[0]  # a buffer, which its stubs do not say
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+    return rows[: image.height, :length]
 
 
 def to_bgr(image: VideoFrame, on_scaled: Callable[[], None] = lambda: None) -> NDArray[np.uint8]:

@@ -83,8 +83,9 @@ def test_a_frame_in_full_range_says_so_in_its_header() -> None:
     image = frame(np.full((64, 96, 3), 255, np.uint8))
     image.color_range = 2  # FFmpeg's number of "pc"
 
-    assert luma_plane(image) is not None
-    assert not luma_plane(image)[1]
+    found = luma_plane(image)
+    assert found is not None
+    assert not found[1]
 
 
 def test_the_size_is_kept_up_to_a_bound() -> None:
