@@ -60,7 +60,7 @@ class Tower(Protocol):
         ...
 
 
-class Slot:
+class PassMemory:
     """The memory of one pass that outlives it.
 
     Attributes:
@@ -83,7 +83,7 @@ class Slot:
 class StreamPass:
     """A pass of a `BackgroundTower`; see `Pass`."""
 
-    def __init__(self, tower: "BackgroundTower", slot: Slot, count: int) -> None:
+    def __init__(self, tower: "BackgroundTower", slot: PassMemory, count: int) -> None:
         self._tower, self._slot, self._count = tower, slot, count
 
     def is_done(self) -> bool:
@@ -125,7 +125,7 @@ class BackgroundTower:
         )
         self.table = torch.zeros((3, 256), device=self.device)
         self._processor: Processor | None = None
-        self._free = [Slot(self.size) for _ in range(MAX_PASSES)]
+        self._free = [PassMemory(self.size) for _ in range(MAX_PASSES)]
         self._graphs: dict[int, tuple[Any, Tensor, Tensor]] = {}
         self._pool: Any = None
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
@@ -134,7 +134,7 @@ class BackgroundTower:
         """Return whether another pass can be started."""
         return bool(self._free)
 
-    def release(self, slot: Slot) -> None:
+    def release(self, slot: PassMemory) -> None:
         """Take a slot back whose features have been copied, or are being copied."""
         self._free.append(slot)
 
