@@ -42,7 +42,7 @@ const PAGES = {
   missing: lazily("Not found", () => import("./pages/missing.js")),
 };
 
-const AFTERWARDS = 2000;
+const AFTERWARDS = 3000;
 
 // All but the large one, so that they open at once, and also when the service is away. The first page goes before.
 function loadOthers() {

@@ -26,6 +26,9 @@ const color = (name) => {
 // Steps of an axis of whole numbers.
 const WHOLE = Array.from({ length: 16 }, (_, power) => [1, 2, 5].map((step) => step * 10 ** power)).flat();
 
+// What the axis of times shows before there is a line.
+const lastMinute = (until = Date.now() / 1000) => [until - 60, until];
+
 /** `times` in seconds; `lines`: [{label, color, values}]; `format` writes a value; `whole`: it has no fraction. */
 export function Chart({ title, times, lines, format, whole = false, height = 140 }) {
   const box = useRef(null);
@@ -42,7 +45,7 @@ export function Chart({ title, times, lines, format, whole = false, height = 140
       cursor: { y: false, drag: { x: false, y: false } },
       padding: [10, 26, 0, 0],
       scales: {
-        x: { range: (_, low, high) => (low < high ? [low, high] : [(high ?? Date.now() / 1000) - 60, high ?? Date.now() / 1000]) },
+        x: { range: ({ data: [known = []] = [] }, low, high) => (known.length > 1 ? [low, high] : lastMinute(known[0])) },
         y: { range: (_, low, high) => [0, high > 0 ? high * 1.15 : 1] },
       },
       axes: [{ ...axis, space: 90, size: 26, values: (_, values) => values.map((value) => clockTime(value * 1000)) }, { ...axis, size: 52, space: 28, ...(whole ? { incrs: WHOLE } : {}), values: (_, values) => values.map(format) }],
