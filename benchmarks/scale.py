@@ -1,25 +1,30 @@
 """Measure how many model workers one Redis keeps busy: real workers, jobs and frames, no model.
 
-    .venv/bin/python benchmarks/scale.py [--workers 1 4 16 32] [--rate 2] [--seconds 15] [--json]
+    .venv/bin/python benchmarks/scale.py [--workers 1 4 16 32] [--rate 2] [--seconds 15]
+        [--streams 100] [--json]
 
 Each worker is a process that takes clips, loads their frames from a real server and publishes
 results, as `streamer worker` does. In place of a model it has a device that answers one clip after
 the other, each in 1/rate seconds, and needs no processor. The queue is never empty. Efficiency is
 the number of clips that all workers answered, of those that their devices could have. CPU time
-comes from the operating system.
+comes from the operating system. Known are the clips whose worker has answered the clip of their
+stream before; of n workers that take any clip, one in n would.
 """
 
 import argparse
+import json
 import multiprocessing
+import os
 import signal
 import tempfile
 import threading
 import time
 from multiprocessing.synchronize import Event
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
+import redis
 from report import publish
 
 from nvila_core.resolution.policy import Measures
@@ -44,7 +49,6 @@ from workers.rq.thread_worker import ThreadWorker
 FRAMES = 8
 FRAME_BYTES = 40_000
 SLOTS = 4
-STREAMS = 100
 
 
 class Device:
@@ -65,7 +69,8 @@ class Device:
             self._free_at = max(self._free_at, time.monotonic()) + self._seconds
             wait = self._free_at - time.monotonic()
         time.sleep(max(0.0, wait))
-        return Result.answering(clip, text="A person in a yellow coat walks past a parked van.")
+        text = "A person in a yellow coat walks past a parked van."
+        return Result.answering(clip, text=text, data={"process": os.getpid()})
 
 
 def work(settings: Settings, seconds: float, ready: Any, stop: Event) -> None:
@@ -91,11 +96,11 @@ def _stop_with(all_workers: Event, this_one: threading.Event) -> None:
     this_one.set()
 
 
-def submit(own: context.WorkerContext, clips: int) -> None:
+def submit(own: context.WorkerContext, clips: int, cameras: int) -> None:
     """Store the frames of some streams, and submit clips about them."""
     watch = Watch(prompt="What is there?", window=10.0)
     streams: list[tuple[StreamSpec, list[FrameRef]]] = []
-    for number in range(min(STREAMS, clips)):
+    for number in range(min(cameras, clips)):
         spec = StreamSpec(name=f"camera-{number}", url="", live=False, watches=[watch])
         refs = [
             own.frames.put(
@@ -130,7 +135,7 @@ def measure(workers: int, options: argparse.Namespace) -> dict[str, float]:
                     process.start()
                 for _ in processes:
                     ready.acquire()
-                submit(own, round(workers * options.rate * (options.seconds + 6)) + 4 * workers)
+                submit(own, clips_for(workers, options), options.streams)
                 while connections.main.xlen(redis_keys.RESULTS) < 2 * workers:
                     time.sleep(0.05)
                 watched = [psutil.Process(p.pid) for p in processes]
@@ -142,6 +147,7 @@ def measure(workers: int, options: argparse.Namespace) -> dict[str, float]:
                 seconds = time.monotonic() - began
                 cpu, served = sum(map(cpu_of, watched)) - cpu, cpu_of(redis_process) - served
                 left = sum(own.jobs.depths().values())
+                known = known_share(connections.main)
             stop.set()
             for process in processes:
                 process.join()
@@ -153,7 +159,28 @@ def measure(workers: int, options: argparse.Namespace) -> dict[str, float]:
         "efficiency": answered / seconds / (workers * options.rate),
         "worker_cpu_ms": 1000 * cpu / answered,
         "redis_cpu_ms": 1000 * served / answered,
+        "known": known,
     }
+
+
+def clips_for(workers: int, options: argparse.Namespace) -> int:
+    """Return how many clips keep the queue from running empty."""
+    clips: float = workers * options.rate * (1.5 * options.seconds + 6)
+    return round(clips) + SLOTS * workers
+
+
+def known_share(client: redis.Redis) -> float:
+    """Return the share of clips whose worker has answered the clip of their stream before."""
+    last: dict[str, int] = {}
+    same = total = 0
+    entries = cast("list[tuple[bytes, dict[bytes, bytes]]]", client.xrange(redis_keys.RESULTS))
+    for _, fields in entries:
+        result = json.loads(fields[b"json"])
+        stream, process = result["stream_id"], result["data"]["process"]
+        if stream in last:
+            same, total = same + (last[stream] == process), total + 1
+        last[stream] = process
+    return same / max(1, total)
 
 
 def cpu_of(process: psutil.Process) -> float:
@@ -168,6 +195,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 4, 16, 32])
     parser.add_argument("--rate", type=float, default=2.0, help="clips a second of a device")
     parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--streams", type=int, default=100)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     configure_logging("error")
@@ -179,10 +207,12 @@ def main() -> None:
             f"{one['efficiency']:.0%}",
             one["worker_cpu_ms"],
             one["redis_cpu_ms"],
+            f"{one['known']:.0%}",
         ]
         for one in found
     ]
     header = ["workers", "clips/s", "efficiency", "worker CPU ms a clip", "Redis CPU ms a clip"]
+    header.append("known")
     publish({"benchmark": "scale", "rate": options.rate, "rows": found}, header, rows)
 
 

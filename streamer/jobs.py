@@ -16,6 +16,7 @@ from rq.serializers import JSONSerializer
 
 from nvila_core.errors import shorten
 from streamer import redis_keys
+from streamer.affinity import WAKE
 from streamer.conversation import ChatRequest
 from streamer.domain.error_info import ErrorInfo
 from streamer.domain.kinds import RequestKind
@@ -78,11 +79,12 @@ _WAKE_TTL = 3600
 # KEYS: job, answer, open queries, job of the stream, queue, its registry of jobs that run
 # ARGV: request id, bytes of it and its answer, maximum number (0: it is no query) and bytes of the
 # open queries, TTL s, token of the stream's worker or '', seconds that a query may be expected to
-# wait, commands that store it
+# wait, stream whose frames it shows or '', commands that store it
 # Returns what became of it, and the seconds that queries are expected to wait, '' if not known.
 _ACCEPT = (
     HAS_ROOM
     + EXPECTED_WAIT
+    + WAKE
     + """
 if ARGV[6] ~= '' and redis.call('HGET', KEYS[4], 'token') ~= ARGV[6] then
   return {'superseded', ''}
@@ -109,12 +111,14 @@ if max_queries > 0 then
   redis.call('HINCRBY', KEYS[3], 'total', ARGV[2])
   redis.call('EXPIRE', KEYS[3], ARGV[5])
 end
-local at = 8
+local at = 9
 while at <= #ARGV do
   local count = tonumber(ARGV[at])
   redis.call(unpack(ARGV, at + 1, at + count))
   at = at + count + 1
 end
+if ARGV[8] ~= '' then redis.call('HSET', KEYS[1], 'stream', ARGV[8]) end
+wake_for(KEYS[5], ARGV[8])
 return {'accepted', ''}
 """
 )
@@ -287,7 +291,6 @@ class Jobs:
             if request.kind is RequestKind.FILE and request.part_of is None:
                 self._windows.note(request, pipeline)
             record(pipeline)
-            _push_wake(pipeline, name)
             self._accept(request, words_of(pipeline.command_stack), token)
         await_replica(self._redis)
 
@@ -377,6 +380,7 @@ class Jobs:
                 _IN_FLIGHT_TTL,
                 "" if token is None else token,
                 settings.max_query_wait,
+                "" if isinstance(request, SurveyRequest) else request.stream_id or "",
                 *commands,
             ],
         )

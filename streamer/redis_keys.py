@@ -156,6 +156,18 @@ def worker(name: str) -> str:
     return f"{KEY_PREFIX}worker:{name}"
 
 
+def last_worker(stream_id: str) -> str:
+    """Return the key of a string: the worker that last took a clip of a stream; with `:<model>`
+    behind it, a clip that names its model. Under a TTL."""
+    return f"{KEY_PREFIX}last-worker:{stream_id}"
+
+
+def has_room(worker_name: str) -> str:
+    """Return the key of a string, which exists while at least half of a worker's slots are free.
+    Its TTL is seconds."""
+    return f"{KEY_PREFIX}has-room:{worker_name}"
+
+
 TOKENS = KEY_PREFIX + "tokens"
 """String: the highest token given to the taker of a job. It grows, even when it is lost: it is at
 least the time in ms."""
@@ -191,6 +203,10 @@ lease."""
 MODELS = KEY_PREFIX + "models"
 """Sorted set: models that workers serve or have served, by when, epoch seconds. Bounded in length,
 under a TTL."""
+
+SICK_GPUS = KEY_PREFIX + "sick-gpus"
+"""Hash: `<host> <gpu>` -> a SickGpu as JSON, with when it was reported. One field for each GPU that
+is out of service, under a TTL."""
 
 LAST_SEEN = KEY_PREFIX + "last-seen"
 """Hash: when each part of the installation last worked, epoch seconds; one field per kind."""

@@ -25,6 +25,7 @@ from streamer.events import Events
 from streamer.health import CachedHealth
 from streamer.results_queue import read_backlog
 from streamer.service import Service
+from streamer.sick_gpus import SickGpus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -216,6 +217,13 @@ class _Installation(Collector):
         for kind, count in self._client.jobs.workers().items():
             running.add_metric((kind,), count)
         yield running
+        yield GaugeMetricFamily(
+            "streamer_gpus_out_of_service",
+            "GPUs whose model workers failed too often, and that are not used at the moment.",
+            len(
+                SickGpus(self._client.connections.main).read(self._client.connections.clock.time())
+            ),
+        )
         families: dict[str, UntypedMetricFamily] = {}
         for worker, numbers in self._client.jobs.worker_stats().items():
             for key, number in numbers.items():

@@ -2,7 +2,7 @@
 
 import os
 import sys
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -14,6 +14,10 @@ from streamer.cli.context import (
     options,
     require_model,
 )
+from streamer.errors import ErrorCode, StreamerError
+
+if TYPE_CHECKING:
+    from streamer.settings import Settings
 
 
 def run_api(
@@ -48,18 +52,55 @@ def run_model_worker(
     backend: BackendOption = None,
     base_url: BaseUrlOption = None,
     quantize: QuantizeOption = None,
+    gpus: Annotated[
+        str | None,
+        typer.Option(
+            metavar="all|LIST",
+            help="Run one process for each of these GPUs: all, or numbers or UUIDs such as 0,1. "
+            "Each is restarted when it ends; a GPU that fails too often is out of service for a "
+            "while.",
+        ),
+    ] = None,
 ) -> None:
     """Run a model worker, which answers questions about clips with NVILA-Lite, or asks a server."""
-    if open_settings(model=model, backend=backend, base_url=base_url).backend == "nvila":
+    chosen = {"model": model, "backend": backend, "base_url": base_url, "quantize": quantize}
+    settings = open_settings(**chosen, log_level="debug" if options.debug else None)
+    if settings.backend == "nvila":
         require_model()
-    _become(
-        "workers.gpu",
-        *(["--burst"] if burst else []),
-        model=model,
-        backend=backend,
-        base_url=base_url,
-        quantize=quantize,
-    )
+    if gpus is None:
+        _become("workers.gpu", *(["--burst"] if burst else []), **chosen)
+    if burst or settings.backend != "nvila":
+        raise StreamerError(
+            ErrorCode.INVALID_REQUEST,
+            "--gpus goes neither with --burst nor with --backend openai: leave one of them out.",
+        )
+    _run_on_gpus(settings, gpus)
+
+
+def _run_on_gpus(settings: "Settings", wanted: str) -> None:
+    """Run a model worker for each of the GPUs that are wanted, until a signal ends them."""
+    from streamer.local.gpu_workers import GpuWorkers, SickGpuReporter, worker_of_gpu
+    from streamer.local.gpus import choose_gpus
+    from streamer.local.signals import StopSignals
+    from streamer.logging_setup import configure_logging, log_ready
+
+    gpus = choose_gpus(wanted, os.environ)
+    configure_logging(settings.log_level)
+    program = [sys.executable, "-m", "workers.gpu"]
+    with (
+        StopSignals() as stop,
+        GpuWorkers(
+            gpus, lambda gpu: worker_of_gpu(settings, gpu, program), relay=_to_stderr
+        ) as workers,
+        SickGpuReporter(settings, workers),
+    ):
+        log_ready(gpus=gpus)
+        while not stop.wait(0.25):
+            workers.poll()
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def run_recorder() -> None:

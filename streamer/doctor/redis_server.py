@@ -190,7 +190,22 @@ def _workers(client: "redis.Redis") -> Iterable[Check]:
         if not count and queue == QUERIES and client.exists(redis_keys.LOADING):
             advice = ", one is loading its model: wait until it is ready"
         yield check(name, state, f"{count} running{advice}.")
+    yield from _sick_gpus(client)
     yield from _workers_clocks(client)
+
+
+def _sick_gpus(client: "redis.Redis") -> Iterable[Check]:
+    """Report the GPUs that their supervisors have taken out of service."""
+    from streamer.sick_gpus import SickGpus
+
+    for sick in SickGpus(client).read(client.time()[0]):
+        yield check(
+            f"GPU {sick.gpu}",
+            "warn",
+            f"Out of service on {sick.host} since {rfc3339(to_datetime(sick.since))}, tried again "
+            f"at {rfc3339(to_datetime(sick.retry_at))}: its model worker failed too often (the "
+            f"last time: {sick.reason.rstrip('.')}). Look at `nvidia-smi` and the worker's log.",
+        )
 
 
 def _workers_clocks(client: "redis.Redis") -> Iterable[Check]:

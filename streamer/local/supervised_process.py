@@ -2,11 +2,11 @@
 
 import json
 import subprocess
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from streamer.clock import Clock, SystemClock
 from streamer.local.process import rotate_log, spawn, stop
 
 MIN_DELAY = 0.5
@@ -24,7 +24,12 @@ class SupervisedProcess:
     """
 
     def __init__(
-        self, name: str, argv: Sequence[str], environment: Mapping[str, str], log: Path
+        self,
+        name: str,
+        argv: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        clock: Clock | None = None,
     ) -> None:
         self.name = name
         self.environment = dict(environment)
@@ -34,6 +39,7 @@ class SupervisedProcess:
         """Whether the program, or one that it replaces after a restart, has been ready."""
         self._argv = list(argv)
         self._log = log
+        self._clock = clock or SystemClock()
         self._process: subprocess.Popen[bytes] | None = None
         self._failures = 0
         self._started = 0.0
@@ -46,7 +52,7 @@ class SupervisedProcess:
         self._offset = self._log.stat().st_size if self._log.is_file() else 0
         self.ready = None
         self._retry_at = None
-        self._started = time.monotonic()
+        self._started = self._clock.monotonic()
         self._process = spawn(self._argv, env=self.environment, log=self._log)
 
     @property
@@ -59,17 +65,27 @@ class SupervisedProcess:
         """Whether the program is running."""
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def exit_code(self) -> int | None:
+        """How the program ended last (negative: the signal that ended it); None before that."""
+        return self._process.poll() if self._process is not None else None
+
     def check_ready(self) -> bool:
         """Return whether the program has reported that it is ready."""
         if self.ready is None:
-            for line in self._new_lines():
-                event = _event(line)
-                if event is not None and event.get("event") == "ready":
-                    self.ready = event
-                    self.was_ready = True
+            self.new_lines()
         return self.ready is not None
 
-    def _new_lines(self) -> list[str]:
+    def new_lines(self) -> list[str]:
+        """Return what the program has logged since it was last asked, and note if it is ready."""
+        lines = self._read_log()
+        for event in map(log_event, lines if self.ready is None else []):
+            if event is not None and event.get("event") == "ready":
+                self.ready = event
+                self.was_ready = True
+        return lines
+
+    def _read_log(self) -> list[str]:
         if not self._log.is_file():
             return []
         with self._log.open("rb") as file:
@@ -91,7 +107,7 @@ class SupervisedProcess:
         except OSError:
             tail = ""
         for line in reversed(tail.splitlines()):
-            event = _event(line)
+            event = log_event(line)
             message = line if event is None else str(event.get("event", ""))
             if message.strip():
                 return message.strip().removeprefix("streamer: ")
@@ -101,7 +117,7 @@ class SupervisedProcess:
         """Restart the program if it has ended, after a growing delay; return news, if any."""
         if self.running:
             return None
-        now = time.monotonic()
+        now = self._clock.monotonic()
         if self._retry_at is None:
             code = self._process.returncode if self._process is not None else None
             self._failures = 1 if now - self._started > STABLE_SECONDS else self._failures + 1
@@ -115,6 +131,10 @@ class SupervisedProcess:
             self.start()
         return None
 
+    def postpone(self, seconds: float) -> None:
+        """Restart the program, which has ended, after `seconds` and not sooner."""
+        self._retry_at = self._clock.monotonic() + seconds
+
     def ask_to_stop(self) -> None:
         """Send SIGTERM and return at once."""
         if self.running and self._process is not None:
@@ -126,7 +146,8 @@ class SupervisedProcess:
             stop(self._process, max(0.1, timeout))
 
 
-def _event(line: str) -> dict[str, Any] | None:
+def log_event(line: str) -> dict[str, Any] | None:
+    """Return the event of a line of a log; None if the line is no event."""
     try:
         event = json.loads(line)
     except ValueError:

@@ -15,6 +15,7 @@ from streamer.errors import StreamerError
 from streamer.logging_setup import configure_logging
 from streamer.media.urls import redact
 from streamer.settings import Settings, load_settings
+from streamer.sick_gpus import DEVICE_LOST
 from streamer.tracing import end_tracing, start_tracing
 from workers.process.restart import NeedsRestart, restart_process
 
@@ -26,7 +27,8 @@ def run_program(name: str, program: Callable[[Settings, threading.Event], None])
 
     SIGTERM and SIGINT end it at once with exit code 0, until the program (or the ThreadWorker that
     it runs) handles them. A StreamerError becomes one sentence in the log and exit code 1;
-    NeedsRestart becomes a fresh process, at most `max_restarts` times.
+    NeedsRestart becomes a fresh process, at most `max_restarts` times; then the code is
+    DEVICE_LOST.
     """
     stopping = threading.Event()
     settings: Settings | None = None
@@ -51,7 +53,7 @@ def run_program(name: str, program: Callable[[Settings, threading.Event], None])
         assert settings is not None
         end_tracing()  # the process is replaced
         _log.error(restart_process(str(error), settings.max_restarts))
-        return 1
+        return DEVICE_LOST
     finally:
         end_tracing()
     return 0

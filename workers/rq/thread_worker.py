@@ -35,6 +35,7 @@ from rq.suspension import WORKERS_SUSPENDED
 from rq.worker import BaseWorker
 
 from streamer import redis_keys
+from streamer.affinity import TAKE
 from streamer.clock import Clock, SystemClock
 from streamer.domain.timestamp import to_datetime
 from streamer.errors import ErrorCode
@@ -73,28 +74,36 @@ _BROKE_DOWN = (
 # Takes a job by priority, and deletes the wake-ups of queues that turn out empty. It begins with a
 # command that needs no memory and does nothing: a full server then lets it write.
 # KEYS: queue, intermediate, wake; three for each queue. ARGV: the key that says that all workers
-# are suspended, prefix of the keys of jobs
+# are suspended, prefix of the keys of jobs, the worker, whether it has room ('1') if it takes none
+# and if it takes one, and the milliseconds for which that counts
 # Returns the key of the queue, the id of the job, its record, how many jobs wait after it, and the
 # seconds that the last one of its queue is expected to wait, 0 if that is not known; false if there
 # is none, or '' if the workers are suspended.
 _TAKE = (
     EXPECTED_WAIT
     + NOTE_TAKEN
+    + TAKE
     + """
 redis.call('LTRIM', KEYS[2], 0, -1)
 if redis.call('EXISTS', ARGV[1]) == 1 then return '' end
 for i = 1, #KEYS, 3 do
-  local id = redis.call('LMOVE', KEYS[i], KEYS[i + 1], 'LEFT', 'RIGHT')
+  local id = take_for(KEYS[i], KEYS[i + 1], ARGV[2], ARGV[3])
   if id then
     note_taken(KEYS[i])
     local _, wait = expected_wait(KEYS[i])
-    local left = 0
-    for j = i, #KEYS, 3 do left = left + redis.call('LLEN', KEYS[j]) end
     local record = redis.call('HGETALL', ARGV[2] .. id)
+    local full = note_room(ARGV[3], ARGV[5] == '1', ARGV[6])
+    local left = 0
+    for j = i, #KEYS, 3 do
+      local waiting = redis.call('LLEN', KEYS[j])
+      left = left + waiting
+      if full and waiting > 0 then wake_any(KEYS[j]) end  -- only this worker may have been woken
+    end
     return {KEYS[i], id, record, left, tostring(wait or 0)}
   end
   redis.call('DEL', KEYS[i + 2])
 end
+note_room(ARGV[3], ARGV[4] == '1', ARGV[6])
 return false
 """
 )
@@ -336,6 +345,7 @@ class ThreadWorker(BaseWorker):
         """Wait for the running jobs, within `grace`; put the others back for the next worker."""
         with contextlib.suppress(redis.exceptions.RedisError):
             self._heartbeat.retire()
+            self.connection.delete(redis_keys.has_room(self.name))
         self._wait_until_idle(self._grace)
         for slot in list(self._slots.values()):
             slot.cancelled.set()
@@ -396,7 +406,14 @@ class ThreadWorker(BaseWorker):
                 for queue in queues
                 for key in (queue.key, queue.intermediate_queue_key, redis_keys.wake(queue.name))
             ],
-            args=[WORKERS_SUSPENDED, self.job_class.redis_job_namespace_prefix],
+            args=[
+                WORKERS_SUSPENDED,
+                self.job_class.redis_job_namespace_prefix,
+                self.name,
+                int(self._has_room(queues, self._free + 1)),
+                int(self._has_room(queues, self._free)),
+                math.ceil(2000 * self._poll),
+            ],
         )
         if not taken:
             return None if taken == b"" else False
@@ -409,6 +426,10 @@ class ThreadWorker(BaseWorker):
         self._pass_turn(queue)
         self._begin(queue, job_id.decode(), fields, float(wait))
         return True
+
+    def _has_room(self, queues: Sequence[Queue], free: int) -> bool:
+        """Return whether jobs of `queues` may be left to this worker, with `free` slots."""
+        return len(queues) == len(self.queues) and 2 * free >= self._slot_count
 
     def _open_queues(self) -> list[Queue]:
         """Return the queues to take jobs from; wait a while when all slots are busy."""

@@ -9,6 +9,7 @@ from nvila_core import NVILA
 from streamer.domain.kinds import RequestKind
 from streamer.errors import ErrorCode, StreamerError
 from streamer.models import CLIP_QUEUES
+from streamer.sick_gpus import DEVICE_LOST
 from tests.support.gpu_service import Service
 from workers.gpu import worker as gpu
 
@@ -102,7 +103,7 @@ def test_a_device_that_cannot_take_the_model_is_reported_at_the_start(
 def test_a_device_that_is_lost_for_good_ends_the_worker_with_a_sentence(service, broken):
     asked = service.submit(2)
     worker = broken("always", STREAMER_MAX_RESTARTS="1", ready=False)
-    assert worker.wait(timeout=LONG) == 1
+    assert worker.wait(timeout=LONG) == DEVICE_LOST
     assert worker.output.count('"restarting"') == 1
     last = json.loads(worker.output.strip().splitlines()[-1])
     assert last["level"] == "error"
