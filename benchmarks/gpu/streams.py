@@ -89,7 +89,9 @@ class Split:
         self._time(engine.encoder, "start", lambda *_: PARTS[1])
         self._time(engine.encoder, "encode", lambda *_: PARTS[1])
         self._time(engine, "_wait_for_tower", lambda *_: PARTS[2])
-        self._time(engine.runner, "forward", self._kind)
+        self._time(engine.runner, "launch", self._kind)
+        self._time(engine.runner, "launch_next", lambda *_: PARTS[4])
+        self._time(engine.runner, "read", lambda step: self._kind(step.scheduled))
         step = engine.step
 
         def counted() -> bool:

@@ -11,6 +11,9 @@ resized in parallel, and only wait for results. A step:
 On a GPU the tiles are encoded beside the steps: a step starts passes of the tower, takes the
 features of those that are done, and computes the chunks whose pictures are there.
 
+There, too, a step in which all requests decode is started before the tokens of the one before have
+been read. An answer that has ended is found a step late, and its surplus token is dropped.
+
 A request that fails does not affect the others.
 """
 
@@ -28,7 +31,7 @@ from nvila_core.engine.attention_choice import choose_attention, make_graphs, ma
 from nvila_core.engine.block_pool import BlockPool
 from nvila_core.engine.handle import Handle
 from nvila_core.engine.kv_cache import KVCache
-from nvila_core.engine.model_runner import Drawn, ModelRunner
+from nvila_core.engine.model_runner import Drawn, ModelRunner, Step
 from nvila_core.engine.prefix_keys import PromptLayout, hash_tiles
 from nvila_core.engine.request import NEVER, Request
 from nvila_core.engine.scheduler import ScheduledRequest, Scheduler
@@ -174,6 +177,12 @@ class Engine:
         self._arrived: list[Request] = []
         self._thread: threading.Thread | None = None
         self._stopped: EngineStopped | None = None
+        self._flight: Step | None = None
+        """A step of decoding requests that has not been read; nothing is scheduled meanwhile."""
+        self._late: dict[Request, Any] = {}
+        """Outcomes of requests that have ended, of which `_flight` computes one position more."""
+        self._room_changed = False
+        """Whether a request has ended since requests were scheduled."""
         self._totals = dict.fromkeys(TOTALS, 0)
 
     def submit(
@@ -291,11 +300,16 @@ class Engine:
             return left or bool(self._arrived)
 
     def _step(self) -> None:
+        if self._flight is not None:
+            self._totals["steps"] += 1
+            if self._continue(self._flight):
+                return
         encoder, scheduler = self.encoder, self.scheduler
         beside = encoder.tower is not None
         self._queue_arrived()
         self._end_cancelled_and_overdue()
         encoder.take(self._fail)
+        self._room_changed = False
         scheduled = scheduler.schedule(encoder.ready if beside else None)
         needed = [
             (item.request, item.request.num_computed_tokens + item.num_scheduled_tokens)
@@ -318,8 +332,51 @@ class Engine:
         if not work and encoder.is_busy:
             self._wait_for_tower()
             return
-        self._compute(work)
+        self._compute(work, may_fly=True)
         self._totals["steps"] += 1
+
+    def _continue(self, step: Step) -> bool:
+        """Start the step after `step`, if nothing else is to be done, and deliver `step`.
+
+        Returns:
+            Whether another step is in flight.
+        """
+        following = self._start_next(step)
+        drawn = self.runner.read(step)
+        self._flight = following
+        for item, token in zip(step.scheduled, drawn, strict=True):
+            if item.request in self._late:
+                self._drop_surplus(item.request, token)
+            else:
+                self._deliver(item, token)
+        return following is not None
+
+    def _start_next(self, step: Step) -> Step | None:
+        """Start the step after one in flight, unless requests come or go or may run."""
+        running, now = self.scheduler.running, self._clock()
+        if self._arrived or self._late or self._room_changed or self.encoder.is_done():
+            return None
+        if self._stopped or any(
+            r.handle.cancelled or now > r.deadline for r in (*running, *self.scheduler.waiting)
+        ):
+            return None
+        sequences = [item.request.sequence for item in step.scheduled]
+        rows = [row for row, s in enumerate(sequences) if len(s.token_ids) + 1 < s.max_tokens]
+        requests = [step.scheduled[row].request for row in rows]
+        if not rows or not self.scheduler.allocate_ahead(requests):
+            return None
+        try:
+            return self.runner.launch_next(step, rows)
+        except Exception as error:
+            if is_device_lost(error):
+                raise
+            return None  # the next step will meet it again, and fail whom it concerns
+
+    def _drop_surplus(self, request: Request, drawn: Drawn) -> None:
+        """Free a request that had ended when its last position was started."""
+        if isinstance(drawn, NotFinite):
+            self.cache.zero(self.scheduler.pool.invalidate(request.blocks))
+        self._end(request, self._late.pop(request))
 
     def _wait_for_tower(self) -> None:
         """Wait a moment for features, or less if a request comes or is cancelled."""
@@ -419,12 +476,23 @@ class Engine:
                     encoded.append(ScheduledRequest(request, count))
         return encoded
 
-    def _compute(self, scheduled: list[ScheduledRequest]) -> None:
-        """Run a batch; if it fails, run each request alone, so that only the failing one fails."""
+    def _compute(self, scheduled: list[ScheduledRequest], *, may_fly: bool = False) -> None:
+        """Run a batch; if it fails, run each request alone, so that only the failing one fails.
+
+        Args:
+            may_fly: whether the step may be left in flight.
+        """
         if not scheduled:
             return
         try:
-            drawn = self.runner.forward(scheduled)
+            if self.runner.graphs is None or not may_fly:
+                drawn = self.runner.forward(scheduled)
+            else:
+                step = self.runner.launch(scheduled)
+                if step.by_graph:
+                    self._flight = step
+                    return
+                drawn = self.runner.read(step)
         except Exception as error:
             if is_device_lost(error):
                 raise DeviceLost(first_line(error)) from error
@@ -476,7 +544,14 @@ class Engine:
         self._end(request, error)
 
     def _end(self, request: Request, outcome: Any) -> None:
-        """Free the request's resources, then deliver the outcome to its caller."""
+        """Free the request's resources, then deliver the outcome to its caller.
+
+        Where the step in flight computes one more position of it: when that step has been read.
+        """
+        if self._flight is not None and any(i.request is request for i in self._flight.scheduled):
+            self._late[request] = outcome
+            return
+        self._room_changed = True
         self.scheduler.remove(request)
         sequence = request.sequence
         if request.scheduled_time is not None:
@@ -499,6 +574,11 @@ class Engine:
 
     def _fail_all(self, error: EngineStopped) -> None:
         with self._stepping:
+            with suppress(Exception), torch.inference_mode(), self._on_stream():
+                if self._flight is not None:  # the device may be lost
+                    self._continue(self._flight)
+            self._flight = None
+            self._late.clear()
             with self._changed:
                 arrived, self._arrived = self._arrived, []
             for request in arrived:

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from nvila_core.engine.batch import AttentionPlanner, SequenceSlice
+from nvila_core.engine.request import Request
 from nvila_core.engine.scheduler import ScheduledRequest
 from nvila_core.engine.tile_encoder import TileEncoder
 from nvila_core.errors import NotFinite, PromptError
 from nvila_core.generation.draw import Draw, draw_tokens
 from nvila_core.model import NVILA
-from nvila_core.models.staging import fetch_numbers
+from nvila_core.models.staging import Fetch
 
 if TYPE_CHECKING:
     from nvila_core.engine.decode_graphs import DecodeGraphs  # imports Triton
@@ -47,6 +48,30 @@ class Launched:
     sound: Tensor
 
 
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A step that the device computes.
+
+    Attributes:
+        scheduled: what is computed.
+        slices: the positions of each.
+        launched: the parts of the batch.
+        sampled: for each part the requests whose tokens are not simply the likeliest.
+        drawn: for each request the error because of which no token can be drawn, or None.
+        numbers: the results, on their way.
+        by_graph: whether a graph computes all of it, and each token is the likeliest: the next step
+            can be started before this one has been read.
+    """
+
+    scheduled: list[ScheduledRequest]
+    slices: list[SequenceSlice]
+    launched: list[Launched]
+    sampled: list[list[int]]
+    drawn: list[Drawn]
+    numbers: Fetch
+    by_graph: bool
+
+
 class ModelRunner:
     """Runs the scheduled positions of many requests as one batch.
 
@@ -72,12 +97,48 @@ class ModelRunner:
 
         The host waits for the device once: it prepares the draws while the device computes.
         """
+        return self.read(self.launch(scheduled))
+
+    def launch(self, scheduled: list[ScheduledRequest]) -> Step:
+        """Start one batch."""
         slices = [self._slice(item) for item in scheduled]
         launched = self._replay(slices)
         replayed = {index for part in launched for index in part.order}
         rest = [index for index in range(len(scheduled)) if index not in replayed]
         if rest:
             launched.append(self._launch(scheduled, slices, rest))
+        by_graph = not rest and all(is_likeliest(item.request) for item in scheduled)
+        return self._started(scheduled, slices, launched, by_graph)
+
+    def launch_next(self, step: Step, rows: Sequence[int]) -> Step | None:
+        """Start the step after one that is computed by a graph and that has not been read.
+
+        Its tokens stay on the device. None where no graph has been captured.
+
+        Args:
+            step: its requests have blocks for one more position.
+            rows: the requests of `step` that go on.
+        """
+        assert self.graphs is not None
+        slices = []
+        for row in rows:
+            s = step.slices[row]
+            slices.append(SequenceSlice(s.end, 1, s.blocks, s.ids))
+        graph = self.graphs.run(slices, rows)
+        if graph is None:
+            return None
+        order = list(range(len(rows)))
+        launched = [Launched(order, order, graph[0], *graph[1].unbind())]
+        return self._started([step.scheduled[row] for row in rows], slices, launched, True)
+
+    def _started(
+        self,
+        scheduled: list[ScheduledRequest],
+        slices: list[SequenceSlice],
+        launched: list[Launched],
+        by_graph: bool,
+    ) -> Step:
+        """Draw tokens, and let all results travel to the host."""
         drawn: list[Drawn] = [None] * len(scheduled)
         numbers: list[Tensor] = []
         sampled: list[list[int]] = []
@@ -85,8 +146,14 @@ class ModelRunner:
             requests, tokens = self._sample(scheduled, part, drawn)
             sampled.append(requests)
             numbers += [part.likeliest, part.finite, part.sound, *tokens]
-        found = iter(fetch_numbers(torch.cat(numbers)))
-        for part, requests in zip(launched, sampled, strict=True):
+        fetch = Fetch(torch.cat(numbers))
+        return Step(scheduled, slices, launched, sampled, drawn, fetch, by_graph)
+
+    def read(self, step: Step) -> list[Drawn]:
+        """Return what each request gets, when the device has computed it."""
+        scheduled, slices, drawn = step.scheduled, step.slices, step.drawn
+        found = iter(step.numbers.read())
+        for part, requests in zip(step.launched, step.sampled, strict=True):
             count = len(part.complete)
             likeliest, finite = list(islice(found, count)), list(islice(found, count))
             sound = [all(list(islice(found, slices[index].count))) for index in part.order]
@@ -189,3 +256,8 @@ class ModelRunner:
         if end > prompt:
             ids += request.sequence.token_ids[max(0, start - prompt) : end - prompt]
         return SequenceSlice(start, count, request.blocks, ids, count == request.num_new_tokens)
+
+
+def is_likeliest(request: Request) -> bool:
+    """Return whether a request's next token is the likeliest, and nothing else of it is needed."""
+    return request.sequence.is_greedy and request.sequence.recorder is None

@@ -10,7 +10,7 @@ preempted and resumes later where it was. Chunked prefill follows Sarathi-Serve 
 """
 
 import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from nvila_core.engine.block_pool import BlockPool
@@ -122,6 +122,16 @@ class Scheduler:
         count = ready(request, start + wanted) - start
         enough = min(wanted, MIN_CHUNK_SHARE * self.max_num_batched_tokens)
         return count if count >= enough else 0
+
+    def allocate_ahead(self, requests: Sequence[Request]) -> bool:
+        """Let decoding requests have blocks for two positions; False where too few are free."""
+        size = self.block_size
+        short = [r for r in requests if r.num_computed_tokens + 2 > len(r.blocks) * size]
+        if len(short) > self.pool.num_free_blocks:
+            return False
+        for request in short:
+            request.blocks += self.pool.allocate(1)
+        return True
 
     def mark_computed(self, request: Request, count: int) -> None:
         """Record that `count` more positions are computed, and cache the blocks they fill."""

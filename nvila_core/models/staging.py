@@ -43,11 +43,25 @@ def stage(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
     ]
 
 
-def fetch_numbers(numbers: Tensor) -> list[int]:
-    """Return whole numbers [N] of a device, when it has computed them: the only wait of a step."""
-    if numbers.device.type != "cuda":
-        return [int(number) for number in numbers.tolist()]
-    host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
-    host.copy_(numbers, non_blocking=True)
-    torch.cuda.current_stream(numbers.device).synchronize()
-    return [int(number) for number in host.tolist()]
+class Fetch:
+    """Whole numbers on their way from a device.
+
+    Args:
+        numbers: [N]; may be overwritten by what the device computes later.
+    """
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._arrived: Any = None
+        if numbers.device.type != "cuda":
+            self._host = numbers.clone()
+            return
+        self._host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+        self._host.copy_(numbers, non_blocking=True)
+        self._arrived = torch.cuda.Event()
+        self._arrived.record(torch.cuda.current_stream(numbers.device))
+
+    def read(self) -> list[int]:
+        """Return the numbers, when the device has computed them: the only wait of a step."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return [int(number) for number in self._host.tolist()]

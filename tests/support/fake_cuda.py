@@ -30,6 +30,7 @@ class FakeCuda(TorchDispatchMode):
     Attributes:
         launches: by name.
         copies_in, copies_out: copies between host and device.
+        order: graphs that the host started and results that it waited for.
         waits: times that the host waits for the device.
         host_bytes: size of the largest tensor made on the host.
     """
@@ -42,6 +43,7 @@ class FakeCuda(TorchDispatchMode):
     def reset(self) -> None:
         """Count from zero."""
         self.launches: Counter[str] = Counter()
+        self.order: list[str] = []
         self.copies_in = self.copies_out = self.waits = self.host_bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -171,6 +173,7 @@ class FakeGraph:
     def replay(self) -> None:
         """Launch it."""
         self._device.launches["graph"] += 1
+        self._device.order.append("graph")
 
 
 class FakeStream:
@@ -204,6 +207,7 @@ class FakeEvent:
 
     def synchronize(self) -> None:
         """Wait for a copy to the host, which is counted as such."""
+        self._device.order.append("read")
 
 
 def is_tensor(value: Any) -> bool:

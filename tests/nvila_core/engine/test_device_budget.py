@@ -158,6 +158,28 @@ def test_a_graph_is_one_launch(tiny: NVILA, cuda: FakeCuda) -> None:
     assert (cuda.copies_in, cuda.copies_out, cuda.waits) == (1, 1, 0)
 
 
+def test_a_step_is_started_before_the_tokens_of_the_one_before_are_read(
+    tiny: NVILA, cuda: FakeCuda
+) -> None:
+    # given a step that a graph computes, of which one request will end
+    items = [scheduled(tiny, 9800 + n, 9799 + n, 1) for n in range(8)]
+    runner = make_runner("2B", torch.bfloat16)
+    runner.forward(items)
+    cuda.reset()
+    # when the next one is started
+    step = runner.launch(items)
+    following = runner.launch_next(step, range(1, 8))
+    # then both are launched, each with one copy each way, before the first is read
+    assert step.by_graph
+    assert following is not None
+    assert runner.read(step) == [1] * 8
+    assert runner.read(following) == [1] * 7
+    assert cuda.order == ["graph", "graph", "read", "read"]
+    assert (cuda.copies_in, cuda.copies_out, cuda.waits) == (2, 2, 0)
+    # and the first step of so many rows, which captures a graph, is not started ahead
+    assert runner.launch_next(step, range(3)) is None
+
+
 def test_requests_that_decode_beside_a_chunk_are_one_launch(tiny: NVILA, cuda: FakeCuda) -> None:
     # given a captured step of eight requests that decode
     decoding = [scheduled(tiny, 9800 + n, 9799 + n, 1) for n in range(8)]

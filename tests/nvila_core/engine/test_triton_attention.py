@@ -185,7 +185,7 @@ class ReplayedGraphs(DecodeGraphs):
     replayed = 0
 
     def _capture(self, bucket: Bucket) -> bool:
-        logits, outcome = self.compute(bucket.batch)
+        logits, outcome = self.compute(bucket)
         graph: Any = Replay(self, bucket, logits, outcome)
         self._graphs[bucket.rows] = (graph, logits, outcome)
         bucket.batch.damaged.zero_()
@@ -200,7 +200,7 @@ class Replay:
 
     def replay(self) -> None:
         self._graphs.replayed += 1
-        computed = self._graphs.compute(self._bucket.batch)
+        computed = self._graphs.compute(self._bucket)
         for result, new in zip(self._results, computed, strict=True):
             result.copy_(new)
 
@@ -288,7 +288,7 @@ def test_a_padded_step_with_static_tensors_computes_the_same(tiny_folder: Any) -
     for slices in (first, second):
         bucket.fill(slices)
         with torch.inference_mode():
-            logits, outcome = graphs.compute(bucket.batch)
+            logits, outcome = graphs.compute(bucket)
             planned = attention.plan(slices)
             hidden = model.language.forward_step(
                 model.language.embed_rows(planned.ids),
