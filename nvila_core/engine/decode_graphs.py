@@ -2,8 +2,8 @@
 
 A graph is captured for each of a few numbers of rows; a step of fewer rows is padded. All that a
 step needs lies in one static tensor, which one copy fills. Rows of padding have no tile and no
-slot: they read nothing and store nothing. The tokens of a step stay on the device too, where the next
-step can take them: it may be started before the host has read them.
+slot: they read nothing and store nothing. The tokens of a step stay on the device too, where the
+next step can take them: it may be started before the host has read them.
 """
 
 import warnings
@@ -27,8 +27,8 @@ BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 NO_SLOT = -1
 NO_SOURCE = -1
 FIELDS = 5
-"""int32 numbers of a row: id, position, slot, a flag that the kernels set, and its source: the row of
-the step before whose token replaces the id, or NO_SOURCE."""
+"""int32 numbers of a row: id, position, slot, a flag that the kernels set, and its source: the row
+of the step before whose token replaces the id, or NO_SOURCE."""
 
 
 class StepNumbers:

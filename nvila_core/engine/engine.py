@@ -31,7 +31,7 @@ from nvila_core.engine.attention_choice import choose_attention, make_graphs, ma
 from nvila_core.engine.block_pool import BlockPool
 from nvila_core.engine.handle import Handle
 from nvila_core.engine.kv_cache import KVCache
-from nvila_core.engine.model_runner import Drawn, ModelRunner, Step
+from nvila_core.engine.model_runner import Drawn, LaunchedStep, ModelRunner
 from nvila_core.engine.prefix_keys import PromptLayout, hash_tiles
 from nvila_core.engine.request import NEVER, Request
 from nvila_core.engine.scheduler import ScheduledRequest, Scheduler
@@ -177,7 +177,7 @@ class Engine:
         self._arrived: list[Request] = []
         self._thread: threading.Thread | None = None
         self._stopped: EngineStopped | None = None
-        self._flight: Step | None = None
+        self._flight: LaunchedStep | None = None
         """A step of decoding requests that has not been read; nothing is scheduled meanwhile."""
         self._late: dict[Request, Any] = {}
         """Outcomes of requests that have ended, of which `_flight` computes one position more."""
@@ -335,7 +335,7 @@ class Engine:
         self._compute(work, may_fly=True)
         self._totals["steps"] += 1
 
-    def _continue(self, step: Step) -> bool:
+    def _continue(self, step: LaunchedStep) -> bool:
         """Start the step after `step`, if nothing else is to be done, and deliver `step`.
 
         Returns:
@@ -351,7 +351,7 @@ class Engine:
                 self._deliver(item, token)
         return following is not None
 
-    def _start_next(self, step: Step) -> Step | None:
+    def _start_next(self, step: LaunchedStep) -> LaunchedStep | None:
         """Start the step after one in flight, unless requests come or go or may run."""
         running, now = self.scheduler.running, self._clock()
         if self._arrived or self._late or self._room_changed or self.encoder.is_done():

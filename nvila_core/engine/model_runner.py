@@ -49,7 +49,7 @@ class Launched:
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
+class LaunchedStep:
     """A step that the device computes.
 
     Attributes:
@@ -99,7 +99,7 @@ class ModelRunner:
         """
         return self.read(self.launch(scheduled))
 
-    def launch(self, scheduled: list[ScheduledRequest]) -> Step:
+    def launch(self, scheduled: list[ScheduledRequest]) -> LaunchedStep:
         """Start one batch."""
         slices = [self._slice(item) for item in scheduled]
         launched = self._replay(slices)
@@ -110,7 +110,7 @@ class ModelRunner:
         by_graph = not rest and all(is_likeliest(item.request) for item in scheduled)
         return self._started(scheduled, slices, launched, by_graph)
 
-    def launch_next(self, step: Step, rows: Sequence[int]) -> Step | None:
+    def launch_next(self, step: LaunchedStep, rows: Sequence[int]) -> LaunchedStep | None:
         """Start the step after one that is computed by a graph and that has not been read.
 
         Its tokens stay on the device. None where no graph has been captured.
@@ -137,7 +137,7 @@ class ModelRunner:
         slices: list[SequenceSlice],
         launched: list[Launched],
         by_graph: bool,
-    ) -> Step:
+    ) -> LaunchedStep:
         """Draw tokens, and let all results travel to the host."""
         drawn: list[Drawn] = [None] * len(scheduled)
         numbers: list[Tensor] = []
@@ -147,9 +147,9 @@ class ModelRunner:
             sampled.append(requests)
             numbers += [part.likeliest, part.finite, part.sound, *tokens]
         fetch = Fetch(torch.cat(numbers))
-        return Step(scheduled, slices, launched, sampled, drawn, fetch, by_graph)
+        return LaunchedStep(scheduled, slices, launched, sampled, drawn, fetch, by_graph)
 
-    def read(self, step: Step) -> list[Drawn]:
+    def read(self, step: LaunchedStep) -> list[Drawn]:
         """Return what each request gets, when the device has computed it."""
         scheduled, slices, drawn = step.scheduled, step.slices, step.drawn
         found = iter(step.numbers.read())
