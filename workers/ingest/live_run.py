@@ -31,6 +31,11 @@ _MIN_STEP = 0.04
 """Seconds of stream time, at least, between the last frame of a connection and the first of the
 next: the wall clock of a first frame is a guess that may lie before."""
 
+_MIN_SHARE = 0.5
+"""Share of the sampling interval that lies between two stored frames at least, by their capture
+times. Frames that come in a burst, because this worker or its network was held up, are dated by
+their arrival."""
+
 _MAX_DISAGREEMENT = 30.0
 """Seconds between the wall clock and the monotonic clock that the network may explain; more is a
 clock that was set."""
@@ -127,6 +132,7 @@ class LiveRun(StreamRun):
         self._has_run = False
         self._good_since: float | None = None  # monotonic, of this connection's first frame
         self._intact_until = 0.0  # stream time of the newest stored frame
+        self._sampled_at = 0.0  # its capture time
         self._readers: list[PacketReader] = []
         self._late = self.counters.dropped.late  # counted in the worker's sum
         self._place.allow_moves()
@@ -235,15 +241,20 @@ class LiveRun(StreamRun):
         self._reporter.status.last_frame_at = to_datetime(frame.time)
         if frame.image.is_corrupt and pts < self._intact_until + _MAX_DAMAGED:
             return
-        if not self.intake.keeps(pts, frame.image):
+        if self._in_burst(frame) or not self.intake.keeps(pts, frame.image):
             self._writer.then(lambda: self.watches.advance(pts), replaceable=True)
             return
         sampled = self.intake.encode(frame, pts)
         quiet = self.intake.sampler.due - pts
         if self._writer.offer(len(sampled.jpeg), lambda: self._store(sampled, quiet)):
-            self._intact_until = pts
+            self._intact_until, self._sampled_at = pts, frame.time
         else:
             self.source_counter.lost()
+
+    def _in_burst(self, frame: DecodedFrame) -> bool:
+        """Return whether a frame was captured when the newest stored one was, as far as known."""
+        since = frame.time - self._sampled_at  # negative: the clock of this machine was set back
+        return 0 <= since < _MIN_SHARE / self.spec.sampling.max_fps
 
     def _store(self, sampled: SampledFrame, quiet: float) -> None:
         """Store a frame and ask about the windows that it completes; no frame will follow within

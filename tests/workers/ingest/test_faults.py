@@ -1,6 +1,7 @@
 """Faults of real cameras and networks in an ingest slot: what is reported, and what continues."""
 
 import threading
+import time
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -189,6 +190,27 @@ def test_a_connection_that_goes_dead_and_comes_back(
         eventually(lambda: is_running(bench, spec))
         slot.stop()
     assert bench.status(spec).counters.reconnects >= 2
+
+
+def test_a_burst_after_a_silence_is_thinned_to_the_sampling_rate(
+    bench: Bench, loopback: LoopbackCamera, line: RtspProxy, eventually: Eventually
+) -> None:
+    # given a camera of which five pictures a second are stored
+    spec = bench.attach(line.through(loopback.url), live=True, fps=5)
+    with bench.run(spec) as slot:
+        eventually(lambda: bench.frames.count(spec.id) >= 5)
+        # when what it sends is held up for two seconds
+        line.faults.mute = True
+        time.sleep(2.0)
+        stored = bench.frames.count(spec.id)
+        line.faults.mute = False
+        eventually(lambda: bench.frames.count(spec.id) >= stored + 5)
+        slot.stop()
+    # then of those that come together, and so are dated alike, one is stored
+    times = sorted(frame.time for frame in bench.frames.newest(spec.id, 1000))
+    assert max(later - earlier for earlier, later in pairwise(times)) > 1.0
+    assert min(later - earlier for earlier, later in pairwise(times)) > 0.45 / 5
+    assert bench.status(spec).counters.reconnects == 0
 
 
 @pytest.mark.parametrize("transport", ["tcp", "udp"])

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -24,6 +25,8 @@ pytestmark = pytest.mark.slow
 
 LEASE = 4.0
 STREAMS = 4
+FPS = 5
+MIN_INTERVAL = 0.45 / FPS  # half of what is asked for, and some milliseconds of rounding
 
 Eventually = Callable[..., None]
 
@@ -41,7 +44,7 @@ class Pair:
     ) -> None:
         self.bench, self.line, self.eventually = bench, line, eventually
         self.specs: list[StreamSpec] = [
-            bench.attach(line.through(url), live=True, fps=5, name=f"cam{number}")
+            bench.attach(line.through(url), live=True, fps=FPS, name=f"cam{number}")
             for number in range(STREAMS)
         ]
         for spec in self.specs:
@@ -76,7 +79,7 @@ class Pair:
         # and none is stored more densely than asked for
         for spec in self.specs:
             newest = self.bench.frames.newest(spec.id, 30)
-            assert newest[-1].time - newest[0].time > 0.75 * 29 / 5
+            assert newest[-1].time - newest[0].time > 0.75 * 29 / FPS
 
 
 @pytest.fixture
@@ -119,3 +122,36 @@ def test_no_stream_is_doubled_when_a_worker_is_frozen(pair: Pair) -> None:
         frozen.process.send_signal(signal.SIGCONT)
     pair.require_one_each()
     assert frozen.process.poll() is None
+    # and what its sockets had for it is not stored beside what the other one has
+    for spec in pair.specs:
+        assert shortest_interval(pair.bench, spec) > MIN_INTERVAL
+
+
+@pytest.mark.parametrize("silence", [2.0, 6.0])
+def test_a_worker_that_was_frozen_stores_no_burst(
+    bench: Bench,
+    loopback: Any,
+    worker_process: Callable[..., WorkerProcess],
+    eventually: Eventually,
+    silence: float,
+) -> None:
+    # given a camera of 25 pictures a second, of which 5 are stored
+    spec = bench.attach(loopback.url, live=True, fps=FPS)
+    bench.context.jobs.start_ingest(spec.id)
+    worker = worker_process("ingest", STREAMER_LEASE="60")
+    eventually(lambda: bench.frames.count(spec.id) >= 10)
+    # when its worker is frozen as a whole, so that pictures pile up in its sockets
+    worker.process.send_signal(signal.SIGSTOP)
+    time.sleep(silence)
+    stored = bench.frames.count(spec.id)
+    worker.process.send_signal(signal.SIGCONT)
+    eventually(lambda: bench.frames.count(spec.id) >= stored + 20)
+    # then those that it finds there are thinned like all others
+    assert shortest_interval(bench, spec) > MIN_INTERVAL
+
+
+def shortest_interval(bench: Bench, spec: StreamSpec) -> float:
+    """Return the seconds between the two stored frames that are closest together."""
+    times = sorted(frame.time for frame in bench.frames.newest(spec.id, 1000))
+    assert len(times) > 10
+    return min(later - earlier for earlier, later in pairwise(times))
