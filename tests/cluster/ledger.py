@@ -47,6 +47,7 @@ class Ledger:
     failed: dict[str, int] = field(default_factory=dict)
     lost: int = 0
     doubled: int = 0
+    taken_back: int = 0
     unrecorded: int = 0
     recordings: int = 0
     windows_missing: int = 0
@@ -181,6 +182,7 @@ class Balance:
                     failed[result.error.code] += 1
         ledger.failed = dict(failed)
         ledger.doubled = sum(len(results) > 1 for results in list(self._load.published.values()))
+        ledger.taken_back = self._load.taken_back
         self._wait(lambda: not self._unrecorded(client), 30)
         ledger.unrecorded = self._unrecorded(client)
 

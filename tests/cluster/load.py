@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import redis
 
+from streamer import redis_keys
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain.result import Result
 from streamer.domain.sampling import Sampling
@@ -78,6 +79,39 @@ class Accepted:
     refused: Counter[str] = field(default_factory=Counter)
 
 
+class Published:
+    """Every result that the results queue had, by its request.
+
+    A result that was read before a replica had it may be taken back by a failover, and another one
+    published: only what still stands in the queue, or was trimmed from it, is a result.
+
+    Attributes:
+        results: request id to its results.
+        taken_back: how many were read and taken back.
+    """
+
+    def __init__(self) -> None:
+        self.results: dict[str, list[Result]] = defaultdict(list)
+        self.taken_back = 0
+        self._entries: dict[str, bytes] = {}
+
+    def note(self, connection: redis.Redis, entry_id: str, result: Result) -> None:
+        """Note a result that was read at `entry_id`. Raises redis.exceptions.RedisError."""
+        earlier = self._entries.get(result.request_id)
+        if earlier is not None and not _stands(connection, earlier):
+            self.results.pop(result.request_id)
+            self.taken_back += 1
+        self._entries[result.request_id] = entry_id.encode()
+        self.results[result.request_id].append(result)
+
+
+def _stands(connection: redis.Redis, entry_id: bytes) -> bool:
+    """Return whether the results queue has an entry, or has trimmed it."""
+    first: Any = connection.xrange(redis_keys.RESULTS, entry_id, count=1)
+    oldest: Any = connection.xrange(redis_keys.RESULTS, count=1)
+    return not first or first[0][0] in (entry_id, oldest[0][0])
+
+
 class Load:
     """Keeps a cluster busy until `pause`, and notes what was accepted and what was published.
 
@@ -103,13 +137,22 @@ class Load:
         self._count, self._seed = cameras, seed
         self.cameras: list[Camera] = []
         self.accepted = Accepted()
-        self.published: dict[str, list[Result]] = defaultdict(list)
-        """Results by the id of their request, as the results queue had them."""
+        self._published = Published()
         self._stopped, self._paused = threading.Event(), threading.Event()
         self._threads = [
             threading.Thread(target=target, name=target.__name__, daemon=True)
             for target in (self._ask, self._record, self._read)
         ]
+
+    @property
+    def published(self) -> dict[str, list[Result]]:
+        """Results by the id of their request, as the results queue had them."""
+        return self._published.results
+
+    @property
+    def taken_back(self) -> int:
+        """How many results were read from a server that had been deposed, and published again."""
+        return self._published.taken_back
 
     def __enter__(self) -> Self:
         self._source.start()
@@ -213,8 +256,16 @@ class Load:
                     time.sleep(0.2)
                     continue
                 for entry_id, result in entries:
+                    self._note(connection, entry_id, result)
                     position = entry_id
-                    self.published[result.request_id].append(result)
+
+    def _note(self, connection: redis.Redis, entry_id: str, result: Result) -> None:
+        while not self._stopped.is_set():
+            try:
+                self._published.note(connection, entry_id, result)
+                return
+            except redis.exceptions.RedisError:
+                time.sleep(0.2)
 
     @contextlib.contextmanager
     def _refusals(self) -> Iterator[None]:

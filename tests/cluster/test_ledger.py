@@ -13,8 +13,13 @@ from typing import Any
 
 import psutil
 import pytest
+import redis
 
+from streamer import redis_keys
+from streamer.domain.kinds import ResultKind
+from streamer.domain.result import Result
 from tests.cluster.ledger import MAX_DOUBLE_READING, Ledger
+from tests.cluster.load import Published
 from tests.cluster.network import what_is_missing
 from tests.cluster.samples import Growth, lowest_of_minutes, slope
 
@@ -56,6 +61,37 @@ def test_each_fault_is_named(wrong: dict[str, Any]) -> None:
 )
 def test_growth_counts_when_it_is_beyond_doubt(growth: Growth) -> None:
     assert replace(BALANCED, growth={"api": [growth]}).wrong() == []
+
+
+def test_a_result_that_a_failover_took_back_is_not_doubled(redis_client: redis.Redis) -> None:
+    published = Published()
+
+    def publish(request_id: str) -> str:
+        result = Result(
+            request_id=request_id,
+            kind=ResultKind.ANSWER,
+            stream_id="str_1",
+            stream_name="yard",
+            prompt="What is there?",
+            text="A car.",
+        )
+        entry: Any = redis_client.xadd(redis_keys.RESULTS, {"json": result.model_dump_json()})
+        published.note(redis_client, entry.decode(), result)
+        return str(entry.decode())
+
+    publish("req_0")
+    # given a result that the server does not have any more after a failover
+    redis_client.xdel(redis_keys.RESULTS, publish("req_1"))
+    # and one that it really has twice, and another whose first entry was trimmed
+    publish("req_2")
+    publish("req_1")
+    publish("req_2")
+    redis_client.xtrim(redis_keys.RESULTS, maxlen=2, approximate=False)
+    publish("req_0")
+
+    counts = {request_id: len(each) for request_id, each in published.results.items()}
+    assert counts == {"req_0": 2, "req_1": 1, "req_2": 2}
+    assert published.taken_back == 1
 
 
 def test_a_restart_is_no_growth() -> None:

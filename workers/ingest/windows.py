@@ -70,6 +70,7 @@ class WindowGatherer:
         self._pick = pick
         self._origin: float | None = None if live else 0.0
         self._wall_epoch: float | None = None  # wall clock of stream time 0
+        self._earliest = math.inf  # the same by the frame of this window that was least late
         self._frames: list[FrameRef] = []
         self._newest: FrameRef | None = None
         self._passed: FrameRef | None = None  # the newest, while it is not among `_frames`
@@ -139,7 +140,7 @@ class WindowGatherer:
         self._cut = 0.0
         if end is not None:
             stop = min(stop, max(end, self._newest.pts))
-        window = Window(start, stop, self._pick(frames, self._max_frames), self._date(self._newest))
+        window = Window(start, stop, self._pick(frames, self._max_frames), self._date())
         self._open_from = self._index + 1
         if self._shifts:
             self._cut = self._shifts.pop()
@@ -147,12 +148,12 @@ class WindowGatherer:
         self._clear()
         return window
 
-    def _date(self, frame: FrameRef) -> float:
+    def _date(self) -> float:
         """Return the wall clock of stream time 0. It follows the frames when they drift away, so
-        that windows stay back to back on the wall clock, too."""
-        epoch = frame.time - frame.pts
-        if self._wall_epoch is None or abs(epoch - self._wall_epoch) > MAX_DRIFT:
-            self._wall_epoch = epoch
+        that windows stay back to back on the wall clock, too. A frame that was held up on its way
+        is dated too late, and none too early."""
+        if self._wall_epoch is None or abs(self._earliest - self._wall_epoch) > MAX_DRIFT:
+            self._wall_epoch = self._earliest
         return self._wall_epoch
 
     def restart(self) -> None:
@@ -163,6 +164,7 @@ class WindowGatherer:
             self._cut, self._shifts = 0.0, [self._shift / 2] * 2
 
     def _gather(self, frame: FrameRef) -> None:
+        self._earliest = min(self._earliest, frame.time - frame.pts)
         if self._passed is not None:
             frame = thinned([self._passed, frame], [1])[0]
         self._newest = self._passed = frame
@@ -177,5 +179,6 @@ class WindowGatherer:
 
     def _clear(self) -> None:
         self._frames, self._newest, self._passed = [], None, None
+        self._earliest = math.inf
         self._index = self._seen = 0
         self._stride = 1

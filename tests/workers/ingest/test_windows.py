@@ -35,6 +35,15 @@ def test_live_windows_are_back_to_back_from_the_first_frame_on() -> None:
     assert [frame.pts for frame in windows[1].frames] == list(range(10, 20))
 
 
+def test_a_frame_that_was_held_up_does_not_date_its_window() -> None:
+    # given a network that is silent for two seconds at the end of a window
+    late = [ref(8, 1010.0), ref(9, 1010.0)]
+    frames = [*map(ref, range(8)), *late, *map(ref, range(10, 25))]
+    windows = closed(gatherer(True), frames)
+    # then it overlaps the next one no more than any other
+    assert [w.captured for w in windows] == [(1000, 1010), (1010, 1020)]
+
+
 def test_windows_of_a_recording_follow_its_own_clock() -> None:
     windows = closed(gatherer(False), [ref(3.5 + n) for n in range(25)])
     assert [(w.start, w.end) for w in windows] == [(0, 10), (10, 20)]
