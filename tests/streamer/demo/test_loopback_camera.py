@@ -51,7 +51,10 @@ def test_more_may_watch_than_the_machine_has_processors(tmp_path: Path) -> None:
     count = min(32, (os.cpu_count() or 1) + 4) + 1
 
     with LoopbackCamera(tmp_path / "small.mp4") as camera, ExitStack() as stack:
-        sources = [stack.enter_context(Source(camera.url, live=True)) for _ in range(count)]
+        sources = [
+            stack.enter_context(Source(camera.url, live=True, open_timeout=60.0, read_timeout=60.0))
+            for _ in range(count)
+        ]
         seen = [next(iter(source)) for source in sources]  # none hangs up before all have one
 
     assert len(seen) == count
