@@ -169,7 +169,7 @@ def answer_all(connections: Connections, settings: Settings) -> None:
     ThreadWorker(
         CLIP_QUEUES,
         connections.main,
-        slots=settings.worker_slots,
+        slots=settings.worker_slots or 16,
         functions={CLIP_JOB: answer_clip},
         stopping=threading.Event(),
         lease=settings.lease,

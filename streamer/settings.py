@@ -104,8 +104,15 @@ class Settings(BaseSettings):
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
     quantize: Literal["int8", "int4", "fp8", "fp8-vision"] | None = None
-    max_num_seqs: int = Field(default=32, ge=1)
-    kv_cache_tokens: int = Field(default=65536, ge=256)
+    max_num_seqs: int | None = Field(
+        default=None, ge=1, description="requests that run at once; None: by kv_cache_tokens"
+    )
+    kv_cache_tokens: int | None = Field(
+        default=None, ge=256, description="positions of the key-value cache; None: by free memory"
+    )
+    gpu_memory_fraction: float = Field(
+        default=0.85, gt=0, le=1, description="of a GPU's memory beside the model, for the cache"
+    )
     max_num_batched_tokens: int | None = Field(
         default=None,
         ge=1,
@@ -124,7 +131,9 @@ class Settings(BaseSettings):
     policy: str = "adaptive"
     clip_tokens: int = Field(default=4096, ge=1, description="maximum vision tokens of a clip")
 
-    worker_slots: int = Field(default=16, ge=1, description="concurrent clip jobs of a gpu worker")
+    worker_slots: int | None = Field(
+        default=None, ge=1, description="concurrent clip jobs of a gpu worker; None: chosen"
+    )
     ingest_slots: int = Field(default=32, ge=1, description="streams of an ingest worker")
     job_timeout: float = Field(default=600.0, gt=0)
     step_timeout: float = Field(

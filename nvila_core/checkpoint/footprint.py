@@ -1,7 +1,7 @@
 """Report how much memory a checkpoint needs, without reading its tensors.
 
     python -m nvila_core.checkpoint.footprint PATH_OR_HUB_ID [--device auto] [--dtype auto]
-        [--quantize int8] [--kv-cache-tokens N]
+        [--quantize int8] [--kv-cache-tokens N] [--memory-fraction F]
 
 prints one JSON object. It downloads nothing: a repository of the hub is found if it is in the
 cache. Run it in a separate process, because importing PyTorch takes seconds and may hang with a
@@ -25,6 +25,7 @@ from nvila_core.checkpoint.loader import Checkpoint
 from nvila_core.checkpoint.weights import Weights
 from nvila_core.errors import NVILAError
 from nvila_core.models.device import choose_device, choose_dtype
+from nvila_core.models.memory import size_engine
 from nvila_core.models.quantize import MODES, Format, Precision, choose_precision, quantized_bytes
 
 
@@ -37,7 +38,7 @@ class Footprint:
         device, dtype, quantize: how the model would be loaded.
         gpu: name of the GPU; None on a CPU.
         weights: bytes of the weights.
-        kv_cache: bytes of the key-value cache.
+        kv_cache, kv_cache_tokens: bytes and positions of the key-value cache.
         free, total: bytes of the device's memory.
     """
 
@@ -48,6 +49,7 @@ class Footprint:
     gpu: str | None
     weights: int
     kv_cache: int
+    kv_cache_tokens: int
     free: int
     total: int
 
@@ -58,7 +60,12 @@ class Footprint:
 
 
 def measure_footprint(
-    root: Path, device: str, dtype: str, kv_cache_tokens: int, quantize: str | None = None
+    root: Path,
+    device: str,
+    dtype: str,
+    kv_cache_tokens: int | None,
+    quantize: str | None = None,
+    share: float | None = None,
 ) -> Footprint:
     """Return the footprint of the checkpoint in the folder `root`.
 
@@ -66,8 +73,9 @@ def measure_footprint(
         root: folder of the checkpoint.
         device: "cpu", "cuda", "cuda:1", or "auto": a GPU if there is one.
         dtype: "float32", "float16", "bfloat16" or "auto".
-        kv_cache_tokens: positions of the key-value cache.
+        kv_cache_tokens: positions of the key-value cache; None: as many as suit the memory.
         quantize: "int8", "int4", "fp8" or "fp8-vision"; None: full precision.
+        share: of a GPU's memory beside the weights for the cache; None: the default.
 
     Raises:
         CheckpointError: a file is missing or malformed.
@@ -84,7 +92,11 @@ def measure_footprint(
         + stored_bytes(checkpoint.projector, kind, formats.projector)
     )
     gpu = place.type == "cuda"
-    free, total = torch.cuda.mem_get_info(place) if gpu else main_memory()
+    free, total = free_memory(place)
+    position_bytes = checkpoint.config.kv_size * kind.itemsize
+    if kv_cache_tokens is None:
+        size = size_engine(place.type, max(0, free - weights), position_bytes, share=share)
+        kv_cache_tokens = size.kv_cache_tokens
     return Footprint(
         torch=torch.__version__,
         device=str(place),
@@ -92,7 +104,8 @@ def measure_footprint(
         quantize=quantize,
         gpu=torch.cuda.get_device_name(place) if gpu else None,
         weights=weights,
-        kv_cache=checkpoint.config.kv_size * kind.itemsize * kv_cache_tokens,
+        kv_cache=position_bytes * kv_cache_tokens,
+        kv_cache_tokens=kv_cache_tokens,
         free=free,
         total=total,
     )
@@ -108,6 +121,14 @@ def stored_bytes(weights: Weights, dtype: torch.dtype, kind: Format | None = Non
         else:
             total += math.prod(tensor.shape) * dtype.itemsize
     return total
+
+
+def free_memory(device: torch.device) -> tuple[int, int]:
+    """Return the free and the total bytes of a device's memory."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return free, total
+    return main_memory()
 
 
 def main_memory() -> tuple[int, int]:
@@ -132,8 +153,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16")
     parser.add_argument("--quantize", choices=MODES, help="weights in fewer bits")
     parser.add_argument(
-        "--kv-cache-tokens", type=int, default=65536, help="positions of the key-value cache"
+        "--kv-cache-tokens", type=int, help="positions of the key-value cache; default: by memory"
     )
+    parser.add_argument("--memory-fraction", type=float, help="of a GPU's, for the cache")
     args = parser.parse_args(arguments)
     report: dict[str, Any]
     try:
@@ -142,7 +164,12 @@ def main(arguments: list[str] | None = None) -> int:
             report = {"torch": torch.__version__, "missing": args.model}
         else:
             footprint = measure_footprint(
-                root, args.device, args.dtype, args.kv_cache_tokens, args.quantize
+                root,
+                args.device,
+                args.dtype,
+                args.kv_cache_tokens,
+                args.quantize,
+                args.memory_fraction,
             )
             report = {**asdict(footprint), "needed": footprint.needed}
     except NVILAError as error:

@@ -25,6 +25,7 @@ from nvila_core.errors import NVILAError
 from nvila_core.generation.sampling import SamplingParams
 from nvila_core.media.video import Video
 from nvila_core.model import NVILA
+from nvila_core.models.memory import CACHE_SHARE
 from nvila_core.models.quantize import weight_bytes
 from nvila_core.tuning.compiled import compile_layers
 from nvila_core.tuning.settings_file import EngineSettings, Tuning, check_writable, write_settings
@@ -42,8 +43,6 @@ MIN_DTYPE_GAIN = 1.2
 """Gain that another dtype needs to be taken: it changes answers slightly."""
 MIN_POSITIONS, MAX_POSITIONS = 256, 2**20
 """Limits of the key-value cache, in positions."""
-CACHE_MEMORY_SHARE = {"cpu": 0.25, "cuda": 0.85}
-"""Share of the memory that is free with the model loaded, for the key-value cache."""
 
 
 class Tuner:
@@ -133,11 +132,7 @@ class Tuner:
     def _positions(self, model: NVILA) -> int:
         """Return the positions of the key-value cache that memory has room for."""
         free = torch.cuda.mem_get_info(model.device)[0] if self.cuda else main_memory()[0]
-        room = (
-            CACHE_MEMORY_SHARE[model.device.type]
-            * free
-            / (model.config.kv_size * model.dtype.itemsize)
-        )
+        room = CACHE_SHARE[model.device.type] * free / (model.config.kv_size * model.dtype.itemsize)
         return max(MIN_POSITIONS, min(MAX_POSITIONS, int(room) // 1024 * 1024))
 
     def _threads(self, found: EngineSettings, timer: StepTimer) -> EngineSettings:

@@ -33,7 +33,9 @@ def model(settings: Settings, deadline: float, python: str = sys.executable) -> 
     path = str(CHECKPOINT) if settings.model == "demo" else settings.model
     command = [python, "-m", "nvila_core.checkpoint.footprint", path]
     command += ["--device", settings.device, "--dtype", settings.dtype]
-    command += ["--kv-cache-tokens", str(settings.kv_cache_tokens)]
+    if settings.kv_cache_tokens is not None:
+        command += ["--kv-cache-tokens", str(settings.kv_cache_tokens)]
+    command += ["--memory-fraction", str(settings.gpu_memory_fraction)]
     command += ["--quantize", settings.quantize] if settings.quantize else []
     try:
         run = subprocess.run(
@@ -94,8 +96,8 @@ def judge(name: str, found: dict[str, Any]) -> Check:
     numbers = " and ".join(filter(None, (found["quantize"], found["dtype"])))
     report = (
         f"{name} in {numbers} on {place}: {format_size(found['weights'])} of weights and "
-        f"{format_size(found['kv_cache'])} of key-value cache, {format_size(free)} of "
-        f"{format_size(found['total'])} free"
+        f"{format_size(found['kv_cache'])} of key-value cache ({found['kv_cache_tokens']} tokens), "
+        f"{format_size(free)} of {format_size(found['total'])} free"
     )
     if needed > int(found["total"]):
         fewer = "" if found["quantize"] == "int4" else ", set quantize to int4"

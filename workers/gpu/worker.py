@@ -27,10 +27,12 @@ from workers.gpu.survey_job import answer_survey
 from workers.gpu.watchdog import Watchdog
 from workers.process import restart
 from workers.remote.backend import RemoteBackend
+from workers.remote.server import DEFAULT_SLOTS
 from workers.rq.thread_worker import ThreadWorker
 
 if TYPE_CHECKING:
-    from nvila_core import Engine
+    from nvila_core import NVILA, Engine
+    from nvila_core.models.memory import EngineSize
 
 _log = structlog.get_logger(__name__)
 
@@ -64,15 +66,17 @@ def serve_clips(settings: Settings, stopping: threading.Event, burst: bool = Fal
         if settings.backend == "openai":
             with RemoteBackend(settings, own.clock) as remote:
                 own.backend = remote
-                _serve(own, loading, settings.model, remote.facts, remote.closed, burst)
+                slots = settings.worker_slots or DEFAULT_SLOTS
+                _serve(own, loading, settings.model, remote.facts, slots, remote.closed, burst)
             return
         engine = load_engine(settings)
         own.engine, own.backend = engine, EngineBackend(engine, settings)
         model = engine.model
         name = DEMO if settings.model == DEMO else model.name
+        slots = _size(settings, model, engine.kv_cache_tokens).worker_slots
         facts = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
         with _running(engine, own):
-            signalled = _serve(own, loading, name, facts, lambda: False, burst)
+            signalled = _serve(own, loading, name, facts, slots, lambda: False, burst)
         if own.failure is not None:
             restart.restore_default_signals()
             if not signalled:
@@ -84,10 +88,11 @@ def _serve(
     loading: Loading,
     name: str,
     facts: Mapping[str, str],
+    slots: int,
     defer: Callable[[], bool],
     burst: bool,
 ) -> bool:
-    """Run the clip jobs of the model `name`; return whether a signal ended it.
+    """Run the clip jobs of the model `name` in `slots` threads; return whether a signal ended it.
 
     `facts` are logged once it is ready. No job is taken while `defer` returns True.
     """
@@ -104,7 +109,7 @@ def _serve(
     worker = ThreadWorker(
         queues_of_worker(model, default=default),
         connections.main,
-        slots=settings.worker_slots,
+        slots=slots,
         tier=2 if default else 1,
         kind=QUERIES,
         functions={CLIP_JOB: answer_clip, CHAT_JOB: answer_chat, SURVEY_JOB: answer_survey},
@@ -129,7 +134,7 @@ def _serve(
     def ready() -> None:
         loading.end()
         models.note(model)
-        log_ready(worker=worker.name, model=model, **facts, slots=settings.worker_slots)
+        log_ready(worker=worker.name, model=model, **facts, slots=slots)
 
     worker.work(burst=burst, on_ready=ready)
     return worker.signalled
@@ -193,10 +198,17 @@ def load_engine(settings: Settings) -> "Engine":
                 compile_layers(model)
             except NVILAError as error:  # the model is unchanged
                 _log.warning("not_compiled", reason=str(error))
+        size = _size(settings, model, settings.kv_cache_tokens)
+        _log.info(
+            "engine_sized",
+            kv_cache_tokens=size.kv_cache_tokens,
+            max_num_seqs=size.max_num_seqs,
+            why=size.reason,
+        )
         return Engine(
             model,
-            settings.max_num_seqs,
-            settings.kv_cache_tokens,
+            size.max_num_seqs,
+            size.kv_cache_tokens,
             max_num_batched_tokens=settings.max_num_batched_tokens,
             step_tiles=settings.step_tiles,
             tile_cache_bytes=settings.tile_cache_bytes,
@@ -206,6 +218,22 @@ def load_engine(settings: Settings) -> "Engine":
         raise StreamerError(ErrorCode.MODEL_FAILED, str(error)) from error
     except (RuntimeError, MemoryError) as error:
         raise _cannot_load(settings, error) from error
+
+
+def _size(settings: Settings, model: "NVILA", kv_cache_tokens: int | None) -> "EngineSize":
+    """Return the size of the engine by the settings, and by the memory beside the loaded model."""
+    from nvila_core.checkpoint.footprint import free_memory
+    from nvila_core.models.memory import size_engine
+
+    return size_engine(
+        model.device.type,
+        free_memory(model.device)[0],
+        model.config.kv_size * model.dtype.itemsize,
+        share=settings.gpu_memory_fraction if model.device.type == "cuda" else None,
+        kv_cache_tokens=kv_cache_tokens,
+        max_num_seqs=settings.max_num_seqs,
+        worker_slots=settings.worker_slots,
+    )
 
 
 def _cannot_load(settings: Settings, error: Exception) -> StreamerError:

@@ -25,6 +25,7 @@ _MAX_PAUSE = 30.0  # seconds between two tries, unless the server asks for more
 _MAX_RETRY_AFTER = 300.0
 _REFUSED_PAUSE = 30.0  # seconds until a server that refused the key is asked again
 _ATTEMPTS = 3  # of a request that the server failed on
+DEFAULT_SLOTS = 16  # requests that a server gets at once
 _KEEP_ALIVE = 2.0  # seconds: servers close idle connections after five
 
 _TOO_LONG = (
@@ -86,7 +87,7 @@ class ChatServer:
         self._model = settings.model
         self._clock = clock
         self._options = self.server.options()
-        self._slots = settings.worker_slots
+        self._slots = settings.worker_slots or DEFAULT_SLOTS
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="remote", daemon=True)
         self._lock = threading.Lock()

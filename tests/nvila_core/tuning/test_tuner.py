@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from nvila_core import NVILA, Engine, NVILAError, cli
+from nvila_core.models.memory import size_engine
 from nvila_core.models.quantize import Linear8
 from nvila_core.tuning import tuner as tune
 from nvila_core.tuning.settings_file import EngineSettings, Tuning, check_writable, write_settings
@@ -110,7 +111,15 @@ def test_requests_are_really_answered(tiny: NVILA, threads: int) -> None:
 
 def test_defaults_are_those_of_the_service(tiny: NVILA) -> None:
     service = {f.name: getattr(Settings(), f.name) for f in fields(DEFAULTS)}
-    assert asdict(DEFAULTS) | {"max_num_batched_tokens": None, "step_tiles": None} == service
+    chosen = ("max_num_seqs", "kv_cache_tokens", "max_num_batched_tokens", "step_tiles")
+    assert asdict(DEFAULTS) | dict.fromkeys(chosen) == service
+
+    # and where the service leaves the size to the memory, that is the same on a processor
+    size = size_engine("cpu", 10**11, 1000)
+    assert (size.max_num_seqs, size.kv_cache_tokens) == (
+        DEFAULTS.max_num_seqs,
+        DEFAULTS.kv_cache_tokens,
+    )
 
     # and where the service leaves the step sizes to the engine, the engine uses the same
     engine = Engine(tiny, kv_cache_tokens=2048)

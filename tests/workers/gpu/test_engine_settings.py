@@ -7,6 +7,7 @@ import torch
 from structlog.testing import capture_logs
 
 from nvila_core import SamplingParams
+from nvila_core.checkpoint import footprint
 from streamer.settings import Settings
 from workers.gpu import worker as gpu
 from workers.gpu.engine_backend import EngineBackend
@@ -38,6 +39,23 @@ def test_the_engine_follows_the_settings(threads: None) -> None:
     assert (engine.max_num_seqs, engine.kv_cache_tokens) == (3, 2048)
     assert (engine.scheduler.max_num_batched_tokens, engine.encoder.step_tiles) == (96, 5)
     assert (engine.tile_cache.max_bytes, engine.tile_cache.tolerance) == (4096, 0.01)
+
+
+def test_a_worker_chooses_the_size_of_its_engine_and_says_why(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given a machine that has little memory left, and settings without sizes
+    monkeypatch.setattr(footprint, "main_memory", lambda: (100_000_000, 10**9))
+    # when a worker loads the demo model
+    with capture_logs() as logs:
+        engine = gpu.load_engine(Settings(model="demo", device="cpu", dtype="float32"))
+    # then a quarter of that memory is its cache, and the log says so
+    (said,) = [line for line in logs if line["event"] == "engine_sized"]
+    position = engine.model.config.kv_size * 4
+    assert 0 < 25_000_000 - engine.kv_cache_tokens * position < 1024 * position
+    assert said["kv_cache_tokens"] == engine.kv_cache_tokens
+    assert (engine.max_num_seqs, said["max_num_seqs"]) == (32, 32)
+    assert "0.1 GB free" in said["why"]
 
 
 def test_a_worker_that_cannot_compile_warns_and_works(monkeypatch: pytest.MonkeyPatch) -> None:
