@@ -1,7 +1,7 @@
 """Measure what weights in 8 and 4 bits save, cost and change, beside full precision.
 
     .venv/bin/python benchmarks/quantization.py [--hidden 768] [--rounds 5] [--dtype float32]
-        [--device cpu] [--questions 20] [--golden FOLDER] [--cpu-time] [--json]
+        [--device cpu] [--questions 20] [--golden FOLDER] [--cpu-time] [--mode fp8] [--json]
 
 Memory and speed: a random NVILA-Lite of about 100 million parameters is loaded in one process for
 each mode. The processes take turns, so that a busy machine slows all of them; the table has the
@@ -11,6 +11,9 @@ time, for machines that run other programs.
 Agreement: the share of next tokens that stay the same when the model is shown the answer of the
 full-precision model, on the demo checkpoint's held-out questions, and on the recorded prompts of
 the original (`--golden`, or NVILA_GOLDEN). Accuracy: the share of right answers of the demo model.
+
+On a CPU fp8 is emulated with the same rounding, which shows what it changes, and not what it costs;
+`--mode` names the formats to measure, and with fp8 alone only agreement is measured.
 """
 
 import argparse
@@ -28,6 +31,7 @@ from typing import Any
 from report import publish
 
 MODES = ("none", "int8", "int4")
+ALL_MODES = ("int8", "int4", "fp8", "fp8-vision")
 PREFILL, DECODED = 512, 8
 BATCHES = (1, 8)
 CLIPS, STILLS = ("caption", "count", "colour", "direction"), ("caption", "exists")
@@ -43,22 +47,25 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=20, help="questions of each kind")
     parser.add_argument("--golden", default=os.environ.get("NVILA_GOLDEN"))
     parser.add_argument("--cpu-time", action="store_true", help="measure CPU time with one thread")
+    parser.add_argument("--mode", action="append", choices=ALL_MODES, help="repeatable")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    costs = measure(options)
-    found = {mode: {**costs[mode], **agreement(mode, options)} for mode in MODES}
+    modes = ["none", *(options.mode or MODES[1:])]
+    costed = [mode for mode in modes if not mode.startswith("fp8") or options.device != "cpu"]
+    costs = measure(options, costed) if costed != ["none"] else {}
+    found = {mode: {**costs.get(mode, {}), **agreement(mode, options)} for mode in modes}
     names = list(found["none"])
-    rows = [[name, *(found[mode][name] for mode in MODES)] for name in names]
+    rows = [[name, *(found[mode].get(name, "-") for mode in modes)] for name in names]
     result = {
         "benchmark": "quantization",
         "dtype": options.dtype,
         "device": options.device,
         **found,
     }
-    publish(result, ["", "full precision", "int8", "int4"], rows)
+    publish(result, ["", "full precision", *modes[1:]], rows)
 
 
-def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+def measure(options: argparse.Namespace, modes: list[str]) -> dict[str, dict[str, Any]]:
     """Measure memory, and speed as a ratio to full precision, of a random model."""
     from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
 
@@ -78,7 +85,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as directory:
         folder = write_checkpoint(Path(directory) / "model", shape, shard_bytes=2**26)
         workers = {}
-        for mode in MODES:
+        for mode in modes:
             ours, theirs = context.Pipe()
             arguments = (theirs, folder, mode, options)
             process = context.Process(target=work, args=arguments, daemon=True)
@@ -90,7 +97,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
         for process, ours in workers.values():
             ours.send("end")
             process.join()
-    for mode in MODES:
+    for mode in modes:
         for task in rounds[0][mode]:
             ratios = [times["none"][task] / times[mode][task] for times in rounds]
             found[mode][f"{task}, times as fast"] = median(ratios)
@@ -99,7 +106,7 @@ def measure(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 def one_round(workers: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Return the seconds of every task with every model; they take turns at each task."""
-    times: dict[str, dict[str, float]] = {mode: {} for mode in MODES}
+    times: dict[str, dict[str, float]] = {mode: {} for mode in workers}
     for task in ("tower", "prefill", *(f"decode of {n}" for n in BATCHES)):
         for mode, (_, ours) in workers.items():
             ours.send(task)
@@ -178,9 +185,8 @@ def agreement(mode: str, options: argparse.Namespace) -> dict[str, float]:
     from nvila_core.demo import CHECKPOINT
 
     place: dict[str, Any] = {"device": options.device, "dtype": options.dtype}
-    quantize = None if mode == "none" else mode
     full = NVILA.from_pretrained(CHECKPOINT, **place)
-    model = NVILA.from_pretrained(CHECKPOINT, quantize=quantize, **place)
+    model = load(CHECKPOINT, mode, options)
     same, right = [], []
     for parts, answer in demo_questions(full.config.tile_side, options.questions):
         prompt = full.prepare(parts)
@@ -194,10 +200,30 @@ def agreement(mode: str, options: argparse.Namespace) -> dict[str, float]:
         same = []
         for folder, parts in golden_prompts(Path(options.golden)):
             full = NVILA.from_pretrained(folder, **place)
-            model = NVILA.from_pretrained(folder, quantize=quantize, **place)
+            model = load(folder, mode, options)
             same += compare(full, model, full.prepare(parts))
         found["same next token, golden, %"] = 100 * sum(same) / len(same)
     return found
+
+
+def load(folder: Path, mode: str, options: argparse.Namespace) -> Any:
+    """Return a model in a format; a CPU emulates FP8, which `from_pretrained` refuses there."""
+    import torch
+
+    from nvila_core import NVILA
+    from nvila_core.checkpoint.loader import Checkpoint
+    from nvila_core.models.quantize import Precision
+
+    if options.device != "cpu" or not mode.startswith("fp8"):
+        quantize = None if mode == "none" else mode
+        return NVILA.from_pretrained(
+            folder, device=options.device, dtype=options.dtype, quantize=quantize
+        )
+    precision = Precision("fp8" if mode == "fp8" else None, "fp8", "fp8")
+    checkpoint = Checkpoint.open(folder)
+    dtype = getattr(torch, options.dtype)
+    vision, projector, language = checkpoint.load(dtype, torch.device("cpu"), precision)
+    return NVILA(checkpoint.config, checkpoint.tokenizer, vision, projector, language)
 
 
 def compare(full: Any, model: Any, prompt: Any) -> list[bool]:
