@@ -56,7 +56,7 @@ def size_engine(
     """Return the size that suits the free memory; what is given stays as it is.
 
     Args:
-        device: "cpu" or "cuda".
+        device: type of the device; others than "cuda" count as "cpu".
         free: bytes that are free with the model loaded.
         position_bytes: bytes of the keys and values of a position.
         share: of the free memory for the cache on a GPU; None: CACHE_SHARE.
@@ -65,6 +65,7 @@ def size_engine(
     Raises:
         NVILAError: the memory does not hold a clip beside the model.
     """
+    device = device if device in CACHE_SHARE else "cpu"
     reason = "as set"
     if kv_cache_tokens is None:
         usable = free * (share or CACHE_SHARE[device])
