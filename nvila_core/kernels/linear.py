@@ -17,7 +17,7 @@ def gelu_tanh(x):
 
 
 @triton.jit
-def quantize_rows(
+def rows_to_fp8(
     x,
     codes,
     scales,
@@ -62,7 +62,7 @@ def quantize_rows(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def product_8_bits(
+def multiply_8_bits(
     x,
     weight,
     scale,
@@ -126,7 +126,7 @@ def weights_4_bits(
 
     Args:
         weights: [outputs, 1], where each output begins.
-        scales: as `product_4_bits` has them.
+        scales: as `multiply_4_bits` has them.
         output, real: [outputs], and whether there is such an output.
         group: the first group; those beyond INPUTS are zeros.
     """
@@ -149,7 +149,7 @@ def weights_4_bits(
 
 
 @triton.jit(do_not_specialize=["rows"])
-def product_4_bits(
+def multiply_4_bits(
     x,
     weight,
     scales,
@@ -214,7 +214,7 @@ def widen_4_bits(
     GROUP: tl.constexpr,  # noqa: N803
     TILE_OUTPUTS: tl.constexpr,  # noqa: N803
 ):
-    """Write weights [OUTPUTS, INPUTS] of 4 bits in `out`'s dtype; see `product_4_bits`.
+    """Write weights [OUTPUTS, INPUTS] of 4 bits in `out`'s dtype; see `multiply_4_bits`.
 
     The grid is [tiles of outputs, groups].
     """

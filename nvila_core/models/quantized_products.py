@@ -68,7 +68,7 @@ def product_8_bits(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None
     outputs, inputs = weight.shape
     out = x.new_empty(len(x), outputs)
     tiling = tiling_of(len(x), x.dtype)
-    kernels.product_8_bits[(-(-outputs // tiling.outputs), -(-len(x) // tiling.rows))](
+    kernels.multiply_8_bits[(-(-outputs // tiling.outputs), -(-len(x) // tiling.rows))](
         x,
         weight,
         scale,
@@ -108,7 +108,7 @@ def product_4_bits(
     outputs, inputs = len(weight), 2 * weight.shape[1]
     out = x.new_empty(len(x), outputs)
     tiling = tiling_of(len(x), x.dtype)
-    kernels.product_4_bits[(-(-outputs // tiling.outputs), -(-len(x) // tiling.rows))](
+    kernels.multiply_4_bits[(-(-outputs // tiling.outputs), -(-len(x) // tiling.rows))](
         x,
         weight,
         scales,
@@ -175,7 +175,7 @@ def quantize_rows(x: Tensor, gelu: bool = False) -> tuple[Tensor, Tensor]:
         scales = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
         block = power_of_two(size) if size <= WHOLE_ROW else PART_OF_ROW
         warps = 2 if rows > FEW_ROWS[8] else 8
-        kernels.quantize_rows[(rows,)](
+        kernels.rows_to_fp8[(rows,)](
             x, codes, scales, x.stride(0), size, block, gelu, num_warps=warps
         )
         return codes, scales

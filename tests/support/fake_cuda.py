@@ -262,7 +262,7 @@ def fake_cuda(processors: int = 132) -> Iterator[FakeCuda]:
             for name in ("paged_attention", "combine_splits", "sum_and_norm", "silu_mul"):
                 if hasattr(module, name):
                     patch.setattr(module, name, device.kernel(name))
-        for name in ("quantize_rows", "product_8_bits", "product_4_bits", "widen_4_bits"):
+        for name in ("rows_to_fp8", "multiply_8_bits", "multiply_4_bits", "widen_4_bits"):
             patch.setattr(linear, name, device.kernel(name))
         patch.setattr(layer, "rotate_and_store", device.kernel("rotate_and_store"))
         patch.setattr(Switch, "disabled", False)

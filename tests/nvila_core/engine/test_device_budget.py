@@ -338,4 +338,4 @@ def test_the_tower_runs_on_the_gpu(kind: Format | None, cuda: FakeCuda) -> None:
     assert features.shape == (2, 1024, 1152)
     assert cuda.waits == 0
     assert cuda.launches["_scaled_mm"] == (8 if kind == "fp8" else 0)
-    assert cuda.launches["quantize_rows"] == cuda.launches["_scaled_mm"]
+    assert cuda.launches["rows_to_fp8"] == cuda.launches["_scaled_mm"]

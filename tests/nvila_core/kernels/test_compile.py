@@ -52,5 +52,5 @@ def test_the_small_kernels_compile_for_a_gpu() -> None:
 @pytest.mark.parametrize("arch", SHARED_MEMORY)
 def test_every_kernel_fits_every_gpu(arch: str) -> None:
     found = compile_kernels(arch)
-    assert len(found) == 6
+    assert len(found) == (14 if int(arch) >= 89 else 12)  # older GPUs do not convert FP8
     assert_fit(found, arch)

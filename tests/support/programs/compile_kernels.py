@@ -53,9 +53,9 @@ def product_case(kind: str, rows: int) -> tuple[Any, dict[str, Any], Any]:
     if kind == "*u8":
         types = {"weight": kind, "scales": "*bf16"}
         sizes |= {"GROUP": 64, "TILE_GROUPS": quantized_products.TILE_GROUPS}
-        return linear.product_4_bits, {**sizes, "types": types}, tiling
+        return linear.multiply_4_bits, {**sizes, "types": types}, tiling
     types = {"weight": kind, "scale": "*bf16"}
-    return linear.product_8_bits, {**sizes, "TILE_INPUTS": tiling.inputs, "types": types}, tiling
+    return linear.multiply_8_bits, {**sizes, "TILE_INPUTS": tiling.inputs, "types": types}, tiling
 
 
 def quantized_cases(arch: int) -> dict[str, tuple[Any, dict[str, Any], Any]]:
@@ -76,7 +76,7 @@ def quantized_cases(arch: int) -> dict[str, tuple[Any, dict[str, Any], Any]]:
         return found
     for size, block, gelu in ((4304, 8192, True), (8960, 2048, False)):
         sizes = {"SIZE": size, "BLOCK": block, "GELU": gelu}
-        found[f"quantize {size}"] = (linear.quantize_rows, sizes, Tiling(0, 0, 2, 3))
+        found[f"quantize {size}"] = (linear.rows_to_fp8, sizes, Tiling(0, 0, 2, 3))
     return found
 
 
