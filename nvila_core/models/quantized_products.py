@@ -49,7 +49,7 @@ def tiling_of(rows: int, dtype: torch.dtype) -> ProductTiling:
         return ProductTiling(16, 32, 256, 4, stages)
     if rows <= 32:
         return ProductTiling(32, 32, 128, 4, stages)
-    return ProductTiling(64, 64, 128, 4, min(stages, 3))
+    return ProductTiling(64, 32, 128, 4, stages)
 
 
 def product_8_bits(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor | None:
