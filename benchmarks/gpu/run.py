@@ -90,10 +90,12 @@ def parts(device: torch.device, small: bool) -> dict[str, Callable[[], dict[str,
 
         return formats.measure(device, small)
 
-    def streams() -> dict[str, Any]:
+    def streams(fp8: bool = False) -> dict[str, Any]:
         import streams
 
-        return streams.measure(device, *(("tiny", 2, 4, 1, 60) if small else ()))
+        if small:
+            return streams.measure(device, "tiny", 2, 4, 1, 60, fp8)
+        return streams.measure(device, fp8=fp8)
 
     return {
         "card": lambda: card(device),
@@ -104,6 +106,7 @@ def parts(device: torch.device, small: bool) -> dict[str, Callable[[], dict[str,
         "speed": speed,
         "shares": shares,
         "streams": streams,
+        "streams-fp8": lambda: streams(fp8=True),
         "8b": decode("8b"),
         "float32": check(torch.float32),
     }

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from formats import convert
 from made import SHAPES, whole
 
 from nvila_core import Engine, SamplingParams, Video
@@ -224,6 +225,7 @@ def measure(
     frames: int = 80,
     seconds: float = 20,
     budget: float = 130,
+    fp8: bool = False,
 ) -> dict[str, Any]:
     """Return the streams that clips sent at once amount to, and how many are sustained.
 
@@ -232,9 +234,13 @@ def measure(
         frames: of a clip.
         seconds: for which a number of streams is tried.
         budget: seconds after which no further number is tried.
+        fp8: the tower and the projector have weights and products in FP8.
     """
     began = time.perf_counter()
     model = whole(SHAPES[name], device, torch.bfloat16 if device.type == "cuda" else torch.float32)
+    if fp8:
+        convert(model.vision.encoder, "fp8")
+        convert(model.projector, "fp8")
     maker = Clips(model, SHAPES[name].image, frames)
     params = SamplingParams(max_tokens=100, ignore_eos=True)
     positions = 500_000 if device.type == "cuda" else 20_000
