@@ -13,6 +13,7 @@ Embeddings, norms, and the output head keep their precision, and so do activatio
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -123,6 +124,7 @@ class LinearFP8(QuantizedLinear):
 
     weight: Tensor
     scale: Tensor
+    _adds_bias_apart = False
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -144,19 +146,33 @@ class LinearFP8(QuantizedLinear):
         """Return x W^T + bias [rows, outputs] for x [rows, inputs], or for GELU(x)."""
         codes, scales = quantize_rows(x, gelu)
         if x.is_cuda:
-            return torch._scaled_mm(
-                codes,
-                self.weight.t(),
-                scales,
-                self.scale[None],
-                self.bias,
-                out_dtype=x.dtype,
-                use_fast_accum=FAST_ACCUMULATION,
-            )
+            return self.scaled_product(codes, scales, x.dtype)
         rows = max(1, MAX_DEQUANTIZED["cpu"] // self.weight.shape[1])
         wide = codes.float()
         sums = torch.cat([F.linear(wide, part.float()) for part in self.weight.split(rows)], -1)
         return self.biased(sums.mul_(scales).mul_(self.scale).to(x.dtype))
+
+    def scaled_product(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
+        """Return the product of rows in FP8; the bias is added by the same kernel where it can."""
+        multiply = partial(
+            torch._scaled_mm,
+            codes,
+            self.weight.t(),
+            scales,
+            self.scale[None],
+            out_dtype=dtype,
+            use_fast_accum=FAST_ACCUMULATION,
+        )
+        if self.bias is None or self._adds_bias_apart:
+            return self.biased(multiply())
+        try:
+            return multiply(bias=self.bias)
+        except RuntimeError as error:
+            # cuBLASLt 13 has no kernel with a bias for few rows of 8,960 numbers on an H100
+            if "CUBLAS_STATUS_NOT_SUPPORTED" not in str(error):
+                raise
+            self._adds_bias_apart = True
+            return self.biased(multiply())
 
 
 class Linear4(QuantizedLinear):

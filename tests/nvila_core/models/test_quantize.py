@@ -148,6 +148,29 @@ def test_fp8_rows_have_scales_of_their_own() -> None:
     assert kept[4].isnan().all()
 
 
+@torch.inference_mode()
+def test_a_bias_is_added_apart_where_no_kernel_adds_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    # given cuBLASLt, which has no kernel with a bias for some numbers of rows
+    asked: list[bool] = []
+
+    def multiply(a: Tensor, b: Tensor, scale_a: Tensor, scale_b: Tensor, **rest: Any) -> Tensor:
+        asked.append(rest.get("bias") is not None)
+        if asked[-1]:
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling ...")
+        return (a.float() @ b.float() * scale_a * scale_b).to(rest["out_dtype"])
+
+    monkeypatch.setattr(torch, "_scaled_mm", multiply)
+    layer = LinearFP8(torch.randn(16, 32))
+    layer.bias = nn.Parameter(torch.randn(16), requires_grad=False)
+    x = torch.randn(3, 32)
+    codes, scales = quantize_rows(x)
+    # when
+    found = [layer.scaled_product(codes, scales, torch.float32) for _ in range(2)]
+    # then the product is right, and a kernel with a bias is tried once
+    torch.testing.assert_close(found, [layer.product(x)] * 2)
+    assert asked == [True, False, False]
+
+
 def test_fp8_quantizes_what_gelu_gives() -> None:
     torch.manual_seed(4)
     layer, x = quantized(torch.randn(32, 64), "fp8", torch.float32), torch.randn(2, 3, 64)
