@@ -1,12 +1,12 @@
-"""Let clips of a stream go to the worker that answered the last ones, because its caches know them.
+"""Send clips of a stream to the worker that answered its last ones, because its caches know them.
 
-That worker has the frames opened, their tiles encoded and the keys of the prompt. Two rules, which
-nobody waits for:
+That worker has opened the frames and encoded their tiles, and it has the keys of the prompt. Two
+rules, which delay no job:
 
 * A clip that is submitted wakes that worker, if it has room, instead of any.
 * A worker that takes a job looks at the first few of the queue, and takes the first that is not
   another worker's. If each is another's, it takes the first. A job that was passed over
-  MAX_PASSED times is taken by whoever comes next.
+  MAX_PASSED times is taken by the next worker that looks.
 
 The hash of a job has two fields for this: `stream`, whose frames it shows, and `passed`.
 """
