@@ -150,11 +150,20 @@ def await_replica(client: redis.Redis, milliseconds: int = 500) -> None:
 
     A failover then loses nothing that was accepted before. Without a replica that keeps up,
     the call returns after `milliseconds`: refusing work then is up to `min-replicas-to-write`.
+
+    Raises redis.exceptions.ConnectionError where another server has become the primary: one that
+    comes back takes writes for a moment, which are lost when it learns of that.
     """
-    if not isinstance(client.connection_pool, SentinelConnectionPool):
+    pool = client.connection_pool
+    if not isinstance(pool, SentinelConnectionPool):
         return
-    with client.pipeline(transaction=False) as pipeline:
-        # WAIT counts the writes of its own connection, so it needs one that comes last.
-        pipeline.set(redis_keys.REPLICATED, 1, ex=60)
-        pipeline.execute_command("WAIT", 1, milliseconds)
-        pipeline.execute()
+    # WAIT counts the writes of its own connection, so it needs one that comes last.
+    with client.client() as single:
+        single.set(redis_keys.REPLICATED, 1, ex=60)
+        if single.execute_command("WAIT", 1, milliseconds):
+            return
+        asked = (single.connection.host, single.connection.port)
+    if pool.get_master_address() != asked:
+        raise redis.exceptions.ConnectionError(
+            "The Redis server that took this write is not the primary any more: try again."
+        )

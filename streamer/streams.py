@@ -33,6 +33,7 @@ from streamer.domain.timestamp import rfc3339, utc_now
 from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError, Superseded
 from streamer.events import PUBLISH_EVENT, EventType
+from streamer.redis_address import await_replica
 from streamer.response_format import with_response_format
 from streamer.secret_box import SecretBox
 from streamer.validation import validated
@@ -200,6 +201,7 @@ class StreamRegistry:
         )
         if not created:
             raise self._name_taken(spec.name)
+        await_replica(self._redis)
         return _stream(StreamSpec.read(record), None)  # times to the millisecond
 
     def get(self, ref: str) -> Stream:
@@ -404,6 +406,7 @@ class StreamRegistry:
             if outcome == 0:
                 raise self._name_taken(new.name)
             if outcome == 1:
+                await_replica(self._redis)
                 return self.get(old.id)
 
     def delete(self, ref: str) -> Stream:
@@ -423,6 +426,7 @@ class StreamRegistry:
             ],
             args=[stream.name, stream.id, *_SUMMED],
         )
+        await_replica(self._redis)
         return stream
 
     def exists(self, stream_id: str) -> bool:

@@ -1,5 +1,6 @@
 """A real failover by Sentinel: nothing that was accepted is lost."""
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -86,6 +87,33 @@ def test_a_failover_loses_nothing_that_was_accepted(
         assert "Traceback" not in process.output
         assert PASSWORD not in process.output
         assert ENCODED not in process.output
+
+
+@pytest.mark.slow
+def test_a_primary_that_comes_back_takes_nothing_that_it_loses(
+    site: SentinelSite, client: Service, eventually: Eventually
+) -> None:
+    # given a primary that was frozen while another took its place
+    first = StreamSpec(name="yard-0", url="rtsp://yard/", live=True)
+    client.registry.create(first, first.url)  # the connection to it stays open
+    old = site.primary()
+    site.signal(old, signal.SIGSTOP)
+    eventually(lambda: site.primary() != old, message="no failover")
+    # when streams are attached as soon as it runs again, which it begins as a primary
+    site.signal(old, signal.SIGCONT)
+    accepted, refused = {"yard-0"}, 0
+    for number in range(1, 40):
+        spec = StreamSpec(name=f"yard-{number}", url="rtsp://yard/", live=True)
+        try:
+            client.registry.create(spec, spec.url)
+            accepted.add(spec.name)
+        except redis.exceptions.RedisError:
+            refused += 1
+        time.sleep(0.01)
+    # then none that was accepted is gone when it has learned its place
+    eventually(lambda: site.link(old) == "up", message="the old primary is no replica")
+    assert {stream.name for stream in client.registry.list()} == accepted
+    assert len(accepted) > 1
 
 
 def test_an_address_behind_sentinel_names_hosts_service_database_and_logins() -> None:

@@ -1,6 +1,7 @@
 """A Redis with a replica, and Sentinels that promote it when the primary dies."""
 
 import contextlib
+import signal
 import socket
 import subprocess
 import time
@@ -32,7 +33,7 @@ class SentinelSite:
         common = ["appendonly yes", f'requirepass "{PASSWORD}"', f'masterauth "{PASSWORD}"']
         self._start(first, common)
         self._start(second, [*common, f"replicaof 127.0.0.1 {first}"])
-        self._wait(lambda: self._link(second) == "up")
+        self._wait(lambda: self.link(second) == "up")
         for _ in range(3):
             port = free_port()
             self._sentinels.append(port)
@@ -64,7 +65,12 @@ class SentinelSite:
         process.kill()
         process.wait()
 
-    def _link(self, port: int) -> object:
+    def signal(self, port: int, number: signal.Signals) -> None:
+        """Send a signal to a server."""
+        self._servers[port].send_signal(number)
+
+    def link(self, port: int) -> object:
+        """Return the state of a replica's link to its primary; None of a primary."""
         with redis.Redis(port=port, password=PASSWORD, protocol=2) as client:
             return client.info("replication").get("master_link_status")
 
