@@ -86,4 +86,5 @@ def stop(process: subprocess.Popen[bytes], timeout: float = 5.0) -> int:
     except subprocess.TimeoutExpired:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        process.kill()  # in case it has no session of its own
         return process.wait()

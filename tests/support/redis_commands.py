@@ -7,7 +7,8 @@ import pytest
 import redis
 from redis.connection import AbstractConnection
 
-_CONNECTING = {"AUTH", "CLIENT", "HELLO", "SELECT"}
+_CONNECTING = {"AUTH", "CLIENT", "HELLO", "PING", "SELECT"}
+"""What opens a connection, or asks whether it is still there after a while."""
 
 
 def commands_of(client: redis.Redis, call: Callable[[], object]) -> list[str]:

@@ -35,8 +35,8 @@ def install(fault: str, mark: Path) -> None:
             file.write("x")
         return mark.stat().st_size
 
-    def looked_at(scheduler):
-        work = schedule(scheduler)
+    def looked_at(scheduler, *arguments):
+        work = schedule(scheduler, *arguments)
         asked[:] = [item.request.sequence.params.max_tokens for item in work]
         if fault == "bug" and work and count() == 1:
             raise KeyError("a block that is not there")

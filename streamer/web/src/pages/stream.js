@@ -161,7 +161,7 @@ function Loaded({ id, stream }) {
         <button class="button plain square narrow" aria-label=${stream.paused ? "Resume" : "Pause"} onClick=${pause}><${Icon} name=${stream.paused ? "play" : "pause"} /></button>
         <button class="button plain square" aria-label="Detach this camera" title="Detach" onClick=${detach}><${Icon} name="trash" /></button>`}
     <//>
-    ${incident && html`<a class=${`banner ${incident.severity === "critical" ? "bad" : ""}`} href=${`/incidents/${incident.id}`}><${Icon} name="bell" size=${16} /><span class="grow"><strong>${incident.title}</strong> for ${duration(secondsSince(incident.opened_at, now.value))}</span><span>Open</span></a>`}
+    ${incident && html`<a class=${`banner ${incident.severity === "critical" ? "bad" : ""}`} href=${`/incidents/${incident.id}`}><${Icon} name="bell" size=${16} /><strong class="clip">${incident.title}</strong><span class="nowrap">for ${duration(secondsSince(incident.opened_at, now.value))}</span><span class="grow"></span><span>Open</span></a>`}
     ${stream.error && (state === "lost" || state === "failed") && html`<div class="banner bad" role="status"><${Icon} name="warning" size=${16} /><span><${Sentence} text=${stream.error.message} /></span></div>`}
     <div class="stream">
       <div class="stack main-column">
