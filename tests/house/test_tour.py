@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 TOUR = (ROOT / "docs" / "tour.md").read_text()
 PACKAGES = ("nvila_core", "streamer", "workers")
-GENERATED = {"build", "dist", "shared", "data", "runs", "htmlcov"}
+GENERATED = {f"{name}/" for name in ("build", "dist", "shared", "data", "runs", "htmlcov")}
 
 ROWS = re.findall(r"^\| `([\w/.]+)` \| (.+) \|$", TOUR, re.MULTILINE)
 

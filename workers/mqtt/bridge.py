@@ -61,8 +61,8 @@ _SWEEP = 10.0
 _TIMEOUT = 10.0
 """Seconds for any answer of the broker."""
 
-_MAX_INCOMING = 1000
-"""Messages from the broker that wait; more are dropped."""
+_MAX_INCOMING = 20_000
+"""Messages from the broker that wait; more are dropped. What a large home keeps comes at once."""
 
 _QUALITY = 80
 
