@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 import redis
+import structlog
 from starlette.concurrency import run_in_threadpool
 
 from streamer.domain.frame import FrameRef
@@ -16,6 +17,8 @@ from streamer.domain.timestamp import rfc3339, to_datetime
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.store import FrameStore
 from streamer.outage import Outage
+
+_log = structlog.get_logger(__name__)
 
 MAX_FEEDS = 500
 """Pictures that one process makes: streams, times the sizes that they are watched in."""
@@ -130,6 +133,8 @@ class Pictures:
                 except redis.exceptions.RedisError as error:
                     self._outage.failed("pictures", error)
                     pause = self._outage.max_pause
+                except Exception:
+                    _log.exception("pictures_failed")  # those who watch get the next ones
                 else:
                     self._outage.worked("pictures")
                     for feed, picture in changed:

@@ -113,7 +113,7 @@ class TestAnyMix:
             patch.setattr("nvila_core.engine.engine.TOWER_POLL_SECONDS", 0.0)
             yield
 
-    @some(12)
+    @some(6)
     @mixes
     def test_every_answer_is_the_one_given_alone(self, stock: Stock, **mix: Any) -> None:
         check_answers(stock, **mix)

@@ -90,7 +90,7 @@ def run(engine: Engine) -> None:
         pass
 
 
-@some(12)
+@some(6)
 @mixes
 def test_every_answer_is_the_one_given_alone(stock: Stock, **mix: Any) -> None:
     check_answers(stock, **mix)

@@ -220,6 +220,25 @@ def test_a_viewer_waits_for_no_other_viewers_next_picture(api_server, client, mo
     assert header["width"] == 80
 
 
+def test_a_failure_of_one_turn_ends_no_pictures(page, client, monkeypatch):
+    # given a program that fails once where no failure is known
+    put(client, attach(client, "yard"), 10)
+    scaled, failures = pictures._scaled, [RuntimeError("half imported")]
+
+    def fails_once(*arguments):
+        if failures:
+            raise failures.pop()
+        return scaled(*arguments)
+
+    monkeypatch.setattr(pictures, "_scaled", fails_once)
+
+    page.say("subscribe", events=[], frames={"streams": ["yard"], "fps": 10})
+
+    header, _ = page.hear()
+    assert header["stream_id"]
+    assert not failures
+
+
 def test_a_page_that_acknowledges_nothing_is_closed(page, client, monkeypatch):
     monkeypatch.setattr(socket, "PATIENCE", 0.2)
     put(client, attach(client, "yard"), 10)
