@@ -30,8 +30,9 @@ from typing import Any
 
 from report import publish
 
+from nvila_core.quantization import QUANTIZATIONS
+
 MODES = ("none", "int8", "int4")
-ALL_MODES = ("int8", "int4", "fp8", "fp8-vision")
 PREFILL, DECODED = 512, 8
 BATCHES = (1, 8)
 CLIPS, STILLS = ("caption", "count", "colour", "direction"), ("caption", "exists")
@@ -47,7 +48,7 @@ def main() -> None:
     parser.add_argument("--questions", type=int, default=20, help="questions of each kind")
     parser.add_argument("--golden", default=os.environ.get("NVILA_GOLDEN"))
     parser.add_argument("--cpu-time", action="store_true", help="measure CPU time with one thread")
-    parser.add_argument("--mode", action="append", choices=ALL_MODES, help="repeatable")
+    parser.add_argument("--mode", action="append", choices=QUANTIZATIONS, help="repeatable")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     modes = ["none", *(options.mode or MODES[1:])]

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 from nvila_core.errors import MediaWarning, NVILAError, PromptError, first_line, shorten
 from nvila_core.generation.schema_limits import MAX_SCHEMA, check_schema_length
 from nvila_core.model_packages import require_model_packages
+from nvila_core.quantization import QUANTIZATIONS
 
 if TYPE_CHECKING:
     from nvila_core.generation.completion import Completion
     from nvila_core.prompt.builder import Prompt
-
-QUANTIZATIONS = ("int8", "int4", "fp8", "fp8-vision")
 
 EXAMPLES = """examples:
   python -m nvila_core ask --model Efficient-Large-Model/NVILA-Lite-2B photo.jpg "What is this?"

@@ -82,7 +82,7 @@ class NVILA:
             dtype: "float32", "float16", "bfloat16", or "auto": bfloat16, except on a CPU without
                 instructions for it, where it is float32.
             revision: branch, tag or commit on the hub.
-            quantize: weights in fewer bits, see `models.quantize.MODES`: "int8"; "int4" for the
+            quantize: weights in fewer bits, see `quantization`: "int8"; "int4" for the
                 language model with an int8 vision tower; on a GPU that multiplies FP8 also "fp8",
                 or "fp8-vision" for the vision tower and projector only. Needs less memory, and
                 answers may differ. None keeps full precision.

@@ -21,6 +21,7 @@ from pydantic_settings import (
 
 from nvila_core.errors import PromptError
 from nvila_core.file_kind import MAX_PIXELS
+from nvila_core.quantization import Quantization
 from nvila_core.resolution.policy import parse_policy
 from streamer.errors import ErrorCode, StreamerError
 from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES
@@ -103,7 +104,7 @@ class Settings(BaseSettings):
     default_model: str | None = None
     device: str = "auto"
     dtype: Literal["auto", "float32", "float16", "bfloat16"] = "auto"
-    quantize: Literal["int8", "int4", "fp8", "fp8-vision"] | None = None
+    quantize: Quantization | None = None
     max_num_seqs: int | None = Field(
         default=None, ge=1, description="requests that run at once; None: by kv_cache_tokens"
     )

@@ -26,7 +26,8 @@ from nvila_core.checkpoint.weights import Weights
 from nvila_core.errors import NVILAError
 from nvila_core.models.device import choose_device, choose_dtype
 from nvila_core.models.memory import size_engine
-from nvila_core.models.quantize import MODES, Format, Precision, choose_precision, quantized_bytes
+from nvila_core.models.quantize import Format, Precision, choose_precision, quantized_bytes
+from nvila_core.quantization import QUANTIZATIONS
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("model", help="folder of the checkpoint, or repository on the hub")
     parser.add_argument("--device", default="auto", help="auto (default), cpu, cuda or cuda:1")
     parser.add_argument("--dtype", default="auto", help="auto, float32, float16 or bfloat16")
-    parser.add_argument("--quantize", choices=MODES, help="weights in fewer bits")
+    parser.add_argument("--quantize", choices=QUANTIZATIONS, help="weights in fewer bits")
     parser.add_argument(
         "--kv-cache-tokens", type=int, help="positions of the key-value cache; default: by memory"
     )

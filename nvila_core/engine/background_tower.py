@@ -24,7 +24,7 @@ from nvila_core.models.staging import stage
 from nvila_core.models.vision_tower import MAX_TILES_PER_PASS
 
 BUCKETS = (1, 2, 3, 4, 6, 8, 12, MAX_TILES_PER_PASS)
-"""Numbers of tiles with a graph of their own; a pass of others computes a few tiles for nothing."""
+"""Numbers of tiles that have a graph. A pass of another number is padded to the next larger one."""
 
 MAX_PASSES = 2
 """Passes in flight: while the host learns that one is done, the next one runs."""

@@ -62,7 +62,8 @@ def merged_linear(parts: list[nn.Module | None]) -> nn.Module | None:
         eight = cast(list[Linear8 | LinearFP8], parts)
         codes = torch.cat([part.weight for part in eight])
         scale = torch.cat([part.scale for part in eight])
-        return type(eight[0]).of(codes, scale, merged_bias([part.bias for part in eight]))
+        biases = [part.bias for part in eight]
+        return type(eight[0]).of(merged_bias(biases), weight=codes, scale=scale)
     if all(type(part) is Linear4 for part in parts):
         four = cast(list[Linear4], parts)
         if four[0].weight.device.type == "cpu" or len({part.group for part in four}) > 1:
@@ -70,7 +71,9 @@ def merged_linear(parts: list[nn.Module | None]) -> nn.Module | None:
         codes = torch.cat([part.weight for part in four])
         scales = torch.cat([part.scales for part in four], dim=1)
         biases = [part.bias for part in four]
-        return Linear4.of(codes, scales, four[0].group, merged_bias(biases))
+        layer = Linear4.of(merged_bias(biases), weight=codes, scales=scales)
+        layer.group = four[0].group
+        return layer
     return None
 
 

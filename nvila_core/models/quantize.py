@@ -14,7 +14,7 @@ Embeddings, norms, and the output head keep their precision, and so do activatio
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor, nn
@@ -29,10 +29,10 @@ from nvila_core.models.quantized_products import (
     product_8_bits,
     quantize_rows,
 )
+from nvila_core.quantization import QUANTIZATIONS
 
 Format = Literal["int8", "int4", "fp8"]
 
-MODES = ("int8", "int4", "fp8", "fp8-vision")
 GROUP_SIZES = (64, 32)
 MAX_DEQUANTIZED = {"cpu": 2**20, "cuda": 2**28}
 """Weights dequantized at a time: as many as a CPU's cache holds; a GPU has room for more."""
@@ -70,6 +70,16 @@ class QuantizedLinear(nn.Module):
         super().__init__()
         self.register_parameter("bias", None)
 
+    @classmethod
+    def of(cls, bias: Tensor | None, **buffers: Tensor) -> Self:
+        """Return the layer with these buffers and a bias, without quantizing anything."""
+        layer = cls.__new__(cls)
+        QuantizedLinear.__init__(layer)
+        for name, buffer in buffers.items():
+            layer.register_buffer(name, buffer)
+        layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        return layer
+
     def forward(self, x: Tensor) -> Tensor:
         """Return x W^T + bias."""
         out = self.product(x.reshape(-1, x.shape[-1]))
@@ -96,16 +106,6 @@ class Linear8(QuantizedLinear):
         self.register_buffer("weight", torch.cat([codes for codes, _ in parts]))
         self.register_buffer("scale", torch.cat([scale for _, scale in parts]))
 
-    @classmethod
-    def of(cls, weight: Tensor, scale: Tensor, bias: Tensor | None) -> "Linear8":
-        """Return the layer of int8 codes [outputs, inputs] and their scales [outputs]."""
-        layer = cls.__new__(cls)
-        QuantizedLinear.__init__(layer)
-        layer.register_buffer("weight", weight)
-        layer.register_buffer("scale", scale)
-        layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        return layer
-
     def product(self, x: Tensor) -> Tensor:
         """Return x W^T + bias [rows, outputs] for x [rows, inputs]."""
         if (found := product_8_bits(x, self.weight, self.scale, self.bias)) is not None:
@@ -131,16 +131,6 @@ class LinearFP8(QuantizedLinear):
         parts = [quantize_rows(part.float()) for part in split_rows(weight)]
         self.register_buffer("weight", torch.cat([codes for codes, _ in parts]))
         self.register_buffer("scale", torch.cat([scale for _, scale in parts]).flatten())
-
-    @classmethod
-    def of(cls, weight: Tensor, scale: Tensor, bias: Tensor | None) -> "LinearFP8":
-        """Return the layer of FP8 codes [outputs, inputs] and their float32 scales [outputs]."""
-        layer = cls.__new__(cls)
-        QuantizedLinear.__init__(layer)
-        layer.register_buffer("weight", weight)
-        layer.register_buffer("scale", scale)
-        layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        return layer
 
     def product(self, x: Tensor, gelu: bool = False) -> Tensor:
         """Return x W^T + bias [rows, outputs] for x [rows, inputs], or for GELU(x)."""
@@ -178,6 +168,7 @@ class LinearFP8(QuantizedLinear):
 class Linear4(QuantizedLinear):
     """4 bits, with a scale and an offset for each group of weights along the inputs."""
 
+    group: int
     weight: Tensor
     scales: Tensor
 
@@ -188,17 +179,6 @@ class Linear4(QuantizedLinear):
         self.register_buffer("weight", torch.cat([pack_int4(codes, group) for codes, _ in parts]))
         scales = torch.cat([scale for _, scale in parts])
         self.register_buffer("scales", scales.transpose(0, 1).contiguous())
-
-    @classmethod
-    def of(cls, weight: Tensor, scales: Tensor, group: int, bias: Tensor | None) -> "Linear4":
-        """Return the layer of packed codes and their scales; see `product_4_bits`."""
-        layer = cls.__new__(cls)
-        QuantizedLinear.__init__(layer)
-        layer.group = group
-        layer.register_buffer("weight", weight)
-        layer.register_buffer("scales", scales)
-        layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        return layer
 
     def product(self, x: Tensor) -> Tensor:
         """Return x W^T + bias [rows, outputs] for x [rows, inputs]."""
@@ -301,9 +281,9 @@ def choose_precision(
     """
     if quantize is None:
         return None
-    if quantize not in MODES:
+    if quantize not in QUANTIZATIONS:
         raise NVILAError(
-            f"Unknown quantization {quantize!r}: use 'int8', 'int4', 'fp8' or 'fp8-vision', or "
+            f"Unknown quantization {quantize!r}: use {', '.join(map(repr, QUANTIZATIONS))}, or "
             "omit it for full precision."
         )
     if quantize in ("fp8", "fp8-vision"):

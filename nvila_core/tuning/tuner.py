@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from nvila_core.checkpoint.footprint import main_memory
+from nvila_core.checkpoint.footprint import free_memory, main_memory
 from nvila_core.engine.engine import BLOCK_SIZE
 from nvila_core.errors import NVILAError
 from nvila_core.generation.sampling import SamplingParams
@@ -131,7 +131,7 @@ class Tuner:
 
     def _positions(self, model: NVILA) -> int:
         """Return the positions of the key-value cache that memory has room for."""
-        free = torch.cuda.mem_get_info(model.device)[0] if self.cuda else main_memory()[0]
+        free, _ = free_memory(model.device)
         room = CACHE_SHARE[model.device.type] * free / (model.config.kv_size * model.dtype.itemsize)
         return max(MIN_POSITIONS, min(MAX_POSITIONS, int(room) // 1024 * 1024))
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
+from nvila_core.quantization import QUANTIZATIONS
+
 if TYPE_CHECKING:
     from streamer.cli.remote import RemoteInstallation
     from streamer.domain.stream import Unchanged
@@ -94,7 +96,7 @@ BaseUrlOption = Annotated[
 QuantizeOption = Annotated[
     str | None,
     typer.Option(
-        metavar="int8|int4|fp8|fp8-vision",
+        metavar="|".join(QUANTIZATIONS),
         help="Store the weights in 8 or 4 bits to save memory. Default: full precision. FP8 needs "
         "a GPU that multiplies it.",
     ),

@@ -98,13 +98,17 @@ def in_format(linear: torch.nn.Linear, kind: Format, dtype: torch.dtype) -> torc
     outputs, inputs = linear.weight.shape
     if kind == "int8":
         codes = torch.empty(outputs, inputs, dtype=torch.int8, device=CUDA)
-        return Linear8.of(codes, torch.empty(outputs, dtype=dtype, device=CUDA), linear.bias)
+        scale = torch.empty(outputs, dtype=dtype, device=CUDA)
+        return Linear8.of(linear.bias, weight=codes, scale=scale)
     if kind == "fp8":
         codes = torch.empty(outputs, inputs, dtype=torch.float8_e4m3fn, device=CUDA)
-        return LinearFP8.of(codes, torch.empty(outputs, device=CUDA), linear.bias)
+        scale = torch.empty(outputs, device=CUDA)
+        return LinearFP8.of(linear.bias, weight=codes, scale=scale)
     packed = torch.empty(outputs, inputs // 2, dtype=torch.uint8, device=CUDA)
     scales = torch.empty(inputs // 64, outputs, 2, dtype=torch.bfloat16, device=CUDA)
-    return Linear4.of(packed, scales, 64, linear.bias)
+    layer = Linear4.of(linear.bias, weight=packed, scales=scales)
+    layer.group = 64
+    return layer
 
 
 def scheduled(
@@ -292,7 +296,7 @@ def test_a_pass_of_the_tower_is_one_launch_and_one_copy(count: int, cuda: FakeCu
         cuda.reset()
         # when tiles are encoded
         started = tower.start(tiles, processor)
-        # then the host starts a graph and keeps its results; it waits for nothing
+        # then the host launches one graph and one copy, and does not wait for the device
         assert cuda.launches == {"graph": 1, "copy": 1}
         assert (cuda.copies_in, cuda.copies_out, cuda.waits) == (1, 1, 0)
         # and when it takes the features, they are copied at once
