@@ -25,8 +25,8 @@ _LOOK_AHEAD = 16
 _TTL = 600
 """Seconds for which a stream's worker is known: by then other frames have filled its caches."""
 
-_MAX_WAKE_TOKENS = 256
-_WAKE_TTL = 3600
+MAX_WAKE_TOKENS = 256
+WAKE_TTL = 3600
 _NUDGE_TTL = 60
 
 WAKE = f"""
@@ -39,12 +39,12 @@ end
 local function push_wake(name, ttl)
   local key = '{redis_keys.wake("")}' .. name
   redis.call('LPUSH', key, 1)
-  redis.call('LTRIM', key, 0, {_MAX_WAKE_TOKENS - 1})
+  redis.call('LTRIM', key, 0, {MAX_WAKE_TOKENS - 1})
   redis.call('EXPIRE', key, ttl)
 end
 
 local function wake_any(queue)
-  push_wake(string.sub(queue, {len(Queue.redis_queue_namespace_prefix) + 1}), {_WAKE_TTL})
+  push_wake(string.sub(queue, {len(Queue.redis_queue_namespace_prefix) + 1}), {WAKE_TTL})
 end
 
 -- Wakes the worker of a stream if it has room, else any. The stream may be ''.

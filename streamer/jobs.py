@@ -16,7 +16,7 @@ from rq.serializers import JSONSerializer
 
 from nvila_core.errors import shorten
 from streamer import redis_keys
-from streamer.affinity import WAKE
+from streamer.affinity import MAX_WAKE_TOKENS, WAKE, WAKE_TTL
 from streamer.conversation import ChatRequest
 from streamer.domain.error_info import ErrorInfo
 from streamer.domain.kinds import RequestKind
@@ -72,9 +72,6 @@ _MAX_RETRY_AFTER = 60.0
 
 _MAX_RACES = 3
 """How often a clip looks for a place, while workers take those that it finds."""
-
-_MAX_WAKE_TOKENS = 256
-_WAKE_TTL = 3600
 
 # KEYS: job, answer, open queries, job of the stream, queue, its registry of jobs that run
 # ARGV: request id, bytes of it and its answer, maximum number (0: it is no query) and bytes of the
@@ -756,5 +753,5 @@ def _bytes_of_answer(request: ClipRequest) -> int:
 def _push_wake(pipeline: redis.client.Pipeline, queue: str) -> None:
     key = redis_keys.wake(queue)
     pipeline.lpush(key, 1)
-    pipeline.ltrim(key, 0, _MAX_WAKE_TOKENS - 1)
-    pipeline.expire(key, _WAKE_TTL)
+    pipeline.ltrim(key, 0, MAX_WAKE_TOKENS - 1)
+    pipeline.expire(key, WAKE_TTL)
