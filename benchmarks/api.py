@@ -167,8 +167,8 @@ def main() -> None:
         route.name: {
             "ms": round(1e3 * statistics.median(route.seconds), 3),
             "cpu_ms": round(1e3 * statistics.median(route.cpu), 3),
-            "ratio": round(_ratio(route.seconds, routes[0].seconds), 2),
-            "cpu_ratio": round(_ratio(route.cpu, routes[0].cpu), 2),
+            "ratio": _ratio(route.seconds, routes[0].seconds),
+            "cpu_ratio": _ratio(route.cpu, routes[0].cpu),
         }
         for route in routes
     }
@@ -179,9 +179,12 @@ def main() -> None:
     publish(found, ("", "ms", "ms of CPU", "times a bare route", "its CPU"), rows)
 
 
-def _ratio(ours: list[float], bare: list[float]) -> float:
-    """Return the median of the ratios of the rounds."""
-    return statistics.median(a / max(b, 1e-9) for a, b in zip(ours, bare, strict=True))
+def _ratio(ours: list[float], bare: list[float]) -> float | None:
+    """Return the median of the ratios of the rounds; None if a round of the bare route was too
+    short for the system's clock of CPU time."""
+    if 0 in bare:
+        return None
+    return round(statistics.median(a / b for a, b in zip(ours, bare, strict=True)), 2)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,12 @@ def percentiles(values: Sequence[float], *wanted: int) -> list[float]:
     return [cuts[percent - 1] for percent in wanted]
 
 
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
 def publish(result: dict[str, Any], header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Print `result` as JSON when `--json` was given, else the table and the machine."""
     result = {**result, "machine": machine()}
@@ -41,8 +47,7 @@ def publish(result: dict[str, Any], header: Sequence[str], rows: Sequence[Sequen
     print("| " + " | ".join(header) + " |")
     print("|---" + "|---:" * (len(header) - 1) + "|")
     for row in rows:
-        cells = (f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row)
-        print("| " + " | ".join(cells) + " |")
+        print("| " + " | ".join(map(_cell, row)) + " |")
     this = result["machine"]
     libraries = ", ".join(f"{name} {this[name]}" for name in ("av", "rq", "redis", "torch"))
     print(f"\n{this['cpu']}, {this['cores']} cores, Python {this['python']}, {libraries}")
