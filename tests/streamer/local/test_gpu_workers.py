@@ -1,4 +1,4 @@
-"""One model worker for each GPU: real processes, each a script that does as it is told."""
+"""Test the supervisor of one model worker per GPU, with real processes that run short scripts."""
 
 import json
 import os

@@ -181,7 +181,7 @@ def run(worker: Worker, jobs: int) -> list[str]:
 
 
 def test_where_jobs_wait_a_worker_takes_those_first_that_it_knows(office: Office) -> None:
-    # given a queue with clips of two workers' streams, and one that nobody knows
+    # given a queue with clips of streams that two workers know, and a clip of a new stream
     one, two = office.worker(slots=1), office.worker(slots=1)
     alive(office, two)
     office.know("door", one)
