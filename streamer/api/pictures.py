@@ -135,6 +135,7 @@ class Pictures:
                     pause = self._outage.max_pause
                 except Exception:
                     _log.exception("pictures_failed")  # those who watch get the next ones
+                    pause = MAX_PAUSE
                 else:
                     self._outage.worked("pictures")
                     for feed, picture in changed:
