@@ -4,7 +4,14 @@ from importlib.util import find_spec
 
 from nvila_core.errors import NVILAError
 
-MODEL_PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "huggingface_hub")
+MODEL_PACKAGES = (
+    "torch",
+    "transformers",
+    "tokenizers",
+    "jinja2",
+    "safetensors",
+    "huggingface_hub",
+)
 
 
 class ModelNotInstalled(NVILAError, ImportError):  # noqa: N818

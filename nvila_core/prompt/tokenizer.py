@@ -11,13 +11,14 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 from itertools import count, pairwise
 from pathlib import Path
-from typing import Any
 
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers.decoders import ByteLevel
 
 from nvila_core.errors import CheckpointError, PromptError, as_checkpoint_error, first_line
-from nvila_core.json_fields import Fields, read_json
+from nvila_core.json_fields import Fields
+from nvila_core.prompt.chat_template import ChatTemplate, Message
+from nvila_core.prompt.tokenizer_files import read_tokenizer
 
 SENTINEL_TOKEN, IMAGE_TOKEN, VIDEO_TOKEN = "<vila/sentinel>", "<image>", "<vila/video>"
 PRIVATE_USE = (*range(0xE000, 0xF900), *range(0xF0000, 0xFFFFE))
@@ -31,7 +32,6 @@ QWEN2_TEMPLATE = (
 )
 """The turn format that NVILA was trained with, for checkpoints without a template."""
 BUILT_IN_TEMPLATES = {"qwen2": QWEN2_TEMPLATE}
-Message = dict[str, str]
 
 
 class Tokenizer:
@@ -50,40 +50,37 @@ class Tokenizer:
         self, folder: Path, template_name: str | None = None, template_folders: Iterable[Path] = ()
     ) -> None:
         self.folder = folder
-        self.hf = load_tokenizer(folder)
+        self.loaded = read_tokenizer(folder)
         with as_checkpoint_error(folder, "the tokenizer cannot be used"):
             self._set_up(template_name, (folder, *template_folders))
 
     def _set_up(self, template_name: str | None, folders: Iterable[Path]) -> None:
         """Add the media tokens and find the template and the stop tokens."""
+        self.backend: RawTokenizer = self.loaded.backend
+        in_files = {token.content for token in self.backend.get_added_tokens_decoder().values()}
         for token in (SENTINEL_TOKEN, IMAGE_TOKEN, VIDEO_TOKEN):
-            if token not in self.hf.get_added_vocab():
-                self.hf.add_tokens([token], special_tokens=True)
-        added = self.hf.get_added_vocab()
+            if token not in in_files:
+                self.backend.add_special_tokens([token])
+        tokens = sorted(self.backend.get_added_tokens_decoder().items())
+        added = {token.content: i for i, token in tokens}
         self.image_id, self.video_id = added[IMAGE_TOKEN], added[VIDEO_TOKEN]
-        self.template = find_template(template_name, folders)
-        if self.template is None and not self.hf.chat_template:
-            self.template = QWEN2_TEMPLATE
+        text = find_template(template_name, folders)
+        if text is None:
+            text = self.loaded.chat_template or QWEN2_TEMPLATE
+        with as_checkpoint_error(self.folder, "the chat template does not work"):
+            self.template = ChatTemplate(text, self.loaded.special_tokens)
         by_length = sorted(added, key=len, reverse=True)
         self.control_pattern = re.compile("|".join(re.escape(token) for token in by_length))
         self.control_ids = added
         self.control_names = {i: token for token, i in added.items()}
-        self.special_ids = frozenset(
-            i for i, token in self.hf.added_tokens_decoder.items() if token.special
-        )
+        self.special_ids = frozenset(i for i, token in tokens if token.special)
         """Ids that `decode` leaves out."""
-        # Used instead of `hf`, which sets its truncation at each call: not safe with two threads.
-        self.backend: RawTokenizer = self.hf.backend_tokenizer
-        self.backend.no_truncation()
-        self.backend.no_padding()
         self.plain_backend = without_added_tokens(self.backend)
-        self.is_byte_level = (
-            isinstance(self.backend.decoder, ByteLevel) and not self.hf.clean_up_tokenization_spaces
-        )
+        self.is_byte_level = isinstance(self.backend.decoder, ByteLevel) and self.loaded.is_exact
         """Whether a text is the bytes of its tokens, one after another."""
         self.max_length = self.find_max_length()
         self.stop_ids = frozenset(self.find_stop_ids())
-        self.num_embeddings = len(self.hf)
+        self.num_embeddings = len(self)
         """Ids from here on have no embedding; the model sets this to the size of its table."""
         if not self.encode("\n"):
             raise CheckpointError(
@@ -91,11 +88,11 @@ class Tokenizer:
             )
 
     def __len__(self) -> int:
-        return len(self.hf)
+        return self.backend.get_vocab_size(with_added_tokens=True)
 
     def find_max_length(self) -> int | None:
         """Return `model_max_length` in positions, or None if the files have none."""
-        fields = Fields({"model_max_length": self.hf.model_max_length}, self.config_file)
+        fields = Fields({"model_max_length": self.loaded.max_length}, self.config_file)
         length = fields.number("model_max_length", low=1)
         return int(length) if length < 2**31 else None
 
@@ -111,17 +108,11 @@ class Tokenizer:
             PromptError: the template fails on this conversation.
         """
         try:
-            text = self.hf.apply_chat_template(
-                [dict(m) for m in messages],
-                chat_template=self.template,
-                add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-            )
+            return self.template.render(messages, add_generation_prompt=add_generation_prompt)
         except Exception as error:  # the template is a program of the checkpoint
             raise PromptError(
                 f"The checkpoint's chat template rejects this conversation: {first_line(error)}."
             ) from error
-        return str(text)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of `text`; special tokens written in it become special tokens."""
@@ -143,7 +134,7 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of generated ids, without special tokens and not stripped."""
-        return str(self.hf.decode(list(ids), skip_special_tokens=True))
+        return self.loaded.decode(list(ids))
 
     def token_bytes(self, token: int) -> bytes:
         """Return the exact bytes of a token, which need not be whole characters; b"" if unknown."""
@@ -157,7 +148,8 @@ class Tokenizer:
 
     def find_stop_ids(self) -> set[int]:
         """Return the end-of-sequence token, and the token after an answer in the template."""
-        stops = {self.hf.eos_token_id} if self.hf.eos_token_id is not None else set()
+        eos = self.backend.token_to_id(self.loaded.special_tokens.get("eos_token", ""))
+        stops = set() if eos is None else {eos}
         turns = [
             {"role": "user", "content": "question"},
             {"role": "assistant", "content": SENTINEL_TOKEN},
@@ -222,32 +214,6 @@ def byte_of_letter() -> dict[str, int]:
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     substitutes = map(chr, count(0x100))
     return {chr(b) if b in printable else next(substitutes): b for b in range(256)}
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """Load transformers' tokenizer from `folder`, without running code from the checkpoint.
-
-    Raises:
-        CheckpointError: a file is missing or malformed.
-    """
-    for name in (
-        "tokenizer_config.json",
-        "added_tokens.json",
-        "special_tokens_map.json",
-        "tokenizer.json",
-        "vocab.json",
-    ):
-        if (folder / name).exists():
-            read_json(folder / name)
-    if not (folder / "tokenizer.json").exists():
-        for name in ("vocab.json", "merges.txt"):
-            if not (folder / name).exists():
-                raise CheckpointError(folder / name, "the tokenizer's file is missing")
-    from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
-
-    kind: Any = PreTrainedTokenizerFast if (folder / "tokenizer.json").exists() else Qwen2Tokenizer
-    with as_checkpoint_error(folder, "the tokenizer cannot be loaded"):
-        return kind.from_pretrained(str(folder), local_files_only=True)
 
 
 def without_added_tokens(raw: RawTokenizer) -> RawTokenizer:

@@ -17,7 +17,7 @@ __all__ = ["wheel"]
 
 pytestmark = pytest.mark.slow
 
-MODEL = {"torch", "transformers", "tokenizers", "safetensors", "huggingface-hub"}
+MODEL = {"torch", "transformers", "tokenizers", "jinja2", "safetensors", "huggingface-hub"}
 
 
 def needed_without_the_model() -> dict[str, Distribution]:

@@ -15,7 +15,6 @@ import json, sys, threading, time
 import torch
 from nvila_core import NVILA
 import nvila_core.models.language_model, nvila_core.models.vision_tower, psutil
-from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 process = psutil.Process()
 base = process.memory_info().rss
 peak, done = [0], threading.Event()

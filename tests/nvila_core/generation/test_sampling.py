@@ -116,9 +116,7 @@ def feed(model: NVILA, text: bytes, params: SamplingParams) -> tuple[Sequence, l
     deltas = []
     for byte in text:
         logits = torch.zeros(len(model.tokenizer))
-        logits[
-            model.tokenizer.hf.convert_tokens_to_ids(model.tokenizer.hf.tokenize(chr(byte))[0])
-        ] = 9.0
+        logits[model.tokenizer.encode(chr(byte))[0]] = 9.0
         sequence.accept(logits)
         deltas.append(sequence.take_delta())
         if sequence.finish_reason:

@@ -315,7 +315,6 @@ def test_this_processor_has_the_kernels(dtype: torch.dtype) -> None:
 PROGRAM = """
 import json, sys, threading
 import torch
-from transformers import PreTrainedTokenizerFast, Qwen2Tokenizer
 from nvila_core import NVILA
 import nvila_core.checkpoint.loader
 import nvila_core.models.language_model, nvila_core.models.vision_tower

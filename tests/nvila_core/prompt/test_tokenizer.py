@@ -64,7 +64,7 @@ def test_tokenizer_without_a_template_gets_the_built_in_one(tmp_path: Path) -> N
 
 def test_tokenizer_json_gives_the_same_ids(tiny_folder: Path, tmp_path: Path) -> None:
     first = Tokenizer(tiny_folder / "llm")
-    first.hf.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    first.backend.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_bytes(
         (tiny_folder / "llm/tokenizer_config.json").read_bytes()
     )

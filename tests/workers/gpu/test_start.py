@@ -18,7 +18,7 @@ print(*sys.modules)
 
 NOT_NEEDED = {
     *("sympy", "torch._dynamo", "torch._inductor", "torch.fx.experimental.symbolic_shapes"),
-    *("transformers.modeling_utils", "torchvision", "scipy", "pandas", "sklearn"),
+    *("transformers", "torchvision", "scipy", "pandas", "sklearn"),
     *("fastapi", "uvicorn", "sqlalchemy", "alembic", "prometheus_client"),
 }
 
