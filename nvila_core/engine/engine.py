@@ -415,6 +415,12 @@ class Engine:
                 **self._totals,
             }
 
+    def reset_stats(self) -> None:
+        """Count from zero again, while no request is waiting or running."""
+        with self._changed:
+            self._totals.update(dict.fromkeys(TOTALS, 0))
+            self.encoder.num_encoded = self.scheduler.num_preemptions = 0
+
     def _run(self) -> None:
         try:
             while True:

@@ -24,6 +24,7 @@ from workers.gpu.engine_backend import EngineBackend
 from workers.gpu.inference import out_of_memory
 from workers.gpu.loading import Loading
 from workers.gpu.survey_job import answer_survey
+from workers.gpu.warm_up import warm_up
 from workers.gpu.watchdog import Watchdog
 from workers.process import restart
 from workers.remote.backend import RemoteBackend
@@ -76,6 +77,7 @@ def serve_clips(settings: Settings, stopping: threading.Event, burst: bool = Fal
         slots = _size(settings, model, engine.kv_cache_tokens).worker_slots
         facts = {"device": str(model.device), "dtype": str(model.dtype).removeprefix("torch.")}
         with _running(engine, own):
+            warm_up(own, engine)
             signalled = _serve(own, loading, name, facts, slots, lambda: False, burst)
         if own.failure is not None:
             restart.restore_default_signals()
