@@ -26,7 +26,7 @@ RUN    := $(VENV)/.installed
 TOOLS  := $(VENV)/.tools-installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 
-.PHONY: help install demo test test-all test-clients test-package screenshots lint types check docs audit lock clean
+.PHONY: help install demo test test-all test-clients test-package test-upgrade screenshots lint types check docs audit lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ test-clients: install ## programs of others, unmodified, against the API; instal
 
 test-package: install ## the wheel, installed with its pins into an empty environment, where the demo runs
 	@$(BIN)/python -m pytest -m slow tests/house/test_published_package.py
+
+test-upgrade: install ## workers of release 0.1.0 (its tag is needed) beside those of this one
+	@$(BIN)/python -m pytest -m slow tests/workers/test_two_releases.py
 
 screenshots: install ## the web page in a browser: each page goes to build/screenshots, on desktop and phone, light and dark
 	@PAGE_SCREENSHOTS=$(CURDIR)/build/screenshots $(BIN)/python -m pytest -q -m slow tests/streamer/web tests/test_page_end_to_end.py

@@ -51,6 +51,19 @@ INGEST = "ingest"
 
 WEBHOOKS = "webhooks"
 
+# Fields that release 0.1.0 refuses. They are left out where they say nothing, so that its model
+# workers answer requests of this release too.
+_ADDED = (
+    "model",
+    "logprobs",
+    "warning",
+    "gaps",
+    "stale",
+    "alert",
+    "part_of",
+    "traceparent",
+)
+
 CLIP_JOB = "workers.clip.answer"
 CHAT_JOB = "workers.chat.answer"
 SURVEY_JOB = "workers.survey.answer"
@@ -267,7 +280,7 @@ class Jobs:
         With the `token` of the worker that runs the stream, raises Superseded if another one does
         by now.
         """
-        with submitting(_written(request)) as traced:
+        with submitting(request) as traced:
             self._submit(traced, record, token)
 
     def _submit(
@@ -306,7 +319,7 @@ class Jobs:
         assert owner is not None
         places = Places(self._redis, queue, owner, request.stream_id or "", token)
         dropped = 0
-        with submitting(_written(request)) as traced:
+        with submitting(request) as traced:
             for _ in range(_MAX_RACES):
                 waiting = places.look(most)
                 self._end_lost(owner, waiting.lost)
@@ -346,7 +359,7 @@ class Jobs:
         """Return the job of a request, as RQ's arguments."""
         return {
             "func": _function_of(request),
-            "args": (request.model_dump(mode="json"),),
+            "args": (_stored(request),),
             "timeout": max(1, round(self._settings.job_timeout)),
             "result_ttl": _DONE_TTL,
             "failure_ttl": _FAILED_TTL,
@@ -712,9 +725,18 @@ class Jobs:
         return bool(gone)
 
 
-def _written(request: ClipRequest) -> ClipRequest:
-    """Return a request as this release stores it."""
-    return request.model_copy(update={"version": RECORD_VERSION})
+def _stored(request: ClipRequest) -> dict[str, Any]:
+    """Return the fields of a request as a job has them, with the version of the oldest release that
+    can answer it: 1, which is not written, if it uses nothing that came later."""
+    silent = {
+        name
+        for name in _ADDED
+        if getattr(request, name)
+        == ClipRequest.model_fields[name].get_default(call_default_factory=True)
+    }
+    fields = request.model_dump(mode="json", exclude={"version", *silent})
+    plain = type(request) is ClipRequest and len(silent) == len(_ADDED)
+    return fields if plain else fields | {"version": RECORD_VERSION}
 
 
 def _function_of(request: ClipRequest) -> str:

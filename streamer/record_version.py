@@ -2,7 +2,7 @@
 
 A release that stores something which the release before would read wrongly raises RECORD_VERSION;
 fields and words that an older reader passes over do not count. Each Redis holds the highest version
-of the programs that have used it, and each job that of its program.
+of the programs that have used it, and each job the lowest that can answer it.
 """
 
 import redis

@@ -168,6 +168,9 @@ _NO_WORKER = ErrorInfo(
     message="No ingest worker is free for this stream: start one with `streamer ingest`.",
 )
 
+_ADDED_TO_STREAMS = ("retention_days", "model", "endpoint_reference")
+_ADDED_TO_WATCHES = ("alert", "model")
+
 _KEY_CHECK = "key-check"
 """Field of the secrets that holds this word, encrypted with the ingest workers' key."""
 
@@ -194,7 +197,7 @@ class StreamRegistry:
         and could not read the URL.
         """
         self._require_key()
-        record = spec.model_dump_json()
+        record = json.dumps(_stored(spec.model_dump(mode="json")))
         created = self._create(
             keys=[redis_keys.NAMES, redis_keys.STREAMS, redis_keys.SECRETS],
             args=[spec.name, spec.id, record, self._box.seal(url)],
@@ -608,7 +611,22 @@ def _rewritten(before: bytes, old: StreamSpec, new: StreamSpec) -> str:
                 if watch == known.get(watch.id)
                 else _unknown_fields(raw) | fields["watches"][index]
             )
-    return json.dumps(stored | {name: fields[name] for name in changed})
+    return json.dumps(_stored(stored | {name: fields[name] for name in changed}))
+
+
+def _stored(fields: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of a spec without those that release 0.1.0 refuses, where they say nothing:
+    so its ingest workers read streams of this release too."""
+    kept = {
+        name: value
+        for name, value in fields.items()
+        if value is not None or name not in _ADDED_TO_STREAMS
+    }
+    for watch in kept["watches"]:
+        for name in _ADDED_TO_WATCHES:
+            if watch.get(name) is None:
+                watch.pop(name, None)
+    return kept
 
 
 def _changed(old: StreamSpec, new: StreamSpec) -> list[str]:

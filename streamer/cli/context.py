@@ -102,6 +102,16 @@ QuantizeOption = Annotated[
     ),
 ]
 
+GpusOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="all|LIST",
+        help="Run one model worker for each of these GPUs: all, or numbers or UUIDs such as 0,1. "
+        "Each is restarted when it ends; a GPU that fails too often is out of service for a "
+        "while.",
+    ),
+]
+
 
 def with_global_options(command: Callable[..., None]) -> Callable[..., None]:
     """Let `command` take the global options too; those given there win over those before it."""

@@ -9,6 +9,7 @@ import typer
 from streamer.cli.context import (
     BackendOption,
     BaseUrlOption,
+    GpusOption,
     QuantizeOption,
     open_settings,
     options,
@@ -52,15 +53,7 @@ def run_model_worker(
     backend: BackendOption = None,
     base_url: BaseUrlOption = None,
     quantize: QuantizeOption = None,
-    gpus: Annotated[
-        str | None,
-        typer.Option(
-            metavar="all|LIST",
-            help="Run one process for each of these GPUs: all, or numbers or UUIDs such as 0,1. "
-            "Each is restarted when it ends; a GPU that fails too often is out of service for a "
-            "while.",
-        ),
-    ] = None,
+    gpus: GpusOption = None,
 ) -> None:
     """Run a model worker, which answers questions about clips with NVILA-Lite, or asks a server."""
     chosen = {"model": model, "backend": backend, "base_url": base_url, "quantize": quantize}
@@ -78,11 +71,14 @@ def run_model_worker(
 
 
 def _run_on_gpus(settings: "Settings", wanted: str) -> None:
-    """Run a model worker for each of the GPUs that are wanted, until a signal ends them."""
+    """Run a model worker for each of the GPUs that are wanted, until a signal ends them.
+
+    The log has the lines of all of them: it is ready when the first one is.
+    """
     from streamer.local.gpu_workers import GpuWorkers, SickGpuReporter, worker_of_gpu
     from streamer.local.gpus import choose_gpus
     from streamer.local.signals import StopSignals
-    from streamer.logging_setup import configure_logging, log_ready
+    from streamer.logging_setup import configure_logging
 
     gpus = choose_gpus(wanted, os.environ)
     configure_logging(settings.log_level)
@@ -94,7 +90,6 @@ def _run_on_gpus(settings: "Settings", wanted: str) -> None:
         ) as workers,
         SickGpuReporter(settings, workers),
     ):
-        log_ready(gpus=gpus)
         while not stop.wait(0.25):
             workers.poll()
 

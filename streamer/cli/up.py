@@ -1,5 +1,6 @@
 """`streamer up`: run the whole service on this machine until Ctrl-C."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,11 +9,13 @@ import typer
 from streamer.cli.context import (
     BackendOption,
     BaseUrlOption,
+    GpusOption,
     QuantizeOption,
     open_settings,
     require_local,
     require_model,
 )
+from streamer.errors import ErrorCode, StreamerError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -53,6 +56,7 @@ def up(
     backend: BackendOption = None,
     base_url: BaseUrlOption = None,
     quantize: QuantizeOption = None,
+    gpus: GpusOption = None,
     data_dir: Annotated[
         Path | None,
         typer.Option(
@@ -63,6 +67,7 @@ def up(
 ) -> None:
     """Start the whole service on this machine: Redis, workers, recorder and API."""
     from streamer.api.listen import listen
+    from streamer.local.gpus import choose_gpus
     from streamer.local.installation import Installation
     from streamer.local.signals import Interrupted, StopSignals
     from streamer.terminal import console
@@ -81,11 +86,21 @@ def up(
     require_local(settings, "up")
     if settings.backend == "nvila":
         require_model()
+    if gpus is not None and (workers > 1 or settings.backend != "nvila"):
+        raise StreamerError(
+            ErrorCode.INVALID_REQUEST,
+            "--gpus goes neither with --workers nor with --backend openai: leave one of them out.",
+        )
+    chosen_gpus = choose_gpus(gpus, os.environ) if gpus is not None else []
     out = console()
     with (
         StopSignals() as stop,
         Installation(
-            settings, model_workers=workers, ingest_workers=ingest, say=console(stderr=True).print
+            settings,
+            model_workers=workers,
+            ingest_workers=ingest,
+            gpus=chosen_gpus,
+            say=console(stderr=True).print,
         ) as installation,
     ):
         installation.claim()

@@ -35,6 +35,7 @@ def examine(
             "model": lambda given: model.model(given, deadline - 0.5),
             "codecs": machine.codecs,
             "hardware": machine.hardware,
+            "gpus": machine.gpus,
             "disk": machine.disk,
             "limits": machine.limits,
         }

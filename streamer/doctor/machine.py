@@ -9,7 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from streamer.doctor.check import Check, check, format_size
+from streamer.errors import StreamerError
 from streamer.frames.archive import archive_folder
+from streamer.local.gpus import ALL, choose_gpus
 from streamer.settings import Settings
 
 DECODERS = ("h264", "hevc", "mjpeg", "vp9", "libdav1d", "mpeg4")
@@ -85,6 +87,23 @@ def hardware(settings: Settings) -> Iterable[Check]:
         "warn" if card else "ok",
         f"Video is decoded in software because {reason}{hint}.",
     )
+
+
+def gpus(settings: Settings) -> Iterable[Check]:
+    """Tell how to use all GPUs, if there are several."""
+    if settings.backend != "nvila":
+        return
+    try:
+        found = choose_gpus(ALL, os.environ)
+    except StreamerError:  # there is none
+        return
+    if len(found) > 1:
+        yield check(
+            "GPUs",
+            "ok",
+            f"{len(found)} GPUs, of which a model worker uses one: `streamer up --gpus all` (or "
+            "`streamer worker --gpus all`) starts one for each.",
+        )
 
 
 def disk(settings: Settings) -> Iterable[Check]:

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ MIN_SERVER_MEMORY = 256 << 20
 MIN_SERVER_UPTIME = 10.0
 """Seconds: a server that ends again sooner than this is not restarted a second time."""
 
-
+_SUPERVISOR_SECONDS = 2.0  # that the supervisor of the GPUs gets to kill workers which take longer
 _LOOK_SECONDS = 5.0  # between two looks whether a stream has a history
 _LONG_TTL = 3600.0  # seconds of `frame_ttl` beyond which frames survive a restart, like a history
 
@@ -42,7 +42,9 @@ class Installation:
     Without `settings.redis_url`, it starts two servers: one for jobs, results and streams (stored
     in `data_dir`), one for frames (in memory, bounded; stored while a stream has a history). Use it
     from the main thread, as a context manager, and call `poll` a few times per second. `say`
-    receives news as sentences; `environment` is added to the environment of the programs.
+    receives news as sentences; `environment` is added to the environment of the programs. With
+    `gpus`, which CUDA_VISIBLE_DEVICES could name, there is one model worker for each of them, under
+    a supervisor of their own, and `model_workers` does not count.
     """
 
     def __init__(
@@ -51,13 +53,18 @@ class Installation:
         *,
         model_workers: int = 1,
         ingest_workers: int = 1,
+        gpus: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         say: Callable[[str], None] = lambda _: None,
     ) -> None:
         self._wanted = settings
         self._say = say
         self._environment = dict(environment or {})
-        self._counts = {"model worker": model_workers, "ingest worker": ingest_workers}
+        self._gpus = list(gpus)
+        self._counts = {
+            "model worker": 0 if gpus else model_workers,
+            "ingest worker": ingest_workers,
+        }
         self._servers: dict[str, EmbeddedServer] = {}
         self._children: list[SupervisedProcess] = []
         self._model_workers: list[SupervisedProcess] = []
@@ -125,7 +132,7 @@ class Installation:
         self._fill_in_addresses()
         require_keys(self.settings)
         self._children = self._make_children()
-        self._model_workers = self._children[: self._counts["model worker"]]
+        self._model_workers = self._children[: 1 if self._gpus else self._counts["model worker"]]
         for child in self._children:
             child.start()
 
@@ -140,6 +147,9 @@ class Installation:
 
     def _make_children(self) -> list[SupervisedProcess]:
         programs: list[tuple[str, list[str]]] = []  # the slowest to start comes first
+        if self._gpus:
+            supervisor = ["streamer.cli", "worker", "--gpus", ",".join(self._gpus)]
+            programs.append(("GPU supervisor", supervisor))
         for name, module in (("model worker", "workers.gpu"), ("ingest worker", "workers.ingest")):
             count = self._counts[name]
             programs += [
@@ -315,13 +325,13 @@ class Installation:
     def _stop_children(self) -> None:
         for child in self._children:
             child.ask_to_stop()
-        deadline = time.monotonic() + STOP_SECONDS
+        deadline = time.monotonic() + STOP_SECONDS + (_SUPERVISOR_SECONDS if self._gpus else 0.0)
         for child in self._children:
             child.stop(deadline - time.monotonic())
 
     def stop(self) -> None:
-        """Stop everything within about six seconds, or as long as it takes to write the frames of a
-        history to disk. A second call does nothing."""
+        """Stop everything within about six seconds (eight with `gpus`), or as long as it takes to
+        write the frames of a history to disk. A second call does nothing."""
         if self._lock is None:
             return
         self._keep_frames()

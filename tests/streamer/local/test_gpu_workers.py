@@ -20,6 +20,7 @@ from streamer.local.supervised_process import SupervisedProcess
 from streamer.settings import Settings
 from streamer.sick_gpus import DEVICE_LOST, SickGpu, SickGpus
 from tests.support.clocks import ManualClock
+from tests.support.installation import Up, wait_gone
 
 Eventually = Callable[..., None]
 
@@ -242,10 +243,104 @@ def test_what_a_supervisor_has_said_counts_no_more_once_it_is_gone(
     assert reports.read(now=200.0) == []
 
 
+# What `nvidia-smi -L` prints on a machine with two GPUs.
+TWO = f"GPU 0: NVIDIA H100 (UUID: {A})\nGPU 1: NVIDIA H100 (UUID: {B})\n"
+
+# Programs of the service beside the API, each of which is ready at once. What sees a GPU notes it.
+STAND_IN = """
+import json, os, time
+print(json.dumps({"event": "ready", "gpu": os.environ.get("CUDA_VISIBLE_DEVICES")}), flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def two_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An `nvidia-smi` that lists two GPUs, on the PATH."""
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ncat <<'END'\n{TWO}END\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+
 @pytest.mark.parametrize(
-    "also", [["--burst"], ["--backend", "openai", "--base-url", "http://x/v1"]]
+    ("command", "words"),
+    [
+        (["worker", "--burst"], "--gpus goes neither with --burst nor"),
+        (["worker", "--backend", "openai", "--base-url", "http://x/v1"], "--gpus goes neither"),
+        (["up", "--workers", "2"], "--gpus goes neither with --workers nor"),
+        (["up", "--backend", "openai", "--base-url", "http://x/v1"], "--gpus goes neither with"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_gpus_of_what_has_none_are_refused(also: list[str]) -> None:
-    said = CliRunner().invoke(app, ["worker", "--gpus", "0", "--model", "demo", *also])
+def test_gpus_of_what_has_none_are_refused(
+    command: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STREAMER_DATA_DIR", str(tmp_path / "data"))
+    said = CliRunner().invoke(app, [*command, "--gpus", "0", "--model", "demo"])
     assert said.exit_code != 0
-    assert "--gpus goes neither with" in " ".join(f"{said.exception} {said.output}".split())
+    assert words in " ".join(f"{said.exception} {said.output}".split())
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize("command", ["worker", "up"])
+def test_a_gpu_that_is_not_there_is_refused_before_anything_starts(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STREAMER_DATA_DIR", str(tmp_path / "data"))
+    said = CliRunner().invoke(app, [command, "--gpus", "0,2", "--model", "demo"])
+    assert said.exit_code != 0
+    words = " ".join(f"{said.exception} {said.output}".split())
+    assert "There is no GPU 2: `nvidia-smi -L` lists 0, 1." in words
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_doctor_says_how_to_use_all_gpus(settings: Settings) -> None:
+    from streamer.doctor.machine import gpus
+
+    (found,) = gpus(settings)
+    assert (found.name, found.state) == ("GPUs", "ok")
+    assert found.message.startswith("2 GPUs, of which a model worker uses one")
+    assert "`streamer up --gpus all`" in found.message
+    # and nothing where no model runs here
+    assert list(gpus(settings.model_copy(update={"backend": "openai"}))) == []
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("two_gpus")
+def test_up_runs_a_model_worker_on_each_gpu(tmp_path: Path, eventually: Eventually) -> None:
+    # given the real `streamer up` and its API, and other programs that are ready at once
+    folder = tmp_path / "programs" / "workers"
+    folder.mkdir(parents=True)
+    for module in ("gpu", "ingest", "recorder"):
+        (folder / f"{module}.py").write_text(STAND_IN)
+    (folder / "__init__.py").write_text("")
+    paths = os.pathsep.join([str(folder.parent), str(Path(__file__).parents[3])])
+    up = Up(
+        tmp_path / "data",
+        *("--model", "demo", "--gpus", "all"),
+        fresh=True,
+        PYTHONPATH=paths,
+        PYTHONSAFEPATH="1",  # or the folder in which the tests run comes first
+    )
+    try:
+        up.wait_ready()
+        # then one supervisor runs two model workers, each of which sees its own GPU
+        eventually(lambda: len(up.find("workers.gpu")) == 2)
+        assert {each.environ()["CUDA_VISIBLE_DEVICES"] for each in up.find("workers.gpu")} == {A, B}
+        assert {each.environ()["STREAMER_DEVICE"] for each in up.find("workers.gpu")} == {"cuda"}
+        (supervisor,) = up.find("--gpus")
+        assert supervisor.cmdline()[-3:] == ["worker", "--gpus", f"{A},{B}"]
+        # and starts one again that dies
+        killed = up.find("workers.gpu")[0]
+        killed.kill()
+        eventually(lambda: len(set(up.find("workers.gpu")) - {killed}) == 2)
+        # and nothing is left when `up` ends
+        children = up.descendants()
+        assert up.interrupt() == 0
+        wait_gone(children)
+    finally:
+        up.stop()

@@ -11,8 +11,11 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from streamer import redis_keys
+from streamer.domain.frame import Gap
 from streamer.domain.query import QueryStatus
 from streamer.domain.stream import StreamState
+from streamer.domain.timestamp import utc_now
+from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.jobs import INGEST
 from streamer.record_version import RECORD_VERSION, join_records
@@ -28,6 +31,12 @@ KEPT = Path(__file__).parents[2] / "streamer" / "release_0_1_0.redis.json"
 
 REQUESTS = {"req_caption", "req_choice", "req_file"}
 RESULTS = {"req_old", "req_bad"}
+
+FIELDS = {
+    *("id", "kind", "stream_id", "stream_name", "watch_id", "start", "end", "prompt", "frames"),
+    *("max_tokens", "response_format", "created_at", "data"),
+}
+"""Those of a request in release 0.1.0, which refuses any other."""
 
 
 def restore(client) -> None:
@@ -167,10 +176,47 @@ def test_a_job_is_answered_if_its_release_is_near_enough(own, version, readable)
         assert "version 4" in result.error.message
 
 
-def test_jobs_carry_the_version_of_this_release(own):
+def of_0_1_0(key: str, field: str) -> dict[str, Any]:
+    """Return a record in a hash that release 0.1.0 stored."""
+    (entry,) = (each for each in json.loads(KEPT.read_text()) if each["key"] == key)
+    record: dict[str, Any] = json.loads(base64.b64decode(entry["value"][field]))
+    return record
+
+
+@pytest.mark.parametrize(
+    "news",
+    [{}, {"gaps": [Gap(start=utc_now(), end=utc_now())]}, {"stale": True}, {"logprobs": 0}],
+    ids=lambda news: next(iter(news), "none"),
+)
+def test_a_job_carries_the_version_of_the_oldest_release_that_can_answer_it(own, news):
     from tests.workers.remote.test_tracing import stored_request
 
-    asked = request(own)
+    asked = request(own).model_copy(update=news)
     own.jobs.submit(asked)
 
-    assert stored_request(own, asked.id)["version"] == RECORD_VERSION
+    stored = stored_request(own, asked.id)
+    assert set(stored) == {*FIELDS, *news, *(["version"] if news else [])}
+    assert stored.get("version", 1) == (RECORD_VERSION if news else 1)
+
+
+def test_a_stream_is_stored_as_ingest_workers_of_0_1_0_read_it(client, redis_client):
+    known = of_0_1_0("streamer:streams", "str_1449142bc0cf1dc8")
+
+    def stored() -> dict[str, Any]:
+        record: dict[str, Any] = json.loads(redis_client.hget(redis_keys.STREAMS, stream.id))
+        return record
+
+    client.jobs.served.note("acme/eye:7b")
+    # given a stream of this release, of which somebody has asked for more than 0.1.0 knows
+    stream = client.attach("rtsp://192.0.2.1/live", "yard", probe=False)
+    assert set(stored()) == set(known)
+    client.edit("yard", model="acme/eye:7b")
+    client.watches.add("yard", Watch(prompt="Who is there?", model="acme/eye:7b"))
+    assert set(stored()) == {*known, "model"}
+    # when that is taken back
+    client.edit("yard", model=None)
+    last = client.stream("yard").watches[-1]
+    client.watches.edit("yard", last.id, model=None)
+    # then all that is left are the fields that 0.1.0 knows
+    assert set(stored()) == set(known)
+    assert [set(watch) for watch in stored()["watches"]] == [set(known["watches"][0])] * 2
