@@ -1,7 +1,8 @@
-"""Read the results queue with a consumer group of your own: each result once, none lost.
+"""Read the results queue with a consumer group of your own: none is lost.
 
 The queue is the Redis Stream `streamer:results`; this program needs nothing but a Redis client, and
-reads the same in any language. Several copies with the same group share the work.
+reads the same in any language. Several copies with the same group share the work. A result may come
+again after a crash, here or in Redis: where that matters, drop repeats by `request_id`.
 
     STREAMER_REDIS_URL=redis://:password@10.0.0.5:6379/0 python examples/consume_results.py
 """

@@ -6,7 +6,7 @@ import signal
 import sqlite3
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from statistics import median
 
@@ -51,13 +51,23 @@ class Faults:
         cluster, load: what they hit.
         seed: the same seed draws the same faults.
         every: mean seconds between two faults.
+        lasting: names of programs that no fault ends.
 
     Attributes:
         counts: how many faults of each kind there were.
     """
 
-    def __init__(self, cluster: Cluster, load: Load, seed: int, every: float) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        load: Load,
+        seed: int,
+        every: float,
+        *,
+        lasting: Collection[str] = (),
+    ) -> None:
         self._cluster, self._load = cluster, load
+        self._mortal = [each for each in cluster.machines if each.name not in lasting]
         self._random = random.Random(seed)
         self._every = every
         self._next = time.monotonic() + every
@@ -131,12 +141,12 @@ class Faults:
                 self._last.append((time.monotonic() + 0.5, lasting[1], lasting[2]))
 
     def _kill(self) -> Callable[[], None]:
-        machine = self._random.choice(self._cluster.machines)
+        machine = self._random.choice(self._mortal)
         machine.end(signal.SIGKILL, self._random.uniform(0.2, 3))
         return _nothing
 
     def _terminate(self) -> Callable[[], None]:
-        machine = self._random.choice(self._cluster.machines)
+        machine = self._random.choice(self._mortal)
         machine.thaw()
         machine.end(signal.SIGTERM, self._random.uniform(0.2, 3))
         return _nothing

@@ -73,6 +73,7 @@ class Ledger:
             "unrecorded",
             "windows_missing",
             "windows_doubled",
+            "captions_overlapping",
             "cameras_not_running",
         )
         wrong = [f"{name} is {getattr(self, name)}" for name in zero if getattr(self, name)]

@@ -37,8 +37,18 @@ PROGRAMS = {
 }
 """Programs of the cluster: the name of each and its host, to what `python -m` runs."""
 
+LASTING = ("ingest-1", "model-1", "recorder", "api")
+"""One program of each kind, which no fault ends where growth is judged."""
+
 _SHORT_LIVES: dict[str, Any] = {"frame_ttl": 120, "query_ttl": 600, "results_maxlen": 2000}
 """Settings with which Redis holds as much after ten minutes as after hours."""
+
+_SMALL_CACHES = {
+    "tile_cache_bytes": 8 << 20,
+    "frame_cache_bytes": 8 << 20,
+    "kv_cache_tokens": 16384,
+}
+"""Caches of a model worker that are full after minutes, and then grow no more."""
 
 _MAX_DOWN = 3.0
 """Seconds, at most, after which what a fault ended is started again, as a supervisor does."""
@@ -179,7 +189,7 @@ class Cluster:
             "MODEL": str(model),
             "RECONNECT_CAP": "3",
             "JOB_TIMEOUT": "60",
-            **{key.upper(): str(value) for key, value in _SHORT_LIVES.items()},
+            **{key.upper(): str(value) for key, value in (_SHORT_LIVES | _SMALL_CACHES).items()},
             "API_KEYS": API_KEY,
             "API_PORT": str(API_PORT),
         }

@@ -38,6 +38,7 @@ def test_a_ledger_that_balances_has_no_faults() -> None:
         {"unrecorded": 1},
         {"windows_missing": 1},
         {"windows_doubled": 1},
+        {"captions_overlapping": 1},
         {"cameras_not_running": 1},
         {"longest_double_reading_s": MAX_DOUBLE_READING + 0.1},
         {"orphans": ["rq:job:ingest-str_1"]},
@@ -95,8 +96,8 @@ def test_a_result_that_a_failover_took_back_is_not_doubled(redis_client: redis.R
 
 
 def test_a_restart_is_no_growth() -> None:
-    before = [(float(at), 500.0 + at / 60) for at in range(0, 600, 60)]
-    after = [(float(at), 100.0 + at / 60) for at in range(700, 1300, 60)]
+    before = [(float(at), 0.0, 500.0 + at / 60) for at in range(0, 600, 60)]
+    after = [(float(at), 0.0, 100.0 + at / 60) for at in range(700, 1300, 60)]
 
     per_hour, error = slope([before, after])
 
@@ -104,10 +105,23 @@ def test_a_restart_is_no_growth() -> None:
     assert error == pytest.approx(0, abs=1e-6)
 
 
-def test_of_a_minute_the_lowest_counts_and_one_that_has_begun_does_not() -> None:
-    samples = [(10.0, 7.0), (40.0, 5.0), (69.0, 90.0), (70.0, 6.0), (110.0, 8.0), (131.0, 1.0)]
+def test_a_camera_more_is_no_growth() -> None:
+    cameras = [2.0, 2.0, 3.0, 2.0, 5.0, 9.0, 9.0, 8.0]
+    samples = [
+        (60.0 * minute, count, 100.0 + 20 * count + minute) for minute, count in enumerate(cameras)
+    ]
 
-    assert lowest_of_minutes(samples) == [(10.0, 5.0), (70.0, 6.0)]
+    per_hour, error = slope([samples])
+
+    assert per_hour == pytest.approx(60)
+    assert error == pytest.approx(0, abs=1e-6)
+
+
+def test_of_a_minute_the_lowest_counts_and_one_that_has_begun_does_not() -> None:
+    values = [(10.0, 7.0), (40.0, 5.0), (69.0, 90.0), (70.0, 6.0), (110.0, 8.0), (131.0, 1.0)]
+    samples = [(at, at, value) for at, value in values]
+
+    assert lowest_of_minutes(samples) == [(10.0, 10.0, 5.0), (70.0, 70.0, 6.0)]
 
 
 @pytest.mark.soak

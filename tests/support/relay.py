@@ -34,6 +34,11 @@ class Relay:
         """Number of connections that are being relayed."""
         return len(self._writers) // 2  # each has two ends
 
+    def readers(self, address: str) -> int:
+        """Return the number of connections from an address that are being relayed."""
+        ends = [each.get_extra_info("peername") for each in list(self._writers)]
+        return sum(end is not None and end[0] == address for end in ends)
+
     def hang_up(self) -> None:
         """End all connections."""
         self._loop.call_soon_threadsafe(self._abort_all)
