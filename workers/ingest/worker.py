@@ -19,7 +19,6 @@ from workers.ingest.balance import Balance
 from workers.ingest.job import run_stream
 from workers.ingest.lost_streams import LostStreams
 from workers.ingest.moved_cameras import MovedCameras
-from workers.process import malloc
 from workers.rq.thread_worker import ThreadWorker
 
 _log = structlog.get_logger(__name__)
@@ -27,7 +26,6 @@ _log = structlog.get_logger(__name__)
 
 def serve_streams(settings: Settings, stopping: threading.Event) -> None:
     """Run streams until `stopping` is set. Raises StreamerError if Redis does not answer."""
-    malloc.limit_arenas()
     cv2.setNumThreads(1)  # the slots are the threads: more of them, from OpenCV, only compete
     with Connections(settings, patient=True) as connections, ExitStack() as stack:
         join_records(connections.main)

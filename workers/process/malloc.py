@@ -1,8 +1,8 @@
 """Keep a process of many short-lived threads from hoarding the memory that they have freed.
 
 glibc gives threads heaps ("arenas") of their own, up to eight for each core, and keeps in each what
-was once allocated there. Streams that come and go therefore make a worker grow for a long time,
-although what is in use stays the same.
+was once allocated there. Streams and jobs that come and go therefore make a worker grow for a long
+time, although what is in use stays the same.
 """
 
 import ctypes

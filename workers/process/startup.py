@@ -17,6 +17,7 @@ from streamer.media.urls import redact
 from streamer.settings import Settings, load_settings
 from streamer.sick_gpus import DEVICE_LOST
 from streamer.tracing import end_tracing, start_tracing
+from workers.process import malloc
 from workers.process.restart import NeedsRestart, restart_process
 
 _log = structlog.get_logger(__name__)
@@ -30,6 +31,7 @@ def run_program(name: str, program: Callable[[Settings, threading.Event], None])
     NeedsRestart becomes a fresh process, at most `max_restarts` times; then the code is
     DEVICE_LOST.
     """
+    malloc.limit_arenas()
     stopping = threading.Event()
     settings: Settings | None = None
 

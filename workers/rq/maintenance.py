@@ -29,6 +29,13 @@ OnFailed = Callable[[Job, ErrorCode, str], None]
 
 _MAX_REPORTED = 200
 _REPORT_WITHIN = 3600.0  # seconds for which a request remembers that it has a result
+# It deletes first: then a full server allows the script to write.
+# KEYS: job. ARGV: id of its result
+_NOTE_REPORTED = """
+if redis.call('EXISTS', KEYS[1]) == 0 then return end
+redis.call('HDEL', KEYS[1], 'reported')
+redis.call('HSET', KEYS[1], 'reported', ARGV[1])
+"""
 _LOST = "The workers that ran this request died: see their logs, then ask again."
 
 
@@ -73,6 +80,7 @@ class Maintenance:
         self._done_at = -math.inf
         self._in_between: dict[str, dict[str, float]] = {}
         self._reported: dict[str, set[str]] = {}
+        self._note_reported = connection.register_script(_NOTE_REPORTED)
 
     def postpone(self) -> None:
         """Take nothing over within a lease from now: after an outage, workers that live report
@@ -126,7 +134,8 @@ class Maintenance:
         """Report the jobs that were given up after their retries, here or elsewhere.
 
         Reading a registry, as `rq info` does, makes RQ clean it. So the records count, not the jobs
-        that this process happened to give up.
+        that this process happened to give up. A job notes that its failure was reported, so that a
+        worker that starts reports no old ones.
         """
         failed = queue.failed_job_registry
         newest = cast(list[bytes], self._redis.zrevrange(failed.key, 0, _MAX_REPORTED))
@@ -137,7 +146,11 @@ class Maintenance:
                 result = job.latest_result()
                 if result is None or AbandonedJobError.__name__ not in (result.exc_string or ""):
                     continue
-                if self._clock.time() - result.created_at.timestamp() < _REPORT_WITHIN:
-                    _log.error("job_lost", job=job.id)
-                    self._on_failed(job, ErrorCode.WORKER_LOST, _LOST)
+                reported = cast(bytes | None, self._redis.hget(job.key, "reported")) or b""
+                late = self._clock.time() - result.created_at.timestamp() > _REPORT_WITHIN
+                if late or reported.decode() == result.id:
+                    continue
+                _log.error("job_lost", job=job.id)
+                self._on_failed(job, ErrorCode.WORKER_LOST, _LOST)
+                self._note_reported(keys=[job.key], args=[result.id or ""])
         self._reported[queue.name] = ids

@@ -6,7 +6,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from nvila_core.models import packed_linear
-from nvila_core.models.packed_linear import TOLERANCES, PackedLinear, can_pack, pack_linears
+from nvila_core.models.packed_linear import (
+    TOLERANCES,
+    PackedLinear,
+    can_pack,
+    pack_linears,
+    round_up_rows,
+)
 
 pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="this PyTorch has no oneDNN")
 BOTH = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
@@ -37,6 +43,17 @@ def test_the_product_is_the_same(shape: tuple[int, ...], bias: bool, dtype: torc
     assert found.dtype == dtype
     error = TOLERANCES[dtype]
     torch.testing.assert_close(found.double(), expected.detach(), rtol=error, atol=error)
+
+
+def test_any_number_of_rows_is_multiplied_as_one_of_a_few() -> None:
+    numbers = {rows: round_up_rows(rows) for rows in range(2049)}
+
+    assert [numbers[rows] for rows in (0, 1, 15, 16, 17, 33, 127, 128)] == [
+        *(0, 1, 15, 16, 18, 36, 128, 128)
+    ]
+    assert all(rows <= number <= rows * 9 / 8 for rows, number in numbers.items())
+    assert all(round_up_rows(number) == number for number in numbers.values())
+    assert len({number for rows, number in numbers.items() if 0 < rows <= 128}) == 40
 
 
 def test_only_linear_layers_on_a_cpu_in_a_dtype_of_onednn_are_replaced() -> None:
