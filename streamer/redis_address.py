@@ -1,5 +1,6 @@
 """Open a client for the address of a Redis: TCP, TLS, Unix socket, or a name behind Sentinel."""
 
+import copy
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -121,7 +122,7 @@ def _open_sentinel(address: SentinelAddress, options: dict[str, Any], retries: i
     common = {**options, **_KEEPALIVE}
     if address.tls:
         common["ssl"] = True
-    sentinels = Sentinel(
+    sentinels = _Sentinels(
         address.hosts,
         sentinel_kwargs={
             **common,
@@ -139,6 +140,23 @@ def _open_sentinel(address: SentinelAddress, options: dict[str, Any], retries: i
         retry=_retry(min(retries, 1)),
     )
     return client
+
+
+class _Sentinels(Sentinel):
+    """Sentinels that many threads ask at once, each time a connection to the primary is opened."""
+
+    def discover_master(self, service_name: str) -> Any:
+        """Return the address of the primary. Raises redis.sentinel.MasterNotFoundError."""
+        # It puts the one that answers first: two threads that do so in one list lose another one.
+        asked = copy.copy(self)
+        asked.sentinels = list(self.sentinels)
+        try:
+            address = Sentinel.discover_master(asked, service_name)
+        finally:
+            for client in asked.sentinels:  # else each keeps a connection for every thread
+                client.connection_pool.disconnect(inuse_connections=False)
+        self.sentinels = asked.sentinels
+        return address
 
 
 def _retry(retries: int) -> Retry:

@@ -5,11 +5,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 import redis
+from redis.sentinel import SentinelConnectionPool
 
 from nvila_core.resolution.policy import Measures
 from streamer.connections import connect
@@ -17,7 +20,7 @@ from streamer.domain.query import QueryStatus
 from streamer.domain.stream import StreamSpec
 from streamer.errors import StreamerError
 from streamer.media.urls import redact
-from streamer.redis_address import SentinelAddress
+from streamer.redis_address import SentinelAddress, open_redis
 from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.sentinel import ENCODED, PASSWORD, SentinelSite
@@ -114,6 +117,40 @@ def test_a_primary_that_comes_back_takes_nothing_that_it_loses(
     eventually(lambda: site.link(old) == "up", message="the old primary is no replica")
     assert {stream.name for stream in client.registry.list()} == accepted
     assert len(accepted) > 1
+
+
+@pytest.mark.slow
+def test_threads_that_ask_at_once_forget_no_sentinel_and_keep_no_connection(
+    site: SentinelSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_redis(site.url, connect_timeout=2, timeout=5) as client:
+        pool = client.connection_pool
+        assert isinstance(pool, SentinelConnectionPool)
+        first, second, third = pool.sentinel_manager.sentinels
+        ports = {each.connection_pool.connection_kwargs["port"] for each in (first, second, third)}
+        # given a Sentinel that is away, and threads that have the answer of the next one together
+        site.signal(first.connection_pool.connection_kwargs["port"], signal.SIGKILL)
+        together, ask = threading.Barrier(4), second.sentinel_masters
+
+        def answer() -> Any:
+            answered = ask()
+            together.wait(60)
+            return answered
+
+        monkeypatch.setattr(second, "sentinel_masters", answer)
+        threads = [threading.Thread(target=pool.get_master_address) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        # then all three are known still
+        assert set(pool.sentinel_manager.sentinels) == {first, second, third}
+        remotes = [each.raddr for each in psutil.Process().net_connections() if each.raddr]
+        assert not [remote for remote in remotes if remote.port in ports]
+        # and the last one is asked when the second is away too
+        site.signal(second.connection_pool.connection_kwargs["port"], signal.SIGKILL)
+        monkeypatch.undo()
+        assert client.ping()
 
 
 def test_an_address_behind_sentinel_names_hosts_service_database_and_logins() -> None:
