@@ -35,7 +35,7 @@ from streamer.api import (
 from streamer.api.agents import AgentEndpoint
 from streamer.api.auth import Authentication
 from streamer.api.body_limit import BodyLimit
-from streamer.api.database_threads import DatabaseThreads
+from streamer.api.database_threads import MAX_SEARCHES, DatabaseThreads
 from streamer.api.dependencies import ClientDependency, refuse_unknown_parameters
 from streamer.api.documentation import install_documentation, operation_id
 from streamer.api.errors import install_error_handlers
@@ -107,6 +107,7 @@ def create_app(client: Service, *, watch_events: bool = False) -> FastAPI:
     hub = EventHub(Events(redis), WorkerStates(redis), client.connections.outage)
     agents = AgentEndpoint(client)
     database, health_database = DatabaseThreads(), DatabaseThreads(threads=2)
+    searches = DatabaseThreads(threads=MAX_SEARCHES)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -117,6 +118,7 @@ def create_app(client: Service, *, watch_events: bool = False) -> FastAPI:
         await agents.close()
         redis_watch.close()
         database.close()
+        searches.close()
         health_database.close()
         client.close()
 
@@ -149,6 +151,7 @@ def create_app(client: Service, *, watch_events: bool = False) -> FastAPI:
     )
     app.state.videos = videos
     app.state.database = database
+    app.state.searches = searches
     install_error_handlers(app)
 
     @app.get("/healthz", tags=["service"])

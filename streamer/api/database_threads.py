@@ -4,9 +4,12 @@ import asyncio
 import contextvars
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from starlette.requests import Request
 
 from streamer.errors import ErrorCode, StreamerError
+from streamer.timeline.database import CALLER, Caller, call_cancelled
 
 _T = TypeVar("_T")
 
@@ -14,6 +17,9 @@ PATIENCE = 10.0
 """Seconds that a request waits for the database, its place among others included."""
 
 MAX_THREADS = 8
+
+MAX_SEARCHES = 4
+"""Searches that run at once: more would only make each other slower."""
 
 
 class DatabaseThreads:
@@ -27,19 +33,46 @@ class DatabaseThreads:
         self._pool = ThreadPoolExecutor(threads, "database")
         self._patience = patience
 
-    async def run(self, call: Callable[[], _T]) -> _T:
-        """Return `call()`. Raises StreamerError(DATABASE_UNAVAILABLE) when patience ends first."""
+    async def run(self, call: Callable[[], _T], request: Request | None = None) -> _T:
+        """Return `call()`.
+
+        With `request`, whose body has been read, the call ends when its client leaves.
+
+        Raises StreamerError: DATABASE_UNAVAILABLE when patience ends first; CANCELLED when the
+        client has left.
+        """
         context = contextvars.copy_context()  # has the request id, for the log
-        waiting = asyncio.get_running_loop().run_in_executor(self._pool, context.run, call)
+        caller = Caller()
+        context.run(CALLER.set, caller)
+        loop = asyncio.get_running_loop()
+        running = loop.run_in_executor(self._pool, context.run, call)
+        leaving = asyncio.ensure_future(_leaving(request))
+        either: set[asyncio.Future[Any]] = {running, leaving}
         try:
-            return await asyncio.wait_for(waiting, self._patience)
-        except TimeoutError:
-            raise StreamerError(
-                ErrorCode.DATABASE_UNAVAILABLE,
-                f"The timeline's database did not answer within {self._patience:g} s: check that "
-                "it runs, then try again.",
-            ) from None
+            await asyncio.wait(either, timeout=self._patience, return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
+                return running.result()
+            if leaving.done():
+                loop.run_in_executor(None, caller.leave)  # it asks the server
+                raise call_cancelled()
+        finally:
+            leaving.cancel()
+            running.cancel()  # it may not have begun
+        raise StreamerError(
+            ErrorCode.DATABASE_UNAVAILABLE,
+            f"The timeline's database did not answer within {self._patience:g} s: check that "
+            "it runs, then try again.",
+        )
 
     def close(self) -> None:
         """Drop the calls that have not begun; those that run end by the database's own limit."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+async def _leaving(request: Request | None) -> None:
+    """Return when the client of the request has left; without a request never."""
+    if request is None:
+        await asyncio.get_running_loop().create_future()
+        return
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

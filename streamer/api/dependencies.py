@@ -28,6 +28,10 @@ async def _database(request: Request) -> DatabaseThreads:
     return cast(DatabaseThreads, request.app.state.database)
 
 
+async def _searches(request: Request) -> DatabaseThreads:
+    return cast(DatabaseThreads, request.app.state.searches)
+
+
 async def _health(request: Request) -> CachedHealth:
     return cast(CachedHealth, request.app.state.health)
 
@@ -38,6 +42,7 @@ async def _hub(request: HTTPConnection) -> EventHub:
 
 ClientDependency = Annotated[Service, Depends(_client)]
 DatabaseDependency = Annotated[DatabaseThreads, Depends(_database)]
+SearchesDependency = Annotated[DatabaseThreads, Depends(_searches)]
 HealthDependency = Annotated[CachedHealth, Depends(_health)]
 HubDependency = Annotated[EventHub, Depends(_hub)]
 

@@ -4,15 +4,15 @@ import asyncio
 import time
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from streamer.api.dependencies import (
     ClientDependency,
     Cursor,
-    DatabaseDependency,
     HealthDependency,
     Limit,
+    SearchesDependency,
 )
 from streamer.api.schemas import ResultPage, TimeText
 from streamer.domain.result import SearchMode
@@ -28,8 +28,9 @@ _LOOK_INTERVAL = 0.5
 
 @router.get("", response_model=ResultPage)
 async def list_results(
+    request: Request,
     client: ClientDependency,
-    database: DatabaseDependency,
+    searches: SearchesDependency,
     health: HealthDependency,
     stream: Annotated[
         str | None,
@@ -91,7 +92,7 @@ async def list_results(
             verify=verify,
         )
 
-    page = await database.run(read)
+    page = await searches.run(read, request)
     while _pending(page) and time.monotonic() < deadline:
         await asyncio.sleep(_LOOK_INTERVAL)
         page = await run_in_threadpool(client.verified, page, q or "")
@@ -104,7 +105,7 @@ async def list_results(
             missing=health.missing(),
         ).model_dump_json()
 
-    return Response(await database.run(write), media_type="application/json")
+    return Response(await searches.run(write), media_type="application/json")
 
 
 def _pending(page: Page) -> bool:

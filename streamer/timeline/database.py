@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,12 +37,54 @@ PING_LIMIT = 5.0
 CONNECT_TIMEOUT = 5
 """Seconds to connect to PostgreSQL, unless the address says otherwise."""
 
+_CANCEL_INTERVAL = 0.1
+"""Seconds between two attempts to end a call whose caller has left."""
+
 _UPGRADE_WAIT = 3600
 """Seconds that a program waits for another one that upgrades an SQLite file."""
 
 _PING = text("SELECT number FROM results LIMIT 1")
 
 _T = TypeVar("_T")
+
+
+class Caller:
+    """Who waits for calls to the database, and may leave meanwhile: that ends them.
+
+    Calls of a context in which `CALLER` is set to it are its own.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._running: set[_Call] = set()
+        self._left = False
+
+    def leave(self) -> None:
+        """End the call that runs in the database, and refuse the next ones."""
+        with self._lock:
+            self._left = True
+            running = list(self._running)
+        for call in running:
+            call.cancel()
+
+    @contextlib.contextmanager
+    def waits_for(self, call: "_Call") -> Iterator[None]:
+        """Count a call as its own for as long as the context lasts.
+
+        Raises StreamerError(CANCELLED) once the caller has left.
+        """
+        with self._lock:
+            if self._left:
+                raise call_cancelled()
+            self._running.add(call)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._running.discard(call)
+
+
+CALLER: ContextVar[Caller | None] = ContextVar("caller of the database", default=None)
 
 
 class Database:
@@ -148,11 +191,15 @@ class Database:
         with self._engine.connect().execution_options(writes=writes) as connection:
             driver = connection.connection.driver_connection
             running = _Call(driver, self.dialect, limit)
+            caller = CALLER.get()
+            waiting = contextlib.nullcontext() if caller is None else caller.waits_for(running)
             self._running.add(running)
             try:
-                with running, connection.begin():
+                with waiting, running, connection.begin():
                     return call(connection)
             except DBAPIError:
+                if running.cancelled:
+                    raise call_cancelled() from None
                 if not running.ended_early:
                     raise
                 raise StreamerError(
@@ -162,6 +209,15 @@ class Database:
                 ) from None
             finally:
                 self._running.discard(running)
+                if running.cancelled:  # the server may yet end what runs on this connection
+                    connection.invalidate()
+
+
+def call_cancelled() -> StreamerError:
+    """Return the error of a call whose caller has left."""
+    return StreamerError(
+        ErrorCode.CANCELLED, "The search was ended: its client has closed the connection."
+    )
 
 
 class _Call:
@@ -176,8 +232,9 @@ class _Call:
         self._timer = threading.Timer(time_limit, self.end)
         self._timer.daemon = True
         self._lock = threading.Lock()
-        self._over = False
+        self._over = threading.Event()
         self.ended_early = False
+        self.cancelled = False
 
     def __enter__(self) -> None:
         self._timer.start()
@@ -185,12 +242,28 @@ class _Call:
     def __exit__(self, *_: object) -> None:
         self._timer.cancel()
         with self._lock:  # from now on the connection may belong to another call
-            self._over = True
+            self._over.set()
+
+    def cancel(self) -> None:
+        """Have the database end the call, and wait until it is over; its caller has left.
+
+        It is asked again and again, because it ends a statement and not what comes between two.
+        """
+        while not self._over.wait(_CANCEL_INTERVAL if self.cancelled else 0):
+            with self._lock:
+                if self._over.is_set() or self.ended_early:
+                    return
+                self.cancelled = True
+                if self._dialect == "sqlite":
+                    self._driver.interrupt()
+                    continue
+                with contextlib.suppress(Exception):  # the server is gone; the time limit remains
+                    self._driver.cancel_safe(timeout=PING_LIMIT)
 
     def end(self) -> None:
         """End the call, unless it is over."""
         with self._lock:
-            if self._over or self.ended_early:
+            if self._over.is_set() or self.ended_early:
                 return
             self.ended_early = True
             if self._dialect == "sqlite":

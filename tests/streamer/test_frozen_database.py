@@ -11,7 +11,7 @@ import pytest
 
 from streamer.api import database_threads
 from streamer.api.app import create_app
-from streamer.api.database_threads import MAX_THREADS
+from streamer.api.database_threads import MAX_SEARCHES
 from streamer.domain.result import Result
 from streamer.domain.stream import StreamSpec
 from streamer.errors import ErrorCode, StreamerError
@@ -93,13 +93,13 @@ def test_readers_of_a_frozen_database_stop_no_other_request(settings, database):
         async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
             # when many read the results at once
             readers = [asyncio.create_task(http.get("/v1/results")) for _ in range(READERS)]
-            while len(pool := app.state.database._pool._threads) < MAX_THREADS:
+            while len(pool := app.state.searches._pool._threads) < MAX_SEARCHES:
                 await asyncio.sleep(0.01)
             # then the streams are listed and shown at once, as long as any of them waits
             for path in ("/v1/streams", "/v1/streams/yard", "/v1/queries", "/healthz"):
                 assert (await http.get(path)).status_code == 200
                 assert not any(reader.done() for reader in readers)
-            assert len(pool) == MAX_THREADS
+            assert len(pool) == MAX_SEARCHES
             # and the readers get their answers, or the reason, when it thaws
             database.thaw()
             for answer in await asyncio.gather(*readers):

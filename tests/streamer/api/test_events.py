@@ -1,5 +1,7 @@
 """Events over HTTP, with real clients of a real server."""
 
+import asyncio
+import json
 import re
 import socket
 import threading
@@ -306,6 +308,52 @@ def test_a_waiting_request_gets_its_answer_as_it_comes(api_server, monkeypatch):
         )
 
         assert waiting.result().json()["result"]["text"] == "a car"
+
+
+def test_many_clients_that_wait_for_a_query_share_one_reader_of_redis(
+    api_server, redis_client, eventually
+):
+    # given 200 clients that wait for one answer
+    everyone, query_id = 200, "qry_1"
+    submit_bare(api_server.client, query_id)
+    clients: list[dict[str, str]] = []
+
+    async def wait() -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", api_server.port)
+        path = f"/v1/queries/{query_id}?wait=60"
+        writer.write(
+            f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n".encode()
+        )
+        received = await reader.read()
+        writer.close()
+        return received.partition(b"\r\n\r\n")[2]
+
+    def publish() -> None:
+        awaited = api_server.app.state.events._awaited
+        eventually(lambda: len(awaited.get(query_id, ())) == everyone)
+        clients.extend(redis_client.client_list())
+        answer = Result(
+            request_id=query_id,
+            kind="answer",
+            stream_id="str_yard",
+            stream_name="yard",
+            prompt="?",
+            text="a car",
+        )
+        api_server.client.queue.publish(answer, owner_id=None)
+
+    async def ask() -> list[bytes]:
+        answers = asyncio.gather(*(wait() for _ in range(everyone)))
+        await asyncio.to_thread(publish)
+        return await answers
+
+    # when it comes
+    bodies = asyncio.run(ask())
+    # then all have it, by one blocking read of the process, and without a subscription each
+    assert {json.loads(body)["result"]["text"] for body in bodies} == {"a car"}
+    assert sum(client["cmd"] == "xread" and "b" in client["flags"] for client in clients) <= 1
+    assert sum(int(client["sub"]) + int(client["psub"]) for client in clients) <= 1
+    assert len(clients) < 100  # a connection for each thread that looked once, no more
 
 
 def submit_bare(client, query_id):
