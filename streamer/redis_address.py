@@ -2,6 +2,7 @@
 
 import copy
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -122,9 +123,9 @@ def _open_sentinel(address: SentinelAddress, options: dict[str, Any], retries: i
     common = {**options, **_KEEPALIVE}
     if address.tls:
         common["ssl"] = True
-    sentinels = _Sentinels(
+    sentinels: Sentinel = _Sentinels(
         address.hosts,
-        sentinel_kwargs={
+        {
             **common,
             **address.sentinel_login,
             "socket_timeout": options["socket_connect_timeout"],
@@ -143,7 +144,15 @@ def _open_sentinel(address: SentinelAddress, options: dict[str, Any], retries: i
 
 
 class _Sentinels(Sentinel):
-    """Sentinels that many threads ask at once, each time a connection to the primary is opened."""
+    """Sentinels that many threads ask at once, each time a connection to the primary is opened.
+
+    Args:
+        hosts: their addresses.
+        options: of the connections to them.
+    """
+
+    def __init__(self, hosts: Sequence[tuple[str, int]], options: dict[str, Any]) -> None:
+        Sentinel.__init__(self, hosts, sentinel_kwargs=options)
 
     def discover_master(self, service_name: str) -> Any:
         """Return the address of the primary. Raises redis.sentinel.MasterNotFoundError."""
