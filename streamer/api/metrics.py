@@ -4,7 +4,7 @@ Every API process reports the whole installation, so scraping one of them is eno
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import redis
 from prometheus_client import CollectorRegistry, generate_latest
@@ -13,14 +13,14 @@ from prometheus_client.core import (
     GaugeMetricFamily,
     InfoMetricFamily,
     Metric,
-    StateSetMetricFamily,
     UntypedMetricFamily,
 )
 from prometheus_client.registry import Collector
 
 from streamer import __version__
+from streamer.api.stream_metrics import STREAM_COUNTERS, stream_lines
 from streamer.api.videos import Videos
-from streamer.domain.stream import Stream, StreamState
+from streamer.domain.stream import StreamState
 from streamer.events import Events
 from streamer.health import CachedHealth
 from streamer.results_queue import read_backlog
@@ -29,36 +29,6 @@ from streamer.sick_gpus import SickGpus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-_LABELS = ("stream", "stream_id")
-
-_COUNTERS = {
-    "packets": ("Video packets received.", "packets"),
-    "received_bytes": ("Bytes of video received.", "bytes"),
-    "decoded_frames": ("Frames decoded.", "decoded"),
-    "sampled_frames": ("Frames sampled and stored.", "sampled"),
-    "reconnects": ("Reconnects after a lost connection.", "reconnects"),
-    "clips": ("Clips submitted to the model.", "clips"),
-    "clips_dropped": (
-        "Clips of live watches dropped because the model was behind.",
-        "clips_dropped",
-    ),
-}
-"""Help and field of `StreamCounters`, by metric."""
-
-_GAUGES: dict[str, tuple[str, Callable[[Stream], float | None]]] = {
-    "fps": ("Measured frames per second.", lambda s: s.counters.measured_fps),
-    "bytes_per_second": (
-        "Measured bytes of video per second.",
-        lambda s: None if s.counters.bit_rate is None else s.counters.bit_rate / 8,
-    ),
-    "last_frame_age_seconds": ("Age of the newest frame in seconds.", lambda s: s.last_frame_age),
-    "position_seconds": ("Stream time reached in seconds.", lambda s: s.counters.position),
-    "state_since_seconds": (
-        "Unix time at which the stream entered its state.",
-        lambda s: s.since.timestamp(),
-    ),
-}
-
 
 def render(client: Service, health: CachedHealth, videos: Videos) -> bytes:
     """Return the metrics of the installation in Prometheus's text format.
@@ -66,17 +36,23 @@ def render(client: Service, health: CachedHealth, videos: Videos) -> bytes:
     If Redis does not answer, `streamer_redis_up` is 0 and no other metrics follow.
     """
     registry = CollectorRegistry()
-    registry.register(_Installation(client, health, videos))
-    return generate_latest(registry)
+    installation = _Installation(client, health, videos)
+    registry.register(installation)
+    return generate_latest(registry) + "".join(installation.stream_lines).encode()
 
 
 class _Installation(Collector):
-    """Collector that reads everything once per scrape."""
+    """Collector that reads everything once per scrape.
+
+    Attributes:
+        stream_lines: what follows about each stream.
+    """
 
     def __init__(self, client: Service, health: CachedHealth, videos: Videos) -> None:
         self._client = client
         self._health = health
         self._videos = videos
+        self.stream_lines: list[str] = []
 
     def describe(self) -> list[Metric]:
         """Return nothing in advance: the names are known only after Redis has been read."""
@@ -90,6 +66,7 @@ class _Installation(Collector):
         try:
             found = [*self._streams(), *self._queues(), *self._workers(), *self._parts()]
         except redis.exceptions.RedisError:
+            self.stream_lines = []
             yield GaugeMetricFamily("streamer_redis_up", "Whether Redis answers.", 0)
             return
         yield GaugeMetricFamily("streamer_redis_up", "Whether Redis answers.", 1)
@@ -116,7 +93,7 @@ class _Installation(Collector):
         for each in StreamState:
             attached.add_metric((each.value,), states.get(each.value, 0))
         yield attached
-        for name, (text, field) in _COUNTERS.items():
+        for name, (text, field) in STREAM_COUNTERS.items():
             yield CounterMetricFamily(
                 f"streamer_streams_{name}",
                 f"{text} Of all streams, detached ones too.",
@@ -124,38 +101,8 @@ class _Installation(Collector):
             )
         # Bounded: a thousand streams would be 25,000 lines.
         streams, _ = self._client.stream_page(max(1, self._client.settings.metrics_streams))
-        streams = streams[: self._client.settings.metrics_streams]
-        for name, (text, field) in _COUNTERS.items():
-            counter = CounterMetricFamily(f"streamer_stream_{name}", text, labels=_LABELS)
-            for stream in streams:
-                counter.add_metric(_labels(stream), getattr(stream.counters, field))
-            yield counter
-        for name, (text, read) in _GAUGES.items():
-            gauge = GaugeMetricFamily(f"streamer_stream_{name}", text, labels=_LABELS)
-            for stream in streams:
-                if (value := read(stream)) is not None:
-                    gauge.add_metric(_labels(stream), value)
-            yield gauge
-        dropped = CounterMetricFamily(
-            "streamer_stream_dropped_frames", "Dropped frames by cause.", labels=(*_LABELS, "cause")
-        )
-        state = StateSetMetricFamily(
-            "streamer_stream_state", "State of the stream.", labels=_LABELS
-        )
-        error = GaugeMetricFamily(
-            "streamer_stream_error", "1 while the stream has this error.", labels=(*_LABELS, "code")
-        )
-        media = InfoMetricFamily("streamer_stream", "Codec and size of the video.", labels=_LABELS)
-        for stream in streams:
-            labels, counters = _labels(stream), stream.counters
-            for cause, frames in counters.dropped.model_dump().items():
-                dropped.add_metric((*labels, cause), frames)
-            state.add_metric(labels, {each.value: each is stream.state for each in StreamState})
-            if stream.error is not None:
-                error.add_metric((*labels, stream.error.code.value), 1)
-            size = {"width": str(counters.width or ""), "height": str(counters.height or "")}
-            media.add_metric(labels, {"codec": counters.codec or "", **size})
-        yield from (dropped, state, error, media)
+        shown = streams[: self._client.settings.metrics_streams]
+        self.stream_lines = list(stream_lines(shown))
 
     def _queues(self) -> Iterator[Metric]:
         waiting = GaugeMetricFamily(
@@ -233,7 +180,3 @@ class _Installation(Collector):
                     families[name] = UntypedMetricFamily(name, text, labels=("worker",))
                 families[name].add_metric((worker,), number)
         yield from families.values()
-
-
-def _labels(stream: Stream) -> tuple[str, str]:
-    return stream.name, stream.id

@@ -13,6 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from streamer import redis_keys
 from streamer.api.app import create_app
 from streamer.api.metrics import render
+from streamer.api.stream_metrics import stream_lines
 from streamer.clock import ServerClock
 from streamer.domain.error_info import ErrorInfo
 from streamer.domain.kinds import RequestKind
@@ -211,3 +212,22 @@ def test_many_streams_have_bounded_metrics_and_totals(
         client.detach(f"cam-{number}")
         states, sums = client.registry.totals()
         assert (sum(states.values()), sums["packets"]) == (4 - number, 50)
+
+
+def test_labels_may_hold_any_character(client: Service) -> None:
+    # given a stream whose codec has every character that the format escapes
+    codec = 'h"26\\4\n}'
+    client.attach(URL, "yard", probe=False)
+    stream = client.stream("yard")
+    stream.counters.codec = codec
+    # when its lines are read as Prometheus reads them
+    text = "".join(stream_lines([stream]))
+    families = {family.name: family for family in text_string_to_metric_families(text)}
+    # then each has its labels
+    (media,) = families["streamer_stream_info"].samples
+    assert media.labels["codec"] == codec
+    for family in families.values():
+        assert {sample.labels["stream_id"] for sample in family.samples} <= {stream.id}
+    states = families["streamer_stream_state"].samples
+    assert {s.labels["streamer_stream_state"] for s in states} == {s.value for s in StreamState}
+    assert sum(sample.value for sample in states) == 1
