@@ -74,7 +74,7 @@ def database_url(
 @pytest.fixture
 def timeline(database_url: str) -> Iterator[Timeline]:
     """An empty timeline."""
-    opened = Timeline(database_url)
+    opened = Timeline(database_url, time_limit=120)
     empty(opened)
     yield opened
     opened.close()

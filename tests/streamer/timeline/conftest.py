@@ -50,9 +50,9 @@ def database_url(dialect, request, tmp_path) -> str:
 def timeline(dialect, request, empty_timeline, tmp_path) -> Iterator[Timeline]:
     """The timeline in a database that holds nothing."""
     if dialect == "sqlite":
-        opened = Timeline(empty_timeline(tmp_path / "data"))
+        opened = Timeline(empty_timeline(tmp_path / "data"), time_limit=120)
     else:
-        opened = Timeline(request.getfixturevalue("shared_postgres"))
+        opened = Timeline(request.getfixturevalue("shared_postgres"), time_limit=120)
         empty(opened)
     yield opened
     opened.close()

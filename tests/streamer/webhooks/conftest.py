@@ -25,9 +25,9 @@ def time(monkeypatch) -> ManualClock:
 def timeline(request, empty_timeline, tmp_path) -> Iterator[Timeline]:
     """An empty database of each kind."""
     if request.param == "sqlite":
-        opened = Timeline(empty_timeline(tmp_path))
+        opened = Timeline(empty_timeline(tmp_path), time_limit=120)
     else:
-        opened = Timeline(request.getfixturevalue("shared_postgres"))
+        opened = Timeline(request.getfixturevalue("shared_postgres"), time_limit=120)
         empty(opened)
     yield opened
     opened.close()
