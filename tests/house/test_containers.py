@@ -498,7 +498,10 @@ def test_a_dead_api_is_not_healthy() -> None:
         assert check("api", STREAMER_API_PORT=str(port)).returncode == 1
 
 
-@pytest.mark.parametrize(("what", "program"), [("ingest", "ingest"), ("recorder", "recorder")])
+@pytest.mark.parametrize(
+    ("what", "program"),
+    [pytest.param("ingest", "ingest", marks=pytest.mark.slow), ("recorder", "recorder")],
+)
 def test_the_health_check_sees_a_worker_and_its_absence(
     what: str,
     program: str,

@@ -45,6 +45,7 @@ def test_the_small_sign_is_found_and_shown_once() -> None:
     assert np.mean(costs) < 0.4 * CLIP_FRAMES * 13 * 4
 
 
+@pytest.mark.slow
 def test_every_policy_answers_the_same_questions_at_its_cost() -> None:
     lines: list[str] = []
     scores = evaluate_policies(CHECKPOINT, questions=1, progress=lines.append)

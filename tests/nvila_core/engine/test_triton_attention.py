@@ -209,6 +209,7 @@ def replayed_graphs(model: NVILA, attention: Any, max_model_len: int) -> Replaye
     return ReplayedGraphs(model.language, attention, max_model_len, len(model.tokenizer))
 
 
+@pytest.mark.slow
 def test_rows_beside_a_chunk_are_computed_by_the_graph_and_stay_the_same(
     tiny_folder: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

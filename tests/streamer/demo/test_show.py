@@ -119,6 +119,7 @@ def test_a_killed_demo_leaves_no_process(
     eventually(lambda: not shown.family(), timeout=30)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_shown(demo: Callable[..., Demo]) -> None:
     shown = demo("--model", "no/such/model")
     assert shown.process.wait(90) == 1, shown.output

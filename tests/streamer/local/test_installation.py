@@ -60,6 +60,7 @@ def test_a_second_up_says_that_it_runs_although_its_port_is_taken_too(tmp_path: 
         assert f"cannot listen on 127.0.0.1:{port}" in f"{said.exception} {said.output}"
 
 
+@pytest.mark.slow
 def test_what_dies_is_started_again_and_nothing_is_forgotten(
     start: Callable[[], Up],
     tmp_path: Path,
@@ -211,13 +212,10 @@ def test_children_see_exactly_our_settings(monkeypatch: pytest.MonkeyPatch, tmp_
     assert Settings() == settings
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("of_stream", "of_all", "survive"),
-    [
-        (604800.0, 0.0, True),
-        pytest.param(None, 3600.0, True, marks=pytest.mark.slow),
-        pytest.param(None, 0.0, False, marks=pytest.mark.slow),
-    ],
+    [(604800.0, 0.0, True), (None, 3600.0, True), (None, 0.0, False)],
     ids=["a stream's history", "the setting", "none"],
 )
 @pytest.mark.usefixtures("forked_programs")

@@ -215,6 +215,7 @@ def cpu_seconds(client: Service) -> list[float]:
     return [numbers["cpu_seconds"] for numbers in client.jobs.worker_stats().values()]
 
 
+@pytest.mark.slow
 def test_streams_that_come_and_go_leave_nothing(
     client: Service,
     small: LoopbackCamera,
