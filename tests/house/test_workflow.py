@@ -57,11 +57,12 @@ def test_the_newest_dependencies_are_tried_every_week() -> None:
     assert targets("newest")[-2:] == ["test", "demo"]
 
 
-def test_vulnerabilities_the_wheel_and_upgrades_are_looked_at_every_week() -> None:
+def test_what_takes_long_is_looked_at_every_week() -> None:
     for job, target in (
         ("audit", "audit"),
         ("published", "test-package"),
         ("upgrade", "test-upgrade"),
+        ("clients", "test-clients"),
     ):
         assert "schedule" in JOBS[job]["if"]
         assert targets(job)[-1] == target
