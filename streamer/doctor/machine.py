@@ -25,11 +25,11 @@ _MIN_OPEN_FILES = 1024
 
 def python(_: Settings) -> Iterable[Check]:
     """Check the versions of Python and of the packages."""
-    fit = (3, 11) <= sys.version_info[:2] <= (3, 12)
+    fit = (3, 11) <= sys.version_info[:2] <= (3, 13)
     yield check(
         "python",
         "ok" if fit else "warn",
-        f"Python {platform.python_version()}{'' if fit else ' is not tested: use 3.11 or 3.12'}.",
+        f"Python {platform.python_version()}{'' if fit else ' is not tested: use 3.11 to 3.13'}.",
     )
     versions, missing = [], []
     for name in _PACKAGES:
