@@ -1,6 +1,7 @@
 """Balance what a cluster accepted against what it delivered."""
 
 import json
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -21,7 +22,7 @@ MAX_RECOVERY = 60.0
 """Seconds after the last fault in which every camera has to run again."""
 
 MAX_SETTLING = 240.0
-"""Seconds after the last fault in which everything accepted has to have its result."""
+"""Seconds in which, after the last fault, fewer results than before have to be owed."""
 
 MAX_DOUBLE_READING = 2 * float(Settings.model_fields["lease"].default)
 """Seconds for which two workers may hold connections to one camera: while one is frozen."""
@@ -134,7 +135,7 @@ class Balance:
         began = time.monotonic()
         self.count_cameras()
         with self._cluster.client() as client:
-            self._wait(lambda: self._settled(client), MAX_SETTLING)
+            self._wait_for_results(client)
             ledger.seconds_until_settled = round(time.monotonic() - began, 1)
             self._count_queries(client)
             self._count_recordings(client)
@@ -162,12 +163,27 @@ class Balance:
             states.get(camera.stream_id) is not StreamState.RUNNING for camera in self._load.cameras
         )
 
-    def _settled(self, client: Service) -> bool:
+    def _wait_for_results(self, client: Service) -> None:
+        """Wait until no result is owed, for as long as ever fewer are."""
+        fewest, deadline = math.inf, 0.0
+        while (owed := self._owed(client)) and (owed < fewest or time.monotonic() < deadline):
+            if owed < fewest:
+                fewest, deadline = owed, time.monotonic() + MAX_SETTLING
+            self._cluster.tick()
+            time.sleep(0.5)
+
+    def _owed(self, client: Service) -> int:
+        """Return how many queries, recordings and windows of recordings have not ended."""
         accepted, published = self._load.accepted, self._load.published
         self._load.note_ended(client)
-        return accepted.recordings.keys() <= accepted.over and (
-            accepted.queries <= published.keys()
+        open_recordings = accepted.recordings.keys() - accepted.over
+        answered = sum(
+            result.stream_id in open_recordings
+            for results in list(published.values())
+            for result in results[:1]
         )
+        windows = len(open_recordings) * (1 + round(RECORDING_SECONDS / WINDOW))
+        return len(accepted.queries - published.keys()) + windows - answered
 
     def _count_queries(self, client: Service) -> None:
         ledger, failed = self._ledger, Counter[str]()
