@@ -14,7 +14,8 @@ its CPU time is the process's:
    the threads that call it, and the worker's start and end. The engine knows the clips from the
    round before, so its row says little.
 
-The server's CPU time comes from the operating system.
+There are two servers, as `streamer up` has them: one for jobs, on disk, and one for frames. Their
+CPU time comes from the operating system.
 """
 
 import argparse
@@ -82,8 +83,12 @@ def main() -> None:
         video = Path(directory) / "street.mp4"
         # four frames and one clip a second: many clips from a short video
         write_street(video, SEED, options.clips, VIDEO_FPS, (width, height))
-        with EmbeddedServer(Path(directory) / "redis", persistent=True, max_memory=None) as server:
-            rounds = measure(server, video, options)
+        folders = Path(directory)
+        with (
+            EmbeddedServer(folders / "redis", persistent=True, max_memory=None) as jobs,
+            EmbeddedServer(folders / "frames", persistent=False, max_memory=None) as frames,
+        ):
+            rounds = measure(jobs, frames, video, options)
     parts = {name: median(one[name] for one in rounds) for name in rounds[0]}
     rows = [[LABELS[name], value] for name, value in parts.items()]
     outcome = {"benchmark": "overhead", "size": options.size, "frames_per_clip": FRAMES, **parts}
@@ -91,14 +96,18 @@ def main() -> None:
 
 
 def measure(
-    server: EmbeddedServer, video: Path, options: argparse.Namespace
+    jobs: EmbeddedServer, frames: EmbeddedServer, video: Path, options: argparse.Namespace
 ) -> list[dict[str, float]]:
     """Return CPU milliseconds per clip by part, for each round."""
-    settings = Settings(redis_url=server.url, data_dir=video.parent, max_file_clips=1_000_000)
+    settings = Settings(
+        redis_url=jobs.url,
+        frames_redis_url=frames.url,
+        data_dir=video.parent,
+        max_file_clips=1_000_000,
+    )
     path = CHECKPOINT if options.model == "demo" else options.model
     model = NVILA.from_pretrained(str(path), device="cpu", dtype="float32")
-    assert server.pid is not None
-    redis_process = psutil.Process(server.pid)
+    servers = [psutil.Process(server.pid) for server in (jobs, frames)]
     with Connections(settings) as connections, Service(settings) as client, Engine(model) as engine:
         context.install(
             context.WorkerContext(
@@ -110,7 +119,7 @@ def measure(
             )
         )
         done = [
-            one_round(client, connections, model, redis_process, video, settings)
+            one_round(client, connections, model, servers, video, settings)
             for _ in range(options.rounds + 1)
         ]
     return done[1:]  # the first round warms up
@@ -120,13 +129,13 @@ def one_round(
     client: Service,
     connections: Connections,
     model: NVILA,
-    redis_process: psutil.Process,
+    servers: list[psutil.Process],
     video: Path,
     settings: Settings,
 ) -> dict[str, float]:
     """Ingest the video, answer its clips, detach it; return milliseconds per clip."""
     last_id = client.queue.last_id()
-    served = cpu_of(redis_process)
+    served = cpu_of(servers)
     stream = client.attach(
         str(video),
         sampling=Sampling(fps=FRAMES),
@@ -145,7 +154,7 @@ def one_round(
     engine = time.clock_gettime(clock) - before
     whole -= cpu(lambda: answer_all(connections, settings))  # an empty run is its start and end
     results = [result for _, result in client.queue.read(last_id, 1.0)]
-    served = cpu_of(redis_process) - served
+    served = cpu_of(servers) - served
     wrong = [result.error for result in results if result.error is not None]
     if wrong or clips == 0:
         raise SystemExit(wrong[0].message if wrong else "The video gave no clip.")
@@ -217,10 +226,10 @@ def cpu(run: Callable[[], Any]) -> float:
     return time.process_time() - before
 
 
-def cpu_of(process: psutil.Process) -> float:
-    """Return the CPU seconds that another process has used so far."""
-    times = process.cpu_times()
-    return float(times.user + times.system)
+def cpu_of(processes: list[psutil.Process]) -> float:
+    """Return the CPU seconds that other processes have used so far."""
+    times = [process.cpu_times() for process in processes]
+    return float(sum(each.user + each.system for each in times))
 
 
 if __name__ == "__main__":

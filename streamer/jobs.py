@@ -64,6 +64,12 @@ _ADDED = (
     "traceparent",
 )
 
+# What these fields are where they say nothing: to ask the record for them takes longer than the
+# rest of storing a request.
+_SILENT = {
+    name: ClipRequest.model_fields[name].get_default(call_default_factory=True) for name in _ADDED
+}
+
 CLIP_JOB = "workers.clip.answer"
 CHAT_JOB = "workers.chat.answer"
 SURVEY_JOB = "workers.survey.answer"
@@ -289,10 +295,10 @@ class Jobs:
         record: Callable[[redis.client.Pipeline], None],
         token: int | None,
     ) -> None:
-        name = clip_queue(request.kind, request.model)
+        queue = self._queue(clip_queue(request.kind, request.model))
         owner = owner_of(request)
         with self._redis.pipeline() as pipeline:
-            self._queue(name).enqueue_call(pipeline=pipeline, **self._call(request))
+            queue.enqueue_call(pipeline=pipeline, **self._call(request))
             # After RQ's own commands: RQ calls multi(), which requires an empty pipeline.
             if owner is not None:
                 key = redis_keys.in_flight(owner)
@@ -301,7 +307,7 @@ class Jobs:
             if request.kind is RequestKind.FILE and request.part_of is None:
                 self._windows.note(request, pipeline)
             record(pipeline)
-            self._accept(request, words_of(pipeline.command_stack), token)
+            self._accept(request, queue, words_of(pipeline.command_stack), token)
         await_replica(self._redis)
 
     def submit_newest(self, request: ClipRequest, most: int, token: int | None = None) -> int:
@@ -368,11 +374,12 @@ class Jobs:
             "retry": Retry(max=_max_retries(request), enqueue_at_front=True),
         }
 
-    def _accept(self, request: ClipRequest, commands: list[Any], token: int | None) -> None:
-        """Run the commands that store a request, if there is room for it."""
+    def _accept(
+        self, request: ClipRequest, queue: Queue, commands: list[Any], token: int | None
+    ) -> None:
+        """Run the commands that store a request in its queue, if there is room for it."""
         settings = self._settings
         query = request.kind is RequestKind.QUERY and request.part_of is None
-        queue = self._queue(clip_queue(request.kind, request.model))
         answer = self._accept_script(
             keys=[
                 Job.key_for(request.id),
@@ -728,12 +735,7 @@ class Jobs:
 def _stored(request: ClipRequest) -> dict[str, Any]:
     """Return the fields of a request as a job has them, with the version of the oldest release that
     can answer it: 1, which is not written, if it uses nothing that came later."""
-    silent = {
-        name
-        for name in _ADDED
-        if getattr(request, name)
-        == ClipRequest.model_fields[name].get_default(call_default_factory=True)
-    }
+    silent = {name for name, value in _SILENT.items() if getattr(request, name) == value}
     fields = request.model_dump(mode="json", exclude={"version", *silent})
     plain = type(request) is ClipRequest and len(silent) == len(_ADDED)
     return fields if plain else fields | {"version": RECORD_VERSION}

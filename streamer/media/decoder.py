@@ -13,7 +13,7 @@ from av.video.frame import VideoFrame
 from streamer.media.packet_gate import MIN_FRAME_GAP, PacketGate, TimestampedPacket
 from streamer.media.packet_reader import Arrival
 from streamer.media.sampler import Sampler
-from streamer.media.timing import StreamTime
+from streamer.media.timing import StreamTime, to_seconds
 
 _MAX_REORDERED = 17
 """Frames that a decoder may hold: 16 in a full buffer, and the one that it was just given."""
@@ -122,7 +122,7 @@ class SparseDecoder:
         stamp = packet.pts
         if stamp is None and not self._context.has_b_frames:
             stamp = packet.dts
-        return float(stamp * self._time_base) if stamp is not None else None
+        return to_seconds(stamp, self._time_base) if stamp is not None else None
 
     def _decode(self, packet: "Packet[Any]") -> list[VideoFrame]:
         self.fed += 1

@@ -22,7 +22,7 @@ from streamer.media.decoder import SparseDecoder
 from streamer.media.hardware import Hardware
 from streamer.media.packet_reader import MAX_PACKETS, Arrival, PacketReader
 from streamer.media.sampler import Sampler
-from streamer.media.timing import StreamTime, WallClock
+from streamer.media.timing import StreamTime, WallClock, to_seconds
 
 _POLL = 0.25
 """Seconds between two checks whether to stop, while no packet arrives."""
@@ -327,7 +327,7 @@ class Source:
         stamp = packet.pts if packet.pts is not None else packet.dts
         if stamp is not None:
             self._wall_clock.observe(
-                float(stamp * self._time_base), arrival.time, arrival.monotonic, arrival.epoch
+                to_seconds(stamp, self._time_base), arrival.time, arrival.monotonic, arrival.epoch
             )
 
     def _origin_of(self, container: InputContainer) -> float | None:
@@ -370,7 +370,7 @@ class Source:
 
     def _frame(self, image: VideoFrame, arrival: Arrival, cost: float) -> DecodedFrame:
         stamp = image.pts if image.pts is not None else image.dts
-        timestamp = float(stamp * self._time_base) if stamp is not None else None
+        timestamp = to_seconds(stamp, self._time_base) if stamp is not None else None
         seconds = self._reached = self._stream_time.place(timestamp, arrival.monotonic)
         wall = self._wall_origin + seconds
         if self._live:

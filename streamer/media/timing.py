@@ -1,6 +1,7 @@
 """Date frames: place them in stream time, and estimate when they were captured."""
 
 import math
+from fractions import Fraction
 
 MAX_DRIFT = 0.5
 """Seconds by which capture times may drift from arrival before they are anchored again."""
@@ -12,6 +13,15 @@ MAX_CLOCK_STEP = 1.0
 """Seconds by which this machine's clock may be slewed between two packets; more is a step."""
 
 _SLEW = 0.01
+
+
+def to_seconds(stamp: int, time_base: Fraction) -> float:
+    """Return a timestamp, in units of `time_base` seconds, in seconds.
+
+    It is the float nearest to the product, without the cost of a fraction: each packet is asked for
+    it several times.
+    """
+    return stamp * time_base.numerator / time_base.denominator
 
 
 class WallClock:

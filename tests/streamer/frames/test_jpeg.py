@@ -1,12 +1,24 @@
+import struct
+from io import BytesIO
 from pathlib import Path
 
 import av
 import cv2
 import numpy as np
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
 
 from nvila_core.resolution.meter import Meter
-from streamer.frames.jpeg import MAX_SIDE, from_jpeg, luma_plane, to_bgr, to_jpeg
+from streamer.frames.jpeg import (
+    MAX_SIDE,
+    MAX_STORED_SIDE,
+    from_jpeg,
+    luma_plane,
+    to_bgr,
+    to_jpeg,
+)
 from tests.support.videos import number_of, numbered_picture, write_video
 
 
@@ -158,3 +170,50 @@ def test_an_interlaced_frame_shows_no_comb(tmp_path: Path) -> None:
     assert np.abs(rows[10:-10:2] - rows[11:-9:2]).max() < 60
     assert rows[:, 110:130].max() < 60
     assert rows[:, 170:190].min() > 200
+
+
+SMALL = to_jpeg(np.zeros((8, 8, 3), np.uint8), 90)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"comment": b"x" * 60_000}, {"exif": b"Exif\0\0MM"}]
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_picture_larger_than_any_frame_is_not_decoded(mode: str, options: dict) -> None:
+    # given one that is just as large as a frame may be, and one that is larger
+    for side in (MAX_STORED_SIDE, MAX_STORED_SIDE + 1):
+        jpeg = BytesIO()
+        Image.new(mode, (side, 8)).save(jpeg, "JPEG", **options)
+
+        # then only the former is opened
+        if side == MAX_STORED_SIDE:
+            assert from_jpeg(jpeg.getvalue(), side, 8).shape == (8, side, 3)
+        else:
+            with pytest.raises(ValueError, match="larger"):
+                from_jpeg(jpeg.getvalue(), side, 8)
+
+
+def segment(marker: int, body: bytes = b"") -> bytes:
+    return struct.pack(">BBH", 0xFF, marker, len(body) + 2) + body
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 255), st.binary(max_size=40), st.integers(2, 40), st.booleans())
+@example(0x01, b"", 2, True)
+@example(0xD0, SMALL[2:], 2, True)
+@example(0xFF, b"", 2, True)
+def test_no_header_hides_the_size_of_a_picture(
+    marker: int, body: bytes, cut: int, whole: bool
+) -> None:
+    # given a picture that is too large, after a segment that may lead past its header
+    large = BytesIO()
+    Image.new("L", (MAX_STORED_SIDE + 1, 8)).save(large, "JPEG")
+    head = segment(marker, body) if whole else segment(marker, body)[:cut]
+    jpeg = b"\xff\xd8" + head + large.getvalue()[2:] + SMALL[2:]
+
+    # then it is decoded in no case
+    try:
+        opened = from_jpeg(jpeg, 8, 8)
+    except ValueError:
+        return
+    assert max(opened.shape) <= MAX_STORED_SIDE

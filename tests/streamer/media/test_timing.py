@@ -1,9 +1,12 @@
 import math
 import random
+from fractions import Fraction
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from streamer.media.timing import StreamTime, WallClock
+from streamer.media.timing import StreamTime, WallClock, to_seconds
 
 LATER = math.inf
 """Arrival of the packet that completes a frame, where it does not matter."""
@@ -171,3 +174,9 @@ def test_the_first_frame_without_a_timestamp_is_not_in_the_place_of_the_second()
     time = StreamTime(live=True, gap=0.04)
     places = [time.place(None, 100.0), time.place(50.0, 100.04), time.place(50.04, 100.08)]
     assert places == pytest.approx([0.0, 0.04, 0.08])
+
+
+@given(st.integers(-(2**63), 2**63 - 1), st.integers(1, 2**31 - 1), st.integers(1, 2**31 - 1))
+def test_a_timestamp_in_seconds_is_the_float_nearest_to_it(stamp: int, over: int, under: int):
+    time_base = Fraction(over, under)
+    assert to_seconds(stamp, time_base) == float(stamp * time_base)
