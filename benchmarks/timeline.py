@@ -115,7 +115,7 @@ def timed(
 def measure_meaning(timeline: Timeline, rows: int, rounds: int) -> dict[str, float]:
     """Give every result a vector and return the figures of search by meaning."""
     from streamer.timeline.sentences import DIMENSIONS, sentence_encoder
-    from streamer.timeline.vectors import VectorStore
+    from streamer.timeline.vector_store import VectorStore
 
     dice = np.random.default_rng(SEED)
     texts = [each.text for each in map(result, range(TEXTS)) if each.text]

@@ -19,7 +19,8 @@ from streamer.timeline.database import Database
 from streamer.timeline.search_extra import require_search
 
 if TYPE_CHECKING:
-    from streamer.timeline.vectors import VectorStore
+    from streamer.timeline.sentences import SentenceEncoder
+    from streamer.timeline.vector_store import VectorStore
 
 _BATCH = 32
 """Texts of one step: long ones take some seconds, far less than `_HOLD`."""
@@ -156,10 +157,14 @@ def vector_thread(
 
     def make() -> VectorMaker:
         require_search()
-        from streamer.timeline.sentences import SentenceEncoder
-        from streamer.timeline.vectors import VectorStore
+        from streamer.timeline.vector_store import VectorStore
 
-        encoder = functools.cache(SentenceEncoder)  # 100 MB, and not before there is a result
+        @functools.cache
+        def encoder() -> "SentenceEncoder":  # 100 MB, and not before there is a result
+            from streamer.timeline.sentences import SentenceEncoder
+
+            return SentenceEncoder()
+
         return VectorMaker(
             connections.main, VectorStore(database), lambda texts: encoder().encode(texts)
         )

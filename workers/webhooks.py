@@ -23,8 +23,8 @@ from streamer.redis_errors import will_pass
 from streamer.settings import Settings
 from streamer.timeline.database import Database
 from streamer.webhooks.addresses import WebhookAddresses
+from streamer.webhooks.message import TIME_LIMIT
 from streamer.webhooks.outbox import Fact
-from streamer.webhooks.sender import TIME_LIMIT, load_certificates, send
 from streamer.webhooks.store import MAX_WEBHOOKS, Webhooks
 from streamer.worker_states import WorkerStates
 from workers.rq.thread_worker import ThreadWorker
@@ -141,6 +141,9 @@ class WebhookSender:
         position = self._webhooks.position()
         after = position if position is not None else self._events.position()
         if not self._prepared:
+            # here: it imports an HTTP client, which a recorder without webhooks does not need
+            from streamer.webhooks.sender import load_certificates
+
             load_certificates()
             self._prepared = True
         if position is None:
@@ -182,6 +185,8 @@ class WebhookSender:
             return
         if message is None:
             return
+        from streamer.webhooks.sender import send
+
         outcome = send(message, self._addresses, time_limit=self._time_limit)
         if outcome.error is not None:
             _log.info("webhook_not_taken", delivery=delivery_id, reason=outcome.error)

@@ -3,8 +3,6 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-import httpx
-
 from streamer.domain.timestamp import rfc3339
 from streamer.errors import ErrorCode, StreamerError
 from streamer.incidents.records import Incident, IncidentState
@@ -41,6 +39,8 @@ class Alertmanager:
         """
         if not incidents:
             return
+        import httpx  # here: many installations have no Alertmanager
+
         alerts = [self._alert(incident, now) for incident in incidents]
         try:
             httpx.post(self._url, json=alerts, timeout=_TIMEOUT).raise_for_status()

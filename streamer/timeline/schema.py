@@ -51,15 +51,15 @@ def upgrade_tables(connection: Connection) -> None:
     Programs that upgrade at the same time wait for each other; on SQLite the transaction must hold
     the write lock. Raises StreamerError as :func:`tables_version` does.
     """
-    # Alembic takes half a second to import, so only a program that has steps to run imports it.
-    from alembic import command
-    from alembic.config import Config
-
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
     found = tables_version(connection)
     if found == HEAD:
         return
+    # Alembic takes half a second to import, so only a program that has steps to run imports it.
+    from alembic import command
+    from alembic.config import Config
+
     count = connection.execute(text("SELECT count(*) FROM results")).scalar() if found else 0
     if count:  # an upgrade of many results takes minutes
         _log.warning("timeline_upgrade_begins", version=found, to=HEAD, results=count)

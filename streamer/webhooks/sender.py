@@ -2,7 +2,6 @@
 
 import asyncio
 import ssl
-from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
 from functools import lru_cache
@@ -14,37 +13,10 @@ from streamer.domain.timestamp import utc_now
 from streamer.errors import StreamerError
 from streamer.media import tls
 from streamer.webhooks.addresses import WebhookAddresses
-
-TIME_LIMIT = 15.0
-"""Seconds that an attempt may take, all in all."""
+from streamer.webhooks.message import TIME_LIMIT, Outcome, Outgoing
 
 MAX_RETRY_AFTER = 86_400.0
 """Seconds for which a receiver may put off the next attempt."""
-
-
-@dataclass(frozen=True)
-class Outgoing:
-    """A message as it is sent: what `id` and `body` are stays the same over all attempts."""
-
-    url: str
-    secret: str
-    id: str
-    body: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of an attempt.
-
-    Attributes:
-        status: HTTP status; None without an answer.
-        error: why it failed; None if the receiver has taken it.
-        retry_after: seconds after which the receiver wants the next attempt.
-    """
-
-    status: int | None = None
-    error: str | None = None
-    retry_after: float | None = None
 
 
 class _PinnedTransport(httpx.AsyncHTTPTransport):

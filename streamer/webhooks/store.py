@@ -25,9 +25,9 @@ from streamer.secret_box import SecretBox
 from streamer.timeline.database import Database
 from streamer.timeline.tables import webhook_deliveries, webhook_positions, webhooks
 from streamer.webhooks.addresses import WebhookAddresses
+from streamer.webhooks.message import Outcome, Outgoing
 from streamer.webhooks.outbox import Fact, new_delivery, write_out
 from streamer.webhooks.records import TEST_TYPE, Delivery, DeliveryState, Webhook
-from streamer.webhooks.sender import Outcome, Outgoing
 
 MAX_WEBHOOKS = 50
 """Webhooks of an installation."""

@@ -100,7 +100,8 @@ HEAVY = {
     [
         ("streamer --help", {*HEAVY, "sqlalchemy", "redis", "rq", "pydantic", "structlog"}),
         ("streamer streams", {*HEAVY, "sqlalchemy", "workers"}),
-        ("workers.recorder", HEAVY - {"httpx"}),
+        ("workers.recorder, streamer.timeline.vector_store", HEAVY),
+        ("workers.ingest.worker, workers.gpu.worker", HEAVY),
     ],
 )
 def test_programs_start_without_what_they_do_not_need(

@@ -24,7 +24,7 @@ from streamer.errors import ErrorCode
 from streamer.events import Events
 from streamer.timeline.results import Timeline
 from streamer.timeline.sentences import sentence_encoder
-from streamer.timeline.vectors import VectorStore
+from streamer.timeline.vector_store import VectorStore
 from streamer.webhooks.addresses import WebhookAddresses
 from streamer.webhooks.store import Webhooks
 from workers.recorder import Recorder

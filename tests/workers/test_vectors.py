@@ -12,7 +12,7 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.outage import Outage
 from streamer.timeline.results import Timeline
 from streamer.timeline.sentences import DIMENSIONS
-from streamer.timeline.vectors import VectorStore
+from streamer.timeline.vector_store import VectorStore
 from workers.vectors import VectorMaker, VectorThread
 
 

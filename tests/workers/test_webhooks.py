@@ -10,7 +10,7 @@ from streamer.domain.result import Result
 from streamer.events import Events, EventType
 from streamer.results import Results
 from streamer.timeline.results import Timeline
-from streamer.webhooks import sender
+from streamer.webhooks import message
 from streamer.webhooks.addresses import WebhookAddresses
 from streamer.webhooks.store import MAX_AT_ONCE, Webhooks
 from tests.support.receiver import Receiver
@@ -226,4 +226,4 @@ def test_a_deliverer_that_is_killed_loses_nothing(webhooks, events, worker_proce
 
 
 def test_a_time_limit_is_that_of_the_standard():
-    assert sender.TIME_LIMIT == 15
+    assert message.TIME_LIMIT == 15

@@ -27,8 +27,6 @@ from workers.gpu.survey_job import answer_survey
 from workers.gpu.warm_up import warm_up
 from workers.gpu.watchdog import Watchdog
 from workers.process import restart
-from workers.remote.backend import RemoteBackend
-from workers.remote.server import DEFAULT_SLOTS
 from workers.rq.thread_worker import ThreadWorker
 
 if TYPE_CHECKING:
@@ -65,6 +63,9 @@ def serve_clips(settings: Settings, stopping: threading.Event, burst: bool = Fal
         )
         context.install(own)
         if settings.backend == "openai":
+            from workers.remote.backend import RemoteBackend
+            from workers.remote.server import DEFAULT_SLOTS
+
             with RemoteBackend(settings, own.clock) as remote:
                 own.backend = remote
                 slots = settings.worker_slots or DEFAULT_SLOTS

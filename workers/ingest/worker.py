@@ -3,7 +3,6 @@
 import threading
 from contextlib import ExitStack
 
-import cv2
 import structlog
 
 from streamer.connections import Connections, log_lacks
@@ -16,7 +15,6 @@ from streamer.record_version import join_records
 from streamer.settings import Settings
 from workers import context
 from workers.ingest.balance import Balance
-from workers.ingest.job import run_stream
 from workers.ingest.lost_streams import LostStreams
 from workers.ingest.moved_cameras import MovedCameras
 from workers.rq.thread_worker import ThreadWorker
@@ -26,7 +24,6 @@ _log = structlog.get_logger(__name__)
 
 def serve_streams(settings: Settings, stopping: threading.Event) -> None:
     """Run streams until `stopping` is set. Raises StreamerError if Redis does not answer."""
-    cv2.setNumThreads(1)  # the slots are the threads: more of them, from OpenCV, only compete
     with Connections(settings, patient=True) as connections, ExitStack() as stack:
         join_records(connections.main)
         log_lacks(connections)
@@ -57,7 +54,7 @@ def serve_streams(settings: Settings, stopping: threading.Event) -> None:
             [INGEST],
             connections.main,
             slots=settings.ingest_slots,
-            functions={INGEST_JOB: run_stream},
+            functions={INGEST_JOB: _run_stream},
             stopping=stopping,
             lease=settings.lease,
             on_failed=lambda job, _code, message: _log.error(
@@ -81,6 +78,16 @@ def serve_streams(settings: Settings, stopping: threading.Event) -> None:
         )
         own.worker_name = worker.name
         worker.work(on_ready=lambda: log_ready(worker=worker.name, slots=settings.ingest_slots))
+
+
+def _run_stream(stream_id: str) -> None:
+    """Run one stream. What decodes video is imported with the first: an idle worker lacks it."""
+    import cv2
+
+    from workers.ingest.job import run_stream
+
+    cv2.setNumThreads(1)  # the slots are the threads: more of them, from OpenCV, only compete
+    run_stream(stream_id)
 
 
 def _seal_secrets(own: context.WorkerContext) -> None:

@@ -10,7 +10,8 @@ from streamer.timeline import vectors
 from streamer.timeline.expiry import ResultExpiry
 from streamer.timeline.results import Timeline
 from streamer.timeline.sentences import DIMENSIONS, sentence_encoder
-from streamer.timeline.vectors import VectorIndex, VectorStore
+from streamer.timeline.vector_store import VectorStore
+from streamer.timeline.vectors import VectorIndex
 from tests.streamer.timeline.conftest import NOON, result
 from tests.support.clocks import ManualClock
 

@@ -12,7 +12,8 @@ from standardwebhooks import WebhookVerificationError
 
 from streamer.domain.timestamp import utc_now
 from streamer.webhooks.addresses import WebhookAddresses
-from streamer.webhooks.sender import Outgoing, send
+from streamer.webhooks.message import Outgoing
+from streamer.webhooks.sender import send
 from tests.support.receiver import Receiver
 
 HERE = WebhookAddresses(("127.0.0.1",))

@@ -11,8 +11,8 @@ from streamer.domain.timestamp import rfc3339, utc_now
 from streamer.errors import ErrorCode, StreamerError
 from streamer.timeline.tables import webhooks as webhooks_table
 from streamer.webhooks import outbox, store
+from streamer.webhooks.message import Outcome
 from streamer.webhooks.outbox import Fact
-from streamer.webhooks.sender import Outcome
 
 URL = "http://127.0.0.1:9/hook"
 TAKEN = Outcome(204)
