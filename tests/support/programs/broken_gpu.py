@@ -1,4 +1,4 @@
-"""Run a gpu worker whose engine breaks.
+"""Run a gpu worker whose engine breaks, once it has warmed up.
 
 usage: python -m tests.support.programs.broken_gpu FAULT MARK [--burst]
 The file MARK counts, from one process image to the next, how often the engine broke. FAULT is:
@@ -19,6 +19,7 @@ import torch
 
 from nvila_core.engine.scheduler import Scheduler
 from nvila_core.models.language_model import LanguageModel
+from workers.gpu import worker
 from workers.gpu.__main__ import main
 from workers.process import startup
 
@@ -26,9 +27,17 @@ POISON = 13
 
 
 def install(fault: str, mark: Path) -> None:
-    """Replace methods of the engine with ones that fail."""
-    schedule, forward = Scheduler.schedule, LanguageModel.forward_step
+    """Replace methods of the engine with ones that fail after the warm-up."""
+    warm_up, schedule, forward = worker.warm_up, Scheduler.schedule, LanguageModel.forward_step
     asked: list[int] = []
+
+    def then_break(*arguments):
+        warm_up(*arguments)
+        for owner, name, replacement in (
+            (Scheduler, "schedule", looked_at),
+            (LanguageModel, "forward_step", broken),
+        ):
+            setattr(owner, name, replacement)
 
     def count() -> int:
         with mark.open("a") as file:
@@ -56,11 +65,7 @@ def install(fault: str, mark: Path) -> None:
             raise torch.AcceleratorError("CUDA error: device-side assert triggered")
         return forward(self, *arguments)
 
-    for owner, name, replacement in (
-        (Scheduler, "schedule", looked_at),
-        (LanguageModel, "forward_step", broken),
-    ):
-        setattr(owner, name, replacement)
+    worker.warm_up = then_break
 
 
 if __name__ == "__main__":

@@ -33,11 +33,14 @@ def import_tests(arguments: list[str]) -> None:
 
 if __name__ == "__main__":
     path, *rest = sys.argv[1:]
+    before = dict(os.environ)
     import_tests(rest)
+    set_by_tests = dict(os.environ.items() - before.items())
     end, _ends_with_this_process = socket.socketpair()
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     listener.bind(f"{path}.new")
     listener.listen()
     os.rename(f"{path}.new", path)
     if (wanted := serve(end, listener)) is not None:
+        wanted["env"] |= set_by_tests
         run(wanted)
