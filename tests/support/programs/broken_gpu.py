@@ -21,6 +21,7 @@ from nvila_core.engine.scheduler import Scheduler
 from nvila_core.models.language_model import LanguageModel
 from workers.gpu import worker
 from workers.gpu.__main__ import main
+from workers.gpu.warm_up import warm_up
 from workers.process import startup
 
 POISON = 13
@@ -28,7 +29,7 @@ POISON = 13
 
 def install(fault: str, mark: Path) -> None:
     """Replace methods of the engine with ones that fail after the warm-up."""
-    warm_up, schedule, forward = worker.warm_up, Scheduler.schedule, LanguageModel.forward_step
+    schedule, forward = Scheduler.schedule, LanguageModel.forward_step
     asked: list[int] = []
 
     def then_break(*arguments):
@@ -65,7 +66,7 @@ def install(fault: str, mark: Path) -> None:
             raise torch.AcceleratorError("CUDA error: device-side assert triggered")
         return forward(self, *arguments)
 
-    worker.warm_up = then_break
+    setattr(worker, "warm_up", then_break)  # noqa: B010 - mypy: it is not exported
 
 
 if __name__ == "__main__":
