@@ -29,7 +29,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
-from report import percentiles, publish
+from report import cpu_seconds, percentiles, publish
 
 from streamer.domain.result import Result
 from streamer.events import Events, EventType
@@ -105,12 +105,6 @@ def program(settings: Settings, *arguments: str) -> Iterator[tuple[psutil.Proces
         finally:
             process.terminate()
             process.wait()
-
-
-def cpu_seconds(process: psutil.Process) -> float:
-    """Return the CPU time that a process has used."""
-    times = process.cpu_times()
-    return times.user + times.system
 
 
 def measure_listeners(client: Service, options: argparse.Namespace) -> dict[str, Any]:

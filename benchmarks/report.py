@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
+import psutil
+
 
 def machine() -> dict[str, Any]:
     """Return the processor, its usable cores, and the versions of Python and the main libraries."""
@@ -22,6 +24,12 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         **{name: version(name) for name in ("av", "rq", "redis", "torch")},
     }
+
+
+def cpu_seconds(process: psutil.Process) -> float:
+    """Return the CPU time that a process has used."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
 
 
 def percentiles(values: Sequence[float], *wanted: int) -> list[float]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from report import publish
+from report import cpu_seconds, publish
 
 from streamer.local.installation import child_environment
 from streamer.local.redis_server import EmbeddedServer
@@ -119,12 +119,6 @@ def program(*arguments: str, settings: Settings, until: str) -> Iterator[psutil.
     finally:
         process.terminate()
         process.wait()
-
-
-def cpu_seconds(process: psutil.Process) -> float:
-    """Return the CPU time that a process has used."""
-    times = process.cpu_times()
-    return times.user + times.system
 
 
 if __name__ == "__main__":
