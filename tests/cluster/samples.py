@@ -26,7 +26,7 @@ _WARM_UP = 10
 """Minutes of a program at its start that do not count: it fills its caches."""
 
 _MIN_MINUTES = 20
-"""Minutes after those that a program must run so that its growth is told."""
+"""Minutes that a program must run after the warm-up before its growth is judged."""
 
 JUDGED_AFTER = _WARM_UP + _MIN_MINUTES
 """Minutes of faults after which growth can be judged."""

@@ -30,7 +30,7 @@ def test_the_worker_is_ready_after_its_warm_up_only(
     monkeypatch.setattr(worker, "warm_up", watched)
     # when it has become ready
     with ModelWorker(settings.model_copy(update={"model": str(random_checkpoint)})):
-        # then nobody could send it work until the warm-up was over
+        # then no queue had it as a worker before the warm-up had ended
         *moments, own = seen
         assert moments == [("before", 0, {}, 1), ("after", 0, {}, 1)]
         # and its counts are those of its users' requests
@@ -69,7 +69,7 @@ def test_an_engine_that_breaks_down_ends_the_worker(own, model):
 
 @pytest.mark.timeout(60)
 def test_a_worker_that_is_to_end_does_not_wait_for_its_warm_up(own, model):
-    # given an engine whose thread does not run, and a worker that is told to end
+    # given an engine whose thread does not run, and a worker that is stopping
     own.stopping.set()
     engine = Engine(model)
     # then the warm-up is given up
