@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -48,7 +49,7 @@ def test_a_machine_that_is_well(settings: Settings) -> None:
     assert set(states.values()) <= {"ok", "warn"}, found
     for name in ("python", "packages", "redis", "clock", "model", "codecs", "disk"):
         assert states[name] == "ok", found[name]
-    assert "demo in float32 on main memory" in found["model"].message
+    assert re.search("demo in b?float(32|16) on main memory", found["model"].message)
     assert "***" in found["redis"].message
     assert "h264, hevc" in found["codecs"].message
     assert {"redis memory", "hardware decoding", "limits"} <= set(found)
@@ -197,7 +198,9 @@ def test_a_model_in_fewer_bits_is_judged_by_those(
     # given a machine in which the weights fit only when they are quantized
     monkeypatch.setattr(footprint, "main_memory", lambda: (8_000_000, 8_000_000))
     full, small = (
-        Settings(data_dir=tmp_path, device="cpu", kv_cache_tokens=256, quantize=mode)
+        Settings(
+            data_dir=tmp_path, device="cpu", dtype="float32", kv_cache_tokens=256, quantize=mode
+        )
         for mode in (None, "int8")
     )
     deadline = time.monotonic() + 60
