@@ -163,7 +163,7 @@ class Chats:
         self, messages: Sequence[ChatMessage], *, request_id: str | None = None, **fields: Any
     ) -> ChatRequest:
         """Make the request of a conversation: choose the frames of its cameras, fetch and store its
-        pictures. Call :meth:`discard` when nobody needs them any more.
+        pictures. Call :meth:`discard` when they are no longer needed.
 
         `fields` are others of a :class:`ChatRequest`: `max_tokens`, `temperature`, ... A request
         that was submitted with the same `request_id` before is not submitted again.

@@ -85,5 +85,5 @@ class Deltas:
         ]
 
     def discard(self, request_id: str) -> None:
-        """Delete the pieces of an answer that nobody waits for any more."""
+        """Delete the pieces of an answer that no client waits for any more."""
         self._redis.unlink(redis_keys.deltas(request_id))

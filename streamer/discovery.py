@@ -107,10 +107,10 @@ def find_cameras(
             replies = [Reply(hosts[0], "", onvif.device_service(hosts[0]))]
     details = _ask_all(replies, user, password, settings.https_verify)
     cameras = []
-    for reply, told in zip(replies, details, strict=True):
-        if not reply.endpoint_reference and not told.reached and not told.profiles:
+    for reply, answer in zip(replies, details, strict=True):
+        if not reply.endpoint_reference and not answer.reached and not answer.profiles:
             continue  # nothing is there
-        cameras.append(_camera(reply, told, streams))
+        cameras.append(_camera(reply, answer, streams))
     cameras.sort(key=lambda camera: ipaddress.ip_address(camera.address))
     return Discovery(cameras=cameras, hosts=None if hosts is None else len(hosts))
 
@@ -234,12 +234,12 @@ def _ask_all(
     def ask(reply: Reply) -> Details:
         if time.monotonic() >= deadline:
             return _late(reply)
-        told = onvif.ask_device(reply.service, user, password, deadline=deadline, verify=verify)
-        if told.reached and not reply.endpoint_reference:
-            told.endpoint_reference = onvif.endpoint_reference_of(
+        answer = onvif.ask_device(reply.service, user, password, deadline=deadline, verify=verify)
+        if answer.reached and not reply.endpoint_reference:
+            answer.endpoint_reference = onvif.endpoint_reference_of(
                 reply.service, user, password, verify=verify
             )
-        return told
+        return answer
 
     asked = [pool.submit(ask, reply) for reply in replies]
     wait(asked, timeout=ASK + 1.0)
@@ -255,17 +255,17 @@ def _late(reply: Reply) -> Details:
     return Details(error=StreamerError(ErrorCode.STREAM_TIMEOUT, message))
 
 
-def _camera(reply: Reply, told: Details, streams: Sequence[Stream]) -> FoundCamera:
-    reference = reply.endpoint_reference or told.endpoint_reference or None
+def _camera(reply: Reply, answer: Details, streams: Sequence[Stream]) -> FoundCamera:
+    reference = reply.endpoint_reference or answer.endpoint_reference or None
     attached = [s for s in streams if reference is not None and s.endpoint_reference == reference]
-    error = told.error
+    error = answer.error
     return FoundCamera(
         address=reply.address,
         endpoint_reference=reference,
         name=_plain(reply.name),
-        manufacturer=_plain(told.manufacturer),
-        model=_plain(told.model or reply.hardware),
-        serial=_plain(told.serial),
+        manufacturer=_plain(answer.manufacturer),
+        model=_plain(answer.model or reply.hardware),
+        serial=_plain(answer.serial),
         location=_plain(reply.location),
         streams=[
             FoundStream(
@@ -276,7 +276,7 @@ def _camera(reply: Reply, told: Details, streams: Sequence[Stream]) -> FoundCame
                 height=profile.height,
                 fps=profile.fps,
             )
-            for profile in told.profiles
+            for profile in answer.profiles
         ],
         error=ErrorInfo(code=error.code, message=error.message) if error is not None else None,
         attached=[stream.name for stream in attached],

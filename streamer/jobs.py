@@ -96,7 +96,7 @@ _MAX_RACES = 3
 # ARGV: request id, bytes of it and its answer, maximum number (0: it is no query) and bytes of the
 # open queries, TTL s, token of the stream's worker or '', seconds that a query may be expected to
 # wait, stream whose frames it shows or '', commands that store it
-# Returns what became of it, and the seconds that queries are expected to wait, '' if not known.
+# Returns the outcome, and the seconds that queries are expected to wait, '' if not known.
 _ACCEPT = (
     HAS_ROOM
     + EXPECTED_WAIT

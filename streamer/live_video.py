@@ -1,4 +1,4 @@
-"""The video of the streams that somebody watches, on its way from the ingest worker to viewers.
+"""The video of the streams that have viewers, on its way from the ingest worker to viewers.
 
 An API process says which streams it wants, again and again (:meth:`LiveVideo.want`). The ingest
 worker of such a stream remuxes its packets, once for all viewers, and adds them in *pieces* to the

@@ -122,7 +122,7 @@ class LostRequests:
         )
 
     def sweep(self) -> int:
-        """Settle unanswered queries, whether or not somebody waits; return how many were lost."""
+        """Settle unanswered queries, whether or not a client waits; return how many were lost."""
         newest = self._ids(self._redis.zrange(redis_keys.QUERIES, 0, -1))
         counted = self._ids(self._redis.hrandfield(redis_keys.OPEN_QUERIES, _MAX_SWEPT))
         counted.discard("total")

@@ -99,7 +99,7 @@ local function trim_results()
   if recorded then redis.call('XTRIM', '{redis_keys.RESULTS}', 'MINID', first) end
 end
 
--- Deletes events but for the newest: a listener that is further behind is told so.
+-- Deletes events but for the newest: a listener that is further behind gets a note of the gap.
 local function trim_events()
   redis.call('XTRIM', '{redis_keys.EVENTS}', 'MAXLEN', {_FEW_EVENTS})
 end

@@ -47,12 +47,12 @@ class ModelServer:
     def says(self, content: bytes) -> str:
         """Return what the body of an error says, on one line, without the key."""
         try:
-            told = json.loads(content)
+            body = json.loads(content)
         except ValueError:
-            told = content.decode(errors="replace")
+            body = content.decode(errors="replace")
         for name in ("error", "message", "detail"):
-            told = told.get(name, told) if isinstance(told, dict) else told
-        return self.clean(told if isinstance(told, str) else json.dumps(told))
+            body = body.get(name, body) if isinstance(body, dict) else body
+        return self.clean(body if isinstance(body, str) else json.dumps(body))
 
     def clean(self, text: str) -> str:
         """Return a text on one line, shortened, without the key and other secrets."""

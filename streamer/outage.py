@@ -22,7 +22,7 @@ _FORGOTTEN = 30.0
 _STAGE = 30.0
 """Seconds within which another reason is a stage of the same outage, as in a failover."""
 
-_MAX_TOLD, _TOLD_WITHIN = 3, 60.0
+_MAX_REPORTED, _REPORTED_WITHIN = 3, 60.0
 """How many outages of one kind are logged within so many seconds: a server at the limit of its
 memory would otherwise begin and end one with every frame."""
 
@@ -61,10 +61,10 @@ class Outage:
         self._failing: dict[str, float] = {}
         self._began = 0.0
         self._message = ""
-        self._told: dict[str, deque[float]] = {}  # by kind
-        self._told_message = ""
-        self._told_at = -math.inf
-        self._quiet = False  # begun too soon after others to be told
+        self._reported: dict[str, deque[float]] = {}  # by kind
+        self._reported_message = ""
+        self._reported_at = -math.inf
+        self._quiet = False  # began too soon after others to be reported
 
     @property
     def reason(self) -> str | None:
@@ -83,18 +83,20 @@ class Outage:
             now = self._clock.monotonic()
             if not self._failing:
                 self._began = now
-                told = self._told.setdefault(kind, deque(maxlen=_MAX_TOLD))
-                self._quiet = len(told) == _MAX_TOLD and now - told[0] < _TOLD_WITHIN
+                reported = self._reported.setdefault(kind, deque(maxlen=_MAX_REPORTED))
+                self._quiet = (
+                    len(reported) == _MAX_REPORTED and now - reported[0] < _REPORTED_WITHIN
+                )
                 tell = not self._quiet
             else:
-                stage = now - max(self._began, self._told_at) < _STAGE
-                tell = not stage and (self._quiet or message != self._told_message)
+                stage = now - max(self._began, self._reported_at) < _STAGE
+                tell = not stage and (self._quiet or message != self._reported_message)
             self._failing[activity] = now
             self._message = message
             if tell:
                 self._quiet = False
-                self._told_message, self._told_at = message, now
-                self._told.setdefault(kind, deque(maxlen=_MAX_TOLD)).append(now)
+                self._reported_message, self._reported_at = message, now
+                self._reported.setdefault(kind, deque(maxlen=_MAX_REPORTED)).append(now)
         if tell:
             _log.warning("outage_began", server=self._server, reason=message)
         return trouble

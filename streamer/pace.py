@@ -1,7 +1,7 @@
 """Measure how fast jobs leave a queue, and how long one that waits there is expected to.
 
 Model workers note each job that they take. The time between two takes counts while other jobs
-waited in between: so it is what the workers can do, not how often somebody asks.
+waited in between: so it is what the workers can do, not how often clients ask.
 """
 
 from typing import Any, cast

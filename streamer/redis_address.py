@@ -25,8 +25,8 @@ FORMS = (
 _SENTINEL_PORT = 26379
 
 _DRIVER = redis.DriverInfo()
-"""What servers are told of this client; each connection would look it up in the metadata of the
-package, which takes ten times as long as to connect."""
+"""The client's name and version that servers receive. Otherwise each connection would look it up in
+the metadata of the package, which takes ten times as long as connecting."""
 
 # A machine that vanishes is noticed after about ten seconds, whether the connection waits for an
 # answer or is idle. For a frozen server the kernel still answers: there the time-out counts.

@@ -230,7 +230,8 @@ class Service:
     ) -> Stream:
         """Attach a URL, file or device; without `watches` every window gets a caption.
 
-        `live` says whether the end of the source is a lost connection; None: opening it tells.
+        `live` says whether the end of the source is a lost connection; None: detected when the source is
+        opened.
         With `stream_id`, the stream gets this id; one that has it is returned instead.
         `model` answers the watches and queries that name none. `endpoint_reference` is what the
         camera is called at every address (see :meth:`discover`): a stream that is attached from it

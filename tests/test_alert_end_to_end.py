@@ -45,7 +45,7 @@ def test_a_parked_car_is_one_incident_whatever_is_killed(
         seen: list[Event] = []
         position = events.position()
 
-        def told(type: str) -> bool:
+        def reported(type: str) -> bool:
             found = events.read(seen[-1].id if seen else position)
             seen.extend(found)
             return any(event.type == type and event.stream_name == "gate" for event in seen)
@@ -57,7 +57,7 @@ def test_a_parked_car_is_one_incident_whatever_is_killed(
             "watch", "add", "gate", "Is there a car?", "--alert", "--every", "5", "--title", "Car"
         )
         # when a car parks, one incident opens, with a picture
-        eventually(lambda: told("incident.opened"), timeout=300)
+        eventually(lambda: reported("incident.opened"), timeout=300)
         (opened,) = installation.records("incidents", "--open", "--stream", "gate")
         assert (opened["watch_id"], opened["title"]) == (watch["id"], "Car")
         picture = httpx.get(installation.api_url + opened["snapshot"]["opened"])
@@ -67,8 +67,8 @@ def test_a_parked_car_is_one_incident_whatever_is_killed(
             for process in installation.find(program):
                 process.kill()
         # then it is updated, with what the model says, and resolved when the car has left
-        eventually(lambda: told("incident.updated"), timeout=300)
-        eventually(lambda: told("incident.resolved"), timeout=300)
+        eventually(lambda: reported("incident.updated"), timeout=300)
+        eventually(lambda: reported("incident.resolved"), timeout=300)
         (ended,) = installation.records("incidents", "--stream", "gate")
         assert ended["id"] == opened["id"]
         assert "car" in ended["summary"]
@@ -81,9 +81,9 @@ def test_a_parked_car_is_one_incident_whatever_is_killed(
 
 def assert_told_in_order(events: list[Event]) -> None:
     """Each message is about the same incident and has a higher version than the one before."""
-    told: list[dict[str, Any]] = [json.loads(event.data) for event in events]
-    assert len({incident["id"] for incident in told}) == 1
-    versions = [incident["version"] for incident in told]
+    reported: list[dict[str, Any]] = [json.loads(event.data) for event in events]
+    assert len({incident["id"] for incident in reported}) == 1
+    versions = [incident["version"] for incident in reported]
     assert versions == sorted(set(versions))
     kinds = [event.type for event in events if event.type != "incident.updated"]
     assert kinds[:2] == ["incident.opened", "incident.resolved"]

@@ -55,7 +55,7 @@ FORBIDDEN = [
 
 
 class Refusing:
-    """An RTSP server that refuses every login, and remembers what it was told."""
+    """An RTSP server that refuses every login, and remembers what it received."""
 
     def __enter__(self) -> Self:
         self._listener = socket.create_server(("127.0.0.1", 0))

@@ -128,7 +128,7 @@ class WorkerContext:
 
     @property
     def video(self) -> "VideoRelay":
-        """What relays the video of the streams that somebody watches."""
+        """Relay of the video of streams that have viewers."""
         from streamer.live_video import LiveVideo
         from workers.video_relay import VideoRelay  # imports PyAV, which model workers do without
 

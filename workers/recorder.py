@@ -66,7 +66,7 @@ class Recorder:
         clock: the time; a test moves it by hand.
         incidents: counts the windows of alerts; without them nothing is counted.
         frames: where the pictures of incidents are.
-        told: called after a result has changed an incident.
+        on_incident: called after a result has changed an incident.
         expiry: deletes old results; without it all are kept.
         database_outage: what the database refuses at the moment.
     """
@@ -83,7 +83,7 @@ class Recorder:
         clock: Clock | None = None,
         incidents: Incidents | None = None,
         frames: FrameStore | None = None,
-        told: Callable[[], None] = lambda: None,
+        on_incident: Callable[[], None] = lambda: None,
         expiry: ResultExpiry | None = None,
         database_outage: Outage | None = None,
     ) -> None:
@@ -91,7 +91,7 @@ class Recorder:
         self._redis = in_reserve(client)
         self._incidents = incidents
         self._frames = frames
-        self._told = told
+        self._on_incident = on_incident
         self._timeline = timeline
         self._stopping = stopping
         self._claim_after = claim_after
@@ -212,15 +212,15 @@ class Recorder:
         if incidents is None:
             return self._timeline.record(results)
         pictures = {} if self._frames is None else pictures_of(results, self._frames)
-        told = False
+        changed = False
 
         def count(connection: Connection, new: list[Result]) -> None:
-            nonlocal told
-            told = incidents.count(connection, new, pictures)
+            nonlocal changed
+            changed = incidents.count(connection, new, pictures)
 
         recorded = self._timeline.record(results, also=count)
-        if told:
-            self._told()
+        if changed:
+            self._on_incident()
         return recorded
 
     def _leave(self, entry_id: bytes, error: StreamerError) -> None:
@@ -289,7 +289,7 @@ def record_results(settings: Settings, stopping: threading.Event) -> None:
                 clock=clock,
                 incidents=incidents,
                 frames=FrameStore(connections.frames, Retention.of(settings), clock=clock),
-                told=thread.wake.set,
+                on_incident=thread.wake.set,
                 expiry=ResultExpiry(
                     timeline.database,
                     clock,

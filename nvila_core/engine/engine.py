@@ -370,7 +370,7 @@ class Engine:
         except Exception as error:
             if is_device_lost(error):
                 raise
-            return None  # the next step will meet it again, and fail whom it concerns
+            return None  # the next step meets it again, and fails the requests it concerns
 
     def _drop_surplus(self, request: Request, drawn: Drawn) -> None:
         """Free a request that had ended when its last position was started."""

@@ -94,7 +94,7 @@ def _answer(schema: str, tokenizer: LLTokenizer) -> dict[str, Any]:
 
 
 def _compile(schema: str, tokenizer: LLTokenizer, sender: int) -> None:
-    """Compile `schema` within the limits, write what became of it to `sender`, and exit."""
+    """Compile `schema` within the limits, write the outcome to `sender`, and exit."""
     code = 1
     try:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -60,7 +60,7 @@ def size_engine(
         free: bytes that are free with the model loaded.
         position_bytes: bytes of the keys and values of a position.
         share: of the free memory for the cache on a GPU; None: CACHE_SHARE.
-        kv_cache_tokens, max_num_seqs, worker_slots: sizes that somebody has set.
+        kv_cache_tokens, max_num_seqs, worker_slots: sizes that the user has set.
 
     Raises:
         NVILAError: the memory does not hold a clip beside the model.

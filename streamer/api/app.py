@@ -98,7 +98,7 @@ def create_app(client: Service, *, watch_events: bool = False) -> FastAPI:
     """Create the API over `client`, and close the client when the application ends.
 
     With `watch_events`, events are read, and the states of workers looked at, from the start on,
-    and not only when somebody listens.
+    and not only when a client listens.
     """
 
     keyring = Keyring(ApiKeys(client.connections.main, client.settings), client.connections.clock)

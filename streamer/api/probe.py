@@ -47,7 +47,7 @@ async def try_source(
     loop = asyncio.get_running_loop()
     news: asyncio.Queue[Record | None] = asyncio.Queue()  # None: the probe has ended
 
-    def told(name: str, step: ProbeStep | None) -> None:
+    def send_step(name: str, step: ProbeStep | None) -> None:
         loop.call_soon_threadsafe(news.put_nowait, step or ProbeBegun(name=name))
 
     left = threading.Event()
@@ -63,7 +63,7 @@ async def try_source(
             hwaccel=client.settings.hwaccel,
             access=client.admission.access(),
             watch=0.5,
-            told=told,
+            on_step=send_step,
         )
 
     task = asyncio.ensure_future(to_thread.run_sync(run, abandon_on_cancel=True, limiter=_limiter))

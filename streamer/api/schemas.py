@@ -241,7 +241,7 @@ class StreamBody(RequestBody):
     live: bool | None = Field(
         default=None,
         description="true: the end of the source is a lost connection; false: it is a recording; "
-        "default: opening it tells",
+        "default: detected when the source is opened",
     )
     model: ModelName | None = Field(
         default=None, description="model of the watches and queries that name none"
@@ -417,7 +417,7 @@ class IncidentPatch(RequestBody):
     seen: bool | None = Field(default=None, description="true: it has been seen")
     acknowledged: bool | Acknowledgement | None = Field(
         default=None,
-        description="true: somebody takes care of it; what a GET returned changes nothing",
+        description="true: acknowledge the incident; what a GET returned changes nothing",
     )
     note: str | None = Field(
         default=None, max_length=MAX_NOTE, description="note of the acknowledgement"

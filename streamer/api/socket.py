@@ -217,8 +217,8 @@ class _Conversation:
     async def _send_events(self, notices: AsyncIterator[Any]) -> None:
         async for notice in notices:
             if notice.name in ("hello", "resync"):
-                told = json.loads(notice.data) | {"position": notice.position}
-                await self._send(json.dumps({"type": notice.name, **told}))
+                message = json.loads(notice.data) | {"position": notice.position}
+                await self._send(json.dumps({"type": notice.name, **message}))
             else:
                 await self._send(f'{{"type": "event", "event": {notice.data}}}')
         raise _TooSlow

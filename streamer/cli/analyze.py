@@ -28,7 +28,8 @@ def analyze(
     recording: Annotated[
         bool,
         typer.Option(
-            "--recording", help="Take the source for a recording although it looks like a stream."
+            "--recording",
+            help="Treat the source as a recording, which ends, although it looks like a stream.",
         ),
     ] = False,
     verbose: Verbose = False,

@@ -165,7 +165,7 @@ def _facts(incident: "Incident") -> list[tuple[str, str]]:
     from streamer.terminal import plain, time_of_day
 
     windows = incident.windows
-    told = [d for d in incident.deliveries if d.delivered]
+    delivered = [d for d in incident.deliveries if d.delivered]
     facts: list[tuple[str, str | None]] = [
         ("incident", incident.id),
         ("title", plain(incident.title)),
@@ -185,7 +185,7 @@ def _facts(incident: "Incident") -> list[tuple[str, str]]:
         ("seen by", ", ".join(incident.seen_by) or None),
         ("acknowledged", f"by {incident.acknowledged.by}" if incident.acknowledged else None),
         ("feedback", incident.feedback.verdict if incident.feedback else None),
-        ("delivered", f"{len(told)} messages" if told else None),
+        ("delivered", f"{len(delivered)} messages" if delivered else None),
         ("picture", incident.snapshot.best),
         ("video", incident.clip),
     ]

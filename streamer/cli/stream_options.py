@@ -56,7 +56,7 @@ LiveOption = Annotated[
     typer.Option(
         "--live/--recording",
         help="Treat the source as a live stream, which is reconnected, or as a recording, which "
-        "ends. Default: opening it tells.",
+        "ends. Default: detected when the source is opened.",
     ),
 ]
 

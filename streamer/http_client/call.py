@@ -97,7 +97,7 @@ class Call(Generic[_T]):
     def lost(self, error: httpx.HTTPError) -> StreamerError:
         """Return what the loss of the connection means: a PassingError if it may be sent again.
 
-        A DELETE that arrived cannot be told from one that did not, and is not sent twice.
+        A DELETE whose reply was lost may have been carried out: it is not sent twice.
         """
         unsent = isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout)
         meaning = lost_connection(error)

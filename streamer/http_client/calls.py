@@ -88,8 +88,8 @@ class ServiceCalls:
 
         A watch is a prompt, or a record; what it does not set is set by the server. `history` are
         the seconds that frames are kept, `retention_days` the days that results are. `live` says
-        whether the end of the source is a lost connection; None: opening it tells. `model` answers
-        the watches and queries that name none. `endpoint_reference` is what `discover` calls the
+        whether the end of the source is a lost connection; None: detected when the source is
+        opened. `model` answers the watches and queries that name none. `endpoint_reference` is what `discover` calls the
         camera: a stream that is attached from it with the same path is returned instead, at the
         address and with the password of `source`.
 
@@ -593,7 +593,7 @@ class IncidentCalls:
     ) -> Call[IncidentList]:
         """Return up to `limit` incidents, newest first; pending ones only with that `state`.
 
-        `since`: those that are open or have changed since then. `unseen`: those that nobody has
+        `since`: those that are open or have changed since then. `unseen`: those that no one has
         seen. `cursor` is the `next_cursor` of the page before.
 
         Raises StreamerError: INVALID_REQUEST, DATABASE_UNAVAILABLE.
@@ -643,7 +643,7 @@ class IncidentCalls:
 
     @staticmethod
     def see(incident_id: str, by: str | None = None) -> Call[Incident]:
-        """Note that somebody, by default the API key's name, has seen an incident.
+        """Note that a person, by default the API key's name, has seen an incident.
 
         Raises StreamerError(UNKNOWN_INCIDENT).
         """

@@ -1,1 +1,1 @@
-"""Incidents: what alerts have found, from the first sight to the end, and who was told."""
+"""Incidents: what alerts have found, from the first sight to the end, and who was notified."""

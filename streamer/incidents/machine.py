@@ -20,7 +20,7 @@ MIN_WINDOWS = 16
 """Windows of an alert that are remembered, or twice as many as its rule counts."""
 
 BETTER = 0.1
-"""By how much the most probable window must exceed the one told of, to be told again."""
+"""By how much the most probable window must exceed the last one reported, to be reported again."""
 
 _SAME = 0.5
 """Share of the shorter of two windows that overlaps when both are about the same time."""
@@ -50,7 +50,7 @@ class SeenWindow:
 
 
 class IncidentStep(StrEnum):
-    """What became of an incident. Only the last four are told."""
+    """A change of an incident. Only the last four are reported."""
 
     PENDING = "pending"
     DROPPED = "dropped"
@@ -61,7 +61,7 @@ class IncidentStep(StrEnum):
     RESOLVED = "resolved"
 
 
-TOLD = frozenset(
+REPORTED = frozenset(
     {IncidentStep.OPENED, IncidentStep.REOPENED, IncidentStep.UPDATED, IncidentStep.RESOLVED}
 )
 
@@ -97,7 +97,7 @@ class IncidentMachine:
         incident: the newest incident, resolved or not; None if there was none.
         consumed: start of the newest window that the last resolved incident rests on: only later
             ones count for another.
-        told: probability of the best picture that people were told of.
+        reported: probability of the best picture that was reported.
     """
 
     def __init__(
@@ -106,13 +106,13 @@ class IncidentMachine:
         windows: Sequence[SeenWindow] = (),
         incident: Incident | None = None,
         consumed: datetime | None = None,
-        told: float = 0.0,
+        reported: float = 0.0,
     ) -> None:
         self.subject = subject
         self.windows = sorted(windows)
         self.incident = incident
         self.consumed = consumed
-        self.told = told
+        self.reported = reported
 
     def observe(self, window: SeenWindow, rule: AlertRule) -> Transition | None:
         """Add a window. Return what it changed; None if it was known, or changed nothing."""
@@ -148,7 +148,7 @@ class IncidentMachine:
         return self.incident is not None and self.incident.state is not IncidentState.RESOLVED
 
     def _note(self, window: SeenWindow, count: int) -> bool:
-        """Remember a window; return False if it is known, or too old to be told from a known one.
+        """Remember a window; return False if it is known, or too old to compare with known ones.
 
         An answer takes the place of a window of the same time that has none.
         """
@@ -189,7 +189,7 @@ class IncidentMachine:
                 resolve_reason=None,
                 reopened=before.reopened + 1,
             )
-            self.incident, self.told = again, again.probability.max
+            self.incident, self.reported = again, again.probability.max
             return Transition(IncidentStep.REOPENED, again, window)
         evidence = self._evidence(rule)
         if not evidence or window not in evidence:
@@ -229,7 +229,7 @@ class IncidentMachine:
         )
 
     def _open(self, incident: Incident, window: SeenWindow) -> Transition:
-        self.told = incident.probability.max
+        self.reported = incident.probability.max
         newest = max(window.end, incident.last_known_at)
         self.incident = incident.changed(state=IncidentState.OPEN, raised_at=newest)
         return Transition(IncidentStep.OPENED, self.incident, window)
@@ -260,8 +260,8 @@ class IncidentMachine:
                 resolve_reason=ResolveReason.CLEARED,
             )
             return Transition(IncidentStep.RESOLVED, self.incident, window)
-        if incident.probability.max >= self.told + BETTER:
-            self.told = incident.probability.max
+        if incident.probability.max >= self.reported + BETTER:
+            self.reported = incident.probability.max
             return Transition(IncidentStep.UPDATED, incident, window)
         return Transition(IncidentStep.COUNTED, incident, window)
 

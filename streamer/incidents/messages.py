@@ -54,7 +54,7 @@ def write(
     """Write a message to each of `channels`, to the events, and to the webhooks, in the transaction
     of `connection`.
 
-    A silenced incident is told to the events only.
+    A silenced incident appears among the events only.
     """
     now = utc_now()
     if not incident.silenced_by:

@@ -22,7 +22,7 @@ _ENDS = {
     ResolveReason.CLEARED: "It is no longer seen.",
     ResolveReason.STREAM_LOST: "Whether it is still there is unknown: the stream is lost.",
     ResolveReason.WATCH_REMOVED: "Its watch was removed.",
-    ResolveReason.MANUAL: "Somebody resolved it.",
+    ResolveReason.MANUAL: "A person resolved it.",
 }
 TIMEOUT = 30.0
 """Seconds that a service may take for a message: less than another recorder waits before it sends

@@ -1,4 +1,4 @@
-"""Define the records of an incident: what was seen, who was told, what people say about it."""
+"""Define the records of an incident: what was seen, who was notified, what people say about it."""
 
 from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
@@ -29,8 +29,8 @@ PersonName = Annotated[str, Field(min_length=1, max_length=MAX_PERSON)]
 class IncidentState(StrEnum):
     """State of an incident.
 
-    `pending`: seen, but not yet in as many windows as the rule asks for; nobody is told, and the
-    incident is dropped if it comes to nothing. `open`: people are told. `resolved`: it is over.
+    `pending`: seen, but not yet in as many windows as the rule asks for; no one is notified, and
+    the incident is dropped if it comes to nothing. `open`: people are notified. `resolved`: it is over.
     """
 
     PENDING = "pending"
@@ -92,8 +92,8 @@ class Delivered(Record):
     """A message about an incident that was sent, or could not be."""
 
     channel: str = Field(max_length=200, description="where it went")
-    type: str = Field(description="what it told: incident.opened, incident.updated ...")
-    version: int = Field(description="version of the incident that it told of")
+    type: str = Field(description="type of the event: incident.opened, incident.updated ...")
+    version: int = Field(description="version of the incident in the message")
     at: Timestamp = Field(default_factory=utc_now)
     delivered: bool
     error: str | None = Field(default=None, max_length=500, description="why it was not delivered")
@@ -116,7 +116,7 @@ class Incident(Record):
     state: IncidentState
     opened_at: Timestamp = Field(description="start of the first window that showed it")
     raised_at: Timestamp | None = Field(
-        default=None, description="when the rule was met and people were told; null: pending"
+        default=None, description="when the rule was met and people were notified; null: pending"
     )
     last_seen_at: Timestamp = Field(description="end of the newest window that showed it")
     last_known_at: Timestamp = Field(

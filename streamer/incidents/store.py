@@ -21,7 +21,7 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.events import EventType
 from streamer.incidents import messages
 from streamer.incidents.machine import (
-    TOLD,
+    REPORTED,
     IncidentMachine,
     IncidentStep,
     SeenWindow,
@@ -63,7 +63,7 @@ TYPES = {
     IncidentStep.UPDATED: EventType.INCIDENT_UPDATED,
     IncidentStep.RESOLVED: EventType.INCIDENT_RESOLVED,
 }
-"""What people are told of each step."""
+"""The event that reports each step."""
 
 _log = structlog.get_logger(__name__)
 
@@ -103,21 +103,21 @@ class Incidents:
     def count(
         self, connection: Connection, results: Sequence[Result], pictures: Mapping[str, KeptPicture]
     ) -> bool:
-        """Count new results in the transaction that records them; return whether people are told.
+        """Count new results in the transaction that records them; return True if events were added.
 
         `pictures` are those of windows that show what an alert asks about, by result id.
         """
-        told = False
+        reported = False
         for result in sorted(
             results, key=lambda each: (each.watch_id or "", each.start or each.created_at)
         ):
             # A result that breaks this must not keep all others from being recorded.
             try:
                 with connection.begin_nested():
-                    told |= self._count(connection, result, pictures.get(result.id))
+                    reported |= self._count(connection, result, pictures.get(result.id))
             except (IntegrityError, ValueError, LookupError, TypeError, AttributeError):
                 _log.exception("alert_not_counted", result=result.id)
-        return told
+        return reported
 
     def _count(self, connection: Connection, result: Result, picture: KeptPicture | None) -> bool:
         if INCIDENT_KEY in (result.data or {}):
@@ -156,21 +156,21 @@ class Incidents:
         if transition.step is IncidentStep.DROPPED:
             connection.execute(delete(incidents).where(incidents.c.id == incident.id))
             return False
-        told = transition.step in TOLD
+        reported = transition.step in REPORTED
         if incident.state is not IncidentState.PENDING and shows(transition.window, rule):
             first = transition.step is IncidentStep.OPENED
             incident = _pictured(connection, incident, picture, transition.window, first)
         describe = rule.summary_prompt if transition.step is IncidentStep.OPENED else None
-        if told:
+        if reported:
             incident = self._silenced(connection, incident)
         if incident.id == before:
             _update(connection, incident, describe)
         else:
             _insert(connection, incident, describe)
         machine.incident = incident
-        if told:
+        if reported:
             self._tell(connection, TYPES[transition.step], incident)
-        return told
+        return reported
 
     def _describe(self, connection: Connection, result: Result) -> bool:
         """Give an incident its summary."""
@@ -192,7 +192,7 @@ class Incidents:
                 watch_id=subject.watch_id,
                 stream_id=subject.stream_id,
                 windows=[],
-                told=0.0,
+                reported=0.0,
                 updated_at=utc_now(),
             )
             .on_conflict_do_nothing()
@@ -208,7 +208,7 @@ class Incidents:
             windows=[_read_window(each) for each in row.windows],
             incident=incident,
             consumed=row.consumed,
-            told=row.told,
+            reported=row.told,
         )
 
     def _save_state(self, connection: Connection, machine: IncidentMachine) -> None:
@@ -220,7 +220,7 @@ class Incidents:
                 incident_id=None if machine.incident is None else machine.incident.id,
                 windows=[_stored_window(window) for window in machine.windows],
                 consumed=machine.consumed,
-                told=machine.told,
+                reported=machine.reported,
                 updated_at=utc_now(),
             )
         )
@@ -244,7 +244,7 @@ class Incidents:
         Args:
             stream: id or name of a stream.
             since: select incidents that have been open, or changed, since then.
-            unseen: select incidents that nobody has seen.
+            unseen: select incidents that no one has seen.
             cursor: `next_cursor` of the previous page.
 
         Raises StreamerError(INVALID_REQUEST) for an invalid cursor.
@@ -345,7 +345,7 @@ class Incidents:
             if pending and reason is ResolveReason.MANUAL:
                 raise StreamerError(
                     ErrorCode.INVALID_REQUEST,
-                    "The incident is pending: nobody was told, and it ends by itself.",
+                    "The incident is pending: no one was notified, and it ends by itself.",
                 )
             ended = machine.resolve(reason, at or utc_now())
             if ended is None:
@@ -362,15 +362,15 @@ class Incidents:
         self,
         incident_id: str,
         change: Callable[[Incident], Incident],
-        told: EventType | None = None,
+        reported: EventType | None = None,
     ) -> Incident:
         def write(connection: Connection) -> Incident:
             before = _find(connection, incident_id)
             after = change(before)
             if after.version != before.version:
                 _update(connection, after)
-                if told is not None:
-                    self._tell(connection, told, after)
+                if reported is not None:
+                    self._tell(connection, reported, after)
             return after
 
         return self._database.write(write)
@@ -488,7 +488,7 @@ class Incidents:
             if incident is None:
                 return
             kept = [*incident.deliveries, entry][-MAX_DELIVERIES:]
-            # No change that anyone is told of: the version stays.
+            # No event reports this change: the version stays.
             _update(connection, incident.model_copy(update={"deliveries": kept}))
 
         self._database.write(write)

@@ -17,7 +17,7 @@ _GROUPS = (
     "enablesrtp timeout buffer latency delay format fmt container type mode",
     # time
     "starttime endtime start end date duration speed seek loop play play_count",
-    # what a script of the camera does, and for whom
+    # what a script of the camera does, and for which program
     "action cmd lang page user username usr loginuse",
     # databases, whose addresses are shown like those of cameras
     "db sslmode",

@@ -212,27 +212,27 @@ def _parameter_sets(codec: str, data: bytes) -> tuple[bytes, ...]:
 def _initialization(codec: str, boxes: bytes) -> tuple[bytes, str]:
     """Return an initialization segment, and the media type of what follows it."""
     if codec == "h264":
-        told = _content(boxes, b"avcC")
-        name = f"avc1.{told[1]:02X}{told[2]:02X}{told[3]:02X}"
+        config = _content(boxes, b"avcC")
+        name = f"avc1.{config[1]:02X}{config[2]:02X}{config[3]:02X}"
     elif codec == "hevc":
         boxes = boxes.replace(b"hev1", b"hvc1")  # the name that Safari plays
         name = _hevc_name(_content(boxes, b"hvcC"))
     else:
-        told = _content(boxes, b"av1C")
-        depth = 12 if told[2] & 0x20 else 10 if told[2] & 0x40 else 8
-        tier = "H" if told[2] & 0x80 else "M"
-        name = f"av01.{told[1] >> 5}.{told[1] & 0x1F:02}{tier}.{depth:02}"
+        config = _content(boxes, b"av1C")
+        depth = 12 if config[2] & 0x20 else 10 if config[2] & 0x40 else 8
+        tier = "H" if config[2] & 0x80 else "M"
+        name = f"av01.{config[1] >> 5}.{config[1] & 0x1F:02}{tier}.{depth:02}"
     return boxes, f'video/mp4; codecs="{name}"'
 
 
-def _hevc_name(told: bytes) -> str:
+def _hevc_name(config: bytes) -> str:
     """Return the name of H.265 by ISO/IEC 14496-15, annex E, from the box `hvcC`."""
-    space = ("", "A", "B", "C")[told[1] >> 6]
-    tier = "H" if told[1] & 0x20 else "L"
-    compatible = int(f"{int.from_bytes(told[2:6]):032b}"[::-1], 2)
-    limits = [f"{byte:X}" for byte in told[6:12].rstrip(b"\0")]
+    space = ("", "A", "B", "C")[config[1] >> 6]
+    tier = "H" if config[1] & 0x20 else "L"
+    compatible = int(f"{int.from_bytes(config[2:6]):032b}"[::-1], 2)
+    limits = [f"{byte:X}" for byte in config[6:12].rstrip(b"\0")]
     return ".".join(
-        ("hvc1", f"{space}{told[1] & 0x1F}", f"{compatible:X}", f"{tier}{told[12]}", *limits)
+        ("hvc1", f"{space}{config[1] & 0x1F}", f"{compatible:X}", f"{tier}{config[12]}", *limits)
     )
 
 

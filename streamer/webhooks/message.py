@@ -1,4 +1,4 @@
-"""A message to a webhook, and what became of an attempt to send it."""
+"""A message to a webhook, and the outcome of an attempt to send it."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ class Outgoing:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an attempt.
+    """The outcome of an attempt.
 
     Attributes:
         status: HTTP status; None without an answer.

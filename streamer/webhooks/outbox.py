@@ -23,7 +23,7 @@ _PENDING = DeliveryState.PENDING.value
 
 @dataclass(frozen=True)
 class Fact:
-    """What happened, as it is told to webhooks.
+    """An event, as webhooks receive it.
 
     Attributes:
         id: names it for good, so that it is written to the outbox once.

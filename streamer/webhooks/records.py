@@ -1,4 +1,4 @@
-"""Define the records of webhooks: where events are sent, and what became of each."""
+"""Define the records of webhooks: where events are sent, and the state of each delivery."""
 
 from pydantic import Field
 
@@ -33,7 +33,7 @@ class Webhook(Record):
 
 
 class DeliveryState(OpenEnum):
-    """State of a delivery; the last two are final, until somebody asks for another try."""
+    """State of a delivery; the last two are final, until another attempt is requested."""
 
     PENDING = "pending"
     DELIVERED = "delivered"

@@ -55,7 +55,7 @@ def load_certificates() -> None:
 def send(
     message: Outgoing, addresses: WebhookAddresses, *, time_limit: float = TIME_LIMIT
 ) -> Outcome:
-    """Send `message` once, and return what became of it. Redirects are not followed."""
+    """Send `message` once, and return the outcome. Redirects are not followed."""
     try:
         return asyncio.run(asyncio.wait_for(_post(message, addresses, time_limit), time_limit))
     except (TimeoutError, httpx.TimeoutException):

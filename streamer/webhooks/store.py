@@ -342,7 +342,7 @@ class Webhooks:
         return Outgoing(row.url, secret, row.id, row.body)
 
     def note(self, delivery_id: str, outcome: Outcome) -> None:
-        """Note what became of an attempt, and when the next one is due."""
+        """Record the outcome of an attempt, and when the next one is due."""
         now = utc_now()
 
         def keep(connection: Connection) -> None:
@@ -380,7 +380,7 @@ class Webhooks:
         self._database.write(keep)
 
     def trim(self) -> None:
-        """Delete deliveries that nobody needs any more."""
+        """Delete deliveries that are no longer needed."""
         old = utc_now() - KEPT
         ended = _outbox.state != _PENDING
 

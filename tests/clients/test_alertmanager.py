@@ -94,12 +94,14 @@ def alert(tmp_path):
 def tell(alert, alertmanager, monkeypatch):
     """Do what the recorder does at its next resend."""
     sink = Alertmanager(alertmanager.url, "https://cameras.example")
-    told = Deliveries(alert.timeline.database, alert.incidents, lambda _: None, alertmanager=sink)
+    reported = Deliveries(
+        alert.timeline.database, alert.incidents, lambda _: None, alertmanager=sink
+    )
     monkeypatch.setattr(delivery, "RESEND", 0.0)  # it is always time for the next
 
     def step():
-        told.tell_events()
-        told.tell_alertmanager()
+        reported.tell_events()
+        reported.tell_alertmanager()
 
     return step
 

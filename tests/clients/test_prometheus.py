@@ -65,8 +65,8 @@ def test_promtool_finds_nothing_wrong_with_the_metrics(promtool, metrics):
     assert 'code="STREAM_TIMEOUT"' in in_trouble
     assert "streamer_worker_kv_cache_tokens" in in_trouble
     assert 'streamer_workers{kind="ingest"} 1.0' in with_ingest
-    for told in metrics:
-        assert promtool("check", "metrics", input=told) == ""
+    for reported in metrics:
+        assert promtool("check", "metrics", input=reported) == ""
 
 
 def test_promtool_accepts_the_rules_and_their_tests(promtool):
@@ -77,7 +77,7 @@ def test_promtool_accepts_the_rules_and_their_tests(promtool):
 
 def test_rules_and_dashboard_ask_for_metrics_that_there_are(metrics):
     # a model worker with a server elsewhere tells whether it is there
-    told = set(re.findall(r"^(\w+)[{ ]", metrics[0], re.MULTILINE)) | {
+    reported = set(re.findall(r"^(\w+)[{ ]", metrics[0], re.MULTILINE)) | {
         "streamer_worker_model_server_up"
     }
     rules = yaml.safe_load((CONFIGS / "alerts.yml").read_text())
@@ -86,4 +86,4 @@ def test_rules_and_dashboard_ask_for_metrics_that_there_are(metrics):
     asked += [target["expr"] for panel in panels for target in panel["targets"]]
     names = {name for expression in asked for name in re.findall(r"streamer_\w+", expression)}
     assert len(names) > 20
-    assert names <= told
+    assert names <= reported

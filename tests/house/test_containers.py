@@ -305,8 +305,10 @@ def test_the_service_image_has_no_pytorch_and_the_others_have() -> None:
 
 def required(which: str) -> set[str]:
     program = [sys.executable, str(DOCKER / "requirements.py"), which]
-    told = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60)
-    return {str(Requirement(line)) for line in told.stdout.splitlines()}
+    reported = subprocess.run(
+        program, cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    return {str(Requirement(line)) for line in reported.stdout.splitlines()}
 
 
 def test_the_images_install_what_the_project_requires() -> None:

@@ -85,8 +85,8 @@ def test_systemd_accepts_the_units(analyze) -> None:
 @pytest.mark.parametrize("path", UNITS, ids=ids)
 def test_a_unit_gives_few_rights(path: Path, analyze) -> None:
     name = path.name.replace("@.", "@0.")
-    told = analyze("security", "--offline=true", "--json=short", "--no-pager", f"./{name}")
-    exposed = sum(float(row["exposure"] or 0) for row in json.loads(told))
+    reported = analyze("security", "--offline=true", "--json=short", "--no-pager", f"./{name}")
+    exposed = sum(float(row["exposure"] or 0) for row in json.loads(reported))
     allowed = analyze(
         "security",
         "--offline=true",

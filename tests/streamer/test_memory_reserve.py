@@ -303,7 +303,7 @@ def test_waiting_questions_are_bounded_by_number_and_several_programs_do_not_exc
     # when many ask at once
     with ThreadPoolExecutor(16) as pool:
         list(pool.map(ask, range(100)))
-    # then exactly as many are accepted, and the others told so
+    # then exactly as many are accepted, and the others are refused with the reason
     assert (len(accepted), len(refused)) == (20, 80)
     assert {error.code for error in refused} == {ErrorCode.TOO_MANY_QUERIES}
     assert "max_queries" in refused[0].message

@@ -47,19 +47,19 @@ def measured(client: redis.Redis, taken: float, seconds: float) -> None:
 
 
 def take_all(client: redis.Redis) -> list[float]:
-    """Run a worker until nothing waits; return what each job was told of the wait behind it."""
-    told: list[float] = []
+    """Run a worker until nothing waits; return what each job learned of the wait behind it."""
+    reported: list[float] = []
     ThreadWorker(
         [QUERIES],
         client,
         slots=1,
-        functions={"job": lambda: told.append(context.wait_behind())},
+        functions={"job": lambda: reported.append(context.wait_behind())},
         stopping=threading.Event(),
         lease=6.0,
         poll=0.1,
         on_failed=lambda *_: None,
     ).work(burst=True)
-    return told
+    return reported
 
 
 def pace(client: redis.Redis) -> tuple[float, float]:
@@ -89,9 +89,9 @@ def test_the_wait_is_the_number_of_waiting_jobs_by_the_pace(redis_client: redis.
     waiting(redis_client, 6)
     assert expected_wait(redis_client, QUERIES) == (6, pytest.approx(1.5))
     # then a job that is taken hears how long those behind it wait
-    told = take_all(redis_client)
-    assert told[0] == pytest.approx(1.25, abs=0.5)
-    assert told[-1] == 0
+    reported = take_all(redis_client)
+    assert reported[0] == pytest.approx(1.25, abs=0.5)
+    assert reported[-1] == 0
     assert expected_wait(redis_client, QUERIES) == (0, 0)
 
 

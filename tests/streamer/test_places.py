@@ -124,7 +124,7 @@ def test_taking_over_a_place_costs_the_same_in_a_long_queue(
 
 
 class Site:
-    """Cameras with one watch each, and a worker that answers one clip whenever it is told to."""
+    """Cameras with one watch each, and a worker that answers one clip on request."""
 
     def __init__(self, client: redis.Redis, settings: Settings, eventually: Eventually) -> None:
         self._jobs = Jobs(client, settings)

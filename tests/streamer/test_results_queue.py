@@ -1,4 +1,4 @@
-"""How long results stay in the results queue, and what is told of those that are not recorded."""
+"""How long results stay in the results queue, and how unrecorded ones are reported."""
 
 import threading
 import time
@@ -127,8 +127,8 @@ def test_beyond_its_bytes_the_oldest_are_given_up_and_counted(
     assert backlog.lost > 0
     assert backlog.results == 400 - backlog.lost
     assert metric(settings, "streamer_results_lost_total") == backlog.lost
-    told = found_by_doctor(settings)["lost results"]
-    assert told.startswith(f"{backlog.lost} results were given up before they were recorded")
+    received = found_by_doctor(settings)["lost results"]
+    assert received.startswith(f"{backlog.lost} results were given up before they were recorded")
     newest: Any = redis_client.xrevrange(redis_keys.RESULTS, count=1)
     assert b'"req_399"' in newest[0][1][b"json"]
     # and a recorder records those that are left

@@ -220,8 +220,8 @@ def test_the_answers_are_not_announced(client, hits, timeline):
     sender.relay()
 
     # then listeners hear of the other one alone, and the verdicts are there
-    told = [json.loads(event.data) for event in events.read(start)]
-    assert [each.get("request_id", each.get("id")) for each in told] == ["qry_another"] * 2
+    reported = [json.loads(event.data) for event in events.read(start)]
+    assert [each.get("request_id", each.get("id")) for each in reported] == ["qry_another"] * 2
     deliveries, _ = webhooks.deliveries(webhook.id)
     assert sorted(each.type for each in deliveries) == ["query.finished", "result.created"]
     assert next(client.queue.follow(results))[1].request_id == "qry_another"

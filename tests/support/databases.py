@@ -47,7 +47,7 @@ def empty(timeline: "Timeline") -> None:
     from streamer.timeline.tables import metadata
 
     def delete_all(connection: "Connection") -> None:
-        # TRUNCATE makes each file of each table and index anew
+        # TRUNCATE makes new files for each table and index
         for table in reversed(metadata.sorted_tables):
             connection.execute(table.delete())
         if timeline.database.dialect == "postgresql":

@@ -168,7 +168,7 @@ class PageService:
             clock=clock,
             incidents=incidents,
             frames=FrameStore(connections.frames, Retention.of(settings), clock=clock),
-            told=keeper.wake.set,
+            on_incident=keeper.wake.set,
         )
         thread = threading.Thread(target=recorder.run, name="recorder")
         thread.start()

@@ -1,4 +1,4 @@
-"""A program that receives webhooks, and answers as it is told."""
+"""A program that receives webhooks, and answers as it is configured."""
 
 import threading
 from collections.abc import Callable

@@ -295,7 +295,7 @@ def alert_result(client, place, probability):
 def test_windows_of_an_alert_become_an_incident_with_its_pictures(
     results, redis_client, settings, timeline
 ):
-    told = []
+    reported = []
     incidents = Incidents(timeline.database)
     frames = FrameStore(redis_client, Retention.of(settings))
     recording = recorder(
@@ -304,13 +304,13 @@ def test_windows_of_an_alert_become_an_incident_with_its_pictures(
         claim_after=0.0,
         incidents=incidents,
         frames=frames,
-        told=lambda: told.append(1),
+        on_incident=lambda: reported.append(1),
     )
     # given a recorder that was killed after it had read the first window
     results.publish(alert_result(redis_client, 0, 0.8), owner_id=None)
     redis_client.xreadgroup(GROUP, "dead", {redis_keys.RESULTS: ">"})
     assert recording.step() == 1
-    assert told == []
+    assert reported == []
     # when the next one shows it too, and is delivered twice
     results.publish(alert_result(redis_client, 1, 0.9), owner_id=None)
     (entry,) = redis_client.xrevrange(redis_keys.RESULTS, count=1)
@@ -322,7 +322,7 @@ def test_windows_of_an_alert_become_an_incident_with_its_pictures(
     picture = incidents.picture(incident.id, "opened")
     assert picture is not None
     assert picture.jpeg == b"jpeg 1"
-    assert told == [1]
+    assert reported == [1]
     assert timeline.get("req_1").data == {"yes": True, "probability": 0.9}
     assert timeline.get("req_1").alert is None
 

@@ -118,7 +118,7 @@ def test_a_status_that_is_refused_ends_that_run_only(bench: Bench) -> None:
     clock.now += 1
     batch.post(mine.id, status, 5)
 
-    # then the other run is told at its next status, and what it posted was not stored
+    # then the other run learns it at its next status, and what it posted was not stored
     with pytest.raises(Superseded):
         batch.post(lost.id, status, 5)
     assert bench.status(lost).state is StreamState.CONNECTING

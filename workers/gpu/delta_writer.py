@@ -22,8 +22,8 @@ _log = structlog.get_logger(__name__)
 class DeltaWriter:
     """Writes the pieces of one answer, for those who wait for it.
 
-    Nobody may wait, and the result has the whole text: so pieces that Redis refuses are written
-    with the next ones, and never stop the job.
+    There may be no reader, and the result has the whole text: so pieces that Redis refuses are
+    written with the next ones, and never stop the job.
     """
 
     def __init__(self, context: WorkerContext, request_id: str) -> None:

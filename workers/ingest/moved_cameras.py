@@ -90,7 +90,7 @@ class MovedCameras:
             _log.warning("cameras_not_searched_for", reason=trouble_of(error).message)
 
     def _move(self, stream: Stream, address: str) -> None:
-        """Give a stream the address at which its camera was found, unless somebody edited it."""
+        """Give a stream the address at which its camera was found, unless its URL was edited."""
         url, secret_url = split_secret(with_host(self._registry.secret_url(stream.id), address))
 
         def change(spec: StreamSpec) -> dict[str, Any]:

@@ -14,7 +14,7 @@ _JITTER = 0.25
 """Share of a sampling interval by which the time of a live frame may be off."""
 
 _MAX_FIRST_WINDOW = 2.0
-"""Seconds of the first window of a watch on a live stream: somebody waits for its answer."""
+"""Seconds of the first window of a watch on a live stream: a person waits for its answer."""
 
 _ROUNDING = 1e-6
 """Seconds by which the stream time of a recorded frame may be off."""

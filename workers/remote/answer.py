@@ -67,14 +67,14 @@ def read_answer(
     )
 
 
-def _usage(told: Any, tiles: int) -> Usage:
-    told = told if isinstance(told, dict) else {}
-    details = told.get("prompt_tokens_details")
+def _usage(given: Any, tiles: int) -> Usage:
+    given = given if isinstance(given, dict) else {}
+    details = given.get("prompt_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
     return Usage(
-        prompt_tokens=_count(told.get("prompt_tokens")),
+        prompt_tokens=_count(given.get("prompt_tokens")),
         cached_tokens=_count(cached),
-        completion_tokens=_count(told.get("completion_tokens")),
+        completion_tokens=_count(given.get("completion_tokens")),
         tiles=tiles,
     )
 
@@ -127,9 +127,9 @@ def read_tokens(reply: dict[str, Any], after: int = 0) -> list[DeltaToken]:
         return []
 
 
-def _token(told: dict[str, Any], top: Sequence[dict[str, Any]] = ()) -> DeltaToken:
+def _token(given: dict[str, Any], top: Sequence[dict[str, Any]] = ()) -> DeltaToken:
     return DeltaToken(
-        bytes=list(_bytes(told)), logprob=told["logprob"], top=[_token(each) for each in top]
+        bytes=list(_bytes(given)), logprob=given["logprob"], top=[_token(each) for each in top]
     )
 
 

@@ -31,15 +31,17 @@ def chat_body(model: str, clip: ClipRequest, pictures: Sequence[bytes]) -> dict[
     """Return the body of `POST /chat/completions` that asks about JPEGs in order of time, or that
     continues the conversation of a `ChatRequest`."""
     schema = answer_schema(clip.response_format)
-    told = [] if schema is None else [_text(_words_of(schema))]
+    instructions = [] if schema is None else [_text(_words_of(schema))]
     if isinstance(clip, ChatRequest):
         messages = _turns(clip, pictures)
         asked = next(each for each in reversed(messages) if each["role"] == "user")
-        asked["content"] += told
+        asked["content"] += instructions
     else:
         order = [_text(_CLIP)] if len(pictures) > 1 else []
         shown = [_picture(jpeg) for jpeg in pictures]
-        messages = [{"role": "user", "content": [*order, *shown, _text(clip.prompt), *told]}]
+        messages = [
+            {"role": "user", "content": [*order, *shown, _text(clip.prompt), *instructions]}
+        ]
     choice = clip.response_format.type == "choice"
     body: dict[str, Any] = {
         "model": model,
@@ -74,8 +76,8 @@ def _turns(chat: ChatRequest, pictures: Sequence[bytes]) -> list[dict[str, Any]]
                 content += [_picture(jpeg) for jpeg in islice(left, part.count)]
         plain = all(part["type"] == "text" for part in content) and turn.role != "user"
         # of other roles than the user, some servers take only a string
-        told = "\n".join(part["text"] for part in content) if plain else content
-        messages.append({"role": turn.role, "content": told})
+        text = "\n".join(part["text"] for part in content) if plain else content
+        messages.append({"role": turn.role, "content": text})
     return messages
 
 

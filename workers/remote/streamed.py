@@ -82,8 +82,8 @@ class StreamedReply:
     def status(self) -> int:
         """The status that the error has, or would have had before the first piece."""
         try:
-            told = json.loads(self.error or b"{}")
-            code = int((told.get("error") or told)["code"])
+            body = json.loads(self.error or b"{}")
+            code = int((body.get("error") or body)["code"])
         except (ValueError, AttributeError, KeyError, TypeError):
             return 500
         return code if 400 <= code < 600 else 500

@@ -115,7 +115,7 @@ class Heartbeat:
             kind = "ingest worker" if INGEST in worker.queue_names() else "model worker"
             pipeline.hset(redis_keys.LAST_SEEN, kind, self._clock.time())
             answers = pipeline.execute()
-            if answers[0]:  # this command created the hash anew: the worker had been given up
+            if answers[0]:  # this command created the hash again: the worker had been given up
                 pipeline.hset(worker.key, mapping=worker.serialize())
                 pipeline.expire(worker.key, self.ttl)
                 worker_registration.register(worker, pipeline)

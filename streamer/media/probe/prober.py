@@ -52,7 +52,7 @@ WATCH_SECONDS = 5.0
 _MAX_READ_SECONDS = 2.0
 """Seconds to read a recording."""
 
-Told = Callable[[str, ProbeStep | None], None]
+StepListener = Callable[[str, ProbeStep | None], None]
 """Is called with the name of each step: when it begins, and with its outcome when it has ended."""
 
 _MARGIN = 0.75
@@ -77,17 +77,19 @@ def probe(
     live: bool | None = None,
     watch: float = WATCH_SECONDS,
     limit: float = MAX_PROBE_SECONDS,
-    told: Told = lambda name, step: None,
+    on_step: StepListener = lambda name, step: None,
 ) -> ProbeReport:
     """Try `source` step by step. If frames arrive, watch it for `watch` seconds and two key frames.
 
-    `told` hears of each step. Without `live`, opening it tells whether it is live. Takes at most
-    `limit` seconds. The report describes what is wrong with the source. Raises StreamerError
+    `on_step` is called with each step. Without `live`, opening the source shows whether it is
+    live. Takes at most `limit` seconds. The report describes what is wrong with the source. Raises StreamerError
     (INVALID_REQUEST, STREAM_URL_FORBIDDEN) for an invalid or forbidden address.
     """
     shown, url = split_secret(parse_source(source))
     report = ProbeReport(url=shown, live=guess_live(url) if live is None else live)
-    prober = _Prober(report, url, transport, hwaccel, access or AccessPolicy(), watch, limit, told)
+    prober = _Prober(
+        report, url, transport, hwaccel, access or AccessPolicy(), watch, limit, on_step
+    )
     return prober.run(live)
 
 
@@ -101,7 +103,7 @@ class _Prober:
         access: AccessPolicy,
         watch: float,
         limit: float,
-        told: Told,
+        on_step: StepListener,
     ) -> None:
         self._report = report
         self._url = url
@@ -110,7 +112,7 @@ class _Prober:
         self._hwaccel = hwaccel
         self._access = access
         self._for = watch
-        self._told = told
+        self._on_step = on_step
         self._began = time.monotonic()
         self._deadline = self._began + limit - _MARGIN
         self._parts = urlsplit(url)
@@ -142,7 +144,7 @@ class _Prober:
     def _step(self, name: str) -> Iterator[ProbeStep]:
         step = ProbeStep(name=name, ok=False, ms=0.0)
         began = time.monotonic()
-        self._told(name, None)
+        self._on_step(name, None)
         try:
             yield step
             step.ok = True
@@ -155,7 +157,7 @@ class _Prober:
 
     def _ended(self, step: ProbeStep) -> None:
         self._report.steps.append(step)
-        self._told(step.name, step)
+        self._on_step(step.name, step)
 
     # The network and the RTSP session
 

@@ -171,7 +171,7 @@ def test_the_features_of_a_damaged_picture_are_not_cached(
     # when the same picture is asked about again
     again = engine.submit(prompt, GREEDY)
     run(engine)
-    # then it is encoded anew, and answered
+    # then it is encoded again, and answered
     answer = again.result(0)
     assert answer.usage.cached_tiles == 0
     assert answer.token_ids == tiny.generate(prompt, GREEDY).token_ids

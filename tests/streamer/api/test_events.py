@@ -143,7 +143,7 @@ def test_a_server_that_lost_its_data_is_a_gap(api_server, url, events, redis_cli
             publish(events, 2)
             seen.append(reader.next().name)
 
-    # then the listener may be told of a gap, but never misses what comes after
+    # then the listener may get a note of a gap, but never misses what comes after
     assert seen[-1] == "result.created"
 
 

@@ -150,7 +150,7 @@ def test_an_upload_continues_where_it_was_cut_off(
     third = len(video) // 3
     first = api.patch(place, content=video[:third], headers={**DATA, "Upload-Offset": "0"})
     assert (first.status_code, first.headers["Upload-Offset"]) == (204, str(third))
-    # when a program begins again at the wrong place, it is told the right one, and nothing changes
+    # when a program begins again at the wrong place, the error names the right one
     wrong = api.patch(place, content=video, headers={**DATA, "Upload-Offset": "0"})
     assert (wrong.status_code, wrong.json()["error"]["code"]) == (409, "UPLOAD_CONFLICT")
     head = api.head(place, headers=TUS)

@@ -254,6 +254,6 @@ def test_a_socket_watches_a_few_streams_at_most(api_server: ApiServer, film: Fil
         page.connection.send(
             json.dumps({"type": "subscribe", "events": [], "video": {"streams": ["yard"] * 5}})
         )
-        told, _ = page.hear()
-        assert told["type"] == "error"
-        assert "video.streams" in told["error"]["message"]
+        reported, _ = page.hear()
+        assert reported["type"] == "error"
+        assert "video.streams" in reported["error"]["message"]

@@ -1,4 +1,4 @@
-"""What lists show: watches that can be told apart, results in order of time, no silent nothing."""
+"""What lists show: distinct watches, results in order of time, a reason when there is nothing."""
 
 from collections.abc import Callable
 from datetime import datetime, timedelta

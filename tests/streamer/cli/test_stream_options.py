@@ -73,12 +73,12 @@ def test_what_belongs_to_a_question_is_not_taken_without_one(run, option: list[s
 
 
 def test_an_option_that_was_renamed_works_with_a_note_and_is_not_in_the_help(run) -> None:
-    for arguments, told in (
+    for arguments, reported in (
         (["attach", URL, "--no-probe", "--every", "4", "--json"], "--window"),
         (["ask", "gate", " ", "--frames", "2"], "--max-frames"),
     ):
         done = run(*arguments)
-        assert f"is now called {told}" in done.stderr
+        assert f"is now called {reported}" in done.stderr
         assert f"{arguments[-2]} " not in run(arguments[0], "--help").output
     (stream,) = [json.loads(line) for line in run("streams", "--json").stdout.splitlines()][-1:]
     assert stream["watches"][0]["window"] == 4.0

@@ -1,4 +1,4 @@
-"""What is sent again, and what is not, by a server that fails as told."""
+"""What is sent again, and what is not, by a server that fails as instructed."""
 
 import json
 import threading

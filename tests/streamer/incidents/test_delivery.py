@@ -186,14 +186,14 @@ def test_events_wait_for_redis(timeline, alert):
 
 def test_alertmanager_gets_what_is_open_and_what_has_ended(timeline, alert, web):
     sink = Alertmanager(f"http://{web.address}/", "https://cameras.example/")
-    told = Deliveries(timeline.database, alert.incidents, lambda _: None, alertmanager=sink)
+    received = Deliveries(timeline.database, alert.incidents, lambda _: None, alertmanager=sink)
     alert.rule = AlertRule(severity="critical", title="Car", labels={"site": "north"})
     result = alert.result(1, 0.9)
     picture = KeptPicture(b"jpeg", result.created_at)
     alert.record(alert.result(0, 0.9), result, pictures={result.id: picture})
-    told.tell_events()
-    told.tell_alertmanager()
-    told.tell_alertmanager()
+    received.tell_events()
+    received.tell_alertmanager()
+    received.tell_alertmanager()
     ((path, (fired,)),) = web.taken
     (incident,) = alert.incidents.page().incidents
     assert path == "/api/v2/alerts"
@@ -212,8 +212,8 @@ def test_alertmanager_gets_what_is_open_and_what_has_ended(timeline, alert, web)
     )
     # when it is over, its end is sent
     alert.see(0.1, 0.1, 0.1, first=2)
-    told.tell_events()
-    told.tell_alertmanager()
+    received.tell_events()
+    received.tell_alertmanager()
     (ended,) = web.taken[1][1]
     assert ended["labels"] == fired["labels"]
     assert datetime.fromisoformat(ended["endsAt"]) <= utc_now()
@@ -225,19 +225,19 @@ def test_alertmanager_gets_nothing_that_is_silenced(timeline, alert, web):
     )
     alert.incidents.silence(silence)
     sink = Alertmanager(f"http://{web.address}")
-    told = Deliveries(timeline.database, alert.incidents, lambda _: None, alertmanager=sink)
+    received = Deliveries(timeline.database, alert.incidents, lambda _: None, alertmanager=sink)
     alert.see(0.9, 0.9)
-    told.tell_events()
-    told.tell_alertmanager()
+    received.tell_events()
+    received.tell_alertmanager()
     assert web.taken == []
 
 
 def test_a_silence_ends_what_fires_in_alertmanager(timeline, alert, web, monkeypatch):
     sink = Alertmanager(f"http://{web.address}")
-    told = Deliveries(timeline.database, alert.incidents, lambda _: None, alertmanager=sink)
+    received = Deliveries(timeline.database, alert.incidents, lambda _: None, alertmanager=sink)
     alert.see(0.9, 0.9)
-    told.tell_events()
-    told.tell_alertmanager()
+    received.tell_events()
+    received.tell_alertmanager()
     (incident,) = alert.incidents.page().incidents
     # when somebody silences it, while Alertmanager is away for a moment
     matchers = [Matcher(name="stream", value="lobby")]
@@ -246,8 +246,8 @@ def test_a_silence_ends_what_fires_in_alertmanager(timeline, alert, web, monkeyp
     for status in (500, 200, 200):
         web.status = status
         wait_for_resend(monkeypatch)
-        told.tell_alertmanager()
-    # then it is over there, and is not told again
+        received.tell_alertmanager()
+    # then it is over there, and is not reported again
     assert len(web.taken) == 3
     for _, (ended,) in web.taken[1:]:
         assert ended["labels"]["incident"] == incident.id
@@ -260,10 +260,10 @@ def test_alertmanager_is_told_again_before_an_alert_expires(
     timeline, alert, web, monkeypatch
 ) -> None:
     sink = Alertmanager(f"http://{web.address}")
-    told = Deliveries(timeline.database, alert.incidents, lambda _: None, alertmanager=sink)
+    received = Deliveries(timeline.database, alert.incidents, lambda _: None, alertmanager=sink)
     alert.see(0.9, 0.9)
     for _ in range(3):
-        told.tell_alertmanager()
+        received.tell_alertmanager()
         wait_for_resend(monkeypatch)
     ends = [datetime.fromisoformat(body[0]["endsAt"]) for _, body in web.taken]
     assert len(ends) == 3

@@ -6,7 +6,7 @@ from sqlalchemy import select
 
 from streamer.alert_rule import AlertRule
 from streamer.events import EventType
-from streamer.incidents.machine import TOLD, IncidentMachine
+from streamer.incidents.machine import REPORTED, IncidentMachine
 from streamer.incidents.records import Incident, IncidentState
 from streamer.incidents.store import TYPES
 from streamer.timeline.results import Timeline
@@ -43,32 +43,32 @@ def arrivals(draw):
 
 @given(arrivals=arrivals(), rule=RULES)
 def test_the_machine_stays_in_order(arrivals, rule):
-    machine, told = IncidentMachine(SUBJECT), []
+    machine, reported = IncidentMachine(SUBJECT), []
     for place, probability, restart in arrivals:
         before = machine.incident
         if restart:
             machine = IncidentMachine(
-                SUBJECT, machine.windows, before, machine.consumed, machine.told
+                SUBJECT, machine.windows, before, machine.consumed, machine.reported
             )
         transition = machine.observe(window(place, probability), rule)
-        if transition is not None and transition.step in TOLD:
+        if transition is not None and transition.step in REPORTED:
             assert probability is not None, "unknown is no news"
-            check_told(TYPES[transition.step], transition.incident, before, probability)
-            told.append((TYPES[transition.step], transition.incident))
+            check_report(TYPES[transition.step], transition.incident, before, probability)
+            reported.append((TYPES[transition.step], transition.incident))
         after = machine.incident
         if probability is None:
             assert (after and after.state) == (before and before.state)
         if before is not None and after is not None and after.id != before.id:
             assert before.state is IncidentState.RESOLVED, "never two at a time"
-    check_versions(told)
-    check_story(told)
+    check_versions(reported)
+    check_story(reported)
 
 
 @settings(max_examples=6, suppress_health_check=list(HealthCheck))
 @given(arrivals=arrivals(), rule=RULES)
 def test_the_database_stays_in_order(timeline, database_url, arrivals, rule):
     empty(timeline)
-    opened, told = timeline, 0
+    opened, reported = timeline, 0
     try:
         for number, (place, probability, restart) in enumerate(arrivals):
             if restart:  # another recorder goes on, from the database alone
@@ -88,11 +88,11 @@ def test_the_database_stays_in_order(timeline, database_url, arrivals, rule):
                 if probability is None:
                     assert seen is not None, "unknown opens nothing"
                     assert incident.state == seen.state, "and ends nothing"
-            new = messages(opened)[told:]
-            told += len(new)
+            new = messages(opened)[reported:]
+            reported += len(new)
             assert len(new) <= (0 if probability is None else 1)
             for type, body in new:
-                check_told(type, body, before.get(body.id), probability)
+                check_report(type, body, before.get(body.id), probability)
         check_versions(messages(opened))
         check_story(messages(opened))
     finally:
@@ -100,34 +100,34 @@ def test_the_database_stays_in_order(timeline, database_url, arrivals, rule):
             opened.close()
 
 
-def check_told(type, told, before, probability):
+def check_report(type, reported, before, probability):
     """No message without a change of state, or a better picture."""
     state = None if before is None else before.state
     if type is EventType.INCIDENT_OPENED:
-        assert told.state is IncidentState.OPEN
+        assert reported.state is IncidentState.OPEN
         assert state is not IncidentState.OPEN
     elif type is EventType.INCIDENT_RESOLVED:
-        assert (told.state, state) == (IncidentState.RESOLVED, IncidentState.OPEN)
-        assert told.resolve_reason == "cleared"
+        assert (reported.state, state) == (IncidentState.RESOLVED, IncidentState.OPEN)
+        assert reported.resolve_reason == "cleared"
     else:
         assert type is EventType.INCIDENT_UPDATED
-        assert told.probability.max == probability > before.probability.max
+        assert reported.probability.max == probability > before.probability.max
 
 
-def check_versions(told):
+def check_versions(reported):
     """Each message about an incident has a higher version than the one before."""
     versions: dict[str, int] = {}
-    for _, incident in told:
+    for _, incident in reported:
         assert incident.version > versions.get(incident.id, 0)
         versions[incident.id] = incident.version
 
 
-def check_story(told):
+def check_story(reported):
     """Openings and ends of an incident take turns, beginning with an opening."""
-    for name in {incident.id for _, incident in told}:
+    for name in {incident.id for _, incident in reported}:
         story = [
             type
-            for type, incident in told
+            for type, incident in reported
             if incident.id == name and type is not EventType.INCIDENT_UPDATED
         ]
         assert story[::2] == [EventType.INCIDENT_OPENED] * len(story[::2])

@@ -19,7 +19,7 @@ from streamer.timeline.tables import incident_messages, incidents
 from tests.streamer.incidents.conftest import START, Alert
 
 
-def told(timeline, channel="events"):
+def reported(timeline, channel="events"):
     """Return type and version of each message, oldest first."""
     columns = incident_messages.c
     statement = select(incident_messages).where(columns.channel == channel)
@@ -46,7 +46,7 @@ def test_from_the_first_window_to_the_end(alert, timeline):
     alert.see(0.1, 0.1, 0.1, first=3)
     ended = only(alert)
     assert (ended.state, ended.resolve_reason) == ("resolved", "cleared")
-    assert told(timeline) == [("opened", opened.version), ("resolved", ended.version)]
+    assert reported(timeline) == [("opened", opened.version), ("resolved", ended.version)]
     assert opened.version < ended.version
 
 
@@ -141,11 +141,11 @@ def test_the_summary_comes_later_and_is_told(alert, timeline):
     )
     alert.record(answer)
     assert only(alert).summary == "A red car stands at the gate."
-    assert told(timeline) == [("opened", incident.version), ("updated", only(alert).version)]
+    assert reported(timeline) == [("opened", incident.version), ("updated", only(alert).version)]
     # and an error, or the summary of an incident that is gone, changes nothing
     alert.record(answer.model_copy(update={"id": "r2", "request_id": "b", "text": None}))
     alert.record(answer.model_copy(update={"id": "r3", "request_id": "c", "data": {"incident": 5}}))
-    assert len(told(timeline)) == 2
+    assert len(reported(timeline)) == 2
 
 
 def test_what_people_say(alert, timeline):
@@ -166,8 +166,8 @@ def test_what_people_say(alert, timeline):
     ended = alert.incidents.resolve(incident.id)
     assert (ended.state, ended.resolve_reason) == ("resolved", ResolveReason.MANUAL)
     assert alert.incidents.resolve(incident.id).version == ended.version
-    assert [kind for kind, _ in told(timeline)] == ["opened", "acknowledged", "resolved"]
-    versions = [version for _, version in told(timeline)]
+    assert [kind for kind, _ in reported(timeline)] == ["opened", "acknowledged", "resolved"]
+    versions = [version for _, version in reported(timeline)]
     assert versions == sorted(set(versions))
     with pytest.raises(StreamerError):
         alert.incidents.see("inc_0", "ann")
@@ -215,13 +215,13 @@ def test_silenced_incidents_are_recorded_and_not_delivered(timeline):
     alert.see(0.9, 0.9)
     incident = only(alert)
     assert incident.silenced_by == [silence.id]
-    assert told(timeline, "webhook") == []
-    assert [kind for kind, _ in told(timeline)] == ["opened"], "the page shows it all the same"
+    assert reported(timeline, "webhook") == []
+    assert [kind for kind, _ in reported(timeline)] == ["opened"], "the page shows it all the same"
     assert alert.incidents.silence_again(incident.id) == incident
     # when the silence ends, the incident that is still open is delivered
     alert.incidents.end_silence(silence.id)
     assert alert.incidents.silence_again(incident.id).silenced_by == []
-    assert [kind for kind, _ in told(timeline, "webhook")] == ["opened"]
+    assert [kind for kind, _ in reported(timeline, "webhook")] == ["opened"]
     with pytest.raises(StreamerError) as refused:
         alert.incidents.end_silence(silence.id)
     assert refused.value.code is ErrorCode.UNKNOWN_SILENCE

@@ -1,4 +1,4 @@
-"""Incidents that are told to webhooks: what happens and that it is told are one transaction."""
+"""Incidents sent to webhooks: the change and its message are one transaction."""
 
 import json
 
@@ -19,7 +19,7 @@ def webhook(webhooks) -> Webhook:
     return webhooks.create("http://127.0.0.1:9/", types=["incident.*"])[0]
 
 
-def told(webhooks, webhook):
+def reported(webhooks, webhook):
     """Return the types of what waits for the webhook, oldest first."""
     return [each.type for each in reversed(webhooks.deliveries(webhook.id)[0])]
 
@@ -29,7 +29,7 @@ def test_an_incident_is_told_once_each_time_it_changes(alert, webhooks, webhook)
     alert.record(alert.result(1, 0.9))  # recorded a second time
     alert.see(0.1, 0.1, 0.1, first=2)
 
-    assert told(webhooks, webhook) == ["incident.opened", "incident.resolved"]
+    assert reported(webhooks, webhook) == ["incident.opened", "incident.resolved"]
     message = webhooks.outgoing(webhooks.claim()[0])
     assert message is not None
     body = json.loads(message.body)
@@ -47,10 +47,10 @@ def test_what_is_not_recorded_is_not_told(alert, webhooks, webhook):
 
     with pytest.raises(RuntimeError):
         alert.timeline.record([alert.result(1, 0.9)], also=fail)
-    assert told(webhooks, webhook) == []
+    assert reported(webhooks, webhook) == []
 
     alert.see(0.9, first=1)
-    assert told(webhooks, webhook) == ["incident.opened"]
+    assert reported(webhooks, webhook) == ["incident.opened"]
 
 
 def test_a_webhook_that_wants_no_incidents_gets_none(alert, webhooks):
@@ -58,4 +58,4 @@ def test_a_webhook_that_wants_no_incidents_gets_none(alert, webhooks):
 
     alert.see(0.9, 0.9)
 
-    assert told(webhooks, other) == []
+    assert reported(webhooks, other) == []

@@ -194,10 +194,10 @@ def _users_of(directory: Path) -> list[list[str]]:
     found = []
     for process in psutil.process_iter():
         try:
-            told = " ".join([*process.cmdline(), *process.environ().values()])
+            reported = " ".join([*process.cmdline(), *process.environ().values()])
         except psutil.Error:
             continue
-        if process.pid != os.getpid() and str(directory) in told:
+        if process.pid != os.getpid() and str(directory) in reported:
             found.append(process.cmdline())
     return found
 

@@ -129,11 +129,11 @@ def test_an_upgrade_says_how_far_it_is(old, database_url):
     with structlog.testing.capture_logs() as log:
         Timeline(database_url, upgrade=True).close()
 
-    told = [(line["event"], line["version"]) for line in log]
+    reported = [(line["event"], line["version"]) for line in log]
     assert log[0]["results"] == 5
-    assert told[0] == ("timeline_upgrade_begins", "0001")
-    assert ("timeline_upgrade_step", "0004") in told
-    assert told[-1] == ("timeline_upgraded", schema.HEAD)
+    assert reported[0] == ("timeline_upgrade_begins", "0001")
+    assert ("timeline_upgrade_step", "0004") in reported
+    assert reported[-1] == ("timeline_upgraded", schema.HEAD)
     # and an empty database is made without a word
     with structlog.testing.capture_logs() as log:
         Timeline(database_url, upgrade=True).close()

@@ -218,10 +218,10 @@ def test_incidents_are_worked_through_by_keyboard(
     page.keyboard.press("e")
     eventually(lambda: client.incidents.get(incident).seen_by)
 
-    told = client.incidents.get(incident)
-    assert told.feedback is not None
-    assert told.feedback.verdict == "right"
-    assert told.acknowledged is not None
+    reported = client.incidents.get(incident)
+    assert reported.feedback is not None
+    assert reported.feedback.verdict == "right"
+    assert reported.acknowledged is not None
     assert len(client.incidents.silences()) == 1
     page.get_by_role("button", name="Undo").click()
     eventually(lambda: not client.incidents.silences())

@@ -84,9 +84,9 @@ def test_a_run_that_breaks_down_is_told_and_started_again(
         # then its state says why, and it is tried again
         eventually(lambda: len(attempts) >= 3)
         eventually(lambda: bench.status(spec).state is StreamState.FAILED)
-        told = bench.status(spec).error
-        assert told is not None
-        assert told.code is code
+        received = bench.status(spec).error
+        assert received is not None
+        assert received.code is code
         assert job.outcome is None
         # and it runs as soon as it can
         broken.clear()

@@ -73,11 +73,11 @@ def test_the_streams_of_a_lost_camera_get_its_new_address(
     assert url_of(bench, sub) == "rtsp://admin:***@127.0.0.1:554/sub"
     secret = bench.registry.secret_url(main.id)
     assert secret == "rtsp://admin:s3cret%20pass@127.0.0.1:554/main"
-    told = events.read(before)
-    assert {event.stream_name for event in told} == {"main", "sub"}
-    assert all(event.type == "stream.state_changed" for event in told)
-    assert all('"changed": ["url' in event.data for event in told)
-    assert "s3cret" not in "".join(event.data for event in told)
+    reported = events.read(before)
+    assert {event.stream_name for event in reported} == {"main", "sub"}
+    assert all(event.type == "stream.state_changed" for event in reported)
+    assert all('"changed": ["url' in event.data for event in reported)
+    assert "s3cret" not in "".join(event.data for event in reported)
 
 
 @pytest.mark.parametrize("case", ["not long enough", "paused", "off", "unknown", "running"])

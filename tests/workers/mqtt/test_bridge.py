@@ -142,11 +142,11 @@ def test_an_alert_is_on_while_its_incident_is_open(yard, start_bridge, listener,
     eventually(lambda: state(listener, *alert) is None)
 
     # then
-    def told():
+    def reported():
         return [event["event_type"] for event in listener.all("nvila/gate/events")]
 
-    eventually(lambda: told().count("stream.state_changed") >= 3)
-    incidents = [each for each in told() if each.startswith("incident.")]
+    eventually(lambda: reported().count("stream.state_changed") >= 3)
+    incidents = [each for each in reported() if each.startswith("incident.")]
     assert incidents == ["incident.opened", "incident.resolved"]
     assert not any(kept for topic, _, kept in listener.heard if topic == "nvila/gate/events")
 
@@ -418,8 +418,8 @@ def test_one_bridge_serves(yard, start_bridge, listener, eventually):
     eventually(lambda: len(listener.all("nvila/gate/events")) >= 2)
     ends[1]()
     # then
-    told = [each["event_type"] for each in listener.all("nvila/gate/events")]
-    assert told == ["incident.opened", "incident.resolved"]
+    reported = [each["event_type"] for each in listener.all("nvila/gate/events")]
+    assert reported == ["incident.opened", "incident.resolved"]
     assert holder
 
 
@@ -441,8 +441,8 @@ def test_a_bridge_that_lost_its_turn_repeats_nothing_later(
     yard.car(0.1)
     # then
     eventually(lambda: listener.all("nvila/gate/events"))
-    told = [each["event_type"] for each in listener.all("nvila/gate/events")]
-    assert told == ["incident.resolved"]
+    reported = [each["event_type"] for each in listener.all("nvila/gate/events")]
+    assert reported == ["incident.resolved"]
 
 
 def test_login_and_encryption(yard, tmp_path, start_bridge, eventually):

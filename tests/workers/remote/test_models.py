@@ -187,9 +187,9 @@ def test_without_a_worker_of_the_default_model_health_says_so(service, connectio
 
 def test_running_workers_tell_their_models(service) -> None:
     with Worker(service, EYE, default=True).alive() as one:
-        (told,) = service.jobs.served.workers()
-        assert (told.name, told.model, told.default) == (one.worker.name, EYE, True)
-        assert (told.max_model_len, told.trouble) == (4096, None)
+        (reported,) = service.jobs.served.workers()
+        assert (reported.name, reported.model, reported.default) == (one.worker.name, EYE, True)
+        assert (reported.max_model_len, reported.trouble) == (4096, None)
         assert service.jobs.workers()["clips"] == 1
     assert service.jobs.served.workers() == []
     assert service.jobs.served.known() == [EYE]

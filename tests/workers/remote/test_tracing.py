@@ -88,9 +88,9 @@ def test_one_trace_reaches_from_the_first_frame_to_the_recorded_result(own, span
     assert submit.start_time <= submit.end_time <= found["answer"].end_time
     assert found["queue"].end_time == found["answer"].start_time
     # and the answer says what it cost
-    told = found["answer"].attributes
-    assert (told["request"], told["result"]) == (asked.id, "caption")
-    assert told["prompt_tokens"] == recorded.prompt_tokens > 0
+    reported = found["answer"].attributes
+    assert (reported["request"], reported["result"]) == (asked.id, "caption")
+    assert reported["prompt_tokens"] == recorded.prompt_tokens > 0
     assert recorded.traceparent is None  # it is for the way, not for the shelf
 
 
@@ -108,7 +108,7 @@ def test_a_failed_answer_is_a_failed_span(own, server, spans):
 def test_the_log_names_stream_and_trace(own, spans):
     asked = request(own)
     own.jobs.submit(asked)
-    told = stored_request(own, asked.id)["traceparent"]
+    reported = stored_request(own, asked.id)["traceparent"]
 
     with structlog.testing.capture_logs(
         processors=[structlog.contextvars.merge_contextvars]
@@ -116,7 +116,7 @@ def test_the_log_names_stream_and_trace(own, spans):
         answer_clip(stored_request(own, asked.id))
 
     (line,) = (line for line in lines if line["event"] == "answered")
-    assert line["trace_id"] == told.split("-")[1]
+    assert line["trace_id"] == reported.split("-")[1]
     assert (line["request"], line["stream"]) == (asked.id, "yard")
 
 
@@ -163,10 +163,10 @@ def test_without_a_collector_records_carry_no_trace_and_nothing_is_imported(own)
         "print([n for n in sys.modules if n.startswith('opentelemetry.exporter')])\n"
         "print('opentelemetry.trace.propagation.tracecontext' in sys.modules)"
     )
-    told = subprocess.run(
+    reported = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100
     )
-    assert told.stdout.splitlines() == ["[]", "False"]
+    assert reported.stdout.splitlines() == ["[]", "False"]
 
 
 def test_a_missing_extra_says_what_to_install(settings, monkeypatch):
