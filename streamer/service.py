@@ -230,7 +230,7 @@ class Service:
     ) -> Stream:
         """Attach a URL, file or device; without `watches` every window gets a caption.
 
-        `live` says whether the end of the source is a lost connection; None: detected when the source is
+        `live` says whether the end of the source is a lost connection; None: detected when it is
         opened.
         With `stream_id`, the stream gets this id; one that has it is returned instead.
         `model` answers the watches and queries that name none. `endpoint_reference` is what the

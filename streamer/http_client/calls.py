@@ -89,9 +89,9 @@ class ServiceCalls:
         A watch is a prompt, or a record; what it does not set is set by the server. `history` are
         the seconds that frames are kept, `retention_days` the days that results are. `live` says
         whether the end of the source is a lost connection; None: detected when the source is
-        opened. `model` answers the watches and queries that name none. `endpoint_reference` is what `discover` calls the
-        camera: a stream that is attached from it with the same path is returned instead, at the
-        address and with the password of `source`.
+        opened. `model` answers the watches and queries that name none. `endpoint_reference` is what
+        `discover` calls the camera: a stream that is attached from it with the same path is
+        returned instead, at the address and with the password of `source`.
 
         Raises StreamerError: a stream code if the probe fails (nothing is attached then),
         NAME_TAKEN, INVALID_REQUEST, STREAM_URL_FORBIDDEN.

@@ -30,7 +30,8 @@ class IncidentState(StrEnum):
     """State of an incident.
 
     `pending`: seen, but not yet in as many windows as the rule asks for; no one is notified, and
-    the incident is dropped if it comes to nothing. `open`: people are notified. `resolved`: it is over.
+    the incident is dropped if it comes to nothing. `open`: people are notified. `resolved`: it
+    is over.
     """
 
     PENDING = "pending"

@@ -82,8 +82,8 @@ def probe(
     """Try `source` step by step. If frames arrive, watch it for `watch` seconds and two key frames.
 
     `on_step` is called with each step. Without `live`, opening the source shows whether it is
-    live. Takes at most `limit` seconds. The report describes what is wrong with the source. Raises StreamerError
-    (INVALID_REQUEST, STREAM_URL_FORBIDDEN) for an invalid or forbidden address.
+    live. Takes at most `limit` seconds. The report describes what is wrong with the source. Raises
+    StreamerError (INVALID_REQUEST, STREAM_URL_FORBIDDEN) for an invalid or forbidden address.
     """
     shown, url = split_secret(parse_source(source))
     report = ProbeReport(url=shown, live=guess_live(url) if live is None else live)

@@ -1,4 +1,4 @@
-"""`streamer`, whose programs are forked by the fork server of the tests instead of started afresh."""
+"""`streamer`, whose programs are forked by the fork server of the tests not started afresh."""
 
 import os
 
