@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from nvila_core.generation.completion import Completion
     from nvila_core.prompt.builder import Prompt
 
-EXAMPLES = """examples:
+_EXAMPLES = """examples:
   python -m nvila_core ask --model Efficient-Large-Model/NVILA-Lite-2B photo.jpg "What is this?"
   python -m nvila_core ask --model ./checkpoint --stream clip.mp4 "What happens?"
   python -m nvila_core ask --model ./checkpoint --policy adaptive photo.jpg "What does it say?"
@@ -39,7 +39,7 @@ def build_parser() -> argparse.ArgumentParser:
         "ask",
         help="answer a question about images and videos",
         description="Answer a question about images and videos.",
-        epilog=EXAMPLES,
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     ask.add_argument(

@@ -19,7 +19,7 @@ from streamer.redis_address import FORMS, SENTINEL_SCHEMES, open_redis
 from streamer.redis_errors import RedisTrouble, trouble_of
 from streamer.settings import Settings
 
-CONNECT_TIMEOUT = 5.0
+_CONNECT_TIMEOUT = 5.0
 SOCKET_TIMEOUT = 30.0
 """Seconds: longer than any blocking command, short enough to notice a server that went silent."""
 
@@ -57,13 +57,13 @@ def connect(
     sentinel = urlsplit(url).scheme in SENTINEL_SCHEMES
     return open_redis(
         url,
-        connect_timeout=CONNECT_TIMEOUT,
+        connect_timeout=_CONNECT_TIMEOUT,
         timeout=min(timeout, _FAILOVER_TIMEOUT) if sentinel else timeout,
         retries=retries,
     )
 
 
-def reach(url: str, outage: Outage | None = None, timeout: float = CONNECT_TIMEOUT) -> None:
+def reach(url: str, outage: Outage | None = None, timeout: float = _CONNECT_TIMEOUT) -> None:
     """Ask the server at `url` once what it is: see :func:`connect`. Waits `timeout` seconds at
     most, unless an `outage` lets it wait for a server that refuses work."""
     from streamer.media.urls import redact
@@ -151,7 +151,7 @@ def _listens(url: str) -> bool:
     parts = urlsplit(url)
     address = parts.hostname or "", parts.port or 6379
     try:
-        socket.create_connection(address, CONNECT_TIMEOUT).close()
+        socket.create_connection(address, _CONNECT_TIMEOUT).close()
     except OSError:
         return False
     return True

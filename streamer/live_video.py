@@ -19,7 +19,7 @@ from streamer.clock import Clock
 MAX_WATCHED = 64
 """Streams of an installation whose video is watched at once."""
 
-MAX_BYTES = 8 << 20
+MAX_VIDEO_BYTES = 8 << 20
 """Bytes of the pieces of one stream that are kept."""
 
 RENEWAL = 1.5

@@ -1,6 +1,5 @@
 """The models of an installation: their queues, the workers that serve them, and past ones."""
 
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
@@ -9,6 +8,7 @@ import redis
 from rq import Queue, worker_registration
 
 from streamer import redis_keys
+from streamer.clock import shared
 from streamer.domain.kinds import RequestKind
 from streamer.errors import ErrorCode, StreamerError
 from streamer.limits import MAX_MODEL_NAME
@@ -103,7 +103,7 @@ class Models:
 
     def note(self, model: str) -> None:
         """Remember that a worker serves `model` now."""
-        now = time.time()
+        now = shared().time()
         with self._redis.pipeline() as pipeline:
             pipeline.zadd(redis_keys.MODELS, {model: now})
             pipeline.zremrangebyscore(redis_keys.MODELS, 0, now - _KNOWN_FOR)

@@ -35,7 +35,7 @@ def join_records(client: redis.Redis) -> None:
     Raises StreamerError(RECORD_UNREADABLE).
     """
     try:
-        stored: bytes | None = client.get(redis_keys.RECORD_VERSION)  # type: ignore[assignment]
+        stored: bytes | None = client.get(redis_keys.RECORD_VERSION_KEY)  # type: ignore[assignment]
         version = int(stored or 1)
         require_readable(version)
         if version > RECORD_VERSION:
@@ -46,6 +46,6 @@ def join_records(client: redis.Redis) -> None:
                 advice="Upgrade this program soon: the release after that it cannot read.",
             )
         elif version < RECORD_VERSION:
-            in_reserve(client).set(redis_keys.RECORD_VERSION, RECORD_VERSION)
+            in_reserve(client).set(redis_keys.RECORD_VERSION_KEY, RECORD_VERSION)
     except (redis.exceptions.RedisError, ValueError):
         return  # an outage, which the program waits out; or no version, so nothing to go by

@@ -13,7 +13,7 @@ from streamer.redis_errors import trouble_of
 
 MIN_VERSION = (6, 2)
 
-Part = Literal["jobs", "frames"]
+RedisPart = Literal["jobs", "frames"]
 """What a server holds: jobs, results and streams, or frames."""
 
 _OURS = redis_keys.KEY_PREFIX
@@ -113,7 +113,7 @@ def require_usable(client: redis.Redis) -> None:
             raise StreamerError(ErrorCode.REDIS_UNAVAILABLE, lack.message)
 
 
-def examine_server(client: redis.Redis, parts: Sequence[Part]) -> list[Lack]:
+def examine_server(client: redis.Redis, parts: Sequence[RedisPart]) -> list[Lack]:
     """Return what the server lacks to hold `parts`; empty if nothing.
 
     It writes nothing. Raises redis.exceptions.RedisError if the server does not answer.
@@ -167,7 +167,7 @@ def _role(info: dict[str, Any]) -> list[Lack]:
     ]
 
 
-def _memory(info: dict[str, Any], parts: Sequence[Part]) -> list[Lack]:
+def _memory(info: dict[str, Any], parts: Sequence[RedisPart]) -> list[Lack]:
     policy, limit = str(info.get("maxmemory_policy", "noeviction")), int(info.get("maxmemory", 0))
     if "jobs" in parts and limit and policy != "noeviction":
         return [
@@ -188,7 +188,7 @@ def _memory(info: dict[str, Any], parts: Sequence[Part]) -> list[Lack]:
     return []
 
 
-def require_writable(client: redis.Redis, parts: Sequence[Part]) -> None:
+def require_writable(client: redis.Redis, parts: Sequence[RedisPart]) -> None:
     """Raise redis.exceptions.RedisError if the server does not let the service write now.
 
     It writes nothing, but the server refuses the command as it would refuse any other.
@@ -200,7 +200,7 @@ def require_writable(client: redis.Redis, parts: Sequence[Part]) -> None:
         raise redis.exceptions.NoPermissionError(f"no permission for {denied[0]}")
 
 
-def _rights(client: redis.Redis, parts: Sequence[Part]) -> list[Lack]:
+def _rights(client: redis.Redis, parts: Sequence[RedisPart]) -> list[Lack]:
     denied = _denied(client, parts)
     if not denied:
         return []
@@ -215,7 +215,7 @@ def _rights(client: redis.Redis, parts: Sequence[Part]) -> list[Lack]:
     ]
 
 
-def _denied(client: redis.Redis, parts: Sequence[Part]) -> list[str]:
+def _denied(client: redis.Redis, parts: Sequence[RedisPart]) -> list[str]:
     """Return the commands that the user may not run, each with a key or channel."""
     commands = [
         command

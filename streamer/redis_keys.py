@@ -22,7 +22,7 @@ EVENTS_LOST = KEY_PREFIX + "events-lost"
 KNOWN_WORKERS = KEY_PREFIX + "known-workers"
 """Hash: name of a worker -> the state that was announced last, and its kind. Under a TTL."""
 
-RECORD_VERSION = KEY_PREFIX + "record-version"
+RECORD_VERSION_KEY = KEY_PREFIX + "record-version"
 """String: the highest version of the records here, see `streamer/record_version.py`."""
 
 STREAMS = KEY_PREFIX + "streams"

@@ -16,7 +16,7 @@ import redis
 import structlog
 
 from streamer.clock import Clock
-from streamer.live_video import MAX_BYTES, LiveVideo, VideoPiece
+from streamer.live_video import MAX_VIDEO_BYTES, LiveVideo, VideoPiece
 from streamer.media.packet_reader import Arrival
 from streamer.media.remuxer import CODECS, Fragment, Remuxer
 from streamer.outage import Outage
@@ -99,7 +99,7 @@ class VideoTap:
             self._run = max(self._run + 1, round(self._clock.time() * 1000))
             self._numbers = itertools.count()
         with self._lock:
-            if self._bytes + len(fragment.data) > MAX_BYTES:  # Redis does not take them
+            if self._bytes + len(fragment.data) > MAX_VIDEO_BYTES:  # Redis does not take them
                 self._pending.clear()
                 self._bytes, self._need_key = 0, True
             if self._need_key and not fragment.key:
@@ -158,7 +158,7 @@ class VideoOutlet:
         keys = [n for n, (_, _, key) in enumerate(self._kept) if key]
         for _ in range(keys[-2] if len(keys) > 1 else 0):
             self._kept.popleft()
-        while sum(size for _, size, _ in self._kept) > MAX_BYTES:
+        while sum(size for _, size, _ in self._kept) > MAX_VIDEO_BYTES:
             self._kept.popleft()
         return self._kept[0][0] if self._kept else None
 

@@ -23,7 +23,7 @@ from streamer.redis_errors import will_pass
 from streamer.settings import Settings
 from streamer.timeline.database import Database
 from streamer.webhooks.addresses import WebhookAddresses
-from streamer.webhooks.message import TIME_LIMIT
+from streamer.webhooks.message import MAX_ATTEMPT_SECONDS
 from streamer.webhooks.outbox import Fact
 from streamer.webhooks.store import MAX_WEBHOOKS, Webhooks
 from streamer.worker_states import WorkerStates
@@ -67,7 +67,7 @@ class WebhookSender:
         outage: Outage | None = None,
         database_outage: Outage | None = None,
         clock: Clock | None = None,
-        time_limit: float = TIME_LIMIT,
+        time_limit: float = MAX_ATTEMPT_SECONDS,
     ) -> None:
         self._webhooks = webhooks
         self._addresses = addresses

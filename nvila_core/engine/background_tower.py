@@ -23,7 +23,7 @@ from nvila_core.model import NVILA
 from nvila_core.models.staging import stage
 from nvila_core.models.vision_tower import MAX_TILES_PER_PASS
 
-BUCKETS = (1, 2, 3, 4, 6, 8, 12, MAX_TILES_PER_PASS)
+TILE_BUCKETS = (1, 2, 3, 4, 6, 8, 12, MAX_TILES_PER_PASS)
 """Numbers of tiles that have a graph. A pass of another number is padded to the next larger one."""
 
 MAX_PASSES = 2
@@ -174,8 +174,8 @@ class BackgroundTower:
     def _run(self, count: int) -> tuple[Tensor, Tensor]:
         """Encode at least `count` tiles on the current stream, by a graph if that is possible."""
         # The largest first: the graphs share memory, and smaller ones find room in it.
-        rows = BUCKETS[bisect_left(BUCKETS, count)]
-        for wanted in (BUCKETS[-1], rows):
+        rows = TILE_BUCKETS[bisect_left(TILE_BUCKETS, count)]
+        for wanted in (TILE_BUCKETS[-1], rows):
             if self.enabled and wanted not in self._graphs:
                 self._capture(wanted)
         if not self.enabled:

@@ -21,7 +21,7 @@ from nvila_core.errors import first_line
 from nvila_core.kernels.attention import TILE_FIELDS
 from nvila_core.models.language_model import LanguageModel
 
-BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """Numbers of rows with a graph of their own; steps of more rows run without."""
 
 NO_SLOT = -1
@@ -114,7 +114,7 @@ class DecodeGraphs:
         blocks = -(-max_model_len // attention.cache.block_size)
         self.table_width = -(-blocks // TABLE_ALIGNMENT) * TABLE_ALIGNMENT
         self.enabled = True
-        self.latest = torch.zeros(BUCKETS[-1], dtype=torch.int32, device=attention.cache.device)
+        self.latest = torch.zeros(ROW_BUCKETS[-1], dtype=torch.int32, device=attention.cache.device)
         """The likeliest tokens of the last step, by row."""
         self._pool: Any = None
         self._stream: Any = None
@@ -141,9 +141,9 @@ class DecodeGraphs:
             are finite, and whether keys and values are. They are valid until the next call: the
             graphs share their memory.
         """
-        if not self.enabled or not slices or len(slices) > BUCKETS[-1]:
+        if not self.enabled or not slices or len(slices) > ROW_BUCKETS[-1]:
             return None
-        rows = BUCKETS[bisect_left(BUCKETS, len(slices))]
+        rows = ROW_BUCKETS[bisect_left(ROW_BUCKETS, len(slices))]
         if sources is not None and rows not in self._graphs:
             return None
         if rows not in self._buckets:

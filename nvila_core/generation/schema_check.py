@@ -24,7 +24,7 @@ from nvila_core.generation.schema_process import read_message, too_costly, write
 MAX_CACHED = 256
 """Schemas whose outcome is remembered."""
 
-MAX_WAITING = 16
+MAX_WAITING_SCHEMAS = 16
 """Callers that wait for their turn; further ones that are not patient are refused."""
 
 MAX_SILENCE = 60.0
@@ -71,13 +71,14 @@ class SchemaChecker:
 
         Raises:
             PromptError: the schema is too large, costs too much, or cannot be followed.
-            TooManySchemas: MAX_WAITING others wait already, and this caller is not `patient`.
+            TooManySchemas: MAX_WAITING_SCHEMAS others wait already, and this caller is not
+                `patient`.
         """
         check_shape(schema)
         outcome = self._remembered(schema)
         if outcome is None:
             with self._state:
-                if self._waiting >= MAX_WAITING and not patient:
+                if self._waiting >= MAX_WAITING_SCHEMAS and not patient:
                     raise TooManySchemas
                 self._waiting += 1
             try:

@@ -11,7 +11,7 @@ from torch import Tensor
 ALIGNMENT = 64
 """Bytes: every array begins at a multiple, as vector loads and Triton's specialization like it."""
 
-DTYPES = {
+_DTYPES = {
     "uint8": torch.uint8,
     "int32": torch.int32,
     "int64": torch.int64,
@@ -38,7 +38,7 @@ def stage(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
         start += size
     there = host.to(device, non_blocking=True)
     return [
-        there[place].view(DTYPES[array.dtype.name]).view(array.shape)
+        there[place].view(_DTYPES[array.dtype.name]).view(array.shape)
         for place, array in zip(places, arrays, strict=True)
     ]
 

@@ -18,7 +18,7 @@ from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-Message = Mapping[str, str]
+TemplateMessage = Mapping[str, str]
 
 
 class ChatTemplate:
@@ -36,7 +36,7 @@ class ChatTemplate:
         self._template = _sandbox().from_string(text)
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
+    def render(self, messages: Sequence[TemplateMessage], *, add_generation_prompt: bool) -> str:
         """Return the text of a conversation. Whatever the template raises passes through."""
         return self._template.render(
             # exact strings: those of a subclass would bring its methods into the sandbox

@@ -17,7 +17,7 @@ from tokenizers.decoders import ByteLevel
 
 from nvila_core.errors import CheckpointError, PromptError, as_checkpoint_error, first_line
 from nvila_core.json_fields import Fields
-from nvila_core.prompt.chat_template import ChatTemplate, Message
+from nvila_core.prompt.chat_template import ChatTemplate, TemplateMessage
 from nvila_core.prompt.tokenizer_files import read_tokenizer
 
 SENTINEL_TOKEN, IMAGE_TOKEN, VIDEO_TOKEN = "<vila/sentinel>", "<image>", "<vila/video>"
@@ -101,7 +101,9 @@ class Tokenizer:
         """Path of tokenizer_config.json, for error messages."""
         return str(self.folder / "tokenizer_config.json")
 
-    def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
+    def render(
+        self, messages: Sequence[TemplateMessage], *, add_generation_prompt: bool = True
+    ) -> str:
         """Render a conversation with the chat template.
 
         Raises:

@@ -14,7 +14,7 @@ TEXT_POSITIONS = 64
 """Approximate number of positions of the system prompt and the question."""
 MAX_REPEATS = 4
 """Repeats per measurement, the first one to warm up; the fastest counts."""
-MAX_SECONDS = 0.5
+_MAX_SECONDS = 0.5
 """Total duration after which a measurement is not repeated."""
 
 
@@ -101,7 +101,7 @@ class StepTimer:
     @torch.inference_mode()
     def _fastest(self, call: Callable[[], object]) -> float:
         times: list[float] = []
-        while len(times) < MAX_REPEATS and sum(times) < MAX_SECONDS:
+        while len(times) < MAX_REPEATS and sum(times) < _MAX_SECONDS:
             began = time.perf_counter()
             call()
             self._finish()

@@ -42,10 +42,10 @@ ANSWER_SECONDS = 60.0
 
 StreamName = Annotated[str, Field(description="name or id of a stream, from list_streams")]
 IncidentId = Annotated[str, Field(description="id of an incident, from list_incidents")]
-Since = Annotated[
+_Since = Annotated[
     str | None, Field(description="start: -10m, 16:00, 2026-11-25 16:00, or RFC 3339")
 ]
-Until = Annotated[str | None, Field(description="end, as `since`; default: now")]
+_Until = Annotated[str | None, Field(description="end, as `since`; default: now")]
 
 
 class StreamSummary(BaseModel):
@@ -197,8 +197,8 @@ class Tools:
         self,
         stream: StreamName,
         question: Annotated[str, Field(description="one question about what is visible")],
-        since: Since = None,
-        until: Until = None,
+        since: _Since = None,
+        until: _Until = None,
         choices: Annotated[
             list[str] | None, Field(description="allow only these answers, such as yes and no")
         ] = None,
@@ -240,8 +240,8 @@ class Tools:
             Field(description="find what says something alike, nearest first, instead of `words`"),
         ] = None,
         stream: Annotated[str | None, Field(description="only of this stream")] = None,
-        since: Since = None,
-        until: Until = None,
+        since: _Since = None,
+        until: _Until = None,
         kind: Annotated[
             Literal["caption", "answer", "alert", "error"] | None, Field(description="only these")
         ] = None,
@@ -273,7 +273,7 @@ class Tools:
         self,
         stream: StreamName,
         since: Annotated[str, Field(description="start: -1h, 16:00, or RFC 3339")],
-        until: Until = None,
+        until: _Until = None,
     ) -> Recap:
         """Return the captions of a stream in a range of time, oldest first, to summarize them.
 
@@ -338,7 +338,7 @@ class Tools:
             Literal["open", "resolved"] | None, Field(description="default: open and resolved")
         ] = None,
         stream: Annotated[str | None, Field(description="only of this stream")] = None,
-        since: Since = None,
+        since: _Since = None,
         limit: Annotated[
             int, Field(ge=1, le=MAX_RESULTS, description="maximum number of incidents")
         ] = 20,

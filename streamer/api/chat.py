@@ -11,12 +11,13 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from streamer.api.chat_answers import ChatAnswers, Step
+from streamer.api.chat_answers import AnswerStep, ChatAnswers
 from streamer.api.chat_schemas import ChatBody, logprobs_of, usage_of
 from streamer.api.dependencies import ClientDependency, HubDependency
 from streamer.api.errors import ErrorResponse, InvalidIs400
 from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.models import served_models
+from streamer.clock import shared
 from streamer.conversation import ChatRequest
 from streamer.deltas import Delta, DeltaToken
 from streamer.domain.result import Result
@@ -102,7 +103,7 @@ class _Shape:
 
     def __init__(self, query_id: str, model: str, body: ChatBody) -> None:
         self.id, self.model, self.body = f"chatcmpl-{query_id}", model, body
-        self.created = int(time.time())
+        self.created = int(shared().time())
 
     def _head(self, kind: str) -> dict[str, Any]:
         return {"id": self.id, "object": kind, "created": self.created, "model": self.model}
@@ -135,7 +136,7 @@ class _Shape:
         delta = {"role": "assistant", "content": ""}
         return "".join(self.chunk(self._choice(n, delta)) for n in range(self.body.n or 1))
 
-    def step(self, number: int, step: Step) -> str:
+    def step(self, number: int, step: AnswerStep) -> str:
         """Return the chunk of a piece of an answer, or that of its end."""
         if isinstance(step, Delta):
             return self.chunk(self._choice(number, {"content": step.text}, tokens=step.tokens))
@@ -180,7 +181,7 @@ async def _stream(answers: ChatAnswers, shape: _Shape) -> Response:
     """Return the response that sends the answers in pieces."""
     steps = answers.steps()
     began = time.monotonic()
-    first: tuple[int, Step] | None = None
+    first: tuple[int, AnswerStep] | None = None
     try:
         async for step in steps:
             first = step
@@ -199,8 +200,8 @@ async def _stream(answers: ChatAnswers, shape: _Shape) -> Response:
 async def _events(
     answers: ChatAnswers,
     shape: _Shape,
-    steps: AsyncIterator[tuple[int, Step] | None],
-    first: tuple[int, Step] | None,
+    steps: AsyncIterator[tuple[int, AnswerStep] | None],
+    first: tuple[int, AnswerStep] | None,
 ) -> AsyncIterator[str]:
     results: dict[int, Result] = {}
     sent = time.monotonic()
@@ -227,7 +228,7 @@ async def _events(
         await answers.close()
 
 
-def _note(results: dict[int, Result], step: tuple[int, Step]) -> None:
+def _note(results: dict[int, Result], step: tuple[int, AnswerStep]) -> None:
     number, found = step
     if isinstance(found, Result):
         results[number] = found

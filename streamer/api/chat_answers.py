@@ -22,7 +22,7 @@ from streamer.service import Service
 _LOOK_INTERVAL = 1.0
 """Seconds between two looks whether an answer is there, and whether its caller still is."""
 
-Step = Delta | Result
+AnswerStep = Delta | Result
 
 
 class ChatAnswers:
@@ -45,7 +45,7 @@ class ChatAnswers:
         self._deltas = Deltas(client.connections.main)
         self._asked: list[ChatRequest] = []
         self._open: set[int] = set()
-        self._steps: asyncio.Queue[tuple[int, Step | Exception]] = asyncio.Queue()
+        self._steps: asyncio.Queue[tuple[int, AnswerStep | Exception]] = asyncio.Queue()
         self._tasks: list[asyncio.Task[None]] = []
         self._deadline = 0.0
 
@@ -92,7 +92,7 @@ class ChatAnswers:
             for chat in self._asked:
                 self._deltas.discard(chat.id)
 
-    async def steps(self) -> AsyncIterator[tuple[int, Step] | None]:
+    async def steps(self) -> AsyncIterator[tuple[int, AnswerStep] | None]:
         """Yield the number of an answer and a new piece of it, or its result as its last one; None
         once in a while when nothing has come. It ends when all results are there.
 

@@ -33,7 +33,7 @@ CAMERA_PREFIX = "stream/"
 DEFAULT_MAX_TOKENS = 1024
 """Tokens of an answer, if the caller does not limit it."""
 
-MAX_CHOICES = 16
+_MAX_CHOICES = 16
 """Answers to one request (`n`)."""
 
 MAX_PARTS = 1024
@@ -281,7 +281,7 @@ class ChatBody(_Body):
         Field(max_length=MAX_STOPS),
         BeforeValidator(_as_list, json_schema_input_type=_Stop | list[_Stop] | None),
     ] = None
-    n: int | None = Field(default=None, ge=1, le=MAX_CHOICES)
+    n: int | None = Field(default=None, ge=1, le=_MAX_CHOICES)
     response_format: (
         Annotated[
             TextAnswer | JsonAnswer | SchemaAnswer | ChoiceAnswer, Field(discriminator="type")
@@ -345,7 +345,7 @@ class ChatBody(_Body):
         wanted = self.max_completion_tokens or self.max_tokens or DEFAULT_MAX_TOKENS
         return {
             "max_tokens": min(wanted, MAX_ANSWER_TOKENS),
-            "temperature": temperature if temperature >= MIN_TEMPERATURE else 0.0,
+            "temperature": temperature if temperature >= _MIN_TEMPERATURE else 0.0,
             "top_p": 1.0 if self.top_p is None else max(self.top_p, MIN_TOP_P),
             "stop": [text for text in self.stop or () if text],
             "logprobs": (self.top_logprobs or 0) if self.logprobs else None,
@@ -374,7 +374,7 @@ class ChatBody(_Body):
         return messages
 
 
-MIN_TEMPERATURE = 1e-5
+_MIN_TEMPERATURE = 1e-5
 """A lower temperature is greedy."""
 
 MIN_TOP_P = 1e-6

@@ -13,7 +13,7 @@ from streamer.timeline.database import CALLER, Caller, call_cancelled
 
 _T = TypeVar("_T")
 
-PATIENCE = 10.0
+_PATIENCE = 10.0
 """Seconds that a request waits for the database, its place among others included."""
 
 MAX_THREADS = 8
@@ -29,7 +29,7 @@ class DatabaseThreads:
     database would use it up, and listing the streams would wait with them.
     """
 
-    def __init__(self, threads: int = MAX_THREADS, patience: float = PATIENCE) -> None:
+    def __init__(self, threads: int = MAX_THREADS, patience: float = _PATIENCE) -> None:
         self._pool = ThreadPoolExecutor(threads, "database")
         self._patience = patience
 

@@ -29,7 +29,7 @@ _log = structlog.get_logger(__name__)
 MAX_LISTENERS = 2000
 """Listeners of one process."""
 
-MAX_QUEUED = 1000
+MAX_QUEUED_EVENTS = 1000
 """Events that wait for one listener; one that is further behind is slow."""
 
 _PAGE = 256
@@ -102,7 +102,7 @@ class _Listener:
     def offer(self, event: Event, notice: Notice) -> None:
         if not (event.lost or self._wants(event)) or self.slow:
             return
-        if len(self._queue) >= MAX_QUEUED:
+        if len(self._queue) >= MAX_QUEUED_EVENTS:
             self.slow = True
             self._queue.clear()
         else:

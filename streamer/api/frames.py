@@ -21,10 +21,10 @@ _MP4: dict[int | str, dict[str, Any]] = {
     200: {"content": {"video/mp4": {}}, "description": "The video."}
 }
 
-Since = Annotated[
+_Since = Annotated[
     TimeText, Query(description="start of the range: RFC 3339 or relative such as -10m")
 ]
-Until = Annotated[
+_Until = Annotated[
     TimeText, Query(description="end of the range: RFC 3339 or relative such as -5m; default: now")
 ]
 
@@ -41,8 +41,8 @@ def get_snapshot(ref: str, client: ClientDependency) -> Response:
 def list_frames(
     ref: str,
     client: ClientDependency,
-    since: Since,
-    until: Until = "now",
+    since: _Since,
+    until: _Until = "now",
     limit: Annotated[
         int, Query(ge=1, le=MAX_LISTED_FRAMES, description="maximum number of frames")
     ] = 100,
@@ -53,7 +53,7 @@ def list_frames(
 
 
 @router.get("/streams/{ref}/clip.mp4", response_class=Response, responses=_MP4)
-def get_clip(ref: str, client: ClientDependency, since: Since, until: Until = "now") -> Response:
+def get_clip(ref: str, client: ClientDependency, since: _Since, until: _Until = "now") -> Response:
     """Return a video of a range, made of at most 256 frames that are kept."""
     now = utc_now()
     clip = client.pictures.clip(ref, parse_time(since, now), parse_time(until, now))

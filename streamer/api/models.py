@@ -1,12 +1,11 @@
 """Routes of `/v1/models`: the models that answer, and the cameras that can be asked like one."""
 
-import time
-
 from fastapi import APIRouter
 
 from streamer.api.chat_schemas import CAMERA_PREFIX, ModelCard, ModelCards
 from streamer.api.dependencies import ClientDependency
 from streamer.api.errors import InvalidIs400
+from streamer.clock import shared
 from streamer.errors import ErrorCode, StreamerError
 from streamer.service import Service
 
@@ -14,7 +13,7 @@ router = APIRouter(prefix="/v1/models", tags=["openai"], route_class=InvalidIs40
 
 _OWNER = "nvila-streamer"
 
-_STARTED = int(time.time())
+_STARTED = int(shared().time())
 """When this program was started, as the date of the models."""
 
 

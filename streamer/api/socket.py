@@ -27,7 +27,7 @@ router = APIRouter()
 CLOSE_SLOW = 4408
 """Code with which a socket is closed whose other end does not read, or does not acknowledge."""
 
-PATIENCE = 30.0
+SOCKET_PATIENCE = 30.0
 """Seconds that a message may take to be sent, or a picture to be acknowledged."""
 
 MAX_NAMED = 100
@@ -247,7 +247,7 @@ class _Conversation:
                     self._unacknowledged[feed.stream_id] = picture.frame.id, now
                     await self._send(picture.message)
                 oldest = min((at for _, at in self._unacknowledged.values()), default=None)
-                if oldest is not None and time.monotonic() - oldest > PATIENCE:
+                if oldest is not None and time.monotonic() - oldest > SOCKET_PATIENCE:
                     raise _TooSlow
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._news.wait(), min(1.0, 1.0 / wish.fps))
@@ -270,7 +270,7 @@ class _Conversation:
     async def _send(self, message: str | bytes) -> None:
         """Send one message. Raises _TooSlow if the other end does not take it in time."""
         try:
-            async with asyncio.timeout(PATIENCE), self._turn:
+            async with asyncio.timeout(SOCKET_PATIENCE), self._turn:
                 if isinstance(message, str):
                     await self._socket.send_text(message)
                 else:

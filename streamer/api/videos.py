@@ -19,10 +19,10 @@ from starlette.concurrency import run_in_threadpool
 from streamer.clock import Clock
 from streamer.domain.timestamp import rfc3339, to_datetime
 from streamer.errors import ErrorCode, StreamerError
-from streamer.live_video import MAX_BYTES, MAX_WATCHED, RENEWAL, LiveVideo, VideoPiece
+from streamer.live_video import MAX_VIDEO_BYTES, MAX_WATCHED, RENEWAL, LiveVideo, VideoPiece
 from streamer.outage import Outage
 
-MAX_QUEUED = 4 << 20
+MAX_QUEUED_BYTES = 4 << 20
 """Bytes that wait for one viewer; one that is further behind is skipped to a key frame."""
 
 STALE = 3.0
@@ -56,7 +56,7 @@ class Viewer:
 
     def offer(self, piece: VideoPiece, *, gap: bool = False) -> None:
         """Queue a piece. With `gap`, pieces before it are missing."""
-        if self._bytes + piece.size > MAX_QUEUED and self._queue:
+        if self._bytes + piece.size > MAX_QUEUED_BYTES and self._queue:
             self._queue.clear()
             self._bytes, self._need_key = 0, True
             self.skips += 1
@@ -122,7 +122,7 @@ class _Film:
             expected = last.number + 1 if piece.run == last.run else 0
         gap = piece.number != expected
         self._last = piece
-        if piece.key or gap or sum(each.size for each in self._since_key) > MAX_BYTES:
+        if piece.key or gap or sum(each.size for each in self._since_key) > MAX_VIDEO_BYTES:
             self._since_key.clear()
         if piece.key or self._since_key:
             self._since_key.append(piece)

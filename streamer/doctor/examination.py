@@ -8,7 +8,7 @@ from streamer.doctor import cameras, database, frames, machine, model, mqtt, red
 from streamer.doctor.check import Check, check, describe_error
 from streamer.settings import Settings
 
-LIMIT = 9.0
+MAX_EXAMINATION_SECONDS = 9.0
 """Maximum seconds for all checks together; slower ones are reported as unfinished."""
 
 Examination = Callable[[Settings], Iterable[Check]]
@@ -16,7 +16,7 @@ Examination = Callable[[Settings], Iterable[Check]]
 
 def examine(
     settings: Settings,
-    limit: float = LIMIT,
+    limit: float = MAX_EXAMINATION_SECONDS,
     examinations: Mapping[str, Examination] | None = None,
 ) -> list[Check]:
     """Run `examinations`, by default all, in parallel within `limit` seconds.

@@ -15,7 +15,7 @@ from streamer.settings import Settings
 if TYPE_CHECKING:
     import redis
 
-    from streamer.redis_access import Part
+    from streamer.redis_access import RedisPart
 
 _TIMEOUT = 2.0
 """Seconds that a server has to answer."""
@@ -40,7 +40,7 @@ def servers(settings: Settings, clock: Clock | None = None) -> Iterable[Check]:
         yield _no_redis()
         return
     for name, url in urls.items():
-        parts: list[Part] = ["frames"] if name != "redis" else ["jobs"]
+        parts: list[RedisPart] = ["frames"] if name != "redis" else ["jobs"]
         if len(urls) == 1:
             parts.append("frames")
         yield from _server(name, url, clock or SystemClock(), parts)
@@ -72,7 +72,7 @@ def _no_redis() -> Check:
     return check("redis", "ok", f"No server is running yet: `streamer up` starts {binary.name}.")
 
 
-def _server(name: str, url: str, clock: Clock, parts: "Sequence[Part]") -> Iterable[Check]:
+def _server(name: str, url: str, clock: Clock, parts: "Sequence[RedisPart]") -> Iterable[Check]:
     from redis.exceptions import RedisError
 
     from streamer.connections import reach
@@ -93,7 +93,7 @@ def _server(name: str, url: str, clock: Clock, parts: "Sequence[Part]") -> Itera
 
 
 def _examined(
-    name: str, shown: str, client: "redis.Redis", clock: Clock, parts: "Sequence[Part]"
+    name: str, shown: str, client: "redis.Redis", clock: Clock, parts: "Sequence[RedisPart]"
 ) -> Iterable[Check]:
     from redis.exceptions import RedisError
 

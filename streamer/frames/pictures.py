@@ -33,7 +33,7 @@ from streamer.media.urls import parse_source, redact
 if TYPE_CHECKING:
     from av.container import InputContainer
 
-MAX_PICTURE_BYTES = 32 << 20
+_MAX_PICTURE_BYTES = 32 << 20
 """Bytes of one picture or video that a caller sends or names."""
 
 MAX_FETCH_SECONDS = 30.0
@@ -89,7 +89,7 @@ def fetch(address: str, access: AccessPolicy, timeout: float) -> bytes:
         file, read = opener.open_first(), bytearray()
         while chunk := file.read(1 << 16):
             read += chunk
-            if len(read) > MAX_PICTURE_BYTES:
+            if len(read) > _MAX_PICTURE_BYTES:
                 raise _too_large()
             if time.monotonic() > deadline:
                 raise source_errors.timed_out(redact(url), MAX_FETCH_SECONDS)
@@ -102,7 +102,7 @@ def fetch(address: str, access: AccessPolicy, timeout: float) -> bytes:
 
 def _from_data(address: str) -> bytes:
     header, comma, body = address[5:].partition(",")
-    if len(body) > MAX_PICTURE_BYTES * 3:
+    if len(body) > _MAX_PICTURE_BYTES * 3:
         raise _too_large()
     try:
         if not comma:
@@ -121,7 +121,7 @@ def _from_data(address: str) -> bytes:
             ErrorCode.INVALID_REQUEST,
             "A data: address is damaged: write data:image/jpeg;base64, and the picture in base64.",
         ) from None
-    if len(data) > MAX_PICTURE_BYTES:
+    if len(data) > _MAX_PICTURE_BYTES:
         raise _too_large()
     if not data:
         raise StreamerError(ErrorCode.INVALID_REQUEST, "A data: address is empty: send a picture.")
@@ -131,7 +131,7 @@ def _from_data(address: str) -> bytes:
 def _too_large() -> StreamerError:
     return StreamerError(
         ErrorCode.REQUEST_TOO_LARGE,
-        f"A picture or video has more than {MAX_PICTURE_BYTES >> 20} MiB: send a smaller one, or "
+        f"A picture or video has more than {_MAX_PICTURE_BYTES >> 20} MiB: send a smaller one, or "
         "attach the video as a stream.",
     )
 
@@ -139,8 +139,8 @@ def _too_large() -> StreamerError:
 def read_picture(path: Path) -> bytes:
     """Return the bytes of an uploaded picture. Raises StreamerError(REQUEST_TOO_LARGE)."""
     with path.open("rb") as file:
-        data = file.read(MAX_PICTURE_BYTES + 1)
-    if len(data) > MAX_PICTURE_BYTES:
+        data = file.read(_MAX_PICTURE_BYTES + 1)
+    if len(data) > _MAX_PICTURE_BYTES:
         raise _too_large()
     return data
 

@@ -17,7 +17,7 @@ API_KEY_VARIABLE = "STREAMER_API_KEY"
 DEFAULT_API_URL = "http://127.0.0.1:8080"
 """Address of the API of `streamer up` on this machine."""
 
-MAX_RETRY_AFTER = 60.0
+_MAX_RETRY_AFTER = 60.0
 """Seconds that a server may ask to wait; with more the call fails at once."""
 
 _CONNECT_TIMEOUT = 10.0
@@ -108,7 +108,7 @@ class Connection:
 
 
 def _worth_waiting(error: BaseException) -> bool:
-    return isinstance(error, PassingError) and (error.retry_after or 0.0) <= MAX_RETRY_AFTER
+    return isinstance(error, PassingError) and (error.retry_after or 0.0) <= _MAX_RETRY_AFTER
 
 
 def _pause(state: RetryCallState) -> float:

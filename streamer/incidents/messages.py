@@ -21,7 +21,7 @@ from streamer.webhooks.outbox import Fact, write_out
 EVENTS_CHANNEL = "events"
 """The channel of the service's own events; every message goes there, silenced or not."""
 
-KEPT = timedelta(hours=24)
+_KEPT = timedelta(hours=24)
 """How long a message is tried, and how long a delivered one is kept."""
 
 _MAX_CLAIMED = 100
@@ -159,7 +159,7 @@ def drop_overtaken(connection: Connection, channel: str) -> None:
 def expire(connection: Connection, now: datetime) -> None:
     """Delete messages that are too old to be of use."""
     columns = incident_messages.c
-    connection.execute(delete(incident_messages).where(columns.created_at < now - KEPT))
+    connection.execute(delete(incident_messages).where(columns.created_at < now - _KEPT))
 
 
 def _set(connection: Connection, numbers: Sequence[int], **values: Any) -> None:

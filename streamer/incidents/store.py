@@ -49,7 +49,7 @@ from streamer.times import When, moment
 MAX_INCIDENTS = 10_000
 """Incidents that are kept: the newest ones."""
 
-MAX_PICTURE_BYTES = 4 << 20
+_MAX_PICTURE_BYTES = 4 << 20
 
 _LAST_PICTURE_EVERY = timedelta(seconds=30)
 """How often the picture of an open incident is replaced by a newer one."""
@@ -192,7 +192,7 @@ class Incidents:
                 watch_id=subject.watch_id,
                 stream_id=subject.stream_id,
                 windows=[],
-                reported=0.0,
+                told=0.0,
                 updated_at=utc_now(),
             )
             .on_conflict_do_nothing()
@@ -220,7 +220,7 @@ class Incidents:
                 incident_id=None if machine.incident is None else machine.incident.id,
                 windows=[_stored_window(window) for window in machine.windows],
                 consumed=machine.consumed,
-                reported=machine.reported,
+                told=machine.reported,
                 updated_at=utc_now(),
             )
         )
@@ -588,7 +588,7 @@ def _pictured(
     first: bool,
 ) -> Incident:
     """Keep the picture of a window that shows an incident, where it is worth it."""
-    if picture is None or len(picture.jpeg) > MAX_PICTURE_BYTES:
+    if picture is None or len(picture.jpeg) > _MAX_PICTURE_BYTES:
         return incident
     kept = incident.snapshot
     assert window.probability is not None

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, Self, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -60,14 +60,14 @@ class StopSignals:
         if self.stopped:
             raise Interrupted
 
-    def call(self, function: Callable[[], T]) -> T:
+    def call(self, function: Callable[[], _T]) -> _T:
         """Return `function()`, called in a daemon thread; on a signal, raise Interrupted.
 
         The thread is abandoned then: use this for calls that may block for seconds and hold no
         resources. Never start a process in one: it would end with the thread (PR_SET_PDEATHSIG).
         """
         self.check()
-        outcome: list[tuple[T | None, BaseException | None]] = []
+        outcome: list[tuple[_T | None, BaseException | None]] = []
 
         def work() -> None:
             try:

@@ -10,7 +10,7 @@ from streamer.clock import Clock, SystemClock
 from streamer.local.process import rotate_log, spawn, stop
 
 MIN_DELAY = 0.5
-MAX_DELAY = 30.0
+_MAX_DELAY = 30.0
 """Seconds before a restart, which double with each failure."""
 
 STABLE_SECONDS = 60.0
@@ -121,7 +121,7 @@ class SupervisedProcess:
         if self._retry_at is None:
             code = self._process.returncode if self._process is not None else None
             self._failures = 1 if now - self._started > STABLE_SECONDS else self._failures + 1
-            delay = min(MAX_DELAY, MIN_DELAY * 2 ** (self._failures - 1))
+            delay = min(_MAX_DELAY, MIN_DELAY * 2 ** (self._failures - 1))
             self._retry_at = now + delay
             return (
                 f"The {self.name} ended unexpectedly (exit code {code}: {self.last_message()}); "

@@ -19,7 +19,7 @@ from streamer.media import source_errors
 from streamer.media.urls import is_remote, local_source, path_of, redact
 from streamer.settings import MAX_LIVE_PIXELS, Settings
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _METADATA = frozenset(
     ipaddress.ip_address(address)
@@ -106,7 +106,7 @@ class AccessPolicy:
             self._check_address(ipaddress.ip_address(address), host, url)
         return addresses
 
-    def _check_address(self, address: Address, host: str, url: str) -> None:
+    def _check_address(self, address: IPAddress, host: str, url: str) -> None:
         what = special_use(address)
         if what is None or is_listed(address, host, self.hosts):
             return
@@ -117,7 +117,7 @@ class AccessPolicy:
         )
 
 
-def is_listed(address: Address, host: str, hosts: Sequence[str]) -> bool:
+def is_listed(address: IPAddress, host: str, hosts: Sequence[str]) -> bool:
     """Return whether `hosts` (names, addresses and networks) has `address`, or `host`, its name."""
     for entry in hosts:
         try:
@@ -129,7 +129,7 @@ def is_listed(address: Address, host: str, hosts: Sequence[str]) -> bool:
     return False
 
 
-def special_use(address: Address) -> str | None:
+def special_use(address: IPAddress) -> str | None:
     """Describe the special use of `address`; None for an address that any host may have."""
     plain = plain_address(address)
     if plain in _METADATA:
@@ -143,7 +143,7 @@ def special_use(address: Address) -> str | None:
     return None
 
 
-def plain_address(address: Address) -> Address:
+def plain_address(address: IPAddress) -> IPAddress:
     """Return the IPv4 address that an IPv6 address embeds, or the address itself."""
     if isinstance(address, ipaddress.IPv4Address):
         return address
@@ -161,7 +161,7 @@ def _with_zone(address: tuple[Any, ...]) -> str:
     return f"{host}%{scope}" if scope and "%" not in host else host
 
 
-def _literal(host: str) -> Address | None:
+def _literal(host: str) -> IPAddress | None:
     try:
         return ipaddress.ip_address(host)
     except ValueError:

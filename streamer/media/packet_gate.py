@@ -9,7 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 MAX_HELD = 512
 """Packets that are held back."""
@@ -24,7 +24,7 @@ _MAX_DELAY = 0.25
 
 
 @dataclass
-class GateDecision(Generic[T]):
+class GateDecision(Generic[_T]):
     """What to do with packets.
 
     Attributes:
@@ -33,22 +33,22 @@ class GateDecision(Generic[T]):
         flush: whether the decoder must discard its state first.
     """
 
-    packets: list[T] = field(default_factory=list)
-    dropped: list[T] = field(default_factory=list)
+    packets: list[_T] = field(default_factory=list)
+    dropped: list[_T] = field(default_factory=list)
     flush: bool = False
 
 
 @dataclass(frozen=True)
-class TimestampedPacket(Generic[T]):
+class TimestampedPacket(Generic[_T]):
     """A packet with its presentation time, if known: seconds of the source's clock."""
 
-    packet: T
+    packet: _T
     time: float | None
     key: bool
     size: int = 0
 
 
-class PacketGate(Generic[T]):
+class PacketGate(Generic[_T]):
     """Takes packets in decoding order, and passes those that frames at or after the due time need.
 
     It may pass more. Packets of a recording before the due time are held until it is known whether
@@ -58,7 +58,7 @@ class PacketGate(Generic[T]):
 
     def __init__(self, *, live: bool) -> None:
         self._live = live
-        self._held: deque[TimestampedPacket[T]] = deque()
+        self._held: deque[TimestampedPacket[_T]] = deque()
         self._held_bytes = 0
         self._key: float | None = None
         self._interval: float | None = None  # interval of the last two key frames
@@ -70,12 +70,12 @@ class PacketGate(Generic[T]):
 
     def admit(
         self,
-        item: TimestampedPacket[T],
+        item: TimestampedPacket[_T],
         due: float | None,
         slack: float = 0.0,
         *,
         keyframes: bool = False,
-    ) -> GateDecision[T]:
+    ) -> GateDecision[_T]:
         """Decide about the next packet.
 
         Args:
@@ -117,14 +117,14 @@ class PacketGate(Generic[T]):
         """Pass all packets from now on: the key frame flags of this stream are wrong."""
         self._distrusted = True
 
-    def drop_held(self) -> list[T]:
+    def drop_held(self) -> list[_T]:
         """Drop and return the held packets."""
         held = [item.packet for item in self._held]
         self._held.clear()
         self._held_bytes = 0
         return held
 
-    def _learn_interval(self, item: TimestampedPacket[T]) -> None:
+    def _learn_interval(self, item: TimestampedPacket[_T]) -> None:
         """Update the interval of key frames."""
         if item.time is not None and item.key:
             if self._key is not None:
@@ -135,7 +135,7 @@ class PacketGate(Generic[T]):
         """Return whether the decoder still holds a wanted frame."""
         return self._sent is not None and self._sent >= due
 
-    def _may_hold(self, item: TimestampedPacket[T], until: float) -> bool:
+    def _may_hold(self, item: TimestampedPacket[_T], until: float) -> bool:
         if len(self._held) >= MAX_HELD or self._held_bytes >= MAX_HELD_BYTES:
             self._waiting = False
         if not self._live or not self._waiting:
@@ -147,11 +147,13 @@ class PacketGate(Generic[T]):
             self._waiting = False
         return self._waiting and expected <= until
 
-    def _hold(self, item: TimestampedPacket[T]) -> None:
+    def _hold(self, item: TimestampedPacket[_T]) -> None:
         self._held.append(item)
         self._held_bytes += item.size
 
-    def _restart_at(self, item: TimestampedPacket[T], due: float, slack: float) -> GateDecision[T]:
+    def _restart_at(
+        self, item: TimestampedPacket[_T], due: float, slack: float
+    ) -> GateDecision[_T]:
         """Drop the held packets in favour of the key frame `item`, which may be held itself."""
         assert item.time is not None
         dropped = self.drop_held()
@@ -165,10 +167,10 @@ class PacketGate(Generic[T]):
             self._sent = item.time
         return decision
 
-    def _pass_only(self, item: TimestampedPacket[T]) -> GateDecision[T]:
+    def _pass_only(self, item: TimestampedPacket[_T]) -> GateDecision[_T]:
         return GateDecision([item.packet], dropped=self.drop_held())
 
-    def _pass_all(self, item: TimestampedPacket[T]) -> GateDecision[T]:
+    def _pass_all(self, item: TimestampedPacket[_T]) -> GateDecision[_T]:
         decision = GateDecision([*self.drop_held(), item.packet])
         if item.time is not None:
             self._sent = item.time if self._sent is None else max(self._sent, item.time)

@@ -30,7 +30,7 @@ from streamer.media.source_clock import SourceClock
 from streamer.media.video_follower import VideoFollower
 
 MAX_PACKETS = 1024
-MAX_BYTES = 32 * 2**20
+MAX_PACKET_BYTES = 32 * 2**20
 
 _CHANGEABLE = frozenset({"mpegts", "hls"})
 _FILTERS = {
@@ -405,10 +405,10 @@ class PacketReader:
             self.dropped += 1
 
     def _full(self) -> bool:
-        return len(self._queue) >= MAX_PACKETS or self._bytes >= MAX_BYTES
+        return len(self._queue) >= MAX_PACKETS or self._bytes >= MAX_PACKET_BYTES
 
     def _half_empty(self) -> bool:
-        return len(self._queue) <= MAX_PACKETS // 2 and self._bytes <= MAX_BYTES // 2
+        return len(self._queue) <= MAX_PACKETS // 2 and self._bytes <= MAX_PACKET_BYTES // 2
 
     def _end(self, error: StreamerError | None) -> None:
         with self._change:

@@ -26,7 +26,7 @@ from streamer.media.urls import TLS_SCHEMES, port_of, redact
 
 MAX_REDIRECTS = 5
 
-SCHEMES = frozenset({"rtsp", "rtsps"})
+RTSP_SCHEMES = frozenset({"rtsp", "rtsps"})
 
 _MAX_SECONDS = 3.0
 _MIN_SECONDS = 0.5
@@ -97,7 +97,7 @@ def explained(
         return open_url(url)
     except (av.FFmpegError, OSError) as failure:
         known = TimeoutError, ConnectionRefusedError, av.HTTPNotFoundError
-        if urlsplit(url).scheme not in SCHEMES or isinstance(failure, known):
+        if urlsplit(url).scheme not in RTSP_SCHEMES or isinstance(failure, known):
             raise
         key = (url, transport, type(failure).__name__)
         finding = _memory.recall(key)
@@ -178,7 +178,7 @@ def redirect(session: RtspSession, answer: RtspResponse, access: AccessPolicy) -
         raise source_errors.refused(session.url, answer.status)
     target = urljoin(session.url, location)
     parts = urlsplit(target)
-    if parts.scheme not in SCHEMES or not parts.hostname:
+    if parts.scheme not in RTSP_SCHEMES or not parts.hostname:
         raise StreamerError(
             ErrorCode.STREAM_URL_FORBIDDEN,
             f"{redact(session.url)} redirects to a source that may not be opened "

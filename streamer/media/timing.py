@@ -3,7 +3,7 @@
 import math
 from fractions import Fraction
 
-MAX_DRIFT = 0.5
+_MAX_DRIFT = 0.5
 """Seconds by which capture times may drift from arrival before they are anchored again."""
 
 MAX_BURST = 30.0
@@ -38,7 +38,7 @@ class WallClock:
             bursts: whether packets arrive segment by segment, so that only the last packet of each
                 segment is in time.
         """
-        self._max_drift = MAX_BURST if bursts else MAX_DRIFT
+        self._max_drift = MAX_BURST if bursts else _MAX_DRIFT
         self._slew = 0.0 if bursts else _SLEW
         self._offset: float | None = None
         self._first: float | None = None

@@ -5,13 +5,13 @@ from typing import Any
 from av.packet import Packet
 from av.video.stream import VideoStream
 
-MAX_SILENCE = 2.0
+_MAX_SILENCE = 2.0
 """Seconds of another video, without a packet of the current one, before it is followed."""
 
 _MIN_TAIL = 1.0
 """Seconds of another video at the end; less is only the interleaving of the multiplex."""
 
-MAX_HELD = 1024
+_MAX_HELD = 1024
 """Packets of another video to hold."""
 
 
@@ -45,7 +45,7 @@ class VideoFollower:
             # several videos besides the current one: follow the first of them
             return []
         self._held.append(packet)
-        if len(self._held) > MAX_HELD or self._span() > MAX_SILENCE:
+        if len(self._held) > _MAX_HELD or self._span() > _MAX_SILENCE:
             return self._change()
         return []
 

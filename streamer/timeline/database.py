@@ -28,13 +28,13 @@ from tenacity import (
 from streamer.errors import ErrorCode, StreamerError
 from streamer.timeline import schema
 
-TIME_LIMIT = 10.0
+MAX_CALL_SECONDS = 10.0
 """Seconds that a call to the database may take."""
 
-PING_LIMIT = 5.0
+MAX_PING_SECONDS = 5.0
 """Seconds after which a database counts as one that does not answer."""
 
-CONNECT_TIMEOUT = 5
+_CONNECT_TIMEOUT = 5
 """Seconds to connect to PostgreSQL, unless the address says otherwise."""
 
 _CANCEL_INTERVAL = 0.1
@@ -100,7 +100,9 @@ class Database:
         upgrade: whether this program may change the tables of an older release.
     """
 
-    def __init__(self, url: str, *, time_limit: float = TIME_LIMIT, upgrade: bool = False) -> None:
+    def __init__(
+        self, url: str, *, time_limit: float = MAX_CALL_SECONDS, upgrade: bool = False
+    ) -> None:
         self._engine = engine_of(url)
         self._time_limit = time_limit
         self._running: set[_Call] = set()
@@ -161,7 +163,7 @@ class Database:
 
     def ping(self) -> None:
         """Read from the database: see the errors of the class."""
-        limit = min(PING_LIMIT, self._time_limit)
+        limit = min(MAX_PING_SECONDS, self._time_limit)
         self.read(lambda connection: connection.execute(_PING), limit)
 
     def _run(
@@ -258,7 +260,7 @@ class _Call:
                     self._driver.interrupt()
                     continue
                 with contextlib.suppress(Exception):  # the server is gone; the time limit remains
-                    self._driver.cancel_safe(timeout=PING_LIMIT)
+                    self._driver.cancel_safe(timeout=MAX_PING_SECONDS)
 
     def end(self) -> None:
         """End the call, unless it is over."""
@@ -302,7 +304,7 @@ def engine_of(url: str) -> Engine:
         if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
             Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
         given = "connect_timeout" in parsed.query or parsed.get_backend_name() != "postgresql"
-        limits = {} if given else {"connect_timeout": CONNECT_TIMEOUT}
+        limits = {} if given else {"connect_timeout": _CONNECT_TIMEOUT}
         engine = create_engine(parsed, connect_args=limits, json_serializer=_compact_json)
     except (ArgumentError, NoSuchModuleError):
         raise _not_a_database() from None

@@ -28,7 +28,13 @@ from streamer.cursors import decode_cursor, encode_cursor, moment_of, time_order
 from streamer.domain.kinds import ResultKind
 from streamer.domain.result import Match, Result
 from streamer.errors import ErrorCode, StreamerError
-from streamer.timeline.database import TIME_LIMIT, Database, engine_of, parsed_url, translated
+from streamer.timeline.database import (
+    MAX_CALL_SECONDS,
+    Database,
+    engine_of,
+    parsed_url,
+    translated,
+)
 from streamer.timeline.packing import pack_plan, pack_times, unpack_plan, unpack_times
 from streamer.timeline.tables import MAX_ADVANCE, MAX_DELAY, RESULT_FIELDS
 from streamer.timeline.tables import results as _results
@@ -347,7 +353,9 @@ class Timeline:
         database: what else is kept there.
     """
 
-    def __init__(self, url: str, *, time_limit: float = TIME_LIMIT, upgrade: bool = False) -> None:
+    def __init__(
+        self, url: str, *, time_limit: float = MAX_CALL_SECONDS, upgrade: bool = False
+    ) -> None:
         self.database = Database(url, time_limit=time_limit, upgrade=upgrade)
         self._index: VectorIndex | None = None
         self._opening = threading.Lock()

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from streamer.errors import ErrorCode, StreamerError
 from streamer.limits import MAX_WEBHOOK_URL
-from streamer.media.access_policy import Address, is_listed, plain_address, special_use
+from streamer.media.access_policy import IPAddress, is_listed, plain_address, special_use
 from streamer.settings import Settings
 
 
@@ -59,7 +59,7 @@ class WebhookAddresses:
             self._check_address(ipaddress.ip_address(address), host)
         return addresses
 
-    def _check_address(self, address: Address, host: str) -> None:
+    def _check_address(self, address: IPAddress, host: str) -> None:
         what = special_use(address)
         if what is None and not plain_address(address).is_global:
             what = "a private network"

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-TIME_LIMIT = 15.0
+MAX_ATTEMPT_SECONDS = 15.0
 """Seconds that an attempt may take, all in all."""
 
 

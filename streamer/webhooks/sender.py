@@ -13,7 +13,7 @@ from streamer.domain.timestamp import utc_now
 from streamer.errors import StreamerError
 from streamer.media import tls
 from streamer.webhooks.addresses import WebhookAddresses
-from streamer.webhooks.message import TIME_LIMIT, Outcome, Outgoing
+from streamer.webhooks.message import MAX_ATTEMPT_SECONDS, Outcome, Outgoing
 
 MAX_RETRY_AFTER = 86_400.0
 """Seconds for which a receiver may put off the next attempt."""
@@ -53,7 +53,7 @@ def load_certificates() -> None:
 
 
 def send(
-    message: Outgoing, addresses: WebhookAddresses, *, time_limit: float = TIME_LIMIT
+    message: Outgoing, addresses: WebhookAddresses, *, time_limit: float = MAX_ATTEMPT_SECONDS
 ) -> Outcome:
     """Send `message` once, and return the outcome. Redirects are not followed."""
     try:

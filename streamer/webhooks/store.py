@@ -33,9 +33,9 @@ MAX_WEBHOOKS = 50
 """Webhooks of an installation."""
 
 MAX_ENDED = 10_000
-"""Ended deliveries of one webhook that are kept, for `KEPT`."""
+"""Ended deliveries of one webhook that are kept, for `_KEPT`."""
 
-KEPT = timedelta(days=3)
+_KEPT = timedelta(days=3)
 
 RETRIES = (5, 300, 1800, 7200, 18_000, 36_000, 50_400)
 """Seconds between the attempts, before jitter: the last one is 34 hours after the first."""
@@ -381,11 +381,11 @@ class Webhooks:
 
     def trim(self) -> None:
         """Delete deliveries that are no longer needed."""
-        old = utc_now() - KEPT
+        old = utc_now() - _KEPT
         ended = _outbox.state != _PENDING
 
         def drop(connection: Connection) -> None:
-            expired = or_(and_(ended, _outbox.ended_at < old), _outbox.created_at < old - KEPT)
+            expired = or_(and_(ended, _outbox.ended_at < old), _outbox.created_at < old - _KEPT)
             connection.execute(delete(webhook_deliveries).where(expired))
             for webhook_id in connection.execute(select(_hooks.id)).scalars().all():
                 this = and_(ended, _outbox.webhook_id == webhook_id)

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
@@ -73,12 +74,24 @@ def test_the_import_rules_have_no_exemptions() -> None:
 PROGRAM_NAMES = {"main", "upgrade"}  # of programs, and of the steps that Alembic runs
 
 
+def _names_of(node: ast.stmt) -> Iterator[str]:
+    """Yield the classes, functions, constants and aliases that a statement of a module defines."""
+    if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        yield node.name
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    yield from (
+        each.id
+        for each in targets
+        if isinstance(each, ast.Name) and not each.id.islower()  # those are objects, such as tables
+    )
+
+
 def test_a_public_name_has_one_home() -> None:
     homes: dict[str, set[str]] = {}
     for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
         for node in ast.parse(path.read_text()).body:
-            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                homes.setdefault(node.name, set()).add(path.relative_to(ROOT).as_posix())
+            for name in _names_of(node):
+                homes.setdefault(name, set()).add(path.relative_to(ROOT).as_posix())
 
     several = {
         name: sorted(found)

@@ -155,7 +155,7 @@ def test_a_call_to_a_frozen_server_ends_and_the_next_one_works(postgres_port, po
 
 
 def test_a_frozen_server_is_a_missing_part(settings, postgres_port, postgres_database, monkeypatch):
-    monkeypatch.setattr("streamer.timeline.database.PING_LIMIT", 0.5)
+    monkeypatch.setattr("streamer.timeline.database.MAX_PING_SECONDS", 0.5)
     with FreezingRelay(postgres_port) as relay:
         url = f"postgresql+psycopg://test@127.0.0.1:{relay.port}/{postgres_database}"
         with Service(settings.model_copy(update={"database_url": url})) as client:

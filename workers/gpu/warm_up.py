@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _log = structlog.get_logger(__name__)
 
-MAX_SECONDS = 60.0
+_MAX_SECONDS = 60.0
 """A model that is slower than this is ready without having answered."""
 
 _PICTURES = 2
@@ -39,7 +39,7 @@ def warm_up(own: WorkerContext, engine: "Engine") -> None:
             SamplingParams(max_tokens=_TOKENS, ignore_eos=True),
         )
         while not _has_ended(handle):
-            if own.stopping.is_set() or own.clock.monotonic() - began > MAX_SECONDS:
+            if own.stopping.is_set() or own.clock.monotonic() - began > _MAX_SECONDS:
                 handle.cancel()
                 return
     except EngineStopped as error:

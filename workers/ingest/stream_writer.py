@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-MAX_FRAMES = 128
-MAX_BYTES = 16 << 20
+MAX_WAITING_FRAMES = 128
+_MAX_BYTES = 16 << 20
 """Frames of a stream, and bytes of their JPEGs, that wait to be stored at most."""
 
 _PATIENCE = 1.0
@@ -54,7 +54,9 @@ class StreamWriter:
         dropped, because too many wait."""
         with self._changed:
             self._raise()
-            while self._frames >= MAX_FRAMES or (self._frames and self._bytes + size > MAX_BYTES):
+            while self._frames >= MAX_WAITING_FRAMES or (
+                self._frames and self._bytes + size > _MAX_BYTES
+            ):
                 if self._closing or self._refused() or self._silent():
                     return False
                 self._changed.wait(0.05)

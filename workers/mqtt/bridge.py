@@ -29,7 +29,7 @@ from streamer.mqtt_address import MqttAddress
 from streamer.outage import Outage
 from streamer.redis_errors import trouble_of
 from streamer.service import Service
-from workers.mqtt.entities import EVENTS
+from workers.mqtt.entities import CAMERA_EVENTS
 from workers.mqtt.home import Home, Kept, ShownFrame
 from workers.mqtt.questions import Asked, answer_to
 from workers.mqtt.topics import BIRTH, MAX_TOPIC, Topics
@@ -388,7 +388,7 @@ class Bridge:
             self._home.take_incident(incident)
             silenced = bool(incident.silenced_by)
         known = {stream.id for stream in self._home.streams}
-        if tell and not silenced and event.type in EVENTS and event.stream_id in known:
+        if tell and not silenced and event.type in CAMERA_EVENTS and event.stream_id in known:
             body: dict[str, Any] = {
                 "event_type": event.type,
                 "id": event.id,

@@ -18,7 +18,7 @@ from workers.mqtt.topics import Topics
 MAX_NAME = 80
 """Characters of the name of an entity."""
 
-EVENTS = (
+CAMERA_EVENTS = (
     EventType.INCIDENT_OPENED,
     EventType.INCIDENT_UPDATED,
     EventType.INCIDENT_RESOLVED,
@@ -79,7 +79,10 @@ def _entities(stream: Stream, topics: Topics) -> Iterator[tuple[str, str, Config
         "icon": "mdi:eye",
     }
     yield "switch", "watching", {"name": "Watching", **switch}
-    events = {"state_topic": topics.of(name, "events"), "event_types": [str(e) for e in EVENTS]}
+    events = {
+        "state_topic": topics.of(name, "events"),
+        "event_types": [str(e) for e in CAMERA_EVENTS],
+    }
     yield "event", "event", {"name": "Event", **events}
     for watch in stream.watches:
         if watch.alert is not None:

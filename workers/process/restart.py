@@ -15,7 +15,7 @@ _log = structlog.get_logger(__name__)
 RESTART_WINDOW = 600.0
 """Seconds for which a restart counts."""
 
-_VARIABLE = "NVILA_WORKER_RESTARTS"  # times of restarts, seconds since the Unix epoch
+_VARIABLE = "NVILA_WORKER_RESTARTS"  # times of restarts, seconds of the monotonic clock
 _DESCRIPTORS = Path("/proc/self/fd")
 
 
@@ -24,9 +24,9 @@ class NeedsRestart(Exception):  # noqa: N818 - a request, not an error
 
 
 def recent_restarts(now: float | None = None) -> list[float]:
-    """Return when this program was restarted within the last RESTART_WINDOW seconds, as seconds
-    since the Unix epoch."""
-    now = time.time() if now is None else now
+    """Return when this program was restarted within the last RESTART_WINDOW seconds, as
+    seconds of the monotonic clock, which goes on when the process is replaced."""
+    now = time.monotonic() if now is None else now
     times = []
     for word in os.environ.get(_VARIABLE, "").split(","):
         with contextlib.suppress(ValueError):
@@ -48,7 +48,7 @@ def restart_process(reason: str, limit: int) -> str:
     again. The call returns only when there were `limit` restarts within RESTART_WINDOW: the
     sentence to end with.
     """
-    now = time.time()
+    now = time.monotonic()
     before = recent_restarts(now)
     if len(before) < limit:
         _log.error("restarting", reason=reason, restart=len(before) + 1, limit=limit)

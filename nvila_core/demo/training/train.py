@@ -33,7 +33,7 @@ from nvila_core.demo.training.tokenizer import train_tokenizer
 from nvila_core.demo.training.visuals import clip_form, render_pair, render_visual
 
 TrainingBatch = Any
-Report = dict[str, float]
+_Report = dict[str, float]
 
 
 def make_optimizers(network: DemoNetwork, config: TrainingConfig) -> list[torch.optim.Optimizer]:
@@ -163,7 +163,7 @@ class Trainer:
         name: str,
         minutes: float,
         feed: TileFeed | ClipFeed | AnswerFeed,
-        loss_of: Callable[[TrainingBatch], tuple[Tensor, Report]],
+        loss_of: Callable[[TrainingBatch], tuple[Tensor, _Report]],
         floor: float,
     ) -> None:
         begun = self.done[name]
@@ -220,11 +220,11 @@ class Trainer:
             other: list[Tensor] = list(self.network.parameters())
             torch._foreach_lerp_(mine, other, 1 - self.config.ema)
 
-    def _see_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, Report]:
+    def _see_loss(self, batch: dict[str, Tensor]) -> tuple[Tensor, _Report]:
         batch = {key: value.to(self.device) for key, value in batch.items()}
         return auxiliary_loss(self.network.auxiliary(self.network.see(batch["tiles"])), batch)
 
-    def _watch_loss(self, group: Group) -> tuple[Tensor, Report]:
+    def _watch_loss(self, group: Group) -> tuple[Tensor, _Report]:
         group = group.to(self.device)
         clips = (len(group.keys), -1)
         features = self.kept.features(self.network, group).unflatten(0, clips)
@@ -241,13 +241,13 @@ class Trainer:
     def _noisy(self, features: Tensor) -> Tensor:
         return features + self.config.token_noise * torch.randn_like(features)
 
-    def _answer_loss(self, batch: list[Group]) -> tuple[Tensor, Report]:
+    def _answer_loss(self, batch: list[Group]) -> tuple[Tensor, _Report]:
         groups = [group.to(self.device) for group in batch]
         progress = self.done["answer"]
         total = sum(float(group.weights.sum()) for group in groups)
         fade = max(0.0, 1 - progress / self.config.fade)
         loss = torch.zeros((), device=self.device)
-        report: Report = {}
+        report: _Report = {}
         for group in groups:
             learned = None
             if progress < self.config.frozen:
@@ -300,7 +300,7 @@ class FeatureCache:
         return found
 
 
-def exact_matches(logits: Tensor, group: Group) -> Report:
+def exact_matches(logits: Tensor, group: Group) -> _Report:
     """Return the share of correct answers, by form and kind of question.
 
     Greedy decoding gives an answer if and only if each of its tokens is the most likely one after

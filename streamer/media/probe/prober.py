@@ -56,7 +56,7 @@ StepListener = Callable[[str, ProbeStep | None], None]
 """Is called with the name of each step: when it begins, and with its outcome when it has ended."""
 
 _MARGIN = 0.75
-_RTSP = rtsp_diagnosis.SCHEMES
+_RTSP = rtsp_diagnosis.RTSP_SCHEMES
 
 
 class _FailedError(Exception):

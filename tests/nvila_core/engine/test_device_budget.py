@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from nvila_core import NVILA, SamplingParams
 from nvila_core.config import LanguageConfig, VisionConfig
-from nvila_core.engine.background_tower import BUCKETS, MAX_PASSES, BackgroundTower
+from nvila_core.engine.background_tower import MAX_PASSES, TILE_BUCKETS, BackgroundTower
 from nvila_core.engine.handle import Handle
 from nvila_core.engine.kv_cache import KVCache
 from nvila_core.engine.model_runner import ModelRunner
@@ -285,7 +285,7 @@ def make_tower() -> BackgroundTower:
     return BackgroundTower(model)
 
 
-@pytest.mark.parametrize("count", [1, 5, BUCKETS[-1]])
+@pytest.mark.parametrize("count", [1, 5, TILE_BUCKETS[-1]])
 def test_a_pass_of_the_tower_is_one_launch_and_one_copy(count: int, cuda: FakeCuda) -> None:
     # given a tower whose graph for so many tiles has been captured
     tower, processor = make_tower(), Processor(448)

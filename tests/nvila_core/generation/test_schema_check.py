@@ -191,7 +191,7 @@ def _runs(pid: int) -> bool:
 def test_impatient_callers_are_refused_while_many_wait(
     checker: SchemaChecker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema_check, "MAX_WAITING", 2)
+    monkeypatch.setattr(schema_check, "MAX_WAITING_SCHEMAS", 2)
     # given two callers whose schemas wait for a process that does not go on
     checker.check(schema_text(GOOD))
     pid = checker.pid

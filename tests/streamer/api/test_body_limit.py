@@ -186,7 +186,7 @@ def test_a_body_nested_without_end_is_refused(client: Service, depth: int) -> No
 def test_more_schemas_than_can_be_checked_soon_are_put_off(
     client: Service, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(schema_check, "MAX_WAITING", 0)
+    monkeypatch.setattr(schema_check, "MAX_WAITING_SCHEMAS", 0)
     with TestClient(create_app(client), base_url="http://127.0.0.1:8080") as api:
         form = {"type": "json_schema", "json_schema": {"const": "a schema of its own"}}
         body = {"prompt": "What?", "stream": "yard", "response_format": form}

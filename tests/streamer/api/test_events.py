@@ -207,7 +207,7 @@ def test_no_more_listeners_than_the_limit(url, monkeypatch):
 
 
 def test_a_slow_listener_is_told_and_closed(url, events, monkeypatch):
-    monkeypatch.setattr(event_hub, "MAX_QUEUED", 20)
+    monkeypatch.setattr(event_hub, "MAX_QUEUED_EVENTS", 20)
     large = {"text": "x" * 60_000}
 
     with listen(url) as slow, listen(url) as quick:

@@ -240,7 +240,7 @@ def test_a_failure_of_one_turn_ends_no_pictures(page, client, monkeypatch):
 
 
 def test_a_page_that_acknowledges_nothing_is_closed(page, client, monkeypatch):
-    monkeypatch.setattr(socket, "PATIENCE", 0.2)
+    monkeypatch.setattr(socket, "SOCKET_PATIENCE", 0.2)
     put(client, attach(client, "yard"), 10)
 
     page.say("subscribe", events=[], frames={"streams": ["yard"], "fps": 10})
@@ -249,7 +249,7 @@ def test_a_page_that_acknowledges_nothing_is_closed(page, client, monkeypatch):
 
 
 def test_a_page_that_reads_nothing_is_closed(page, events, monkeypatch):
-    monkeypatch.setattr(event_hub, "MAX_QUEUED", 10)
+    monkeypatch.setattr(event_hub, "MAX_QUEUED_EVENTS", 10)
     page.say("subscribe")
     page.hear()
 

@@ -176,7 +176,7 @@ def test_a_viewer_that_does_not_read_is_skipped_to_a_key_frame(
     eventually: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(videos, "MAX_QUEUED", 1 << 20)
+    monkeypatch.setattr(videos, "MAX_QUEUED_BYTES", 1 << 20)
     films = api_server.app.state.videos
     with Page(api_server) as slow, Page(api_server) as quick:
         eventually(lambda: films.viewers == 2)

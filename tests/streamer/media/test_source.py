@@ -308,7 +308,7 @@ def test_a_slow_reader_of_a_recording_loses_nothing(
 def test_a_few_large_packets_are_as_good_as_many_small_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("streamer.media.packet_reader.MAX_BYTES", 5_000)
+    monkeypatch.setattr("streamer.media.packet_reader.MAX_PACKET_BYTES", 5_000)
     write_video(tmp_path / "v.mp4", seconds=4)
     frames, source = decode(tmp_path / "v.mp4")
     assert numbers(frames) == list(range(100))

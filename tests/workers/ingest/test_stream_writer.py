@@ -30,7 +30,7 @@ def test_a_camera_is_read_on_while_the_server_of_its_frames_is_frozen(
 ) -> None:
     # given a camera whose frames have a server of their own, which would be waited for for ever
     monkeypatch.setattr(connections_module, "FRAMES_TIMEOUT", 600.0)
-    monkeypatch.setattr(stream_writer, "MAX_FRAMES", 4)
+    monkeypatch.setattr(stream_writer, "MAX_WAITING_FRAMES", 4)
     monkeypatch.setattr(stream_writer, "_PATIENCE", 0.2)
     with EmbeddedServer(tmp_path / "frames", persistent=False, max_memory=64 << 20) as server:
         apart = settings.model_copy(update={"frames_redis_url": server.url})
@@ -98,7 +98,9 @@ def test_frames_beyond_the_bound_are_dropped_once_redis_is_silent(
 ) -> None:
     # given a step that does not end
     monkeypatch.setattr(stream_writer, "_PATIENCE", 0.1)
-    monkeypatch.setattr(stream_writer, "MAX_FRAMES" if bound == "frames" else "MAX_BYTES", 10)
+    monkeypatch.setattr(
+        stream_writer, "MAX_WAITING_FRAMES" if bound == "frames" else "MAX_BYTES", 10
+    )
     held = threading.Event()
     done: list[int] = []
     with writer() as steps:
@@ -119,7 +121,7 @@ def test_a_server_that_is_known_to_refuse_frames_is_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(stream_writer, "_PATIENCE", 600.0)
-    monkeypatch.setattr(stream_writer, "MAX_FRAMES", 1)
+    monkeypatch.setattr(stream_writer, "MAX_WAITING_FRAMES", 1)
     held = threading.Event()
     with writer(refused=True) as steps:
         steps.then(lambda: hold(held))

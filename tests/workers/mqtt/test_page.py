@@ -9,7 +9,7 @@ import yaml
 from streamer.domain.stream import Stream, StreamSpec
 from streamer.mqtt_address import MqttAddress
 from tests.support.mqtt_yard import ALERT, CAPTION, COUNT, GATE
-from workers.mqtt.entities import EVENTS
+from workers.mqtt.entities import CAMERA_EVENTS
 from workers.mqtt.home import Home
 from workers.mqtt.questions import Asked, answer_to
 from workers.mqtt.topics import Topics
@@ -66,5 +66,5 @@ def test_its_topics_are_all_topics():
         )
 
     assert {form(topic) for topic in kept} <= documented
-    for event in EVENTS:
+    for event in CAMERA_EVENTS:
         assert f"`{event}`" in PAGE

@@ -141,19 +141,19 @@ def test_its_questions_are_found_and_what_waits_is_answered_and_recorded(remote,
 
 def test_a_redis_of_an_older_release_gets_the_version_of_this_one(redis_client):
     restore(redis_client)
-    assert redis_client.get(redis_keys.RECORD_VERSION) is None
+    assert redis_client.get(redis_keys.RECORD_VERSION_KEY) is None
 
     join_records(redis_client)
 
-    assert int(redis_client.get(redis_keys.RECORD_VERSION)) == RECORD_VERSION == 2
+    assert int(redis_client.get(redis_keys.RECORD_VERSION_KEY)) == RECORD_VERSION == 2
 
 
 def test_the_next_release_may_share_a_redis_and_the_one_after_it_may_not(redis_client, remote):
-    redis_client.set(redis_keys.RECORD_VERSION, RECORD_VERSION + 1)
+    redis_client.set(redis_keys.RECORD_VERSION_KEY, RECORD_VERSION + 1)
     join_records(redis_client)
-    assert int(redis_client.get(redis_keys.RECORD_VERSION)) == RECORD_VERSION + 1  # not lowered
+    assert int(redis_client.get(redis_keys.RECORD_VERSION_KEY)) == RECORD_VERSION + 1  # not lowered
 
-    redis_client.set(redis_keys.RECORD_VERSION, RECORD_VERSION + 2)
+    redis_client.set(redis_keys.RECORD_VERSION_KEY, RECORD_VERSION + 2)
     for start in (join_records, lambda _: serve_clips(remote, threading.Event(), burst=True)):
         with pytest.raises(StreamerError, match="upgrade this program") as refusal:
             start(redis_client)
