@@ -138,6 +138,12 @@ class WorkerContext:
                 self._video = VideoRelay(video, self.connections.frames_outage, self.clock)
             return self._video
 
+    def video_numbers(self) -> dict[str, float]:
+        """Return what `/metrics` shows of the relayed video; none before the first stream runs."""
+        if self._video is None:
+            return {"video_streams": 0, "video_bytes": 0}
+        return self._video.numbers()
+
     @cached_property
     def streams(self) -> StreamRegistry:
         """The attached streams."""

@@ -1,10 +1,12 @@
 """Bring pixels of more than 8 bits to 8, by their range where they fill little of it."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from av.video.frame import VideoFrame
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # programs that open no video do without PyAV
+    from av.video.frame import VideoFrame
 
 MIN_RANGE_SHARE = 0.25
 """Share of the range of their type that integers must fill to keep their brightness.
@@ -54,7 +56,7 @@ def to_levels(pixels: NDArray[Any]) -> tuple[NDArray[np.uint8], str | None]:
     return out, None if (start, span) == (0.0, full) else f"{low:g} to {high:g}"
 
 
-def deep_values(frame: VideoFrame) -> NDArray[Any] | None:
+def deep_values(frame: "VideoFrame") -> NDArray[Any] | None:
     """Return the values of a video frame whose range says little about what is bright.
 
     These are grey frames of more than 8 bits, [height, width], and RGB frames of 16 bits or floats,
@@ -78,7 +80,7 @@ def deep_values(frame: VideoFrame) -> NDArray[Any] | None:
     return frame.reformat(format="gray16le", threads=1).to_ndarray()
 
 
-def _deep_colours(frame: VideoFrame, floats: bool) -> NDArray[Any]:
+def _deep_colours(frame: "VideoFrame", floats: bool) -> NDArray[Any]:
     """Return the values [height, width, 3], red first, without alpha."""
     try:
         pixels = frame.to_ndarray()

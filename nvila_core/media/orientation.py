@@ -1,20 +1,22 @@
 """Turn and mirror the frames of a video as its display matrix says."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import av
 import numpy as np
-from av.sidedata.sidedata import SideDataContainer, Type
 from numpy.typing import NDArray
 
-_side_data: Any = SideDataContainer  # its stubs lack the constructor, and know one kind only
+if TYPE_CHECKING:  # programs that open no video do without PyAV
+    from av.video.frame import VideoFrame
 
 
-def display_matrix(frame: av.VideoFrame) -> NDArray[np.int32] | None:
+def display_matrix(frame: "VideoFrame") -> NDArray[np.int32] | None:
     """Return the 3x3 display matrix of `frame`; None: it has none."""
+    from av.sidedata.sidedata import SideDataContainer, Type
+
+    side_data: Any = SideDataContainer  # its stubs lack the constructor, and know one kind only
     # Not `frame.side_data`: the frame and what that returns refer to each other, so the picture and
     # its decoder's pool of pictures would stay until Python looks for rings of objects.
-    for data in _side_data(frame):
+    for data in side_data(frame):
         if data.type == Type.DISPLAYMATRIX:
             return np.frombuffer(bytes(data), np.int32).reshape(3, 3)
     return None

@@ -14,7 +14,6 @@ from PIL import Image
 
 from nvila_core.errors import MediaError
 from nvila_core.media.preprocess import to_rgb
-from nvila_core.media.video_file import frame_source
 from nvila_core.resolution.policy import Measures, subsample
 
 ChooseIndices = Callable[[int, float], Sequence[int]]
@@ -102,6 +101,8 @@ class Video:
         Raises:
             MediaError: the path does not exist.
         """
+        from nvila_core.media.video_file import frame_source  # imports PyAV
+
         return Video(frame_source(path))
 
     def __len__(self) -> int:

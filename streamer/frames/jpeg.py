@@ -3,16 +3,18 @@
 import struct
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
-from av.video.frame import VideoFrame
 from numpy.typing import NDArray
 from PIL import JpegImagePlugin
 
 from nvila_core.media.levels import deep_values, to_levels
 from nvila_core.media.orientation import display_matrix, upright
+
+if TYPE_CHECKING:  # model workers do without PyAV
+    from av.video.frame import VideoFrame
 
 MAX_SIDE = 1920
 """Pixels of the longer side of a stored frame."""
@@ -37,7 +39,7 @@ _FULL_RANGE = 2
 """Number of FFmpeg for luma from 0 to 255; without it, that of most formats is 16 to 235."""
 
 
-def luma_plane(image: VideoFrame) -> tuple[NDArray[np.uint8], bool] | None:
+def luma_plane(image: "VideoFrame") -> tuple[NDArray[np.uint8], bool] | None:
     """Return the luma uint8 [height, width] of a frame without copying it, and whether it goes from
     16 to 235 instead of 0 to 255.
 
@@ -53,14 +55,14 @@ def luma_plane(image: VideoFrame) -> tuple[NDArray[np.uint8], bool] | None:
     return _rows(image, width), not full
 
 
-def _rows(image: VideoFrame, length: int) -> NDArray[np.uint8]:
+def _rows(image: "VideoFrame", length: int) -> NDArray[np.uint8]:
     """Return the first plane, without copying it: rows of `length` bytes."""
     plane: Any = image.planes[0]  # a buffer, which its stubs do not say
     rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
     return rows[: image.height, :length]
 
 
-def to_bgr(image: VideoFrame, on_scaled: Callable[[], None] = lambda: None) -> NDArray[np.uint8]:
+def to_bgr(image: "VideoFrame", on_scaled: Callable[[], None] = lambda: None) -> NDArray[np.uint8]:
     """Convert a frame to upright BGR uint8 [height, width, 3], no side longer than MAX_SIDE.
 
     It is turned and mirrored as its display matrix says. Of an interlaced frame one field is kept.
@@ -78,7 +80,7 @@ def to_bgr(image: VideoFrame, on_scaled: Callable[[], None] = lambda: None) -> N
 
 
 def _to_array(
-    image: VideoFrame, width: int, height: int, on_scaled: Callable[[], None]
+    image: "VideoFrame", width: int, height: int, on_scaled: Callable[[], None]
 ) -> NDArray[np.uint8]:
     values = deep_values(image)
     if values is not None:  # thermal cameras: scaled by their range, else all of one grey
@@ -93,7 +95,7 @@ def _to_array(
     return _rows(converted, 3 * width).reshape(height, width, 3)
 
 
-def _deinterlaced(image: VideoFrame, on_scaled: Callable[[], None]) -> NDArray[np.uint8]:
+def _deinterlaced(image: "VideoFrame", on_scaled: Callable[[], None]) -> NDArray[np.uint8]:
     """Return the frame with the rows of its second field interpolated from those of the first.
 
     The two fields were captured at different moments: whatever moves would show as a comb.

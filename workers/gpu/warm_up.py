@@ -4,6 +4,8 @@ The first answer of a process takes longer than the next: libraries are imported
 its kernels, and on a GPU Triton compiles and the first graph of a decode step is recorded.
 """
 
+import math
+import random
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -70,6 +72,7 @@ def _pictures(side: int) -> list[Any]:
 
     from streamer.frames.jpeg import from_jpeg, to_jpeg
 
-    draw = np.random.default_rng(0)
-    noise = draw.integers(256, size=(_PICTURES, side, side, 3), dtype=np.uint8)
+    shape = (_PICTURES, side, side, 3)
+    # not by numpy.random, whose import takes memory that the worker needs for nothing else
+    noise = np.frombuffer(random.Random(0).randbytes(math.prod(shape)), np.uint8).reshape(shape)
     return [from_jpeg(to_jpeg(picture, quality=90), side, side) for picture in noise]

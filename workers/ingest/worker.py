@@ -66,7 +66,7 @@ def serve_streams(settings: Settings, stopping: threading.Event) -> None:
             clock=own.clock,
             measure=lambda: {
                 "clock_offset_seconds": connections.clock.offset,
-                **own.video.numbers(),
+                **own.video_numbers(),
             },
         )
         balance = Balance(

