@@ -35,6 +35,7 @@ NAMES = {
     "workers.recorder": "recorder",
     "streamer.cli serve": "API",
     "streamer.cli up": "`streamer up`",
+    "streamer fork server": "fork server",
 }
 """Programs by what their command lines contain."""
 

@@ -284,6 +284,10 @@ class Settings(BaseSettings):
         description="maximum bytes of the body of a chat, with the pictures in it",
     )
 
+    fork_programs: bool = Field(
+        default=True,
+        description="whether `streamer up` forks its programs, so that they share memory",
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     otlp_url: str | None = Field(
         default=None, repr=False, description="address of an OpenTelemetry collector for traces"

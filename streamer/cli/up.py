@@ -1,11 +1,13 @@
 """`streamer up`: run the whole service on this machine until Ctrl-C."""
 
 import os
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from streamer.cli import BecomeServer
 from streamer.cli.context import (
     BackendOption,
     BaseUrlOption,
@@ -18,10 +20,14 @@ from streamer.cli.context import (
 from streamer.errors import ErrorCode, StreamerError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import Console
 
+    from streamer.local.fork_server import ForkServer
     from streamer.local.installation import Installation
     from streamer.local.signals import StopSignals
+    from streamer.settings import Settings
 
 DEMO_MODEL = (
     "demo: a tiny model that knows only a rendered street. "
@@ -92,15 +98,18 @@ def up(
             "--gpus goes neither with --workers nor with --backend openai: leave one of them out.",
         )
     chosen_gpus = choose_gpus(gpus, os.environ) if gpus is not None else []
+    say = console(stderr=True).print
     out = console()
     with (
+        _fork_server(settings, say) as fork_server,
         StopSignals() as stop,
         Installation(
             settings,
             model_workers=workers,
             ingest_workers=ingest,
             gpus=chosen_gpus,
-            say=console(stderr=True).print,
+            say=say,
+            fork_server=fork_server,
         ) as installation,
     ):
         installation.claim()
@@ -117,6 +126,27 @@ def up(
             pass
         out.print("Stopping ...")
     out.print("Stopped.")
+
+
+def _fork_server(
+    settings: "Settings", say: "Callable[[str], None]"
+) -> "AbstractContextManager[ForkServer | None]":
+    """Start the fork server, unless the settings say no; without it, programs need more memory.
+
+    Raises BecomeServer in its process.
+    """
+    from streamer.local import fork_server
+
+    if not settings.fork_programs:
+        return nullcontext()
+    try:
+        started = fork_server.start_fork_server()
+    except fork_server.CannotFork as error:
+        say(f"Programs need more memory, because {error}.")
+        return nullcontext()
+    if isinstance(started, fork_server.ForkServer):
+        return started
+    raise BecomeServer(started)
 
 
 def start(installation: "Installation", stop: "StopSignals") -> None:

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +17,8 @@ from streamer.api_keys import require_keys
 from streamer.connections import run_file_path
 from streamer.domain.stream import StreamState
 from streamer.errors import ErrorCode, StreamerError
+from streamer.local.fork_server import CannotFork, ForkServer
+from streamer.local.process import spawn
 from streamer.local.redis_server import EmbeddedServer
 from streamer.local.supervised_process import SupervisedProcess
 from streamer.redis_errors import trouble_of
@@ -31,6 +34,16 @@ MIN_SERVER_MEMORY = 256 << 20
 MIN_SERVER_UPTIME = 10.0
 """Seconds: a server that ends again sooner than this is not restarted a second time."""
 
+SHARED_MODULES = {
+    "workers.gpu": ("encodings.idna", "workers.gpu.__main__"),
+    "workers.ingest": ("encodings.idna", "workers.ingest.__main__"),
+    "workers.recorder": ("encodings.idna", "workers.recorder"),
+    "workers.mqtt": ("encodings.idna", "workers.mqtt.__main__"),
+    "streamer.cli": ("encodings.idna", "streamer.cli.app", "streamer.api.server"),
+}
+"""What programs import when they start, by their module; no PyTorch, and nothing with threads. The
+fork server imports it by name: the service starts workers as programs and does not use them."""
+
 _SUPERVISOR_SECONDS = 2.0  # that the supervisor of the GPUs gets to kill workers which take longer
 _LOOK_SECONDS = 5.0  # between two looks whether a stream has a history
 _LONG_TTL = 3600.0  # seconds of `frame_ttl` beyond which frames survive a restart, like a history
@@ -44,7 +57,8 @@ class Installation:
     from the main thread, as a context manager, and call `poll` a few times per second. `say`
     receives news as sentences; `environment` is added to the environment of the programs. With
     `gpus`, which CUDA_VISIBLE_DEVICES could name, there is one model worker for each of them, under
-    a supervisor of their own, and `model_workers` does not count.
+    a supervisor of their own, and `model_workers` does not count. A `fork_server` starts the
+    programs, which share memory then, as long as it runs.
     """
 
     def __init__(
@@ -56,9 +70,11 @@ class Installation:
         gpus: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         say: Callable[[str], None] = lambda _: None,
+        fork_server: ForkServer | None = None,
     ) -> None:
         self._wanted = settings
         self._say = say
+        self._fork_server = fork_server
         self._environment = dict(environment or {})
         self._gpus = list(gpus)
         self._counts = {
@@ -71,6 +87,7 @@ class Installation:
         self._lock: int | None = None
         self._reachable = False
         self._ready = False
+        self._said_why = False
         self._waits_for = ""
         self._restarted = float("-inf")
         self._looked_at = float("-inf")
@@ -166,9 +183,25 @@ class Installation:
                 [sys.executable, "-m", *arguments],
                 environment,
                 logs / f"{name.lower().replace(' ', '-')}.log",
+                spawn_with=self._spawn if self._fork_server is not None else None,
             )
             for name, arguments in programs
         ]
+
+    def _spawn(
+        self, argv: Sequence[str], *, env: Mapping[str, str], log: Path
+    ) -> "subprocess.Popen[bytes]":
+        """Start `python -m MODULE ...`: fork it if that is possible."""
+        arguments = argv[1:]
+        if self._fork_server is not None:
+            imports = SHARED_MODULES.get(arguments[1], ())
+            try:
+                return self._fork_server.spawn(arguments, env=env, log=log, imports=imports)
+            except CannotFork as error:
+                if not self._said_why:
+                    self._say(f"Programs need more memory, because {error}.")
+                self._said_why = True
+        return spawn(argv, env=env, log=log)
 
     def reachable(self) -> bool:
         """Return whether users can attach streams and ask: everything but the model is ready.

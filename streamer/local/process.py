@@ -7,13 +7,15 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 MAX_LOG_BYTES = 4 << 20
 """Bytes beyond which a log is moved aside; there is one older log beside each."""
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
 # Loaded here, because nothing may be imported between fork and exec.
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
@@ -24,6 +26,27 @@ def end_with_parent(parent: int) -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
         if os.getppid() != parent:  # the parent ended before prctl took effect
             os._exit(1)
+
+
+@contextlib.contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """Become the parent of descendants whose own parent ends meanwhile. Linux only.
+
+    Raises OSError.
+    """
+    if _libc is None or _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError("the system lets no process adopt others")
+    try:
+        yield
+    finally:
+        _libc.prctl(_PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def open_log(log: Path) -> BinaryIO:
+    """Open a log to append to it; create it for its owner only."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    return os.fdopen(descriptor, "ab")
 
 
 def spawn(
@@ -43,11 +66,7 @@ def spawn(
     """
     parent = os.getpid()
     with contextlib.ExitStack() as stack:
-        output = None
-        if log is not None:
-            log.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            output = stack.enter_context(os.fdopen(descriptor, "ab"))
+        output = stack.enter_context(open_log(log)) if log is not None else None
         return subprocess.Popen(
             [os.fspath(part) for part in argv],
             env=dict(env) if env is not None else None,

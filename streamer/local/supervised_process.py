@@ -2,7 +2,7 @@
 
 import json
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ STABLE_SECONDS = 60.0
 class SupervisedProcess:
     """A supervised program. It reports in its log that it is ready: a JSON line, event `ready`.
 
-    Use it from one thread, which must outlive the program (see `spawn`).
+    Use it from one thread, which must outlive the program (see `spawn`). `spawn_with` starts it in
+    place of `spawn`, with the same arguments.
     """
 
     def __init__(
@@ -30,6 +31,7 @@ class SupervisedProcess:
         environment: Mapping[str, str],
         log: Path,
         clock: Clock | None = None,
+        spawn_with: Callable[..., "subprocess.Popen[bytes]"] | None = None,
     ) -> None:
         self.name = name
         self.environment = dict(environment)
@@ -40,6 +42,7 @@ class SupervisedProcess:
         self._argv = list(argv)
         self._log = log
         self._clock = clock or SystemClock()
+        self._spawn = spawn_with or spawn
         self._process: subprocess.Popen[bytes] | None = None
         self._failures = 0
         self._started = 0.0
@@ -53,7 +56,7 @@ class SupervisedProcess:
         self.ready = None
         self._retry_at = None
         self._started = self._clock.monotonic()
-        self._process = spawn(self._argv, env=self.environment, log=self._log)
+        self._process = self._spawn(self._argv, env=self.environment, log=self._log)
 
     @property
     def pid(self) -> int | None:

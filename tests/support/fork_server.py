@@ -6,7 +6,6 @@ how long a start takes or what it imports, needs `streamer.local.process.spawn`.
 """
 
 import contextlib
-import json
 import os
 import select
 import shlex
@@ -21,12 +20,10 @@ from typing import Any
 
 import pytest
 
+from streamer.local.forked_program import Order, same_start
 from streamer.local.process import spawn
 
 ROOT = Path(__file__).parents[2]
-
-ADDRESS = "NVILA_TEST_FORK_SERVER"
-"""Variable with the path of the server's socket, for programs that start programs."""
 
 _SERVICE = (
     "alembic.command",
@@ -52,10 +49,6 @@ _NEED_MODEL = (
 """Programs that need `_MODEL` too begin with one of these."""
 
 _IMPORTED_TESTS = "tests.support.programs.imported_tests"
-
-_READ_AT_START = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "OMP_", "CUDA_", "HF_")
-"""Variables that an interpreter or a library reads only once, beginning with one of these."""
-
 
 _seconds_of_programs = 0.0
 
@@ -109,27 +102,26 @@ class ForkServer:
 
     def can_start(self, env: Mapping[str, str]) -> bool:
         """Return whether a program would find everything as a fresh interpreter does."""
-        names = [n for n in {*env, *os.environ} if n.startswith(_READ_AT_START)]
-        return all(env.get(n) == os.environ.get(n) for n in names if n != "PYTHONPATH")
+        paths = ("PYTHONPATH",)  # nothing that programs import lies there
+        given, own = ({k: v for k, v in e.items() if k not in paths} for e in (env, os.environ))
+        return same_start(given, own)
 
     def spawn(
         self, arguments: Sequence[str], *, env: Mapping[str, str], stdout: int, stderr: int
     ) -> Forked:
         """Start `python ARGUMENTS`, with two open descriptors for its output; it reads nothing."""
         program = arguments[1] if arguments[0] in ("-m", "-c") else Path(arguments[0]).name
-        needs_model = program.startswith(_NEED_MODEL) or (
-            arguments[0] == "-c" and "nvila_core" in program
+        needs_model = (
+            program.startswith(_NEED_MODEL)
+            or (arguments[0] == "-c" and "nvila_core" in program)
+            or list(arguments[1:3]) == ["streamer.cli", "up"]  # which forks its model worker
         )
-        request = {
-            "arguments": [os.fspath(argument) for argument in arguments],
-            "env": dict(env),
-            "cwd": os.getcwd(),
-            "imports": [*_SERVICE, *(_MODEL if needs_model else ())],
-        }
+        imports = [*_SERVICE, *(_MODEL if needs_model else ())]
+        order = Order([os.fspath(part) for part in arguments], dict(env), os.getcwd(), imports)
         status, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs, open(os.devnull) as nothing:
             descriptors = [nothing.fileno(), stdout, stderr, theirs.fileno()]
-            socket.send_fds(self._connection(), [json.dumps(request).encode()], descriptors)
+            socket.send_fds(self._connection(), [order.encode()], descriptors)
         pid = status.recv(32)
         assert pid, "the fork server has ended: its messages are on stderr"
         return Forked(arguments, int(pid), status)
@@ -231,16 +223,6 @@ def spawn_program(
     """Start a Python program of an installation: in place of `streamer.local.process.spawn`."""
     assert argv[0] == sys.executable
     return spawn_python([str(part) for part in argv[1:]], env=env, log=log)
-
-
-def server_address() -> str:
-    """Return the path of the server's socket; start the server if it does not run."""
-    return _server.start()
-
-
-def use_server(address: str) -> None:
-    """Start programs with the server whose socket is at `address`."""
-    _server.address = address
 
 
 @pytest.fixture

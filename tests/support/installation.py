@@ -17,7 +17,7 @@ import pytest
 import nvila_core.demo
 from streamer.local.process import spawn, stop
 from streamer.settings import ENV_PREFIX, Settings
-from tests.support.fork_server import ADDRESS, run_python, server_address, spawn_python
+from tests.support.fork_server import run_python, spawn_python
 from tests.support.sessions import kill_session
 
 PROGRAM = [sys.executable, "-m", "streamer.cli"]
@@ -46,8 +46,8 @@ def run_cli(
 class Up:
     """A `streamer up` in a child process.
 
-    Its programs are forked by the fork server, so that they need not import; with `fresh`, they are
-    what users start: fresh interpreters, and its children.
+    It is forked from the fork server of the tests, so that neither it nor its programs need to
+    import anything; with `fresh`, it is an interpreter of its own, as users start it.
     """
 
     def __init__(
@@ -62,9 +62,7 @@ class Up:
             self.process = spawn([*PROGRAM, *arguments], env=environment, log=self.log)
         else:
             self.process = spawn_python(
-                ["-m", "tests.support.programs.up", *arguments],
-                env={**environment, ADDRESS: server_address()},
-                log=self.log,
+                ["-m", "streamer.cli", *arguments], env=environment, log=self.log
             )
 
     def wait_ready(self, timeout: float = 100.0) -> dict[str, Any]:
@@ -154,6 +152,13 @@ class Up:
         done = self.cli(*arguments, "--json", timeout=timeout)
         assert done.returncode == 0, done.stderr
         return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def shared_bytes(pid: int) -> int:
+    """Return how much memory of a process others have written and share, as after a fork."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith("Shared_Dirty:"))
+    return int(line.split()[1]) * 1024
 
 
 def wait_gone(processes: Sequence[psutil.Process], timeout: float = 20.0) -> None:

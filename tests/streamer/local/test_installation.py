@@ -1,9 +1,11 @@
 """`streamer up` as a real program: restarts, and what it leaves behind."""
 
+import contextlib
 import os
 import re
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,19 +20,21 @@ from streamer.errors import StreamerError
 from streamer.local.installation import Installation, child_environment
 from streamer.service import Service
 from streamer.settings import Settings
-from tests.support.installation import Up, run_cli, wait_gone
+from tests.support.installation import Up, run_cli, shared_bytes, wait_gone
 from tests.support.videos import write_video
+
+PROGRAMS = ("workers.gpu", "workers.ingest", "workers.recorder", "streamer.cli serve")
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[[], Up]]:
+def start(tmp_path: Path) -> Iterator[Callable[..., Up]]:
     """Start `streamer up` in one and the same data directory. Its model is elsewhere: a worker that
     loads one takes five seconds of processor time at each start."""
     started: list[Up] = []
     model = ("--model", "elsewhere", "--backend", "openai", "--base-url", "http://127.0.0.1:1/v1")
 
-    def make() -> Up:
-        started.append(Up(tmp_path / "data", *model, fresh=True))
+    def make(**variables: str) -> Up:
+        started.append(Up(tmp_path / "data", *model, fresh=True, **variables))
         return started[-1]
 
     yield make
@@ -62,7 +66,7 @@ def test_a_second_up_says_that_it_runs_although_its_port_is_taken_too(tmp_path: 
 
 @pytest.mark.slow
 def test_what_dies_is_started_again_and_nothing_is_forgotten(
-    start: Callable[[], Up],
+    start: Callable[..., Up],
     tmp_path: Path,
     eventually: Callable[..., None],
     request: pytest.FixtureRequest,
@@ -86,6 +90,21 @@ def test_what_dies_is_started_again_and_nothing_is_forgotten(
     recorder.kill()
     eventually(lambda: up.find("workers.recorder") not in ([], [recorder]), timeout=60)
     assert "The recorder ended unexpectedly (exit code -9" in up.output
+
+    # all programs are forked from one process, and share memory
+    for word in PROGRAMS:
+        (program,) = up.find(word)
+        assert program.ppid() == up.process.pid
+        assert shared_bytes(program.pid) > 4 << 20
+
+    # when that one is killed, they run on, and can still be started again
+    (server,) = up.find("streamer fork server")
+    server.kill()
+    for word in ("workers.recorder", "workers.ingest"):
+        (worker,) = up.find(word)
+        worker.kill()
+        eventually(lambda: up.find(word) not in ([], [worker]), timeout=60)  # noqa: B023
+    assert up.output.count("Programs need more memory, because the fork server") == 1
 
     # the server that holds all data
     port = first["redis_url"].rpartition(":")[2].partition("/")[0]
@@ -114,6 +133,17 @@ def test_what_dies_is_started_again_and_nothing_is_forgotten(
     assert not up.run_file.exists()
     with pytest.raises(StreamerError, match="Nothing is running here"):
         Service(up.settings)
+
+
+@pytest.mark.slow
+def test_programs_are_fresh_interpreters_with_a_setting(start: Callable[..., Up]) -> None:
+    up = start(STREAMER_FORK_PROGRAMS="false")
+    up.wait_ready()
+    assert up.find("fork server") == []
+    (recorder,) = up.find("workers.recorder")
+    assert recorder.cmdline() == [sys.executable, "-m", "workers.recorder"]
+    assert shared_bytes(recorder.pid) == 0
+    assert "need more memory" not in up.output
 
 
 @pytest.mark.parametrize(
@@ -197,6 +227,8 @@ def _users_of(directory: Path) -> list[list[str]]:
             reported = " ".join([*process.cmdline(), *process.environ().values()])
         except psutil.Error:
             continue
+        with contextlib.suppress(OSError):  # a forked program shows the environment of `up`
+            reported += os.readlink(f"/proc/{process.pid}/fd/1")
         if process.pid != os.getpid() and str(directory) in reported:
             found.append(process.cmdline())
     return found

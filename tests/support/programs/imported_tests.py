@@ -8,10 +8,12 @@ process would import all tests; in a new checkout, pytest also compiles each of 
 import os
 import socket
 import sys
+from dataclasses import replace
 
 import pytest
 
-from tests.support.programs.fork_server import run, serve
+from streamer.local.forked_program import run_order
+from tests.support.programs.fork_server import serve
 
 
 def import_tests(arguments: list[str]) -> None:
@@ -42,5 +44,4 @@ if __name__ == "__main__":
     listener.listen()
     os.rename(f"{path}.new", path)
     if (wanted := serve(end, listener)) is not None:
-        wanted["env"] |= set_by_tests
-        run(wanted)
+        run_order(replace(wanted, env={**wanted.env, **set_by_tests}))
