@@ -17,6 +17,10 @@ WORKERS  ?= $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores > 4 ? 12
 COVERAGE ?= $(CI)
 PYTEST   = $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(if $(COVERAGE),--cov --cov-report=term)
 
+SUDO     ?= $(if $(filter-out 0,$(shell id -u)),sudo)
+# on a slow machine more: how many times as long the programs of the cluster may take for anything
+CLUSTER_PATIENCE ?= 1
+
 # compile each module once, not in each of the hundreds of programs that the tests start
 export PYTHONDONTWRITEBYTECODE :=
 
@@ -26,7 +30,7 @@ RUN    := $(VENV)/.installed
 TOOLS  := $(VENV)/.tools-installed
 PIP    := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet
 
-.PHONY: help install demo test test-all test-clients test-package test-upgrade screenshots lint types check docs audit lock clean
+.PHONY: help install demo test test-all test-clients test-package test-upgrade test-cluster screenshots lint types check docs audit lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,8 +52,11 @@ test-clients: install ## programs of others, unmodified, against the API; instal
 test-package: install ## the wheel, installed with its pins into an empty environment, where the demo runs
 	@$(BIN)/python -m pytest -m slow tests/house/test_published_package.py
 
-test-upgrade: install ## workers of release 0.1.0 (its tag is needed) beside those of this one
-	@$(BIN)/python -m pytest -m slow tests/workers/test_two_releases.py
+test-upgrade: install ## workers of release 0.1.0 (from git's history) beside those of this one
+	@OLD_RELEASE_NEEDED=1 $(BIN)/python -m pytest -m slow tests/workers/test_two_releases.py
+
+test-cluster: install ## a minute of random faults on a small cluster, and its ledger; takes root
+	@$(SUDO) $(BIN)/python -m tests.cluster --seed 1 --drills 0 --minutes 1 --patience $(CLUSTER_PATIENCE)
 
 screenshots: install ## the web page in a browser: each page goes to build/screenshots, on desktop and phone, light and dark
 	@PAGE_SCREENSHOTS=$(CURDIR)/build/screenshots $(BIN)/python -m pytest -q -m slow tests/streamer/web tests/test_page_end_to_end.py

@@ -1,7 +1,7 @@
 """Run a small cluster under faults and print its ledger.
 
     sudo .venv/bin/python -m tests.cluster [--seed 1] [--minutes 3] [--drills 1] [--streams 3]
-        [--every 4] [--database postgresql|sqlite]
+        [--every 4] [--database postgresql|sqlite] [--patience 1]
 
 Redis with a replica and three Sentinels, a server of frames, PostgreSQL, two ingest workers, three
 model workers, a recorder and an API have a host each: a network namespace with an address and a
@@ -13,7 +13,8 @@ must work again. In the end the ledger must balance: one result for everything t
 each window of a recording asked about once, every camera running, nothing left of detached streams,
 no program that died by itself, and none that grows. Growth is judged where faults happen for more
 than half an hour: then no fault ends one program of each kind. The exit code is 1 if the ledger
-does not balance. The model is a tiny one with random weights.
+does not balance. The model is a tiny one with random weights. On a slow machine let `--patience`
+make all limits of time longer.
 
 It takes root, iproute2, util-linux and PostgreSQL. For packets that are lost and delayed it takes
 netem in the kernel; nftables loses some as well. For clocks that are set it takes a C compiler. It
@@ -44,15 +45,15 @@ def run(folder: Path, options: argparse.Namespace) -> int:
 
     with ExitStack() as stack:
         cluster = stack.enter_context(Cluster(folder, options.database))
-        cluster.wait_until_ready(_START_TIMEOUT)
+        cluster.wait_until_ready(_START_TIMEOUT * options.patience)
         load = stack.enter_context(
             Load(cluster, folder, options.seed, cameras=options.streams, questions=2.0)
         )
         lasting = LASTING if options.minutes > JUDGED_AFTER else ()
         faults = Faults(cluster, load, options.seed, options.every, lasting=lasting)
         stack.callback(faults.calm)
-        recovery = Recovery(cluster, load, 2 * MAX_RECOVERY)
-        balance = Balance(cluster, load)
+        recovery = Recovery(cluster, load, 2 * MAX_RECOVERY * options.patience)
+        balance = Balance(cluster, load, options.patience)
         recovery.measure("none, for comparison")
         for fault in faults.kinds * options.drills:
             faults.drill(fault)
@@ -77,9 +78,10 @@ def run(folder: Path, options: argparse.Namespace) -> int:
     ledger.growth = growth
     print(recovery)
     print(table(growth))
-    print(f"{sum(ledger.faults.values())} faults: {ledger.faults}")
+    print(f"Faults: {ledger.faults}")
     for lack in _lacks(cluster.clocks):
         print(f"SKIPPED: {lack}")
+    print(ledger.table())
     print(ledger)
     wrong = ledger.wrong() + [f"not working again after: {name}" for name in recovery.slow]
     for line in wrong:
@@ -117,6 +119,12 @@ def main() -> int:
         help="kind of database",
     )
     parser.add_argument("--every", type=float, default=4.0, help="mean seconds between two faults")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=1.0,
+        help="how many times as long everything may take, on a slow machine",
+    )
     parser.add_argument("--folder", type=Path, help="keep data and logs in this folder")
     options = parser.parse_args()
     missing = what_is_missing()

@@ -1,4 +1,5 @@
-"""The ledger of a small cluster balances after random faults: `python -m tests.cluster` by hand."""
+"""The ledger of a small cluster balances after random faults: `python -m tests.cluster` by hand,
+and `make test-cluster` at each push."""
 
 import json
 import os
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import time
 import uuid
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,33 @@ def test_a_ledger_that_balances_has_no_faults() -> None:
 )
 def test_each_fault_is_named(wrong: dict[str, Any]) -> None:
     assert len(replace(BALANCED, **wrong).wrong()) == 1
+
+
+def test_a_slow_machine_is_given_more_time() -> None:
+    slow = {"longest_double_reading_s": 3 * MAX_DOUBLE_READING}
+
+    assert replace(BALANCED, **slow, patience=4.0).wrong() == []
+    # but nothing else is excused
+    assert replace(BALANCED, **slow, patience=4.0, lost=1, doubled=1).wrong() == [
+        "lost is 1",
+        "doubled is 1",
+    ]
+
+
+def test_the_table_has_a_row_for_each_count() -> None:
+    counts = {
+        each.name: number
+        for number, each in enumerate(fields(Ledger), 1000)
+        if each.type in (int, float) and each.name not in ("seed", "patience")
+    }
+
+    rows = dict(
+        line.strip("| ").split(" | ")
+        for line in Ledger(seed=7, database="sqlite", **counts).table().splitlines()[2:]
+    )
+
+    assert {str(number) for number in counts.values()} <= set(rows.values())
+    assert rows["starts that found no server, tried again"] == str(counts["failed_starts"])
 
 
 @pytest.mark.parametrize(
