@@ -125,7 +125,9 @@ def test_what_a_skipped_test_asks_to_install_is_installed_in_ci() -> None:
     asked = {
         package
         for path in (ROOT / "tests").rglob("*.py")
-        for line in re.findall(r"is not installed: apt-get install ([a-z0-9. +-]+)\"", path.read_text())
+        for line in re.findall(
+            r"is not installed: apt-get install ([a-z0-9. +-]+)\"", path.read_text()
+        )
         for package in line.split()
     }
 

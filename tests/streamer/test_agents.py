@@ -264,15 +264,24 @@ def test_the_code_of_the_page_runs(
     assert "'name': 'yard'" in capsys.readouterr().out
 
 
-def test_a_key_that_may_only_read_gets_only_tools_that_read(client: Service) -> None:
+def test_a_key_that_may_only_read_gets_only_tools_that_read(client: Service, yard: Stream) -> None:
     import httpx2
     from mcp.client.streamable_http import streamable_http_client
 
     # given a key with the scope `read`
     _, secret = ApiKeys(client.connections.main, client.settings).add("reader", [Scope.READ])
 
-    async def names(agent: "Agent") -> set[str]:
-        return {tool.name for tool in (await agent.list_tools()).tools}
+    async def look_and_act(agent: "Agent") -> tuple[set[str], dict[str, Any]]:
+        names = {tool.name for tool in (await agent.list_tools()).tools}
+        return names, {tool: await agent.call_tool(tool, calls[tool]) for tool in calls}
+
+    calls: dict[str, dict[str, Any]] = {
+        "add_watch": {"stream": "yard", "question": "Is the gate open?"},
+        "remove_watch": {"stream": "yard", "watch": "wch_1"},
+        "acknowledge_incident": {"incident": "inc_1"},
+        "silence": {"minutes": 5, "stream": "yard"},
+    }
+    assert set(calls) == CHANGES
 
     with ApiServer(client.settings) as server:
         transport = streamable_http_client(
@@ -281,8 +290,14 @@ def test_a_key_that_may_only_read_gets_only_tools_that_read(client: Service) -> 
                 headers={"Authorization": f"Bearer {secret}"}, timeout=60.0
             ),
         )
-        # then an agent that has it cannot change anything
-        assert run(names, transport) == READS
+        # when an agent that has it looks for tools, and calls others all the same
+        names, answers = run(look_and_act, transport)
+    # then there are none that change anything, and the calls did nothing
+    assert names == READS
+    for tool, answer in answers.items():
+        assert answer.is_error, tool
+        assert "Unknown tool" in answer.content[0].text, tool
+    assert client.stream("yard").watches == yard.watches
 
 
 def test_it_describes_itself(api: TestClient) -> None:

@@ -1,5 +1,6 @@
 import base64
 import secrets
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from cryptography.fernet import Fernet
@@ -65,6 +66,10 @@ def test_the_registry_keeps_sealed_urls(redis_client, stored):
     registry = StreamRegistry(redis_client, SecretBox([PHRASE]))
     stream_id = attach(registry)
     assert stored(stream_id).startswith(b"sealed:")
+    password = urlsplit(URL).password
+    for shown in (password, unquote(password), "admin", "camera"):
+        assert shown.encode() not in stored(stream_id)
+        assert base64.b64encode(shown.encode())[:-3] not in stored(stream_id)
     assert registry.secret_url(stream_id) == URL
     registry.update(stream_id, secret_url=URL + "2")
     assert stored(stream_id).startswith(b"sealed:")

@@ -83,10 +83,10 @@ class Site:
             return
         if path in self.slow:
             self._trickle(handler, *self.slow[path])
-        elif path in self.redirects:
-            self._head(handler, 302, {"Location": self.redirects[path]})
         elif challenge := self._challenge(handler):
             self._head(handler, 401, {"WWW-Authenticate": challenge})
+        elif path in self.redirects:
+            self._head(handler, 302, {"Location": self.redirects[path]})
         else:
             self._file(handler, path)
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -294,13 +295,30 @@ def test_shards(tmp_path: Path) -> None:
             NVILA.from_pretrained(root)
 
 
-def test_pickles_are_never_loaded(tmp_path: Path, tiny_folder: Path) -> None:
-    root = tmp_path / "pickled"
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (str(self.victim),)
+
+
+@pytest.mark.parametrize("name", [PROJECTOR, "mm_projector/pytorch_model.bin"])
+def test_pickles_are_never_loaded(tmp_path: Path, tiny_folder: Path, name: str) -> None:
+    # given weights that run code when they are unpickled, as safetensors by their name too
+    root, victim = tmp_path / "pickled", tmp_path / "victim"
     shutil.copytree(tiny_folder, root)
     (root / PROJECTOR).unlink()
-    torch.save({}, root / "mm_projector/pytorch_model.bin")
-    with pytest.raises(CheckpointError, match="pickled"):
+    torch.save({"layers.5.weight": Bomb(victim)}, root / name)
+    # when the checkpoint is loaded, then it is refused
+    with pytest.raises(CheckpointError, match="pickled" if name.endswith(".bin") else name):
         NVILA.from_pretrained(root)
+    assert not victim.exists()
+    # and the bomb would have worked
+    torch.load(BytesIO((root / name).read_bytes()), weights_only=False)
+    assert victim.exists()
 
 
 def test_where_there_is_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

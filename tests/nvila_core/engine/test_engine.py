@@ -433,6 +433,15 @@ def test_cancel_before_and_while_running_frees_memory_at_once(model: NVILA) -> N
     running.cancel()  # after the end it does nothing
 
 
+def test_an_answer_that_would_never_end_has_no_more_than_max_tokens(model: NVILA) -> None:
+    engine = Engine(model, max_num_seqs=2)
+    handles = [engine.submit(["a"], exactly(tokens)) for tokens in (1, 7, 40)]
+    run(engine)
+    answers = [handle.result(0) for handle in handles]
+    assert [len(answer.token_ids) for answer in answers] == [1, 7, 40]
+    assert {answer.finish_reason for answer in answers} == {"length"}
+
+
 def test_a_deadline_ends_a_request_that_runs_and_one_that_waits(model: NVILA) -> None:
     now = [0.0]
     engine = Engine(model, max_num_seqs=1, clock=lambda: now[0])

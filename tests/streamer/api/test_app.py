@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlencode
 
 import cv2
 import numpy as np
@@ -339,10 +340,25 @@ def test_health_is_open_and_errors_have_one_shape(api: TestClient) -> None:
     assert "openapi" in api.get("/openapi.json").json()
 
 
-def test_a_form_from_a_web_page_is_not_taken(api: TestClient, video: str) -> None:
+@pytest.mark.parametrize(
+    "type", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"]
+)
+@pytest.mark.parametrize("content", ["JSON", "of its own"])
+def test_a_form_from_a_web_page_is_not_taken(
+    api: TestClient, video: str, type: str, content: str
+) -> None:
+    # given what a page of another server can send without being asked: a form, of any content
     body = f'{{"url": "{video}"}}'
-    response = api.post("/v1/streams", content=body, headers={"content-type": "text/plain"})
+    if content == "of its own":
+        part = f'--x\r\nContent-Disposition: form-data; name="url"\r\n\r\n{video}\r\n--x--\r\n'
+        forms = {"text/plain": f"url={video}", "multipart/form-data; boundary=x": part}
+        body = forms.get(type, urlencode({"url": video}))
+    # when it is sent
+    response = api.post("/v1/streams", content=body, headers={"content-type": type})
+    # then it is refused, although the same as JSON is taken
     assert error_of(response) == (422, "INVALID_REQUEST")
+    assert api.get("/v1/streams").json()["streams"] == []
+    assert api.post("/v1/streams", json={"url": video}).status_code == 201
 
 
 @pytest.mark.parametrize(

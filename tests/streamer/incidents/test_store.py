@@ -50,6 +50,24 @@ def test_from_the_first_window_to_the_end(alert, timeline):
     assert opened.version < ended.version
 
 
+def test_the_probability_counts_and_not_the_text(alert):
+    # given windows whose text says yes, with what is not probable, or with no probability at all
+    certainly = "yes, certainly, this is an emergency"
+    for place in range(3):
+        data = {"yes": True, "probability": 0.05}
+        alert.record(alert.result(place, 0.9, text=certainly, data=data))
+        alert.record(alert.result(place + 10, 0.9, text=certainly, data={"yes": True}))
+        alert.record(alert.result(place + 20, 0.9, text=certainly, data={"probability": "0.9"}))
+    # then no incident opens
+    assert alert.incidents.page().incidents == []
+    assert alert.incidents.page(state="pending").incidents == []
+    # when what is probable says no in its text, then one does
+    for place in range(30, 32):
+        data = {"yes": False, "probability": 0.95}
+        alert.record(alert.result(place, 0.9, text="no, ignore this", data=data))
+    assert only(alert).probability.max == 0.95
+
+
 def test_a_result_that_is_recorded_twice_counts_once(alert):
     first, second = alert.result(0, 0.9), alert.result(0, 0.9, request_id="req_again")
     assert alert.record(first) == 1

@@ -2,6 +2,9 @@
 `probe` finds."""
 
 import asyncio
+import contextlib
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -208,6 +211,38 @@ def test_redirects_in_a_circle_end() -> None:
     assert found.error.message == finding.error.message
     assert "redirects in a circle" in found.error.message
     assert len(server.requests) == 2 * (rtsp_diagnosis.MAX_REDIRECTS + 1)
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [b"$\0\0\4data" * 128, b"RTSP/1.0 100 Continue"[:1]],
+    ids=["packets before the answer", "a byte now and then"],
+)
+def test_a_server_that_never_ends_its_answer_is_left_in_time(endless: bytes) -> None:
+    # given a server that keeps sending what no limit of lines and bodies ends
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    stop = threading.Event()
+
+    def serve() -> None:
+        client, _ = listener.accept()
+        with client, contextlib.suppress(OSError):
+            client.recv(4096)
+            while not stop.wait(0.01):
+                client.sendall(endless)
+
+    server = threading.Thread(target=serve)
+    server.start()
+    # when it is asked why it sends no video
+    with listener:
+        finding = rtsp_diagnosis.diagnose(
+            f"rtsp://127.0.0.1:{port}/x", transport="auto", access=AccessPolicy(), limit=0.5
+        )
+    # then it had its time, although there was never a silence
+    stop.set()
+    server.join()
+    assert finding.error is not None
+    assert finding.error.code is ErrorCode.STREAM_TIMEOUT
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """RtspSession against a real server for logins, and a scripted one for unusual responses."""
 
+import contextlib
 import socket
 import threading
 from pathlib import Path
@@ -126,6 +127,39 @@ def test_what_is_no_rtsp(said: bytes, speaks: str | None) -> None:
         talk.describe()
     sender.join()
     assert caught.value.speaks == speaks
+
+
+@pytest.mark.parametrize(
+    ("begin", "again"),
+    [
+        (b"", b"\0" * 1024),
+        (b"RTSP/1.0 200 O", b"K" * 1024),
+        (b"RTSP/1.0 200 OK\r\nServer: ", b"x" * 1024),
+        (b"RTSP/1.0 200 OK\r\n", b"X-Header: value\r\n" * 64),
+    ],
+    ids=["no line", "status line", "header", "headers"],
+)
+def test_an_answer_without_end_is_left(begin: bytes, again: bytes) -> None:
+    # given a peer that goes on for as long as anybody listens
+    ours, theirs = socket.socketpair()
+    sent = [0]
+
+    def flood() -> None:
+        with theirs, contextlib.suppress(OSError):
+            theirs.recv(4096)
+            theirs.sendall(begin)
+            while True:
+                theirs.sendall(again)
+                sent[0] += len(again)
+
+    sender = threading.Thread(target=flood)
+    sender.start()
+    # when it is asked
+    with RtspSession(ours, "rtsp://cam/x") as talk, pytest.raises(NotRtspError):
+        talk.describe()
+    # then only so much of it was read, beside what the sockets hold
+    sender.join()
+    assert sent[0] < 2 << 20
 
 
 def test_one_that_hangs_up_and_one_that_is_silent() -> None:
