@@ -162,9 +162,7 @@ class Phase:
     def column(self) -> list[Any]:
         """Return the column of the table."""
         p50, p95 = percentiles(self.waits, 50, 95)
-        captions = [
-            self.answers[f"watch{number}"] / self.seconds * 60 for number in range(WATCHES)
-        ]
+        captions = [self.answers[f"watch{number}"] / self.seconds * 60 for number in range(WATCHES)]
         return [
             self.accepted,
             len(self.waits),

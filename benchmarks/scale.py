@@ -1,14 +1,15 @@
 """Measure how many model workers one Redis keeps busy: real workers, jobs and frames, no model.
 
     .venv/bin/python benchmarks/scale.py [--workers 1 4 16 32] [--rate 2] [--seconds 15]
-        [--streams 100] [--json]
+        [--streams 100] [--frame-bytes 40000] [--json]
 
 Each worker is a process that takes clips, loads their frames from a real server and publishes
 results, as `streamer worker` does. In place of a model it has a device that answers one clip after
 the other, each in 1/rate seconds, and needs no processor. The queue is never empty. Efficiency is
 the number of clips that all workers answered, of those that their devices could have. CPU time
 comes from the operating system. Known are the clips whose worker has answered the clip of their
-stream before; of n workers that take any clip, one in n would.
+stream before; of n workers that take any clip, one in n would. Commands are those that Redis ran,
+in scripts too; those that submit the clips are not among them.
 """
 
 import argparse
@@ -47,7 +48,6 @@ from workers.gpu.clip_job import answer_request, publish_failure
 from workers.rq.thread_worker import ThreadWorker
 
 FRAMES = 8
-FRAME_BYTES = 40_000
 SLOTS = 4
 
 
@@ -96,7 +96,7 @@ def _stop_with(all_workers: Event, this_one: threading.Event) -> None:
     this_one.set()
 
 
-def submit(own: context.WorkerContext, clips: int, cameras: int) -> None:
+def submit(own: context.WorkerContext, clips: int, cameras: int, frame_bytes: int) -> None:
     """Store the frames of some streams, and submit clips about them."""
     watch = Watch(prompt="What is there?", window=10.0)
     streams: list[tuple[StreamSpec, list[FrameRef]]] = []
@@ -104,7 +104,7 @@ def submit(own: context.WorkerContext, clips: int, cameras: int) -> None:
         spec = StreamSpec(name=f"camera-{number}", url="", live=False, watches=[watch])
         refs = [
             own.frames.put(
-                spec.id, bytes(FRAME_BYTES), Measures(640, 480, change=0.1), time=time.time(), pts=n
+                spec.id, bytes(frame_bytes), Measures(640, 480, change=0.1), time=time.time(), pts=n
             )
             for n in range(FRAMES)
         ]
@@ -135,17 +135,20 @@ def measure(workers: int, options: argparse.Namespace) -> dict[str, float]:
                     process.start()
                 for _ in processes:
                     ready.acquire()
-                submit(own, clips_for(workers, options), options.streams)
+                clips = clips_for(workers, options)
+                submit(own, clips, options.streams, options.frame_bytes)
                 while connections.main.xlen(redis_keys.RESULTS) < 2 * workers:
                     time.sleep(0.05)
                 watched = [psutil.Process(p.pid) for p in processes]
                 redis_process = psutil.Process(server.pid)
                 done, began = connections.main.xlen(redis_keys.RESULTS), time.monotonic()
                 cpu, served = sum(map(cpu_of, watched)), cpu_of(redis_process)
+                commands = commands_of(connections.main)
                 time.sleep(options.seconds)
                 answered = connections.main.xlen(redis_keys.RESULTS) - done
                 seconds = time.monotonic() - began
                 cpu, served = sum(map(cpu_of, watched)) - cpu, cpu_of(redis_process) - served
+                commands = commands_of(connections.main) - commands
                 left = sum(own.jobs.depths().values())
                 known = known_share(connections.main)
             stop.set()
@@ -159,6 +162,7 @@ def measure(workers: int, options: argparse.Namespace) -> dict[str, float]:
         "efficiency": answered / seconds / (workers * options.rate),
         "worker_cpu_ms": 1000 * cpu / answered,
         "redis_cpu_ms": 1000 * served / answered,
+        "commands": commands / answered,
         "known": known,
     }
 
@@ -183,6 +187,12 @@ def known_share(client: redis.Redis) -> float:
     return same / max(1, total)
 
 
+def commands_of(client: redis.Redis) -> int:
+    """Return how many commands the server has run so far, those of scripts too."""
+    info = cast(dict[str, Any], client.info("stats"))
+    return int(info["total_commands_processed"])
+
+
 def cpu_of(process: psutil.Process) -> float:
     """Return the CPU seconds that another process has used so far."""
     times = process.cpu_times()
@@ -196,6 +206,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=2.0, help="clips a second of a device")
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--streams", type=int, default=100)
+    parser.add_argument("--frame-bytes", type=int, default=40_000, help="bytes of each frame")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     configure_logging("error")
@@ -207,12 +218,13 @@ def main() -> None:
             f"{one['efficiency']:.0%}",
             one["worker_cpu_ms"],
             one["redis_cpu_ms"],
+            one["commands"],
             f"{one['known']:.0%}",
         ]
         for one in found
     ]
     header = ["workers", "clips/s", "efficiency", "worker CPU ms a clip", "Redis CPU ms a clip"]
-    header.append("known")
+    header += ["commands a clip", "known"]
     publish({"benchmark": "scale", "rate": options.rate, "rows": found}, header, rows)
 
 

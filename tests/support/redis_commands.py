@@ -32,10 +32,12 @@ class Trips:
 
     Attributes:
         sent: the first command of each, in order.
+        commands: how many commands each held.
     """
 
     def __init__(self) -> None:
         self.sent: list[str] = []
+        self.commands: list[int] = []
 
     def of(self, call: Callable[[], object]) -> list[str]:
         """Return the first commands of what all threads send while `call` runs."""
@@ -53,8 +55,22 @@ def counted_trips(monkeypatch: pytest.MonkeyPatch) -> Trips:
         data = command if isinstance(command, bytes) else b"".join(command)
         name = data.split(b"\r\n", 3)[2].decode()
         if name not in _CONNECTING:
+            trips.commands.append(_count(data))
             trips.sent.append(name)
         return send(self, command, *args, **options)
 
     monkeypatch.setattr(AbstractConnection, "send_packed_command", counted)
     return trips
+
+
+def _count(data: bytes) -> int:
+    """Return how many commands `data` holds: arrays of strings, as clients send them."""
+    count = at = 0
+    while at < len(data):
+        end = data.index(b"\r\n", at)
+        strings, at = int(data[at + 1 : end]), end + 2
+        for _ in range(strings):
+            end = data.index(b"\r\n", at)
+            at = end + 2 + int(data[at + 1 : end]) + 2
+        count += 1
+    return count

@@ -1,0 +1,155 @@
+"""Count the answers that `jpeg_quality` changes, and the bytes of a stored frame.
+
+    .venv/bin/python benchmarks/jpeg_quality.py [--questions 25] [--json]
+
+The demo model answers its 275 held-out questions (11 kinds, 25 of each) about frames that went the
+way of the service: measured, stored in a frame store as a JPEG, planned by the default policy,
+loaded, opened as large as the plan needs, and asked about. They are compared with the answers about
+the same frames without a JPEG in between. The scenes are drawn at the size of the demo, and at that
+of a 1080p camera. Nothing here depends on the speed of the machine.
+"""
+
+import argparse
+import random
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from report import publish
+
+from nvila_core import NVILA, Meter, SamplingParams
+from nvila_core.demo import CHECKPOINT
+from nvila_core.demo.evaluate import CLIP_FRAMES, TESTS
+from nvila_core.demo.questions import QuestionAnswer, make_question
+from nvila_core.demo.render import render_clip
+from nvila_core.demo.sampling import FIRST_EVALUATION_SEED, sample_scene
+from nvila_core.demo.world import observe
+from streamer.connections import Connections
+from streamer.frames.jpeg import from_jpeg, to_jpeg
+from streamer.frames.store import FrameStore, Retention
+from streamer.local.redis_server import EmbeddedServer
+from streamer.settings import Settings
+from workers.gpu.engine_backend import parts_of
+
+QUALITIES = (None, 95, 90, 80, 70)
+"""`jpeg_quality`; None: no JPEG at all."""
+
+SIZES = ((640, 480), (1920, 1080))
+
+KINDS = tuple((form, kind) for form, kind in TESTS if form != "still in one tile")
+"""The demo's tests, without the one that has no right answers."""
+
+_SEEDS_PER_KIND = 10**6
+
+_Picture = NDArray[np.uint8]
+
+
+def held_out(number: int, count: int) -> list[tuple[int, list[float], QuestionAnswer]]:
+    """Return seed, times and question of `count` scenes for the kind `number` of `KINDS`."""
+    form, kind = KINDS[number]
+    times = [float(t) for t in range(CLIP_FRAMES if form == "clip" else 1)]
+    seed, found = FIRST_EVALUATION_SEED + number * _SEEDS_PER_KIND, []
+    while len(found) < count:
+        question = make_question(
+            observe(sample_scene(seed, times), times), kind, random.Random(seed)
+        )
+        if question is not None:
+            found.append((seed, times, question))
+        seed += 1
+    return found
+
+
+class Service:
+    """The way of a frame from the camera to the model.
+
+    Attributes:
+        bytes: of each stored frame, by quality.
+    """
+
+    def __init__(self, model: NVILA, store: FrameStore, policy: str) -> None:
+        self._model, self._store, self._policy = model, store, policy
+        self.bytes: dict[int | None, list[int]] = defaultdict(list)
+
+    def ask(self, frames: list[_Picture], question: str, quality: int | None) -> str:
+        """Return the answer about frames, RGB uint8 [height, width, 3], stored with a quality."""
+        meter, refs = Meter(bgr=True), []
+        for second, frame in enumerate(frames):
+            bgr = np.ascontiguousarray(frame[..., ::-1])
+            jpeg = b"" if quality is None else to_jpeg(bgr, quality)
+            self.bytes[quality].append(len(jpeg))
+            refs.append(
+                self._store.put(
+                    "str_1", jpeg, meter.measure(bgr), time=time.time() + second, pts=float(second)
+                )
+            )
+        plan = self._model.plan([ref.measures for ref in refs], self._policy)
+        if quality is not None:
+            side = self._model.config.processor.size
+            frames = [
+                from_jpeg(
+                    jpeg, ref.width, ref.height, (side * choice.grid[0], side * choice.grid[1])
+                )
+                for jpeg, ref, choice in zip(self._store.load(refs), refs, plan.frames, strict=True)
+            ]
+        self._store.discard("str_1")
+        prompt = self._model.prepare(
+            parts_of(frames, question), num_video_frames=len(frames), plan=plan
+        )
+        return self._model.generate(prompt, SamplingParams(max_tokens=64, temperature=0.0)).text
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--questions", type=int, default=25, help="questions of each kind")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    count = parser.parse_args().questions
+    torch.set_num_threads(1)  # threads wait for each other on so small a model
+    model = NVILA.from_pretrained(CHECKPOINT, device="cpu", dtype="float32")
+    rows: list[list[Any]] = []
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        EmbeddedServer(Path(folder), persistent=False, max_memory=256 << 20) as server,
+        Connections(settings := Settings(redis_url=server.url)) as connections,
+    ):
+        store = FrameStore(connections.frames, Retention.of(settings))
+        for size in SIZES:
+            service = Service(model, store, settings.policy)
+            right: dict[int | None, int] = dict.fromkeys(QUALITIES, 0)
+            same: dict[int | None, int] = dict.fromkeys(QUALITIES, 0)
+            for number in range(len(KINDS)):
+                for seed, times, question in held_out(number, count):
+                    frames = render_clip(sample_scene(seed, times), times, size)
+                    plain = None
+                    for quality in QUALITIES:
+                        answer = service.ask(list(frames), question.text, quality)
+                        plain = answer if plain is None else plain
+                        right[quality] += answer == question.answer
+                        same[quality] += answer == plain
+            asked = len(KINDS) * count
+            for quality in QUALITIES:
+                kilobytes = None if quality is None else mean(service.bytes[quality]) / 1000
+                name = "none" if quality is None else quality
+                rows.append(
+                    [
+                        "x".join(map(str, size)),
+                        name,
+                        asked,
+                        right[quality],
+                        same[quality],
+                        kilobytes,
+                    ]
+                )
+    header = ["scenes", "jpeg_quality", "questions", "right", "as without a JPEG", "KB a frame"]
+    publish({"rows": rows}, header, rows)
+
+
+if __name__ == "__main__":
+    main()
