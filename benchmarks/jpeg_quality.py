@@ -1,12 +1,12 @@
 """Count the answers that `jpeg_quality` changes, and the bytes of a stored frame.
 
-    .venv/bin/python benchmarks/jpeg_quality.py [--questions 25] [--json]
+    .venv/bin/python benchmarks/jpeg_quality.py [--questions 25] [--size 640x480] [--json]
 
 The demo model answers its 275 held-out questions (11 kinds, 25 of each) about frames that went the
 way of the service: measured, stored in a frame store as a JPEG, planned by the default policy,
 loaded, opened as large as the plan needs, and asked about. They are compared with the answers about
-the same frames without a JPEG in between. The scenes are drawn at the size of the demo, and at that
-of a 1080p camera. Nothing here depends on the speed of the machine.
+the same frames without a JPEG in between. `--size` is that of the frames, such as 1920x1080.
+Nothing here depends on the speed of the machine.
 """
 
 import argparse
@@ -16,14 +16,13 @@ import time
 from collections import defaultdict
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from report import publish
 
-from nvila_core import NVILA, Meter, SamplingParams
+from nvila_core import NVILA, Measures, Meter, SamplingParams
 from nvila_core.demo import CHECKPOINT
 from nvila_core.demo.evaluate import CLIP_FRAMES, TESTS
 from nvila_core.demo.questions import QuestionAnswer, make_question
@@ -39,8 +38,6 @@ from workers.gpu.engine_backend import parts_of
 
 QUALITIES = (None, 95, 90, 80, 70)
 """`jpeg_quality`; None: no JPEG at all."""
-
-SIZES = ((640, 480), (1920, 1080))
 
 KINDS = tuple((form, kind) for form, kind in TESTS if form != "still in one tile")
 """The demo's tests, without the one that has no right answers."""
@@ -76,18 +73,17 @@ class Service:
         self._model, self._store, self._policy = model, store, policy
         self.bytes: dict[int | None, list[int]] = defaultdict(list)
 
-    def ask(self, frames: list[_Picture], question: str, quality: int | None) -> str:
-        """Return the answer about frames, RGB uint8 [height, width, 3], stored with a quality."""
-        meter, refs = Meter(bgr=True), []
-        for second, frame in enumerate(frames):
-            bgr = np.ascontiguousarray(frame[..., ::-1])
-            jpeg = b"" if quality is None else to_jpeg(bgr, quality)
+    def ask(
+        self, frames: list[_Picture], clip: list[Measures], question: str, quality: int | None
+    ) -> str:
+        """Return the answer about frames, RGB uint8 [height, width, 3], and their measures, stored
+        with a quality."""
+        refs = []
+        for second, (frame, measures) in enumerate(zip(frames, clip, strict=True)):
+            jpeg = b"" if quality is None else to_jpeg(frame[..., ::-1], quality)
             self.bytes[quality].append(len(jpeg))
-            refs.append(
-                self._store.put(
-                    "str_1", jpeg, meter.measure(bgr), time=time.time() + second, pts=float(second)
-                )
-            )
+            now = time.time() + second
+            refs.append(self._store.put("str_1", jpeg, measures, time=now, pts=float(second)))
         plan = self._model.plan([ref.measures for ref in refs], self._policy)
         if quality is not None:
             side = self._model.config.processor.size
@@ -109,46 +105,42 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--questions", type=int, default=25, help="questions of each kind")
+    parser.add_argument("--size", default="640x480", help="width and height of the frames")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    count = parser.parse_args().questions
+    given = parser.parse_args()
+    count, size = given.questions, tuple(map(int, given.size.split("x")))
     torch.set_num_threads(1)  # threads wait for each other on so small a model
     model = NVILA.from_pretrained(CHECKPOINT, device="cpu", dtype="float32")
-    rows: list[list[Any]] = []
+    right: dict[int | None, int] = dict.fromkeys(QUALITIES, 0)
+    same: dict[int | None, int] = dict.fromkeys(QUALITIES, 0)
     with (
         tempfile.TemporaryDirectory() as folder,
         EmbeddedServer(Path(folder), persistent=False, max_memory=256 << 20) as server,
         Connections(settings := Settings(redis_url=server.url)) as connections,
     ):
         store = FrameStore(connections.frames, Retention.of(settings))
-        for size in SIZES:
-            service = Service(model, store, settings.policy)
-            right: dict[int | None, int] = dict.fromkeys(QUALITIES, 0)
-            same: dict[int | None, int] = dict.fromkeys(QUALITIES, 0)
-            for number in range(len(KINDS)):
-                for seed, times, question in held_out(number, count):
-                    frames = render_clip(sample_scene(seed, times), times, size)
-                    plain = None
-                    for quality in QUALITIES:
-                        answer = service.ask(list(frames), question.text, quality)
-                        plain = answer if plain is None else plain
-                        right[quality] += answer == question.answer
-                        same[quality] += answer == plain
-            asked = len(KINDS) * count
-            for quality in QUALITIES:
-                kilobytes = None if quality is None else mean(service.bytes[quality]) / 1000
-                name = "none" if quality is None else quality
-                rows.append(
-                    [
-                        "x".join(map(str, size)),
-                        name,
-                        asked,
-                        right[quality],
-                        same[quality],
-                        kilobytes,
-                    ]
-                )
-    header = ["scenes", "jpeg_quality", "questions", "right", "as without a JPEG", "KB a frame"]
-    publish({"rows": rows}, header, rows)
+        service = Service(model, store, settings.policy)
+        for number in range(len(KINDS)):
+            for seed, times, question in held_out(number, count):
+                frames = render_clip(sample_scene(seed, times), times, (size[0], size[1]))
+                meter, answers = Meter(), {}
+                clip = [meter.measure(frame) for frame in frames]
+                for quality in QUALITIES:
+                    answers[quality] = service.ask(frames, clip, question.text, quality)
+                    right[quality] += answers[quality] == question.answer
+                    same[quality] += answers[quality] == answers[None]
+    rows = [
+        [
+            "none" if quality is None else quality,
+            len(KINDS) * count,
+            right[quality],
+            same[quality],
+            None if quality is None else mean(service.bytes[quality]) / 1000,
+        ]
+        for quality in QUALITIES
+    ]
+    header = ["jpeg_quality", "questions", "right", "as without a JPEG", "KB a frame"]
+    publish({"size": given.size, "rows": rows}, header, rows)
 
 
 if __name__ == "__main__":

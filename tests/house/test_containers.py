@@ -15,7 +15,7 @@ from collections.abc import Callable
 from functools import cache
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 import pytest
@@ -23,6 +23,8 @@ import redis
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.alias_generators import to_camel
 from rq import Queue
 
 from streamer.api.auth import _OPEN_PATHS
@@ -450,6 +452,128 @@ def test_workers_are_scaled_by_the_queues_that_there_are() -> None:
         "worker": [prefix + queue for queue in CLIP_QUEUES],
         "ingest": [prefix + INGEST],
     }
+
+
+class KedaFields(BaseModel):
+    """Fields as KEDA 2 documents them; an unknown one is an error."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, alias_generator=to_camel)
+
+
+class ListTrigger(KedaFields):
+    """https://keda.sh/docs/2.11/scalers/redis-lists/: all values are text."""
+
+    address: Annotated[str, Field(pattern=r"^[\w.-]+:\d+$")]
+    list_name: str
+    list_length: Annotated[str, Field(pattern=r"^[1-9]\d*$")]
+    activation_list_length: Annotated[str, Field(pattern=r"^\d+$")] = "0"
+    database_index: Annotated[str, Field(pattern=r"^\d+$")] = "0"
+    enable_tls: Literal["true", "false"] = Field(default="false", alias="enableTLS")
+
+
+class CpuTrigger(KedaFields):
+    """https://keda.sh/docs/2.11/scalers/cpu/"""
+
+    value: Annotated[str, Field(pattern=r"^[1-9]\d*$")]
+
+
+class Reference(KedaFields):
+    name: str
+
+
+class Trigger(KedaFields):
+    type: Literal["redis", "cpu"]
+    metadata: dict[str, str]
+    metric_type: Literal["Utilization", "AverageValue", "Value"] | None = None
+    authentication_ref: Reference | None = None
+
+    @model_validator(mode="after")
+    def _check_metadata(self) -> Self:
+        {"redis": ListTrigger, "cpu": CpuTrigger}[self.type].model_validate(self.metadata)
+        return self
+
+
+class Rules(KedaFields):
+    stabilization_window_seconds: Annotated[int, Field(ge=0, le=3600)]
+
+
+class Behavior(KedaFields):
+    scale_down: Rules | None = None
+    scale_up: Rules | None = None
+
+
+class Autoscaler(KedaFields):
+    behavior: Behavior
+
+
+class Advanced(KedaFields):
+    horizontal_pod_autoscaler_config: Autoscaler
+    restore_to_original_replica_count: bool = False
+
+
+class ScaledObject(KedaFields):
+    """https://keda.sh/docs/2.11/concepts/scaling-deployments/"""
+
+    scale_target_ref: Reference
+    polling_interval: Annotated[int, Field(ge=1)] = 30
+    cooldown_period: Annotated[int, Field(ge=0)] = 300
+    min_replica_count: Annotated[int, Field(ge=0)] = 0
+    max_replica_count: Annotated[int, Field(ge=1)] = 100
+    advanced: Advanced | None = None
+    triggers: Annotated[list[Trigger], Field(min_length=1)]
+
+
+class Target(KedaFields):
+    parameter: Literal["address", "host", "port", "username", "password", "tls"]
+    name: str
+    key: str
+
+
+class TriggerAuthentication(KedaFields):
+    """https://keda.sh/docs/2.11/concepts/authentication/"""
+
+    secret_target_ref: list[Target]
+
+
+def test_keda_knows_the_fields_of_the_scaling() -> None:
+    kinds = {"ScaledObject": ScaledObject, "TriggerAuthentication": TriggerAuthentication}
+    found = list(yaml.safe_load_all((KUBERNETES / "scaling.yaml").read_text()))
+
+    assert {each["kind"] for each in found} == set(kinds)
+    for each in found:
+        assert each["apiVersion"] == "keda.sh/v1alpha1"
+        assert set(each) == {"apiVersion", "kind", "metadata", "spec"}
+        kinds[each["kind"]].model_validate(each["spec"])
+    logins = {each["metadata"]["name"] for each in objects("TriggerAuthentication")}
+    for each in objects("ScaledObject"):
+        spec = ScaledObject.model_validate(each["spec"])
+        assert spec.min_replica_count < spec.max_replica_count
+        for trigger in spec.triggers:
+            if trigger.type == "redis":
+                assert trigger.authentication_ref is not None
+                assert trigger.authentication_ref.name in logins
+            else:  # its share is of what the pods request, and no pod means no share
+                assert trigger.metric_type == "Utilization"
+                assert spec.min_replica_count >= 1
+                (container,) = pods()[spec.scale_target_ref.name]["containers"]
+                assert "cpu" in container["resources"]["requests"]
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"maxReplicas": 4},
+        {"cooldownPeriod": "600"},
+        {"triggers": []},
+        {"triggers": [{"type": "redis", "metadata": {"address": "redis:6379", "listName": "a"}}]},
+        {"triggers": [{"type": "redis", "metadata": {"list": "a"}}]},
+        {"triggers": [{"type": "cpu", "metadata": {"value": 70}}]},
+    ],
+)
+def test_a_mistake_in_the_scaling_is_found(wrong: dict[str, Any]) -> None:
+    right = objects("ScaledObject")[0]["spec"]
+    with pytest.raises(ValidationError):
+        ScaledObject.model_validate(right | wrong)
 
 
 def test_the_network_lets_in_only_what_is_there() -> None:
