@@ -6,7 +6,8 @@ The pictures: the demo's rendered street (smooth), pink noise (leaves, gravel an
 as much energy in each octave), both as a
 camera blurs them and with its noise, and with `--video` ten frames of a
 recording, enlarged to 1080p if they are smaller. Beside the size: how many minutes of one camera
-`frame_bytes_per_stream` holds at one frame a second, and what 15 minutes of 100 cameras need.
+`frame_bytes_per_stream` holds at one frame a second, what 15 minutes of 100 cameras need, and of
+how many cameras the frames' server of docker/compose.yaml holds 15 minutes.
 """
 
 import argparse
@@ -25,6 +26,8 @@ from streamer.settings import Settings
 
 WIDTH, HEIGHT = 1920, 1080
 QUALITIES = (90, 80, 70)
+COMPOSE_BYTES = 0.75 * (2 << 30)
+"""What frames may take of `FRAMES_MEMORY` of docker/compose.yaml: see `frame_memory`."""
 NOISE = 1.5
 """Standard deviation of the noise that a camera's encoder leaves, of 255."""
 BLUR = 1.0
@@ -88,8 +91,16 @@ def main() -> None:
     for name, shown in pictures.items():
         for quality in QUALITIES:
             size = mean(len(to_jpeg(picture, quality)) for picture in shown)
+            quarter = 900 * size  # of an hour
             rows.append(
-                [name, quality, round(size / 1000), round(held / size / 60), size * 900 * 100 / 1e9]
+                [
+                    name,
+                    quality,
+                    round(size / 1000),
+                    round(held / size / 60),
+                    100 * quarter / 1e9,
+                    int(COMPOSE_BYTES / min(quarter, held)),
+                ]
             )
     header = [
         "1920x1080",
@@ -97,6 +108,7 @@ def main() -> None:
         "KB a frame",
         f"minutes in {held >> 20} MiB",
         "GB for 15 min of 100 cameras",
+        "cameras in 2 GiB",
     ]
     publish({"rows": rows}, header, rows)
 

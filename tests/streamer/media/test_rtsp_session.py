@@ -140,7 +140,7 @@ def test_what_is_no_rtsp(said: bytes, speaks: str | None) -> None:
     ids=["no line", "status line", "header", "headers"],
 )
 def test_an_answer_without_end_is_left(begin: bytes, again: bytes) -> None:
-    # given a peer that goes on for as long as anybody listens
+    # given a peer that goes on until its connection is closed
     ours, theirs = socket.socketpair()
     sent = [0]
 
