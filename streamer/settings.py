@@ -181,7 +181,7 @@ class Settings(BaseSettings):
     )
     archive_url: str | None = Field(default=None, repr=False)
     archive_days: float = Field(default=7.0, gt=0)
-    jpeg_quality: int = Field(default=90, ge=30, le=100)
+    jpeg_quality: int = Field(default=80, ge=30, le=100)
 
     files_dir: Path | None = None
     max_files_bytes: int = Field(
