@@ -51,7 +51,8 @@ def held_out(number: int, count: int) -> list[tuple[int, list[float], QuestionAn
     """Return seed, times and question of `count` scenes for the kind `number` of `KINDS`."""
     form, kind = KINDS[number]
     times = [float(t) for t in range(CLIP_FRAMES if form == "clip" else 1)]
-    seed, found = FIRST_EVALUATION_SEED + number * _SEEDS_PER_KIND, []
+    seed = FIRST_EVALUATION_SEED + number * _SEEDS_PER_KIND
+    found: list[tuple[int, list[float], QuestionAnswer]] = []
     while len(found) < count:
         question = make_question(
             observe(sample_scene(seed, times), times), kind, random.Random(seed)

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from statistics import mean
-from typing import Any, cast
+from typing import Any
 
 import psutil
 import redis
@@ -276,9 +276,9 @@ class Site:
 
 def held(client: redis.Redis) -> tuple[float, float, int]:
     """Return the memory of this program and of Redis in MB, and the number of keys."""
-    info = cast(dict[str, Any], client.info("memory"))
+    info = client.info("memory")
     own = psutil.Process().memory_info().rss
-    return own / 1e6, info["used_memory"] / 1e6, cast(int, client.dbsize())
+    return own / 1e6, info["used_memory"] / 1e6, client.dbsize()
 
 
 def main() -> None:

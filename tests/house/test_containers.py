@@ -489,7 +489,8 @@ class Trigger(KedaFields):
 
     @model_validator(mode="after")
     def _check_metadata(self) -> Self:
-        {"redis": ListTrigger, "cpu": CpuTrigger}[self.type].model_validate(self.metadata)
+        model: type[KedaFields] = ListTrigger if self.type == "redis" else CpuTrigger
+        model.model_validate(self.metadata)
         return self
 
 
@@ -536,7 +537,10 @@ class TriggerAuthentication(KedaFields):
 
 
 def test_keda_knows_the_fields_of_the_scaling() -> None:
-    kinds = {"ScaledObject": ScaledObject, "TriggerAuthentication": TriggerAuthentication}
+    kinds: dict[str, type[KedaFields]] = {
+        "ScaledObject": ScaledObject,
+        "TriggerAuthentication": TriggerAuthentication,
+    }
     found = list(yaml.safe_load_all((KUBERNETES / "scaling.yaml").read_text()))
 
     assert {each["kind"] for each in found} == set(kinds)

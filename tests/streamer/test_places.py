@@ -221,5 +221,5 @@ def test_no_camera_gets_less_than_half_of_the_share_of_another(
     assert max(answers.values()) <= 2 * min(answers.values()), answers
     # and each camera's come in the order of time
     for watch in windows:
-        seconds = [second_of(clip) for clip in site.answered if clip.stream_name == watch]
-        assert seconds == sorted(set(seconds))
+        ends = [second_of(clip) for clip in site.answered if clip.stream_name == watch]
+        assert ends == sorted(set(ends))
