@@ -86,6 +86,9 @@ _DONE_TTL = 0  # a clip job is deleted as soon as its result is published
 _FAILED_TTL = 3600  # seconds; its result is published too
 _WEBHOOK_TIMEOUT = 60
 _IN_FLIGHT_TTL = 86_400
+_ASKED_TTL = 3600
+"""Seconds after the last window of a live watch for which its end is known."""
+
 _MAX_RETRY_AFTER = 60.0
 """Seconds after which a refused query may be asked again, at most: by then others may have left."""
 
@@ -306,6 +309,7 @@ class Jobs:
                 pipeline.expire(key, _IN_FLIGHT_TTL)
             if request.kind is RequestKind.FILE and request.part_of is None:
                 self._windows.note(request, pipeline)
+            _note_asked(request, pipeline)
             record(pipeline)
             self._accept(request, queue, words_of(pipeline.command_stack), token)
         await_replica(self._redis)
@@ -356,6 +360,7 @@ class Jobs:
                 score = moved.created_at.timestamp()
                 pipeline.zadd(redis_keys.in_flight(owner), {place: score})
             pipeline.expire(redis_keys.in_flight(owner), _IN_FLIGHT_TTL)
+            _note_asked(request, pipeline)
             replaced = places.replace(ids, request.id, words_of(pipeline.command_stack))
         if replaced:
             await_replica(self._redis)
@@ -467,6 +472,14 @@ class Jobs:
             for owner_id in owner_ids:
                 pipeline.zcard(redis_keys.in_flight(owner_id))
             return pipeline.execute()
+
+    def asked_until(self, watch_ids: Sequence[str]) -> dict[str, float]:
+        """Return when the newest window ends that each of some live watches was asked about, epoch
+        seconds, for those of which that is known."""
+        keys = [redis_keys.asked_until(watch_id) for watch_id in watch_ids]
+        ends = cast("list[bytes | None]", self._redis.mget(keys)) if keys else []
+        pairs = zip(watch_ids, ends, strict=True)
+        return {watch_id: float(end) for watch_id, end in pairs if end is not None}
 
     def in_flight(self, owner_id: str) -> int:
         """Return the number of unanswered clips of a watch or recording."""
@@ -772,6 +785,14 @@ def _bytes_of_answer(request: ClipRequest) -> int:
         pictures = (len(request.windows) or MAX_QUERY_WINDOWS) * (2048 + 4 * request.max_tokens)
     answer = 2048 + len(request.prompt) + 4 * request.max_tokens + 200 * len(request.frames)
     return 2 * answer + pictures
+
+
+def _note_asked(request: ClipRequest, pipeline: redis.client.Pipeline) -> None:
+    """Note the end of a window of a live watch in the transaction that stores its request, so that
+    a failover keeps both or neither."""
+    if request.kind is RequestKind.WATCH and request.watch_id is not None:
+        end = f"{request.end.timestamp():.6f}"
+        pipeline.set(redis_keys.asked_until(request.watch_id), end, ex=_ASKED_TTL)
 
 
 def _push_wake(pipeline: redis.client.Pipeline, queue: str) -> None:

@@ -96,6 +96,12 @@ def in_flight(owner_id: str) -> str:
     return f"{KEY_PREFIX}in-flight:{owner_id}"
 
 
+def asked_until(watch_id: str) -> str:
+    """Return the key of a string: when the newest window ends that a live watch was asked about,
+    epoch seconds. Under a TTL."""
+    return f"{KEY_PREFIX}asked-until:{watch_id}"
+
+
 def recorded_windows(stream_id: str) -> str:
     """Return the key of a hash: request id -> `<start> <end> <watch>`, a window of a recording.
 

@@ -60,6 +60,13 @@ class SentinelSite:
         with redis.Redis(port=self._sentinels[0], protocol=2) as client:
             return int(client.sentinel_get_master_addr_by_name(SERVICE)[1])
 
+    def cut_replica(self) -> None:
+        """Let the replica, which the Sentinels still reach, get nothing more from its primary."""
+        (port,) = self._servers.keys() - {*self._sentinels, self.primary()}
+        with redis.Redis(port=port, password=PASSWORD, protocol=2) as client:
+            client.config_set("masterauth", "wrong")
+            client.client_kill_filter(_type="master")
+
     def kill_primary(self) -> None:
         process = self._servers[self.primary()]
         process.kill()

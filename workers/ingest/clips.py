@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import redis
 
+from streamer.clock import Clock, SystemClock
 from streamer.domain.request import ClipRequest
 from streamer.domain.stream import StreamCounters, StreamSpec
 from streamer.domain.timestamp import to_datetime
@@ -22,6 +23,12 @@ from workers.ingest.windows import Window
 _SPARE_WINDOWS = 2
 """Windows of a recording that the frame store has room for beside those in flight: the one being
 gathered, and the one that has just been closed."""
+
+_ROUNDING = 1e-3
+"""Seconds by which a window may begin before the end of the last one because times are rounded."""
+
+_MAX_AHEAD = 2.0
+"""Seconds, beside a sampling interval, by which a window may end after it is asked about."""
 
 
 def frames_per_window(spec: StreamSpec) -> int:
@@ -53,8 +60,13 @@ class LiveClips:
     A new clip takes the place of the oldest one of its watch that still waits, when too many are in
     flight. One that comes while Redis is away is dropped. Both are counted.
 
+    No time is asked about twice. Windows overlap where the frames of one were dated too late, and
+    where another worker takes a stream over. So each begins where the one before ended, by what
+    this worker remembers and by what Redis noted with the request. Frames from before are left out.
+
     Args:
         token: shows that this worker runs the stream.
+        clock: the time by which frames are dated.
     """
 
     def __init__(
@@ -64,19 +76,36 @@ class LiveClips:
         counters: StreamCounters,
         outage: Outage,
         token: int | None = None,
+        clock: Clock | None = None,
     ) -> None:
         self.jobs = jobs
         self._token = token
         self._outage = outage
         self._settings = settings
         self._counters = counters
+        self._clock = clock or SystemClock()
+        self._asked_until: dict[str, float] = {}  # by watch, epoch seconds
+
+    def resume(self, spec: StreamSpec) -> None:
+        """Continue after the windows about which earlier workers have asked. Call it once the
+        token refuses them. Raises redis.exceptions.RedisError."""
+        self._asked_until = self.jobs.asked_until([watch.id for watch in spec.watches])
 
     def submit(self, spec: StreamSpec, watch: Watch, window: Window) -> None:
         """Ask a watch's question about one window. Raises Superseded."""
-        start, end = (to_datetime(moment) for moment in window.captured)
-        gaps = window_gaps(spec.sampling, window.frames, *window.captured, watch.max_frames)
+        (start, end), frames = window.captured, window.frames
+        asked_until = self._end_of_last(spec, watch)
+        if asked_until - start > _ROUNDING:
+            start, frames = asked_until, [each for each in frames if each.time >= asked_until]
+            if end <= start or not frames:
+                return
+        # Noted before it is certain: after an error nobody knows whether Redis has the request.
+        kept = {each.id for each in spec.watches}
+        known = {owner: at for owner, at in self._asked_until.items() if owner in kept}
+        self._asked_until = known | {watch.id: end}
+        gaps = window_gaps(spec.sampling, frames, start, end, watch.max_frames)
         request = ClipRequest.for_watch(
-            spec, watch, start=start, end=end, frames=window.frames, gaps=gaps
+            spec, watch, start=to_datetime(start), end=to_datetime(end), frames=frames, gaps=gaps
         )
         self._counters.clips += 1
         try:
@@ -88,6 +117,13 @@ class LiveClips:
             self._outage.failed("clips", error)
         else:
             self._outage.worked("clips")
+
+    def _end_of_last(self, spec: StreamSpec, watch: Watch) -> float:
+        """Return when the last window of a watch ended, epoch seconds; 0 if there was none, or
+        if the clock was set back since: no window ends long after it is asked about."""
+        end = self._asked_until.get(watch.id, 0.0)
+        ahead = end - self._clock.time()
+        return 0.0 if ahead > _MAX_AHEAD + 1 / spec.sampling.max_fps else end
 
 
 class RecordingClips:

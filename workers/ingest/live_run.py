@@ -22,7 +22,6 @@ from workers.ingest.source_counter import RateMeter, SourceCounter
 from workers.ingest.stream_run import NAP, StreamRun
 from workers.ingest.stream_watches import StreamWatches
 from workers.ingest.stream_writer import StreamWriter
-from workers.ingest.windows import MAX_DRIFT
 
 _MAX_DAMAGED = 5.0
 """Seconds for which damaged pictures of a camera are skipped; then one is better than none."""
@@ -86,17 +85,6 @@ class StreamTimeline:
         return self.position
 
 
-def _asked_already(spec: StreamSpec, last_time: float) -> tuple[float, float]:
-    """Return the capture times about which an earlier worker may have asked: frames with a time in
-    `[since, until)` are in no window of the next worker. `last_time` is that of its newest frame.
-
-    It closes a window as soon as no further frame will be in it, before its end. The range has a
-    beginning, because the clock of a camera may be set back.
-    """
-    until = last_time + 1 / spec.sampling.max_fps + MAX_DRIFT
-    return last_time - _MAX_DISAGREEMENT, until
-
-
 class LiveRun(StreamRun):
     """Reads a live stream, reconnecting for ever.
 
@@ -115,13 +103,18 @@ class LiveRun(StreamRun):
         super().__init__(context, spec, stop=stop, clock=clock)
         self.source_counter = SourceCounter(self.counters, RateMeter(self._clock))
         self.clips = LiveClips(
-            context.jobs, context.settings, self.counters, context.connections.outage, self.token
+            context.jobs,
+            context.settings,
+            self.counters,
+            context.connections.outage,
+            self.token,
+            self._clock,
         )
+        self.clips.resume(spec)
         resumed = self.counters.sampled > 0
         self.watches = StreamWatches(spec, self.clips.submit, resumed)
         self._backoff = backoff or Backoff(context.settings.reconnect_cap)
         seen = self._reporter.status.last_frame_at  # by an earlier worker
-        self._asked = _asked_already(spec, seen.timestamp()) if resumed and seen else (0.0, 0.0)
         self._timeline = StreamTimeline(
             self._clock,
             self.counters.position,
@@ -269,8 +262,7 @@ class LiveRun(StreamRun):
         outage.worked("frames")
         if self._context.archive is not None:
             self.counters.dropped.archive += self._context.archive.put(ref, sampled.jpeg)
-        if not self._asked[0] <= ref.time < self._asked[1]:
-            self.watches.add(ref, quiet)
+        self.watches.add(ref, quiet)
         self.counters.sampled += 1
 
     def _in_order(self, step: Callable[[], None]) -> None:
