@@ -24,6 +24,7 @@ says what is missing. Everything that it starts and stores in memory ends with i
 import argparse
 import sys
 import time
+import traceback
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -70,22 +71,27 @@ def run(folder: Path, options: argparse.Namespace) -> int:
             balance.count_cameras()
             recovery.measure("several at once")
             print(f"{sum(faults.counts.values())} faults; {balance.so_far()}", flush=True)
-        growth = samples.growth()
+        ledger, growth = balance.ledger, samples.growth()
+        ledger.database, ledger.seed = options.database, options.seed
+        ledger.faults, ledger.recovery = dict(sorted(faults.counts.items())), recovery.summary()
+        ledger.growth = growth
+        print(recovery)
+        print(table(growth))
+        print(f"{sum(ledger.faults.values())} faults: {ledger.faults}")
+        for lack in _lacks(cluster.clocks):
+            print(f"SKIPPED: {lack}", flush=True)
         load.pause()
-        ledger = balance.draw_up()
-    ledger.database, ledger.seed = options.database, options.seed
-    ledger.faults, ledger.recovery = dict(sorted(faults.counts.items())), recovery.summary()
-    ledger.growth = growth
-    print(recovery)
-    print(table(growth))
-    print(f"Faults: {ledger.faults}")
-    for lack in _lacks(cluster.clocks):
-        print(f"SKIPPED: {lack}")
-    print(ledger.table())
-    print(ledger)
-    wrong = ledger.wrong() + [f"not working again after: {name}" for name in recovery.slow]
-    for line in wrong:
-        print(f"WRONG: {line}", file=sys.stderr)
+        wrong = [f"not working again after: {name}" for name in recovery.slow]
+        try:
+            balance.draw_up()
+        except Exception as error:  # what is known by then is printed all the same
+            traceback.print_exc()
+            wrong.append(f"the ledger is not complete: {error!r}")
+        wrong += ledger.wrong()
+        print(ledger.table())
+        print(ledger, flush=True)
+        for line in wrong:
+            print(f"WRONG: {line}", file=sys.stderr, flush=True)
     return 1 if wrong else 0
 
 

@@ -4,13 +4,14 @@ import json
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from typing import Any, cast
 
 import redis
 
+from streamer.domain.result import Result
 from streamer.domain.stream import StreamState
 from streamer.service import Service
 from streamer.settings import Settings
@@ -30,13 +31,20 @@ MAX_DOUBLE_READING = 2 * float(Settings.model_fields["lease"].default)
 _OVERLAP = 0.05
 """Seconds by which windows that stand back to back may overlap because times are rounded."""
 
+_PRINT_EVERY = 30.0
+"""Seconds after which it says again how much is owed."""
+
+_MAX_TOLD = 20
+"""Overlaps of which the ledger tells more than their number."""
+
 
 @dataclass
 class Ledger:
     """What was accepted, what came of it, and what must be zero: one line as text.
 
     `recovery` is the median and the longest recovery in seconds, by fault. `patience` is how many
-    times as long as usual everything may take.
+    times as long as usual everything may take. `overlaps` are the first captions that overlap the
+    one before, and that one, so that the cause can be found.
     """
 
     database: str = ""
@@ -57,6 +65,7 @@ class Ledger:
     windows_doubled: int = 0
     captions: int = 0
     captions_overlapping: int = 0
+    overlaps: list[str] = field(default_factory=list)
     cameras_not_running: int = 0
     longest_double_reading_s: float = 0.0
     seconds_until_running: float = 0.0
@@ -162,6 +171,11 @@ class Balance:
             f"servers repaired: {sum(server.repairs for server in self._cluster.jobs.servers)}."
         )
 
+    @property
+    def ledger(self) -> Ledger:
+        """The ledger as far as it is drawn up."""
+        return self._ledger
+
     def draw_up(self) -> Ledger:
         """Return the ledger. All faults have ended, and nothing new is asked."""
         ledger, load = self._ledger, self._load
@@ -191,24 +205,35 @@ class Balance:
             time.sleep(0.5)
 
     def _cameras_down(self, client: Service) -> int:
-        states = {stream.id: stream.state for stream in client.streams()}
+        try:
+            states = {stream.id: stream.state for stream in client.streams()}
+        except redis.exceptions.RedisError:  # a replica is about to take the primary's place
+            return len(self._load.cameras)
         return sum(
             states.get(camera.stream_id) is not StreamState.RUNNING for camera in self._load.cameras
         )
 
     def _wait_for_results(self, client: Service) -> None:
         """Wait until no result is owed, for as long as ever fewer are."""
-        fewest, deadline = math.inf, 0.0
+        fewest, printed_at = math.inf, time.monotonic()
+        deadline = printed_at + MAX_SETTLING
         while (owed := self._owed(client)) and (owed < fewest or time.monotonic() < deadline):
             if owed < fewest:
                 fewest, deadline = owed, time.monotonic() + MAX_SETTLING * self._patience
+            if time.monotonic() - printed_at > _PRINT_EVERY:
+                printed_at = time.monotonic()
+                print(f"{owed:.0f} results are owed still", flush=True)
             self._cluster.tick()
             time.sleep(0.5)
 
-    def _owed(self, client: Service) -> int:
-        """Return how many queries, recordings and windows of recordings have not ended."""
+    def _owed(self, client: Service) -> float:
+        """Return how many queries, recordings and windows of recordings have not ended; infinity
+        while Redis does not answer."""
         accepted, published = self._load.accepted, self._load.published
-        self._load.note_ended(client)
+        try:
+            self._load.note_ended(client)
+        except redis.exceptions.RedisError:
+            return math.inf
         open_recordings = accepted.recordings.keys() - accepted.over
         answered = sum(
             result.stream_id in open_recordings
@@ -259,18 +284,17 @@ class Balance:
     def _count_captions(self) -> None:
         ledger = self._ledger
         for camera in self._load.cameras:
-            windows = sorted(
-                (result.start, result.end)
+            captions = [
+                result
                 for results in list(self._load.published.values())
                 for result in results[:1]
                 if result.stream_id == camera.stream_id and result.watch_id is not None
-                if result.start is not None and result.end is not None
-            )
-            ledger.captions += len(windows)
-            ledger.captions_overlapping += sum(
-                (before[1] - after[0]).total_seconds() > _OVERLAP
-                for before, after in pairwise(windows)
-            )
+            ]
+            found = overlaps(captions)
+            ledger.captions += len(captions)
+            ledger.captions_overlapping += len(found)
+            ledger.overlaps += [f"{camera.name}: {each}" for each in found]
+        del ledger.overlaps[_MAX_TOLD:]
 
     def _detach_all(self, client: Service) -> None:
         """Detach all streams, and note what is left of them in Redis a while later."""
@@ -279,6 +303,29 @@ class Balance:
         with self._cluster.open_jobs() as connection:
             self._wait(lambda: not _left(connection), 4 * self._cluster.settings.lease)
             self._ledger.orphans = _left(connection)
+
+
+def overlaps(captions: Iterable[Result]) -> list[str]:
+    """Return the captions of one camera that overlap the one before, with what tells the cause."""
+    in_order = sorted(captions, key=_span)
+    return [
+        f"{_told(before)}; {_told(after)}"
+        for before, after in pairwise(in_order)
+        if _span(before)[1] - _span(after)[0] > _OVERLAP
+    ]
+
+
+def _span(result: Result) -> tuple[float, float]:
+    """Return start and end of the clip of a result, epoch seconds."""
+    assert result.start is not None
+    assert result.end is not None
+    return result.start.timestamp(), result.end.timestamp()
+
+
+def _told(result: Result) -> str:
+    start, end = _span(result)
+    code = f" {result.error.code}" if result.error is not None else ""
+    return f"{result.request_id} {start:.3f} to {end:.3f}, {result.frames} frames{code}"
 
 
 def _left(connection: redis.Redis) -> list[str]:

@@ -16,6 +16,7 @@ from typing import Any
 import redis
 
 from nvila_core.checkpoint.random_checkpoint import write_checkpoint
+from streamer.errors import StreamerError
 from streamer.local.process import spawn, stop
 from streamer.redis_address import open_redis
 from streamer.service import Service
@@ -49,6 +50,8 @@ _SMALL_CACHES = {
     "kv_cache_tokens": 16384,
 }
 """Caches of a model worker that are full after minutes, and then grow no more."""
+
+_CONNECT_TIMEOUT = 60.0
 
 _MAX_DOWN = 3.0
 """Seconds, at most, after which what a fault ended is started again, as a supervisor does."""
@@ -244,8 +247,18 @@ class Cluster:
 
     @contextlib.contextmanager
     def client(self) -> Iterator[Service]:
-        """Yield a client on the machine of the servers."""
-        with Service(self.settings, patient=True) as client:
+        """Yield a client on the machine of the servers, as soon as the primary answers. Raises
+        StreamerError if it does not within a minute."""
+        deadline = time.monotonic() + _CONNECT_TIMEOUT
+        while True:
+            try:
+                opened = Service(self.settings, patient=True)
+                break
+            except StreamerError:  # a replica is about to take its place
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.5)
+        with opened as client:
             yield client
 
     def wait_until_ready(self, timeout: float) -> None:

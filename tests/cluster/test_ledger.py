@@ -19,7 +19,8 @@ import redis
 from streamer import redis_keys
 from streamer.domain.kinds import ResultKind
 from streamer.domain.result import Result
-from tests.cluster.ledger import MAX_DOUBLE_READING, Ledger
+from streamer.domain.timestamp import to_datetime
+from tests.cluster.ledger import MAX_DOUBLE_READING, Ledger, overlaps
 from tests.cluster.load import Published
 from tests.cluster.network import what_is_missing
 from tests.cluster.samples import Growth, lowest_of_minutes, slope
@@ -121,6 +122,25 @@ def test_a_result_that_a_failover_took_back_is_not_doubled(redis_client: redis.R
     counts = {request_id: len(each) for request_id, each in published.results.items()}
     assert counts == {"req_0": 2, "req_1": 1, "req_2": 2}
     assert published.taken_back == 1
+
+
+def test_captions_that_overlap_are_told() -> None:
+    spans = {"req_1": (0.0, 4.0), "req_2": (3.97, 8.0), "req_3": (7.5, 12.0), "req_4": (12.0, 16.0)}
+    captions = [
+        Result(
+            request_id=request_id,
+            kind=ResultKind.CAPTION,
+            stream_id="str_1",
+            stream_name="yard",
+            prompt="What is there?",
+            start=to_datetime(start),
+            end=to_datetime(end),
+            frames=4,
+        )
+        for request_id, (start, end) in spans.items()
+    ]
+    (told,) = overlaps(captions)
+    assert told == "req_2 3.970 to 8.000, 4 frames; req_3 7.500 to 12.000, 4 frames"
 
 
 def test_a_restart_is_no_growth() -> None:
