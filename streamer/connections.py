@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import redis
 import structlog
 
-from streamer.clock import Clock, ServerClock, share
+from streamer.clock import Clock, ServerClock, SystemClock, share
 from streamer.errors import ErrorCode, StreamerError
 from streamer.outage import Outage
 from streamer.redis_access import examine_server, read_info, require_usable
@@ -25,6 +25,9 @@ SOCKET_TIMEOUT = 30.0
 
 _FAILOVER_TIMEOUT = 10.0
 """Seconds instead of SOCKET_TIMEOUT behind Sentinel, where another server takes over."""
+
+_IDLE_INTERVAL = 300.0
+"""Seconds after which a long-lived program closes the connections that it does not use."""
 
 FRAMES_TIMEOUT = 5.0
 """Seconds for a server of frames alone: cameras do not wait for it, and jobs ask it again."""
@@ -190,7 +193,9 @@ class Connections:
         self, settings: Settings, *, patient: bool = False, machine: Clock | None = None
     ) -> None:
         self._connect(settings, patient)
-        self.clock = ServerClock(self._ask_time, machine)
+        self._machine = machine or SystemClock()
+        self._closed_idle_at = self._machine.monotonic()
+        self.clock = ServerClock(self._ask_time, self._machine)
         self.clock.measure()
         if patient:
             self.clock.follow()
@@ -201,7 +206,19 @@ class Connections:
             seconds, microseconds = self.main.time()
         except redis.exceptions.RedisError:
             return None
+        self._close_idle()
         return seconds + microseconds / 1e6
+
+    def _close_idle(self) -> None:
+        """Close the connections that nobody uses, every few minutes. Each thread that is busy at
+        the same time as the others opens one, and none would be closed after the busiest moment of
+        a program's life."""
+        now = self._machine.monotonic()
+        if now - self._closed_idle_at < _IDLE_INTERVAL:
+            return
+        self._closed_idle_at = now
+        for client in (self.main, self.frames):
+            client.connection_pool.disconnect(inuse_connections=False)
 
     def _connect(self, settings: Settings, patient: bool) -> None:
         self._frames_memory = settings.frames_memory

@@ -11,6 +11,7 @@ from streamer.connections import Connections, connect, run_file_path
 from streamer.errors import ErrorCode, StreamerError
 from streamer.local.redis_server import EmbeddedServer
 from streamer.settings import Settings
+from tests.support.clocks import ManualClock
 
 
 def write_run_file(settings, **values):
@@ -148,3 +149,29 @@ def test_closing_gives_the_sockets_back(valkey):
     with redis.Redis.from_url(valkey.url, protocol=2) as observer:
         living = {int(client["id"]) for client in observer.client_list()}
     assert not living & set(ids)
+
+
+def test_connections_that_nobody_uses_are_closed_after_minutes(settings, redis_client):
+    def number() -> int:
+        return len(redis_client.client_list())
+
+    clock = ManualClock()
+    others = number()
+    with Connections(settings, machine=clock) as connections:
+        # given threads that have all been busy at the same moment
+        pool = connections.main.connection_pool
+        busy = [pool.get_connection() for _ in range(10)]
+        for connection in busy[1:]:
+            pool.release(connection)
+        assert number() == others + 10
+        # when some minutes have passed, then only what is in use is left
+        clock.sleep(60)
+        connections.clock.measure()
+        assert number() == others + 10
+        clock.sleep(300)
+        connections.clock.measure()
+        assert number() == others + 1
+        # and all of them can be used again
+        assert connections.main.ping()
+        pool.release(busy[0])
+        assert connections.main.ping()

@@ -15,6 +15,7 @@ from streamer.domain.request import ClipRequest
 from streamer.domain.stream import StreamCounters, StreamSpec
 from streamer.models import WATCHES
 from streamer.outage import Outage
+from tests.support.clocks import ManualClock
 from tests.support.ingest_bench import Bench, watch
 from tests.support.sentinel import SentinelSite
 from workers.ingest.clips import LiveClips
@@ -28,26 +29,10 @@ EARLY = 0.26
 """Seconds by which a frame may be early for its window: a quarter of an interval."""
 
 
-class HandClock:
-    """A clock that the test moves."""
-
-    def __init__(self) -> None:
-        self.now = START
-
-    def time(self) -> float:
-        return self.now
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        self.now += seconds
-
-
 class Worker:
     """What an ingest worker gathers the frames of a camera with: one a second, by a clock."""
 
-    def __init__(self, bench: Bench, spec: StreamSpec, clock: HandClock) -> None:
+    def __init__(self, bench: Bench, spec: StreamSpec, clock: ManualClock) -> None:
         settings = bench.settings.model_copy(update={"max_pending_clips": 100})
         self._spec, self._clock = spec, clock
         self.clips = LiveClips(
@@ -98,7 +83,7 @@ def require_apart(asked: list[tuple[float, float]]) -> None:
 
 
 def test_frames_that_were_dated_too_late_cost_no_overlap(bench: Bench, camera: StreamSpec) -> None:
-    worker = Worker(bench, camera, HandClock())
+    worker = Worker(bench, camera, ManualClock(START))
     # given a slow link: all frames of the first windows come, and are dated, 0.9 s too late
     worker.see(*range(8), late=0.9)
     late = windows(bench)
@@ -117,7 +102,7 @@ def test_the_next_worker_continues_where_the_last_window_ended(
     bench: Bench, camera: StreamSpec
 ) -> None:
     # given a worker that was killed after it had asked about a window that has not ended yet
-    clock = HandClock()
+    clock = ManualClock(START)
     first = Worker(bench, camera, clock)
     first.see(*range(11))
     asked = windows(bench)
@@ -135,7 +120,7 @@ def test_the_next_worker_continues_where_the_last_window_ended(
 def test_a_window_that_was_asked_about_as_a_whole_is_left_out(
     bench: Bench, camera: StreamSpec
 ) -> None:
-    clock = HandClock()
+    clock = ManualClock(START)
     Worker(bench, camera, clock).see(*range(11))
     asked = windows(bench)
     # when a worker sees the same frames again
@@ -144,7 +129,7 @@ def test_a_window_that_was_asked_about_as_a_whole_is_left_out(
 
 
 def test_after_a_clock_was_set_back_windows_go_on_at_once(bench: Bench, camera: StreamSpec) -> None:
-    clock = HandClock()
+    clock = ManualClock(START)
     Worker(bench, camera, clock).see(*range(100, 112))
     asked = len(windows(bench))
     # when the clock was set back by 100 s, and another worker takes over
@@ -156,7 +141,7 @@ def test_after_a_clock_was_set_back_windows_go_on_at_once(bench: Bench, camera: 
 def test_a_watch_that_is_gone_is_forgotten(
     bench: Bench, redis_client: redis.Redis, camera: StreamSpec
 ) -> None:
-    clock = HandClock()
+    clock = ManualClock(START)
     worker = Worker(bench, camera, clock)
     worker.see(*range(8))
     (gone,) = camera.watches
@@ -183,7 +168,7 @@ def test_a_failover_that_loses_windows_loses_their_ends_too(
 ) -> None:
     site, bench = pair
     camera = bench.attach("rtsp://cam.invalid/x", watch(WINDOW), live=True, fps=1)
-    clock = HandClock()
+    clock = ManualClock(START)
     worker = Worker(bench, camera, clock)
     worker.see(*range(11))
     kept = windows(bench)
