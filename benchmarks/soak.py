@@ -6,8 +6,8 @@ One real ingest worker reads the streams. Each stream comes through a proxy that
 mutes or refuses the connection, loses or damages packets, or shifts timestamps; meanwhile streams
 are paused, edited, detached and attached. Every three minutes all faults end, every stream must run
 again, and the worker's resources are recorded as one point: unique memory (USS), threads,
-descriptors, and among these its connections to Redis, of which it keeps as many as it ever needed
-at once. The slope is that of the least-squares line through all points except the first fifth, in
+descriptors, and among these its connections to Redis, of which it closes the idle ones every five
+minutes. The slope is that of the least-squares line through all points except the first fifth, in
 which caches fill. The highest value covers all moments, faults included.
 """
 
