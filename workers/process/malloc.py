@@ -6,9 +6,14 @@ time, although what is in use stays the same.
 """
 
 import ctypes
+import threading
+import time
 
 _M_ARENA_MAX = -8
 _MAX_ARENAS = 2
+
+_TRIM_INTERVAL = 60.0
+"""Seconds between two returns of free memory, each of which takes milliseconds."""
 
 _libc = ctypes.CDLL(None)
 
@@ -37,6 +42,20 @@ def trim() -> None:
     """Return free memory to the system. It takes milliseconds, so call it after large changes."""
     if hasattr(_libc, "malloc_trim"):
         _libc.malloc_trim(0)
+
+
+def keep_trimmed(interval: float = _TRIM_INTERVAL) -> None:
+    """Return free memory to the system every `interval` seconds from now on, in a thread: after an
+    outage or a busy moment it would stay with the process. Does nothing without glibc."""
+    if not hasattr(_libc, "malloc_trim"):
+        return
+
+    def work() -> None:
+        while True:
+            time.sleep(interval)
+            trim()
+
+    threading.Thread(target=work, name="malloc-trim", daemon=True).start()
 
 
 def bytes_in_use() -> int | None:

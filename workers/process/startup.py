@@ -32,6 +32,7 @@ def run_program(name: str, program: Callable[[Settings, threading.Event], None])
     DEVICE_LOST.
     """
     malloc.limit_arenas()
+    malloc.keep_trimmed()
     stopping = threading.Event()
     settings: Settings | None = None
 
