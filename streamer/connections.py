@@ -210,7 +210,7 @@ class Connections:
         return seconds + microseconds / 1e6
 
     def _close_idle(self) -> None:
-        """Close the connections that nobody uses, every few minutes. Each thread that is busy at
+        """Close the connections that are not in use, every few minutes. Each thread that is busy at
         the same time as the others opens one, and none would be closed after the busiest moment of
         a program's life."""
         now = self._machine.monotonic()

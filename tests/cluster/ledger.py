@@ -34,7 +34,7 @@ _OVERLAP = 0.05
 _PRINT_EVERY = 30.0
 """Seconds after which it says again how much is owed."""
 
-_MAX_TOLD = 20
+_MAX_OVERLAPS = 20
 """Overlaps of which the ledger tells more than their number."""
 
 
@@ -216,7 +216,7 @@ class Balance:
     def _wait_for_results(self, client: Service) -> None:
         """Wait until no result is owed, for as long as ever fewer are."""
         fewest, printed_at = math.inf, time.monotonic()
-        deadline = printed_at + MAX_SETTLING
+        deadline = printed_at + MAX_SETTLING * self._patience
         while (owed := self._owed(client)) and (owed < fewest or time.monotonic() < deadline):
             if owed < fewest:
                 fewest, deadline = owed, time.monotonic() + MAX_SETTLING * self._patience
@@ -294,7 +294,7 @@ class Balance:
             ledger.captions += len(captions)
             ledger.captions_overlapping += len(found)
             ledger.overlaps += [f"{camera.name}: {each}" for each in found]
-        del ledger.overlaps[_MAX_TOLD:]
+        del ledger.overlaps[_MAX_OVERLAPS:]
 
     def _detach_all(self, client: Service) -> None:
         """Detach all streams, and note what is left of them in Redis a while later."""
@@ -309,7 +309,7 @@ def overlaps(captions: Iterable[Result]) -> list[str]:
     """Return the captions of one camera that overlap the one before, with what tells the cause."""
     in_order = sorted(captions, key=_span)
     return [
-        f"{_told(before)}; {_told(after)}"
+        f"{_described(before)}; {_described(after)}"
         for before, after in pairwise(in_order)
         if _span(before)[1] - _span(after)[0] > _OVERLAP
     ]
@@ -322,7 +322,7 @@ def _span(result: Result) -> tuple[float, float]:
     return result.start.timestamp(), result.end.timestamp()
 
 
-def _told(result: Result) -> str:
+def _described(result: Result) -> str:
     start, end = _span(result)
     code = f" {result.error.code}" if result.error is not None else ""
     return f"{result.request_id} {start:.3f} to {end:.3f}, {result.frames} frames{code}"

@@ -257,7 +257,7 @@ def test_new_work_is_refused_at_every_door_with_one_sentence(
         with pytest.raises(redis.exceptions.OutOfMemoryError):
             client.attach("rtsp://127.0.0.1:1/", "two", probe=False)
     elif door == "API":
-        own = Service(Settings(redis_url=server.url, data_dir=tmp_path, max_query_wait=3600))
+        own = Service(Settings(redis_url=server.url, data_dir=tmp_path))
         with TestClient(create_app(own), base_url="http://127.0.0.1") as api:
             body = {"prompt": "Anyone?", "stream": "yard", "stale_ok": True}
             answer = api.post("/v1/queries", json=body)

@@ -99,7 +99,7 @@ class LiveClips:
             start, frames = asked_until, [each for each in frames if each.time >= asked_until]
             if end <= start or not frames:
                 return
-        # Noted before it is certain: after an error nobody knows whether Redis has the request.
+        # Noted before it is certain: after an error it is not known whether Redis has the request.
         kept = {each.id for each in spec.watches}
         known = {owner: at for owner, at in self._asked_until.items() if owner in kept}
         self._asked_until = known | {watch.id: end}
