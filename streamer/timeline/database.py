@@ -103,7 +103,7 @@ class Database:
     def __init__(
         self, url: str, *, time_limit: float = MAX_CALL_SECONDS, upgrade: bool = False
     ) -> None:
-        self._engine = engine_of(url)
+        self.engine = engine_of(url)
         self._time_limit = time_limit
         self._running: set[_Call] = set()
         with translated():
@@ -112,7 +112,7 @@ class Database:
     @property
     def dialect(self) -> str:
         """`sqlite` or `postgresql`."""
-        return self._engine.dialect.name
+        return self.engine.dialect.name
 
     # Programs that start together may create the same file. A server that does not answer is not
     # asked again: that takes long.
@@ -132,7 +132,7 @@ class Database:
                 "The timeline's database is of an older release; the recorder upgrades it when it "
                 "starts: run `streamer up` or `streamer record`, and try again.",
             )
-        with self._engine.connect() as connection:
+        with self.engine.connect() as connection:
             if self.dialect == "sqlite":
                 driver: Any = connection.connection.driver_connection
                 connection.detach()  # it is closed afterwards, with its time-out
@@ -159,7 +159,7 @@ class Database:
         """End the calls that run, and close the connections to the database."""
         for running in list(self._running):
             running.end()
-        self._engine.dispose()
+        self.engine.dispose()
 
     def ping(self) -> None:
         """Read from the database: see the errors of the class."""
@@ -190,7 +190,7 @@ class Database:
         writes: bool = False,
     ) -> _T:
         limit = self._time_limit if time_limit is None else time_limit
-        with self._engine.connect().execution_options(writes=writes) as connection:
+        with self.engine.connect().execution_options(writes=writes) as connection:
             driver = connection.connection.driver_connection
             running = _Call(driver, self.dialect, limit)
             caller = CALLER.get()

@@ -73,7 +73,7 @@ class Webhooks:
         box: SecretBox | None = None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        self._database = database
+        self.database = database
         self._addresses = addresses
         self._box = box or SecretBox()
         self._jitter = jitter
@@ -121,17 +121,17 @@ class Webhooks:
             connection.execute(insert(webhooks), [row])
             return self._find(connection, str(row["id"]))
 
-        return self._database.write(add), secret
+        return self.database.write(add), secret
 
     def all(self) -> list[Webhook]:
         """Return all webhooks, oldest first."""
         statement = select(webhooks).order_by(_hooks.created_at, _hooks.id)
-        rows = self._database.read(lambda connection: connection.execute(statement).all())
+        rows = self.database.read(lambda connection: connection.execute(statement).all())
         return [_webhook(row) for row in rows]
 
     def get(self, webhook_id: str) -> Webhook:
         """Return a webhook. Raises StreamerError(UNKNOWN_WEBHOOK)."""
-        return self._database.read(lambda connection: self._find(connection, webhook_id))
+        return self.database.read(lambda connection: self._find(connection, webhook_id))
 
     def edit(self, webhook_id: str, changes: dict[str, Any]) -> Webhook:
         """Change fields of a webhook. One that is enabled again is sent what happens from then on.
@@ -151,7 +151,7 @@ class Webhooks:
                 connection.execute(update(webhooks).where(_hooks.id == webhook_id).values(**values))
             return self._find(connection, webhook_id)
 
-        return self._database.write(change)
+        return self.database.write(change)
 
     def remove(self, webhook_id: str) -> Webhook:
         """Remove a webhook and its deliveries. Raises StreamerError(UNKNOWN_WEBHOOK)."""
@@ -162,7 +162,7 @@ class Webhooks:
             connection.execute(delete(webhooks).where(_hooks.id == webhook_id))
             return found
 
-        return self._database.write(drop)
+        return self.database.write(drop)
 
     @staticmethod
     def _find(connection: Connection, webhook_id: str) -> Webhook:
@@ -196,7 +196,7 @@ class Webhooks:
             self._find(connection, webhook_id)
             return connection.execute(statement).all()
 
-        rows = self._database.read(page)
+        rows = self.database.read(page)
         more = encode_cursor(rows[limit - 1].number) if len(rows) > limit else None
         return [_delivery(row) for row in rows[:limit]], more
 
@@ -224,7 +224,7 @@ class Webhooks:
             )
             return _delivery(connection.execute(select(webhook_deliveries).where(this)).one())
 
-        return self._database.write(again)
+        return self.database.write(again)
 
     def test(self, webhook_id: str) -> Delivery:
         """Send a message of type `webhook.test`.
@@ -240,21 +240,21 @@ class Webhooks:
             this = _outbox.id == row["id"]
             return _delivery(connection.execute(select(webhook_deliveries).where(this)).one())
 
-        return self._database.write(add)
+        return self.database.write(add)
 
     # Deliveries, for those who send them
 
     def has_any(self) -> bool:
         """Return whether any webhook is enabled."""
         statement = select(exists().where(_hooks.enabled))
-        return bool(self._database.read(lambda c: c.execute(statement).scalar_one()))
+        return bool(self.database.read(lambda c: c.execute(statement).scalar_one()))
 
     def position(self) -> str | None:
         """Return the id of the last event that is in the outbox; None before the first."""
         statement = select(webhook_positions.c.position).where(
             webhook_positions.c.name == _POSITION
         )
-        return self._database.read(lambda c: c.execute(statement).scalar_one_or_none())
+        return self.database.read(lambda c: c.execute(statement).scalar_one_or_none())
 
     def relay(self, before: str | None, facts: Sequence[Fact], after: str) -> bool:
         """Write facts and move the position from `before` to `after`, in one transaction.
@@ -280,7 +280,7 @@ class Webhooks:
             write_out(connection, facts)
             return True
 
-        return self._database.write(move)
+        return self.database.write(move)
 
     def claim(self) -> list[str]:
         """Return the ids of deliveries to be sent now, oldest first, a few for each webhook.
@@ -295,7 +295,7 @@ class Webhooks:
             .where(_hooks.enabled, exists().where(due, _outbox.webhook_id == _hooks.id))
             .order_by(_hooks.id)
         )
-        if not self._database.read(lambda connection: connection.execute(waiting).first()):
+        if not self.database.read(lambda connection: connection.execute(waiting).first()):
             return []
 
         def take(connection: Connection) -> list[str]:
@@ -323,7 +323,7 @@ class Webhooks:
                 )
             return taken
 
-        return self._database.write(take)
+        return self.database.write(take)
 
     def outgoing(self, delivery_id: str) -> Outgoing | None:
         """Return the message of a delivery; None if it need not be sent any more.
@@ -335,7 +335,7 @@ class Webhooks:
             .join_from(webhook_deliveries, webhooks, _outbox.webhook_id == _hooks.id)
             .where(_outbox.id == delivery_id, _outbox.state == _PENDING, _hooks.enabled)
         )
-        row = self._database.read(lambda connection: connection.execute(statement).first())
+        row = self.database.read(lambda connection: connection.execute(statement).first())
         if row is None:
             return None
         secret = self._box.unseal(row.secret, f"webhook '{row.hook}'", "secret")
@@ -377,7 +377,7 @@ class Webhooks:
             )
             connection.execute(update(webhooks).where(_hooks.id == row.webhook_id).values(**hook))
 
-        self._database.write(keep)
+        self.database.write(keep)
 
     def trim(self) -> None:
         """Delete deliveries that are no longer needed."""
@@ -401,7 +401,7 @@ class Webhooks:
                         delete(webhook_deliveries).where(this, _outbox.number <= beyond)
                     )
 
-        self._database.write(drop)
+        self.database.write(drop)
 
 
 def _require_enabled(webhook: Webhook) -> None:

@@ -183,7 +183,7 @@ def test_any_number_of_unreadable_results_hides_no_other(results, redis_client, 
 
 def test_a_result_that_the_database_refuses_blocks_no_other(results, redis_client, timeline):
     # given a table in which a prompt must not be "?!"
-    with sqlite3.connect(str(timeline.database._engine.url.database)) as database:
+    with sqlite3.connect(str(timeline.database.engine.url.database)) as database:
         database.execute(
             "CREATE TRIGGER strict BEFORE INSERT ON results WHEN NEW.prompt = '?!' "
             "BEGIN SELECT RAISE(ABORT, 'too long for this column'); END"

@@ -45,7 +45,7 @@ class Rack:
     """GPUs whose workers end when the test says so, and a clock that the test moves."""
 
     def __init__(self, folder: Path, settings: Settings) -> None:
-        self._folder, self._settings = folder, settings
+        self._folder, self.settings = folder, settings
         self.clock = ManualClock(1_000_000.0)
         self.lines: list[dict[str, Any]] = []
         self.processes: dict[str, SupervisedProcess] = {}
@@ -58,7 +58,7 @@ class Rack:
 
     def _make(self, gpu: str) -> SupervisedProcess:
         program = [sys.executable, "-c", SCRIPT, str(self._folder)]
-        made = worker_of_gpu(self._settings, gpu, program, self.clock)
+        made = worker_of_gpu(self.settings, gpu, program, self.clock)
         self.processes[gpu] = made
         return made
 
@@ -107,7 +107,7 @@ def test_each_worker_sees_its_own_gpu_and_has_to_use_it(running: Rack) -> None:
     assert {line["gpu"] for line in running.lines} == {A, B}
     assert all(line["device"] == "cuda" for line in running.lines)
     # and a device that the settings name is kept
-    chosen = running._settings.model_copy(update={"device": "cpu"})
+    chosen = running.settings.model_copy(update={"device": "cpu"})
     assert worker_of_gpu(chosen, A, []).environment["STREAMER_DEVICE"] == "cpu"
 
 

@@ -61,4 +61,4 @@ def timeline(dialect, request, empty_timeline, tmp_path) -> Iterator[Timeline]:
 @pytest.fixture
 def timeline_url(timeline: Timeline) -> str:
     """The address of the database of `timeline`."""
-    return timeline.database._engine.url.render_as_string(hide_password=False)
+    return timeline.database.engine.url.render_as_string(hide_password=False)

@@ -82,7 +82,7 @@ def statements_of(timeline, filters):
     def note(_connection, _cursor, statement, parameters, *_):
         statements.append((statement, parameters))
 
-    engine = timeline.database._engine
+    engine = timeline.database.engine
     event.listen(engine, "before_cursor_execute", note)
     assert timeline.query(**filters, limit=10).results
     event.remove(engine, "before_cursor_execute", note)

@@ -1,6 +1,6 @@
 """Fixtures: webhooks in a database, with a clock that the test moves."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -34,8 +34,14 @@ def timeline(request, empty_timeline, tmp_path) -> Iterator[Timeline]:
 
 
 @pytest.fixture
-def webhooks(timeline, time) -> Webhooks:
-    """No webhooks; those on this machine are allowed, and pauses are not jittered."""
+def make_webhooks(timeline, time) -> Callable[[Callable[[], float]], Webhooks]:
+    """Return no webhooks, whose pauses have this jitter; those on this machine are allowed."""
     rules = WebhookAddresses(("127.0.0.1",))
     box = SecretBox(["a passphrase of some length"])
-    return Webhooks(timeline.database, rules, box, jitter=lambda: 0.0)
+    return lambda jitter: Webhooks(timeline.database, rules, box, jitter=jitter)
+
+
+@pytest.fixture
+def webhooks(make_webhooks) -> Webhooks:
+    """No webhooks; those on this machine are allowed, and pauses are not jittered."""
+    return make_webhooks(lambda: 0.0)

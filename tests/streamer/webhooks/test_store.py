@@ -25,7 +25,7 @@ def fact(number, type="result.created", stream="yard"):
 
 
 def write(webhooks, *facts):
-    return webhooks._database.write(lambda connection: outbox.write_out(connection, facts))
+    return webhooks.database.write(lambda connection: outbox.write_out(connection, facts))
 
 
 def waiting(webhooks, webhook):
@@ -129,10 +129,8 @@ def test_a_delivery_is_tried_again_with_growing_pauses_and_one_id(webhooks, time
     assert time.now - began < 2 * 86_400
 
 
-def test_pauses_are_jittered(timeline, webhooks, time):
-    jittered = store.Webhooks(
-        timeline.database, webhooks._addresses, webhooks._box, jitter=lambda: 0.5
-    )
+def test_pauses_are_jittered(make_webhooks, time):
+    jittered = make_webhooks(lambda: 0.5)
     made, _ = jittered.create(URL)
     write(jittered, fact(1))
     jittered.note(jittered.claim()[0], REFUSED)

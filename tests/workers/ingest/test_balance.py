@@ -40,7 +40,7 @@ class Site:
         self.doubled: list[str] = []
         self.resting: set[str] = set()
         self._lock = threading.Lock()
-        self._workers: dict[str, tuple[ThreadWorker, threading.Event, threading.Thread]] = {}
+        self.workers: dict[str, tuple[ThreadWorker, threading.Event, threading.Thread]] = {}
         self.late: Counter[str] = Counter()
 
     def attach(self, *names: str, fixed: bool = False) -> None:
@@ -69,17 +69,17 @@ class Site:
             interval=INTERVAL,
         )
         thread = threading.Thread(target=worker.work, daemon=True)
-        self._workers[name] = (worker, stopping, thread)
+        self.workers[name] = (worker, stopping, thread)
         thread.start()
 
     def stop(self, name: str) -> None:
-        _, stopping, thread = self._workers.pop(name)
+        _, stopping, thread = self.workers.pop(name)
         stopping.set()
         thread.join(30)
         assert not thread.is_alive()
 
     def close(self) -> None:
-        for name in list(self._workers):
+        for name in list(self.workers):
             self.stop(name)
         assert self.doubled == []
 
@@ -233,7 +233,7 @@ def test_a_camera_that_is_back_and_finds_no_slot_goes_to_a_worker_that_has_one(
 
 
 def worker_of(site: Site) -> str:
-    return site._workers["a"][0].name
+    return site.workers["a"][0].name
 
 
 def test_a_worker_that_takes_nothing_is_not_waited_for(site: Site, eventually: Eventually) -> None:
