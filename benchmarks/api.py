@@ -5,11 +5,13 @@
 A program with one bare FastAPI route and `streamer serve` run as processes on the same machine, and
 one client asks both in turn, round by round, so that both see the same load of the machine. Each
 request waits for the answer to the one before it. CPU time comes from the operating system. With
-`--streams` of more than one, lists of so many streams and `/metrics` are asked for too.
+`--streams` of more than one, lists of so many streams and `/metrics` are asked for too, and the
+command `streamer streams` is run `--rounds` times: less what Python takes to start and end.
 """
 
 import argparse
 import http.client
+import os
 import socket
 import statistics
 import subprocess
@@ -22,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from report import publish
+from report import cpu_seconds, publish
 
 from streamer.domain.stream import StreamCounters, StreamSpec, StreamState, StreamStatus
 from streamer.domain.timestamp import utc_now
@@ -64,11 +66,11 @@ class Route:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         for _ in range(10):
             self._ask_once(connection)
-        before, began = _cpu(self.process), time.perf_counter()
+        before, began = cpu_seconds(self.process), time.perf_counter()
         for _ in range(requests):
             self._ask_once(connection)
         self.seconds.append((time.perf_counter() - began) / requests)
-        self.cpu.append((_cpu(self.process) - before) / requests)
+        self.cpu.append((cpu_seconds(self.process) - before) / requests)
         connection.close()
 
     def _ask_once(self, connection: http.client.HTTPConnection) -> None:
@@ -79,9 +81,44 @@ class Route:
             raise SystemExit(f"{self.name}: {answer.status}")
 
 
-def _cpu(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
+def run_program(*arguments: str, settings: Settings) -> tuple[float, float]:
+    """Run a Python program to its end; return its seconds and its CPU seconds."""
+    began = time.perf_counter()
+    with subprocess.Popen(
+        [sys.executable, *arguments],
+        env=child_environment(settings),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as program:
+        _, status, used = os.wait4(program.pid, 0)
+        program.returncode = os.waitstatus_to_exitcode(status)
+    if program.returncode:
+        raise SystemExit(f"{arguments} failed")
+    return time.perf_counter() - began, used.ru_utime + used.ru_stime
+
+
+def measure_commands(settings: Settings, rounds: int) -> dict[str, dict[str, float]]:
+    """Return what listing the streams in a terminal takes beyond Python's own start and end."""
+    commands = {
+        f"streamer streams{option}": ("-m", "streamer.cli", "streams", *option.split())
+        for option in ("", " --all", " --json", " yard")
+    }
+    lists = {"python": ("-c", "pass"), **commands}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in lists}
+    for _ in range(rounds):
+        for name, arguments in lists.items():
+            taken[name].append(run_program(*arguments, settings=settings))
+
+    def middle(name: str, column: int) -> float:
+        return statistics.median(each[column] for each in taken[name])
+
+    return {
+        name: {
+            part: round(1e3 * (middle(name, column) - middle("python", column)), 3)
+            for column, part in enumerate(("ms", "cpu_ms"))
+        }
+        for name in commands
+    }
 
 
 def free_port() -> int:
@@ -163,7 +200,8 @@ def main() -> None:
         for _ in range(options.rounds):
             for route in routes:
                 route.ask(options.requests)
-    found = {
+        commands = measure_commands(settings, options.rounds) if options.streams > 1 else {}
+    found: dict[str, dict[str, float | None]] = {
         route.name: {
             "ms": round(1e3 * statistics.median(route.seconds), 3),
             "cpu_ms": round(1e3 * statistics.median(route.cpu), 3),
@@ -176,7 +214,8 @@ def main() -> None:
         (name, each["ms"], each["cpu_ms"], each["ratio"], each["cpu_ratio"])
         for name, each in found.items()
     ]
-    publish(found, ("", "ms", "ms of CPU", "times a bare route", "its CPU"), rows)
+    rows += [(name, each["ms"], each["cpu_ms"], None, None) for name, each in commands.items()]
+    publish(found | commands, ("", "ms", "ms of CPU", "times a bare route", "its CPU"), rows)
 
 
 def _ratio(ours: list[float], bare: list[float]) -> float | None:

@@ -1,6 +1,7 @@
 """Measure the CPU time of everything except the model, per clip.
 
-    .venv/bin/python benchmarks/overhead.py [--clips 60] [--size 640x480] [--model demo] [--json]
+    .venv/bin/python benchmarks/overhead.py [--clips 60] [--size 640x480] [--frames 4]
+        [--watches 1] [--model demo] [--json]
 
 There are two phases with the real parts and a real server. Each runs alone in this process, so that
 its CPU time is the process's:
@@ -13,6 +14,10 @@ its CPU time is the process's:
    subtracted. So is the time of `NVILA.prepare` (plan, tiles, tokens), measured by the clocks of
    the threads that call it, and the worker's start and end. The engine knows the clips from the
    round before, so its row says little.
+
+JPEGs are opened once for all `--watches` of the stream, so with several each clip has a part of
+that time: it is that of opening one, times the number that the worker opened. The last row is the
+same for the tiles of NVILA-Lite, which are larger than those of the demo model.
 
 There are two servers, as `streamer up` has them: one for jobs, on disk, and one for frames. Their
 CPU time comes from the operating system.
@@ -49,12 +54,14 @@ from streamer.settings import Settings
 from workers import context
 from workers.gpu.clip_job import answer_clip, publish_failure
 from workers.gpu.engine_backend import EngineBackend
+from workers.gpu.opened_frames import OpenedFrames
 from workers.ingest.job import run_stream
 from workers.rq.thread_worker import ThreadWorker
 
 SEED = 2_000_000_107
-FRAMES = 4
 VIDEO_FPS = 10
+NVILA_TILE = 448
+"""Pixels of the side of a tile of NVILA-Lite."""
 
 LABELS = {
     "ingest_ms": "ingest, less decoding",
@@ -64,6 +71,7 @@ LABELS = {
     "decode_ms": "(decoding)",
     "prepare_ms": "(model: preparing prompts)",
     "engine_ms": "(model: engine, clips in its cache)",
+    "nvila_jpeg_ms": f"(opening JPEGs for tiles of {NVILA_TILE} pixels)",
 }
 
 
@@ -73,6 +81,8 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=60, help="clips in a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--size", default="640x480", help="width and height of the video")
+    parser.add_argument("--frames", type=int, default=4, help="frames of a clip: 1 to 10")
+    parser.add_argument("--watches", type=int, default=1, help="watches of the stream")
     parser.add_argument("--model", default="demo", help="demo, a folder, or a Hugging Face id")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -81,7 +91,7 @@ def main() -> None:
     width, height = (int(side) for side in options.size.split("x"))
     with tempfile.TemporaryDirectory() as directory:
         video = Path(directory) / "street.mp4"
-        # four frames and one clip a second: many clips from a short video
+        # one clip a second: many clips from a short video
         write_street(video, SEED, options.clips, VIDEO_FPS, (width, height))
         folders = Path(directory)
         with (
@@ -91,8 +101,11 @@ def main() -> None:
             rounds = measure(jobs, frames, video, options)
     parts = {name: median(one[name] for one in rounds) for name in rounds[0]}
     rows = [[LABELS[name], value] for name, value in parts.items()]
-    outcome = {"benchmark": "overhead", "size": options.size, "frames_per_clip": FRAMES, **parts}
-    publish(outcome, ["CPU milliseconds a clip", f"{options.size}, {FRAMES} frames"], rows)
+    given = {"size": options.size, "frames": options.frames, "watches": options.watches}
+    column = f"{options.size}, {options.frames} frames"
+    if options.watches > 1:
+        column += f", {options.watches} watches"
+    publish({"benchmark": "overhead", **given, **parts}, ["CPU milliseconds a clip", column], rows)
 
 
 def measure(
@@ -109,17 +122,14 @@ def measure(
     model = NVILA.from_pretrained(str(path), device="cpu", dtype="float32")
     servers = [psutil.Process(server.pid) for server in (jobs, frames)]
     with Connections(settings) as connections, Service(settings) as client, Engine(model) as engine:
+        backend = EngineBackend(engine, settings)
         context.install(
             context.WorkerContext(
-                settings,
-                connections,
-                engine,
-                model_name=options.model,
-                backend=EngineBackend(engine, settings),
+                settings, connections, engine, model_name=options.model, backend=backend
             )
         )
         done = [
-            one_round(client, connections, model, servers, video, settings)
+            one_round(client, connections, model, backend.frames, servers, video, options)
             for _ in range(options.rounds + 1)
         ]
     return done[1:]  # the first round warms up
@@ -129,17 +139,21 @@ def one_round(
     client: Service,
     connections: Connections,
     model: NVILA,
+    opened: OpenedFrames,
     servers: list[psutil.Process],
     video: Path,
-    settings: Settings,
+    options: argparse.Namespace,
 ) -> dict[str, float]:
     """Ingest the video, answer its clips, detach it; return milliseconds per clip."""
     last_id = client.queue.last_id()
     served = cpu_of(servers)
     stream = client.attach(
         str(video),
-        sampling=Sampling(fps=FRAMES),
-        watches=[client.watch(CAPTION_PROMPT, window=1.0, max_frames=FRAMES)],
+        sampling=Sampling(fps=options.frames),
+        watches=[
+            client.watch(CAPTION_PROMPT + n * "!", window=1.0, max_frames=options.frames)
+            for n in range(options.watches)
+        ],
         probe=False,
     )
     ingest = cpu(lambda: run_stream(stream.id))
@@ -148,18 +162,21 @@ def one_round(
     engine_thread = next(t for t in threading.enumerate() if t.name == "nvila-engine")
     assert engine_thread.ident is not None
     clock = time.pthread_getcpuclockid(engine_thread.ident)
-    before = time.clock_gettime(clock)
+    before, opened_before = time.clock_gettime(clock), opened.opened
     with prepared(model) as spent:
-        whole = cpu(lambda: answer_all(connections, settings))
+        whole = cpu(lambda: answer_all(connections, client.settings))
     engine = time.clock_gettime(clock) - before
-    whole -= cpu(lambda: answer_all(connections, settings))  # an empty run is its start and end
+    # an empty run is its start and end
+    whole -= cpu(lambda: answer_all(connections, client.settings))
     results = [result for _, result in client.queue.read(last_id, 1.0)]
     served = cpu_of(servers) - served
     wrong = [result.error for result in results if result.error is not None]
     if wrong or clips == 0:
         raise SystemExit(wrong[0].message if wrong else "The video gave no clip.")
+    share = (opened.opened - opened_before) / client.frames.count(stream.id) / clips
     tile = model.config.processor.size
-    jpegs = cpu(lambda: open_jpegs(client, stream.id, tile)) / clips
+    jpegs = share * cpu(lambda: open_jpegs(client, stream.id, tile))
+    nvila_jpegs = share * cpu(lambda: open_jpegs(client, stream.id, NVILA_TILE))
     client.detach(stream.id)
     seconds = {
         "ingest_ms": (ingest - decode) / clips,
@@ -169,6 +186,7 @@ def one_round(
         "decode_ms": decode / clips,
         "prepare_ms": sum(spent) / clips,
         "engine_ms": engine / clips,
+        "nvila_jpeg_ms": nvila_jpegs,
     }
     return {name: 1000 * value for name, value in seconds.items()}
 

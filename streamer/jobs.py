@@ -43,6 +43,7 @@ from streamer.record_version import RECORD_VERSION
 from streamer.recorded_windows import RecordedWindows
 from streamer.redis_address import await_replica
 from streamer.results import Results, final_status
+from streamer.results_queue import recorders
 from streamer.settings import Settings
 from streamer.survey import SurveyRequest
 from streamer.tracing import submitting
@@ -658,12 +659,14 @@ class Jobs:
         return bool(self._redis.exists(redis_keys.LOADING))
 
     def worker_stats(self) -> dict[str, dict[str, float]]:
-        """Return the statistics that each running worker reports, by the name of the worker."""
+        """Return the statistics that each running worker reports, by the name of the worker;
+        recorders are workers here."""
         names = sorted(
             key.rpartition(":")[2]
             for name in (INGEST, QUERIES)
             for key in worker_registration.get_keys(self._queue(name))
         )
+        names += sorted(recorders(self._redis))
         with self._redis.pipeline(transaction=False) as pipeline:
             for name in names:
                 pipeline.hgetall(redis_keys.worker(name))

@@ -59,6 +59,20 @@ end
 """Lua: how a script that publishes a result bounds the queue."""
 
 
+def recorders(client: redis.Redis) -> list[str]:
+    """Return the names of the recorders that share the queue, those that were killed among them.
+
+    Raises redis.exceptions.RedisError.
+    """
+    try:
+        found = client.xinfo_consumers(redis_keys.RESULTS, redis_keys.RECORDER_GROUP)
+    except redis.exceptions.ResponseError as error:
+        if str(error).startswith(("no such key", "NOGROUP")):  # there was no recorder yet
+            return []
+        raise
+    return [consumer["name"].decode() for consumer in cast("list[dict[str, Any]]", found)]
+
+
 @dataclass(frozen=True)
 class Backlog:
     """What the recorder has not recorded.

@@ -271,7 +271,7 @@ class StreamRegistry:
         detached = cast("dict[bytes, bytes]", read[0])
         statuses = cast(Sequence[bytes | None], read[1] if keys else [])
         states = Counter[str]()
-        sums = Counter({name.decode(): int(count) for name, count in detached.items()})
+        sums = {name.decode(): int(count) for name, count in detached.items()}
         silent_since = rfc3339(utc_now() - timedelta(seconds=_MAX_SILENCE))
         for raw in statuses:
             try:
@@ -281,16 +281,13 @@ class StreamRegistry:
                     state = StreamState.CONNECTING
                 states[str(state)] += 1
                 counters = status.get("counters") or {}
-                sums.update(
-                    {
-                        name: counters[name]
-                        for name in _SUMMED
-                        if isinstance(counters.get(name), int)
-                    }
-                )
+                for name in _SUMMED:
+                    count = counters.get(name)
+                    if count and isinstance(count, int):
+                        sums[name] = sums.get(name, 0) + count
             except (ValueError, AttributeError, RecursionError):
                 states[StreamState.UNREADABLE.value] += 1
-        return dict(states), dict(sums)
+        return dict(states), sums
 
     def free_name(self, base: str) -> str:
         """Return `base` or, if it is taken, `base-2`, `base-3` and so on: a name that is free, in a

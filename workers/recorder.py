@@ -36,6 +36,7 @@ from streamer.timeline.expiry import ResultExpiry
 from streamer.timeline.results import Timeline
 from workers.incidents import channels_of, incident_thread
 from workers.process import startup
+from workers.process.process_stats import read_process_stats
 from workers.vectors import vector_thread
 from workers.webhooks import webhook_sender_of
 
@@ -106,7 +107,7 @@ class Recorder:
         self._lease = lease
         self._beat_at = float("-inf")
         self._trouble: str | None = None
-        self._name = f"{socket.gethostname()}-{os.getpid()}"
+        self._name = f"recorder-{socket.gethostname()}-{os.getpid()}"
 
     def run(self) -> None:
         """Record until `stopping` is set; wait while Redis or the database refuses work."""
@@ -150,7 +151,8 @@ class Recorder:
                 raise
 
     def beat(self) -> None:
-        """Report, three times in each lease, that a recorder runs, and whether it can record."""
+        """Report, three times in each lease, that a recorder runs, whether it can record, and what
+        this process uses."""
         now = self._clock.monotonic()
         if now - self._beat_at < self._lease / 3:
             return
@@ -161,7 +163,13 @@ class Recorder:
         except StreamerError as error:
             trouble = str(error)
         beat = json.dumps({"trouble": trouble, "unreadable": self.left_count})
-        self._redis.set(redis_keys.RECORDER, beat, ex=max(1, math.ceil(2 * self._lease)))
+        ttl = max(1, math.ceil(2 * self._lease))
+        stats_key = redis_keys.worker(self._name)
+        with self._redis.pipeline() as pipeline:
+            pipeline.set(redis_keys.RECORDER, beat, ex=ttl)
+            pipeline.hset(stats_key, mapping=cast("dict[Any, Any]", read_process_stats()))
+            pipeline.expire(stats_key, ttl)
+            pipeline.execute()
         working: list[PartName] = ["recorder"] if trouble else ["recorder", "database"]
         note_seen(self._redis, working, self._clock.time())
 
@@ -234,7 +242,9 @@ class Recorder:
         _log.error("result_left_in_queue", id=entry_id.decode(), reason=error.message)
 
     def leave(self) -> None:
-        """Leave the group, unless this recorder holds results that it could not record."""
+        """Leave the group, unless this recorder holds results that it could not record; report
+        nothing more."""
+        self._redis.delete(redis_keys.worker(self._name))
         consumers = cast(list[Any], self._redis.xinfo_consumers(redis_keys.RESULTS, _GROUP))
         for consumer in consumers:
             if consumer["name"] == self._name.encode() and consumer["pending"] == 0:

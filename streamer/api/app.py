@@ -47,6 +47,7 @@ from streamer.api.pictures import Pictures
 from streamer.api.rate_limit import RateLimit
 from streamer.api.redis_watch import RedisWatch
 from streamer.api.request_log import RequestLog
+from streamer.api.request_metrics import RequestMetrics
 from streamer.api.schemas import ErrorBody, Health, Readiness
 from streamer.api.send_limit import SendLimit
 from streamer.api.videos import Videos
@@ -150,6 +151,8 @@ def create_app(client: Service, *, watch_events: bool = False) -> FastAPI:
         max_viewers=client.settings.max_video_viewers,
     )
     app.state.videos = videos
+    requests = RequestMetrics()
+    app.state.requests = requests
     app.state.database = database
     app.state.searches = searches
     install_error_handlers(app)
@@ -169,8 +172,8 @@ def create_app(client: Service, *, watch_events: bool = False) -> FastAPI:
 
     @app.get("/metrics", tags=["service"], response_class=PlainTextResponse)
     async def prometheus(client: ClientDependency) -> Response:
-        """Return metrics of streams, queues and workers in Prometheus's text format."""
-        text = await health_database.run(lambda: metrics.render(client, health, videos))
+        """Return metrics of streams, queues, workers and this process, in Prometheus's format."""
+        text = await health_database.run(lambda: metrics.render(client, health, videos, requests))
         return Response(text, media_type=metrics.CONTENT_TYPE)
 
     @app.get("/llms.txt", include_in_schema=False, response_class=PlainTextResponse)
@@ -193,5 +196,5 @@ def create_app(client: Service, *, watch_events: bool = False) -> FastAPI:
     install_documentation(app)
     app.add_middleware(PageFiles)
     app.add_middleware(SendLimit)
-    app.add_middleware(RequestLog)  # the last one is around all others
+    app.add_middleware(RequestLog, metrics=requests)  # the last one is around all others
     return app

@@ -1,6 +1,7 @@
 """Metrics of streams, queues and workers for `GET /metrics`, read from Redis on every scrape.
 
-Every API process reports the whole installation, so scraping one of them is enough.
+Every API process reports the whole installation, so scraping one of them is enough, but for what it
+says of itself.
 """
 
 import re
@@ -18,6 +19,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from streamer import __version__
+from streamer.api.request_metrics import RequestMetrics
 from streamer.api.stream_metrics import STREAM_COUNTERS, stream_lines
 from streamer.api.videos import Videos
 from streamer.domain.stream import StreamState
@@ -30,15 +32,18 @@ from streamer.sick_gpus import SickGpus
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 
-def render(client: Service, health: CachedHealth, videos: Videos) -> bytes:
-    """Return the metrics of the installation in Prometheus's text format.
+def render(
+    client: Service, health: CachedHealth, videos: Videos, requests: RequestMetrics
+) -> bytes:
+    """Return metrics of the installation and of this process in Prometheus's text format.
 
-    If Redis does not answer, `streamer_redis_up` is 0 and no other metrics follow.
+    If Redis does not answer, `streamer_redis_up` is 0 and the installation has no other metrics.
     """
     registry = CollectorRegistry()
     installation = _Installation(client, health, videos)
     registry.register(installation)
-    return generate_latest(registry) + "".join(installation.stream_lines).encode()
+    found = generate_latest(registry), "".join(installation.stream_lines).encode()
+    return b"".join((*found, requests.render()))
 
 
 class _Installation(Collector):

@@ -1,4 +1,4 @@
-"""Give each request an id, and log each with one line."""
+"""Give each request an id, log each with one line, and count it."""
 
 import logging
 import re
@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from streamer.api.errors import ErrorResponse
 from streamer.api.page import STATIC_PATH
+from streamer.api.request_metrics import RequestMetrics
 from streamer.errors import ErrorCode
 
 REQUEST_ID = "x-request-id"
@@ -28,15 +29,16 @@ _UNEXPECTED = "Unexpected error: see the log of `streamer serve`."
 
 
 class RequestLog:
-    """ASGI middleware around all others: request ids, the access log, and unexpected errors.
+    """ASGI middleware around all others: request ids, the access log, unexpected errors, metrics.
 
     The id is the request's `X-Request-ID`, or a new one. It is in the response, in an error's body
     and in every line that is logged meanwhile. The access log has no query string and no body: what
     users ask and search for is theirs.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, metrics: RequestMetrics) -> None:
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and log how it ended."""
@@ -48,9 +50,10 @@ class RequestLog:
         began = time.monotonic()
         state: dict[str, Any] = scope.setdefault("state", {})
         status = 0
+        counted = False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal status
+            nonlocal status, counted
             match message["type"]:
                 case "http.response.start" | "websocket.http.response.start":
                     status = message["status"]
@@ -61,6 +64,9 @@ class RequestLog:
                     MutableHeaders(scope=message)[REQUEST_ID] = request_id
                 case "websocket.close":
                     status = status or 403
+            if not counted:
+                counted = True
+                self._metrics.count(scope, status, time.monotonic() - began)
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -73,7 +79,10 @@ class RequestLog:
                 failure = ErrorResponse(500, ErrorCode.INTERNAL, _UNEXPECTED)
                 await failure(scope, receive, send_with_id)
             finally:
-                _record(scope, state, status, (time.monotonic() - began) * 1000)
+                seconds = time.monotonic() - began
+                if not counted:
+                    self._metrics.count(scope, 0, seconds)
+                _record(scope, state, status, seconds * 1000)
 
 
 def _record(scope: Scope, state: dict[str, Any], status: int, ms: float) -> None:

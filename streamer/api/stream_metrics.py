@@ -65,7 +65,7 @@ def stream_lines(streams: Sequence[Stream]) -> Iterator[str]:
         "gauge",
         "State of the stream.",
         (
-            (f'{labels},streamer_stream_state="{each.value}"', each is stream.state)
+            (f'{labels},streamer_stream_state="{each.value}"', int(each is stream.state))
             for stream, labels in named
             for each in StreamState
         ),
@@ -88,7 +88,7 @@ def stream_lines(streams: Sequence[Stream]) -> Iterator[str]:
 def _family(name: str, kind: str, text: str, values: Iterable[tuple[str, float]]) -> Iterator[str]:
     yield f"# HELP streamer_stream_{name} {text}\n# TYPE streamer_stream_{name} {kind}\n"
     for labels, value in values:
-        number = floatToGoString(value)  # type: ignore[no-untyped-call]
+        number = str(value) if type(value) is int else floatToGoString(value)  # type: ignore[no-untyped-call]
         yield f"streamer_stream_{name}{{{labels}}} {number}\n"
 
 

@@ -2,7 +2,7 @@
 
 from fastapi import APIRouter, Response
 
-from streamer.api.dependencies import MAX_PAGE, ClientDependency, Cursor, HealthDependency, Limit
+from streamer.api.dependencies import ClientDependency, Cursor, HealthDependency, Limit
 from streamer.api.idempotency import IdempotentId, IdempotentRoute
 from streamer.api.schemas import StreamBody, StreamList, StreamPatch, WatchBody
 from streamer.api.watches import watch_of
@@ -54,10 +54,10 @@ def attach_stream(body: StreamBody, client: ClientDependency, new_id: Idempotent
 def list_streams(
     client: ClientDependency,
     health: HealthDependency,
-    limit: Limit = MAX_PAGE,
+    limit: Limit = 100,
     cursor: Cursor = None,
 ) -> Response:
-    """List the attached streams with their states and counters, oldest first."""
+    """List a page of the attached streams with their states and counters, oldest first."""
     page, following = client.stream_page(limit, cursor)
     listed = StreamList.model_construct(
         streams=page, next_cursor=following, missing=health.missing()

@@ -7,6 +7,8 @@ import typer
 from streamer.cli.context import Json, open_client, warn_of_missing
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.console import Console
     from rich.text import Text
 
@@ -16,6 +18,9 @@ if TYPE_CHECKING:
 
 MAX_NAME_WIDTH = 24
 """Columns that names are padded to; longer ones are shown whole, out of line."""
+
+MAX_LISTED = 50
+"""Streams that are listed one by one without --all."""
 
 _STYLES = {
     "running": "green",
@@ -28,14 +33,29 @@ _STYLES = {
 }
 
 
+_TROUBLED = ("failed", "unreadable", "reconnecting", "connecting")
+"""States of streams that show nothing now although they should, the worst first."""
+
+
 def streams(
     name: Annotated[
         str | None,
         typer.Argument(metavar="NAME_OR_ID", help="Show everything about this stream."),
     ] = None,
+    all_streams: Annotated[
+        bool,
+        typer.Option(
+            "--all",
+            help=f"List all streams. Default: of more than {MAX_LISTED}, how many are in each "
+            f"state, and {MAX_LISTED} of them, those in trouble first.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """List the attached streams with their states and counters, or show one stream whole."""
+    """List the attached streams with their states and counters, or show one stream whole.
+
+    --json writes all of them.
+    """
     from streamer.terminal import console, json_lines
 
     with open_client() as client:
@@ -49,8 +69,33 @@ def streams(
         out.print("No stream is attached: attach one with `streamer attach URL_OR_FILE`.")
     elif name is not None:
         _show(out, found[0])
-    else:
+    elif all_streams or len(found) <= MAX_LISTED:
         _list(out, found)
+    else:
+        out.print(summary(found))
+        _list(out, troubled_first(found)[:MAX_LISTED])
+        out.print(f"{len(found) - MAX_LISTED} more: list them with `streamer streams --all`.")
+
+
+def summary(found: "Iterable[Stream]") -> str:
+    """Count streams by state: `60 streams: 58 running, 2 failed`."""
+    from collections import Counter
+
+    states = Counter(stream.state.value for stream in found)
+    counts = ", ".join(f"{count} {state}" for state, count in states.most_common())
+    return f"{states.total()} streams: {counts}"
+
+
+def troubled_first(found: "Iterable[Stream]") -> "list[Stream]":
+    """Sort streams: those in trouble, those with a warning, the others; of each kind those whose
+    state changed last come first."""
+    ranks = {state: rank for rank, state in enumerate(_TROUBLED)}
+
+    def place(stream: "Stream") -> tuple[int, float]:
+        rank = ranks.get(stream.state, len(ranks) + (not (stream.error or stream.warnings)))
+        return rank, -stream.since.timestamp()
+
+    return sorted(found, key=place)
 
 
 def _list(out: "Console", found: "list[Stream]") -> None:

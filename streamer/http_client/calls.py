@@ -189,7 +189,8 @@ class ServiceCalls:
         found: list[Stream] = []
         cursor = None
         while True:
-            page = yield Call("GET", "/v1/streams", StreamList.read, {"cursor": cursor})
+            place = {"limit": _MAX_PAGE, "cursor": cursor}
+            page = yield Call("GET", "/v1/streams", StreamList.read, place)
             found += page.streams
             cursor = page.next_cursor
             if cursor is None:

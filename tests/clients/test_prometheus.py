@@ -40,8 +40,8 @@ def promtool():
 
 @pytest.fixture
 def metrics(settings, worker_process, random_checkpoint):
-    """What an installation tells with a stream in trouble and a model worker, and then with an
-    ingest worker, which takes the stream."""
+    """What an installation tells with a stream in trouble, a model worker and a recorder, and then
+    with an ingest worker, which takes the stream."""
     worker_process("gpu", STREAMER_MODEL=str(random_checkpoint), STREAMER_KV_CACHE_TOKENS="4096")
     with Service(settings) as client:
         spec = client.attach("rtsp://camera/yard", "yard", probe=False)
@@ -54,7 +54,9 @@ def metrics(settings, worker_process, random_checkpoint):
         counters.dropped, counters.codec = Drops(late=3), "h264"
         counters.measured_fps, counters.bit_rate, counters.position = 24.5, 2e6, 8.0
         client.registry.save_status(spec.id, status)
+        worker_process("recorder")
         api = TestClient(create_app(client), base_url="http://127.0.0.1:8080")
+        api.get("/v1/streams/yard")
         in_trouble = api.get("/metrics").text
         worker_process("ingest")
         yield in_trouble, api.get("/metrics").text
@@ -64,6 +66,9 @@ def test_promtool_finds_nothing_wrong_with_the_metrics(promtool, metrics):
     in_trouble, with_ingest = metrics
     assert 'code="STREAM_TIMEOUT"' in in_trouble
     assert "streamer_worker_kv_cache_tokens" in in_trouble
+    assert 'streamer_worker_cpu_seconds{worker="recorder-' in in_trouble
+    assert "streamer_api_process_open_fds" in in_trouble
+    assert 'streamer_api_response_seconds_sum{method="GET",route="/v1/streams/{ref}"}' in in_trouble
     assert 'streamer_workers{kind="ingest"} 1.0' in with_ingest
     for reported in metrics:
         assert promtool("check", "metrics", input=reported) == ""

@@ -225,7 +225,7 @@ def test_leaving_removes_its_name_unless_it_holds_unrecorded_results(
     results, redis_client, timeline
 ):
     recording = recorder(redis_client, timeline)
-    name = f"{socket.gethostname()}-{os.getpid()}"
+    name = f"recorder-{socket.gethostname()}-{os.getpid()}"
     publish(results, "a")
     redis_client.xreadgroup(GROUP, name, {redis_keys.RESULTS: ">"})
     recording.leave()

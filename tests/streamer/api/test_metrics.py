@@ -5,10 +5,12 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
+import httpx
 import pytest
 import redis
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
+from websockets.sync.client import connect
 
 from streamer import redis_keys
 from streamer.api.app import create_app
@@ -25,6 +27,7 @@ from streamer.health import CachedHealth
 from streamer.local.redis_server import EmbeddedServer
 from streamer.service import Service
 from streamer.settings import Settings
+from tests.support.api_server import ApiServer
 from tests.support.clocks import ShiftedClock
 from tests.support.redis_commands import commands_of
 
@@ -37,7 +40,7 @@ def client(settings: Settings) -> Service:
     return Service(settings)
 
 
-def samples(api: TestClient) -> dict[tuple[str, str], float]:
+def samples(api: httpx.Client) -> dict[tuple[str, str], float]:
     """Values by metric name and by the labels but for `stream` and `stream_id`."""
     response = api.get("/metrics")
     assert response.status_code == 200
@@ -132,6 +135,77 @@ def test_a_real_worker_tells_how_it_is_and_is_forgotten_with_its_end(
     assert ("streamer_worker_slots", f"worker={name}") not in samples(api)
 
 
+def test_a_recorder_tells_what_it_uses_until_it_ends(
+    api: TestClient,
+    client: Service,
+    worker_process: Callable[..., Any],
+    eventually: Callable[..., None],
+) -> None:
+    # given a recorder
+    recorder = worker_process("recorder")
+    eventually(client.jobs.worker_stats)
+    (name,) = client.jobs.worker_stats()
+    # when metrics are read
+    found = samples(api)
+    # then its process is among the workers', but it takes no jobs
+    assert name.startswith("recorder-")
+    assert found["streamer_worker_resident_bytes", f"worker={name}"] > 2**20
+    assert found["streamer_worker_open_descriptors", f"worker={name}"] > 3
+    assert found["streamer_worker_cpu_seconds", f"worker={name}"] > 0
+    assert found["streamer_workers", "kind=clips"] == found["streamer_workers", "kind=ingest"] == 0
+    assert client.connections.main.ttl(redis_keys.worker(name)) > 0
+    # and is forgotten with its end
+    recorder.terminate()
+    recorder.wait()
+    assert client.jobs.worker_stats() == {}
+
+
+def test_requests_are_counted_by_the_template_of_their_route(api_server: ApiServer) -> None:
+    api_server.client.attach(URL, "yard", probe=False)
+    with (
+        httpx.Client(base_url=api_server.url) as api,
+        connect(api_server.url.replace("http", "ws") + "/v1/ws") as socket,
+        api.stream("GET", "/v1/events") as events,
+    ):
+        # given requests: found and not, of methods and paths made up, and two that go on
+        for path in ("/v1/streams/yard", "/v1/streams/yard", "/v1/streams/gone", "/v1/streams?x=1"):
+            api.get(path)
+        api.request("BREW", "/v1/streams/yard")
+        for number in range(5):
+            api.request(f"PING{number}", f"/made-up/{number}")
+        assert events.status_code == 200
+        socket.ping().wait(60)
+        # when they are read
+        found = samples(api)
+        # then each has counted for its route, and what clients make up has no label of its own
+        requests = {key[1]: n for key, n in found.items() if key[0] == "streamer_api_requests_total"}
+        assert requests == {
+            "method=GET,route=/v1/streams/{ref},status=2xx": 2,
+            "method=GET,route=/v1/streams/{ref},status=4xx": 1,
+            "method=GET,route=/v1/streams,status=4xx": 1,
+            "method=other,route=/v1/streams/{ref},status=4xx": 1,
+            "method=other,route=other,status=4xx": 5,
+            "method=GET,route=/v1/events,status=2xx": 1,
+            "method=WEBSOCKET,route=/v1/ws,status=1xx": 1,
+        }
+        answered = "streamer_api_response_seconds_count"
+        assert found[answered, "method=GET,route=/v1/streams/{ref}"] == 3
+        assert (answered, "method=WEBSOCKET,route=/v1/ws") not in found
+        assert found["streamer_api_response_seconds_sum", "method=GET,route=/v1/streams/{ref}"] > 0
+        bucket = "le=+Inf,method=GET,route=/v1/streams/{ref}"
+        assert found["streamer_api_response_seconds_bucket", bucket] == 3
+        # and the request for the metrics itself is there the next time
+        own = "method=GET,route=/metrics,status=2xx"
+        assert samples(api)["streamer_api_requests_total", own] == 1
+
+
+def test_the_api_tells_what_its_process_uses(api: TestClient) -> None:
+    found = samples(api)
+    assert found["streamer_api_process_cpu_seconds_total", ""] > 0
+    assert found["streamer_api_process_resident_memory_bytes", ""] > 2**20
+    assert found["streamer_api_process_open_fds", ""] > 3
+
+
 def test_the_engine_of_a_gpu_worker_is_told_of(
     api: TestClient, client: Service, worker_process: Callable[..., Any], random_checkpoint: Any
 ) -> None:
@@ -155,7 +229,10 @@ def test_redis_away_is_a_metric(settings: Settings, tmp_path: Any) -> None:
     with TestClient(create_app(lost), base_url="http://127.0.0.1:8080") as api:
         assert samples(api)["streamer_redis_up", ""] == 1
         server.stop()
-        assert samples(api)["streamer_redis_up", ""] == 0
+        away = samples(api)
+    assert away["streamer_redis_up", ""] == 0
+    assert ("streamer_workers", "kind=ingest") not in away
+    assert away["streamer_api_requests_total", "method=GET,route=/metrics,status=2xx"] == 1
 
 
 def test_a_stream_that_nobody_runs_says_so(client: Service) -> None:
@@ -195,8 +272,9 @@ def test_many_streams_have_bounded_metrics_and_totals(
         status.counters.packets = 10
         client.registry.save_status(spec.id, status)
     # when
-    videos = create_app(client).state.videos
-    lines = render(client, CachedHealth(client.health), videos).decode().splitlines()
+    state = create_app(client).state
+    found = render(client, CachedHealth(client.health), state.videos, state.requests)
+    lines = found.decode().splitlines()
     sent = commands_of(redis_client, lambda: client.registry.totals())
     # then
     shown = [line for line in lines if line.startswith("streamer_stream_packets_total{")]

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from nvila_core.resolution.policy import Measures
 from streamer.api.app import create_app
 from streamer.domain.result import Result
-from streamer.domain.stream import StreamState
+from streamer.domain.stream import StreamSpec, StreamState
 from streamer.service import Service
 from streamer.settings import Settings
 from tests.streamer.incidents.conftest import Alert
@@ -221,6 +221,24 @@ def test_streams_page_by_page(api: TestClient) -> None:
     left = [ids[0], *ids[2:]]
     assert pages(api, "/v1/streams", 4) == [left]
     assert pages(api, "/v1/streams", 1000) == [left]
+
+
+def test_a_list_of_streams_has_a_hundred_unless_more_are_asked_for(
+    api: TestClient, client: Service
+) -> None:
+    # given more streams than a page has by default
+    specs = [StreamSpec(name=f"s{n}", url="rtsp://camera/x", live=True) for n in range(101)]
+    for spec in specs:
+        client.registry.create(spec, spec.url)
+    ids = [stream.id for stream in client.streams()]
+    # when they are listed without a limit, and then the rest
+    first = api.get("/v1/streams").json()
+    rest = api.get("/v1/streams", params={"cursor": first["next_cursor"]}).json()
+    # then the two pages are all of them
+    assert [len(page["streams"]) for page in (first, rest)] == [100, 1]
+    assert [each["id"] for each in first["streams"] + rest["streams"]] == ids
+    assert rest["next_cursor"] is None
+    assert pages(api, "/v1/streams", 1000) == [ids]
 
 
 def test_queries_page_by_page(api: TestClient, client: Service) -> None:

@@ -1,10 +1,12 @@
 """`streamer streams`: what is attached and how it is, as a table and as JSON."""
 
 import json
+from datetime import timedelta
+from typing import Any
 
-from streamer.cli.streams import drops, video
+from streamer.cli.streams import MAX_LISTED, drops, video
 from streamer.domain.error_info import ErrorInfo
-from streamer.domain.stream import Drops, StreamCounters, StreamState, StreamStatus
+from streamer.domain.stream import Drops, StreamCounters, StreamSpec, StreamState, StreamStatus
 from streamer.domain.timestamp import utc_now
 from streamer.errors import ErrorCode
 from streamer.service import Service
@@ -64,6 +66,47 @@ def test_state_reason_and_counters_are_shown(client: Service) -> None:
     assert shown_record["counters"]["measured_fps"] == 24.96
     assert 0 <= shown_record["last_frame_age"] < 60
     assert "hunter2" not in table.stdout + record.stdout
+
+
+def report(client: Service, name: str, state: StreamState, seconds: float, **fields: Any) -> None:
+    """Attach a camera whose state changed some `seconds` ago."""
+    spec = StreamSpec(name=name, url="rtsp://camera/x", live=True)
+    client.registry.create(spec, spec.url)
+    now = utc_now()
+    since = now - timedelta(seconds=seconds)
+    status = StreamStatus(state=state, since=since, reported_at=now, **fields)
+    client.registry.save_status(spec.id, status)
+
+
+def test_many_streams_are_summed_up_and_those_in_trouble_come_first(client: Service) -> None:
+    # given more streams than are listed one by one, some of them in trouble
+    for number in range(MAX_LISTED):
+        report(client, f"fine-{number}", StreamState.RUNNING, 60 + number)
+    lost = ErrorInfo(code=ErrorCode.STREAM_TIMEOUT, message="It sent nothing for 8 s.")
+    wrong = ErrorInfo(code=ErrorCode.STREAM_CLOCK_WRONG, message="Its clock is wrong.")
+    report(client, "warned", StreamState.RUNNING, 4000, warnings=[wrong])
+    report(client, "lost-long-ago", StreamState.RECONNECTING, 3000, error=lost)
+    report(client, "lost-now", StreamState.RECONNECTING, 3, error=lost)
+    report(client, "broken", StreamState.FAILED, 9000, error=lost)
+    address = {"STREAMER_REDIS_URL": client.settings.redis_url or ""}
+    # when they are listed
+    shown, whole, records = (
+        run_cli("streams", *options, **address).stdout.splitlines()
+        for options in ((), ("--all",), ("--json",))
+    )
+    # then how many are in each state comes first, and the rest is named
+    assert (
+        shown[0] == f"{MAX_LISTED + 4} streams: {MAX_LISTED + 1} running, 2 reconnecting, 1 failed"
+    )
+    assert shown[-1] == "4 more: list them with `streamer streams --all`."
+    names = [line.split()[0] for line in shown[1:-1] if line[0] != " "]
+    assert names[:5] == ["broken", "lost-now", "lost-long-ago", "warned", "fine-0"]
+    assert len(names) == MAX_LISTED
+    # and everything is there on request
+    listed = [line.split()[0] for line in whole if line[0] != " "]
+    assert len(listed) == len(records) == MAX_LISTED + 4
+    assert [json.loads(record)["name"] for record in records] == listed
+    assert listed[0] == "fine-0"
 
 
 def test_what_is_not_known_is_left_out(client: Service) -> None:

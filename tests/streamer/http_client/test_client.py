@@ -75,6 +75,17 @@ def test_a_stream_is_attached_changed_paused_and_detached(remote: Client, here: 
     assert here.streams() == []
 
 
+def test_all_streams_are_listed_however_many_pages_they_fill(
+    remote: Client, here: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("streamer.http_client.calls._MAX_PAGE", 2)
+    names = [f"door{number}" for number in range(5)]
+    for name in names:
+        here.attach(CAMERA, name, watches=[], probe=False)
+
+    assert [stream.name for stream in remote.streams()] == names
+
+
 def test_watches_are_added_changed_and_removed(remote: Client, here: Service) -> None:
     here.attach(CAMERA, "door", watches=[], probe=False)
 

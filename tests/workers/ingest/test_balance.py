@@ -129,15 +129,19 @@ def stays(site: Site, shares: dict[str, int], looks: int = 15) -> None:
     assert (site.shares(), site.moves.total()) == (shares, moves)
 
 
-def test_workers_that_start_together_share_the_streams(site: Site, eventually: Eventually) -> None:
+@pytest.mark.parametrize("workers", ["ab", "abc"])
+def test_workers_that_start_together_share_the_streams(
+    site: Site, eventually: Eventually, workers: str
+) -> None:
     site.attach(*named(30))
-    for name in ("a", "b", "c"):
+    for name in workers:
         site.start(name)
-    eventually(lambda: site.shares() == {"a": 10, "b": 10, "c": 10})
-    stays(site, {"a": 10, "b": 10, "c": 10})
+    share = 30 // len(workers)
+    eventually(lambda: site.shares() == dict.fromkeys(workers, share))
+    stays(site, dict.fromkeys(workers, share))
     # and those that are attached later
-    site.attach(*(f"late{number}" for number in range(9)))
-    eventually(lambda: site.shares() == {"a": 13, "b": 13, "c": 13})
+    site.attach(*(f"late{number}" for number in range(3 * len(workers))))
+    eventually(lambda: site.shares() == dict.fromkeys(workers, share + 3))
 
 
 def test_a_worker_that_is_added_or_restarted_gets_its_share(
