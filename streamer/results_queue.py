@@ -70,7 +70,7 @@ def recorders(client: redis.Redis) -> list[str]:
         if str(error).startswith(("no such key", "NOGROUP")):  # there was no recorder yet
             return []
         raise
-    return [consumer["name"].decode() for consumer in cast("list[dict[str, Any]]", found)]
+    return [consumer["name"].decode() for consumer in found]
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ def client(settings: Settings) -> Service:
     return Service(settings)
 
 
-def samples(api: httpx.Client) -> dict[tuple[str, str], float]:
+def samples(api: TestClient | httpx.Client) -> dict[tuple[str, str], float]:
     """Values by metric name and by the labels but for `stream` and `stream_id`."""
     response = api.get("/metrics")
     assert response.status_code == 200
@@ -178,8 +178,8 @@ def test_requests_are_counted_by_the_template_of_their_route(api_server: ApiServ
         # when they are read
         found = samples(api)
         # then each has counted for its route, and what clients make up has no label of its own
-        requests = {key[1]: n for key, n in found.items() if key[0] == "streamer_api_requests_total"}
-        assert requests == {
+        counts = {key[1]: n for key, n in found.items() if key[0] == "streamer_api_requests_total"}
+        assert counts == {
             "method=GET,route=/v1/streams/{ref},status=2xx": 2,
             "method=GET,route=/v1/streams/{ref},status=4xx": 1,
             "method=GET,route=/v1/streams,status=4xx": 1,

@@ -88,10 +88,10 @@ def test_many_streams_are_summed_up_and_those_in_trouble_come_first(client: Serv
     report(client, "lost-long-ago", StreamState.RECONNECTING, 3000, error=lost)
     report(client, "lost-now", StreamState.RECONNECTING, 3, error=lost)
     report(client, "broken", StreamState.FAILED, 9000, error=lost)
-    address = {"STREAMER_REDIS_URL": client.settings.redis_url or ""}
+    redis_url = client.settings.redis_url or ""
     # when they are listed
     shown, whole, records = (
-        run_cli("streams", *options, **address).stdout.splitlines()
+        run_cli("streams", *options, STREAMER_REDIS_URL=redis_url).stdout.splitlines()
         for options in ((), ("--all",), ("--json",))
     )
     # then how many are in each state comes first, and the rest is named
