@@ -7,7 +7,7 @@
 
 1. `--clients` clients wait, each for the answer to a question of its own, with one request
    (`GET /v1/queries/{id}?wait=60`). CPU time of the API's process and of Valkey during `--seconds`,
-   beside that of as many seconds before, when nobody waits. Then the questions are cancelled, and
+   beside that of as many seconds before, when none waits. Then the questions are cancelled, and
    every client must get the end of its question.
 2. `--searches` clients search the timeline at once, each for other words or within another range:
    an SQLite file with the results of benchmarks/timeline.py. Seconds until the last has its answer,
@@ -33,7 +33,7 @@ from urllib.parse import urlencode
 import psutil
 from api import attach, free_port, serving
 from report import cpu_seconds, publish
-from timeline import BATCH, SEED, START, result
+from timeline import SEED, START, fill
 
 from nvila_core.resolution.policy import Measures
 from streamer.domain.timestamp import rfc3339
@@ -61,7 +61,9 @@ def main() -> None:
             EmbeddedServer(folder / "redis", persistent=False, max_memory=None)
         )
         settings = Settings(redis_url=server.url, data_dir=folder, max_queries=10_000)
-        fill(Timeline(settings.timeline_url, upgrade=True), options.rows)
+        timeline = Timeline(settings.timeline_url, upgrade=True)
+        fill(timeline, options.rows)
+        timeline.close()
         port = free_port()
         api = running.enter_context(serving(port, "-m", "streamer.cli", "serve", settings=settings))
         client = running.enter_context(Service(settings))
@@ -76,20 +78,13 @@ def main() -> None:
         found,
         ("", "value"),
         [
-            ("nobody waits: cores of the API", idle["api"]),
+            ("no client waits: cores of the API", idle["api"]),
             (f"{clients}: cores of the API", waiting["api"]),
             (f"{clients}: cores of Valkey", waiting["valkey"]),
             (f"{searches}: seconds until the last is answered", searched["seconds"]),
             (f"{searches}: CPU seconds of the API", searched["cpu"]),
         ],
     )
-
-
-def fill(timeline: Timeline, rows: int) -> None:
-    """Record the results of benchmarks/timeline.py."""
-    for first in range(0, rows, BATCH):
-        timeline.record([result(n) for n in range(first, min(rows, first + BATCH))])
-    timeline.close()
 
 
 def busy(processes: dict[str, psutil.Process], seconds: float) -> dict[str, float]:

@@ -4,7 +4,7 @@
         [--json]
 
 Nothing is timed, so the machine does not matter. The service's own code gathers the frames of
-cameras that were all attached at the same moment, one frame a second, into windows, and tells when
+cameras that were all attached at the same moment, one frame a second, into windows, and says when
 each is asked about. Those clips are given, in that order, to one model that answers one after the
 other, each in the same time: `--load` is the share of its time that it needs for all of them. Not
 spread means that the hash by which each stream shifts its windows is taken as 0. The windows of the

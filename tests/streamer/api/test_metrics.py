@@ -135,7 +135,7 @@ def test_a_real_worker_tells_how_it_is_and_is_forgotten_with_its_end(
     assert ("streamer_worker_slots", f"worker={name}") not in samples(api)
 
 
-def test_a_recorder_tells_what_it_uses_until_it_ends(
+def test_a_recorder_reports_what_it_uses_until_it_ends(
     api: TestClient,
     client: Service,
     worker_process: Callable[..., Any],
@@ -199,7 +199,7 @@ def test_requests_are_counted_by_the_template_of_their_route(api_server: ApiServ
         assert samples(api)["streamer_api_requests_total", own] == 1
 
 
-def test_the_api_tells_what_its_process_uses(api: TestClient) -> None:
+def test_the_api_reports_what_its_process_uses(api: TestClient) -> None:
     found = samples(api)
     assert found["streamer_api_process_cpu_seconds_total", ""] > 0
     assert found["streamer_api_process_resident_memory_bytes", ""] > 2**20
