@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 MAX_NAME_WIDTH = 24
 """Columns that names are padded to; longer ones are shown whole, out of line."""
 
-MAX_LISTED = 50
+MAX_SHOWN = 50
 """Streams that are listed one by one without --all."""
 
 _STYLES = {
@@ -46,8 +46,8 @@ def streams(
         bool,
         typer.Option(
             "--all",
-            help=f"List all streams. Default: of more than {MAX_LISTED}, how many are in each "
-            f"state, and {MAX_LISTED} of them, those in trouble first.",
+            help=f"List all streams. Default: of more than {MAX_SHOWN}, how many are in each "
+            f"state, and {MAX_SHOWN} of them, those in trouble first.",
         ),
     ] = False,
     as_json: Json = False,
@@ -69,12 +69,12 @@ def streams(
         out.print("No stream is attached: attach one with `streamer attach URL_OR_FILE`.")
     elif name is not None:
         _show(out, found[0])
-    elif all_streams or len(found) <= MAX_LISTED:
+    elif all_streams or len(found) <= MAX_SHOWN:
         _list(out, found)
     else:
         out.print(summary(found))
-        _list(out, troubled_first(found)[:MAX_LISTED])
-        out.print(f"{len(found) - MAX_LISTED} more: list them with `streamer streams --all`.")
+        _list(out, troubled_first(found)[:MAX_SHOWN])
+        out.print(f"{len(found) - MAX_SHOWN} more: list them with `streamer streams --all`.")
 
 
 def summary(found: "Iterable[Stream]") -> str:

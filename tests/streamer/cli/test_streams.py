@@ -4,7 +4,7 @@ import json
 from datetime import timedelta
 from typing import Any
 
-from streamer.cli.streams import MAX_LISTED, drops, video
+from streamer.cli.streams import MAX_SHOWN, drops, video
 from streamer.domain.error_info import ErrorInfo
 from streamer.domain.stream import Drops, StreamCounters, StreamSpec, StreamState, StreamStatus
 from streamer.domain.timestamp import utc_now
@@ -80,7 +80,7 @@ def report(client: Service, name: str, state: StreamState, seconds: float, **fie
 
 def test_many_streams_are_summed_up_and_those_in_trouble_come_first(client: Service) -> None:
     # given more streams than are listed one by one, some of them in trouble
-    for number in range(MAX_LISTED):
+    for number in range(MAX_SHOWN):
         report(client, f"fine-{number}", StreamState.RUNNING, 60 + number)
     lost = ErrorInfo(code=ErrorCode.STREAM_TIMEOUT, message="It sent nothing for 8 s.")
     wrong = ErrorInfo(code=ErrorCode.STREAM_CLOCK_WRONG, message="Its clock is wrong.")
@@ -95,16 +95,14 @@ def test_many_streams_are_summed_up_and_those_in_trouble_come_first(client: Serv
         for options in ((), ("--all",), ("--json",))
     )
     # then how many are in each state comes first, and the rest is named
-    assert (
-        shown[0] == f"{MAX_LISTED + 4} streams: {MAX_LISTED + 1} running, 2 reconnecting, 1 failed"
-    )
+    assert shown[0] == f"{MAX_SHOWN + 4} streams: {MAX_SHOWN + 1} running, 2 reconnecting, 1 failed"
     assert shown[-1] == "4 more: list them with `streamer streams --all`."
     names = [line.split()[0] for line in shown[1:-1] if line[0] != " "]
     assert names[:5] == ["broken", "lost-now", "lost-long-ago", "warned", "fine-0"]
-    assert len(names) == MAX_LISTED
+    assert len(names) == MAX_SHOWN
     # and everything is there on request
     listed = [line.split()[0] for line in whole if line[0] != " "]
-    assert len(listed) == len(records) == MAX_LISTED + 4
+    assert len(listed) == len(records) == MAX_SHOWN + 4
     assert [json.loads(record)["name"] for record in records] == listed
     assert listed[0] == "fine-0"
 
