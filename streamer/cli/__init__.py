@@ -1,30 +1,14 @@
 """The `streamer` program. Commands import heavy modules when they run, so that it starts fast."""
 
 import sys
-import time
-from collections.abc import Callable
 
-_started: float | None = None
-
-
-def running_for() -> float:
-    """Return the seconds since the program started, imports included; 0 outside the program."""
-    return time.monotonic() - _started if _started is not None else 0.0
-
-
-class BecomeServer(BaseException):
-    """Raised by a command in a process that it forked: ends the command there, and all that it has
-    begun, and calls `serve` instead."""
-
-    def __init__(self, serve: Callable[[], None]) -> None:
-        super().__init__()
-        self.serve = serve
+from streamer.cli import program_time
+from streamer.cli.become_server import BecomeServer
 
 
 def main() -> None:
     """Run the `streamer` script."""
-    global _started
-    _started = time.monotonic()
+    program_time.start()
     try:
         from streamer.cli.app import run
 

@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamer.cli import running_for
 from streamer.cli.context import Json, open_settings, typed
+from streamer.cli.program_time import running_for
 from streamer.cli.stream_options import LiveOption, TransportOption
 
 if TYPE_CHECKING:

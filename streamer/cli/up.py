@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from streamer.cli import BecomeServer
+from streamer.cli.become_server import BecomeServer
 from streamer.cli.context import (
     BackendOption,
     BaseUrlOption,

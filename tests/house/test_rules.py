@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from streamer.settings import Settings
+from tests.support.import_graph import circles, read_imports, sources
 from tests.support.installation import clean_environment
 
 ROOT = Path(__file__).parents[2]
@@ -68,6 +69,27 @@ def test_the_import_rules_have_no_exemptions() -> None:
 
     assert "exclude_type_checking_imports" not in rules
     assert all("ignore_imports" not in contract for contract in rules["contracts"])
+
+
+def test_no_modules_import_each_other() -> None:
+    # import-linter compares siblings, so a package and a module inside it escape it
+    assert circles(read_imports(sources(ROOT)).graph) == []
+
+
+def test_a_package_and_its_module_are_a_circle_also_by_a_functions_import() -> None:
+    # given a package whose function imports a module that imports another, which needs the package
+    found = read_imports(
+        {
+            "streamer/cli/__init__.py": "def main():\n    from streamer.cli.app import run\n",
+            "streamer/cli/app.py": "from streamer.cli import probe\n",
+            "streamer/cli/probe.py": "from streamer.cli import running_for\n",
+            "streamer/clock.py": "import time\nfrom .cli import app\n",
+        }
+    )
+
+    assert circles(found.graph) == [["streamer.cli", "streamer.cli.app", "streamer.cli.probe"]]
+    assert found.statements == 4
+    assert found.folder_pairs() == {("streamer", "streamer/cli")}
 
 
 # entry points of programs
