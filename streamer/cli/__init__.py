@@ -8,7 +8,7 @@ from streamer.cli.become_server import BecomeServer
 
 def main() -> None:
     """Run the `streamer` script."""
-    program_time.start()
+    program_time.note_start()
     try:
         from streamer.cli.app import run
 

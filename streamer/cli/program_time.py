@@ -5,7 +5,7 @@ import time
 _started: float | None = None
 
 
-def start() -> None:
+def note_start() -> None:
     """Note that the program starts now."""
     global _started
     _started = time.monotonic()
