@@ -207,17 +207,21 @@ class CachedHealth:
         self._parts: list[Part] = []
         self._read_at = float("-inf")
         self._reading = threading.Lock()
+        self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
 
     def missing(self) -> list[Part]:
         """Return the parts that do not work, as far as it is known: they are looked up in the
         background, and only waited for, `_FIRST_LOOK` seconds, when nothing is known yet."""
-        idle = self._thread is None or not self._thread.is_alive()
-        if idle and time.monotonic() - self._read_at > 1.0:
-            self._thread = threading.Thread(target=self._look, name="health", daemon=True)
-            self._thread.start()
-        if not self._parts and self._thread is not None:
-            self._thread.join(_FIRST_LOOK)
+        with self._starting:
+            thread = self._thread
+            idle = thread is None or not thread.is_alive()
+            if idle and time.monotonic() - self._read_at > 1.0:
+                thread = threading.Thread(target=self._look, name="health", daemon=True)
+                thread.start()
+                self._thread = thread
+        if not self._parts and thread is not None:
+            thread.join(_FIRST_LOOK)
         return [part for part in self._parts if not part.up]
 
     def _look(self) -> None:

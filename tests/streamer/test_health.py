@@ -1,8 +1,10 @@
 """A part that is missing is seen everywhere, with the time when it last worked."""
 
 import json
+import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from streamer.cli.app import app
 from streamer.doctor.examination import examine
 from streamer.doctor.redis_server import servers
 from streamer.domain.part import Part
+from streamer.health import CachedHealth
 from streamer.local.redis_server import EmbeddedServer
 from streamer.service import Service
 from streamer.settings import Settings
@@ -159,6 +162,28 @@ def test_a_list_does_not_wait_for_the_look_at_a_frozen_server(client: Service) -
         assert listed == {"streams": [], "next_cursor": None, "missing": []}
         assert not release.is_set()
         release.set()
+
+
+def test_the_first_lists_may_be_asked_for_at_once(client: Service) -> None:
+    # given threads that take turns as often as they can
+    client.health.parts = lambda **options: []  # type: ignore[method-assign]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as callers:
+            for _ in range(100):
+                # when several are the first to ask what is missing
+                health, at_once = CachedHealth(client.health), threading.Barrier(8)
+
+                def ask(health: CachedHealth = health, at_once: Any = at_once) -> list[Part]:
+                    at_once.wait(60)
+                    return health.missing()
+
+                answers = [callers.submit(ask) for _ in range(8)]
+                # then each gets an answer
+                assert [answer.result(60) for answer in answers] == [[]] * 8
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_readiness_needs_no_key_and_tells_no_address(client: Service) -> None:
