@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from vision import flops
 
+from nvila_core.models.fp8_rows import quantize_rows
 from nvila_core.models.merged import merge_projections, merge_tower
 from nvila_core.models.quantize import Format, quantized, weight_bytes
-from nvila_core.models.quantized_products import quantize_rows
 
 FORMATS: tuple[Format, ...] = ("fp8", "int8", "int4")
 

@@ -19,5 +19,6 @@ if __name__ == "__main__":
     absent.install()
     room = ROOT / "tests/nvila_core"
     options = ["-o", "addopts=--import-mode=importlib", f"--rootdir={ROOT}", "-m", "gpu"]
-    files = [str(room / "models/test_quantized_products.py")]
+    names = ("test_quantized_products.py", "test_fp8_rows.py")
+    files = [str(room / "models" / name) for name in names]
     sys.exit(pytest.main([*options, f"--confcutdir={room}", *files, *sys.argv[1:]]))

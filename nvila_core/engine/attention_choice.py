@@ -1,6 +1,6 @@
 """Choose how attention is computed: by the Triton kernel on a GPU, in PyTorch elsewhere."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -106,7 +106,7 @@ def check_attention(cache: KVCache, num_heads: int) -> str:
         batch = kind(small, num_heads).plan(CHECKED)
         rotation = Rotation(batch.positions, inv_freq, dtype)
         with torch.cuda.device_of(query):  # Triton launches on the current device
-            out = batch.attend(0, query.clone(), key, value, rotation, head_dim**-0.5)
+            out: Any = batch.attend(0, query.clone(), key, value, rotation, head_dim**-0.5)
         found += [out.float(), small.keys[0].float(), small.values[0].float()]
     for name, expected, got in zip(
         ("attention differs", "stored keys differ", "stored values differ"),

@@ -79,6 +79,7 @@ class GroupedBatch(Batch):
         value: Tensor,
         rotation: Rotation,
         scale: float,
+        fp8: bool = False,
     ) -> Tensor:
         """Store the rows' keys and values, and attend; see `AttentionBackend.attend`."""
         count, heads, size = query.shape

@@ -17,6 +17,7 @@ from nvila_core.engine.batch import Batch, SequenceSlice, StepRows
 from nvila_core.engine.kv_cache import KVCache
 from nvila_core.kernels import attention as kernels
 from nvila_core.kernels import layer as layer_kernels
+from nvila_core.models.fp8_rows import RowsFP8, fp8_kernels, joined_splits
 from nvila_core.models.kernels import power_of_two
 from nvila_core.models.rotation import Rotation
 from nvila_core.models.staging import stage
@@ -173,7 +174,8 @@ class TritonBatch(Batch):
         value: Tensor,
         rotation: Rotation,
         scale: float,
-    ) -> Tensor:
+        fp8: bool = False,
+    ) -> Tensor | RowsFP8:
         """Store the rows' keys and values, and attend; see `AttentionBackend.attend`."""
         rows, heads, size = query.shape
         query, key, value = (
@@ -203,11 +205,20 @@ class TritonBatch(Batch):
             power_of_two(half),
             num_warps=2,
         )
-        out = query.new_empty(rows, heads, size)
         single, chunks = self.tiles[: self.num_single], self.tiles[self.num_single :]
+        splits, tiling = self.attention.splits(len(single)), self.attention.single_rows
+        # Beside chunks, whose rows need no joining, the product quantizes all rows at once.
+        if fp8 and splits > 1 and len(single) == rows and fp8_kernels(query) is not None:
+            parts = self._launch(single, tiling, splits, query, query, layer, scale)
+            return joined_splits(*parts, single, query)
+        out = query.new_empty(rows, heads, size)
         if len(single):
-            splits = self.attention.splits(len(single))
-            self._launch(single, self.attention.single_rows, splits, query, out, layer, scale)
+            parts = self._launch(single, tiling, splits, query, out, layer, scale)
+            if splits > 1:
+                padded = self.attention.padded_dim
+                kernels.combine_splits[(len(single), heads)](
+                    *parts, out, single, rows, heads, size, padded, splits, num_warps=4
+                )
         if len(chunks):
             self._launch(chunks, self.attention.chunks, 1, query, out, layer, scale)
         return out
@@ -225,14 +236,19 @@ class TritonBatch(Batch):
         out: Tensor,
         layer: int,
         scale: float,
-    ) -> None:
-        """Compute the attention of some tiles, in two launches where the keys are divided."""
-        rows, heads, size = out.shape
+    ) -> tuple[Tensor, Tensor]:
+        """Compute the attention of some tiles; of each part of the keys where they are divided.
+
+        Returns:
+            Where splits are more than 1, the parts float32 [splits, rows, heads, head size] and
+            their sums' logarithms float32 [splits, rows, heads]; `out` is then not written.
+        """
+        rows, heads, size = query.shape
         kv_heads, padded = self.cache.num_kv_heads, self.attention.padded_dim
         partial = log_sums = out
         if splits > 1:
-            partial = out.new_empty(splits, rows, heads, size, dtype=torch.float32)
-            log_sums = out.new_empty(splits, rows, heads, dtype=torch.float32)
+            partial = query.new_empty(splits, rows, heads, size, dtype=torch.float32)
+            log_sums = query.new_empty(splits, rows, heads, dtype=torch.float32)
         kernels.paged_attention[(len(tiles), kv_heads, splits)](
             query,
             self.cache.keys[layer],
@@ -259,10 +275,7 @@ class TritonBatch(Batch):
             num_warps=tiling.warps,
             num_stages=tiling.stages,
         )
-        if splits > 1:
-            kernels.combine_splits[(len(tiles), heads)](
-                partial, log_sums, out, tiles, rows, heads, size, padded, splits, num_warps=4
-            )
+        return partial, log_sums
 
 
 def _packed(x: Tensor) -> bool:

@@ -3,11 +3,14 @@
 One kernel serves chunks of prompts and single new rows. Its programs divide the rows into tiles: a
 tile has consecutive rows of one sequence, and the query heads that share a key head. They follow
 FlashAttention-2 (Dao 2023) and, where few rows have many keys, divide the keys too, as Flash-
-Decoding does (Dao et al. 2023); `combine_splits` joins the parts.
+Decoding does (Dao et al. 2023); `combine_splits` joins the parts, and `combine_splits_to_fp8` those
+of a whole row for a product in FP8.
 """
 
 import triton
 import triton.language as tl
+
+from nvila_core.kernels.fp8 import store_row
 
 TILE_FIELDS = 4
 """int32 numbers of a tile: first row, rows, sequence, position of the first row."""
@@ -161,3 +164,62 @@ def combine_splits(
     )
     joined = tl.sum(part * weight[:, None], 0) / tl.sum(weight, 0)
     tl.store(out + (row * HEADS + head) * HEAD_DIM + dim, joined, mask=dim < HEAD_DIM)
+
+
+@triton.jit(do_not_specialize=["num_rows"])
+def combine_splits_to_fp8(
+    partial,
+    log_sums,
+    codes,
+    scales,
+    tiles,
+    like,
+    num_rows,
+    HEADS: tl.constexpr,  # noqa: N803
+    HEAD_DIM: tl.constexpr,  # noqa: N803
+    PADDED_SIZE: tl.constexpr,  # noqa: N803
+    SPLITS: tl.constexpr,  # noqa: N803
+    PASS_SPLITS: tl.constexpr,  # noqa: N803
+):
+    """Join the parts of `paged_attention` for a tile of one row, all heads, and write it in FP8.
+
+    The grid is [tiles]; SPLITS and PASS_SPLITS, the parts that a pass joins, are powers of two.
+
+    Args:
+        codes, scales: float8 e4m3 [rows, HEADS * HEAD_DIM] and float32 [rows], as `rows_to_fp8` has
+            them.
+        like: any tensor of the dtype to which a row is rounded first, as `combine_splits` rounds.
+        PADDED_SIZE: HEADS * HEAD_DIM as a power of two.
+    """
+    tile = tl.program_id(0)
+    row = tl.load(tiles + 4 * tile).to(tl.int64)
+    if tl.load(tiles + 4 * tile + 1) == 0:
+        return
+    size: tl.constexpr = HEADS * HEAD_DIM
+    at = tl.arange(0, PADDED_SIZE)
+    inside = at < size
+    highest = tl.full([PADDED_SIZE], float("-inf"), tl.float32)
+    total = tl.zeros([PADDED_SIZE], tl.float32)
+    joined = tl.zeros([PADDED_SIZE], tl.float32)
+    for first in range(0, SPLITS, PASS_SPLITS):
+        split = (first + tl.arange(0, PASS_SPLITS)).to(tl.int64)
+        place = (split * num_rows + row) * HEADS
+        log_sum = tl.load(
+            log_sums + place[:, None] + (at // HEAD_DIM)[None, :],
+            mask=inside[None, :],
+            other=0.0,
+        )
+        # the first part of a row has keys, so this is finite from the first pass on
+        new_highest = tl.maximum(highest, tl.max(log_sum, 0))
+        weight = tl.exp2(log_sum - new_highest[None, :])
+        shrink = tl.exp2(highest - new_highest)
+        part = tl.load(
+            partial + place[:, None] * HEAD_DIM + at[None, :],
+            mask=(log_sum > float("-inf")) & inside[None, :],
+            other=0.0,
+        )
+        joined = joined * shrink + tl.sum(part * weight, 0)
+        total = total * shrink + tl.sum(weight, 0)
+        highest = new_highest
+    value = (joined / total).to(like.dtype.element_ty).to(tl.float32)
+    store_row(codes + row * size, scales + row, value, at, inside)

@@ -6,6 +6,8 @@ They compute in float32 and round where PyTorch rounds.
 import triton
 import triton.language as tl
 
+from nvila_core.kernels.fp8 import store_row
+
 
 @triton.jit
 def sum_and_norm(
@@ -14,16 +16,20 @@ def sum_and_norm(
     weight,
     total,
     normed,
+    scales,
     eps,
     row_stride,
     SIZE: tl.constexpr,  # noqa: N803
     PADDED_SIZE: tl.constexpr,  # noqa: N803
     ADD: tl.constexpr,  # noqa: N803
+    FP8: tl.constexpr,  # noqa: N803
 ):
     """Write `total` = x + residual, and `normed` = its root mean square norm times `weight`.
 
     The grid is [rows]. All are [rows, SIZE] with rows of SIZE, but x with `row_stride`; `weight` is
-    [SIZE]. Without ADD there is no residual, and `total` is not written.
+    [SIZE]. Without ADD there is no residual, and `total` is not written. With FP8 `normed` is codes
+    in float8 e4m3, and `scales` float32 [rows], as `fp8.rows_to_fp8` writes them; without it there
+    are no scales.
     """
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, PADDED_SIZE)
@@ -33,13 +39,17 @@ def sum_and_norm(
         value = value.to(tl.float32) + tl.load(
             residual + row * SIZE + at, mask=inside, other=0.0
         ).to(tl.float32)
-        value = value.to(total.dtype.element_ty)  # rounded, as the next residual is
+        value = value.to(x.dtype.element_ty)  # rounded, as the next residual is
         tl.store(total + row * SIZE + at, value, mask=inside)
     wide = value.to(tl.float32)
     wide = wide * tl.rsqrt(tl.sum(wide * wide, 0) / SIZE + eps)
     scale = tl.load(weight + at, mask=inside, other=0.0).to(tl.float32)
-    rounded = wide.to(normed.dtype.element_ty).to(tl.float32)
-    tl.store(normed + row * SIZE + at, rounded * scale, mask=inside)
+    scaled = wide.to(x.dtype.element_ty).to(tl.float32) * scale
+    if FP8:
+        scaled = scaled.to(x.dtype.element_ty).to(tl.float32)
+        store_row(normed + row * SIZE, scales + row, scaled, at, inside)
+    else:
+        tl.store(normed + row * SIZE + at, scaled, mask=inside)
 
 
 @triton.jit(do_not_specialize=["count"])

@@ -1,4 +1,4 @@
-"""Products of rows with weights in 8 or 4 bits, and rows in 8 bits for FP8's tensor cores.
+"""Products of rows with weights in 8 or 4 bits.
 
 The weights are read as they are stored and widened in registers. The left operand of a product is
 the weights: it may come from registers on every GPU, and its outputs fill the tensor cores where
@@ -7,58 +7,6 @@ rows are few.
 
 import triton
 import triton.language as tl
-
-
-@triton.jit
-def gelu_tanh(x):
-    """Return GELU(x) by its tanh approximation, in float32."""
-    inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
-    return x - x / (1.0 + tl.exp(2.0 * inner))  # x / 2 * (1 + tanh(inner))
-
-
-@triton.jit
-def rows_to_fp8(
-    x,
-    codes,
-    scales,
-    row_stride,
-    SIZE: tl.constexpr,  # noqa: N803
-    BLOCK: tl.constexpr,  # noqa: N803
-    GELU: tl.constexpr,  # noqa: N803
-):
-    """Write `codes` float8 e4m3 [rows, SIZE] and `scales` float32 [rows]: codes * scale is x.
-
-    The grid is [rows]. The scale of a row with NaN or infinity is NaN. A row longer than BLOCK is
-    read twice.
-
-    Args:
-        x: [rows, SIZE] with `row_stride`.
-        GELU: quantize GELU(x), rounded to x's dtype, instead of x.
-    """
-    row = tl.program_id(0).to(tl.int64)
-    at = tl.arange(0, BLOCK)
-    largest = tl.zeros([BLOCK], tl.float32)
-    poison = tl.zeros([BLOCK], tl.float32)
-    value = tl.zeros([BLOCK], tl.float32)
-    for start in range(0, SIZE, BLOCK):
-        place = start + at
-        value = tl.load(x + row * row_stride + place, mask=place < SIZE, other=0.0).to(tl.float32)
-        if GELU:
-            value = gelu_tanh(value).to(x.dtype.element_ty).to(tl.float32)
-        largest = tl.maximum(largest, tl.abs(value))
-        poison += value * 0.0  # NaN where the value is not finite; a maximum would ignore it
-    high = tl.maximum(tl.max(largest, 0), 1e-12)
-    tl.store(scales + row, high / 448.0 + tl.sum(poison, 0))
-    factor = 448.0 / high
-    for start in range(0, SIZE, BLOCK):
-        place = start + at
-        if SIZE > BLOCK:
-            value = tl.load(x + row * row_stride + place, mask=place < SIZE, other=0.0)
-            value = value.to(tl.float32)
-            if GELU:
-                value = gelu_tanh(value).to(x.dtype.element_ty).to(tl.float32)
-        code = tl.minimum(tl.maximum(value * factor, -448.0), 448.0)
-        tl.store(codes + row * SIZE + place, code.to(codes.dtype.element_ty), mask=place < SIZE)
 
 
 @triton.jit(do_not_specialize=["rows"])

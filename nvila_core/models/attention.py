@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nvila_core.models.fp8_rows import RowsFP8
 from nvila_core.models.rotation import Rotation
 
 
@@ -20,7 +21,8 @@ class AttentionBackend(Protocol):
         value: Tensor,
         rotation: Rotation,
         scale: float,
-    ) -> Tensor:
+        fp8: bool = False,
+    ) -> Tensor | RowsFP8:
         """Rotate and store the rows' keys, store their values, and compute a layer's attention.
 
         Args:
@@ -30,9 +32,11 @@ class AttentionBackend(Protocol):
             value: [N, kv heads, head size].
             rotation: of the rows.
             scale: factor of the scores.
+            fp8: whether the product that follows takes rows in FP8.
 
         Returns:
-            [N, heads, head size].
+            [N, heads, head size], or with `fp8` [N, heads * head size] in FP8 where a kernel writes
+            that at once.
         """
         ...
 
@@ -56,6 +60,7 @@ class SequenceCache:
         value: Tensor,
         rotation: Rotation,
         scale: float,
+        fp8: bool = False,
     ) -> Tensor:
         """Append the rows of a layer and attend; see `AttentionBackend`."""
         query = rotation.rotate(query).transpose(0, 1)

@@ -22,13 +22,10 @@ from torch.nn import functional as F
 
 from nvila_core.errors import NVILAError, first_line
 from nvila_core.models.activations import GELU_TANH, Activation
+from nvila_core.models.fp8_rows import RowsFP8, fp8_kernels, joined_splits, quantize_rows
+from nvila_core.models.fused import add_rms_norm, gated
 from nvila_core.models.kernels import Switch, kernels_for
-from nvila_core.models.quantized_products import (
-    pack_halves,
-    product_4_bits,
-    product_8_bits,
-    quantize_rows,
-)
+from nvila_core.models.quantized_products import pack_halves, product_4_bits, product_8_bits
 from nvila_core.quantization import QUANTIZATIONS
 
 Format = Literal["int8", "int4", "fp8"]
@@ -47,6 +44,9 @@ FAST_ACCUMULATION = True
 """Add products of FP8 in fewer bits than float32: Hopper multiplies faster."""
 
 KERNELS = torch.ops.aten
+
+Inputs = list[tuple[str, Tensor | RowsFP8, Tensor]]
+"""What a product is tried with: its name, the rows, and the numbers that they stand for."""
 
 
 @dataclass(frozen=True)
@@ -129,28 +129,35 @@ class LinearFP8(QuantizedLinear):
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         parts = [quantize_rows(part.float()) for part in split_rows(weight)]
-        self.register_buffer("weight", torch.cat([codes for codes, _ in parts]))
-        self.register_buffer("scale", torch.cat([scale for _, scale in parts]).flatten())
+        self.register_buffer("weight", torch.cat([part.codes for part in parts]))
+        self.register_buffer("scale", torch.cat([part.scales for part in parts]).flatten())
+
+    def forward(self, x: Tensor | RowsFP8) -> Tensor:
+        """Return x W^T + bias: [..., inputs] to [..., outputs], or of rows that are in FP8."""
+        return self.multiply(x) if isinstance(x, RowsFP8) else super().forward(x)
 
     def product(self, x: Tensor, gelu: bool = False) -> Tensor:
         """Return x W^T + bias [rows, outputs] for x [rows, inputs], or for GELU(x)."""
-        codes, scales = quantize_rows(x, gelu)
-        if x.is_cuda:
-            return self.scaled_product(codes, scales, x.dtype)
-        rows = max(1, MAX_DEQUANTIZED["cpu"] // self.weight.shape[1])
-        wide = codes.float()
-        sums = torch.cat([F.linear(wide, part.float()) for part in self.weight.split(rows)], -1)
-        return self.biased(sums.mul_(scales).mul_(self.scale).to(x.dtype))
+        return self.multiply(quantize_rows(x, gelu))
 
-    def scaled_product(self, codes: Tensor, scales: Tensor, dtype: torch.dtype) -> Tensor:
-        """Return the product of rows in FP8; the bias is added by the same kernel where it can."""
+    def multiply(self, x: RowsFP8) -> Tensor:
+        """Return x W^T + bias [rows, outputs] for x [rows, inputs]."""
+        if x.codes.is_cuda:
+            return self.scaled_product(x)
+        rows = max(1, MAX_DEQUANTIZED["cpu"] // self.weight.shape[1])
+        wide = x.codes.float()
+        sums = torch.cat([F.linear(wide, part.float()) for part in self.weight.split(rows)], -1)
+        return self.biased(sums.mul_(x.scales).mul_(self.scale).to(x.dtype))
+
+    def scaled_product(self, x: RowsFP8) -> Tensor:
+        """Return the product on a GPU; the bias is added by the same kernel where it can."""
         multiply = partial(
             torch._scaled_mm,
-            codes,
+            x.codes,
             self.weight.t(),
-            scales,
+            x.scales,
             self.scale[None],
-            out_dtype=dtype,
+            out_dtype=x.dtype,
             use_fast_accum=FAST_ACCUMULATION,
         )
         if self.bias is None or self._adds_bias_apart:
@@ -188,6 +195,11 @@ class Linear4(QuantizedLinear):
             x.bfloat16(), self.weight, self.group, self.scales
         )
         return self.biased(out.to(x.dtype))
+
+
+def reads_fp8(*layers: nn.Module | None) -> bool:
+    """Return whether all of the layers that there are take rows in FP8."""
+    return all(layer is None or isinstance(layer, LinearFP8) for layer in layers)
 
 
 def after_activation(linear: nn.Module, x: Tensor, activation: Activation) -> Tensor:
@@ -324,7 +336,7 @@ def check_kernel(kind: Format, device: torch.device, dtype: torch.dtype) -> None
         NVILAError: the kernel fails or its product is wrong.
     """
     problem = product_problem(kind, device, dtype)
-    if problem and device.type == "cuda" and kernels_for(torch.empty(0, device=device), "linear"):
+    if problem and kernels_for(torch.empty(0, device=device)) is not None:
         Switch.turn_off(device, f"a product in {kind}: {problem}")
         problem = product_problem(kind, device, dtype)
     if problem:
@@ -340,15 +352,36 @@ def product_problem(kind: Format, device: torch.device, dtype: torch.dtype) -> s
     try:
         weight = torch.linspace(-1, 1, 64 * 128, device=device).sin().reshape(64, 128)
         x = torch.linspace(-1, 1, 100 * 128, device=device).cos().reshape(-1, 128)
-        expected = x @ weight.T
         layer = quantized(weight, kind, dtype)
         for rows in (3, len(x)):
-            found = layer(x[:rows].to(dtype)).float() - expected[:rows]
-            if not found.norm() < 0.1 * expected[:rows].norm():
-                return "the product is wrong"
+            inputs: Inputs = [("rows", x[:rows].to(dtype), x[:rows])]
+            if kind == "fp8":
+                inputs += inputs_in_fp8(x[:rows], dtype)
+            for name, given, exact in inputs:
+                expected = exact @ weight.T
+                if not (layer(given).float() - expected).norm() < 0.1 * expected.norm():
+                    return f"the product of {name} is wrong"
     except Exception as error:  # which exception a kernel raises depends on the platform
         return first_line(error)
     return ""
+
+
+def inputs_in_fp8(x: Tensor, dtype: torch.dtype) -> Inputs:
+    """Return what the steps before a product give it in FP8, if kernels do, for float32 x."""
+    low, ones = x.to(dtype), torch.ones(x.shape[-1], dtype=dtype, device=x.device)
+    normed = 2 * x * torch.rsqrt((2 * x).square().mean(-1, keepdim=True) + 1e-6)
+    found: Inputs = [
+        ("a norm", add_rms_norm(low, low, ones, 1e-6, fp8=True)[0], normed),
+        ("a gate", gated(torch.cat([low, low], 1), F.silu, fp8=True), F.silu(x) * x),
+    ]
+    if fp8_kernels(low) is not None:
+        parts = torch.stack([x, x.flip(1)]).unflatten(2, (2, -1))
+        log_sums = torch.tensor([1.0, -1.0], device=x.device)[:, None, None].repeat(1, len(x), 2)
+        tiles = torch.ones(len(x), 4, dtype=torch.int32, device=x.device)
+        tiles[:, 0] = torch.arange(len(x))
+        joined = joined_splits(parts, log_sums, tiles, low)
+        found.append(("attention", joined, 0.8 * x + 0.2 * x.flip(1)))
+    return found
 
 
 def weight_bytes(module: nn.Module) -> int:

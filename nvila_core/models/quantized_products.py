@@ -1,4 +1,4 @@
-"""Products of rows with quantized weights on a GPU, by Triton; and rows quantized to FP8."""
+"""Products of rows with weights in 8 or 4 bits on a GPU, by Triton."""
 
 from dataclasses import dataclass
 from types import ModuleType
@@ -7,20 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nvila_core.models.activations import GELU_TANH
-from nvila_core.models.kernels import kernels_for, power_of_two
-
-FP8 = torch.float8_e4m3fn
-MAX_CODE = 448.0
-"""Largest number of FP8 (e4m3)."""
-
-MIN_LARGEST = 1e-12
-"""What the largest number of a row counts as at least, so that a row of zeros has a scale."""
-
-WHOLE_ROW = 8192
-"""Numbers of a row that one program holds at once; longer rows are read twice, by PART_OF_ROW."""
-
-PART_OF_ROW = 2048
+from nvila_core.models.kernels import kernels_for
 
 FEW_ROWS = {8: 64, 4: 32}
 """Rows at most for which weights in 8 or 4 bits are widened in registers; for more, in memory.
@@ -156,33 +143,6 @@ def widened_4_bits(weight: Tensor, scales: Tensor, group: int, dtype: torch.dtyp
     step, middle = scales.float().transpose(0, 1)[..., None].unbind(2)
     wide: Tensor = (codes * step + middle).flatten(1)
     return wide.to(dtype)
-
-
-def quantize_rows(x: Tensor, gelu: bool = False) -> tuple[Tensor, Tensor]:
-    """Return FP8 codes [rows, size] and scales float32 [rows, 1], so that codes * scales is x.
-
-    The scale of a row with NaN or infinity is NaN.
-
-    Args:
-        x: [rows, size].
-        gelu: quantize GELU(x), by the tanh approximation, instead of x.
-    """
-    rows, size = x.shape
-    kernels = linear_kernels(x)
-    if kernels is not None:
-        x = x if x.stride(-1) == 1 else x.contiguous()
-        codes = torch.empty(rows, size, dtype=FP8, device=x.device)
-        scales = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
-        block = power_of_two(size) if size <= WHOLE_ROW else PART_OF_ROW
-        warps = 2 if rows > FEW_ROWS[8] else 8
-        kernels.rows_to_fp8[(rows,)](
-            x, codes, scales, x.stride(0), size, block, gelu, num_warps=warps
-        )
-        return codes, scales
-    wide = (GELU_TANH(x) if gelu else x).float()
-    high = wide.abs().amax(1, keepdim=True).clamp(min=MIN_LARGEST)
-    codes = (wide * (MAX_CODE / high)).clamp(-MAX_CODE, MAX_CODE).to(FP8)
-    return codes, (high / MAX_CODE).masked_fill(high.isinf(), float("nan"))
 
 
 def linear_kernels(x: Tensor) -> ModuleType | None:

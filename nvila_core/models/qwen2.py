@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from nvila_core.config import LanguageConfig
 from nvila_core.models.activations import activation_function
 from nvila_core.models.attention import AttentionBackend
+from nvila_core.models.fp8_rows import RowsFP8
 from nvila_core.models.fused import add_rms_norm, gated
+from nvila_core.models.quantize import reads_fp8
 from nvila_core.models.rotation import RotaryEmbedding, Rotation
 
 
@@ -25,9 +27,14 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
-    def forward(self, x: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the norm of x + residual [N, size], scaled, and that sum, both in x's dtype."""
-        return add_rms_norm(x, residual, self.weight, self.eps)
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, fp8: bool = False
+    ) -> tuple[Tensor | RowsFP8, Tensor]:
+        """Return the norm of x + residual [N, size], scaled, and that sum, both in x's dtype.
+
+        With `fp8` the product that follows takes the norm in FP8 as well.
+        """
+        return add_rms_norm(x, residual, self.weight, self.eps, fp8)
 
 
 class DecoderAttention(nn.Module):
@@ -52,7 +59,12 @@ class DecoderAttention(nn.Module):
         self.v_proj = nn.Linear(hidden, self.kv_heads * size)
         self.o_proj = nn.Linear(self.heads * size, hidden, bias=False)
 
-    def project(self, x: Tensor) -> tuple[Tensor, ...]:
+    @property
+    def reads_fp8(self) -> bool:
+        """Whether `forward` takes rows in FP8."""
+        return reads_fp8(self.qkv_proj, self.q_proj, self.k_proj, self.v_proj)
+
+    def project(self, x: Tensor | RowsFP8) -> tuple[Tensor, ...]:
         """Return queries, keys and values [N, their heads, head size] of rows [N, hidden]."""
         if self.qkv_proj is not None:
             merged: Tensor = self.qkv_proj(x)
@@ -62,11 +74,15 @@ class DecoderAttention(nn.Module):
         projections = cast(tuple[nn.Module, ...], (self.q_proj, self.k_proj, self.v_proj))
         return tuple(one(x).unflatten(-1, (-1, self.head_dim)) for one in projections)
 
-    def forward(self, x: Tensor, rotation: Rotation, backend: AttentionBackend) -> Tensor:
+    def forward(self, x: Tensor | RowsFP8, rotation: Rotation, backend: AttentionBackend) -> Tensor:
         """Return the attention output [N, hidden] of rows [N, hidden]."""
         query, key, value = self.project(x)
-        attended = backend.attend(self.layer, query, key, value, rotation, self.scale)
-        out: Tensor = self.o_proj(attended.flatten(1))
+        attended = backend.attend(
+            self.layer, query, key, value, rotation, self.scale, reads_fp8(self.o_proj)
+        )
+        out: Tensor = self.o_proj(
+            attended if isinstance(attended, RowsFP8) else attended.flatten(1)
+        )
         return out
 
 
@@ -89,10 +105,15 @@ class GatedFeedForward(nn.Module):
         self.down_proj = nn.Linear(inner, hidden, bias=False)
         self.activation = activation_function(config.hidden_act)
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def reads_fp8(self) -> bool:
+        """Whether `forward` takes rows in FP8."""
+        return reads_fp8(self.gate_up_proj, self.gate_proj, self.up_proj)
+
+    def forward(self, x: Tensor | RowsFP8) -> Tensor:
         """Return down(activation(gate(x)) * up(x))."""
         if self.gate_up_proj is not None:
-            inner = gated(self.gate_up_proj(x), self.activation)
+            inner = gated(self.gate_up_proj(x), self.activation, reads_fp8(self.down_proj))
         else:
             gate, up = cast(tuple[nn.Module, nn.Module], (self.gate_proj, self.up_proj))
             inner = self.activation(gate(x)) * up(x)
@@ -117,12 +138,12 @@ class DecoderLayer(nn.Module):
         self, x: Tensor, residual: Tensor | None, rotation: Rotation, backend: AttentionBackend
     ) -> tuple[Tensor, Tensor]:
         """Return what attention adds to the residual, and the residual before it, [N, hidden]."""
-        normed, residual = self.input_layernorm(x, residual)
+        normed, residual = self.input_layernorm(x, residual, self.self_attn.reads_fp8)
         return self.self_attn(normed, rotation, backend), residual
 
     def feed_forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the feed-forward network adds, and the residual before it, [N, hidden]."""
-        normed, residual = self.post_attention_layernorm(x, residual)
+        normed, residual = self.post_attention_layernorm(x, residual, self.mlp.reads_fp8)
         return self.mlp(normed), residual
 
     def forward(

@@ -17,10 +17,18 @@ from torch._subclasses.fake_tensor import FakeTensorMode, unset_fake_temporarily
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nvila_core.kernels import attention, layer, linear
+from nvila_core.kernels import attention, fp8, layer, linear
 from nvila_core.models.kernels import Switch
 
 WITHOUT_LAUNCH = {"empty", "empty_like", "new_empty", "empty_strided", "detach", "lift_fresh"}
+KERNELS = {
+    attention: ("paged_attention", "combine_splits", "combine_splits_to_fp8"),
+    fp8: ("rows_to_fp8",),
+    layer: ("sum_and_norm", "silu_mul", "rotate_and_store"),
+    linear: ("multiply_8_bits", "multiply_4_bits", "widen_4_bits"),
+}
+"""The kernels that are launched, by module."""
+
 WAITING = {"_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "equal", "item"}
 
 
@@ -258,13 +266,9 @@ def fake_cuda(processors: int = 132) -> Iterator[FakeCuda]:
         patch.setattr(torch.cuda, "CUDAGraph", lambda: FakeGraph(device))
         for name in ("device_of", "device", "stream", "graph"):
             patch.setattr(torch.cuda, name, nothing)
-        for module in (attention, layer):
-            for name in ("paged_attention", "combine_splits", "sum_and_norm", "silu_mul"):
-                if hasattr(module, name):
-                    patch.setattr(module, name, device.kernel(name))
-        for name in ("rows_to_fp8", "multiply_8_bits", "multiply_4_bits", "widen_4_bits"):
-            patch.setattr(linear, name, device.kernel(name))
-        patch.setattr(layer, "rotate_and_store", device.kernel("rotate_and_store"))
+        for module, names in KERNELS.items():
+            for name in names:
+                patch.setattr(module, name, device.kernel(name))
         patch.setattr(Switch, "disabled", False)
         stack.enter_context(Substitutes(device))
         stack.enter_context(device.fake)

@@ -2,7 +2,6 @@
 
 import tracemalloc
 from collections.abc import Iterator
-from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,40 +11,23 @@ import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from nvila_core import NVILA, SamplingParams
-from nvila_core.config import LanguageConfig, VisionConfig
+from nvila_core.config import VisionConfig
 from nvila_core.engine.background_tower import MAX_PASSES, TILE_BUCKETS, BackgroundTower
-from nvila_core.engine.handle import Handle
-from nvila_core.engine.kv_cache import KVCache
-from nvila_core.engine.model_runner import ModelRunner
-from nvila_core.engine.prefix_keys import PromptLayout
-from nvila_core.engine.request import NEVER, Request
-from nvila_core.engine.scheduler import ScheduledRequest
-from nvila_core.generation.sequence import Sequence
 from nvila_core.media.preprocess import Processor
-from nvila_core.models.language_model import LanguageModel
-from nvila_core.models.merged import merge_projections, merge_tower
+from nvila_core.models.merged import merge_tower
 from nvila_core.models.projector import build_projector
-from nvila_core.models.quantize import Format, Linear4, Linear8, LinearFP8
+from nvila_core.models.quantize import Format
 from nvila_core.models.vision_tower import VisionTower
 
 pytest.importorskip("triton", reason="the kernels need Triton, which this machine lacks")
 
-from nvila_core.engine.decode_graphs import DecodeGraphs
-from nvila_core.engine.triton_attention import TritonAttention
 from tests.support.fake_cuda import FakeCuda, fake_cuda
+from tests.support.fake_steps import CUDA, SHAPES, in_format, make_runner, scheduled
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
-VOCAB = 151_648
-SMALL = LanguageConfig(VOCAB, 1536, 8960, 28, 12, 2, 32768, tie_word_embeddings=True)
-LARGE = LanguageConfig(VOCAB, 3584, 18944, 28, 28, 4, 32768)
-SHAPES = {"2B": SMALL, "8B": LARGE}
-CUDA = torch.device("cuda:0")
-POSITIONS = 2**16
-
-GREEDY = SamplingParams()
 KINDS = (
-    GREEDY,
+    SamplingParams(),
     SamplingParams(temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.05, seed=1),
     SamplingParams(temperature=1.0),
     SamplingParams(choice=("yes", "no")),
@@ -57,79 +39,6 @@ def cuda() -> Iterator[FakeCuda]:
     """A GPU."""
     with fake_cuda() as device:
         yield device
-
-
-def make_runner(
-    shape: str, dtype: torch.dtype, kind: Format | None = None, *, graphs: bool = True
-) -> Any:
-    """Return what runs the steps of a language model on the GPU."""
-    config = SHAPES[shape]
-    with unset_fake_temporarily(), torch.device("meta"):
-        language = LanguageModel(config)
-    for module in language.modules():
-        for name, parameter in list(module.named_parameters(recurse=False)):
-            there = torch.empty(parameter.shape, dtype=dtype, device=CUDA)
-            module.register_parameter(name, torch.nn.Parameter(there, requires_grad=False))
-    rotary: Any = language.model.rotary_emb
-    rotary.inv_freq = torch.empty(config.head_dim // 2, device=CUDA)
-    if kind is not None:
-        for name, module in list(language.model.layers.named_modules()):
-            if type(module) is torch.nn.Linear:
-                language.model.layers.set_submodule(name, in_format(module, kind, dtype))
-    merge_projections(language.model)
-    cache = KVCache(
-        num_layers=config.num_hidden_layers,
-        num_kv_heads=config.num_key_value_heads,
-        head_dim=config.head_dim,
-        num_blocks=POSITIONS // 16,
-        block_size=16,
-        dtype=dtype,
-        device=CUDA,
-    )
-    attention = TritonAttention(cache, config.num_attention_heads)
-    model: Any = SimpleNamespace(language=language, tokenizer=range(VOCAB), device=CUDA)
-    encoder: Any = None  # the prompts have no pictures
-    steps = DecodeGraphs(language, attention, 16384, VOCAB) if graphs else None
-    return ModelRunner(model, attention, encoder, steps)
-
-
-def in_format(linear: torch.nn.Linear, kind: Format, dtype: torch.dtype) -> torch.nn.Module:
-    """Return a quantized layer of the same shape."""
-    outputs, inputs = linear.weight.shape
-    if kind == "int8":
-        codes = torch.empty(outputs, inputs, dtype=torch.int8, device=CUDA)
-        scale = torch.empty(outputs, dtype=dtype, device=CUDA)
-        return Linear8.of(linear.bias, weight=codes, scale=scale)
-    if kind == "fp8":
-        codes = torch.empty(outputs, inputs, dtype=torch.float8_e4m3fn, device=CUDA)
-        scale = torch.empty(outputs, device=CUDA)
-        return LinearFP8.of(linear.bias, weight=codes, scale=scale)
-    packed = torch.empty(outputs, inputs // 2, dtype=torch.uint8, device=CUDA)
-    scales = torch.empty(inputs // 64, outputs, 2, dtype=torch.bfloat16, device=CUDA)
-    layer = Linear4.of(linear.bias, weight=packed, scales=scales)
-    layer.group = 64
-    return layer
-
-
-def scheduled(
-    model: NVILA, prompt: int, computed: int, count: int, params: SamplingParams = GREEDY
-) -> ScheduledRequest:
-    """Return a request with `prompt` positions, and what a step computes of it."""
-    prepared = model.prepare(["x"])
-    text = replace(prepared, token_ids=(prepared.token_ids * prompt)[:prompt], num_tokens=prompt)
-    request = Request(
-        sequence=Sequence(text, params, model.tokenizer, 2 * POSITIONS),
-        handle=Handle(),
-        layout=PromptLayout(text, ()),
-        tile_hashes=[],
-        priority=0,
-        deadline=NEVER,
-        timeout=NEVER,
-        arrival_time=0.0,
-    )
-    request.blocks = list(range(-(-prompt // 16)))
-    request.num_computed_tokens = computed
-    return ScheduledRequest(request, count)
 
 
 @pytest.mark.parametrize("shape", ["2B", pytest.param("8B", marks=pytest.mark.slow)])
@@ -236,20 +145,45 @@ def test_a_chunk_after_many_positions_builds_nothing_large(
     assert (cuda.copies_in, cuda.copies_out, cuda.waits) == (1, 1, 0)
 
 
-@pytest.mark.parametrize(
-    ("kind", "launches"),
-    [("int8", 300), ("int4", 300), pytest.param("fp8", 412, marks=pytest.mark.slow)],
-)
-def test_a_quantized_decode_step_is_few_launches(
-    kind: Format, launches: int, tiny: NVILA, cuda: FakeCuda
+@pytest.mark.parametrize("kind", ["int8", "int4", "fp8"])
+@pytest.mark.parametrize("shape", ["2B", pytest.param("8B", marks=pytest.mark.slow)])
+def test_a_quantized_decode_step_is_as_few_launches(
+    shape: str, kind: Format, tiny: NVILA, cuda: FakeCuda
 ) -> None:
     # given eight requests that decode with quantized weights
     items = [scheduled(tiny, 9800 + n, 9799 + n, 1) for n in range(8)]
-    runner = make_runner("2B", torch.bfloat16, kind, graphs=False)
+    runner = make_runner(shape, torch.bfloat16, kind, graphs=False)
     cuda.reset()
     # when
     assert runner.forward(items) == [1] * 8
-    # then it takes as many launches as in full precision; FP8 one more for each product's rows
+    # then it takes no more launches than in full precision
+    assert cuda.launches.total() <= 300, cuda.launches
+    assert (cuda.copies_in, cuda.copies_out, cuda.waits) == (1, 1, 0)
+    if kind == "fp8":  # only what no other kernel can quantize has a launch of its own
+        layers = SHAPES[shape].num_hidden_layers
+        assert cuda.launches["_scaled_mm"] == 4 * layers
+        assert cuda.launches["combine_splits_to_fp8"] == layers
+        assert cuda.launches["rows_to_fp8"] == layers  # with the gate
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("kind", "rows", "launches"),
+    [
+        ("fp8", 256, 300),  # keys are not divided, so attention is quantized apart
+        ("int8", 64, 300),
+        ("int8", 65, 412),  # weights are widened once for many rows
+        ("int4", 32, 300),
+        ("int4", 33, 412),
+    ],
+)
+def test_a_quantized_decode_step_of_many_rows_is_few_launches(
+    kind: Format, rows: int, launches: int, tiny: NVILA, cuda: FakeCuda
+) -> None:
+    items = [scheduled(tiny, 200 + n, 199 + n, 1) for n in range(rows)]
+    runner = make_runner("2B", torch.bfloat16, kind, graphs=False)
+    cuda.reset()
+    assert runner.forward(items) == [1] * rows
     assert cuda.launches.total() <= launches, cuda.launches
     assert (cuda.copies_in, cuda.copies_out, cuda.waits) == (1, 1, 0)
 

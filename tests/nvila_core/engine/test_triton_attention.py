@@ -1,5 +1,6 @@
 """Triton's kernels compute what PyTorch computes: in Triton's interpreter, which needs no GPU."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,12 +8,17 @@ import torch
 from torch.nn import functional as F
 
 from nvila_core import NVILA, Engine, SamplingParams
+from nvila_core.checkpoint.loader import Checkpoint
+from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
 from nvila_core.engine import attention_choice, engine
 from nvila_core.engine.batch import SequenceSlice
 from nvila_core.engine.grouped_attention import GroupedAttention
 from nvila_core.engine.kv_cache import KVCache
-from nvila_core.models import fused, staging
+from nvila_core.models import fused, quantize, qwen2, staging
+from nvila_core.models.fp8_rows import quantize_rows
 from nvila_core.models.kernels import Switch, kernels_for, try_kernels
+from nvila_core.models.merged import merge_projections
+from nvila_core.models.quantize import Precision
 from nvila_core.models.rotation import Rotation
 
 pytest.importorskip("triton", reason="the kernels need Triton, which this machine lacks")
@@ -31,9 +37,9 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Switch, "interpreted", True)
 
 
-def make_cache(dtype: torch.dtype, kv_heads: int, size: int) -> KVCache:
+def make_cache(dtype: torch.dtype, kv_heads: int, size: int, layers: int = 1) -> KVCache:
     made = KVCache(
-        num_layers=1,
+        num_layers=layers,
         num_kv_heads=kv_heads,
         head_dim=size,
         num_blocks=20,
@@ -41,8 +47,8 @@ def make_cache(dtype: torch.dtype, kv_heads: int, size: int) -> KVCache:
         dtype=dtype,
         device=torch.device("cpu"),
     )
-    made.keys[0].normal_()
-    made.values[0].normal_()
+    for held in (*made.keys, *made.values):
+        held.normal_()
     return made
 
 
@@ -143,7 +149,7 @@ def test_norm_and_gate_equal_pytorch(dtype: torch.dtype, monkeypatch: pytest.Mon
     x, residual = torch.randn(2, 3, 24).to(dtype)
     weight = torch.randn(24).to(dtype)
 
-    def compute() -> tuple[torch.Tensor, ...]:
+    def compute() -> tuple[Any, ...]:
         return (
             *fused.add_rms_norm(x, residual, weight, 1e-5),
             *fused.add_rms_norm(x, None, weight, 1e-5),
@@ -177,6 +183,55 @@ def test_kernels_that_do_not_compile_are_turned_off_before_a_model_uses_them(
         try_kernels(cpu)
     # then PyTorch computes
     assert kernels_for(torch.zeros(1)) is None
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(
+    ("slices", "processors", "apart"),
+    [
+        ([MIXED[0], MIXED[3]], 1, 2),  # attention is quantized by the product that follows
+        ([MIXED[0], MIXED[3]], 16, 0),  # the keys are divided, and joined in FP8
+        (MIXED, 16, 2),
+    ],
+)
+def test_a_model_in_fp8_computes_the_same_whichever_kernel_quantizes_its_rows(
+    slices: list[SequenceSlice],
+    processors: int,
+    apart: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # given a model of two layers in FP8
+    folder = write_checkpoint(tmp_path / "model", Shape(hidden=64, inner=128))
+    checkpoint = Checkpoint.open(folder)
+    kinds = Precision("fp8", "fp8", "fp8")
+    language = checkpoint.load(torch.bfloat16, torch.device("cpu"), kinds)[2]
+    merge_projections(language.model)
+    quantized: list[int] = []
+
+    def count(x: torch.Tensor, gelu: bool = False) -> Any:
+        quantized.append(len(x))
+        return quantize_rows(x, gelu)
+
+    monkeypatch.setattr(quantize, "quantize_rows", count)
+
+    def hidden() -> torch.Tensor:
+        torch.manual_seed(3)
+        cache = make_cache(torch.bfloat16, 2, 16, layers=2)
+        batch = TritonAttention(cache, 4, processors).plan(slices)
+        quantized.clear()
+        embeds = torch.randn(len(batch.ids), 64).bfloat16()
+        return language.forward_step(embeds, batch.positions, batch, range(len(batch.ids)))
+
+    # when the kernels before each product quantize its rows
+    found = hidden()
+    # then few rows are quantized apart, and the result is the same
+    assert len(quantized) == apart
+    monkeypatch.setattr(qwen2, "reads_fp8", lambda *layers: False)
+    expected = hidden()
+    assert len(quantized) == 8
+    limit = 0 if apart else 3e-2  # parts are joined in another order
+    torch.testing.assert_close(found, expected, rtol=limit, atol=limit)
 
 
 class ReplayedGraphs(DecodeGraphs):

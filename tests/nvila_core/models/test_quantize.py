@@ -19,6 +19,7 @@ from nvila_core.demo import CHECKPOINT
 from nvila_core.demo.evaluate import held_out
 from nvila_core.demo.sampling import FIRST_EVALUATION_SEED
 from nvila_core.models.activations import GELU_TANH
+from nvila_core.models.fp8_rows import quantize_rows
 from nvila_core.models.quantize import (
     MAX_DEQUANTIZED,
     Format,
@@ -34,7 +35,6 @@ from nvila_core.models.quantize import (
     split_rows,
     weight_bytes,
 )
-from nvila_core.models.quantized_products import quantize_rows
 
 WAIT = 60
 CPU = torch.device("cpu")
@@ -139,7 +139,7 @@ def test_fp8_rows_have_scales_of_their_own() -> None:
     x = torch.randn(5, 64) * torch.tensor([1e-4, 1.0, 1e4, 0.0, 1.0])[:, None]
     x[4, 7] = float("inf")
     # when
-    codes, scales = quantize_rows(x)
+    codes, scales, _ = quantize_rows(x)
     # then each keeps three bits after the first, and what is not finite stays so
     kept = codes.float() * scales
     assert ((kept - x)[:4].abs() <= x[:4].abs() / 16 + scales[:4] * 2**-9).all()
@@ -163,9 +163,8 @@ def test_a_bias_is_added_apart_where_no_kernel_adds_it(monkeypatch: pytest.Monke
     layer = LinearFP8(torch.randn(16, 32))
     layer.bias = nn.Parameter(torch.randn(16), requires_grad=False)
     x = torch.randn(3, 32)
-    codes, scales = quantize_rows(x)
     # when
-    found = [layer.scaled_product(codes, scales, torch.float32) for _ in range(2)]
+    found = [layer.scaled_product(quantize_rows(x)) for _ in range(2)]
     # then the product is right, and a kernel with a bias is tried once
     torch.testing.assert_close(found, [layer.product(x)] * 2)
     assert asked == [True, False, False]

@@ -22,7 +22,6 @@ from nvila_core.models.quantized_products import (
     pack_halves,
     product_4_bits,
     product_8_bits,
-    quantize_rows,
     widened_4_bits,
 )
 
@@ -97,30 +96,6 @@ def test_pytorch_widens_4_bits_as_the_kernel_of_a_cpu_does() -> None:
         assert error(found, quantized(weight, "int4", torch.float32)(x)) < 0.01
 
 
-@pytest.mark.parametrize(("size", "gelu"), [(48, False), (112, True), (9000, False), (9000, True)])
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_are_quantized_alike_by_the_kernel_and_by_pytorch(
-    dtype: torch.dtype, size: int, gelu: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # given rows with a stride, of which two are not finite
-    torch.manual_seed(4)
-    x = (torch.randn(5, 2, size) * 3).to(dtype)[:, 0]
-    x[1, 5], x[2, 6] = float("nan"), float("inf")
-    expected, scales = quantize_rows(x, gelu)
-    # when
-    monkeypatch.setattr(Switch, "interpreted", True)
-    found, scales_found = quantize_rows(x, gelu)
-    # then scales are equal, and codes but for rounding: the interpreter does not round as GPUs
-    # do, and loses the carry where a code becomes a power of two
-    torch.testing.assert_close(scales_found, scales, rtol=1e-6, atol=0, equal_nan=True)
-    good = scales.isfinite().flatten()
-    assert good.tolist() == [True, False, False, True, True]
-    wide = expected[good].float()
-    carried = wide.abs().log2() % 1 == 0
-    close = (found[good].float() - wide).abs() <= wide.abs() / 8 + 2**-9
-    assert (close | carried).all()
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
 @pytest.mark.parametrize("rows", [1, 3, 17, 64, 100, 2048])
@@ -143,21 +118,3 @@ def test_a_gpu_multiplies_as_the_processor_does(
         found, expected = there(x.cuda()).cpu(), here(x)
     # then they differ by rounding; few rows keep their precision where many become FP8
     assert error(found, expected) < (0.03 if kind == "fp8" else 0.01)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here")
-@pytest.mark.parametrize("gelu", [False, True])
-def test_a_gpu_quantizes_rows_as_pytorch_does(gelu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(6)
-    x = torch.randn(300, 4304, device="cuda").bfloat16() * 3
-    x[7, 9] = float("nan")
-    found, scales = quantize_rows(x, gelu)
-    monkeypatch.setattr(Switch, "disabled", True)
-    expected, scales_expected = quantize_rows(x, gelu)
-
-    torch.testing.assert_close(scales, scales_expected, rtol=1e-2, atol=0, equal_nan=True)
-    good = scales.isfinite().flatten()
-    assert good.sum() == 299
-    same = (found[good].float() == expected[good].float()).float().mean()
-    assert same > 0.95

@@ -19,8 +19,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from nvila_core.engine.triton_attention import SINGLE_ROWS, Tiling, chunk_tiling
-from nvila_core.kernels import attention, layer, linear
-from nvila_core.models import quantized_products
+from nvila_core.kernels import attention, fp8, layer, linear
+from nvila_core.models import fp8_rows, quantized_products
+from nvila_core.models.kernels import power_of_two
 
 HEAD: dict[str, Any] = {"HEADS": 12, "KV_HEADS": 2, "HEAD_DIM": 128, "PADDED_DIM": 128}
 POINTERS = {
@@ -58,8 +59,8 @@ def product_case(kind: str, rows: int) -> tuple[Any, dict[str, Any], Any]:
     return linear.multiply_8_bits, {**sizes, "TILE_INPUTS": tiling.inputs, "types": types}, tiling
 
 
-def quantized_cases(arch: int) -> dict[str, tuple[Any, dict[str, Any], Any]]:
-    """Return the kernels of quantized layers."""
+def quantized_cases() -> dict[str, tuple[Any, dict[str, Any], Any]]:
+    """Return the kernels of products with weights in 8 or 4 bits."""
     widen = {"OUTPUTS": 17920, "INPUTS": 1536, "GROUP": 64, "TILE_OUTPUTS": 64}
     found: dict[str, tuple[Any, dict[str, Any], Any]] = {
         "widen 4 bits": (
@@ -72,11 +73,45 @@ def quantized_cases(arch: int) -> dict[str, tuple[Any, dict[str, Any], Any]]:
         found[f"int8, {rows} rows"] = product_case("*i8", rows)
     for rows in (1, 32):
         found[f"int4, {rows} rows"] = product_case("*u8", rows)
+    return found
+
+
+def fp8_cases(arch: int) -> dict[str, tuple[Any, dict[str, Any], Any]]:
+    """Return the kernels that write rows in FP8, with the sizes of 2B and 8B."""
     if arch < FP8:
-        return found
-    for size, block, gelu in ((4304, 8192, True), (8960, 2048, False)):
-        sizes = {"SIZE": size, "BLOCK": block, "GELU": gelu}
-        found[f"quantize {size}"] = (linear.rows_to_fp8, sizes, Tiling(0, 0, 2, 3))
+        return {}
+    found: dict[str, tuple[Any, dict[str, Any], Any]] = {}
+    for size, block, gelu in ((4304, 8192, True), (8960, fp8_rows.PART_OF_ROW, False)):
+        sizes = {"SIZE": size, "BLOCK": block, "GELU": gelu, "GATED": False}
+        found[f"quantize {size}"] = (fp8.rows_to_fp8, sizes, Tiling(0, 0, 2, 3))
+    for size in (8960, 18944):
+        for block, warps in ((fp8_rows.PART_OF_GATED_ROW, 16), (fp8_rows.PART_OF_ROW, 4)):
+            sizes = {"SIZE": size, "BLOCK": block, "GELU": False, "GATED": True}
+            found[f"gate {size} in fp8 by {block}"] = (
+                fp8.rows_to_fp8,
+                sizes,
+                Tiling(0, 0, warps, 3),
+            )
+    types = {"normed": "*fp8e4nv"}
+    for size, warps in ((1536, 4), (3584, 8)):
+        padded = power_of_two(size)
+        found[f"norm {size} in fp8"] = (
+            layer.sum_and_norm,
+            {"SIZE": size, "PADDED_SIZE": padded, "ADD": True, "FP8": True, "types": types},
+            Tiling(0, 0, warps, 3),
+        )
+        for splits in (2, 64):
+            found[f"combine {splits} of {size} in fp8"] = (
+                attention.combine_splits_to_fp8,
+                {
+                    "HEADS": size // 128,
+                    "HEAD_DIM": 128,
+                    "PADDED_SIZE": padded,
+                    "SPLITS": splits,
+                    "PASS_SPLITS": min(splits, fp8_rows.JOINED_AT_ONCE // padded),
+                },
+                Tiling(0, 0, 16, 3),
+            )
     return found
 
 
@@ -90,7 +125,7 @@ def cases(arch: int) -> dict[str, tuple[Any, dict[str, Any], Any]]:
         "combine": (attention.combine_splits, {**HEAD, "SPLITS": 64}, plain),
         "norm": (
             layer.sum_and_norm,
-            {"SIZE": 1536, "PADDED_SIZE": 2048, "ADD": True},
+            {"SIZE": 1536, "PADDED_SIZE": 2048, "ADD": True, "FP8": False},
             plain,
         ),
         "gate": (layer.silu_mul, {"SIZE": 8960, "BLOCK": 1024}, plain),
@@ -99,7 +134,8 @@ def cases(arch: int) -> dict[str, tuple[Any, dict[str, Any], Any]]:
             {"HEADS": 12, "KV_HEADS": 2, **halves},
             Tiling(0, 0, 2, 3),
         ),
-        **quantized_cases(arch),
+        **quantized_cases(),
+        **fp8_cases(arch),
     }
 
 
