@@ -185,7 +185,6 @@ def test_kernels_that_do_not_compile_are_turned_off_before_a_model_uses_them(
     assert kernels_for(torch.zeros(1)) is None
 
 
-@pytest.mark.usefixtures("interpreted")
 @pytest.mark.parametrize(
     ("slices", "processors", "apart"),
     [
@@ -214,6 +213,7 @@ def test_a_model_in_fp8_computes_the_same_whichever_kernel_quantizes_its_rows(
         return quantize_rows(x, gelu)
 
     monkeypatch.setattr(quantize, "quantize_rows", count)
+    monkeypatch.setattr(Switch, "interpreted", True)
 
     def hidden() -> torch.Tensor:
         torch.manual_seed(3)

@@ -168,6 +168,7 @@ class Idle:
         return lambda *args, **options: None
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("interpreted")
 def test_kernels_that_write_right_rows_stay_on() -> None:
     check_kernel("fp8", CPU, torch.bfloat16)
