@@ -11,9 +11,9 @@ its CPU time is the process's:
    belongs to the stream, not to the clip.
 2. Model worker: the worker's own slots and engine answer the same requests through RQ. With one
    PyTorch thread the model runs in the engine's thread only; the CPU time of that thread is
-   subtracted. So is the time of `NVILA.prepare` (plan, tiles, tokens), measured by the clocks of
-   the threads that call it, and the worker's start and end. The engine knows the clips from the
-   round before, so its row says little.
+   subtracted. So is the time of `Engine.submit` (plan, tiles, tokens, hashes of the tiles),
+   measured by the clocks of the threads that call it, and the worker's start and end. The engine
+   knows the clips from the round before, so its row says little.
 
 JPEGs are opened once for all `--watches` of the stream, so with several each clip has a part of
 that time: it is that of opening one, times the number that the worker opened. The last row is the
@@ -35,6 +35,7 @@ from typing import Any
 from unittest.mock import patch
 
 import av
+import cv2
 import psutil
 import torch
 from footage import write_street
@@ -70,6 +71,7 @@ LABELS = {
     "redis_ms": "redis",
     "decode_ms": "(decoding)",
     "prepare_ms": "(model: preparing prompts)",
+    "hash_ms": "(model: handing them to the engine)",
     "engine_ms": "(model: engine, clips in its cache)",
     "nvila_jpeg_ms": f"(opening JPEGs for tiles of {NVILA_TILE} pixels)",
 }
@@ -87,6 +89,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    cv2.setNumThreads(1)  # as the ingest worker does
     configure_logging("error")
     width, height = (int(side) for side in options.size.split("x"))
     with tempfile.TemporaryDirectory() as directory:
@@ -129,7 +132,7 @@ def measure(
             )
         )
         done = [
-            one_round(client, connections, model, backend.frames, servers, video, options)
+            one_round(client, connections, engine, backend.frames, servers, video, options)
             for _ in range(options.rounds + 1)
         ]
     return done[1:]  # the first round warms up
@@ -138,13 +141,14 @@ def measure(
 def one_round(
     client: Service,
     connections: Connections,
-    model: NVILA,
+    engine: Engine,
     opened: OpenedFrames,
     servers: list[psutil.Process],
     video: Path,
     options: argparse.Namespace,
 ) -> dict[str, float]:
     """Ingest the video, answer its clips, detach it; return milliseconds per clip."""
+    model = engine.model
     last_id = client.queue.last_id()
     served = cpu_of(servers)
     stream = client.attach(
@@ -163,9 +167,9 @@ def one_round(
     assert engine_thread.ident is not None
     clock = time.pthread_getcpuclockid(engine_thread.ident)
     before, opened_before = time.clock_gettime(clock), opened.opened
-    with prepared(model) as spent:
+    with timed(model, "prepare") as prepared, timed(engine, "submit") as submitted:
         whole = cpu(lambda: answer_all(connections, client.settings))
-    engine = time.clock_gettime(clock) - before
+    computed = time.clock_gettime(clock) - before
     # an empty run is its start and end
     whole -= cpu(lambda: answer_all(connections, client.settings))
     results = [result for _, result in client.queue.read(last_id, 1.0)]
@@ -180,12 +184,13 @@ def one_round(
     client.detach(stream.id)
     seconds = {
         "ingest_ms": (ingest - decode) / clips,
-        "worker_ms": (whole - engine - sum(spent)) / clips,
+        "worker_ms": (whole - computed - sum(submitted)) / clips,
         "worker_jpeg_ms": jpegs,
         "redis_ms": served / clips,
         "decode_ms": decode / clips,
-        "prepare_ms": sum(spent) / clips,
-        "engine_ms": engine / clips,
+        "prepare_ms": sum(prepared) / clips,
+        "hash_ms": (sum(submitted) - sum(prepared)) / clips,
+        "engine_ms": computed / clips,
         "nvila_jpeg_ms": nvila_jpegs,
     }
     return {name: 1000 * value for name, value in seconds.items()}
@@ -212,19 +217,19 @@ def open_jpegs(client: Service, stream_id: str, tile: int) -> None:
 
 
 @contextmanager
-def prepared(model: NVILA) -> Iterator[list[float]]:
-    """Collect the CPU seconds of each call of `model.prepare`, in any thread."""
+def timed(owner: Any, method: str) -> Iterator[list[float]]:
+    """Collect the CPU seconds of each call of a method of `owner`, in any thread."""
     spent: list[float] = []
-    prepare = model.prepare
+    call = getattr(owner, method)
 
-    def timed(*args: Any, **options: Any) -> Any:
+    def measured(*args: Any, **options: Any) -> Any:
         began = time.thread_time()
         try:
-            return prepare(*args, **options)
+            return call(*args, **options)
         finally:
             spent.append(time.thread_time() - began)
 
-    with patch.object(model, "prepare", timed):
+    with patch.object(owner, method, measured):
         yield spent
 
 

@@ -69,8 +69,8 @@ local function is_of_another(queue, stream, worker)
          and redis.call('EXISTS', '{BaseWorker.redis_worker_namespace_prefix}' .. other) == 1
 end
 
--- Moves a job of a queue to its intermediate list, and returns its id; nil if there is none.
-local function take_for(queue, intermediate, jobs, worker)
+-- Takes a job out of a queue, and returns its id; nil if there is none.
+local function take_for(queue, jobs, worker)
   local ids = redis.call('LRANGE', queue, 0, {_LOOK_AHEAD - 1})
   if not ids[1] then return nil end
   local taken, stream
@@ -85,7 +85,6 @@ local function take_for(queue, intermediate, jobs, worker)
   end
   if taken ~= ids[1] then redis.call('HINCRBY', jobs .. ids[1], 'passed', 1) end
   redis.call('LREM', queue, 1, taken)
-  redis.call('RPUSH', intermediate, taken)
   if stream then redis.call('SET', worker_key(queue, stream), worker, 'EX', {_TTL}) end
   return taken
 end

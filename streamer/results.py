@@ -3,10 +3,12 @@
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import redis
 import structlog
+from redis.commands.core import Script
 
 from streamer import redis_keys
 from streamer.domain.kinds import ResultKind
@@ -20,6 +22,9 @@ from streamer.settings import Settings
 
 FIELD = b"json"
 """Field of a results queue entry that holds the record."""
+
+_PUBLISH_KEYS, _PUBLISH_ARGS = 5, 12
+"""How many keys and arguments `_PUBLISH` takes."""
 
 _log = structlog.get_logger(__name__)
 
@@ -64,6 +69,53 @@ return 1
 )
 
 
+@dataclass(frozen=True)
+class Ending:
+    """What ends the job of a request, in the same step in which its result is published.
+
+    Attributes:
+        script: in Lua; it returns 1, or 0 if another worker has the job by now.
+        keys, args: its KEYS and ARGV.
+    """
+
+    script: str
+    keys: list[str]
+    args: list[str | int | float]
+
+
+@dataclass(frozen=True)
+class Published:
+    """What became of a result and of its job.
+
+    Attributes:
+        first: whether the request had no result before: it has this one now.
+        ended: whether the job was ended by its worker, see `Ending`.
+    """
+
+    first: bool
+    ended: bool
+
+
+def _publish_and(ending: str) -> str:
+    """Return the script that publishes a result and then ends its job; it returns what both return.
+
+    Its KEYS and ARGV are those of both, one after the other.
+    """
+    return f"""
+local function publish(KEYS, ARGV)
+{_PUBLISH}
+end
+local function finish(KEYS, ARGV)
+{ending}
+end
+local published = publish(KEYS, ARGV)
+local keys, args = {{}}, {{}}
+for i = {_PUBLISH_KEYS + 1}, #KEYS do keys[i - {_PUBLISH_KEYS}] = KEYS[i] end
+for i = {_PUBLISH_ARGS + 1}, #ARGV do args[i - {_PUBLISH_ARGS}] = ARGV[i] end
+return {{published, finish(keys, args)}}
+"""
+
+
 class Results:
     """Publishes, looks up, awaits and follows results."""
 
@@ -71,15 +123,42 @@ class Results:
         self._redis = redis
         self._settings = settings
         self._publish = redis.register_script(_PUBLISH)
+        self._endings: dict[str, Script] = {}
         self._count_out = redis.register_script(_COUNT_OUT + "count_out(KEYS[1], ARGV[1])")
 
     def publish(self, result: Result, *, owner_id: str | None, lasting: bool = False) -> bool:
-        """Publish a result; return False, without publishing, if its request has one already.
+        """Publish a result; return False, without publishing, if its request has one already; see
+        :meth:`publish_and_end`."""
+        keys, args = self._call(result, owner_id, lasting)
+        return bool(self._publish(keys=keys, args=args))
+
+    def publish_and_end(
+        self, result: Result, ending: Ending, *, owner_id: str | None, lasting: bool = False
+    ) -> Published:
+        """Publish a result, unless its request has one already, and end its job, in one step.
 
         `owner_id` is the watch, the recording or the query whose in-flight set the request leaves.
         With `lasting`, it can be fetched for as long as the answer to a query. Of a result that
         verifies a hit of a search there is no event.
         """
+        keys, args = self._call(result, owner_id, lasting)
+        first, ended = cast(
+            "tuple[int, int]",
+            self._script_with(ending)(keys=[*keys, *ending.keys], args=[*args, *ending.args]),
+        )
+        return Published(bool(first), bool(ended))
+
+    def _script_with(self, ending: Ending) -> Script:
+        known = self._endings.get(ending.script)
+        if known is None:
+            script = self._redis.register_script(_publish_and(ending.script))
+            known = self._endings[ending.script] = script
+        return known
+
+    def _call(
+        self, result: Result, owner_id: str | None, lasting: bool
+    ) -> tuple[list[str], list[str | int | float]]:
+        """Return the keys and arguments with which a result is published."""
         answer = redis_keys.answer(result.request_id)
         # A query's answer can be fetched later. Of other requests only "already published"
         # matters, for as long as a second run of the same job may still happen.
@@ -88,30 +167,27 @@ class Results:
             if owner_id is None or lasting
             else max(3600.0, 4 * self._settings.job_timeout)
         )
-        published = self._publish(
-            keys=[
-                answer,
-                redis_keys.RESULTS,
-                redis_keys.OPEN_QUERIES,
-                redis_keys.ANSWERS,
-                redis_keys.in_flight(owner_id) if owner_id is not None else answer,
-            ],
-            args=[
-                result.model_dump_json(),
-                max(1, int(lifetime)),
-                self._settings.results_maxlen,
-                result.request_id,
-                redis_keys.answered(result.request_id),
-                int(owner_id is not None),
-                int(owner_id is None or owner_id != result.stream_id),  # not of a recording
-                result.stream_id or "",
-                result.stream_name or "",
-                _finished(result) if owner_id is None and not result.verifies else "",
-                int(result.kind is not ResultKind.SUMMARY and not result.verifies),
-                self._settings.results_max_bytes,
-            ],
-        )
-        return bool(published)
+        keys = [
+            answer,
+            redis_keys.RESULTS,
+            redis_keys.OPEN_QUERIES,
+            redis_keys.ANSWERS,
+            redis_keys.in_flight(owner_id) if owner_id is not None else answer,
+        ]
+        return keys, [
+            result.model_dump_json(),
+            max(1, int(lifetime)),
+            self._settings.results_maxlen,
+            result.request_id,
+            redis_keys.answered(result.request_id),
+            int(owner_id is not None),
+            int(owner_id is None or owner_id != result.stream_id),  # not of a recording
+            result.stream_id or "",
+            result.stream_name or "",
+            _finished(result) if owner_id is None and not result.verifies else "",
+            int(result.kind is not ResultKind.SUMMARY and not result.verifies),
+            self._settings.results_max_bytes,
+        ]
 
     def count_out(self, query_id: str) -> None:
         """Count a query no longer among those that are unanswered."""

@@ -12,7 +12,7 @@ from streamer.frames.store import FrameStore, Retention
 from streamer.jobs import Jobs
 from streamer.lost_requests import LostRequests
 from streamer.recorded_windows import RecordedWindows
-from streamer.results import Results
+from streamer.results import Ending, Results
 from streamer.secret_box import SecretBox
 from streamer.settings import Settings
 from streamer.streams import StreamRegistry
@@ -56,6 +56,14 @@ class Place(Protocol):
         """Let this job be moved to another worker, by way of its queue."""
         ...
 
+    def ending(self) -> Ending | None:
+        """Return what ends this job, to be done with its last step; None if nothing needs to."""
+        ...
+
+    def note_end(self, owned: bool) -> None:
+        """Note that its last step was done with `ending`, which returned `owned`."""
+        ...
+
 
 class _NoWorker:
     """The place of a job that runs outside a worker: nothing is scarce there."""
@@ -68,6 +76,13 @@ class _NoWorker:
         return True
 
     def allow_moves(self) -> None:
+        """Do nothing."""
+
+    def ending(self) -> Ending | None:
+        """Return None."""
+        return None
+
+    def note_end(self, owned: bool) -> None:
         """Do nothing."""
 
 

@@ -1,14 +1,12 @@
 """Convert decoded frames to JPEGs of bounded size, and back."""
 
-import struct
 from collections.abc import Callable
-from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
-from PIL import JpegImagePlugin
 
 from nvila_core.media.levels import deep_values, to_levels
 from nvila_core.media.orientation import display_matrix, upright
@@ -22,18 +20,23 @@ MAX_SIDE = 1920
 MAX_STORED_SIDE = 4096
 """Pixels of the longer side of a frame that is decoded; earlier versions stored no larger ones."""
 
-_REDUCED = {
-    8: cv2.IMREAD_REDUCED_COLOR_8,
-    4: cv2.IMREAD_REDUCED_COLOR_4,
-    2: cv2.IMREAD_REDUCED_COLOR_2,
-    1: cv2.IMREAD_COLOR_RGB,
-}
+_REDUCTIONS = (8, 4, 2, 1)
+"""By how much a JPEG decoder can reduce a picture on the way."""
 
 
 _LUMA_FIRST = frozenset(
     ("yuv420p", "yuv422p", "yuv444p", "yuvj420p", "yuvj422p", "yuvj444p", "nv12", "gray")
 )
 """Formats of video whose first plane has the luma of each pixel in 8 bits."""
+
+_NO_COLOUR = 128
+"""Level of the chroma of grey, in every range."""
+
+_JPEG_PLANES = frozenset(("yuv420p", "yuvj420p"))
+"""Formats whose planes are those of a JPEG of 4:2:0."""
+
+_JPEG_MATRIX = frozenset((2, 5, 6))
+"""Numbers of FFmpeg for the matrix of a JPEG, BT.601: unspecified, BT.470 BG and SMPTE 170M."""
 
 _FULL_RANGE = 2
 """Number of FFmpeg for luma from 0 to 255; without it, that of most formats is 16 to 235."""
@@ -55,11 +58,42 @@ def luma_plane(image: "VideoFrame") -> tuple[NDArray[np.uint8], bool] | None:
     return _rows(image, width), not full
 
 
-def _rows(image: "VideoFrame", length: int) -> NDArray[np.uint8]:
-    """Return the first plane, without copying it: rows of `length` bytes."""
-    plane: Any = image.planes[0]  # a buffer, which its stubs do not say
+def jpeg_of_planes(image: "VideoFrame", quality: int) -> bytes | None:
+    """Encode the planes of a frame as a JPEG, without a detour over BGR; `quality` is 0 to 100.
+
+    A JPEG of 4:2:0 has the same planes as most video, but for the range of their levels: it shows
+    what a JPEG of :func:`to_bgr` shows, with fewer roundings. Return None if the frame needs more:
+    the matrix of another standard, other planes, or what :func:`to_bgr` makes of it.
+    """
+    found = luma_plane(image)
+    if found is None or image.format.name not in _JPEG_PLANES:
+        return None
+    if image.colorspace not in _JPEG_MATRIX:
+        return None
+    luma, video_range = found
+    width, height = (image.width + 1) // 2, (image.height + 1) // 2
+    planes = [luma, _rows(image, width, height, 1), _rows(image, width, height, 2)]
+    if video_range:
+        chroma = (_full_range(plane, _NO_COLOUR, 224) for plane in planes[1:])
+        planes = [_full_range(luma, 16, 219), *chroma]
+    else:
+        planes = [np.ascontiguousarray(plane) for plane in planes]
+    jpeg: bytes = simplejpeg.encode_jpeg_yuv_planes(*planes, quality)
+    return jpeg
+
+
+def _full_range(plane: NDArray[np.uint8], zero: int, span: int) -> NDArray[np.uint8]:
+    """Stretch `span` levels to 255; `zero` is the level of black, or that without colour."""
+    gain = 255 / span
+    stays = zero if zero == _NO_COLOUR else 0
+    return cv2.addWeighted(plane, gain, plane, 0.0, stays - gain * zero)  # type: ignore[return-value]
+
+
+def _rows(image: "VideoFrame", length: int, height: int = 0, number: int = 0) -> NDArray[np.uint8]:
+    """Return a plane, without copying it: `height` rows (default: all) of `length` bytes."""
+    plane: Any = image.planes[number]  # a buffer, which its stubs do not say
     rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-    return rows[: image.height, :length]
+    return rows[: height or image.height, :length]
 
 
 def to_bgr(image: "VideoFrame", on_scaled: Callable[[], None] = lambda: None) -> NDArray[np.uint8]:
@@ -119,7 +153,7 @@ def reduction(width: int, height: int, enough: tuple[int, int] | None) -> int:
     1, 2, 4 or 8."""
     if enough is None:
         return 1
-    fits = (n for n in _REDUCED if width // n >= enough[0] and height // n >= enough[1])
+    fits = (n for n in _REDUCTIONS if width // n >= enough[0] and height // n >= enough[1])
     return next(fits, 1)
 
 
@@ -133,13 +167,26 @@ def from_jpeg(
 
     Raises ValueError if the JPEG is damaged, or larger than any stored frame.
     """
-    if max(_size(jpeg)) > MAX_STORED_SIDE:
+    own_height, own_width = _read(simplejpeg.decode_jpeg_header, jpeg)[:2]
+    if max(own_height, own_width) > MAX_STORED_SIDE:
         raise ValueError("a picture larger than any frame")
-    flags = _REDUCED[reduction(width, height, enough)]
-    image = cv2.imdecode(np.frombuffer(jpeg, np.uint8), flags) if jpeg else None
-    if image is None:
-        raise ValueError("not a picture")
-    return image if flags == cv2.IMREAD_COLOR_RGB else cv2.cvtColor(image, cv2.COLOR_BGR2RGB)  # type: ignore[return-value]
+    factor = reduction(width, height, enough)
+    picture: NDArray[np.uint8] = _read(
+        simplejpeg.decode_jpeg,
+        jpeg,
+        min_height=own_height // factor,
+        min_width=own_width // factor,
+        min_factor=factor,
+    )
+    return picture
+
+
+def _read(read: Callable[..., Any], jpeg: bytes, **options: Any) -> Any:
+    """Return what a function of simplejpeg reads. Raises ValueError for what is not a JPEG."""
+    try:
+        return read(jpeg, strict=False, **options)
+    except (ValueError, KeyError) as error:  # KeyError: colours that no JPEG has
+        raise ValueError("not a JPEG") from error
 
 
 def scale_jpeg(jpeg: bytes, width: int, height: int, size: tuple[int, int], quality: int) -> bytes:
@@ -152,14 +199,3 @@ def scale_jpeg(jpeg: bytes, width: int, height: int, size: tuple[int, int], qual
     image = from_jpeg(jpeg, width, height, enough=size)
     small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     return to_jpeg(cv2.cvtColor(small, cv2.COLOR_RGB2BGR), quality)  # type: ignore[arg-type]
-
-
-def _size(jpeg: bytes) -> tuple[int, int]:
-    """Return the width and height in a JPEG's header, which is all that is read.
-
-    Raises ValueError for what is not a JPEG.
-    """
-    try:
-        return JpegImagePlugin.JpegImageFile(BytesIO(jpeg)).size
-    except (SyntaxError, OSError, ValueError, TypeError, IndexError, struct.error) as error:
-        raise ValueError("not a JPEG") from error

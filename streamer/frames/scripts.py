@@ -98,6 +98,14 @@ local max_frames, max_bytes = tonumber(ARGV[10]), tonumber(ARGV[11])
 local min_frames, budget = tonumber(ARGV[12]), tonumber(ARGV[13])
 if reserve_used() + size > 0 then return redis.error_reply('OOM no room for a frame') end
 
+local info, newest, last_id = redis.pcall('XINFO', 'STREAM', index), false, false
+if not info.err then
+  for i = 1, #info, 2 do
+    if info[i] == 'last-generated-id' then last_id = info[i + 1] end
+    if info[i] == 'last-entry' then newest = info[i + 1] end
+  end
+end
+
 -- 0. Refuse a former owner. Answer a client that repeats the frame, because the reply was lost.
 local token, guard = tonumber(ARGV[16]), STATE .. stream .. ':token'
 if token > 0 then
@@ -105,7 +113,6 @@ if token > 0 then
   if token < highest then return false end
   if token > highest then redis.call('SET', guard, ARGV[16]) end
   redis.call('EXPIRE', guard, 3600)
-  local newest = redis.call('XREVRANGE', index, '+', '-', 'COUNT', 1)[1]
   if newest and newest[2][2] == ARGV[6] then return newest[1] end
 end
 
@@ -114,21 +121,17 @@ end
 local dates, seq, shift = STATE .. stream .. ':dates', 0, 0
 local noted = redis.call('LINDEX', dates, -1)
 if noted then shift = tonumber(string.match(noted, ' (%-?%d+)$')) end
-local info, first = redis.pcall('XINFO', 'STREAM', index), false
-if not info.err then
-  for i = 1, #info, 2 do
-    if info[i] == 'last-generated-id' then
-      local last_ms, last_seq = string.match(info[i + 1], '(%d+)-(%d+)')
-      last_ms, last_seq = tonumber(last_ms), tonumber(last_seq)
-      if ms > last_ms then
-        first, shift = shift ~= 0, 0
-      elseif ms + shift <= last_ms - 1000 then
-        first, shift = true, last_ms + 1 - ms
-      end
-      ms = ms + shift
-      if ms <= last_ms then ms, seq = last_ms, last_seq + 1 end
-    end
+local first = false
+if last_id then
+  local last_ms, last_seq = string.match(last_id, '(%d+)-(%d+)')
+  last_ms, last_seq = tonumber(last_ms), tonumber(last_seq)
+  if ms > last_ms then
+    first, shift = shift ~= 0, 0
+  elseif ms + shift <= last_ms - 1000 then
+    first, shift = true, last_ms + 1 - ms
   end
+  ms = ms + shift
+  if ms <= last_ms then ms, seq = last_ms, last_seq + 1 end
 end
 local id = string.format('%.0f-%.0f', ms, seq)
 if first then

@@ -35,6 +35,7 @@ from workers.context import (
     WorkerContext,
     current,
     first_attempt,
+    place,
     stop_check,
 )
 from workers.gpu.clip_plan import plan_clip
@@ -291,13 +292,17 @@ def _queue_ms(clip: ClipRequest, started: float) -> float:
 
 
 def _publish(context: WorkerContext, clip: ClipRequest, result: Result) -> None:
-    """Publish a result, as soon as Redis accepts it. Raises GiveBack when the worker stops
-    before."""
+    """Publish a result, as soon as Redis accepts it, and end the job in the same step. Raises
+    GiveBack when the worker stops before."""
     _complete(context, clip, result)
-    lasting = clip.part_of is not None
+    owner, lasting, ending = owner_of(clip), clip.part_of is not None, place().ending()
 
     def publish() -> bool:
-        return context.results.publish(result, owner_id=owner_of(clip), lasting=lasting)
+        if ending is None:
+            return context.results.publish(result, owner_id=owner, lasting=lasting)
+        done = context.results.publish_and_end(result, ending, owner_id=owner, lasting=lasting)
+        place().note_end(done.ended)
+        return done.first
 
     with tracing.step("publish"):
         published = insist(publish)

@@ -11,7 +11,7 @@ from nvila_core.resolution.meter import Meter
 from nvila_core.resolution.policy import Measures
 from streamer.domain.frame import FrameRef
 from streamer.domain.stream import StreamCounters, StreamSpec
-from streamer.frames.jpeg import luma_plane, to_bgr, to_jpeg
+from streamer.frames.jpeg import jpeg_of_planes, luma_plane, to_bgr, to_jpeg
 from streamer.frames.store import FrameStore, Retention
 from streamer.media.sampler import make_sampler
 from streamer.media.source import DecodedFrame
@@ -86,15 +86,21 @@ class FrameIntake:
         """
         began = time.perf_counter()
         try:
-            bgr = to_bgr(frame.image, self._note_scaled)
-            jpeg = to_jpeg(bgr, self._context.settings.jpeg_quality)
-            luma = luma_plane(frame.image)
-            measures = self._meter.measure(*(luma or (bgr,)))
+            jpeg, measures = self._compress(frame.image)
         except (av.FFmpegError, cv2.error, ValueError):
             raise cannot_decode(self._spec.url, self._counters.codec) from None
         self._counters.width, self._counters.height = frame.image.width, frame.image.height
         cost = frame.decode_ms + (time.perf_counter() - began) * 1000
         return SampledFrame(jpeg, measures, frame.time, pts, frame.epoch, cost)
+
+    def _compress(self, image: VideoFrame) -> tuple[bytes, Measures]:
+        """Return a frame as a JPEG, and its measures; by its own planes where that is possible."""
+        quality = self._context.settings.jpeg_quality
+        luma, jpeg = luma_plane(image), jpeg_of_planes(image, quality)
+        if luma is not None and jpeg is not None:
+            return jpeg, self._meter.measure(*luma)
+        bgr = to_bgr(image, self._note_scaled)
+        return to_jpeg(bgr, quality), self._meter.measure(*(luma or (bgr,)))
 
     def put(self, sampled: SampledFrame) -> FrameRef:
         """Store a frame. Raises Superseded, redis.exceptions.RedisError."""

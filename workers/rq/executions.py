@@ -16,6 +16,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import cast
 from uuid import uuid4
 
 import redis
@@ -26,11 +27,16 @@ from rq.job import Job, JobStatus
 from rq.queue import Queue
 from rq.registry import FailedJobRegistry
 from rq.results import Result
+from rq.serializers import JSONSerializer
+from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import utcformat
 from rq.worker import BaseWorker
 
 from streamer import redis_keys
-from workers.rq.job import Slot
+from streamer.affinity import TAKE
+from streamer.pace import EXPECTED_WAIT, NOTE_TAKEN
+from streamer.results import Ending
+from workers.rq.job import PlainJob, Slot
 
 _MAX_ABANDONED = 100
 """Expired executions that are ended in one step."""
@@ -52,48 +58,97 @@ local function runs(started, job, executions, id)
 end
 """
 
-# KEYS: intermediate, job, started registry, executions of the job, execution, executions of the
-# worker, tokens. ARGV: job id, execution id, lease s, worker, started at
-# Returns the token, or 0 and why the job is not taken.
-_BEGIN = (
-    _CLOCK
+_BEGIN = """
+-- Lets a job that is in no queue run. Returns the token, or 0 and why the job is not to be run.
+local function begin(id, job, started, executions, hash, own, tokens, execution, lease, worker, at)
+  local status = redis.call('HGET', job, 'status')
+  if not status or redis.call('HEXISTS', job, 'data') == 0 then return 0, 'deleted' end
+  if status == 'finished' or status == 'failed' or status == 'stopped' or status == 'canceled' then
+    return 0, 'ended'
+  end
+  if runs(started, job, executions, id) then
+    redis.call('HSET', job, 'status', 'started')
+    return 0, 'running'
+  end
+  for _, other in ipairs(redis.call('ZRANGE', executions, 0, -1)) do
+    redis.call('ZREM', started, id .. ':' .. other)  -- expired, and taken over here
+  end
+  local before = redis.call('HGET', job, 'execution')
+  if before then redis.call('ZREM', started, id .. ':' .. before) end
+  redis.call('DEL', executions)
+  local token = math.max(math.floor(now * 1000), tonumber(redis.call('GET', tokens) or '0') + 1)
+  local shown, member = string.format('%.0f', token), id .. ':' .. execution
+  redis.call('SET', tokens, shown)
+  redis.call('HSET', hash, 'id', execution, 'job_id', id, 'created_at', now,
+             'last_heartbeat', now, 'worker_name', worker)
+  redis.call('EXPIRE', hash, lease)
+  redis.call('ZADD', started, now + lease, member)
+  redis.call('ZADD', executions, now + lease + 60, execution)
+  redis.call('EXPIRE', executions, lease + 60)
+  redis.call('SADD', own, member)
+  redis.call('EXPIRE', own, lease + 60)
+  redis.call('HSET', job, 'status', 'started', 'worker_name', worker, 'started_at', at,
+             'last_heartbeat', at, 'execution', execution, 'token', shown)
+  redis.call('PERSIST', job)
+  return token, ''
+end
+"""
+
+# Takes a job by priority and lets it run, and deletes the wake-ups of queues that turn out empty.
+# It begins with a command that needs no memory and does nothing: a full server then lets it write.
+# KEYS: queue, intermediate, wake, started registry; four for each queue. ARGV: the key that says
+# that all workers are suspended, prefix of the keys of jobs, the worker, whether it has room ('1')
+# if it takes none and if it takes one, the milliseconds for which that counts, execution id, lease
+# s, started at, prefixes of the keys executions of a job and execution, executions of the worker,
+# tokens, prefix of the keys of queues
+# Returns the key of the queue, the id of the job, its record, how many jobs wait after it, the
+# seconds that the last one of its queue is expected to wait, 0 if that is not known, and the token,
+# or 0 and why the job is not to be run; false if there is none, or '' if workers are suspended.
+_TAKE = (
+    EXPECTED_WAIT
+    + NOTE_TAKEN
+    + TAKE
+    + _CLOCK
+    + _BEGIN
     + """
-local id, execution, lease = ARGV[1], ARGV[2], tonumber(ARGV[3])
-local member = id .. ':' .. execution
-if redis.call('ZSCORE', KEYS[3], member) then  -- repeated, because the reply was lost
-  return {tonumber(redis.call('HGET', KEYS[2], 'token')), ''}
+redis.call('LTRIM', KEYS[2], 0, -1)
+for _, member in ipairs(redis.call('SMEMBERS', ARGV[12])) do
+  if string.sub(member, -#ARGV[7]) == ARGV[7] then  -- repeated, because the reply was lost
+    local id = string.sub(member, 1, -#ARGV[7] - 2)
+    local job = ARGV[2] .. id
+    local record, origin = redis.call('HGETALL', job), redis.call('HGET', job, 'origin')
+    local mine = redis.call('HGET', job, 'execution') == ARGV[7]
+    local token = mine and tonumber(redis.call('HGET', job, 'token')) or 0
+    return {ARGV[14] .. (origin or ''), id, record, 1, '0', token, 'taken over'}
+  end
 end
-if redis.call('LREM', KEYS[1], 1, id) == 0 then return {0, 'recovered'} end
-local status = redis.call('HGET', KEYS[2], 'status')
-if not status then return {0, 'deleted'} end
-if status == 'finished' or status == 'failed' or status == 'stopped' or status == 'canceled' then
-  return {0, 'ended'}
+if redis.call('EXISTS', ARGV[1]) == 1 then return '' end
+for i = 1, #KEYS, 4 do
+  local id = take_for(KEYS[i], ARGV[2], ARGV[3])
+  if id then
+    note_taken(KEYS[i])
+    local _, wait = expected_wait(KEYS[i])
+    local job = ARGV[2] .. id
+    local record = redis.call('HGETALL', job)
+    local token, reason = begin(
+      id, job, KEYS[i + 3], ARGV[10] .. id, ARGV[11] .. id .. ':' .. ARGV[7], ARGV[12], ARGV[13],
+      ARGV[7], tonumber(ARGV[8]), ARGV[3], ARGV[9]
+    )
+    -- There it is found by another worker, if this one dies before it has reported the loss.
+    if reason == 'deleted' then redis.call('RPUSH', KEYS[i + 1], id) end
+    local full = note_room(ARGV[3], ARGV[5] == '1', ARGV[6])
+    local left = 0
+    for j = i, #KEYS, 4 do
+      local waiting = redis.call('LLEN', KEYS[j])
+      left = left + waiting
+      if full and waiting > 0 then wake_any(KEYS[j]) end  -- only this worker may have been woken
+    end
+    return {KEYS[i], id, record, left, tostring(wait or 0), token, reason}
+  end
+  redis.call('DEL', KEYS[i + 2])
 end
-if runs(KEYS[3], KEYS[2], KEYS[4], id) then
-  redis.call('HSET', KEYS[2], 'status', 'started')
-  return {0, 'running'}
-end
-for _, other in ipairs(redis.call('ZRANGE', KEYS[4], 0, -1)) do
-  redis.call('ZREM', KEYS[3], id .. ':' .. other)  -- expired, and taken over here
-end
-local before = redis.call('HGET', KEYS[2], 'execution')
-if before then redis.call('ZREM', KEYS[3], id .. ':' .. before) end
-redis.call('DEL', KEYS[4])
-local token = math.max(math.floor(now * 1000), tonumber(redis.call('GET', KEYS[7]) or '0') + 1)
-redis.call('SET', KEYS[7], string.format('%.0f', token))
-redis.call('HSET', KEYS[5], 'id', execution, 'job_id', id, 'created_at', now,
-           'last_heartbeat', now, 'worker_name', ARGV[4])
-redis.call('EXPIRE', KEYS[5], lease)
-redis.call('ZADD', KEYS[3], now + lease, member)
-redis.call('ZADD', KEYS[4], now + lease + 60, execution)
-redis.call('EXPIRE', KEYS[4], lease + 60)
-redis.call('SADD', KEYS[6], member)
-redis.call('EXPIRE', KEYS[6], lease + 60)
-redis.call('HSET', KEYS[2], 'status', 'started', 'worker_name', ARGV[4], 'started_at', ARGV[5],
-           'last_heartbeat', ARGV[5], 'execution', execution,
-           'token', string.format('%.0f', token))
-redis.call('PERSIST', KEYS[2])
-return {token, ''}
+note_room(ARGV[3], ARGV[4] == '1', ARGV[6])
+return false
 """
 )
 
@@ -282,8 +337,28 @@ class AbandonedJob:
     retried: bool
 
 
-class NotTaken(Exception):  # noqa: N818 - nothing is wrong
-    """A job that was in the queue is not taken: it has ended, runs already, or is gone."""
+DELETED = "deleted"
+UNREADABLE = "unreadable"
+"""Why a job is not run: its record is gone, or cannot be read."""
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A job that was taken out of its queue.
+
+    Attributes:
+        queue: its queue.
+        job_id: its id.
+        slot: what runs it now; None if it is not to be run.
+        reason: why it is not: it has ended, runs already, or its record is gone or unreadable.
+        left: how many jobs wait in this queue and those of a lower priority.
+    """
+
+    queue: Queue
+    job_id: str
+    slot: Slot | None
+    reason: str
+    left: int
 
 
 class Executions:
@@ -297,7 +372,8 @@ class Executions:
     def __init__(self, connection: redis.Redis, lease: int) -> None:
         self._redis = connection
         self._lease = lease
-        self._begin = connection.register_script(_BEGIN)
+        self._asked = ""  # id of the execution that was asked for last, until that is answered
+        self._take = connection.register_script(_TAKE)
         self._renew = connection.register_script(_RENEW)
         self._give_back = connection.register_script(_GIVE_BACK)
         self._succeed = connection.register_script(_SUCCEED)
@@ -305,28 +381,89 @@ class Executions:
         self._abandon = connection.register_script(_ABANDON)
         self._recover = connection.register_script(_RECOVER)
 
-    def begin(self, job: Job, queue: Queue, worker: str, now: datetime) -> Slot:
-        """Move a job from the intermediate list to those that run.
+    def take(
+        self,
+        queues: Sequence[Queue],
+        worker: str,
+        now: datetime,
+        *,
+        room: tuple[bool, bool] = (False, False),
+        room_ms: int = 1000,
+    ) -> Taken | bool:
+        """Take the first job of `queues`, by priority, and let it run.
 
-        Raises NotTaken, with the reason, if it is not to be run.
+        Args:
+            queues: where to look, in this order.
+            worker: name of the worker that runs it.
+            now: the time, for the job's record.
+            room: whether the worker has room for more jobs if it takes none, and if it takes one.
+            room_ms: milliseconds for which that counts.
+
+        Returns what was taken; False if there is no job, True if all workers are suspended.
         """
-        execution = Execution(uuid4().hex, job.id, self._redis, worker)
-        token, reason = self._begin(
+        # The same until it is answered: a job that was taken although the reply was lost is found.
+        self._asked = self._asked or uuid4().hex
+        execution = Execution(self._asked, "", self._redis, worker)
+        answer = self._take(
             keys=[
-                queue.intermediate_queue_key,
-                job.key,
-                queue.started_job_registry.key,
-                _executions_key(job.id),
-                execution.key,
+                key
+                for queue in queues
+                for key in (
+                    queue.key,
+                    queue.intermediate_queue_key,
+                    redis_keys.wake(queue.name),
+                    queue.started_job_registry.key,
+                )
+            ],
+            args=[
+                WORKERS_SUSPENDED,
+                Job.redis_job_namespace_prefix,
+                worker,
+                *map(int, room),
+                room_ms,
+                execution.id,
+                self._lease,
+                utcformat(now),
+                _executions_key(""),
+                Execution("", "", self._redis).key.removesuffix(":"),
                 execution.worker_executions_key,
                 redis_keys.TOKENS,
+                Queue.redis_queue_namespace_prefix,
             ],
-            args=[job.id, execution.id, self._lease, worker, utcformat(now)],
         )
+        self._asked = ""
+        if not answer:
+            return bool(answer == b"")
+        key, job_id, record, left, wait, token, reason = cast(
+            "tuple[bytes, bytes, list[bytes], int, bytes, int, bytes]", answer
+        )
+        queue = self._queue_of(key.decode(), queues)
+        execution.job_id = job_id.decode()
         if not token:
-            raise NotTaken(reason.decode())
+            return Taken(queue, execution.job_id, None, reason.decode(), left)
+        job = PlainJob(execution.job_id, connection=self._redis, serializer=JSONSerializer)
+        unreadable: Exception | None = None
+        try:
+            job.restore(dict(zip(record[::2], record[1::2], strict=True)))
+        except Exception as error:  # of any worker that reads it
+            unreadable = error
+        slot = Slot(job, queue, execution, token)
+        slot.first_attempt = unreadable is None and job.started_at is None
+        slot.wait = float(wait)
         job.worker_name, job.started_at, job._status = worker, now, JobStatus.STARTED
-        return Slot(job, queue, execution, token)
+        if unreadable is None:
+            return Taken(queue, execution.job_id, slot, "", left)
+        name = type(unreadable).__name__
+        self.fail(slot, f"The record of the job is unreadable ({name}).", now)
+        return Taken(queue, execution.job_id, None, f"{UNREADABLE}: {name}", left)
+
+    def _queue_of(self, key: str, queues: Sequence[Queue]) -> Queue:
+        """Return the queue with a key. It may be none of `queues` if the call was repeated."""
+        name = key.removeprefix(Queue.redis_queue_namespace_prefix)
+        known = next((queue for queue in queues if queue.name == name), None)
+        if known is not None or not name:
+            return known or queues[0]
+        return Queue(name, connection=self._redis, serializer=JSONSerializer)
 
     def renew(self, worker: BaseWorker, slots: Sequence[Slot]) -> list[bool]:
         """Prolong the lease of a worker and of what it runs. Return for each slot whether the
@@ -354,10 +491,17 @@ class Executions:
 
     def succeed(self, slot: Slot, now: datetime) -> bool:
         """Record that a job has been done, for as long as its `result_ttl` says."""
+        success = self.success(slot, now)
+        return bool(self._succeed(keys=success.keys, args=success.args))
+
+    @staticmethod
+    def success(slot: Slot, now: datetime) -> Ending:
+        """Return what :meth:`succeed` does, to be done together with the job's last step."""
         job = slot.job
         keys = [slot.queue.finished_job_registry.key, _results_key(job.id)]
         ttl = job.get_result_ttl(DEFAULT_RESULT_TTL)
-        return self._end(self._succeed, slot, keys, [ttl, utcformat(now), slot.seconds_until(now)])
+        args = [ttl, utcformat(now), slot.seconds_until(now)]
+        return Ending(_SUCCEED, [*_keys_of(slot), *keys], [*_args_of(slot), *args])
 
     def fail(self, slot: Slot, trace: str, now: datetime) -> bool:
         """Record that a job has failed, for as long as its `failure_ttl` says."""
@@ -424,20 +568,25 @@ class Executions:
         keys: list[str],
         args: list[str | int | float],
     ) -> bool:
-        job, execution = slot.job, slot.execution
-        owned = script(
-            keys=[
-                slot.queue.started_job_registry.key,
-                job.key,
-                _executions_key(job.id),
-                execution.key,
-                execution.worker_executions_key,
-                _worker_key(execution.worker_name),
-                *keys,
-            ],
-            args=[job.id, execution.id, slot.token, *args],
-        )
-        return bool(owned)
+        return bool(script(keys=[*_keys_of(slot), *keys], args=[*_args_of(slot), *args]))
+
+
+def _keys_of(slot: Slot) -> list[str]:
+    """Return the first keys of each script that ends an execution."""
+    job, execution = slot.job, slot.execution
+    return [
+        slot.queue.started_job_registry.key,
+        job.key,
+        _executions_key(job.id),
+        execution.key,
+        execution.worker_executions_key,
+        _worker_key(execution.worker_name),
+    ]
+
+
+def _args_of(slot: Slot) -> list[str | int | float]:
+    """Return the first arguments of each script that ends an execution."""
+    return [slot.job.id, slot.execution.id, slot.token]
 
 
 def _executions_key(job_id: str) -> str:

@@ -64,6 +64,7 @@ class Slot:
         resting: whether the job waits without a slot.
         wanting: whether it rests only because no slot is free.
         movable: whether another worker can continue the job.
+        ended: whether the end of the job has been recorded with its last step.
         first_attempt: whether no worker has begun the job before.
         wait: seconds that the last job of its queue was expected to wait when this one was taken.
     """
@@ -78,6 +79,7 @@ class Slot:
         self.resting = False
         self.wanting = False
         self.movable = False
+        self.ended = False
         self.first_attempt = False
         self.wait = 0.0
         self._closed = False

@@ -4,8 +4,8 @@ A process that holds a model cannot fork (CUDA does not survive it, OpenMP deadl
 holds thirty camera streams should not have to. RQ keeps jobs, retries and registries; this class
 replaces how jobs are taken and run, for three properties that RQ's own workers do not have:
 
-* at every moment a job is in the queue, in the intermediate list or in the started registry, so
-  that a worker killed at any instant loses none;
+* at every moment a job is in the queue or in the started registry, so that a worker killed at any
+  instant loses none;
 * a killed worker's jobs are taken over after `lease` seconds, not minutes;
 * only functions in a table are run: a job's name comes from a Redis that others can write to.
 """
@@ -22,20 +22,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import FrameType
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import redis
 import structlog
-from rq.exceptions import NoSuchJobError
 from rq.executions import Execution
 from rq.job import Job
 from rq.queue import Queue
 from rq.serializers import JSONSerializer
-from rq.suspension import WORKERS_SUSPENDED
 from rq.worker import BaseWorker
 
 from streamer import redis_keys
-from streamer.affinity import TAKE
 from streamer.clock import Clock, SystemClock
 from streamer.domain.timestamp import to_datetime
 from streamer.errors import ErrorCode
@@ -43,10 +40,10 @@ from streamer.logging_setup import log_about
 from streamer.media.urls import redact
 from streamer.memory_reserve import in_reserve
 from streamer.outage import Outage
-from streamer.pace import EXPECTED_WAIT, NOTE_TAKEN
 from streamer.redis_errors import will_pass
+from streamer.results import Ending
 from workers.context import Abandon, BrokeDown, GiveBack, enter_slot
-from workers.rq.executions import Executions, NotTaken
+from workers.rq.executions import DELETED, UNREADABLE, Executions, Taken
 from workers.rq.heartbeat import Heartbeat
 from workers.rq.job import NoDeathPenalty, PlainJob, Slot
 from workers.rq.maintenance import Maintenance, OnFailed
@@ -71,43 +68,6 @@ _BROKE_DOWN = (
     "see the worker's log, and ask about other frames."
 )
 
-# Takes a job by priority, and deletes the wake-ups of queues that turn out empty. It begins with a
-# command that needs no memory and does nothing: a full server then lets it write.
-# KEYS: queue, intermediate, wake; three for each queue. ARGV: the key that says that all workers
-# are suspended, prefix of the keys of jobs, the worker, whether it has room ('1') if it takes none
-# and if it takes one, and the milliseconds for which that counts
-# Returns the key of the queue, the id of the job, its record, how many jobs wait after it, and the
-# seconds that the last one of its queue is expected to wait, 0 if that is not known; false if there
-# is none, or '' if the workers are suspended.
-_TAKE = (
-    EXPECTED_WAIT
-    + NOTE_TAKEN
-    + TAKE
-    + """
-redis.call('LTRIM', KEYS[2], 0, -1)
-if redis.call('EXISTS', ARGV[1]) == 1 then return '' end
-for i = 1, #KEYS, 3 do
-  local id = take_for(KEYS[i], KEYS[i + 1], ARGV[2], ARGV[3])
-  if id then
-    note_taken(KEYS[i])
-    local _, wait = expected_wait(KEYS[i])
-    local record = redis.call('HGETALL', ARGV[2] .. id)
-    local full = note_room(ARGV[3], ARGV[5] == '1', ARGV[6])
-    local left = 0
-    for j = i, #KEYS, 3 do
-      local waiting = redis.call('LLEN', KEYS[j])
-      left = left + waiting
-      if full and waiting > 0 then wake_any(KEYS[j]) end  -- only this worker may have been woken
-    end
-    return {KEYS[i], id, record, left, tostring(wait or 0)}
-  end
-  redis.call('DEL', KEYS[i + 2])
-end
-note_room(ARGV[3], ARGV[4] == '1', ARGV[6])
-return false
-"""
-)
-
 
 @dataclass(frozen=True)
 class _Place:
@@ -124,6 +84,12 @@ class _Place:
 
     def allow_moves(self) -> None:
         self.slot.movable = True
+
+    def ending(self) -> Ending:
+        return self.worker.ending(self.slot)
+
+    def note_end(self, owned: bool) -> None:
+        self.worker.note_end(self.slot, owned)
 
 
 @dataclass(frozen=True)
@@ -236,8 +202,6 @@ class ThreadWorker(BaseWorker):
         self._on_missing = on_missing
         self._defer = defer
         self._taking = 0
-        self._take_script = connection.register_script(_TAKE)
-        self._queue_of_key = {queue.key: queue for queue in self.queues}
         self._slots: dict[str, Slot] = {}
         self._changed = threading.Condition()
         self._wants_nudge = False
@@ -400,31 +364,21 @@ class ThreadWorker(BaseWorker):
     def _take(self, queues: Sequence[Queue]) -> bool | None:
         """Begin the next job of `queues`; return False if there is none, None if all workers are
         suspended."""
-        taken = self._take_script(
-            keys=[
-                key
-                for queue in queues
-                for key in (queue.key, queue.intermediate_queue_key, redis_keys.wake(queue.name))
-            ],
-            args=[
-                WORKERS_SUSPENDED,
-                self.job_class.redis_job_namespace_prefix,
-                self.name,
-                int(self._has_room(queues, self._free + 1)),
-                int(self._has_room(queues, self._free)),
-                math.ceil(2000 * self._poll),
-            ],
+        taken = self._jobs.take(
+            queues,
+            self.name,
+            self._now(),
+            room=(self._has_room(queues, self._free + 1), self._has_room(queues, self._free)),
+            room_ms=math.ceil(2000 * self._poll),
         )
-        if not taken:
-            return None if taken == b"" else False
-        queue_key, job_id, record, left, wait = cast(
-            "tuple[bytes, bytes, list[bytes], int, bytes]", taken
-        )
-        self._empty = set() if left else set(queues)
-        fields = dict(zip(record[::2], record[1::2], strict=True))
-        queue = self._queue_of_key[queue_key.decode()]
-        self._pass_turn(queue)
-        self._begin(queue, job_id.decode(), fields, float(wait))
+        if isinstance(taken, bool):
+            return None if taken else False
+        self._empty = set() if taken.left else set(queues)
+        self._pass_turn(taken.queue)
+        if taken.slot is not None:
+            self._start(taken.slot)
+        else:
+            self._pass_over(taken)
         return True
 
     def _has_room(self, queues: Sequence[Queue], free: int) -> bool:
@@ -508,29 +462,22 @@ class ThreadWorker(BaseWorker):
         slot.cancelled.set()
         return slot.job.id
 
-    def _begin(self, queue: Queue, job_id: str, record: dict[bytes, bytes], wait: float) -> None:
-        try:
-            job = self.job_class(job_id, connection=self.connection, serializer=self.serializer)
-            job.restore(record)
-        except Exception as error:  # cancelled or lost meanwhile, or unreadable for any worker
-            if isinstance(error, NoSuchJobError):
-                self._on_missing(job_id)
-            else:
-                _log.error("job_unreadable", job=job_id, reason=type(error).__name__)
-            queue.intermediate_queue.remove(job_id)
-            return
-        first_attempt = job.started_at is None
-        try:
-            slot = self._jobs.begin(job, queue, self.name, self._now())
-        except NotTaken as reason:
-            _log.info("job_not_taken", job=job_id, reason=str(reason))
-            return
-        slot.first_attempt = first_attempt
-        slot.wait = wait
+    def _pass_over(self, taken: Taken) -> None:
+        """Note that a job that was taken is not to be run."""
+        if taken.reason == DELETED:  # cancelled or lost meanwhile
+            self._on_missing(taken.job_id)
+            taken.queue.intermediate_queue.remove(taken.job_id)
+        elif taken.reason.startswith(UNREADABLE):
+            _log.error("job_unreadable", job=taken.job_id, reason=taken.reason)
+        else:
+            _log.info("job_not_taken", job=taken.job_id, reason=taken.reason)
+
+    def _start(self, slot: Slot) -> None:
         with self._changed:
             self._slots[slot.execution.id] = slot
             self.executions[slot.execution.id] = slot.execution
-        threading.Thread(target=self._run, args=(slot,), name=f"slot-{job.id}", daemon=True).start()
+        name = f"slot-{slot.job.id}"
+        threading.Thread(target=self._run, args=(slot,), name=name, daemon=True).start()
 
     def _run(self, slot: Slot) -> None:
         last_attempt = slot.job.retries_left == 0
@@ -594,8 +541,18 @@ class ThreadWorker(BaseWorker):
             raise PermissionError(f"this worker does not run '{job.func_name}'")
         return function
 
+    def ending(self, slot: Slot) -> Ending:
+        """Return what ends a job that has succeeded, to be done with its last step."""
+        return self._jobs.success(slot, self._now())
+
+    def note_end(self, slot: Slot, owned: bool) -> None:
+        """Note that a job was ended with its last step; `owned`: it was still that of its slot."""
+        slot.ended = True
+        self._note(slot, owned)
+
     def _succeed(self, slot: Slot) -> None:
-        self._note(slot, self._jobs.succeed(slot, self._now()))
+        if not slot.ended:
+            self._note(slot, self._jobs.succeed(slot, self._now()))
 
     def _now(self) -> datetime:
         return to_datetime(self._clock.time())

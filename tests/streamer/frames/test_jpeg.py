@@ -15,6 +15,7 @@ from streamer.frames.jpeg import (
     MAX_SIDE,
     MAX_STORED_SIDE,
     from_jpeg,
+    jpeg_of_planes,
     luma_plane,
     to_bgr,
     to_jpeg,
@@ -145,6 +146,86 @@ def test_no_more_of_a_jpeg_is_decoded_than_is_enough(
     for share, colour in ((0.25, (230, 120, 20)), (0.75, (20, 40, 220))):
         pixel = rgb[shape[0] // 2, int(shape[1] * share)]
         assert np.abs(pixel.astype(int) - colour).max() <= 8
+
+
+REDUCED = {
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    1: cv2.IMREAD_COLOR,
+}
+
+
+@pytest.mark.parametrize("size", [(640, 480), (333, 101), (1919, 1079), (17, 9)])
+@pytest.mark.parametrize("factor", [1, 2, 4, 8])
+def test_a_jpeg_is_opened_to_the_same_pixels_as_by_opencv(
+    size: tuple[int, int], factor: int
+) -> None:
+    # given stored frames in colour and in grey
+    small = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
+    picture = cv2.resize(small, size)
+    for pixels in (picture, picture[..., 0]):
+        jpeg = to_jpeg(pixels, 90)
+        # when they are opened at a size, then the model sees what it always has
+        expected = cv2.imdecode(np.frombuffer(jpeg, np.uint8), REDUCED[factor])
+        assert expected is not None
+        rgb = from_jpeg(jpeg, *size, (size[0] // factor, size[1] // factor))
+        assert np.array_equal(rgb, expected[..., ::-1])
+
+
+def conversion(image: av.VideoFrame, video_range: bool) -> np.ndarray:
+    """Return a frame of 4:2:0 as RGB float by the definition of BT.601, each chroma for 2x2."""
+    planes = []
+    for number, plane in enumerate(image.planes):
+        height, width = (image.height, image.width) if number == 0 else (plane.height, plane.width)
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
+        levels = rows[:height, :width].astype(float) - (128 if number else 16 * video_range)
+        levels *= (255 / (224 if number else 219)) if video_range else 1.0
+        planes.append(np.kron(levels, np.ones((2, 2))) if number else levels)
+    y, cb, cr = (plane[: image.height, : image.width] for plane in planes)
+    colours = (y + 1.402 * cr, y - 0.344136 * cb - 0.714136 * cr, y + 1.772 * cb)
+    return np.clip(np.stack(colours, -1), 0, 255)
+
+
+@pytest.mark.parametrize(("pix_fmt", "video_range"), [("yuv420p", True), ("yuvj420p", False)])
+@pytest.mark.parametrize("size", [(480, 640), (101, 333)])
+def test_a_jpeg_of_planes_shows_the_frame_as_exactly_as_one_of_its_pixels(
+    pix_fmt: str, video_range: bool, size: tuple[int, int]
+) -> None:
+    # given a frame with colours, edges, black and white
+    small = np.random.default_rng(5).integers(0, 256, (12, 16, 3), np.uint8)
+    picture = cv2.resize(small, size[::-1])
+    picture[:20], picture[20:40] = 0, 255
+    image = frame(picture, pix_fmt)
+
+    # when it is encoded from its planes, and from its pixels
+    by_planes, by_pixels = jpeg_of_planes(image, 90), to_jpeg(to_bgr(image), 90)
+    assert by_planes is not None
+
+    # then both show the frame, the former with no larger error
+    truth = conversion(image, video_range)
+    errors = [np.abs(from_jpeg(one, *size[::-1]) - truth) for one in (by_planes, by_pixels)]
+    assert errors[0].mean() <= errors[1].mean() + 0.05
+    assert errors[0].mean() < 3
+    assert abs(len(by_planes) - len(by_pixels)) < 0.1 * len(by_pixels)
+
+
+@pytest.mark.parametrize(
+    ("pix_fmt", "shape", "colorspace"),
+    [
+        ("yuv420p", (64, 96), 1),  # BT.709: a JPEG has another matrix
+        ("yuv444p", (64, 96), 2),  # has other planes
+        ("nv12", (64, 96), 2),
+        ("yuv420p10le", (64, 96), 2),
+        ("yuv420p", (1082, 1924), 2),  # is stored smaller
+    ],
+)
+def test_a_frame_whose_planes_are_not_those_of_its_jpeg_goes_by_its_pixels(
+    pix_fmt: str, shape: tuple[int, int], colorspace: int
+) -> None:
+    image = frame(np.zeros((*shape, 3), np.uint8), pix_fmt)
+    image.colorspace = colorspace
+    assert jpeg_of_planes(image, 90) is None
 
 
 def test_a_damaged_jpeg_is_said_to_be_one() -> None:

@@ -25,11 +25,12 @@ from streamer.local.redis_server import EmbeddedServer
 from streamer.models import FILES, WATCHES
 from tests.support.forgetful_redis import ForgetfulLine
 from tests.support.ingest_bench import Bench, watch
+from tests.support.queues import take_next
 from tests.support.videos import write_video
 from workers import context
 from workers.context import Abandon
 from workers.rq.executions import Executions
-from workers.rq.job import PlainJob, Slot
+from workers.rq.job import Slot
 
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
 
@@ -45,10 +46,9 @@ class Workers:
 
     def take(self, spec: StreamSpec, worker: str) -> Slot:
         """Let a worker take the stream's job."""
-        job_id = redis_keys.stream_job(spec.id)
-        self.redis.lmove(self._queue.key, self._queue.intermediate_queue_key)
-        job = PlainJob.fetch(job_id, self.redis, JSONSerializer)
-        return self._executions.begin(job, self._queue, worker, NOW)
+        slot = take_next(self._executions, self._queue, NOW, worker)
+        assert slot.job.id == redis_keys.stream_job(spec.id)
+        return slot
 
     def start(self, spec: StreamSpec) -> Slot:
         """Let the first worker take the stream; what this thread runs from now on is its."""

@@ -13,9 +13,10 @@ from streamer.domain.timestamp import to_datetime
 from streamer.jobs import INGEST
 from tests.support.clocks import ManualClock
 from tests.support.ingest_bench import Bench
+from tests.support.queues import take_next
 from workers.ingest.lost_streams import LostStreams
 from workers.rq.executions import Executions
-from workers.rq.job import PlainJob, Slot
+from workers.rq.job import Slot
 
 
 class Stage:
@@ -35,9 +36,7 @@ class Stage:
         self.jobs.start_ingest(self.spec.id)
 
     def take(self) -> Slot:
-        self.redis.lmove(self.queue.key, self.queue.intermediate_queue_key)
-        job = PlainJob.fetch(self.job_id, self.redis, JSONSerializer)
-        return self.executions.begin(job, self.queue, "w", to_datetime(0))
+        return take_next(self.executions, self.queue, to_datetime(0))
 
 
 @pytest.fixture
@@ -88,15 +87,16 @@ def test_a_stream_that_waits_runs_or_has_ended_is_left_alone(stage: Stage, bench
     status = bench.status(ended)
     status.state = StreamState.ENDED
     bench.registry.save_status(ended.id, status)
-    # when a worker looks while the stream waits, while it is being taken, and while it runs
+    # when a worker looks while the stream waits, while one of an earlier release takes it, and
+    # while it runs
     stage.streams.sweep()
     assert stage.queue.get_job_ids() == [stage.job_id]
     stage.clock.now += 100
     stage.redis.lmove(stage.queue.key, stage.queue.intermediate_queue_key)
     stage.streams.sweep()
     stage.clock.now += 100
-    job = PlainJob.fetch(stage.job_id, stage.redis, JSONSerializer)
-    slot = stage.executions.begin(job, stage.queue, "w", to_datetime(0))
+    stage.executions.recover(stage.queue, stage.job_id)
+    slot = stage.take()
     stage.streams.sweep()
     # then nothing is started twice
     assert stage.queue.get_job_ids() == []

@@ -13,10 +13,11 @@ from streamer.domain.stream import StreamSpec
 from streamer.domain.timestamp import to_datetime
 from streamer.jobs import INGEST, INGEST_JOB
 from tests.support.ingest_bench import Bench
+from tests.support.queues import take_next
 from workers import context
 from workers.ingest.job import run_stream
 from workers.rq.executions import Executions
-from workers.rq.job import PlainJob, Slot
+from workers.rq.job import Slot
 from workers.rq.thread_worker import ThreadWorker
 
 LEASE = 60
@@ -37,9 +38,7 @@ class Stage:
         self.bench.context.jobs.start_ingest(self.spec.id)
 
     def take(self) -> None:
-        self.redis.lmove(self.queue.key, self.queue.intermediate_queue_key)
-        job = PlainJob.fetch(redis_keys.stream_job(self.spec.id), self.redis, JSONSerializer)
-        self.slot = self.executions.begin(job, self.queue, "w", to_datetime(0))
+        self.slot = take_next(self.executions, self.queue, to_datetime(0))
 
     def kill(self) -> None:
         """Let the worker be dead for a lease."""

@@ -1,6 +1,7 @@
 """Taking, renewing and ending executions, in every order that two workers can do it."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -12,6 +13,7 @@ from rq import Queue, Retry
 from rq.job import Job, JobStatus
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
+from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import current_timestamp
 
 from streamer import redis_keys
@@ -19,8 +21,8 @@ from streamer.connections import connect
 from streamer.domain.timestamp import to_datetime
 from streamer.local.redis_server import EmbeddedServer
 from tests.support.forgetful_redis import ForgetfulLine
-from workers.rq.executions import AbandonedJob, Executions, NotTaken
-from workers.rq.job import PlainJob, Slot
+from workers.rq.executions import DELETED, AbandonedJob, Executions, Taken
+from workers.rq.job import Slot
 
 LEASE = 60
 NOW = datetime(2026, 11, 25, tzinfo=UTC)
@@ -38,18 +40,16 @@ class Desk:
         retry = Retry(max=retries, enqueue_at_front=True) if retries else None
         self.queue.enqueue_call("f", job_id=job_id, retry=retry, **fields)
 
-    def reach(self) -> str:
-        """Take the next job as far as the intermediate list."""
-        taken = self.redis.lmove(self.queue.key, self.queue.intermediate_queue_key)
-        assert isinstance(taken, bytes)
-        return taken.decode()
+    def look(self, worker: str, executions: Executions | None = None) -> Taken:
+        """Let a worker take what is next in the queue, whatever it is."""
+        taken = (executions or self.executions).take([self.queue], worker, NOW)
+        assert isinstance(taken, Taken)
+        return taken
 
-    def begin(self, worker: str, job_id: str = "j", executions: Executions | None = None) -> Slot:
-        job = PlainJob.fetch(job_id, self.redis, JSONSerializer)
-        return (executions or self.executions).begin(job, self.queue, worker, NOW)
-
-    def take(self, worker: str) -> Slot:
-        return self.begin(worker, self.reach())
+    def take(self, worker: str, executions: Executions | None = None) -> Slot:
+        taken = self.look(worker, executions)
+        assert taken.slot is not None, taken.reason
+        return taken.slot
 
     def expire(self, slot: Slot) -> None:
         """Let the lease of an execution run out."""
@@ -104,16 +104,31 @@ def line(valkey: EmbeddedServer) -> Iterator[ForgetfulLine]:
         yield line
 
 
-@pytest.fixture
-def forgetful(line: ForgetfulLine, valkey: EmbeddedServer) -> Iterator[Executions]:
+@contextmanager
+def executions_on(line: ForgetfulLine, valkey: EmbeddedServer, **options: Any) -> Iterator[Any]:
     """Executions with a client as the programs have it, on the line that loses answers."""
     parts = urlsplit(valkey.url)
     login = parts.netloc.rpartition("@")[0]
-    with connect(urlunsplit(parts._replace(netloc=f"{login}@127.0.0.1:{line.port}"))) as client:
+    url = urlunsplit(parts._replace(netloc=f"{login}@127.0.0.1:{line.port}"))
+    with connect(url, **options) as client:
         executions = Executions(client, LEASE)
         for script in vars(executions).values():
             if isinstance(script, Script):
                 client.script_load(script.script)  # the answer to be lost is not NOSCRIPT
+        yield executions
+
+
+@pytest.fixture
+def forgetful(line: ForgetfulLine, valkey: EmbeddedServer) -> Iterator[Executions]:
+    """Executions whose client repeats what was not answered."""
+    with executions_on(line, valkey) as executions:
+        yield executions
+
+
+@pytest.fixture
+def impatient(line: ForgetfulLine, valkey: EmbeddedServer) -> Iterator[Executions]:
+    """Executions whose client gives up at the first answer that is lost."""
+    with executions_on(line, valkey, retries=0) as executions:
         yield executions
 
 
@@ -161,13 +176,11 @@ def test_a_job_that_is_queued_twice_is_run_once(desk: Desk) -> None:
     desk.redis.rpush(desk.queue.key, "j", "j")
     slot = desk.take("a")
     # then the second one is not taken while it runs
-    with pytest.raises(NotTaken, match="running"):
-        desk.take("b")
+    assert desk.look("b").reason == "running"
     assert desk.renew(slot)
     # nor the third one when it has ended
     assert desk.executions.succeed(slot, NOW)
-    with pytest.raises(NotTaken, match="ended"):
-        desk.take("b")
+    assert desk.look("b").reason == "ended"
     assert (desk.queued, desk.running) == ([], [])
     assert desk.redis.llen(desk.queue.intermediate_queue_key) == 0
 
@@ -188,32 +201,43 @@ def test_a_job_that_rq_queued_although_it_is_renewed_stays_with_its_worker(desk:
     Reader("queries", desk.redis, serializer=JSONSerializer).cleanup()
     assert desk.queued == ["j"]
     # then no other worker takes it
-    with pytest.raises(NotTaken, match="running"):
-        desk.take("b")
+    assert desk.look("b").reason == "running"
     assert desk.job().get_status() is JobStatus.STARTED
     assert desk.executions.succeed(slot, NOW)
 
 
-def test_a_taker_that_was_frozen_finds_the_job_recovered(desk: Desk) -> None:
-    # given a worker that froze right after it reached for a job
+def test_a_job_that_another_release_left_between_queue_and_registry_is_recovered(
+    desk: Desk,
+) -> None:
+    # given a job that a worker of an earlier release has reached for, but not begun
     desk.put()
-    assert desk.reach() == "j"
+    assert desk.redis.lmove(desk.queue.key, desk.queue.intermediate_queue_key) == b"j"
+    assert desk.executions.take([desk.queue], "b", NOW) is False
+    # when it is put back, then another worker takes it
     desk.executions.recover(desk.queue, "j")
-    # when another worker takes it
-    slot = desk.take("b")
-    # then the first one does not
-    with pytest.raises(NotTaken, match="recovered"):
-        desk.begin("a")
-    assert desk.renew(slot)
-    # and of two that have both reached for it, one gets it
-    assert desk.executions.give_back(slot)
-    desk.reach()
-    desk.executions.recover(desk.queue, "j")
-    desk.reach()
-    taken = desk.begin("a")
-    with pytest.raises(NotTaken):
-        desk.begin("b")
-    assert desk.renew(taken)
+    assert desk.renew(desk.take("b"))
+    assert desk.redis.llen(desk.queue.intermediate_queue_key) == 0
+
+
+def test_workers_that_are_suspended_take_nothing(desk: Desk) -> None:
+    desk.put()
+    desk.redis.set(WORKERS_SUSPENDED, 1)
+    assert desk.executions.take([desk.queue], "a", NOW) is True
+    assert (desk.queued, desk.running) == (["j"], [])
+
+
+def test_a_job_whose_record_is_unreadable_has_failed(desk: Desk) -> None:
+    # given a job whose record no worker can read
+    desk.put()
+    desk.redis.hset("rq:job:j", "created_at", "today")
+    # when a worker takes it
+    taken = desk.look("a")
+    # then it does not run it, and neither does the next one
+    assert taken.slot is None
+    assert taken.reason == "unreadable: ValueError"
+    assert desk.redis.hget("rq:job:j", "status") == b"failed"
+    assert desk.redis.ttl("rq:job:j") > 0
+    assert (desk.queued, desk.running) == ([], [])
 
 
 def test_an_expired_execution_that_is_still_registered_does_not_return(desk: Desk) -> None:
@@ -247,16 +271,18 @@ def test_an_abandoned_job_without_retries_has_failed_with_its_reason(desk: Desk)
 
 
 def test_a_job_that_was_deleted_meanwhile_leaves_nothing_behind(desk: Desk) -> None:
-    # given a detached stream: its job is deleted while a worker runs it, and while one takes it
+    # given a detached stream: its job is deleted while a worker runs it, and before one takes it
     desk.put("running", result_ttl=0)
     slot = desk.take("a")
     desk.put("taken", result_ttl=0)
-    job = PlainJob.fetch(desk.reach(), desk.redis, JSONSerializer)
     desk.redis.delete("rq:job:running", "rq:job:taken")
     # when both go on
     assert not desk.renew(slot)
-    with pytest.raises(NotTaken, match="deleted"):
-        desk.executions.begin(job, desk.queue, "b", NOW)
+    taken = desk.look("b")
+    assert (taken.slot, taken.job_id, taken.reason) == (None, "taken", DELETED)
+    # and the id of the second is kept until its worker has reported the loss
+    assert desk.redis.lrange(desk.queue.intermediate_queue_key, 0, -1) == [b"taken"]
+    taken.queue.intermediate_queue.remove(taken.job_id)
     for end in (
         desk.executions.give_back,
         lambda slot: desk.executions.succeed(slot, NOW),
@@ -315,13 +341,55 @@ def test_a_give_back_whose_answer_is_lost_puts_the_job_back_once(
 def test_a_job_is_taken_once_when_the_answer_is_lost(
     desk: Desk, line: ForgetfulLine, forgetful: Executions
 ) -> None:
+    # given two jobs
     desk.put()
-    desk.reach()
+    desk.put("k")
+    # when the answer to the worker that takes the first is lost
     line.lose_answer_to(b"EVALSHA")
-    slot = desk.begin("a", executions=forgetful)
+    slot = desk.take("a", forgetful)
+    # then it has the first, and no other
     assert line.lost == 1
+    assert slot.job.id == "j"
     assert desk.renew(slot)
-    assert desk.redis.zcard(desk.started.key) == 1
+    assert desk.running == ["j"]
+    assert desk.queued == ["k"]
+
+
+def test_a_job_that_was_taken_while_redis_went_away_is_taken_up_when_it_returns(
+    desk: Desk, line: ForgetfulLine, impatient: Executions
+) -> None:
+    # given a worker whose taking was carried out, but never answered
+    desk.put()
+    desk.put("k")
+    line.lose_answer_to(b"EVALSHA")
+    with pytest.raises(redis.exceptions.ConnectionError):
+        desk.take("a", impatient)
+    assert desk.running == ["j"]
+    # when it asks again, then it gets that job, which has lost no attempt
+    slot = desk.take("a", impatient)
+    assert slot.job.id == "j"
+    assert slot.job.retries_left == 5
+    assert desk.renew(slot)
+    # and then the next one
+    assert desk.take("a", impatient).job.id == "k"
+
+
+def test_a_job_that_was_taken_while_redis_went_away_may_be_another_workers_by_now(
+    desk: Desk, line: ForgetfulLine, impatient: Executions
+) -> None:
+    # given a worker whose taking was carried out, but not answered within its lease
+    desk.put()
+    line.lose_answer_to(b"EVALSHA")
+    with pytest.raises(redis.exceptions.ConnectionError):
+        desk.take("a", impatient)
+    (member,) = desk.redis.zrange(desk.started.key, 0, -1)
+    desk.redis.zadd(desk.started.key, {member: 1})
+    assert [job.job_id for job in desk.abandon()] == ["j"]
+    other = desk.take("b")
+    # when it asks again, then it does not get the job
+    assert desk.look("a", impatient).slot is None
+    assert desk.renew(other)
+    assert impatient.take([desk.queue], "a", NOW) is False
 
 
 @pytest.mark.parametrize("step", ["succeed", "fail", "abandon"])

@@ -9,6 +9,7 @@ from rq.serializers import JSONSerializer
 from structlog.testing import capture_logs
 
 from streamer.domain.timestamp import to_datetime
+from tests.support.queues import take_next
 from workers.rq.executions import Executions
 from workers.rq.job import PlainJob
 from workers.rq.maintenance import Maintenance
@@ -26,10 +27,7 @@ def give_up(queue: Queue) -> None:
     connection = queue.connection
     executions = Executions(connection, LEASE)
     now = to_datetime(time.time())
-    job_id = connection.lmove(queue.key, queue.intermediate_queue_key)
-    assert isinstance(job_id, bytes)
-    job = PlainJob.fetch(job_id.decode(), connection, JSONSerializer)
-    slot = executions.begin(job, queue, "w", now)
+    slot = take_next(executions, queue, now)
     connection.zadd(queue.started_job_registry.key, {slot.execution.composite_key: 1}, xx=True)
     connection.delete(slot.execution.key)
     assert executions.abandon(queue, now)
