@@ -63,15 +63,17 @@ def jpeg_of_planes(image: "VideoFrame", quality: int) -> bytes | None:
 
     A JPEG of 4:2:0 has the same planes as most video, but for the range of their levels: it shows
     what a JPEG of :func:`to_bgr` shows, with fewer roundings. Return None if the frame needs more:
-    the matrix of another standard, other planes, or what :func:`to_bgr` makes of it.
+    an odd side, the matrix of another standard, other planes, or what :func:`to_bgr` makes of it.
     """
     found = luma_plane(image)
     if found is None or image.format.name not in _JPEG_PLANES:
         return None
     if image.colorspace not in _JPEG_MATRIX:
         return None
+    if image.width % 2 or image.height % 2:  # libjpeg-turbo would read beyond the luma
+        return None
     luma, video_range = found
-    width, height = (image.width + 1) // 2, (image.height + 1) // 2
+    width, height = image.width // 2, image.height // 2
     planes = [luma, _rows(image, width, height, 1), _rows(image, width, height, 2)]
     if video_range:
         chroma = (_full_range(plane, _NO_COLOUR, 224) for plane in planes[1:])

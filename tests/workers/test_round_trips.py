@@ -32,7 +32,7 @@ from workers.rq.thread_worker import ThreadWorker
 FRAMES = 10
 """Frames of a clip: one a second for ten seconds, the default."""
 
-MAX_TRIPS = 20
+MAX_TRIPS = 18
 """Round trips of a clip, from its first frame to its result."""
 
 MAX_COMMANDS = 25

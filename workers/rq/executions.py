@@ -112,17 +112,19 @@ _TAKE = (
     + _BEGIN
     + """
 redis.call('LTRIM', KEYS[2], 0, -1)
-for _, member in ipairs(redis.call('SMEMBERS', ARGV[12])) do
-  if string.sub(member, -#ARGV[7]) == ARGV[7] then  -- repeated, because the reply was lost
-    local id = string.sub(member, 1, -#ARGV[7] - 2)
-    local job = ARGV[2] .. id
-    local record, origin = redis.call('HGETALL', job), redis.call('HGET', job, 'origin')
-    local mine = redis.call('HGET', job, 'execution') == ARGV[7]
-    local token = mine and tonumber(redis.call('HGET', job, 'token')) or 0
-    return {ARGV[14] .. (origin or ''), id, record, 1, '0', token, 'taken over'}
+if redis.call('EXISTS', ARGV[1], ARGV[12]) > 0 then
+  for _, member in ipairs(redis.call('SMEMBERS', ARGV[12])) do
+    if string.sub(member, -#ARGV[7]) == ARGV[7] then  -- repeated, because the reply was lost
+      local id = string.sub(member, 1, -#ARGV[7] - 2)
+      local job = ARGV[2] .. id
+      local record, origin = redis.call('HGETALL', job), redis.call('HGET', job, 'origin')
+      local mine = redis.call('HGET', job, 'execution') == ARGV[7]
+      local token = mine and tonumber(redis.call('HGET', job, 'token')) or 0
+      return {ARGV[14] .. (origin or ''), id, record, 1, '0', token, 'taken over'}
+    end
   end
+  if redis.call('EXISTS', ARGV[1]) == 1 then return '' end
 end
-if redis.call('EXISTS', ARGV[1]) == 1 then return '' end
 for i = 1, #KEYS, 4 do
   local id = take_for(KEYS[i], ARGV[2], ARGV[3])
   if id then
@@ -500,7 +502,7 @@ class Executions:
         job = slot.job
         keys = [slot.queue.finished_job_registry.key, _results_key(job.id)]
         ttl = job.get_result_ttl(DEFAULT_RESULT_TTL)
-        args = [ttl, utcformat(now), slot.seconds_until(now)]
+        args: list[str | int | float] = [ttl, utcformat(now), slot.seconds_until(now)]
         return Ending(_SUCCEED, [*_keys_of(slot), *keys], [*_args_of(slot), *args])
 
     def fail(self, slot: Slot, trace: str, now: datetime) -> bool:

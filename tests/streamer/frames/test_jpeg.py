@@ -163,7 +163,7 @@ def test_a_jpeg_is_opened_to_the_same_pixels_as_by_opencv(
 ) -> None:
     # given stored frames in colour and in grey
     small = np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8)
-    picture = cv2.resize(small, size)
+    picture = cv2.resize(small, size).astype(np.uint8)
     for pixels in (picture, picture[..., 0]):
         jpeg = to_jpeg(pixels, 90)
         # when they are opened at a size, then the model sees what it always has
@@ -188,7 +188,7 @@ def conversion(image: av.VideoFrame, video_range: bool) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("pix_fmt", "video_range"), [("yuv420p", True), ("yuvj420p", False)])
-@pytest.mark.parametrize("size", [(480, 640), (101, 333)])
+@pytest.mark.parametrize("size", [(480, 640), (102, 334), (2, 2)])
 def test_a_jpeg_of_planes_shows_the_frame_as_exactly_as_one_of_its_pixels(
     pix_fmt: str, video_range: bool, size: tuple[int, int]
 ) -> None:
@@ -207,7 +207,7 @@ def test_a_jpeg_of_planes_shows_the_frame_as_exactly_as_one_of_its_pixels(
     errors = [np.abs(from_jpeg(one, *size[::-1]) - truth) for one in (by_planes, by_pixels)]
     assert errors[0].mean() <= errors[1].mean() + 0.05
     assert errors[0].mean() < 3
-    assert abs(len(by_planes) - len(by_pixels)) < 0.1 * len(by_pixels)
+    assert len(by_planes) < 1.1 * len(by_pixels)
 
 
 @pytest.mark.parametrize(
@@ -217,6 +217,8 @@ def test_a_jpeg_of_planes_shows_the_frame_as_exactly_as_one_of_its_pixels(
         ("yuv444p", (64, 96), 2),  # has other planes
         ("nv12", (64, 96), 2),
         ("yuv420p10le", (64, 96), 2),
+        ("yuv420p", (64, 95), 2),  # has half a pair of columns
+        ("yuv420p", (63, 96), 2),
         ("yuv420p", (1082, 1924), 2),  # is stored smaller
     ],
 )

@@ -18,8 +18,11 @@ from rq.utils import current_timestamp
 
 from streamer import redis_keys
 from streamer.connections import connect
+from streamer.domain.result import Result
 from streamer.domain.timestamp import to_datetime
 from streamer.local.redis_server import EmbeddedServer
+from streamer.results import Published, Results
+from streamer.settings import Settings
 from tests.support.forgetful_redis import ForgetfulLine
 from workers.rq.executions import DELETED, AbandonedJob, Executions, Taken
 from workers.rq.job import Slot
@@ -382,8 +385,8 @@ def test_a_job_that_was_taken_while_redis_went_away_may_be_another_workers_by_no
     line.lose_answer_to(b"EVALSHA")
     with pytest.raises(redis.exceptions.ConnectionError):
         desk.take("a", impatient)
-    (member,) = desk.redis.zrange(desk.started.key, 0, -1)
-    desk.redis.zadd(desk.started.key, {member: 1})
+    members: Any = desk.redis.zrange(desk.started.key, 0, -1)
+    desk.redis.zadd(desk.started.key, dict.fromkeys(members, 1))
     assert [job.job_id for job in desk.abandon()] == ["j"]
     other = desk.take("b")
     # when it asks again, then it does not get the job
@@ -414,6 +417,78 @@ def test_no_end_is_recorded_twice_when_its_answer_is_lost(
         assert desk.queued == ["j"]
         assert desk.job().retries_left == 4
     assert line.lost == 1
+    assert desk.running == []
+
+
+def answer(text: str) -> Result:
+    return Result(
+        request_id="j", kind="caption", stream_id="s", stream_name="yard", prompt="?", text=text
+    )
+
+
+def texts(client: redis.Redis) -> list[str | None]:
+    """Return the texts of all results that were published."""
+    entries: Any = client.xrange(redis_keys.RESULTS)
+    return [Result.model_validate_json(fields[b"json"]).text for _, fields in entries]
+
+
+def test_a_result_is_published_and_its_job_ended_in_one_step(
+    desk: Desk, settings: Settings
+) -> None:
+    # given a worker that runs a request's job
+    desk.put(result_ttl=0)
+    slot = desk.take("a")
+    desk.redis.hset("rq:worker:a", "birth", "today")
+    results = Results(desk.redis, settings)
+    before = desk.redis.info("commandstats")["cmdstat_evalsha"]["calls"]
+    # when it publishes the result
+    ending = desk.executions.success(slot, NOW)
+    published = results.publish_and_end(answer("two people"), ending, owner_id="wch_1")
+    # then the result is there and the job is over, as after the two steps
+    assert published == Published(first=True, ended=True)
+    assert texts(desk.redis) == ["two people"]
+    assert not desk.redis.exists("rq:job:j", slot.execution.key, "rq:executions:j")
+    assert desk.running == desk.queued == []
+    assert desk.redis.hget("rq:worker:a", "successful_job_count") == b"1"
+    # and it took one script (the first try told that Redis had not seen it yet)
+    assert desk.redis.info("commandstats")["cmdstat_evalsha"]["calls"] - before <= 2
+
+
+def test_a_late_worker_publishes_its_result_but_does_not_end_the_job_of_another(
+    desk: Desk, settings: Settings
+) -> None:
+    # given a worker that was silent for so long that another one has its job
+    desk.put()
+    late = desk.take("a")
+    desk.expire(late)
+    desk.abandon()
+    owner = desk.take("b")
+    results = Results(desk.redis, settings)
+    # when both publish
+    outcomes = [
+        results.publish_and_end(answer(text), desk.executions.success(slot, NOW), owner_id="wch_1")
+        for text, slot in (("late", late), ("second", owner))
+    ]
+    # then the first result stands, and the owner ends the job
+    assert outcomes == [Published(first=True, ended=False), Published(first=False, ended=True)]
+    assert texts(desk.redis) == ["late"]
+    assert desk.job().get_status() is JobStatus.FINISHED
+    assert desk.running == []
+
+
+def test_a_result_whose_acknowledgement_is_lost_is_published_once_and_ends_its_job(
+    desk: Desk, line: ForgetfulLine, forgetful: Executions, settings: Settings
+) -> None:
+    desk.put()
+    slot = desk.take("a")
+    results = Results(forgetful._redis, settings)
+    ending = desk.executions.success(slot, NOW)
+    forgetful._redis.script_load(results._script_with(ending).script)
+    line.lose_answer_to(b"EVALSHA")
+    results.publish_and_end(answer("two people"), ending, owner_id="wch_1")
+    assert line.lost == 1
+    assert texts(desk.redis) == ["two people"]
+    assert desk.job().get_status() is JobStatus.FINISHED
     assert desk.running == []
 
 
