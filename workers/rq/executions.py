@@ -340,7 +340,7 @@ class AbandonedJob:
 
 
 DELETED = "deleted"
-UNREADABLE = "unreadable"
+UNREADABLE_RECORD = "unreadable"
 """Why a job is not run: its record is gone, or cannot be read."""
 
 
@@ -457,7 +457,7 @@ class Executions:
             return Taken(queue, execution.job_id, slot, "", left)
         name = type(unreadable).__name__
         self.fail(slot, f"The record of the job is unreadable ({name}).", now)
-        return Taken(queue, execution.job_id, None, f"{UNREADABLE}: {name}", left)
+        return Taken(queue, execution.job_id, None, f"{UNREADABLE_RECORD}: {name}", left)
 
     def _queue_of(self, key: str, queues: Sequence[Queue]) -> Queue:
         """Return the queue with a key. It may be none of `queues` if the call was repeated."""

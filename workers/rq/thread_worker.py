@@ -43,7 +43,7 @@ from streamer.outage import Outage
 from streamer.redis_errors import will_pass
 from streamer.results import Ending
 from workers.context import Abandon, BrokeDown, GiveBack, enter_slot
-from workers.rq.executions import DELETED, UNREADABLE, Executions, Taken
+from workers.rq.executions import DELETED, UNREADABLE_RECORD, Executions, Taken
 from workers.rq.heartbeat import Heartbeat
 from workers.rq.job import NoDeathPenalty, PlainJob, Slot
 from workers.rq.maintenance import Maintenance, OnFailed
@@ -467,7 +467,7 @@ class ThreadWorker(BaseWorker):
         if taken.reason == DELETED:  # cancelled or lost meanwhile
             self._on_missing(taken.job_id)
             taken.queue.intermediate_queue.remove(taken.job_id)
-        elif taken.reason.startswith(UNREADABLE):
+        elif taken.reason.startswith(UNREADABLE_RECORD):
             _log.error("job_unreadable", job=taken.job_id, reason=taken.reason)
         else:
             _log.info("job_not_taken", job=taken.job_id, reason=taken.reason)
