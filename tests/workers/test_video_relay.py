@@ -120,7 +120,7 @@ def test_what_redis_does_not_take_is_given_up_to_a_key_frame(
             emptied(Arrival(packet, 0.0, 0.0))
             size += sum(len(piece.data) for piece in emptied.take())
         most = int(0.6 * size)  # which is reached in the third of four groups of pictures
-        monkeypatch.setattr(video_relay, "MAX_BYTES", most)
+        monkeypatch.setattr(video_relay, "MAX_VIDEO_BYTES", most)
         for packet in packets:
             tap(Arrival(packet, 0.0, 0.0))
     # then it holds the newest frames only, from a key frame on, and the gap is seen

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Self
 
 MAX_WAITING_FRAMES = 128
-_MAX_BYTES = 16 << 20
+MAX_WAITING_BYTES = 16 << 20
 """Frames of a stream, and bytes of their JPEGs, that wait to be stored at most."""
 
 _PATIENCE = 1.0
@@ -55,7 +55,7 @@ class StreamWriter:
         with self._changed:
             self._raise()
             while self._frames >= MAX_WAITING_FRAMES or (
-                self._frames and self._bytes + size > _MAX_BYTES
+                self._frames and self._bytes + size > MAX_WAITING_BYTES
             ):
                 if self._closing or self._refused() or self._silent():
                     return False

@@ -99,7 +99,7 @@ def test_frames_beyond_the_bound_are_dropped_once_redis_is_silent(
     # given a step that does not end
     monkeypatch.setattr(stream_writer, "_PATIENCE", 0.1)
     monkeypatch.setattr(
-        stream_writer, "MAX_WAITING_FRAMES" if bound == "frames" else "MAX_BYTES", 10
+        stream_writer, "MAX_WAITING_FRAMES" if bound == "frames" else "MAX_WAITING_BYTES", 10
     )
     held = threading.Event()
     done: list[int] = []
