@@ -115,7 +115,7 @@ class DecodeGraphs:
         self.table_width = -(-blocks // TABLE_ALIGNMENT) * TABLE_ALIGNMENT
         self.enabled = True
         self.latest = torch.zeros(ROW_BUCKETS[-1], dtype=torch.int32, device=attention.cache.device)
-        """The likeliest tokens of the last step, by row."""
+        """The tokens of the last step, by row: the likeliest, unless another is written there."""
         self._pool: Any = None
         self._stream: Any = None
         self._buckets: dict[int, Bucket] = {}
@@ -133,8 +133,8 @@ class DecodeGraphs:
 
         Args:
             slices: the positions to compute.
-            sources: for each the row of the last call, whose likeliest token it has; None: those of
-                `slices`. Such a step captures no graph: capturing computes a step itself.
+            sources: for each the row of the last call, whose token in `latest` it has; None: those
+                of `slices`. Such a step captures no graph: capturing computes a step itself.
 
         Returns:
             Logits float32 [N, vocab], and int32 [3, N]: the likeliest tokens, whether their logits

@@ -12,7 +12,8 @@ On a GPU the tiles are encoded beside the steps: a step starts passes of the tow
 features of those that are done, and computes the chunks whose pictures are there.
 
 There, too, a step in which all requests decode is started before the tokens of the one before have
-been read. An answer that has ended is found a step late, and its surplus token is dropped.
+been read, unless a penalty or a form needs them to draw the next. An answer that has ended is found
+a step late, and its surplus token is dropped.
 
 A request that fails does not affect the others.
 """
@@ -536,7 +537,7 @@ class Engine:
             if isinstance(drawn, int):
                 sequence.take(drawn)
             else:
-                sequence.accept(drawn)
+                sequence.take(drawn.token, drawn.likelihood)
         except Exception as error:
             self._fail(request, error)
             return

@@ -14,6 +14,7 @@ from nvila_core.engine.scheduler import ScheduledRequest
 from nvila_core.engine.tile_encoder import TileEncoder
 from nvila_core.errors import NotFinite, PromptError
 from nvila_core.generation.draw import Draw, draw_tokens
+from nvila_core.generation.logprobs import Likelihood, Likelihoods, Wanted
 from nvila_core.model import NVILA
 from nvila_core.models.staging import Fetch
 
@@ -21,10 +22,18 @@ if TYPE_CHECKING:
     from nvila_core.engine.decode_graphs import DecodeGraphs  # imports Triton
 
 
-Drawn = Tensor | int | Exception | None
-"""What a step gives a request: its next token; logits float32 [vocab] to draw it from and to record
-how likely it was; None where positions of the prompt remain to be computed; NotFinite where what
-was computed for it is NaN or infinite; another exception where no token can be drawn."""
+@dataclass(frozen=True)
+class LikelyToken:
+    """A token, and how likely it was."""
+
+    token: int
+    likelihood: Likelihood
+
+
+Drawn = LikelyToken | int | Exception | None
+"""What a step gives a request: its next token, with how likely it was if that is recorded; None
+where positions of the prompt remain to be computed; NotFinite where what was computed for it is NaN
+or infinite; another exception where no token can be drawn."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,23 @@ class Launched:
     sound: Tensor
 
 
+@dataclass(frozen=True)
+class Sampled:
+    """Tokens that the device draws, and that are not simply the likeliest.
+
+    Attributes:
+        requests: who gets them.
+        recorded: those of `requests` for whom is recorded how likely the token was.
+        likelihoods: of `recorded`; None without any.
+        numbers: int32, to be copied to the host: the tokens, then the likelihoods.
+    """
+
+    requests: list[int]
+    recorded: list[int]
+    likelihoods: Likelihoods | None
+    numbers: list[Tensor]
+
+
 @dataclass(frozen=True, eq=False)
 class LaunchedStep:
     """A step that the device computes.
@@ -56,17 +82,17 @@ class LaunchedStep:
         scheduled: what is computed.
         slices: the positions of each.
         launched: the parts of the batch.
-        sampled: for each part the requests whose tokens are not simply the likeliest.
+        sampled: for each part the tokens that are not simply the likeliest.
         drawn: for each request the error because of which no token can be drawn, or None.
         numbers: the results, on their way.
-        by_graph: whether a graph computes all of it, and each token is the likeliest: the next step
-            can be started before this one has been read.
+        by_graph: whether a graph computes all of it, and no draw depends on the tokens before it:
+            the next step can be started before this one has been read.
     """
 
     scheduled: list[ScheduledRequest]
     slices: list[SequenceSlice]
     launched: list[Launched]
-    sampled: list[list[int]]
+    sampled: list[Sampled]
     drawn: list[Drawn]
     numbers: Fetch
     by_graph: bool
@@ -107,7 +133,7 @@ class ModelRunner:
         rest = [index for index in range(len(scheduled)) if index not in replayed]
         if rest:
             launched.append(self._launch(scheduled, slices, rest))
-        by_graph = not rest and all(is_likeliest(item.request) for item in scheduled)
+        by_graph = not rest and all(i.request.sequence.draws_blindly for i in scheduled)
         return self._started(scheduled, slices, launched, by_graph)
 
     def launch_next(self, step: LaunchedStep, rows: Sequence[int]) -> LaunchedStep | None:
@@ -129,7 +155,7 @@ class ModelRunner:
             return None
         order = list(range(len(rows)))
         launched = [Launched(order, order, graph[0], *graph[1].unbind())]
-        return self._started([step.scheduled[row] for row in rows], slices, launched, True)
+        return self._started([step.scheduled[row] for row in rows], slices, launched, True, 1)
 
     def _started(
         self,
@@ -137,15 +163,22 @@ class ModelRunner:
         slices: list[SequenceSlice],
         launched: list[Launched],
         by_graph: bool,
+        ahead: int = 0,
     ) -> LaunchedStep:
-        """Draw tokens, and let all results travel to the host."""
+        """Draw tokens, and let all results travel to the host.
+
+        Args:
+            ahead: tokens of each request that have been drawn and not been read.
+        """
         drawn: list[Drawn] = [None] * len(scheduled)
         numbers: list[Tensor] = []
-        sampled: list[list[int]] = []
+        sampled: list[Sampled] = []
+        # A step that is started before this one has been read takes its tokens from there.
+        into = self.graphs.latest if by_graph and self.graphs is not None else None
         for part in launched:
-            requests, tokens = self._sample(scheduled, part, drawn)
-            sampled.append(requests)
-            numbers += [part.likeliest, part.finite, part.sound, *tokens]
+            found = self._sample(scheduled, part, drawn, into, ahead)
+            sampled.append(found)
+            numbers += [part.likeliest, part.finite, part.sound, *found.numbers]
         fetch = Fetch(torch.cat(numbers))
         return LaunchedStep(scheduled, slices, launched, sampled, drawn, fetch, by_graph)
 
@@ -153,18 +186,18 @@ class ModelRunner:
         """Return what each request gets, when the device has computed it."""
         scheduled, slices, drawn = step.scheduled, step.slices, step.drawn
         found = iter(step.numbers.read())
-        for part, requests in zip(step.launched, step.sampled, strict=True):
+        for part, sampled in zip(step.launched, step.sampled, strict=True):
             count = len(part.complete)
             likeliest, finite = list(islice(found, count)), list(islice(found, count))
             sound = [all(list(islice(found, slices[index].count))) for index in part.order]
             for row, index in enumerate(part.complete):
-                sequence = scheduled[index].request.sequence
-                if sequence.recorder is not None:
-                    drawn[index] = part.logits[row]
-                elif sequence.is_greedy:
+                if is_likeliest(scheduled[index].request):
                     drawn[index] = likeliest[row]
-            for index in requests:
-                drawn[index] = next(found)
+            tokens = {index: next(found) for index in sampled.requests}
+            read = [] if sampled.likelihoods is None else sampled.likelihoods.read(found)
+            likely = dict(zip(sampled.recorded, read, strict=True))
+            for index, token in tokens.items():
+                drawn[index] = LikelyToken(token, likely[index]) if index in likely else token
             checks = zip((*part.complete, *part.order), (*finite, *sound), strict=True)
             for index, good in checks:
                 if not good:
@@ -206,30 +239,47 @@ class ModelRunner:
         )
 
     def _sample(
-        self, scheduled: Sequence[ScheduledRequest], part: Launched, drawn: list[Drawn]
-    ) -> tuple[list[int], list[Tensor]]:
-        """Draw tokens that are not simply the likeliest.
+        self,
+        scheduled: Sequence[ScheduledRequest],
+        part: Launched,
+        drawn: list[Drawn],
+        into: Tensor | None,
+        ahead: int,
+    ) -> Sampled:
+        """Draw tokens that are not simply the likeliest, or of which is recorded how likely they
+        were.
 
-        Returns:
-            The requests that get one, and their tokens int32 [requests], if there are any. Into
-            `drawn` goes the error of a request whose next token cannot be drawn.
+        Args:
+            scheduled, part: the step, and the part of it.
+            drawn: the error goes there of a request whose next token cannot be drawn.
+            into: see `draw_tokens`.
+            ahead: see `Sequence.next_draw`.
         """
         rows: list[int] = []
         draws: list[Draw] = []
+        wanted: list[Wanted] = []
+        recorded: list[int] = []
+        vocab = part.logits.shape[1]
         for row, index in enumerate(part.complete):
             sequence = scheduled[index].request.sequence
-            if sequence.recorder is not None or sequence.is_greedy:
+            if is_likeliest(scheduled[index].request):
                 continue
             try:
-                draws.append(sequence.next_draw())
+                draw = sequence.next_draw(ahead)
             except PromptError as error:
                 drawn[index] = error
-            else:
-                rows.append(row)
+                continue
+            if sequence.recorder is not None:
+                wanted.append(sequence.recorder.wanted(row, len(rows), draw, vocab))
+                recorded.append(index)
+            rows.append(row)
+            draws.append(draw)
         if not rows:
-            return [], []
-        tokens = draw_tokens(part.logits, draws, rows)
-        return [part.complete[row] for row in rows], [tokens.int()]
+            return Sampled([], [], None, [])
+        tokens = draw_tokens(part.logits, draws, rows, into)
+        likelihoods = Likelihoods(part.logits, tokens, wanted) if wanted else None
+        numbers = [tokens.int(), *([likelihoods.numbers] if likelihoods is not None else [])]
+        return Sampled([part.complete[row] for row in rows], recorded, likelihoods, numbers)
 
     def embed(self, scheduled: Sequence[ScheduledRequest], ids: Tensor) -> Tensor:
         """Return embeddings [rows, hidden] of the scheduled positions, whose tokens are `ids`."""

@@ -42,7 +42,10 @@ class Draw:
 
 @torch.inference_mode()
 def draw_tokens(
-    logits: Tensor, draws: Sequence[Draw], chosen: Sequence[int] | None = None
+    logits: Tensor,
+    draws: Sequence[Draw],
+    chosen: Sequence[int] | None = None,
+    into: Tensor | None = None,
 ) -> Tensor:
     """Draw tokens, with one copy to the device and without waiting for it.
 
@@ -50,6 +53,7 @@ def draw_tokens(
         logits: float32 [M, vocab].
         draws: how to draw each of N tokens.
         chosen: the row of logits for each; None: all rows, in order.
+        into: int32 [at least M]; the tokens are written there too, each at its row of logits.
 
     Returns:
         int64 [N]; NO_TOKEN_POSSIBLE where each allowed token has the logit -inf.
@@ -75,13 +79,15 @@ def draw_tokens(
     )
     if len(chosen) < len(logits):
         logits = logits.index_select(0, index)
+    elif penalised or limited:
+        logits = logits.clone(memory_format=torch.contiguous_format)
     temperatures, nuclei, penalties = (column[:, None] for column in shares.unbind(1))
     if penalised:
-        logits = _penalise(logits, rows[0], used, penalties.index_select(0, rows[0]))
+        _penalise(logits, rows[0], used, penalties.index_select(0, rows[0]))
     if limited:
         fits = _unpack(allowed, logits.shape[1])
         masked = logits.index_select(0, rows[1]).masked_fill(fits.logical_not(), float("-inf"))
-        logits = logits.index_copy(0, rows[1], masked)
+        logits.index_copy_(0, rows[1], masked)
     highest, tokens = logits.max(-1)
     for (top_k, has_nucleus), place in zip((way for way, _ in groups), rows[2:], strict=True):
         sampled = _sample(
@@ -90,14 +96,16 @@ def draw_tokens(
             top_k,
             nuclei.index_select(0, place) if has_nucleus else None,
         )
-        tokens = tokens.index_copy(0, place, sampled)
-    return torch.where(highest == float("-inf"), NO_TOKEN_POSSIBLE, tokens)
+        tokens.index_copy_(0, place, sampled)
+    tokens = torch.where(highest == float("-inf"), NO_TOKEN_POSSIBLE, tokens)
+    if into is not None:
+        into.index_copy_(0, index, tokens.to(into.dtype))
+    return tokens
 
 
-def masked(logits: Tensor, allowed: Bits) -> Tensor:
-    """Return logits [vocab] with -inf for each token that is not allowed."""
-    (bits,) = stage([_pack([allowed], -(-len(logits) // 8))], logits.device)
-    return logits.masked_fill(~_unpack(bits, len(logits))[0], float("-inf"))
+def tokens_of(allowed: Bits, vocab: int) -> NDArray[np.int64]:
+    """Return the tokens below `vocab` of a set, in order."""
+    return np.flatnonzero(np.unpackbits(allowed, bitorder="little")[:vocab])
 
 
 def _groups(draws: Sequence[Draw]) -> Iterator[tuple[tuple[int, bool], list[int]]]:
@@ -130,12 +138,12 @@ def _sample(logits: Tensor, numbers: Tensor, top_k: int, nuclei: Tensor | None) 
     return (places if order is None else order.gather(1, places))[:, 0]
 
 
-def _penalise(logits: Tensor, rows: Tensor, used: Tensor, penalties: Tensor) -> Tensor:
+def _penalise(logits: Tensor, rows: Tensor, used: Tensor, penalties: Tensor) -> None:
     """Divide positive and multiply negative logits of used tokens by the penalty of their row."""
     values = logits.index_select(0, rows)
     changed = torch.where(values > 0, values / penalties, values * penalties)
     changed = torch.where(_unpack(used, values.shape[1]), changed, values)
-    return logits.index_copy(0, rows, changed)
+    logits.index_copy_(0, rows, changed)
 
 
 def _pack(sets: Sequence[Bits | None], width: int) -> Bits:

@@ -2,13 +2,18 @@
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from nvila_core.generation.draw import Draw, tokens_of
+from nvila_core.models.staging import stage
 from nvila_core.prompt.tokenizer import Tokenizer
 
 MAX_TOP_LOGPROBS = 20
@@ -41,6 +46,87 @@ class TokenLogprob:
         return self.token.decode(errors="replace")
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """What is recorded of the token of one row.
+
+    Attributes:
+        row: its row of logits.
+        place: its place among the tokens that are drawn.
+        top: number of alternatives.
+        ids: tokens whose logits are needed too.
+    """
+
+    row: int
+    place: int
+    top: int
+    ids: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """How likely one token and others were.
+
+    Attributes:
+        own: the log-probability of the token.
+        top: ids and log-probabilities of the likeliest tokens, the likeliest first.
+        ids: tokens, and `logits`: theirs.
+    """
+
+    own: float
+    top: list[tuple[int, float]]
+    ids: list[int]
+    logits: list[float]
+
+
+class Likelihoods:
+    """Log-probabilities of drawn tokens, computed where their logits are, without waiting.
+
+    Args:
+        logits: the model's, float32 [M, vocab].
+        tokens: int64 [N], those that are drawn.
+        wanted: what is recorded.
+
+    Attributes:
+        numbers: int32 [numbers], to be copied to the host: a few for each of `wanted`.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, logits: Tensor, tokens: Tensor, wanted: Sequence[Wanted]) -> None:
+        self._wanted = wanted
+        self._top = min(max(each.top for each in wanted), logits.shape[1])
+        self._width = max(len(each.ids) for each in wanted)
+        ids = np.zeros((len(wanted), self._width), np.int64)
+        for row, each in zip(ids, wanted, strict=True):
+            row[: len(each.ids)] = each.ids
+        rows, places, others = stage(
+            [
+                np.array([each.row for each in wanted]),
+                np.array([each.place for each in wanted]),
+                ids,
+            ],
+            logits.device,
+        )
+        chosen = logits.index_select(0, rows)
+        logprobs = chosen.log_softmax(-1)
+        drawn = tokens.index_select(0, places)[:, None].clamp(min=0)
+        values, best = logprobs.topk(self._top)
+        floats = torch.cat([logprobs.gather(1, drawn), values, chosen.gather(1, others)], 1)
+        self.numbers = torch.cat([floats.view(torch.int32), best.int()], 1).flatten()
+
+    def read(self, numbers: Iterator[int]) -> list[Likelihood]:
+        """Return an entry for each of `wanted`, of the next of the host's copy of `numbers`."""
+        found = []
+        for each in self._wanted:
+            bits = list(islice(numbers, 1 + self._top + self._width))
+            own, *floats = np.array(bits, np.int32).view(np.float32).tolist()
+            best = list(islice(numbers, self._top))
+            top = list(zip(best, floats, strict=False))[: each.top]
+            logits = floats[self._top :][: len(each.ids)]
+            found.append(Likelihood(own, top, each.ids.tolist(), logits))
+        return found
+
+
 class LogprobRecorder:
     """Records the log-probabilities of one answer, token by token.
 
@@ -65,31 +151,31 @@ class LogprobRecorder:
         self._taken = len(self.tokens)
         return taken
 
-    @torch.inference_mode()
-    def add(self, logits: Tensor, allowed: Tensor, token: int) -> None:
-        """Record a token that was drawn.
+    def wanted(self, row: int, place: int, draw: Draw, vocab: int) -> Wanted:
+        """Return what to record of the next token.
 
         Args:
-            logits: the model's, float32 [vocab].
-            allowed: the same, with -inf for each token that the form does not allow.
-            token: the id that was drawn.
+            row, place: see `Wanted`.
+            draw: how it is drawn.
+            vocab: tokens that have logits.
         """
-        logprobs = logits.log_softmax(-1)
-        wanted = [token]
-        if self._top:
-            wanted += logprobs.topk(min(self._top, len(logprobs))).indices.tolist()
-        values = logprobs[torch.tensor(wanted, device=logprobs.device)].tolist()
-        (_, own), *top = zip(wanted, values, strict=True)
+        ids = np.zeros(0, np.int64)
+        if self._choices is not None and self._choices.is_open:
+            assert draw.allowed is not None
+            ids = tokens_of(draw.allowed, vocab)
+        return Wanted(row, place, self._top, ids)
+
+    def add(self, token: int, likelihood: Likelihood) -> None:
+        """Record a token that was drawn, and what `wanted` asked for."""
         alternatives = tuple(
             TokenLogprob(i, self._tokenizer.token_bytes(i), value)
-            for i, value in top
+            for i, value in likelihood.top
             if value > float("-inf")  # such a token has no embedding
         )
-        self.tokens.append(
-            TokenLogprob(token, self._tokenizer.token_bytes(token), own, alternatives)
-        )
+        own = TokenLogprob(token, self._tokenizer.token_bytes(token), likelihood.own, alternatives)
+        self.tokens.append(own)
         if self._choices is not None:
-            self._choices.add(allowed, token)
+            self._choices.add(likelihood.ids, likelihood.logits, token)
 
     @property
     def choice_probabilities(self) -> dict[str, float] | None:
@@ -128,14 +214,19 @@ class ChoiceTree:
         self._open = Branch(0, len(self._texts))
         self._written, self._mass = b"", 1.0
 
-    def add(self, allowed: Tensor, token: int) -> None:
-        """Split the branch that is being written, from the logits [vocab] of the next token."""
-        if self._open.size < 2:
+    @property
+    def is_open(self) -> bool:
+        """Whether the next token splits the branch that is being written."""
+        return self._open.size > 1
+
+    def add(self, ids: Sequence[int], logits: Sequence[float], token: int) -> None:
+        """Split the branch that is being written, by the logits of the allowed tokens `ids`."""
+        if not self.is_open:
             return
-        ids = (allowed > float("-inf")).nonzero().flatten()
-        odds = allowed[ids].double().softmax(-1)
+        odds = np.exp(np.array(logits) - max(logits))  # 0 for a token without an embedding
+        odds /= odds.sum()
         branches: dict[Branch, float] = defaultdict(float)
-        for i, share in zip(ids.tolist(), odds.tolist(), strict=True):
+        for i, share in zip(ids, odds.tolist(), strict=True):
             branches[self._branch_of(i)] += share
         drawn = self._branch_of(token)
         for branch, share in branches.items():

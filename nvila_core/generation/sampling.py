@@ -1,5 +1,6 @@
 """Choose the next token: greedy by default, as the original implementation does."""
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
@@ -42,7 +43,8 @@ class SamplingParams:
         temperature: 0 is greedy; higher is more random.
         top_p: sample from the fewest tokens whose probabilities add up to this.
         top_k: sample from this many of the most likely tokens; 0 means all.
-        seed: makes sampling repeatable; None uses a new random seed for each request.
+        seed: makes sampling repeatable: the random number of a token depends on the seed and on how
+            many tokens were drawn before it. None uses a new random seed for each request.
         repetition_penalty: above 1 makes tokens of the prompt and the answer less likely, but the
             end-of-turn tokens of the prompt.
         stop: a string or strings that end the answer; they are not part of it.
@@ -147,8 +149,17 @@ class SamplingParams:
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
 
+def random_number(seed: int, index: int) -> float:
+    """Return number `index` of a seed (0 to 2**64 - 1), at least 0 and below 1."""
+    return float(np.random.Generator(np.random.Philox(counter=index, key=seed)).random())
+
+
 class TokenSampler:
     """What drawing the tokens of one sequence needs, token by token.
+
+    The random number of a token is that of a counter-based generator (Philox, Salmon et al. 2011):
+    a function of the seed and of the token's index. So it is known before the tokens are, and the
+    same when a token is drawn again.
 
     Args:
         params: temperature, top_k, top_p, seed and repetition penalty.
@@ -162,20 +173,23 @@ class TokenSampler:
             self._used = np.zeros(0, np.uint8)
             for token in set(prompt_ids):
                 self.note(token)
-        self._random: np.random.Generator | None = None
-        if params.temperature > 0:
-            seed = None if params.seed is None else params.seed % 2**64
-            self._random = np.random.default_rng(seed)
+        self._seed = secrets.randbits(64) if params.seed is None else params.seed % 2**64
 
     @property
     def is_greedy(self) -> bool:
         """Whether the most likely token is drawn."""
-        return self._used is None and self._random is None
+        return self._used is None and self.params.temperature == 0
 
-    def next(self, allowed: Bits | None = None) -> Draw:
-        """Return what the next draw needs; call it once for each token.
+    @property
+    def is_penalised(self) -> bool:
+        """Whether a draw depends on the tokens drawn before it."""
+        return self._used is not None
+
+    def next(self, index: int, allowed: Bits | None = None) -> Draw:
+        """Return what drawing a token needs.
 
         Args:
+            index: how many tokens are drawn before it.
             allowed: the tokens that may come next; None: all.
         """
         params = self.params
@@ -184,7 +198,7 @@ class TokenSampler:
             top_k=params.top_k,
             top_p=params.top_p,
             penalty=params.repetition_penalty,
-            number=0.0 if self._random is None else self._random.random(),
+            number=random_number(self._seed, index) if params.temperature > 0 else 0.0,
             used=self._used,
             allowed=allowed,
         )

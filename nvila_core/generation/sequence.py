@@ -7,8 +7,13 @@ from torch import Tensor
 
 from nvila_core.errors import NotFinite, PromptError
 from nvila_core.generation.completion import Completion, FinishReason, Timings, Usage
-from nvila_core.generation.draw import NO_TOKEN_POSSIBLE, Draw, draw_tokens, masked
-from nvila_core.generation.logprobs import LogprobRecorder, TokenLogprob
+from nvila_core.generation.draw import NO_TOKEN_POSSIBLE, Draw, draw_tokens
+from nvila_core.generation.logprobs import (
+    Likelihood,
+    Likelihoods,
+    LogprobRecorder,
+    TokenLogprob,
+)
 from nvila_core.generation.sampling import SamplingParams, TokenSampler
 from nvila_core.generation.structured_output import make_constraint
 from nvila_core.prompt.builder import Prompt
@@ -68,12 +73,22 @@ class Sequence:
         """Whether the next token is the most likely one, whatever it is."""
         return self.sampler.is_greedy and self.constraint is None
 
-    def next_draw(self) -> Draw:
+    @property
+    def draws_blindly(self) -> bool:
+        """Whether how a token is drawn does not depend on the tokens before it."""
+        return self.constraint is None and not self.sampler.is_penalised
+
+    def next_draw(self, ahead: int = 0) -> Draw:
         """Return what drawing the next token needs; the same until `take` is called.
+
+        Args:
+            ahead: tokens that are drawn before it and not taken yet: 0, unless `draws_blindly`.
 
         Raises:
             PromptError: the form is too complex.
         """
+        if ahead:
+            return self.sampler.next(len(self.token_ids) + ahead)
         if self._draw is not None:
             return self._draw
         allowed = None
@@ -81,11 +96,15 @@ class Sequence:
             left = self.max_tokens - len(self.token_ids)
             # The first half of the tokens is for content, however many the ending may need.
             allowed = self.constraint.allowed(None if 2 * left > self.max_tokens else left)
-        self._draw = self.sampler.next(allowed)
+        self._draw = self.sampler.next(len(self.token_ids), allowed)
         return self._draw
 
-    def take(self, token: int) -> None:
+    def take(self, token: int, likelihood: Likelihood | None = None) -> None:
         """Append the token that was drawn as `next_draw` says.
+
+        Args:
+            token: its id.
+            likelihood: how likely it was, where a recorder wants it.
 
         Raises:
             PromptError: none was possible.
@@ -95,6 +114,8 @@ class Sequence:
                 "The model cannot answer in the requested form, because it has no token for what "
                 "must come next: request another form."
             )
+        if self.recorder is not None and likelihood is not None:
+            self.recorder.add(token, likelihood)
         self._draw = None
         self.sampler.note(token)
         if self.constraint is not None:
@@ -111,11 +132,14 @@ class Sequence:
         if not bool(logits.max().isfinite()):
             raise NotFinite
         draw = self.next_draw()
-        token = int(draw_tokens(logits[None], [draw]))
-        if self.recorder is not None and token != NO_TOKEN_POSSIBLE:
-            allowed = logits if draw.allowed is None else masked(logits, draw.allowed)
-            self.recorder.add(logits, allowed, token)
-        self.take(token)
+        tokens = draw_tokens(logits[None], [draw])
+        likelihood = None
+        if self.recorder is not None:
+            wanted = self.recorder.wanted(0, 0, draw, len(logits))
+            found = Likelihoods(logits[None], tokens, [wanted])
+            (likelihood,) = found.read(iter(found.numbers.tolist()))
+        token = int(tokens)
+        self.take(token, likelihood)
         return token
 
     def append(self, token: int) -> None:

@@ -31,7 +31,7 @@ def test_sampling_parameters_are_refused_or_work(fields: dict[str, Any]) -> None
     except PromptError:
         return  # any other exception fails the test
     logits = torch.tensor([3.0, float("-inf"), -2.0, 3.0])
-    assert int(draw_tokens(logits[None], [TokenSampler(params, [0, 2]).next()])) in {0, 2, 3}
+    assert int(draw_tokens(logits[None], [TokenSampler(params, [0, 2]).next(0)])) in {0, 2, 3}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ the host would ask of the device. A mismatch of devices or dtypes raises, as it 
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,6 +42,9 @@ class FakeCuda(TorchDispatchMode):
         order: graphs that the host started and results that it waited for.
         waits: times that the host waits for the device.
         host_bytes: size of the largest tensor made on the host.
+        bytes_in, bytes_out: bytes that were copied to the device, and back.
+        operations: what was asked of the device, in order: each launch and copy, with the dtypes,
+            shapes and strides of its tensors and with its other arguments.
     """
 
     def __init__(self) -> None:
@@ -52,7 +56,9 @@ class FakeCuda(TorchDispatchMode):
         """Count from zero."""
         self.launches: Counter[str] = Counter()
         self.order: list[str] = []
+        self.operations: list[str] = []
         self.copies_in = self.copies_out = self.waits = self.host_bytes = 0
+        self.bytes_in = self.bytes_out = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation of PyTorch, and count it."""
@@ -63,34 +69,47 @@ class FakeCuda(TorchDispatchMode):
         given = [t for t in (*args, *kwargs.values()) if is_tensor(t)]
         if name in ("_to_copy", "copy"):
             source = given[-1] if name == "copy" else given[0]
-            self._count_copy(source.device.type, made[0].device.type)
+            self._count_copy(source, made[0].device.type)
         elif name in WAITING:
             self.waits += 1
         elif any(t.is_cuda for t in made) and not is_view(func) and name not in WITHOUT_LAUNCH:
             self.launches[name] += 1
+        if any(t.is_cuda for t in (*made, *given)) and not is_view(func):
+            self.note(name, *args, *kwargs.items())
         if any(not t.is_cuda for t in made) and not is_view(func):
             self.host_bytes = max(self.host_bytes, *(t.nbytes for t in made))
         return out
 
-    def _count_copy(self, source: str, target: str) -> None:
-        """Count a copy of memory that is not pinned: the host waits for it."""
-        if source == target:
-            self.launches["copy"] += target == "cuda"
-            return
+    def note(self, name: str, *args: Any) -> None:
+        """Add an operation to `operations`."""
+        self.operations.append(f"{name}({', '.join(map(described, args))})")
+
+    def copy(self, memory: Tensor, target: str) -> None:
+        """Count a copy between the device and the host."""
         self.copies_in += target == "cuda"
         self.copies_out += target == "cpu"
+        self.bytes_in += memory.nbytes * (target == "cuda")
+        self.bytes_out += memory.nbytes * (target == "cpu")
+
+    def _count_copy(self, source: Tensor, target: str) -> None:
+        """Count a copy of memory that is not pinned: the host waits for it."""
+        if source.device.type == target:
+            self.launches["copy"] += target == "cuda"
+            return
+        self.copy(source, target)
         self.waits += 1
 
     def kernel(self, name: str) -> Any:
         """Return what stands in for a Triton kernel."""
 
-        def launch(*args: Any, **options: Any) -> None:
+        def launch(grid: Any, *args: Any, **options: Any) -> None:
             tensors = [t for t in args if isinstance(t, Tensor)]
             assert all(t.is_cuda for t in tensors), f"{name} gets a tensor of the host"
             floats = {t.dtype for t in tensors if t.is_floating_point()}
             floats -= {torch.float32, torch.float8_e4m3fn}
             assert len(floats) <= 1, f"{name} gets {floats}"
             self.launches[name] += 1
+            self.note(name, grid, *args, *options.items())
 
         return SimpleKernel(launch)
 
@@ -118,16 +137,17 @@ class Substitutes(TorchFunctionMode):
             same = args[0].is_contiguous()
             return args[0] if same else args[0].clone(memory_format=torch.contiguous_format)
         if func is Tensor.to and is_pinned(args[0]):
-            self._device.copies_in += 1
+            self._device.copy(args[0], "cuda")
             return torch.empty(args[0].shape, dtype=args[0].dtype, device=args[1])
         if func is Tensor.copy_ and is_pinned(args[1]):
-            self._device.copies_in += 1
+            self._device.copy(args[1], "cuda")
             return args[0]
         if func is Tensor.copy_ and is_pinned(args[0]):
-            self._device.copies_out += 1
+            self._device.copy(args[0], "cpu")
             return args[0]
         if func is Tensor.copy_ and args[0].is_cuda and args[1].is_cuda:
             self._device.launches["copy"] += 1
+            self._device.note("copy", *args)
             return args[0]
         if func is torch._foreach_copy_ and all(t.is_cuda for t in (*args[0], *args[1])):
             self._device.launches["foreach_copy"] += 1
@@ -165,7 +185,7 @@ class SimpleKernel:
 
     def __getitem__(self, grid: Any) -> Any:
         assert all(isinstance(size, int) and 0 < size < 2**31 for size in grid)
-        return self._launch
+        return partial(self._launch, grid)
 
 
 class FakeGraph:
@@ -216,6 +236,15 @@ class FakeEvent:
     def synchronize(self) -> None:
         """Wait for a copy to the host, which is counted as such."""
         self._device.order.append("read")
+
+
+def described(value: Any) -> str:
+    """Return what an operation depends on: of a tensor all but its numbers."""
+    if isinstance(value, (tuple, list)):
+        return f"({', '.join(map(described, value))})"
+    if is_tensor(value):
+        return f"{value.device.type} {value.dtype} {tuple(value.shape)} by {value.stride()}"
+    return repr(value)
 
 
 def is_tensor(value: Any) -> bool:

@@ -31,10 +31,16 @@ POSITIONS = 2**16
 
 
 def make_runner(
-    shape: str, dtype: torch.dtype, kind: Format | None = None, *, graphs: bool = True
+    shape: str,
+    dtype: torch.dtype,
+    kind: Format | None = None,
+    *,
+    graphs: bool = True,
+    layers: int | None = None,
 ) -> Any:
-    """Return what runs the steps of a language model on the GPU."""
+    """Return what runs the steps of a language model on the GPU; `layers` of its layers, or all."""
     config = SHAPES[shape]
+    config = replace(config, num_hidden_layers=layers or config.num_hidden_layers)
     with unset_fake_temporarily(), torch.device("meta"):
         language = LanguageModel(config)
     for module in language.modules():

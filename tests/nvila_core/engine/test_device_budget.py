@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 from nvila_core import NVILA, SamplingParams
 from nvila_core.config import VisionConfig
 from nvila_core.engine.background_tower import MAX_PASSES, TILE_BUCKETS, BackgroundTower
+from nvila_core.engine.batch import SequenceSlice
 from nvila_core.media.preprocess import Processor
 from nvila_core.models.merged import merge_tower
 from nvila_core.models.projector import build_projector
@@ -21,13 +22,15 @@ from nvila_core.models.vision_tower import VisionTower
 
 pytest.importorskip("triton", reason="the kernels need Triton, which this machine lacks")
 
+from nvila_core.engine.decode_graphs import Bucket
 from tests.support.fake_cuda import FakeCuda, fake_cuda
 from tests.support.fake_steps import CUDA, SHAPES, in_format, make_runner, scheduled
 
 pytestmark = pytest.mark.filterwarnings("ignore:Accessing the data pointer of FakeTensor")
 
+GREEDY = SamplingParams()
 KINDS = (
-    SamplingParams(),
+    GREEDY,
     SamplingParams(temperature=0.7, top_k=20, top_p=0.8, repetition_penalty=1.05, seed=1),
     SamplingParams(temperature=1.0),
     SamplingParams(choice=("yes", "no")),
@@ -123,6 +126,84 @@ def test_drawing_tokens_never_waits_and_copies_no_logits(tiny: NVILA, cuda: Fake
     assert (cuda.copies_in, cuda.copies_out, cuda.waits) == (2, 1, 0)
     assert cuda.launches.total() <= 60, cuda.launches
     assert cuda.host_bytes < 2**20
+
+
+def test_log_probabilities_are_computed_there_and_come_back_with_the_tokens(
+    tiny: NVILA, cuda: FakeCuda
+) -> None:
+    # given a captured step of requests whose log-probabilities are recorded
+    kinds = [
+        SamplingParams(logprobs=2),
+        SamplingParams(logprobs=0, temperature=0.7, top_p=0.8, repetition_penalty=1.05, seed=1),
+        SamplingParams(logprobs=20, temperature=1.0),
+        SamplingParams(logprobs=2, choice=("yes", "no", "not sure")),
+    ]
+    items = [scheduled(tiny, 200 + n, 199 + n, 1, kinds[n % 4]) for n in range(8)]
+    runner = make_runner("2B", torch.bfloat16, layers=2)
+    runner.forward(items)
+    cuda.reset()
+    # when
+    drawn = runner.forward(items)
+    # then the host waits for nothing but the tokens, which bring their log-probabilities along
+    assert (cuda.copies_in, cuda.copies_out, cuda.waits) == (3, 1, 0)
+    assert [each.token for each in drawn] == [1] * 8
+    assert [len(each.likelihood.top) for each in drawn] == [2, 0, 20, 2] * 2
+    # and instead of the logits a few numbers travel
+    assert cuda.bytes_out < 8 * 64 * 4
+    assert cuda.bytes_in < 2**18
+    assert cuda.launches.total() <= 75, cuda.launches
+
+
+LENGTHS = [(1,) * 5, (500,) * 5, (9800,) * 5, (1, 9800, 500, 16, 17)]
+
+
+@pytest.mark.parametrize("lengths", LENGTHS[1:], ids=str)
+def test_a_graph_fits_rows_of_any_lengths(lengths: tuple[int, ...], cuda: FakeCuda) -> None:
+    # given what a graph of eight rows computes for five new sequences
+    runner = make_runner("2B", torch.bfloat16, layers=2)
+    graphs = runner.graphs
+    bucket = Bucket(graphs.attention, 8, graphs.table_width)
+
+    def operations(lengths: tuple[int, ...]) -> list[str]:
+        """Return all that a step with so many positions in each row asks of the device."""
+        cuda.reset()
+        with torch.inference_mode():
+            bucket.fill([SequenceSlice(n - 1, 1, list(range(-(-n // 16))), [65]) for n in lengths])
+            graphs.compute(bucket)
+        assert cuda.launches["paged_attention"] == 2
+        return cuda.operations
+
+    recorded = operations(LENGTHS[0])
+    # when it computes sequences of other lengths
+    replayed = operations(lengths)
+    # then each operation is the same, with the same shapes, strides and constants
+    assert replayed == recorded
+    assert len(recorded) > 20
+
+
+def test_a_sampled_step_is_started_before_the_tokens_of_the_one_before_are_read(
+    tiny: NVILA, cuda: FakeCuda
+) -> None:
+    # given a step of requests that sample and of one that does not, by a graph
+    kinds = [SamplingParams(temperature=0.7, top_p=0.8, seed=1, logprobs=1), GREEDY]
+    items = [scheduled(tiny, 200 + n, 199 + n, 1, kinds[n % 2]) for n in range(8)]
+    runner = make_runner("2B", torch.bfloat16, layers=2)
+    runner.forward(items)
+    cuda.reset()
+    # when the next one is started
+    step = runner.launch(items)
+    following = runner.launch_next(step, range(8))
+    # then both are launched before the first is read
+    assert step.by_graph
+    assert following is not None
+    runner.read(step)
+    runner.read(following)
+    assert cuda.order == ["graph", "graph", "read", "read"]
+    assert cuda.waits == 0
+    # and a penalty, or a form, needs the token first
+    for other in (SamplingParams(repetition_penalty=1.1), SamplingParams(choice=("yes", "no"))):
+        held = [*items[:7], scheduled(tiny, 200, 199, 1, other)]
+        assert not runner.launch(held).by_graph
 
 
 @pytest.mark.slow

@@ -138,15 +138,71 @@ def test_an_answer_that_ends_by_its_words_drops_the_surplus_token(model: NVILA) 
     assert engine.stats()["kv_tokens"] == 0
 
 
-def test_a_form_or_a_sampled_token_is_read_before_the_next_step(model: NVILA) -> None:
-    # given requests whose next token depends on the last one on the host
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(choice=("yes, indeed", "no, never")),
+        SamplingParams(max_tokens=6, repetition_penalty=1.2, ignore_eos=True),
+    ],
+)
+def test_a_form_and_a_penalty_need_the_token_before_the_next_step(
+    model: NVILA, params: SamplingParams
+) -> None:
+    # given a request whose next token depends on the last one on the host, beside another
     engine = Engine(model)
-    engine.submit(["Yes?"], SamplingParams(choice=("yes, indeed", "no, never")))
-    engine.submit(["And?"], SamplingParams(max_tokens=6, temperature=1.0, ignore_eos=True))
-    # when they run, then no step goes ahead
+    handles = [engine.submit(["Yes?"], params), engine.submit(["One"], params)]
+    # when they run, then no step goes ahead, and the answers are the same
     run(engine)
     assert graphs_of(engine).calls
     assert not any(taken for _, taken in graphs_of(engine).calls)
+    assert handles[0].result(0).token_ids == model.generate(["Yes?"], params).token_ids
+
+
+SAMPLED = (
+    SamplingParams(max_tokens=12, temperature=1.5, seed=3, ignore_eos=True),
+    SamplingParams(max_tokens=9, temperature=0.8, top_k=30, seed=4, ignore_eos=True, logprobs=2),
+    SamplingParams(max_tokens=11, temperature=1.0, top_p=0.9, seed=-1, ignore_eos=True),
+    SamplingParams(max_tokens=7, ignore_eos=True, logprobs=1),
+    TALK,
+)
+
+
+def test_sampled_tokens_and_their_probabilities_are_computed_ahead(model: NVILA) -> None:
+    # given requests that sample, beside one that does not
+    engine = Engine(model)
+    asks = [[f"Ask {number}"] for number in range(len(SAMPLED))]
+    handles = [engine.submit(ask, params) for ask, params in zip(asks, SAMPLED, strict=True)]
+    # when they run
+    run(engine)
+    # then steps went ahead of their tokens, and each answer is the one given alone
+    assert sum(taken for _, taken in graphs_of(engine).calls) >= 8
+    for ask, params, handle in zip(asks, SAMPLED, handles, strict=True):
+        found, alone = handle.result(0), model.generate(ask, params)
+        assert found.token_ids == alone.token_ids
+        assert [e.token_id for e in found.logprobs or ()] == [
+            e.token_id for e in alone.logprobs or ()
+        ]
+        assert [[e.logprob, *(t.logprob for t in e.top)] for e in found.logprobs or ()] == [
+            pytest.approx([e.logprob, *(t.logprob for t in e.top)], abs=1e-4)
+            for e in alone.logprobs or ()
+        ]
+
+
+def test_a_seed_gives_the_same_tokens_where_requests_are_preempted(model: NVILA) -> None:
+    # given prompts that fit together and sampled answers that do not
+    engine = Engine(model, max_num_seqs=8, kv_cache_tokens=192)
+    params = [
+        SamplingParams(max_tokens=40, temperature=1.2, seed=seed, ignore_eos=True)
+        for seed in range(4)
+    ]
+    handles = [engine.submit(["hello"], each) for each in params]
+    # when
+    run(engine)
+    # then
+    assert engine.stats()["preemptions"] > 0
+    assert any(taken for _, taken in graphs_of(engine).calls)
+    for each, handle in zip(params, handles, strict=True):
+        assert handle.result(0).token_ids == model.generate(["hello"], each).token_ids
 
 
 def test_what_is_not_a_number_in_a_step_in_flight_fails_alone(model: NVILA) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from nvila_core import NVILA, Engine, SamplingParams
+from nvila_core import NVILA, Engine, NotFinite, SamplingParams
 from nvila_core.checkpoint.loader import Checkpoint
 from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
 from nvila_core.engine import attention_choice, engine
@@ -321,9 +321,8 @@ def test_the_engine_on_the_kernels_answers_as_generate(
         assert handle.result(0).token_ids == model.generate(ask, params).token_ids
 
 
-def test_a_padded_step_with_static_tensors_computes_the_same(tiny_folder: Any) -> None:
-    # given a model, and what a graph of four rows would replay
-    model = NVILA.from_pretrained(tiny_folder)
+def static_step(model: NVILA) -> tuple[DecodeGraphs, Bucket]:
+    """Return what a graph of four rows would replay."""
     held = KVCache(
         num_layers=2,
         num_kv_heads=2,
@@ -335,7 +334,14 @@ def test_a_padded_step_with_static_tensors_computes_the_same(tiny_folder: Any) -
     )
     attention = TritonAttention(held, 4)
     graphs = DecodeGraphs(model.language, attention, 64, len(model.tokenizer))
-    bucket = Bucket(attention, 4, graphs.table_width)
+    return graphs, Bucket(attention, 4, graphs.table_width)
+
+
+def test_a_padded_step_with_static_tensors_computes_the_same(tiny_folder: Any) -> None:
+    # given a model, and what a graph of four rows would replay
+    model = NVILA.from_pretrained(tiny_folder)
+    graphs, bucket = static_step(model)
+    attention, held = graphs.attention, graphs.attention.cache
     # when steps of fewer rows fill it, and a sequence gets another block and another place
     blocks = [5, 1]
     first = [SequenceSlice(3, 1, [2], [70]), SequenceSlice(31, 1, blocks, [80])]
@@ -361,6 +367,78 @@ def test_a_padded_step_with_static_tensors_computes_the_same(tiny_folder: Any) -
     # and padding has stored nothing
     assert not held.keys[0][held.padding_block].any()
     assert not held.keys[0][0].any()
+
+
+def embed_as_nan(model: NVILA, token: int) -> None:
+    """Let a model embed a token as NaN, and draw it as often as before."""
+    table = model.language.embedding_table
+    head = torch.nn.Linear(table.shape[1], table.shape[0], bias=False)
+    head.load_state_dict({"weight": table.clone()})
+    model.language.lm_head = head  # tied to the table, every request would see the NaN
+    with torch.no_grad():
+        table[token] = float("nan")
+
+
+def test_a_row_of_nan_harms_no_other_row_of_a_padded_step(tiny_folder: Any) -> None:
+    # given a token that is embedded as NaN, and the static tensors of a graph of four rows
+    model = NVILA.from_pretrained(tiny_folder)
+    embed_as_nan(model, 90)
+    graphs, bucket = static_step(model)
+    held = graphs.attention.cache
+    poisoned = SequenceSlice(20, 1, [3, 6], [90])
+    sound = [SequenceSlice(3, 1, [2], [70]), SequenceSlice(31, 1, [5, 1], [80])]
+
+    def compute(slices: list[SequenceSlice]) -> tuple[torch.Tensor, list[list[int]]]:
+        bucket.fill(slices)
+        with torch.inference_mode():
+            logits, outcome = graphs.compute(bucket)
+        return logits[: len(slices)].clone(), outcome[1:, : len(slices)].tolist()
+
+    expected, _ = compute(sound)
+    keys, values = [part.clone() for part in held.keys], [part.clone() for part in held.values]
+    # when its row stands between two others and a row of padding
+    logits, flags = compute([sound[0], poisoned, sound[1]])
+    # then its logits and its keys are flagged, and the others are the same to the bit
+    assert flags == [[1, 0, 1], [1, 0, 1]]
+    assert logits[[0, 2]].equal(expected)
+    assert logits[1].isnan().all()
+    # and in the cache nothing but its own position has changed
+    for before, now in zip((*keys, *values), (*held.keys, *held.values), strict=True):
+        changed = (before != now).flatten(2).any(-1).nonzero().tolist()
+        assert changed == [[6, 4]]
+    # and without it the next step is sound, in which its row is padding
+    again, flags = compute(sound)
+    assert again.equal(expected)
+    assert flags == [[1, 1], [1, 1]]
+
+
+def test_a_request_of_nan_fails_alone_in_steps_by_graph(
+    tiny_folder: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given three requests, and a token that only the answer to the second has
+    asks, params = [["One"], ["cars"], ["And?"]], SamplingParams(max_tokens=3, ignore_eos=True)
+    model = NVILA.from_pretrained(tiny_folder)
+    answers = [model.generate(ask, params).token_ids for ask in asks]
+    others = {*answers[0], *answers[2], *(t for ask in asks for t in model.prepare(ask).token_ids)}
+    token = answers[1][0]
+    assert token not in others
+    # when the model embeds it as NaN, in an engine whose steps of three rows have one of padding
+    embed_as_nan(model, token)
+    monkeypatch.setattr(engine, "choose_attention", TritonAttention)
+    monkeypatch.setattr(engine, "make_graphs", replayed_graphs)
+    runner = Engine(model, kv_cache_tokens=256)
+    handles = [runner.submit(ask, params) for ask in asks]
+    while runner.step():
+        pass
+    # then it fails alone, and the others answer as before
+    with pytest.raises(NotFinite):
+        handles[1].result(0)
+    assert [handles[n].result(0).token_ids for n in (0, 2)] == [answers[0], answers[2]]
+    graphs = runner.runner.graphs
+    assert isinstance(graphs, ReplayedGraphs)
+    assert 4 in graphs._graphs
+    # and nothing of it is left in the cache
+    assert all(bool(part.isfinite().all()) for part in (*runner.cache.keys, *runner.cache.values))
 
 
 def test_kernels_that_compute_wrong_numbers_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

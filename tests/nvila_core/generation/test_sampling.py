@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nvila_core import NVILA, PromptError, SamplingParams
 from nvila_core.demo import CHECKPOINT
 from nvila_core.generation.draw import draw_tokens
-from nvila_core.generation.sampling import TokenSampler
+from nvila_core.generation.sampling import TokenSampler, random_number
 from nvila_core.generation.sequence import Detokenizer, Sequence
 from nvila_core.prompt.tokenizer import Tokenizer
 
@@ -20,16 +20,16 @@ demo_tokenizer = cache(lambda: Tokenizer(CHECKPOINT / "llm"))
 LOGITS = torch.tensor([0.0, 3.0, 2.0, 1.0, -5.0])
 
 
-def draw(sampler: TokenSampler, logits: torch.Tensor) -> int:
-    """Draw the next token of a sequence."""
-    token = int(draw_tokens(logits[None], [sampler.next()]))
+def draw(sampler: TokenSampler, logits: torch.Tensor, index: int) -> int:
+    """Draw token `index` of a sequence."""
+    token = int(draw_tokens(logits[None], [sampler.next(index)]))
     sampler.note(token)
     return token
 
 
 def draws(params: SamplingParams, count: int = 400, logits: torch.Tensor = LOGITS) -> set[int]:
     sampler = TokenSampler(params, [])
-    return {draw(sampler, logits) for _ in range(count)}
+    return {draw(sampler, logits, index) for index in range(count)}
 
 
 def test_greedy_is_the_default() -> None:
@@ -47,25 +47,49 @@ def test_temperature_top_k_and_top_p_narrow_the_choice() -> None:
 
 def test_frequencies_follow_the_softmax() -> None:
     sampler = TokenSampler(SamplingParams(temperature=1.0, seed=3), [])
-    counts = torch.bincount(torch.tensor([draw(sampler, LOGITS) for _ in range(4000)]), minlength=5)
+    drawn = [draw(sampler, LOGITS, index) for index in range(4000)]
+    counts = torch.bincount(torch.tensor(drawn), minlength=5)
     torch.testing.assert_close(counts / 4000, LOGITS.softmax(0), atol=0.03, rtol=0)
 
 
 def test_seed_repeats_a_sequence() -> None:
     def run(seed: int | None) -> list[int]:
         sampler = TokenSampler(SamplingParams(temperature=1.0, seed=seed), [])
-        return [draw(sampler, torch.zeros(1000)) for _ in range(20)]
+        return [draw(sampler, torch.zeros(1000), index) for index in range(20)]
 
     assert run(5) == run(5) != run(6)
     assert run(None) != run(None)
 
 
+@pytest.mark.parametrize("seed", [0, 5, -1, 2**64 - 1])
+def test_a_random_number_depends_on_seed_and_index_alone(seed: int) -> None:
+    # given two samplers of one seed, and one of another
+    params = SamplingParams(temperature=1.0, seed=seed)
+    other = TokenSampler(SamplingParams(temperature=1.0, seed=seed % 2**64 ^ 1), [])
+    forth = [TokenSampler(params, [7]).next(index).number for index in range(50)]
+    # when one draws backwards, and each twice
+    sampler = TokenSampler(params, [])
+    back = [sampler.next(index).number for index in [*range(49, -1, -1), *range(49, -1, -1)]]
+    # then the numbers are those of their indices, and all are different
+    assert back[:50] == back[50:] == forth[::-1]
+    assert len({*forth, *(other.next(index).number for index in range(50))}) == 100
+
+
+def test_random_numbers_are_evenly_spread_over_seeds_as_over_indices() -> None:
+    for numbers in (
+        [random_number(seed, 3) for seed in range(2000)],
+        [random_number(3, index) for index in range(2000)],
+    ):
+        counts = torch.histc(torch.tensor(numbers), bins=10, min=0, max=1)
+        assert (counts - 200).abs().max() < 60  # 4.5 standard deviations
+
+
 def test_repetition_penalty_counts_prompt_and_answer() -> None:
     sampler = TokenSampler(SamplingParams(repetition_penalty=2.0), [1])
     # 3 / 2 is below 2, then 2 / 2 is below 1.5
-    assert [draw(sampler, LOGITS) for _ in range(2)] == [2, 1]
+    assert [draw(sampler, LOGITS, index) for index in range(2)] == [2, 1]
     negative = TokenSampler(SamplingParams(repetition_penalty=2.0), [0])
-    assert draw(negative, torch.tensor([-1.0, -1.5])) == 1
+    assert draw(negative, torch.tensor([-1.0, -1.5]), 0) == 1
 
 
 def test_the_end_of_the_turn_is_as_likely_with_a_penalty(tiny: NVILA) -> None:
