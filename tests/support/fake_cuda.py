@@ -130,9 +130,17 @@ class Substitutes(TorchFunctionMode):
                 part: Any = args[0][args[1]]
             part.pinned = True
             return part
+        if func is Tensor.__setitem__ and args[0].is_cuda and is_tensor(args[1]):
+            return args[0].index_copy_(0, *args[1:])
         if func is Tensor.__setitem__ and args[0].is_cuda:
             part, value = part_of(*args[:2]), args[2]
-            return part.copy_(value) if is_tensor(value) else part.fill_(value)
+            if not is_tensor(value):
+                return part.fill_(value)
+            if not value.is_cuda:
+                return part.copy_(value)
+            self._device.launches["copy"] += 1
+            self._device.note("copy", part, value.expand(part.shape))
+            return None
         if func is Tensor.contiguous and args[0].is_cuda:
             same = args[0].is_contiguous()
             return args[0] if same else args[0].clone(memory_format=torch.contiguous_format)

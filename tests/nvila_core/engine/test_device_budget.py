@@ -206,14 +206,20 @@ def test_a_sampled_step_is_started_before_the_tokens_of_the_one_before_are_read(
         assert not runner.launch(held).by_graph
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize(
+    ("shape", "layers"),
+    [
+        ("2B", 2),
+        ("8B", 2),
+        *(pytest.param(shape, None, marks=pytest.mark.slow) for shape in SHAPES),
+    ],
+)
 def test_a_chunk_after_many_positions_builds_nothing_large(
-    shape: str, tiny: NVILA, cuda: FakeCuda
+    shape: str, layers: int | None, tiny: NVILA, cuda: FakeCuda
 ) -> None:
     # given a chunk of 2,048 positions after 8,192
     items = [scheduled(tiny, 10_240, 8192, 2048)]
-    runner = make_runner(shape, torch.bfloat16)
+    runner = make_runner(shape, torch.bfloat16, layers=layers)
     cuda.reset()
     # when
     tracemalloc.start()

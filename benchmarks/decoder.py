@@ -1,0 +1,156 @@
+"""Time decode steps of the demo's language model: transformers' layers beside those of the engine.
+
+    .venv/bin/python benchmarks/decoder.py [--rows 1 --rows 8] [--dtype float32] [--json]
+
+Each row is a sequence of `--positions` positions that gets one more. Both sides run the same
+weights over the same keys and values, in turns; the medians of the processor time of one thread are
+printed, which other programs disturb little. "merged" are the engine's
+layers with PyTorch's linear layers, "packed" the same with weights in oneDNN's order, as the engine
+keeps them on a CPU. The embedding table and the output head are not part of it.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+from statistics import median
+from typing import Any
+
+import torch
+from report import publish
+from rival import Rival
+from torch import Tensor
+from transformers import DynamicCache
+
+from nvila_core import NVILA
+from nvila_core.demo import CHECKPOINT
+from nvila_core.engine.batch import SequenceSlice
+from nvila_core.engine.grouped_attention import GroupedAttention
+from nvila_core.engine.kv_cache import KVCache
+from nvila_core.models.merged import merge_projections
+from nvila_core.models.packed_linear import pack_linears
+
+BLOCK = 16
+
+
+class Steps:
+    """The same decode step on each side.
+
+    Args:
+        dtype: of the model.
+        rows: sequences.
+        positions: that each has already.
+    """
+
+    def __init__(self, dtype: str, rows: int, positions: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.models = [NVILA.from_pretrained(CHECKPOINT, "cpu", dtype) for _ in range(3)]
+        self.llm = Rival(self.models[0]).llm.model
+        config, kind = self.models[0].config, self.models[0].dtype
+        self.embeds = 0.02 * torch.randn(rows, self.llm.config.hidden_size, generator=generator)
+        self.embeds = self.embeds.to(kind)
+        shape = (config.num_layers, 2, rows, positions, config.num_kv_heads, config.head_dim)
+        self.stored = torch.randn(shape, generator=generator).to(kind)
+        self.positions, self.rows = positions, rows
+        merge_projections(self.models[1].language.model)
+        merge_projections(self.models[2].language.model)
+        pack_linears(self.models[2].language.model.layers)
+        each = -(-(positions + 1) // BLOCK)
+        self.cache = KVCache(
+            num_layers=config.num_layers,
+            num_kv_heads=config.num_kv_heads,
+            head_dim=config.head_dim,
+            num_blocks=each * rows,
+            block_size=BLOCK,
+            dtype=kind,
+            device=torch.device("cpu"),
+        )
+        self.slices = [
+            SequenceSlice(positions, 1, list(range(row * each, (row + 1) * each)), [1])
+            for row in range(rows)
+        ]
+        for layer, (keys, values) in enumerate(self.stored):
+            for held, new in (
+                (self.cache.keys[layer], keys),
+                (self.cache.values[layer], values),
+            ):
+                held[: each * rows].view(rows, each * BLOCK, *held.shape[2:])[:, :positions] = new
+        self.attention = GroupedAttention(self.cache, config.num_heads)
+
+    def filled(self) -> DynamicCache:
+        """Return transformers' cache with the keys and values of all rows."""
+        cache = DynamicCache()
+        for layer, (keys, values) in enumerate(self.stored):
+            cache.update(keys.transpose(1, 2), values.transpose(1, 2), layer)
+        return cache
+
+    def theirs(self, cache: DynamicCache) -> Tensor:
+        """Compute a step by transformers' layers."""
+        places = torch.full((self.rows, 1), self.positions)
+        out: Tensor = self.llm(
+            inputs_embeds=self.embeds[:, None], past_key_values=cache, position_ids=places
+        ).last_hidden_state[:, 0]
+        return out
+
+    def ours(self, model: NVILA) -> Tensor:
+        """Compute a step by the engine's layers."""
+        batch = self.attention.plan(self.slices)
+        hidden = model.language.forward_step(
+            self.embeds[batch.order], batch.positions, batch, batch.last_rows
+        )
+        out = torch.empty_like(hidden)
+        out[batch.order] = hidden
+        return out
+
+
+def timed(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
+    """Return the milliseconds of processor time of a call, and what it returns."""
+    began = time.process_time()
+    out = call()
+    return 1000 * (time.process_time() - began), out
+
+
+@torch.inference_mode()
+def measure(dtype: str, rows: int, positions: int, rounds: int) -> dict[str, Any]:
+    """Return milliseconds of a step on each side, and how far the results differ."""
+    steps = Steps(dtype, rows, positions)
+    merged, packed = (partial(steps.ours, model) for model in steps.models[1:])
+    taken: list[list[float]] = [[], [], []]
+    difference = 0.0
+    for turn in range(rounds + 3):
+        found = [timed(partial(steps.theirs, steps.filled())), timed(merged), timed(packed)]
+        difference = max(float((found[0][1] - out).abs().max()) for _, out in found[1:])
+        if turn >= 3:
+            for times, (spent, _) in zip(taken, found, strict=True):
+                times.append(spent)
+    theirs, plain, quick = map(median, taken)
+    return {
+        "transformers": theirs,
+        "merged": plain,
+        "packed": quick,
+        "ratio, merged": theirs / plain,
+        "ratio, packed": theirs / quick,
+        "difference": f"{difference:.1e}",
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, action="append", help="repeatable; default: 1, 4, 8")
+    parser.add_argument("--positions", type=int, default=300)
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--rounds", type=int, default=100)
+    parser.add_argument("--json", action="store_true")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[str, Any] = {
+        f"{rows} rows": measure(args.dtype, rows, args.positions, args.rounds)
+        for rows in args.rows or (1, 4, 8)
+    }
+    header = ["ms a step", *next(iter(found.values()))]
+    publish({"results": found}, header, [[name, *row.values()] for name, row in found.items()])
+
+
+if __name__ == "__main__":
+    main()
