@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/decoder.py [--rows 1 --rows 8] [--dtype float32] [--json]
 
-Each row is a sequence of `--positions` positions that gets one more. Both sides run the same
-weights over the same keys and values, in turns; the medians of the processor time of one thread are
+Each row is a sequence of `--positions` positions that gets ten more, one a step. Both sides run the
+same weights over the same keys and values, in turns; the least processor time of one thread is
 printed, which other programs disturb little. "merged" are the engine's
 layers with PyTorch's linear layers, "packed" the same with weights in oneDNN's order, as the engine
 keeps them on a CPU. The embedding table and the output head are not part of it.
@@ -13,7 +13,6 @@ import argparse
 import time
 from collections.abc import Callable
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
@@ -31,6 +30,7 @@ from nvila_core.models.merged import merge_projections
 from nvila_core.models.packed_linear import pack_linears
 
 BLOCK = 16
+STEPS = 10
 
 
 class Steps:
@@ -55,7 +55,7 @@ class Steps:
         merge_projections(self.models[1].language.model)
         merge_projections(self.models[2].language.model)
         pack_linears(self.models[2].language.model.layers)
-        each = -(-(positions + 1) // BLOCK)
+        each = -(-(positions + STEPS) // BLOCK)
         self.cache = KVCache(
             num_layers=config.num_layers,
             num_kv_heads=config.num_kv_heads,
@@ -65,10 +65,7 @@ class Steps:
             dtype=kind,
             device=torch.device("cpu"),
         )
-        self.slices = [
-            SequenceSlice(positions, 1, list(range(row * each, (row + 1) * each)), [1])
-            for row in range(rows)
-        ]
+        self.blocks = [list(range(row * each, (row + 1) * each)) for row in range(rows)]
         for layer, (keys, values) in enumerate(self.stored):
             for held, new in (
                 (self.cache.keys[layer], keys),
@@ -84,17 +81,18 @@ class Steps:
             cache.update(keys.transpose(1, 2), values.transpose(1, 2), layer)
         return cache
 
-    def theirs(self, cache: DynamicCache) -> Tensor:
+    def theirs(self, cache: DynamicCache, step: int) -> Tensor:
         """Compute a step by transformers' layers."""
-        places = torch.full((self.rows, 1), self.positions)
+        places = torch.full((self.rows, 1), self.positions + step)
         out: Tensor = self.llm(
             inputs_embeds=self.embeds[:, None], past_key_values=cache, position_ids=places
         ).last_hidden_state[:, 0]
         return out
 
-    def ours(self, model: NVILA) -> Tensor:
+    def ours(self, model: NVILA, step: int) -> Tensor:
         """Compute a step by the engine's layers."""
-        batch = self.attention.plan(self.slices)
+        slices = [SequenceSlice(self.positions + step, 1, blocks, [1]) for blocks in self.blocks]
+        batch = self.attention.plan(slices)
         hidden = model.language.forward_step(
             self.embeds[batch.order], batch.positions, batch, batch.last_rows
         )
@@ -103,11 +101,11 @@ class Steps:
         return out
 
 
-def timed(call: Callable[[], Tensor]) -> tuple[float, Tensor]:
-    """Return the milliseconds of processor time of a call, and what it returns."""
+def timed(call: Callable[[int], Tensor]) -> tuple[float, Tensor]:
+    """Return the milliseconds of processor time of a step, and what the first one returns."""
     began = time.process_time()
-    out = call()
-    return 1000 * (time.process_time() - began), out
+    out, *_ = [call(step) for step in range(STEPS)]
+    return 1000 * (time.process_time() - began) / STEPS, out
 
 
 @torch.inference_mode()
@@ -116,14 +114,15 @@ def measure(dtype: str, rows: int, positions: int, rounds: int) -> dict[str, Any
     steps = Steps(dtype, rows, positions)
     merged, packed = (partial(steps.ours, model) for model in steps.models[1:])
     taken: list[list[float]] = [[], [], []]
-    difference = 0.0
-    for turn in range(rounds + 3):
-        found = [timed(partial(steps.theirs, steps.filled())), timed(merged), timed(packed)]
-        difference = max(float((found[0][1] - out).abs().max()) for _, out in found[1:])
-        if turn >= 3:
-            for times, (spent, _) in zip(taken, found, strict=True):
-                times.append(spent)
-    theirs, plain, quick = map(median, taken)
+    outputs: list[Tensor] = []
+    for _ in range(rounds):
+        calls = [partial(steps.theirs, steps.filled()), merged, packed]
+        found = [timed(call) for call in calls]
+        outputs = [out for _, out in found]
+        for times, (spent, _) in zip(taken, found, strict=True):
+            times.append(spent)
+    difference = max(float((outputs[0] - out).abs().max()) for out in outputs[1:])
+    theirs, plain, quick = map(min, taken)
     return {
         "transformers": theirs,
         "merged": plain,

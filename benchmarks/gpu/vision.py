@@ -2,11 +2,14 @@
 
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from made import SHAPES, projector, tower
 from timing import device_ms, host_ms
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention import SDPBackend
+
+from nvila_core.models import vision_tower
 
 
 def flops(shape: Any) -> float:
@@ -38,7 +41,7 @@ def measure(device: torch.device, name: str = "2b", tiles: tuple[int, ...] = (1,
     if device.type == "cuda":
         for backend in ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION"):
             try:
-                with sdpa_kernel(getattr(SDPBackend, backend)):
+                with patch.object(vision_tower, "ATTENTION_ORDER", [getattr(SDPBackend, backend)]):
                     ms = device_ms(lambda: model(pixels), device, 10)
                 add(f"tower, {count} tiles, {backend.lower()}", count, ms)
             except Exception as error:

@@ -50,7 +50,7 @@ from nvila_core.errors import (
 from nvila_core.generation.sampling import SamplingParams
 from nvila_core.generation.sequence import Sequence
 from nvila_core.model import NVILA
-from nvila_core.models.device import is_device_lost, step_limits
+from nvila_core.models.device import StepLimits, activation_bytes, is_device_lost, step_limits
 from nvila_core.models.merged import merge_projections, merge_tower
 from nvila_core.models.packed_linear import pack_linears
 from nvila_core.prompt.builder import Prompt
@@ -66,6 +66,13 @@ USAGE = ("prompt_tokens", "cached_tokens", "completion_tokens", "tiles", "cached
 TOTALS = ("submitted", "finished", "failed", "cancelled", "steps", *USAGE)
 
 
+def default_limits(model: NVILA) -> StepLimits:
+    """Return the limits of a step by the memory of the model's device that is free now."""
+    device = model.device
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    return step_limits(device, activation_bytes(model.language.config, model.dtype), free)
+
+
 class Engine:
     """Runs many requests at a time on a model.
 
@@ -75,10 +82,10 @@ class Engine:
         kv_cache_tokens: positions whose keys and values are kept, for running requests and for
             reuse; also limits the length of a prompt with its answer.
         max_num_batched_tokens: maximum number of positions in a step: more is faster, fewer makes
-            other requests wait less. Default: by the model's device, see
-            `models.device.STEP_LIMITS`.
+            other requests wait less. Default: by the model and its device, see
+            `models.device.step_limits`.
         step_tiles: maximum number of tiles that go through the vision tower in a step. Default: by
-            the model's device.
+            the model and its device.
         tile_cache_bytes: size of the cache of encoded tiles.
         tile_tolerance: how much a tile may differ from a cached one and still use its features; see
             `TileCache`.
@@ -124,11 +131,6 @@ class Engine:
             )
             if max_num_batched_tokens is None:
                 max_num_batched_tokens = step_tokens
-        limits = step_limits(model.device)
-        if max_num_batched_tokens is None:
-            max_num_batched_tokens = limits.max_num_batched_tokens
-        if step_tiles is None:
-            step_tiles = limits.step_tiles
         limits_given = {
             "max_num_seqs": max_num_seqs,
             "kv_cache_tokens": kv_cache_tokens,
@@ -136,7 +138,7 @@ class Engine:
             "step_tiles": step_tiles,
             "max_waiting": max_waiting,
         }
-        if low := [name for name, limit in limits_given.items() if limit < 1]:
+        if low := [n for n, limit in limits_given.items() if limit is not None and limit < 1]:
             raise NVILAError(f"{low[0]} must be at least 1, not {limits_given[low[0]]}.")
         if tile_cache_bytes < 0 or not 0 <= tile_tolerance < 1:
             raise NVILAError(
@@ -159,6 +161,11 @@ class Engine:
             dtype=model.dtype,
             device=model.device,
         )
+        limits = default_limits(model)  # by the memory that is left
+        if max_num_batched_tokens is None:
+            max_num_batched_tokens = limits.max_num_batched_tokens
+        if step_tiles is None:
+            step_tiles = limits.step_tiles
         self.scheduler = Scheduler(
             BlockPool(num_blocks), BLOCK_SIZE, max_num_seqs, max_num_batched_tokens
         )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from nvila_core.config import LanguageConfig
 from nvila_core.errors import NVILAError
 from nvila_core.models.packed_linear import can_pack
 
@@ -35,8 +36,15 @@ On two cores 192 positions were no better than 128 at 8 questions on one clip, a
 among 8 captions came 1.6 times as late as on an idle engine, 1.1 times with 128 (docs/engine.md). A
 GPU multiplies a hundred times and more while it fetches a weight, so its steps are larger; the best
 size has not been measured. There are as many tiles as those positions can need: 2048 positions are
-17 tiles of 121 tokens with a line end each, for which 16 would not be enough.
+17 tiles of 121 tokens with a line end each, for which 16 would not be enough. On a GPU that a large
+model leaves little memory, `step_limits` lowers both.
 """
+
+STEP_SHARE = 0.25
+"""Share of a GPU's memory beside weights and cache that a step's positions take, at most. The rest
+is for tiles, graphs and what the allocator cannot use."""
+
+MIN_STEP_POSITIONS = 256
 
 
 def choose_device(device: str | torch.device) -> torch.device:
@@ -87,9 +95,30 @@ def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return not BFLOAT16_FEATURES.isdisjoint(features)
 
 
-def step_limits(device: torch.device) -> StepLimits:
-    """Return the default limits of an engine's step on a device."""
-    return STEP_LIMITS.get(device.type, STEP_LIMITS["cpu"])
+def activation_bytes(config: LanguageConfig, dtype: torch.dtype) -> int:
+    """Return the bytes that a step needs for each position: the widest layer's intermediate values.
+
+    These are gate, up and their product; and the residual, its norm, queries, keys, values and the
+    attention output, which together have about six times the hidden size.
+    """
+    return dtype.itemsize * (3 * config.intermediate_size + 6 * config.hidden_size)
+
+
+def step_limits(device: torch.device, row_bytes: int = 0, free: int = 0) -> StepLimits:
+    """Return the default limits of an engine's step.
+
+    Args:
+        device: its type decides where memory does not.
+        row_bytes: see `activation_bytes`; 0: the memory is not looked at.
+        free: bytes of a GPU that are free beside weights and cache.
+    """
+    limits = STEP_LIMITS.get(device.type, STEP_LIMITS["cpu"])
+    if device.type != "cuda" or not row_bytes:
+        return limits
+    most = limits.max_num_batched_tokens
+    fitting = int(free * STEP_SHARE) // row_bytes // MIN_STEP_POSITIONS * MIN_STEP_POSITIONS
+    positions = min(most, max(MIN_STEP_POSITIONS, fitting))
+    return StepLimits(positions, limits.step_tiles * positions // most)
 
 
 def is_device_lost(error: BaseException) -> bool:

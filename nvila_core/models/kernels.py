@@ -2,6 +2,8 @@
 
 import importlib
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 
@@ -18,6 +20,16 @@ class Switch:
     interpreted = False
 
     @classmethod
+    @contextmanager
+    def off(cls) -> Iterator[None]:
+        """Let PyTorch compute meanwhile."""
+        before, cls.disabled = cls.disabled, True
+        try:
+            yield
+        finally:
+            cls.disabled = before
+
+    @classmethod
     def turn_off(cls, device: torch.device, problem: str) -> None:
         """Let PyTorch compute in this process from now on, with a warning that says why."""
         cls.disabled = True
@@ -31,7 +43,11 @@ class Switch:
 
 
 def try_kernels(device: torch.device) -> None:
-    """Launch one kernel, and turn all of them off if it does not compile or run."""
+    """Launch one kernel, and turn all of them off if it does not compile or run.
+
+    It is the first thing that a model needs to know; the engine compares the numbers of all of them
+    with PyTorch's (`nvila_core.engine.attention_choice`).
+    """
     x = torch.zeros(2, device=device)
     kernels = kernels_for(x)
     if kernels is None:

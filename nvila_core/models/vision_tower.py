@@ -4,11 +4,13 @@ Parameter names are those of the published checkpoints. See `qwen2` for why thes
 transformers' modules.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nvila_core.config import VisionConfig
 from nvila_core.models.activations import activation_function
@@ -16,6 +18,22 @@ from nvila_core.models.quantize import after_activation
 
 MAX_TILES_PER_PASS = 16
 """Tiles in one pass through the tower, which bounds its memory."""
+
+ATTENTION_ORDER = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+"""PyTorch's kernels for attention on a GPU; the first that can compute it does. By itself PyTorch
+tries cuDNN's last but one, with which the tower encoded 6 % more tiles than with the next."""
+
+
+def attention_order(device: torch.device) -> AbstractContextManager[None]:
+    """Return a context in which attention on a device is computed by `ATTENTION_ORDER`."""
+    if device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel(ATTENTION_ORDER, set_priority=True)
 
 
 class Embeddings(nn.Module):
@@ -143,7 +161,10 @@ class VisionTower(nn.Module):
         if not len(pixels):
             return self.positions.new_empty((0, *self.positions.shape))
         features = []
-        with torch.cuda.device_of(self.positions):  # Triton launches on the current device
+        with (
+            torch.cuda.device_of(self.positions),  # Triton launches on the current device
+            attention_order(self.positions.device),
+        ):
             for part in pixels.split(MAX_TILES_PER_PASS):
                 hidden = self.embeddings(part.to(self.positions.device, self.positions.dtype))
                 features.append(self.encoder(hidden))

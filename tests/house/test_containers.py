@@ -305,6 +305,14 @@ def test_the_service_image_has_no_pytorch_and_the_others_have() -> None:
     assert "TORCH" not in text["base-packages"] + text["service-packages"]
 
 
+def test_the_image_for_gpus_has_the_compiler_that_triton_needs() -> None:
+    # Triton compiles its launchers with the compiler `gcc`, against the headers of the C library
+    (installs,) = [rest for name, rest in stage("cuda") if name == "RUN" and "apt-get" in rest]
+    packages = re.findall(r"apt-get install (.*?)&&", installs)[0].split()
+    assert {"gcc", "libc6-dev"} <= set(packages)
+    assert "TRITON_CACHE_DIR" in " ".join(rest for _, rest in stage("runtime"))
+
+
 def required(which: str) -> set[str]:
     program = [sys.executable, str(DOCKER / "requirements.py"), which]
     reported = subprocess.run(

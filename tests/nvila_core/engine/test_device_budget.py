@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch._subclasses.fake_tensor import unset_fake_temporarily
+from torch.nn.attention import SDPBackend
 
 from nvila_core import NVILA, SamplingParams
 from nvila_core.config import VisionConfig
@@ -18,7 +19,7 @@ from nvila_core.media.preprocess import Processor
 from nvila_core.models.merged import merge_tower
 from nvila_core.models.projector import build_projector
 from nvila_core.models.quantize import Format
-from nvila_core.models.vision_tower import VisionTower
+from nvila_core.models.vision_tower import ATTENTION_ORDER, VisionTower
 
 pytest.importorskip("triton", reason="the kernels need Triton, which this machine lacks")
 
@@ -357,9 +358,18 @@ def test_the_tower_runs_on_the_gpu(kind: Format | None, cuda: FakeCuda) -> None:
             if type(module) is torch.nn.Linear:
                 tower.encoder.set_submodule(name, in_format(module, kind, torch.bfloat16))
     merge_tower(tower)
+    orders: list[list[int]] = []
+    tower.encoder.register_forward_pre_hook(
+        lambda *_: orders.append(torch._C._get_sdp_priority_order())
+    )
+    by_itself = torch._C._get_sdp_priority_order()
     cuda.reset()
     # when tiles are encoded, then nothing waits, and the launches of a layer are few
     features = tower(torch.empty(2, 3, 448, 448, device=CUDA))
+    # and PyTorch prefers cuDNN's kernel for attention to flash attention, for the tower only
+    assert [SDPBackend(number) for number in orders[0][:4]] == ATTENTION_ORDER
+    assert ATTENTION_ORDER[0] == SDPBackend.CUDNN_ATTENTION
+    assert torch._C._get_sdp_priority_order() == by_itself
     assert features.shape == (2, 1024, 1152)
     assert cuda.waits == 0
     assert cuda.launches["_scaled_mm"] == (8 if kind == "fp8" else 0)

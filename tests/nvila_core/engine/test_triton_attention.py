@@ -441,6 +441,45 @@ def test_a_request_of_nan_fails_alone_in_steps_by_graph(
     assert all(bool(part.isfinite().all()) for part in (*runner.cache.keys, *runner.cache.values))
 
 
+class Changed:
+    """A kernel, one of whose results is changed afterwards."""
+
+    def __init__(self, kernel: Any, result: int) -> None:
+        self.kernel, self.result = kernel, result
+
+    def __getitem__(self, grid: Any) -> Any:
+        def launch(*args: Any, **options: Any) -> None:
+            self.kernel[grid](*args, **options)
+            if args[self.result] is not args[0]:  # without a residual the sum is the input
+                args[self.result].mul_(1.01)
+
+        return launch
+
+
+@pytest.mark.usefixtures("interpreted")
+@pytest.mark.parametrize(
+    ("kernel", "result", "problem"),
+    [
+        ("sum_and_norm", "normed", "the norm differs by"),
+        ("sum_and_norm", "total", "the sum before the norm differs by"),
+        ("silu_mul", "out", "the gate differs by"),
+        ("rotate_and_store", "keys", "the attention differs by"),
+        ("rotate_and_store", "values", "the attention differs by"),
+    ],
+)
+def test_each_step_of_a_layer_is_compared_with_pytorch(
+    kernel: str, result: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given kernels that are right
+    cache = make_cache(torch.float32, 1, 12)
+    assert attention_choice.check_kernels(cache, 2) == ""
+    # when a result of one of them is wrong by a hundredth
+    right = getattr(layer, kernel)
+    monkeypatch.setattr(layer, kernel, Changed(right, right.arg_names.index(result)))
+    # then the check says so
+    assert attention_choice.check_kernels(cache, 2).startswith(problem)
+
+
 def test_kernels_that_compute_wrong_numbers_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     # given kernels that are right
     cache = make_cache(torch.float32, 2, 16)

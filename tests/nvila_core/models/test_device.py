@@ -5,8 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from nvila_core.config import LanguageConfig
 from nvila_core.models import device
-from nvila_core.models.device import choose_dtype, multiplies_bfloat16
+from nvila_core.models.device import (
+    StepLimits,
+    activation_bytes,
+    choose_dtype,
+    multiplies_bfloat16,
+    step_limits,
+)
+from nvila_core.models.memory import MIN_WORKSPACE
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
@@ -61,3 +69,38 @@ def test_auto_is_bfloat16_where_it_is_fast(
     assert choose_dtype("auto", GPU) == torch.bfloat16
     for name in ("float32", "bfloat16"):
         assert choose_dtype(name, CPU) == getattr(torch, name)
+
+
+LITE_2B = LanguageConfig(151_648, 1536, 8960, 28, 12, 2, 32768)
+LITE_8B = LanguageConfig(151_648, 3584, 18944, 28, 28, 4, 32768)
+QWEN_72B = LanguageConfig(151_648, 8192, 29_568, 80, 64, 8, 32768)
+
+
+@pytest.mark.parametrize(
+    ("config", "dtype", "free", "expected"),
+    [
+        # the least memory that `size_engine` leaves beside the cache is enough for NVILA-Lite
+        (LITE_2B, torch.bfloat16, MIN_WORKSPACE, (2048, 32)),
+        (LITE_8B, torch.bfloat16, MIN_WORKSPACE, (2048, 32)),
+        (LITE_8B, torch.bfloat16, 9 * 10**9, (2048, 32)),  # 15 % of what is free on 80 GB
+        (LITE_8B, torch.float32, MIN_WORKSPACE, (1280, 20)),
+        (QWEN_72B, torch.bfloat16, MIN_WORKSPACE, (1280, 20)),
+        (QWEN_72B, torch.bfloat16, 4 * 10**9, (2048, 32)),
+        (QWEN_72B, torch.bfloat16, 10**8, (256, 4)),
+        (QWEN_72B, torch.bfloat16, 0, (256, 4)),
+    ],
+)
+def test_a_step_on_a_gpu_follows_model_and_memory(
+    config: LanguageConfig, dtype: torch.dtype, free: int, expected: tuple[int, int]
+) -> None:
+    row_bytes = activation_bytes(config, dtype)
+
+    limits = step_limits(GPU, row_bytes, free)
+
+    assert limits == StepLimits(*expected)
+    assert limits.max_num_batched_tokens * row_bytes <= max(free / 4, 256 * row_bytes)
+
+
+def test_a_step_on_a_processor_has_its_size_by_measurement() -> None:
+    assert step_limits(CPU, activation_bytes(QWEN_72B, torch.float32), 10**8) == StepLimits(128, 16)
+    assert step_limits(GPU) == StepLimits(2048, 32)
