@@ -74,7 +74,7 @@ def make_tower(model: NVILA) -> BackgroundTower | None:
 
 @torch.inference_mode()
 def check_kernels(cache: KVCache, num_heads: int) -> str:
-    """Compare the kernels of a layer with PyTorch on a small step; return what is wrong, or nothing.
+    """Compare a layer's kernels with PyTorch on a small step; return what is wrong, or nothing.
 
     Args:
         cache: the check makes a small one of the same kind.

@@ -1,14 +1,15 @@
-"""Compile the Triton kernels for a GPU that need not be there; print JSON of what each uses.
+"""Compile the Triton kernels for GPUs that need not be there; print what each uses.
 
-    python -m tests.support.programs.compile_kernels ARCH [--only NAME]
+    python -m tests.support.programs.compile_kernels ARCH [ARCH ...] [--only NAME ...] [--table]
 
-ARCH is the compute capability without its dot, e.g. 90.
+ARCH is the compute capability without its dot, e.g. 90. It prints JSON, or a table of registers,
+bytes of shared memory and spilled bytes.
 """
 
+import argparse
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from typing import Any
 
@@ -181,14 +182,32 @@ def compiled(arch: int, kernel: Any, constants: dict[str, Any], tiling: Any) -> 
 
 def main() -> None:
     """Compile and print."""
-    arch = int(sys.argv[1])
-    only = sys.argv[3:] if "--only" in sys.argv else None
+    parser = argparse.ArgumentParser(prog="python -m tests.support.programs.compile_kernels")
+    parser.add_argument("arch", type=int, nargs="+")
+    parser.add_argument("--only", nargs="+", help="names of kernels; default: all")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
     found = {
-        name: compiled(arch, *case)
-        for name, case in cases(arch).items()
-        if only is None or name in only
+        arch: {
+            name: compiled(arch, *case)
+            for name, case in cases(arch).items()
+            if args.only is None or name in args.only
+        }
+        for arch in args.arch
     }
-    print(json.dumps(found))
+    if not args.table:
+        print(json.dumps(found))
+        return
+    print("| registers, shared memory, spilled |", *(f"sm_{arch} |" for arch in found))
+    print("|---|" + "---:|" * len(found))
+    for name in dict.fromkeys(name for kernels in found.values() for name in kernels):
+        cells = (
+            ", ".join(str(kernels[name][key]) for key in ("registers", "shared", "spilled"))
+            if name in kernels
+            else ""
+            for kernels in found.values()
+        )
+        print(f"| {name} |", *(f"{cell} |" for cell in cells))
 
 
 if __name__ == "__main__":
