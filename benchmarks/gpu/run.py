@@ -90,12 +90,12 @@ def parts(device: torch.device, small: bool) -> dict[str, Callable[[], dict[str,
 
         return formats.measure(device, small)
 
-    def streams(fp8: bool = False) -> dict[str, Any]:
+    def streams(fp8: bool = False, camera: bool = False) -> dict[str, Any]:
         import streams
 
         if small:
-            return streams.measure(device, "tiny", 2, 4, 1, 60, fp8)
-        return streams.measure(device, fp8=fp8)
+            return streams.measure(device, "tiny", 2, 4, 1, 60, fp8, camera)
+        return streams.measure(device, frames=10 if camera else 80, fp8=fp8, camera=camera)
 
     return {
         "card": lambda: card(device),
@@ -107,6 +107,7 @@ def parts(device: torch.device, small: bool) -> dict[str, Callable[[], dict[str,
         "shares": shares,
         "streams": streams,
         "streams-fp8": lambda: streams(fp8=True),
+        "streams-camera": lambda: streams(camera=True),
         "8b": decode("8b"),
         "float32": check(torch.float32),
     }

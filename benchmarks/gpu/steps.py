@@ -99,7 +99,9 @@ def measure(
                     assert ran is not None, "no graph"
                     return ran[0], ran[1].tolist()
 
+            reserved = torch.cuda.memory_reserved(device)
             again = replay()[0]
+            times["graph MB"] = (torch.cuda.memory_reserved(device) - reserved) / 1e6
             times["graph error"] = float((again - logits[work]).norm() / logits[work].norm())
             times["graph"] = host_ms(replay, device, 30)
             read = len(rows) * rows[0].end * 2 * steps.shape.layers * steps.shape.kv_heads

@@ -1,4 +1,8 @@
-"""Captions at the workload of NVIDIA VSS: clips of 80 new frames of a tile, 100 tokens each."""
+"""Captions of many streams, 100 tokens each.
+
+Either at the workload of NVIDIA VSS, clips of 80 new frames of a tile, or at that of cameras: 10
+frames of a still scene in which something moves, at adaptive resolution.
+"""
 
 import threading
 import time
@@ -73,6 +77,37 @@ class Clips:
     def give_back(self, prompt: Any) -> None:
         """Let a prompt whose request has ended be used again."""
         self._used.append(prompt)
+
+
+class CameraClips(Clips):
+    """Clips of cameras that see a still scene, of which the tiles under a moving object are new.
+
+    Args: see `Clips`; `side` is the height of a frame.
+    """
+
+    def __init__(self, model: Any, side: int, frames: int) -> None:
+        super().__init__(model, side, frames)
+        self.scene = np.full((side, side * 16 // 9, 3), 90, np.uint8)
+        detail = self._pool[0, : side // 4, : side // 2]
+        self.scene[side // 4 : side // 4 + len(detail), side // 2 : side // 2 + side // 2] = detail
+
+    def prepare(self) -> Any:
+        """Return a new prompt, as a worker makes it of the frames of a clip."""
+        frames, size = [], len(self.scene) // 8
+        mark = np.frombuffer(self.number(), np.uint8)
+        for number in range(self.frames):
+            frame = self.scene.copy()
+            left = number * (frame.shape[1] - size) // self.frames
+            frame[-2 * size : -size, left : left + size] = 220
+            frame[-size - 1, left : left + 8, 0] = mark
+            frames.append(frame)
+        return self.model.prepare(
+            [Video(frames), "What now?"], num_video_frames=self.frames, policy="adaptive"
+        )
+
+    def take(self) -> Any:
+        """Return a new prompt: with new tiles a used one would be no longer that of a camera."""
+        return self.prepare()
 
 
 class Split:
@@ -226,6 +261,7 @@ def measure(
     seconds: float = 20,
     budget: float = 130,
     fp8: bool = False,
+    camera: bool = False,
 ) -> dict[str, Any]:
     """Return the streams that clips sent at once amount to, and how many are sustained.
 
@@ -235,6 +271,7 @@ def measure(
         seconds: for which a number of streams is tried.
         budget: seconds after which no further number is tried.
         fp8: the tower and the projector have weights and products in FP8.
+        camera: the clips are those of cameras, of 720 lines, or two tiles on a CPU.
     """
     began = time.perf_counter()
     model = whole(SHAPES[name], device, torch.bfloat16 if device.type == "cuda" else torch.float32)
@@ -242,6 +279,8 @@ def measure(
         convert(model.vision.encoder, "fp8")
         convert(model.projector, "fp8")
     maker = Clips(model, SHAPES[name].image, frames)
+    if camera:
+        maker = CameraClips(model, 720 if device.type == "cuda" else 224, frames)
     params = SamplingParams(max_tokens=100, ignore_eos=True)
     positions = 500_000 if device.type == "cuda" else 20_000
     found: dict[str, Any] = {}
@@ -253,7 +292,11 @@ def measure(
                 maker.give_back(prompt)
             each = (time.perf_counter() - started) / clips
         found["preparing, on 12 threads"] = {"s a clip": each}
-        load.at_once(min(2, clips))  # captures the graphs
+        reserved = torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
+        load.at_once(min(2, clips))  # captures the first graphs
+        if device.type == "cuda":
+            reserved = torch.cuda.memory_reserved(device) - reserved
+            found["first graphs and workspaces"] = {"MB": reserved / 1e6}
         entry = found[f"{clips} clips at once"] = {}
         steps = engine.stats()["steps"]
         with split.measured(entry):
