@@ -1,10 +1,11 @@
 """Count what the steps of the engine ask of a GPU, on a machine that has none.
 
-    .venv/bin/python benchmarks/launches.py [--shape 2B --shape 8B] [--json]
+    .venv/bin/python benchmarks/launches.py [--shape 2B --shape 8B] [--rows 8] [--json]
 
 The tensors have shapes and a device but no numbers (tests/support/fake_cuda.py), at the true sizes
-of NVILA-Lite in bfloat16. Decode steps have 8 rows after 9,800 positions each; the chunk has 2,048
-positions after 8,192. "PyTorch's groups" is what runs where the Triton kernels do not.
+of NVILA-Lite, in bfloat16 where no other format of the weights is named. Decode steps have 9,800
+positions before each row; the chunk has 2,048 positions after 8,192. "PyTorch's groups" is what
+runs where the Triton kernels do not.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, get_args
 
 import torch
 from report import publish
@@ -23,41 +24,69 @@ from nvila_core import NVILA, SamplingParams
 from nvila_core.checkpoint.random_checkpoint import write_checkpoint
 from nvila_core.engine.grouped_attention import GroupedAttention
 from nvila_core.models.kernels import Switch
+from nvila_core.models.quantize import Format
 from tests.support.fake_cuda import fake_cuda
 from tests.support.fake_steps import SHAPES, make_runner, scheduled
 
-ROWS, POSITIONS = 8, 9800
+POSITIONS = 9800
 GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=0.7, top_p=0.8, seed=1)
 LIKELY = SamplingParams(temperature=0.7, top_p=0.8, seed=1, logprobs=2)
-STEPS: dict[str, tuple[SamplingParams, bool, bool, bool]] = {
-    "decode, PyTorch's groups": (GREEDY, False, False, True),
-    "decode, kernels": (GREEDY, False, True, True),
-    "decode, by graph": (GREEDY, True, True, True),
-    "decode, by graph, sampled": (SAMPLED, True, True, True),
-    "decode, by graph, sampled, logprobs=2": (LIKELY, True, True, True),
-    "chunk, PyTorch's groups": (GREEDY, False, False, False),
-    "chunk, kernels": (GREEDY, False, True, False),
+
+
+class Step(NamedTuple):
+    """What a step does.
+
+    Attributes:
+        params: how tokens are drawn.
+        graph: whether a CUDA graph runs it.
+        kernels: whether the Triton kernels run.
+        decodes: whether its rows decode; else it is a chunk of a prompt.
+        kind: format of the weights; None: bfloat16.
+    """
+
+    params: SamplingParams = GREEDY
+    graph: bool = False
+    kernels: bool = True
+    decodes: bool = True
+    kind: Format | None = None
+
+
+STEPS = {
+    "decode, PyTorch's groups": Step(kernels=False),
+    "decode, kernels": Step(),
+    **{f"decode, kernels, {kind}": Step(kind=kind) for kind in get_args(Format)},
+    "decode, by graph": Step(graph=True),
+    "decode, by graph, sampled": Step(SAMPLED, graph=True),
+    "decode, by graph, sampled, logprobs=2": Step(LIKELY, graph=True),
+    "chunk, PyTorch's groups": Step(kernels=False, decodes=False),
+    "chunk, kernels": Step(decodes=False),
 }
-"""By name: how tokens are drawn, whether a graph runs, whether the kernels do, and whether the step
-decodes."""
 
 
-def count(model: NVILA, shape: str, step: str) -> dict[str, int]:
-    """Return what one step asks of the device, after one that captures its graph."""
-    params, by_graph, kernels, decodes = STEPS[step]
+def count(model: NVILA, shape: str, step: Step, rows: int) -> dict[str, int]:
+    """Return what one step asks of the device, after one that captures its graph.
+
+    Args:
+        model: prepares the prompts.
+        shape: size of the language model that runs the step.
+        step: what it does.
+        rows: of a step that decodes.
+    """
     with fake_cuda() as cuda:
-        if decodes:
-            items = [scheduled(model, POSITIONS, POSITIONS - 1, 1, params) for _ in range(ROWS)]
+        if step.decodes:
+            items = [
+                scheduled(model, POSITIONS, POSITIONS - 1, 1, step.params) for _ in range(rows)
+            ]
         else:
-            items = [scheduled(model, 10_240, 8192, 2048, params)]
-        Switch.disabled = not kernels
-        runner = make_runner(shape, torch.bfloat16, graphs=by_graph)
-        if not kernels:
+            items = [scheduled(model, 10_240, 8192, 2048, step.params)]
+        Switch.disabled = not step.kernels
+        runner = make_runner(shape, torch.bfloat16, step.kind, graphs=step.graph)
+        if not step.kernels:
             runner.attention = GroupedAttention(
                 runner.attention.cache, SHAPES[shape].num_attention_heads
             )
-        if by_graph:
+        if step.graph:
             runner.forward(items)
         cuda.reset()
         runner.forward(items)
@@ -76,6 +105,7 @@ def main() -> None:
     """Count and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shape", action="append", choices=SHAPES, help="repeatable; default: all")
+    parser.add_argument("--rows", type=int, default=8, help="rows of a decode step")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
@@ -83,8 +113,8 @@ def main() -> None:
         model = NVILA.from_pretrained(write_checkpoint(Path(folder) / "tiny"))
     found: dict[str, dict[str, Any]] = {}
     for shape in args.shape or SHAPES:
-        for step in STEPS:
-            found[f"{shape}: {step}"] = count(model, shape, step)
+        for name, step in STEPS.items():
+            found[f"{shape}: {name}"] = count(model, shape, step, args.rows)
     header = ["step", *next(iter(found.values()))]
     publish({"results": found}, header, [[name, *row.values()] for name, row in found.items()])
 
