@@ -95,11 +95,12 @@ def check_layer(cache: KVCache, num_heads: int) -> str:
 
     def compute() -> list[Tensor]:
         with torch.cuda.device_of(x):  # Triton launches on the current device
-            return [
+            made: list[Any] = [
                 *add_rms_norm(x, residual, weight, 1e-6),
                 add_rms_norm(x, None, weight, 1e-6)[0],
                 gated(torch.cat([gate, up], 1), F.silu),
             ]
+        return made
 
     found = compute()
     with Switch.off():
