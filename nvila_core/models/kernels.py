@@ -45,8 +45,9 @@ class Switch:
 def try_kernels(device: torch.device) -> None:
     """Launch one kernel, and turn all of them off if it does not compile or run.
 
-    It is the first thing that a model needs to know; the engine compares the numbers of all of them
-    with PyTorch's (`nvila_core.engine.attention_choice`).
+    It is the first thing that a model needs to know. The engine compares the numbers of a layer's
+    kernels with PyTorch's (`nvila_core.engine.attention_choice`), and `quantize.check_kernel` those
+    of quantized layers, with the kernels that write rows in FP8 for them.
     """
     x = torch.zeros(2, device=device)
     kernels = kernels_for(x)
