@@ -26,9 +26,10 @@ from report import publish
 
 from nvila_core.demo.video import StreetVideo
 from nvila_core.resolution.policy import Measures
-from streamer import affinity, redis_keys
+from streamer import redis_keys
 from streamer.local.process import spawn, stop
 from streamer.local.redis_server import EmbeddedServer
+from streamer.queues import affinity
 
 PROMPTS = ("Describe the scene.", "How many people are there?", "What does the sign say?", "Why?")
 
@@ -93,7 +94,7 @@ class Fleet:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Return what the workers of one run counted."""
-    from streamer.connections import Connections
+    from streamer.redis_client.connections import Connections
     from streamer.settings import Settings
     from workers.context import WorkerContext
 

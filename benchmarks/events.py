@@ -35,7 +35,7 @@ from streamer.domain.result import Result
 from streamer.events import Events, EventType
 from streamer.local.installation import child_environment
 from streamer.local.redis_server import EmbeddedServer
-from streamer.results import Results
+from streamer.queues.results import Results
 from streamer.service import Service
 from streamer.settings import Settings
 

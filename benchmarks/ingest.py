@@ -39,10 +39,10 @@ from report import percentiles, publish
 from rtsp_sender import RtspSender
 
 from streamer import redis_keys
-from streamer.connections import Connections
 from streamer.domain.sampling import Sampling
 from streamer.domain.stream import StreamCounters, StreamSpec
 from streamer.local.redis_server import EmbeddedServer
+from streamer.redis_client.connections import Connections
 from streamer.settings import Settings
 
 SEED = 2_000_000_105

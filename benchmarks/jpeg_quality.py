@@ -29,10 +29,10 @@ from nvila_core.demo.questions import QuestionAnswer, make_question
 from nvila_core.demo.render import render_clip
 from nvila_core.demo.sampling import FIRST_EVALUATION_SEED, sample_scene
 from nvila_core.demo.world import observe
-from streamer.connections import Connections
 from streamer.frames.jpeg import from_jpeg, to_jpeg
 from streamer.frames.store import FrameStore, Retention
 from streamer.local.redis_server import EmbeddedServer
+from streamer.redis_client.connections import Connections
 from streamer.settings import Settings
 from workers.gpu.engine_backend import parts_of
 

@@ -43,13 +43,13 @@ from report import publish
 
 from nvila_core import NVILA, Engine
 from nvila_core.demo import CHECKPOINT
-from streamer.connections import Connections
 from streamer.domain.sampling import Sampling
 from streamer.frames.jpeg import from_jpeg
-from streamer.jobs import CLIP_JOB
 from streamer.local.redis_server import EmbeddedServer
 from streamer.logging_setup import configure_logging
-from streamer.models import CLIP_QUEUES
+from streamer.queues.jobs import CLIP_JOB
+from streamer.queues.models import CLIP_QUEUES
+from streamer.redis_client.connections import Connections
 from streamer.service import CAPTION_PROMPT, Service
 from streamer.settings import Settings
 from workers import context

@@ -30,23 +30,23 @@ from report import percentiles, publish
 
 from nvila_core.generation.completion import Completion
 from nvila_core.resolution.policy import Adaptive, Budget, Measures, Plan, TilingConfig
-from streamer.connections import Connections
-from streamer.conversation import Detail
+from streamer.domain.conversation import Detail
 from streamer.domain.frame import FrameRef
 from streamer.domain.kinds import RequestKind
 from streamer.domain.request import ClipRequest
 from streamer.domain.result import Result
 from streamer.domain.timestamp import utc_now
 from streamer.errors import StreamerError
-from streamer.jobs import CLIP_JOB, Jobs, owner_of
 from streamer.local.redis_server import EmbeddedServer
 from streamer.logging_setup import configure_logging
-from streamer.models import CLIP_QUEUES
+from streamer.queues.jobs import CLIP_JOB, Jobs, owner_of
+from streamer.queues.models import CLIP_QUEUES
+from streamer.redis_client.connections import Connections
 from streamer.settings import Settings
 from streamer.timeline.results import Timeline
 from workers import context
 from workers.gpu.clip_plan import plan_clip, worker_load
-from workers.recorder import Recorder
+from workers.recorder.worker import Recorder
 from workers.rq.thread_worker import ThreadWorker
 
 SLOTS, SECONDS_EACH = 16, 0.8

@@ -30,7 +30,6 @@ from report import publish
 
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
-from streamer.connections import Connections
 from streamer.domain.frame import FrameRef
 from streamer.domain.kinds import RequestKind
 from streamer.domain.request import ClipRequest
@@ -38,10 +37,11 @@ from streamer.domain.result import Result
 from streamer.domain.stream import StreamSpec
 from streamer.domain.timestamp import utc_now
 from streamer.domain.watch import Watch
-from streamer.jobs import CLIP_JOB
 from streamer.local.redis_server import EmbeddedServer
 from streamer.logging_setup import configure_logging
-from streamer.models import CLIP_QUEUES
+from streamer.queues.jobs import CLIP_JOB
+from streamer.queues.models import CLIP_QUEUES
+from streamer.redis_client.connections import Connections
 from streamer.settings import Settings
 from workers import context
 from workers.gpu.clip_job import answer_request, publish_failure

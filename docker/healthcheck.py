@@ -29,7 +29,7 @@ def worker(queue: str) -> bool:
     """Return whether a worker of `queue` on this host has sent a heartbeat recently."""
     from rq import Worker
 
-    from streamer.connections import connect
+    from streamer.redis_client.connections import connect
 
     client = connect(os.environ["STREAMER_REDIS_URL"])
     now = datetime.now(UTC)
@@ -43,7 +43,7 @@ def worker(queue: str) -> bool:
 
 def recorder() -> bool:
     """Return whether a recorder on this host has read the results queue recently."""
-    from streamer.connections import connect
+    from streamer.redis_client.connections import connect
     from streamer.redis_keys import RESULTS
 
     client = connect(os.environ["STREAMER_REDIS_URL"])
@@ -58,8 +58,8 @@ def redis_answers() -> bool:
     """Return whether Redis does what it is asked."""
     import redis
 
-    from streamer.connections import connect
     from streamer.errors import StreamerError
+    from streamer.redis_client.connections import connect
 
     try:
         return bool(connect(os.environ["STREAMER_REDIS_URL"]).ping())

@@ -14,11 +14,11 @@ import structlog
 from pydantic import Field
 
 from streamer import redis_keys
-from streamer.connections import Connections
 from streamer.domain.record import Record
 from streamer.domain.scope import Scope
 from streamer.domain.timestamp import Timestamp, to_datetime, utc_now
 from streamer.errors import ErrorCode, StreamerError
+from streamer.redis_client.connections import Connections
 from streamer.settings import Settings
 from streamer.validation import check_name
 

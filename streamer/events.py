@@ -17,7 +17,7 @@ import redis
 from streamer import redis_keys
 from streamer.domain.timestamp import rfc3339, to_datetime
 from streamer.errors import ErrorCode, StreamerError
-from streamer.memory_reserve import RESERVE_USED
+from streamer.redis_client.memory_reserve import RESERVE_USED
 
 MAX_EVENTS = 10_000
 """Events that are kept, approximately."""
@@ -50,7 +50,8 @@ TYPE_PATTERN = "|".join(
 )
 """Regular expression of what a filter may name: a type of event, or all that begin alike."""
 
-# XTRIM deletes, so a full server lets the script write on: see streamer/memory_reserve.py.
+# XTRIM deletes, so a full server lets the script write on:
+# see streamer/redis_client/memory_reserve.py.
 PUBLISH_EVENT = (
     RESERVE_USED
     + f"""

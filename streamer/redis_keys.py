@@ -23,7 +23,7 @@ KNOWN_WORKERS = KEY_PREFIX + "known-workers"
 """Hash: name of a worker -> the state that was announced last, and its kind. Under a TTL."""
 
 RECORD_VERSION_KEY = KEY_PREFIX + "record-version"
-"""String: the highest version of the records here, see `streamer/record_version.py`."""
+"""String: the highest version of the records, see `streamer/redis_client/record_version.py`."""
 
 STREAMS = KEY_PREFIX + "streams"
 """Hash: stream id -> StreamSpec as JSON, without the password."""

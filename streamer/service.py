@@ -10,26 +10,24 @@ from typing import TYPE_CHECKING, Any, Self
 
 import redis
 
-from streamer.admission import Admission
 from streamer.alert_rule import AlertRule
-from streamer.chats import Chats
-from streamer.connections import Connections, from_run_file
 from streamer.domain.frame import StoredFrameList
 from streamer.domain.ids import new_id
 from streamer.domain.query import Query
+from streamer.domain.question import Question
 from streamer.domain.record import unstorable
 from streamer.domain.result import Match, Result, SearchMode
 from streamer.domain.sampling import Sampling
 from streamer.domain.stream import UNCHANGED, Stream, StreamSpec, Transport, Unchanged
+from streamer.domain.summaries import MAX_SUMMARISED, Summary, summary_of
 from streamer.domain.timestamp import utc_now
 from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError, about
-from streamer.files import Files
 from streamer.frames.history import FrameHistory
 from streamer.frames.kept import note_kept
 from streamer.frames.store import FrameStore, Retention
-from streamer.health import InstallationHealth
-from streamer.jobs import Jobs
+from streamer.frames.stored_frames import StoredFrames
+from streamer.health.parts import InstallationHealth
 from streamer.limits import (
     MAX_CLIP_FRAMES,
     MAX_SEARCH,
@@ -38,28 +36,30 @@ from streamer.limits import (
     check_length,
     check_prompt,
 )
-from streamer.queries import NotYet, Queries
-from streamer.question import Question
-from streamer.recorded_windows import RecordedWindows
-from streamer.recordings import RecordingResults
+from streamer.questions.chats import Chats
+from streamer.questions.queries import NotYet, Queries
+from streamer.questions.recordings import RecordingResults
+from streamer.questions.surveys import Surveys
+from streamer.questions.verification import Verifier
+from streamer.questions.watches import Watches, check_alert, check_watch, require_open
+from streamer.queues.jobs import Jobs
+from streamer.queues.recorded_windows import RecordedWindows
+from streamer.queues.results import Results
+from streamer.redis_client.connections import Connections, from_run_file
 from streamer.response_format import ResponseFormat, TextFormat
-from streamer.results import Results
 from streamer.secret_box import SecretBox
 from streamer.settings import Settings
-from streamer.stored_frames import StoredFrames
-from streamer.streams import StreamRegistry, keep_ids
-from streamer.summaries import MAX_SUMMARISED, Summary, summary_of
-from streamer.surveys import Surveys
+from streamer.sources.admission import Admission
+from streamer.sources.files import Files
+from streamer.sources.streams import StreamRegistry, keep_ids
 from streamer.terminal import by_time
 from streamer.times import When, moment
 from streamer.validation import check_name, derive_name, validated
-from streamer.verification import Verifier
-from streamer.watches import Watches, check_alert, check_watch, require_open
 
 if TYPE_CHECKING:
-    from streamer.discovery import Discovery
     from streamer.incidents.store import Incidents
     from streamer.media.source import SourceInfo
+    from streamer.sources.discovery import Discovery
     from streamer.timeline.results import Page, Timeline
     from streamer.webhooks.store import Webhooks
 
@@ -333,13 +333,13 @@ class Service:
 
         Raises StreamerError: INVALID_REQUEST, STREAM_URL_FORBIDDEN, SETTINGS_INVALID.
         """
-        from streamer.discovery import find_cameras
+        from streamer.sources.discovery import find_cameras
 
         return find_cameras(self.settings, self.registry.list(), address, user, password)
 
     def _attached_from(self, endpoint_reference: str, url: str) -> Stream | None:
         """Return the stream that is attached from a camera, by the same path as `url`."""
-        from streamer.discovery import same_path
+        from streamer.sources.discovery import same_path
 
         return next(
             (
@@ -536,7 +536,7 @@ class Service:
         """Ask about a stream now or, with `since`, about a past range; do not wait for the answer.
 
         `stream` is an id or name; it may be None if only one stream is attached. `options` are
-        the other fields of :class:`streamer.question.Question`: `since` and `until` (aware
+        the other fields of :class:`streamer.domain.question.Question`: `since` and `until` (aware
         datetimes, RFC 3339, or relative such as `-10m`), `max_frames`, `max_tokens`,
         `response_format` and `stale_ok`. A stream that is still being opened is waited for. With
         `window`, a range is asked window by window; `streams`, `file` and `url` ask several

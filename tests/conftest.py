@@ -13,9 +13,9 @@ import pytest
 import redis
 import structlog
 
-from streamer.connections import Connections, connect
 from streamer.local.redis_server import EmbeddedServer
 from streamer.media import onvif
+from streamer.redis_client.connections import Connections, connect
 from streamer.service import Service
 from streamer.settings import ENV_PREFIX, Settings
 

@@ -36,7 +36,7 @@ SAYS = {
 
 
 QUICK = {"READONLY"}
-"""The refusals of the default suite; tests/streamer/test_redis_access.py meets the
+"""The refusals of the default suite; tests/streamer/redis_client/test_access.py meets the
 others."""
 
 

@@ -30,7 +30,7 @@ from streamer.cli.app import app
 from streamer.errors import StreamerError
 from streamer.service import Service
 from streamer.settings import Settings
-from streamer.streams import StreamRegistry
+from streamer.sources.streams import StreamRegistry
 from tests.support.cameras import SilentServer
 from tests.support.installation import PROGRAM, clean_environment, run_cli
 

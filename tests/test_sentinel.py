@@ -15,12 +15,12 @@ import redis
 from redis.sentinel import SentinelConnectionPool
 
 from nvila_core.resolution.policy import Measures
-from streamer.connections import connect
 from streamer.domain.query import QueryStatus
 from streamer.domain.stream import StreamSpec
 from streamer.errors import StreamerError
 from streamer.media.urls import redact
-from streamer.redis_address import SentinelAddress, open_redis
+from streamer.redis_client.address import SentinelAddress, open_redis
+from streamer.redis_client.connections import connect
 from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.sentinel import ENCODED, PASSWORD, SentinelSite

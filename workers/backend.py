@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from nvila_core.resolution.grids import SINGLE_TILE
 from nvila_core.resolution.policy import Budget, GridChoice, Measures, Native, Plan, TilingConfig
-from streamer.conversation import Detail
+from streamer.domain.conversation import Detail
 from streamer.domain.request import ClipRequest
 
 if TYPE_CHECKING:

@@ -7,15 +7,15 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from streamer.clock import Clock, shared
-from streamer.connections import Connections
 from streamer.frames.store import FrameStore, Retention
-from streamer.jobs import Jobs
-from streamer.lost_requests import LostRequests
-from streamer.recorded_windows import RecordedWindows
-from streamer.results import Ending, Results
+from streamer.queues.jobs import Jobs
+from streamer.queues.lost_requests import LostRequests
+from streamer.queues.recorded_windows import RecordedWindows
+from streamer.queues.results import Ending, Results
+from streamer.redis_client.connections import Connections
 from streamer.secret_box import SecretBox
 from streamer.settings import Settings
-from streamer.streams import StreamRegistry
+from streamer.sources.streams import StreamRegistry
 from workers.backend import Backend
 from workers.isolation import Isolation
 from workers.registry_batch import RegistryBatch
@@ -144,7 +144,7 @@ class WorkerContext:
     @property
     def video(self) -> "VideoRelay":
         """Relay of the video of streams that have viewers."""
-        from streamer.live_video import LiveVideo
+        from streamer.sources.live_video import LiveVideo
         from workers.video_relay import VideoRelay  # imports PyAV, which model workers do without
 
         with self._lock:

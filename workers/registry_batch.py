@@ -10,7 +10,7 @@ import redis
 from streamer.clock import Clock
 from streamer.domain.stream import StreamSpec, StreamStatus
 from streamer.errors import StreamerError, Superseded
-from streamer.streams import StreamRegistry
+from streamer.sources.streams import StreamRegistry
 
 _LOOK_INTERVAL = 0.5
 """Seconds between two looks at the specs."""

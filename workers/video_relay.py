@@ -16,10 +16,10 @@ import redis
 import structlog
 
 from streamer.clock import Clock
-from streamer.live_video import MAX_VIDEO_BYTES, LiveVideo, VideoPiece
 from streamer.media.packet_reader import Arrival
 from streamer.media.remuxer import CODECS, Fragment, Remuxer
-from streamer.outage import Outage
+from streamer.redis_client.outage import Outage
+from streamer.sources.live_video import MAX_VIDEO_BYTES, LiveVideo, VideoPiece
 
 TICK = 0.1
 """Seconds of video in a piece, about."""

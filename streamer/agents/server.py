@@ -15,7 +15,7 @@ from streamer import __version__
 from streamer.agents.tools import StreamName, Tools
 from streamer.errors import StreamerError
 from streamer.media.urls import redact
-from streamer.redis_errors import trouble_of
+from streamer.redis_client.errors import trouble_of
 from streamer.service import Service
 
 INSTRUCTIONS = """\

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from streamer.alert_rule import Severity
 from streamer.domain.frame import Gap
+from streamer.domain.question import Question
 from streamer.domain.result import Result
 from streamer.domain.stream import Stream
 from streamer.domain.timestamp import Timestamp, utc_now
@@ -16,7 +17,6 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.jpeg import scale_jpeg
 from streamer.incidents.records import Incident
 from streamer.incidents.silences import Matcher, Silence
-from streamer.question import Question
 from streamer.response_format import ChoiceFormat, TextFormat
 from streamer.service import Service
 from streamer.times import moment

@@ -10,53 +10,52 @@ from starlette.routing import Route
 
 from streamer import __version__
 from streamer.agents import LLMS_TXT
-from streamer.api import (
+from streamer.api import metrics, page
+from streamer.api.database_threads import MAX_SEARCHES, DatabaseThreads
+from streamer.api.dependencies import ClientDependency, refuse_unknown_parameters
+from streamer.api.documentation import install_documentation, operation_id
+from streamer.api.errors import install_error_handlers
+from streamer.api.live import socket
+from streamer.api.live.event_hub import EventHub
+from streamer.api.live.pictures import Pictures
+from streamer.api.live.videos import Videos
+from streamer.api.middleware.auth import Authentication
+from streamer.api.middleware.body_limit import BodyLimit
+from streamer.api.middleware.idempotency import Idempotency
+from streamer.api.middleware.keyring import Keyring
+from streamer.api.middleware.rate_limit import RateLimit
+from streamer.api.middleware.redis_watch import RedisWatch
+from streamer.api.middleware.request_log import RequestLog
+from streamer.api.middleware.send_limit import SendLimit
+from streamer.api.page import PageFiles
+from streamer.api.request_metrics import RequestMetrics
+from streamer.api.routes import (
     chat,
     discovery,
     events,
     files,
     frames,
     incidents,
-    metrics,
     models,
-    page,
     probe,
     queries,
     results,
     session,
     silences,
-    socket,
     streams,
     summaries,
     uploads,
     watches,
     webhooks,
 )
-from streamer.api.agents import AgentEndpoint
-from streamer.api.auth import Authentication
-from streamer.api.body_limit import BodyLimit
-from streamer.api.database_threads import MAX_SEARCHES, DatabaseThreads
-from streamer.api.dependencies import ClientDependency, refuse_unknown_parameters
-from streamer.api.documentation import install_documentation, operation_id
-from streamer.api.errors import install_error_handlers
-from streamer.api.event_hub import EventHub
-from streamer.api.idempotency import Idempotency
-from streamer.api.keyring import Keyring
-from streamer.api.page import PageFiles
-from streamer.api.pictures import Pictures
-from streamer.api.rate_limit import RateLimit
-from streamer.api.redis_watch import RedisWatch
-from streamer.api.request_log import RequestLog
-from streamer.api.request_metrics import RequestMetrics
+from streamer.api.routes.agents import AgentEndpoint
 from streamer.api.schemas import ErrorBody, Health, Readiness
-from streamer.api.send_limit import SendLimit
-from streamer.api.videos import Videos
 from streamer.api_keys import ApiKeys
 from streamer.events import Events
-from streamer.health import CachedHealth
-from streamer.live_video import LiveVideo
+from streamer.health.parts import CachedHealth
+from streamer.health.worker_states import WorkerStates
 from streamer.service import Service
-from streamer.worker_states import WorkerStates
+from streamer.sources.live_video import LiveVideo
 
 _ERRORS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": ErrorBody, "description": "The request is invalid or cannot be fulfilled."},

@@ -10,9 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError
 
 from streamer.api.schemas import TimeText
-from streamer.chats import MAX_LAST, STREAM_SCHEME, CameraView, ChatMessage, ChatPart, SentPicture
-from streamer.conversation import Detail, Role
-from streamer.deltas import DeltaToken
+from streamer.domain.conversation import Detail, Role
 from streamer.domain.record import unstorable
 from streamer.domain.result import Result
 from streamer.errors import ErrorCode, StreamerError, about
@@ -24,6 +22,15 @@ from streamer.limits import (
     MAX_STOPS,
     MAX_TURNS,
 )
+from streamer.questions.chats import (
+    MAX_LAST,
+    STREAM_SCHEME,
+    CameraView,
+    ChatMessage,
+    ChatPart,
+    SentPicture,
+)
+from streamer.queues.deltas import DeltaToken
 from streamer.response_format import ChoiceFormat, JsonFormat, ResponseFormat, TextFormat
 from streamer.times import RELATIVE_PATTERN
 

@@ -8,11 +8,11 @@ from fastapi.routing import APIRoute
 from starlette.requests import HTTPConnection
 
 from streamer.api.database_threads import DatabaseThreads
-from streamer.api.event_hub import EventHub
+from streamer.api.live.event_hub import EventHub
 from streamer.cursors import CURSOR_PATTERN
 from streamer.domain.record import unstorable
 from streamer.errors import ErrorCode, StreamerError
-from streamer.health import CachedHealth
+from streamer.health.parts import CachedHealth
 from streamer.service import Service
 
 MAX_PAGE = 1000

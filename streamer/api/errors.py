@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from streamer.api.schemas import ErrorType
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media.urls import redact
-from streamer.redis_errors import trouble_of
+from streamer.redis_client.errors import trouble_of
 
 _log = structlog.get_logger("streamer.api")
 

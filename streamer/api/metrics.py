@@ -19,15 +19,15 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from streamer import __version__
+from streamer.api.live.videos import Videos
 from streamer.api.request_metrics import RequestMetrics
 from streamer.api.stream_metrics import STREAM_COUNTERS, stream_lines
-from streamer.api.videos import Videos
 from streamer.domain.stream import StreamState
 from streamer.events import Events
-from streamer.health import CachedHealth
-from streamer.results_queue import read_backlog
+from streamer.health.parts import CachedHealth
+from streamer.health.sick_gpus import SickGpus
+from streamer.queues.results_queue import read_backlog
 from streamer.service import Service
-from streamer.sick_gpus import SickGpus
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 

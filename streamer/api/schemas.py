@@ -19,6 +19,7 @@ from streamer.alert_rule import AlertRule, with_nested_rule
 from streamer.domain.error_info import ErrorInfo
 from streamer.domain.part import Part
 from streamer.domain.query import Query
+from streamer.domain.question import Question
 from streamer.domain.record import ModelName, Record
 from streamer.domain.result import Match, Result
 from streamer.domain.sampling import Sampling
@@ -26,7 +27,6 @@ from streamer.domain.scope import Scope
 from streamer.domain.stream import UNCHANGED, Stream, Transport, Unchanged
 from streamer.domain.timestamp import Timestamp
 from streamer.domain.watch import Watch
-from streamer.files import UploadedFile
 from streamer.incidents.records import (
     MAX_NOTE,
     Acknowledgement,
@@ -53,8 +53,8 @@ from streamer.limits import (
     PROMPT_SCHEMA,
     SOURCE_SCHEMA,
 )
-from streamer.question import Question
 from streamer.response_format import ResponseFormat
+from streamer.sources.files import UploadedFile
 from streamer.times import TIME_SCHEMA
 from streamer.webhooks.records import Delivery, Webhook
 

@@ -8,12 +8,12 @@ import uvicorn
 
 from streamer.api.app import create_app
 from streamer.api.listen import listen
-from streamer.api.socket import MAX_MESSAGE
+from streamer.api.live.socket import MAX_MESSAGE
 from streamer.api_keys import require_keys
-from streamer.connections import log_lacks
 from streamer.errors import StreamerError
 from streamer.logging_setup import configure_logging, log_ready
-from streamer.record_version import join_records
+from streamer.redis_client.connections import log_lacks
+from streamer.redis_client.record_version import join_records
 from streamer.service import Service
 from streamer.settings import Settings
 from streamer.tracing import end_tracing, start_tracing

@@ -14,7 +14,7 @@ from streamer.limits import MAX_ANSWER_TOKENS, MAX_CLIP_FRAMES, MAX_WINDOW
 if TYPE_CHECKING:
     from streamer.cli.remote import RemoteInstallation
     from streamer.domain.query import Query
-    from streamer.question import Question
+    from streamer.domain.question import Question
     from streamer.service import Service
 
 
@@ -118,7 +118,7 @@ def ask(
     as_json: Json = False,
 ) -> None:
     """Ask a question about a stream, or about a recording, and print the answer."""
-    from streamer.question import Question
+    from streamer.domain.question import Question
     from streamer.validation import validated
 
     if question is None:  # a single argument is the question
@@ -196,7 +196,7 @@ def show_query(
 
 
 def _submit(client: "Service | RemoteInstallation", asked: "Question") -> "Query":
-    from streamer.queries import NotYet
+    from streamer.questions.queries import NotYet
     from streamer.terminal import console
 
     try:

@@ -10,8 +10,8 @@ from streamer.cli.context import Json, open_client, open_settings
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from streamer.discovery import Discovery, FoundCamera
     from streamer.settings import Settings
+    from streamer.sources.discovery import Discovery, FoundCamera
 
 PASSWORD_VARIABLE = "NVILA_CAMERA_PASSWORD"
 """Environment variable with the password of the cameras."""
@@ -59,8 +59,8 @@ def _search(
     settings: "Settings", address: str | None, user: str | None, password: str | None
 ) -> "Discovery":
     """Search from here, or where the service runs if it is elsewhere."""
-    from streamer.discovery import find_cameras
     from streamer.errors import ErrorCode, StreamerError
+    from streamer.sources.discovery import find_cameras
 
     try:
         with open_client() as client:

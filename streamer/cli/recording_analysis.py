@@ -6,7 +6,7 @@ from streamer.clock import Clock, SystemClock
 from streamer.domain.result import Result
 from streamer.domain.stream import Stream, StreamState
 from streamer.errors import ErrorCode, StreamerError
-from streamer.recordings import RecordingResults, media_start
+from streamer.questions.recordings import RecordingResults, media_start
 from streamer.service import Service
 
 PATIENCE = 60.0

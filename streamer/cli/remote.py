@@ -20,10 +20,10 @@ from streamer.validation import validated
 
 if TYPE_CHECKING:
     from streamer.api.schemas import IncidentList
+    from streamer.domain.question import Question
+    from streamer.domain.summaries import Summary
     from streamer.incidents.records import Feedback, Incident
     from streamer.incidents.silences import Silence
-    from streamer.question import Question
-    from streamer.summaries import Summary
     from streamer.times import When
 
 _MAX_RECORDED = 1000
@@ -84,7 +84,7 @@ class RemoteInstallation:
 
     def summary_of(self, stream: str, since: "When", until: "When" = None) -> "Summary":
         """Return what was recorded of a stream in a range, in blocks, without a summary."""
-        from streamer.summaries import MAX_SUMMARISED, summary_of
+        from streamer.domain.summaries import MAX_SUMMARISED, summary_of
         from streamer.terminal import by_time
         from streamer.times import moment
 

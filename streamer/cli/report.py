@@ -31,7 +31,7 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, StreamerError):
         return error.message
     if type(error).__module__.startswith("redis."):
-        from streamer.redis_errors import trouble_of
+        from streamer.redis_client.errors import trouble_of
 
         return trouble_of(error).message
     cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -11,7 +11,7 @@ from streamer.errors import ErrorCode, StreamerError
 
 if TYPE_CHECKING:
     from streamer.domain.result import Result
-    from streamer.summaries import Summary
+    from streamer.domain.summaries import Summary
 
 
 def summarize(
@@ -42,7 +42,7 @@ def summarize(
     as_json: Json = False,
 ) -> None:
     """Summarise what happened on a stream, from its captions and answers, with the times."""
-    from streamer.summaries import to_markdown
+    from streamer.domain.summaries import to_markdown
     from streamer.terminal import console, json_lines, plain
 
     start, end = typed_range(since, until)  # what is wrong with it is said even if nothing runs

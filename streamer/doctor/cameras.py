@@ -14,10 +14,10 @@ def moved(settings: Settings) -> Iterable[Check]:
     """
     from redis.exceptions import RedisError
 
-    from streamer.connections import from_run_file
-    from streamer.discovery import find_moved
-    from streamer.redis_address import open_redis
-    from streamer.streams import StreamRegistry
+    from streamer.redis_client.address import open_redis
+    from streamer.redis_client.connections import from_run_file
+    from streamer.sources.discovery import find_moved
+    from streamer.sources.streams import StreamRegistry
 
     try:
         url = settings.redis_url or from_run_file(settings, "redis_url")

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable
 
-from streamer.connections import from_run_file
 from streamer.doctor.check import Check, check
 from streamer.errors import StreamerError
+from streamer.redis_client.connections import from_run_file
 from streamer.settings import Settings
 
 

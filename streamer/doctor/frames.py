@@ -15,11 +15,11 @@ def spans(settings: Settings) -> Iterable[Check]:
     frames are kept too short. Yield nothing without frames of a live stream."""
     from redis.exceptions import RedisError
 
-    from streamer.connections import from_run_file
     from streamer.frames.kept import note_kept
     from streamer.frames.store import FrameStore, Retention
-    from streamer.redis_address import open_redis
-    from streamer.streams import StreamRegistry
+    from streamer.redis_client.address import open_redis
+    from streamer.redis_client.connections import from_run_file
+    from streamer.sources.streams import StreamRegistry
 
     try:
         main = settings.redis_url or from_run_file(settings, "redis_url")

@@ -62,8 +62,8 @@ def _bridge(settings: Settings) -> Iterable[Check]:
     """Look for the bridge that has the lease."""
     from redis.exceptions import RedisError
 
-    from streamer.connections import from_run_file
-    from streamer.redis_address import open_redis
+    from streamer.redis_client.address import open_redis
+    from streamer.redis_client.connections import from_run_file
 
     try:
         url = settings.redis_url or from_run_file(settings, "redis_url")

@@ -15,7 +15,7 @@ from streamer.settings import Settings
 if TYPE_CHECKING:
     import redis
 
-    from streamer.redis_access import RedisPart
+    from streamer.redis_client.access import RedisPart
 
 _TIMEOUT = 2.0
 """Seconds that a server has to answer."""
@@ -47,7 +47,7 @@ def servers(settings: Settings, clock: Clock | None = None) -> Iterable[Check]:
 
 
 def _redis_urls(settings: Settings) -> dict[str, str]:
-    from streamer.connections import read_run_file
+    from streamer.redis_client.connections import read_run_file
 
     main, frames = settings.redis_url, settings.frames_redis_url
     if main is None:
@@ -75,9 +75,9 @@ def _no_redis() -> Check:
 def _server(name: str, url: str, clock: Clock, parts: "Sequence[RedisPart]") -> Iterable[Check]:
     from redis.exceptions import RedisError
 
-    from streamer.connections import reach
     from streamer.media.urls import redact
-    from streamer.redis_address import open_redis
+    from streamer.redis_client.address import open_redis
+    from streamer.redis_client.connections import reach
 
     try:
         reach(url, timeout=_TIMEOUT)
@@ -97,9 +97,9 @@ def _examined(
 ) -> Iterable[Check]:
     from redis.exceptions import RedisError
 
-    from streamer.memory_reserve import require_room
-    from streamer.redis_access import examine_server, read_info, require_writable
-    from streamer.redis_errors import trouble_of
+    from streamer.redis_client.access import examine_server, read_info, require_writable
+    from streamer.redis_client.errors import trouble_of
+    from streamer.redis_client.memory_reserve import require_room
 
     info = read_info(client) or {}
     release = str(info.get("redis_version", "of an unknown version"))
@@ -176,8 +176,8 @@ def _clock(skew: float) -> Check:
 def _workers(client: "redis.Redis") -> Iterable[Check]:
     from rq import Queue, worker_registration
 
-    from streamer.jobs import INGEST
-    from streamer.models import QUERIES
+    from streamer.queues.jobs import INGEST
+    from streamer.queues.models import QUERIES
 
     for name, queue, command in (
         ("ingest workers", INGEST, "streamer ingest"),
@@ -196,7 +196,7 @@ def _workers(client: "redis.Redis") -> Iterable[Check]:
 
 def _sick_gpus(client: "redis.Redis") -> Iterable[Check]:
     """Report the GPUs that their supervisors have taken out of service."""
-    from streamer.sick_gpus import SickGpus
+    from streamer.health.sick_gpus import SickGpus
 
     for sick in SickGpus(client).read(client.time()[0]):
         yield check(
@@ -234,7 +234,7 @@ def _workers_clocks(client: "redis.Redis") -> Iterable[Check]:
 
 def _recorder(client: "redis.Redis") -> Iterable[Check]:
     """Report whether a recorder runs, how far it is behind, and what was given up."""
-    from streamer.results_queue import read_backlog
+    from streamer.queues.results_queue import read_backlog
 
     backlog = read_backlog(client)
     now = client.time()[0]

@@ -13,9 +13,9 @@ from streamer.domain.record import Record
 from streamer.domain.stream import StreamSpec
 from streamer.domain.timestamp import Timestamp, utc_now
 from streamer.domain.watch import ALERT_FORMAT, Watch
+from streamer.domain.yes_or_no import MIN_YES_NO_TOKENS, SPELLED_FORMAT
 from streamer.limits import MAX_LOGPROBS
 from streamer.response_format import ResponseFormat, TextFormat, with_response_format
-from streamer.yes_or_no import MIN_YES_NO_TOKENS, SPELLED_FORMAT
 
 VERIFIES = "verifies"
 """Entry of the `data` of a request that asks whether a hit of a search is one: the hit's request.
@@ -30,7 +30,9 @@ def is_verification(data: dict[str, Any] | None) -> bool:
 class ClipRequest(Record):
     """A question about the frames of one clip, as a job carries it."""
 
-    version: int = Field(default=1, description="of the record: see `streamer/record_version.py`")
+    version: int = Field(
+        default=1, description="of the record: see `streamer/redis_client/record_version.py`"
+    )
     id: str = Field(default_factory=lambda: new_id("req"))
     kind: RequestKind
     stream_id: str

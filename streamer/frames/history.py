@@ -6,7 +6,6 @@ from functools import cached_property
 import redis
 
 from streamer.clock import Clock, SystemClock
-from streamer.connections import Connections, from_run_file
 from streamer.domain.frame import FrameRef, Gap
 from streamer.domain.stream import Stream
 from streamer.errors import ErrorCode, StreamerError
@@ -20,7 +19,8 @@ from streamer.frames.coverage import (
 )
 from streamer.frames.selection import select_frames
 from streamer.frames.store import FrameStore, Retention
-from streamer.redis_errors import REDIS_FULL_MESSAGE, is_full
+from streamer.redis_client.connections import Connections, from_run_file
+from streamer.redis_client.errors import REDIS_FULL_MESSAGE, is_full
 from streamer.settings import Settings
 
 RESTORED_SECONDS = 3600.0

@@ -4,7 +4,7 @@ Each script is atomic, so that JPEGs, index and sums always agree, even after a 
 frame takes the same time however many frames there are: it examines a few of the oldest ones.
 """
 
-from streamer.memory_reserve import RESERVE_USED
+from streamer.redis_client.memory_reserve import RESERVE_USED
 
 # An entry of an index holds, in this order: ref, expires (ms), at (ms of arrival), bytes, change.
 # KEYS of every script: bytes by stream, ages. ARGV: index prefix, state prefix, JPEG prefix, ...

@@ -17,7 +17,7 @@ from streamer.domain.frame import FrameRef
 from streamer.domain.stream import StreamSpec
 from streamer.errors import ErrorCode, StreamerError, Superseded
 from streamer.frames import scripts
-from streamer.redis_errors import is_full
+from streamer.redis_client.errors import is_full
 from streamer.settings import Settings
 
 _log = structlog.get_logger(__name__)

@@ -22,7 +22,6 @@ from streamer.api.schemas import (
     WatchList,
     WebhookList,
 )
-from streamer.discovery import Discovery
 from streamer.domain.frame import StoredFrame, StoredFrameList
 from streamer.domain.query import Query
 from streamer.domain.record import Record
@@ -31,13 +30,14 @@ from streamer.domain.sampling import Sampling
 from streamer.domain.stream import UNCHANGED, Stream, Transport, Unchanged
 from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError
-from streamer.files import UploadedFile
 from streamer.http_client.call import Call, Flow, Paged
 from streamer.http_client.listening import Following, Listening
 from streamer.http_client.uploading import upload
 from streamer.incidents.records import Incident
 from streamer.incidents.silences import Matcher, Silence
 from streamer.response_format import ResponseFormat
+from streamer.sources.discovery import Discovery
+from streamer.sources.files import UploadedFile
 from streamer.times import When
 from streamer.webhooks.records import Delivery, Webhook
 

@@ -8,8 +8,8 @@ from os import PathLike
 from pathlib import Path
 
 from streamer.errors import ErrorCode, StreamerError
-from streamer.files import UploadedFile
 from streamer.http_client.call import Call, Flow
+from streamer.sources.files import UploadedFile
 
 _PART = 4 << 20
 """Bytes of one request."""

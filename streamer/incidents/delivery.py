@@ -16,7 +16,7 @@ from streamer.incidents.alertmanager import RESEND, RESOLVED_FOR, Alertmanager
 from streamer.incidents.messages import EVENTS_CHANNEL, Message
 from streamer.incidents.records import IncidentState
 from streamer.incidents.store import Incidents
-from streamer.outage import Outage
+from streamer.redis_client.outage import Outage
 from streamer.timeline.database import Database
 
 CEILING = 10

@@ -24,9 +24,9 @@ from streamer.incidents.store import (
     is_observation,
     seen_window,
 )
-from streamer.jobs import Jobs
+from streamer.queues.jobs import Jobs
 from streamer.settings import Settings
-from streamer.streams import StreamRegistry
+from streamer.sources.streams import StreamRegistry
 
 INTERVAL = 5.0
 """Seconds between two looks at the incidents that are open."""

@@ -10,12 +10,12 @@ import redis
 import structlog
 
 from streamer.clock import Clock, SystemClock
-from streamer.connections import Connections
 from streamer.errors import ErrorCode, StreamerError
+from streamer.health.sick_gpus import DEVICE_LOST, REPORT_EVERY, SickGpu, SickGpus
 from streamer.local.installation import STOP_SECONDS, child_environment
 from streamer.local.supervised_process import SupervisedProcess, log_event
+from streamer.redis_client.connections import Connections
 from streamer.settings import ENV_PREFIX, Settings
-from streamer.sick_gpus import DEVICE_LOST, REPORT_EVERY, SickGpu, SickGpus
 
 MAX_DEATHS = 5
 DEATH_WINDOW = 600.0

@@ -14,14 +14,14 @@ from typing import Any
 import redis
 
 from streamer.api_keys import require_keys
-from streamer.connections import run_file_path
 from streamer.domain.stream import StreamState
 from streamer.errors import ErrorCode, StreamerError
 from streamer.local.fork_server import CannotFork, ForkServer
 from streamer.local.process import spawn
 from streamer.local.redis_server import EmbeddedServer
 from streamer.local.supervised_process import SupervisedProcess
-from streamer.redis_errors import trouble_of
+from streamer.redis_client.connections import run_file_path
+from streamer.redis_client.errors import trouble_of
 from streamer.service import Service
 from streamer.settings import ENV_PREFIX, Settings
 
@@ -37,7 +37,7 @@ MIN_SERVER_UPTIME = 10.0
 SHARED_MODULES = {
     "workers.gpu": ("encodings.idna", "workers.gpu.__main__"),
     "workers.ingest": ("encodings.idna", "workers.ingest.__main__"),
-    "workers.recorder": ("encodings.idna", "workers.recorder"),
+    "workers.recorder": ("encodings.idna", "workers.recorder.__main__"),
     "workers.mqtt": ("encodings.idna", "workers.mqtt.__main__"),
     "streamer.cli": ("encodings.idna", "streamer.cli.app", "streamer.api.server"),
 }

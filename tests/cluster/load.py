@@ -20,7 +20,7 @@ from streamer.domain.sampling import Sampling
 from streamer.domain.stream import StreamState
 from streamer.errors import StreamerError
 from streamer.http_client import Client
-from streamer.results import Results
+from streamer.queues.results import Results
 from streamer.service import Service
 from tests.cluster.machines import API_KEY, Cluster
 from tests.cluster.network import OWN_ADDRESS

@@ -18,7 +18,7 @@ import redis
 from nvila_core.checkpoint.random_checkpoint import write_checkpoint
 from streamer.errors import StreamerError
 from streamer.local.process import spawn, stop
-from streamer.redis_address import open_redis
+from streamer.redis_client.address import open_redis
 from streamer.service import Service
 from streamer.settings import ENV_PREFIX, Settings
 from tests.cluster.network import Host, make_switch

@@ -27,10 +27,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from pydantic.alias_generators import to_camel
 from rq import Queue
 
-from streamer.api.auth import _OPEN_PATHS
-from streamer.jobs import INGEST
+from streamer.api.middleware.auth import _OPEN_PATHS
 from streamer.local.redis_server import server_binary
-from streamer.models import CLIP_QUEUES
+from streamer.queues.jobs import INGEST
+from streamer.queues.models import CLIP_QUEUES
 from streamer.settings import ENV_PREFIX, Settings
 from tests.support.fork_server import run_python
 

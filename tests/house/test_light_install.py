@@ -83,7 +83,8 @@ def test_the_model_is_not_among_what_is_needed() -> None:
 
 
 def test_the_service_is_imported_and_shows_its_help(python: Path) -> None:
-    modules = "streamer, streamer.service, streamer.api.app, workers.ingest, workers.recorder"
+    modules = "streamer, streamer.service, streamer.api.app, workers.ingest"
+    modules += ", workers.recorder.worker"
     imported = run(python, "-c", f"import sys, {modules}; print(streamer.__file__)")
     helped = run(python, str(python.with_name("streamer")), "--help")
     without = run(python, "-c", "import torch")

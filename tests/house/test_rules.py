@@ -135,7 +135,7 @@ HEAVY = {
     [
         ("streamer --help", {*HEAVY, "sqlalchemy", "redis", "rq", "pydantic", "structlog"}),
         ("streamer streams", {*HEAVY, "sqlalchemy", "workers"}),
-        ("workers.recorder, streamer.timeline.vector_store", HEAVY),
+        ("workers.recorder.worker, streamer.timeline.vector_store", HEAVY),
         ("workers.ingest.worker, workers.gpu.worker", HEAVY),
     ],
 )

@@ -21,7 +21,7 @@ from streamer.domain.result import Result
 from streamer.domain.sampling import Sampling
 from streamer.domain.stream import Stream
 from streamer.errors import ErrorCode, StreamerError
-from streamer.models import QUERIES
+from streamer.queues.models import QUERIES
 from streamer.service import CAPTION_PROMPT, Service
 from streamer.settings import Settings
 from streamer.validation import derive_name

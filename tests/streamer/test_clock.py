@@ -5,8 +5,8 @@ from structlog.testing import capture_logs
 
 from streamer import clock
 from streamer.clock import ServerClock, SystemClock
-from streamer.connections import Connections
 from streamer.domain.timestamp import utc_now
+from streamer.redis_client.connections import Connections
 from streamer.settings import Settings
 from tests.support.clocks import ManualClock, ShiftedClock
 

@@ -7,15 +7,15 @@ import pytest
 import redis
 
 from streamer import redis_keys
-from streamer.connections import connect
 from streamer.domain.error_info import ErrorInfo
 from streamer.domain.result import Result
 from streamer.domain.stream import StreamSpec, StreamState, StreamStatus
 from streamer.errors import ErrorCode
 from streamer.events import MAX_AGE, MAX_EVENTS, Events, EventType, is_position
 from streamer.local.redis_server import EmbeddedServer
-from streamer.results import Results
-from streamer.streams import StreamRegistry
+from streamer.queues.results import Results
+from streamer.redis_client.connections import connect
+from streamer.sources.streams import StreamRegistry
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from nvila_core.generation.schema_limits import MAX_SCHEMA_DEPTH
 from nvila_core.resolution.policy import Measures
 from streamer.api.app import create_app
 from streamer.cli.app import app
+from streamer.domain.question import Question
 from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.limits import (
@@ -29,7 +30,6 @@ from streamer.limits import (
     MAX_SOURCE,
     MAX_WATCHES,
 )
-from streamer.question import Question
 from streamer.service import Service
 from streamer.settings import Settings
 

@@ -28,10 +28,10 @@ from streamer.domain.stream import StreamSpec, StreamState, StreamStatus
 from streamer.domain.timestamp import utc_now
 from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError
-from streamer.lost_requests import LostRequests
+from streamer.queues.lost_requests import LostRequests
 from streamer.service import Service
 from streamer.settings import Settings
-from streamer.streams import StreamRegistry
+from streamer.sources.streams import StreamRegistry
 from workers.ingest.spec_follower import SpecFollower
 from workers.registry_batch import RegistryBatch
 

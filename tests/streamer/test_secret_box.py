@@ -10,7 +10,7 @@ from streamer.domain.stream import StreamSpec
 from streamer.errors import ErrorCode, StreamerError
 from streamer.secret_box import SecretBox
 from streamer.settings import Settings, load_settings
-from streamer.streams import StreamRegistry
+from streamer.sources.streams import StreamRegistry
 
 URL = "rtsp://admin:p%40ss%2Fw%23r%25d%20x@camera/live"
 PHRASE = "correct horse battery"

@@ -35,7 +35,7 @@ _SERVICE = (
     "streamer.timeline.results",
     "tests.support.fork_server",
     "workers.ingest.__main__",
-    "workers.recorder",
+    "workers.recorder.__main__",
 )
 _MODEL = (
     "nvila_core.model",

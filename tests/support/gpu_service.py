@@ -10,8 +10,8 @@ from streamer.domain.kinds import RequestKind
 from streamer.domain.request import ClipRequest
 from streamer.domain.timestamp import utc_now
 from streamer.frames.store import FrameStore, Retention
-from streamer.jobs import Jobs
-from streamer.results import Results
+from streamer.queues.jobs import Jobs
+from streamer.queues.results import Results
 
 
 class Service:

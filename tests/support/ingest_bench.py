@@ -10,16 +10,16 @@ import redis
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from streamer.connections import Connections
 from streamer.domain.kinds import RequestKind
 from streamer.domain.request import ClipRequest
 from streamer.domain.result import Result
 from streamer.domain.sampling import Sampling
 from streamer.domain.stream import StreamSpec, StreamStatus
 from streamer.domain.watch import Watch
-from streamer.jobs import owner_of, read_request
 from streamer.media.urls import split_secret
-from streamer.models import FILES, WATCHES
+from streamer.queues.jobs import owner_of, read_request
+from streamer.queues.models import FILES, WATCHES
+from streamer.redis_client.connections import Connections
 from streamer.settings import Settings
 from tests.support.videos import number_of
 from workers.context import GiveBack, WorkerContext

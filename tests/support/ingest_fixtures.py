@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from streamer.connections import Connections
 from streamer.demo.loopback_camera import LoopbackCamera
+from streamer.redis_client.connections import Connections
 from streamer.settings import Settings
 from tests.support.cameras import require_gst, write_units
 from tests.support.ingest_bench import Bench

@@ -22,8 +22,8 @@ from streamer.mqtt_address import MqttAddress
 from streamer.response_format import ChoiceFormat, JsonFormat
 from streamer.service import Service
 from streamer.timeline.results import Timeline
-from workers.incidents import _publisher
-from workers.recorder import Recorder
+from workers.recorder.incidents import _publisher
+from workers.recorder.worker import Recorder
 
 _file = io.BytesIO()
 Image.new("RGB", (320, 240), "green").save(_file, "JPEG")

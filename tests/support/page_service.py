@@ -24,8 +24,8 @@ from streamer.service import Service
 from streamer.settings import Settings
 from streamer.timeline.results import Timeline
 from tests.support.api_server import ApiServer
-from workers.incidents import incident_thread
-from workers.recorder import Recorder
+from workers.recorder.incidents import incident_thread
+from workers.recorder.worker import Recorder
 
 SIZE = (640, 360)
 

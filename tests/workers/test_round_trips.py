@@ -15,8 +15,8 @@ from streamer.domain.sampling import Sampling
 from streamer.domain.stream import StreamCounters, StreamSpec, StreamState, StreamStatus
 from streamer.domain.timestamp import utc_now
 from streamer.errors import Superseded
-from streamer.jobs import CLIP_JOB
-from streamer.models import CLIP_QUEUES
+from streamer.queues.jobs import CLIP_JOB
+from streamer.queues.models import CLIP_QUEUES
 from tests.support.clocks import ManualClock
 from tests.support.ingest_bench import Bench, watch
 from tests.support.redis_commands import Trips, counted_trips

@@ -9,8 +9,8 @@ import pytest
 
 from streamer.clock import SystemClock
 from streamer.demo.loopback_camera import LoopbackCamera
-from streamer.live_video import MAX_WATCHED, LiveVideo, VideoPiece
 from streamer.media.packet_reader import Arrival
+from streamer.sources.live_video import MAX_WATCHED, LiveVideo, VideoPiece
 from tests.support.cameras import GstCamera
 from tests.support.ingest_bench import Bench
 from tests.support.videos import decoded_numbers, write_video

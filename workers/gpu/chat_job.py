@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from streamer.conversation import ChatRequest
+from streamer.domain.conversation import ChatRequest
 from streamer.domain.result import Result
 from workers.context import WorkerContext
 from workers.gpu.clip_job import answer_request, ask_model

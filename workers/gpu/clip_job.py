@@ -14,8 +14,11 @@ from streamer.domain.kinds import RequestKind, ResultKind
 from streamer.domain.request import ClipRequest
 from streamer.domain.result import Result
 from streamer.domain.timestamp import to_datetime
+from streamer.domain.yes_or_no import YES, in_one_spelling
 from streamer.errors import ErrorCode, StreamerError
-from streamer.jobs import (
+from streamer.limits import MAX_JOB_BYTES
+from streamer.logging_setup import log_about
+from streamer.queues.jobs import (
     check_request,
     error_result,
     owner_of,
@@ -23,11 +26,8 @@ from streamer.jobs import (
     request_in_part,
     within_limits,
 )
-from streamer.limits import MAX_JOB_BYTES
-from streamer.logging_setup import log_about
-from streamer.record_version import require_readable
-from streamer.redis_errors import trouble_of, will_pass
-from streamer.yes_or_no import YES, in_one_spelling
+from streamer.redis_client.errors import trouble_of, will_pass
+from streamer.redis_client.record_version import require_readable
 from workers.context import (
     Abandon,
     BrokeDown,

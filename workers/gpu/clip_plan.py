@@ -1,7 +1,7 @@
 """Plan how many tiles each frame of a clip gets, from its measures, before any JPEG is decoded."""
 
 from nvila_core.resolution.policy import Budget, Plan
-from streamer.conversation import ChatRequest
+from streamer.domain.conversation import ChatRequest
 from streamer.domain.kinds import RequestKind
 from streamer.domain.request import ClipRequest
 from workers.context import WorkerContext, wait_behind

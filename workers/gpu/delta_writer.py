@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import redis
 import structlog
 
-from streamer.deltas import Delta, Deltas, DeltaToken
+from streamer.queues.deltas import Delta, Deltas, DeltaToken
 from workers.context import WorkerContext
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nvila_core.resolution.policy import Budget, Measures, Native, Plan, parse_policy
-from streamer.conversation import ChatRequest, Detail
+from streamer.domain.conversation import ChatRequest, Detail
 from streamer.domain.frame import FrameRef
 from streamer.domain.request import ClipRequest
 from streamer.errors import ErrorCode, StreamerError

@@ -14,23 +14,23 @@ from functools import partial
 from typing import Any
 
 from nvila_core.errors import shorten
-from streamer.conversation import ChatRequest, TextPart, Turn
+from streamer.domain.conversation import ChatRequest, TextPart, Turn
 from streamer.domain.error_info import ErrorInfo
 from streamer.domain.frame import FrameRef
 from streamer.domain.kinds import RequestKind
+from streamer.domain.question import Question
 from streamer.domain.request import ClipRequest
 from streamer.domain.result import Result
+from streamer.domain.summaries import SUMMARY_TOKENS, summarise, summary_of
+from streamer.domain.survey import SurveyRequest, SurveyWindow
 from streamer.domain.timestamp import rfc3339, to_datetime
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.history import FrameHistory
-from streamer.jobs import error_result
 from streamer.limits import MAX_PROMPT, MAX_QUERY_WINDOWS, MAX_RECORDING_WINDOWS
-from streamer.queries import NotYet, Queries, Seen
-from streamer.question import Question
-from streamer.recordings import RecordingResults, media_start
-from streamer.summaries import SUMMARY_TOKENS, summarise, summary_of
-from streamer.survey import SurveyRequest, SurveyWindow
-from streamer.surveys import SurveyAnswers, release_recording
+from streamer.questions.queries import NotYet, Queries, Seen
+from streamer.questions.recordings import RecordingResults, media_start
+from streamer.questions.surveys import SurveyAnswers, release_recording
+from streamer.queues.jobs import error_result
 from workers.context import Abandon, BrokeDown, GiveBack, WorkerContext, place, stop_check
 from workers.gpu.clip_job import answer_request, insist
 

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 import structlog
 
 from nvila_core.errors import NVILAError, first_line
-from streamer.connections import Connections, log_lacks
 from streamer.errors import ErrorCode, StreamerError
-from streamer.jobs import CHAT_JOB, CLIP_JOB, SURVEY_JOB
 from streamer.logging_setup import log_ready
-from streamer.models import QUERIES, queue_name, queues_of_worker
-from streamer.record_version import join_records
+from streamer.questions.surveys import MAX_OPEN_SURVEYS, release_ended
+from streamer.queues.jobs import CHAT_JOB, CLIP_JOB, SURVEY_JOB
+from streamer.queues.models import QUERIES, queue_name, queues_of_worker
+from streamer.redis_client.connections import Connections, log_lacks
+from streamer.redis_client.record_version import join_records
 from streamer.settings import Settings
-from streamer.surveys import MAX_OPEN_SURVEYS, release_ended
 from workers import context
 from workers.gpu.chat_job import answer_chat
 from workers.gpu.clip_job import answer_clip, publish_failure, publish_lost

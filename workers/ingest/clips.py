@@ -14,9 +14,9 @@ from streamer.domain.timestamp import to_datetime
 from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.coverage import window_gaps
-from streamer.jobs import Jobs
-from streamer.outage import Outage
-from streamer.recorded_windows import RecordedWindows
+from streamer.queues.jobs import Jobs
+from streamer.queues.recorded_windows import RecordedWindows
+from streamer.redis_client.outage import Outage
 from streamer.settings import Settings
 from workers.ingest.windows import Window
 

@@ -12,7 +12,7 @@ from streamer.errors import ErrorCode, StreamerError, Superseded
 from streamer.media.packet_reader import PacketReader
 from streamer.media.source import DecodedFrame, Source
 from streamer.media.source_errors import clock_wrong, closed
-from streamer.redis_errors import trouble_of
+from streamer.redis_client.errors import trouble_of
 from workers.context import GiveBack, WorkerContext
 from workers.ingest.backoff import Backoff
 from workers.ingest.clips import LiveClips

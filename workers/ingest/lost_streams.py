@@ -6,8 +6,8 @@ import structlog
 
 from streamer.clock import Clock
 from streamer.domain.stream import Stream, StreamState
-from streamer.jobs import Jobs
-from streamer.streams import StreamRegistry
+from streamer.queues.jobs import Jobs
+from streamer.sources.streams import StreamRegistry
 
 _INTERVAL = 60.0
 """Seconds between two looks."""

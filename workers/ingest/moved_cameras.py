@@ -9,12 +9,12 @@ import structlog
 
 from streamer import redis_keys
 from streamer.clock import Clock
-from streamer.discovery import find_moved, lost_cameras
 from streamer.domain.stream import Stream, StreamSpec
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media.urls import split_secret, with_host
-from streamer.redis_errors import trouble_of
-from streamer.streams import StreamRegistry
+from streamer.redis_client.errors import trouble_of
+from streamer.sources.discovery import find_moved, lost_cameras
+from streamer.sources.streams import StreamRegistry
 
 _INTERVAL = 60
 """Seconds between two searches in an installation."""

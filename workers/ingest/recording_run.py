@@ -12,8 +12,8 @@ from streamer.domain.timestamp import to_datetime
 from streamer.errors import StreamerError, Superseded
 from streamer.media.source import DecodedFrame, Source
 from streamer.media.source_errors import ended_early
-from streamer.outage import Outage
-from streamer.redis_errors import will_pass
+from streamer.redis_client.errors import will_pass
+from streamer.redis_client.outage import Outage
 from workers.context import GiveBack, WorkerContext
 from workers.ingest.clips import RecordingClips, max_clips_in_flight
 from workers.ingest.failures import unexpected

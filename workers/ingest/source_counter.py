@@ -8,7 +8,7 @@ import redis
 from streamer.clock import Clock
 from streamer.domain.stream import StreamCounters
 from streamer.media.source import Source
-from streamer.redis_errors import is_full
+from streamer.redis_client.errors import is_full
 
 _RATE_WINDOW = 10.0
 """Seconds over which rates are averaged."""

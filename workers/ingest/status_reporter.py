@@ -10,7 +10,7 @@ from streamer.domain.error_info import ErrorInfo
 from streamer.domain.stream import StreamCounters, StreamState, StreamStatus
 from streamer.domain.timestamp import to_datetime
 from streamer.errors import StreamerError
-from streamer.outage import Outage
+from streamer.redis_client.outage import Outage
 from workers.registry_batch import RegistryBatch
 
 _INTERVAL = 1.0

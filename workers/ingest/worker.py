@@ -5,14 +5,14 @@ from contextlib import ExitStack
 
 import structlog
 
-from streamer.connections import Connections, log_lacks
-from streamer.files import Files
 from streamer.frames.archive import Archive
 from streamer.frames.archive_writer import ArchiveWriter
-from streamer.jobs import INGEST, INGEST_JOB
 from streamer.logging_setup import log_ready
-from streamer.record_version import join_records
+from streamer.queues.jobs import INGEST, INGEST_JOB
+from streamer.redis_client.connections import Connections, log_lacks
+from streamer.redis_client.record_version import join_records
 from streamer.settings import Settings
+from streamer.sources.files import Files
 from workers import context
 from workers.ingest.balance import Balance
 from workers.ingest.lost_streams import LostStreams

@@ -5,11 +5,11 @@ import importlib.util
 import sys
 import threading
 
-from streamer.connections import log_lacks
 from streamer.errors import ErrorCode, StreamerError
 from streamer.logging_setup import log_ready
 from streamer.mqtt_address import MqttAddress
-from streamer.record_version import join_records
+from streamer.redis_client.connections import log_lacks
+from streamer.redis_client.record_version import join_records
 from streamer.service import Service
 from streamer.settings import Settings
 from workers.process import startup

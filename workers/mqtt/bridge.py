@@ -26,8 +26,8 @@ from streamer.events import Event, Events, EventType
 from streamer.frames.jpeg import scale_jpeg
 from streamer.incidents.records import Incident
 from streamer.mqtt_address import MqttAddress
-from streamer.outage import Outage
-from streamer.redis_errors import trouble_of
+from streamer.redis_client.errors import trouble_of
+from streamer.redis_client.outage import Outage
 from streamer.service import Service
 from workers.mqtt.entities import CAMERA_EVENTS
 from workers.mqtt.home import Home, Kept, ShownFrame

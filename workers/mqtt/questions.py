@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from streamer.domain.query import Query
+from streamer.domain.question import Question
 from streamer.errors import ErrorCode, StreamerError
-from streamer.question import Question
 from streamer.validation import validated
 
 MAX_PAYLOAD = 65_536

@@ -12,10 +12,10 @@ from typing import NoReturn
 import structlog
 
 from streamer.errors import StreamerError
+from streamer.health.sick_gpus import DEVICE_LOST
 from streamer.logging_setup import configure_logging
 from streamer.media.urls import redact
 from streamer.settings import Settings, load_settings
-from streamer.sick_gpus import DEVICE_LOST
 from streamer.tracing import end_tracing, start_tracing
 from workers.process import malloc
 from workers.process.restart import NeedsRestart, restart_process

@@ -9,8 +9,8 @@ from typing import Any
 from nvila_core.errors import PromptError
 from nvila_core.generation.completion import Completion, FinishReason, Timings, Usage
 from nvila_core.generation.grammar import fits_schema, schema_text
-from streamer.deltas import DeltaToken
 from streamer.errors import ErrorCode, StreamerError
+from streamer.queues.deltas import DeltaToken
 from streamer.response_format import ChoiceFormat, JsonFormat, ResponseFormat
 from workers.remote.question import ANSWER
 

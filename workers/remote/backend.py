@@ -7,7 +7,7 @@ from typing import Self
 from nvila_core.generation.completion import Completion, Timings
 from nvila_core.resolution.policy import Budget, Measures, Plan, parse_policy
 from streamer.clock import Clock
-from streamer.conversation import Detail
+from streamer.domain.conversation import Detail
 from streamer.domain.request import ClipRequest
 from streamer.settings import Settings
 from workers.backend import plan_by_details

@@ -9,7 +9,7 @@ from typing import Any
 
 from nvila_core.resolution.grids import Grid
 from nvila_core.resolution.policy import TilingConfig
-from streamer.conversation import ChatRequest
+from streamer.domain.conversation import ChatRequest
 from streamer.domain.frame import FrameRef
 from streamer.domain.request import ClipRequest
 from streamer.errors import ErrorCode, StreamerError

@@ -6,7 +6,7 @@ from typing import Any
 import redis
 import structlog
 
-from streamer.deltas import Delta, Deltas
+from streamer.queues.deltas import Delta, Deltas
 from workers.context import WorkerContext
 from workers.remote.answer import THOUGHTS, read_tokens
 

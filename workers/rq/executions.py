@@ -33,9 +33,9 @@ from rq.utils import utcformat
 from rq.worker import BaseWorker
 
 from streamer import redis_keys
-from streamer.affinity import TAKE
-from streamer.pace import EXPECTED_WAIT, NOTE_TAKEN
-from streamer.results import Ending
+from streamer.queues.affinity import TAKE
+from streamer.queues.pace import EXPECTED_WAIT, NOTE_TAKEN
+from streamer.queues.results import Ending
 from workers.rq.job import PlainJob, Slot
 
 _MAX_ABANDONED = 100

@@ -12,8 +12,8 @@ from rq.worker import BaseWorker, WorkerStatus
 
 from streamer import redis_keys
 from streamer.clock import Clock
-from streamer.jobs import INGEST
-from streamer.outage import Outage
+from streamer.queues.jobs import INGEST
+from streamer.redis_client.outage import Outage
 from workers.process.process_stats import read_process_stats
 from workers.rq.executions import Executions
 from workers.rq.job import Slot

@@ -38,10 +38,10 @@ from streamer.domain.timestamp import to_datetime
 from streamer.errors import ErrorCode
 from streamer.logging_setup import log_about
 from streamer.media.urls import redact
-from streamer.memory_reserve import in_reserve
-from streamer.outage import Outage
-from streamer.redis_errors import will_pass
-from streamer.results import Ending
+from streamer.queues.results import Ending
+from streamer.redis_client.errors import will_pass
+from streamer.redis_client.memory_reserve import in_reserve
+from streamer.redis_client.outage import Outage
 from workers.context import Abandon, BrokeDown, GiveBack, enter_slot
 from workers.rq.executions import DELETED, UNREADABLE_RECORD, Executions, Taken
 from workers.rq.heartbeat import Heartbeat

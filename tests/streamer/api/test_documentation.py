@@ -11,9 +11,9 @@ from fastapi.testclient import TestClient
 
 from streamer.api import documentation
 from streamer.api.app import create_app
-from streamer.chats import CameraView
 from streamer.errors import StreamerError
 from streamer.media.urls import parse_source
+from streamer.questions.chats import CameraView
 from streamer.service import Service
 from streamer.settings import Settings
 

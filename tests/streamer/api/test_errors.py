@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from streamer.api.app import create_app
 from streamer.api.errors import InvalidIs400
-from streamer.question import Question
+from streamer.domain.question import Question
 from streamer.service import Service
 from streamer.settings import Settings
 

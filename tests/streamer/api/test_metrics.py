@@ -23,7 +23,7 @@ from streamer.domain.request import ClipRequest
 from streamer.domain.stream import Drops, StreamSpec, StreamState, StreamStatus
 from streamer.domain.timestamp import utc_now
 from streamer.errors import ErrorCode
-from streamer.health import CachedHealth
+from streamer.health.parts import CachedHealth
 from streamer.local.redis_server import EmbeddedServer
 from streamer.service import Service
 from streamer.settings import Settings

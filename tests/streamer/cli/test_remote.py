@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 from nvila_core.resolution.policy import Measures
 from streamer.cli.app import app
+from streamer.domain.question import Question
 from streamer.domain.result import Result
 from streamer.domain.timestamp import utc_now
-from streamer.question import Question
 from streamer.service import Service
 from tests.support.api_server import ApiServer
 from tests.support.fork_server import run_python
@@ -266,7 +266,7 @@ def test_a_range_is_summarised_from_so_many_results(
     here.timeline.record(
         [Result(request_id=f"req_{n}", text=f"Number {n}.", **common) for n in range(3)]
     )
-    monkeypatch.setattr("streamer.summaries.MAX_SUMMARISED", 2)
+    monkeypatch.setattr("streamer.domain.summaries.MAX_SUMMARISED", 2)
     # when
     (summary,) = records(run("summarize", "door", "--since", "-1h", "--no-model", "--json"))
     # then the newest ones are

@@ -12,9 +12,9 @@ from typer.testing import CliRunner
 
 from streamer.cli.app import app
 from streamer.domain.result import Result
+from streamer.domain.summaries import clock_time
+from streamer.domain.survey import SurveyRequest
 from streamer.domain.timestamp import utc_now
-from streamer.summaries import clock_time
-from streamer.survey import SurveyRequest
 
 
 @pytest.fixture

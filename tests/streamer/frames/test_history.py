@@ -6,7 +6,6 @@ import pytest
 
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
-from streamer.connections import run_file_path
 from streamer.domain.frame import FrameRef
 from streamer.domain.request import ClipRequest
 from streamer.domain.stream import StreamSpec
@@ -14,6 +13,7 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.archive import Archive
 from streamer.frames.history import FrameHistory
 from streamer.frames.store import FrameStore, Retention
+from streamer.redis_client.connections import run_file_path
 from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.clocks import ManualClock

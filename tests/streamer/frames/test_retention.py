@@ -8,15 +8,15 @@ import redis
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.cli.report import sentence
-from streamer.connections import Connections, connect
 from streamer.domain.result import Result
 from streamer.domain.stream import StreamSpec
 from streamer.errors import ErrorCode, StreamerError
 from streamer.frames.store import FrameStore, Retention
 from streamer.local.redis_server import EmbeddedServer
+from streamer.redis_client.connections import Connections, connect
 from streamer.service import Service
 from streamer.settings import Settings
-from streamer.streams import StreamRegistry
+from streamer.sources.streams import StreamRegistry
 from tests.support.clocks import ManualClock
 
 START = 1_800_000_000.0

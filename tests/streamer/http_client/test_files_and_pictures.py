@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from nvila_core.resolution.policy import Measures
-from streamer.deltas import Delta, Deltas
 from streamer.domain.result import Result
 from streamer.errors import ErrorCode, StreamerError
 from streamer.http_client import Client, uploading
+from streamer.queues.deltas import Delta, Deltas
 from streamer.service import Service
 from tests.support.api_server import ApiServer
 from tests.support.clips import jpeg_of, picture

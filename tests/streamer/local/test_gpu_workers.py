@@ -14,11 +14,11 @@ from typer.testing import CliRunner
 
 from streamer.cli.app import app
 from streamer.errors import ErrorCode, StreamerError
+from streamer.health.sick_gpus import DEVICE_LOST, SickGpu, SickGpus
 from streamer.local import gpu_workers
 from streamer.local.gpu_workers import GpuWorkers, SickGpuReporter, worker_of_gpu
 from streamer.local.supervised_process import SupervisedProcess
 from streamer.settings import Settings
-from streamer.sick_gpus import DEVICE_LOST, SickGpu, SickGpus
 from tests.support.clocks import ManualClock
 from tests.support.installation import Up, wait_gone
 

@@ -12,14 +12,14 @@ import pytest
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
-from streamer import discovery
-from streamer.deltas import Delta, Deltas
 from streamer.domain.error_info import ErrorInfo
 from streamer.domain.stream import StreamState
 from streamer.errors import ErrorCode
 from streamer.local.redis_server import EmbeddedServer
 from streamer.media import onvif
+from streamer.queues.deltas import Delta, Deltas
 from streamer.settings import Settings
+from streamer.sources import discovery
 from tests.support.api_server import ApiServer
 from tests.support.browser import open_page, serious_problems, take_picture
 from tests.support.onvif_camera import OnvifCamera

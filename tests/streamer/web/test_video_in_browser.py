@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from streamer.connections import Connections
 from streamer.local.redis_server import EmbeddedServer
+from streamer.redis_client.connections import Connections
 from streamer.settings import Settings
 from tests.support.api_server import ApiServer
 from tests.support.browser import open_page, take_picture

@@ -13,8 +13,8 @@ import time
 import structlog
 from rq.job import Job
 
-from streamer.connections import Connections
 from streamer.errors import ErrorCode
+from streamer.redis_client.connections import Connections
 from streamer.settings import Settings
 from workers import context
 from workers.context import Abandon, BrokeDown, GiveBack, current, last_attempt, place, stop_check

@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from nvila_core import SamplingParams, Video
-from streamer.conversation import ChatRequest, FramesPart, TextPart, Turn
+from streamer.domain.conversation import ChatRequest, FramesPart, TextPart, Turn
 from streamer.domain.timestamp import utc_now
 from streamer.errors import ErrorCode, StreamerError
-from streamer.jobs import CLIP_JOB
-from streamer.models import CLIP_QUEUES
+from streamer.queues.jobs import CLIP_JOB
+from streamer.queues.models import CLIP_QUEUES
 from streamer.response_format import JsonFormat
 from tests.support.clips import frames
 from workers.gpu.chat_job import answer_chat

@@ -14,13 +14,13 @@ from nvila_core import NVILA, Engine, SamplingParams, Video
 from nvila_core.demo import CHECKPOINT
 from streamer import redis_keys
 from streamer.alert_rule import AlertRule
-from streamer.deltas import Deltas
 from streamer.domain.kinds import RequestKind
 from streamer.domain.query import QueryStatus
 from streamer.domain.request import VERIFIES
 from streamer.domain.watch import ALERT_FORMAT
 from streamer.errors import ErrorCode
 from streamer.frames.jpeg import from_jpeg
+from streamer.queues.deltas import Deltas
 from streamer.response_format import ChoiceFormat, JsonFormat
 from tests.support.clips import frames, picture, request, run
 from workers.gpu.clip_job import answer_clip, publish_failure

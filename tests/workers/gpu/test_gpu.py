@@ -9,7 +9,7 @@ from rq.serializers import JSONSerializer
 from streamer.domain.kinds import RequestKind
 from streamer.domain.query import QueryStatus
 from streamer.errors import ErrorCode
-from streamer.models import CLIP_QUEUES, QUERIES
+from streamer.queues.models import CLIP_QUEUES, QUERIES
 from tests.support.gpu_service import Service
 
 LONG = 90.0

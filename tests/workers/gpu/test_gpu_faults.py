@@ -8,8 +8,8 @@ import torch
 from nvila_core import NVILA
 from streamer.domain.kinds import RequestKind
 from streamer.errors import ErrorCode, StreamerError
-from streamer.models import CLIP_QUEUES
-from streamer.sick_gpus import DEVICE_LOST
+from streamer.health.sick_gpus import DEVICE_LOST
+from streamer.queues.models import CLIP_QUEUES
 from tests.support.gpu_service import Service
 from workers.gpu import worker as gpu
 

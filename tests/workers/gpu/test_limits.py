@@ -12,7 +12,6 @@ from rq.serializers import JSONSerializer
 
 from streamer.domain.kinds import RequestKind
 from streamer.errors import ErrorCode
-from streamer.jobs import CLIP_JOB
 from streamer.limits import (
     MAX_ANSWER_TOKENS,
     MAX_CHOICES,
@@ -21,6 +20,7 @@ from streamer.limits import (
     MAX_JOB_BYTES,
     MAX_PROMPT,
 )
+from streamer.queues.jobs import CLIP_JOB
 from tests.support.clips import request
 from workers.gpu.clip_job import answer_clip, publish_failure
 from workers.rq.job import PlainJob

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import redis
 
-from streamer import connections as connections_module
 from streamer import redis_keys
-from streamer.connections import Connections
 from streamer.domain.request import ClipRequest
 from streamer.domain.result import Result
-from streamer.jobs import CLIP_JOB
 from streamer.local.redis_server import EmbeddedServer
-from streamer.models import CLIP_QUEUES
+from streamer.queues.jobs import CLIP_JOB
+from streamer.queues.models import CLIP_QUEUES
+from streamer.redis_client import connections as connections_module
+from streamer.redis_client.connections import Connections
 from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.clips import frames, request

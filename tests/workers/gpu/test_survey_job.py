@@ -10,19 +10,19 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from nvila_core.resolution.policy import Measures
-from streamer.conversation import ChatRequest, TextPart, Turn
-from streamer.deltas import Deltas
+from streamer.domain.conversation import ChatRequest, TextPart, Turn
 from streamer.domain.query import QueryStatus
+from streamer.domain.question import Question
 from streamer.domain.result import Result
 from streamer.domain.stream import StreamSpec
 from streamer.domain.timestamp import rfc3339, to_datetime, utc_now
 from streamer.errors import ErrorCode, StreamerError
-from streamer.jobs import CHAT_JOB, CLIP_JOB, INGEST, INGEST_JOB, SURVEY_JOB
 from streamer.limits import MAX_QUERY_WINDOWS
-from streamer.models import CLIP_QUEUES
-from streamer.question import Question
+from streamer.questions.surveys import release_ended
+from streamer.queues.deltas import Deltas
+from streamer.queues.jobs import CHAT_JOB, CLIP_JOB, INGEST, INGEST_JOB, SURVEY_JOB
+from streamer.queues.models import CLIP_QUEUES
 from streamer.response_format import ChoiceFormat
-from streamer.surveys import release_ended
 from tests.support.clips import jpeg_of, picture
 from tests.support.scripted_model import MODEL, ScriptedModel, refused, said
 from tests.support.videos import write_video
@@ -462,7 +462,7 @@ def test_a_question_is_about_one_thing(fields, param):
 
 
 def test_no_more_surveys_are_open_than_workers_have_threads_for(client, monkeypatch):
-    monkeypatch.setattr("streamer.surveys.MAX_OPEN_SURVEYS", 2)
+    monkeypatch.setattr("streamer.questions.surveys.MAX_OPEN_SURVEYS", 2)
     camera(client, seconds=2)
     first, _ = (ask(client, streams=["lobby"]) for _ in range(2))
     with pytest.raises(StreamerError) as refusal:

@@ -6,7 +6,7 @@ import pytest
 
 from nvila_core import Engine
 from streamer import redis_keys
-from streamer.jobs import Jobs
+from streamer.queues.jobs import Jobs
 from tests.support.model_worker import ModelWorker
 from workers.gpu import worker
 from workers.gpu.warm_up import warm_up

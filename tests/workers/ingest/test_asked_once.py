@@ -9,12 +9,12 @@ import pytest
 import redis
 
 from streamer import redis_keys
-from streamer.connections import Connections
 from streamer.domain.frame import FrameRef
 from streamer.domain.request import ClipRequest
 from streamer.domain.stream import StreamCounters, StreamSpec
-from streamer.models import WATCHES
-from streamer.outage import Outage
+from streamer.queues.models import WATCHES
+from streamer.redis_client.connections import Connections
+from streamer.redis_client.outage import Outage
 from tests.support.clocks import ManualClock
 from tests.support.ingest_bench import Bench, watch
 from tests.support.sentinel import SentinelSite

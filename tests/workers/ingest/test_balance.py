@@ -10,11 +10,11 @@ import pytest
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from streamer.connections import Connections
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain.sampling import Sampling
 from streamer.domain.stream import StreamState
-from streamer.jobs import INGEST
+from streamer.queues.jobs import INGEST
+from streamer.redis_client.connections import Connections
 from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.rtsp_proxy import RtspProxy

@@ -10,10 +10,10 @@ from rq.serializers import JSONSerializer
 
 from streamer import clock
 from streamer.clock import SystemClock
-from streamer.connections import Connections
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain.stream import StreamState
-from streamer.models import QUERIES
+from streamer.queues.models import QUERIES
+from streamer.redis_client.connections import Connections
 from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.clocks import ShiftedClock

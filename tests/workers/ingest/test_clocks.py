@@ -9,7 +9,7 @@ import pytest
 from streamer.clock import SystemClock
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.errors import ErrorCode
-from streamer.models import WATCHES
+from streamer.queues.models import WATCHES
 from tests.support.ingest_bench import Bench, watch
 from tests.support.rtsp_proxy import RtspProxy
 

@@ -15,7 +15,7 @@ import pytest
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain.sampling import Sampling
 from streamer.domain.stream import Stream, StreamState
-from streamer.jobs import INGEST
+from streamer.queues.jobs import INGEST
 from streamer.service import Service
 from tests.support.cameras import SilentServer
 from tests.support.rtsp_proxy import RtspProxy

@@ -7,11 +7,11 @@ from pathlib import Path
 import redis
 
 from streamer.demo.loopback_camera import LoopbackCamera
+from streamer.domain.question import Question
 from streamer.domain.stream import StreamState
 from streamer.frames.history import FrameHistory
-from streamer.models import FILES, WATCHES
-from streamer.queries import Queries
-from streamer.question import Question
+from streamer.questions.queries import Queries
+from streamer.queues.models import FILES, WATCHES
 from tests.support.ingest_bench import Bench, watch
 from tests.support.rtsp_proxy import RtspProxy
 from tests.support.videos import write_video

@@ -13,16 +13,16 @@ from rq.serializers import JSONSerializer
 
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
-from streamer.connections import connect
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain.request import ClipRequest
 from streamer.domain.stream import StreamSpec, StreamState
 from streamer.domain.timestamp import to_datetime
 from streamer.errors import Superseded
 from streamer.frames.store import FrameStore, Retention
-from streamer.jobs import INGEST, Jobs
 from streamer.local.redis_server import EmbeddedServer
-from streamer.models import FILES, WATCHES
+from streamer.queues.jobs import INGEST, Jobs
+from streamer.queues.models import FILES, WATCHES
+from streamer.redis_client.connections import connect
 from tests.support.forgetful_redis import ForgetfulLine
 from tests.support.ingest_bench import Bench, watch
 from tests.support.queues import take_next

@@ -9,7 +9,7 @@ from rq.serializers import JSONSerializer
 
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain.stream import StreamState
-from streamer.jobs import INGEST
+from streamer.queues.jobs import INGEST
 from tests.support.ingest_bench import Bench, watch
 
 

@@ -19,8 +19,8 @@ from streamer.cli.app import app
 from streamer.domain.result import Result
 from streamer.domain.stream import StreamState
 from streamer.errors import ErrorCode
-from streamer.jobs import INGEST
-from streamer.models import FILES, QUERIES
+from streamer.queues.jobs import INGEST
+from streamer.queues.models import FILES, QUERIES
 from streamer.service import Service
 from streamer.settings import Settings
 from tests.support.clocks import ManualClock

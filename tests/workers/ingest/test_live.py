@@ -15,7 +15,7 @@ from streamer.domain.kinds import RequestKind
 from streamer.domain.sampling import Sampling
 from streamer.domain.stream import StreamState
 from streamer.errors import ErrorCode
-from streamer.models import WATCHES
+from streamer.queues.models import WATCHES
 from tests.support.cameras import GstCamera, SilentServer
 from tests.support.clocks import SkippingClock
 from tests.support.ingest_bench import PASSWORD, Bench, Flaky, watch

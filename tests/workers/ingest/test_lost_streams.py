@@ -10,7 +10,7 @@ from rq.serializers import JSONSerializer
 from streamer import redis_keys
 from streamer.domain.stream import StreamSpec, StreamState
 from streamer.domain.timestamp import to_datetime
-from streamer.jobs import INGEST
+from streamer.queues.jobs import INGEST
 from tests.support.clocks import ManualClock
 from tests.support.ingest_bench import Bench
 from tests.support.queues import take_next

@@ -9,7 +9,6 @@ import av
 import pytest
 
 from streamer import redis_keys
-from streamer.connections import Connections
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain.stream import StreamState
 from streamer.errors import ErrorCode
@@ -17,6 +16,7 @@ from streamer.frames.archive import Archive
 from streamer.frames.archive_writer import ArchiveWriter
 from streamer.frames.jpeg import to_bgr
 from streamer.local.redis_server import EmbeddedServer
+from streamer.redis_client.connections import Connections
 from tests.support.ingest_bench import PASSWORD, Bench
 from tests.support.videos import write_video
 from workers.ingest.backoff import Backoff

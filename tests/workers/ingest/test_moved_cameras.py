@@ -5,12 +5,13 @@ from datetime import timedelta
 
 import pytest
 
-from streamer import discovery, redis_keys
+from streamer import redis_keys
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain.stream import StreamSpec, StreamState, StreamStatus
 from streamer.domain.timestamp import utc_now
 from streamer.events import Events
 from streamer.media import onvif
+from streamer.sources import discovery
 from tests.support.ingest_bench import Bench
 from tests.support.onvif_camera import OnvifCamera
 from workers.ingest.moved_cameras import MovedCameras

@@ -8,7 +8,7 @@ import pytest
 import redis
 
 from streamer.domain.stream import StreamState
-from streamer.models import FILES
+from streamer.queues.models import FILES
 from tests.support.ingest_bench import Bench, watch
 from tests.support.videos import write_video
 from workers import context

@@ -11,7 +11,7 @@ from rq.serializers import JSONSerializer
 from streamer import redis_keys
 from streamer.domain.stream import StreamSpec
 from streamer.domain.timestamp import to_datetime
-from streamer.jobs import INGEST, INGEST_JOB
+from streamer.queues.jobs import INGEST, INGEST_JOB
 from tests.support.ingest_bench import Bench
 from tests.support.queues import take_next
 from workers import context

@@ -11,7 +11,7 @@ from rq.job import Job
 
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain.stream import StreamSpec, StreamState
-from streamer.jobs import INGEST
+from streamer.queues.jobs import INGEST
 from tests.support.cameras import SilentServer
 from tests.support.clocks import SkippingClock
 from tests.support.ingest_bench import Bench

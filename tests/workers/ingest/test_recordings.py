@@ -11,8 +11,8 @@ from streamer.domain.kinds import RequestKind
 from streamer.domain.request import ClipRequest
 from streamer.domain.stream import StreamState, StreamStatus
 from streamer.errors import ErrorCode
-from streamer.models import FILES
-from streamer.streams import StreamRegistry
+from streamer.queues.models import FILES
+from streamer.sources.streams import StreamRegistry
 from tests.support.clocks import SkippingClock
 from tests.support.ingest_bench import Bench, Flaky, watch
 from tests.support.videos import write_audio, write_video

@@ -8,7 +8,7 @@ import pytest
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain.sampling import Sampling
 from streamer.domain.stream import StreamSpec, StreamState
-from streamer.models import WATCHES
+from streamer.queues.models import WATCHES
 from tests.support.ingest_bench import Bench, watch
 from tests.support.videos import numbered_picture, write_video
 

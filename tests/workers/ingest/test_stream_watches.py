@@ -9,8 +9,8 @@ from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain.frame import FrameRef
 from streamer.domain.request import ClipRequest
 from streamer.domain.stream import StreamCounters, StreamSpec
-from streamer.models import FILES, WATCHES
-from streamer.outage import Outage
+from streamer.queues.models import FILES, WATCHES
+from streamer.redis_client.outage import Outage
 from streamer.service import Service
 from tests.support.ingest_bench import Bench, watch
 from workers.ingest.clips import LiveClips, RecordingClips, max_clips_in_flight

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from streamer import connections as connections_module
-from streamer.connections import Connections
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.local.redis_server import EmbeddedServer
-from streamer.models import WATCHES
+from streamer.queues.models import WATCHES
+from streamer.redis_client import connections as connections_module
+from streamer.redis_client.connections import Connections
 from streamer.settings import Settings
 from tests.support.ingest_bench import Bench, watch
 from workers.ingest import stream_writer

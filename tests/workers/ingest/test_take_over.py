@@ -15,8 +15,8 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from streamer.domain.stream import StreamSpec, StreamState
-from streamer.jobs import INGEST
 from streamer.local.redis_server import EmbeddedServer
+from streamer.queues.jobs import INGEST
 from tests.support.ingest_bench import Bench
 from tests.support.rtsp_proxy import RtspProxy
 from tests.support.worker_process import WorkerProcess

@@ -16,16 +16,16 @@ from structlog.testing import capture_logs
 
 from nvila_core.resolution.policy import Measures
 from streamer.alert_rule import AlertRule
-from streamer.conversation import ChatRequest, FramesPart, TextPart, Turn
-from streamer.deltas import Deltas
 from streamer.doctor.examination import examine
 from streamer.doctor.model import model
+from streamer.domain.conversation import ChatRequest, FramesPart, TextPart, Turn
 from streamer.domain.kinds import RequestKind
 from streamer.domain.request import VERIFIES
 from streamer.domain.timestamp import utc_now
 from streamer.domain.watch import ALERT_FORMAT
 from streamer.errors import ErrorCode
-from streamer.health import InstallationHealth
+from streamer.health.parts import InstallationHealth
+from streamer.queues.deltas import Deltas
 from streamer.response_format import ChoiceFormat, JsonFormat
 from streamer.service import Service
 from tests.support.clips import jpeg_of, picture, request, run

@@ -12,11 +12,11 @@ import pytest
 from fastapi.responses import JSONResponse, StreamingResponse
 from structlog.testing import capture_logs
 
-from streamer.deltas import Deltas
 from streamer.doctor.examination import examine
 from streamer.doctor.model import model
 from streamer.domain.kinds import RequestKind
 from streamer.errors import ErrorCode
+from streamer.queues.deltas import Deltas
 from streamer.response_format import ChoiceFormat, JsonFormat
 from tests.support.clips import request, run
 from tests.support.scripted_model import MODEL, piece, refused, said, streamed

@@ -13,9 +13,9 @@ from streamer.domain.kinds import RequestKind
 from streamer.domain.stream import StreamSpec
 from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError
-from streamer.health import InstallationHealth
-from streamer.jobs import CLIP_JOB
-from streamer.models import QUERIES, queues_of_worker
+from streamer.health.parts import InstallationHealth
+from streamer.queues.jobs import CLIP_JOB
+from streamer.queues.models import QUERIES, queues_of_worker
 from streamer.service import Service
 from tests.support.clips import jpeg_of, picture, request
 from workers.context import WorkerContext

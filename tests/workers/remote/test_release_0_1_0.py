@@ -17,15 +17,15 @@ from streamer.domain.stream import StreamState
 from streamer.domain.timestamp import utc_now
 from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError
-from streamer.jobs import INGEST
-from streamer.record_version import RECORD_VERSION, join_records
+from streamer.queues.jobs import INGEST
+from streamer.redis_client.record_version import RECORD_VERSION, join_records
 from streamer.service import Service
 from streamer.timeline.results import Timeline
 from tests.support.clips import request
 from tests.support.scripted_model import said
 from workers.gpu.clip_job import answer_clip
 from workers.gpu.worker import serve_clips
-from workers.recorder import Recorder
+from workers.recorder.worker import Recorder
 
 KEPT = Path(__file__).parents[2] / "streamer" / "release_0_1_0.redis.json"
 

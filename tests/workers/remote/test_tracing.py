@@ -25,7 +25,7 @@ from tests.support.clips import frames, request
 from tests.support.receiver import Receiver
 from tests.support.scripted_model import refused
 from workers.gpu.clip_job import answer_clip
-from workers.recorder import Recorder
+from workers.recorder.worker import Recorder
 
 
 @pytest.fixture
@@ -156,7 +156,7 @@ def test_without_a_collector_records_carry_no_trace_and_nothing_is_imported(own)
     assert "traceparent" not in stored_request(own, asked.id)
     assert own.results.get(asked.id).traceparent is None
     code = (
-        "import sys, streamer.jobs, streamer.tracing as tracing\n"
+        "import sys, streamer.queues.jobs, streamer.tracing as tracing\n"
         "from streamer.settings import Settings\n"
         "tracing.start_tracing(Settings(), 'test')\n"
         # redis-py imports some of OpenTelemetry where it is installed

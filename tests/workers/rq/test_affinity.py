@@ -10,10 +10,10 @@ from rq import Queue
 from rq.serializers import JSONSerializer
 
 from streamer import redis_keys
-from streamer.affinity import MAX_PASSED
 from streamer.domain.kinds import RequestKind
-from streamer.jobs import CLIP_JOB, Jobs
-from streamer.models import CLIP_QUEUES, queues_of_worker
+from streamer.queues.affinity import MAX_PASSED
+from streamer.queues.jobs import CLIP_JOB, Jobs
+from streamer.queues.models import CLIP_QUEUES, queues_of_worker
 from streamer.settings import Settings
 from tests.support.clips import request
 from workers.context import WorkerContext

@@ -17,11 +17,11 @@ from rq.suspension import WORKERS_SUSPENDED
 from rq.utils import current_timestamp
 
 from streamer import redis_keys
-from streamer.connections import connect
 from streamer.domain.result import Result
 from streamer.domain.timestamp import to_datetime
 from streamer.local.redis_server import EmbeddedServer
-from streamer.results import Published, Results
+from streamer.queues.results import Published, Results
+from streamer.redis_client.connections import connect
 from streamer.settings import Settings
 from tests.support.forgetful_redis import ForgetfulLine
 from workers.rq.executions import DELETED, AbandonedJob, Executions, Taken

@@ -10,7 +10,7 @@ import redis
 from rq import Queue
 from rq.serializers import JSONSerializer
 
-from streamer.models import CLIP_QUEUES
+from streamer.queues.models import CLIP_QUEUES
 from workers.rq.thread_worker import ThreadWorker
 
 Eventually = Callable[..., None]

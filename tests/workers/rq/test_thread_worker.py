@@ -459,8 +459,8 @@ def test_an_idle_worker_sends_few_commands(bench):
 
 def test_a_submitted_job_wakes_an_idle_worker(bench, settings, monkeypatch):
     """Without the wake-up a job would wait for the next poll."""
-    from streamer import jobs as jobs_module
-    from streamer.jobs import Jobs
+    from streamer.queues import jobs as jobs_module
+    from streamer.queues.jobs import Jobs
 
     # given a worker that polls once an hour
     monkeypatch.setattr(jobs_module, "INGEST_JOB", f"{PROGRAM}.note")

@@ -1,0 +1,1 @@
+"""What callers are sent while it happens: events, pictures, video and pieces of answers."""

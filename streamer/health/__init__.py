@@ -1,0 +1,1 @@
+"""Which parts of an installation work: programs, servers, workers and GPUs."""

@@ -1,0 +1,1 @@
+"""Connections to Redis: addresses, rights, errors, outages, and the memory that is left."""

@@ -1,0 +1,1 @@
+"""Sources: which may be attached, which are, what was uploaded, and their live video."""

@@ -1,0 +1,1 @@
+"""The recorder: writes results into the timeline, and sends incidents and events."""
