@@ -60,9 +60,10 @@ class LiveClips:
     A new clip takes the place of the oldest one of its watch that still waits, when too many are in
     flight. One that comes while Redis is away is dropped. Both are counted.
 
-    No time is asked about twice. Windows overlap where the frames of one were dated too late, and
-    where another worker takes a stream over. So each begins where the one before ended, by what
-    this worker remembers and by what Redis noted with the request. Frames from before are left out.
+    No time is asked about twice. Windows would overlap where the frames of one were dated too late,
+    and where another worker takes a stream over. So each begins where the one before ended, by what
+    this worker remembers and by what Redis noted with the request. Frames about which an earlier
+    worker has asked are left out; those of this worker are all in one window, however dated.
 
     Args:
         token: shows that this worker runs the stream.
@@ -85,20 +86,25 @@ class LiveClips:
         self._counters = counters
         self._clock = clock or SystemClock()
         self._asked_until: dict[str, float] = {}  # by watch, epoch seconds
+        self._inherited: dict[str, float] = {}  # the same, by an earlier worker
 
     def resume(self, spec: StreamSpec) -> None:
         """Continue after the windows about which earlier workers have asked. Call it once the
         token refuses them. Raises redis.exceptions.RedisError."""
-        self._asked_until = self.jobs.asked_until([watch.id for watch in spec.watches])
+        self._inherited = self.jobs.asked_until([watch.id for watch in spec.watches])
+        self._asked_until = dict(self._inherited)
 
     def submit(self, spec: StreamSpec, watch: Watch, window: Window) -> None:
         """Ask a watch's question about one window. Raises Superseded."""
         (start, end), frames = window.captured, window.frames
         asked_until = self._end_of_last(spec, watch)
         if asked_until - start > _ROUNDING:
-            start, frames = asked_until, [each for each in frames if each.time >= asked_until]
-            if end <= start or not frames:
+            if asked_until == self._inherited.get(watch.id):
+                frames = [each for each in frames if each.time >= asked_until]
+            if not frames:
                 return
+            if end > asked_until:  # else the frames of a whole window are less late than the last
+                start = asked_until
         # Noted before it is certain: after an error it is not known whether Redis has the request.
         kept = {each.id for each in spec.watches}
         known = {owner: at for owner, at in self._asked_until.items() if owner in kept}
