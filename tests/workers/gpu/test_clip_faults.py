@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from nvila_core import EngineStopped, Handle, SamplingParams
+from nvila_core.errors import NotFinite
 from streamer import redis_keys
 from streamer.domain.kinds import RequestKind
 from streamer.domain.timestamp import utc_now
@@ -28,14 +29,14 @@ def is_bad(item):
 
 @pytest.fixture
 def harm(own, monkeypatch):
-    """`harm(effect)`: call `effect(work, scores)` whenever the bad request is in a batch; scores
-    are the output of the language model for each sequence."""
+    """`harm(effect)`: call `effect(work, drawn)` whenever the bad request is in a batch; `drawn` is
+    what the step gives each sequence."""
     forward = own.engine.runner.forward
 
     def start(effect):
         def harmed(work):
-            scores = forward(work)
-            return effect(work, scores) if any(map(is_bad, work)) else scores
+            drawn = forward(work)
+            return effect(work, drawn) if any(map(is_bad, work)) else drawn
 
         monkeypatch.setattr(own.engine.runner, "forward", harmed)
 
@@ -43,15 +44,14 @@ def harm(own, monkeypatch):
 
 
 def fail_with(error):
-    def effect(work, scores):
+    def effect(work, drawn):
         raise error
 
     return effect
 
 
-def no_numbers(work, scores):
-    nothing = torch.full((300,), torch.nan)
-    return [nothing if is_bad(item) else score for item, score in zip(work, scores, strict=True)]
+def no_numbers(work, drawn):
+    return [NotFinite() if is_bad(item) else each for item, each in zip(work, drawn, strict=True)]
 
 
 def ask_at_once(own, *asked):
