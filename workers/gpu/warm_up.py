@@ -73,6 +73,6 @@ def _pictures(side: int) -> list[Any]:
     from streamer.frames.jpeg import from_jpeg, to_jpeg
 
     shape = (_PICTURES, side, side, 3)
-    # not by numpy.random, whose import takes memory that the worker needs for nothing else
+    # not by numpy.random: only this would import it, and it takes memory
     noise = np.frombuffer(random.Random(0).randbytes(math.prod(shape)), np.uint8).reshape(shape)
     return [from_jpeg(to_jpeg(picture, quality=90), side, side) for picture in noise]

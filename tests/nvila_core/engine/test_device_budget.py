@@ -147,7 +147,7 @@ def test_log_probabilities_are_computed_there_and_come_back_with_the_tokens(
     cuda.reset()
     # when
     drawn = runner.forward(items)
-    # then the host waits for nothing but the tokens, which bring their log-probabilities along
+    # then the host waits only for the tokens, with which their log-probabilities arrive
     assert (cuda.copies_in, cuda.copies_out, cuda.waits) == (3, 1, 0)
     assert [each.token for each in drawn] == [1] * 8
     assert [len(each.likelihood.top) for each in drawn] == [2, 0, 20, 2] * 2
@@ -229,7 +229,7 @@ def test_a_chunk_after_many_positions_builds_nothing_large(
     runner.forward(items)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    # then the host makes little, and waits for nothing but the token
+    # then the host makes little, and waits only for the token
     assert cuda.host_bytes < 2**20
     assert peak < 2**20
     assert (cuda.copies_in, cuda.copies_out, cuda.waits) == (1, 1, 0)

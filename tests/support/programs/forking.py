@@ -13,16 +13,16 @@ from streamer.local import fork_server
 
 
 def obey(server: fork_server.ForkServer) -> None:
-    """Do what is told, and print the outcome, until there is nothing more."""
+    """Carry out each line of standard input, and print the outcome."""
     programs: dict[int, subprocess.Popen[bytes]] = {}
 
-    def do(told: dict[str, Any]) -> Any:
-        if "wait" in told:
-            return programs[told["wait"]].wait(told.get("timeout"))
-        if "spawn" not in told:
+    def do(order: dict[str, Any]) -> Any:
+        if "wait" in order:
+            return programs[order["wait"]].wait(order.get("timeout"))
+        if "spawn" not in order:
             return server.pid
         program = server.spawn(
-            told["spawn"], env=told["env"], log=Path(told["log"]), imports=told["imports"]
+            order["spawn"], env=order["env"], log=Path(order["log"]), imports=order["imports"]
         )
         programs[program.pid] = program
         return program.pid

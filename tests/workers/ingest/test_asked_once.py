@@ -200,6 +200,6 @@ def test_a_failover_that_loses_windows_loses_their_ends_too(
     asked_since = windows(bench)[len(kept) :]
     assert asked_since
     require_apart(kept + lost + asked_since)
-    # and another one, which would have begun meanwhile, about what nobody answers any more
+    # and another one, which would begin meanwhile, continues after the windows that were kept
     (ends,) = other.clips._asked_until.values()
     assert ends - START == pytest.approx(kept[-1][1], abs=0.01)
