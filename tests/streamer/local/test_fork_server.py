@@ -114,6 +114,20 @@ def test_a_program_sees_what_a_fresh_interpreter_sees(
     assert told == fresh_log.read_text()
 
 
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path: Path) -> None:
+    # given a service that was started with `nohup`
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        parent = Parent(tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    # when it forks a program, then this ignores hang-ups too
+    code = "import signal; print(signal.getsignal(signal.SIGHUP).name)"
+    assert parent.wait(parent.start(["-c", code])["done"]) == 0
+    assert parent.log.read_text() == "SIG_IGN\n"
+    parent.close()
+
+
 @pytest.mark.parametrize(
     ("code", "ends"),
     [
