@@ -264,8 +264,14 @@ def test_many_streams_have_bounded_metrics_and_totals(
 ) -> None:
     # given more streams than have metrics of their own, one of which nobody reports
     client = Service(settings.model_copy(update={"metrics_streams": 2}))
+    first = utc_now()
     for number in range(5):
-        spec = StreamSpec(name=f"cam-{number}", url="rtsp://camera/x", live=True)
+        spec = StreamSpec(
+            name=f"cam-{number}",
+            url="rtsp://camera/x",
+            live=True,
+            created_at=first + timedelta(seconds=number),
+        )
         client.registry.create(spec, spec.url)
         reported = utc_now() - timedelta(seconds=60 if number == 4 else 0)
         status = StreamStatus(state=StreamState.RUNNING, reported_at=reported)
