@@ -63,7 +63,9 @@ class LiveClips:
     No time is asked about twice. Windows would overlap where the frames of one were dated too late,
     and where another worker takes a stream over. So each begins where the one before ended, by what
     this worker remembers and by what Redis noted with the request. Frames about which an earlier
-    worker has asked are left out; those of this worker are all in one window, however dated.
+    worker has asked are left out; those of this worker are all in one window, however dated. Only a
+    window that is dated before the end of the last one as a whole keeps its times: better asked
+    about twice than unseen.
 
     Args:
         token: shows that this worker runs the stream.
@@ -108,7 +110,7 @@ class LiveClips:
         # Noted before it is certain: after an error it is not known whether Redis has the request.
         kept = {each.id for each in spec.watches}
         known = {owner: at for owner, at in self._asked_until.items() if owner in kept}
-        self._asked_until = known | {watch.id: end}
+        self._asked_until = known | {watch.id: max(end, asked_until)}
         gaps = window_gaps(spec.sampling, frames, start, end, watch.max_frames)
         request = ClipRequest.for_watch(
             spec, watch, start=to_datetime(start), end=to_datetime(end), frames=frames, gaps=gaps

@@ -99,6 +99,30 @@ def test_frames_that_were_dated_too_late_cost_no_overlap(bench: Bench, camera: S
     assert seen == list(range(len(seen)))
 
 
+def test_a_window_dated_before_the_end_of_the_last_is_seen_and_moves_nothing_back(
+    bench: Bench, camera: StreamSpec
+) -> None:
+    worker = Worker(bench, camera, ManualClock(START))
+
+    def asked() -> list[tuple[float, float]]:
+        found = bench.requests(WATCHES)
+        return sorted((r.start.timestamp() - START, r.end.timestamp() - START) for r in found)
+
+    # given a very slow link: frames come, and are dated, later than a window is long
+    worker.see(*range(8), late=WINDOW + 5.0)
+    late_end = max(end for _, end in asked())
+    # when it is as fast as before
+    worker.see(*range(8, 28))
+    # then the model has seen every frame once
+    seen = sorted(frame.pts for request in bench.requests(WATCHES) for frame in request.frames)
+    assert seen == list(range(len(seen)))
+    assert len(seen) >= 24
+    # and the windows that reach beyond the late one begin where it ended
+    beyond = [window for window in asked() if window[1] > late_end + 0.01]
+    assert beyond[0][0] == pytest.approx(late_end, abs=0.01)
+    require_apart(beyond)
+
+
 def test_the_next_worker_continues_where_the_last_window_ended(
     bench: Bench, camera: StreamSpec
 ) -> None:
