@@ -1,6 +1,7 @@
 """What the programs of a cluster share: Redis with a replica and Sentinels, and a database."""
 
 import contextlib
+import math
 import os
 import pwd
 import shutil
@@ -26,6 +27,8 @@ REDIS_PORT, SENTINEL_PORT, POSTGRES_PORT = 6379, 26379, 5432
 MAX_MEMORY = 192 << 20
 _DISK = 256  # megabytes
 _START_TIMEOUT = 60.0
+_FORGOTTEN_AFTER = 6.0
+"""Seconds after which no Sentinel promotes a replica by what it knew of it before."""
 
 
 class Server:
@@ -80,11 +83,13 @@ class RedisServer(Server):
     def __init__(self, host: Host, folder: Path, *lines: str, durable: bool = True) -> None:
         self._folder = folder / host.name
         self.repairs = 0
+        self._promotable = True
+        self._ended_at = math.inf
         if durable:
             mount_disk(self._folder, _DISK)
             lines = (*lines, "appendonly yes", "min-replicas-to-write 1", "min-replicas-max-lag 2")
         self._folder.mkdir(exist_ok=True)
-        config = self._folder / "redis.conf"
+        self._config = self._folder / "redis.conf"
         base = (
             f"port {REDIS_PORT}",
             "protected-mode no",
@@ -94,8 +99,8 @@ class RedisServer(Server):
             f"requirepass {PASSWORD}",
             f"masterauth {PASSWORD}",
         )
-        config.write_text("\n".join([*base, *lines]) + "\n")
-        super().__init__(host, [server_binary(), config], folder / f"redis-{host.name}.log")
+        self._config.write_text("\n".join([*base, *lines]) + "\n")
+        super().__init__(host, [server_binary(), self._config], folder / f"redis-{host.name}.log")
 
     @property
     def url(self) -> str:
@@ -110,9 +115,32 @@ class RedisServer(Server):
         """Leave no room on its disk; return what undoes it."""
         return _fill(self._folder)
 
-    def repair(self) -> None:
-        """Start it without its data."""
+    def tick(self, other: "RedisServer") -> None:
+        """Do what an operator does with a server that does not start, because it cannot read its
+        own file after its disk was full: the other one, if it is the primary, has all of it."""
+        if self.down or self.runs:
+            self._ended_at = math.inf
+        else:
+            self._ended_at = min(self._ended_at, time.monotonic())
+            if time.monotonic() - self._ended_at > _FORGOTTEN_AFTER and _is_primary(other):
+                self._start_without_data(other)
+        if not self._promotable and _replicates(self):
+            with contextlib.suppress(redis.exceptions.RedisError), self.client() as client:
+                client.config_set("replica-priority", 100)
+                self._promotable = True
+
+    def _start_without_data(self, primary: "RedisServer") -> None:
+        """Start it as a replica that no Sentinel promotes: if the primary failed before it has all
+        data, a promotion would delete all data."""
         shutil.rmtree(self._folder / "appendonlydir", ignore_errors=True)
+        kept = [
+            line
+            for line in self._config.read_text().splitlines()
+            if not line.startswith(("replicaof", "replica-priority"))
+        ]
+        replica = (f"replicaof {primary.host.address} {REDIS_PORT}", "replica-priority 0")
+        self._config.write_text("\n".join([*kept, *replica]) + "\n")
+        self._promotable = False
         self.repairs += 1
         self.start()
 
@@ -151,7 +179,7 @@ class RedisPair:
         """Start all and wait until they know each other."""
         for server in self.servers:
             server.start()
-        _wait(self._replicates, "the replica found no primary")
+        _wait(lambda: _replicates(self.servers[1]), "the replica found no primary")
         for sentinel in self._sentinels:
             sentinel.start()
         _wait(self._complete, "the Sentinels did not find each other")
@@ -161,20 +189,14 @@ class RedisPair:
         return next((each for each in self.servers if _is_primary(each)), self.servers[0])
 
     def tick(self) -> None:
-        """Do what an operator does with a server that does not start: one whose disk was full may
-        be unable to read its own file. The other one, if it is the primary, has all of it."""
+        """Do what an operator does."""
         for server, other in (self.servers, reversed(self.servers)):
-            if not server.down and not server.runs and _is_primary(other):
-                server.repair()
+            server.tick(other)
 
     def stop(self) -> None:
         """End all."""
         for server in (*self._sentinels, *self.servers):
             server.stop()
-
-    def _replicates(self) -> bool:
-        with self.servers[1].client() as client:
-            return bool(client.info("replication").get("master_link_status") == "up")
 
     def _complete(self) -> bool:
         address = self._sentinels[0].host.address
@@ -265,6 +287,13 @@ class SqliteFile:
 def _is_primary(server: RedisServer) -> bool:
     with contextlib.suppress(redis.exceptions.RedisError), server.client() as client:
         return bool(client.info("replication")["role"] == "master")
+    return False
+
+
+def _replicates(server: RedisServer) -> bool:
+    """Return whether it is a replica that has the data of its primary."""
+    with contextlib.suppress(redis.exceptions.RedisError), server.client() as client:
+        return bool(client.info("replication").get("master_link_status") == "up")
     return False
 
 
