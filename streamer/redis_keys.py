@@ -249,6 +249,10 @@ def idempotency_index(key_name: str) -> str:
     return f"{KEY_PREFIX}idempotency-index:{key_name}"
 
 
+STREAM_EDITED = KEY_PREFIX + "stream-edited"
+"""Pub/sub channel that announces, as its id, each stream that was edited or detached."""
+
+
 def answered(request_id: str) -> str:
     """Return the name of a pub/sub channel that announces the answer to a request."""
     return f"{KEY_PREFIX}answered:{request_id}"

@@ -12,13 +12,13 @@ from streamer.domain.stream import StreamSpec, StreamStatus
 from streamer.errors import StreamerError, Superseded
 from streamer.sources.streams import StreamRegistry
 
-_LOOK_INTERVAL = 0.5
-"""Seconds between two looks at the specs."""
+_LOOK_INTERVAL = 1.0
+"""Seconds between two looks at the specs, unless an edit is announced."""
 
 _MAX_AGE = 2.0
 """Seconds for which the specs of a look may be used while Redis does not answer the next one."""
 
-_SAVE_INTERVAL = 0.9
+_SAVE_INTERVAL = 0.98
 """Seconds between two batches of statuses: a little less than each stream waits between two."""
 
 
@@ -45,6 +45,7 @@ class RegistryBatch:
         self._known: dict[str, _Known] = {}
         self._looking = False
         self._looked_at = -math.inf  # when the newest look that was answered began
+        self._edited = False  # whether a stream was edited since the newest look began
         self._posted: dict[str, tuple[StreamStatus, int | None]] = {}
         self._saving: Mapping[str, object] = {}
         self._saved_at = -math.inf
@@ -62,12 +63,13 @@ class RegistryBatch:
         with self._changed:
             known = self._known.setdefault(stream_id, _Known())
             age = now - self._looked_at
-            if known.looked and (age < _LOOK_INTERVAL or self._looking):
+            due = age >= _LOOK_INTERVAL or self._edited
+            if known.looked and (self._looking or not due):
                 if age > _MAX_AGE:
                     raise redis.exceptions.TimeoutError("Redis does not answer")
                 return _read(known)
             ids = list(self._known)
-            self._looking = True
+            self._looking, self._edited = True, False
         try:
             records = self._registry.records(ids)
         finally:
@@ -79,6 +81,11 @@ class RegistryBatch:
                 if (entry := self._known.get(each)) is not None:
                     _note(entry, record)
         return _read(known)
+
+    def note_edit(self, stream_id: str) -> None:
+        """Have the next :meth:`find` look, if the stream is one of this process."""
+        with self._changed:
+            self._edited = self._edited or stream_id in self._known
 
     def post(self, stream_id: str, status: StreamStatus, token: int | None) -> None:
         """Save a status with the next batch, within about a second.

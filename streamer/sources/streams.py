@@ -51,6 +51,11 @@ local function announce(id, name, state, previous, reason, changed)
   publish_event('{EventType.STREAM_STATE_CHANGED}', id, name, data)
 end
 
+-- Tells the ingest worker of a stream to read its spec now. One that is not told reads it later.
+local function tell_worker(id)
+  redis.pcall('PUBLISH', '{redis_keys.STREAM_EDITED}', id)
+end
+
 -- Returns a record, or an empty one if there is none that can be read.
 local function record(text)
   local ok, found = pcall(cjson.decode, text or '')
@@ -88,6 +93,7 @@ if ARGV[3] ~= ARGV[4] then
 end
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[5])
 if ARGV[6] ~= '' then redis.call('HSET', KEYS[3], ARGV[1], ARGV[6]) end
+tell_worker(ARGV[1])
 if ARGV[7] ~= '[]' then
   local status = record(redis.call('GET', KEYS[4]))
   local state = status.state or '{StreamState.CONNECTING}'
@@ -112,6 +118,7 @@ redis.call('DEL', KEYS[4])
 redis.call('HDEL', KEYS[3], ARGV[2])
 if redis.call('HGET', KEYS[1], ARGV[1]) == ARGV[2] then redis.call('HDEL', KEYS[1], ARGV[1]) end
 if redis.call('HDEL', KEYS[2], ARGV[2]) == 0 then return 0 end
+tell_worker(ARGV[2])
 for index = 3, #ARGV do
   local count = counters[ARGV[index]]
   if type(count) == 'number' then

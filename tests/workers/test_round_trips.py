@@ -19,7 +19,7 @@ from streamer.queues.jobs import CLIP_JOB
 from streamer.queues.models import CLIP_QUEUES
 from tests.support.clocks import ManualClock
 from tests.support.ingest_bench import Bench, watch
-from tests.support.redis_commands import Trips, counted_trips
+from tests.support.redis_commands import Trips, commands_of, counted_trips
 from workers import context
 from workers.gpu.clip_job import answer_request, publish_failure
 from workers.ingest.clips import LiveClips
@@ -53,11 +53,10 @@ class Crowd:
     """The runs of many streams of one worker, as far as they ask the registry; time stands still
     until `pass_second`."""
 
-    def __init__(self, bench: Bench) -> None:
-        self._bench = bench
+    def __init__(self, bench: Bench, streams: int = STREAMS) -> None:
         self.clock = ManualClock(1_000_000.0)
         self.batch = RegistryBatch(bench.registry, self.clock)
-        self.specs = [bench.attach("rtsp://10.0.0.1/x", name=f"c{n}") for n in range(STREAMS)]
+        self.specs = [bench.attach("rtsp://10.0.0.1/x", name=f"c{n}") for n in range(streams)]
         self.followers = [
             SpecFollower(self.batch, spec, lease=12.0, clock=self.clock) for spec in self.specs
         ]
@@ -70,11 +69,15 @@ class Crowd:
     def pass_second(self) -> None:
         """Let each stream look and report as often as it does within a second."""
         for _ in range(4):
-            self.clock.now += 0.25
-            for follower, reporter in zip(self.followers, self.reporters, strict=True):
-                if follower.due:
-                    follower.look()
-                reporter.tick()
+            self.pass_quarter()
+
+    def pass_quarter(self) -> None:
+        """Let each stream look and report once."""
+        self.clock.now += 0.25
+        for follower, reporter in zip(self.followers, self.reporters, strict=True):
+            if follower.due:
+                follower.look()
+            reporter.tick()
 
 
 def test_a_worker_asks_the_registry_once_for_all_of_its_streams(bench: Bench, trips: Trips) -> None:
@@ -88,8 +91,8 @@ def test_a_worker_asks_the_registry_once_for_all_of_its_streams(bench: Bench, tr
         reporter.status.state = StreamState.RUNNING
     sent = trips.of(crowd.pass_second)
 
-    # then it looked twice and saved once, for all
-    assert sorted(sent) == ["EVALSHA", "HMGET", "HMGET"]
+    # then it looked once and saved once, for all
+    assert sorted(sent) == ["EVALSHA", "HMGET"]
     crowd.pass_second()
     states = {bench.status(spec).state for spec in crowd.specs}
     assert states == {StreamState.RUNNING}
@@ -103,6 +106,82 @@ def test_a_worker_asks_the_registry_once_for_all_of_its_streams(bench: Bench, tr
     assert gone.detached
     others = [f for f in crowd.followers if f not in (edited, gone)]
     assert not any(f.detached or f.spec.paused for f in others)
+
+
+def test_an_idle_second_of_a_worker_is_two_commands(bench: Bench) -> None:
+    # given a worker with five streams, and the commands that the server gets from it
+    crowd = Crowd(bench, streams=5)
+    crowd.pass_second()
+
+    # when ten seconds pass
+    def wait() -> None:
+        for _ in range(10):
+            crowd.pass_second()
+
+    sent = commands_of(bench.context.connections.main, wait)
+
+    # then it read all specs, and saved all statuses, once a second
+    assert sorted(sent) == ["EVALSHA"] * 10 + ["HMGET"] * 10
+
+
+def test_an_edit_that_is_announced_is_followed_at_once(bench: Bench, trips: Trips) -> None:
+    # given a worker that has just looked
+    crowd = Crowd(bench)
+    crowd.pass_second()
+    first = crowd.followers[0]
+    while "HMGET" not in trips.of(crowd.pass_quarter):
+        pass
+
+    # when an edit and a detachment are announced to it
+    channel = bench.context.connections.main.pubsub(ignore_subscribe_messages=True)
+    channel.subscribe(redis_keys.STREAM_EDITED)
+    channel.get_message(timeout=60.0)
+    bench.registry.update(first.spec.id, paused=True)
+    bench.registry.delete(crowd.specs[1].id)
+    told = [channel.get_message(timeout=60.0) for _ in range(2)]
+    channel.close()
+    assert [message and message["data"].decode() for message in told] == [
+        crowd.specs[0].id,
+        crowd.specs[1].id,
+    ]
+    for spec in crowd.specs[:2]:
+        crowd.batch.note_edit(spec.id)
+
+    # then its streams know at their next look, for which it asked once
+    assert trips.of(crowd.pass_quarter).count("HMGET") == 1
+    assert first.spec.paused
+    assert crowd.followers[1].detached
+
+    # and that of a stream of another worker makes it ask nothing
+    crowd.batch.note_edit("str_of_another")
+    assert "HMGET" not in trips.of(crowd.pass_quarter)
+
+
+def test_an_edit_during_a_look_is_looked_at_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # given a look that has read the specs, and not yet returned
+    clock = ManualClock(1_000_000.0)
+    batch = RegistryBatch(bench.registry, clock)
+    spec = bench.attach("rtsp://h/1", name="a")
+    records = bench.registry.records
+
+    def edited_meanwhile(ids: Any) -> Any:
+        found = records(ids)
+        monkeypatch.undo()
+        # when the stream is edited
+        bench.registry.update(spec.id, paused=True)
+        batch.note_edit(spec.id)
+        return found
+
+    monkeypatch.setattr(bench.registry, "records", edited_meanwhile)
+    before = batch.find(spec.id)
+
+    # then the next look finds it, although no time has passed
+    after = batch.find(spec.id)
+    assert before is not None
+    assert after is not None
+    assert (before.paused, after.paused) == (False, True)
 
 
 def test_a_status_that_is_refused_ends_that_run_only(bench: Bench) -> None:

@@ -5,6 +5,7 @@ from contextlib import ExitStack
 
 import structlog
 
+from streamer import redis_keys
 from streamer.frames.archive import Archive
 from streamer.frames.archive_writer import ArchiveWriter
 from streamer.logging_setup import log_ready
@@ -64,6 +65,11 @@ def serve_streams(settings: Settings, stopping: threading.Event) -> None:
             defer=lambda: balance.defers(),
             outage=connections.outage,
             clock=own.clock,
+            channels={
+                redis_keys.STREAM_EDITED: lambda stream_id: own.registry_batch.note_edit(
+                    stream_id.decode(errors="replace")
+                )
+            },
             measure=lambda: {
                 "clock_offset_seconds": connections.clock.offset,
                 **own.video_numbers(),

@@ -21,6 +21,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -142,6 +143,8 @@ class ThreadWorker(BaseWorker):
         measure: returns what to report with each heartbeat, beside the numbers of the process.
         outage: what Redis refuses at the moment.
         clock: the time.
+        channels: further pub/sub channels, and what is called with each of their messages. While
+            the connection is lost, messages are too.
 
     Attributes:
         signalled: whether a signal stopped the worker.
@@ -173,6 +176,7 @@ class ThreadWorker(BaseWorker):
         measure: Callable[[], Mapping[str, float | str]] = dict,
         outage: Outage | None = None,
         clock: Clock | None = None,
+        channels: Mapping[str, Callable[[bytes], None]] | None = None,
     ) -> None:
         self._poll = poll  # first, because RQ derives a time-out from it
         self._kind = kind or queues[0]
@@ -197,6 +201,7 @@ class ThreadWorker(BaseWorker):
         self._empty: set[Queue] = set()  # queues that had no job left when one was last taken
         self._reserved = 1 if slots > 1 and len(self._tiers) > 1 else 0
         self._functions = dict(functions)
+        self._channels = dict(channels or {})
         self._grace = grace
         self._on_failed = on_failed
         self._on_missing = on_missing
@@ -617,6 +622,19 @@ class ThreadWorker(BaseWorker):
         """Report that this worker is alive, for the length of its lease."""
         super().heartbeat(timeout or self._heartbeat.ttl, pipeline)
 
+    def subscribe(self) -> None:
+        """Listen to RQ's commands, and to the other channels."""
+        handlers: dict[str, Callable[[dict[str, Any]], None]] = {
+            name: partial(_call_with_data, call) for name, call in self._channels.items()
+        }
+        handlers[self.pubsub_channel_name] = self.handle_payload
+        self.pubsub = self.connection.pubsub()
+        self.pubsub.subscribe(**handlers)
+        thread: Any = self.pubsub.run_in_thread(
+            sleep_time=60, daemon=True, exception_handler=self._pubsub_exception_handler
+        )
+        self.pubsub_thread = thread
+
     def _pubsub_exception_handler(self, exc: Exception, pubsub: Any, pubsub_thread: Any) -> None:
         # RQ's own handler lets the thread die on a time-out, and the worker then gets no command.
         passes = isinstance(exc, redis.exceptions.RedisError | OSError) and will_pass(exc)
@@ -624,3 +642,7 @@ class ThreadWorker(BaseWorker):
             pubsub_thread.stop()
         else:
             self._heartbeat.ended.wait(2.0)
+
+
+def _call_with_data(call: Callable[[bytes], None], message: dict[str, Any]) -> None:
+    call(message["data"])

@@ -21,6 +21,9 @@ from workers.context import Abandon, BrokeDown, GiveBack, current, last_attempt,
 from workers.process import startup
 from workers.rq.thread_worker import ThreadWorker
 
+NEWS = "news"
+"""A channel: what is published there is noted under the key `heard`."""
+
 
 def say(key: str, value: str) -> None:
     current().connections.main.rpush(key, value)
@@ -114,6 +117,7 @@ def serve(settings: Settings, stopping: threading.Event) -> None:
             on_failed=on_failed,
             grace=float(os.environ.get("GRACE", "3")),
             poll=float(os.environ.get("POLL", "0.2")),
+            channels={NEWS: lambda message: say("heard", message.decode())},
         )
         worker.work(
             burst="--burst" in arguments,

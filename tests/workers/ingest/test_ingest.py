@@ -7,6 +7,7 @@ from typing import Any
 from rq import Queue
 from rq.serializers import JSONSerializer
 
+from streamer import redis_keys
 from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain.stream import StreamState
 from streamer.queues.jobs import INGEST
@@ -61,6 +62,25 @@ def test_a_stream_in_a_queue_of_an_earlier_release_is_run(
     )
     worker_process("ingest")
     eventually(lambda: bench.frames.count(spec.id))
+
+
+def test_edits_are_announced_to_it(
+    bench: Bench, worker_process: Callable[..., Any], eventually: Callable[..., None]
+) -> None:
+    # given a worker that runs a paused stream
+    spec = bench.attach("rtsp://127.0.0.1:9/none", live=True, paused=True)
+    bench.context.jobs.start_ingest(spec.id)
+    worker = worker_process("ingest")
+    eventually(lambda: bench.status(spec).state is StreamState.PAUSED)
+    # when something that is no id is announced
+    main = bench.context.connections.main
+    assert main.publish(redis_keys.STREAM_EDITED, b"\xff") == 1
+    # then it still listens, and follows an edit
+    bench.registry.update(spec.id, paused=False)
+    eventually(lambda: bench.status(spec).state is not StreamState.PAUSED)
+    assert main.publish(redis_keys.STREAM_EDITED, spec.id) == 1
+    worker.terminate()
+    assert worker.wait() == 0
 
 
 def test_without_redis_it_reports_so_and_exits(worker_process: Callable[..., Any]) -> None:

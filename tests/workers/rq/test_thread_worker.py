@@ -437,6 +437,25 @@ def test_broken_connections_are_opened_again(bench):
     assert worker.process.poll() is None
 
 
+def test_a_worker_hears_its_channels_also_after_their_connection_broke(bench):
+    # given a worker that has heard a message
+    bench.worker("queries")
+    bench.eventually(lambda: bench.redis.publish("news", "before"))
+    bench.eventually(lambda: "before" in bench.reported("heard"))
+
+    # when the connection of its channels breaks
+    bench.redis.client_kill_filter(_type="pubsub")
+
+    # then it opens another one and hears the next message, and RQ's commands
+    bench.eventually(lambda: bench.redis.publish("news", "after"))
+    bench.eventually(lambda: "after" in bench.reported("heard"))
+    bench.put("hold", "h")
+    bench.eventually(lambda: bench.reported("started"))
+    (execution,) = bench.job("h").get_executions()
+    send_stop_execution_command(bench.redis, "h", execution.id)
+    bench.eventually(lambda: bench.reported("stopped") == ["h"])
+
+
 def test_a_suspended_worker_waits(bench):
     from rq.suspension import resume, suspend
 
