@@ -303,9 +303,15 @@ def engine_of(url: str) -> Engine:
     try:
         if parsed.get_backend_name() == "sqlite" and parsed.database not in (None, "", ":memory:"):
             Path(str(parsed.database)).parent.mkdir(parents=True, exist_ok=True)
-        given = "connect_timeout" in parsed.query or parsed.get_backend_name() != "postgresql"
-        limits = {} if given else {"connect_timeout": _CONNECT_TIMEOUT}
-        engine = create_engine(parsed, connect_args=limits, json_serializer=_compact_json)
+        options: dict[str, Any] = {}
+        if parsed.get_backend_name() == "postgresql":
+            if "connect_timeout" not in parsed.query:
+                options["connect_timeout"] = _CONNECT_TIMEOUT
+            if parsed.get_driver_name() == "psycopg":
+                # The server plans a prepared statement once, for whatever values it may get. For a
+                # rare word within an hour it then reads the hour instead of its index of words.
+                options["prepare_threshold"] = None
+        engine = create_engine(parsed, connect_args=options, json_serializer=_compact_json)
     except (ArgumentError, NoSuchModuleError):
         raise _not_a_database() from None
     except ModuleNotFoundError as error:

@@ -20,6 +20,10 @@ DIMENSIONS = 384
 MAX_TOKENS = 128
 """Tokens of a sentence that are read, as the model was trained."""
 
+_SMALL_PRODUCT = 300_000
+"""Multiplications of a product of matrices up to which OpenBLAS reads them where they are. For more
+it copies them first, which takes most of the time where a sentence has few tokens."""
+
 _Array = np.ndarray[Any, np.dtype[np.float32]]
 
 
@@ -103,7 +107,12 @@ class SentenceEncoder:
         )
 
     def _linear(self, hidden: _Array, name: str) -> _Array:
-        return hidden @ self._weights[f"{name}.weight"].T + self._weights[f"{name}.bias"]
+        weight, bias = self._weights[f"{name}.weight"], self._weights[f"{name}.bias"]
+        rows = _SMALL_PRODUCT // hidden.size // 16 * 16
+        if not rows:
+            return hidden @ weight.T + bias
+        parts = [hidden @ weight[at : at + rows].T for at in range(0, len(weight), rows)]
+        return np.concatenate(parts, axis=1) + bias
 
     def _norm(self, hidden: _Array, name: str) -> _Array:
         hidden = hidden - hidden.mean(axis=-1, keepdims=True)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, Row, bindparam, func, select
+from sqlalchemy import BindParameter, Connection, Row, bindparam, func, select
 
 from streamer.errors import ErrorCode, StreamerError
 from streamer.timeline.database import Database
@@ -31,7 +31,8 @@ _CANDIDATES = 1000
 _LOAD = 20_000
 """Vectors that one step reads into memory."""
 
-_SIGNS = DIMENSIONS // 8
+_WORDS = DIMENSIONS // 64
+"""Words of 64 bits that hold the signs of a vector."""
 
 _columns = _results.c
 _Vectors = np.ndarray[Any, np.dtype[np.float32]]
@@ -69,7 +70,7 @@ class VectorIndex:
         self._position = self._count = 0
         self._numbers = np.empty(0, np.int64)
         self._codes = np.empty(0, np.int32)
-        self._signs = np.empty((0, _SIGNS), np.uint8)
+        self._signs = np.empty((_WORDS, 0), np.uint64)  # of each vector a column
 
     def nearest(
         self,
@@ -95,14 +96,21 @@ class VectorIndex:
         """
         for again in (True, False):
             found = self._candidates(vector, stream, kind, numbers, max(_CANDIDATES, 4 * limit))
-            rated, gone = self._rate(found, vector, since, until)
-            if not again or gone <= len(found) // 4:
+            rated = self._rate(found, vector)
+            if not again or len(found) - len(rated) <= len(found) // 4:
                 break
             with self._lock:
                 self._forget()  # it holds many results that were deleted
-        best = [each for each in rated if each[0] >= MIN_SIMILARITY][:limit]
-        rows = self._rows([number for _, number in best])
-        return [Near(rows[number], similarity) for similarity, number in best if number in rows]
+        best = [each for each in rated if each[0] >= MIN_SIMILARITY]
+        near: list[Near] = []
+        read, step = 0, limit
+        while read < len(best) and len(near) < limit:  # mostly once: few are not of the range
+            some = best[read : read + step]
+            rows = self._rows([number for _, number in some], since, until)
+            near += [Near(rows[number], alike) for alike, number in some if number in rows]
+            read += step
+            step = max(2 * (limit - len(near)), read // 2)
+        return near[:limit]
 
     def _candidates(
         self,
@@ -116,13 +124,13 @@ class VectorIndex:
         with self._lock:
             self._read_new()
             held = slice(0, self._count)
-            known, codes, signs = self._numbers[held], self._codes[held], self._signs[held]
+            known, codes, signs = self._numbers[held], self._codes[held], self._signs[:, held]
             labels = dict(self._labels)
         if not len(known):
             self._require_vectors()
         chosen = _chosen(known, codes, labels, stream, kind, numbers)
         if chosen is not None:
-            known, signs = known[chosen], signs[chosen]
+            known, signs = known[chosen], signs[:, chosen]
         return _nearest_signs(known, signs, vector, count)
 
     def _read_new(self) -> None:
@@ -132,6 +140,8 @@ class VectorIndex:
         newest, last = self._database.read(lambda connection: connection.execute(ends).one())
         if newest is None:
             self._count = 0
+            return
+        if self._position >= last:
             return
         columns = [_columns[name] for name in ("stream_id", "stream_name", "kind", "far")]
         statement = (
@@ -153,7 +163,7 @@ class VectorIndex:
             kept = self._numbers[: self._count] > newest - self._max_vectors
             self._numbers = self._numbers[: self._count][kept]
             self._codes = self._codes[: self._count][kept]
-            self._signs = self._signs[: self._count][kept]
+            self._signs = self._signs[:, : self._count][:, kept]
             self._count = len(self._numbers)
 
     def _add(self, rows: Sequence[Any]) -> None:
@@ -170,7 +180,7 @@ class VectorIndex:
             self._labels.setdefault(_Label(*row[3:]), len(self._labels)) for row in rows
         ]
         joined = b"".join(row[2] for row in rows)
-        self._signs[new] = np.frombuffer(joined, np.uint8).reshape(-1, _SIGNS)
+        self._signs[:, new] = np.frombuffer(joined, np.uint64).reshape(-1, _WORDS).T
         self._count = needed
 
     def _require_vectors(self) -> None:
@@ -182,44 +192,32 @@ class VectorIndex:
                 f"the recorder lacks the extra 'search'. {INSTALL_SEARCH}",
             )
 
-    def _rate(
-        self,
-        numbers: Sequence[int],
-        vector: _Vectors,
-        since: datetime | None,
-        until: datetime | None,
-    ) -> tuple[list[tuple[float, int]], int]:
-        """Return similarity and number of those results that overlap the range, the best first,
-        and how many results are gone."""
-        made = _columns.created_at
-        statement = (
-            select(
-                _vectors.c.number,
-                _vectors.c.vector,
-                func.coalesce(_columns.start, made),
-                func.coalesce(_columns.end, made),
-            )
-            .join(_results, _columns.number == _vectors.c.number)
-            .where(_vectors.c.number.in_(numbers))
+    def _rate(self, numbers: Sequence[int], vector: _Vectors) -> list[tuple[float, int]]:
+        """Return similarity and number of those results that still have a vector, the best
+        first."""
+        statement = select(_vectors.c.number, _vectors.c.vector).where(
+            _vectors.c.number.in_(_inline(numbers))
         )
-        there = self._database.read(lambda connection: connection.execute(statement).all())
-        rows = [
-            row
-            for row in there
-            if (since is None or row[3] >= since) and (until is None or row[2] < until)
-        ]
-        gone = len(numbers) - len(there)
+        rows = self._database.read(lambda connection: connection.execute(statement).all())
         if not rows:
-            return [], gone
+            return []
         small = np.frombuffer(b"".join(row[1] for row in rows), np.int8)
         vectors = small.reshape(-1, DIMENSIONS).astype(np.float32)
         similar = vectors @ vector / np.maximum(np.linalg.norm(vectors, axis=1), 1e-9)
         # of those that are equally near the newest first
         rated = [(round(float(s), 3), row[0]) for s, row in zip(similar, rows, strict=True)]
-        return sorted(rated, reverse=True), gone
+        return sorted(rated, reverse=True)
 
-    def _rows(self, numbers: Sequence[int]) -> dict[int, Row[Any]]:
-        statement = select(_results).where(_columns.number.in_(numbers))
+    def _rows(
+        self, numbers: Sequence[int], since: datetime | None, until: datetime | None
+    ) -> dict[int, Row[Any]]:
+        """Return, by number, those of the results that overlap the range."""
+        made = _columns.created_at
+        statement = select(_results).where(_columns.number.in_(_inline(numbers)))
+        if since is not None:
+            statement = statement.where(func.coalesce(_columns.end, made) >= since)
+        if until is not None:
+            statement = statement.where(func.coalesce(_columns.start, made) < until)
         found = self._database.read(lambda connection: connection.execute(statement).all())
         return {row._mapping["number"]: row for row in found}
 
@@ -232,53 +230,69 @@ def _chosen(
     kind: str | None,
     numbers: tuple[int | None, int | None],
 ) -> Any:
-    """Return which of the vectors the filters select, as booleans; None: all."""
+    """Return the places of the vectors that the filters select; None: all."""
     lowest, highest = numbers
     chosen = None
     if lowest is not None or highest is not None:
-        chosen = np.ones(len(known), bool)
+        far = np.fromiter((label.far for label in labels), bool, len(labels))
+        chosen = far[codes]
+        near = ~chosen
         if lowest is not None:
-            chosen &= known >= lowest
+            near &= known >= lowest
         if highest is not None:
-            chosen &= known <= highest
-        chosen |= np.isin(codes, [code for label, code in labels.items() if label.far])
+            near &= known <= highest
+        chosen |= near
     if stream is not None or kind is not None:
-        wanted = [
-            code
-            for label, code in labels.items()
-            if (stream is None or stream in (label.stream_id, label.stream_name))
+        wanted = (
+            (stream is None or stream in (label.stream_id, label.stream_name))
             and (kind is None or kind == label.kind)
-        ]
-        named = np.isin(codes, wanted)
+            for label in labels
+        )
+        named = np.fromiter(wanted, bool, len(labels))[codes]
         chosen = named if chosen is None else chosen & named
-    return chosen
+    return None if chosen is None else np.flatnonzero(chosen)
 
 
 def _rows_of(statement: Any, connection: Connection, **values: int) -> Sequence[Row[Any]]:
     return connection.execute(statement, values).all()
 
 
+def _inline(numbers: Sequence[int]) -> BindParameter[Sequence[int]]:
+    """Return numbers as a part of the statement: a thousand parameters take longer to pass than
+    all else."""
+    return bindparam("numbers", numbers, expanding=True, literal_execute=True)
+
+
 def _grown(array: Any, room: int) -> Any:
-    grown = np.empty((room, *array.shape[1:]), array.dtype)
-    grown[: len(array)] = array
+    """Return an array whose last axis has `room` places, the first of them those of `array`."""
+    grown = np.empty((*array.shape[:-1], room), array.dtype)
+    grown[..., : array.shape[-1]] = array
     return grown
 
 
-_BLOCK = 65_536
+_BLOCK = 32_768
 """Vectors that are compared at once: they fit into a processor's cache."""
 
 
 def _nearest_signs(numbers: Any, signs: Any, vector: _Vectors, count: int) -> list[int]:
     """Return the numbers of the `count` vectors that share the most signs with `vector`; of those
     that share as many the newest."""
+    if len(numbers) > count:
+        differing = _differing(signs, vector)
+        within = np.cumsum(np.bincount(differing))  # vectors, by how many signs differ at most
+        near = np.flatnonzero(differing <= np.searchsorted(within, count))
+        order = (differing[near].astype(np.int64) << 48) - numbers[near]
+        numbers = numbers[near[np.argsort(order)[:count]]]
+    found: list[int] = numbers.tolist()
+    return found
+
+
+def _differing(signs: Any, vector: _Vectors) -> Any:
+    """Return how many of the signs of each vector differ from those of `vector`: uint16."""
     asked = np.packbits(vector > 0).view(np.uint64)
-    order = np.empty(len(numbers), np.int64)
-    for first in range(0, len(numbers), _BLOCK):
-        block = np.ascontiguousarray(signs[first : first + _BLOCK]).view(np.uint64)
-        differing = np.bitwise_count(block ^ asked).sum(axis=1, dtype=np.int64)
-        order[first : first + _BLOCK] = differing
-    order = (order << 48) - numbers
-    if len(order) > count:
-        order = np.argpartition(order, count)[:count]
-        return [int(number) for number in numbers[order]]
-    return [int(number) for number in numbers]
+    differing = np.zeros(signs.shape[1], np.uint16)
+    for first in range(0, len(differing), _BLOCK):
+        block = slice(first, first + _BLOCK)
+        for word, of_asked in zip(signs, asked, strict=True):
+            differing[block] += np.bitwise_count(word[block] ^ of_asked)
+    return differing

@@ -76,6 +76,18 @@ def test_no_filter_reads_the_whole_table(filled):
                 assert not [step for step in plan if "results_by_words" in step], (name, plan)
 
 
+@pytest.mark.parametrize("dialect", ["postgresql"])
+def test_a_query_that_is_asked_often_is_planned_for_its_own_values(timeline):
+    """A plan for any values reads all of an hour to find a rare word in it."""
+    for hour in range(12):
+        timeline.query(q="giraffe", since=NOON + hour * HOUR, until=NOON + (hour + 1) * HOUR)
+
+    def prepared(connection):
+        return list(connection.exec_driver_sql("SELECT statement FROM pg_prepared_statements"))
+
+    assert timeline.database.read(prepared) == []
+
+
 def statements_of(timeline, filters):
     statements = []
 

@@ -221,6 +221,43 @@ def test_the_nearest_of_many_are_found_by_signs_and_int8(timeline, monkeypatch):
     assert right >= 0.9 * 200
 
 
+def test_what_is_nearer_and_not_of_the_range_displaces_nothing(timeline):
+    # given many answers about the past that are nearer than the few captions of the range
+    past = [
+        result(n, text=SCENES[0], kind="answer", start=NOON - timedelta(days=n)) for n in range(40)
+    ]
+    captions = [result(n, text=f"{SCENES[0]} It rains.") for n in range(100, 105)]
+    timeline.record([*past, *captions])
+    index_all(timeline)
+
+    # when the range of the captions is searched
+    wanted = {"since": NOON + timedelta(seconds=1005), "until": NOON + timedelta(seconds=1035)}
+    near = found(timeline, SCENES[0], limit=3, **wanted)
+
+    # then they are found, the newest of those that are as near first, and no more than asked for
+    assert near == ["req_103", "req_102", "req_101"]
+    assert found(timeline, SCENES[0], limit=2, **wanted) == near[:2]
+    assert len(found(timeline, SCENES[0], limit=20, **wanted)) == 4
+
+
+@pytest.mark.parametrize("count", [1, 7, 250, 999, 1000, 2000])
+def test_the_nearest_signs_are_those_of_a_full_sort(count, monkeypatch):
+    monkeypatch.setattr(vectors, "_BLOCK", 64)
+    dice = np.random.default_rng(2_000_000_107)
+    # many vectors of few kinds, so that as many signs differ of many of them
+    kinds = dice.integers(0, 2**63, (5, 6)).astype(np.uint64)
+    signs = kinds[dice.integers(0, 5, 1000)].T
+    numbers = dice.permutation(1000) + 1
+    asked = dice.standard_normal(DIMENSIONS).astype(np.float32)
+
+    chosen = vectors._nearest_signs(numbers, signs, asked, count)
+
+    bits = np.unpackbits(np.ascontiguousarray(signs.T).view(np.uint8), axis=1)
+    differing = (bits != (asked > 0)).sum(axis=1)
+    order = sorted(zip(differing, -numbers, strict=True))[:count]
+    assert sorted(chosen) == sorted(-number for _, number in order)
+
+
 def test_of_very_many_the_newest_are_searched(timeline):
     timeline.record([result(number, text=SCENES[0]) for number in range(30)])
     store = VectorStore(timeline.database, max_vectors=10)
