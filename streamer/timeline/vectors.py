@@ -103,8 +103,10 @@ class VectorIndex:
                 self._forget()  # it holds many results that were deleted
         best = [each for each in rated if each[0] >= MIN_SIMILARITY]
         near: list[Near] = []
-        read, step = 0, limit
-        while read < len(best) and len(near) < limit:  # mostly once: few are not of the range
+        ranged = since is not None or until is not None
+        # an eighth more, because a few are not of the range: mostly it is read once
+        read, step = 0, limit + ranged * (limit // 8 + 1)
+        while read < len(best) and len(near) < limit:
             some = best[read : read + step]
             rows = self._rows([number for _, number in some], since, until)
             near += [Near(rows[number], alike) for alike, number in some if number in rows]
@@ -235,7 +237,7 @@ def _chosen(
     chosen = None
     if lowest is not None or highest is not None:
         far = np.fromiter((label.far for label in labels), bool, len(labels))
-        chosen = far[codes]
+        chosen = far.take(codes)
         near = ~chosen
         if lowest is not None:
             near &= known >= lowest
@@ -248,7 +250,7 @@ def _chosen(
             and (kind is None or kind == label.kind)
             for label in labels
         )
-        named = np.fromiter(wanted, bool, len(labels))[codes]
+        named = np.fromiter(wanted, bool, len(labels)).take(codes)
         chosen = named if chosen is None else chosen & named
     return None if chosen is None else np.flatnonzero(chosen)
 
