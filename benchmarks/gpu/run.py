@@ -94,7 +94,7 @@ def parts(device: torch.device, small: bool) -> dict[str, Callable[[], dict[str,
         import streams
 
         if small:
-            return streams.measure(device, "tiny", 2, 4, 1, 60, fp8, camera)
+            return streams.measure(device, "tiny", 2, 4, 1, 10, fp8, camera, slots=4)
         return streams.measure(device, frames=10 if camera else 80, fp8=fp8, camera=camera)
 
     return {

@@ -1,113 +1,24 @@
 """Captions of many streams, 100 tokens each.
 
 Either at the workload of NVIDIA VSS, clips of 80 new frames of a tile, or at that of cameras: 10
-frames of a still scene in which something moves, at adaptive resolution.
+frames of a still scene in which something moves, at adaptive resolution. Another process sends them
+(`load.py`); this one does what a model worker does (`slots.py`).
 """
 
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from statistics import mean, median
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from formats import convert
+from load import GIVE_UP, PERIOD, LoadProcess
 from made import SHAPES, whole
+from slots import Slots
 
-from nvila_core import Engine, SamplingParams, Video
+from nvila_core import Engine, SamplingParams
+from nvila_core.models.memory import MAX_SLOTS
 
-PERIOD = 10.0
-"""Seconds of a stream that a clip covers."""
-
-MAX_P95 = 10.0
-"""Seconds until the caption of a clip is there, in 95 of 100 cases, for sustained streams."""
-
-MAX_GROWTH = 1.08
-"""How much later the last third of clips may be than the middle one: more is a queue that grows."""
-
-WORKERS = 12
 PARTS = ("host, before the model", "tower, started", "tower, waited for", "chunk", "decode")
-
-
-class Clips:
-    """Prepared clips, each with tiles that no other has had.
-
-    Args:
-        model: prepares them.
-        side: pixels of a tile's side.
-        frames: of a clip.
-    """
-
-    def __init__(self, model: Any, side: int, frames: int) -> None:
-        self.model, self.frames = model, frames
-        random = np.random.default_rng(0)
-        self._pool = random.integers(0, 256, (64, side, side, 3), dtype=np.uint8)
-        self._used: deque[Any] = deque()
-        self._lock, self._made = threading.Lock(), 0
-
-    def number(self) -> bytes:
-        """Return bytes that no other tile has."""
-        with self._lock:
-            self._made += 1
-            return self._made.to_bytes(8, "little")
-
-    def prepare(self) -> Any:
-        """Return a new prompt, as a worker makes it of the frames of a clip."""
-        pictures = []
-        for n in range(self.frames):
-            picture = self._pool[n % len(self._pool)].copy()
-            picture[0].flat[:8] = np.frombuffer(self.number(), np.uint8)
-            pictures.append(picture)
-        return self.model.prepare([Video(pictures), "What now?"], num_video_frames=self.frames)
-
-    def take(self) -> Any:
-        """Return a prompt that has been used, with new tiles; or make one."""
-        try:
-            prompt = self._used.popleft()
-        except IndexError:
-            return self.prepare()
-        for tile in prompt.pixels:
-            tile[0].flat[:8] = np.frombuffer(self.number(), np.uint8)
-        return prompt
-
-    def give_back(self, prompt: Any) -> None:
-        """Let a prompt whose request has ended be used again."""
-        self._used.append(prompt)
-
-
-class CameraClips(Clips):
-    """Clips of cameras that see a still scene, of which the tiles under a moving object are new.
-
-    Args: see `Clips`; `side` is the height of a frame.
-    """
-
-    def __init__(self, model: Any, side: int, frames: int) -> None:
-        super().__init__(model, side, frames)
-        self.scene = np.full((side, side * 16 // 9, 3), 90, np.uint8)
-        detail = self._pool[0, : side // 4, : side // 2]
-        self.scene[side // 4 : side // 4 + len(detail), side // 2 : side // 2 + side // 2] = detail
-
-    def prepare(self) -> Any:
-        """Return a new prompt, as a worker makes it of the frames of a clip."""
-        frames, size = [], len(self.scene) // 8
-        mark = np.frombuffer(self.number(), np.uint8)
-        for number in range(self.frames):
-            frame = self.scene.copy()
-            left = number * (frame.shape[1] - size) // self.frames
-            frame[-2 * size : -size, left : left + size] = 220
-            frame[-size - 1, left : left + 8, 0] = mark
-            frames.append(frame)
-        return self.model.prepare(
-            [Video(frames), "What now?"], num_video_frames=self.frames, policy="adaptive"
-        )
-
-    def take(self) -> Any:
-        """Return a new prompt: with new tiles a used one would be no longer that of a camera."""
-        return self.prepare()
 
 
 class Split:
@@ -158,13 +69,16 @@ class Split:
 
         setattr(owner, name, timed)
 
-    @contextmanager
-    def measured(self, found: dict[str, Any]) -> Iterator[None]:
-        """Add to `found` the share of each part in the time until the end, and its milliseconds."""
-        seconds, calls, cpu = dict(self.seconds), dict(self.calls), self.cpu
-        began = time.perf_counter()
-        yield
-        spent = time.perf_counter() - began
+    def now(self) -> tuple[dict[str, float], dict[str, int], float]:
+        """Return what has been spent so far."""
+        return dict(self.seconds), dict(self.calls), self.cpu
+
+    def since(
+        self, before: tuple[dict[str, float], dict[str, int], float], spent: float
+    ) -> dict[str, Any]:
+        """Return the share of each part in `spent` seconds since `now`, and its milliseconds."""
+        found: dict[str, Any] = {}
+        seconds, calls, cpu = before
         for part in PARTS:
             share, count = self.seconds[part] - seconds[part], self.calls[part] - calls[part]
             found[f"{part}, share"] = share / spent
@@ -172,85 +86,7 @@ class Split:
         known = sum(self.seconds[part] - seconds[part] for part in PARTS)
         found["idle and all else, share"] = 1 - known / spent
         found["CPU of the engine's thread, share"] = (self.cpu - cpu) / spent
-
-
-class Load:
-    """Sends clips and takes the time of their captions.
-
-    Args:
-        engine: answers.
-        clips: makes the prompts.
-        params: of each request.
-    """
-
-    def __init__(self, engine: Engine, clips: Clips, params: SamplingParams) -> None:
-        self.engine, self.clips, self.params = engine, clips, params
-
-    def at_once(self, count: int) -> float:
-        """Return the seconds for clips that are sent together."""
-        prompts = [self.clips.take() for _ in range(count)]
-        began = time.perf_counter()
-        handles = [self.engine.submit(prompt, self.params) for prompt in prompts]
-        for handle in handles:
-            handle.result()
-        spent = time.perf_counter() - began
-        for prompt in prompts:
-            self.clips.give_back(prompt)
-        return spent
-
-    def evenly(self, streams: float, seconds: float, prepare: bool = False) -> dict[str, Any]:
-        """Send the clips of so many streams for a time, one after another.
-
-        Args:
-            prepare: prepare each of the prompts meanwhile, as a worker does.
-
-        Returns:
-            Latencies from when a clip is due, and whether the streams are sustained. It ends early
-            if they cannot be.
-        """
-        count = max(1, int(streams * seconds / PERIOD))
-        latencies: dict[int, float] = {}
-        failed = threading.Event()
-
-        def answer(number: int, due: float) -> None:
-            prompt = self.clips.prepare() if prepare else self.clips.take()
-            handle = self.engine.submit(prompt, self.params)
-            while not handle.done:
-                try:
-                    handle.result(0.25)
-                except TimeoutError:
-                    if failed.is_set():
-                        handle.cancel()
-            if not failed.is_set():
-                latencies[number] = time.perf_counter() - due
-                if latencies[number] > 2 * MAX_P95:
-                    failed.set()
-            if not prepare:
-                self.clips.give_back(prompt)
-
-        began = time.perf_counter()
-        with ThreadPoolExecutor(count) as threads:
-            for number in range(count):
-                due = began + number * PERIOD / streams
-                time.sleep(max(0.0, due - time.perf_counter()))
-                if failed.is_set():
-                    break
-                threads.submit(answer, number, due)
-        if failed.is_set():
-            return {"sustained": False, "clips": count, "later than, s": 2 * MAX_P95}
-        ordered = [latencies[number] for number in sorted(latencies)]
-        third = max(1, count // 3)
-        middle, last = mean(ordered[third : 2 * third] or ordered), mean(ordered[-third:])
-        ranked = sorted(ordered)
-        p95 = ranked[int(0.95 * (count - 1))]
-        return {
-            "sustained": p95 <= MAX_P95 and last <= MAX_GROWTH * middle + 0.05,
-            "clips": count,
-            "p50 s": median(ranked),
-            "p95 s": p95,
-            "mean of the middle third s": middle,
-            "mean of the last third s": last,
-        }
+        return found
 
 
 def measure(
@@ -262,6 +98,7 @@ def measure(
     budget: float = 130,
     fp8: bool = False,
     camera: bool = False,
+    slots: int = MAX_SLOTS["cuda"],
 ) -> dict[str, Any]:
     """Return the streams that clips sent at once amount to, and how many are sustained.
 
@@ -272,58 +109,79 @@ def measure(
         budget: seconds after which no further number is tried.
         fp8: the tower and the projector have weights and products in FP8.
         camera: the clips are those of cameras, of 720 lines, or two tiles on a CPU.
+        slots: clips that are opened, or wait for the engine, at once; others wait outside.
+
+    Returns:
+        The results by name. Where the load was too slow, an entry has `right: False`.
     """
-    began = time.perf_counter()
-    model = whole(SHAPES[name], device, torch.bfloat16 if device.type == "cuda" else torch.float32)
-    if fp8:
-        convert(model.vision.encoder, "fp8")
-        convert(model.projector, "fp8")
-    maker = Clips(model, SHAPES[name].image, frames)
+    began, on_card = time.perf_counter(), device.type == "cuda"
+    side = SHAPES[name].image
     if camera:
-        maker = CameraClips(model, 720 if device.type == "cuda" else 224, frames)
+        side = 720 if on_card else 2 * side
     params = SamplingParams(max_tokens=100, ignore_eos=True)
-    positions = 500_000 if device.type == "cuda" else 20_000
+    positions = 500_000 if on_card else 20_000
     found: dict[str, Any] = {}
-    with Engine(model, 256, positions) as engine:
-        load, split = Load(engine, maker, params), Split(engine)
-        with ThreadPoolExecutor(WORKERS) as threads:
-            started = time.perf_counter()
-            for prompt in threads.map(lambda _: maker.prepare(), range(clips)):
-                maker.give_back(prompt)
-            each = (time.perf_counter() - started) / clips
-        found["preparing, on 12 threads"] = {"s a clip": each}
-        reserved = torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
-        load.at_once(min(2, clips))  # captures the first graphs
-        if device.type == "cuda":
-            reserved = torch.cuda.memory_reserved(device) - reserved
-            found["first graphs and workspaces"] = {"MB": reserved / 1e6}
-        entry = found[f"{clips} clips at once"] = {}
-        steps = engine.stats()["steps"]
-        with split.measured(entry):
-            spent = load.at_once(clips)
-        steps = engine.stats()["steps"] - steps
-        streams = clips * PERIOD / spent
-        entry |= {"s": spent, "streams": streams, "ms a step": 1000 * spent / steps}
-        low, high = 0, max(2, int(1.8 * streams) + 1)
-        tried = max(1, int(1.2 * streams))
-        while high - low > 1 and time.perf_counter() - began < budget:
-            entry = {}
-            with split.measured(entry):
-                result = load.evenly(tried, seconds)
-            found[f"{tried} streams"] = result | entry
-            low, high = (tried, high) if result["sustained"] else (low, tried)
-            tried = (max(low, int(0.6 * high)) + high) // 2 if low else int(0.8 * high) or 1
-        found["sustained"] = {"streams": low, "not": high}
-        if low:
-            entry = {}
-            with split.measured(entry):
-                result = load.evenly(low, seconds / 2, prepare=True)
-            found[f"{low} streams, preparing each clip"] = result | entry
-        found["engine"] = dict(engine.stats())
-        if device.type == "cuda":
+    with LoadProcess("camera" if camera else "new", frames, side, slots) as load:
+        model = whole(SHAPES[name], device, torch.bfloat16 if on_card else torch.float32)
+        if fp8:
+            convert(model.vision.encoder, "fp8")
+            convert(model.projector, "fp8")
+        policy = "adaptive" if camera else "native"
+        with Engine(model, 256, positions) as engine, Slots(engine, load, params, policy) as worker:
+            run = Runs(worker, Split(engine), on_card)
+            reserved = torch.cuda.memory_reserved(device) if on_card else 0
+            worker.run(form="jpeg", count=min(2, clips))  # captures the first graphs
+            if on_card:
+                reserved = torch.cuda.memory_reserved(device) - reserved
+                found["first graphs and workspaces"] = {"MB": reserved / 1e6}
+            steps = engine.stats()["steps"]
+            entry = found[f"{clips} clips at once"] = run(form="jpeg", count=clips)
+            steps = engine.stats()["steps"] - steps
+            streams = clips * PERIOD / entry["s"]
+            entry |= {"streams": streams, "ms a step": 1000 * entry["s"] / steps}
+            low, high = 0, max(2, int(1.8 * streams) + 1)
+            tried = max(1, int(1.2 * streams))
+            while high - low > 1 and time.perf_counter() - began < budget:
+                entry = found[f"{tried} streams"] = run.evenly("jpeg", tried, seconds)
+                if "right" in entry:
+                    break
+                low, high = (tried, high) if entry["sustained"] else (low, tried)
+                tried = (max(low, int(0.6 * high)) + high) // 2 if low else int(0.8 * high) or 1
+            found["sustained"] = {"streams": low, "not": high}
+            if low:
+                label = f"{low} streams, of frames that need no opening"
+                found[label] = run.evenly("pixels", low, seconds / 2)
+            found["engine"] = dict(engine.stats())
+        if on_card:
             memory = torch.cuda.memory_stats(device)
             found["memory, GB"] = {
                 "reserved": memory["reserved_bytes.all.peak"] / 1e9,
                 "allocated": memory["allocated_bytes.all.peak"] / 1e9,
             }
     return found
+
+
+class Runs:
+    """Runs of the load, each with where the engine's time went.
+
+    Args:
+        worker: answers the clips.
+        split: times the engine.
+        on_card: whether a load that is too slow makes a run worthless; a rehearsal is so anyway.
+    """
+
+    def __init__(self, worker: Slots, split: Split, on_card: bool) -> None:
+        self._worker, self._split, self._on_card = worker, split, on_card
+
+    def __call__(self, **order: Any) -> dict[str, Any]:
+        """Send clips; see `Load.run`. `right` is False where the load was too slow."""
+        before = self._split.now()
+        found = self._worker.run(**order)
+        if self._on_card and not found["load kept up"]:
+            found["right"] = False
+        return found | self._split.since(before, found["s"])
+
+    def evenly(self, form: str, streams: int, seconds: float) -> dict[str, Any]:
+        """Send the clips of so many streams for a time, one after another."""
+        count = max(1, int(streams * seconds / PERIOD))
+        return self(form=form, count=count, streams=streams, give_up=GIVE_UP)
