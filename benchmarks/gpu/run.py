@@ -3,7 +3,7 @@
     python benchmarks/gpu/run.py --out FOLDER [--seconds 240] [--part check --part decode]
 
 The parts run in order of importance. One that fails, or whose numbers are wrong, fails the run, and
-the next one runs; after each, FOLDER/gpu.json has all results so far.
+the next one runs, unless the card is lost; after each, FOLDER/gpu.json has all results so far.
 """
 
 import argparse
@@ -125,6 +125,23 @@ def show(name: str, found: dict[str, Any], seconds: float) -> None:
         print(f"{label}: {cells}", flush=True)
 
 
+def earlier(path: Path) -> dict[str, Any]:
+    """Return what earlier runs wrote into the file: parts that do not run now are kept."""
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
+
+
+def emptied() -> bool:
+    """Free the memory of a part; return False where the card answers every call with an error."""
+    try:
+        torch.cuda.synchronize()
+        torch.cuda.empty_cache()
+    except RuntimeError as error:
+        print(f"the card is lost: {error}", flush=True)
+        return False
+    return True
+
+
 def main() -> int:
     """Run the parts; return 1 where one failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -138,14 +155,20 @@ def main() -> int:
     if unknown := set(args.part or ()) - set(known):
         parser.error(f"no part {', '.join(sorted(unknown))}: choose from {', '.join(known)}")
     args.out.mkdir(parents=True, exist_ok=True)
-    began, failed = time.perf_counter(), []
-    results: dict[str, Any] = {}
-    for name, part in known.items():
-        started = time.perf_counter()
-        if args.part and name not in args.part:
-            continue
-        if started - began > args.seconds:
-            print(f"\n## {name}: left out, the time is up", flush=True)
+    results = earlier(args.out / "gpu.json")
+    if device.type != "cuda":
+        print(
+            "A rehearsal without a card, at tiny sizes: it shows that the programs run.", flush=True
+        )
+    elif not torch.cuda.is_available():
+        print("PyTorch sees no CUDA device: see `nvidia-smi`, or rehearse with --device cpu.")
+        return 1
+    began, failed, lost = time.perf_counter(), [], False
+    for name in args.part or known:
+        part, started = known[name], time.perf_counter()
+        if lost or started - began > args.seconds:
+            why = "the card is lost, run it again" if lost else "the time is up"
+            print(f"\n## {name}: left out, {why}", flush=True)
             continue
         try:
             results[name] = part()
@@ -158,8 +181,7 @@ def main() -> int:
             print(f"\n## {name} FAILED", flush=True)
             traceback.print_exc(file=sys.stdout)
         (args.out / "gpu.json").write_text(json.dumps(results, indent=2, default=str))
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        lost = device.type == "cuda" and not emptied()
     print(f"\nfailed: {', '.join(failed) or 'none'}", flush=True)
     return int(bool(failed))
 
