@@ -24,6 +24,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -283,18 +284,20 @@ class Load:
             dues = [
                 began + n * (0.0 if streams is None else PERIOD / streams) for n in range(count)
             ]
-            coming = [
+            coming = deque(
                 makers.submit(self._make, first + n, form, due - LEAD, ended)
                 for n, due in enumerate(dues)
-            ]
+            )
             if streams is None:
                 wait(coming)
                 began = clock()
                 dues = [began] * count
-            for due, clip in zip(dues, coming, strict=True):
+            for due in dues:
                 while not arrivals.too_slow() and clock() < due:
                     time.sleep(min(0.25, max(0.0, due - clock())))
-                if not self._hand_over(clip.result(), form, due):
+                clip = coming.popleft().result()
+                sizes = [len(memoryview(part).cast("B")) for part in clip.parts]
+                if not self._hand_over(clip, sizes, form, due):
                     break
         finally:
             ended.set()
@@ -302,8 +305,12 @@ class Load:
         while not arrivals.all_answered(0.25):
             if arrivals.too_slow():
                 self._send(("cancel",))
-        found = {"s": clock() - began, **arrivals.result(count)}
-        return {**found, "CPU s of the load": time.process_time() - cpu}
+        return {
+            "s": clock() - began,
+            **arrivals.result(count),
+            "KB a frame": mean(sizes) / 1000,
+            "CPU s of the load": time.process_time() - cpu,
+        }
 
     def _make(self, number: int, form: str, earliest: float, ended: threading.Event) -> MadeClip:
         """Make a clip when it is time to, or when the run has `ended`."""
@@ -313,7 +320,7 @@ class Load:
             frames = [encode(frame) for frame in frames]
         return MadeClip(number, frames, time.perf_counter())
 
-    def _hand_over(self, clip: MadeClip, form: str, due: float) -> bool:
+    def _hand_over(self, clip: MadeClip, sizes: list[int], form: str, due: float) -> bool:
         """Write a clip into the next free slot; return False where no answer is wanted any more."""
         while True:
             if self.arrivals.too_slow():
@@ -324,12 +331,10 @@ class Load:
                 break
             except Empty:
                 continue
-        place, sizes = slot * self._slot_bytes, []
-        for part in clip.parts:
-            data = memoryview(part).cast("B")
-            self._memory[place : place + len(data)] = data
-            place += len(data)
-            sizes.append(len(data))
+        place = slot * self._slot_bytes
+        for part, size in zip(clip.parts, sizes, strict=True):
+            self._memory[place : place + size] = memoryview(part).cast("B")
+            place += size
         self.arrivals.sent(clip.number, due, clip.made_at, time.perf_counter())
         self._send(("clip", slot, clip.number, form, sizes, self._clips.measures))
         return True

@@ -137,6 +137,7 @@ def measure(
             steps = engine.stats()["steps"]
             entry = found[f"{clips} clips at once"] = run(form="jpeg", count=clips)
             steps = engine.stats()["steps"] - steps
+            del entry["sustained"]  # says nothing about clips that come together
             streams = clips * PERIOD / entry["s"]
             entry |= {"streams": streams, "ms a step": 1000 * entry["s"] / steps}
             low, high = 0, max(2, int(1.8 * streams) + 1)
