@@ -4,9 +4,20 @@ import threading
 from pathlib import Path
 
 import structlog
-from sqlalchemy import Connection, inspect, text
+from sqlalchemy import (
+    Column,
+    Connection,
+    MetaData,
+    PrimaryKeyConstraint,
+    String,
+    Table,
+    insert,
+    inspect,
+    text,
+)
 
 from streamer.errors import ErrorCode, StreamerError
+from streamer.timeline.tables import metadata
 
 _log = structlog.get_logger(__name__)
 
@@ -17,6 +28,14 @@ HEAD = max(path.name[:4] for path in (_MIGRATIONS / "versions").glob("[0-9]*.py"
 
 _FIRST = "0001"
 """The version of a database that release 0.1.0 made; such a database does not say its version."""
+
+_alembic_version = Table(
+    "alembic_version",
+    MetaData(),
+    Column("version_num", String(32), nullable=False),
+    PrimaryKeyConstraint("version_num", name="alembic_version_pkc"),
+)
+"""Where Alembic keeps the version of the tables."""
 
 _LOCK = 0x4E56494C41
 """Number of the PostgreSQL advisory lock under which the tables are changed."""
@@ -46,7 +65,7 @@ _alembic = threading.Lock()
 
 
 def upgrade_tables(connection: Connection) -> None:
-    """Run the steps that the database lacks, in the transaction of `connection`.
+    """Make the tables, or run the steps that they lack, in the transaction of `connection`.
 
     Programs that upgrade at the same time wait for each other; on SQLite the transaction must hold
     the write lock. Raises StreamerError as :func:`tables_version` does.
@@ -54,9 +73,23 @@ def upgrade_tables(connection: Connection) -> None:
     if connection.dialect.name == "postgresql":
         connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
     found = tables_version(connection)
-    if found == HEAD:
-        return
-    # Alembic takes half a second to import, so only a program that has steps to run imports it.
+    if found is None:
+        _create_tables(connection)
+    elif found != HEAD:
+        run_steps(connection, found)
+
+
+def _create_tables(connection: Connection) -> None:
+    """Make the tables of an empty database as they are after the last step, without the steps:
+    Alembic takes half a second to import, and 13 MB for as long as the program runs."""
+    metadata.create_all(connection, checkfirst=False)
+    _alembic_version.create(connection)
+    connection.execute(insert(_alembic_version).values(version_num=HEAD))
+
+
+def run_steps(connection: Connection, found: str | None) -> None:
+    """Run the steps after version `found`, or all of them, in the transaction of `connection`."""
+    # only a program that has steps to run imports it
     from alembic import command
     from alembic.config import Config
 

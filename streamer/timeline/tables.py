@@ -1,4 +1,4 @@
-"""Define every table of the database; `migrations/` creates and changes them."""
+"""Define every table of the database, as a new one gets it; `migrations/` changes older ones."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -8,6 +8,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Connection,
     DateTime,
     Dialect,
     Float,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     Table,
     Text,
     TypeDecorator,
+    event,
     false,
     text,
 )
@@ -99,6 +101,60 @@ Index(
     sqlite_where=_far,
     postgresql_where=_far,
 )
+
+_WORDS = {
+    "sqlite": (
+        """
+        CREATE VIRTUAL TABLE results_words USING fts5(
+            text, prompt, stream_id, stream_name, kind, far,
+            content='results', content_rowid='number',
+            tokenize='unicode61 remove_diacritics 0'
+        )
+        """,
+        """
+        CREATE TRIGGER results_words_added AFTER INSERT ON results BEGIN
+            INSERT INTO results_words(rowid, text, prompt, stream_id, stream_name, kind, far)
+            VALUES (
+                new.number, new.text, new.prompt, new.stream_id, new.stream_name, new.kind, new.far
+            );
+        END
+        """,
+        """
+        CREATE TRIGGER results_words_removed AFTER DELETE ON results BEGIN
+            INSERT INTO results_words(
+                results_words, rowid, text, prompt, stream_id, stream_name, kind, far
+            ) VALUES (
+                'delete', old.number, old.text, old.prompt, old.stream_id, old.stream_name,
+                old.kind, old.far
+            );
+        END
+        """,
+    ),
+    # Its parser would take `man/woman` for a path and `door.open` for a host.
+    "postgresql": (
+        """
+        ALTER TABLE results ADD COLUMN words tsvector GENERATED ALWAYS AS (
+            to_tsvector('simple', translate(
+                coalesce(text, '') || ' ' || prompt,
+                $$!"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~$$,
+                repeat(' ', 32)
+            ))
+        ) STORED
+        """,
+        "CREATE INDEX results_by_words ON results USING gin (words)",
+        # FTS5 has these among its words.
+        "CREATE INDEX results_words_by_stream ON results (stream_id, number)",
+        "CREATE INDEX results_words_by_name ON results (stream_name, number)",
+    ),
+}
+"""The index of words, which each kind of database has its own of."""
+
+
+@event.listens_for(results, "after_create")
+def _create_words(_table: Table, connection: Connection, **_: object) -> None:
+    for statement in _WORDS[connection.dialect.name]:
+        connection.execute(text(statement))
+
 
 result_vectors = Table(
     "result_vectors",

@@ -81,11 +81,56 @@ def check_old_results(timeline: Timeline) -> None:
     assert error.code is ErrorCode.INTERNAL
 
 
-def test_the_steps_make_the_tables_that_the_program_uses(database_url):
+DEFINITIONS = {
+    "sqlite": (
+        'SELECT t.name, c.name, c.type, c."notnull", c.dflt_value, c.pk, c.hidden'
+        " FROM sqlite_master t, pragma_table_xinfo(t.name) c",
+        "SELECT type, name, tbl_name, sql FROM sqlite_master WHERE type <> 'table'"
+        " OR sql LIKE 'CREATE VIRTUAL%'",
+        "SELECT name FROM sqlite_master WHERE sql LIKE '%AUTOINCREMENT%'",
+    ),
+    "postgresql": (
+        "SELECT table_name, column_name, data_type, character_maximum_length, is_nullable,"
+        " column_default, generation_expression FROM information_schema.columns"
+        " WHERE table_schema = 'public'",
+        "SELECT indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'",
+        "SELECT conrelid::regclass::text, conname, pg_get_constraintdef(oid) FROM pg_constraint"
+        " WHERE connamespace = 'public'::regnamespace",
+    ),
+}
+
+
+def definitions(connection) -> set[tuple[str, ...]]:
+    """Return what defines the tables, whatever the order of their columns."""
+    return {
+        tuple(" ".join(str(value).split()) for value in row)
+        for query in DEFINITIONS[connection.dialect.name]
+        for row in connection.exec_driver_sql(query)
+    }
+
+
+def test_a_new_database_gets_what_the_steps_make(engine, database_url):
+    # given what the steps make of an empty database, which then is empty again
+    with engine.connect().execution_options(writes=True) as connection:
+        with connection.begin() as transaction:
+            schema.run_steps(connection, None)
+            by_steps = definitions(connection)
+            transaction.rollback()
+        assert schema.tables_version(connection) is None
+
+    # when it is opened for the first time
+    Database(database_url).close()
+
+    with engine.connect() as connection:
+        assert definitions(connection) == by_steps
+    assert version(engine) == schema.HEAD
+
+
+def test_the_tables_are_those_that_the_program_uses(database_url):
     database = Database(database_url)
 
     def differences(connection):
-        # the words are known to the steps alone: each kind of database has its own
+        # the words are not among the columns: each kind of database has its own
         options = {
             "compare_type": True,
             "include_name": lambda name, *_: "words" not in (name or ""),
@@ -260,9 +305,9 @@ def test_a_step_that_fails_leaves_the_database_as_it_was(
     assert count_results(database_url) == 5
 
 
-def test_only_a_program_with_steps_to_run_imports_alembic(tmp_path):
+def test_a_program_without_steps_to_run_does_not_import_alembic(tmp_path):
+    # given a database that does not exist yet
     url = f"sqlite:///{tmp_path / 'timeline.db'}"
-    Timeline(url).close()
     code = (
         "import sys; from streamer.timeline.results import Timeline;"
         "Timeline(sys.argv[1]).close(); print('alembic' in sys.modules)"
