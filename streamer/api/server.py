@@ -11,6 +11,7 @@ from streamer.api.listen import listen
 from streamer.api.live.socket import MAX_MESSAGE
 from streamer.api_keys import require_keys
 from streamer.errors import StreamerError
+from streamer.file_pages import release_when_idle
 from streamer.logging_setup import configure_logging, log_ready
 from streamer.redis_client.connections import log_lacks
 from streamer.redis_client.record_version import join_records
@@ -68,6 +69,7 @@ def run_server(settings: Settings) -> None:
     url = f"http://{host}:{listener.getsockname()[1]}"
     # The socket listens already, so a program that reads this line can connect.
     log_ready(url=url)
+    release_when_idle()
     try:
         Server(config).run(sockets=[listener])
     finally:

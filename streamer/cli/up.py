@@ -73,6 +73,7 @@ def up(
 ) -> None:
     """Start the whole service on this machine: Redis, workers, recorder and API."""
     from streamer.api.listen import listen
+    from streamer.file_pages import IdleRelease
     from streamer.local.gpus import choose_gpus
     from streamer.local.installation import Installation
     from streamer.local.signals import Interrupted, StopSignals
@@ -118,10 +119,12 @@ def up(
             start(installation, stop)
             loaded = installation.ready()
             _print_next_steps(out, installation, loaded=loaded)
+            idle = IdleRelease()
             while not stop.wait(0.25):
                 if not loaded and (loaded := installation.ready()):
                     out.print("The model is ready.")
                 installation.poll()
+                idle.step()
         except Interrupted:
             pass
         out.print("Stopping ...")

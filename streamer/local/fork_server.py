@@ -8,6 +8,7 @@ Linux only.
 
 import contextlib
 import os
+import select
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from streamer.file_pages import LOOK_SECONDS, release_file_pages
 from streamer.local.forked_program import (
     MAX_BYTES,
     Order,
@@ -208,6 +210,8 @@ def _serve(requests: socket.socket, supervisor: int) -> None:
 def _fork_programs(requests: socket.socket, supervisor: int) -> Order | None:
     """Return None once `requests` is closed and, in the process of each program, its order."""
     while True:
+        if not select.select([requests], [], [], LOOK_SECONDS)[0]:
+            release_file_pages()  # it is idle until the next message
         message, descriptors, *_ = socket.recv_fds(requests, MAX_BYTES, 4)
         if not message:
             return None

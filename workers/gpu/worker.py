@@ -10,6 +10,7 @@ import structlog
 
 from nvila_core.errors import NVILAError, first_line
 from streamer.errors import ErrorCode, StreamerError
+from streamer.file_pages import release_when_idle
 from streamer.logging_setup import log_ready
 from streamer.questions.surveys import MAX_OPEN_SURVEYS, release_ended
 from streamer.queues.jobs import CHAT_JOB, CLIP_JOB, SURVEY_JOB
@@ -138,6 +139,7 @@ def _serve(
         loading.end()
         models.note(model)
         log_ready(worker=worker.name, model=model, **facts, slots=slots)
+        release_when_idle()
 
     worker.work(burst=burst, on_ready=ready)
     return worker.signalled

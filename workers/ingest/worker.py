@@ -6,6 +6,7 @@ from contextlib import ExitStack
 import structlog
 
 from streamer import redis_keys
+from streamer.file_pages import release_when_idle
 from streamer.frames.archive import Archive
 from streamer.frames.archive_writer import ArchiveWriter
 from streamer.logging_setup import log_ready
@@ -83,7 +84,12 @@ def serve_streams(settings: Settings, stopping: threading.Event) -> None:
             lease=settings.lease,
         )
         own.worker_name = worker.name
-        worker.work(on_ready=lambda: log_ready(worker=worker.name, slots=settings.ingest_slots))
+
+        def ready() -> None:
+            log_ready(worker=worker.name, slots=settings.ingest_slots)
+            release_when_idle()
+
+        worker.work(on_ready=ready)
 
 
 def _run_stream(stream_id: str) -> None:

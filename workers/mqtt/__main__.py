@@ -6,6 +6,7 @@ import sys
 import threading
 
 from streamer.errors import ErrorCode, StreamerError
+from streamer.file_pages import release_when_idle
 from streamer.logging_setup import log_ready
 from streamer.mqtt_address import MqttAddress
 from streamer.redis_client.connections import log_lacks
@@ -37,6 +38,7 @@ def serve_mqtt(settings: Settings, stopping: threading.Event) -> None:
         startup.stop_on_signals(stopping)
         bridge = Bridge(service, MqttAddress.of(settings.mqtt_url), stopping)
         log_ready()
+        release_when_idle()
         asyncio.run(bridge.run())
 
 

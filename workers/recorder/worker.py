@@ -17,6 +17,7 @@ from streamer.clock import Clock, SystemClock
 from streamer.domain.part import PartName
 from streamer.domain.result import Result
 from streamer.errors import ErrorCode, StreamerError
+from streamer.file_pages import release_when_idle
 from streamer.frames.store import FrameStore, Retention
 from streamer.health.parts import note_seen
 from streamer.incidents.keeper import pictures_of
@@ -317,6 +318,7 @@ def record_results(settings: Settings, stopping: threading.Event) -> None:
             webhook_sender.start()
             vectors = vector_thread(connections, timeline.database, stopping)
             log_ready()
+            release_when_idle()
             thread.start()
             vectors.start()
             try:

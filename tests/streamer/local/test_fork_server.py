@@ -166,6 +166,19 @@ def test_it_is_a_child_that_shares_memory_and_shows_its_name(
     assert "TimeoutExpired" in parent.tell(wait=beside, timeout=0.01)
 
 
+def test_an_idle_fork_server_gives_back_the_pages_of_libraries(
+    parent: Parent, eventually: Callable[..., None]
+) -> None:
+    # given one that has imported and forked
+    assert parent.wait(parent.start(["-c", "pass"], "redis")["done"]) == 0
+    server = parent.server
+    before = server.memory_info().shared
+    # when it is asked for nothing, then they go
+    eventually(lambda: server.memory_info().shared < before / 2)
+    # and it forks as before
+    assert parent.wait(parent.start(["-c", "import redis"])["done"]) == 0
+
+
 def test_a_variable_that_is_read_at_the_start_needs_a_fresh_interpreter(parent: Parent) -> None:
     for name in ("PYTHONHASHSEED", "LD_PRELOAD", "MALLOC_ARENA_MAX"):
         refused = parent.start(SLEEPS, **{name: "1"})

@@ -29,12 +29,13 @@ PROGRAMS = ("workers.gpu", "workers.ingest", "workers.recorder", "streamer.cli s
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Up]]:
     """Start `streamer up` in one and the same data directory. Its model is elsewhere: a worker that
-    loads one takes five seconds of processor time at each start."""
+    loads one takes five seconds of processor time at each start. With `demo` it loads that one."""
     started: list[Up] = []
     model = ("--model", "elsewhere", "--backend", "openai", "--base-url", "http://127.0.0.1:1/v1")
 
-    def make(**variables: str) -> Up:
-        started.append(Up(tmp_path / "data", *model, fresh=True, **variables))
+    def make(*, demo: bool = False, **variables: str) -> Up:
+        arguments = () if demo else model
+        started.append(Up(tmp_path / "data", *arguments, fresh=True, **variables))
         return started[-1]
 
     yield make
@@ -133,6 +134,26 @@ def test_what_dies_is_started_again_and_nothing_is_forgotten(
     assert not up.run_file.exists()
     with pytest.raises(StreamerError, match="Nothing is running here"):
         Service(up.settings)
+
+
+@pytest.mark.slow
+def test_an_idle_installation_gives_back_the_pages_of_libraries(
+    start: Callable[..., Up], tmp_path: Path, eventually: Callable[..., None]
+) -> None:
+    # given one that has nothing to do
+    up = start(demo=True)
+    up.wait_ready()
+    programs = {word: up.find(word)[0] for word in (*PROGRAMS, "streamer fork server")}
+    programs["streamer up"] = psutil.Process(up.process.pid)
+    for word, program in programs.items():
+        # then each has little more of them than what it uses now; PyTorch's are 140 MB
+        most = (40 if word == "workers.gpu" else 9) << 20
+        eventually(lambda: program.memory_info().shared < most, message=f"{word} keeps them")  # noqa: B023
+    # and it answers
+    video = tmp_path / "clip.mp4"
+    write_video(video, seconds=2.0)
+    answered = up.cli("analyze", str(video), "--prompt", "What is there?")
+    assert answered.returncode == 0, answered.stderr
 
 
 @pytest.mark.slow
