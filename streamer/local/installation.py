@@ -34,15 +34,26 @@ MIN_SERVER_MEMORY = 256 << 20
 MIN_SERVER_UPTIME = 10.0
 """Seconds: a server that ends again sooner than this is not restarted a second time."""
 
+_COMMON = (
+    "encodings.idna",
+    "workers.ingest.__main__",
+    "streamer.cli.app",
+    "streamer.api.server",
+    "workers.recorder.__main__",
+)
+
 SHARED_MODULES = {
-    "workers.gpu": ("encodings.idna", "workers.gpu.__main__"),
-    "workers.ingest": ("encodings.idna", "workers.ingest.__main__"),
-    "workers.recorder": ("encodings.idna", "workers.recorder.__main__"),
-    "workers.mqtt": ("encodings.idna", "workers.mqtt.__main__"),
-    "streamer.cli": ("encodings.idna", "streamer.cli.app", "streamer.api.server"),
+    "workers.gpu": ("encodings.idna", "workers.gpu.__main__"),  # the slowest waits for no more
+    "workers.ingest": _COMMON,
+    "workers.recorder": _COMMON,
+    "workers.mqtt": (*_COMMON, "workers.mqtt.__main__"),
+    "streamer.cli": _COMMON,
 }
-"""What programs import when they start, by their module; no PyTorch, and nothing with threads. The
-fork server imports it by name: the service starts workers as programs and does not use them."""
+"""What is imported before a program is forked, by its module; no PyTorch, and nothing with threads.
+To import writes to the modules that are there already. So all programs but the first are forked
+from the same ones, even if they do not use all of them: those of an earlier fork would be copies.
+The fork server imports them by name: the service starts workers as programs and does not use them.
+"""
 
 _SUPERVISOR_SECONDS = 2.0  # that the supervisor of the GPUs gets to kill workers which take longer
 _LOOK_SECONDS = 5.0  # between two looks whether a stream has a history
