@@ -1,14 +1,18 @@
 """Measure a start of the service, and what it holds while it has nothing to do.
 
-    .venv/bin/python benchmarks/start.py [--rounds 3] [--idle 15] [--json]
+    .venv/bin/python benchmarks/start.py [--rounds 3] [--idle 60] [--json]
 
 1. `python -m workers.gpu` starts with the demo model: time and CPU time until it says `ready`.
 2. `streamer up` starts with the demo model and no cameras: time until everything is ready. After
    `--idle` seconds, the memory of each of its programs (PSS: what they share is counted once) and
-   the CPU time that they take.
+   the CPU time that they take. Then it is asked about pictures, and idles again.
+
+Nothing else may use PyTorch on this machine: the memory that programs share would count less.
 """
 
 import argparse
+import base64
+import json
 import os
 import re
 import statistics
@@ -20,7 +24,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
+import cv2
+import numpy as np
 import psutil
 from report import cpu_seconds, publish
 
@@ -42,12 +49,14 @@ NAMES = {
 READY = r"(?s)The model is ready|^(?!.*The model is loading).*Press Ctrl-C"
 """What `streamer up` prints when everything is ready, the model too."""
 
+QUESTIONS = 11
+
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3, help="starts of a model worker")
-    parser.add_argument("--idle", type=float, default=15.0, help="seconds that the service idles")
+    parser.add_argument("--idle", type=float, default=60.0, help="seconds that the service idles")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -60,6 +69,12 @@ def main() -> None:
         ("idle: CPU seconds a minute", service["cpu_seconds_per_minute"]),
         ("idle: memory, MB", sum(service["memory_mb"].values())),
         *((f"idle: memory of {name}, MB", mb) for name, mb in service["memory_mb"].items()),
+        ("milliseconds until the first answer after it", service["answers_ms"][0]),
+        ("until each of the next, median", statistics.median(service["answers_ms"][1:])),
+        ("minor page faults of model worker for the first", service["faults_of_answers"][0]),
+        ("for each of the next, median", statistics.median(service["faults_of_answers"][1:])),
+        ("idle again: memory, MB", sum(service["memory_again_mb"].values())),
+        ("idle again: memory of model worker, MB", service["memory_again_mb"]["model worker"]),
     ]
     publish({"worker": worker, "service": service}, ("", "value"), rows)
 
@@ -88,16 +103,60 @@ def measure_service(folder: Path, idle: float) -> dict[str, Any]:
         before = sum(map(cpu_seconds, family))
         time.sleep(idle)
         used = sum(map(cpu_seconds, family)) - before
-        memory: dict[str, float] = {}
-        for process in family:
-            line = " ".join(process.cmdline())
-            name = next((name for part, name in NAMES.items() if part in line), "others")
-            memory[name] = memory.get(name, 0.0) + process.memory_full_info().pss / 1e6
+        memory = memory_of(family)
+        url = json.loads((folder / "run.json").read_text())["api_url"]
+        (worker,) = (each for each in family if "workers.gpu" in " ".join(each.cmdline()))
+        answers, faults = [], []
+        for number in range(QUESTIONS):
+            had = minor_faults(worker)
+            answers.append(milliseconds_to_answer(url, number))
+            faults.append(minor_faults(worker) - had)
+        time.sleep(idle)
+        again = memory_of(family)
     return {
         "seconds": seconds,
         "cpu_seconds_per_minute": 60 * used / idle,
         "memory_mb": memory,
+        "answers_ms": answers,
+        "faults_of_answers": faults,
+        "memory_again_mb": again,
     }
+
+
+def memory_of(family: list[psutil.Process]) -> dict[str, float]:
+    """Return the memory of programs by their names, megabytes."""
+    memory: dict[str, float] = {}
+    for process in family:
+        line = " ".join(process.cmdline())
+        name = next((name for part, name in NAMES.items() if part in line), "others")
+        memory[name] = memory.get(name, 0.0) + process.memory_full_info().pss / 1e6
+    return memory
+
+
+def minor_faults(process: psutil.Process) -> int:
+    """Return how often a process had to wait until a page was mapped that was in memory."""
+    stat = Path(f"/proc/{process.pid}/stat").read_text()
+    return int(stat.rpartition(")")[2].split()[7])
+
+
+def milliseconds_to_answer(url: str, number: int) -> float:
+    """Ask the API at `url` about a picture that it has not seen yet; return how long it takes."""
+    noise = np.random.default_rng(number).integers(0, 256, (448, 448, 3), np.uint8)
+    jpeg = base64.b64encode(cv2.imencode(".jpg", noise)[1].tobytes()).decode()
+    content = [
+        {"type": "text", "text": "What is there?"},
+        {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{jpeg}"}},
+    ]
+    asked = {"model": "demo", "messages": [{"role": "user", "content": content}], "max_tokens": 8}
+    request = Request(
+        f"{url}/v1/chat/completions",
+        json.dumps(asked).encode(),
+        {"Content-Type": "application/json"},
+    )
+    began = time.monotonic()
+    with urlopen(request, timeout=60) as response:
+        response.read()
+    return 1000 * (time.monotonic() - began)
 
 
 @contextmanager
