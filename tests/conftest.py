@@ -207,7 +207,7 @@ def api(client: Service) -> Iterator["TestClient"]:
 def eventually() -> Callable[..., None]:
     """Wait until another process makes a condition true: `eventually(lambda: ...)`."""
 
-    def wait(condition: Callable[[], object], timeout: float = 60.0, message: str = "") -> None:
+    def wait(condition: Callable[[], object], timeout: float = 120.0, message: str = "") -> None:
         deadline = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > deadline:

@@ -46,7 +46,7 @@ class Slot:
         except BaseException as error:
             self.outcome = error
 
-    def join(self, timeout: float = 20.0) -> None:
+    def join(self, timeout: float = 120.0) -> None:
         self._thread.join(timeout)
         assert not self._thread.is_alive(), "still running"
         if isinstance(self.outcome, BaseException) and not isinstance(self.outcome, GiveBack):

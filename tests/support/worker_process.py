@@ -29,7 +29,7 @@ class WorkerProcess:
         """Everything that the process has written so far."""
         return self.log.read_text(errors="replace")
 
-    def wait_for(self, text: str, timeout: float = 60.0) -> None:
+    def wait_for(self, text: str, timeout: float = 120.0) -> None:
         """Wait until it has written `text`; fail when it ends or `timeout` passes first."""
         deadline = time.monotonic() + timeout
         while text not in self.output:
@@ -39,7 +39,7 @@ class WorkerProcess:
                 pytest.fail(f"no {text!r} within {timeout} s:\n{self.output}")
             time.sleep(0.02)
 
-    def wait(self, timeout: float = 60.0) -> int:
+    def wait(self, timeout: float = 120.0) -> int:
         """Wait for the end and return the exit code."""
         return self.process.wait(timeout)
 

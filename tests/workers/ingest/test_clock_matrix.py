@@ -124,7 +124,7 @@ def test_a_job_of_a_living_worker_is_not_lost_whatever_the_clocks_are(
                 slots=slots,
                 functions={"hold": hold},
                 stopping=stopping,
-                lease=3.0,
+                lease=60.0,
                 on_failed=lambda job, code, _: lost.append(f"{job.id} {code}"),
                 poll=0.1,
                 clock=connections.clock,

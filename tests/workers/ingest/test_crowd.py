@@ -72,7 +72,7 @@ def test_dozens_of_streams_run_side_by_side_and_faults_of_some_disturb_no_other(
             attach(client, url)
             for url in (f"rtsp://127.0.0.1:{mute.port}/x", "rtsp://127.0.0.1:1/x")
         ]
-        eventually(lambda: states(client).count(StreamState.RUNNING) == 24, timeout=60)
+        eventually(lambda: states(client).count(StreamState.RUNNING) == 24, timeout=240)
         # adding and removing streams in the middle disturbs no other
         gone = good.pop(7)
         client.detach(gone.name)
@@ -81,10 +81,7 @@ def test_dozens_of_streams_run_side_by_side_and_faults_of_some_disturb_no_other(
         eventually(lambda: client.stream(late.id).state is StreamState.RUNNING)
         eventually(lambda: not client.frames.count(gone.id))
         before = {stream.id: stream.counters.sampled for stream in client.streams()}
-        eventually(
-            lambda: all(client.stream(s.id).counters.sampled > before[s.id] for s in good),
-            timeout=40,
-        )
+        eventually(lambda: all(client.stream(s.id).counters.sampled > before[s.id] for s in good))
     assert all(client.stream(stream.id).counters.reconnects == 0 for stream in good)
 
 
@@ -122,7 +119,7 @@ def test_a_worker_that_was_given_up_and_returns_abandons_its_streams(
     os.kill(frozen.process.pid, signal.SIGSTOP)
     try:
         worker_process("ingest", STREAMER_LEASE="2")
-        eventually(lambda: client.stream(stream.id).worker not in (None, owner), timeout=20)
+        eventually(lambda: client.stream(stream.id).worker not in (None, owner))
     finally:
         os.kill(frozen.process.pid, signal.SIGCONT)
     eventually(lambda: "job_taken_over" in frozen.output)

@@ -44,7 +44,7 @@ def test_a_stream_that_has_ended_leaves_nothing_for_the_garbage_collector(
             slot.stop()
             slot.outcome = None  # its traceback has the frames of the run
             del slot.run
-        eventually(lambda: not any(ref() for ref in left), timeout=20.0)
+        eventually(lambda: not any(ref() for ref in left))
     finally:
         gc.enable()
 

@@ -211,7 +211,7 @@ def test_detaching_a_recording_stops_it(
     with bench.run(spec) as slot:
         eventually(lambda: bench.requests(FILES))
         bench.registry.delete(spec.id)
-        slot.join(2.0)
+        slot.join()
     assert bench.frames.count(spec.id) == 0
 
 

@@ -115,11 +115,12 @@ def test_an_idle_worker_gets_the_clips_of_the_streams_that_it_knows(
     eventually(lambda: office.has_room(one) and office.has_room(two))
     office.know("door", one)
     office.know("yard", two)
-    # when clips of their streams come, in turn, fewer than fill half of their slots
+    # when clips of their streams come, in turn, fewer than fill half of their slots; and none while
+    # another one waits, which a worker that has just taken its own would take too
     for number in range(1, 4):
-        for stream in ("door", "yard"):
+        for stream, worker in (("door", one), ("yard", two)):
             office.submit(stream)
-        eventually(lambda n=number: len(one.took) == len(two.took) == n)
+            eventually(lambda w=worker, n=number: len(w.took) == n)
     # then each is woken for its own
     assert set(one.took) == {"door"}
     assert set(two.took) == {"yard"}
