@@ -15,6 +15,9 @@ _START_TIMEOUT = 10.0
 _MAX_CLIENTS = 128
 """Clients that are served at once; others wait. The server reads the file in a thread for each."""
 
+_LOOK_FOR_STOP = 0.05
+"""Seconds between two looks whether a client that is waited for has gone."""
+
 _SUFFIXES = frozenset({".mp4", ".mkv"})
 
 
@@ -96,7 +99,9 @@ class LoopbackCamera:
 
     async def _serve(self) -> None:
         from aio_rtsp_toolkit.server import RtspServer
+        from aio_rtsp_toolkit.server_session import RtspServerSession
 
+        RtspServerSession._threadsafe_queue_put = _put_once
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._loop.set_default_executor(ThreadPoolExecutor(_MAX_CLIENTS, "loopback-camera"))
         # Clients that `stop` cuts off raise errors of no interest.
@@ -108,6 +113,31 @@ class LoopbackCamera:
         await self._stop.wait()
         with contextlib.suppress(TimeoutError):  # it waits for clients to disconnect
             await asyncio.wait_for(server.close(), 0.1)
+
+
+def _put_once(
+    _session: object,
+    loop: asyncio.AbstractEventLoop,
+    queue: "asyncio.Queue[object]",
+    item: object,
+    stopped: threading.Event,
+) -> bool:
+    """Put what a session is to send into its queue; return False if the session has ended first.
+
+    The library's own function gives up when there is no room for 50 ms, and tries again: the first
+    attempt may have succeeded meanwhile, and a busy machine then sends a picture twice.
+    """
+    putting = asyncio.run_coroutine_threadsafe(queue.put(item), loop)
+    while not stopped.is_set():
+        try:
+            putting.result(_LOOK_FOR_STOP)
+            return True
+        except TimeoutError:
+            continue
+        except Exception:  # the loop has ended
+            return False
+    putting.cancel()
+    return False
 
 
 class _Silent:

@@ -207,6 +207,7 @@ class ThreadWorker(BaseWorker):
         self._on_missing = on_missing
         self._defer = defer
         self._taking = 0
+        self._bulk = 0  # jobs of a lower priority that ran when one was last taken
         self._slots: dict[str, Slot] = {}
         self._changed = threading.Condition()
         self._wants_nudge = False
@@ -373,7 +374,10 @@ class ThreadWorker(BaseWorker):
             queues,
             self.name,
             self._now(),
-            room=(self._has_room(queues, self._free + 1), self._has_room(queues, self._free)),
+            room=(
+                self._has_room(queues, self._free + 1, self._bulk),
+                self._has_room(queues, self._free, self._bulk + 1),
+            ),
             room_ms=math.ceil(2000 * self._poll),
         )
         if isinstance(taken, bool):
@@ -386,9 +390,11 @@ class ThreadWorker(BaseWorker):
             self._pass_over(taken)
         return True
 
-    def _has_room(self, queues: Sequence[Queue], free: int) -> bool:
-        """Return whether jobs of `queues` may be left to this worker, with `free` slots."""
-        return len(queues) == len(self.queues) and 2 * free >= self._slot_count
+    def _has_room(self, queues: Sequence[Queue], free: int, bulk: int) -> bool:
+        """Return whether jobs of `queues` may be left to this worker, with `free` slots and `bulk`
+        jobs of a lower priority."""
+        takes_all = len(queues) == len(self.queues) and bulk < self._slot_count - self._reserved
+        return takes_all and 2 * free >= self._slot_count
 
     def _open_queues(self) -> list[Queue]:
         """Return the queues to take jobs from; wait a while when all slots are busy."""
@@ -398,11 +404,11 @@ class ThreadWorker(BaseWorker):
                 return []  # ask `defer` again: the job that left the slot may be for another worker
             if self.stopping.is_set():
                 return []
-            bulk = sum(
+            self._bulk = sum(
                 not slot.resting and slot.queue not in self._tiers[0]
                 for slot in list(self._slots.values())
             )
-            self._wants_nudge = bulk >= self._slot_count - self._reserved
+            self._wants_nudge = self._bulk >= self._slot_count - self._reserved
             self._taking = 1
             return list(self._tiers[0]) if self._wants_nudge else self._in_turn()
 

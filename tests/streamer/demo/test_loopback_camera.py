@@ -1,6 +1,7 @@
 import os
 import socket
 import threading
+import time
 from contextlib import ExitStack
 from itertools import pairwise
 from pathlib import Path
@@ -35,6 +36,23 @@ def test_it_serves_a_file_in_a_loop_at_its_own_pace(
     assert later[-1].time - later[0].time == pytest.approx(19 / 25, abs=0.2)
     # and the server's own chatter is not to be seen
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_busy_machine_sends_every_picture_once(tmp_path: Path) -> None:
+    write_video(tmp_path / "v.mp4", seconds=1)
+    numbers: list[int] = []
+    with (
+        LoopbackCamera(tmp_path / "v.mp4") as camera,
+        Source(camera.url, live=True, open_timeout=60.0, read_timeout=60.0) as source,
+    ):
+        assert camera._loop is not None
+        for frame in source:
+            numbers.append(number_of(frame.image.to_ndarray(format="rgb24")))
+            if len(numbers) == 75:
+                break
+            # when the server is held up for longer than its packets wait for room
+            camera._loop.call_soon_threadsafe(time.sleep, 0.06)
+    assert numbers == [n % 25 for n in range(75)]
 
 
 def test_several_may_watch(tmp_path: Path) -> None:

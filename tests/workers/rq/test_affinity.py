@@ -21,8 +21,8 @@ from workers.rq.thread_worker import ThreadWorker
 
 Eventually = Callable[..., None]
 
-ASLEEP = 20.0
-"""Seconds until a worker looks for work by itself: those of a test are over by then."""
+ASLEEP = 600.0
+"""Seconds until a worker looks for work by itself: a test has failed by then."""
 
 
 class Worker:
@@ -137,15 +137,18 @@ def test_the_worker_that_takes_a_clip_of_a_stream_gets_the_next(
     assert sorted([len(one.took), len(two.took)]) == [0, 8]
 
 
+@pytest.mark.parametrize("first", [1, 6], ids=["after the first", "all together"])
 def test_a_busy_worker_leaves_its_streams_to_others_at_once(
-    office: Office, eventually: Eventually
+    office: Office, eventually: Eventually, first: int
 ) -> None:
-    # given a worker with two slots, and more clips of its stream than it can hold
+    # given a worker with two slots, one of them for queries, and more clips of its stream
     one = office.worker(slots=2, poll=ASLEEP).start()
     two = office.worker(slots=64, poll=ASLEEP).start()
     eventually(lambda: office.has_room(one) and office.has_room(two))
     office.know("door", one)
-    office.submit("door", 6)
+    office.submit("door", first)
+    eventually(lambda: one.took)
+    office.submit("door", 6 - first)
     # then the other takes the rest, though nothing but the first worker was woken for some of them
     eventually(lambda: len(one.took) + len(two.took) == 6)
     assert 1 <= len(one.took) <= 2
