@@ -55,7 +55,7 @@ def take_all(client: redis.Redis) -> list[float]:
         slots=1,
         functions={"job": lambda: reported.append(context.wait_behind())},
         stopping=threading.Event(),
-        lease=6.0,
+        lease=60.0,
         poll=0.1,
         on_failed=lambda *_: None,
     ).work(burst=True)

@@ -141,7 +141,7 @@ class Site:
             slots=1,
             functions={CLIP_JOB: self._answer},
             stopping=self.stopping,
-            lease=6.0,
+            lease=60.0,
             on_failed=lambda *_: None,
             poll=0.1,
         )

@@ -239,7 +239,7 @@ def test_no_answer_of_a_busy_worker_is_lost_or_an_error_over_a_cut(
             slots=8,
             functions={CLIP_JOB: clip_job.answer_clip},
             stopping=own.stopping,
-            lease=3.0,
+            lease=12.0,
             on_failed=lambda job, code, _: failed.append(f"{job.id} {code}"),
             outage=own.connections.outage,
         )

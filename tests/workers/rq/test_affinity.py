@@ -39,7 +39,7 @@ class Worker:
             slots=slots,
             functions={CLIP_JOB: self._job},
             stopping=self.stopping,
-            lease=12.0,
+            lease=60.0,
             poll=poll,
             on_failed=lambda *_: None,
         )

@@ -69,7 +69,7 @@ class Desk:
             tier=tier,
             functions={"job": self._job},
             stopping=self.stopping,
-            lease=6.0,
+            lease=60.0,
             poll=0.1,
             on_failed=lambda *_: None,
         )
