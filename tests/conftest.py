@@ -13,6 +13,7 @@ import pytest
 import redis
 import structlog
 
+from streamer.clock import ServerClock, SystemClock
 from streamer.local.redis_server import EmbeddedServer
 from streamer.media import onvif
 from streamer.redis_client.connections import Connections, connect
@@ -201,6 +202,18 @@ def api(client: Service) -> Iterator["TestClient"]:
 
     with TestClient(create_app(client), base_url="http://127.0.0.1:8080") as opened:
         yield opened
+
+
+@pytest.fixture
+def now(monkeypatch: pytest.MonkeyPatch) -> float:
+    """The time of all clocks of this process, in seconds since the Unix epoch: it stands still.
+
+    What a test calls a second old then is that, however long the test takes.
+    """
+    moment = time.time()
+    for kind in (SystemClock, ServerClock):
+        monkeypatch.setattr(kind, "time", lambda _: moment)
+    return moment
 
 
 @pytest.fixture

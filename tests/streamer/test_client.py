@@ -192,9 +192,8 @@ def test_now_is_the_newest_frame(client: Service) -> None:
     assert asked_frames(client, two.id) == [now - 2, now - 1]
 
 
-def test_a_past_range_is_spread_over(client: Service) -> None:
+def test_a_past_range_is_spread_over(now: float, client: Service) -> None:
     stream = live(client)
-    now = time.time()
     add_frames(client, stream, [now - 60 + n for n in range(60)])
     query = client.ask("What happened?", "door", since="-41.5s", until="-20.5s", max_frames=5)
     ages = [round(now - moment) for moment in asked_frames(client, query.id)]

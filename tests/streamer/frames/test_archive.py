@@ -226,7 +226,7 @@ class Slow(Archive):
 
     def write(self, stream_id, frames):
         self.entered.set()
-        self.released.wait(30)
+        self.released.wait(120)
         super().write(stream_id, frames)
 
 
@@ -237,7 +237,7 @@ def test_a_disk_that_hangs_costs_frames_of_the_archive_and_nothing_else(tmp_path
     picture = random.Random(1).randbytes(1000)
     lost = [writer.put(frame(s)[0], picture) for s in range(250)]
     # then put does not wait, and counts each frame that does not fit
-    assert slow.entered.wait(20)
+    assert slow.entered.wait(60)
     assert sum(lost) == 150
     assert lost[:100] == [0] * 100
     # and close gives up, but accepted frames are written when the disk recovers

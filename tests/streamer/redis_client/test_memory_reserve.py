@@ -117,7 +117,7 @@ class Answerer:
             slots=4,
             functions={CLIP_JOB: self.answer},
             stopping=self.stopping,
-            lease=3.0,
+            lease=60.0,
             on_failed=lambda *_: None,
             outage=Outage(client=client.connections.main, max_pause=0.5),
         )

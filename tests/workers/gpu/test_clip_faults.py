@@ -215,8 +215,17 @@ def test_an_engine_that_breaks_down_leaves_its_requests_to_others(
 
 
 def test_a_worker_that_is_stuck_releases_its_requests(own):
-    own.engine.step = lambda: time.sleep(0.05) or True
-    threading.Timer(0.3, own.fail, ["it hangs"]).start()
+    # given an engine that hangs with a request in it
+    failed: list[str] = []
+
+    def step() -> bool:
+        time.sleep(0.05)
+        if own.engine.stats()["submitted"] and not failed:
+            failed.append("it hangs")
+            own.fail(failed[0])
+        return True
+
+    own.engine.step = step
     (outcome,) = ask_at_once(own, request(own))
     assert isinstance(outcome, BrokeDown)
 
@@ -255,10 +264,10 @@ def test_a_suspect_that_waits_for_the_engine_can_be_stopped(own):
     def occupy():
         with own.isolation.enter(alone=False, check=lambda: None):
             occupied.set()
-            gone.wait(20)
+            gone.wait(120)
 
     threading.Thread(target=occupy).start()
-    occupied.wait(20)
+    assert occupied.wait(60)
     # when the worker is stopped while a suspect waits
     context.enter_slot(threading.Event(), last_attempt=True)
     threading.Timer(0.3, own.stopping.set).start()

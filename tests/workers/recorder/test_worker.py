@@ -248,7 +248,7 @@ def test_the_process_records_everything_although_it_is_killed_once(
     eventually(lambda: pending(redis_client) == 0)
     timeline.close()
     second.terminate()
-    assert second.wait(timeout=5) == 0
+    assert second.wait() == 0
 
 
 @pytest.mark.parametrize(
