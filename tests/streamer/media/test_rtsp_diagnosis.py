@@ -130,9 +130,12 @@ def test_a_user_without_a_password(offer: str) -> None:
     with ScriptedServer(requiring(offer)) as server:
         for user in ("admin@", "admin:@"):
             server.requests.clear()
-            with pytest.raises(StreamerError, match="sent nothing"):  # it is let in
-                inspect_source(f"rtsp://{user}127.0.0.1:{server.port}/live", timeout=1.0)
-            assert any("authorization" in request.headers for request in server.requests)
+            for timeout in (1.0, 10.0):  # a busy machine needs longer
+                with pytest.raises(StreamerError, match="sent nothing"):  # it is let in
+                    inspect_source(f"rtsp://{user}127.0.0.1:{server.port}/live", timeout=timeout)
+                if let_in := any("authorization" in each.headers for each in server.requests):
+                    break
+            assert let_in
 
 
 def redirecting(status: int, location: str | None) -> Script:
