@@ -7,13 +7,14 @@ import pytest
 import redis
 from redis.connection import AbstractConnection
 
-_CONNECTING = {"AUTH", "CLIENT", "HELLO", "PING", "SELECT"}
-"""What opens a connection, or asks whether it is still there after a while."""
+_BESIDE = {"AUTH", "CLIENT", "HELLO", "PING", "SELECT", "TIME"}
+"""What opens a connection, asks whether it is still there after a while, or sets a clock every few
+seconds."""
 
 
 def commands_of(client: redis.Redis, call: Callable[[], object]) -> list[str]:
     """Return the names of the commands that the server receives while `call` runs; what a script
-    does counts as its one command."""
+    does counts as its one command. Not those that connections and clocks send by themselves."""
     sent: list[str] = []
     with client.monitor() as commands:
         call()
@@ -22,7 +23,7 @@ def commands_of(client: redis.Redis, call: Callable[[], object]) -> list[str]:
             name = command["command"].split()[0].upper()
             if name == "ECHO":
                 break
-            if command["client_type"] != "lua" and name not in _CONNECTING:
+            if command["client_type"] != "lua" and name not in _BESIDE:
                 sent.append(name)
     return sent
 
@@ -47,14 +48,14 @@ class Trips:
 
 
 def counted_trips(monkeypatch: pytest.MonkeyPatch) -> Trips:
-    """Return the round trips that this process makes from now on, but for those that open
-    connections."""
+    """Return the round trips that this process makes from now on, but for those that connections
+    and clocks make by themselves."""
     trips, send = Trips(), AbstractConnection.send_packed_command
 
     def counted(self: AbstractConnection, command: Any, *args: Any, **options: Any) -> Any:
         data = command if isinstance(command, bytes) else b"".join(command)
         name = data.split(b"\r\n", 3)[2].decode()
-        if name not in _CONNECTING:
+        if name not in _BESIDE:
             trips.commands.append(_count(data))
             trips.sent.append(name)
         return send(self, command, *args, **options)
