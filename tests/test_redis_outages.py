@@ -125,7 +125,7 @@ def service(
                 },
             )
             assert made.status_code == 201, made.text
-            deadline = time.monotonic() + 60
+            deadline = time.monotonic() + 120
             while running.ask().status_code != 202 and time.monotonic() < deadline:
                 time.sleep(0.1)
             while not running.settled() and time.monotonic() < deadline:
@@ -138,7 +138,7 @@ def service(
 
 def _await_word(up: Up, program: str, word: str) -> None:
     log = up.data_dir / "logs" / f"{program}.log"
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not log.is_file() or word not in log.read_text():
         assert time.monotonic() < deadline, f"{program} has not logged {word}:\n{up.output}"
         time.sleep(0.05)

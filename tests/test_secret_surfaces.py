@@ -261,7 +261,7 @@ def test_no_surface_shows_a_password(
             streams = http.get("/v1/streams").json()["streams"]
             return len(streams) == 4 and all(stream["error"] for stream in streams)
 
-        eventually(settled, timeout=60.0)
+        eventually(settled)
         call("GET", "/v1/streams")
         call("GET", "/v1/streams/locked")
         call("GET", "/metrics")
@@ -274,7 +274,7 @@ def test_no_surface_shows_a_password(
             for where, found in redis_content(redis_client):
                 surfaces.add(f"redis {where}", found)
             client.cancel(query.id)
-        eventually(lambda: http.get("/v1/results").json()["results"], timeout=60.0)
+        eventually(lambda: http.get("/v1/results").json()["results"])
         call("GET", "/v1/results")
 
     # and one who looks at the list of processes while a camera keeps a command waiting
@@ -286,7 +286,7 @@ def test_no_surface_shows_a_password(
             stderr=subprocess.DEVNULL,
         )
         try:
-            eventually(lambda: silent.accepted, timeout=60.0)
+            eventually(lambda: silent.accepted)
             for process in (waiting.pid, *(p.process.pid for p in programs.values())):
                 for each in (psutil.Process(process), *psutil.Process(process).children(True)):
                     surfaces.add(f"title of {each.pid}", "\0".join(each.cmdline()))

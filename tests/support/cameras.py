@@ -34,7 +34,7 @@ def _why_not() -> str | None:
         "from gi.repository import Gst, GstRtspServer; Gst.init(None);"
         "assert all(Gst.ElementFactory.find(e) for e in ('rtph264pay', 'h264parse', 'h265parse'))"
     )
-    run = subprocess.run([_SYSTEM_PYTHON, "-c", check], capture_output=True, timeout=30)
+    run = subprocess.run([_SYSTEM_PYTHON, "-c", check], capture_output=True, timeout=100)
     if run.returncode:
         return "gst-rtsp-server is not installed (CONTRIBUTING.md names the packages)"
     return None
@@ -128,7 +128,7 @@ class GstCamera:
                 pass_fds=(theirs.fileno(),),
             )
             theirs.close()
-            ours.settimeout(20)
+            ours.settimeout(100)
             line = ours.recv(64)
         if not line:
             raise RuntimeError(f"the test camera did not start: {self._log.read_text()}")
@@ -199,7 +199,7 @@ class SilentServer:
 
     def __exit__(self, *_: object) -> None:
         self._wake.close()
-        self._thread.join(5)
+        self._thread.join(60)
         self._done.close()
         for connection in (*self._open, self._listener):
             connection.close()

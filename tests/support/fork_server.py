@@ -232,7 +232,7 @@ def forked_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run_python(
-    arguments: Sequence[str], *, env: Mapping[str, str], timeout: float = 100.0
+    arguments: Sequence[str], *, env: Mapping[str, str], timeout: float = 200.0
 ) -> "subprocess.CompletedProcess[str]":
     """Run `python ARGUMENTS` to its end; it reads nothing, and its output is captured."""
     if not _server.can_start(env):

@@ -35,7 +35,7 @@ def clean_environment(**variables: str) -> dict[str, str]:
 
 
 def run_cli(
-    *arguments: str, timeout: float = 100.0, **variables: str
+    *arguments: str, timeout: float = 200.0, **variables: str
 ) -> "subprocess.CompletedProcess[str]":
     """Run the real program until it ends."""
     return run_python(
@@ -65,12 +65,12 @@ class Up:
                 ["-m", "streamer.cli", *arguments], env=environment, log=self.log
             )
 
-    def wait_ready(self, timeout: float = 100.0) -> dict[str, Any]:
+    def wait_ready(self, timeout: float = 200.0) -> dict[str, Any]:
         """Wait until it is ready, the model too; return the content of the run file."""
         self._wait(self._is_ready, timeout)
         return self.wait_reachable(timeout)
 
-    def wait_reachable(self, timeout: float = 100.0) -> dict[str, Any]:
+    def wait_reachable(self, timeout: float = 200.0) -> dict[str, Any]:
         """Wait for the run file and return its content; the model may still be loading."""
         self._wait(self.run_file.is_file, timeout)
         content: dict[str, Any] = json.loads(self.run_file.read_text())
@@ -125,7 +125,7 @@ class Up:
                     found.append(process)
         return found
 
-    def interrupt(self, number: int = signal.SIGINT, timeout: float = 30.0) -> int:
+    def interrupt(self, number: int = signal.SIGINT, timeout: float = 120.0) -> int:
         """Send a signal, wait for the end, and return the exit code."""
         self.process.send_signal(number)
         return self.process.wait(timeout)
@@ -140,14 +140,14 @@ class Up:
                 process.kill()
 
     def cli(
-        self, *arguments: str, timeout: float = 100.0, **variables: str
+        self, *arguments: str, timeout: float = 200.0, **variables: str
     ) -> "subprocess.CompletedProcess[str]":
         """Run the real `streamer` against this installation."""
         return run_cli(
             *arguments, timeout=timeout, STREAMER_DATA_DIR=str(self.data_dir), **variables
         )
 
-    def records(self, *arguments: str, timeout: float = 100.0) -> list[dict[str, Any]]:
+    def records(self, *arguments: str, timeout: float = 200.0) -> list[dict[str, Any]]:
         """Return the records that a command prints with --json; fail if it prints anything else."""
         done = self.cli(*arguments, "--json", timeout=timeout)
         assert done.returncode == 0, done.stderr
@@ -161,7 +161,7 @@ def shared_bytes(pid: int) -> int:
     return int(line.split()[1]) * 1024
 
 
-def wait_gone(processes: Sequence[psutil.Process], timeout: float = 20.0) -> None:
+def wait_gone(processes: Sequence[psutil.Process], timeout: float = 120.0) -> None:
     """Fail if one of `processes` does not end."""
     _, alive = psutil.wait_procs(processes, timeout=timeout)
     assert not alive, [p.cmdline() for p in alive if p.is_running()]
@@ -177,7 +177,7 @@ def model_path(tmp_path_factory: pytest.TempPathFactory) -> str:
         [sys.executable, "-m", "nvila_core.checkpoint.random_checkpoint", str(path)],
         check=True,
         capture_output=True,
-        timeout=100,
+        timeout=200,
     )
     return str(path)
 

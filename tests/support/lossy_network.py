@@ -78,5 +78,5 @@ class LossyNetwork:
 
 def _run(command: str, given: str | None = None) -> str:
     """Return the error message of `command`, or "" if it succeeded."""
-    done = subprocess.run(command.split(), input=given, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(command.split(), input=given, capture_output=True, text=True, timeout=100)
     return done.stderr.strip() or "failed" if done.returncode else ""

@@ -145,7 +145,7 @@ class MoodyRedis:
                 yield
             finally:
                 self.admin.execute_command("SCRIPT", "KILL")
-                script.join(20)
+                script.join(60)
 
     def _loop(self) -> None:
         with (

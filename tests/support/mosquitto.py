@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-_START = 30.0
+_START = 100.0
 
 
 class Broker:
@@ -79,7 +79,7 @@ class Broker:
         """Stop it; what it keeps is there when it starts again."""
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(30)
+            self._process.wait(100)
             self._process = None
 
 
@@ -111,7 +111,7 @@ class Listener:
         self._client.on_message = self._hear
         self._client.connect("127.0.0.1", broker.port)
         self._client.loop_start()
-        assert ready.wait(30)
+        assert ready.wait(100)
 
     def _hear(self, _client: Any, _data: Any, message: Any) -> None:
         self.heard.append((message.topic, message.payload, message.retain))

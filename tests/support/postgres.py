@@ -53,13 +53,13 @@ def postgres_port() -> Iterator[int]:
             yield port
         finally:
             server.terminate()
-            server.wait(60)
+            server.wait(120)
 
 
 def _await_server(port: int, server: "subprocess.Popen[bytes]") -> None:
     import psycopg
 
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while True:
         try:
             psycopg.connect(f"postgresql://test@127.0.0.1:{port}/postgres").close()

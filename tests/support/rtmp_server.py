@@ -66,7 +66,7 @@ class RtmpServer:
 
     def wait(self) -> None:
         """Wait until `url` delivers pictures."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while True:
             try:
                 inspect_source(self.url, 5)

@@ -38,7 +38,7 @@ class ScriptedServer:
     def __exit__(self, *_: object) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        self._thread.join(5)
+        self._thread.join(60)
 
     def connect(self) -> socket.socket:
         """Open a connection to it, with a time-out."""

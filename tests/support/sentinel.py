@@ -98,7 +98,7 @@ class SentinelSite:
 
     @staticmethod
     def _wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while True:
             with contextlib.suppress(redis.exceptions.RedisError, KeyError):
                 if condition():

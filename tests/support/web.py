@@ -71,7 +71,7 @@ class Site:
         self._halt.set()
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(10)
+        self._thread.join(60)
 
     def _answer(self, handler: BaseHTTPRequestHandler) -> None:
         path = unquote(urlsplit(handler.path).path)
@@ -79,7 +79,7 @@ class Site:
         if authorization := handler.headers["Authorization"]:
             self.logins.append((handler.headers["Host"], authorization))
         if path in self.stall:
-            self._halt.wait(20)
+            self._halt.wait(120)
             return
         if path in self.slow:
             self._trickle(handler, *self.slow[path])

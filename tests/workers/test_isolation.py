@@ -7,7 +7,7 @@ import pytest
 
 from workers.isolation import Isolation
 
-LONG = 20.0
+LONG = 120.0
 
 
 class Visitor(threading.Thread):

@@ -31,7 +31,7 @@ from nvila_core.checkpoint.random_checkpoint import Shape, write_checkpoint
 from nvila_core.engine.engine import BLOCK_SIZE
 from nvila_core.engine.prefix_keys import hash_tiles
 
-WAIT = 60
+WAIT = 120
 FOREVER = SamplingParams(max_tokens=100_000, ignore_eos=True)
 
 

@@ -14,7 +14,7 @@ from nvila_core import NVILA, Completion, Engine, PromptError, SamplingParams
 from nvila_core.demo import CHECKPOINT
 
 TOLERANCE = 1e-4
-WAIT = 60
+WAIT = 120
 
 
 @pytest.fixture(scope="module")

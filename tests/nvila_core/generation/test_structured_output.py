@@ -25,7 +25,7 @@ from nvila_core.generation.structured_output import (
 )
 from nvila_core.prompt.tokenizer import Tokenizer
 
-WAIT = 60
+WAIT = 120
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 COLOURS = ["red", "reddish", "dark blue", "blü ☂ 😀"]
 

@@ -36,7 +36,7 @@ from nvila_core.models.quantize import (
     weight_bytes,
 )
 
-WAIT = 60
+WAIT = 120
 CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 MAX_ERROR = {"int8": 0.015, "int4": 0.15, "fp8": 0.05}

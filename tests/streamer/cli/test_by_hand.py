@@ -29,12 +29,12 @@ def test_a_program_started_by_hand_becomes_the_worker(
         ["-m", "streamer.cli", "record"], env=clean_environment(**variables), log=log
     )
     try:
-        eventually(lambda: '"ready"' in log.read_text(), timeout=90)
+        eventually(lambda: '"ready"' in log.read_text(), timeout=200)
         process = psutil.Process(running.pid)
         assert process.children() == []
         assert process.cmdline()[1:] == ["-m", "workers.recorder"]
         running.send_signal(signal.SIGINT)
-        assert running.wait(30) == 0, log.read_text()
+        assert running.wait(120) == 0, log.read_text()
         assert "Traceback" not in log.read_text()
     finally:
         stop(running)
@@ -67,7 +67,7 @@ def test_programs_started_by_hand_do_the_same_job(
 
     try:
         for name in programs:
-            eventually(lambda name=name: '"ready"' in log(name), timeout=90, message=log(name))
+            eventually(lambda name=name: '"ready"' in log(name), timeout=200, message=log(name))
             # the program became the worker, there is no parent in between
             assert not psutil.Process(running[name].pid).children(), name
 
@@ -89,7 +89,7 @@ def test_programs_started_by_hand_do_the_same_job(
         for name in ("ingest", "record"):
             running[name].send_signal(signal.SIGINT)
         for name, process in running.items():
-            assert process.wait(30) == 0, log(name)
+            assert process.wait(120) == 0, log(name)
             assert "Traceback" not in log(name)
     finally:
         for process in running.values():

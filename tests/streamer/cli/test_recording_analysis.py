@@ -252,7 +252,7 @@ def test_a_recording_that_finds_all_slots_taken_says_so_and_ends(
     # and one that is patient is read when the slot is free
     client.detach(camera.id)
     patient = Analysis(client, stream, last_id, say=said.append)
-    eventually(lambda: patient.advance(0.1) == [] and patient.duration, timeout=60.0)
+    eventually(lambda: patient.advance(0.1) == [] and patient.duration)
 
 
 def test_a_recording_behind_another_one_waits_without_end(

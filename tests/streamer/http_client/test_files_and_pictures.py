@@ -19,7 +19,7 @@ from tests.support.relay import Relay
 from tests.support.videos import write_video
 
 CAMERA = "rtsp://me:hunter2@192.0.2.1/door"
-WAIT = 60
+WAIT = 120
 
 
 @pytest.fixture

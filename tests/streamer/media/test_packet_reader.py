@@ -42,7 +42,7 @@ def opened(path: Path, *, live: bool, step: float) -> PacketReader:
 
 
 def ended(reader: PacketReader, packets: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while reader.packets < packets:
         assert time.monotonic() < deadline
         time.sleep(0.01)

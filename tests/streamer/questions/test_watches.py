@@ -127,7 +127,7 @@ def test_of_many_who_edit_at_once_none_undoes_another(client: Service, yard: Str
     outcomes: list[object] = []
 
     def run(call: Callable[[], object]) -> None:
-        start.wait(30)
+        start.wait(120)
         outcomes.append(call())
 
     threads = [threading.Thread(target=run, args=(call,)) for call in calls]

@@ -94,7 +94,7 @@ def test_following_starts_with_what_is_new(results):
     first = []
     reader = threading.Thread(target=lambda: first.append(next(follower)))
     reader.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     number = 0
     while not first and time.monotonic() < deadline:  # until the follower has begun
         number += 1

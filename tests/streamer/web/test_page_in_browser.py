@@ -60,7 +60,7 @@ class Scene:
     @property
     def incident(self) -> str:
         """The id of the incident."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline:
             found = self.service.client.incidents.page(state="open").incidents
             if found:

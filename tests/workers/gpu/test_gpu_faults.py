@@ -135,6 +135,6 @@ def test_a_worker_that_is_stopped_does_not_restart(service, broken, eventually):
     # when it is stopped
     worker.terminate()
     # then it ends, although the engine does not, and the job is queued for the next
-    assert worker.wait(timeout=30) == 0
+    assert worker.wait() == 0
     assert '"restarting"' not in worker.output
     assert service.jobs.depths()["queries"] == 1

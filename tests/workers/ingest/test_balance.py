@@ -75,7 +75,7 @@ class Site:
     def stop(self, name: str) -> None:
         _, stopping, thread = self.workers.pop(name)
         stopping.set()
-        thread.join(30)
+        thread.join(120)
         assert not thread.is_alive()
 
     def close(self) -> None:

@@ -136,7 +136,7 @@ def test_a_job_of_a_living_worker_is_not_lost_whatever_the_clocks_are(
         queue.enqueue_call("hold", args=("x",), job_id="x", retry=Retry(max=1))
         for thread in threads:
             thread.start()
-        started.wait(30)
+        started.wait(120)
         # when both have cleaned up many times
         beats = [worker._heartbeat for worker in workers]
         for _ in range(20):
@@ -151,7 +151,7 @@ def test_a_job_of_a_living_worker_is_not_lost_whatever_the_clocks_are(
         )
         stopping.set()
         for thread in threads:
-            thread.join(30)
+            thread.join(120)
         context.install(None)
         assert lost == []
         assert Job.fetch("x", right.main, JSONSerializer).retries_left == 1

@@ -163,7 +163,7 @@ def come_and_go(client: Service, url: str, cycles: int, frames: int, abreast: in
 
     def one(_: int) -> None:
         stream = attach(client, url)
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 120
         while True:
             now = client.stream(stream.id)
             if now.counters.sampled >= frames if frames else now.error is not None:
@@ -192,7 +192,7 @@ def check_leaks(
     threads, descriptors, before = held.threads(), held.descriptors(), held.in_use()
     come_and_go(client, camera.url, cycles, frames=1)
     come_and_go(client, "rtsp://127.0.0.1:1/x", failures, frames=0)
-    eventually(lambda: held.threads() <= threads and held.descriptors() <= descriptors, timeout=40)
+    eventually(lambda: held.threads() <= threads and held.descriptors() <= descriptors)
     assert held.redis_connections() <= 24
     rest(client, eventually)
     megabytes, blocks = held.in_use()

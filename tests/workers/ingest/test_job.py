@@ -38,7 +38,7 @@ class StreamJob:
 
     def __exit__(self, *_: object) -> None:
         self.stopped.set()
-        self._thread.join(30)
+        self._thread.join(120)
         assert not self._thread.is_alive()
 
 

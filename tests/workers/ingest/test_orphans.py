@@ -109,7 +109,7 @@ def test_nothing_is_left_of_a_detached_stream(stage: Stage, history: str) -> Non
     )
     thread = threading.Thread(target=worker.work, kwargs={"burst": True})
     thread.start()
-    thread.join(30)
+    thread.join(120)
     stopping.set()
     assert not thread.is_alive()
     # then no record and no entry of its job is left, except what Redis deletes by itself

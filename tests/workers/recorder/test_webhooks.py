@@ -51,7 +51,7 @@ def make_sender(redis_client, settings, webhooks):
     yield make
     stopping.set()
     for each in made:
-        each.join(20)
+        each.join(120)
 
 
 def publish(events, n, type=EventType.RESULT_CREATED):

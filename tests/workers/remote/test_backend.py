@@ -245,7 +245,7 @@ def test_no_job_is_taken_while_the_server_wants_to_be_left_alone(own, server) ->
     asked = request(own, RequestKind.QUERY)
     thread = threading.Thread(target=ask)
     thread.start()
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not own.backend.closed():
         assert time.monotonic() < deadline
         time.sleep(0.01)
