@@ -161,7 +161,7 @@ def test_a_dead_receiver_delays_no_other(make_sender, webhooks, events, eventual
     with Receiver(hang) as dead, Receiver() as living:
         hanging, _ = webhooks.create(dead.url)
         made, _ = webhooks.create(living.url)
-        webhook_sender = make_sender()
+        webhook_sender = make_sender(time_limit=600.0)
         webhook_sender.relay()
         for n in range(30):
             publish(events, n)
