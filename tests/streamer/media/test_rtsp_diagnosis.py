@@ -283,9 +283,15 @@ def test_video_without_parameter_sets_is_named(loopback: LoopbackCamera) -> None
     assert port is not None
     with SilentOnParameters(port) as camera:
         url = camera.through(loopback.url)
-        with pytest.raises(StreamerError) as attached:
-            inspect_source(url, timeout=1.5)
-        probed = probe(url, limit=6.0)
+        for timeout in (1.5, 15.0):  # a busy machine needs longer
+            with pytest.raises(StreamerError) as attached:
+                inspect_source(url, timeout=timeout)
+            if attached.value.code is not ErrorCode.STREAM_TIMEOUT:
+                break
+        for limit in (6.0, 30.0):
+            probed = probe(url, limit=limit)
+            if probed.error is None or probed.error.code is not ErrorCode.STREAM_TIMEOUT:
+                break
     assert probed.error is not None
     for code, message in (
         (attached.value.code, attached.value.message),
