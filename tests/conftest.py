@@ -164,7 +164,8 @@ def _default_settings(valkey: EmbeddedServer) -> Settings:
     """Settings that are read once, because that takes longer than many a test."""
     with pytest.MonkeyPatch.context() as patch:
         _remove_own_variables(patch)
-        return Settings(redis_url=valkey.url, log_level="debug")
+        # on a busy machine a picture is soon old: tests/streamer/test_seen.py tests what follows
+        return Settings(redis_url=valkey.url, log_level="debug", stale_after=600.0)
 
 
 @pytest.fixture

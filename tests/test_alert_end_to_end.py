@@ -60,7 +60,7 @@ def test_a_parked_car_is_one_incident_whatever_is_killed(
         eventually(lambda: reported("incident.opened"), timeout=300)
         (opened,) = installation.records("incidents", "--open", "--stream", "gate")
         assert (opened["watch_id"], opened["title"]) == (watch["id"], "Car")
-        picture = httpx.get(installation.api_url + opened["snapshot"]["opened"])
+        picture = httpx.get(installation.api_url + opened["snapshot"]["opened"], timeout=120)
         assert picture.content.startswith(b"\xff\xd8")
         # and recorder and model worker are killed meanwhile
         for program in ("workers.recorder", "workers.gpu"):

@@ -20,6 +20,8 @@ from streamer.settings import Settings
 from streamer.timeline.results import Timeline
 from tests.support.relay import Relay
 
+HOUR = 3600.0
+
 READERS = 60
 
 
@@ -78,8 +80,11 @@ def result(name: str, **fields: object) -> Result:
     return Result(**values | {"prompt": "?", "text": "a dog"} | fields)
 
 
-def test_readers_of_a_frozen_database_stop_no_other_request(settings, database):
-    # given a stream, and a database that freezes
+def test_readers_of_a_frozen_database_stop_no_other_request(settings, database, monkeypatch):
+    # given a stream, and a database that freezes for as long as the test wants
+    defaults = (MAX_SEARCHES, HOUR)
+    monkeypatch.setattr(database_threads.DatabaseThreads.__init__, "__defaults__", defaults)
+    monkeypatch.setitem(Timeline.__init__.__kwdefaults__, "time_limit", HOUR)
     Timeline(database.url).close()
     client = Service(settings.model_copy(update={"database_url": database.url}))
     client.registry.create(StreamSpec(name="yard", url="rtsp://yard/", live=True), "rtsp://yard/")

@@ -44,7 +44,7 @@ pytestmark = pytest.mark.usefixtures("now")
 
 @pytest.fixture
 def client(settings: Settings) -> Iterator[Service]:
-    with Service(settings) as opened:
+    with Service(settings.model_copy(update={"stale_after": None})) as opened:
         opened.first_frame_wait = 0.0
         yield opened
 

@@ -163,7 +163,7 @@ def test_a_recorder_reports_what_it_uses_until_it_ends(
 def test_requests_are_counted_by_the_template_of_their_route(api_server: ApiServer) -> None:
     api_server.client.attach(URL, "yard", probe=False)
     with (
-        httpx.Client(base_url=api_server.url) as api,
+        httpx.Client(base_url=api_server.url, timeout=120) as api,
         connect(api_server.url.replace("http", "ws") + "/v1/ws") as socket,
         api.stream("GET", "/v1/events") as events,
     ):

@@ -113,7 +113,7 @@ def test_a_query_that_redis_lost_ends_too(api_server, client, redis_client):
 
 
 def test_an_unknown_query_is_an_error(api_server):
-    response = httpx.get(url(api_server, "qry_none"))
+    response = httpx.get(url(api_server, "qry_none"), timeout=120)
 
     assert response.status_code == 404
     assert response.json()["error"]["code"] == "UNKNOWN_QUERY"

@@ -200,10 +200,10 @@ def test_a_viewer_that_does_not_read_is_skipped_to_a_key_frame(
         jumps = [b for a, b in pairwise(shown) if b != (a + 1) % 24]
         assert jumps
         assert all(number % 12 == 0 for number in jumps)
-        metrics = httpx.get(f"{api_server.url}/metrics").text
+        metrics = httpx.get(f"{api_server.url}/metrics", timeout=120).text
         assert "streamer_video_viewers 2.0" in metrics
     eventually(lambda: films.viewers == 0)
-    metrics = httpx.get(f"{api_server.url}/metrics").text
+    metrics = httpx.get(f"{api_server.url}/metrics", timeout=120).text
     assert f"streamer_video_skips_total {films.skips:.1f}" in metrics
     assert films.skips > 0
 

@@ -181,7 +181,7 @@ def test_a_choice_counts_for_what_was_missed_too(url, events):
     ],
 )
 def test_a_wrong_wish_is_refused(url, parameters):
-    response = httpx.get(url, params=parameters)
+    response = httpx.get(url, params=parameters, timeout=120)
 
     assert response.status_code == 422
     assert response.json()["error"]["code"] == "INVALID_REQUEST"
@@ -201,7 +201,7 @@ def test_no_more_listeners_than_the_limit(url, monkeypatch):
 
     with listen(url) as reader:
         reader.next()
-        refused = httpx.get(url)
+        refused = httpx.get(url, timeout=120)
 
     assert refused.status_code == 429
     assert refused.json()["error"]["code"] == "TOO_MANY_LISTENERS"
