@@ -103,6 +103,9 @@ def service(
             STREAMER_REDIS_URL=redis.url,
             STREAMER_LEASE="3",
             STREAMER_ALLOWED_HOSTS="127.0.0.1",
+            # a busy machine is no reason to refuse a question
+            STREAMER_MAX_QUERY_WAIT="86400",
+            STREAMER_STALE_AFTER="600",
         )
         try:
             # given a Redis that is a replica when everything starts

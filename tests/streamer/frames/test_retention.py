@@ -245,7 +245,7 @@ def test_when_redis_is_full_the_oldest_frames_go_and_jobs_results_and_streams_ne
         )
         for number in range(200):
             client.xadd(redis_keys.RESULTS, {"json": f"result {number}"})
-            client.set(f"rq:job:{number}", "job " * 20, ex=30)  # expires before any frame
+            client.set(f"rq:job:{number}", "job " * 20, ex=600)  # expires before any frame
         # when many times more frames are stored than fit into memory
         store = FrameStore(
             connections.frames,
