@@ -164,8 +164,10 @@ def _default_settings(valkey: EmbeddedServer) -> Settings:
     """Settings that are read once, because that takes longer than many a test."""
     with pytest.MonkeyPatch.context() as patch:
         _remove_own_variables(patch)
-        # on a busy machine a picture is soon old: tests/streamer/test_seen.py tests what follows
-        return Settings(redis_url=valkey.url, log_level="debug", stale_after=600.0)
+        # On a busy machine pictures are soon old and questions wait: other tests are about that.
+        return Settings(
+            redis_url=valkey.url, log_level="debug", stale_after=600.0, max_query_wait=3600.0
+        )
 
 
 @pytest.fixture

@@ -87,6 +87,7 @@ def chat_service(
         data_dir=tmp_path_factory.mktemp("chat"),
         model=str(CHECKPOINT),
         stale_after=86_400,
+        max_query_wait=86_400,
         frame_ttl=86_400,
         worker_slots=8,
         allowed_hosts=["localhost"],

@@ -188,7 +188,14 @@ _shared: list[Up] = []
 @pytest.fixture(scope="session")
 def installation(tmp_path_factory: pytest.TempPathFactory, model_path: str) -> Iterator[Up]:
     """A `streamer up` that tests share: each uses its own stream names."""
-    up = Up(tmp_path_factory.mktemp("installation") / "data", "--model", model_path)
+    up = Up(
+        tmp_path_factory.mktemp("installation") / "data",
+        "--model",
+        model_path,
+        # on a busy machine pictures are soon old, and questions wait
+        STREAMER_STALE_AFTER="600",
+        STREAMER_MAX_QUERY_WAIT="3600",
+    )
     _shared.append(up)
     try:
         up.wait_ready()
