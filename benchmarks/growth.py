@@ -1,8 +1,9 @@
-"""Repeat one event many times and print what an ingest worker holds after each sixteenth of them.
+"""Repeat one event many times and print what a program holds after each sixteenth of them.
 
-    .venv/bin/python benchmarks/growth.py EVENT [--times 48] [--streams 6] [--json]
+    .venv/bin/python benchmarks/growth.py EVENT [--times 48] [--streams 6] [--model FOLDER]
+        [--dtype auto] [--database URL] [--json]
 
-EVENT is one of
+EVENT is one of an ingest worker
 
     reconnect   every camera closes its connection
     silence     Redis is frozen for three seconds
@@ -10,27 +11,50 @@ EVENT is one of
     cameras     eight more cameras are attached and detached
     recordings  six recordings are attached, read to their end and detached
 
-A leak grows with each event; what levels off is a cache that fills, or the heap's free room.
+or of a model worker
+
+    clips       100 clips are answered, each of 1 to 8 frames in one of four sizes, with a question
+                of its own length and answers of up to 40 tokens, 1 to 16 of them at the same time
+
+or of a recorder
+
+    results     500 results are recorded, at most 24 of them waiting at the same time, in SQLite or
+                at `--database`; one in three answers is noise
+
+"Heap" is what native code has allocated and not freed, as the program reports it within a lease;
+what it and the memory differ in is Python's, or free. A leak grows with each event; what levels off
+is a cache that fills, or the heap's free room.
 """
 
 import argparse
 import os
+import random
 import signal
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import numpy as np
 import psutil
+import redis
 from report import publish
+from timeline import result
 
+from nvila_core.resolution.policy import Measures
+from streamer import redis_keys
 from streamer.demo.loopback_camera import LoopbackCamera
+from streamer.domain.kinds import RequestKind
+from streamer.domain.request import ClipRequest
 from streamer.domain.sampling import Sampling
 from streamer.domain.stream import Stream, StreamState
+from streamer.domain.timestamp import to_datetime
+from streamer.frames.jpeg import to_jpeg
 from streamer.local.process import spawn, stop
 from streamer.local.redis_server import EmbeddedServer
 from streamer.service import Service
@@ -40,6 +64,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.support.rtsp_proxy import RtspProxy  # the proxy with faults that the tests use
 from tests.support.videos import write_video
 
+_INGEST = ("reconnect", "silence", "freeze", "cameras", "recordings")
+_CLIPS, _RESULTS, _WAITING = 100, 500, 24
+_SIZES = ((64, 64), (80, 80), (112, 112), (224, 112))
+_STREAM, _SEED = "str_growth", 7
 _FROZEN = 3.0
 _MORE_CAMERAS, _RECORDINGS = 8, 6
 _PATIENCE = 300.0
@@ -47,15 +75,62 @@ _FRESH = 2.0
 """Seconds within which every camera has a new frame when all is well."""
 
 
-class Trial:
-    """An ingest worker with cameras, and the events that may happen to it."""
+class Trial(ABC):
+    """A program, its Redis server, and the events that may happen to it.
+
+    Args:
+        stack: ends all of it.
+        module: the program.
+        variables: its settings, by the names of their variables without the prefix.
+    """
+
+    events: dict[str, Callable[[], None]]
+
+    def __init__(self, stack: ExitStack, module: str, **variables: str | None) -> None:
+        self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        self._server = stack.enter_context(
+            EmbeddedServer(self._folder / "redis", persistent=False, max_memory=512 << 20)
+        )
+        data = self._folder / "data"
+        self._settings = Settings(redis_url=self._server.url, data_dir=data)
+        given = {"REDIS_URL": self._server.url, "DATA_DIR": str(data), **variables}
+        environment = {f"STREAMER_{name}": value for name, value in given.items() if value}
+        command = [sys.executable, "-m", module]
+        log = self._folder / "worker.log"
+        self._worker = spawn(command, env=os.environ | environment, log=log)
+        stack.callback(stop, self._worker)
+        self._client = stack.enter_context(Service(self._settings))
+        self._redis = redis.Redis.from_url(self._server.url)
+        stack.callback(self._redis.close)
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Wait until the program has done all that there is to do. Raises TimeoutError."""
+
+    def row(self, times: int, seconds: float) -> list[Any]:
+        """Return what the program holds, as a row of the table."""
+        process = psutil.Process(self._worker.pid)
+        memory = process.memory_full_info().uss / 2**20
+        keys: Any = self._redis.keys(redis_keys.worker("*"))
+        heaps: list[Any] = [self._redis.hget(key, "heap_bytes") for key in keys]
+        heap = max((int(each) for each in heaps if each), default=0) / 2**20
+        return [times, round(seconds), memory, heap, process.num_threads(), process.num_fds()]
+
+    @staticmethod
+    def _wait(condition: Callable[[], bool], pause: float = 0.1) -> None:
+        deadline = time.monotonic() + _PATIENCE
+        while not condition():
+            if time.monotonic() > deadline:
+                raise TimeoutError("the program does not work any more")
+            time.sleep(pause)
+
+
+class IngestTrial(Trial):
+    """An ingest worker with `streams` cameras."""
 
     def __init__(self, stack: ExitStack, streams: int) -> None:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        self._server = stack.enter_context(
-            EmbeddedServer(folder / "redis", persistent=False, max_memory=512 << 20)
-        )
-        self._film = folder / "film.mp4"
+        super().__init__(stack, "workers.ingest", RECONNECT_CAP="1", FRAME_TTL="30")
+        self._film = self._folder / "film.mp4"
         write_video(self._film, seconds=20.0, fps=5)
         camera = LoopbackCamera(self._film)
         camera.start()
@@ -63,20 +138,9 @@ class Trial:
         url, port = camera.url, urlsplit(camera.url).port or 0
         self._proxies = [stack.enter_context(RtspProxy(port, seed)) for seed in range(streams)]
         self._url = self._proxies[0].through(url)
-        settings = Settings(redis_url=self._server.url, data_dir=folder / "data")
-        variables = {
-            "STREAMER_REDIS_URL": self._server.url,
-            "STREAMER_DATA_DIR": str(folder / "data"),
-            "STREAMER_RECONNECT_CAP": "1",
-            "STREAMER_FRAME_TTL": "30",
-        }
-        command = [sys.executable, "-m", "workers.ingest"]
-        self._worker = spawn(command, env=os.environ | variables, log=folder / "worker.log")
-        stack.callback(stop, self._worker)
-        self._client = stack.enter_context(Service(settings))
         for number, proxy in enumerate(self._proxies):
             self._attach(proxy.through(url), f"camera-{number}")
-        self.events: dict[str, Callable[[], None]] = {
+        self.events = {
             "reconnect": self._reconnect,
             "silence": lambda: _freeze(self._server.pid or 0),
             "freeze": lambda: _freeze(self._worker.pid),
@@ -95,12 +159,6 @@ class Trial:
                 for stream in self._client.streams()
             )
         )
-
-    def row(self, times: int, seconds: float) -> list[Any]:
-        """Return what the worker holds, as a row of the table."""
-        process = psutil.Process(self._worker.pid)
-        memory = process.memory_full_info().uss / 2**20
-        return [times, round(seconds), memory, process.num_threads(), process.num_fds()]
 
     def _attach(self, url: str, name: str, *, live: bool = True) -> Stream:
         return self._client.attach(
@@ -135,13 +193,89 @@ class Trial:
         for stream in streams:
             self._client.detach(stream.id)
 
-    @staticmethod
-    def _wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + _PATIENCE
-        while not condition():
-            if time.monotonic() > deadline:
-                raise TimeoutError("the worker does not work any more")
-            time.sleep(0.1)
+
+class ModelTrial(Trial):
+    """A model worker that answers clips."""
+
+    def __init__(self, stack: ExitStack, model: str, dtype: str) -> None:
+        super().__init__(stack, "workers.gpu", MODEL=model, DTYPE=dtype, WORKER_SLOTS="16")
+        self._frames = self._client.frames
+        self._jobs, self._results = self._client.jobs, self._client.queue
+        self._random = random.Random(_SEED)
+        self._noise = np.random.default_rng(_SEED)
+        self._asked: set[str] = set()
+        self.events = {"clips": self._clips}
+
+    def settle(self) -> None:
+        """Wait until a worker is there and every clip is answered."""
+        self._wait(lambda: bool(self._jobs.models()) and self._is_answered(0))
+
+    def _clips(self) -> None:
+        for _ in range(_CLIPS):
+            at_once = self._random.randint(0, 15)
+            self._wait(lambda most=at_once: self._is_answered(most), pause=0.01)
+            request = self._request()
+            self._jobs.submit(request)
+            self._asked.add(request.id)
+
+    def _is_answered(self, most: int) -> bool:
+        """Return whether at most `most` clips wait for their answers."""
+        if len(self._asked) > most:
+            self._asked = {each for each in self._asked if self._results.get(each) is None}
+        return len(self._asked) <= most
+
+    def _request(self) -> ClipRequest:
+        dice, now = self._random, time.time()
+        width, height = dice.choice(_SIZES)
+        refs = []
+        for age in range(dice.randint(1, 8), 0, -1):
+            picture = self._noise.integers(0, 255, (height // 16, width // 16, 3), np.uint8)
+            jpeg = to_jpeg(picture.repeat(16, 0).repeat(16, 1), quality=80)
+            measures = Measures(width, height, change=dice.random())
+            refs.append(self._frames.put(_STREAM, jpeg, measures, time=now - age, pts=now - age))
+        return ClipRequest(
+            kind=RequestKind.WATCH,
+            stream_id=_STREAM,
+            stream_name="growth",
+            watch_id="wch_growth",
+            start=to_datetime(now - len(refs)),
+            end=to_datetime(now),
+            prompt="What is there?" + " And now?" * dice.randint(0, 20),
+            frames=refs,
+            max_tokens=dice.choice((1, 4, 4, 12, 40)),
+        )
+
+
+class RecorderTrial(Trial):
+    """A recorder."""
+
+    def __init__(self, stack: ExitStack, database: str | None) -> None:
+        super().__init__(stack, "workers.recorder", DATABASE_URL=database)
+        self._random = random.Random(_SEED)
+        self._count = 0
+        self.events = {"results": self._record}
+
+    def settle(self) -> None:
+        """Wait until the recorder is there and every result is recorded."""
+        self._wait(lambda: self._is_recorded(0))
+
+    def _record(self) -> None:
+        for _ in range(_RESULTS):
+            self._wait(lambda: self._is_recorded(_WAITING), pause=0.01)
+            made = result(self._count)
+            if made.text and self._count % 3 == 0:
+                size = self._random.choice((4, 30, 200, 512))
+                noise = self._random.randbytes(size).decode(errors="replace")
+                made = made.model_copy(update={"text": noise.replace("\0", "")})
+            self._client.queue.publish(made, owner_id=None)
+            self._count += 1
+
+    def _is_recorded(self, most: int) -> bool:
+        """Return whether at most `most` results wait to be recorded."""
+        if not self._redis.exists(redis_keys.RECORDER):
+            return False
+        groups: Any = self._redis.xinfo_groups(redis_keys.RESULTS)
+        return sum(each["pending"] + (each["lag"] or 0) for each in groups) <= most
 
 
 def _freeze(pid: int) -> None:
@@ -157,15 +291,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    names = ("reconnect", "silence", "freeze", "cameras", "recordings")
-    parser.add_argument("event", choices=names)
+    parser.add_argument("event", choices=[*_INGEST, "clips", "results"])
     parser.add_argument("--times", type=int, default=48)
-    parser.add_argument("--streams", type=int, default=6)
+    parser.add_argument("--streams", type=int, default=6, help="cameras of the ingest worker")
+    parser.add_argument("--model", default="demo", help="folder of the model worker's checkpoint")
+    parser.add_argument("--dtype", default="auto", help="in which the model worker computes")
+    parser.add_argument("--database", help="address of an empty database for the recorder")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     rows = []
     with ExitStack() as stack:
-        trial = Trial(stack, options.streams)
+        trial: Trial
+        if options.event == "clips":
+            trial = ModelTrial(stack, options.model, options.dtype)
+        elif options.event == "results":
+            trial = RecorderTrial(stack, options.database)
+        else:
+            trial = IngestTrial(stack, options.streams)
         trial.settle()
         began = time.monotonic()
         rows.append(trial.row(0, 0.0))
@@ -175,7 +317,8 @@ def main() -> None:
             if times % max(1, options.times // 16) == 0:
                 rows.append(trial.row(times, time.monotonic() - began))
                 print(*rows[-1], file=sys.stderr, flush=True)
-    header = [f"{options.event}: times", "after s", "memory (USS), MiB", "threads", "descriptors"]
+    memory = ["memory (USS), MiB", "heap, MiB"]
+    header = [f"{options.event}: times", "after s", *memory, "threads", "descriptors"]
     publish({"rows": rows}, header, rows)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from nvila_core.engine.batch import Batch, SequenceSlice, StepRows
 from nvila_core.engine.kv_cache import KVCache
@@ -16,6 +17,7 @@ from nvila_core.engine.paged_attention import (
     PagedDecode,
     PrefillChunk,
     SharedPrefixDecode,
+    round_up_chunk,
 )
 from nvila_core.models.rotation import Rotation
 
@@ -162,10 +164,15 @@ class GroupedBatch(Batch):
         return SharedPrefixDecode(rows, self._tensor(prefix), self._tensor(tables), mask)
 
     def _prefill(self, s: SequenceSlice, rows: slice) -> PrefillChunk:
-        table = np.asarray(s.blocks[: self._num_blocks(s)], np.int64)[None]
-        masked = np.arange(s.end)[None] > np.arange(s.start, s.end)[:, None]
+        queries, keys = self.group * s.count, s.end
+        if self.cache.device.type == "cpu" and self.cache.dtype is not torch.float32:
+            queries, keys = round_up_chunk(queries, keys)
+        table = np.full((1, -(-keys // self.cache.block_size)), self.cache.padding_block, np.int64)
+        table[0, : self._num_blocks(s)] = s.blocks[: self._num_blocks(s)]
+        masked = np.arange(keys)[None] > np.arange(s.start, s.end)[:, None]
         mask = self._mask(masked).repeat(self.group, 1)
-        return PrefillChunk(rows, self._tensor(table), s.end, mask)
+        mask = F.pad(mask, (0, 0, 0, queries - len(mask)))
+        return PrefillChunk(rows, self._tensor(table), mask)
 
     def _mask(self, masked: NDArray[np.bool_]) -> Tensor:
         """Return an additive mask: -inf where `masked`, 0 elsewhere."""

@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from nvila_core.engine.kv_cache import KVCache
 
+MIN_COMPILED_QUERIES = 64
+KEYS_STEP = 64
+
 
 @dataclass(frozen=True)
 class PagedDecode:
@@ -79,24 +82,40 @@ class PrefillChunk:
 
     rows: slice
     block_table: Tensor
-    """int64 [1, blocks]"""
-    length: int
-    """Positions of the sequence, the new ones included."""
+    """int64 [1, blocks], with padding after those of the sequence."""
     mask: Tensor
-    """[group * N, length], added to the scores."""
+    """[queries, keys], added to the scores: group * N queries and all positions of the sequence,
+    with padding after both."""
 
     def attend(self, query: Tensor, cache: KVCache, layer: int, scale: float) -> Tensor:
         """Compute one layer's attention of `rows`."""
         kv_heads, group, count, size = query.shape
         keys, values = cache.read(layer, self.block_table)
+        queries, length = self.mask.shape
+        flat = query.reshape(1, kv_heads, group * count, size)
+        if added := queries - group * count:
+            flat = F.pad(flat, (0, 0, 0, added))
         out = F.scaled_dot_product_attention(
-            query.reshape(1, kv_heads, group * count, size),
-            keys[:, : self.length].transpose(1, 2),
-            values[:, : self.length].transpose(1, 2),
+            flat,
+            keys[:, :length].transpose(1, 2),
+            values[:, :length].transpose(1, 2),
             self.mask,
             scale=scale,
         )
+        out = out[:, :, : group * count]
         return out.reshape(kv_heads * group, count, size).transpose(0, 1)
 
 
 AttentionPart = PagedDecode | SharedPrefixDecode | PrefillChunk
+
+
+def round_up_chunk(queries: int, keys: int) -> tuple[int, int]:
+    """Return how many queries of a key head and how many keys to compute instead, in 16 bits.
+
+    PyTorch computes 32 queries at a time, from 192 on 64 and from 768 on 256, and 512 keys. Fewer
+    than 64 queries are multiplied without compiled kernels.
+    """
+    if queries < MIN_COMPILED_QUERIES:
+        return queries, keys
+    step = 32 if queries <= 160 else 64
+    return -(-queries // step) * step, -(-keys // KEYS_STEP) * KEYS_STEP

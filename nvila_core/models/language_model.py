@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from nvila_core.config import LanguageConfig
 from nvila_core.models.attention import AttentionBackend, SequenceCache
+from nvila_core.models.packed_linear import round_up_rows
 from nvila_core.models.qwen2 import Qwen2Decoder
 
 
@@ -72,8 +73,12 @@ class LanguageModel(nn.Module):
         if hidden.ndim == 1:
             return self.logits(hidden[None], vocab)[0]
         weight = self.embedding_table if self.lm_head is None else self.lm_head.weight
+        rows = len(hidden)
+        if weight.device.type == "cpu" and weight.dtype is not torch.float32:
+            # oneDNN compiles this product for each number of rows; MKL, for float32, does not.
+            hidden = F.pad(hidden, (0, 0, 0, round_up_rows(rows) - rows))
         # The table is the left operand: MKL rearranges the right one, however large it is.
-        logits = (weight @ hidden.T).T.float()
+        logits = (weight @ hidden.T).T[:rows].float()
         if vocab <= self.num_embeddings:
             return logits[..., :vocab]
         return F.pad(logits, (0, vocab - self.num_embeddings), value=float("-inf"))

@@ -1,10 +1,13 @@
 """Batches over the cache: each row attends to exactly its own sequence."""
 
 import random
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
 from nvila_core.engine.batch import SequenceSlice
 from nvila_core.engine.grouped_attention import GroupedAttention, GroupedBatch
@@ -165,3 +168,90 @@ def test_any_mixture_attends_as_every_row_alone(cache: KVCache, seed: int) -> No
         r.count > 1 for r in rows
     )
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+class Sizes(TorchFunctionMode):
+    """Notes how many queries and keys attention is computed for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: set[tuple[int, int]] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is F.scaled_dot_product_attention:
+            self.seen.add((args[0].shape[2], args[1].shape[2]))
+        return func(*args, **(kwargs or {}))
+
+
+def chunks() -> Iterator[SequenceSlice]:
+    """Yield chunks of each size of a step, at many places of a sequence of 96 blocks."""
+    draw = random.Random(11)
+    for count in range(2, 129):
+        for _ in range(4):
+            start = draw.randrange(96 * BLOCK - count)
+            yield SequenceSlice(start, count, list(range(96)))
+
+
+def sizes_of_chunks(dtype: torch.dtype) -> set[tuple[int, int]]:
+    """Attend to each of `chunks` in a cache of `dtype`, and return the sizes that are computed."""
+    held = make_cache(dtype)
+    with Sizes() as sizes:
+        for chunk in chunks():
+            (part,) = GroupedAttention(held, HEADS).plan([chunk]).parts
+            query = torch.zeros(KV_HEADS, HEADS // KV_HEADS, chunk.count, SIZE, dtype=dtype)
+            assert part.attend(query, held, 0, 0.3).shape == (chunk.count, HEADS, SIZE)
+    return sizes.seen
+
+
+def test_chunks_of_any_size_need_few_compiled_kernels_in_bfloat16() -> None:
+    # Given that PyTorch compiles kernels for each number of queries, from 64 on, and of keys in the
+    # last part of 512, and keeps them all
+    sizes = sizes_of_chunks(torch.bfloat16)
+
+    compiled = {(queries, keys % 512) for queries, keys in sizes if queries >= 64}
+
+    # Then of 97 sizes and 1500 places few remain: 6 numbers of queries and 8 of keys
+    assert len(compiled) <= 48
+    assert {queries for queries, _ in compiled} == {64, 96, 128, 160, 192, 256}
+    assert {keys for _, keys in compiled} == set(range(0, 512, 64))
+
+
+def test_chunks_in_float32_are_computed_as_they_are() -> None:
+    group = HEADS // KV_HEADS
+
+    sizes = sizes_of_chunks(torch.float32)
+
+    assert sizes == {(group * chunk.count, chunk.end) for chunk in chunks()}
+
+
+@pytest.mark.parametrize(("start", "count"), [(0, 32), (77, 33), (601, 127), (1000, 100)])
+def test_padding_changes_no_row_of_a_chunk(start: int, count: int) -> None:
+    # Given a chunk in bfloat16, in a cache whose free places hold other numbers
+    torch.manual_seed(5)
+    held = make_cache(torch.bfloat16)
+    chunk = SequenceSlice(start, count, list(range(100, 200)))
+    (part,) = GroupedAttention(held, HEADS).plan([chunk]).parts
+    group = HEADS // KV_HEADS
+    query = torch.randn(KV_HEADS, group, count, SIZE).to(torch.bfloat16)
+
+    # When it attends with padding, and without
+    padded = part.attend(query, held, 0, 0.7)
+
+    def alone(dtype: torch.dtype) -> torch.Tensor:
+        keys, values = (
+            each[:, : chunk.end].transpose(1, 2).to(dtype)
+            for each in held.read(0, torch.tensor([chunk.blocks]))
+        )
+        ends = torch.arange(start, chunk.end)[:, None]
+        mask = torch.where(torch.arange(chunk.end) > ends, float("-inf"), 0.0).to(dtype)
+        flat = query.reshape(1, KV_HEADS, group * count, SIZE).to(dtype)
+        out = F.scaled_dot_product_attention(flat, keys, values, mask.repeat(group, 1), scale=0.7)
+        return out.reshape(HEADS, count, SIZE).transpose(0, 1)
+
+    # Then it is as close to the exact result as without
+    exact = alone(torch.float64)
+    error, usual = (
+        (found.double() - exact).pow(2).mean().sqrt() for found in (padded, alone(torch.bfloat16))
+    )
+    assert padded.shape == exact.shape
+    assert 0 < error < 1.2 * usual

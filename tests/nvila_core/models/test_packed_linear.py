@@ -1,11 +1,16 @@
 """Linear layers packed for a CPU compute the same products."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
 
+from nvila_core.config import LanguageConfig
 from nvila_core.models import packed_linear
+from nvila_core.models.language_model import LanguageModel
 from nvila_core.models.packed_linear import (
     TOLERANCES,
     PackedLinear,
@@ -54,6 +59,54 @@ def test_any_number_of_rows_is_multiplied_as_one_of_a_few() -> None:
     assert all(rows <= number <= rows * 9 / 8 for rows, number in numbers.items())
     assert all(round_up_rows(number) == number for number in numbers.values())
     assert len({number for rows, number in numbers.items() if 0 < rows <= 128}) == 40
+
+
+@torch.inference_mode()
+def test_logits_of_any_number_of_rows_are_those_of_one_of_a_few() -> None:
+    class Products(TorchFunctionMode):
+        """Notes the numbers of rows that are multiplied."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.rows: list[int] = []
+
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func is torch.Tensor.__matmul__ or func is torch.Tensor.matmul:
+                self.rows.append(args[1].shape[1])
+            return func(*args, **(kwargs or {}))
+
+    # given a language model in bfloat16
+    torch.manual_seed(3)
+    config = LanguageConfig(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        hidden_act="silu",
+        max_position_embeddings=128,
+        rms_norm_eps=1e-5,
+        rope_theta=500.0,
+        tie_word_embeddings=True,
+    )
+    model = LanguageModel(config).to(torch.bfloat16)
+    nn.init.normal_(model.embedding_table, std=32**-0.5)
+    hidden = torch.randn(128, 32).to(torch.bfloat16)
+    expected = hidden.double() @ model.embedding_table.double().T
+
+    # when it draws from 1 to 128 rows
+    with Products() as products:
+        found = [model.logits(hidden[:rows], 40) for rows in range(1, 129)]
+
+    # then few products are computed, and each row has its logits
+    assert len(products.rows) == 128
+    assert len(set(products.rows)) == 40
+    for rows, logits in enumerate(found, 1):
+        assert logits.shape == (rows, 40)
+        torch.testing.assert_close(logits.double(), expected[:rows], rtol=2e-2, atol=2e-2)
 
 
 def test_only_linear_layers_on_a_cpu_in_a_dtype_of_onednn_are_replaced() -> None:
