@@ -62,6 +62,26 @@ def test_recording_twice_changes_nothing(timeline):
     assert timeline.record([]) == 0
 
 
+def test_batches_of_any_size_are_stored_by_few_statements(timeline):
+    # given that the driver keeps a prepared statement for each number of rows
+    sent = set()
+
+    def note(_connection, _cursor, statement, *_rest):
+        sent.add(statement)
+
+    sqlalchemy.event.listen(timeline.database.engine, "before_cursor_execute", note)
+
+    # when batches of 1 to 60 results are recorded
+    results = iter([result(i) for i in range(60 * 61 // 2)])
+    for count in range(1, 61):
+        assert timeline.record([next(results) for _ in range(count)]) == count
+
+    # then few statements have stored all of them: one for each number of rows up to 16, and one
+    # more for a batch of a single row, which PostgreSQL is sent without a number
+    stored = [statement for statement in sent if statement.startswith("INSERT INTO results ")]
+    assert 1 < len(stored) <= 17
+
+
 def test_it_survives_being_closed(timeline_url, timeline):
     timeline.record([result()])
     timeline.close()
