@@ -1,4 +1,4 @@
-"""Repeat one event many times and print what a program holds after each sixteenth of them.
+"""Repeat one event many times and print what a process holds after each sixteenth of them.
 
     .venv/bin/python benchmarks/growth.py EVENT [--times 48] [--streams 6] [--model FOLDER]
         [--dtype auto] [--database URL] [--json]
@@ -20,6 +20,10 @@ or of a recorder
 
     results     500 results are recorded, in batches of many sizes, in SQLite or at `--database`;
                 one in three answers is noise
+
+or of this program itself
+
+    batches     10 batches of 1 to 256 results are stored, in SQLite or at `--database`
 
 "Heap" is what native code has allocated and not freed, as the program reports it within a lease;
 what it and the memory differ in is Python's, or free. A leak grows with each event; what levels off
@@ -60,13 +64,15 @@ from streamer.local.process import spawn, stop
 from streamer.local.redis_server import EmbeddedServer
 from streamer.service import Service
 from streamer.settings import Settings
+from streamer.timeline.results import Timeline
+from workers.process import malloc
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.support.rtsp_proxy import RtspProxy  # the proxy with faults that the tests use
 from tests.support.videos import write_video
 
 _INGEST = ("reconnect", "silence", "freeze", "cameras", "recordings")
-_CLIPS, _RESULTS, _BURST = 100, 500, 8
+_CLIPS, _RESULTS, _BURST, _BATCHES = 100, 500, 8, 10
 _SIZES = ((64, 64), (80, 80), (112, 112), (224, 112))
 _STREAM, _SEED = "str_growth", 7
 _FROZEN = 3.0
@@ -77,15 +83,35 @@ _FRESH = 2.0
 
 
 class Trial(ABC):
-    """A program, its Redis server, and the events that may happen to it.
+    """A process, and the events that may happen to it."""
+
+    events: dict[str, Callable[[], None]]
+    _pid: int
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Wait until the process has done all that there is to do. Raises TimeoutError."""
+
+    def row(self, times: int, seconds: float) -> list[Any]:
+        """Return what the process holds, as a row of the table."""
+        process = psutil.Process(self._pid)
+        memory = process.memory_full_info().uss / 2**20
+        heap = self._heap() / 2**20
+        return [times, round(seconds), memory, heap, process.num_threads(), process.num_fds()]
+
+    @abstractmethod
+    def _heap(self) -> int:
+        """Return the bytes that native code uses."""
+
+
+class ProgramTrial(Trial):
+    """A program of the service, and its Redis server.
 
     Args:
         stack: ends all of it.
         module: the program.
         variables: its settings, by the names of their variables without the prefix.
     """
-
-    events: dict[str, Callable[[], None]]
 
     def __init__(self, stack: ExitStack, module: str, **variables: str | None) -> None:
         self._folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -100,22 +126,15 @@ class Trial(ABC):
         log = self._folder / "worker.log"
         self._worker = spawn(command, env=os.environ | environment, log=log)
         stack.callback(stop, self._worker)
+        self._pid = self._worker.pid
         self._client = stack.enter_context(Service(self._settings))
         self._redis = redis.Redis.from_url(self._server.url)
         stack.callback(self._redis.close)
 
-    @abstractmethod
-    def settle(self) -> None:
-        """Wait until the program has done all that there is to do. Raises TimeoutError."""
-
-    def row(self, times: int, seconds: float) -> list[Any]:
-        """Return what the program holds, as a row of the table."""
-        process = psutil.Process(self._worker.pid)
-        memory = process.memory_full_info().uss / 2**20
+    def _heap(self) -> int:
         keys: Any = self._redis.keys(redis_keys.worker("*"))
         heaps: list[Any] = [self._redis.hget(key, "heap_bytes") for key in keys]
-        heap = max((int(each) for each in heaps if each), default=0) / 2**20
-        return [times, round(seconds), memory, heap, process.num_threads(), process.num_fds()]
+        return max((int(each) for each in heaps if each), default=0)
 
     @staticmethod
     def _wait(condition: Callable[[], bool], pause: float = 0.1) -> None:
@@ -126,7 +145,7 @@ class Trial(ABC):
             time.sleep(pause)
 
 
-class IngestTrial(Trial):
+class IngestTrial(ProgramTrial):
     """An ingest worker with `streams` cameras."""
 
     def __init__(self, stack: ExitStack, streams: int) -> None:
@@ -195,7 +214,7 @@ class IngestTrial(Trial):
             self._client.detach(stream.id)
 
 
-class ModelTrial(Trial):
+class ModelTrial(ProgramTrial):
     """A model worker that answers clips."""
 
     def __init__(self, stack: ExitStack, model: str, dtype: str) -> None:
@@ -247,7 +266,7 @@ class ModelTrial(Trial):
         )
 
 
-class RecorderTrial(Trial):
+class RecorderTrial(ProgramTrial):
     """A recorder."""
 
     def __init__(self, stack: ExitStack, database: str | None) -> None:
@@ -281,6 +300,30 @@ class RecorderTrial(Trial):
         return sum(each["pending"] + (each["lag"] or 0) for each in groups) <= most
 
 
+class TimelineTrial(Trial):
+    """This process, which stores results."""
+
+    def __init__(self, stack: ExitStack, database: str | None) -> None:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        url = database or f"sqlite:///{folder / 'timeline.db'}"
+        self._timeline = Timeline(url, time_limit=_PATIENCE, upgrade=True)
+        stack.callback(self._timeline.close)
+        self._pid, self._random, self._count = os.getpid(), random.Random(_SEED), 0
+        self.events = {"batches": self._store}
+
+    def settle(self) -> None:
+        """Do nothing: a batch that is stored is stored."""
+
+    def _heap(self) -> int:
+        return malloc.bytes_in_use() or 0
+
+    def _store(self) -> None:
+        for _ in range(_BATCHES):
+            size = self._random.randint(1, 256)
+            self._timeline.record([result(self._count + number) for number in range(size)])
+            self._count += size
+
+
 def _freeze(pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -294,12 +337,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("event", choices=[*_INGEST, "clips", "results"])
+    parser.add_argument("event", choices=[*_INGEST, "clips", "results", "batches"])
     parser.add_argument("--times", type=int, default=48)
     parser.add_argument("--streams", type=int, default=6, help="cameras of the ingest worker")
     parser.add_argument("--model", default="demo", help="folder of the model worker's checkpoint")
     parser.add_argument("--dtype", default="auto", help="in which the model worker computes")
-    parser.add_argument("--database", help="address of an empty database for the recorder")
+    parser.add_argument("--database", help="address of an empty database")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     rows = []
@@ -309,6 +352,8 @@ def main() -> None:
             trial = ModelTrial(stack, options.model, options.dtype)
         elif options.event == "results":
             trial = RecorderTrial(stack, options.database)
+        elif options.event == "batches":
+            trial = TimelineTrial(stack, options.database)
         else:
             trial = IngestTrial(stack, options.streams)
         trial.settle()
