@@ -297,7 +297,8 @@ class RecorderTrial(ProgramTrial):
         if not self._redis.exists(redis_keys.RECORDER):
             return False
         groups: Any = self._redis.xinfo_groups(redis_keys.RESULTS)
-        return sum(each["pending"] + (each["lag"] or 0) for each in groups) <= most
+        waiting: int = sum(each["pending"] + (each["lag"] or 0) for each in groups)
+        return waiting <= most
 
 
 class TimelineTrial(Trial):
