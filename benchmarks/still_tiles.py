@@ -36,7 +36,7 @@ from nvila_core.demo import CHECKPOINT
 from nvila_core.demo.video import StreetVideo, write_video
 from nvila_core.engine.prefix_keys import hash_tiles
 from nvila_core.engine.tile_cache import TileCache
-from nvila_core.resolution.meter import BufferPool, changed_cells, halve, shrink, subtract_noise
+from nvila_core.resolution.meter import Comparison, halve, noise_floor, shrink
 from streamer.frames.jpeg import from_jpeg, to_bgr, to_jpeg
 from streamer.settings import Settings
 
@@ -96,7 +96,7 @@ def read(video: Path, seconds: float) -> list[Sample]:
             small = halve(halve(luma))
             rows, columns = moved.shape
             lost = cv2.absdiff(luma, cv2.medianBlur(luma, 3)).astype(np.float32)
-            _, noise = subtract_noise(shrink(lost, (columns, rows)), luma)
+            noise = noise_floor(shrink(lost, (columns, rows)), luma)
             bgr = to_bgr(image)
             measures = meter.measure(luma)
             samples.append(Sample(to_jpeg(bgr, quality), measures, small, noise, moved, key))
@@ -154,7 +154,9 @@ class Cheap:
 
     def _changed(self, then: int, now: int) -> Blocks:
         before, after = self.samples[then], self.samples[now]
-        return changed_cells(after.small, before.small, after.noise, BufferPool())
+        light = round(cv2.mean(after.small)[0] - cv2.mean(before.small)[0])
+        comparison = Comparison(*after.small.shape)
+        return comparison.changed(after.small, before.small, after.noise, light)
 
     def _moved(self, then: int, now: int) -> Blocks:
         steps = [sample.moved for sample in self.samples[then + 1 : now + 1]]

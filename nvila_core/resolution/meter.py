@@ -8,7 +8,8 @@ times, that is what the (k + 1)th halving would lose. It is averaged over cells 
 only the strongest cells count, so that a small sign in a large plain image does.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import cv2
 import numpy as np
@@ -56,8 +57,8 @@ class Meter:
 
     def __init__(self, bgr: bool = False) -> None:
         self._to_luma = cv2.COLOR_BGR2GRAY if bgr else cv2.COLOR_RGB2GRAY
-        self._previous: tuple[Pixels, Cells] | None = None
-        self._buffers = BufferPool()
+        self._previous: _Seen | None = None
+        self._buffers: _Buffers | None = None
 
     def measure(self, picture: Pixels, video_range: bool = False) -> Measures:
         """Measure a frame, and keep a small copy to compare the next frame with.
@@ -69,70 +70,27 @@ class Meter:
         """
         gain = 255 / VIDEO_SPAN if video_range else 1.0
         height, width = picture.shape[:2]
-        levels: list[Pixels] = []  # halved once, twice, ...
-        residues: list[Cells] = []
-        level = picture
-        while min(level.shape[:2]) >= 2 and len(levels) <= MAX_OCTAVES:
-            cells, level = self._octave(level, len(levels))
-            levels.append(level)
-            if cells is not None:
-                residues.append(np.minimum(cells * gain, 255) if video_range else cells)
-        levels = levels or [self._luma(picture)]
-        octaves, noise = [], 0.0
-        for i, cells in enumerate(residues):
-            luma = levels[min(i + CELL_HALVINGS, len(levels)) - 1]
-            cells, floor = subtract_noise(cells, luma, video_range)
-            noise = floor if i == 0 else noise
-            octaves.append(cells)
-        small = levels[min(COMPARISON_HALVINGS, len(levels)) - 1]
-        large_enough = (x for x in reversed(levels) if min(x.shape) >= max(THUMBNAIL_SIZE))
-        thumbnail = shrink(next(large_enough, levels[0]).astype(np.float32), THUMBNAIL_SIZE)
-        previous, self._previous = self._previous, (small.copy(), thumbnail)
-        detail = tuple(strength(cells) for cells in octaves)
+        buffers = self._buffers
+        if buffers is None or buffers.shape != picture.shape:
+            buffers = self._buffers = _Buffers(picture.shape)
+        buffers.fill(picture, self._to_luma)
+        noise = buffers.subtract_noise(gain) if buffers.octaves else 0.0
+        detail = buffers.strengths(buffers.cells)
+        seen = _Seen.of(buffers)
+        previous, self._previous = self._previous, seen
         if previous is None:
             return Measures(width, height, detail, detail, 1.0)
-        difference = gain * float(np.abs(thumbnail - previous[1]).mean())
-        change = round(min(1.0, difference / 255), 5)
-        if previous[0].shape != small.shape:
+        change = round(min(1.0, gain * seen.distance(previous) / 255), 5)
+        if previous.small.shape != seen.small.shape:
             return Measures(width, height, detail, detail, change)
-        changed = changed_cells(small, previous[0], noise, self._buffers, gain)
+        light = round(seen.brightness - previous.brightness)
+        changed = buffers.comparison.changed(seen.small, previous.small, noise, light, gain)
         if not changed.any():
             return Measures(width, height, detail, (0.0,) * len(detail), change)
-        fresh = tuple(strength(cells * shrink(changed, cells.shape[::-1])) for cells in octaves)
-        return Measures(width, height, detail, fresh, change)
-
-    def _octave(self, picture: Pixels, number: int) -> tuple[Cells | None, Pixels]:
-        """Measure one octave.
-
-        Returns:
-            The mean strength of what a median removes, for each whole cell, or None if there would
-            be too few cells; and the image's luma at half the size.
-        """
-        buffers = self._buffers
-        rows, columns = picture.shape[:2]
-        down, across = rows // CELL_SIZE, columns // CELL_SIZE
-        measured = min(down, across) >= MIN_CELLS and number < MAX_OCTAVES
-        half = buffers(f"half {number}", rows // 2, columns // 2)
-        quarter = buffers("quarter", down * CELL_SIZE // 4, across * CELL_SIZE // 4)
-        strip = max(CELL_SIZE, STRIP_PIXELS // columns // CELL_SIZE * CELL_SIZE)
-        for top in range(0, 2 * len(half), strip):
-            above, end = top - min(top, 1), min(top + strip, CELL_SIZE * down)
-            luma = self._luma(picture[above : top + strip + 1])
-            inside = luma[top - above :]
-            halve(inside[: min(strip, 2 * len(half) - top)], half[top // 2 : (top + strip) // 2])
-            if measured and end > top:
-                lost = buffers("lost", len(luma), columns)
-                cv2.absdiff(luma, cv2.medianBlur(luma, 3, lost), lost)
-                lost = lost[top - above : end - above, : CELL_SIZE * across]
-                once = buffers("once", len(lost) // 2, lost.shape[1] // 2)
-                halve(halve(lost, once), quarter[top // 4 : end // 4])
-        return (means_of_4x4(quarter, buffers) if measured else None), half
-
-    def _luma(self, picture: Pixels) -> Pixels:
-        """Return the luma uint8 [height, width] of a colour or luma image."""
-        if picture.ndim == 2:
-            return picture
-        return cv2.cvtColor(picture, self._to_luma, self._buffers("luma", *picture.shape[:2]))  # type: ignore[return-value]
+        for octave in buffers.octaves:
+            cv2.resize(changed, octave.size, octave.weights, 0, 0, cv2.INTER_AREA)
+        np.multiply(buffers.cells, buffers.weights, out=buffers.weights)
+        return Measures(width, height, detail, buffers.strengths(buffers.weights), change)
 
 
 def measure(picture: Pixels, before: Pixels | None = None) -> Measures:
@@ -157,39 +115,69 @@ def shrink(picture: Any, size: tuple[int, int]) -> Any:
     return cv2.resize(picture, size, interpolation=cv2.INTER_AREA)
 
 
-class BufferPool:
-    """Image buffers by name, reused: allocating them would take half of the measuring time."""
+class _MeansOf4x4:
+    """Computes the exact mean of each 4x4 pixels of images of one size, into `out`.
 
-    def __init__(self) -> None:
-        self._buffers: dict[str, NDArray[Any]] = {}
+    On bytes, one step of 4 to 1 is slow and rounds.
+    """
 
-    def __call__(self, name: str, height: int, width: int, dtype: Any = np.uint8) -> Any:
-        """Return the uninitialised buffer [height, width] with this name."""
-        buffer = self._buffers.get(name)
-        if buffer is None or len(buffer) < height * width:
-            buffer = self._buffers[name] = np.empty(height * width, dtype)
-        return buffer[: height * width].reshape(height, width)
+    def __init__(self, out: Cells) -> None:
+        height, width = out.shape
+        self._wide = np.empty((4 * height, 4 * width), np.float32)
+        self._half = np.empty((2 * height, 2 * width), np.float32)
+        self._out: Any = out
 
-
-def means_of_4x4(pixels: Pixels, buffers: BufferPool) -> Cells:
-    """Return the exact mean of each 4x4 pixels; on bytes, one step of 4 to 1 is slow and rounds."""
-    height, width = pixels.shape
-    wide = buffers("wide", height, width, np.float32)
-    np.copyto(wide, pixels)
-    mean: Cells = halve(halve(wide))
-    return mean
+    def compute(self, pixels: Pixels) -> None:
+        """Fill `out` with the means of uint8 [4 * height, 4 * width]."""
+        np.copyto(self._wide, pixels)
+        for source, target in ((self._wide, self._half), (self._half, self._out)):
+            cv2.resize(source, target.shape[::-1], target, 0, 0, cv2.INTER_AREA)
 
 
-def subtract_noise(cells: Cells, luma: Pixels, video_range: bool = False) -> tuple[Cells, float]:
-    """Subtract the sensor noise from cells.
+class Comparison:
+    """Finds what differs between two images of one size, uint8 [height, width]."""
+
+    def __init__(self, height: int, width: int) -> None:
+        cells = CELL_SIZE >> COMPARISON_HALVINGS
+        self._level: Any = np.empty((height, width), np.uint8)
+        self._changed: Cells = np.empty((height // 4, width // 4), np.float32)
+        self._means = _MeansOf4x4(self._changed) if min(height, width) >= cells else None
+        self._whole: Any = self._level[: height // 4 * 4, : width // 4 * 4]
+
+    def changed(
+        self, small: Pixels, previous: Pixels, noise: float, light: int, gain: float = 1.0
+    ) -> Cells:
+        """Return how much an image differs from the previous one, 0 to 1 for each of its 4x4 cells.
+
+        `light` is by how much the whole image is brighter, which does not count. `gain` turns
+        differences of the images into those of 0 to 255. The next call overwrites what this one
+        returns.
+        """
+        level, changed = self._level, self._changed
+        if light:
+            (cv2.add if light > 0 else cv2.subtract)(previous, abs(light), level)  # type: ignore[call-overload]
+            previous = level
+        cv2.absdiff(small, previous, level)
+        if self._means is not None:
+            self._means.compute(self._whole)
+        else:
+            changed = shrink(level.astype(np.float32), (1, 1))
+        limit = CHANGE_THRESHOLD + noise
+        np.multiply(changed, gain, out=changed)
+        np.rint(changed, out=changed)
+        np.subtract(changed, limit, out=changed)
+        np.divide(changed, limit, out=changed)
+        np.maximum(changed, 0, out=changed)
+        return np.minimum(changed, 1, out=changed)
+
+
+def noise_floor(cells: Cells, luma: Pixels, video_range: bool = False) -> float:
+    """Return the sensor noise: the strength of the quietest cells.
 
     Args:
-        cells: strength of each cell; overwritten.
+        cells: strength of each cell.
         luma: the image at any scale of at least one pixel for each cell; fastest at exactly one.
         video_range: whether it goes from 16 to 235.
-
-    Returns:
-        The cells without noise, and the noise: the strength of the quietest cells.
     """
     if luma.shape != cells.shape:
         height, width = cells.shape
@@ -198,38 +186,241 @@ def subtract_noise(cells: Cells, luma: Pixels, video_range: bool = False) -> tup
     low, high = MIN_LUMA, MAX_LUMA
     if video_range:
         low, high = (round(VIDEO_BLACK + level * VIDEO_SPAN / 255) for level in (low, high))
-    exposed = cells[(luma > low) & (luma < high)]
-    floor = 0.0
-    if len(exposed) >= MIN_CELLS**2:
-        place = int(QUIETEST_SHARE * len(exposed))
-        floor = min(MAX_NOISE, float(np.partition(exposed, place)[place]))
-    energy = cells * cells - (NOISE_MARGIN * floor) ** 2
-    return np.sqrt(np.maximum(energy, 0, out=energy), out=energy), floor
+    darkest, brightest, _, _ = cv2.minMaxLoc(luma)
+    if low < darkest and brightest < high:  # as nearly always: to select takes longer
+        exposed = cells.flatten()
+    else:
+        exposed = cells[(luma > low) & (luma < high)]
+    if len(exposed) < MIN_CELLS**2:
+        return 0.0
+    place = int(QUIETEST_SHARE * len(exposed))
+    exposed.partition(place)
+    return min(MAX_NOISE, float(exposed[place]))
 
 
-def changed_cells(
-    small: Pixels, previous: Pixels, noise: float, buffers: BufferPool, gain: float = 1.0
-) -> Cells:
-    """Return how much an image differs from the previous one, 0 to 1 for each of its 4x4 cells.
+class _Strip:
+    """Some rows of an octave: halves them, and averages 4x4 pixels of what a median removes.
 
-    A change of the brightness of the whole image does not count. `gain` turns differences of the
-    images into those of 0 to 255.
+    Args:
+        top, end: the rows; the last strip may end after the octave.
+        shape: height and width of the octave.
+        half: where the halved rows go.
+        quarter: where the averages go; if it is empty, they are not computed.
+        lost, once: room for the steps between.
+        luma: room for the luma of the rows if they are in colour.
     """
-    light = round(cv2.mean(small)[0] - cv2.mean(previous)[0])
-    level: Any = buffers("level", *small.shape)
-    (cv2.add if light >= 0 else cv2.subtract)(previous, abs(light), level)  # type: ignore[call-overload]
-    cv2.absdiff(small, level, level)
-    large = min(level.shape) >= CELL_SIZE >> COMPARISON_HALVINGS
-    changed = means_of_4x4(level, buffers) if large else shrink(level.astype(np.float32), (1, 1))
-    limit = CHANGE_THRESHOLD + noise
-    clipped: Cells = np.clip((np.rint(gain * changed) - limit) / limit, 0, 1)
-    return clipped
+
+    def __init__(
+        self,
+        top: int,
+        end: int,
+        shape: tuple[int, int],
+        half: Any,
+        quarter: Any,
+        lost: Any,
+        once: Any,
+        luma: Any,
+    ) -> None:
+        above = min(top, 1)  # a median needs the row above and the row below
+        self.rows = slice(top - above, min(end + 1, shape[0]))
+        rows = self.rows.stop - self.rows.start
+        self.luma = None if luma is None else luma[:rows]
+        self._half = half
+        self._even = slice(above, above + 2 * half.shape[0]), slice(0, 2 * half.shape[1])
+        self._quarter = quarter
+        self._lost = lost[: rows * shape[1]].reshape(rows, shape[1])
+        height, width = 2 * quarter.shape[0], 2 * quarter.shape[1]
+        self._kept = self._lost[above : above + 2 * height, : 2 * width]
+        self._once = once[: height * width].reshape(height, width)
+
+    def measure(self, luma: Any) -> None:
+        """Halve and measure uint8 [rows, width]."""
+        _halve_into(luma[self._even], self._half)
+        if self._quarter.size:
+            cv2.absdiff(luma, cv2.medianBlur(luma, 3, self._lost), self._lost)
+            _halve_into(self._kept, self._once)
+            _halve_into(self._once, self._quarter)
 
 
-def strength(cells: Cells) -> float:
-    """Return the mean of the strongest cells, rounded because it is stored with every frame."""
-    count = round(STRONGEST_SHARE * cells.size)
-    if count <= 1:
-        return round(float(cells.max()), 1)
-    strongest = np.partition(cells, -count, axis=None)[-count:]
-    return round(float(strongest.sum()) / count, 1)
+def _halve_into(picture: Any, half: Any) -> None:
+    cv2.resize(picture, half.shape[::-1], half, 0, 0, cv2.INTER_AREA)
+
+
+class _Octave:
+    """The measures of one octave.
+
+    Args:
+        cells: where the mean strength of what a median removes goes, for each cell.
+        weights: room for a number for each cell.
+        luma: the image that tells how bright each cell is, uint8.
+    """
+
+    def __init__(self, cells: Cells, weights: Cells, luma: Pixels) -> None:
+        rows, columns = cells.shape
+        self.cells = cells
+        self.weights: Any = weights
+        self.luma = luma
+        self.size = (columns, rows)
+        self.count = max(1, round(STRONGEST_SHARE * cells.size))
+        self.quarter = np.empty((4 * rows, 4 * columns), np.uint8)
+        self.means = _MeansOf4x4(cells)
+
+
+class _Buffers:
+    """Everything that frames of one shape are measured in.
+
+    To allocate it, to slice it or to call NumPy for each octave takes about as long as to measure:
+    the code between two large steps is never in the processor's caches.
+
+    Attributes:
+        shape: of the frames.
+        levels: the luma halved once, twice, and so on.
+        octaves: those that are measured, finest first.
+        cells, weights: those of all octaves, one after the other.
+        comparison: finds the cells that changed.
+    """
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+        sizes = [(shape[0], shape[1])]
+        while min(sizes[-1]) >= 2 and len(sizes) <= MAX_OCTAVES + 1:
+            sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
+        self.levels: list[Any] = [np.empty(size, np.uint8) for size in sizes[1:] or sizes]
+        grids = [(rows // CELL_SIZE, columns // CELL_SIZE) for rows, columns in sizes]
+        grids = [grid for grid in grids[:MAX_OCTAVES] if min(grid) >= MIN_CELLS]
+        ends = np.cumsum([0, *(rows * columns for rows, columns in grids)])
+        self.cells, self.weights = (np.empty(ends[-1], np.float32) for _ in range(2))
+        self._starts = ends[:-1]
+        self.octaves = [
+            _Octave(
+                self.cells[start:end].reshape(grid),
+                self.weights[start:end].reshape(grid),
+                self.levels[min(number + CELL_HALVINGS, len(self.levels)) - 1],
+            )
+            for number, (grid, start, end) in enumerate(zip(grids, ends, ends[1:], strict=False))
+        ]
+        self._strips = self._cut(sizes) if sizes[1:] else []
+        self._small = self.levels[min(COMPARISON_HALVINGS, len(self.levels)) - 1]
+        self.comparison = Comparison(*self._small.shape)
+        large_enough = (x for x in reversed(self.levels) if min(x.shape) >= max(THUMBNAIL_SIZE))
+        self._large = next(large_enough, self.levels[0])
+        self._large_wide = np.empty(self._large.shape, np.float32)
+
+    def _cut(self, sizes: list[tuple[int, int]]) -> list[list[_Strip]]:
+        """Cut each octave into strips that stay in the processor's caches."""
+        heights = [
+            max(CELL_SIZE, STRIP_PIXELS // columns // CELL_SIZE * CELL_SIZE) for _, columns in sizes
+        ]
+        room = max(
+            min(rows, height + 2) * columns
+            for (rows, columns), height in zip(sizes, heights, strict=True)
+        )
+        lost, once = np.empty(room, np.uint8), np.empty(room // 4 + 1, np.uint8)
+        colour = None
+        if len(self.shape) == 3:
+            colour = np.empty((min(self.shape[0], heights[0] + 2), self.shape[1]), np.uint8)
+        octaves = []
+        for number, (size, height) in enumerate(zip(sizes[:-1], heights, strict=False)):
+            half = self.levels[number]
+            quarter = np.empty((0, 0), np.uint8)
+            if number < len(self.octaves):
+                quarter = self.octaves[number].quarter
+            octaves.append(
+                [
+                    _Strip(
+                        top,
+                        top + height,
+                        size,
+                        half[top // 2 : (top + height) // 2],
+                        quarter[top // 4 : (top + height) // 4],
+                        lost,
+                        once,
+                        colour if number == 0 else None,
+                    )
+                    for top in range(0, 2 * len(half), height)
+                ]
+            )
+        return octaves
+
+    def fill(self, picture: Pixels, to_luma: int) -> None:
+        """Halve a frame's luma again and again, and measure the cells of each octave; `to_luma` is
+        OpenCV's code for the luma of a colour."""
+        if not self._strips:  # one row or one column
+            self.levels[0][:] = cv2.cvtColor(picture, to_luma) if picture.ndim == 3 else picture
+        source: Any = picture
+        for strips, half in zip(self._strips, self.levels, strict=False):
+            for strip in strips:
+                rows = source[strip.rows]
+                if strip.luma is not None:
+                    rows = cv2.cvtColor(rows, to_luma, strip.luma)
+                strip.measure(rows)
+            source = half
+        for octave in self.octaves:
+            octave.means.compute(octave.quarter)
+
+    def subtract_noise(self, gain: float) -> float:
+        """Scale the strength of all cells by `gain`, 1 for luma from 0 to 255, and subtract the
+        sensor noise from it. Return the noise of the finest octave."""
+        cells, video_range = self.cells, gain != 1.0
+        if video_range:
+            np.multiply(cells, gain, out=cells)
+            np.minimum(cells, 255, out=cells)
+        floors = [noise_floor(octave.cells, octave.luma, video_range) for octave in self.octaves]
+        np.multiply(cells, cells, out=cells)
+        for octave, floor in zip(self.octaves, floors, strict=True):
+            if floor:
+                np.subtract(octave.cells, (NOISE_MARGIN * floor) ** 2, out=octave.cells)
+        np.maximum(cells, 0, out=cells)
+        np.sqrt(cells, out=cells)
+        return floors[0]
+
+    def strengths(self, cells: Cells) -> tuple[float, ...]:
+        """Return the mean of the strongest cells of each octave, rounded because it is stored with
+        every frame; `cells` are those of all octaves."""
+        if not self.octaves:
+            return ()
+        strengths = []
+        strongest = np.maximum.reduceat(cells, self._starts).tolist()
+        for octave, start, most in zip(self.octaves, self._starts, strongest, strict=True):
+            if octave.count > 1:
+                part = cells[start : start + octave.cells.size].copy()
+                part.partition(-octave.count)
+                most = float(part[-octave.count :].sum()) / octave.count
+            strengths.append(round(most, 1))
+        return tuple(strengths)
+
+    def small(self) -> Pixels:
+        """Return a copy of the image in which changes are found, uint8."""
+        copy: Pixels = self._small.copy()
+        return copy
+
+    def thumbnail(self) -> Cells:
+        """Return the luma thumbnail, float32."""
+        np.copyto(self._large_wide, self._large)
+        thumbnail: Cells = shrink(self._large_wide, THUMBNAIL_SIZE)
+        return thumbnail.copy() if thumbnail is self._large_wide else thumbnail
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """What is kept of a frame, to compare the next one with.
+
+    Attributes:
+        small: its luma, uint8.
+        brightness: the mean of `small`.
+        thumbnail: its luma thumbnail, float32.
+    """
+
+    small: Pixels
+    brightness: float
+    thumbnail: Cells
+
+    @classmethod
+    def of(cls, buffers: _Buffers) -> Self:
+        small = buffers.small()
+        return cls(small, cv2.mean(small)[0], buffers.thumbnail())
+
+    def distance(self, other: "_Seen") -> float:
+        """Return the mean absolute difference of the thumbnails, in levels."""
+        difference = self.thumbnail - other.thumbnail
+        return float(np.abs(difference, out=difference).mean())

@@ -151,6 +151,45 @@ def test_any_size_can_be_measured(width: int, height: int, colour: bool) -> None
     assert not any(seen.fresh)
 
 
+def detail_by_definition(luma: np.ndarray) -> list[float]:
+    """Return the detail of each octave as the module describes it, without strips or buffers."""
+
+    def half(picture: np.ndarray) -> np.ndarray:
+        rows, columns = (side // 2 * 2 for side in picture.shape)
+        size = (columns // 2, rows // 2)
+        return cv2.resize(picture[:rows, :columns], size, interpolation=cv2.INTER_AREA)
+
+    octaves = [luma]
+    while min(octaves[-1].shape) >= 2:
+        octaves.append(half(octaves[-1]))
+    detail = []
+    for number, picture in enumerate(octaves[:MAX_OCTAVES]):
+        rows, columns = (side // 16 for side in picture.shape)
+        if min(rows, columns) < 3:
+            break
+        lost = cv2.absdiff(picture, cv2.medianBlur(picture, 3))[: 16 * rows, : 16 * columns]
+        cells = half(half(half(half(lost)).astype(np.float32)))
+        light = octaves[number + 4]
+        exposed = np.sort(cells[(light > 8) & (light < 247)])
+        noise = min(8.0, exposed[len(exposed) // 10]) if len(exposed) >= 9 else 0.0
+        cells = np.sqrt(np.maximum(cells**2 - (1.2 * noise) ** 2, 0))
+        strongest = np.sort(cells, axis=None)[-max(1, round(0.0025 * cells.size)) :]
+        detail.append(round(float(strongest.mean()), 1))
+    return detail
+
+
+@pytest.mark.parametrize("size", [(640, 480), (1918, 1081), (337, 901), (48, 50), (47, 300)])
+@pytest.mark.parametrize("deviation", [0, 4])
+def test_detail_is_what_its_definition_says(size: tuple[int, int], deviation: float) -> None:
+    # given writing, noise, and a part that is too dark to show noise
+    picture = noisy(with_text(scene(*size)), deviation)[..., 1].copy()
+    picture[: size[1] // 4] = 0
+
+    seen = measure(picture)
+
+    assert seen.detail == pytest.approx(detail_by_definition(picture), abs=0.1)
+
+
 def test_measures_do_not_depend_on_earlier_frames() -> None:
     frames = render_clip(sample_scene(FIRST_EVALUATION_SEED, (0.0, 1.0)), (0.0, 1.0))
     used, fresh = Meter(), Meter()
