@@ -17,7 +17,7 @@ import redis
 from streamer import redis_keys
 from streamer.domain.timestamp import rfc3339, to_datetime
 from streamer.errors import ErrorCode, StreamerError
-from streamer.redis_client.memory_reserve import RESERVE_USED
+from streamer.redis_client.memory_reserve import TAKE_ROOM
 
 MAX_EVENTS = 10_000
 """Events that are kept, approximately."""
@@ -53,14 +53,14 @@ TYPE_PATTERN = "|".join(
 # XTRIM deletes, so a full server lets the script write on:
 # see streamer/redis_client/memory_reserve.py.
 PUBLISH_EVENT = (
-    RESERVE_USED
+    TAKE_ROOM
     + f"""
 -- Adds an event. `data` is a JSON object; stream and name are '' for an event of no stream.
 local function publish_event(type, stream, name, data)
   local events, oldest = '{redis_keys.EVENTS}', redis.call('TIME')[1] - {MAX_AGE}
   redis.call('XTRIM', events, 'MAXLEN', '~', {MAX_EVENTS})
   redis.call('XTRIM', events, 'MINID', '~', string.format('%d000', oldest))
-  if reserve_used() > 0 then
+  if not take_room(#data, 0) then
     redis.call('INCR', '{redis_keys.EVENTS_LOST}')
     local last = redis.call('XREVRANGE', events, '+', '-', 'COUNT', 1)[1]
     if not last or last[2][2] ~= '{_LOST}' then

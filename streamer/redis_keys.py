@@ -264,5 +264,9 @@ def deltas(request_id: str) -> str:
     return f"{KEY_PREFIX}deltas:{request_id}"
 
 
+ROOM = KEY_PREFIX + "room"
+"""String: how many bytes of new work may come before the server is asked for its memory again.
+Under a TTL of a second."""
+
 REPLICATED = KEY_PREFIX + "replicated"
 """String: written after what a failover must not lose, to wait for a replica. Under a TTL."""

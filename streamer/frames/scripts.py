@@ -4,7 +4,7 @@ Each script is atomic, so that JPEGs, index and sums always agree, even after a 
 frame takes the same time however many frames there are: it examines a few of the oldest ones.
 """
 
-from streamer.redis_client.memory_reserve import RESERVE_USED
+from streamer.redis_client.memory_reserve import TAKE_ROOM
 
 # An entry of an index holds, in this order: ref, expires (ms), at (ms of arrival), bytes, change.
 # KEYS of every script: bytes by stream, ages. ARGV: index prefix, state prefix, JPEG prefix, ...
@@ -89,14 +89,14 @@ end
 # Returns the id, or false if a frame was stored with a higher token: another worker has taken over.
 PUT = (
     _COMMON
-    + RESERVE_USED
+    + TAKE_ROOM
     + """
 local stream, ms, now = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[9])
 local index, state = INDEX .. stream, STATE .. stream
 local ttl, size = tonumber(ARGV[8]), tonumber(ARGV[15])
 local max_frames, max_bytes = tonumber(ARGV[10]), tonumber(ARGV[11])
 local min_frames, budget = tonumber(ARGV[12]), tonumber(ARGV[13])
-if reserve_used() + size > 0 then return redis.error_reply('OOM no room for a frame') end
+if not take_room(size, 0) then return redis.error_reply('OOM no room for a frame') end
 
 local info, newest, last_id = redis.pcall('XINFO', 'STREAM', index), false, false
 if not info.err then
@@ -138,26 +138,17 @@ if first then
   redis.call('RPUSH', dates, id .. string.format(' %.0f', shift))
   redis.call('LTRIM', dates, -32, -1)
 end
-if redis.call('EXISTS', dates) == 1 then
-  redis.call('PEXPIRE', dates, string.format('%.0f', tonumber(ARGV[8])))
-end
+if noted or first then redis.call('PEXPIRE', dates, string.format('%.0f', ttl)) end
 
 -- 2. Delete the oldest frames of this stream while they are too old, too many or too large.
 local length, held, touched = redis.call('XLEN', index), sum(stream), false
-local looks = 32
-while looks > 0 do
-  looks = looks - 1
-  local page = entries(stream, '-', 2)
-  if #page == 0 then break end
-  for _, entry in ipairs(page) do
-    local over = length + 1 > max_frames or (held + size > max_bytes and length + 1 > min_frames)
-    if not over and entry.expires > now and entry.at + ttl > now then
-      looks = 0
-      break
-    end
-    held = held - pop(stream, entry)
-    length, touched = length - 1, true
-  end
+for _ = 1, 64 do
+  local entry = entries(stream, '-', 1)[1]
+  if not entry then break end
+  local over = length + 1 > max_frames or (held + size > max_bytes and length + 1 > min_frames)
+  if not over and entry.expires > now and entry.at + ttl > now then break end
+  held = held - pop(stream, entry)
+  length, touched = length - 1, true
 end
 
 -- 3. Thin with age: keep the frame of greatest change in each slot of time.

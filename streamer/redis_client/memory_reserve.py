@@ -29,7 +29,17 @@ _MARKER = 3600
 _FEW_EVENTS = 256
 """Events that a full server keeps."""
 
-RESERVE_USED = f"""
+_GRANT = 64
+"""Which part of the free memory new work may take before the server is asked for its memory again:
+to ask takes a quarter of the time in which a frame is stored."""
+
+_MAX_GRANT = 16 << 20
+"""Bytes of that, at most."""
+
+_GRANT_TTL = 1000
+"""Milliseconds after which the server is asked again: other programs may fill it meanwhile."""
+
+TAKE_ROOM = f"""
 -- Returns how many bytes are used of the reserve; negative if none. Without maxmemory, or for a
 -- user that may not run INFO, there is no reserve.
 local function reserve_used()
@@ -41,8 +51,27 @@ local function reserve_used()
   local used = tonumber(string.match(info, '\\nused_memory:(%d+)'))
   return math.ceil(used - free - {1 - RESERVE} * limit)
 end
+
+-- Returns whether there is room for `size` bytes of new work, beside `kept` bytes for what open
+-- work will need.
+local function take_room(size, kept)
+  local granted = redis.call('GET', '{redis_keys.ROOM}')
+  if granted and tonumber(granted) >= size then
+    local left = string.format('%.0f', tonumber(granted) - size)
+    redis.call('SET', '{redis_keys.ROOM}', left, 'KEEPTTL')
+    return true
+  end
+  local over = reserve_used() + size + kept
+  if over > 0 then
+    if granted then redis.call('UNLINK', '{redis_keys.ROOM}') end
+    return false
+  end
+  local grant = math.floor(math.min(-over / {_GRANT}, {_MAX_GRANT}))
+  redis.call('SET', '{redis_keys.ROOM}', string.format('%.0f', grant), 'PX', {_GRANT_TTL})
+  return true
+end
 """
-"""Lua: what new work, a request or a frame, asks before it is stored."""
+"""Lua: what new work, a request, a frame or an event, asks before it is stored."""
 
 SHRINK_ANSWERS = f"""
 -- Deletes up to `count` answers, the oldest first, that were published before `before`. A marker
@@ -79,7 +108,7 @@ end
 """Lua: who reads the results queue, and how far."""
 
 HAS_ROOM = (
-    RESERVE_USED
+    TAKE_ROOM
     + SHRINK_ANSWERS
     + RESULT_GROUPS
     + f"""
@@ -107,12 +136,12 @@ end
 -- Returns whether there is room for `size` bytes of new work, beside what the open queries and
 -- their answers will need. Deletes for it what is finished and known elsewhere.
 local function has_room(size)
-  size = size + tonumber(redis.call('HGET', '{redis_keys.OPEN_QUERIES}', 'total') or '0')
-  if reserve_used() + size <= 0 then return true end
+  local kept = tonumber(redis.call('HGET', '{redis_keys.OPEN_QUERIES}', 'total') or '0')
+  if take_room(size, kept) then return true end
   trim_results()
   trim_events()
   shrink_answers(256, redis.call('TIME')[1] - {_FRESH})
-  return reserve_used() + size <= 0
+  return take_room(size, kept)
 end
 """
 )

@@ -82,6 +82,8 @@ def test_only_the_newest_frames_are_kept_pictures_too(redis_client):
 
 def test_every_key_has_a_time_to_live(store, redis_client):
     add(store, NOW)
+    assert redis_client.pttl(redis_keys.ROOM) != -1
+    redis_client.delete(redis_keys.ROOM)  # as after a second
     keys = redis_client.keys("*")
     assert len(keys) == 4
     assert all(0 < redis_client.pttl(key) <= 60_000 for key in keys)
@@ -119,6 +121,7 @@ def test_span_and_discard(store, redis_client):
     assert store.span("str_1") == (refs[0].time, refs[-1].time)
     store.discard("str_1")
     assert store.span("str_1") is None
+    redis_client.delete(redis_keys.ROOM)  # as after a second
     assert redis_client.keys("*") == []
 
 

@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -237,6 +237,45 @@ def test_frames_leave_the_reserve_free(client: Service) -> None:
     answerer = Answerer(client)
     answerer.run()
     assert answerer.runs == len(asked)
+
+
+def infos(client: redis.Redis) -> int:
+    """Return how often the server has been asked for its memory."""
+    commands = cast("dict[str, dict[str, int]]", client.info("commandstats"))
+    return commands.get("cmdstat_info", {"calls": 0})["calls"]
+
+
+def test_a_server_is_asked_for_its_memory_now_and_then_only(client: Service) -> None:
+    main = client.connections.main
+    # given an answer of the server, which here does not end after a second
+    main.set(redis_keys.ROOM, 20_000)
+    before = infos(main)
+
+    # when frames are stored
+    for _ in range(4):
+        put(client, noise(3_000))
+
+    # then nothing asks again, and each takes its part
+    assert infos(main) - before == 1  # that of this test
+    left = int(cast(bytes, main.get(redis_keys.ROOM)))
+    assert 4_000 < left < 20_000 - 4 * 3_000
+
+    # and what is larger than the rest asks again, and is granted a part of what is free
+    put(client, noise(left + 1))
+    assert infos(main) - before == 3
+    free = (1 - RESERVE) * LIMIT - main.info("memory")["used_memory"]
+    granted = cast("bytes | None", main.get(redis_keys.ROOM))  # None after a second
+    assert 0 < int(granted or 1) <= free / 60
+    assert main.pttl(redis_keys.ROOM) != -1
+
+
+def test_what_was_granted_ends_when_the_server_refuses_work(client: Service) -> None:
+    put(client, noise(3_000))
+    fill(client)
+    client.connections.main.delete(redis_keys.ROOM)  # as after a second
+    with pytest.raises(redis.exceptions.OutOfMemoryError):
+        require_room(client.connections.main)
+    assert not client.connections.main.exists(redis_keys.ROOM)
 
 
 @pytest.mark.parametrize("door", ["ask", "attach", "API", "watch", "recording"])

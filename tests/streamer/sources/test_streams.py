@@ -70,6 +70,7 @@ def test_a_detached_stream_leaves_nothing_and_frees_its_name(registry, redis_cli
     attached = registry.create(spec(), URL)
     registry.save_status(attached.id, StreamStatus(state=StreamState.RUNNING))
     assert registry.delete("yard").state is StreamState.RUNNING
+    redis_client.delete(redis_keys.ROOM)  # as after a second
     left = {redis_keys.EVENTS, redis_keys.DETACHED_COUNTERS}  # neither is about one stream
     assert {key.decode() for key in redis_client.keys("*")} == left
     with pytest.raises(StreamerError):
@@ -81,6 +82,7 @@ def test_a_late_status_does_not_bring_a_detached_stream_back(registry, redis_cli
     attached = registry.create(spec(), URL)
     registry.delete(attached.id)
     assert not registry.save_status(attached.id, StreamStatus(state=StreamState.RUNNING))
+    redis_client.delete(redis_keys.ROOM)  # as after a second
     assert redis_client.keys("*") == [redis_keys.EVENTS.encode()]
 
 
