@@ -7,7 +7,8 @@ clip, shown in more tiles, shows that detail already. docs/resolution.md explain
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import log2, sqrt
+from functools import lru_cache
+from math import ceil, log2, sqrt
 from typing import Any, Protocol
 
 from nvila_core.errors import PromptError
@@ -53,9 +54,17 @@ class Measures:
         # Assumes half of the energy along each axis, spread evenly over an octave.
         energy = 0.0
         for pixels, tiles in zip((self.width, self.height), grid, strict=True):
-            lost = max(0.0, log2(pixels / (size * tiles)))
-            energy += sum(v * v * min(1.0, lost - k) for k, v in enumerate(octaves) if lost > k)
+            shares = _lost_shares(pixels, size * tiles)
+            energy += sum(v * v * share for v, share in zip(octaves, shares, strict=False))
         return sqrt(energy / 2)
+
+
+@lru_cache(maxsize=4096)
+def _lost_shares(pixels: int, kept: int) -> tuple[float, ...]:
+    """Return which share of each octave is lost, finest first, where `pixels` are shown as `kept`
+    along one axis; octaves of which nothing is lost are left out."""
+    lost = max(0.0, log2(pixels / kept))
+    return tuple(min(1.0, lost - k) for k in range(ceil(lost)))
 
 
 @dataclass(frozen=True)
@@ -82,11 +91,16 @@ class TilingConfig:
     def grids_for(self, frame: Measures) -> list[Grid]:
         """Return the grids of several tiles that the frame's pixels fill, also along each side."""
         columns, rows = (max(1, round(side / self.size)) for side in (frame.width, frame.height))
-        return [
-            grid
-            for grid in candidate_grids(2, self.filled_tiles(frame, self.max_tiles))
-            if grid[0] <= columns and grid[1] <= rows and (not self.grids or grid in self.grids)
-        ]
+        fit = _grids_within(self.filled_tiles(frame, self.max_tiles), columns, rows)
+        return [grid for grid in fit if not self.grids or grid in self.grids]
+
+
+@lru_cache(maxsize=256)
+def _grids_within(tiles: int, columns: int, rows: int) -> tuple[Grid, ...]:
+    """Return the grids of 2 to `tiles` tiles with at most so many columns and rows."""
+    return tuple(
+        grid for grid in candidate_grids(2, tiles) if grid[0] <= columns and grid[1] <= rows
+    )
 
 
 @dataclass(frozen=True)
@@ -271,6 +285,8 @@ class Adaptive:
         previous one by at least the share `gain`.
         """
         steps, loss = [SINGLE_TILE], frame.loss(SINGLE_TILE, tiling.size)
+        if loss <= self.tolerance:
+            return steps
         best: dict[int, tuple[float, Grid]] = {}
         for grid in tiling.grids_for(frame):
             option = (frame.loss(grid, tiling.size), grid)

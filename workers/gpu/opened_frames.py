@@ -66,10 +66,12 @@ class OpenedFrames:
         return picture
 
     def _shrink(self) -> None:
-        for key in list(self._pictures):
+        gone = []
+        for key, picture in self._pictures.items():
             if self._bytes <= self._max_bytes:
-                return
-            picture = self._pictures[key]
+                break
             if picture.done():  # else its slot will count it
-                del self._pictures[key]
+                gone.append(key)
                 self._bytes -= picture.result().nbytes
+        for key in gone:
+            del self._pictures[key]
