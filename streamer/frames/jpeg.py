@@ -42,9 +42,13 @@ _FULL_RANGE = 2
 """Number of FFmpeg for luma from 0 to 255; without it, that of most formats is 16 to 235."""
 
 
-def luma_plane(image: "VideoFrame") -> tuple[NDArray[np.uint8], bool] | None:
-    """Return the luma uint8 [height, width] of a frame without copying it, and whether it goes from
-    16 to 235 instead of 0 to 255.
+Luma = tuple[NDArray[np.uint8], bool]
+"""Luma of a frame, uint8 [height, width], and whether it goes from 16 to 235 instead of 0 to
+255."""
+
+
+def luma_plane(image: "VideoFrame") -> Luma | None:
+    """Return the luma of a frame without copying it.
 
     Return None if :func:`to_bgr` makes more of the frame than another format: then the luma is not
     that of the picture.
@@ -58,28 +62,28 @@ def luma_plane(image: "VideoFrame") -> tuple[NDArray[np.uint8], bool] | None:
     return _rows(image, width), not full
 
 
-def jpeg_of_planes(image: "VideoFrame", quality: int) -> bytes | None:
-    """Encode the planes of a frame as a JPEG, without a detour over BGR; `quality` is 0 to 100.
+def jpeg_of_planes(image: "VideoFrame", luma: Luma | None, quality: int) -> bytes | None:
+    """Encode the planes of a frame as a JPEG, without a detour over BGR; `quality` is 0 to 100, and
+    `luma` what :func:`luma_plane` returns of it.
 
     A JPEG of 4:2:0 has the same planes as most video, but for the range of their levels: it shows
     what a JPEG of :func:`to_bgr` shows, with fewer roundings. Return None if the frame needs more:
     an odd side, the matrix of another standard, other planes, or what :func:`to_bgr` makes of it.
     """
-    found = luma_plane(image)
-    if found is None or image.format.name not in _JPEG_PLANES:
+    if luma is None or image.format.name not in _JPEG_PLANES:
         return None
     if image.colorspace not in _JPEG_MATRIX:
         return None
-    if image.width % 2 or image.height % 2:  # libjpeg-turbo would read beyond the luma
+    pixels, video_range = luma
+    height, width = pixels.shape
+    if width % 2 or height % 2:  # libjpeg-turbo would read beyond the luma
         return None
-    luma, video_range = found
-    width, height = image.width // 2, image.height // 2
-    planes = [luma, _rows(image, width, height, 1), _rows(image, width, height, 2)]
+    chroma = [_rows(image, width // 2, height // 2, number) for number in (1, 2)]
     if video_range:
-        chroma = (_full_range(plane, _NO_COLOUR, 224) for plane in planes[1:])
-        planes = [_full_range(luma, 16, 219), *chroma]
+        chroma = [_full_range(plane, _NO_COLOUR, 224) for plane in chroma]
+        planes = [_full_range(pixels, 16, 219), *chroma]
     else:
-        planes = [np.ascontiguousarray(plane) for plane in planes]
+        planes = [np.ascontiguousarray(plane) for plane in (pixels, *chroma)]
     jpeg: bytes = simplejpeg.encode_jpeg_yuv_planes(*planes, quality)
     return jpeg
 

@@ -148,18 +148,21 @@ class FrameStore:
         higher token; redis.exceptions.OutOfMemoryError when data other than frames fills the
         server.
         """
-        ref = FrameRef(
-            stream_id=stream_id,
-            id="",  # the server chooses it
-            time=time,
-            pts=pts,
-            epoch=epoch,
-            width=measures.width,
-            height=measures.height,
-            change=measures.change,
-            detail=measures.detail,
-            fresh=measures.fresh,
-            decode_ms=decode_ms,
+        # the worker's own numbers: none of them has to be searched for what cannot be stored
+        ref = FrameRef.read(
+            {
+                "stream_id": stream_id,
+                "id": "",  # the server chooses it
+                "time": time,
+                "pts": pts,
+                "epoch": epoch,
+                "width": measures.width,
+                "height": measures.height,
+                "change": measures.change,
+                "detail": measures.detail,
+                "fresh": measures.fresh,
+                "decode_ms": decode_ms,
+            }
         )
         kept, record = self._retention, ref.model_dump_json(exclude={"stream_id", "id"})
         size = len(jpeg) + len(record) + _OVERHEAD
@@ -194,7 +197,8 @@ class FrameStore:
                 raise
         if frame_id is None:
             raise Superseded
-        return ref.model_copy(update={"id": cast(bytes, frame_id).decode()})
+        ref.id = cast(bytes, frame_id).decode()
+        return ref
 
     def newest(self, stream_id: str, count: int = 1) -> list[FrameRef]:
         """Return the newest `count` frames, oldest first."""

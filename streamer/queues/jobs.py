@@ -3,6 +3,7 @@
 import contextlib
 import json
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from math import isfinite
 from typing import Any, cast
 
@@ -267,7 +268,11 @@ class Jobs:
         self._windows = RecordedWindows(redis)
         self.served = Models(redis)
         """The models that workers serve."""
-        self._webhooks = Queue(WEBHOOKS, connection=redis, serializer=JSONSerializer)
+        # to make one takes as long as to store a job; bounded, because a request may name any model
+        self._queue = lru_cache(maxsize=64)(
+            lambda name: Queue(name, connection=redis, serializer=JSONSerializer)
+        )
+        self._webhooks = self._queue(WEBHOOKS)
         self._accept_script = redis.register_script(_ACCEPT)
         self._count = redis.register_script(_IN_FLIGHT)
         self._drop = redis.register_script(_DROP_WAITING)
@@ -695,9 +700,6 @@ class Jobs:
             for name in names:
                 pipeline.llen(self._queue(name).key)
             return dict(zip(names, pipeline.execute(), strict=True))
-
-    def _queue(self, name: str) -> Queue:
-        return Queue(name, connection=self._redis, serializer=JSONSerializer)
 
     def _fetch(self, job_id: str) -> Job | None:
         try:

@@ -89,14 +89,17 @@ class FrameIntake:
             jpeg, measures = self._compress(frame.image)
         except (av.FFmpegError, cv2.error, ValueError):
             raise cannot_decode(self._spec.url, self._counters.codec) from None
-        self._counters.width, self._counters.height = frame.image.width, frame.image.height
+        size = frame.image.width, frame.image.height
+        if size != (self._counters.width, self._counters.height):
+            self._counters.width, self._counters.height = size
         cost = frame.decode_ms + (time.perf_counter() - began) * 1000
         return SampledFrame(jpeg, measures, frame.time, pts, frame.epoch, cost)
 
     def _compress(self, image: VideoFrame) -> tuple[bytes, Measures]:
         """Return a frame as a JPEG, and its measures; by its own planes where that is possible."""
         quality = self._context.settings.jpeg_quality
-        luma, jpeg = luma_plane(image), jpeg_of_planes(image, quality)
+        luma = luma_plane(image)
+        jpeg = jpeg_of_planes(image, luma, quality)
         if luma is not None and jpeg is not None:
             return jpeg, self._meter.measure(*luma)
         bgr = to_bgr(image, self._note_scaled)

@@ -7,7 +7,6 @@ import structlog
 
 from streamer.clock import Clock
 from streamer.domain.stream import StreamSpec, StreamState
-from streamer.domain.timestamp import to_datetime
 from streamer.errors import ErrorCode, StreamerError, Superseded
 from streamer.media.packet_reader import PacketReader
 from streamer.media.source import DecodedFrame, Source
@@ -231,7 +230,7 @@ class LiveRun(StreamRun):
         """Sample a frame, store it and ask about the windows that it completes."""
         pts = self._timeline.place(frame)
         self.counters.position = pts
-        self._reporter.status.last_frame_at = to_datetime(frame.time)
+        self._reporter.last_frame = frame.time
         if frame.image.is_corrupt and pts < self._intact_until + _MAX_DAMAGED:
             return
         if self._in_burst(frame) or not self.intake.keeps(pts, frame.image):

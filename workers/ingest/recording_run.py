@@ -8,7 +8,6 @@ import redis
 from streamer.clock import Clock
 from streamer.domain.frame import FrameRef
 from streamer.domain.stream import StreamSpec, StreamState
-from streamer.domain.timestamp import to_datetime
 from streamer.errors import StreamerError, Superseded
 from streamer.media.source import DecodedFrame, Source
 from streamer.media.source_errors import ended_early
@@ -144,7 +143,7 @@ class RecordingRun(StreamRun):
     def _take(self, frame: DecodedFrame) -> None:
         """Sample a frame, store it and ask about the windows that it completes."""
         self._position = self.counters.position = frame.pts
-        self._reporter.status.last_frame_at = to_datetime(self._clock.time())
+        self._reporter.last_frame = self._clock.time()
         if self._resumed_at is not None and frame.pts <= self._resumed_at:
             return
         if not self.intake.keeps(frame.pts, frame.image):

@@ -29,6 +29,8 @@ class StatusReporter:
         name: the stream's name, for the log.
         status: the status, continued from the stream's last worker.
         saved: whether the registry has it as it was when it was last saved.
+        last_frame: when the newest frame was captured, seconds since the Unix epoch; it goes into
+            the status when that is saved. None: as an earlier worker left it.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class StatusReporter:
         self._token = token
         self._saved_at = float("-inf")
         self.saved = True
+        self.last_frame: float | None = None
         self.status = status
         self.status.worker = worker
 
@@ -111,6 +114,8 @@ class StatusReporter:
     def _stamp(self) -> None:
         self._saved_at = self._clock.monotonic()
         self.status.reported_at = to_datetime(self._clock.time())
+        if self.last_frame is not None:
+            self.status.last_frame_at = to_datetime(self.last_frame)
 
     def _try(self, save: Callable[[], None]) -> None:
         try:

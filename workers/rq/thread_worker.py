@@ -48,6 +48,7 @@ from workers.rq.executions import DELETED, UNREADABLE_RECORD, Executions, Taken
 from workers.rq.heartbeat import Heartbeat
 from workers.rq.job import NoDeathPenalty, PlainJob, Slot
 from workers.rq.maintenance import Maintenance, OnFailed
+from workers.rq.slot_threads import SlotThreads
 
 _T = TypeVar("_T")
 
@@ -210,6 +211,7 @@ class ThreadWorker(BaseWorker):
         self._bulk = 0  # jobs of a lower priority that ran when one was last taken
         self._slots: dict[str, Slot] = {}
         self._changed = threading.Condition()
+        self._threads = SlotThreads(most=slots)
         self._wants_nudge = False
         self._registered = False
         self._nudge_key = redis_keys.wake(self.name)
@@ -267,6 +269,7 @@ class ThreadWorker(BaseWorker):
                 raise
         finally:
             self._drain()
+            self._threads.close()
             self._heartbeat.stop()
             with contextlib.suppress(redis.exceptions.RedisError):
                 self._heartbeat.forget()
@@ -487,8 +490,7 @@ class ThreadWorker(BaseWorker):
         with self._changed:
             self._slots[slot.execution.id] = slot
             self.executions[slot.execution.id] = slot.execution
-        name = f"slot-{slot.job.id}"
-        threading.Thread(target=self._run, args=(slot,), name=name, daemon=True).start()
+        self._threads.start(f"slot-{slot.job.id}", lambda: self._run(slot))
 
     def _run(self, slot: Slot) -> None:
         last_attempt = slot.job.retries_left == 0

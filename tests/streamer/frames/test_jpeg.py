@@ -199,7 +199,7 @@ def test_a_jpeg_of_planes_shows_the_frame_as_exactly_as_one_of_its_pixels(
     image = frame(picture, pix_fmt)
 
     # when it is encoded from its planes, and from its pixels
-    by_planes, by_pixels = jpeg_of_planes(image, 90), to_jpeg(to_bgr(image), 90)
+    by_planes, by_pixels = jpeg_of_planes(image, luma_plane(image), 90), to_jpeg(to_bgr(image), 90)
     assert by_planes is not None
 
     # then both show the frame, the former with no larger error
@@ -227,7 +227,7 @@ def test_a_frame_whose_planes_are_not_those_of_its_jpeg_goes_by_its_pixels(
 ) -> None:
     image = frame(np.zeros((*shape, 3), np.uint8), pix_fmt)
     image.colorspace = colorspace
-    assert jpeg_of_planes(image, 90) is None
+    assert jpeg_of_planes(image, luma_plane(image), 90) is None
 
 
 def test_a_damaged_jpeg_is_said_to_be_one() -> None:
