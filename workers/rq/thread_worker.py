@@ -63,6 +63,13 @@ _TURNS = (0, 1, 0, 1, 0, 1, 0, 2)
 When all have work, each gets its share: none starves, and what waits for the highest waits for one
 other job at most. The turn of one without work passes to the highest that has some."""
 
+# It deletes first: then a full server lets it write.
+_PUSH_NUDGE = """
+redis.call('DEL', KEYS[1])
+redis.call('LPUSH', KEYS[1], 1)
+redis.call('EXPIRE', KEYS[1], 5)
+"""
+
 _log = structlog.get_logger(__name__)
 
 _BROKE_DOWN = (
@@ -199,7 +206,7 @@ class ThreadWorker(BaseWorker):
         self._tiers = [self.queues[at : at + tier] for at in range(0, len(queues), tier)]
         self._turns = [turn for turn in _TURNS if turn < len(self._tiers)]
         self._turn = 0
-        self._empty: set[Queue] = set()  # queues that had no job left when one was last taken
+        self._empty: set[Queue] = set()  # queues that had no job when one was last taken
         self._reserved = 1 if slots > 1 and len(self._tiers) > 1 else 0
         self._functions = dict(functions)
         self._channels = dict(channels or {})
@@ -215,6 +222,7 @@ class ThreadWorker(BaseWorker):
         self._wants_nudge = False
         self._registered = False
         self._nudge_key = redis_keys.wake(self.name)
+        self._push_nudge = connection.register_script(_PUSH_NUDGE)
         self._jobs = Executions(connection, math.ceil(lease))
         self._maintenance = Maintenance(
             connection,
@@ -385,7 +393,9 @@ class ThreadWorker(BaseWorker):
         )
         if isinstance(taken, bool):
             return None if taken else False
-        self._empty = set() if taken.left else set(queues)
+        # those before its queue were found to be empty
+        before = queues.index(taken.queue) if taken.queue in queues else 0
+        self._empty = set(queues[:before] if taken.left else queues)
         self._pass_turn(taken.queue)
         if taken.slot is not None:
             self._start(taken.slot)
@@ -610,10 +620,7 @@ class ThreadWorker(BaseWorker):
 
     def _nudge(self) -> None:
         """Wake the main loop: a slot is free again while it waits for one queue only."""
-        with self.connection.pipeline() as pipeline:
-            pipeline.lpush(self._nudge_key, 1)
-            pipeline.expire(self._nudge_key, 5)
-            pipeline.execute()
+        self._push_nudge(keys=[self._nudge_key])
 
     @property
     def dequeue_timeout(self) -> int:

@@ -3,6 +3,7 @@
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -10,7 +11,9 @@ import redis
 from rq import Queue
 from rq.serializers import JSONSerializer
 
+from streamer import redis_keys
 from streamer.queues.models import CLIP_QUEUES
+from workers.rq.executions import Executions, Taken
 from workers.rq.thread_worker import ThreadWorker
 
 Eventually = Callable[..., None]
@@ -40,10 +43,10 @@ class Desk:
         self._worker(queues, slots, tier).work(burst=True)
         return self.taken
 
-    def start(self, slots: int) -> None:
+    def start(self, slots: int, poll: float = 0.1) -> None:
         """Start a worker in a thread, whose jobs go on until they are released."""
         self.hold = True
-        worker = self._worker(CLIP_QUEUES, slots, 1)
+        worker = self._worker(CLIP_QUEUES, slots, 1, poll)
         self._thread = threading.Thread(target=worker.work, daemon=True)
         self._thread.start()
 
@@ -55,13 +58,20 @@ class Desk:
     def stop(self) -> None:
         """Stop the worker, which puts its jobs back."""
         self.stopping.set()
+        self.wake("queries")
         for event in self._released.values():
             event.set()
         if self._thread is not None:
             self._thread.join(60)
             assert not self._thread.is_alive()
 
-    def _worker(self, queues: Sequence[str], slots: int, tier: int) -> ThreadWorker:
+    def wake(self, queue: str) -> None:
+        """Wake a worker that waits for a queue, as what submits a request does."""
+        self._redis.lpush(redis_keys.wake(queue), 1)
+
+    def _worker(
+        self, queues: Sequence[str], slots: int, tier: int, poll: float = 0.1
+    ) -> ThreadWorker:
         return ThreadWorker(
             queues,
             self._redis,
@@ -70,7 +80,7 @@ class Desk:
             functions={"job": self._job},
             stopping=self.stopping,
             lease=60.0,
-            poll=0.1,
+            poll=poll,
             on_failed=lambda *_: None,
         )
 
@@ -100,6 +110,34 @@ def test_each_kind_of_work_gets_its_share_and_queries_go_first(desk: Desk) -> No
     assert taken[:16:2] == ["queries"] * 8
     # and nothing waits behind what is not there
     assert Counter(taken) == dict.fromkeys(CLIP_QUEUES, 16)
+
+
+def test_a_queue_that_was_found_empty_is_waited_for_and_not_asked_again(
+    desk: Desk, eventually: Eventually, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    take = Executions.take
+
+    def noted(
+        self: Executions, queues: Sequence[Queue], *args: Any, **options: Any
+    ) -> Taken | bool:
+        asked.append([queue.name for queue in queues])
+        return take(self, queues, *args, **options)
+
+    monkeypatch.setattr(Executions, "take", noted)
+    # given a worker that looks for work by itself once an hour, and keeps a slot for queries
+    desk.put("files", 3)
+    desk.start(slots=2, poll=3600)
+    eventually(lambda: desk.taken == ["files"])
+    # when a query comes, then it is taken at once
+    desk.put("queries", 1)
+    desk.wake("queries")
+    eventually(lambda: "queries" in desk.taken)
+    # and in between the worker has not asked whether there is one
+    assert asked == [list(CLIP_QUEUES), ["queries"]]
+    # and where a slot is free again, the next recording is taken
+    desk.release("files")
+    eventually(lambda: desk.taken.count("files") == 2)
 
 
 def test_without_queries_watches_leave_recordings_a_share(desk: Desk) -> None:
