@@ -31,7 +31,7 @@ _FEW_EVENTS = 256
 
 _GRANT = 64
 """Which part of the free memory new work may take before the server is asked for its memory again:
-to ask takes a quarter of the time in which a frame is stored."""
+to ask takes up to a third of the time in which a frame is stored."""
 
 _MAX_GRANT = 16 << 20
 """Bytes of that, at most."""
