@@ -28,6 +28,7 @@ from nvila_core.engine.grouped_attention import GroupedAttention
 from nvila_core.engine.kv_cache import KVCache
 from nvila_core.models.merged import merge_projections
 from nvila_core.models.packed_linear import pack_linears
+from nvila_core.models.small_layer import replace_small_layers
 
 BLOCK = 16
 STEPS = 10
@@ -55,6 +56,7 @@ class Steps:
         merge_projections(self.models[1].language.model)
         merge_projections(self.models[2].language.model)
         pack_linears(self.models[2].language.model.layers)
+        replace_small_layers(self.models[2].language.model)
         each = -(-(positions + STEPS) // BLOCK)
         self.cache = KVCache(
             num_layers=config.num_layers,
@@ -93,12 +95,8 @@ class Steps:
         """Compute a step by the engine's layers."""
         slices = [SequenceSlice(self.positions + step, 1, blocks, [1]) for blocks in self.blocks]
         batch = self.attention.plan(slices)
-        hidden = model.language.forward_step(
-            self.embeds[batch.order], batch.positions, batch, batch.last_rows
-        )
-        out = torch.empty_like(hidden)
-        out[batch.order] = hidden
-        return out
+        assert batch.order == list(range(self.rows))
+        return model.language.forward_step(self.embeds, batch.positions, batch, batch.last_rows)
 
 
 def timed(call: Callable[[int], Tensor]) -> tuple[float, Tensor]:

@@ -48,10 +48,9 @@ def attended(kind: Any, held: KVCache, rows: list[SequenceSlice], merged: Any, h
     order = torch.tensor(
         [n for i in batch.order for n in range(starts[i], starts[i + 1])], device=merged.device
     )
-    query, key, value = merged[order].split([heads, kv_heads, kv_heads], 1)
     inv_freq = 1e6 ** -torch.linspace(0, 1, size // 2, device=merged.device)
     rotation = Rotation(batch.positions, inv_freq, merged.dtype)
-    out = batch.attend(0, query, key, value, rotation, size**-0.5)
+    out = batch.attend(0, merged[order], heads, rotation, size**-0.5)
     found = torch.full_like(out, float("nan"))
     found[order] = out
     return found

@@ -137,8 +137,7 @@ def check_attention(cache: KVCache, num_heads: int) -> str:
         return torch.randn(shape, generator=generator).to(device, dtype)
 
     rows = sum(s.count for s in CHECKED)
-    query = noise(rows, num_heads, head_dim)
-    key, value = (noise(rows, cache.num_kv_heads, head_dim) for _ in range(2))
+    qkv = noise(rows, num_heads + 2 * cache.num_kv_heads, head_dim)
     content = noise(2, 9, cache.block_size, cache.num_kv_heads, head_dim)
     inv_freq = 100.0 ** -torch.linspace(0, 1, head_dim // 2, device=device)
     found: list[Tensor] = []
@@ -156,8 +155,8 @@ def check_attention(cache: KVCache, num_heads: int) -> str:
         small.values[0].copy_(content[1])
         batch = kind(small, num_heads).plan(CHECKED)
         rotation = Rotation(batch.positions, inv_freq, dtype)
-        with torch.cuda.device_of(query):  # Triton launches on the current device
-            out: Any = batch.attend(0, query.clone(), key, value, rotation, head_dim**-0.5)
+        with torch.cuda.device_of(qkv):  # Triton launches on the current device
+            out: Any = batch.attend(0, qkv.clone(), num_heads, rotation, head_dim**-0.5)
         found += [out, small.keys[0], small.values[0]]
     return differing(
         ("attention differs", "stored keys differ", "stored values differ"), found[:3], found[3:]

@@ -62,10 +62,11 @@ class BlockPool:
             self._evictable.pop(block, None)
 
     def allocate(self, count: int) -> list[int]:
-        """Return `count` blocks with one owner and unknown content.
+        """Return `count` blocks with one owner and unknown content, in ascending order.
 
         The caller checks `num_free_blocks` first. Cached blocks are evicted when no empty one is
-        left.
+        left. Blocks that lie one after another are read without copying them
+        (`KVCache.read_sequence`).
         """
         blocks = []
         for _ in range(count):
@@ -76,7 +77,7 @@ class BlockPool:
                 self._uncache(block)
             self._ref_counts[block] = 1
             blocks.append(block)
-        return blocks
+        return sorted(blocks)
 
     def cache(self, block: int, block_hash: bytes) -> None:
         """Register the content of an owned block, unless another block already caches it."""

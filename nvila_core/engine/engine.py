@@ -53,6 +53,7 @@ from nvila_core.model import NVILA
 from nvila_core.models.device import StepLimits, activation_bytes, is_device_lost, step_limits
 from nvila_core.models.merged import merge_projections, merge_tower
 from nvila_core.models.packed_linear import pack_linears
+from nvila_core.models.small_layer import replace_small_layers
 from nvila_core.prompt.builder import Prompt
 from nvila_core.resolution.policy import Plan
 
@@ -149,6 +150,7 @@ class Engine:
         merge_projections(model.language.model)
         merge_tower(model.vision)
         pack_linears(model.language.model.layers)
+        replace_small_layers(model.language.model)
         self.max_num_seqs, self.kv_cache_tokens = max_num_seqs, kv_cache_tokens
         self.max_waiting = max_waiting
         self.max_model_len = min(model.max_model_len, kv_cache_tokens)

@@ -2,12 +2,28 @@
 
 import mmap
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 import torch
 from torch import Tensor
 
 from nvila_core.errors import NVILAError
+
+
+@dataclass(frozen=True)
+class StoredSequence:
+    """Where the cache keeps the first positions of a sequence.
+
+    Attributes:
+        length: number of positions.
+        first_slot: of the first position; the others follow it, unless there is `blocks`.
+        blocks: int64 [blocks], where these do not lie one after another.
+    """
+
+    length: int
+    first_slot: int
+    blocks: Tensor | None
 
 
 class KVCache:
@@ -50,11 +66,44 @@ class KVCache:
             ) from error
         self.keys = list(self._storage[:, 0])
         self.values = list(self._storage[:, 1])
+        slots = self._storage.flatten(2, 3)
+        self._key_slots, self._value_slots = list(slots[:, 0]), list(slots[:, 1])
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store [N, kv heads, head size] at `slots` int64 [N] (block * block_size + offset)."""
-        self.keys[layer].flatten(0, 1)[slots] = keys
-        self.values[layer].flatten(0, 1)[slots] = values
+        self._key_slots[layer].index_copy_(0, slots, keys)
+        self._value_slots[layer].index_copy_(0, slots, values)
+
+    def locate(self, blocks: Sequence[int], length: int) -> StoredSequence:
+        """Return where the first `length` positions are stored of a sequence with a block table."""
+        used = blocks[: -(-length // self.block_size)]
+        index = None
+        if not is_run(used):
+            index = torch.tensor(used, dtype=torch.long, device=self.device)
+        return StoredSequence(length, used[0] * self.block_size, index)
+
+    def read_sequence(self, layer: int, stored: StoredSequence) -> tuple[Tensor, Tensor]:
+        """Return keys and values [1, kv heads, length, head size] of one sequence.
+
+        They are not copied where they lie one after another.
+        """
+        all_keys, all_values = self._key_slots[layer], self._value_slots[layer]
+        _, heads, size = all_keys.shape
+        if stored.blocks is not None:
+            shape = (-1, heads, size)
+            keys = self.keys[layer].index_select(0, stored.blocks).view(shape)
+            values = self.values[layer].index_select(0, stored.blocks).view(shape)
+            return (
+                keys[: stored.length].transpose(0, 1)[None],
+                values[: stored.length].transpose(0, 1)[None],
+            )
+        # One call each instead of three.
+        shape, strides = (1, heads, stored.length, size), (0, size, heads * size, 1)
+        place = stored.first_slot * heads * size
+        return (
+            all_keys.as_strided(shape, strides, all_keys.storage_offset() + place),
+            all_values.as_strided(shape, strides, all_values.storage_offset() + place),
+        )
 
     def read(self, layer: int, block_tables: Tensor) -> tuple[Tensor, Tensor]:
         """Read keys and values [B, n * block_size, kv heads, head size] of blocks int64 [B, n]."""
@@ -78,6 +127,12 @@ class KVCache:
         """Zero blocks that may hold NaN, before another sequence owns them."""
         index = torch.tensor(blocks, dtype=torch.long, device=self.device)
         self._storage.index_fill_(2, index, 0)
+
+
+def is_run(blocks: Sequence[int]) -> bool:
+    """Return whether blocks lie one after another."""
+    first = blocks[0]
+    return blocks[-1] - first == len(blocks) - 1 and blocks == list(range(first, blocks[-1] + 1))
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

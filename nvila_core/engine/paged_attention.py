@@ -1,17 +1,35 @@
 """Attention of a step's rows over the blocks of the cache, by what the rows have in common.
 
 Each class has `rows`, the rows of the step that it covers, and `attend`, one layer's attention:
-queries [kv heads, group, N, head size] to [N, heads, head size]. The query heads that share a key
+queries [N, kv heads, group, head size] to [N, heads, head size]. The query heads that share a key
 head are queries of that head like any others, so no key is repeated.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from nvila_core.engine.kv_cache import KVCache
+from nvila_core.engine.kv_cache import KVCache, StoredSequence
+
+
+@dataclass(frozen=True)
+class SingleRows:
+    """Sequences with one new position each, read one by one: no key is padded, few are copied."""
+
+    rows: slice
+    sequences: Sequence[StoredSequence]
+
+    def attend(self, query: Tensor, cache: KVCache, layer: int, scale: float) -> Tensor:
+        """Compute one layer's attention of `rows`."""
+        out = []
+        for one, stored in zip(query.split(1), self.sequences, strict=True):
+            keys, values = cache.read_sequence(layer, stored)
+            out.append(F.scaled_dot_product_attention(one, keys, values, scale=scale))
+        return (out[0] if len(out) == 1 else torch.cat(out)).flatten(1, 2)
+
 
 MIN_COMPILED_QUERIES = 64
 KEYS_STEP = 64
@@ -19,7 +37,7 @@ KEYS_STEP = 64
 
 @dataclass(frozen=True)
 class PagedDecode:
-    """Sequences of similar length with one new position each."""
+    """Sequences of similar length with one new position each, in one product."""
 
     rows: slice
     block_tables: Tensor
@@ -31,11 +49,7 @@ class PagedDecode:
         """Compute one layer's attention of `rows`."""
         keys, values = cache.read(layer, self.block_tables)
         out = F.scaled_dot_product_attention(
-            query.permute(2, 0, 1, 3),
-            keys.transpose(1, 2),
-            values.transpose(1, 2),
-            self.mask,
-            scale=scale,
+            query, keys.transpose(1, 2), values.transpose(1, 2), self.mask, scale=scale
         )
         return out.flatten(1, 2)
 
@@ -50,8 +64,7 @@ class SharedPrefixDecode:
     """
 
     rows: slice
-    shared_blocks: Tensor
-    """int64 [1, blocks]"""
+    prefix: StoredSequence
     block_tables: Tensor
     """int64 [N, blocks] after the shared ones."""
     mask: Tensor
@@ -59,18 +72,18 @@ class SharedPrefixDecode:
 
     def attend(self, query: Tensor, cache: KVCache, layer: int, scale: float) -> Tensor:
         """Compute one layer's attention of `rows`."""
-        kv_heads, group, count, size = query.shape
-        shared_keys, shared_values = cache.read(layer, self.shared_blocks)
+        count, kv_heads, group, size = query.shape
+        shared_keys, shared_values = cache.read_sequence(layer, self.prefix)
         own_keys, own_values = cache.read(layer, self.block_tables)
-        scaled = (query.float() * scale).transpose(1, 2)  # [kv heads, N, group, size]
-        flat = scaled.reshape(kv_heads, count * group, size)
-        shared = flat @ shared_keys[0].permute(1, 2, 0).float()
-        own = scaled.transpose(0, 1) @ own_keys.permute(0, 2, 3, 1).float() + self.mask
+        scaled = query.float() * scale
+        flat = scaled.transpose(0, 1).reshape(kv_heads, count * group, size)
+        shared = torch.bmm(flat, shared_keys[0].transpose(1, 2).float())
+        own = scaled @ own_keys.permute(0, 2, 3, 1).float() + self.mask
         shared = shared.view(kv_heads, count, group, -1).transpose(0, 1)
         weights = torch.cat([shared, own], -1).softmax(-1)
         shared, own = weights.split([shared.shape[-1], own.shape[-1]], -1)
         shared = shared.transpose(0, 1).reshape(kv_heads, count * group, -1)
-        among_shared = shared @ shared_values[0].transpose(0, 1).float()
+        among_shared = torch.bmm(shared, shared_values[0].float())
         among_shared = among_shared.view(kv_heads, count, group, -1).transpose(0, 1)
         out: Tensor = among_shared + own @ own_values.transpose(1, 2).float()
         return out.flatten(1, 2).to(query.dtype)
@@ -81,32 +94,25 @@ class PrefillChunk:
     """Several new positions of one sequence."""
 
     rows: slice
-    block_table: Tensor
-    """int64 [1, blocks], with padding after those of the sequence."""
+    sequence: StoredSequence
+    """With padding after its positions."""
     mask: Tensor
     """[queries, keys], added to the scores: group * N queries and all positions of the sequence,
     with padding after both."""
 
     def attend(self, query: Tensor, cache: KVCache, layer: int, scale: float) -> Tensor:
         """Compute one layer's attention of `rows`."""
-        kv_heads, group, count, size = query.shape
-        keys, values = cache.read(layer, self.block_table)
-        queries, length = self.mask.shape
-        flat = query.reshape(1, kv_heads, group * count, size)
-        if added := queries - group * count:
+        count, kv_heads, group, size = query.shape
+        keys, values = cache.read_sequence(layer, self.sequence)
+        flat = query.permute(1, 2, 0, 3).reshape(1, kv_heads, group * count, size)
+        if added := len(self.mask) - group * count:
             flat = F.pad(flat, (0, 0, 0, added))
-        out = F.scaled_dot_product_attention(
-            flat,
-            keys[:, :length].transpose(1, 2),
-            values[:, :length].transpose(1, 2),
-            self.mask,
-            scale=scale,
-        )
+        out = F.scaled_dot_product_attention(flat, keys, values, self.mask, scale=scale)
         out = out[:, :, : group * count]
         return out.reshape(kv_heads * group, count, size).transpose(0, 1)
 
 
-AttentionPart = PagedDecode | SharedPrefixDecode | PrefillChunk
+AttentionPart = SingleRows | PagedDecode | SharedPrefixDecode | PrefillChunk
 
 
 def round_up_chunk(queries: int, keys: int) -> tuple[int, int]:

@@ -169,22 +169,19 @@ class TritonBatch(Batch):
     def attend(
         self,
         layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        qkv: Tensor,
+        heads: int,
         rotation: Rotation,
         scale: float,
         fp8: bool = False,
     ) -> Tensor | RowsFP8:
         """Store the rows' keys and values, and attend; see `AttentionBackend.attend`."""
-        rows, heads, size = query.shape
-        query, key, value = (
-            one if _packed(one) else one.contiguous() for one in (query, key, value)
-        )
-        if key.stride(0) != value.stride(0):
-            key, value = key.contiguous(), value.contiguous()
-        keys, values = self.cache.keys[layer], self.cache.values[layer]
+        rows, _, size = qkv.shape
         half, kv_heads = size // 2, self.cache.num_kv_heads
+        if not _packed(qkv):
+            qkv = qkv.contiguous()
+        query, key, value = qkv.split([heads, kv_heads, kv_heads], 1)
+        keys, values = self.cache.keys[layer], self.cache.values[layer]
         layer_kernels.rotate_and_store[(rows, 3)](
             query,
             key,

@@ -16,9 +16,8 @@ class AttentionBackend(Protocol):
     def attend(
         self,
         layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        qkv: Tensor,
+        heads: int,
         rotation: Rotation,
         scale: float,
         fp8: bool = False,
@@ -27,9 +26,9 @@ class AttentionBackend(Protocol):
 
         Args:
             layer: index of the layer.
-            query: [N, heads, head size] of N rows, not yet rotated; may be overwritten.
-            key: [N, kv heads, head size], not yet rotated.
-            value: [N, kv heads, head size].
+            qkv: [N, heads + 2 * kv heads, head size]: queries, keys and values of N rows, not yet
+                rotated; may be overwritten.
+            heads: number of query heads.
             rotation: of the rows.
             scale: factor of the scores.
             fp8: whether the product that follows takes rows in FP8.
@@ -55,16 +54,17 @@ class SequenceCache:
     def attend(
         self,
         layer: int,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
+        qkv: Tensor,
+        heads: int,
         rotation: Rotation,
         scale: float,
         fp8: bool = False,
     ) -> Tensor:
         """Append the rows of a layer and attend; see `AttentionBackend`."""
-        query = rotation.rotate(query).transpose(0, 1)
-        key, value = rotation.rotate(key).transpose(0, 1), value.transpose(0, 1)
+        kv_heads = (qkv.shape[1] - heads) // 2
+        rotated = rotation.rotate(qkv[:, : heads + kv_heads]).transpose(0, 1)
+        query, key = rotated.split([heads, kv_heads])
+        value = qkv[:, heads + kv_heads :].transpose(0, 1)
         if layer == len(self._keys):
             self._keys.append(key)
             self._values.append(value)

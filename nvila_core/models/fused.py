@@ -48,9 +48,9 @@ def add_rms_norm(
         )
         return normed if rows is None else rows, total
     total = x if residual is None else x + residual
-    wide = total.float()
-    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * wide.to(x.dtype), total
+    norm = torch.linalg.vector_norm(total, 2, -1, True, dtype=torch.float32)
+    scale = norm.square_().div_(total.shape[-1]).add_(eps).rsqrt_()
+    return (total * scale).to(x.dtype).mul_(weight), total
 
 
 def gated(gate_up: Tensor, activation: Activation, fp8: bool = False) -> Tensor | RowsFP8:
@@ -68,4 +68,4 @@ def gated(gate_up: Tensor, activation: Activation, fp8: bool = False) -> Tensor 
         kernels.silu_mul[(programs,)](gate_up, out, out.numel(), size, SILU_BLOCK)
         return out
     gate, up = gate_up.chunk(2, dim=-1)
-    return activation(gate) * up
+    return activation(gate).mul_(up)

@@ -109,7 +109,7 @@ class LanguageModel(nn.Module):
             embeds: [N, hidden], one row for each new position.
             positions: [N], the position of each row in its sequence.
             backend: computes attention; holds the keys and values of earlier positions.
-            rows: [M], the rows whose hidden states are needed.
+            rows: [M], the rows whose hidden states are needed, ascending.
 
         Returns:
             Final hidden states [M, hidden]. The last layer's feed-forward part is not

@@ -15,7 +15,9 @@ def merge_projections(decoder: Qwen2Decoder) -> None:
 
     Weights in 4 bits stay separate on a CPU, because its kernels reorder each.
     """
-    for layer in cast(list[DecoderLayer], list(decoder.layers)):
+    for layer in decoder.layers:
+        if not isinstance(layer, DecoderLayer):
+            continue  # a `SmallDecoderLayer`, which is merged
         attention, mlp = layer.self_attn, layer.mlp
         found = merged_linear([attention.q_proj, attention.k_proj, attention.v_proj])
         if found is not None:

@@ -198,8 +198,8 @@ class Linear4(QuantizedLinear):
 
 
 def reads_fp8(*layers: nn.Module | None) -> bool:
-    """Return whether all of the layers that there are take rows in FP8."""
-    return all(layer is None or isinstance(layer, LinearFP8) for layer in layers)
+    """Return whether all of the layers take rows in FP8."""
+    return all([isinstance(layer, LinearFP8) for layer in layers])
 
 
 def after_activation(linear: nn.Module, x: Tensor, activation: Activation) -> Tensor:

@@ -62,27 +62,29 @@ class DecoderAttention(nn.Module):
     @property
     def reads_fp8(self) -> bool:
         """Whether `forward` takes rows in FP8."""
-        return reads_fp8(self.qkv_proj, self.q_proj, self.k_proj, self.v_proj)
+        if (merged := self.qkv_proj) is not None:
+            return reads_fp8(merged)
+        return reads_fp8(self.q_proj, self.k_proj, self.v_proj)
 
-    def project(self, x: Tensor | RowsFP8) -> tuple[Tensor, ...]:
-        """Return queries, keys and values [N, their heads, head size] of rows [N, hidden]."""
-        if self.qkv_proj is not None:
-            merged: Tensor = self.qkv_proj(x)
-            merged = merged.unflatten(-1, (-1, self.head_dim))
-            query, key, value = merged.split([self.heads, self.kv_heads, self.kv_heads], 1)
-            return query, key, value
-        projections = cast(tuple[nn.Module, ...], (self.q_proj, self.k_proj, self.v_proj))
-        return tuple(one(x).unflatten(-1, (-1, self.head_dim)) for one in projections)
+    def project(self, x: Tensor | RowsFP8) -> Tensor:
+        """Return queries, keys and values [N, heads + 2 * kv heads, head size] of N rows."""
+        if (merged := self.qkv_proj) is not None:
+            qkv = merged(x)
+        else:
+            projections = cast(tuple[nn.Module, ...], (self.q_proj, self.k_proj, self.v_proj))
+            qkv = torch.cat([one(x) for one in projections], -1)
+        out: Tensor = qkv.view(len(qkv), -1, self.head_dim)
+        return out
 
     def forward(self, x: Tensor | RowsFP8, rotation: Rotation, backend: AttentionBackend) -> Tensor:
         """Return the attention output [N, hidden] of rows [N, hidden]."""
-        query, key, value = self.project(x)
+        output = self.o_proj
         attended = backend.attend(
-            self.layer, query, key, value, rotation, self.scale, reads_fp8(self.o_proj)
+            self.layer, self.project(x), self.heads, rotation, self.scale, reads_fp8(output)
         )
-        out: Tensor = self.o_proj(
-            attended if isinstance(attended, RowsFP8) else attended.flatten(1)
-        )
+        if isinstance(attended, Tensor):
+            attended = attended.flatten(1)
+        out: Tensor = output(attended)
         return out
 
 
@@ -108,16 +110,19 @@ class GatedFeedForward(nn.Module):
     @property
     def reads_fp8(self) -> bool:
         """Whether `forward` takes rows in FP8."""
-        return reads_fp8(self.gate_up_proj, self.gate_proj, self.up_proj)
+        if (merged := self.gate_up_proj) is not None:
+            return reads_fp8(merged)
+        return reads_fp8(self.gate_proj, self.up_proj)
 
     def forward(self, x: Tensor | RowsFP8) -> Tensor:
         """Return down(activation(gate(x)) * up(x))."""
-        if self.gate_up_proj is not None:
-            inner = gated(self.gate_up_proj(x), self.activation, reads_fp8(self.down_proj))
+        down = self.down_proj
+        if (gate_up := self.gate_up_proj) is not None:
+            inner = gated(gate_up(x), self.activation, reads_fp8(down))
         else:
             gate, up = cast(tuple[nn.Module, nn.Module], (self.gate_proj, self.up_proj))
             inner = self.activation(gate(x)) * up(x)
-        out: Tensor = self.down_proj(inner)
+        out: Tensor = down(inner)
         return out
 
 
@@ -138,13 +143,15 @@ class DecoderLayer(nn.Module):
         self, x: Tensor, residual: Tensor | None, rotation: Rotation, backend: AttentionBackend
     ) -> tuple[Tensor, Tensor]:
         """Return what attention adds to the residual, and the residual before it, [N, hidden]."""
-        normed, residual = self.input_layernorm(x, residual, self.self_attn.reads_fp8)
-        return self.self_attn(normed, rotation, backend), residual
+        attention = self.self_attn
+        normed, residual = self.input_layernorm(x, residual, attention.reads_fp8)
+        return attention(normed, rotation, backend), residual
 
     def feed_forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
         """Return what the feed-forward network adds, and the residual before it, [N, hidden]."""
-        normed, residual = self.post_attention_layernorm(x, residual, self.mlp.reads_fp8)
-        return self.mlp(normed), residual
+        mlp = self.mlp
+        normed, residual = self.post_attention_layernorm(x, residual, mlp.reads_fp8)
+        return mlp(normed), residual
 
     def forward(
         self, x: Tensor, residual: Tensor | None, rotation: Rotation, backend: AttentionBackend
@@ -186,7 +193,7 @@ class Qwen2Decoder(nn.Module):
             embeds: [N, hidden], one row for each new position.
             positions: [N], the position of each row in its sequence.
             backend: computes attention; holds the keys and values of earlier positions.
-            rows: [M], the rows whose hidden states are needed; None: all.
+            rows: [M], the rows whose hidden states are needed, ascending; None: all.
 
         Returns:
             Final hidden states [M, hidden]. The last layer's feed-forward part is not computed for
@@ -204,8 +211,9 @@ class Qwen2Decoder(nn.Module):
         for layer in layers:
             hidden, residual = layer(hidden, residual, rotation, backend)
         hidden, residual = last.attend(hidden, residual, rotation, backend)
-        if rows is not None:
-            hidden, residual = hidden.index_select(0, rows), residual.index_select(0, rows)
+        if rows is not None and len(rows) < len(hidden):
+            hidden = hidden.index_select(0, rows)
+            residual = None if residual is None else residual.index_select(0, rows)
         if not len(hidden):
             return hidden
         hidden, residual = last.feed_forward(hidden, residual)

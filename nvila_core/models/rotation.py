@@ -22,16 +22,19 @@ class Rotation:
 
     @cached_property
     def tables(self) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [N, 1, head size]."""
-        angles = self.positions[:, None, None].float() * self.inv_freq
-        angles = torch.cat((angles, angles), dim=-1)
-        return angles.cos().to(self.dtype), angles.sin().to(self.dtype)
+        """Cosines [N, 1, 1, head size / 2], and sines [N, 1, 2, head size / 2], first negative."""
+        angles = self.positions.view(-1, 1, 1, 1).float() * self.inv_freq
+        sines = angles.sin()
+        signed = torch.cat((-sines, sines), dim=-2)
+        return angles.cos().to(self.dtype), signed.to(self.dtype)
 
     def rotate(self, x: Tensor) -> Tensor:
         """Return x [N, heads, head size] rotated by the angles of its rows."""
         cos, sin = self.tables
-        first, second = x.chunk(2, dim=-1)
-        return x * cos + torch.cat((-second, first), dim=-1) * sin
+        rows, heads, size = x.shape
+        halves = x.view(rows, heads, 2, size // 2)
+        rotated = torch.addcmul(halves * cos, halves.flip(2), sin)
+        return rotated.view(rows, heads, size)
 
 
 class RotaryEmbedding(nn.Module):

@@ -23,7 +23,7 @@ from nvila_core.errors import NVILAError, first_line
 from nvila_core.generation.sampling import SamplingParams
 from nvila_core.media.video import Video
 from nvila_core.model import NVILA
-from nvila_core.models.packed_linear import PackedLinear, pack_linears
+from nvila_core.models.packed_linear import PackedLinear, TransposedLinear, pack_linears
 from nvila_core.models.qwen2 import DecoderLayer
 from nvila_core.models.vision_tower import EncoderLayer
 
@@ -64,8 +64,8 @@ def compile_layers(model: NVILA) -> None:
 
 
 def packed(module: nn.Module) -> bool:
-    """Return whether a module has weights in oneDNN's layout, which the compiler cannot handle."""
-    return any(isinstance(part, PackedLinear) for part in module.modules())
+    """Return whether a module has weights in another layout. The compiler cannot handle oneDNN's."""
+    return any(isinstance(part, PackedLinear | TransposedLinear) for part in module.modules())
 
 
 def run_once(model: NVILA) -> None:

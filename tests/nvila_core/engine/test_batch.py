@@ -12,7 +12,12 @@ from torch.overrides import TorchFunctionMode
 from nvila_core.engine.batch import SequenceSlice
 from nvila_core.engine.grouped_attention import GroupedAttention, GroupedBatch
 from nvila_core.engine.kv_cache import KVCache
-from nvila_core.engine.paged_attention import PagedDecode, PrefillChunk, SharedPrefixDecode
+from nvila_core.engine.paged_attention import (
+    PagedDecode,
+    PrefillChunk,
+    SharedPrefixDecode,
+    SingleRows,
+)
 from nvila_core.models.rotation import Rotation
 
 BLOCK, HEADS, KV_HEADS, SIZE = 16, 4, 2, 8
@@ -45,10 +50,10 @@ def attended(
     """Return a batch, its attention, and the attention of every row computed alone."""
     batch = GroupedAttention(cache, HEADS).plan(rows)
     total = sum(r.count for r in rows)
-    query = torch.randn(total, HEADS, SIZE)
-    key, value = torch.randn(2, total, KV_HEADS, SIZE)
+    qkv = torch.randn(total, HEADS + 2 * KV_HEADS, SIZE)
+    query = qkv[:, :HEADS]
     rotation = Rotation(batch.positions, torch.linspace(1, 0.1, SIZE // 2), torch.float32)
-    got = batch.attend(0, query, key, value, rotation, 0.3)
+    got = batch.attend(0, qkv.clone(), HEADS, rotation, 0.3)
     query = rotation.rotate(query).transpose(0, 1)
     expected, at = torch.empty_like(got), 0
     for r in (rows[i] for i in batch.order):
@@ -80,7 +85,7 @@ def test_rows_with_a_long_shared_prefix_read_it_once(cache: KVCache) -> None:
 
     # Then the five share a prefix, and each attends to exactly its own sequence
     shared = [part for part in batch.parts if isinstance(part, SharedPrefixDecode)]
-    assert [part.shared_blocks.shape for part in shared] == [(1, 40)]
+    assert [part.prefix.length for part in shared] == [640]
     assert sorted(batch.order) == list(range(7))
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
@@ -97,7 +102,7 @@ def test_a_shared_prefix_in_bfloat16_is_as_exact_as_pytorchs_attention() -> None
     batch = GroupedAttention(held, HEADS).plan(rows)
     (part,) = batch.parts
     assert isinstance(part, SharedPrefixDecode)
-    query = 2 * torch.randn(KV_HEADS, HEADS // KV_HEADS, 4, SIZE).to(torch.bfloat16)
+    query = 2 * torch.randn(4, KV_HEADS, HEADS // KV_HEADS, SIZE).to(torch.bfloat16)
 
     # When each attends together with the others, and alone
     together = part.attend(query, held, 0, 0.7)
@@ -109,7 +114,7 @@ def test_a_shared_prefix_in_bfloat16_is_as_exact_as_pytorchs_attention() -> None
             seen = slice(0, ends[index])
             found.append(
                 F.scaled_dot_product_attention(
-                    query[None, :, :, at].to(dtype),
+                    query[at : at + 1].to(dtype),
                     keys[:, seen].transpose(1, 2).to(dtype),
                     values[:, seen].transpose(1, 2).to(dtype),
                     scale=0.7,
@@ -139,6 +144,33 @@ def test_sequences_with_a_short_shared_prefix_are_grouped_by_length(cache: KVCac
     # Then none is padded to more than twice its own
     assert [type(part) for part in batch.parts] == [PagedDecode, PagedDecode]
     assert [part.rows for part in batch.parts] == [slice(0, 3), slice(3, 5)]
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_long_sequences_in_adjacent_blocks_are_read_one_by_one_where_threads_are_few(
+    cache: KVCache, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Given two long sequences in adjacent blocks, two in others, and short ones
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    tables = [
+        [*range(20)],
+        [*range(40, 20, -1)],
+        [*range(50, 65)],
+        [*range(70, 84), 90],
+        [100],
+        [110, 111],
+    ]
+    rows = [SequenceSlice(BLOCK * len(blocks) - 5, 1, blocks) for blocks in tables]
+
+    # When they are one step
+    batch, got, expected = attended(cache, rows)
+
+    # Then the first two are read by themselves, unless more threads than heads wait for work
+    alone = [part for part in batch.parts if isinstance(part, SingleRows)]
+    found = [[batch.order[n] for n in range(part.rows.start, part.rows.stop)] for part in alone]
+    assert found == ([[0, 2]] if threads == 2 else [])
+    assert all(stored.blocks is None for part in alone for stored in part.sequences)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
 
 

@@ -41,6 +41,16 @@ def test_the_tail_of_the_least_recently_used_prefix_is_evicted_first() -> None:
     assert pool.find_cached([C]) == new
 
 
+def test_blocks_of_one_request_lie_one_after_another_where_they_can() -> None:
+    # given a full pool of cached blocks, whose last are evicted first
+    pool = BlockPool(6)
+    pool.free(filled(pool, A, B, C, b"d"))
+    # when a request takes the empty blocks and two that are evicted
+    blocks = pool.allocate(4)
+    # then they are in order
+    assert blocks == [2, 3, 4, 5]
+
+
 def test_a_block_is_not_evicted_while_it_has_an_owner() -> None:
     pool = BlockPool(2)
     blocks = filled(pool, A)

@@ -68,9 +68,8 @@ def attended(
     order = [
         n for i in planned.order for n in range(places[i].start, places[i].start + rows[i].count)
     ]
-    query, key, value = merged[order].split([heads, kv_heads, kv_heads], 1)
     rotation = Rotation(planned.positions, torch.linspace(1, 0.1, size // 2), cache.dtype)
-    out = planned.attend(0, query, key, value, rotation, size**-0.5)
+    out = planned.attend(0, merged[order], heads, rotation, size**-0.5)
     by_row = torch.empty_like(out)
     by_row[order] = out
     return by_row, cache.keys[0], cache.values[0]
@@ -136,10 +135,10 @@ def test_a_batch_is_copied_at_once_and_builds_nothing_large(
 def test_rows_with_keys_that_are_not_numbers_are_found(value: float) -> None:
     cache = make_cache(torch.float32, 1, 8)
     planned = TritonAttention(cache, 2).plan([SequenceSlice(0, 1, [0]), SequenceSlice(0, 2, [1])])
-    key, val = torch.randn(2, 3, 1, 8)
-    val[1, 0, 3] = value
+    qkv = torch.randn(3, 4, 8)  # two queries, a key and a value
+    qkv[1, 3, 3] = value
     rotation = Rotation(planned.positions, torch.ones(4), torch.float32)
-    planned.attend(0, torch.randn(3, 2, 8), key, val, rotation, 1.0)
+    planned.attend(0, qkv, 2, rotation, 1.0)
     assert planned.are_finite().tolist() == [True, False, True]
 
 

@@ -14,6 +14,7 @@ from nvila_core.models.language_model import LanguageModel
 from nvila_core.models.packed_linear import (
     TOLERANCES,
     PackedLinear,
+    TransposedLinear,
     can_pack,
     pack_linears,
     round_up_rows,
@@ -23,16 +24,36 @@ pytestmark = pytest.mark.skipif(not can_pack(torch.float32), reason="this PyTorc
 BOTH = pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 
 
+@pytest.fixture
+def nothing_is_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packed_linear, "MAX_TRANSPOSED", 0)
+
+
 def need(dtype: torch.dtype) -> None:
     if not can_pack(dtype):
         pytest.skip(f"this processor has no AVX-512, which packed {dtype} needs")
 
 
-@BOTH
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        (PackedLinear, torch.float32),
+        (PackedLinear, torch.bfloat16),
+        (TransposedLinear, torch.float32),
+    ],
+)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1, 24), (2, 24), (33, 24), (1, 7, 24), (0, 24)])
-def test_the_product_is_the_same(shape: tuple[int, ...], bias: bool, dtype: torch.dtype) -> None:
+def test_the_product_is_the_same(
+    shape: tuple[int, ...],
+    bias: bool,
+    kind: type[nn.Module],
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     need(dtype)
+    if kind is PackedLinear:
+        monkeypatch.setattr(packed_linear, "MAX_TRANSPOSED", 0)
     torch.manual_seed(0)
     linear = nn.Linear(24, 40, bias=bias, dtype=dtype)
     x = torch.randn(shape, dtype=dtype)
@@ -42,10 +63,10 @@ def test_the_product_is_the_same(shape: tuple[int, ...], bias: bool, dtype: torc
 
     assert pack_linears(model) == 1
 
-    assert isinstance(model[0], PackedLinear)
+    assert type(model[0]) is kind
     with torch.inference_mode():
         found = model(x)
-    assert found.dtype == dtype
+    assert (found.dtype, found.shape) == (dtype, expected.shape)
     error = TOLERANCES[dtype]
     torch.testing.assert_close(found.double(), expected.detach(), rtol=error, atol=error)
 
@@ -109,6 +130,7 @@ def test_logits_of_any_number_of_rows_are_those_of_one_of_a_few() -> None:
         torch.testing.assert_close(logits.double(), expected[:rows], rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.usefixtures("nothing_is_small")
 def test_only_linear_layers_on_a_cpu_in_a_dtype_of_onednn_are_replaced() -> None:
     class Own(nn.Linear):
         pass
@@ -128,6 +150,22 @@ def test_only_linear_layers_on_a_cpu_in_a_dtype_of_onednn_are_replaced() -> None
     kinds = {name: type(module) for name, module in model.named_modules()}
     assert kinds["inner.0"] is PackedLinear
     assert (kinds["sixteen"], kinds["own"], kinds["elsewhere"]) == (nn.Linear, Own, nn.Linear)
+
+
+def test_small_weights_in_float32_are_transposed_and_others_packed() -> None:
+    # Given layers of 2**19 weights and of a few more, and a small one in bfloat16
+    wide = nn.Linear(1024, 513, device="meta").to_empty(device="cpu")
+    square = nn.Linear(1024, 512, device="meta").to_empty(device="cpu")
+    model = nn.ModuleList([square, wide])
+    half = nn.ModuleList([nn.Linear(8, 8, dtype=torch.bfloat16)])
+
+    # When
+    pack_linears(model)
+    packed = pack_linears(half)
+
+    # Then
+    assert [type(layer) for layer in model] == [TransposedLinear, PackedLinear]
+    assert type(half[0]) is (PackedLinear if packed else nn.Linear)
 
 
 @BOTH

@@ -7,6 +7,9 @@ from torch import nn
 from nvila_core.config import LanguageConfig, VisionConfig
 from nvila_core.models.attention import SequenceCache
 from nvila_core.models.language_model import LanguageModel
+from nvila_core.models.merged import merge_projections
+from nvila_core.models.packed_linear import can_pack, pack_linears
+from nvila_core.models.small_layer import SmallDecoderLayer, replace_small_layers
 from nvila_core.models.vision_tower import VisionTower
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 3e-2}
@@ -26,9 +29,10 @@ def randomise(module: nn.Module) -> None:
 @pytest.mark.parametrize(
     ("kv_heads", "activation", "factor"), [(2, "silu", 1.0), (4, "gelu", 4.0), (1, "relu", 1.0)]
 )
+@pytest.mark.parametrize("in_engine", [False, True])
 @torch.inference_mode()
 def test_the_decoder_equals_transformers(
-    dtype: torch.dtype, kv_heads: int, activation: str, factor: float
+    dtype: torch.dtype, kv_heads: int, activation: str, factor: float, in_engine: bool
 ) -> None:
     import transformers  # takes seconds
 
@@ -55,6 +59,11 @@ def test_the_decoder_equals_transformers(
     model = model.to(dtype).eval()
     model.model.rotary_emb.float()  # the frequencies stay in float32, as after loading
     expected_model.rotary_emb.float()
+    if in_engine:
+        merge_projections(model.model)
+        pack_linears(model.model.layers)
+        replaced = replace_small_layers(model.model)
+        assert replaced == (3 if dtype is torch.float32 and can_pack(dtype) else 0)
 
     # when both read a prompt, then several more positions, then one
     embeds = torch.randn(14, 32).to(dtype)
@@ -67,6 +76,35 @@ def test_the_decoder_equals_transformers(
         limit = TOLERANCE[dtype]
         torch.testing.assert_close(found, out.last_hidden_state[0], rtol=limit, atol=limit)
     assert len(cache) == 14
+
+
+def test_small_layers_are_replaced_once_and_keep_their_weights() -> None:
+    # given a small model, as a first engine left it
+    config = LanguageConfig(40, 32, 48, 3, 4, 2, 128)
+    decoder = LanguageModel(config).model
+    merge_projections(decoder)
+    pack_linears(decoder.layers)
+    held = sum(buffer.numel() for buffer in decoder.buffers())
+    if not replace_small_layers(decoder):
+        pytest.skip("this PyTorch has no oneDNN")
+    # when a second engine does the same
+    merge_projections(decoder)
+    assert pack_linears(decoder.layers) == 0
+    assert replace_small_layers(decoder) == 0
+    # then the layers are small ones, and the weights are held once
+    assert all(isinstance(layer, SmallDecoderLayer) for layer in decoder.layers)
+    assert sum(buffer.numel() for buffer in decoder.buffers()) == held
+
+
+def test_a_layer_with_a_large_product_stays() -> None:
+    # given a model of which one product has more than 2**19 weights
+    config = LanguageConfig(40, 64, 8193, 2, 4, 2, 128)
+    decoder = LanguageModel(config).model
+    # when
+    merge_projections(decoder)
+    pack_linears(decoder.layers)
+    # then no layer is replaced
+    assert replace_small_layers(decoder) == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
