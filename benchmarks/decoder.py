@@ -1,15 +1,17 @@
 """Time decode steps of the demo's language model: transformers' layers beside those of the engine.
 
-    .venv/bin/python benchmarks/decoder.py [--rows 1 --rows 8] [--dtype float32] [--json]
+    .venv/bin/python benchmarks/decoder.py [--rows 1 --rows 8] [--positions 300] [--json]
 
-Each row is a sequence of `--positions` positions that gets ten more, one a step. Both sides run the
+Each row is a sequence of `--positions` positions that gets ten more, one a step. All sides run the
 same weights over the same keys and values, in turns; the least processor time of one thread is
-printed, which other programs disturb little. "merged" are the engine's
-layers with PyTorch's linear layers, "packed" the same with weights in oneDNN's order, as the engine
-keeps them on a CPU. The embedding table and the output head are not part of it.
+printed, which other programs disturb little. "modules" are the layers of `nvila_core.models.qwen2`
+with merged projections, "engine" those that an engine makes of them on a CPU. The blocks of a
+sequence lie one after another in the cache, as a prompt's do in an empty one; in "scattered" they
+lie in any order. The embedding table and the output head are not part of it.
 """
 
 import argparse
+import random
 import time
 from collections.abc import Callable
 from functools import partial
@@ -67,14 +69,21 @@ class Steps:
             dtype=kind,
             device=torch.device("cpu"),
         )
-        self.blocks = [list(range(row * each, (row + 1) * each)) for row in range(rows)]
-        for layer, (keys, values) in enumerate(self.stored):
-            for held, new in (
-                (self.cache.keys[layer], keys),
-                (self.cache.values[layer], values),
-            ):
-                held[: each * rows].view(rows, each * BLOCK, *held.shape[2:])[:, :positions] = new
+        blocks = list(range(each * rows))
+        self.adjacent = [blocks[row * each : (row + 1) * each] for row in range(rows)]
+        random.Random(0).shuffle(blocks)
+        # sorted, so that the engine keeps the order of the rows
+        self.scattered = sorted(blocks[row * each : (row + 1) * each] for row in range(rows))
         self.attention = GroupedAttention(self.cache, config.num_heads)
+
+    def fill(self, tables: list[list[int]]) -> None:
+        """Store the keys and values of all rows in the blocks of each."""
+        index = torch.tensor(tables)
+        for layer, parts in enumerate(self.stored):
+            for held, new in zip((self.cache.keys, self.cache.values), parts, strict=True):
+                blocks = new.new_zeros(*index.shape, *held[layer].shape[1:])
+                blocks.flatten(1, 2)[:, : self.positions] = new
+                held[layer][index] = blocks
 
     def filled(self) -> DynamicCache:
         """Return transformers' cache with the keys and values of all rows."""
@@ -91,9 +100,9 @@ class Steps:
         ).last_hidden_state[:, 0]
         return out
 
-    def ours(self, model: NVILA, step: int) -> Tensor:
-        """Compute a step by the engine's layers."""
-        slices = [SequenceSlice(self.positions + step, 1, blocks, [1]) for blocks in self.blocks]
+    def ours(self, model: NVILA, tables: list[list[int]], step: int) -> Tensor:
+        """Compute a step by layers of ours, of rows with these block tables."""
+        slices = [SequenceSlice(self.positions + step, 1, blocks, [1]) for blocks in tables]
         batch = self.attention.plan(slices)
         assert batch.order == list(range(self.rows))
         return model.language.forward_step(self.embeds, batch.positions, batch, batch.last_rows)
@@ -110,25 +119,25 @@ def timed(call: Callable[[int], Tensor]) -> tuple[float, Tensor]:
 def measure(dtype: str, rows: int, positions: int, rounds: int) -> dict[str, Any]:
     """Return milliseconds of a step on each side, and how far the results differ."""
     steps = Steps(dtype, rows, positions)
-    merged, packed = (partial(steps.ours, model) for model in steps.models[1:])
-    taken: list[list[float]] = [[], [], []]
-    outputs: list[Tensor] = []
-    for _ in range(rounds):
-        calls = [partial(steps.theirs, steps.filled()), merged, packed]
-        found = [timed(call) for call in calls]
-        outputs = [out for _, out in found]
-        for times, (spent, _) in zip(taken, found, strict=True):
-            times.append(spent)
-    difference = max(float((outputs[0] - out).abs().max()) for out in outputs[1:])
-    theirs, plain, quick = map(min, taken)
-    return {
-        "transformers": theirs,
-        "merged": plain,
-        "packed": quick,
-        "ratio, merged": theirs / plain,
-        "ratio, packed": theirs / quick,
-        "difference": f"{difference:.1e}",
+    modules, engine = steps.models[1:]
+    sides = {
+        "modules": (modules, steps.adjacent),
+        "engine": (engine, steps.adjacent),
+        "scattered": (engine, steps.scattered),
     }
+    taken: dict[str, list[float]] = {name: [] for name in ("transformers", *sides)}
+    difference = 0.0
+    for _ in range(rounds):
+        spent, expected = timed(partial(steps.theirs, steps.filled()))
+        taken["transformers"].append(spent)
+        for name, (model, tables) in sides.items():
+            steps.fill(tables)
+            spent, found = timed(partial(steps.ours, model, tables))
+            taken[name].append(spent)
+            difference = max(difference, float((expected - found).abs().max()))
+    least = {name: min(times) for name, times in taken.items()}
+    ratios = {f"ratio, {name}": least["transformers"] / least[name] for name in sides}
+    return {**least, **ratios, "difference": f"{difference:.1e}"}
 
 
 def main() -> None:

@@ -97,9 +97,10 @@ class GroupedBatch(Batch):
     ) -> Tensor:
         """Store the rows' keys and values, and attend; see `AttentionBackend.attend`."""
         cache, kv_heads = self.cache, self.cache.num_kv_heads
+        count, _, size = qkv.shape
         rotated = rotation.rotate(qkv[:, : heads + kv_heads])
         cache.write(layer, self.slots, rotated[:, heads:], qkv[:, heads + kv_heads :])
-        grouped = rotated[:, :heads].unflatten(1, (kv_heads, self.group))
+        grouped = rotated[:, :heads].view(count, kv_heads, self.group, size)
         if len(self.parts) == 1:
             return self.parts[0].attend(grouped, cache, layer, scale)
         return torch.cat(

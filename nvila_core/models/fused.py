@@ -48,9 +48,13 @@ def add_rms_norm(
         )
         return normed if rows is None else rows, total
     total = x if residual is None else x + residual
-    norm = torch.linalg.vector_norm(total, 2, -1, True, dtype=torch.float32)
-    scale = norm.square_().div_(total.shape[-1]).add_(eps).rsqrt_()
-    return (total * scale).to(x.dtype).mul_(weight), total
+    if x.dtype is torch.float32:
+        length = torch.linalg.vector_norm(total, 2, -1, True)
+        scale = length.square_().div_(total.shape[-1]).add_(eps).rsqrt_()
+        return (total * scale).mul_(weight), total
+    wide = total.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * wide.to(x.dtype), total
 
 
 def gated(gate_up: Tensor, activation: Activation, fp8: bool = False) -> Tensor | RowsFP8:

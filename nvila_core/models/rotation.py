@@ -33,7 +33,11 @@ class Rotation:
         cos, sin = self.tables
         rows, heads, size = x.shape
         halves = x.view(rows, heads, 2, size // 2)
-        rotated = torch.addcmul(halves * cos, halves.flip(2), sin)
+        swapped = halves.flip(2)
+        if self.dtype is torch.float32:
+            rotated = torch.addcmul(halves * cos, swapped, sin)
+        else:  # both products are rounded, as transformers rounds them
+            rotated = halves * cos + swapped * sin
         return rotated.view(rows, heads, size)
 
 
