@@ -42,7 +42,7 @@ def slices(draw: random.Random, blocks: int, longest: int) -> list[SequenceSlice
 
 def attended(kind: Any, held: KVCache, rows: list[SequenceSlice], merged: Any, heads: int) -> Any:
     """Return the attention of `rows` in their order, from merged queries, keys and values."""
-    size, kv_heads = held.keys[0].shape[-1], held.num_kv_heads
+    size = held.keys[0].shape[-1]
     batch = kind(held, heads).plan(rows)
     starts = torch.tensor([0, *[s.count for s in rows]]).cumsum(0).tolist()
     order = torch.tensor(
@@ -128,14 +128,13 @@ def speed(device: torch.device, small: bool = False) -> dict[str, Any]:
         for mix, rows in mixes.items():
             total = sum(s.count for s in rows)
             merged = torch.randn(total, heads + 2 * kv, size, device=device, dtype=dtype)
-            query, key, value = merged.split([heads, kv, kv], 1)
             times = {}
             for label, kind in (("kernel", TritonAttention), ("PyTorch", GroupedAttention)):
                 batch = kind(held, heads).plan(rows)
                 inv_freq = torch.ones(size // 2, device=device)
                 rotation = Rotation(batch.positions, inv_freq, dtype)
 
-                call = partial(batch.attend, 0, query, key, value, rotation, size**-0.5)
+                call = partial(batch.attend, 0, merged, heads, rotation, size**-0.5)
                 times[label] = device_ms(call, device)
             pairs = sum(s.count * s.start + s.count * (s.count + 1) / 2 for s in rows)
             read = sum(s.end for s in rows) * 2 * kv * size * dtype.itemsize

@@ -87,7 +87,7 @@ class StepRows:
     """
 
     def __init__(self, slices: Sequence[SequenceSlice], block_size: int) -> None:
-        if all([s.count == 1 for s in slices]):  # a few numbers: NumPy takes longer
+        if all(s.count == 1 for s in slices):  # a few numbers: NumPy takes longer
             self.ids = np.array([s.ids[0] if s.ids else NO_TOKEN for s in slices], np.int64)
             self.positions = np.array([s.start for s in slices], np.int64)
             places = [divmod(s.start, block_size) for s in slices]

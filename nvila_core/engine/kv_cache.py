@@ -90,9 +90,8 @@ class KVCache:
         all_keys, all_values = self._key_slots[layer], self._value_slots[layer]
         _, heads, size = all_keys.shape
         if stored.blocks is not None:
-            shape = (-1, heads, size)
-            keys = self.keys[layer].index_select(0, stored.blocks).view(shape)
-            values = self.values[layer].index_select(0, stored.blocks).view(shape)
+            keys = self.keys[layer].index_select(0, stored.blocks).flatten(0, 1)
+            values = self.values[layer].index_select(0, stored.blocks).flatten(0, 1)
             return (
                 keys[: stored.length].transpose(0, 1)[None],
                 values[: stored.length].transpose(0, 1)[None],

@@ -208,7 +208,7 @@ class TritonBatch(Batch):
         if fp8 and splits > 1 and len(single) == rows and fp8_kernels(query) is not None:
             parts = self._launch(single, tiling, splits, query, query, layer, scale)
             return joined_splits(*parts, single, query)
-        out = query.new_empty(rows, heads, size)
+        out = qkv.new_empty(rows, heads, size)
         if len(single):
             parts = self._launch(single, tiling, splits, query, out, layer, scale)
             if splits > 1:

@@ -199,7 +199,7 @@ class Linear4(QuantizedLinear):
 
 def reads_fp8(*layers: nn.Module | None) -> bool:
     """Return whether all of the layers take rows in FP8."""
-    return all([isinstance(layer, LinearFP8) for layer in layers])
+    return all(isinstance(layer, LinearFP8) for layer in layers)
 
 
 def after_activation(linear: nn.Module, x: Tensor, activation: Activation) -> Tensor:

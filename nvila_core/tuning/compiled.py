@@ -64,7 +64,7 @@ def compile_layers(model: NVILA) -> None:
 
 
 def packed(module: nn.Module) -> bool:
-    """Return whether a module has weights in another layout. The compiler cannot handle oneDNN's."""
+    """Return whether a module has weights in another layout; the compiler cannot see oneDNN's."""
     return any(isinstance(part, PackedLinear | TransposedLinear) for part in module.modules())
 
 
