@@ -14,6 +14,12 @@ from torch.nn import functional as F
 
 from nvila_core.engine.kv_cache import KVCache, StoredSequence
 
+MIN_COMPILED_QUERIES = 64
+"""Queries of a key head from which on PyTorch compiles kernels for their number, in 16 bits."""
+
+KEYS_STEP = 64
+"""What the number of keys is then rounded up to a multiple of."""
+
 
 @dataclass(frozen=True)
 class SingleRows:
@@ -29,10 +35,6 @@ class SingleRows:
             keys, values = cache.read_sequence(layer, stored)
             out.append(F.scaled_dot_product_attention(one, keys, values, scale=scale))
         return (out[0] if len(out) == 1 else torch.cat(out)).flatten(1, 2)
-
-
-MIN_COMPILED_QUERIES = 64
-KEYS_STEP = 64
 
 
 @dataclass(frozen=True)

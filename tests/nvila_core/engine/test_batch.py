@@ -230,7 +230,7 @@ def sizes_of_chunks(dtype: torch.dtype) -> set[tuple[int, int]]:
     with Sizes() as sizes:
         for chunk in chunks():
             (part,) = GroupedAttention(held, HEADS).plan([chunk]).parts
-            query = torch.zeros(KV_HEADS, HEADS // KV_HEADS, chunk.count, SIZE, dtype=dtype)
+            query = torch.zeros(chunk.count, KV_HEADS, HEADS // KV_HEADS, SIZE, dtype=dtype)
             assert part.attend(query, held, 0, 0.3).shape == (chunk.count, HEADS, SIZE)
     return sizes.seen
 
@@ -264,7 +264,7 @@ def test_padding_changes_no_row_of_a_chunk(start: int, count: int) -> None:
     chunk = SequenceSlice(start, count, list(range(100, 200)))
     (part,) = GroupedAttention(held, HEADS).plan([chunk]).parts
     group = HEADS // KV_HEADS
-    query = torch.randn(KV_HEADS, group, count, SIZE).to(torch.bfloat16)
+    query = torch.randn(count, KV_HEADS, group, SIZE).to(torch.bfloat16)
 
     # When it attends with padding, and without
     padded = part.attend(query, held, 0, 0.7)
@@ -276,7 +276,7 @@ def test_padding_changes_no_row_of_a_chunk(start: int, count: int) -> None:
         )
         ends = torch.arange(start, chunk.end)[:, None]
         mask = torch.where(torch.arange(chunk.end) > ends, float("-inf"), 0.0).to(dtype)
-        flat = query.reshape(1, KV_HEADS, group * count, SIZE).to(dtype)
+        flat = query.permute(1, 2, 0, 3).reshape(1, KV_HEADS, group * count, SIZE).to(dtype)
         out = F.scaled_dot_product_attention(flat, keys, values, mask.repeat(group, 1), scale=0.7)
         return out.reshape(HEADS, count, SIZE).transpose(0, 1)
 
