@@ -114,6 +114,7 @@ def _serve(
         queues_of_worker(model, default=default),
         connections.main,
         slots=slots,
+        kept_threads=slots,
         tier=2 if default else 1,
         kind=QUERIES,
         functions={CLIP_JOB: answer_clip, CHAT_JOB: answer_chat, SURVEY_JOB: answer_survey},

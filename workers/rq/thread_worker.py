@@ -153,6 +153,7 @@ class ThreadWorker(BaseWorker):
         clock: the time.
         channels: further pub/sub channels, and what is called with each of their messages. While
             the connection is lost, messages are too.
+        kept_threads: how many threads wait for the next jobs; for jobs that are short.
 
     Attributes:
         signalled: whether a signal stopped the worker.
@@ -185,6 +186,7 @@ class ThreadWorker(BaseWorker):
         outage: Outage | None = None,
         clock: Clock | None = None,
         channels: Mapping[str, Callable[[bytes], None]] | None = None,
+        kept_threads: int = 0,
     ) -> None:
         self._poll = poll  # first, because RQ derives a time-out from it
         self._kind = kind or queues[0]
@@ -218,7 +220,7 @@ class ThreadWorker(BaseWorker):
         self._bulk = 0  # jobs of a lower priority that ran when one was last taken
         self._slots: dict[str, Slot] = {}
         self._changed = threading.Condition()
-        self._threads = SlotThreads(most=slots)
+        self._threads = SlotThreads(most=kept_threads)
         self._wants_nudge = False
         self._registered = False
         self._nudge_key = redis_keys.wake(self.name)
