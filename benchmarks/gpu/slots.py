@@ -29,7 +29,7 @@ REDUCED = {
     4: cv2.IMREAD_REDUCED_COLOR_4,
     2: cv2.IMREAD_REDUCED_COLOR_2,
 }
-"""By how much OpenCV's decoder can reduce a JPEG, and how it is told to."""
+"""OpenCV's decoding flag for each factor by which its JPEG decoder can reduce a picture."""
 
 
 class Slots:

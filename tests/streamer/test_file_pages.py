@@ -74,7 +74,7 @@ assert last.value == written, "what was written is lost"
 left = {permissions: resident for permissions, _, _, resident in mappings()}
 assert left["r-xp"] > 0
 headers = list(mappings())[0]
-assert headers[0] == "r--p" and headers[3] == 0, "a page that nobody has written to is kept"
+assert headers[0] == "r--p" and headers[3] == 0, "a page that was not written to stays mapped"
 """
 
 THREAD = """

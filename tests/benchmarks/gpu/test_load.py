@@ -197,7 +197,7 @@ def test_another_process_sends_the_clips(kind: str, model: NVILA) -> None:
             assert stats["tiles"] == stats["encoded_tiles"] == 9 * FRAMES
         else:
             assert stats["cached_tiles"] > 0
-        # and the time of each process is told
+        # and the processor time of each process is reported
         for found in (at_once, evenly):
             assert found["CPU s of the load"] > 0
             assert found["CPU s of the engine's process"] > 0

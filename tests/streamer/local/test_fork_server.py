@@ -173,7 +173,7 @@ def test_an_idle_fork_server_gives_back_the_pages_of_libraries(
     assert parent.wait(parent.start(["-c", "pass"], "redis")["done"]) == 0
     server = parent.server
     before = server.memory_info().shared
-    # when it is asked for nothing, then they go
+    # when no request comes, then it unmaps them
     eventually(lambda: server.memory_info().shared < before / 2)
     # and it forks as before
     assert parent.wait(parent.start(["-c", "import redis"])["done"]) == 0

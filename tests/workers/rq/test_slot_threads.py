@@ -31,7 +31,7 @@ def thread_of_a_call(threads: SlotThreads, eventually: Eventually) -> threading.
 
 
 class Blocked:
-    """Calls that run until they are told to return."""
+    """Makes calls that run until `go` is set."""
 
     def __init__(self, threads: SlotThreads, eventually: Eventually, count: int) -> None:
         self.go = threading.Event()
