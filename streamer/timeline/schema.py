@@ -47,8 +47,10 @@ def tables_version(connection: Connection) -> str | None:
     Raises StreamerError(DATABASE_UNAVAILABLE) if a newer release has changed them.
     """
     tables = inspect(connection)
+    # In this order: another program may create both between the two questions, in one transaction.
+    has_results = tables.has_table("results")
     if not tables.has_table("alembic_version"):
-        return _FIRST if tables.has_table("results") else None
+        return _FIRST if has_results else None
     found = str(connection.execute(text("SELECT version_num FROM alembic_version")).scalar_one())
     if found > HEAD:
         raise StreamerError(
