@@ -126,6 +126,31 @@ def test_a_new_database_gets_what_the_steps_make(engine, database_url):
     assert version(engine) == schema.HEAD
 
 
+@pytest.mark.parametrize("dialect", ["postgresql"])
+def test_tables_that_appear_between_two_questions_are_not_old(engine, database_url, monkeypatch):
+    # given another program that makes the tables just after the first question of this one
+    asked = []
+    has_table = sqlalchemy.Inspector.has_table
+
+    def answer(inspector, name):
+        found = has_table(inspector, name)
+        asked.append(name)
+        if len(asked) == 1:
+            monkeypatch.undo()
+            Timeline(database_url).close()
+        return found
+
+    monkeypatch.setattr(sqlalchemy.Inspector, "has_table", answer)
+
+    # when this one asks for their version
+    with engine.connect() as connection:
+        found = schema.tables_version(connection)
+
+    # then they are new
+    assert asked
+    assert found == schema.HEAD
+
+
 def test_the_tables_are_those_that_the_program_uses(database_url):
     database = Database(database_url)
 
