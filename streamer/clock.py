@@ -18,6 +18,12 @@ MAX_OFFSET = 2.0
 _INTERVAL = 5.0
 """Seconds between two measurements."""
 
+_PROMPT = 0.1
+"""Seconds within which an answer tells the time well enough."""
+
+_MAX_QUESTIONS = 3
+"""How often the server is asked in one measurement while its answers are slow."""
+
 _MAX_DRIFT = 1e-3
 """Seconds, per second, by which two clocks may drift apart between two measurements."""
 
@@ -59,8 +65,12 @@ class ServerClock:
 
     Between two measurements time passes as on the monotonic clock of this machine, so setting the
     machine's own clock changes nothing. A measurement tells a range: the server read its clock
-    between question and answer. As long as the ranges overlap, the narrowest counts, so that a slow
-    answer does no harm. A range that does not overlap shows that the server's clock was set.
+    between question and answer. As long as the ranges overlap, their common part counts, so that a
+    slow answer does no harm. A range that does not overlap shows that the server's clock was set.
+
+    The time stays in the range, and moves only as far as that takes. So it does not jump when
+    an answer that took seconds is followed by a better one, unless it was wrong by more. The first
+    answer is compared with the machine's own clock.
 
     Args:
         ask: returns the time of the server, seconds since the Unix epoch; None if it does not
@@ -71,7 +81,8 @@ class ServerClock:
     def __init__(self, ask: Callable[[], float | None], machine: Clock | None = None) -> None:
         self._ask = ask
         self._machine = machine or SystemClock()
-        self._ahead: tuple[float, float] | None = None  # of the monotonic clock: at least, at most
+        self._range: tuple[float, float] | None = None  # seconds ahead of the monotonic clock
+        self._ahead = 0.0  # the same, within the range
         self._measured_at = 0.0
         self._warned = False
         self._ended = threading.Event()
@@ -79,10 +90,9 @@ class ServerClock:
 
     def time(self) -> float:
         """Return the time of the server, seconds since the Unix epoch."""
-        ahead = self._ahead
-        if ahead is None:
+        if self._range is None:
             return self._machine.time()
-        return self._machine.monotonic() + (ahead[0] + ahead[1]) / 2
+        return self._machine.monotonic() + self._ahead
 
     def monotonic(self) -> float:
         """Return the monotonic clock of this machine."""
@@ -98,20 +108,31 @@ class ServerClock:
         return self._machine.time() - self.time()
 
     def measure(self) -> None:
-        """Ask the server for its time; keep the last measurement if it does not answer."""
-        began = self._machine.monotonic()
-        server = self._ask()
-        if server is None:
-            return
-        ended = self._machine.monotonic()
-        low, high = server - ended, server - began
-        if self._ahead is not None:
-            drift = _MAX_DRIFT * (ended - self._measured_at)
-            overlap = max(low, self._ahead[0] - drift), min(high, self._ahead[1] + drift)
+        """Ask the server for its time, again if its answer is slow; keep the last measurement if
+        it does not answer."""
+        for _ in range(_MAX_QUESTIONS):
+            began = self._machine.monotonic()
+            server = self._ask()
+            if server is None:
+                return
+            ended = self._machine.monotonic()
+            self._narrow(server - ended, server - began, ended)
+            if ended - began <= _PROMPT:
+                break
+        self._report()
+
+    def _narrow(self, low: float, high: float, measured_at: float) -> None:
+        """Take into account that the server is `low` to `high` seconds ahead of the monotonic clock
+        of this machine."""
+        if self._range is None:
+            self._ahead = self._machine.time() - self._machine.monotonic()
+        else:
+            drift = _MAX_DRIFT * (measured_at - self._measured_at)
+            overlap = max(low, self._range[0] - drift), min(high, self._range[1] + drift)
             if overlap[0] <= overlap[1]:
                 low, high = overlap
-        self._ahead, self._measured_at = (low, high), ended
-        self._report()
+        self._ahead = min(max(self._ahead, low), high)
+        self._range, self._measured_at = (low, high), measured_at
 
     def _report(self) -> None:
         """Log once that this machine's clock is wrong, and once that it is right again."""

@@ -14,6 +14,12 @@ MAX_CLOCK_STEP = 1.0
 
 _SLEW = 0.01
 
+_PATIENCE = 1.0
+"""Seconds for which late packets are waited for that may catch up: more, while they do."""
+
+_PROGRESS = 0.1
+"""Seconds by which packets must become less late meanwhile."""
+
 
 def to_seconds(stamp: int, time_base: Fraction) -> float:
     """Return a timestamp, in units of `time_base` seconds, in seconds.
@@ -30,6 +36,10 @@ class WallClock:
     No packet arrives before its frame is captured, so the smallest difference between arrival and
     timestamp is the best estimate. It follows slow drift. It is anchored again after a jump of
     the source's clock, and after a step of this machine's clock, which starts a new epoch.
+
+    After the network or this program stood still, packets come late, in a burst, until they have
+    caught up: the estimate stays. If they do not catch up, the source itself had stopped, or its
+    link is too slow: the estimate is anchored again.
     """
 
     def __init__(self, *, bursts: bool = False) -> None:
@@ -44,6 +54,7 @@ class WallClock:
         self._first: float | None = None
         self._last = -math.inf
         self._skew: float | None = None
+        self._late: tuple[float, float] | None = None  # by how much, since when (monotonic)
         self._source_epoch = 0
         self.steps = 0
         """Number of steps of this machine's clock."""
@@ -67,10 +78,21 @@ class WallClock:
         offset = arrival - timestamp
         if self._first is None:
             self._first = timestamp
-        if self._offset is None or not 0 <= offset - self._offset <= self._max_drift:
-            self._offset = offset
-        else:
-            self._offset += (offset - self._offset) * self._slew
+        late = 0.0 if self._offset is None else offset - self._offset
+        if late <= self._max_drift:
+            self._late = None
+        if self._offset is None or late < 0 or self._stays_late(late, monotonic):
+            self._offset, self._late = offset, None
+        elif self._late is None:
+            self._offset += late * self._slew
+
+    def _stays_late(self, late: float, monotonic: float) -> bool:
+        """Return whether packets that are `late` seconds late do not catch up."""
+        if not self._max_drift < late <= MAX_BURST:
+            return late > MAX_BURST
+        if self._late is None or late < self._late[0] - _PROGRESS:
+            self._late = late, monotonic
+        return monotonic - self._late[1] > _PATIENCE
 
     def at(self, timestamp: float | None, arrival: float) -> float:
         """Return when the frame with `timestamp` was captured, seconds since the Unix epoch.

@@ -325,7 +325,12 @@ def _span(result: Result) -> tuple[float, float]:
 def _described(result: Result) -> str:
     start, end = _span(result)
     code = f" {result.error.code}" if result.error is not None else ""
-    return f"{result.request_id} {start:.3f} to {end:.3f}, {result.frames} frames{code}"
+    captured = ", ".join(f"{each.timestamp():.3f}" for each in result.frame_times)
+    answered = f"{result.created_at.timestamp():.3f}"
+    return (
+        f"{result.request_id} {start:.3f} to {end:.3f}, frames of {captured}, "
+        f"answered at {answered}{code}"
+    )
 
 
 def _left(connection: redis.Redis) -> list[str]:

@@ -135,12 +135,16 @@ def test_captions_that_overlap_are_told() -> None:
             prompt="What is there?",
             start=to_datetime(start),
             end=to_datetime(end),
-            frames=4,
+            frame_times=[to_datetime(start + 1), to_datetime(start + 2)],
+            created_at=to_datetime(end + 0.5),
         )
         for request_id, (start, end) in spans.items()
     ]
     (told,) = overlaps(captions)
-    assert told == "req_2 3.970 to 8.000, 4 frames; req_3 7.500 to 12.000, 4 frames"
+    assert told == (
+        "req_2 3.970 to 8.000, frames of 4.970, 5.970, answered at 8.500; "
+        "req_3 7.500 to 12.000, frames of 8.500, 9.500, answered at 12.500"
+    )
 
 
 def test_a_restart_is_no_growth() -> None:

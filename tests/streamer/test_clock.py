@@ -97,10 +97,52 @@ def test_a_slow_answer_does_no_harm(machine: Machine, server: Server, share: flo
     ours.measure()
     # then the good one still counts, up to the drift of the clocks
     assert ours.time() == pytest.approx(server.time(), abs=0.05)
-    # and if the slow one is the first, the error is half of its time
-    first = ServerClock(server.ask, machine)
-    first.measure()
-    assert abs(first.time() - server.time()) <= 10.001
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("off", [0.0, 0.3, -0.3])
+def test_a_slow_first_answer_lets_no_time_jump(
+    machine: Machine, server: Server, share: float, off: float
+) -> None:
+    # given a program that starts while the server is silent, on a machine whose clock is good
+    machine.wall = server.ahead + off
+    ours = ServerClock(server.ask, machine)
+    server.trip, server.share = 8.0, share
+    ours.measure()
+    # then that clock counts: it agrees with what the server has said
+    assert abs(ours.offset) <= 0.301
+    # and when the server answers at once, the time moves by what that clock was wrong
+    server.trip = 0.001
+    before = ours.offset
+    ours.measure()
+    assert ours.time() == pytest.approx(server.time(), abs=0.01)
+    assert abs(ours.offset - before) <= 0.301
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_slow_answer_is_asked_for_again(machine: Machine, server: Server, share: float) -> None:
+    # given a machine whose clock is wrong, and a server that is silent once
+    def ask() -> float | None:
+        found = server.ask()
+        server.trip = 0.001
+        return found
+
+    ours = ServerClock(ask, machine)
+    server.trip, server.share = 8.0, share
+    # when it is asked for the first time
+    ours.measure()
+    # then the second answer counts
+    assert ours.time() == pytest.approx(server.time(), abs=0.01)
+
+
+def test_a_server_that_stays_slow_is_not_asked_without_an_end(
+    machine: Machine, server: Server
+) -> None:
+    ours = ServerClock(server.ask, machine)
+    server.trip = 8.0
+    ours.measure()
+    assert machine.now == 1000.0 + 3 * 8.0
+    assert abs(ours.time() - server.time()) <= 8.0
 
 
 def test_two_clocks_that_drift_apart_stay_together(machine: Machine, server: Server) -> None:

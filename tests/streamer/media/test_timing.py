@@ -52,6 +52,51 @@ def test_packets_that_were_held_back_do_not_set_the_clock_late() -> None:
     assert clock.at(59 / 25, LATER) == pytest.approx(1000 + 59 / 25, abs=0.01)
 
 
+@pytest.mark.parametrize("speed", [100.0, 4.0, 1.2])
+def test_a_burst_after_a_stall_is_dated_by_its_timestamps(speed: float) -> None:
+    # given a camera that is read in time
+    clock = WallClock()
+    for n in range(50):
+        observe(clock, n / 25, 1000 + n / 25)
+    # when nothing comes for 8 s, then everything, `speed` times as fast as it was captured
+    arrival = 1002.0 + 8.0
+    errors = []
+    for n in range(50, 2000):
+        arrival = max(1000 + n / 25, arrival + 1 / 25 / speed)
+        observe(clock, n / 25, arrival)
+        errors.append(clock.at(n / 25, LATER) - (1000 + n / 25))
+    # then each frame is dated by when it was captured, but for what may be network jitter
+    assert all(abs(error) < 0.3 for error in errors)
+    assert errors[-1] == pytest.approx(0.0, abs=0.01)
+
+
+@pytest.mark.parametrize("fps", [25.0, 0.5])
+def test_a_camera_that_stood_still_is_dated_by_arrival_soon(fps: float) -> None:
+    # given a camera whose timestamps go on where they were after it stood still for 8 s
+    clock = WallClock()
+    for n in range(50):
+        observe(clock, n / fps, 1000 + n / fps)
+    for n in range(50, 100):
+        observe(clock, n / fps, 1008 + n / fps)
+        error = clock.at(n / fps, LATER) - (1008 + n / fps)
+        # then its frames are dated by their arrival, a second or a frame later at most
+        assert n / fps - 50 / fps <= max(1.04, 1 / fps) or abs(error) < 0.05
+        # and never after it
+        assert error < 0.05
+
+
+def test_a_link_that_falls_behind_is_dated_by_arrival() -> None:
+    # given a link that carries a fifth less than the camera sends
+    clock = WallClock()
+    errors = []
+    for n in range(500):
+        arrival = 1000 + n / 25 * 1.2
+        observe(clock, n / 25, arrival)
+        errors.append(clock.at(n / 25, LATER) - arrival)
+    # then frames are dated at most a little before they arrive
+    assert all(-1.0 < error < 0.01 for error in errors)
+
+
 def test_pictures_that_come_in_segments_keep_their_distance() -> None:
     # given segments of two seconds, each of which arrives when it is complete
     clock = WallClock(bursts=True)
