@@ -1,6 +1,8 @@
 """No time of a camera is asked about twice, by any worker and however its frames are dated."""
 
 import contextlib
+import signal
+import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -9,6 +11,7 @@ import pytest
 import redis
 
 from streamer import redis_keys
+from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.domain.frame import FrameRef
 from streamer.domain.request import ClipRequest
 from streamer.domain.stream import StreamCounters, StreamSpec
@@ -18,6 +21,7 @@ from streamer.redis_client.outage import Outage
 from tests.support.clocks import ManualClock
 from tests.support.ingest_bench import Bench, watch
 from tests.support.sentinel import SentinelSite
+from tests.support.worker_process import WorkerProcess
 from workers.ingest.clips import LiveClips
 from workers.ingest.stream_watches import StreamWatches
 
@@ -156,6 +160,29 @@ def test_a_window_that_was_asked_about_as_a_whole_is_left_out(
     # when a worker sees the same frames again
     Worker(bench, camera, clock).see(*range(9))
     assert windows(bench) == asked
+
+
+def test_a_worker_that_was_frozen_for_longer_than_a_window(
+    bench: Bench,
+    loopback: LoopbackCamera,
+    worker_process: Callable[..., WorkerProcess],
+    eventually: Eventually,
+) -> None:
+    # given a worker that asks about windows of two seconds
+    spec = bench.attach(loopback.url, watch(2.0), live=True, fps=2)
+    bench.context.jobs.start_ingest(spec.id)
+    worker = worker_process("ingest", STREAMER_LEASE="60", STREAMER_MAX_PENDING_CLIPS="100")
+    eventually(lambda: len(windows(bench)) >= 3)
+    # when it is frozen for six seconds, and finds in its sockets what the camera sent meanwhile
+    worker.process.send_signal(signal.SIGSTOP)
+    time.sleep(6.0)
+    asked = len(windows(bench))
+    worker.process.send_signal(signal.SIGCONT)
+    eventually(lambda: len(windows(bench)) >= asked + 6)
+    # then the windows of that time are dated by when its frames were captured, and none is missing
+    asked_about = windows(bench)
+    require_apart(asked_about)
+    assert all(after[0] - before[1] < 3.0 for before, after in pairwise(asked_about)), asked_about
 
 
 def test_after_a_clock_was_set_back_windows_go_on_at_once(bench: Bench, camera: StreamSpec) -> None:
