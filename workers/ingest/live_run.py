@@ -31,8 +31,8 @@ next: the wall clock of a first frame is a guess that may lie before."""
 
 _MIN_SHARE = 0.5
 """Share of the sampling interval that lies between two stored frames at least, by their capture
-times. Frames that come in a burst, because this worker or its network was held up, are dated by
-their arrival."""
+times. Frames that come together, and whose timestamps do not tell when they were captured, are
+dated by their arrival."""
 
 _MAX_DISAGREEMENT = 30.0
 """Seconds between the wall clock and the monotonic clock that the network may explain; more is a
