@@ -48,7 +48,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import psutil
 import redis
-from report import publish
+from report import cpu_seconds, publish
 from timeline import result
 
 from nvila_core.resolution.policy import Measures
@@ -97,7 +97,8 @@ class Trial(ABC):
         process = psutil.Process(self._pid)
         memory = process.memory_full_info().uss / 2**20
         heap = self._heap() / 2**20
-        return [times, round(seconds), memory, heap, process.num_threads(), process.num_fds()]
+        held = [memory, heap, process.num_threads(), process.num_fds()]
+        return [times, round(seconds), round(cpu_seconds(process), 1), *held]
 
     @abstractmethod
     def _heap(self) -> int:
@@ -367,7 +368,7 @@ def main() -> None:
                 rows.append(trial.row(times, time.monotonic() - began))
                 print(*rows[-1], file=sys.stderr, flush=True)
     memory = ["memory (USS), MiB", "heap, MiB"]
-    header = [f"{options.event}: times", "after s", *memory, "threads", "descriptors"]
+    header = [f"{options.event}: times", "after s", "CPU s", *memory, "threads", "descriptors"]
     publish({"rows": rows}, header, rows)
 
 
