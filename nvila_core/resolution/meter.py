@@ -8,6 +8,7 @@ times, that is what the (k + 1)th halving would lose. It is averaged over cells 
 only the strongest cells count, so that a small sign in a large plain image does.
 """
 
+import itertools
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -75,22 +76,22 @@ class Meter:
             buffers = self._buffers = _Buffers(picture.shape)
         buffers.fill(picture, self._to_luma)
         noise = buffers.subtract_noise(gain) if buffers.octaves else 0.0
-        detail = buffers.strengths(buffers.cells)
         seen = _Seen.of(buffers)
         previous, self._previous = self._previous, seen
         if previous is None:
+            (detail,) = buffers.strengths()
             return Measures(width, height, detail, detail, 1.0)
         change = round(min(1.0, gain * seen.distance(previous) / 255), 5)
         if previous.small.shape != seen.small.shape:
+            (detail,) = buffers.strengths()
             return Measures(width, height, detail, detail, change)
         light = round(seen.brightness - previous.brightness)
         changed = buffers.comparison.changed(seen.small, previous.small, noise, light, gain)
-        if not changed.any():
+        if not np.count_nonzero(changed):
+            (detail,) = buffers.strengths()
             return Measures(width, height, detail, (0.0,) * len(detail), change)
-        for octave in buffers.octaves:
-            cv2.resize(changed, octave.size, octave.weights, 0, 0, cv2.INTER_AREA)
-        np.multiply(buffers.cells, buffers.weights, out=buffers.weights)
-        return Measures(width, height, detail, buffers.strengths(buffers.weights), change)
+        detail, fresh = buffers.strengths(changed)
+        return Measures(width, height, detail, fresh, change)
 
 
 def measure(picture: Pixels, before: Pixels | None = None) -> Measures:
@@ -124,14 +125,14 @@ class _MeansOf4x4:
     def __init__(self, out: Cells) -> None:
         height, width = out.shape
         self._wide = np.empty((4 * height, 4 * width), np.float32)
-        self._half = np.empty((2 * height, 2 * width), np.float32)
-        self._out: Any = out
+        self._half = _Halving(self._wide, np.empty((2 * height, 2 * width), np.float32))
+        self._out = _Halving(self._half.half, out)
 
     def compute(self, pixels: Pixels) -> None:
         """Fill `out` with the means of uint8 [4 * height, 4 * width]."""
         np.copyto(self._wide, pixels)
-        for source, target in ((self._wide, self._half), (self._half, self._out)):
-            cv2.resize(source, target.shape[::-1], target, 0, 0, cv2.INTER_AREA)
+        self._half.compute()
+        self._out.compute()
 
 
 class Comparison:
@@ -183,27 +184,51 @@ def noise_floor(cells: Cells, luma: Pixels, video_range: bool = False) -> float:
         height, width = cells.shape
         side = min(luma.shape[0] // height, luma.shape[1] // width)  # whole, or shrinking is slow
         luma = shrink(luma[: height * side, : width * side], (width, height))
-    low, high = MIN_LUMA, MAX_LUMA
-    if video_range:
-        low, high = (round(VIDEO_BLACK + level * VIDEO_SPAN / 255) for level in (low, high))
-    darkest, brightest, _, _ = cv2.minMaxLoc(luma)
-    if low < darkest and brightest < high:  # as nearly always: to select takes longer
-        exposed = cells.flatten()
-    else:
-        exposed = cells[(luma > low) & (luma < high)]
+    low, high = _exposure(video_range)
+    exposed = cells[(luma > low) & (luma < high)]
     if len(exposed) < MIN_CELLS**2:
         return 0.0
-    place = int(QUIETEST_SHARE * len(exposed))
-    exposed.partition(place)
-    return min(MAX_NOISE, float(exposed[place]))
+    return _quietest(exposed, _place_of_quietest(len(exposed)))
+
+
+def _exposure(video_range: bool) -> tuple[int, int]:
+    """Return the luma between which the noise is not clipped."""
+    if not video_range:
+        return MIN_LUMA, MAX_LUMA
+    low, high = (round(VIDEO_BLACK + level * VIDEO_SPAN / 255) for level in (MIN_LUMA, MAX_LUMA))
+    return low, high
+
+
+def _place_of_quietest(count: int) -> int:
+    return int(QUIETEST_SHARE * count)
+
+
+def _quietest(cells: Cells, place: int) -> float:
+    """Return the noise by `cells`, which are put into another order."""
+    cells.partition(place)
+    return min(MAX_NOISE, cells.item(place))
+
+
+class _Halving:
+    """Halves `picture`, without an odd last row or column, into `half`."""
+
+    def __init__(self, picture: Any, half: Any) -> None:
+        height, width = half.shape
+        self.half = half
+        self._even = picture[: 2 * height, : 2 * width]
+        self._size = width, height
+
+    def compute(self) -> None:
+        """Fill `half`."""
+        cv2.resize(self._even, self._size, self.half, 0, 0, cv2.INTER_AREA)
 
 
 class _Strip:
-    """Some rows of an octave: halves them, and averages 4x4 pixels of what a median removes.
+    """Some rows of a frame: halves their luma, and averages 4x4 pixels of what a median removes.
 
     Args:
-        top, end: the rows; the last strip may end after the octave.
-        shape: height and width of the octave.
+        top, end: the rows; the last strip may end after the frame.
+        shape: height and width of the frame.
         half: where the halved rows go.
         quarter: where the averages go; if it is empty, they are not computed.
         lost, once: room for the steps between.
@@ -226,24 +251,77 @@ class _Strip:
         rows = self.rows.stop - self.rows.start
         self.luma = None if luma is None else luma[:rows]
         self._half = half
+        self._half_size = half.shape[1], half.shape[0]
         self._even = slice(above, above + 2 * half.shape[0]), slice(0, 2 * half.shape[1])
-        self._quarter = quarter
+        self._measured = quarter.size > 0
         self._lost = lost[: rows * shape[1]].reshape(rows, shape[1])
         height, width = 2 * quarter.shape[0], 2 * quarter.shape[1]
-        self._kept = self._lost[above : above + 2 * height, : 2 * width]
-        self._once = once[: height * width].reshape(height, width)
+        self._once = _Halving(self._lost[above:], once[: height * width].reshape(height, width))
+        self._quarter = _Halving(self._once.half, quarter)
 
     def measure(self, luma: Any) -> None:
         """Halve and measure uint8 [rows, width]."""
-        _halve_into(luma[self._even], self._half)
-        if self._quarter.size:
+        cv2.resize(luma[self._even], self._half_size, self._half, 0, 0, cv2.INTER_AREA)
+        if self._measured:
             cv2.absdiff(luma, cv2.medianBlur(luma, 3, self._lost), self._lost)
-            _halve_into(self._kept, self._once)
-            _halve_into(self._once, self._quarter)
+            self._once.compute()
+            self._quarter.compute()
 
 
-def _halve_into(picture: Any, half: Any) -> None:
-    cv2.resize(picture, half.shape[::-1], half, 0, 0, cv2.INTER_AREA)
+def _whole_cells(pixels: int) -> int:
+    """Return a side of an image, rounded up to whole cells."""
+    return -(-pixels // CELL_SIZE) * CELL_SIZE
+
+
+class _Coarse:
+    """All octaves but the finest, side by side in one image: most steps take one call for all.
+
+    Args:
+        sizes: height and width of the frame halved once, twice, and so on.
+
+    Attributes:
+        shape: height and width of the image, whole cells.
+        levels: where each octave goes: the frame halved once, twice, and so on.
+        places: row and column of each octave in the image, in whole cells.
+    """
+
+    def __init__(self, sizes: list[tuple[int, int]]) -> None:
+        self.places = [(0, 0)]  # the finest at the top, the others in a row below it
+        height, width = (_whole_cells(side) for side in sizes[0])
+        below = 0
+        for _, columns in sizes[1:]:
+            self.places.append((height // CELL_SIZE, below // CELL_SIZE))
+            below += _whole_cells(columns)
+        if sizes[1:]:
+            height += _whole_cells(sizes[1][0])
+        self.shape = height, max(width, below)
+        self._sizes = sizes
+        self._luma: Any = np.zeros(self.shape, np.uint8)
+        self.levels = self._views(self._luma)
+
+    def use(self, quarter: Any, lost: Any, once: Any) -> None:
+        """Take the arrays for :meth:`measure`: `quarter` for the averages of 4x4 pixels, and room
+        for the steps before."""
+        height, width = self.shape
+        self._lost = lost[: height * width].reshape(self.shape)
+        self._medians = list(zip(self.levels, self._views(self._lost), strict=True))
+        halved = once[: height * width // 4].reshape(height // 2, width // 2)
+        self._once = _Halving(self._lost, halved)
+        self._quarter = _Halving(halved, quarter)
+
+    def _views(self, image: Any) -> list[Any]:
+        return [
+            image[CELL_SIZE * row :, CELL_SIZE * column :][:height, :width]
+            for (row, column), (height, width) in zip(self.places, self._sizes, strict=True)
+        ]
+
+    def measure(self) -> None:
+        """Average 4x4 pixels of what a median removes from each octave."""
+        for luma, lost in self._medians:
+            cv2.medianBlur(luma, 3, lost)
+        cv2.absdiff(self._luma, self._lost, self._lost)
+        self._once.compute()
+        self._quarter.compute()
 
 
 class _Octave:
@@ -262,8 +340,12 @@ class _Octave:
         self.luma = luma
         self.size = (columns, rows)
         self.count = max(1, round(STRONGEST_SHARE * cells.size))
-        self.quarter = np.empty((4 * rows, 4 * columns), np.uint8)
-        self.means = _MeansOf4x4(cells)
+        self._room = weights.reshape(-1)
+        self._place = _place_of_quietest(cells.size)
+
+    def noise_of_weights(self) -> float:
+        """Return the noise by the numbers in `weights`, which are put into another order."""
+        return _quietest(self._room, self._place)
 
 
 class _Buffers:
@@ -274,9 +356,7 @@ class _Buffers:
 
     Attributes:
         shape: of the frames.
-        levels: the luma halved once, twice, and so on.
         octaves: those that are measured, finest first.
-        cells, weights: those of all octaves, one after the other.
         comparison: finds the cells that changed.
     """
 
@@ -285,87 +365,123 @@ class _Buffers:
         sizes = [(shape[0], shape[1])]
         while min(sizes[-1]) >= 2 and len(sizes) <= MAX_OCTAVES + 1:
             sizes.append((sizes[-1][0] // 2, sizes[-1][1] // 2))
-        self.levels: list[Any] = [np.empty(size, np.uint8) for size in sizes[1:] or sizes]
         grids = [(rows // CELL_SIZE, columns // CELL_SIZE) for rows, columns in sizes]
         grids = [grid for grid in grids[:MAX_OCTAVES] if min(grid) >= MIN_CELLS]
+        self._coarse = _Coarse(sizes[1 : len(grids)]) if grids[1:] else None
+        coarse = self._coarse.levels if self._coarse is not None else []
+        # the luma halved once, twice, and so on
+        self._levels: list[Any] = [
+            *coarse,
+            *(np.empty(size, np.uint8) for size in (sizes[1:] or sizes)[len(coarse) :]),
+        ]
         ends = np.cumsum([0, *(rows * columns for rows, columns in grids)])
-        self.cells, self.weights = (np.empty(ends[-1], np.float32) for _ in range(2))
+        # for all octaves, one after the other
+        self._both = np.empty((2, ends[-1]), np.float32)
+        self._cells, self._weights = self._both
         self._starts = ends[:-1]
         self.octaves = [
             _Octave(
-                self.cells[start:end].reshape(grid),
-                self.weights[start:end].reshape(grid),
-                self.levels[min(number + CELL_HALVINGS, len(self.levels)) - 1],
+                self._cells[start:end].reshape(grid),
+                self._weights[start:end].reshape(grid),
+                self._levels[min(number + CELL_HALVINGS, len(self._levels)) - 1],
             )
             for number, (grid, start, end) in enumerate(zip(grids, ends, ends[1:], strict=False))
         ]
+        self._place_cells(grids)
         self._strips = self._cut(sizes) if sizes[1:] else []
-        self._small = self.levels[min(COMPARISON_HALVINGS, len(self.levels)) - 1]
+        self._small = self._levels[min(COMPARISON_HALVINGS, len(self._levels)) - 1]
         self.comparison = Comparison(*self._small.shape)
-        large_enough = (x for x in reversed(self.levels) if min(x.shape) >= max(THUMBNAIL_SIZE))
-        self._large = next(large_enough, self.levels[0])
+        large_enough = (x for x in reversed(self._levels) if min(x.shape) >= max(THUMBNAIL_SIZE))
+        self._large = next(large_enough, self._levels[0])
         self._large_wide = np.empty(self._large.shape, np.float32)
+        halvings = [_Halving(*pair) for pair in itertools.pairwise(self._levels)]
+        needed = max(CELL_HALVINGS, COMPARISON_HALVINGS, len(grids)) - 1
+        # the coarsest levels only tell how bright the cells of the coarsest octaves are
+        self._halvings, self._rarely_needed = halvings[:needed], halvings[needed:]
 
-    def _cut(self, sizes: list[tuple[int, int]]) -> list[list[_Strip]]:
-        """Cut each octave into strips that stay in the processor's caches."""
-        heights = [
-            max(CELL_SIZE, STRIP_PIXELS // columns // CELL_SIZE * CELL_SIZE) for _, columns in sizes
-        ]
-        room = max(
-            min(rows, height + 2) * columns
-            for (rows, columns), height in zip(sizes, heights, strict=True)
+    def _place_cells(self, grids: list[tuple[int, int]]) -> None:
+        """Put the cells of all octaves into one image, of which :class:`_MeansOf4x4` makes them in
+        one go: those of the finest octave on the left, the others on its right."""
+        rows, columns = grids[0] if grids else (0, 0)
+        places, height, width = [(0, 0)], rows, columns
+        if self._coarse is not None:
+            places += [(row, columns + column) for row, column in self._coarse.places]
+            height = max(rows, self._coarse.shape[0] // CELL_SIZE)
+            width += self._coarse.shape[1] // CELL_SIZE
+        means = np.empty((height, width), np.float32)
+        cells = np.arange(means.size).reshape(means.shape)
+        self._order = np.concatenate(
+            [
+                np.empty(0, np.intp),
+                *(
+                    cells[top : top + high, left : left + wide].reshape(-1)
+                    for (top, left), (high, wide) in zip(places, grids, strict=False)
+                ),
+            ]
         )
-        lost, once = np.empty(room, np.uint8), np.empty(room // 4 + 1, np.uint8)
+        self._flat_means = means.reshape(-1)
+        self._means = _MeansOf4x4(means)
+        # averages of 4x4 pixels
+        self._quarters: Any = np.zeros((4 * height, 4 * width), np.uint8)
+        self._quarter = self._quarters[: 4 * rows, : 4 * columns]
+
+    def _cut(self, sizes: list[tuple[int, int]]) -> list[_Strip]:
+        """Cut frames into strips that stay in the processor's caches."""
+        rows, columns = sizes[0]
+        height = max(CELL_SIZE, STRIP_PIXELS // columns // CELL_SIZE * CELL_SIZE)
+        room = min(rows, height + 2) * columns
+        if self._coarse is not None:
+            room = max(room, self._coarse.shape[0] * self._coarse.shape[1])
+        lost, once = np.zeros(room, np.uint8), np.empty(room // 4 + 1, np.uint8)
+        if self._coarse is not None:
+            high, wide = (side // 4 for side in self._coarse.shape)
+            left = self._quarter.shape[1]
+            self._coarse.use(self._quarters[:high, left : left + wide], lost, once)
         colour = None
         if len(self.shape) == 3:
-            colour = np.empty((min(self.shape[0], heights[0] + 2), self.shape[1]), np.uint8)
-        octaves = []
-        for number, (size, height) in enumerate(zip(sizes[:-1], heights, strict=False)):
-            half = self.levels[number]
-            quarter = np.empty((0, 0), np.uint8)
-            if number < len(self.octaves):
-                quarter = self.octaves[number].quarter
-            octaves.append(
-                [
-                    _Strip(
-                        top,
-                        top + height,
-                        size,
-                        half[top // 2 : (top + height) // 2],
-                        quarter[top // 4 : (top + height) // 4],
-                        lost,
-                        once,
-                        colour if number == 0 else None,
-                    )
-                    for top in range(0, 2 * len(half), height)
-                ]
+            colour = np.empty((min(rows, height + 2), columns), np.uint8)
+        half, quarter = self._levels[0], self._quarter
+        return [
+            _Strip(
+                top,
+                top + height,
+                sizes[0],
+                half[top // 2 : (top + height) // 2],
+                quarter[top // 4 : (top + height) // 4],
+                lost,
+                once,
+                colour,
             )
-        return octaves
+            for top in range(0, 2 * len(half), height)
+        ]
 
     def fill(self, picture: Pixels, to_luma: int) -> None:
         """Halve a frame's luma again and again, and measure the cells of each octave; `to_luma` is
         OpenCV's code for the luma of a colour."""
         if not self._strips:  # one row or one column
-            self.levels[0][:] = cv2.cvtColor(picture, to_luma) if picture.ndim == 3 else picture
-        source: Any = picture
-        for strips, half in zip(self._strips, self.levels, strict=False):
-            for strip in strips:
-                rows = source[strip.rows]
-                if strip.luma is not None:
-                    rows = cv2.cvtColor(rows, to_luma, strip.luma)
-                strip.measure(rows)
-            source = half
-        for octave in self.octaves:
-            octave.means.compute(octave.quarter)
+            luma = cv2.cvtColor(picture, to_luma) if picture.ndim == 3 else picture
+            self._levels[0][:] = luma
+        for strip in self._strips:
+            rows: Any = picture[strip.rows]
+            if strip.luma is not None:
+                rows = cv2.cvtColor(rows, to_luma, strip.luma)
+            strip.measure(rows)
+        for halving in self._halvings:
+            halving.compute()
+        if self._coarse is not None:
+            self._coarse.measure()
+        if self.octaves:
+            self._means.compute(self._quarters)
+            self._flat_means.take(self._order, out=self._cells, mode="clip")
 
     def subtract_noise(self, gain: float) -> float:
         """Scale the strength of all cells by `gain`, 1 for luma from 0 to 255, and subtract the
         sensor noise from it. Return the noise of the finest octave."""
-        cells, video_range = self.cells, gain != 1.0
+        cells, video_range = self._cells, gain != 1.0
         if video_range:
             np.multiply(cells, gain, out=cells)
             np.minimum(cells, 255, out=cells)
-        floors = [noise_floor(octave.cells, octave.luma, video_range) for octave in self.octaves]
+        floors = self._noise_floors(video_range)
         np.multiply(cells, cells, out=cells)
         for octave, floor in zip(self.octaves, floors, strict=True):
             if floor:
@@ -374,20 +490,40 @@ class _Buffers:
         np.sqrt(cells, out=cells)
         return floors[0]
 
-    def strengths(self, cells: Cells) -> tuple[float, ...]:
+    def _noise_floors(self, video_range: bool) -> list[float]:
+        """Return the sensor noise of each octave."""
+        low, high = _exposure(video_range)
+        darkest, brightest, _, _ = cv2.minMaxLoc(self.octaves[0].luma)
+        # As nearly always: to select cells takes longer. Coarser octaves have no darker or brighter
+        # cells, because those are means of these.
+        if low < darkest and brightest < high:
+            np.copyto(self._weights, self._cells)
+            return [octave.noise_of_weights() for octave in self.octaves]
+        for halving in self._rarely_needed:
+            halving.compute()
+        return [noise_floor(octave.cells, octave.luma, video_range) for octave in self.octaves]
+
+    def strengths(self, changed: Cells | None = None) -> list[tuple[float, ...]]:
         """Return the mean of the strongest cells of each octave, rounded because it is stored with
-        every frame; `cells` are those of all octaves."""
+        every frame. With `changed`, 0 to 1 for each cell that :class:`Comparison` knows, return
+        also that of the cells that changed."""
+        kinds = self._both if changed is not None else self._both[:1]
         if not self.octaves:
-            return ()
-        strengths = []
-        strongest = np.maximum.reduceat(cells, self._starts).tolist()
-        for octave, start, most in zip(self.octaves, self._starts, strongest, strict=True):
+            return [() for _ in kinds]
+        if changed is not None:
+            for octave in self.octaves:
+                cv2.resize(changed, octave.size, octave.weights, 0, 0, cv2.INTER_AREA)
+            np.multiply(self._cells, self._weights, out=self._weights)
+        strongest = np.maximum.reduceat(kinds, self._starts, axis=1)
+        means = strongest.tolist()
+        for number, (octave, start) in enumerate(zip(self.octaves, self._starts, strict=True)):
             if octave.count > 1:
-                part = cells[start : start + octave.cells.size].copy()
+                part = kinds[:, start : start + octave.cells.size].copy()
                 part.partition(-octave.count)
-                most = float(part[-octave.count :].sum()) / octave.count
-            strengths.append(round(most, 1))
-        return tuple(strengths)
+                sums = np.add.reduce(part[:, -octave.count :], axis=1).tolist()
+                for kind, total in zip(means, sums, strict=True):
+                    kind[number] = total / octave.count
+        return [tuple([round(mean, 1) for mean in kind]) for kind in means]
 
     def small(self) -> Pixels:
         """Return a copy of the image in which changes are found, uint8."""
@@ -423,4 +559,5 @@ class _Seen:
     def distance(self, other: "_Seen") -> float:
         """Return the mean absolute difference of the thumbnails, in levels."""
         difference = self.thumbnail - other.thumbnail
-        return float(np.abs(difference, out=difference).mean())
+        np.abs(difference, out=difference)
+        return float(np.add.reduce(difference, axis=None) / np.float32(difference.size))
