@@ -7,7 +7,7 @@ wanted frame, no packet before that key frame has to be decoded.
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 _T = TypeVar("_T")
 
@@ -23,7 +23,7 @@ _MAX_DELAY = 0.25
 """Share of the key frame interval by which a key frame may be late before the wait ends."""
 
 
-@dataclass
+@dataclass(slots=True)
 class GateDecision(Generic[_T]):
     """What to do with packets.
 
@@ -38,8 +38,7 @@ class GateDecision(Generic[_T]):
     flush: bool = False
 
 
-@dataclass(frozen=True)
-class TimestampedPacket(Generic[_T]):
+class TimestampedPacket(NamedTuple, Generic[_T]):
     """A packet with its presentation time, if known: seconds of the source's clock."""
 
     packet: _T

@@ -9,9 +9,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 from av.bitstream import BitStreamFilterContext
@@ -27,6 +26,7 @@ from streamer.media import hardware, parameter_sets, rtsp_diagnosis, source_erro
 from streamer.media.access_policy import AccessPolicy
 from streamer.media.open import Opening, prepare
 from streamer.media.source_clock import SourceClock
+from streamer.media.timing import to_seconds
 from streamer.media.video_follower import VideoFollower
 
 MAX_PACKETS = 1024
@@ -57,8 +57,7 @@ MAX_LAG = 4.0
 """Seconds that a packet of a live source may wait in the queue if there is a newer key frame."""
 
 
-@dataclass(frozen=True)
-class Arrival:
+class Arrival(NamedTuple):
     """A packet with timestamps on the unrolled clock; the last packet of a source is empty.
 
     Attributes:
@@ -115,6 +114,7 @@ class PacketReader:
         self._queue: deque[Arrival] = deque()
         self._bytes = 0
         self._need_key = False
+        self._time_bases: dict[int, Fraction] = {}  # by number of the stream
         self._waiting = False  # for room in the queue
         self._ended = False
         self._closed = False
@@ -312,20 +312,28 @@ class PacketReader:
     def _arrived(self, packet: "Packet[Any]", codec: str) -> Arrival:
         """Convert the timestamps of `packet` to the unrolled clock."""
         now, monotonic = self._clock.time(), self._clock.monotonic()
-        base = packet.time_base
+        base = self._time_base_of(packet)
         if not packet.size or base is None:
             return Arrival(packet, now, monotonic, self._source_clock.epoch, codec)
+        pts, dts = packet.pts, packet.dts
+        shown = None if pts is None else to_seconds(pts, base)
+        decoded = None if dts is None else to_seconds(dts, base)
         unrolled = self._source_clock.unroll(
-            None if packet.pts is None else float(packet.pts * base),
-            None if packet.dts is None else float(packet.dts * base),
-            key=packet.is_keyframe,
-            arrival=monotonic,
+            shown, decoded, key=packet.is_keyframe, arrival=monotonic
         )
-        if unrolled.pts is not None:
+        # most clocks never jump: then the timestamps are right as they are
+        if unrolled.pts is not None and unrolled.pts != shown:
             packet.pts = round(unrolled.pts / base)
-        if unrolled.dts is not None:
+        if unrolled.dts is not None and unrolled.dts != decoded:
             packet.dts = round(unrolled.dts / base)
         return Arrival(packet, now, monotonic, unrolled.epoch, codec)
+
+    def _time_base_of(self, packet: "Packet[Any]") -> Fraction | None:
+        """Return the time base of a packet, that of its stream: to ask for it takes longer."""
+        known = self._time_bases.get(packet.stream_index)
+        if known is None and (base := packet.time_base) is not None:
+            known = self._time_bases[packet.stream_index] = base
+        return known
 
     def _choose(self, container: InputContainer) -> VideoStream:
         videos = _videos(container)

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Self, cast
+from typing import NamedTuple, Self, cast
 
 import av
 from av.container import InputContainer
@@ -63,8 +63,7 @@ class SourceInfo:
     bit_rate: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class DecodedFrame:
+class DecodedFrame(NamedTuple):
     """One frame, in presentation order.
 
     Attributes:
@@ -341,13 +340,10 @@ class Source:
 
     def _next(self, until: float = math.inf) -> Arrival | None:
         """Return the next packet; None at the end, when stopping, or at `until` (monotonic)."""
-        waited = 0.0
-        patience = max(self._read_timeout, _MAX_SEGMENT_GAP if self._reader.segmented else 0.0)
-        if self._live and not self._reader.segmented and not self._reader.packets:
-            # a source that never sends anything is not open
-            patience = min(patience, max(_MIN_FIRST_WAIT, self._open_until - time.monotonic()))
-        while not self._stopping() and time.monotonic() < until:
-            began = time.monotonic()
+        waited, patience = 0.0, None
+        while not self._stopping() and (began := time.monotonic()) < until:
+            if patience is None and not self._reader.packets:
+                patience = self._patience_for_packets(began)
             arrival = self._get()
             if arrival is not None:
                 self._observe(arrival)
@@ -355,11 +351,22 @@ class Source:
             if self._reader.ended:
                 return None
             waited += time.monotonic() - began
+            if patience is None:
+                patience = self._patience_for_packets(began)
             if waited > patience:
                 if not self._reader.packets:  # silent since opening began
                     patience = time.monotonic() - self._open_until + self._open_timeout
                 raise self._reader.reason or source_errors.timed_out(self._url, patience)
         return None
+
+    def _patience_for_packets(self, now: float) -> float:
+        """Return for how many seconds to wait for a packet, from `now` (monotonic) on."""
+        if self._reader.segmented:
+            return max(self._read_timeout, _MAX_SEGMENT_GAP)
+        if self._live and not self._reader.packets:
+            # a source that never sends anything is not open
+            return min(self._read_timeout, max(_MIN_FIRST_WAIT, self._open_until - now))
+        return self._read_timeout
 
     def _get(self) -> Arrival | None:
         try:

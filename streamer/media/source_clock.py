@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections import deque
-from dataclasses import dataclass
+from typing import NamedTuple
 
 MAX_JUMP = 10.0
 """Seconds by which timestamps of a live source may run ahead of arrival; more is a jump."""
@@ -30,8 +30,7 @@ _MAX_MEASUREMENTS = 60
 """Measurements to keep: `WallClock` corrects a clock that is off by less than 5 %."""
 
 
-@dataclass(frozen=True, slots=True)
-class UnrolledTime:
+class UnrolledTime(NamedTuple):
     """Timestamps of one packet on the unrolled clock.
 
     Attributes:
