@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from nvila_core.resolution.policy import Measures
 
 CELL_HALVINGS = 4
-CELL_SIZE = 2**CELL_HALVINGS
+CELL_SIZE = 1 << CELL_HALVINGS
 """Side of a cell, in pixels of its octave."""
 MAX_OCTAVES = 6
 MIN_CELLS = 3

@@ -83,20 +83,24 @@ local function make_room(wanted, limit)
 end
 """
 
-# ARGV from 4: stream, capture ms, reference, JPEG, TTL ms, now ms, maximum frames, maximum bytes,
-# minimum frames, maximum bytes of all streams or 0, change, bytes of this frame, token of the
-# stream's owner or 0, then a pair per tier: age ms, slot ms
-# Returns the id, or false if a frame was stored with a higher token: another worker has taken over.
+# ARGV from 4: stream, TTL ms, now ms, maximum frames, maximum bytes, minimum frames, maximum bytes
+# of all streams or 0, token of the stream's owner or 0, number of words of the tiers, for each tier
+# age ms and slot ms, then for each frame, in order of time: capture ms, reference, JPEG, change,
+# bytes of the frame
+# Stores all of the frames or none. Returns their ids, or false if a frame was stored with a higher
+# token: another worker has taken over.
 PUT = (
     _COMMON
     + TAKE_ROOM
     + """
-local stream, ms, now = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[9])
+local stream, ttl, now = ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
+local max_frames, max_bytes = tonumber(ARGV[7]), tonumber(ARGV[8])
+local min_frames, budget = tonumber(ARGV[9]), tonumber(ARGV[10])
+local frames = 13 + tonumber(ARGV[12])
 local index, state = INDEX .. stream, STATE .. stream
-local ttl, size = tonumber(ARGV[8]), tonumber(ARGV[15])
-local max_frames, max_bytes = tonumber(ARGV[10]), tonumber(ARGV[11])
-local min_frames, budget = tonumber(ARGV[12]), tonumber(ARGV[13])
-if not take_room(size, 0) then return redis.error_reply('OOM no room for a frame') end
+local count, wanted = 0, 0
+for f = frames, #ARGV, 5 do count, wanted = count + 1, wanted + tonumber(ARGV[f + 4]) end
+if not take_room(wanted, 0) then return redis.error_reply('OOM no room for a frame') end
 
 local info, newest, last_id = redis.pcall('XINFO', 'STREAM', index), false, false
 if not info.err then
@@ -106,123 +110,148 @@ if not info.err then
   end
 end
 
--- 0. Refuse a former owner. Answer a client that repeats the frame, because the reply was lost.
-local token, guard = tonumber(ARGV[16]), STATE .. stream .. ':token'
+-- 0. Refuse a former owner. Answer a client that repeats frames, because the reply was lost.
+local token, guard = tonumber(ARGV[11]), STATE .. stream .. ':token'
 if token > 0 then
   local highest = tonumber(redis.call('GET', guard) or '0')
   if token < highest then return false end
-  if token > highest then redis.call('SET', guard, ARGV[16]) end
+  if token > highest then redis.call('SET', guard, ARGV[11]) end
   redis.call('EXPIRE', guard, 3600)
-  if newest and newest[2][2] == ARGV[6] then return newest[1] end
+  if newest and newest[2][2] == ARGV[#ARGV - 3] then
+    local ids = {}
+    for i, raw in ipairs(redis.call('XREVRANGE', index, '+', '-', 'COUNT', count)) do
+      ids[count + 1 - i] = raw[1]
+    end
+    for i = 1, count do ids[i] = ids[i] or '' end  -- deleted since
+    return ids
+  end
 end
 
--- 1. Choose an id that grows, even if the capture clock stands still or is set back. Then ids are
+-- 1. Returns an id that grows, even if the capture clock stands still or is set back. Then ids are
 -- ahead of capture times by a shift, which is stored with the first id that has it.
-local dates, seq, shift = STATE .. stream .. ':dates', 0, 0
+local dates, shift = STATE .. stream .. ':dates', 0
 local noted = redis.call('LINDEX', dates, -1)
 if noted then shift = tonumber(string.match(noted, ' (%-?%d+)$')) end
-local first = false
-if last_id then
-  local last_ms, last_seq = string.match(last_id, '(%d+)-(%d+)')
-  last_ms, last_seq = tonumber(last_ms), tonumber(last_seq)
-  if ms > last_ms then
-    first, shift = shift ~= 0, 0
-  elseif ms + shift <= last_ms - 1000 then
-    first, shift = true, last_ms + 1 - ms
+local function next_id(ms)
+  local seq, first = 0, false
+  if last_id then
+    local last_ms, last_seq = string.match(last_id, '(%d+)-(%d+)')
+    last_ms, last_seq = tonumber(last_ms), tonumber(last_seq)
+    if ms > last_ms then
+      first, shift = shift ~= 0, 0
+    elseif ms + shift <= last_ms - 1000 then
+      first, shift = true, last_ms + 1 - ms
+    end
+    ms = ms + shift
+    if ms <= last_ms then ms, seq = last_ms, last_seq + 1 end
   end
-  ms = ms + shift
-  if ms <= last_ms then ms, seq = last_ms, last_seq + 1 end
+  last_id = string.format('%.0f-%.0f', ms, seq)
+  return last_id, first
 end
-local id = string.format('%.0f-%.0f', ms, seq)
-if first then
+
+local function note_shift(id)
   redis.call('RPUSH', dates, id .. string.format(' %.0f', shift))
   redis.call('LTRIM', dates, -32, -1)
-end
-if noted or first then redis.call('PEXPIRE', dates, string.format('%.0f', ttl)) end
-
--- 2. Delete the oldest frames of this stream while they are too old, too many or too large.
-local length, held, touched = redis.call('XLEN', index), sum(stream), false
-for _ = 1, 64 do
-  local entry = entries(stream, '-', 1)[1]
-  if not entry then break end
-  local over = length + 1 > max_frames or (held + size > max_bytes and length + 1 > min_frames)
-  if not over and entry.expires > now and entry.at + ttl > now then break end
-  held = held - pop(stream, entry)
-  length, touched = length - 1, true
+  noted = true
 end
 
--- 3. Thin with age: keep the frame of greatest change in each slot of time.
-if #ARGV > 16 then
-  local dense = redis.call('HMGET', state, 'dense_bytes', 'dense_count')
-  local dense_bytes, dense_count = tonumber(dense[1] or held), tonumber(dense[2] or length)
-  local reached
-  for t = 17, #ARGV, 2 do
-    local age, slot_ms, n = tonumber(ARGV[t]), tonumber(ARGV[t + 1]), (t - 15) / 2
-    local names = {'cursor' .. n, 'slot' .. n, 'best' .. n, 'bytes' .. n, 'change' .. n}
-    local c = redis.call('HMGET', state, unpack(names))
-    local cursor, slot, best = c[1] or '0-0', c[2], c[3]
-    local best_bytes, best_change = tonumber(c[4] or '0'), tonumber(c[5] or '0')
-    for _, entry in ipairs(entries(stream, '(' .. cursor, 2)) do
-      local crowded = n == 1 and dense_count > min_frames
-                      and (dense_bytes > max_bytes / 2 or dense_count > max_frames / 2)
-      if (now - entry.at < age and not crowded) or (reached and after(entry.id, reached)) then
-        break
-      end
-      local its = string.format('%.0f', math.floor(entry.at / slot_ms))
-      local loser, loser_bytes = entry.id, entry.bytes
-      if its ~= slot or entry.change > best_change then
-        loser, loser_bytes = its == slot and best or nil, best_bytes
-        slot, best, best_bytes, best_change = its, entry.id, entry.bytes, entry.change
-      end
-      if loser and forget(stream, loser, loser_bytes) > 0 then touched = true end
-      cursor = entry.id
-      if n == 1 then
-        dense_bytes, dense_count = dense_bytes - entry.bytes, dense_count - 1
-      end
-    end
-    reached = cursor
-    if best then
-      redis.call('HSET', state, names[1], cursor, names[2], slot, names[3], best,
-                 names[4], best_bytes, names[5], tostring(best_change))
-    else
-      redis.call('HSET', state, names[1], cursor)
-    end
+-- Deletes frames of this stream before one more of `size` bytes is stored.
+local function trim(size)
+  -- 2. Delete the oldest ones while they are too old, too many or too large.
+  local length, held, touched = redis.call('XLEN', index), sum(stream), false
+  for _ = 1, 64 do
+    local entry = entries(stream, '-', 1)[1]
+    if not entry then break end
+    local over = length + 1 > max_frames or (held + size > max_bytes and length + 1 > min_frames)
+    if not over and entry.expires > now and entry.at + ttl > now then break end
+    held = held - pop(stream, entry)
+    length, touched = length - 1, true
   end
-  redis.call('HSET', state, 'dense_bytes', string.format('%.0f', dense_bytes + size),
-             'dense_count', dense_count + 1)
-  redis.call('PEXPIRE', state, string.format('%.0f', ttl))
-elseif redis.call('EXISTS', state) == 1 then
-  redis.call('UNLINK', state)
+
+  -- 3. Thin with age: keep the frame of greatest change in each slot of time.
+  if frames > 13 then
+    local dense = redis.call('HMGET', state, 'dense_bytes', 'dense_count')
+    local dense_bytes, dense_count = tonumber(dense[1] or held), tonumber(dense[2] or length)
+    local reached
+    for t = 13, frames - 1, 2 do
+      local age, slot_ms, n = tonumber(ARGV[t]), tonumber(ARGV[t + 1]), (t - 11) / 2
+      local names = {'cursor' .. n, 'slot' .. n, 'best' .. n, 'bytes' .. n, 'change' .. n}
+      local c = redis.call('HMGET', state, unpack(names))
+      local cursor, slot, best = c[1] or '0-0', c[2], c[3]
+      local best_bytes, best_change = tonumber(c[4] or '0'), tonumber(c[5] or '0')
+      for _, entry in ipairs(entries(stream, '(' .. cursor, 2)) do
+        local crowded = n == 1 and dense_count > min_frames
+                        and (dense_bytes > max_bytes / 2 or dense_count > max_frames / 2)
+        if (now - entry.at < age and not crowded) or (reached and after(entry.id, reached)) then
+          break
+        end
+        local its = string.format('%.0f', math.floor(entry.at / slot_ms))
+        local loser, loser_bytes = entry.id, entry.bytes
+        if its ~= slot or entry.change > best_change then
+          loser, loser_bytes = its == slot and best or nil, best_bytes
+          slot, best, best_bytes, best_change = its, entry.id, entry.bytes, entry.change
+        end
+        if loser and forget(stream, loser, loser_bytes) > 0 then touched = true end
+        cursor = entry.id
+        if n == 1 then
+          dense_bytes, dense_count = dense_bytes - entry.bytes, dense_count - 1
+        end
+      end
+      reached = cursor
+      if best then
+        redis.call('HSET', state, names[1], cursor, names[2], slot, names[3], best,
+                   names[4], best_bytes, names[5], tostring(best_change))
+      else
+        redis.call('HSET', state, names[1], cursor)
+      end
+    end
+    redis.call('HSET', state, 'dense_bytes', string.format('%.0f', dense_bytes + size),
+               'dense_count', dense_count + 1)
+    redis.call('PEXPIRE', state, string.format('%.0f', ttl))
+  elseif redis.call('EXISTS', state) == 1 then
+    redis.call('UNLINK', state)
+  end
+  if touched then settle(stream) end
 end
-if touched then settle(stream) end
 
 -- 4. Delete expired frames of another stream, which may store no more frames itself.
 local other = redis.call('ZRANDMEMBER', AGES)
 if other and other ~= stream then
-  for _, entry in ipairs(entries(other, '-', 2)) do
+  for _, entry in ipairs(entries(other, '-', 2 * count)) do
     if entry.expires > now then break end
     pop(other, entry)
   end
   settle(other)
 end
 
--- 5. Delete the oldest frames of all streams while all together are too large.
-if budget > 0 then
+-- 5. Deletes the oldest frames of all streams while all together are too large.
+local function fit(size)
   local excess = sum('total') + size - budget
   if excess > 0 then make_room(excess, 64) end
 end
 
--- 6. Store the frame.
-redis.call('SET', JPEG .. stream .. ':' .. id, ARGV[7], 'PX', string.format('%.0f', ttl))
-redis.call('XADD', index, id, 'ref', ARGV[6], 'expires', string.format('%.0f', now + ttl),
-           'at', string.format('%.0f', now), 'bytes', ARGV[15], 'change', ARGV[14])
-redis.call('HINCRBY', BYTES, stream, size)
-redis.call('HINCRBY', BYTES, 'total', size)
-redis.call('ZADD', AGES, 'NX', string.format('%.0f', now), stream)
-for _, key in ipairs({index, BYTES, AGES}) do
-  if redis.call('PTTL', key) < ttl then redis.call('PEXPIRE', key, string.format('%.0f', ttl)) end
+-- 6. Store the frames.
+local ids, ttl_text = {}, string.format('%.0f', ttl)
+for f = frames, #ARGV, 5 do
+  local size = tonumber(ARGV[f + 4])
+  local id, first = next_id(tonumber(ARGV[f]))
+  trim(size)
+  if budget > 0 then fit(size) end
+  -- it is deleted with the last frame of a stream
+  if first or (shift ~= 0 and redis.call('EXISTS', dates) == 0) then note_shift(id) end
+  redis.call('SET', JPEG .. stream .. ':' .. id, ARGV[f + 2], 'PX', ttl_text)
+  redis.call('XADD', index, id, 'ref', ARGV[f + 1], 'expires', string.format('%.0f', now + ttl),
+             'at', string.format('%.0f', now), 'bytes', ARGV[f + 4], 'change', ARGV[f + 3])
+  redis.call('HINCRBY', BYTES, stream, size)
+  redis.call('HINCRBY', BYTES, 'total', size)
+  redis.call('ZADD', AGES, 'NX', string.format('%.0f', now), stream)
+  ids[#ids + 1] = id
 end
-return id
+if noted then redis.call('PEXPIRE', dates, ttl_text) end
+for _, key in ipairs({index, BYTES, AGES}) do
+  if redis.call('PTTL', key) < ttl then redis.call('PEXPIRE', key, ttl_text) end
+end
+return ids
 """
 )
 

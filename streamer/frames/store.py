@@ -17,6 +17,7 @@ from streamer.domain.frame import FrameRef
 from streamer.domain.stream import StreamSpec
 from streamer.errors import ErrorCode, StreamerError, Superseded
 from streamer.frames import scripts
+from streamer.frames.sampled_frame import SampledFrame
 from streamer.redis_client.errors import is_full
 from streamer.settings import Settings
 
@@ -134,71 +135,70 @@ class FrameStore:
         decode_ms: float = 0.0,
         token: int | None = None,
     ) -> FrameRef:
-        """Store `jpeg`, with its `measures`, as the newest frame of a stream.
+        """Store `jpeg`, with its `measures`, as the newest frame of a stream: see :meth:`put_all`.
 
         Args:
             time: when the frame was captured, seconds since the Unix epoch.
             pts: stream time of the frame, seconds.
             epoch: how often the clocks that date the stream have stepped.
             decode_ms: milliseconds that decoding, sampling and encoding took.
-            token: shows that the caller's worker runs the stream. With it, the newest frame is
-                not stored again: a client repeats it when the reply was lost.
+            token: shows that the caller's worker runs the stream.
+        """
+        frame = SampledFrame(jpeg, measures, time, pts, epoch, decode_ms)
+        return self.put_all(stream_id, [frame], token=token)[0]
 
-        Returns the reference of the stored frame. Raises Superseded when a frame was stored with a
-        higher token; redis.exceptions.OutOfMemoryError when data other than frames fills the
+    def put_all(
+        self, stream_id: str, frames: Sequence[SampledFrame], *, token: int | None = None
+    ) -> list[FrameRef]:
+        """Store `frames`, oldest first, as the newest ones of a stream: all of them or none.
+
+        Args:
+            token: shows that the caller's worker runs the stream. With it, the newest frames are
+                not stored again: a client repeats them when the reply was lost.
+
+        Returns the references of the stored frames. Raises Superseded when a frame was stored with
+        a higher token; redis.exceptions.OutOfMemoryError when data other than frames fills the
         server.
         """
-        # the worker's own numbers: none of them has to be searched for what cannot be stored
-        ref = FrameRef.read(
-            {
-                "stream_id": stream_id,
-                "id": "",  # the server chooses it
-                "time": time,
-                "pts": pts,
-                "epoch": epoch,
-                "width": measures.width,
-                "height": measures.height,
-                "change": measures.change,
-                "detail": measures.detail,
-                "fresh": measures.fresh,
-                "decode_ms": decode_ms,
-            }
-        )
-        kept, record = self._retention, ref.model_dump_json(exclude={"stream_id", "id"})
-        size = len(jpeg) + len(record) + _OVERHEAD
+        kept, refs = self._retention, [_reference(stream_id, frame) for frame in frames]
+        tiers = kept.tier_milliseconds()
         arguments: list[str | bytes | float] = [
             stream_id,
-            math.floor(time * 1000),
-            record,
-            jpeg,
             max(1, round(kept.lifetime * 1000)),
             math.floor(self._clock.time() * 1000),
             kept.max_frames,
             kept.max_bytes,
             kept.min_frames,
             self._memory or 0,
-            measures.change,
-            size,
             token or 0,
-            *kept.tier_milliseconds(),
+            len(tiers),
+            *tiers,
         ]
+        wanted = 0
+        for frame, ref in zip(frames, refs, strict=True):
+            record = ref.model_dump_json(exclude={"stream_id", "id"})
+            size = len(frame.jpeg) + len(record) + _OVERHEAD
+            wanted += size
+            milliseconds = math.floor(frame.time * 1000)
+            arguments += [milliseconds, record, frame.jpeg, frame.measures.change, size]
         try:
-            frame_id = self._run(self._put, *arguments)
+            ids = self._run(self._put, *arguments)
         except redis.exceptions.ResponseError as error:
             if not is_full(error):
                 raise
             # The server is full although the frames are within bounds: delete older ones.
-            self._run(self._make_room, max(_MIN_ROOM, 2 * size))
+            self._run(self._make_room, max(_MIN_ROOM, 2 * wanted))
             try:
-                frame_id = self._run(self._put, *arguments)
+                ids = self._run(self._put, *arguments)
             except redis.exceptions.ResponseError as again:
                 if is_full(again):
                     raise redis.exceptions.OutOfMemoryError(_FULL) from None
                 raise
-        if frame_id is None:
+        if ids is None:
             raise Superseded
-        ref.id = cast(bytes, frame_id).decode()
-        return ref
+        for ref, frame_id in zip(refs, cast(list[bytes], ids), strict=True):
+            ref.id = frame_id.decode()
+        return refs
 
     def newest(self, stream_id: str, count: int = 1) -> list[FrameRef]:
         """Return the newest `count` frames, oldest first."""
@@ -339,6 +339,27 @@ class FrameStore:
             except StreamerError as error:
                 _log.warning("frame_unreadable", **name, reason=error.message)
         return found
+
+
+def _reference(stream_id: str, frame: SampledFrame) -> FrameRef:
+    """Return the reference of a frame that has no id yet."""
+    measures = frame.measures
+    # the worker's own numbers: none of them has to be searched for what cannot be stored
+    return FrameRef.read(
+        {
+            "stream_id": stream_id,
+            "id": "",  # the server chooses it
+            "time": frame.time,
+            "pts": frame.pts,
+            "epoch": frame.epoch,
+            "width": measures.width,
+            "height": measures.height,
+            "change": measures.change,
+            "detail": measures.detail,
+            "fresh": measures.fresh,
+            "decode_ms": frame.decode_ms,
+        }
+    )
 
 
 def _id_ranges(dates: Sequence[bytes], low: int, high: int) -> list[tuple[str, str]]:

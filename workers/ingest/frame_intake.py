@@ -1,7 +1,7 @@
 """Sample the decoded frames of one stream; measure, encode and store those that are kept."""
 
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import av
 import cv2
@@ -12,33 +12,13 @@ from nvila_core.resolution.policy import Measures
 from streamer.domain.frame import FrameRef
 from streamer.domain.stream import StreamCounters, StreamSpec
 from streamer.frames.jpeg import jpeg_of_planes, luma_plane, to_bgr, to_jpeg
+from streamer.frames.sampled_frame import SampledFrame
 from streamer.frames.store import FrameStore, Retention
 from streamer.media.sampler import make_sampler
 from streamer.media.source import DecodedFrame
 from streamer.media.source_errors import cannot_decode
 from workers.context import WorkerContext
 from workers.ingest.clips import frames_to_keep
-
-
-@dataclass(frozen=True, slots=True)
-class SampledFrame:
-    """A frame that is ready to be stored.
-
-    Attributes:
-        jpeg: the encoded picture.
-        measures: what a resolution policy plans from.
-        time: when it was captured, seconds since the Unix epoch.
-        pts: its stream time in seconds.
-        epoch: how often the clocks that date the stream have stepped.
-        decode_ms: milliseconds that decoding, measuring and encoding took.
-    """
-
-    jpeg: bytes
-    measures: Measures
-    time: float
-    pts: float
-    epoch: int
-    decode_ms: float
 
 
 class FrameIntake:
@@ -105,18 +85,9 @@ class FrameIntake:
         bgr = to_bgr(image, self._note_scaled)
         return to_jpeg(bgr, quality), self._meter.measure(*(luma or (bgr,)))
 
-    def put(self, sampled: SampledFrame) -> FrameRef:
-        """Store a frame. Raises Superseded, redis.exceptions.RedisError."""
-        return self.store.put(
-            self._spec.id,
-            sampled.jpeg,
-            sampled.measures,
-            time=sampled.time,
-            pts=sampled.pts,
-            epoch=sampled.epoch,
-            decode_ms=sampled.decode_ms,
-            token=self._token,
-        )
+    def put(self, sampled: Sequence[SampledFrame]) -> list[FrameRef]:
+        """Store frames, in order of time. Raises Superseded, redis.exceptions.RedisError."""
+        return self.store.put_all(self._spec.id, sampled, token=self._token)
 
     def _note_scaled(self) -> None:
         self.scaled = True

@@ -8,6 +8,7 @@ import structlog
 from streamer.clock import Clock
 from streamer.domain.stream import StreamSpec, StreamState
 from streamer.errors import ErrorCode, StreamerError, Superseded
+from streamer.frames.sampled_frame import SampledFrame
 from streamer.media.packet_reader import PacketReader
 from streamer.media.source import DecodedFrame, Source
 from streamer.media.source_errors import clock_wrong, closed
@@ -16,7 +17,6 @@ from workers.context import GiveBack, WorkerContext
 from workers.ingest.backoff import Backoff
 from workers.ingest.clips import LiveClips
 from workers.ingest.failures import unexpected
-from workers.ingest.frame_intake import SampledFrame
 from workers.ingest.source_counter import RateMeter, SourceCounter
 from workers.ingest.stream_run import NAP, StreamRun
 from workers.ingest.stream_watches import StreamWatches
@@ -253,7 +253,7 @@ class LiveRun(StreamRun):
         `quiet` seconds of stream time."""
         outage = self._context.connections.frames_outage
         try:
-            ref = self.intake.put(sampled)
+            (ref,) = self.intake.put([sampled])
         except redis.exceptions.RedisError as error:
             outage.failed("frames", error)
             self.source_counter.lost(error)

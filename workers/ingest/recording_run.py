@@ -9,6 +9,7 @@ from streamer.clock import Clock
 from streamer.domain.frame import FrameRef
 from streamer.domain.stream import StreamSpec, StreamState
 from streamer.errors import StreamerError, Superseded
+from streamer.frames.sampled_frame import SampledFrame
 from streamer.media.source import DecodedFrame, Source
 from streamer.media.source_errors import ended_early
 from streamer.redis_client.errors import will_pass
@@ -16,6 +17,7 @@ from streamer.redis_client.outage import Outage
 from workers.context import GiveBack, WorkerContext
 from workers.ingest.clips import RecordingClips, max_clips_in_flight
 from workers.ingest.failures import unexpected
+from workers.ingest.frame_batch import FrameBatch
 from workers.ingest.source_counter import SourceCounter
 from workers.ingest.stream_run import NAP, StreamRun
 from workers.ingest.stream_watches import StreamWatches, resume_from
@@ -56,6 +58,7 @@ class RecordingRun(StreamRun):
             token=self.token,
         )
         self.watches = StreamWatches(spec, self.clips.submit)
+        self._batch = FrameBatch(self._clock)
         self._resumed_at: float | None = None  # stream time that an earlier worker reached
         self._position: float | None = None  # stream time of the newest frame
 
@@ -131,29 +134,59 @@ class RecordingRun(StreamRun):
 
     def _consume(self, source: Source) -> None:
         self._count(source)
-        for frame in source:
-            self._reporter.enter(StreamState.RUNNING)
-            self._take(frame)
-            if self.intake.scaled and not self._reporter.status.warnings:
-                self._warn()
-            if self.spec.paused:  # its file may stay open meanwhile
-                self._stay_paused()
+        try:
+            for frame in source:
                 self._reporter.enter(StreamState.RUNNING)
+                self._take(frame)
+                if self.intake.scaled and not self._reporter.status.warnings:
+                    self._warn()
+                if self.spec.paused:  # its file may stay open meanwhile
+                    self._store_batch()
+                    self._stay_paused()
+                    self._reporter.enter(StreamState.RUNNING)
+        except StreamerError:
+            self._store_batch()  # what came before the damage
+            raise
+        else:
+            if not self._stopping():
+                self._store_batch()
+        finally:
+            self._batch.take()  # another worker continues after the last stored frame
 
     def _take(self, frame: DecodedFrame) -> None:
-        """Sample a frame, store it and ask about the windows that it completes."""
+        """Sample a frame, and store those that wait once they are enough."""
         self._position = self.counters.position = frame.pts
         self._reporter.last_frame = self._clock.time()
         if self._resumed_at is not None and frame.pts <= self._resumed_at:
             return
-        if not self.intake.keeps(frame.pts, frame.image):
-            return
-        sampled = self.intake.encode(frame, frame.pts)
-        ref = self._insist(
-            lambda: self.intake.put(sampled), self._context.connections.frames_outage
-        )
-        self.watches.add(ref, quiet=0.0)  # its last window ends where the recording does
-        self.counters.sampled += 1
+        if self.intake.keeps(frame.pts, frame.image):
+            if not self._batch.fits(frame.pts, (watch.window for watch in self.spec.watches)):
+                self._store_batch()
+            self._batch.add(frame)
+        if self._batch.due:
+            self._store_batch()
+
+    def _store_batch(self) -> None:
+        """Store the frames that wait, and ask about the windows that they complete."""
+        sampled: list[SampledFrame] = []
+        failure: StreamerError | None = None
+        for frame in self._batch.take():
+            try:
+                sampled.append(self.intake.encode(frame, frame.pts))
+            except StreamerError as error:
+                failure = error  # raised once the frames before it are stored
+                break
+        if sampled:
+            outage = self._context.connections.frames_outage
+            for ref in self._insist(lambda: self.intake.put(sampled), outage):
+                self.watches.add(ref, quiet=0.0)  # its last window ends where the recording does
+                self.counters.sampled += 1
+        if failure is not None:
+            raise failure
+
+    def _in_order(self, step: Callable[[], None]) -> None:
+        self._store_batch()
+        step()
 
     def _wait_for_answers(self) -> None:
         """Wait a moment for clips to be answered. Raises GiveBack when the run ends meanwhile."""
