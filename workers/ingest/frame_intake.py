@@ -1,7 +1,8 @@
 """Sample the decoded frames of one stream; measure, encode and store those that are kept."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import av
 import cv2
@@ -11,7 +12,7 @@ from nvila_core.resolution.meter import Meter
 from nvila_core.resolution.policy import Measures
 from streamer.domain.frame import FrameRef
 from streamer.domain.stream import StreamCounters, StreamSpec
-from streamer.frames.jpeg import jpeg_of_planes, luma_plane, to_bgr, to_jpeg
+from streamer.frames.jpeg import Luma, jpeg_of_planes, luma_plane, to_bgr, to_jpeg
 from streamer.frames.sampled_frame import SampledFrame
 from streamer.frames.store import FrameStore, Retention
 from streamer.media.sampler import make_sampler
@@ -19,6 +20,19 @@ from streamer.media.source import DecodedFrame
 from streamer.media.source_errors import cannot_decode
 from workers.context import WorkerContext
 from workers.ingest.clips import frames_to_keep
+
+_UNUSABLE = (av.FFmpegError, cv2.error, ValueError)
+"""What is raised by a frame whose pixels cannot be converted."""
+
+
+class _MeasuredFrame(NamedTuple):
+    """A frame that is not encoded yet, unless its pixels had to be converted to measure it."""
+
+    frame: DecodedFrame
+    luma: Luma | None
+    measures: Measures
+    jpeg: bytes | None
+    seconds: float
 
 
 class FrameIntake:
@@ -59,31 +73,61 @@ class FrameIntake:
         """Return whether the frame at stream time `pts` is kept; call it for every frame."""
         return self.sampler.keep(pts, image)
 
-    def encode(self, frame: DecodedFrame, pts: float) -> SampledFrame:
-        """Measure and encode a frame that is kept.
+    def encode(self, frames: Iterable[DecodedFrame]) -> Iterator[SampledFrame]:
+        """Measure and encode frames that are kept, in order of time.
 
-        Raises StreamerError(STREAM_CODEC_UNSUPPORTED) when its pixels cannot be converted.
+        All are measured before the first one is encoded: the processor's caches hold little of the
+        code that runs once for each frame.
+
+        Raises StreamerError(STREAM_CODEC_UNSUPPORTED) in place of a frame whose pixels cannot be
+        converted.
         """
+        measured: list[_MeasuredFrame] = []
+        failed = False
+        for frame in frames:
+            try:
+                measured.append(self._measure(frame))
+            except _UNUSABLE:
+                failed = True
+                break
+        for each in measured:
+            try:
+                sampled = self._encode(each)
+            except _UNUSABLE:
+                failed = True
+                break
+            yield sampled
+        if failed:
+            raise cannot_decode(self._spec.url, self._counters.codec)
+
+    def _measure(self, frame: DecodedFrame) -> "_MeasuredFrame":
         began = time.perf_counter()
-        try:
-            jpeg, measures = self._compress(frame.image)
-        except (av.FFmpegError, cv2.error, ValueError):
-            raise cannot_decode(self._spec.url, self._counters.codec) from None
+        luma, jpeg = luma_plane(frame.image), None
+        if luma is not None:
+            measures = self._meter.measure(*luma)
+        else:
+            bgr = to_bgr(frame.image, self._note_scaled)
+            jpeg, measures = to_jpeg(bgr, self._quality), self._meter.measure(bgr)
+        return _MeasuredFrame(frame, luma, measures, jpeg, time.perf_counter() - began)
+
+    def _encode(self, measured: "_MeasuredFrame") -> SampledFrame:
+        """Return a frame with its JPEG, of its own planes where that is possible."""
+        began = time.perf_counter()
+        frame, jpeg, quality = measured.frame, measured.jpeg, self._quality
+        if jpeg is None:
+            jpeg = jpeg_of_planes(frame.image, measured.luma, quality)
+        if jpeg is None:
+            jpeg = to_jpeg(to_bgr(frame.image, self._note_scaled), quality)
         size = frame.image.width, frame.image.height
         if size != (self._counters.width, self._counters.height):
             self._counters.width, self._counters.height = size
-        cost = frame.decode_ms + (time.perf_counter() - began) * 1000
-        return SampledFrame(jpeg, measures, frame.time, pts, frame.epoch, cost)
+        seconds = measured.seconds + time.perf_counter() - began
+        cost = frame.decode_ms + 1000 * seconds
+        return SampledFrame(jpeg, measured.measures, frame.time, frame.pts, frame.epoch, cost)
 
-    def _compress(self, image: VideoFrame) -> tuple[bytes, Measures]:
-        """Return a frame as a JPEG, and its measures; by its own planes where that is possible."""
-        quality = self._context.settings.jpeg_quality
-        luma = luma_plane(image)
-        jpeg = jpeg_of_planes(image, luma, quality)
-        if luma is not None and jpeg is not None:
-            return jpeg, self._meter.measure(*luma)
-        bgr = to_bgr(image, self._note_scaled)
-        return to_jpeg(bgr, quality), self._meter.measure(*(luma or (bgr,)))
+    @property
+    def _quality(self) -> int:
+        return self._context.settings.jpeg_quality
 
     def put(self, sampled: Sequence[SampledFrame]) -> list[FrameRef]:
         """Store frames, in order of time. Raises Superseded, redis.exceptions.RedisError."""

@@ -236,7 +236,7 @@ class LiveRun(StreamRun):
         if self._in_burst(frame) or not self.intake.keeps(pts, frame.image):
             self._writer.then(lambda: self.watches.advance(pts), replaceable=True)
             return
-        sampled = self.intake.encode(frame, pts)
+        (sampled,) = self.intake.encode([frame._replace(pts=pts)])
         quiet = self.intake.sampler.due - pts
         if self._writer.offer(len(sampled.jpeg), lambda: self._store(sampled, quiet)):
             self._intact_until, self._sampled_at = pts, frame.time

@@ -170,12 +170,11 @@ class RecordingRun(StreamRun):
         """Store the frames that wait, and ask about the windows that they complete."""
         sampled: list[SampledFrame] = []
         failure: StreamerError | None = None
-        for frame in self._batch.take():
-            try:
-                sampled.append(self.intake.encode(frame, frame.pts))
-            except StreamerError as error:
-                failure = error  # raised once the frames before it are stored
-                break
+        try:
+            for frame in self.intake.encode(self._batch.take()):
+                sampled.append(frame)
+        except StreamerError as error:
+            failure = error  # raised once the frames before it are stored
         if sampled:
             outage = self._context.connections.frames_outage
             for ref in self._insist(lambda: self.intake.put(sampled), outage):
