@@ -11,6 +11,7 @@ from streamer.cli.report import sentence
 from streamer.domain.result import Result
 from streamer.domain.stream import StreamSpec
 from streamer.errors import ErrorCode, StreamerError
+from streamer.frames.sampled_frame import SampledFrame
 from streamer.frames.store import FrameStore, Retention
 from streamer.local.redis_server import EmbeddedServer
 from streamer.redis_client.connections import Connections, connect
@@ -356,3 +357,42 @@ def test_loading_frames_that_gave_way_says_which_bounds_to_raise(camera):
     with pytest.raises(StreamerError, match="frame_bytes_per_stream") as caught:
         eye.store.load(refs)
     assert caught.value.code is ErrorCode.FRAMES_EXPIRED
+
+
+def test_frames_that_are_stored_together_end_as_those_that_are_stored_one_by_one(redis_client):
+    rng = random.Random(3)
+    # given three hours of frames in groups, with a capture clock that is set now and then
+    groups, captured = [], START
+    for _ in range(700):
+        captured += rng.choice((1, 5, 20, 60)) if rng.random() < 0.98 else rng.choice((-900, 900))
+        group = []
+        for number in range(rng.randint(1, 6)):
+            measures = Measures(8, 8, change=round(rng.random(), 2))
+            time = captured + number * 0.2
+            group.append(SampledFrame(b"j" * rng.randint(50, 900), measures, time, 0.0))
+        groups.append(group)
+    bounds = [
+        Retention(age=100.0, max_frames=40, max_bytes=30_000, min_frames=5),
+        Retention(age=60.0, max_frames=90, history=5000.0, tiers=QUICK_TIERS),
+        Retention(age=5.0, max_frames=3),
+    ]
+
+    def stored(retention: Retention, memory: int | None, size: int | None) -> list[tuple]:
+        redis_client.flushall()
+        clock = ManualClock(START)
+        store = FrameStore(redis_client, retention, memory=memory, clock=clock)
+        for number, group in enumerate(groups):
+            clock.now = START + 15 * number
+            step = size or len(group)
+            for first in range(0, len(group), step):
+                store.put_all("str_1", group[first : first + step], token=7)
+        consistent(redis_client, "str_1")
+        found = store.newest("str_1", 1000)
+        dates = redis_client.lrange(redis_keys.frame_dates("str_1"), 0, -1)
+        return [*((ref.id, ref.time, ref.change) for ref in found), *dates]
+
+    for retention in bounds:
+        for memory in (None, 20_000):
+            together = stored(retention, memory, None)
+            assert len(together) >= 3
+            assert together == stored(retention, memory, 1)

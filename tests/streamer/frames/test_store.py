@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from nvila_core.resolution.policy import Measures
 from streamer import redis_keys
 from streamer.errors import ErrorCode, StreamerError
+from streamer.frames.sampled_frame import SampledFrame
 from streamer.frames.store import FrameStore, Retention
 
 NOW = 1_800_000_000.0
@@ -175,3 +176,33 @@ def test_a_range_finds_what_was_captured_in_it_however_the_clock_was_set(
     found = store.between("str_1", NOW + low, NOW + low + length)
 
     assert found == [f for f in frames if NOW + low <= f.time < NOW + low + length]
+
+
+def group(*times):
+    """Return sampled frames, each with its place as its picture."""
+    measures = Measures(640, 480, change=0.25)
+    return [
+        SampledFrame(b"%d" % place, measures, time, time - NOW) for place, time in enumerate(times)
+    ]
+
+
+def test_frames_that_are_stored_together_come_back_in_their_order(store):
+    first = add(store, NOW - 1)
+    refs = store.put_all("str_1", group(NOW, NOW + 1, NOW + 1, NOW + 2))
+    assert store.newest("str_1", 9) == [first, *refs]
+    assert [ref.time - NOW for ref in refs] == [0, 1, 1, 2]
+    assert store.load(refs) == [b"0", b"1", b"2", b"3"]
+    # and of more than the stream may have, the newest stay
+    small = FrameStore(store._redis, Retention(age=60.0, max_frames=3))
+    refs = small.put_all("str_2", group(*(NOW + n for n in range(5))))
+    assert small.newest("str_2", 9) == refs[2:]
+
+
+def test_a_shift_of_the_clock_is_noted_again_when_the_last_frame_before_it_goes(redis_client):
+    # given a store of one frame, and a capture clock that was set back by an hour
+    store = FrameStore(redis_client, Retention(age=60.0, max_frames=1))
+    add(store, NOW)
+    refs = store.put_all("str_1", group(NOW - 3600, NOW - 3599, NOW - 3598))
+    # then the frame that is left is found by the time at which it was captured
+    assert store.between("str_1", NOW - 3600, NOW - 3590) == refs[-1:]
+    assert store.between("str_1", NOW - 10, NOW + 10) == []

@@ -18,6 +18,7 @@ from streamer.domain.request import ClipRequest
 from streamer.domain.stream import StreamSpec, StreamState
 from streamer.domain.timestamp import to_datetime
 from streamer.errors import Superseded
+from streamer.frames.sampled_frame import SampledFrame
 from streamer.frames.store import FrameStore, Retention
 from streamer.local.redis_server import EmbeddedServer
 from streamer.queues.jobs import INGEST, Jobs
@@ -145,6 +146,30 @@ def test_a_frame_whose_answer_is_lost_is_stored_once(
                 1_800_000_001.0,
             ]
             assert store.load([ref]) == [b"two"]
+
+
+def test_frames_whose_answer_is_lost_are_stored_once(
+    valkey: EmbeddedServer, redis_client: redis.Redis
+) -> None:
+    parts = urlsplit(valkey.url)
+    login = parts.netloc.rpartition("@")[0]
+    measures = Measures(64, 48, change=0.0)
+    frames = [SampledFrame(b"%d" % n, measures, 1_800_000_000.0 + n, n) for n in range(4)]
+    with ForgetfulLine(valkey.port) as line:
+        url = urlunsplit(parts._replace(netloc=f"{login}@127.0.0.1:{line.port}"))
+        with connect(url) as client:
+            store = FrameStore(client, Retention(age=60.0, max_frames=100))
+            store.put_all("str_1", frames[:1], token=7)
+            line.lose_answer_to(b"EVALSHA")
+            refs = store.put_all("str_1", frames[1:], token=7)
+            assert line.lost == 1
+            assert store.newest("str_1", 9)[1:] == refs
+            assert store.count("str_1") == 4
+            assert store.load(refs) == [b"1", b"2", b"3"]
+            # and a former owner stores none of them
+            with pytest.raises(Superseded):
+                store.put_all("str_1", frames[1:], token=6)
+            assert store.count("str_1") == 4
 
 
 def request(bench: Bench, spec: StreamSpec) -> ClipRequest:

@@ -62,7 +62,7 @@ def kill_at(owner: Any, method: str, call: int, *, after: bool) -> None:
 STEPS: dict[str, Callable[[RecordingRun, int], None]] = {
     "before a clip is submitted": lambda run, n: kill_at(run.clips, "_submit", n, after=False),
     "when a clip has been submitted": lambda run, n: kill_at(run.clips, "_submit", n, after=True),
-    "when a frame has been stored": lambda run, n: kill_at(run.intake, "put", 3 * n, after=True),
+    "when frames have been stored": lambda run, n: kill_at(run.intake, "put", n - 1, after=True),
     "before the watches see a frame": lambda run, n: kill_at(
         run.watches, "add", 3 * n, after=False
     ),

@@ -246,7 +246,7 @@ def test_redis_away_costs_a_camera_frames_and_nothing_else(
 ) -> None:
     spec = bench.attach(loopback.url, watch(0.2), live=True, fps=25)
     slot = bench.run(spec)
-    slot.run.intake.store = Flaky(slot.run.intake.store, "put")
+    slot.run.intake.store = Flaky(slot.run.intake.store, "put_all")
     slot.run.clips.jobs = Flaky(bench.context.jobs, "submit")
     with slot:
         eventually(lambda: slot.run.counters.dropped.redis_away >= 8)

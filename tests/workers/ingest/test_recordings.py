@@ -219,7 +219,7 @@ def test_redis_away_loses_nothing_of_a_recording(bench: Bench, tmp_path: Path) -
     write_video(tmp_path / "v.mp4", seconds=4)
     spec = bench.attach(tmp_path / "v.mp4", watch(1.0), fps=5)
     slot = bench.run(spec, clock=SkippingClock())
-    slot.run.intake.store = Flaky(slot.run.intake.store, "put")
+    slot.run.intake.store = Flaky(slot.run.intake.store, "put_all")
     slot.run.clips.jobs = Flaky(bench.context.jobs, "submit")
     with slot:
         slot.join()
