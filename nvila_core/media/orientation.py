@@ -1,5 +1,6 @@
 """Turn and mirror the frames of a video as its display matrix says."""
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,15 +12,22 @@ if TYPE_CHECKING:  # programs that open no video do without PyAV
 
 def display_matrix(frame: "VideoFrame") -> NDArray[np.int32] | None:
     """Return the 3x3 display matrix of `frame`; None: it has none."""
-    from av.sidedata.sidedata import SideDataContainer, Type
-
-    side_data: Any = SideDataContainer  # its stubs lack the constructor, and know one kind only
+    side_data, kind = _side_data()
     # Not `frame.side_data`: the frame and what that returns refer to each other, so the picture and
     # its decoder's pool of pictures would stay until Python looks for rings of objects.
     for data in side_data(frame):
-        if data.type == Type.DISPLAYMATRIX:
+        if data.type == kind:
             return np.frombuffer(bytes(data), np.int32).reshape(3, 3)
     return None
+
+
+@cache
+def _side_data() -> tuple[Any, Any]:
+    """Return the constructor of a frame's side data, and the kind that is a display matrix. To
+    import them for each frame takes longer than to look."""
+    from av.sidedata.sidedata import SideDataContainer, Type
+
+    return SideDataContainer, Type.DISPLAYMATRIX
 
 
 def upright(pixels: NDArray[Any], matrix: NDArray[np.int32] | None) -> NDArray[Any]:
