@@ -118,19 +118,23 @@ class ClipRequest(Record):
 
         `fields` are those that neither the stream nor the watch determines: `id`, `data`, `gaps`.
         """
-        return cls(
-            kind=RequestKind.WATCH if stream.live else RequestKind.FILE,
-            stream_id=stream.id,
-            stream_name=stream.name,
-            watch_id=watch.id,
-            start=start,
-            end=end,
-            prompt=watch.prompt,
-            frames=frames,
-            max_tokens=watch.max_tokens,
-            model=watch.model or stream.model,
-            response_format=watch.response_format,
-            alert=watch.alert,
-            logprobs=None if watch.alert is None else 0,  # the probabilities of yes and no
-            **fields,
+        # what the stream and its watch say was searched for what cannot be stored when it was given
+        return cls.read(
+            {
+                "kind": RequestKind.WATCH if stream.live else RequestKind.FILE,
+                "stream_id": stream.id,
+                "stream_name": stream.name,
+                "watch_id": watch.id,
+                "start": start,
+                "end": end,
+                "prompt": watch.prompt,
+                "frames": frames,
+                "max_tokens": watch.max_tokens,
+                "model": watch.model or stream.model,
+                "response_format": watch.response_format,
+                "alert": watch.alert,
+                # the probabilities of yes and no
+                "logprobs": None if watch.alert is None else 0,
+                **fields,
+            }
         )
