@@ -148,18 +148,25 @@ class PacketReader:
 
         Raises StreamerError if the source failed, after the packets before the failure.
         """
+        return next(iter(self.take(timeout, 1)), None)
+
+    def take(self, timeout: float, most: int) -> list[Arrival]:
+        """Return the next packets, at most so many; none after `timeout` seconds, or at the end.
+
+        Raises StreamerError if the source failed, after the packets before the failure.
+        """
         with self._change:
             if not self._queue and not self._ended:
                 self._change.wait(timeout)
             if not self._queue:
                 if self._error is not None:
                     raise _copied(self._error)
-                return None
-            arrival = self._queue.popleft()
-            self._bytes -= arrival.packet.size
+                return []
+            taken = [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
+            self._bytes -= sum(arrival.packet.size for arrival in taken)
             if self._waiting and self._half_empty():
                 self._change.notify_all()
-            return arrival
+            return taken
 
     @property
     def ended(self) -> bool:

@@ -47,6 +47,9 @@ _MAX_SEGMENT_GAP = 30.0
 
 _RECORDING_THREADS = 4
 
+_RECORDING_PACKETS = 16
+"""Packets of a recording that are taken from their reader at once."""
+
 
 @dataclass(frozen=True)
 class SourceInfo:
@@ -145,6 +148,8 @@ class Source:
             tap=tap,
         )
         self._info: SourceInfo | None = None
+        self._taken: deque[Arrival] = deque()
+        self._look_at = 0.0  # monotonic, when to look again whether to stop
         self._reached = 0.0
         self._open_until = math.inf
         self.decoded = 0
@@ -206,6 +211,7 @@ class Source:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._taken.clear()
         self._decoder.drop_held()
         self._reader.close(wait=_POLL)
 
@@ -321,13 +327,15 @@ class Source:
             held.append(arrival)
         return held
 
-    def _observe(self, arrival: Arrival) -> None:
+    def _observed(self, arrival: Arrival) -> Arrival:
+        """Return `arrival`, once the clock has seen it."""
         packet = arrival.packet
         stamp = packet.pts if packet.pts is not None else packet.dts
         if stamp is not None:
             self._wall_clock.observe(
                 to_seconds(stamp, self._time_base), arrival.time, arrival.monotonic, arrival.epoch
             )
+        return arrival
 
     def _origin_of(self, container: InputContainer) -> float | None:
         """Return the timestamp of stream time 0; None: that of the first frame."""
@@ -340,14 +348,17 @@ class Source:
 
     def _next(self, until: float = math.inf) -> Arrival | None:
         """Return the next packet; None at the end, when stopping, or at `until` (monotonic)."""
+        if self._taken and time.monotonic() < self._look_at:
+            return self._observed(self._taken.popleft())
         waited, patience = 0.0, None
         while not self._stopping() and (began := time.monotonic()) < until:
+            self._look_at = began + _POLL / 2
             if patience is None and not self._reader.packets:
                 patience = self._patience_for_packets(began)
-            arrival = self._get()
-            if arrival is not None:
-                self._observe(arrival)
-                return arrival
+            if not self._taken:
+                self._taken.extend(self._take())
+            if self._taken:
+                return self._observed(self._taken.popleft())
             if self._reader.ended:
                 return None
             waited += time.monotonic() - began
@@ -368,9 +379,10 @@ class Source:
             return min(self._read_timeout, max(_MIN_FIRST_WAIT, self._open_until - now))
         return self._read_timeout
 
-    def _get(self) -> Arrival | None:
+    def _take(self) -> list[Arrival]:
         try:
-            return self._reader.get(_POLL)
+            # of a live source one: the reader may still drop those that wait
+            return self._reader.take(_POLL, 1 if self._live else _RECORDING_PACKETS)
         except StreamerError as error:
             broke_off = error.code is ErrorCode.STREAM_NO_VIDEO and self.decoded
             raise source_errors.damaged(self._url, self._reached) if broke_off else error from None
