@@ -36,6 +36,11 @@ MIN_LUMA, MAX_LUMA = 8, 247
 """Cells outside this range of mean luma do not count for the noise, which is clipped there."""
 VIDEO_BLACK, VIDEO_SPAN = 16, 219
 """Luma of black in most videos, and the levels from there to white (BT.601, BT.709)."""
+_EXPOSED = (
+    (MIN_LUMA, MAX_LUMA),
+    tuple(round(VIDEO_BLACK + level * VIDEO_SPAN / 255) for level in (MIN_LUMA, MAX_LUMA)),
+)
+"""The same for luma from 0 to 255, and for luma from 16 to 235."""
 CHANGE_THRESHOLD = 3.0
 """Mean difference, 0 to 255, beyond the noise, from which on a cell has changed."""
 STRIP_PIXELS = 2**20
@@ -185,20 +190,12 @@ def noise_floor(cells: Cells, luma: Pixels, video_range: bool = False) -> float:
         height, width = cells.shape
         side = min(luma.shape[0] // height, luma.shape[1] // width)  # whole, or shrinking is slow
         luma = shrink(luma[: height * side, : width * side], (width, height))
-    low, high = _exposure(video_range)
+    low, high = _EXPOSED[video_range]
     exposed = cells[(luma > low) & (luma < high)]
     if len(exposed) < MIN_CELLS**2:
         return 0.0
     np.negative(exposed, out=exposed)
     return _quietest(exposed, _place_of_quietest(len(exposed)))
-
-
-def _exposure(video_range: bool) -> tuple[int, int]:
-    """Return the luma between which the noise is not clipped."""
-    if not video_range:
-        return MIN_LUMA, MAX_LUMA
-    low, high = (round(VIDEO_BLACK + level * VIDEO_SPAN / 255) for level in (MIN_LUMA, MAX_LUMA))
-    return low, high
 
 
 def _place_of_quietest(count: int) -> int:
@@ -500,7 +497,7 @@ class _Buffers:
 
     def _noise_floors(self, video_range: bool) -> list[float]:
         """Return the sensor noise of each octave."""
-        low, high = _exposure(video_range)
+        low, high = _EXPOSED[video_range]
         darkest, brightest, _, _ = cv2.minMaxLoc(self.octaves[0].luma)
         # As nearly always: to select cells takes longer. Coarser octaves have no darker or brighter
         # cells, because those are means of these.

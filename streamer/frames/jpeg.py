@@ -59,7 +59,7 @@ def luma_plane(image: "VideoFrame") -> Luma | None:
     if display_matrix(image) is not None:
         return None
     full = image.color_range == _FULL_RANGE or name.startswith(("yuvj", "gray"))
-    return _rows(image, width), not full
+    return _rows(image.planes[0], width, height), not full
 
 
 def jpeg_of_planes(image: "VideoFrame", luma: Luma | None, quality: int) -> bytes | None:
@@ -78,7 +78,7 @@ def jpeg_of_planes(image: "VideoFrame", luma: Luma | None, quality: int) -> byte
     height, width = pixels.shape
     if width % 2 or height % 2:  # libjpeg-turbo would read beyond the luma
         return None
-    chroma = [_rows(image, width // 2, height // 2, number) for number in (1, 2)]
+    chroma = [_rows(plane, width // 2, height // 2) for plane in image.planes[1:]]
     if video_range:
         chroma = [_full_range(plane, _NO_COLOUR, 224) for plane in chroma]
         planes = [_full_range(pixels, 16, 219), *chroma]
@@ -95,11 +95,9 @@ def _full_range(plane: NDArray[np.uint8], zero: int, span: int) -> NDArray[np.ui
     return cv2.addWeighted(plane, gain, plane, 0.0, stays - gain * zero)  # type: ignore[return-value]
 
 
-def _rows(image: "VideoFrame", length: int, height: int = 0, number: int = 0) -> NDArray[np.uint8]:
-    """Return a plane, without copying it: `height` rows (default: all) of `length` bytes."""
-    plane: Any = image.planes[number]  # a buffer, which its stubs do not say
-    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-    return rows[: height or image.height, :length]
+def _rows(plane: Any, length: int, height: int) -> NDArray[np.uint8]:
+    """Return `height` rows of `length` bytes of a plane, without copying it."""
+    return np.ndarray((height, length), np.uint8, plane, strides=(plane.line_size, 1))
 
 
 def to_bgr(image: "VideoFrame", on_scaled: Callable[[], None] = lambda: None) -> NDArray[np.uint8]:
@@ -132,7 +130,7 @@ def _to_array(
         return cv2.cvtColor(small, code)  # type: ignore[return-value]
     # By default a converter has a thread per core, and lives as long as its frame.
     converted = image.reformat(width, height, "bgr24", interpolation="AREA", threads=1)
-    return _rows(converted, 3 * width).reshape(height, width, 3)
+    return _rows(converted.planes[0], 3 * width, height).reshape(height, width, 3)
 
 
 def _deinterlaced(image: "VideoFrame", on_scaled: Callable[[], None]) -> NDArray[np.uint8]:
