@@ -162,8 +162,8 @@ class Comparison:
         """
         level, changed = self._level, self._changed
         if light:
-            (cv2.add if light > 0 else cv2.subtract)(previous, abs(light), level)  # type: ignore[call-overload]
-            previous = level
+            # not `cv2.add`, which takes a number for an image of four pixels in one column
+            previous = cv2.addWeighted(previous, 1.0, previous, 0.0, light, level)  # type: ignore[assignment]
         cv2.absdiff(small, previous, level)
         if self._means is not None:
             self._means.compute(self._whole)

@@ -151,6 +151,17 @@ def test_any_size_can_be_measured(width: int, height: int, colour: bool) -> None
     assert not any(seen.fresh)
 
 
+@pytest.mark.parametrize("size", [(4, 16), (16, 4), (5, 19), (96, 64)])
+def test_a_picture_of_any_size_may_become_brighter_or_darker(size: tuple[int, int]) -> None:
+    dark, light = (np.full(size, level, np.uint8) for level in (40, 90))
+
+    for now, before in ((light, dark), (dark, light)):
+        seen = measure(now, before)
+
+        assert seen.change == pytest.approx(50 / 255, abs=0.001)
+        assert not any(seen.fresh)
+
+
 def detail_by_definition(luma: np.ndarray) -> list[float]:
     """Return the detail of each octave as the module describes it, without strips or buffers."""
 
