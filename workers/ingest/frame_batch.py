@@ -6,11 +6,11 @@ from collections.abc import Iterable
 from streamer.clock import Clock
 from streamer.media.source import DecodedFrame
 
-MAX_FRAMES = 8
-MAX_PIXELS = 2_000_000
+MAX_BATCH_FRAMES = 8
+MAX_BATCH_PIXELS = 2_000_000
 """Frames that are held, and their pixels, about: more would not stay in the processor's caches."""
 
-MAX_WAIT = 0.25
+MAX_BATCH_WAIT = 0.25
 """Seconds for which a frame is held, about: a recording may come slowly over a network."""
 
 _ROUNDING = 1e-6
@@ -51,8 +51,8 @@ class FrameBatch:
         """Whether the frames that wait are to be stored now."""
         if not self._frames:
             return False
-        full = len(self._frames) >= MAX_FRAMES or self._pixels >= MAX_PIXELS
-        return full or self._clock.monotonic() - self._since >= MAX_WAIT
+        full = len(self._frames) >= MAX_BATCH_FRAMES or self._pixels >= MAX_BATCH_PIXELS
+        return full or self._clock.monotonic() - self._since >= MAX_BATCH_WAIT
 
     def take(self) -> list[DecodedFrame]:
         """Remove the frames that wait, and return them, oldest first."""

@@ -5,7 +5,12 @@ import pytest
 
 from streamer.media.source import DecodedFrame
 from tests.support.clocks import ManualClock
-from workers.ingest.frame_batch import MAX_FRAMES, MAX_PIXELS, MAX_WAIT, FrameBatch
+from workers.ingest.frame_batch import (
+    MAX_BATCH_FRAMES,
+    MAX_BATCH_PIXELS,
+    MAX_BATCH_WAIT,
+    FrameBatch,
+)
 
 
 def frame(pts: float, width: int = 64, height: int = 48) -> DecodedFrame:
@@ -36,14 +41,14 @@ def test_frames_of_another_window_do_not_fit(clock: ManualClock) -> None:
 def test_many_frames_and_large_frames_are_due_at_once(clock: ManualClock) -> None:
     batch = FrameBatch(clock)
     assert not batch.due
-    for number in range(MAX_FRAMES):
+    for number in range(MAX_BATCH_FRAMES):
         assert not batch.due
         batch.add(frame(number / 25))
     assert batch.due
-    assert len(batch.take()) == MAX_FRAMES
+    assert len(batch.take()) == MAX_BATCH_FRAMES
     assert not batch.due
     batch.add(frame(1.0, 1920, 1080))
-    assert MAX_PIXELS < 1920 * 1080
+    assert MAX_BATCH_PIXELS < 1920 * 1080
     assert batch.due
     batch.take()
     batch.add(frame(1.0))  # the pixels of those that were taken do not count
@@ -53,8 +58,8 @@ def test_many_frames_and_large_frames_are_due_at_once(clock: ManualClock) -> Non
 def test_no_frame_waits_for_long(clock: ManualClock) -> None:
     batch = FrameBatch(clock)
     batch.add(frame(0.0))
-    clock.now += MAX_WAIT / 2
+    clock.now += MAX_BATCH_WAIT / 2
     batch.add(frame(0.1))
     assert not batch.due
-    clock.now += MAX_WAIT / 2
+    clock.now += MAX_BATCH_WAIT / 2
     assert batch.due
