@@ -20,14 +20,14 @@ that time: it is that of opening one, times the number that the worker opened. T
 same for the tiles of NVILA-Lite, which are larger than those of the demo model.
 
 There are two servers, as `streamer up` has them: one for jobs, on disk, and one for frames. Their
-CPU time comes from the operating system.
+CPU time comes from Linux.
 """
 
 import argparse
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
@@ -36,7 +36,6 @@ from unittest.mock import patch
 
 import av
 import cv2
-import psutil
 import torch
 from footage import write_street
 from report import publish
@@ -123,7 +122,6 @@ def measure(
     )
     path = CHECKPOINT if options.model == "demo" else options.model
     model = NVILA.from_pretrained(str(path), device="cpu", dtype="float32")
-    servers = [psutil.Process(server.pid) for server in (jobs, frames)]
     with Connections(settings) as connections, Service(settings) as client, Engine(model) as engine:
         backend = EngineBackend(engine, settings)
         context.install(
@@ -132,7 +130,7 @@ def measure(
             )
         )
         done = [
-            one_round(client, connections, engine, backend.frames, servers, video, options)
+            one_round(client, connections, engine, backend.frames, (jobs, frames), video, options)
             for _ in range(options.rounds + 1)
         ]
     return done[1:]  # the first round warms up
@@ -143,7 +141,7 @@ def one_round(
     connections: Connections,
     engine: Engine,
     opened: OpenedFrames,
-    servers: list[psutil.Process],
+    servers: Sequence[EmbeddedServer],
     video: Path,
     options: argparse.Namespace,
 ) -> dict[str, float]:
@@ -198,10 +196,12 @@ def one_round(
 
 def answer_all(connections: Connections, settings: Settings) -> None:
     """Answer all waiting clips, as `python -m workers.gpu --burst` does with a loaded model."""
+    slots = settings.worker_slots or 16
     ThreadWorker(
         CLIP_QUEUES,
         connections.main,
-        slots=settings.worker_slots or 16,
+        slots=slots,
+        kept_threads=slots,
         functions={CLIP_JOB: answer_clip},
         stopping=threading.Event(),
         lease=settings.lease,
@@ -249,10 +249,11 @@ def cpu(run: Callable[[], Any]) -> float:
     return time.process_time() - before
 
 
-def cpu_of(processes: list[psutil.Process]) -> float:
-    """Return the CPU seconds that other processes have used so far."""
-    times = [process.cpu_times() for process in processes]
-    return float(sum(each.user + each.system for each in times))
+def cpu_of(servers: Sequence[EmbeddedServer]) -> float:
+    """Return the CPU seconds that the servers have used so far, by the clocks of Linux: the sums
+    that /proc shows have hundredths of a second."""
+    pids = [server.pid for server in servers if server.pid is not None]
+    return sum(time.clock_gettime(~pid << 3 | 2) for pid in pids)  # as clock_getcpuclockid does
 
 
 if __name__ == "__main__":
