@@ -89,4 +89,5 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError:
         require_model_packages()
         raise
-    return getattr(module, name)
+    value = globals()[name] = getattr(module, name)  # the next time it is found at once
+    return value

@@ -8,7 +8,7 @@ OTEL_RESOURCE_ATTRIBUTES, OTEL_EXPORTER_OTLP_HEADERS, ...) apply.
 
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -37,6 +37,8 @@ MAX_FRAME_EVENTS = 64
 """Frames of a clip that its span tells apart."""
 
 _provider: "TracerProvider | None" = None
+
+_UNTRACED = nullcontext()
 
 
 def start_tracing(
@@ -113,14 +115,17 @@ def submitting(request: ClipRequest) -> Iterator[ClipRequest]:
         span.end(_now())
 
 
+def answering(request: ClipRequest, started: float) -> AbstractContextManager[None]:
+    """Return a context that traces the answer to a request whose job `started`, in seconds since
+    the Unix epoch; its wait in the queue is a span too. The log names the trace meanwhile."""
+    if _provider is not None:
+        return _traced_answer(request, started)
+    fields = trace_fields(request.traceparent)
+    return structlog.contextvars.bound_contextvars(**fields) if fields else _UNTRACED
+
+
 @contextmanager
-def answering(request: ClipRequest, started: float) -> Iterator[None]:
-    """Trace the answer to a request whose job `started`, in seconds since the Unix epoch; its wait
-    in the queue is a span too. The log names the trace meanwhile."""
-    if _provider is None:
-        with structlog.contextvars.bound_contextvars(**trace_fields(request.traceparent)):
-            yield
-        return
+def _traced_answer(request: ClipRequest, started: float) -> Iterator[None]:
     from opentelemetry.trace import SpanKind, use_span
 
     parent = _context(request.traceparent)
@@ -146,12 +151,13 @@ def answering(request: ClipRequest, started: float) -> Iterator[None]:
             span.end(_now())
 
 
+def step(name: str) -> AbstractContextManager[None]:
+    """Return a context that traces one step of the current span."""
+    return _UNTRACED if _provider is None else _traced_step(name)
+
+
 @contextmanager
-def step(name: str) -> Iterator[None]:
-    """Trace one step of the current span."""
-    if _provider is None:
-        yield
-        return
+def _traced_step(name: str) -> Iterator[None]:
     from opentelemetry.trace import use_span
 
     span = _tracer().start_span(name, start_time=_now())

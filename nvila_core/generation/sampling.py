@@ -23,12 +23,16 @@ MAX_PENALTY = 100
 
 def is_integer(value: object) -> bool:
     """Return whether a value is a whole number, of Python or NumPy, and not a bool."""
+    if type(value) is int:  # asking an abstract class takes longer
+        return True
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: object) -> bool:
     """Return whether a value is a finite real number that a float can hold, and not a bool."""
     try:
+        if type(value) is float:
+            return isfinite(value)
         return not isinstance(value, bool) and isinstance(value, Real) and isfinite(value)
     except OverflowError:
         return False

@@ -82,7 +82,10 @@ class Video:
         sampled: bool = False,
         measures: Sequence[Measures] | None = None,
     ) -> None:
-        self.source = frames if isinstance(frames, FrameSource) else FrameList(frames)
+        if isinstance(frames, list):  # to ask a protocol takes fifty times as long
+            self.source: FrameSource = FrameList(frames)
+        else:
+            self.source = frames if isinstance(frames, FrameSource) else FrameList(frames)
         if timestamps is not None and len(timestamps) != len(self):
             raise MediaError(f"The video has {len(self)} frames but {len(timestamps)} timestamps.")
         if measures is not None and len(measures) != len(self):

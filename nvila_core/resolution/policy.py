@@ -53,9 +53,11 @@ class Measures:
     def _loss(self, octaves: tuple[float, ...], grid: Grid, size: int) -> float:
         # Assumes half of the energy along each axis, spread evenly over an octave.
         energy = 0.0
-        for pixels, tiles in zip((self.width, self.height), grid, strict=True):
-            shares = _lost_shares(pixels, size * tiles)
-            energy += sum(v * v * share for v, share in zip(octaves, shares, strict=False))
+        for pixels, tiles in ((self.width, grid[0]), (self.height, grid[1])):
+            lost = 0.0
+            for strength, share in zip(octaves, _lost_shares(pixels, size * tiles), strict=False):
+                lost += strength * strength * share
+            energy += lost
         return sqrt(energy / 2)
 
 
@@ -256,7 +258,9 @@ class Adaptive:
     ) -> Plan:
         """See `Policy.plan`."""
         losses = [frame.loss(SINGLE_TILE, tiling.size) for frame in clip]
-        steps = [self._grid_steps(frame, tiling) for frame in clip]
+        steps = [
+            self._grid_steps(frame, tiling, loss) for frame, loss in zip(clip, losses, strict=True)
+        ]
         order, reasons, shown_in = self._rank_frames(clip, tiling, losses, steps)
         grids = [SINGLE_TILE for _ in clip]
         wanted = sum(tile_count(steps[i][-1]) - 1 for i in order) * tiling.tokens
@@ -278,13 +282,14 @@ class Adaptive:
         frames = [GridChoice(*pair) for pair in zip(grids, reasons, strict=True)]
         return Plan.of(frames, tiling)
 
-    def _grid_steps(self, frame: Measures, tiling: TilingConfig) -> list[Grid]:
-        """Return grids of more and more tiles, from one tile to the grid that the frame needs.
+    def _grid_steps(self, frame: Measures, tiling: TilingConfig, loss: float) -> list[Grid]:
+        """Return grids of more and more tiles, from one tile, which has this `loss`, to the grid
+        that the frame needs.
 
         Each is the grid that loses least of those with its number of tiles, and loses less than the
         previous one by at least the share `gain`.
         """
-        steps, loss = [SINGLE_TILE], frame.loss(SINGLE_TILE, tiling.size)
+        steps = [SINGLE_TILE]
         if loss <= self.tolerance:
             return steps
         best: dict[int, tuple[float, Grid]] = {}
@@ -312,9 +317,9 @@ class Adaptive:
             Their indices, the most important first; the reason for every frame; and for each frame
             whose detail another frame shows, the index of that frame.
         """
-        reasons = [
-            self._single_tile_reason(frame, loss, tiling)
-            for frame, loss in zip(clip, losses, strict=True)
+        reasons = [  # each of the others gets its own below
+            self._single_tile_reason(frame, loss, tiling) if len(grids) == 1 else ""
+            for frame, loss, grids in zip(clip, losses, steps, strict=True)
         ]
         waiting = [i for i, grids in enumerate(steps) if len(grids) > 1]
         if not waiting:

@@ -16,10 +16,7 @@ from streamer.limits import MAX_MODEL_NAME
 def unstorable(value: Any) -> str | None:
     """Return why JSON, Redis or a database cannot store `value`, None where they can."""
     found: list[Any] = [value]
-    while found:
-        item = found.pop()
-        if item is None or item is True or item is False:
-            continue
+    for item in found:  # which grows meanwhile
         if isinstance(item, str):
             if "\0" in item:
                 return "the text has a NUL character: remove it"
@@ -28,11 +25,12 @@ def unstorable(value: Any) -> str | None:
         elif isinstance(item, float):
             if not isfinite(item):
                 return "the number is not finite: give a number"
-        elif isinstance(item, int) and not isinstance(item, bool):
-            if abs(item) >= 2**63:
+        elif isinstance(item, int):  # a truth value too
+            if not -(2**63) < item < 2**63:
                 return "the number is too large: give one below 2**63"
         elif isinstance(item, dict):
-            found += [*item.keys(), *item.values()]
+            found += item
+            found += item.values()
         elif isinstance(item, list | tuple):
             found += item
     return None
@@ -53,7 +51,7 @@ def _is_suspect(text: bytes) -> bool:
 
 
 _STORED = {"stored": True}
-"""Context in which fields that have been stored are read, which have nothing suspect."""
+"""Context of fields that have nothing suspect, such as those that have been stored."""
 
 
 class Record(BaseModel):
@@ -75,6 +73,11 @@ class Record(BaseModel):
         if reason is not None:
             raise PydanticCustomError("unstorable", "{reason}", {"reason": reason})
         return fields
+
+    @classmethod
+    def of_storable(cls, fields: dict[str, Any]) -> Self:
+        """Build a record of fields in which nothing is that :func:`unstorable` refuses."""
+        return cls.model_validate(fields, context=_STORED)
 
     @classmethod
     def read(cls, stored: bytes | str | dict[str, Any]) -> Self:

@@ -9,7 +9,7 @@ from streamer.domain.error_info import ErrorInfo
 from streamer.domain.frame import FrameResolution, Gap
 from streamer.domain.ids import new_id
 from streamer.domain.kinds import RequestKind, ResultKind
-from streamer.domain.record import Record
+from streamer.domain.record import Record, unstorable
 from streamer.domain.request import ClipRequest, is_verification
 from streamer.domain.timestamp import Timestamp, to_datetime, utc_now
 from streamer.errors import StreamerError
@@ -144,6 +144,8 @@ class Result(Record):
             "traceparent": request.traceparent,
             **_seen(request),
         }
+        if unstorable(outcome) is None:  # the request was looked at when it was made
+            return cls.of_storable(asked | outcome)
         return cls(**asked | outcome)
 
     @property

@@ -20,12 +20,15 @@ def to_datetime(epoch: float) -> datetime:
 
 
 def _as_utc(value: datetime) -> datetime:
+    if value.tzinfo is UTC:
+        return value
     return value.replace(tzinfo=UTC) if value.tzinfo is None else as_utc(value)
 
 
 def rfc3339(value: datetime) -> str:
     """Format in RFC 3339 with milliseconds and `Z`: of fixed width, so that text sorts by time."""
-    return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    moment = value if value.tzinfo is UTC else value.astimezone(UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 Timestamp = Annotated[

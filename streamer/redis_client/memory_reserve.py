@@ -12,6 +12,7 @@ import redis
 from redis.client import Pipeline
 
 from streamer import redis_keys
+from streamer.redis_client.address import Client
 from streamer.redis_client.errors import is_full
 
 RESERVE = 0.1
@@ -196,7 +197,7 @@ def in_reserve(client: redis.Redis) -> redis.Redis:
     return own
 
 
-class _ReserveRedis(redis.Redis):
+class _ReserveRedis(Client):
     def execute_command(self, *args: Any, **options: Any) -> Any:
         try:
             return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]

@@ -190,7 +190,9 @@ def ask_model(context: WorkerContext, clip: ClipRequest, started: float) -> tupl
         warning=_warning(clip, completion) if complete else clip.warning,
         finish_reason=completion.finish_reason,
         tiles=usage.tiles,
-        plan=[FrameResolution(grid=f.grid, reason=f.reason) for f in plan.frames],
+        plan=[
+            FrameResolution.of_storable({"grid": f.grid, "reason": f.reason}) for f in plan.frames
+        ],
         vision_tokens=usage.vision_tokens,
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,

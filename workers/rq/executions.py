@@ -16,6 +16,7 @@ from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from typing import cast
 from uuid import uuid4
 
@@ -23,9 +24,10 @@ import redis
 from rq.defaults import DEFAULT_FAILURE_TTL, DEFAULT_RESULT_TTL
 from rq.exceptions import AbandonedJobError
 from rq.executions import Execution, ExecutionRegistry
+from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job, JobStatus
 from rq.queue import Queue
-from rq.registry import FailedJobRegistry
+from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 from rq.results import Result
 from rq.serializers import JSONSerializer
 from rq.suspension import WORKERS_SUSPENDED
@@ -374,6 +376,7 @@ class Executions:
     def __init__(self, connection: redis.Redis, lease: int) -> None:
         self._redis = connection
         self._lease = lease
+        self._execution_prefix = Execution("", "", connection).key.removesuffix(":")
         self._asked = ""  # id of the execution that was asked for last, until that is answered
         self._take = connection.register_script(_TAKE)
         self._renew = connection.register_script(_RENEW)
@@ -407,16 +410,7 @@ class Executions:
         self._asked = self._asked or uuid4().hex
         execution = Execution(self._asked, "", self._redis, worker)
         answer = self._take(
-            keys=[
-                key
-                for queue in queues
-                for key in (
-                    queue.key,
-                    queue.intermediate_queue_key,
-                    redis_keys.wake(queue.name),
-                    queue.started_job_registry.key,
-                )
-            ],
+            keys=[key for queue in queues for key in _keys_of_queue(queue.name)],
             args=[
                 WORKERS_SUSPENDED,
                 Job.redis_job_namespace_prefix,
@@ -427,7 +421,7 @@ class Executions:
                 self._lease,
                 utcformat(now),
                 _executions_key(""),
-                Execution("", "", self._redis).key.removesuffix(":"),
+                self._execution_prefix,
                 execution.worker_executions_key,
                 redis_keys.TOKENS,
                 Queue.redis_queue_namespace_prefix,
@@ -500,7 +494,7 @@ class Executions:
     def success(slot: Slot, now: datetime) -> Ending:
         """Return what :meth:`succeed` does, to be done together with the job's last step."""
         job = slot.job
-        keys = [slot.queue.finished_job_registry.key, _results_key(job.id)]
+        keys = [FinishedJobRegistry.key_template.format(slot.queue.name), _results_key(job.id)]
         ttl = job.get_result_ttl(DEFAULT_RESULT_TTL)
         args: list[str | int | float] = [ttl, utcformat(now), slot.seconds_until(now)]
         return Ending(_SUCCEED, [*_keys_of(slot), *keys], [*_args_of(slot), *args])
@@ -543,7 +537,7 @@ class Executions:
             args=[
                 Job.redis_job_namespace_prefix,
                 _executions_key(""),
-                Execution("", "", self._redis).key.removesuffix(":"),
+                self._execution_prefix,
                 _results_key(""),
                 DEFAULT_FAILURE_TTL,
                 _packed(_ABANDONED),
@@ -577,7 +571,7 @@ def _keys_of(slot: Slot) -> list[str]:
     """Return the first keys of each script that ends an execution."""
     job, execution = slot.job, slot.execution
     return [
-        slot.queue.started_job_registry.key,
+        _started_key(slot.queue.name),
         job.key,
         _executions_key(job.id),
         execution.key,
@@ -589,6 +583,19 @@ def _keys_of(slot: Slot) -> list[str]:
 def _args_of(slot: Slot) -> list[str | int | float]:
     """Return the first arguments of each script that ends an execution."""
     return [slot.job.id, slot.execution.id, slot.token]
+
+
+@lru_cache(maxsize=256)
+def _keys_of_queue(name: str) -> tuple[str, str, str, str]:
+    """Return the keys of a queue: itself, its intermediate list, its wake-ups and what runs. RQ
+    makes an object for each, which takes longer than the rest of taking a job."""
+    key = Queue.redis_queue_namespace_prefix + name
+    intermediate = IntermediateQueue.get_intermediate_queue_key(key)
+    return key, intermediate, redis_keys.wake(name), _started_key(name)
+
+
+def _started_key(queue: str) -> str:
+    return StartedJobRegistry.key_template.format(queue)
 
 
 def _executions_key(job_id: str) -> str:

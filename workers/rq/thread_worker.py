@@ -206,9 +206,12 @@ class ThreadWorker(BaseWorker):
         self._slot_count = slots
         self._max_resting = _RESTING_PER_SLOT * slots if resting is None else resting
         self._tiers = [self.queues[at : at + tier] for at in range(0, len(queues), tier)]
+        # RQ compares queues by their names, in Python: names are compared faster.
+        self._tier_of = {queue.name: tier for tier in self._tiers for queue in tier}
+        self._highest = frozenset(queue.name for queue in self._tiers[0])
         self._turns = [turn for turn in _TURNS if turn < len(self._tiers)]
         self._turn = 0
-        self._empty: set[Queue] = set()  # queues that had no job when one was last taken
+        self._empty: set[str] = set()  # names of queues that had no job when one was last taken
         self._reserved = 1 if slots > 1 and len(self._tiers) > 1 else 0
         self._functions = dict(functions)
         self._channels = dict(channels or {})
@@ -366,7 +369,7 @@ class ThreadWorker(BaseWorker):
             return None
         try:
             # What is pushed to an empty queue wakes this worker: it need not ask before it waits.
-            known_empty = self._empty >= set(queues)
+            known_empty = self._empty.issuperset(queue.name for queue in queues)
             taken = False if known_empty else self._take(queues)
         finally:
             self._taking = 0
@@ -396,8 +399,9 @@ class ThreadWorker(BaseWorker):
         if isinstance(taken, bool):
             return None if taken else False
         # those before its queue were found to be empty
-        before = queues.index(taken.queue) if taken.queue in queues else 0
-        self._empty = set(queues[:before] if taken.left else queues)
+        names = [queue.name for queue in queues]
+        before = names.index(taken.queue.name) if taken.queue.name in names else 0
+        self._empty = set(names[:before] if taken.left else names)
         self._pass_turn(taken.queue)
         if taken.slot is not None:
             self._start(taken.slot)
@@ -420,7 +424,7 @@ class ThreadWorker(BaseWorker):
             if self.stopping.is_set():
                 return []
             self._bulk = sum(
-                not slot.resting and slot.queue not in self._tiers[0]
+                not slot.resting and slot.queue.name not in self._highest
                 for slot in list(self._slots.values())
             )
             self._wants_nudge = self._bulk >= self._slot_count - self._reserved
@@ -436,9 +440,10 @@ class ThreadWorker(BaseWorker):
     def _pass_turn(self, queue: Queue) -> None:
         """Note that a job of `queue` was taken: the next is taken elsewhere first."""
         self._turn += 1
-        tier = next(tier for tier in self._tiers if queue in tier)
-        tier.remove(queue)
-        tier.append(queue)
+        tier = self._tier_of[queue.name]
+        if len(tier) > 1:
+            tier.remove(queue)
+            tier.append(queue)
 
     def _takes(self) -> int:
         """Return how many jobs the worker may take."""
