@@ -19,8 +19,8 @@ JPEGs are opened once for all `--watches` of the stream, so with several each cl
 that time: it is that of opening one, times the number that the worker opened. The last row is the
 same for the tiles of NVILA-Lite, which are larger than those of the demo model.
 
-There are two servers, as `streamer up` has them: one for jobs, on disk, and one for frames. Their
-CPU time comes from Linux.
+There are two servers, as `streamer up` has them: one for jobs, on disk, and one for frames, both
+behind Unix sockets. Their CPU time comes from Linux.
 """
 
 import argparse
@@ -115,8 +115,8 @@ def measure(
 ) -> list[dict[str, float]]:
     """Return CPU milliseconds per clip by part, for each round."""
     settings = Settings(
-        redis_url=jobs.url,
-        frames_redis_url=frames.url,
+        redis_url=jobs.local_url,
+        frames_redis_url=frames.local_url,
         data_dir=video.parent,
         max_file_clips=1_000_000,
     )

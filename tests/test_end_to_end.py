@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import redis
 
 from nvila_core.demo.video import StreetVideo, write_video
 from streamer.demo.loopback_camera import LoopbackCamera
@@ -185,6 +186,17 @@ def test_asking_without_waiting(installation: Up, camera: str, caption: dict[str
     assert query["status"] == "queued"
     with Service(installation.settings) as client:
         assert client.query(query["id"], wait=60).result is not None
+
+
+def test_programs_reach_redis_by_its_sockets(installation: Up) -> None:
+    run = json.loads(installation.run_file.read_text())
+    for name in ("redis_url", "frames_redis_url"):
+        # given a client that comes by the port that the run file names for other programs
+        with redis.Redis.from_url(run[name], protocol=2) as client:
+            addresses = [each["addr"] for each in client.client_list()]
+        # then those of the installation come by the socket
+        sockets = [address for address in addresses if "server.sock" in address]
+        assert len(sockets) == len(addresses) - 1 > 0, addresses
 
 
 def test_nothing_secret_and_no_broken_record_in_what_is_printed(

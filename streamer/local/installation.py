@@ -168,8 +168,8 @@ class Installation:
         if self._servers:
             self.settings = self._wanted.model_copy(
                 update={
-                    "redis_url": self._servers["main"].url,
-                    "frames_redis_url": self._servers["frames"].url,
+                    "redis_url": self._servers["main"].local_url,
+                    "frames_redis_url": self._servers["frames"].local_url,
                 }
             )
 
@@ -265,8 +265,7 @@ class Installation:
 
     def _write_run_file(self) -> None:
         run = {
-            "redis_url": self.settings.redis_url,
-            "frames_redis_url": self.settings.frames_redis_url,
+            **self._addresses(),
             "database_url": self.settings.timeline_url,
             "archive_url": self.settings.archive_url,
             "api_url": self.api_url,
@@ -286,6 +285,23 @@ class Installation:
                 f"Cannot write {path} ({error.strerror}): free disk space, or choose another "
                 "--data-dir.",
             ) from None
+
+    def _addresses(self) -> dict[str, str | None]:
+        """Return the addresses of the servers as the run file has them: those by TCP, which clients
+        of any language take, and the sockets, which programs of the service prefer."""
+        if not self._servers:
+            settings = self.settings
+            return {
+                "redis_url": settings.redis_url,
+                "frames_redis_url": settings.frames_redis_url,
+            }
+        main, frames = self._servers["main"], self._servers["frames"]
+        return {
+            "redis_url": main.url,
+            "frames_redis_url": frames.url,
+            "redis_socket_url": main.socket_url,
+            "frames_redis_socket_url": frames.socket_url,
+        }
 
     def _resume_streams(self) -> bool:
         """Start the streams of earlier runs, which outlive `up`; return whether Redis let it.

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import quote
 
 import redis
 
@@ -53,8 +54,15 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def _quoted(path: Path) -> str:
+    """Return a path as it stands in the server's configuration."""
+    escaped = str(path).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
+
+
 class EmbeddedServer:
-    """A Valkey on a free loopback port with a random password, which ends with this process.
+    """A Valkey with a random password, which ends with this process. It listens on a free loopback
+    port and, where the file system allows, on a Unix socket in its directory.
 
     A `persistent` server keeps its data in `directory` through restarts and crashes (an append-only
     file, synced every second). Other servers write nothing, unless `keep_snapshots` tells them to
@@ -78,6 +86,7 @@ class EmbeddedServer:
         self.max_memory = max_memory
         self.port = 0
         self._password = secrets.token_urlsafe(24)
+        self._socket: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._lock: int | None = None
         self._snapshots: bool | None = None  # until it is said
@@ -86,6 +95,19 @@ class EmbeddedServer:
     def url(self) -> str:
         """`redis://` URL with the password: not for display."""
         return f"redis://:{self._password}@127.0.0.1:{self.port}/0"
+
+    @property
+    def socket_url(self) -> str | None:
+        """`unix://` URL with the password, which costs both sides less than `url`; None if there is
+        no socket."""
+        if self._socket is None:
+            return None
+        return f"unix://:{self._password}@{quote(str(self._socket))}?db=0"
+
+    @property
+    def local_url(self) -> str:
+        """The better of both URLs for a program of this machine."""
+        return self.socket_url or self.url
 
     @property
     def pid(self) -> int | None:
@@ -107,6 +129,7 @@ class EmbeddedServer:
         binary = server_binary()
         self.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._lock = self._lock_directory()
+        self._socket = self._find_socket()
         try:
             for _ in range(
                 _MAX_ATTEMPTS
@@ -182,19 +205,33 @@ class EmbeddedServer:
             ) from None
         return descriptor
 
+    def _find_socket(self) -> Path | None:
+        """Return where the server can make its socket; None on a file system without sockets, or
+        where the path has more bytes than an address may have (about a hundred)."""
+        path = self.directory.absolute() / "server.sock"
+        try:
+            path.unlink(missing_ok=True)  # of a server that was killed
+            with socket.socket(socket.AF_UNIX) as trial:
+                trial.bind(str(path))
+            path.unlink()
+        except OSError:
+            return None
+        return path
+
     def _config(self) -> str:
-        quoted = str(self.directory.absolute()).replace("\\", "\\\\").replace('"', '\\"')
         lines = [
             "bind 127.0.0.1",
             f"port {self.port}",
             "protected-mode yes",
             f"requirepass {self._password}",
-            f'dir "{quoted}"',
+            f"dir {_quoted(self.directory.absolute())}",
             "daemonize no",
             "loglevel notice",
             "tcp-keepalive 60",
             'save ""',
         ]
+        if self._socket is not None:
+            lines += [f"unixsocket {_quoted(self._socket)}", "unixsocketperm 700"]
         if self.persistent:
             lines += ["appendonly yes", "appendfsync everysec", "auto-aof-rewrite-min-size 16mb"]
         else:

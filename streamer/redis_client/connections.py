@@ -6,7 +6,7 @@ import time
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import redis
 import structlog
@@ -126,7 +126,8 @@ def run_file_path(settings: Settings) -> Path:
 
 
 def read_run_file(settings: Settings) -> dict[str, Any]:
-    """Read the addresses of this machine's installation.
+    """Read the addresses of this machine's installation: `redis_url` and `frames_redis_url` are
+    those of its Unix sockets where this program can reach them.
 
     Raises StreamerError if none runs, or why the file cannot be read.
     """
@@ -134,7 +135,7 @@ def read_run_file(settings: Settings) -> dict[str, Any]:
     try:
         run = json.loads(path.read_bytes())
         if isinstance(run, dict) and isinstance(run.get("redis_url"), str):
-            return run
+            return _with_sockets(run)
         reason = "is damaged: free disk space if it is full, and restart `streamer up`"
     except (FileNotFoundError, NotADirectoryError):
         raise StreamerError(ErrorCode.REDIS_UNAVAILABLE, NOTHING_RUNNING) from None
@@ -149,9 +150,27 @@ def read_run_file(settings: Settings) -> dict[str, Any]:
     )
 
 
+def _with_sockets(run: dict[str, Any]) -> dict[str, Any]:
+    """Return the run file with the sockets of its servers in place of their other addresses, but
+    for a socket that cannot be reached: the data folder may be that of another container."""
+    for name in ("redis_url", "frames_redis_url"):
+        url = run.get(name.replace("redis_url", "redis_socket_url"))
+        if isinstance(url, str) and _listens(url):
+            run[name] = url
+    return run
+
+
 def _listens(url: str) -> bool:
     """Return whether anything accepts connections at the address of a server on this machine."""
     parts = urlsplit(url)
+    if parts.scheme == "unix":
+        try:
+            with socket.socket(socket.AF_UNIX) as trial:
+                trial.settimeout(_CONNECT_TIMEOUT)
+                trial.connect(unquote(parts.path))
+        except OSError:
+            return False
+        return True
     address = parts.hostname or "", parts.port or 6379
     try:
         socket.create_connection(address, _CONNECT_TIMEOUT).close()

@@ -8,6 +8,7 @@ import redis
 
 from streamer.errors import ErrorCode, StreamerError
 from streamer.local.redis_server import EmbeddedServer, server_binary
+from streamer.redis_client.address import open_redis
 
 
 def client_of(server):
@@ -28,6 +29,45 @@ def test_it_listens_on_loopback_behind_a_password_kept_in_private_files(tmp_path
         password = server.url.split(":")[2].split("@")[0]
         assert password not in (tmp_path / "db" / "server.log").read_text()
         assert password not in " ".join(psutil.Process(server.pid).cmdline())
+
+
+def test_its_socket_asks_for_the_password_too(tmp_path):
+    # given a server in a folder whose name has to be quoted in a URL
+    with EmbeddedServer(tmp_path / "a b?c#d%20", persistent=False, max_memory=None) as server:
+        # then its socket takes clients, as the address for this machine
+        assert server.socket_url is not None
+        assert server.local_url == server.socket_url
+        with open_redis(server.socket_url, connect_timeout=5.0, timeout=5.0) as client:
+            assert client.ping()
+            assert client.config_get("unixsocketperm") == {"unixsocketperm": "700"}
+        # and nobody without the password
+        stranger = redis.Redis(unix_socket_path=str(server.directory / "server.sock"), protocol=2)
+        with pytest.raises(redis.exceptions.AuthenticationError):
+            stranger.ping()
+        stranger.close()
+    # when it has stopped, no socket is left
+    assert not (tmp_path / "a b?c#d%20" / "server.sock").exists()
+
+
+def test_without_a_socket_its_port_is_the_address(tmp_path):
+    # given a folder whose path is longer than the address of a socket may be
+    with EmbeddedServer(tmp_path / ("long" * 30), persistent=False, max_memory=None) as server:
+        assert server.socket_url is None
+        assert server.local_url == server.url
+        with client_of(server) as client:
+            assert client.ping()
+
+
+def test_the_socket_of_a_killed_server_is_made_again(tmp_path):
+    server = EmbeddedServer(tmp_path, persistent=False, max_memory=None)
+    server.start()
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    server.stop()
+    assert (tmp_path / "server.sock").exists()
+    with server, open_redis(server.local_url, connect_timeout=5.0, timeout=5.0) as client:
+        assert server.socket_url is not None
+        assert client.ping()
 
 
 def test_a_persistent_server_keeps_its_data_when_it_is_killed(tmp_path, eventually):

@@ -1,6 +1,8 @@
 import contextlib
 import json
+import os
 import shutil
+import signal
 import socket
 import subprocess
 
@@ -9,7 +11,12 @@ import redis
 
 from streamer.errors import ErrorCode, StreamerError
 from streamer.local.redis_server import EmbeddedServer
-from streamer.redis_client.connections import Connections, connect, run_file_path
+from streamer.redis_client.connections import (
+    Connections,
+    connect,
+    read_run_file,
+    run_file_path,
+)
 from streamer.settings import Settings
 from tests.support.clocks import ManualClock
 
@@ -66,6 +73,45 @@ def test_without_settings_the_run_file_of_a_local_installation_is_used(valkey, t
     with Connections(settings) as connections:
         assert connections.main.ping()
         assert connections.frames is not connections.main
+
+
+def test_the_sockets_of_a_local_installation_are_preferred(valkey, tmp_path):
+    # given a run file with a socket that is there, and one that is not
+    assert valkey.socket_url is not None
+    gone = f"unix://:secret@{tmp_path}/gone.sock?db=0"
+    settings = Settings(data_dir=tmp_path)
+    write_run_file(
+        settings,
+        redis_url="redis://127.0.0.1:1/0",
+        redis_socket_url=valkey.socket_url,
+        frames_redis_url=valkey.url,
+        frames_redis_socket_url=gone,
+    )
+    # then programs use the first, and the port instead of the second
+    assert read_run_file(settings)["redis_url"] == valkey.socket_url
+    assert read_run_file(settings)["frames_redis_url"] == valkey.url
+    with Connections(settings) as connections:
+        assert connections.main.ping()
+        assert connections.frames.ping()
+
+
+def test_a_socket_that_outlived_its_server_means_nothing_is_running(tmp_path):
+    # given the run file of an installation that was killed with its server
+    server = EmbeddedServer(tmp_path / "main", persistent=False, max_memory=None)
+    server.start()
+    run = {"redis_url": server.url, "redis_socket_url": server.socket_url}
+    assert server.pid is not None
+    os.kill(server.pid, signal.SIGKILL)
+    server.stop()
+    assert (tmp_path / "main" / "server.sock").exists()
+    settings = Settings(data_dir=tmp_path)
+    write_run_file(settings, **run)
+    # then programs say so
+    with pytest.raises(StreamerError, match=r"start `streamer up`"):
+        Connections(settings)
+    with pytest.raises(StreamerError, match="does not answer") as caught:
+        connect(str(run["redis_socket_url"]))
+    assert server.url.split(":")[2].split("@")[0] not in caught.value.message
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "[]", '{"redis_url": 1}'])

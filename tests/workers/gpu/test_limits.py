@@ -159,10 +159,10 @@ def test_a_job_is_read_up_to_its_limit_of_bytes(own, redis_client, compressed):
     assert "4,194,304 bytes" in result.error.message
 
 
-def test_a_bomb_of_zeros_is_not_unpacked(redis_client):
+def read_bomb(redis_client, bomb: bytes) -> tuple[PlainJob, int]:
+    """Read a job with such data; return it, and the most bytes that this took."""
     import tracemalloc
 
-    bomb = zlib.compress(b"0" * (256 << 20))
     assert len(bomb) < 2**20
     job = stored(redis_client, [{}])
     redis_client.hset(job.key, "data", bomb)
@@ -173,8 +173,23 @@ def test_a_bomb_of_zeros_is_not_unpacked(redis_client):
     finally:
         tracemalloc.stop()
     assert isinstance(read, PlainJob)
+    return read, peak
+
+
+def test_a_bomb_of_zeros_is_not_unpacked(redis_client):
+    read, peak = read_bomb(redis_client, zlib.compress(b"0" * (256 << 20)))
     assert read.too_large
     assert peak < 4 * MAX_JOB_BYTES
+
+
+def test_what_was_packed_twice_is_unpacked_once(redis_client):
+    # given a bomb that is packed once more, and so is small when it is unpacked
+    bomb = zlib.compress(b"0" * (256 << 20))
+    read, peak = read_bomb(redis_client, zlib.compress(bomb))
+    # then what is in it stays packed, and is no call
+    assert peak < 4 * MAX_JOB_BYTES
+    with pytest.raises(DeserializationError):
+        _ = read.func_name
 
 
 def test_a_large_job_of_a_known_query_ends_that_query(own, redis_client, fields):
