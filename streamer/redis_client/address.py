@@ -2,21 +2,18 @@
 
 import copy
 import socket
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 import redis
-from hiredis import pack_command
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.commands.core import Script
-from redis.connection import HiredisRespSerializer
-from redis.exceptions import NoScriptError
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from streamer import redis_keys
+from streamer.redis_client.client import Client, Packer, Pool
 
 SENTINEL_SCHEMES = ("redis+sentinel", "rediss+sentinel")
 
@@ -119,9 +116,8 @@ def open_redis(
         return _open_sentinel(SentinelAddress.parse(url), options, retries)
     if scheme != "unix":
         options |= _KEEPALIVE
-    options |= _FASTER
-    client: redis.Redis = Client.from_url(url, retry=_retry(retries), **options)
-    return client
+    pool = Pool.from_url(url, retry=_retry(retries), command_packer=Packer(), **options)
+    return Client.from_pool(pool)
 
 
 def _open_sentinel(address: SentinelAddress, options: dict[str, Any], retries: int) -> redis.Redis:
@@ -142,56 +138,12 @@ def _open_sentinel(address: SentinelAddress, options: dict[str, Any], retries: i
         address.service,
         redis_class=Client,
         **common,
-        **_FASTER,
+        command_packer=Packer(),
         **address.login,
         db=address.db,
         retry=_retry(min(retries, 1)),
     )
     return client
-
-
-class Client(redis.Redis):
-    """A client that spends less on each command than its base, which does the same."""
-
-    def register_script(self, script: str | bytes | memoryview) -> Script:
-        """Return a script to call."""
-        return _Script(self, script)
-
-
-class _Script(Script):
-    def __call__(
-        self,
-        keys: Sequence[Any] | None = None,
-        args: Iterable[Any] | None = None,
-        client: Any = None,
-    ) -> Any:
-        if client is not None:
-            return super().__call__(keys, args, client)
-        # The base finds out whether its client is a pipeline, which takes long.
-        own, words = self.registered_client, (*(keys or ()), *(args or ()))
-        number = len(keys or ())
-        try:
-            return own.evalsha(self.sha, number, *words)
-        except NoScriptError:
-            self.sha = own.script_load(self.script)
-            return own.evalsha(self.sha, number, *words)
-
-
-class _Packer(HiredisRespSerializer):
-    def pack(self, *words: Any) -> list[bytes]:
-        """Return a command as it is sent; the base first looks at each word for itself."""
-        name = words[0]
-        try:
-            if isinstance(name, str) and " " not in name:
-                return [pack_command(words)]
-        except TypeError:
-            pass
-        packed: list[bytes] = super().pack(*words)
-        return packed
-
-
-_FASTER: dict[str, Any] = {"command_packer": _Packer()}
-"""Options of connections that send many commands."""
 
 
 class _Sentinels(Sentinel):

@@ -12,7 +12,7 @@ import redis
 from redis.client import Pipeline
 
 from streamer import redis_keys
-from streamer.redis_client.address import Client
+from streamer.redis_client.client import Client
 from streamer.redis_client.errors import is_full
 
 RESERVE = 0.1
