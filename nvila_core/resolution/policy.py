@@ -396,7 +396,12 @@ def parse_policy(policy: Any) -> Policy:
     if callable(getattr(policy, "plan", None)):
         known: Policy = policy
         return known
-    name, _, value = str(policy).partition(":")
+    return _policy_of(str(policy))
+
+
+@lru_cache(maxsize=64)
+def _policy_of(policy: str) -> Policy:
+    name, _, value = policy.partition(":")
     try:
         if name == "native" and not value:
             return Native()

@@ -779,7 +779,7 @@ def _number(value: bytes | None) -> bool:
 
 
 def _bytes_of(commands: list[Any]) -> int:
-    return sum(len(word) for word in commands if isinstance(word, str | bytes))
+    return sum(len(word) for word in commands if isinstance(word, (str, bytes)))
 
 
 def _bytes_of_answer(request: ClipRequest) -> int:

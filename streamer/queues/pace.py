@@ -38,12 +38,10 @@ end
 """Lua: what a door asks before it accepts a request."""
 
 NOTE_TAKEN = f"""
--- Notes that a job was taken from a queue.
-local function note_taken(queue)
+-- Notes that a job was taken from a queue at a time. Returns what `expected_wait` does then.
+local function note_taken(queue, now)
   local key = '{redis_keys.pace("")}'
               .. string.sub(queue, {len(Queue.redis_queue_namespace_prefix) + 1})
-  local time = redis.call('TIME')
-  local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
   local pace = redis.call('HMGET', key, 'taken', 'seconds', 'since')
   local taken, seconds = tonumber(pace[1] or '0'), tonumber(pace[2] or '0')
   local since = tonumber(pace[3] or '')  -- the last take, if other jobs waited after it
@@ -52,9 +50,12 @@ local function note_taken(queue)
     seconds = seconds + math.min(math.max(0, now - since), {_MAX_GAP})
     while seconds > {_WINDOW} do taken, seconds = taken / 2, seconds / 2 end
   end
-  since = redis.call('LLEN', queue) > 0 and string.format('%.6f', now) or ''
+  local waiting = redis.call('LLEN', queue)
+  since = waiting > 0 and string.format('%.6f', now) or ''
   redis.call('HSET', key, 'taken', taken, 'seconds', seconds, 'since', since)
   redis.call('EXPIRE', key, {_TTL})
+  if taken == 0 or seconds < {_KNOWN_AFTER} then return waiting, nil end
+  return waiting, waiting * seconds / taken
 end
 """
 """Lua: what a worker does with each job that it takes."""

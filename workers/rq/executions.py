@@ -36,7 +36,7 @@ from rq.worker import BaseWorker
 
 from streamer import redis_keys
 from streamer.queues.affinity import TAKE
-from streamer.queues.pace import EXPECTED_WAIT, NOTE_TAKEN
+from streamer.queues.pace import NOTE_TAKEN
 from streamer.queues.results import Ending
 from workers.rq.job import PlainJob, Slot
 
@@ -47,37 +47,50 @@ _CLOCK = """
 local time = redis.call('TIME')
 local now = tonumber(time[1]) + tonumber(time[2]) / 1000000
 
--- Whether another worker renews an execution of the job. RQ's index of executions alone cannot
--- tell: programs that only read it trim it by their own clocks.
-local function runs(started, job, executions, id)
-  local ids = redis.call('ZRANGE', executions, 0, -1)
-  ids[#ids + 1] = redis.call('HGET', job, 'execution') or nil
+-- Whether a worker renews one of these executions of a job.
+local function renewed(started, id, ids)
   for _, execution in ipairs(ids) do
     local ends = redis.call('ZSCORE', started, id .. ':' .. execution)
     if ends and tonumber(ends) > now then return true end
   end
   return false
 end
+
+-- Returns the executions of a job, by RQ's index and its own field. The index alone cannot tell
+-- whether it runs: programs that only read it trim it by their own clocks.
+local function executions_of(executions, own)
+  local ids = redis.call('ZRANGE', executions, 0, -1)
+  ids[#ids + 1] = own or nil
+  return ids
+end
+
+local function runs(started, job, executions, id)
+  local own = redis.call('HGET', job, 'execution')
+  return renewed(started, id, executions_of(executions, own))
+end
 """
 
 _BEGIN = """
--- Lets a job that is in no queue run. Returns the token, or 0 and why the job is not to be run.
-local function begin(id, job, started, executions, hash, own, tokens, execution, lease, worker, at)
-  local status = redis.call('HGET', job, 'status')
-  if not status or redis.call('HEXISTS', job, 'data') == 0 then return 0, 'deleted' end
+-- Lets a job that is in no queue run, of which this is the record. Returns the token, or 0 and why
+-- the job is not to be run.
+local function begin(id, job, record, started, executions, hash, own, tokens, execution, lease,
+                     worker, at)
+  local fields = {}
+  for i = 1, #record, 2 do fields[record[i]] = record[i + 1] end
+  local status = fields['status']
+  if not status or not fields['data'] then return 0, 'deleted' end
   if status == 'finished' or status == 'failed' or status == 'stopped' or status == 'canceled' then
     return 0, 'ended'
   end
-  if runs(started, job, executions, id) then
+  local others = executions_of(executions, fields['execution'])
+  if renewed(started, id, others) then
     redis.call('HSET', job, 'status', 'started')
     return 0, 'running'
   end
-  for _, other in ipairs(redis.call('ZRANGE', executions, 0, -1)) do
+  for _, other in ipairs(others) do
     redis.call('ZREM', started, id .. ':' .. other)  -- expired, and taken over here
   end
-  local before = redis.call('HGET', job, 'execution')
-  if before then redis.call('ZREM', started, id .. ':' .. before) end
-  redis.call('DEL', executions)
+  if others[1] then redis.call('DEL', executions) end
   local token = math.max(math.floor(now * 1000), tonumber(redis.call('GET', tokens) or '0') + 1)
   local shown, member = string.format('%.0f', token), id .. ':' .. execution
   redis.call('SET', tokens, shown)
@@ -107,8 +120,7 @@ end
 # seconds that the last one of its queue is expected to wait, 0 if that is not known, and the token,
 # or 0 and why the job is not to be run; false if there is none, or '' if workers are suspended.
 _TAKE = (
-    EXPECTED_WAIT
-    + NOTE_TAKEN
+    NOTE_TAKEN
     + TAKE
     + _CLOCK
     + _BEGIN
@@ -130,22 +142,21 @@ end
 for i = 1, #KEYS, 4 do
   local id = take_for(KEYS[i], ARGV[2], ARGV[3])
   if id then
-    note_taken(KEYS[i])
-    local _, wait = expected_wait(KEYS[i])
+    local left, wait = note_taken(KEYS[i], now)
     local job = ARGV[2] .. id
     local record = redis.call('HGETALL', job)
     local token, reason = begin(
-      id, job, KEYS[i + 3], ARGV[10] .. id, ARGV[11] .. id .. ':' .. ARGV[7], ARGV[12], ARGV[13],
-      ARGV[7], tonumber(ARGV[8]), ARGV[3], ARGV[9]
+      id, job, record, KEYS[i + 3], ARGV[10] .. id, ARGV[11] .. id .. ':' .. ARGV[7], ARGV[12],
+      ARGV[13], ARGV[7], tonumber(ARGV[8]), ARGV[3], ARGV[9]
     )
     -- There it is found by another worker, if this one dies before it has reported the loss.
     if reason == 'deleted' then redis.call('RPUSH', KEYS[i + 1], id) end
     local full = note_room(ARGV[3], ARGV[5] == '1', ARGV[6])
-    local left = 0
-    for j = i, #KEYS, 4 do
+    if full and left > 0 then wake_any(KEYS[i]) end  -- only this worker may have been woken
+    for j = i + 4, #KEYS, 4 do
       local waiting = redis.call('LLEN', KEYS[j])
       left = left + waiting
-      if full and waiting > 0 then wake_any(KEYS[j]) end  -- only this worker may have been woken
+      if full and waiting > 0 then wake_any(KEYS[j]) end
     end
     return {KEYS[i], id, record, left, tostring(wait or 0), token, reason}
   end

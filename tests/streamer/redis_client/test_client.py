@@ -52,7 +52,6 @@ def test_a_connection_with_a_reply_that_nobody_read_is_not(client: redis.Redis) 
     # given a thread that was interrupted before it read the reply
     connection = client.connection_pool.get_connection()
     connection.send_command("ECHO", "of the other")
-    connection._sock.settimeout(5.0)
     assert connection.can_read(timeout=5.0)
     client.connection_pool.release(connection)
     # then the next command gets its own
