@@ -20,7 +20,22 @@ from redis.exceptions import NoScriptError
 
 
 class Client(redis.Redis):
-    """A client whose scripts do not ask whether it is a pipeline, which takes long."""
+    """A client without metrics, whose scripts do not ask whether it is a pipeline."""
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        """Send a command and return its parsed reply; see `redis.Redis`."""
+        if self.connection is not None:  # of its own
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+        connection = self.connection_pool.get_connection()
+
+        def ask() -> Any:
+            connection.send_command(*args, **options)
+            return self.parse_response(connection, args[0], **options)  # type: ignore[no-untyped-call]
+
+        try:
+            return connection.retry.call_with_retry(ask, lambda _: connection.disconnect())
+        finally:
+            self.connection_pool.release(connection)
 
     def register_script(self, script: str | bytes | memoryview) -> Script:
         """Return a script to call."""

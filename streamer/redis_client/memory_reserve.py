@@ -200,7 +200,7 @@ def in_reserve(client: redis.Redis) -> redis.Redis:
 class _ReserveRedis(Client):
     def execute_command(self, *args: Any, **options: Any) -> Any:
         try:
-            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
+            return super().execute_command(*args, **options)
         except redis.exceptions.ResponseError as error:
             if not is_full(error) or args[0] in _SCRIPTS:
                 raise
