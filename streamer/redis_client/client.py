@@ -19,7 +19,7 @@ from redis.connection import Connection, ConnectionPool, HiredisRespSerializer
 from redis.exceptions import NoScriptError
 
 
-class Client(redis.Redis):
+class RedisClient(redis.Redis):
     """A client without metrics, whose scripts do not ask whether it is a pipeline."""
 
     def execute_command(self, *args: Any, **options: Any) -> Any:
@@ -60,7 +60,7 @@ class _Script(Script):
         return self.registered_client.evalsha(self.sha, number, *words)
 
 
-class Pool(ConnectionPool):
+class RedisPool(ConnectionPool):
     """Keeps the connections that are returned, and lends them again without asking its base, for
     which they are in use all the time.
 
@@ -108,7 +108,7 @@ def _is_ready(connection: Connection) -> bool:
         return False
 
 
-class Packer(HiredisRespSerializer):
+class CommandPacker(HiredisRespSerializer):
     """Packs a command without looking at each of its words first."""
 
     def pack(self, *words: Any) -> list[bytes]:

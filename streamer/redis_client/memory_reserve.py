@@ -12,7 +12,7 @@ import redis
 from redis.client import Pipeline
 
 from streamer import redis_keys
-from streamer.redis_client.client import Client
+from streamer.redis_client.client import RedisClient
 from streamer.redis_client.errors import is_full
 
 RESERVE = 0.1
@@ -197,7 +197,7 @@ def in_reserve(client: redis.Redis) -> redis.Redis:
     return own
 
 
-class _ReserveRedis(Client):
+class _ReserveRedis(RedisClient):
     def execute_command(self, *args: Any, **options: Any) -> Any:
         try:
             return super().execute_command(*args, **options)
