@@ -16,7 +16,8 @@ from streamer.limits import MAX_MODEL_NAME
 def unstorable(value: Any) -> str | None:
     """Return why JSON, Redis or a database cannot store `value`, None where they can."""
     found: list[Any] = [value]
-    for item in found:  # which grows meanwhile
+    while found:
+        item = found.pop()
         if isinstance(item, str):
             if "\0" in item:
                 return "the text has a NUL character: remove it"

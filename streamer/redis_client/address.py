@@ -13,7 +13,6 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
 from streamer import redis_keys
-from streamer.redis_client.client import CommandPacker, RedisClient, RedisPool
 
 SENTINEL_SCHEMES = ("redis+sentinel", "rediss+sentinel")
 
@@ -116,8 +115,8 @@ def open_redis(
         return _open_sentinel(SentinelAddress.parse(url), options, retries)
     if scheme != "unix":
         options |= _KEEPALIVE
-    pool = RedisPool.from_url(url, retry=_retry(retries), command_packer=CommandPacker(), **options)
-    return RedisClient.from_pool(pool)
+    client: redis.Redis = redis.Redis.from_url(url, retry=_retry(retries), **options)
+    return client
 
 
 def _open_sentinel(address: SentinelAddress, options: dict[str, Any], retries: int) -> redis.Redis:
@@ -136,9 +135,7 @@ def _open_sentinel(address: SentinelAddress, options: dict[str, Any], retries: i
     # The pool asks Sentinel at each new connection, and tries that as often as a command.
     client: redis.Redis = sentinels.master_for(
         address.service,
-        redis_class=RedisClient,
         **common,
-        command_packer=CommandPacker(),
         **address.login,
         db=address.db,
         retry=_retry(min(retries, 1)),

@@ -12,7 +12,6 @@ import redis
 from redis.client import Pipeline
 
 from streamer import redis_keys
-from streamer.redis_client.client import RedisClient
 from streamer.redis_client.errors import is_full
 
 RESERVE = 0.1
@@ -197,10 +196,10 @@ def in_reserve(client: redis.Redis) -> redis.Redis:
     return own
 
 
-class _ReserveRedis(RedisClient):
+class _ReserveRedis(redis.Redis):
     def execute_command(self, *args: Any, **options: Any) -> Any:
         try:
-            return super().execute_command(*args, **options)
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call]
         except redis.exceptions.ResponseError as error:
             if not is_full(error) or args[0] in _SCRIPTS:
                 raise
