@@ -62,8 +62,14 @@ class Service:
         path = self.up.data_dir / "logs" / f"{program}.log"
         return path.read_text()
 
-    def settled(self) -> bool:
-        """Return whether every outage that a program has logged has ended."""
+    def wait_settled(self) -> None:
+        """Wait until questions are accepted and every outage that was logged has ended."""
+        deadline = time.monotonic() + 240
+        while self.ask().status_code != 202 or not self._settled():
+            assert time.monotonic() < deadline, self.up.output
+            time.sleep(0.1)
+
+    def _settled(self) -> bool:
         output = self.up.output
         return output.count("outage_began") == output.count("outage_ended")
 
@@ -128,11 +134,7 @@ def service(
                 },
             )
             assert made.status_code == 201, made.text
-            deadline = time.monotonic() + 120
-            while running.ask().status_code != 202 and time.monotonic() < deadline:
-                time.sleep(0.1)
-            while not running.settled() and time.monotonic() < deadline:
-                time.sleep(0.1)
+            running.wait_settled()
             running.first_output = up.output
             yield running
         finally:
@@ -166,7 +168,8 @@ def test_up_that_starts_while_redis_refuses_to_write_waits_and_says_so_once(
 def test_every_program_waits_says_so_once_and_goes_on(
     service: Service, eventually: Eventually, kind: str
 ) -> None:
-    # given questions that are being answered
+    # given a service without an outage, and questions that are being answered
+    service.wait_settled()
     accepted = [response.json()["id"] for response in (service.ask() for _ in range(3))]
     pids = {process.pid for process in service.up.descendants()}
     # What ends work goes on in a full server; a busy one answers no reader that waits already.

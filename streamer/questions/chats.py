@@ -245,7 +245,7 @@ class Chats:
         if isinstance(part, CameraView):
             with about("stream"):
                 stream = self._registry.get(part.question.stream or "")
-            seen = self._queries.see(part.question, stream)
+            seen = self._queries.admit(part.question, stream)
             return _Shown(seen.frames, stream, seen.gaps, seen.stale)
         return self._store(request_id, part)
 

@@ -124,7 +124,7 @@ class Queries:
         response_format = question.response_format or TextFormat()
         with about("response_format"):
             response_format.check()
-        seen = self.see(question, stream)
+        seen = self.admit(question, stream)
         frames = seen.frames
         max_tokens = question.max_tokens
         request = validated(
@@ -146,6 +146,19 @@ class Queries:
         )
         asked = question.model_dump(include={"since", "until", "max_frames", "stale_ok"})
         return self.submit(request, **asked)
+
+    def admit(self, question: Question, stream: Stream) -> Seen:
+        """Choose the frames of a new question, as :meth:`see` does.
+
+        A full server deletes frames, and refuses new questions: then that is the reason, not the
+        missing frames. Raises redis.exceptions.OutOfMemoryError.
+        """
+        try:
+            return self.see(question, stream)
+        except StreamerError as error:
+            if error.code in (ErrorCode.NO_FRAMES, ErrorCode.STREAM_STALE):
+                self._jobs.require_room()
+            raise
 
     def see(self, question: Question, stream: Stream) -> Seen:
         """Choose the frames of `stream` that a question is about; see :meth:`ask`."""

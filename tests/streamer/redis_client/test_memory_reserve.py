@@ -17,6 +17,7 @@ from streamer import redis_keys
 from streamer.api.app import create_app
 from streamer.domain.kinds import RequestKind
 from streamer.domain.query import Query, QueryStatus
+from streamer.domain.question import Question
 from streamer.domain.request import ClipRequest
 from streamer.domain.result import Result
 from streamer.domain.stream import StreamSpec
@@ -25,6 +26,7 @@ from streamer.errors import ErrorCode, StreamerError
 from streamer.local.redis_server import EmbeddedServer
 from streamer.queues.jobs import CLIP_JOB
 from streamer.queues.models import CLIP_QUEUES
+from streamer.questions.chats import CameraView, ChatMessage
 from streamer.redis_client.memory_reserve import RESERVE, in_reserve, require_room
 from streamer.redis_client.outage import Outage
 from streamer.service import Service
@@ -318,6 +320,24 @@ def test_new_work_is_refused_at_every_door_with_one_sentence(
         with pytest.raises(redis.exceptions.OutOfMemoryError):
             client.jobs.submit(request)
     assert main.dbsize() == keys
+
+
+@pytest.mark.parametrize("door", ["now", "range", "conversation"])
+def test_a_full_server_that_has_deleted_all_frames_is_the_reason_why_a_question_is_refused(
+    client: Service, door: str
+) -> None:
+    # given a camera without frames, as a server has deleted them that something else has filled
+    fill(client)
+    client.frames.discard(client.stream("yard").id)
+    fill(client)
+    # when a question comes, then it is refused because the server is full
+    with pytest.raises(redis.exceptions.OutOfMemoryError):
+        if door == "now":
+            client.submit(Question(prompt="Anyone?", stream="yard"), wait=0.0)
+        elif door == "range":
+            client.ask("Anyone?", "yard", since="-1h")
+        else:
+            client.chats.prepare([ChatMessage("user", ["Anyone?", CameraView.of("yard", {})])])
 
 
 def test_waiting_questions_are_bounded_by_number_and_several_programs_do_not_exceed_it(
