@@ -43,6 +43,7 @@ pytest_plugins = [
     "tests.support.mosquitto",
     "tests.support.chat_service",
     "tests.support.postgres",
+    "tests.support.staged_camera",
     "tests.support.worker_process",
 ]
 

@@ -1,20 +1,16 @@
 """An alert as its users meet it: a real camera, the real model, real programs that are killed."""
 
-import dataclasses
 import json
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
 
-from nvila_core.demo.video import StreetVideo, write_video
-from nvila_core.demo.world import Actor
-from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.events import Event, Events
 from streamer.service import Service
 from tests.support.installation import Up, has_demo_model
+from tests.support.staged_camera import StagedCamera
 
 pytestmark = [
     pytest.mark.slow,
@@ -22,41 +18,29 @@ pytestmark = [
     pytest.mark.skipif(not has_demo_model(), reason="the demo checkpoint has not been trained yet"),
 ]
 
-COMES, PARKS, LEAVES, GONE = 10.0, 14.0, 45.0, 49.0
-SECONDS = 110.0
-
-
-@pytest.fixture
-def gate(tmp_path: Path) -> Iterator[str]:
-    """The URL of a camera: an empty street, where a car comes, parks for a while, and leaves."""
-    video = StreetVideo(3_000_000_017, SECONDS)
-    path = ((COMES, -0.3, 0.6), (PARKS, 0.5, 0.6), (LEAVES, 0.5, 0.6), (GONE, 1.3, 0.6))
-    video.scene = dataclasses.replace(video.scene, actors=(Actor("car", "red", 1.0, path),))
-    write_video(tmp_path / "gate.mp4", video)
-    with LoopbackCamera(tmp_path / "gate.mp4") as camera:
-        yield camera.url
-
 
 def test_a_parked_car_is_one_incident_whatever_is_killed(
-    installation: Up, gate: str, eventually: Callable[..., None]
+    installation: Up, street: StagedCamera, eventually: Callable[..., None]
 ) -> None:
     with Service(installation.settings) as client:
         events = Events(client.connections.main)
         seen: list[Event] = []
         position = events.position()
 
-        def reported(type: str) -> bool:
-            found = events.read(seen[-1].id if seen else position)
-            seen.extend(found)
-            return any(event.type == type and event.stream_name == "gate" for event in seen)
+        def reported(type: str) -> list[dict[str, Any]]:
+            """Return the incident of each event of a type about the camera."""
+            seen.extend(events.read(seen[-1].id if seen else position))
+            found = [event for event in seen if event.type == type]
+            return [json.loads(event.data) for event in found if event.stream_name == "gate"]
 
         # given a camera with an alert
-        arguments = ("attach", gate, "--name", "gate", "--fps", "2")
+        arguments = ("attach", street.url, "--name", "gate", "--fps", "2")
         installation.records(*arguments)
         (watch,) = installation.records(
             "watch", "add", "gate", "Is there a car?", "--alert", "--every", "5", "--title", "Car"
         )
         # when a car parks, one incident opens, with a picture
+        street.show("car")
         eventually(lambda: reported("incident.opened"), timeout=300)
         (opened,) = installation.records("incidents", "--open", "--stream", "gate")
         assert (opened["watch_id"], opened["title"]) == (watch["id"], "Car")
@@ -67,13 +51,18 @@ def test_a_parked_car_is_one_incident_whatever_is_killed(
             for process in installation.find(program):
                 process.kill()
         # then it is updated, with what the model says, and resolved when the car has left
-        eventually(lambda: reported("incident.updated"), timeout=300)
+        eventually(
+            lambda: any(incident["summary"] for incident in reported("incident.updated")),
+            timeout=300,
+        )
+        street.show("empty")
         eventually(lambda: reported("incident.resolved"), timeout=300)
         (ended,) = installation.records("incidents", "--stream", "gate")
         assert ended["id"] == opened["id"]
         assert "car" in ended["summary"]
         assert ended["version"] > opened["version"]
-        assert_told_in_order([event for event in seen if event.type.startswith("incident.")])
+        told = [event for event in seen if event.type.startswith("incident.")]
+        assert_told_in_order([event for event in told if event.stream_name == "gate"])
         video = httpx.get(installation.api_url + ended["clip"], timeout=120)
         assert video.headers["content-type"] == "video/mp4"
         installation.cli("detach", "gate")

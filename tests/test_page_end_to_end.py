@@ -1,18 +1,14 @@
 """The web page as its users meet it: a real camera, the real model, in a browser."""
 
-import dataclasses
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
 
-from nvila_core.demo.video import StreetVideo, write_video
-from nvila_core.demo.world import Actor
-from streamer.demo.loopback_camera import LoopbackCamera
 from streamer.service import Service
 from tests.support.browser import open_page, serious_problems, take_picture
 from tests.support.installation import Up, has_demo_model
+from tests.support.staged_camera import StagedCamera
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
@@ -27,21 +23,10 @@ PATIENCE = 400_000
 """Milliseconds for what the model has to do first, on a machine that is busy."""
 
 
-@pytest.fixture
-def street(tmp_path: Path) -> Iterator[LoopbackCamera]:
-    """A camera on a street, where a car comes, parks for a while, and leaves."""
-    video = StreetVideo(3_000_000_017, 110.0)
-    path = ((14.0, -0.3, 0.6), (18.0, 0.5, 0.6), (60.0, 0.5, 0.6), (64.0, 1.3, 0.6))
-    video.scene = dataclasses.replace(video.scene, actors=(Actor("car", "red", 1.0, path),))
-    write_video(tmp_path / "street.mp4", video)
-    with LoopbackCamera(tmp_path / "street.mp4") as camera:
-        yield camera
-
-
 def test_from_an_address_to_an_incident_that_is_over(
     browser: "Browser",
     installation: Up,
-    street: LoopbackCamera,
+    street: StagedCamera,
     eventually: Callable[..., None],
 ) -> None:
     with (
@@ -88,6 +73,7 @@ def test_from_an_address_to_an_incident_that_is_over(
 
         # an incident opens on the wall; it is snoozed, taken care of, and over when the car leaves
         page.goto("/")
+        street.show("car")
         page.locator("[data-stream=street].alert").wait_for()
         take_picture(page, "journey-wall")
         page.locator(".alarm").click()
@@ -99,6 +85,7 @@ def test_from_an_address_to_an_incident_that_is_over(
         page.keyboard.press("a")
         page.get_by_role("button", name="Taken care of").wait_for()
         take_picture(page, "journey-incident")
+        street.show("empty")
         page.get_by_text("it cleared").wait_for()
 
         # the camera dies, and the wall says so
@@ -111,4 +98,4 @@ def test_from_an_address_to_an_incident_that_is_over(
         # detached, and gone
         client.detach("street")
         tile.wait_for(state="detached")
-        eventually(lambda: not client.streams())
+        eventually(lambda: "street" not in {stream.name for stream in client.streams()})
