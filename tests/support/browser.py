@@ -23,6 +23,9 @@ CHROMIUM = shutil.which("chromium")
 DESKTOP = {"width": 1440, "height": 900}
 PHONE = {"width": 390, "height": 844}
 
+MAX_SHIFT = 0.002
+"""Layout shift of a page: nothing that anybody sees. Up to 0.1 counts as good."""
+
 _SHIFTS = """
 new PerformanceObserver((list) => {
   for (const entry of list.getEntries()) {
