@@ -80,6 +80,10 @@ class Service:
     def count(self, program: str, event: str) -> int:
         return [entry["event"] for entry in self.log(program)].count(event)
 
+    def ended(self, program: str) -> bool:
+        """Return whether a program has said of each outage that it is over."""
+        return self.count(program, "outage_began") == self.count(program, "outage_ended")
+
     def ask(self) -> httpx.Response:
         question = {"stream": "yard", "prompt": "Anyone?", "max_tokens": 2}
         return self.api.post("/v1/queries", json=question)
@@ -199,9 +203,9 @@ def test_every_program_waits_says_so_once_and_goes_on(
         result = service.answer(query)["result"]
         assert result["error"] is None or result["error"]["code"] == "FRAMES_EXPIRED", result
     eventually(lambda: {asked, *accepted} <= service.recorded(), message="not recorded")
-    for program in affected:
+    for program in PROGRAMS:  # on a busy machine one that is spared may have met it too
         eventually(
-            lambda program=program: service.count(program, "outage_ended"),
+            lambda program=program: service.ended(program),
             message=f"{program} does not say that Redis works again",
         )
     # and each program, which is still the same process, has said so once

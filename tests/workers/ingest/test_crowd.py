@@ -1,5 +1,6 @@
 """Many streams in one ingest worker, and many that come and go without leaving anything."""
 
+import contextlib
 import os
 import signal
 import time
@@ -137,6 +138,7 @@ class Footprint:
 
     def __init__(self, pid: int, client: Service) -> None:
         self._process = psutil.Process(pid)
+        self._folder = f"/proc/{pid}/fd"
         self._redis_port = urlsplit(client.settings.redis_url or "").port
 
     def threads(self) -> int:
@@ -148,8 +150,14 @@ class Footprint:
         return {c.fd for c in found if c.raddr and c.raddr.port == self._redis_port}
 
     def descriptors(self) -> int:
-        opened = {int(name) for name in os.listdir(f"/proc/{self._process.pid}/fd")}
-        return len(opened - self.redis_connections())
+        return len({int(fd) for fd in os.listdir(self._folder)} - self.redis_connections())
+
+    def __str__(self) -> str:
+        kept = {}
+        for fd in os.listdir(self._folder):
+            with contextlib.suppress(FileNotFoundError):
+                kept[int(fd)] = os.readlink(f"{self._folder}/{fd}")
+        return f"{self.threads()} threads, {kept}, to Redis {self.redis_connections()}"
 
 
 def come_and_go(client: Service, url: str, cycles: int, frames: int, abreast: int = 4) -> None:
@@ -157,7 +165,7 @@ def come_and_go(client: Service, url: str, cycles: int, frames: int, abreast: in
 
     def one(_: int) -> None:
         stream = attach(client, url)
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while True:
             now = client.stream(stream.id)
             if now.counters.sampled >= frames if frames else now.error is not None:
@@ -186,7 +194,10 @@ def check_leaks(
     threads, descriptors = held.threads(), held.descriptors()
     come_and_go(client, camera.url, cycles, frames=1)
     come_and_go(client, "rtsp://127.0.0.1:1/x", failures, frames=0)
-    eventually(lambda: held.threads() <= threads and held.descriptors() <= descriptors)
+    try:
+        eventually(lambda: held.threads() <= threads and held.descriptors() <= descriptors)
+    finally:
+        print(f"{threads} threads, {descriptors} descriptors at first; now {held}")
     assert len(held.redis_connections()) <= 24
     more_megabytes, more_blocks = in_use_at_rest(client, eventually)
     assert more_megabytes - megabytes < 3.0
@@ -202,11 +213,11 @@ def in_use_at_rest(client: Service, eventually: Eventually) -> tuple[float, floa
     measured: dict[float, dict[str, float]] = {}
 
     def rests() -> bool:
-        # A worker that was frozen for its lease reports nothing at first.
+        # Of a worker that was frozen for its lease there is no report at first, or a part of one.
         for numbers in client.jobs.worker_stats().values():
-            if numbers["streams"]:
+            if numbers.get("streams"):
                 measured.clear()
-            else:
+            elif "heap_bytes" in numbers:
                 measured[numbers["cpu_seconds"]] = numbers
         return len(measured) >= 3
 
@@ -216,23 +227,24 @@ def in_use_at_rest(client: Service, eventually: Eventually) -> tuple[float, floa
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_streams_that_come_and_go_leave_nothing(
     client: Service,
     small: LoopbackCamera,
     worker_process: Callable[..., Any],
     eventually: Eventually,
 ) -> None:
-    worker = worker_process("ingest", STREAMER_LEASE="2")
+    worker = worker_process("ingest")
     check_leaks(client, worker.process.pid, small, eventually, cycles=8, failures=4)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1800)
 def test_two_hundred_streams_and_fifty_failures_leave_nothing(
     client: Service,
     small: LoopbackCamera,
     worker_process: Callable[..., Any],
     eventually: Eventually,
 ) -> None:
-    worker = worker_process("ingest", STREAMER_LEASE="2")
+    worker = worker_process("ingest")
     check_leaks(client, worker.process.pid, small, eventually, cycles=200, failures=50)
