@@ -73,6 +73,21 @@ def test_a_schema_is_compiled_to_the_grammar_that_a_worker_uses(checker: SchemaC
     assert 0 <= checked.memory < MAX_MEMORY
 
 
+def test_what_a_schema_takes_is_measured_whatever_this_process_takes(
+    checker: SchemaChecker,
+) -> None:
+    # given a process that takes more than compiling may
+    held = bytes(range(256)) * (MAX_MEMORY // 128)
+    # when a schema is compiled that needs megabytes, and one that needs little
+    numbers = {f"p{i}": {"type": "integer", "multipleOf": 50_001 + i} for i in range(6)}
+    large = checker.check(schema_text({"type": "object", "properties": numbers}))
+    small = checker.check(schema_text(GOOD))
+    # then what they took is known
+    assert len(held) == 2 * MAX_MEMORY
+    assert 8 << 20 < large.memory < MAX_MEMORY
+    assert small.memory < 2 << 20
+
+
 @pytest.mark.parametrize("name", COSTLY)
 def test_a_small_schema_that_needs_much_memory_is_refused(
     checker: SchemaChecker, name: str
