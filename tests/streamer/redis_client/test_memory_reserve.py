@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
@@ -24,9 +24,9 @@ from streamer.domain.stream import StreamSpec
 from streamer.domain.watch import Watch
 from streamer.errors import ErrorCode, StreamerError
 from streamer.local.redis_server import EmbeddedServer
+from streamer.questions.chats import CameraView, ChatMessage
 from streamer.queues.jobs import CLIP_JOB
 from streamer.queues.models import CLIP_QUEUES
-from streamer.questions.chats import CameraView, ChatMessage
 from streamer.redis_client.memory_reserve import RESERVE, in_reserve, require_room
 from streamer.redis_client.outage import Outage
 from streamer.service import Service
@@ -331,13 +331,14 @@ def test_a_full_server_that_has_deleted_all_frames_is_the_reason_why_a_question_
     client.frames.discard(client.stream("yard").id)
     fill(client)
     # when a question comes, then it is refused because the server is full
+    view = ChatMessage("user", ["Anyone?", CameraView.of("yard", {})])
+    ask: dict[str, Callable[[], object]] = {
+        "now": lambda: client.submit(Question(prompt="Anyone?", stream="yard"), wait=0.0),
+        "range": lambda: client.ask("Anyone?", "yard", since="-1h"),
+        "conversation": lambda: client.chats.prepare([view]),
+    }
     with pytest.raises(redis.exceptions.OutOfMemoryError):
-        if door == "now":
-            client.submit(Question(prompt="Anyone?", stream="yard"), wait=0.0)
-        elif door == "range":
-            client.ask("Anyone?", "yard", since="-1h")
-        else:
-            client.chats.prepare([ChatMessage("user", ["Anyone?", CameraView.of("yard", {})])])
+        ask[door]()
 
 
 def test_waiting_questions_are_bounded_by_number_and_several_programs_do_not_exceed_it(
