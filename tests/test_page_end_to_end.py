@@ -80,6 +80,7 @@ def test_from_an_address_to_an_incident_that_is_over(
         page.wait_for_url("**/incidents/*")
         assert serious_problems(page) == []
         page.keyboard.press("s")
+        page.wait_for_selector(".menu .list button:focus")
         page.keyboard.press("Enter")
         page.get_by_text("No messages about this for 15 minutes").wait_for()
         page.keyboard.press("a")

@@ -209,6 +209,7 @@ def test_incidents_are_worked_through_by_keyboard(
     page.keyboard.press("y")
     page.wait_for_selector("button[aria-pressed=true]:has-text('Right')")
     page.keyboard.press("s")
+    page.wait_for_selector(".menu .list button:focus")
     page.keyboard.press("Enter")  # the first of the menu
     page.get_by_text("No messages about this for 15 minutes").wait_for()
     page.keyboard.press("a")
@@ -500,6 +501,7 @@ def test_a_camera_is_worked_with_by_keyboard_alone(
     page.keyboard.press("Escape")
     _tab_to(page, "[aria-labelledby=watches-title] > header button")
     page.keyboard.press("Enter")
+    page.wait_for_selector(".watch-form textarea:focus")
     page.keyboard.type("Is the gate open?")
     _tab_to(page, ".watch-form .segments button:last-child")
     page.keyboard.press("Space")
