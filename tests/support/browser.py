@@ -73,7 +73,7 @@ def open_page(
     )
     context.add_init_script(_SHIFTS)
     page = context.new_page()
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(150_000)
     problems: list[str] = []
 
     def note(message: "ConsoleMessage") -> None:

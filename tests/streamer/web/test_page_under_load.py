@@ -55,7 +55,10 @@ def service(settings_of_crowd: Settings, browser: "Browser") -> Iterator[PageSer
 
 @pytest.fixture(scope="module")
 def crowd(service: PageService) -> Crowd:
-    return Crowd(service, CAMERAS)
+    crowd = Crowd(service, CAMERAS)
+    for camera in crowd.cameras:  # a caption is about pictures
+        crowd.show(camera)
+    return crowd
 
 
 def _all_are_shown(page: "Page") -> None:
