@@ -2,40 +2,13 @@
 
 import threading
 from collections import OrderedDict
+from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from streamer.domain.frame import FrameRef
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-class _Opening:
-    """A picture that a slot opens while others may wait for it.
-
-    Attributes:
-        busy: held until the picture or the error is there.
-        picture: RGB uint8 [height, width, 3].
-        error: why there is none.
-    """
-
-    __slots__ = ("busy", "error", "picture")
-
-    def __init__(self) -> None:
-        self.busy = threading.Lock()  # a future would take several times as long to make and ask
-        self.busy.acquire()
-        self.picture: np.ndarray[Any, Any] | None = None
-        self.error: BaseException | None = None
-
-    def wait(self) -> "np.ndarray[Any, Any]":
-        """Return the picture once it is there. Raises the error of the slot that opened it."""
-        if self.picture is None:
-            with self.busy:
-                pass
-        if self.error is not None:
-            raise self.error
-        assert self.picture is not None
-        return self.picture
 
 
 class OpenedFrames:
@@ -54,7 +27,9 @@ class OpenedFrames:
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._pictures: OrderedDict[tuple[str, str, int], _Opening] = OrderedDict()
+        self._pictures: OrderedDict[tuple[str, str, int], Future[np.ndarray[Any, Any]]] = (
+            OrderedDict()
+        )
         self._bytes = 0
         self.opened = 0
         self.shared = 0
@@ -73,20 +48,18 @@ class OpenedFrames:
                 self._pictures.move_to_end(key)
                 self.shared += 1
             else:
-                mine = self._pictures[key] = _Opening()
+                mine = self._pictures[key] = Future()
                 self.opened += 1
         if known is not None:
-            return known.wait()  # another slot may be opening it
+            return known.result()  # another slot may be opening it
         try:
             picture = from_jpeg(jpeg, frame.width, frame.height, size)
         except BaseException as error:
             with self._lock:
                 self._pictures.pop(key, None)
-            mine.error = error
-            mine.busy.release()
+            mine.set_exception(error)
             raise
-        mine.picture = picture
-        mine.busy.release()
+        mine.set_result(picture)
         with self._lock:
             self._bytes += picture.nbytes
             self._shrink()
@@ -94,11 +67,11 @@ class OpenedFrames:
 
     def _shrink(self) -> None:
         gone = []
-        for key, opening in self._pictures.items():
+        for key, picture in self._pictures.items():
             if self._bytes <= self._max_bytes:
                 break
-            if opening.picture is not None:  # else its slot will count it
+            if picture.done():  # else its slot will count it
                 gone.append(key)
-                self._bytes -= opening.picture.nbytes
+                self._bytes -= picture.result().nbytes
         for key in gone:
             del self._pictures[key]
