@@ -118,11 +118,11 @@ if token > 0 then
   if token > highest then redis.call('SET', guard, ARGV[11]) end
   redis.call('EXPIRE', guard, 3600)
   if newest and newest[2][2] == ARGV[#ARGV - 3] then
-    local ids = {}
-    for i, raw in ipairs(redis.call('XREVRANGE', index, '+', '-', 'COUNT', count)) do
-      ids[count + 1 - i] = raw[1]
+    local known, ids = {}, {}
+    for _, raw in ipairs(redis.call('XREVRANGE', index, '+', '-', 'COUNT', count)) do
+      known[raw[2][2]] = raw[1]
     end
-    for i = 1, count do ids[i] = ids[i] or '' end  -- deleted since
+    for f = frames, #ARGV, 5 do ids[#ids + 1] = known[ARGV[f + 1]] or '' end  -- deleted since
     return ids
   end
 end

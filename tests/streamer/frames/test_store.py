@@ -2,6 +2,7 @@ import time
 
 import hypothesis
 import pytest
+import redis
 from hypothesis import strategies as st
 
 from nvila_core.resolution.policy import Measures
@@ -196,6 +197,20 @@ def test_frames_that_are_stored_together_come_back_in_their_order(store):
     small = FrameStore(store._redis, Retention(age=60.0, max_frames=3))
     refs = small.put_all("str_2", group(*(NOW + n for n in range(5))))
     assert small.newest("str_2", 9) == refs[2:]
+
+
+def test_frames_that_are_repeated_keep_their_ids_when_one_between_them_has_gone(
+    store: FrameStore, redis_client: redis.Redis
+) -> None:
+    # given frames of which one has been deleted since, as thinning does
+    frames = group(*(NOW + n for n in range(4)))
+    refs = store.put_all("str_1", frames, token=7)
+    redis_client.xdel(redis_keys.frame_index("str_1"), refs[2].id)
+    # when the client repeats them, because the reply was lost
+    again = store.put_all("str_1", frames, token=7)
+    # then each of the others has the id that it had
+    assert [ref.id for ref in again] == [refs[0].id, refs[1].id, "", refs[3].id]
+    assert store.count("str_1") == 3
 
 
 def test_a_shift_of_the_clock_is_noted_again_when_the_last_frame_before_it_goes(redis_client):
