@@ -24,14 +24,8 @@ class NoDeathPenalty(BaseDeathPenalty):
         """Do nothing."""
 
 
-_TIMES = (b"created_at", b"enqueued_at", b"ended_at", b"last_heartbeat")
-"""Fields of a record that a worker does not use: to parse them takes half of reading the others."""
-
-
 class PlainJob(Job):
     """A job without callbacks, which would import and call any function that its record names.
-
-    Of its times a worker reads only when it was started.
 
     Attributes:
         too_large: whether it has more than MAX_JOB_BYTES, and was therefore not read.
@@ -44,7 +38,7 @@ class PlainJob(Job):
 
     def restore(self, raw_data: Any) -> Any:
         """Read the record of the job, but not the call in it if that is too large."""
-        record = {name: value for name, value in raw_data.items() if name not in _TIMES}
+        record = dict(raw_data)
         data = _unpacked(record.get(b"data", b""))
         if len(data) > MAX_JOB_BYTES:
             self.too_large = True

@@ -232,7 +232,7 @@ def test_workers_that_are_suspended_take_nothing(desk: Desk) -> None:
 def test_a_job_whose_record_is_unreadable_has_failed(desk: Desk) -> None:
     # given a job whose record no worker can read
     desk.put()
-    desk.redis.hset("rq:job:j", "result_ttl", "soon")
+    desk.redis.hset("rq:job:j", "created_at", "today")
     # when a worker takes it
     taken = desk.look("a")
     # then it does not run it, and neither does the next one
