@@ -119,7 +119,7 @@ class ClipRequest(Record):
         `fields` are those that neither the stream nor the watch determines: `id`, `data`, `gaps`.
         """
         # what the stream and its watch say was searched for what cannot be stored when it was given
-        return cls.read(
+        return cls.of_storable(
             {
                 "kind": RequestKind.WATCH if stream.live else RequestKind.FILE,
                 "stream_id": stream.id,
