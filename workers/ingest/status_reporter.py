@@ -63,8 +63,6 @@ class StatusReporter:
 
     def enter(self, state: StreamState, error: StreamerError | None = None) -> None:
         """Set the stream's state and error; `since` changes when the state does."""
-        if error is None and self.status.error is None and state is self.status.state:
-            return
         info = ErrorInfo(code=error.code, message=error.message) if error is not None else None
         if (state, info) == (self.status.state, self.status.error):
             return
