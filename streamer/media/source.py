@@ -350,11 +350,9 @@ class Source:
         """Return the next packet; None at the end, when stopping, or at `until` (monotonic)."""
         if self._taken and time.monotonic() < self._look_at:
             return self._observed(self._taken.popleft())
-        waited, patience = 0.0, None
+        waited, patience = 0.0, self._patience_for_packets(time.monotonic())
         while not self._stopping() and (began := time.monotonic()) < until:
             self._look_at = began + _POLL / 2
-            if patience is None and not self._reader.packets:
-                patience = self._patience_for_packets(began)
             if not self._taken:
                 self._taken.extend(self._take())
             if self._taken:
@@ -362,8 +360,6 @@ class Source:
             if self._reader.ended:
                 return None
             waited += time.monotonic() - began
-            if patience is None:
-                patience = self._patience_for_packets(began)
             if waited > patience:
                 if not self._reader.packets:  # silent since opening began
                     patience = time.monotonic() - self._open_until + self._open_timeout
