@@ -82,10 +82,11 @@ class Video:
         sampled: bool = False,
         measures: Sequence[Measures] | None = None,
     ) -> None:
-        if isinstance(frames, list):  # to ask a protocol takes fifty times as long
-            self.source: FrameSource = FrameList(frames)
+        # a list first: asking whether an object follows a protocol is slow
+        if not isinstance(frames, list) and isinstance(frames, FrameSource):
+            self.source: FrameSource = frames
         else:
-            self.source = frames if isinstance(frames, FrameSource) else FrameList(frames)
+            self.source = FrameList(frames)
         if timestamps is not None and len(timestamps) != len(self):
             raise MediaError(f"The video has {len(self)} frames but {len(timestamps)} timestamps.")
         if measures is not None and len(measures) != len(self):
