@@ -40,7 +40,7 @@ def test_its_socket_asks_for_the_password_too(tmp_path):
         with open_redis(server.socket_url, connect_timeout=5.0, timeout=5.0) as client:
             assert client.ping()
             assert client.config_get("unixsocketperm") == {"unixsocketperm": "700"}
-        # and nobody without the password
+        # and refuses clients without the password
         stranger = redis.Redis(unix_socket_path=str(server.directory / "server.sock"), protocol=2)
         with pytest.raises(redis.exceptions.AuthenticationError):
             stranger.ping()
