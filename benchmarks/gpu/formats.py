@@ -1,8 +1,14 @@
-"""The tower and the language model in FP8, int8 and int4 beside bfloat16: time, memory, error."""
+"""The tower and the language model in FP8, int8 and int4 beside bfloat16: time, memory, error.
 
-from collections.abc import Callable
+Also products of many rows, for which weights may be widened in registers or in memory.
+"""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import partial
+from itertools import product
 from typing import Any
+from unittest import mock
 
 import torch
 from made import SHAPES, language, projector, tower
@@ -12,11 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from vision import flops
 
+from nvila_core.models import quantized_products
 from nvila_core.models.fp8_rows import quantize_rows
 from nvila_core.models.merged import merge_projections, merge_tower
 from nvila_core.models.quantize import Format, quantized, weight_bytes
+from nvila_core.models.quantized_products import FEW_ROWS
 
 FORMATS: tuple[Format, ...] = ("fp8", "int8", "int4")
+MORE_THAN_CACHES = 2**28
+"""Bytes of weights that no card's caches hold."""
 
 
 def convert(module: nn.Module, kind: Format) -> None:
@@ -188,10 +198,46 @@ def decoders(
     return found
 
 
+@torch.inference_mode()
+def products(device: torch.device, name: str, counts: tuple[int, ...]) -> dict[str, Any]:
+    """Time products whose weights are widened in registers, and in memory (`FEW_ROWS`).
+
+    Each product has other weights than the one before, so that no cache holds them. In bfloat16
+    nothing is widened: both numbers are of the same product.
+    """
+    shape = SHAPES[name]
+    sizes = ((shape.hidden,) * 2, (shape.hidden, 2 * shape.inner), (shape.inner, shape.hidden))
+    kinds: tuple[Format | None, ...] = (None, "int8", "int4")
+    found: dict[str, Any] = {}
+    for (inputs, outputs), kind in product(sizes, kinds):
+        plain = nn.Linear(inputs, outputs, False, device, torch.bfloat16)
+        layer = plain if kind is None else quantized(plain.weight, kind, torch.bfloat16)
+        copies = MORE_THAN_CACHES // weight_bytes(layer) if device.type == "cuda" else 0
+        layers = [layer, *(deepcopy(layer) for _ in range(copies))]
+        for count in counts:
+            x = torch.randn(count, inputs, device=device, dtype=torch.bfloat16)
+            times = {}
+            for way, few in {"registers": count, "memory": 0}.items():
+                with mock.patch.object(quantized_products, "FEW_ROWS", few):
+                    ms = device_ms(partial(multiply_all, layers, x), device)
+                times[f"{way}, us"] = 1000 * ms / len(layers)
+            found[f"{name} {kind or 'bf16'}, {inputs} x {outputs}, {count} rows"] = times
+    return found
+
+
+def multiply_all(layers: Sequence[nn.Module], x: Tensor) -> None:
+    """Multiply rows by the weights of each layer."""
+    for layer in layers:
+        layer(x)
+
+
 def measure(device: torch.device, small: bool = False) -> dict[str, Any]:
     """Return what each format takes and changes."""
     if small:
-        return towers(device, "tiny", (1, 2)) | decoders(device, "tiny", 64, (1, 2))
+        found = towers(device, "tiny", (1, 2)) | decoders(device, "tiny", 64, (1, 2))
+        return found | products(device, "tiny", (1, 128))
     found = towers(device, "2b", (1, 16, 32))
+    for name in ("2b", "8b"):
+        found |= products(device, name, (32, 64, 128, FEW_ROWS))
     found |= decoders(device, "2b", 2048, (1, 8, 32))
     return found | decoders(device, "8b", 2048, (1, 32))

@@ -20,8 +20,9 @@ from nvila_core.engine.triton_attention import TABLE_ALIGNMENT, TritonAttention,
 from nvila_core.errors import first_line
 from nvila_core.kernels.attention import TILE_FIELDS
 from nvila_core.models.language_model import LanguageModel
+from nvila_core.models.quantized_products import FEW_ROWS
 
-ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+ROW_BUCKETS = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, FEW_ROWS)
 """Numbers of rows with a graph of their own; steps of more rows run without."""
 
 NO_SLOT = -1

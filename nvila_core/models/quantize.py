@@ -1,8 +1,8 @@
 """Linear layers with weights in 8 or 4 bits.
 
-* int8: a scale for each output. On a GPU a kernel multiplies few rows, and widens the weights in
-  registers; for many rows they are widened first. On a CPU rows are dequantized a few at a time, so
-  that they stay in the processor's cache; in 16 bits PyTorch's own kernel multiplies without
+* int8: a scale for each output. On a GPU a kernel multiplies up to 256 rows, and widens the weights
+  in registers; for more rows they are widened first. On a CPU rows are dequantized a few at a time,
+  so that they stay in the processor's cache; in 16 bits PyTorch's own kernel multiplies without
   dequantizing.
 * int4: a scale and an offset for each 64 or 32 weights along the input. On a CPU PyTorch's kernel
   computes, which needs bfloat16.
@@ -25,7 +25,13 @@ from nvila_core.models.activations import GELU_TANH, Activation
 from nvila_core.models.fp8_rows import RowsFP8, fp8_kernels, joined_splits, quantize_rows
 from nvila_core.models.fused import add_rms_norm, gated
 from nvila_core.models.kernels import Switch, kernels_for
-from nvila_core.models.quantized_products import pack_halves, product_4_bits, product_8_bits
+from nvila_core.models.quantized_products import (
+    FEW_ROWS,
+    MANY_OUTPUTS,
+    pack_halves,
+    product_4_bits,
+    product_8_bits,
+)
 from nvila_core.quantization import QUANTIZATIONS
 
 Format = Literal["int8", "int4", "fp8"]
@@ -328,7 +334,7 @@ def require_fp8(device: torch.device, dtype: torch.dtype) -> None:
 
 
 def check_kernel(kind: Format, device: torch.device, dtype: torch.dtype) -> None:
-    """Multiply a small quantized matrix as the model will, with few rows and with many.
+    """Multiply small quantized matrices as the model will, with every tiling of the kernels.
 
     Where Triton's kernels fail, they are turned off with a warning, and PyTorch must do.
 
@@ -346,17 +352,31 @@ def check_kernel(kind: Format, device: torch.device, dtype: torch.dtype) -> None
         )
 
 
+TRIED = (
+    (3, 64),
+    (32, 64),
+    (64, 64),
+    (128, 64),
+    (128, MANY_OUTPUTS),
+    (FEW_ROWS, MANY_OUTPUTS),
+    (FEW_ROWS + 1, 64),
+)
+"""Rows and outputs of the products that are tried: one for each tiling, and one of more rows."""
+
+TRIED_IN_FP8 = ((3, 64), (100, 64))
+
+
 @torch.inference_mode()
 def product_problem(kind: Format, device: torch.device, dtype: torch.dtype) -> str:
-    """Return what is wrong with a small product in a format, or nothing."""
+    """Return what is wrong with the small products that a format is tried with, or nothing."""
     try:
-        weight = torch.linspace(-1, 1, 64 * 128, device=device).sin().reshape(64, 128)
-        x = torch.linspace(-1, 1, 100 * 128, device=device).cos().reshape(-1, 128)
-        layer = quantized(weight, kind, dtype)
-        for rows in (3, len(x)):
-            inputs: Inputs = [("rows", x[:rows].to(dtype), x[:rows])]
+        for rows, outputs in TRIED_IN_FP8 if kind == "fp8" else TRIED:
+            weight = torch.linspace(-1, 1, outputs * 128, device=device).sin().reshape(-1, 128)
+            x = torch.linspace(-1, 1, rows * 128, device=device).cos().reshape(-1, 128)
+            layer = quantized(weight, kind, dtype)
+            inputs: Inputs = [("rows", x.to(dtype), x)]
             if kind == "fp8":
-                inputs += inputs_in_fp8(x[:rows], dtype)
+                inputs += inputs_in_fp8(x, dtype)
             for name, given, exact in inputs:
                 expected = exact @ weight.T
                 if not (layer(given).float() - expected).norm() < 0.1 * expected.norm():

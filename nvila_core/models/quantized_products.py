@@ -9,34 +9,75 @@ from torch.nn import functional as F
 
 from nvila_core.models.kernels import kernels_for
 
-FEW_ROWS = {8: 64, 4: 32}
+FEW_ROWS = 256
 """Rows at most for which weights in 8 or 4 bits are widened in registers; for more, in memory.
 
-On an H100 they were multiplied 1.5 to 8 times as fast as by weights widened in memory."""
+The largest decode step with a graph has as many (`engine.decode_graphs.ROW_BUCKETS`), because
+widening in memory is one more launch for each product of a step. On an H100 widening in registers
+was 1.5 to 8 times as fast for up to 64 rows in int8 and 32 in int4; for more it was not measured.
+"""
 
-TILE_GROUPS = 4
-"""Groups of weights in 4 bits that a pass multiplies."""
+MANY_OUTPUTS = 3072
+"""Outputs at least of which programs with 64 outputs and all rows each are 48 or more."""
 
 
 @dataclass(frozen=True)
 class ProductTiling:
-    """Sizes of the programs of a product: rows, outputs, inputs of a pass, warps, stages."""
+    """Sizes of the programs of a product.
+
+    Attributes:
+        rows, outputs: of a program.
+        inputs: that a pass multiplies with weights in 8 bits.
+        groups: of weights in 4 bits that a pass multiplies.
+        warps: of a program.
+        stages: passes whose numbers are loaded or multiplied at the same time.
+    """
 
     rows: int
     outputs: int
     inputs: int
+    groups: int
     warps: int
     stages: int
 
 
-def tiling_of(rows: int, dtype: torch.dtype) -> ProductTiling:
-    """Return the fastest tiling on an H100 for a number of rows."""
+def tiling_of(
+    rows: int, outputs: int, dtype: torch.dtype, capability: tuple[int, int]
+) -> ProductTiling:
+    """Return the tiling of a product.
+
+    Those up to 64 rows were the fastest on an H100 (in int4 up to 32); the others are computed.
+
+    One program multiplies all rows of its outputs, so that no other widens the same weights: up to
+    64 rows in float32, which has no tensor cores and takes more registers; in 16 bits up to 128
+    rows, and up to 256 with `MANY_OUTPUTS` or more. With fewer outputs multiprocessors would be
+    idle, so two programs share the rows. 1,536 outputs have 48 programs or more.
+
+    In programs of 64 outputs one thread widens a weight: the tensor cores of compute capability 9
+    and 10 multiply 64 at once. In other programs of 64 rows or more the warps share the rows, and
+    each of them widens all weights of the program.
+
+    Args:
+        rows: of the product.
+        outputs: of the product.
+        dtype: of the rows.
+        capability: compute capability of the GPU.
+    """
     stages = 2 if dtype == torch.float32 else 4
     if rows <= 16:
-        return ProductTiling(16, 32, 256, 4, stages)
+        return ProductTiling(16, 32, 256, 4, 4, stages)
     if rows <= 32:
-        return ProductTiling(32, 32, 128, 4, stages)
-    return ProductTiling(64, 32, 128, 4, stages)
+        return ProductTiling(32, 32, 128, 4, 4, stages)
+    if dtype == torch.float32:
+        return ProductTiling(64, 32, 128, 2, 8, stages)
+    if rows <= 64:
+        return ProductTiling(64, 32, 128, 2, 4, stages)
+    at_once = 64 if capability[0] in (9, 10) else 32
+    if outputs >= MANY_OUTPUTS and rows > 128:
+        return ProductTiling(256, at_once, 64, 1, 4, 3)
+    if outputs < MANY_OUTPUTS and rows <= 128:
+        at_once = 32
+    return ProductTiling(128, at_once, 64, 1, 4, stages)
 
 
 def product_8_bits(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor | None:
@@ -49,12 +90,12 @@ def product_8_bits(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None
         bias: [outputs].
     """
     kernels = linear_kernels(x)
-    if kernels is None or len(x) > FEW_ROWS[8]:
+    if kernels is None or len(x) > FEW_ROWS:
         return None
     x = x if x.stride(-1) == 1 else x.contiguous()
     outputs, inputs = weight.shape
     out = x.new_empty(len(x), outputs)
-    tiling = tiling_of(len(x), x.dtype)
+    tiling = tiling_of(len(x), outputs, x.dtype, capability_of(x))
     kernels.multiply_8_bits[(-(-outputs // tiling.outputs), -(-len(x) // tiling.rows))](
         x,
         weight,
@@ -89,12 +130,12 @@ def product_4_bits(
         bias: [outputs].
     """
     kernels = linear_kernels(x)
-    if kernels is None or len(x) > FEW_ROWS[4]:
+    if kernels is None or len(x) > FEW_ROWS:
         return F.linear(x, widened_4_bits(weight, scales, group, x.dtype), bias)
     x = x if x.stride(-1) == 1 else x.contiguous()
     outputs, inputs = len(weight), 2 * weight.shape[1]
     out = x.new_empty(len(x), outputs)
-    tiling = tiling_of(len(x), x.dtype)
+    tiling = tiling_of(len(x), outputs, x.dtype, capability_of(x))
     kernels.multiply_4_bits[(-(-outputs // tiling.outputs), -(-len(x) // tiling.rows))](
         x,
         weight,
@@ -109,7 +150,7 @@ def product_4_bits(
         bias is not None,
         tiling.rows,
         tiling.outputs,
-        TILE_GROUPS,
+        tiling.groups,
         not x.is_cuda,
         num_warps=tiling.warps,
         num_stages=tiling.stages,
@@ -143,6 +184,14 @@ def widened_4_bits(weight: Tensor, scales: Tensor, group: int, dtype: torch.dtyp
     step, middle = scales.float().transpose(0, 1)[..., None].unbind(2)
     wide: Tensor = (codes * step + middle).flatten(1)
     return wide.to(dtype)
+
+
+def capability_of(x: Tensor) -> tuple[int, int]:
+    """Return the compute capability of a tensor's GPU; an H100's where Triton interprets."""
+    if not x.is_cuda:
+        return 9, 0
+    found = torch.cuda.get_device_properties(x.device)
+    return found.major, found.minor
 
 
 def linear_kernels(x: Tensor) -> ModuleType | None:

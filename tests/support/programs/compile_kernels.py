@@ -11,6 +11,7 @@ import json
 import re
 import subprocess
 import tempfile
+from itertools import product
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from nvila_core.engine.decode_graphs import ROW_BUCKETS
 from nvila_core.engine.triton_attention import SINGLE_ROWS, Tiling, chunk_tiling
 from nvila_core.kernels import attention, fp8, layer, linear
 from nvila_core.models import fp8_rows, quantized_products
@@ -33,6 +35,7 @@ POINTERS = {
     "scales": "*fp32",
     "codes": "*fp8e4nv",
 }
+POINTER_OF = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 FP8 = 89
 """Compute capability from which GPUs convert FP8."""
 
@@ -47,34 +50,46 @@ def attention_case(tiling: Tiling, splits: int) -> tuple[Any, dict[str, Any], Ti
     )
 
 
-def product_case(kind: str, rows: int) -> tuple[Any, dict[str, Any], Any]:
-    """Return a product with weights in 8 or 4 bits, of a feed-forward network."""
-    tiling = quantized_products.tiling_of(rows, torch.bfloat16)
-    sizes = {"OUTPUTS": 17920, "INPUTS": 1536, "BIASED": True, "WIDEN": False}
-    sizes |= {"TILE_ROWS": tiling.rows, "TILE_OUTPUTS": tiling.outputs}
-    if kind == "*u8":
-        types = {"weight": kind, "scales": "*bf16"}
-        sizes |= {"GROUP": 64, "TILE_GROUPS": quantized_products.TILE_GROUPS}
-        return linear.multiply_4_bits, {**sizes, "types": types}, tiling
-    types = {"weight": kind, "scale": "*bf16"}
-    return linear.multiply_8_bits, {**sizes, "TILE_INPUTS": tiling.inputs, "types": types}, tiling
+def product_cases(arch: int, dtype: torch.dtype) -> dict[str, tuple[Any, dict[str, Any], Any]]:
+    """Return products with weights in 8 or 4 bits, with every tiling that decode steps have."""
+    found: dict[str, tuple[Any, dict[str, Any], Any]] = {}
+    tilings = {
+        quantized_products.tiling_of(rows, outputs, dtype, capability(arch)): outputs
+        for rows, outputs in product(ROW_BUCKETS, (1536, 17920))
+    }
+    for tiling, outputs in tilings.items():
+        sizes = {"OUTPUTS": outputs, "INPUTS": 1536, "BIASED": True, "WIDEN": False}
+        sizes |= {"TILE_ROWS": tiling.rows, "TILE_OUTPUTS": tiling.outputs}
+        types = dict.fromkeys(("x", "scale", "bias", "out"), POINTER_OF[dtype])
+        name = f"{tiling.rows} rows, {tiling.outputs} outputs, {str(dtype).removeprefix('torch.')}"
+        found[f"int8, {name}"] = (
+            linear.multiply_8_bits,
+            {**sizes, "TILE_INPUTS": tiling.inputs, "types": {**types, "weight": "*i8"}},
+            tiling,
+        )
+        sizes |= {"GROUP": 64, "TILE_GROUPS": tiling.groups}
+        found[f"int4, {name}"] = (
+            linear.multiply_4_bits,
+            {**sizes, "types": {**types, "weight": "*u8", "scales": "*bf16"}},
+            tiling,
+        )
+    return found
 
 
-def quantized_cases() -> dict[str, tuple[Any, dict[str, Any], Any]]:
+def quantized_cases(arch: int) -> dict[str, tuple[Any, dict[str, Any], Any]]:
     """Return the kernels of products with weights in 8 or 4 bits."""
     widen = {"OUTPUTS": 17920, "INPUTS": 1536, "GROUP": 64, "TILE_OUTPUTS": 64}
-    found: dict[str, tuple[Any, dict[str, Any], Any]] = {
-        "widen 4 bits": (
-            linear.widen_4_bits,
-            {**widen, "types": {"weight": "*u8", "scales": "*bf16"}},
-            Tiling(0, 0, 4, 3),
-        )
-    }
-    for rows in (1, 32, 64):
-        found[f"int8, {rows} rows"] = product_case("*i8", rows)
-    for rows in (1, 32):
-        found[f"int4, {rows} rows"] = product_case("*u8", rows)
+    types = {"weight": "*u8", "scales": "*bf16"}
+    found = {"widen 4 bits": (linear.widen_4_bits, {**widen, "types": types}, Tiling(0, 0, 4, 3))}
+    for dtype in POINTER_OF:
+        found |= product_cases(arch, dtype)
     return found
+
+
+def capability(arch: int) -> tuple[int, int]:
+    """Return the compute capability of an architecture, e.g. (9, 0)."""
+    major, minor = divmod(arch, 10)
+    return major, minor
 
 
 def fp8_cases(arch: int) -> dict[str, tuple[Any, dict[str, Any], Any]]:
@@ -122,7 +137,7 @@ def cases(arch: int) -> dict[str, tuple[Any, dict[str, Any], Any]]:
     halves = {"HALF": 64, "PADDED_HEADS": 16, "PADDED_KV_HEADS": 2, "PADDED_HALF": 64}
     return {
         "single rows": attention_case(SINGLE_ROWS, 32),
-        "chunks": attention_case(chunk_tiling(divmod(arch, 10)), 1),
+        "chunks": attention_case(chunk_tiling(capability(arch)), 1),
         "combine": (attention.combine_splits, {**HEAD, "SPLITS": 64}, plain),
         "norm": (
             layer.sum_and_norm,
@@ -135,7 +150,7 @@ def cases(arch: int) -> dict[str, tuple[Any, dict[str, Any], Any]]:
             {"HEADS": 12, "KV_HEADS": 2, **halves},
             Tiling(0, 0, 2, 3),
         ),
-        **quantized_cases(),
+        **quantized_cases(arch),
         **fp8_cases(arch),
     }
 
