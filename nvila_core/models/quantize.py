@@ -357,6 +357,7 @@ TRIED = (
     (32, 64),
     (64, 64),
     (128, 64),
+    (128, MANY_OUTPUTS // 2),
     (128, MANY_OUTPUTS),
     (FEW_ROWS, MANY_OUTPUTS),
     (FEW_ROWS + 1, 64),

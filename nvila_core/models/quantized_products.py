@@ -17,8 +17,13 @@ widening in memory is one more launch for each product of a step. On an H100 wid
 was 1.5 to 8 times as fast for up to 64 rows in int8 and 32 in int4; for more it was not measured.
 """
 
-MANY_OUTPUTS = 3072
-"""Outputs at least of which programs with 64 outputs and all rows each are 48 or more."""
+PROGRAMS = 48
+"""Programs at least of a product of more than 64 rows, if programs of 32 outputs are as many.
+
+The fastest product of up to 64 rows with 1,536 outputs has as many on an H100."""
+
+MANY_OUTPUTS = 128 * PROGRAMS
+"""Outputs at least of which programs with 128 outputs and all rows each are enough."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +56,11 @@ def tiling_of(
     One program multiplies all rows of its outputs, so that no other widens the same weights: up to
     64 rows in float32, which has no tensor cores and takes more registers; in 16 bits up to 128
     rows, and up to 256 with `MANY_OUTPUTS` or more. With fewer outputs multiprocessors would be
-    idle, so two programs share the rows. 1,536 outputs have 48 programs or more.
+    idle, so two programs share the rows.
 
-    In programs of 64 outputs one thread widens a weight: the tensor cores of compute capability 9
-    and 10 multiply 64 at once. In other programs of 64 rows or more the warps share the rows, and
-    each of them widens all weights of the program.
+    In programs of 64 outputs or more one thread widens a weight: the tensor cores of compute
+    capability 9 and 10 multiply 64 at once. In other programs of 64 rows or more the warps share
+    the rows, and each of them widens all weights of the program.
 
     Args:
         rows: of the product.
@@ -72,12 +77,13 @@ def tiling_of(
         return ProductTiling(64, 32, 128, 2, 8, stages)
     if rows <= 64:
         return ProductTiling(64, 32, 128, 2, 4, stages)
-    at_once = 64 if capability[0] in (9, 10) else 32
-    if outputs >= MANY_OUTPUTS and rows > 128:
-        return ProductTiling(256, at_once, 64, 1, 4, 3)
-    if outputs < MANY_OUTPUTS and rows <= 128:
-        at_once = 32
-    return ProductTiling(128, at_once, 64, 1, 4, stages)
+    multiplies_64 = capability[0] in (9, 10)
+    if outputs >= MANY_OUTPUTS:
+        all_rows, stages = (128, 4) if rows <= 128 else (256, 3)
+        width, warps = (128, 8) if multiplies_64 else (32, 4)
+        return ProductTiling(all_rows, width, 64, 1, warps, stages)
+    enough = -(-outputs // 64) * -(-rows // 128) >= PROGRAMS
+    return ProductTiling(128, 64 if multiplies_64 and enough else 32, 64, 1, 4, stages)
 
 
 def product_8_bits(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None) -> Tensor | None:

@@ -28,6 +28,7 @@ from nvila_core.models.quantize import (
 from nvila_core.models.quantized_products import (
     FEW_ROWS,
     MANY_OUTPUTS,
+    PROGRAMS,
     pack_halves,
     product_4_bits,
     product_8_bits,
@@ -59,11 +60,12 @@ HOPPER, AMPERE = (9, 0), (8, 0)
 SIZES = pytest.mark.parametrize(
     ("rows", "capability", "many"),
     [
-        (1, HOPPER, 48),
-        (19, HOPPER, 48),
-        (64, HOPPER, 48),
-        (65, HOPPER, 48),
-        (128, AMPERE, 48),
+        (1, HOPPER, MANY_OUTPUTS),
+        (19, HOPPER, MANY_OUTPUTS),
+        (64, HOPPER, MANY_OUTPUTS),
+        (65, AMPERE, MANY_OUTPUTS),
+        (128, HOPPER, MANY_OUTPUTS),
+        (128, HOPPER, 48),
         (129, HOPPER, MANY_OUTPUTS),
         (129, AMPERE, 48),
         (200, HOPPER, 48),
@@ -71,13 +73,14 @@ SIZES = pytest.mark.parametrize(
         (FEW_ROWS, AMPERE, MANY_OUTPUTS),
     ],
 )
-"""Rows, GPUs that multiply 64 outputs at once or 32, and outputs from which there are many."""
+"""Rows, GPUs that multiply 64 outputs at once or 32, and outputs that count as many."""
 
 
 def set_tiling(patch: pytest.MonkeyPatch, capability: tuple[int, int], many: int) -> None:
-    """Divide products as on a GPU of a compute capability; `many` is small, for quick tests."""
+    """Divide products as on a GPU of a compute capability, as if few programs were enough."""
     patch.setattr(quantized_products, "capability_of", lambda _: capability)
     patch.setattr(quantized_products, "MANY_OUTPUTS", many)
+    patch.setattr(quantized_products, "PROGRAMS", 1)
 
 
 @SIZES
@@ -161,11 +164,11 @@ def test_one_program_multiplies_all_rows_of_its_outputs(capability: tuple[int, i
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-@pytest.mark.parametrize("outputs", [1536, MANY_OUTPUTS - 1, MANY_OUTPUTS])
+@pytest.mark.parametrize("outputs", [1536, 3584, MANY_OUTPUTS - 1, MANY_OUTPUTS])
 def test_few_outputs_keep_as_many_programs_busy(outputs: int, capability: tuple[int, int]) -> None:
     for dtype, rows in product([*LOW, torch.float32], range(1, FEW_ROWS + 1)):
         tiling = tiling_of(rows, outputs, dtype, capability)
-        assert -(-outputs // tiling.outputs) * -(-rows // tiling.rows) >= 48
+        assert -(-outputs // tiling.outputs) * -(-rows // tiling.rows) >= PROGRAMS
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
@@ -173,7 +176,7 @@ def test_few_outputs_keep_as_many_programs_busy(outputs: int, capability: tuple[
 def test_every_tiling_is_tried_before_a_model_uses_it(
     dtype: torch.dtype, capability: tuple[int, int]
 ) -> None:
-    sizes = product(range(1, FEW_ROWS + 1), (16, 1536, MANY_OUTPUTS, 37_888))
+    sizes = product(range(1, FEW_ROWS + 1), (16, 1536, 3584, MANY_OUTPUTS, 37_888))
     used = {tiling_of(*size, dtype, capability) for size in sizes}
     tried = {tiling_of(*size, dtype, capability) for size in TRIED if size[0] <= FEW_ROWS}
     assert used == tried

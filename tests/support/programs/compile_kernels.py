@@ -55,7 +55,7 @@ def product_cases(arch: int, dtype: torch.dtype) -> dict[str, tuple[Any, dict[st
     found: dict[str, tuple[Any, dict[str, Any], Any]] = {}
     tilings = {
         quantized_products.tiling_of(rows, outputs, dtype, capability(arch)): outputs
-        for rows, outputs in product(ROW_BUCKETS, (1536, 17920))
+        for rows, outputs in product(ROW_BUCKETS, (1536, 3584, 17920))
     }
     for tiling, outputs in tilings.items():
         sizes = {"OUTPUTS": outputs, "INPUTS": 1536, "BIASED": True, "WIDEN": False}
