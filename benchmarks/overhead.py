@@ -46,6 +46,7 @@ from streamer.domain.sampling import Sampling
 from streamer.frames.jpeg import from_jpeg
 from streamer.local.redis_server import EmbeddedServer
 from streamer.logging_setup import configure_logging
+from streamer.media.source import recording_threads
 from streamer.queues.jobs import CLIP_JOB
 from streamer.queues.models import CLIP_QUEUES
 from streamer.redis_client.connections import Connections
@@ -234,10 +235,10 @@ def timed(owner: Any, method: str) -> Iterator[list[float]]:
 
 
 def bare_decode(video: Path) -> None:
-    """Decode every frame and discard it."""
+    """Decode every frame, in as many threads as the ingest worker does, and discard it."""
     with av.open(str(video)) as container:
         stream = container.streams.video[0]
-        stream.thread_type, stream.thread_count = "AUTO", 4
+        stream.thread_type, stream.thread_count = "AUTO", recording_threads()
         for _ in container.decode(stream):
             pass
 

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from streamer.cores import usable_cores
 from streamer.doctor.check import Check, check, format_size
 from streamer.errors import StreamerError
 from streamer.frames.archive import archive_folder
@@ -139,7 +140,5 @@ def limits(settings: Settings) -> Iterable[Check]:
     needed = max(_MIN_OPEN_FILES, 16 * settings.ingest_slots)
     enough = soft == resource.RLIM_INFINITY or soft >= needed
     advice = "" if enough else ": run `ulimit -n 65536`, or streams run out of sockets"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    yield check(
-        "limits", "ok" if enough else "warn", f"{cores} cores; {soft} open files allowed{advice}."
-    )
+    found = f"{usable_cores()} cores; {soft} open files allowed{advice}."
+    yield check("limits", "ok" if enough else "warn", found)

@@ -14,6 +14,7 @@ from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 
 from streamer.clock import Clock, SystemClock
+from streamer.cores import usable_cores
 from streamer.domain.stream import Transport
 from streamer.errors import ErrorCode, StreamerError
 from streamer.media import source_errors
@@ -45,7 +46,7 @@ _MAX_FRESH_WAIT = 1.0
 _MAX_SEGMENT_GAP = 30.0
 """Seconds between two segments of a live playlist."""
 
-_RECORDING_THREADS = 4
+_MAX_RECORDING_THREADS = 4
 
 _RECORDING_PACKETS = 16
 """Packets of a recording that are taken from their reader at once."""
@@ -274,7 +275,7 @@ class Source:
             # Frame threads would delay frames, and dozens of streams share the cores.
             context.thread_count, context.thread_type = 1, "NONE"
         else:
-            context.thread_count, context.thread_type = _RECORDING_THREADS, "AUTO"
+            context.thread_count, context.thread_type = recording_threads(), "AUTO"
         self._time_base = stream.time_base or Fraction(1, 90_000)
         fps = _rate(stream.guessed_rate) or _rate(stream.average_rate)
         # a finite playlist over HTTP has a duration; that of a camera is meaningless
@@ -392,6 +393,12 @@ class Source:
             wall = self._wall_clock.at(timestamp, arrival.time)
         epoch = arrival.epoch + self._wall_clock.steps
         return DecodedFrame(image, seconds, wall, epoch, cost)
+
+
+def recording_threads() -> int:
+    """Return how many threads decode a recording: one for each core, at most 4. More of them only
+    take turns."""
+    return min(_MAX_RECORDING_THREADS, usable_cores())
 
 
 def _rate(value: Fraction | None) -> float | None:
