@@ -67,8 +67,8 @@ class RecordedWindows:
         client = client if client is not None else self._redis
         key, data = redis_keys.recorded_windows(request.stream_id), request.data or {}
         place = f"{data.get('media_start', 0.0)} {data.get('media_end', 0.0)} {request.watch_id}"
-        client.hset(key, request.id, place)
-        client.expire(key, _TTL)
+        client.execute_command("HSET", key, request.id, place)
+        client.execute_command("EXPIRE", key, _TTL)
 
     def all(self, stream_id: str) -> dict[str, RecordedWindow]:
         """Return the windows of a recording by the ids of their requests."""
