@@ -32,6 +32,10 @@ _LUMA_FIRST = frozenset(
 _NO_COLOUR = 128
 """Level of the chroma of grey, in every range."""
 
+_FULL_RANGE_LUMA = np.array([[255 / 219, -16 * 255 / 219]])
+_FULL_RANGE_CHROMA = np.array([[255 / 224, _NO_COLOUR - _NO_COLOUR * 255 / 224]])
+"""What stretches the levels of a plane to 0 to 255, for `cv2.transform`: factor and offset."""
+
 _JPEG_PLANES = frozenset(("yuv420p", "yuvj420p"))
 """Formats whose planes are those of a JPEG of 4:2:0."""
 
@@ -80,19 +84,12 @@ def jpeg_of_planes(image: "VideoFrame", luma: Luma | None, quality: int) -> byte
         return None
     chroma = [_rows(plane, width // 2, height // 2) for plane in image.planes[1:]]
     if video_range:
-        chroma = [_full_range(plane, _NO_COLOUR, 224) for plane in chroma]
-        planes = [_full_range(pixels, 16, 219), *chroma]
+        chroma = [cv2.transform(plane, _FULL_RANGE_CHROMA) for plane in chroma]
+        planes = [cv2.transform(pixels, _FULL_RANGE_LUMA), *chroma]
     else:
         planes = [np.ascontiguousarray(plane) for plane in (pixels, *chroma)]
     jpeg: bytes = simplejpeg.encode_jpeg_yuv_planes(*planes, quality)
     return jpeg
-
-
-def _full_range(plane: NDArray[np.uint8], zero: int, span: int) -> NDArray[np.uint8]:
-    """Stretch `span` levels to 255; `zero` is the level of black, or that without colour."""
-    gain = 255 / span
-    stays = zero if zero == _NO_COLOUR else 0
-    return cv2.addWeighted(plane, gain, plane, 0.0, stays - gain * zero)  # type: ignore[return-value]
 
 
 def _rows(plane: Any, length: int, height: int) -> NDArray[np.uint8]:
