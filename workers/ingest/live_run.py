@@ -234,7 +234,8 @@ class LiveRun(StreamRun):
         if frame.image.is_corrupt and pts < self._intact_until + _MAX_DAMAGED:
             return
         if self._in_burst(frame) or not self.intake.keeps(pts, frame.image):
-            self._writer.then(lambda: self.watches.advance(pts), replaceable=True)
+            if pts >= self.watches.ends_at:  # else the thread would wake up for nothing
+                self._writer.then(lambda: self.watches.advance(pts), replaceable=True)
             return
         (sampled,) = self.intake.encode([frame._replace(pts=pts)])
         quiet = self.intake.sampler.due - pts

@@ -30,9 +30,14 @@ class StreamWatches:
         spec: the stream and its watches.
         submit: called with every window that is complete.
         resumed: whether an earlier worker has asked these watches before.
+
+    Attributes:
+        ends_at: stream time at which the first of the open windows ends, seconds; infinite while
+            none has a frame. Any thread may read it.
     """
 
     def __init__(self, spec: StreamSpec, submit: Submit, resumed: bool = False) -> None:
+        self.ends_at = math.inf
         self._submit = submit
         self._resumed = resumed
         self._gatherers: dict[str, tuple[Watch, WindowGatherer]] = {}
@@ -56,6 +61,7 @@ class StreamWatches:
                 self._gatherers[watch.id] = (watch, before[1])
             else:
                 self._gatherers[watch.id] = (watch, self._gatherer(watch))
+        self._note_end()
 
     def add(self, frame: FrameRef, quiet: float) -> None:
         """Add the next sampled frame, and ask about the windows that it closes.
@@ -65,6 +71,7 @@ class StreamWatches:
         for watch, gatherer in list(self._gatherers.values()):
             for window in gatherer.add(frame, quiet):
                 self._submit(self._spec, watch, window)
+        self._note_end()
 
     def advance(self, pts: float) -> None:
         """Ask about the windows that have ended: no frame of a live stream will follow before
@@ -72,6 +79,7 @@ class StreamWatches:
         for watch, gatherer in list(self._gatherers.values()):
             if (window := gatherer.advance(pts)) is not None:
                 self._submit(self._spec, watch, window)
+        self._note_end()
 
     def finish(self, end: float) -> None:
         """Ask about what has been gathered, then start over: no frame will follow before `end`."""
@@ -80,6 +88,7 @@ class StreamWatches:
             gatherer.restart()
             if window is not None:
                 self._submit(self._spec, watch, window)
+        self._note_end()
 
     def resume(self, frames: Sequence[FrameRef]) -> None:
         """Continue a recording after `frames`, which an earlier worker stored.
@@ -92,6 +101,10 @@ class StreamWatches:
             for frame in frames:
                 for window in gatherer.add(frame) if frame.pts >= since else ():
                     self._submit(self._spec, watch, window)
+
+    def _note_end(self) -> None:
+        gatherers = (gatherer for _, gatherer in self._gatherers.values())
+        self.ends_at = min((gatherer.ends_at for gatherer in gatherers), default=math.inf)
 
     def _gatherer(self, watch: Watch) -> WindowGatherer:
         live = self._spec.live

@@ -106,7 +106,7 @@ class WindowGatherer:
         if self._newest is None:
             self._index = index
         self._gather(frame)
-        if frame.pts + quiet + self._tolerance >= self._origin + (self._index + 1) * self._length:
+        if frame.pts + quiet + self._tolerance >= self.ends_at:
             closed.append(self.flush())
         return [window for window in closed if window is not None]
 
@@ -117,10 +117,14 @@ class WindowGatherer:
 
     def advance(self, pts: float) -> Window | None:
         """Return the open window if it has ended: no frame will follow before `pts`."""
+        return self.flush() if pts >= self.ends_at else None
+
+    @property
+    def ends_at(self) -> float:
+        """Stream time at which the open window ends; infinite while it has no frame."""
         if self._newest is None or self._origin is None:
-            return None
-        over = pts >= self._origin + (self._index + 1) * self._length
-        return self.flush() if over else None
+            return math.inf
+        return self._origin + (self._index + 1) * self._length
 
     def flush(self, end: float | None = None) -> Window | None:
         """Return what has been gathered, as a window, and start a new one.

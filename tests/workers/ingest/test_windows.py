@@ -257,3 +257,29 @@ def test_streams_that_start_together_ask_at_different_times() -> None:
     # then about as many end in each second
     assert max(ends.values()) <= 20
     assert len(ends) == 20
+
+
+def test_no_window_is_over_before_the_end_that_is_known_of_it() -> None:
+    # given two watches of a camera, of which one window is open
+    asked: list[tuple[str, float]] = []
+    stream = StreamSpec(name="c", url="", live=True, watches=[watch(2.0), watch(5.0)])
+    short, long = (each.id for each in stream.watches)
+    watches = StreamWatches(
+        stream, lambda _spec, watch, window: asked.append((watch.id, window.end)), resumed=True
+    )
+    assert watches.ends_at == math.inf
+    watches.add(ref(0.0), quiet=0.0)
+    # when time passes up to the end of the first, then of the second
+    for expected in (short, long):
+        end = watches.ends_at
+        watches.advance(end - 1e-6)
+        assert expected not in dict(asked)
+        watches.advance(end)
+        # then that one is asked about, when it ends
+        assert asked[-1] == (expected, end)
+    # and nothing more ends before another frame comes, or the questions change
+    assert watches.ends_at == math.inf
+    watches.add(ref(20.0), quiet=0.0)
+    assert 20 < watches.ends_at <= 22
+    watches.follow(stream.model_copy(update={"watches": [watch(30.0)]}))
+    assert watches.ends_at == math.inf
