@@ -99,10 +99,12 @@ _MAX_RETRY_AFTER = 60.0
 _MAX_RACES = 3
 """How often a clip looks for a place, while workers take those that it finds."""
 
-# KEYS: job, answer, open queries, job of the stream, queue, its registry of jobs that run
+# KEYS: job, answer, open queries, job of the stream, queue, its registry of jobs that run, in-flight
+# set of its owner (or the open queries again)
 # ARGV: request id, bytes of it and its answer, maximum number (0: it is no query) and bytes of the
 # open queries, TTL s, token of the stream's worker or '', seconds that a query may be expected to
-# wait, stream whose frames it shows or '', commands that store it
+# wait, stream whose frames it shows or '', how many requests of its owner may be in flight (0: any
+# number), commands that store it
 # Returns the outcome, and the seconds that queries are expected to wait, '' if not known.
 _ACCEPT = (
     HAS_ROOM
@@ -113,6 +115,8 @@ if ARGV[6] ~= '' and redis.call('HGET', KEYS[4], 'token') ~= ARGV[6] then
   return {'superseded', ''}
 end
 if redis.call('EXISTS', KEYS[1], KEYS[2]) > 0 then return {'known', ''} end
+local most = tonumber(ARGV[9])
+if most > 0 and redis.call('ZCARD', KEYS[7]) >= most then return {'crowded', ''} end
 local max_queries = tonumber(ARGV[3])
 if max_queries > 0 then
   local waiting, wait = expected_wait(KEYS[5])
@@ -134,7 +138,7 @@ if max_queries > 0 then
   redis.call('HINCRBY', KEYS[3], 'total', ARGV[2])
   redis.call('EXPIRE', KEYS[3], ARGV[5])
 end
-local at = 9
+local at = 10
 while at <= #ARGV do
   local count = tonumber(ARGV[at])
   redis.call(unpack(ARGV, at + 1, at + count))
@@ -310,7 +314,10 @@ class Jobs:
         request: ClipRequest,
         record: Callable[[redis.client.Pipeline], None],
         token: int | None,
-    ) -> None:
+        most: int = 0,
+    ) -> bool:
+        """Submit a request, unless `most` requests of its owner are in flight; 0: any number may
+        be. Return whether it was."""
         queue = self._queue(clip_queue(request.kind, request.model))
         owner = owner_of(request)
         with self._redis.pipeline() as pipeline:
@@ -327,8 +334,11 @@ class Jobs:
                 self._windows.note(request, pipeline)
             _note_asked(request, pipeline)
             record(pipeline)
-            self._accept(request, queue, words_of(pipeline.command_stack), token)
+            words = words_of(pipeline.command_stack)
+            if not self._accept(request, queue, words, token, most):
+                return False
         await_replica(self._redis)
+        return True
 
     def submit_newest(self, request: ClipRequest, most: int, token: int | None = None) -> int:
         """Submit a clip of a live watch of which at most `most` are to be in flight.
@@ -346,6 +356,8 @@ class Jobs:
         places = Places(self._redis, queue, owner, request.stream_id or "", token)
         dropped = 0
         with submitting(request) as traced:
+            if self._submit(traced, lambda _: None, token, most):
+                return 0
             for _ in range(_MAX_RACES):
                 waiting = places.look(most)
                 self._end_lost(owner, waiting.lost)
@@ -388,10 +400,16 @@ class Jobs:
         )
 
     def _accept(
-        self, request: ClipRequest, queue: Queue, commands: list[Any], token: int | None
-    ) -> None:
-        """Run the commands that store a request in its queue, if there is room for it."""
-        settings = self._settings
+        self,
+        request: ClipRequest,
+        queue: Queue,
+        commands: list[Any],
+        token: int | None,
+        most: int,
+    ) -> bool:
+        """Run the commands that store a request in its queue, if there is room for it. Return
+        False if `most` requests of its owner are in flight."""
+        settings, owner = self._settings, owner_of(request)
         query = request.kind is RequestKind.QUERY and request.part_of is None
         answer = self._accept_script(
             keys=[
@@ -401,6 +419,7 @@ class Jobs:
                 Job.key_for(redis_keys.stream_job(request.stream_id or "")),
                 queue.key,
                 StartedJobRegistry.key_template.format(queue.name),
+                redis_keys.OPEN_QUERIES if owner is None else redis_keys.in_flight(owner),
             ],
             args=[
                 request.id,
@@ -411,6 +430,7 @@ class Jobs:
                 "" if token is None else token,
                 settings.max_query_wait,
                 "" if isinstance(request, SurveyRequest) else request.stream_id or "",
+                most,
                 *commands,
             ],
         )
@@ -421,6 +441,7 @@ class Jobs:
             raise redis.exceptions.OutOfMemoryError("no room for new work")
         if outcome.startswith(b"too "):
             raise self._too_many(outcome.decode(), float(wait) if wait else None)
+        return outcome != b"crowded"
 
     def _too_many(self, outcome: str, wait: float | None) -> StreamerError:
         """Return the error of a query that is refused; `wait` is how many seconds it would have
