@@ -396,9 +396,9 @@ class Source:
 
 
 def recording_threads() -> int:
-    """Return how many threads decode a recording: one for each core, at most 4. More of them only
-    take turns."""
-    return min(_MAX_RECORDING_THREADS, usable_cores())
+    """Return how many threads decode a recording: 1 to 4, and one fewer than there are cores. The
+    thread that measures and encodes its frames is as busy as they are."""
+    return max(1, min(_MAX_RECORDING_THREADS, usable_cores() - 1))
 
 
 def _rate(value: Fraction | None) -> float | None:
