@@ -83,9 +83,10 @@ def jpeg_of_planes(image: "VideoFrame", luma: Luma | None, quality: int) -> byte
     if width % 2 or height % 2:  # libjpeg-turbo would read beyond the luma
         return None
     chroma = [_rows(plane, width // 2, height // 2) for plane in image.planes[1:]]
+    planes: list[Any]
     if video_range:
-        chroma = [cv2.transform(plane, _FULL_RANGE_CHROMA) for plane in chroma]
-        planes = [cv2.transform(pixels, _FULL_RANGE_LUMA), *chroma]
+        planes = [cv2.transform(pixels, _FULL_RANGE_LUMA)]
+        planes += [cv2.transform(plane, _FULL_RANGE_CHROMA) for plane in chroma]
     else:
         planes = [np.ascontiguousarray(plane) for plane in (pixels, *chroma)]
     jpeg: bytes = simplejpeg.encode_jpeg_yuv_planes(*planes, quality)

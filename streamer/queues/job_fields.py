@@ -1,11 +1,12 @@
 """The fields that RQ stores of a job, without an RQ job for each."""
 
+import json
 import zlib
+from functools import lru_cache
 from typing import Any
 
 from rq import Queue, Retry
 from rq.job import Job, JobStatus
-from rq.serializers import JSONSerializer
 from rq.utils import utcformat
 
 from streamer.domain.timestamp import utc_now
@@ -27,8 +28,13 @@ class JobFields:
     """
 
     def __init__(self, *, timeout: int, result_ttl: int, failure_ttl: int) -> None:
-        self._options = {"timeout": timeout, "result_ttl": result_ttl, "failure_ttl": failure_ttl}
-        self._common: dict[tuple[str, str, int], list[Any]] = {}
+        self._options: dict[str, Any] = {
+            "timeout": timeout,
+            "result_ttl": result_ttl,
+            "failure_ttl": failure_ttl,
+        }
+        # bounded, because a request may name any model and so any queue
+        self._common_of = lru_cache(maxsize=64)(self._made_by_rq)
 
     def of(
         self, queue: Queue, request_id: str, function: str, argument: dict[str, Any], retries: int
@@ -43,18 +49,12 @@ class JobFields:
             retries: how often the job is retried.
         """
         now = utcformat(utc_now())
-        data = JSONSerializer.dumps((function, None, (argument,), {}))
+        data = json.dumps((function, None, (argument,), {})).encode()  # as RQ's JSONSerializer does
         own = (now, now, zlib.compress(data), f"clip {request_id}")
-        words = list(self._common_of(queue, function, retries))
+        words = [*self._common_of(queue, function, retries)]
         for pair in zip(_OWN, own, strict=True):
             words += pair
         return words
-
-    def _common_of(self, queue: Queue, function: str, retries: int) -> list[Any]:
-        key = (queue.name, function, retries)
-        if key not in self._common:
-            self._common[key] = self._made_by_rq(queue, function, retries)
-        return self._common[key]
 
     def _made_by_rq(self, queue: Queue, function: str, retries: int) -> list[Any]:
         retry = Retry(max=retries, enqueue_at_front=True)

@@ -99,8 +99,8 @@ _MAX_RETRY_AFTER = 60.0
 _MAX_RACES = 3
 """How often a clip looks for a place, while workers take those that it finds."""
 
-# KEYS: job, answer, open queries, job of the stream, queue, its registry of jobs that run, in-flight
-# set of its owner (or the open queries again)
+# KEYS: job, answer, open queries, job of the stream, queue, its registry of jobs that run,
+# in-flight set of the request's owner (or the open queries again)
 # ARGV: request id, bytes of it and its answer, maximum number (0: it is no query) and bytes of the
 # open queries, TTL s, token of the stream's worker or '', seconds that a query may be expected to
 # wait, stream whose frames it shows or '', how many requests of its owner may be in flight (0: any
@@ -322,7 +322,7 @@ class Jobs:
         owner = owner_of(request)
         with self._redis.pipeline() as pipeline:
             # By their words: to build each command by its method takes longer than to send it.
-            add = pipeline.execute_command
+            add: Callable[..., object] = pipeline.execute_command
             add("SADD", Queue.redis_queues_keys, queue.key)
             add("HSET", Job.key_for(request.id), *self._fields_of(request, queue))
             add("RPUSH", queue.key, request.id)

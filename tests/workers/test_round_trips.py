@@ -32,10 +32,10 @@ from workers.rq.thread_worker import ThreadWorker
 FRAMES = 10
 """Frames of a clip: one a second for ten seconds, the default."""
 
-MAX_TRIPS = 18
+MAX_TRIPS = 16
 """Round trips of a clip, from its first frame to its result."""
 
-MAX_COMMANDS = 25
+MAX_COMMANDS = 18
 """Commands of a clip, where a script counts as one; several may share a round trip."""
 
 MAX_KEPT = 3000
