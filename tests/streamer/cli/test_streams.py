@@ -1,8 +1,9 @@
 """`streamer streams`: what is attached and how it is, as a table and as JSON."""
 
+import itertools
 import json
 import subprocess
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from streamer.cli.streams import MAX_SHOWN, drops, video
@@ -74,9 +75,13 @@ def test_state_reason_and_counters_are_shown(client: Service) -> None:
     assert "hunter2" not in table.stdout + record.stdout
 
 
+# lists are in the order of these, and two streams may be attached within a millisecond
+ATTACHED = (datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=n) for n in itertools.count())
+
+
 def report(client: Service, name: str, state: StreamState, seconds: float, **fields: Any) -> None:
     """Attach a camera whose state changed some `seconds` ago."""
-    spec = StreamSpec(name=name, url="rtsp://camera/x", live=True)
+    spec = StreamSpec(name=name, url="rtsp://camera/x", live=True, created_at=next(ATTACHED))
     client.registry.create(spec, spec.url)
     now = utc_now()
     since = now - timedelta(seconds=seconds)
