@@ -234,7 +234,8 @@ class LiveRun(StreamRun):
         if frame.image.is_corrupt and pts < self._intact_until + _MAX_DAMAGED:
             return
         if self._in_burst(frame) or not self.intake.keeps(pts, frame.image):
-            if pts >= self.watches.ends_at:  # else the thread would wake up for nothing
+            # The writer has nothing to do until a window ends, so its thread is not woken before.
+            if pts >= self.watches.ends_at:
                 self._writer.then(lambda: self.watches.advance(pts), replaceable=True)
             return
         (sampled,) = self.intake.encode([frame._replace(pts=pts)])
