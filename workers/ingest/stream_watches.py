@@ -101,6 +101,7 @@ class StreamWatches:
             for frame in frames:
                 for window in gatherer.add(frame) if frame.pts >= since else ():
                     self._submit(self._spec, watch, window)
+        self._note_end()
 
     def _note_end(self) -> None:
         gatherers = (gatherer for _, gatherer in self._gatherers.values())

@@ -283,3 +283,6 @@ def test_no_window_is_over_before_the_end_that_is_known_of_it() -> None:
     assert 20 < watches.ends_at <= 22
     watches.follow(stream.model_copy(update={"watches": [watch(30.0)]}))
     assert watches.ends_at == math.inf
+    # and the end is known again where an earlier worker has stored frames
+    watches.resume([ref(40.0)])
+    assert 40 < watches.ends_at <= 70
